@@ -1,0 +1,103 @@
+"""The access point's queue through the bindings: submit, spool, query, retrieve, remove.
+
+htcondor2 and classad2 are imported here, in the collector's module beside it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import classad2
+import htcondor2
+
+from glide.errors import CondorError
+
+
+def plain(ad: Any) -> dict[str, Any]:
+    """A ClassAd as a dict of Python values; what is undefined or an error is left out."""
+    values = {name: ad.eval(name) for name in ad}
+    return {name: value for name, value in values.items() if not isinstance(value, classad2.Value)}
+
+
+class AccessPoint:
+    """One schedd: the configured pool's own, or a named one of its collector."""
+
+    def __init__(self, name: str | None = None):
+        try:
+            location = htcondor2.Collector().locate(htcondor2.DaemonType.Schedd, name) if name else None
+            self.schedd = htcondor2.Schedd(location) if location else htcondor2.Schedd()
+        except (RuntimeError, htcondor2.HTCondorException) as error:
+            raise CondorError(f"no access point answers: {error}") from None
+
+    def submit(
+        self, description: str, macros: Mapping[str, str] = {}, items: Sequence[Mapping[str, str]] = (), spool: bool = False
+    ) -> int:
+        """Submit a job file's text as one cluster and return its number.
+
+        Args:
+            macros: set over what the description says.
+            items: one job each, as macros; without them the description's own queue statement counts.
+            spool: send the input files to the access point, which then needs nothing of this machine.
+
+        Raises:
+            CondorError: HTCondor refuses; nothing is left in its queue.
+        """
+        try:
+            submit = htcondor2.Submit(description)
+            for name, value in macros.items():
+                submit[name] = value
+            if items:
+                result = self.schedd.submit(submit, itemdata=iter([dict(item) for item in items]), spool=spool)
+            else:
+                result = self.schedd.submit(submit, spool=spool)
+        except (RuntimeError, ValueError, htcondor2.HTCondorException) as error:
+            raise CondorError(f"HTCondor refuses the job: {error}") from None
+        cluster = int(result.cluster())
+        if spool:
+            try:
+                self.schedd.spool(result)
+            except (RuntimeError, htcondor2.HTCondorException) as error:
+                self.remove(f"ClusterId == {cluster}", "its input files could not be spooled")
+                raise CondorError(f"the input files could not be spooled: {error}") from None
+        return cluster
+
+    def jobs(self, constraint: str, attributes: Iterable[str]) -> list[dict[str, Any]]:
+        """Jobs in the queue, each with those of the attributes it has."""
+        return [plain(ad) for ad in self._call("query", constraint, list(attributes))]
+
+    def history(self, constraint: str, attributes: Iterable[str], limit: int) -> list[dict[str, Any]]:
+        """Jobs that have left the queue, newest first."""
+        return [plain(ad) for ad in self._call("history", constraint, list(attributes), limit)]
+
+    def retrieve(self, constraint: str) -> None:
+        """Bring the outputs of spooled jobs to the folder they were submitted from."""
+        self._call("retrieve", constraint)
+
+    def remove(self, constraint: str, reason: str) -> int:
+        """Remove jobs and return how many."""
+        result = self._call("act", htcondor2.JobAction.Remove, constraint, reason=reason)
+        return int(result.get("TotalSuccess", 0))
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            return getattr(self.schedd, method)(*arguments, **options)
+        except (RuntimeError, htcondor2.HTCondorException) as error:
+            raise CondorError(f"the access point does not {method}: {error}") from None
+
+
+def read_submit_file(path: Path) -> str:
+    """A job file's text; CondorError when it is no valid job description."""
+    text = path.read_text()
+    try:
+        htcondor2.Submit(text)
+    except (RuntimeError, ValueError, htcondor2.HTCondorException) as error:
+        raise CondorError(f"{path}: {error}") from None
+    return text
+
+
+def parameter(name: str) -> str | None:
+    """A value of the configuration that is in force, such as UID_DOMAIN."""
+    value = htcondor2.param.get(name)
+    return None if value is None else str(value)

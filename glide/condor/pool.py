@@ -1,0 +1,231 @@
+"""An embedded pool: one machine's own HTCondor, started and stopped without touching the system.
+
+Everything is under GLIDE_HOME (0700): configuration, signing key, queue, logs. No fixed port; bound to
+loopback. Two of them with different GLIDE_HOMEs do not notice each other.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from glide.condor import install, knobs, processes
+from glide.errors import CondorError
+from glide.vocabulary import POOL_VARIABLE
+
+START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
+STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
+
+
+def home() -> Path:
+    """GLIDE_HOME, by default under XDG_STATE_HOME."""
+    if chosen := os.environ.get("GLIDE_HOME"):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "glide"
+
+
+@dataclass(frozen=True)
+class EmbeddedPool:
+    """The pool whose state is in one folder. Holds nothing else, so it survives any caller."""
+
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "pool"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "condor_config"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "log"
+
+    # ---- starting and stopping -------------------------------------------------------------------
+
+    def up(self, cores: int | None = None) -> None:
+        """Start the pool and wait until its queue and its slots answer; harmless when it is up.
+
+        Args:
+            cores: CPUs that the pool's own execution point offers; all of the machine's by default.
+
+        Raises:
+            CondorError: it did not come up within START_BUDGET; the message has the log's last lines.
+        """
+        if self.is_up():
+            return
+        installation = install.ensure()
+        self.down()  # whatever an earlier life left
+        self._write(installation, cores or os.cpu_count() or 1)
+        with (self.logs / "master.out").open("ab") as output:
+            master = subprocess.Popen(
+                [*_as_unprivileged(), installation.program("condor_master"), "-f"],
+                env={**os.environ, "CONDOR_CONFIG": str(self.config), POOL_VARIABLE: str(self.home)},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_BUDGET
+        while not self.is_up():
+            if master.poll() is not None or time.monotonic() > deadline:
+                self.down()
+                raise CondorError(f"the embedded pool did not start; {self.logs} says:\n{self._last_words()}")
+            time.sleep(0.2)
+
+    def down(self) -> None:
+        """Stop the pool: in order if its master still lives, else by force. Leaves no process and no lock."""
+        masters = [process for process in self.processes() if process.name == "condor_master"]
+        mine = [process for process in masters if process.variable("CONDOR_CONFIG") == str(self.config)]
+        for process in mine:
+            process.send(signal.SIGQUIT)  # HTCondor's fast shutdown
+        deadline = time.monotonic() + STOP_BUDGET
+        while mine and self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # A pool whose master was killed has daemons, jobs and glideins left that nobody stops.
+        while left := self.processes():
+            for process in left:
+                process.send(signal.SIGKILL)
+            time.sleep(0.05)
+        for folder in ("lock", "run", "address", "execute"):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+
+    def is_up(self) -> bool:
+        """Whether collector, schedd and an execution point of this pool answer."""
+        if not any(self.folder.glob("address/*")):
+            return False
+        status = self.tool("condor_status", "-any", "-af", "MyType", check=False).split()
+        return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
+
+    def processes(self) -> list[processes.Process]:
+        """Every process of this pool, glideins and jobs included."""
+        return processes.with_variable(POOL_VARIABLE, str(self.home))
+
+    # ---- talking to it ---------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        """What a client of this pool needs in its environment."""
+        installation = install.find()
+        variables = {"CONDOR_CONFIG": str(self.config)}
+        if os.getuid() == 0:
+            variables["CONDOR_IDS"] = f"{_account().pw_uid}.{_account().pw_gid}"
+        if installation and str(installation.bin) not in os.environ.get("PATH", "").split(":"):
+            variables["PATH"] = f"{installation.bin}:{installation.sbin}:{os.environ.get('PATH', '')}"
+        return variables
+
+    def tool(self, name: str, *arguments: str, check: bool = True, prefix: Sequence[str] = ()) -> str:
+        """Run one of HTCondor's own tools against this pool and return what it printed."""
+        installation = install.find()
+        if installation is None:
+            raise CondorError("HTCondor is not installed; `glide pool up` installs it")
+        done = subprocess.run(
+            [*prefix, installation.program(name), *arguments],
+            env={**os.environ, **self.environment()}, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise CondorError(f"{name} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    # ---- configuration ---------------------------------------------------------------------------
+
+    def _write(self, installation: install.Installation, cores: int) -> None:
+        for folder in ("", "log", "spool", "execute", "lock", "run", "address", "passwords.d", "tokens.d"):
+            (self.folder / folder).mkdir(parents=True, exist_ok=True)
+            (self.folder / folder).chmod(0o700)
+        self.home.chmod(0o700)
+        key = self.folder / "passwords.d" / "POOL"
+        if not key.exists():
+            with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(64))
+        trust = self.folder / "trust_domain"
+        if not trust.exists():
+            trust.write_text(f"glide-{secrets.token_hex(4)}")
+        self.config.write_text(self._configuration(installation, cores, trust.read_text()))
+        self.mint_token("owner", f"{_account().pw_name}@{trust.read_text()}")
+
+    def mint_token(self, name: str, identity: str, *arguments: str) -> Path:
+        """Make a token signed with this pool's key, in a file that only its owner can read.
+
+        Args:
+            identity: whom its bearer is, as user@trust-domain.
+            arguments: further arguments of condor_token_create, such as -authz and -lifetime.
+        """
+        path = self.folder / "tokens.d" / name
+        command = ["condor_token_create", "-identity", identity, *arguments]
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(self.tool(*command, prefix=_as_unprivileged()))
+        return path
+
+    def _configuration(self, installation: install.Installation, cores: int, trust: str) -> str:
+        settings = installation.paths() | {
+            "LOCAL_DIR": str(self.folder),
+            "LOG": "$(LOCAL_DIR)/log", "SPOOL": "$(LOCAL_DIR)/spool", "EXECUTE": "$(LOCAL_DIR)/execute",
+            "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/run", "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "",
+            "DAEMON_LIST": "MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD",
+            "EVENT_LOG": "$(LOG)/EventLog", "EVENT_LOG_MAX_SIZE": "100000000",
+            # No fixed port: the collector takes a free one and says where in its address file.
+            "CONDOR_HOST": "127.0.0.1", "COLLECTOR_HOST": "$(CONDOR_HOST):0", "NETWORK_INTERFACE": "127.0.0.1",
+            "USE_SHARED_PORT": "True", "SHARED_PORT_PORT": "0", "DAEMON_SOCKET_DIR": "auto",
+            "COLLECTOR_ADDRESS_FILE": "$(LOCAL_DIR)/address/collector",
+            "SCHEDD_ADDRESS_FILE": "$(LOCAL_DIR)/address/schedd",
+            "MASTER_ADDRESS_FILE": "$(LOCAL_DIR)/address/master",
+            "SHARED_PORT_DAEMON_AD_FILE": "$(LOCAL_DIR)/address/shared_port_ad",
+            "PROCD_ADDRESS": "$(RUN)/procd",
+            "COLLECTOR_NAME": f"glide {trust}",
+            "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
+            # Who may: this account does all; a glidein's token may only advertise. Tokens come first, because
+            # root's clients cannot prove by file system that they are the account root's pool runs as.
+            "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
+            "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
+            "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
+            "SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
+            "SEC_PASSWORD_DIRECTORY": "$(LOCAL_DIR)/passwords.d", "SEC_TOKEN_DIRECTORY": "$(LOCAL_DIR)/tokens.d",
+            "SEC_TOKEN_SYSTEM_DIRECTORY": "$(LOCAL_DIR)/tokens.d",
+            "SEC_TOKEN_POOL_SIGNING_KEY_FILE": "$(LOCAL_DIR)/passwords.d/POOL",
+            "OWNER": f"{_account().pw_name}@$(UID_DOMAIN)",
+            "ALLOW_READ": "$(OWNER)", "ALLOW_WRITE": "$(OWNER)", "ALLOW_ADMINISTRATOR": "$(OWNER)",
+            "ALLOW_DAEMON": "$(OWNER)", "ALLOW_NEGOTIATOR": "$(OWNER)", "ALLOW_CLIENT": "*", "ALLOW_CONFIG": "",
+            "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein@$(TRUST_DOMAIN)",
+            "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein@$(TRUST_DOMAIN)",
+            "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
+            # The execution point that glideins run on.
+            "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
+            "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={self.home}"',
+        }  # fmt: skip
+        lines = [f"{name} = {value}" for name, value in settings.items()]
+        return "\n".join(["# Written by glide pool up.", *lines, "", knobs.rendered(), ""])
+
+    def _last_words(self) -> str:
+        lines: list[str] = []
+        for log in ("master.out", "MasterLog", "CollectorLog", "SchedLog", "StartLog"):
+            path = self.logs / log
+            if path.exists():
+                lines += [f"  {log}: {line}" for line in path.read_text(errors="replace").splitlines()[-3:]]
+        return "\n".join(lines)
+
+
+def _account() -> pwd.struct_passwd:
+    """Whom the pool's daemons and jobs run as: this user, or for root an unprivileged account."""
+    if os.getuid() != 0:
+        return pwd.getpwuid(os.getuid())
+    for name in ("daemon", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise CondorError("root needs an unprivileged account (daemon or nobody) for HTCondor, and there is none")
+
+
+def _as_unprivileged() -> list[str]:
+    """HTCondor refuses to run root's jobs, so root's pool runs under another name in a user namespace.
+
+    To the kernel it stays root's own (files, signals), to HTCondor it is a personal pool of that account.
+    """
+    if os.getuid() != 0:
+        return []
+    return ["unshare", "--user", f"--map-user={_account().pw_uid}", f"--map-group={_account().pw_gid}"]

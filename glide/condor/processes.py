@@ -1,0 +1,40 @@
+"""Processes found by what they are, read from /proc: a pid file may be stale, an environment is not."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running process and the environment it was started with."""
+
+    pid: int
+    name: str
+    environment: frozenset[bytes]
+
+    def variable(self, name: str) -> str | None:
+        prefix = f"{name}=".encode()
+        return next((entry[len(prefix) :].decode() for entry in self.environment if entry.startswith(prefix)), None)
+
+    def send(self, number: int) -> None:
+        """Send a signal; a process that is already gone is no error."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def with_variable(name: str, value: str) -> list[Process]:
+    """All live processes of ours whose environment has name=value, except this one."""
+    wanted = f"{name}={value}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with suppress(OSError):  # ended meanwhile, or another user's
+            environment = frozenset((folder / "environ").read_bytes().split(b"\0"))
+            # A zombie has no environment any more, so it is never found here.
+            if wanted in environment and pid != os.getpid():
+                found.append(Process(pid, (folder / "comm").read_text().strip(), environment))
+    return found

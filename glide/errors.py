@@ -1,0 +1,27 @@
+"""What can go wrong, as a tree; every message says what, where, and what to do next.
+
+GlideError
+├── InputError        what the user wrote is wrong; nothing was submitted (exit code 2)
+├── CondorError       HTCondor is missing, refuses, or does not answer
+└── TemplateError     a model could not be loaded on a node
+"""
+
+
+class GlideError(Exception):
+    """Base of every error glide raises on purpose."""
+
+
+class InputError(GlideError):
+    """One or more problems in what the user wrote, each a line naming file, place and fix."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CondorError(GlideError):
+    """HTCondor is missing, refuses, or does not answer."""
+
+
+class TemplateError(GlideError):
+    """A template could not be materialised on a node; the message is the node's own reason."""

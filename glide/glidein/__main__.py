@@ -1,0 +1,84 @@
+"""`python -m glide.glidein SETTINGS.json`: prepare this folder, then become condor_master."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+from glide.glidein.configuration import Node, render
+from glide.glidein.settings import Settings
+from glide.invoke.client import read_ad
+
+# condor_master's own, from the outer job's daemons: with them it would join their family, not its pool.
+INHERITED = ("CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT", "CONDOR_PARENT_ID", "CONDOR_CONFIG")
+
+
+def main() -> None:
+    folder = Path.cwd()
+    settings = Settings.from_json(Path(sys.argv[1]).read_text())
+    for name in ("logs", "execute", "spool", "lock", "tokens.d", "server"):
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+    os.replace(folder / "token", folder / "tokens.d" / "glidein")
+    (folder / "tokens.d" / "glidein").chmod(0o600)
+    (folder / "template.json").write_text(settings.template.to_json())
+    master, node = _node(folder, settings)
+    _write_launchers(node)
+    (folder / "condor_config").write_text(render(settings, node))
+    environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
+    environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
+    environment.pop("PYTHONPATH")  # invocation jobs are not ours to give a path to
+    print(f"glidein {node.glide_id}: {settings.template.model} on {settings.lanes} lanes", flush=True)
+    os.execve(master, [str(master), "-f"], environment)
+
+
+def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
+    master = _condor_master(settings)
+    release = master.parent.parent
+    job = read_ad("_CONDOR_JOB_AD")
+    restarts = int(job.get("NumJobStarts", 0))
+    glide_id = f"{settings.entry}-{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}"
+    glide_id += f"r{restarts}" if restarts else ""
+    daemon_name = f"glide-{glide_id}-{secrets.token_hex(3)}".replace(".", "-")
+    return master, Node(
+        folder, glide_id, daemon_name, sys.executable, release,
+        _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
+        _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
+    )  # fmt: skip
+
+
+def _condor_master(settings: Settings) -> Path:
+    if settings.condor is not None:
+        master = Path(settings.condor) / "sbin" / "condor_master"
+        if not master.exists():
+            sys.exit(f"glidein: no {master} on this node; correct the entry's 'condor'")
+        return master
+    found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        sys.exit("glidein: no condor_master on this node's PATH; set the entry's 'condor' to a release folder")
+    return Path(found).resolve()
+
+
+def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
+    for folder in folders:
+        if any(release.glob(f"{folder}/{pattern}")):
+            return release / folder
+    return release / folders[0]
+
+
+def _write_launchers(node: Node) -> None:
+    """Two programs of the node: its Python with glide's code, and the client that invocation jobs run."""
+    start = f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}"'
+    # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
+    node.launcher.write_text(f'{start} "$@"\n')
+    # Without site packages it starts in a few tens of milliseconds.
+    node.invoke.write_text(f'{start} -sSm glide.invoke.client "$@"\n')
+    for program in (node.launcher, node.invoke):
+        program.chmod(stat.S_IRWXU)
+
+
+if __name__ == "__main__":
+    main()

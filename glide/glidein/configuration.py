@@ -1,0 +1,123 @@
+"""The HTCondor configuration of a glidein: a pure function of where it landed and what it was told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glide.glidein.settings import Settings
+from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where a glidein landed: its scratch folder, its unique name, the programs it found."""
+
+    folder: Path
+    glide_id: str
+    daemon_name: str
+    python: str
+    release_dir: Path
+    libexec: Path
+    lib: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "server" / "socket"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "logs" / "ModelServerLog"
+
+    @property
+    def launcher(self) -> Path:
+        return self.folder / "python"
+
+    @property
+    def invoke(self) -> Path:
+        return self.folder / "invoke"
+
+
+def render(settings: Settings, node: Node) -> str:
+    """The text of the glidein's condor_config."""
+    sections = (_place(settings, node), _pool(settings), _lanes(settings, node), _server(settings, node), _lifetime(settings))
+    lines = [f"{name} = {value}" for section in (*sections, settings.knobs) for name, value in section.items()]
+    return "\n".join(["# Written by a glidein at its start.", *lines, ""])
+
+
+def _place(settings: Settings, node: Node) -> dict[str, str]:
+    return {
+        "RELEASE_DIR": str(node.release_dir), "BIN": "$(RELEASE_DIR)/bin", "SBIN": "$(RELEASE_DIR)/sbin",
+        "LIBEXEC": str(node.libexec), "LIB": str(node.lib), "SHARE": "$(RELEASE_DIR)/share/condor",
+        "LOCAL_DIR": str(node.folder), "LOG": "$(LOCAL_DIR)/logs", "EXECUTE": "$(LOCAL_DIR)/execute",
+        "SPOOL": "$(LOCAL_DIR)/spool", "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/lock",
+        "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "", "PROCD_ADDRESS": "$(LOCK)/procd",
+        # A fresh name at every start: ads of an earlier life must not be taken for this one's.
+        "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
+        "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
+        "MODELSERVER": str(node.launcher), "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.socket} {node.log}",
+        # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
+        "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
+    }  # fmt: skip
+
+
+def _pool(settings: Settings) -> dict[str, str]:
+    loopback = settings.collector.lstrip("<").startswith(("127.", "localhost"))
+    return {
+        "COLLECTOR_HOST": settings.collector,
+        **({"NETWORK_INTERFACE": "127.0.0.1", "NO_DNS": "True", "DEFAULT_DOMAIN_NAME": "localdomain"} if loopback
+           else {"CCB_ADDRESS": "$(COLLECTOR_HOST)"}),
+        "USE_SHARED_PORT": "False",
+        # The outer job's daemons are another family: their session keys mean nothing to this pool.
+        "SEC_USE_FAMILY_SESSION": "False",
+        "TRUST_DOMAIN": settings.trust_domain, "UID_DOMAIN": settings.trust_domain,
+        "FILESYSTEM_DOMAIN": "$(STARTD_NAME)",
+        "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS",
+        "SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
+        "SEC_DEFAULT_ENCRYPTION": "OPTIONAL",
+        "SEC_TOKEN_DIRECTORY": "$(LOCAL_DIR)/tokens.d", "SEC_TOKEN_SYSTEM_DIRECTORY": "$(LOCAL_DIR)/tokens.d",
+        "ALLOW_READ": "", "ALLOW_WRITE": "", "ALLOW_ADMINISTRATOR": "", "ALLOW_DAEMON": "", "ALLOW_CONFIG": "",
+        "ALLOW_CLIENT": "*",
+    }  # fmt: skip
+
+
+def _lanes(settings: Settings, node: Node) -> dict[str, str]:
+    owners = " || ".join(f'TARGET.User == "{owner}"' for owner in settings.owners)
+    return {
+        "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
+        "NUM_SLOTS_TYPE_1": str(settings.lanes),
+        # The server owns the GPU; a lane's job only talks to it.
+        "STARTD_DETECT_GPUS": "", "MACHINE_RESOURCE_GPUs": "0",
+        Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
+        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.socket}"',
+        "STARTD_ATTRS": ", ".join([Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET]),
+        # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
+        "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE} && ({owners})',
+        "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
+        "STARTER_JOB_ENVIRONMENT": f'"{SOCKET_VARIABLE}={node.socket} {ID_VARIABLE}={node.glide_id}"',
+        # Nothing about a lane's job is worth a look every few seconds.
+        "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
+        # Asking the plugins, Java and the container runtimes for their abilities delays the start by seconds.
+        "ENABLE_URL_TRANSFERS": "False", "JAVA": "", "DOCKER": "", "SINGULARITY": "",
+    }  # fmt: skip
+
+
+def _server(settings: Settings, node: Node) -> dict[str, str]:
+    return {
+        # WaitForExit: the job never exits, and its every "- update:true" goes to the collector.
+        "STARTD_CRON_JOBLIST": "GLIDE",
+        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.launcher),
+        "STARTD_CRON_GLIDE_ARGS": f"-m glide.server.advertise {node.socket}",
+        "STARTD_CRON_GLIDE_MODE": "WaitForExit", "STARTD_CRON_GLIDE_PERIOD": "1",
+    }  # fmt: skip
+
+
+def _lifetime(settings: Settings) -> dict[str, str]:
+    return {
+        "STARTD_NOCLAIM_SHUTDOWN": str(settings.idle_seconds),
+        # Ads of a node that vanished without a word are gone after a minute, not after fifteen.
+        "UPDATE_INTERVAL": "15", "MASTER_UPDATE_INTERVAL": "15", "CLASSAD_LIFETIME": "60",
+        "TCP_KEEPALIVE_INTERVAL": "10", "MachineMaxVacateTime": "5", "KILLING_TIMEOUT": "5",
+        "SHUTDOWN_FAST_TIMEOUT": "5", "SHUTDOWN_GRACEFUL_TIMEOUT": "5",
+        "MASTER_CHECK_NEW_EXEC_INTERVAL": "86400", "PREEN": "", "MAX_DEFAULT_LOG": "5 Mb",
+    }  # fmt: skip

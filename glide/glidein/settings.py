@@ -1,0 +1,41 @@
+"""What the factory tells a glidein, in one JSON file beside its token. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from glide.template import Template
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    collector: address of the overlay pool's collector.
+    trust_domain: the overlay pool's, for its token.
+    owners: whose invocation jobs the lanes serve, as Owner@UidDomain.
+    lanes: static slots that share the model server.
+    condor: HTCondor's release folder on the node, or None for the one on the PATH.
+    idle_seconds: without a claim for so long, the glidein ends itself.
+    knobs: further HTCondor configuration of this entry.
+    """
+
+    entry: str
+    site: str
+    collector: str
+    trust_domain: str
+    owners: tuple[str, ...]
+    template: Template
+    lanes: int = 2
+    condor: str | None = None
+    idle_seconds: int = 600
+    knobs: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        fields = json.loads(text)
+        template = Template.from_json(json.dumps(fields.pop("template")))
+        return cls(**{**fields, "template": template, "owners": tuple(fields["owners"])})

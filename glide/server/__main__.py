@@ -1,0 +1,34 @@
+"""`python -m glide.server TEMPLATE.json SOCKET LOG`: the resident model server of a glidein."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from glide.server.front import Front
+from glide.template import Template
+
+
+async def serve(template: Path, socket: Path, log: Path) -> None:
+    """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
+    os.umask(0o077)  # the socket is this account's alone
+    os.chdir(socket.parent)
+    with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    front = Front(Template.from_json(template.read_text()), socket, log)
+    task = asyncio.ensure_future(front.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        socket.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(*(Path(argument).absolute() for argument in sys.argv[1:4])))

@@ -1,0 +1,111 @@
+"""The engine's own process: load the template, then serve what the front sends.
+
+Apart from the front, so that an engine that hangs, exhausts memory or crashes in native code takes down
+neither the clients' connections nor the lane's ad: the front says what happened and starts another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from glide.server import engines, frames
+from glide.server.engines import Completion, Engine, Record
+from glide.template import Template
+from glide.vocabulary import State
+
+FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way to the front
+
+
+def main() -> None:
+    """Run on the socket whose descriptor is the first argument."""
+    faulthandler.enable()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the front
+    front = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        engine = _load(front, Template.from_json(frames.receive(front)["template"]))
+        while True:
+            _serve(front, engine, [Record(*fields) for fields in frames.receive(front)["serve"]])
+    except EOFError:
+        return
+
+
+def _load(front: socket.socket, template: Template) -> Engine:
+    def phase(state: str) -> None:
+        front.sendall(frames.encode({"phase": state}))
+
+    try:
+        phase(State.FETCHING)
+        if missing := template.missing_files():
+            raise FileNotFoundError("; ".join(missing[:3]))
+        engine = engines.build(template)
+        engine.load(phase)
+        front.sendall(
+            frames.encode({"warm": {"batch": engine.batch, "window": engine.window, **engine.describe()}})
+        )
+    except BaseException as error:  # whatever it is, the user must see it and not a bare exit code
+        traceback.print_exc()
+        front.sendall(frames.encode({"failed": last_line(error)}))
+        sys.exit(1)
+    return engine
+
+
+def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:
+    done: list[tuple[int, dict[str, Any]]] = []
+    flushed = started = time.monotonic()
+    for batch, results in _calls(front, engine, records):
+        done += zip([record.key for record in batch], results, strict=True)
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            front.sendall(frames.encode({"done": done}))
+            done, flushed = [], time.monotonic()
+    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started}))
+
+
+def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Iterator[tuple[Sequence[Record], list]]:
+    try:
+        planned = engine.plan(records)
+    except Exception:  # one record spoils the plan: call each alone, and it alone will fail
+        planned = [[record] for record in records]
+    for batch in planned:
+        # Named before the call: if it takes the process down, these are the suspects.
+        front.sendall(frames.encode({"begin": [record.key for record in batch]}))
+        yield batch, _isolated(engine, batch)
+
+
+def _isolated(engine: Engine, batch: Sequence[Record]) -> list[dict[str, Any]]:
+    """Serve a batch; when it raises, halve it until the culprit is alone with its error."""
+    started = time.monotonic()
+    try:
+        completions = engine.call(batch)
+    except Exception as error:
+        if len(batch) == 1:
+            return [_failure(error, time.monotonic() - started)]
+        middle = len(batch) // 2
+        return _isolated(engine, batch[:middle]) + _isolated(engine, batch[middle:])
+    seconds = (time.monotonic() - started) / len(batch)
+    return [_success(completion, seconds) for completion in completions]
+
+
+def _success(completion: Completion, seconds: float) -> dict[str, Any]:
+    return {"text": completion.text, "tokens": completion.tokens, "error": None, "seconds": round(seconds, 6)}
+
+
+def _failure(error: Exception, seconds: float) -> dict[str, Any]:
+    described = {"type": type(error).__name__, "message": str(error)[:2000]}
+    return {"text": None, "tokens": 0, "error": described, "seconds": round(seconds, 6)}
+
+
+def last_line(error: BaseException) -> str:
+    """What a traceback's last line says, in one line that fits an ad."""
+    return " ".join(traceback.format_exception_only(error)[-1].split())[:1000]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Engines: each turns a template into resident state and serves records from it, one file each.
+
+An engine's module imports nothing heavy before `load`, so that an access point without torch can check
+options. An engine never catches a record's failure: the process around it isolates the culprit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from glide.template import Template
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt to serve. `key` is the server's own number for it, unique per server."""
+
+    key: int
+    prompt: str
+    generate: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What became of a record: its text and how many tokens were generated."""
+
+    text: str
+    tokens: int
+
+
+class RecordError(Exception):
+    """A record that this engine refuses; the class's name is the error's type in the results."""
+
+
+class Engine(Protocol):
+    """The one extension point.
+
+    Attributes:
+        batch: how many records make a good call; the server waits for no more than that.
+        window: how many records it can make use of at once (to sort them by length, say).
+    """
+
+    batch: int
+    window: int
+
+    def load(self, phase: Callable[[str], None]) -> None:
+        """Materialise the state, announcing each phase (glide.vocabulary.State) as it begins."""
+
+    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
+        """Divide records into calls, in the order in which they are to be made."""
+
+    def call(self, records: Sequence[Record]) -> list[Completion]:
+        """Serve one call; any exception concerns these records and leaves the state as it was."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts about the loaded state for the machine ad, such as the GPU's name."""
+
+
+def engine_class(name: str) -> Any:
+    """The class of an engine: called with a template it makes an Engine, and `.Options` is its options.
+
+    Raises ValueError, naming those there are, when there is none of that name.
+    """
+    if name == "noop":
+        from glide.server.engines.noop import Noop
+
+        return Noop
+    if name == "transformers":
+        from glide.server.engines.transformers import Transformers
+
+        return Transformers
+    raise ValueError(f"no engine {name!r}; there are noop and transformers")
+
+
+def build(template: Template) -> Engine:
+    """The engine that a template asks for, not yet loaded."""
+    chosen = engine_class(template.engine)
+    return chosen(template, chosen.Options(**template.options))

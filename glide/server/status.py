@@ -1,0 +1,67 @@
+"""What a model server says of itself, and how it becomes attributes of the lane's machine ad."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from glide.vocabulary import Machine, State
+
+
+@dataclass(frozen=True)
+class Status:
+    """A snapshot. Times in seconds; `since` is Unix time; `record_seconds` is a moving average."""
+
+    template: str = ""
+    model: str = ""
+    state: str = State.BLANK
+    since: float = field(default_factory=time.time)
+    failure: str = ""
+    gpu: str = ""
+    served: int = 0
+    record_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    load_seconds: float = 0.0
+    warm_seconds: float = 0.0
+
+    def entering(self, state: str, failure: str = "") -> Status:
+        """This status in another state; the seconds spent in the one it leaves are added up."""
+        now = time.time()
+        spent = now - self.since
+        times = {
+            State.FETCHING: {"fetch_seconds": self.fetch_seconds + spent},
+            State.LOADING: {"load_seconds": self.load_seconds + spent},
+            State.WARMING: {"warm_seconds": self.warm_seconds + spent},
+        }.get(self.state, {})
+        return replace(self, state=state, failure=failure, since=now, **times)
+
+    def served_more(self, records: int, seconds: float) -> Status:
+        """This status after an engine call."""
+        each = seconds / records
+        average = each if self.served == 0 else 0.8 * self.record_seconds + 0.2 * each
+        return replace(
+            self, served=self.served + records, record_seconds=average, busy_seconds=self.busy_seconds + seconds
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        """ClassAd attributes; an empty one is left out and so becomes undefined."""
+        values = {
+            Machine.TEMPLATE: self.template,
+            Machine.MODEL: self.model,
+            Machine.STATE: self.state,
+            Machine.STATE_SINCE: int(self.since),
+            Machine.FAILURE: self.failure,
+            Machine.GPU_NAME: self.gpu,
+            Machine.SERVED: self.served,
+            Machine.RECORD_SECONDS: round(self.record_seconds, 6),
+            Machine.BUSY_SECONDS: round(self.busy_seconds, 3),
+            Machine.FETCH_SECONDS: round(self.fetch_seconds, 3),
+            Machine.LOAD_SECONDS: round(self.load_seconds, 3),
+            Machine.WARM_SECONDS: round(self.warm_seconds, 3),
+        }
+        return {name: value for name, value in values.items() if value != ""}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,5 @@
+"""What to load on a node: the template, its digest, and where its files come from."""
+
+from glide.template.spec import Template
+
+__all__ = ["Template"]

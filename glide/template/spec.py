@@ -1,0 +1,81 @@
+"""A template describes sticky state completely, so that equal digests mean equal states.
+
+Standard library only: nodes read templates too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a model server materialises.
+
+    Attributes:
+        model: the name under which it is advertised (GlideModel).
+        engine: which engine of glide.server.engines loads it.
+        path: folder of the model's files as nodes see it, or None for engines without files.
+        files: sha256 and size in bytes of each of the folder's files, by relative name.
+        options: the engine's own options.
+    """
+
+    model: str
+    engine: str
+    path: str | None = None
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    @classmethod
+    def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
+        """Describe a model folder; OSError when one of its files can't be read."""
+        files = {}
+        if folder is not None:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                    files[str(path.relative_to(folder))] = (_sha256(path), path.stat().st_size)
+        return cls(model, engine, str(folder) if folder else None, files, options)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what makes the state: not over the folder's place, which may differ by node."""
+        parts = {"engine": self.engine, "model": self.model, "options": self.options}
+        parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """One line that from_json reads back."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Template:
+        """Read what to_json wrote; ValueError, KeyError or TypeError when it is something else."""
+        fields = json.loads(text)
+        fields["files"] = {name: (digest, size) for name, (digest, size) in fields["files"].items()}
+        return cls(**fields)
+
+    def missing_files(self) -> list[str]:
+        """What of the files is not in place on this machine, each with what is wrong with it."""
+        problems = []
+        for name, (_, size) in self.files.items():
+            path = Path(self.path or "") / name
+            if not path.is_file():
+                problems.append(f"{path} is missing")
+            elif path.stat().st_size != size:
+                problems.append(f"{path} has {path.stat().st_size} bytes, not {size}")
+        return problems
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slowly(file)
+
+
+def _slowly(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
