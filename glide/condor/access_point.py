@@ -1,6 +1,6 @@
 """The access point's queue through the bindings: submit, spool, query, retrieve, remove.
 
-htcondor2 and classad2 are imported here, in the collector's module beside it, and nowhere else.
+The bindings are used here, in the collector's module beside it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import classad2
-import htcondor2
-
+from glide.condor import bindings
 from glide.errors import CondorError
 
 
 def plain(ad: Any) -> dict[str, Any]:
     """A ClassAd as a dict of Python values; what is undefined or an error is left out."""
     values = {name: ad.eval(name) for name in ad}
-    return {name: value for name, value in values.items() if not isinstance(value, classad2.Value)}
+    return {name: value for name, value in values.items() if not isinstance(value, bindings.classad2.Value)}
 
 
 class AccessPoint:
@@ -26,13 +24,26 @@ class AccessPoint:
 
     def __init__(self, name: str | None = None):
         try:
-            location = htcondor2.Collector().locate(htcondor2.DaemonType.Schedd, name) if name else None
-            self.schedd = htcondor2.Schedd(location) if location else htcondor2.Schedd()
-        except (RuntimeError, htcondor2.HTCondorException) as error:
+            collector, kind = bindings.htcondor2.Collector(), bindings.htcondor2.DaemonType.Schedd
+            self.location = collector.locate(kind, name) if name else collector.locate(kind)
+            self.schedd = bindings.htcondor2.Schedd(self.location)
+        except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"no access point answers: {error}") from None
 
+    @property
+    def user(self) -> str:
+        """Who we are to this access point, as User@UidDomain."""
+        try:
+            return str(bindings.htcondor2.ping(self.location, "WRITE")["MyRemoteUserName"])
+        except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
+            raise CondorError(f"the access point lets us not write: {error}") from None
+
     def submit(
-        self, description: str, macros: Mapping[str, str] = {}, items: Sequence[Mapping[str, str]] = (), spool: bool = False
+        self,
+        description: str,
+        macros: Mapping[str, str] = {},
+        items: Sequence[Mapping[str, str]] = (),
+        spool: bool = False,
     ) -> int:
         """Submit a job file's text as one cluster and return its number.
 
@@ -45,20 +56,20 @@ class AccessPoint:
             CondorError: HTCondor refuses; nothing is left in its queue.
         """
         try:
-            submit = htcondor2.Submit(description)
+            submit = bindings.htcondor2.Submit(description)
             for name, value in macros.items():
                 submit[name] = value
             if items:
                 result = self.schedd.submit(submit, itemdata=iter([dict(item) for item in items]), spool=spool)
             else:
                 result = self.schedd.submit(submit, spool=spool)
-        except (RuntimeError, ValueError, htcondor2.HTCondorException) as error:
+        except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:
             try:
                 self.schedd.spool(result)
-            except (RuntimeError, htcondor2.HTCondorException) as error:
+            except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
                 self.remove(f"ClusterId == {cluster}", "its input files could not be spooled")
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
@@ -77,13 +88,13 @@ class AccessPoint:
 
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many."""
-        result = self._call("act", htcondor2.JobAction.Remove, constraint, reason=reason)
+        result = self._call("act", bindings.htcondor2.JobAction.Remove, constraint, reason=reason)
         return int(result.get("TotalSuccess", 0))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             return getattr(self.schedd, method)(*arguments, **options)
-        except (RuntimeError, htcondor2.HTCondorException) as error:
+        except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"the access point does not {method}: {error}") from None
 
 
@@ -91,13 +102,13 @@ def read_submit_file(path: Path) -> str:
     """A job file's text; CondorError when it is no valid job description."""
     text = path.read_text()
     try:
-        htcondor2.Submit(text)
-    except (RuntimeError, ValueError, htcondor2.HTCondorException) as error:
+        bindings.htcondor2.Submit(text)
+    except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
         raise CondorError(f"{path}: {error}") from None
     return text
 
 
 def parameter(name: str) -> str | None:
     """A value of the configuration that is in force, such as UID_DOMAIN."""
-    value = htcondor2.param.get(name)
+    value = bindings.htcondor2.param.get(name)
     return None if value is None else str(value)

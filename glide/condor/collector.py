@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import classad2
-import htcondor2
-
+from glide.condor import bindings
 from glide.condor.access_point import plain
 from glide.errors import CondorError
 
@@ -16,26 +14,26 @@ class Collector:
     """The configured pool's collector, or the one at an address."""
 
     def __init__(self, address: str | None = None):
-        self.collector = htcondor2.Collector(address) if address else htcondor2.Collector()
+        self.collector = bindings.htcondor2.Collector(address) if address else bindings.htcondor2.Collector()
 
     @property
     def address(self) -> str:
         """Where daemons on other machines reach it."""
-        found = self._call("locate", htcondor2.DaemonType.Collector)
+        found = self._call("locate", bindings.htcondor2.DaemonType.Collector)
         return str(found["MyAddress"])
 
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
         """Machine ads of glideins' lanes."""
-        return [plain(ad) for ad in self._call("query", htcondor2.AdType.Slot, constraint, list(attributes))]
+        return [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))]
 
     def expunge(self, constraint: str) -> None:
         """Remove machine ads at once, for a daemon that died cannot do it and they would keep matching."""
-        ad = classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
-        ad["Requirements"] = classad2.ExprTree(constraint)
+        ad = bindings.classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
+        ad["Requirements"] = bindings.classad2.ExprTree(constraint)
         self._call("advertise", [ad], "INVALIDATE_STARTD_ADS")
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.collector, method)(*arguments)
-        except (RuntimeError, htcondor2.HTCondorException) as error:
+        except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"the collector does not {method}: {error}") from None

@@ -97,7 +97,9 @@ def _installation_at(folder: Path) -> Installation | None:
         if not (release / "sbin" / "condor_master").exists():
             continue
         libexec = _folder_with("condor_shared_port", release, ("libexec", "libexec/condor", "lib/condor/libexec"))
-        lib = _folder_with("libcondor_utils*", release, ("lib", "lib/condor", "lib64", "lib64/condor", "lib/*-linux-gnu"))
+        lib = _folder_with(
+            "libcondor_utils*", release, ("lib", "lib/condor", "lib64", "lib64/condor", "lib/*-linux-gnu")
+        )
         return Installation(release.resolve(), libexec, lib)
     return None
 
@@ -146,7 +148,9 @@ def _download(state: Path) -> list[Path]:
     archives.mkdir(exist_ok=True)
     for number, package in enumerate(packages, 1):
         _say(f"downloading {number}/{len(packages)} {package}", transient=True)
-        _run(apt.command("apt-get", "download", package), cwd=archives)  # a whole file that is there is not fetched again
+        _run(
+            apt.command("apt-get", "download", package), cwd=archives
+        )  # a whole file that is there is not fetched again
     _say(f"downloaded {len(packages)} packages")
     return sorted(archives.glob("*.deb"))
 

@@ -13,12 +13,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.condor import install, knobs, processes
+from glide.condor import install, knobs, processes, tokens
 from glide.errors import CondorError
 from glide.vocabulary import POOL_VARIABLE
 
@@ -94,6 +93,9 @@ class EmbeddedPool:
             for process in left:
                 process.send(signal.SIGKILL)
             time.sleep(0.05)
+        for process in mine:
+            with suppress(ChildProcessError):  # ours to reap if we started it, init's otherwise
+                os.waitpid(process.pid, 0)
         for folder in ("lock", "run", "address", "execute"):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
@@ -120,13 +122,13 @@ class EmbeddedPool:
             variables["PATH"] = f"{installation.bin}:{installation.sbin}:{os.environ.get('PATH', '')}"
         return variables
 
-    def tool(self, name: str, *arguments: str, check: bool = True, prefix: Sequence[str] = ()) -> str:
+    def tool(self, name: str, *arguments: str, check: bool = True) -> str:
         """Run one of HTCondor's own tools against this pool and return what it printed."""
         installation = install.find()
         if installation is None:
             raise CondorError("HTCondor is not installed; `glide pool up` installs it")
         done = subprocess.run(
-            [*prefix, installation.program(name), *arguments],
+            [installation.program(name), *arguments],
             env={**os.environ, **self.environment()}, capture_output=True, text=True, timeout=30,
         )  # fmt: skip
         if check and done.returncode != 0:
@@ -148,20 +150,8 @@ class EmbeddedPool:
         if not trust.exists():
             trust.write_text(f"glide-{secrets.token_hex(4)}")
         self.config.write_text(self._configuration(installation, cores, trust.read_text()))
-        self.mint_token("owner", f"{_account().pw_name}@{trust.read_text()}")
-
-    def mint_token(self, name: str, identity: str, *arguments: str) -> Path:
-        """Make a token signed with this pool's key, in a file that only its owner can read.
-
-        Args:
-            identity: whom its bearer is, as user@trust-domain.
-            arguments: further arguments of condor_token_create, such as -authz and -lifetime.
-        """
-        path = self.folder / "tokens.d" / name
-        command = ["condor_token_create", "-identity", identity, *arguments]
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(self.tool(*command, prefix=_as_unprivileged()))
-        return path
+        identity = f"{_account().pw_name}@{trust.read_text()}"
+        tokens.mint(self.folder / "tokens.d" / "owner", identity, environment={**os.environ, **self.environment()})
 
     def _configuration(self, installation: install.Installation, cores: int, trust: str) -> str:
         settings = installation.paths() | {

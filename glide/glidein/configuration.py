@@ -40,7 +40,13 @@ class Node:
 
 def render(settings: Settings, node: Node) -> str:
     """The text of the glidein's condor_config."""
-    sections = (_place(settings, node), _pool(settings), _lanes(settings, node), _server(settings, node), _lifetime(settings))
+    sections = (
+        _place(settings, node),
+        _pool(settings),
+        _lanes(settings, node),
+        _server(settings, node),
+        _lifetime(settings),
+    )
     lines = [f"{name} = {value}" for section in (*sections, settings.knobs) for name, value in section.items()]
     return "\n".join(["# Written by a glidein at its start.", *lines, ""])
 
@@ -55,7 +61,8 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         # A fresh name at every start: ads of an earlier life must not be taken for this one's.
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
-        "MODELSERVER": str(node.launcher), "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.socket} {node.log}",
+        "MODELSERVER": str(node.launcher),
+        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.socket} {node.log}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip

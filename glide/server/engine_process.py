@@ -47,9 +47,7 @@ def _load(front: socket.socket, template: Template) -> Engine:
             raise FileNotFoundError("; ".join(missing[:3]))
         engine = engines.build(template)
         engine.load(phase)
-        front.sendall(
-            frames.encode({"warm": {"batch": engine.batch, "window": engine.window, **engine.describe()}})
-        )
+        front.sendall(frames.encode({"warm": {"batch": engine.batch, "window": engine.window, **engine.describe()}}))
     except BaseException as error:  # whatever it is, the user must see it and not a bare exit code
         traceback.print_exc()
         front.sendall(frames.encode({"failed": last_line(error)}))

@@ -1,0 +1,5 @@
+"""`python -m glide`."""
+
+from glide.cli import main
+
+main()

@@ -1,0 +1,37 @@
+"""The command line: one file per noun. Here only what all of them share: errors, JSON, exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from glide.cli import factory, pool, submit, sweep
+from glide.cli.status import status
+from glide.errors import GlideError, InputError
+from glide.vocabulary import Exit
+
+app = typer.Typer(
+    help="Warm models on preemptible GPUs, through HTCondor. Example: glide sweep run sweep.yaml",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+app.add_typer(pool.app, name="pool")
+app.add_typer(factory.app, name="factory")
+app.add_typer(sweep.app, name="sweep")
+app.command()(submit.submit)
+app.command()(submit.gather)
+app.command()(status)
+
+
+def main() -> None:
+    """Entry point of `glide`."""
+    try:
+        app()
+    except InputError as error:
+        print("\n".join(f"glide: {problem}" for problem in error.problems), file=sys.stderr)
+        sys.exit(Exit.INPUT)
+    except GlideError as error:
+        print(f"glide: {error}", file=sys.stderr)
+        sys.exit(Exit.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)

@@ -1,0 +1,108 @@
+"""glide sweep: records through prompts through a warm model."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from glide.cli.options import AsJson, print_json
+from glide.condor import AccessPoint
+from glide.config import SiteFile, load
+from glide.errors import GlideError, InputError
+from glide.invoke.carriers import Carriers, Run, read_results
+from glide.report.sweep import Watch, result_table
+from glide.sweep.driver import Driver
+from glide.sweep.prepare import Sweep, prepare
+from glide.sweep.results import Results, begin, run_name
+from glide.sweep.workplace import workplace
+from glide.vocabulary import Exit
+
+app = typer.Typer(help="Batch inference sweeps. Example: glide sweep run sweep.yaml", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="The sweep file.")]
+Site = Annotated[Path | None, typer.Option("--site", help="Run a factory for this site meanwhile.")]
+
+
+@app.command()
+def run(file: File, site: Site = None, as_json: AsJson = False) -> None:
+    """Run a sweep, or go on with it if it was interrupted. Example: glide sweep run workflows/promptverify/sweep.yaml
+
+    Exit 0: every record has a result; 3: finished, and some records have an error; 2: the input is wrong, nothing
+    was submitted; 1: it could not go on; 130: interrupted, go on with `glide sweep resume`.
+    """
+    _run(file, site, as_json, resume=False)
+
+
+@app.command()
+def resume(file: File, site: Site = None, as_json: AsJson = False) -> None:
+    """Go on with an interrupted sweep. Example: glide sweep resume sweep.yaml"""
+    _run(file, site, as_json, resume=True)
+
+
+@app.command()
+def status(file: File, as_json: AsJson = False) -> None:
+    """How far a sweep's results are. Example: glide sweep status sweep.yaml"""
+    sweep = prepare(file)
+    done = {prompt: sum(1 for _ in read_results(sweep.out / prompt / "results.jsonl")) for prompt in sweep.file.prompts}
+    if as_json:
+        print_json({"name": sweep.file.name, "records": len(sweep.records), "done": done})
+    for prompt, count in {} if as_json else done.items():
+        print(f"{prompt}: {count} of {len(sweep.records)}")
+
+
+@app.command()
+def report(file: File, as_json: AsJson = False) -> None:
+    """The table of a finished sweep. Example: glide sweep report sweep.yaml"""
+    sweep = prepare(file)
+    try:
+        summary = json.loads((sweep.out / "summary.json").read_text())
+    except OSError:
+        raise InputError(f"{sweep.out} has no summary.json: the sweep has not finished") from None
+    if as_json:
+        print_json(summary)
+    else:
+        Console().print(result_table(summary))
+
+
+def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
+    sweep = prepare(file)
+    if site is not None:
+        load(site, SiteFile)  # a wrong site file is said before anything starts
+    results = begin(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", resume)
+    if results.found:
+        print(f"resumed: {results.found} of {sweep.total} records need not be done again", file=sys.stderr)
+    # A polite kill is an interrupt: what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        summary = _drive(sweep, results, site)
+    except KeyboardInterrupt:
+        done = f"{len(results.have)} of {sweep.total} records are done"
+        print(f"\ninterrupted: {done}; go on with: glide sweep resume {file}", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if as_json:
+        print_json(summary)
+    else:
+        Console().print(result_table(summary))
+    if errors := results.error_lines():
+        print("\n".join(errors), file=sys.stderr)
+        raise typer.Exit(Exit.RECORD_ERRORS)
+
+
+def _drive(sweep: Sweep, results: Results, site: Path | None) -> dict:
+    with workplace(site):
+        template, wanted, generate = sweep.template, sweep.file.glideins, sweep.file.generate
+        run = Run(run_name(sweep), template, sweep.out / ".glide" / "parts", wanted, generate)
+        driver = Driver(sweep, results, Carriers(run, AccessPoint()))
+        try:
+            with Watch(sweep.file.name) as watch:
+                return driver.run(watch)
+        except (KeyboardInterrupt, GlideError):
+            driver.cancel("the sweep was stopped")
+            raise

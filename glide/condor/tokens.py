@@ -1,0 +1,44 @@
+"""IDTOKENs signed with the pool's key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from glide.condor import install
+from glide.errors import CondorError
+
+
+def mint(
+    path: Path,
+    identity: str,
+    authorizations: Sequence[str] = (),
+    lifetime: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Write a token to a file that only this account can read.
+
+    Args:
+        identity: whom the bearer is, as user@trust-domain.
+        authorizations: all that it may be used for (ADVERTISE_STARTD, …); everything when empty.
+        lifetime: seconds until it expires; never when None.
+
+    Raises:
+        CondorError: the key can't be read by this account, or there is none.
+    """
+    installation = install.find()
+    if installation is None:
+        raise CondorError("HTCondor is not installed; `glide pool up` installs it")
+    command = [installation.program("condor_token_create"), "-identity", identity]
+    command += [word for each in authorizations for word in ("-authz", each)]
+    command += ["-lifetime", str(lifetime)] if lifetime is not None else []
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CondorError(f"no token for {identity}: {done.stderr.strip()}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(done.stdout)
+    fresh.replace(path)  # a job that is starting finds the old one or the new one, never none

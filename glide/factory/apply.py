@@ -1,0 +1,107 @@
+"""Carry out a plan: the only place where the factory changes anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from glide import resources
+from glide.condor import AccessPoint, Collector, install, tokens
+from glide.condor.access_point import parameter
+from glide.config import Entry, SiteFile
+from glide.factory.plan import Action
+from glide.factory.snapshot import Snapshot
+from glide.glidein.settings import Settings
+from glide.template import Template
+from glide.vocabulary import Machine
+
+# A glidein waits in a queue and then runs, and its token must outlive both.
+TOKEN_SECONDS = 7 * 86400
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class Hands:
+    """Submits, removes and expunges for one site; `folder` (0700) holds what its glideins are sent with."""
+
+    def __init__(self, site: SiteFile, folder: Path, access_point: AccessPoint, collector: Collector):
+        self.site = site
+        self.folder = folder
+        self.access_point = access_point
+        self.collector = collector
+        self.owner = access_point.user
+
+    def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> None:
+        """Do what is to be done; CondorError when HTCondor refuses, and the next cycle sees what came of it."""
+        for action in actions:
+            if action.action == "submit":
+                self._submit(action, snapshot)
+            elif action.action in ("remove", "drain"):
+                jobs = " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in action.ids)
+                self.access_point.remove(jobs, f"glide factory: {action.reason}")
+            elif action.action == "expunge":
+                for glide_id in action.ids:
+                    self.collector.expunge(f'{Machine.ID} == "{glide_id}"')
+
+    def _submit(self, action: Action, snapshot: Snapshot) -> None:
+        entry = next(entry for entry in self.site.entries if entry.name == action.entry)
+        template = snapshot.template(action.template)
+        if template is None:
+            return
+        folder = self._prepare(entry, template)
+        macros = {
+            "folder": str(folder), "python": entry.python or sys.executable, "entry": entry.name,
+            "cpus": str(entry.request.cpus), "gpus": str(entry.request.gpus),
+            "memory": f"{entry.request.memory}MB", "disk": f"{entry.request.disk}MB",
+            "node_requirements": entry.requirements, "digest": template.digest, "model": template.model,
+        }  # fmt: skip
+        text = resources.find("submit_templates", "glidein.sub").read_text()
+        self.access_point.submit(f"{text}\nqueue {action.count}\n", macros)
+
+    def _prepare(self, entry: Entry, template: Template) -> Path:
+        """Write the files that the glideins of an entry and template start from."""
+        folder = self.folder / entry.name / template.digest[:16]
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        trust = parameter("TRUST_DOMAIN") or ""
+        settings = Settings(
+            entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=trust,
+            owners=entry.owners or (self.owner,), template=template, lanes=entry.lanes,
+            condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, knobs=entry.knobs,
+        )  # fmt: skip
+        tokens.mint(folder / "token", f"glidein@{trust}", ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), TOKEN_SECONDS)
+        _publish(folder / "glidein.json", settings.to_json().encode())
+        _publish(folder / "glide.zip", _bundle())
+        _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
+        return folder
+
+
+# What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
+NODE_CODE = (
+    "__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/__init__.py", "invoke/client.py",
+)  # fmt: skip
+
+
+def _bundle() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for part in (PACKAGE / name for name in NODE_CODE):
+            for source in [part] if part.is_file() else sorted(part.rglob("*.py")):
+                bundle.write(source, Path("glide") / source.relative_to(PACKAGE))
+    return buffer.getvalue()
+
+
+def _publish(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step: a glidein that is being sent must not get half of it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.chmod(mode)
+    fresh.replace(path)
+
+
+def _private_condor() -> str | None:
+    """The release folder of glide's private HTCondor, if that is the one in use here."""
+    found = install.find()
+    return str(found.release_dir) if found and found.release_dir.is_relative_to(install.cache_dir()) else None

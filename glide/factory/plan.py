@@ -1,0 +1,139 @@
+"""The factory's policy: a pure function from what it sees to what it would do, with a reason for each.
+
+Needs neither clock nor HTCondor; `glide factory plan` prints its result and `apply` carries it out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glide.config import Entry, SiteFile
+from glide.factory.snapshot import Glidein, Snapshot
+from glide.vocabulary import JobStatus, State
+
+GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
+_LIVE = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING)
+
+
+@dataclass(frozen=True)
+class Action:
+    """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing."""
+
+    action: str
+    entry: str
+    template: str
+    count: int
+    reason: str
+    ids: tuple[str, ...] = ()
+
+    def public(self) -> dict[str, Any]:
+        """The fields that `glide factory plan --json` prints."""
+        return {name: value for name, value in asdict(self).items() if name != "ids"}
+
+
+def plan(snapshot: Snapshot, site: SiteFile) -> list[Action]:
+    """What the factory does about what it sees; nothing at all when it does not see everything."""
+    if snapshot.failed:
+        return [Action("wait", entry.name, "", 0, f"no view: {snapshot.failed[0]}") for entry in site.entries]
+    actions: list[Action] = _expunge(snapshot, site)
+    rooms = {entry.name: _room(entry, snapshot) for entry in site.entries}
+    for template in dict.fromkeys(demand.template for demand in snapshot.demands):
+        actions += _supply(template, snapshot, site, rooms)
+    for entry in site.entries:
+        actions += _retire(entry, snapshot)
+    return actions
+
+
+def drain(snapshot: Snapshot, site: SiteFile, reason: str) -> list[Action]:
+    """Take down every glidein of the site."""
+    actions = []
+    for entry in site.entries:
+        ids = tuple(f"{glidein.cluster}.{glidein.proc}" for glidein in snapshot.glideins if glidein.entry == entry.name)
+        if ids:
+            actions.append(Action("drain", entry.name, "", len(ids), reason, ids))
+    return actions
+
+
+def _supply(template: str, snapshot: Snapshot, site: SiteFile, rooms: dict[str, int]) -> list[Action]:
+    """Bring the template's glideins up to what its runs want, entry by entry in the file's order."""
+    demands = [demand for demand in snapshot.demands if demand.template == template]
+    # A run cannot use more glideins than it has jobs; it says itself how many it wants at most.
+    wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
+    have = sum(glidein.template == template and glidein.status != JobStatus.REMOVED for glidein in snapshot.glideins)
+    missing = wanted - have
+    if missing <= 0:
+        return []
+    first = site.entries[0].name
+    if broken := next(
+        (lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED), None
+    ):
+        return [
+            Action("wait", broken.entry, template, missing, f"{broken.glide_id} could not load it: {broken.failure}")
+        ]
+    if not any(demand.spec for demand in demands):
+        why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
+        return [Action("wait", first, template, missing, why)]
+    actions = []
+    for entry in site.entries:
+        if missing > 0 and (count := min(missing, rooms[entry.name], entry.submits_per_cycle)) > 0:
+            jobs = sum(demand.jobs for demand in demands)
+            reason = f"{jobs} jobs want {wanted} glideins of {demands[0].model}, {have} are there"
+            actions.append(Action("submit", entry.name, template, count, reason))
+            rooms[entry.name] -= count
+            missing -= count
+    if missing > 0 and not actions:
+        limits = ", ".join(f"{entry.name}: {entry.max_glideins}" for entry in site.entries)
+        actions.append(Action("wait", first, template, missing, f"every entry is at its limit ({limits})"))
+    return actions
+
+
+def _room(entry: Entry, snapshot: Snapshot) -> int:
+    return entry.max_glideins - sum(glidein.entry == entry.name for glidein in snapshot.glideins)
+
+
+def _retire(entry: Entry, snapshot: Snapshot) -> list[Action]:
+    """Remove what is of no use: queued glideins nobody wants, held ones, idle ones in the way of others.
+
+    A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds.
+    """
+    mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
+    wanted = {demand.template for demand in snapshot.demands}
+    actions = []
+    for glidein in mine:
+        if glidein.status == JobStatus.HELD:
+            actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
+        elif glidein.status == JobStatus.IDLE and glidein.template not in wanted:
+            actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
+    if _room(entry, snapshot) <= 0 and wanted - {glidein.template for glidein in mine}:
+        claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+        idle = [
+            g for g in mine if g.status == JobStatus.RUNNING and g.template not in wanted and g.glide_id not in claimed
+        ]
+        actions += [_remove(glidein, "idle, and in the way of a template that jobs wait for") for glidein in idle]
+    return actions
+
+
+def _remove(glidein: Glidein, reason: str) -> Action:
+    return Action("remove", glidein.entry, glidein.template, 1, reason, (f"{glidein.cluster}.{glidein.proc}",))
+
+
+def _expunge(snapshot: Snapshot, site: SiteFile) -> list[Action]:
+    """Ads of a glidein whose outer job does not run any more still match jobs, which then wait for a ghost."""
+    entries = {entry.name for entry in site.entries}
+    alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _LIVE}
+    # Between a start and the queue's knowing of it the numbers differ; such a glidein gets the doubt's benefit.
+    young = {
+        f"{g.entry}-{g.cluster}.{g.proc}" for g in snapshot.glideins if g.age < GHOST_SECONDS and g.status in _LIVE
+    }
+    ghosts = sorted({lane.glide_id for lane in snapshot.lanes if lane.entry in entries} - alive)
+    ghosts = [ghost for ghost in ghosts if re.sub(r"r\d+$", "", ghost) not in young]
+    return [
+        Action("expunge", _entry_of(ghost, snapshot), "", 1, f"{ghost} has no running job any more", (ghost,))
+        for ghost in ghosts
+    ]
+
+
+def _entry_of(glide_id: str, snapshot: Snapshot) -> str:
+    return next(lane.entry for lane in snapshot.lanes if lane.glide_id == glide_id)

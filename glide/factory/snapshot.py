@@ -1,0 +1,135 @@
+"""What the factory sees: one look at queue and collector, as plain values. Nothing is remembered between looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from glide.condor import AccessPoint, Collector
+from glide.errors import CondorError
+from glide.template import Template
+from glide.vocabulary import Job, JobStatus, Machine, State
+
+
+@dataclass(frozen=True)
+class Glidein:
+    """An outer job. `started` counts its starts; `age` is seconds in its status."""
+
+    cluster: int
+    proc: int
+    entry: str
+    template: str
+    status: int
+    started: int = 0
+    age: float = 0.0
+    hold_reason: str = ""
+
+    @property
+    def glide_id(self) -> str:
+        """The GlideId that its present life advertises."""
+        restarts = f"r{self.started - 1}" if self.started > 1 else ""
+        return f"{self.entry}-{self.cluster}.{self.proc}{restarts}"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A slot of a glidein, as the collector has it."""
+
+    glide_id: str
+    entry: str
+    template: str
+    model: str
+    state: str
+    claimed: bool
+    failure: str = ""
+    since: int = 0
+    record_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One run's unfinished invocation jobs for one template."""
+
+    template: str
+    model: str
+    run: str
+    user: str
+    idle: int
+    running: int
+    wanted: int
+    spec: str = ""
+
+    @property
+    def jobs(self) -> int:
+        return self.idle + self.running
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent look. `failed` says which source did not answer; then no action is safe."""
+
+    glideins: tuple[Glidein, ...] = ()
+    lanes: tuple[Lane, ...] = ()
+    demands: tuple[Demand, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    def template(self, digest: str) -> Template | None:
+        """The template of that digest, as the jobs that want it describe it."""
+        spec = next((demand.spec for demand in self.demands if demand.template == digest and demand.spec), None)
+        return Template.from_json(spec) if spec else None
+
+
+def take(access_point: AccessPoint, collector: Collector) -> Snapshot:
+    """Look now. A source that fails is named in the snapshot, never taken for an empty one."""
+    try:
+        jobs = access_point.jobs(f"{Job.TEMPLATE} =!= undefined", _JOB_ATTRIBUTES)
+        lanes = collector.lanes(_LANE_ATTRIBUTES)
+    except CondorError as error:
+        return Snapshot(failed=(str(error),))
+    outer = [job for job in jobs if Job.ENTRY in job]
+    invocations = [job for job in jobs if Job.ENTRY not in job]
+    return Snapshot(tuple(map(_glidein, outer)), tuple(map(_lane, lanes)), tuple(_demands(invocations)))
+
+
+_JOB_ATTRIBUTES = (
+    "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
+    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.RUN, Job.WANTED, Job.SPEC,
+)  # fmt: skip
+_LANE_ATTRIBUTES = (
+    "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
+    Machine.STATE_SINCE, Machine.RECORD_SECONDS,
+)  # fmt: skip
+
+
+def _glidein(job: dict) -> Glidein:
+    age = job.get("ServerTime", 0) - job.get("EnteredCurrentStatus", 0)
+    return Glidein(
+        job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
+        job.get("NumJobStarts", 0), age, job.get("HoldReason", ""),
+    )  # fmt: skip
+
+
+def _lane(ad: dict) -> Lane:
+    return Lane(
+        ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
+        ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
+        ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
+    )  # fmt: skip
+
+
+def _demands(jobs: Iterable[dict]) -> list[Demand]:
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for job in jobs:
+        if job["JobStatus"] in (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING):
+            key = (job[Job.TEMPLATE], job.get(Job.RUN, str(job["ClusterId"])), job.get("User", ""))
+            groups.setdefault(key, []).append(job)
+    return [
+        Demand(
+            template, group[0].get(Job.MODEL, ""), run, user,
+            idle=sum(job["JobStatus"] == JobStatus.IDLE for job in group),
+            running=sum(job["JobStatus"] != JobStatus.IDLE for job in group),
+            wanted=max(job.get(Job.WANTED, 1) for job in group),
+            spec=next((job[Job.SPEC] for job in group if Job.SPEC in job), ""),
+        )
+        for (template, run, user), group in groups.items()
+    ]  # fmt: skip

@@ -1,0 +1,169 @@
+"""Carriers: the HTCondor jobs of one run. Records go out in parts, a part's results come back exactly once.
+
+The queue is the truth: a carrier stays in it, completed, until its results are safe in the caller's hands.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glide import resources
+from glide.condor import AccessPoint
+from glide.template import Template
+from glide.vocabulary import Job, JobStatus
+
+SPOOLING_INPUT = 16  # HTCondor's hold code
+SPOOL_SECONDS = 120.0  # whoever spools for longer than that has died over it
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """One job in the queue: its part's name, how many records it carries, how often it has started."""
+
+    job: str
+    part: str
+    status: int
+    records: int
+    starts: int
+    hold_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's jobs have in common. `folder` holds the parts on their way out and back."""
+
+    name: str
+    template: Template
+    folder: Path
+    wanted: int
+    generate: Mapping[str, Any]
+
+
+class Carriers:
+    """The carriers of one run at one access point."""
+
+    def __init__(self, run: Run, access_point: AccessPoint):
+        self.run = run
+        self.access_point = access_point
+        run.folder.mkdir(parents=True, exist_ok=True)
+
+    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Send parts out, a job each, as one spooled cluster. A record has `custom_id` and `prompt`."""
+        items = []
+        for records in parts:
+            part = uuid.uuid4().hex[:12]
+            lines = [{"generate": dict(self.run.generate)}, *records]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            self._input(part).write_text(text, encoding="utf-8")
+            items.append({"part": part, "count": str(len(records))})
+        description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
+        self.access_point.submit(description, self._macros(), items, spool=True)
+
+    def _macros(self) -> dict[str, str]:
+        return {
+            "digest": self.run.template.digest, "model": self.run.template.model,
+            "initialdir": str(self.run.folder.resolve()), "records": "$(part).in", "results": "$(part).out",
+            # Completed jobs stay until `gather` has their results and removes them.
+            "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
+            "batch_name": self.run.name,
+            f"My.{Job.RUN}": _quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
+            f"My.{Job.WANTED}": str(self.run.wanted), f"My.{Job.SPEC}": _quoted(self.run.template.to_json()),
+        }  # fmt: skip
+
+    def queue(self) -> list[Carrier]:
+        """This run's jobs that are in the queue."""
+        attributes = (
+            "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "HoldReason", "HoldReasonCode", "EnteredCurrentStatus",
+            "ServerTime", Job.PART, Job.RECORDS,
+        )  # fmt: skip
+        jobs = self.access_point.jobs(self._constraint(), attributes)
+        return [
+            Carrier(
+                f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], _status(job), job.get(Job.RECORDS, 0),
+                job.get("NumJobStarts", 0), job.get("HoldReason", ""),
+            )
+            for job in jobs
+            if job["JobStatus"] != JobStatus.REMOVED
+        ]  # fmt: skip
+
+    def gather(self, queue: Iterable[Carrier], keep: Callable[[Carrier, list[dict[str, Any]]], None]) -> list[Carrier]:
+        """Bring home what completed carriers have: `keep` makes it durable, only then the job goes.
+
+        Killed at any point, the next call brings the same results again, which `keep` must tell from new ones.
+        """
+        done = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
+        if not done:
+            return []
+        constraint = _either(done)
+        self.access_point.retrieve(constraint)
+        for carrier in done:
+            keep(carrier, list(read_results(self.run.folder / f"{carrier.part}.out")))
+        self.access_point.remove(constraint, "gathered")
+        for carrier in done:
+            self._forget(carrier)
+        return done
+
+    def carried(self, carriers: Iterable[Carrier]) -> set[str]:
+        """The custom_ids that are on their way with these carriers."""
+        ids: set[str] = set()
+        for carrier in carriers:
+            path = self._input(carrier.part)
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                ids |= {json.loads(line).get("custom_id", "") for line in lines}
+        return ids
+
+    def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
+        """Take carriers out of the queue; their records are to be sent again."""
+        if carriers:
+            self.access_point.remove(_either(carriers), reason)
+            for carrier in carriers:
+                self._forget(carrier)
+
+    def _forget(self, carrier: Carrier) -> None:
+        for suffix in ("in", "out", "in.err"):
+            (self.run.folder / f"{carrier.part}.{suffix}").unlink(missing_ok=True)
+
+    def _input(self, part: str) -> Path:
+        return self.run.folder / f"{part}.in"
+
+    def _constraint(self) -> str:
+        return f"{Job.RUN} == {_quoted(self.run.name)}"
+
+
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a result file; a torn last line is not a result."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                result = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
+                yield result
+
+
+def _status(job: Mapping[str, Any]) -> int:
+    """The job's status; one whose input is being spooled is formally held, and as good as idle."""
+    spooling = job.get("HoldReasonCode") == SPOOLING_INPUT and job["JobStatus"] == JobStatus.HELD
+    if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
+        return JobStatus.IDLE
+    return int(job["JobStatus"])
+
+
+def _either(carriers: Sequence[Carrier]) -> str:
+    return " || ".join("(ClusterId == {} && ProcId == {})".format(*carrier.job.split(".")) for carrier in carriers)
+
+
+def _quoted(text: str) -> str:
+    """A ClassAd string literal."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,1 @@
+"""What people read: status, progress, the table at a sweep's end."""

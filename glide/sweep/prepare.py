@@ -1,0 +1,94 @@
+"""A sweep file, checked completely before anything is submitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glide.config import ModelSpec, SweepFile, load
+from glide.errors import InputError
+from glide.sweep import records as reading
+from glide.sweep.records import Record
+from glide.template import Template
+
+REMOTE = ("hf://", "https://", "http://", "osdf://")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that can run: its file, its records, its template."""
+
+    source: Path
+    file: SweepFile
+    records: list[Record]
+    template: Template
+
+    @property
+    def out(self) -> Path:
+        return Path(self.file.out).absolute()
+
+    @property
+    def total(self) -> int:
+        return len(self.records) * len(self.file.prompts)
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever results of an earlier run would not be results of this one."""
+        parts = [self.template.digest, self.file.prompts, self.file.generate]
+        content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+        for record in self.records:
+            content.update(json.dumps(record.fields, sort_keys=True, ensure_ascii=True).encode())
+        return content.hexdigest()
+
+    def request(self, prompt: str, record: Record) -> dict[str, Any]:
+        """What travels of a record: an id that is unique over the prompts, and the filled prompt."""
+        text = reading.render(self.file.prompts[prompt], record.fields)
+        return {"custom_id": f"{prompt}/{record.custom_id}", "prompt": text}
+
+
+def prepare(source: Path) -> Sweep:
+    """Read and check everything a sweep file names.
+
+    Raises:
+        InputError: each problem as `file:line: what is wrong`.
+    """
+    file = load(source, SweepFile)
+    problems: list[str] = []
+    template = Template("", "")
+    records: list[Record] = []
+    try:
+        template = _template(source, file.model)
+    except InputError as error:
+        problems += error.problems
+    path = source.parent / file.records
+    try:
+        records = reading.read(path)
+    except InputError as error:
+        problems += error.problems
+    problems += reading.check_prompts(str(path), records, file.prompts)
+    if file.expect is not None:
+        problems += reading.check_fields(str(path), records, [file.expect], "expect names")
+    if problems:
+        raise InputError(*problems)
+    return Sweep(source, file, records, template)
+
+
+def _template(source: Path, spec: ModelSpec) -> Template:
+    if spec.path is None:
+        return Template(spec.name, spec.engine, options=spec.options)
+    if spec.path.startswith(REMOTE):
+        raise InputError(f"{source}: model.path: {spec.path}: only folders that the nodes can read are supported yet")
+    folder = (source.parent / spec.path).resolve()
+    try:
+        if not folder.is_dir():
+            raise InputError(f"{source}: model.path: {folder} is no folder")
+        if spec.engine == "transformers":
+            json.loads((folder / "config.json").read_text())
+        return Template.of_folder(spec.name, spec.engine, folder, spec.options)
+    except OSError as error:
+        raise InputError(f"{source}: model.path: {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{source}: model.path: {folder / 'config.json'} is not JSON: {error}") from None

@@ -1,0 +1,158 @@
+"""The results of a sweep on disk: appended as they come, each id once, in input order when finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from glide.errors import InputError
+from glide.invoke.carriers import Carrier, read_results
+from glide.sweep.prepare import Sweep
+
+FIELDS = ("custom_id", "text", "tokens", "error", "glidein", "attempts", "seconds")
+
+
+class Results:
+    """out/<prompt>/results.jsonl, and the little that says whose they are (out/.glide/run.json).
+
+    Attributes:
+        have: the wire ids ("prompt/custom_id") that have a result.
+        found: how many of them an earlier run of the same sweep left.
+        recomputed: results that came although there was one already.
+        lost: records begun on a node that was lost, and done again elsewhere.
+    """
+
+    def __init__(self, sweep: Sweep, run: str):
+        self.sweep = sweep
+        self.have: set[str] = set()
+        self.recomputed = 0
+        self.lost = 0
+        self.errors = 0
+        self.tokens = 0
+        self.by_glidein: dict[str, int] = {}
+        known = {record.custom_id for record in sweep.records}
+        for prompt in sweep.file.prompts:
+            path = self.path(prompt)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for result in read_results(path):
+                if result["custom_id"] in known:
+                    self._count(f"{prompt}/{result['custom_id']}", result)
+            _drop_torn_line(path)
+        self.found = len(self.have)
+        _write(self.state_file, {"run": run, "digest": sweep.digest, "finished": False})
+
+    @property
+    def state_file(self) -> Path:
+        return state_file(self.sweep)
+
+    def path(self, prompt: str) -> Path:
+        return self.sweep.out / prompt / "results.jsonl"
+
+    def keep(self, carrier: Carrier, results: Iterable[dict[str, Any]]) -> None:
+        """Make a carrier's results durable; what is there already is counted and left out."""
+        lines: dict[str, list[str]] = {}
+        for result in results:
+            wire_id = result["custom_id"]
+            if wire_id in self.have:
+                self.recomputed += 1
+                continue
+            prompt, _, custom_id = wire_id.partition("/")
+            self._count(wire_id, result)
+            kept = {name: result.get(name) for name in FIELDS} | {"custom_id": custom_id}
+            lines.setdefault(prompt, []).append(json.dumps(kept, ensure_ascii=False) + "\n")
+        for prompt, added in lines.items():
+            with self.path(prompt).open("a", encoding="utf-8") as file:
+                file.writelines(added)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Put each prompt's results in input order, score them, and write summary.json."""
+        summary["prompts"] = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
+        _write(self.sweep.out / "summary.json", summary)
+        _write(self.state_file, {**json.loads(self.state_file.read_text()), "finished": True})
+        return summary
+
+    def _order_and_score(self, prompt: str) -> dict[str, Any]:
+        lines = {result["custom_id"]: result for result in read_results(self.path(prompt))}
+        ordered = self.path(prompt).with_suffix(".ordered")
+        right = errors = 0
+        with ordered.open("w", encoding="utf-8") as file:
+            for record in self.sweep.records:
+                result = lines[record.custom_id]
+                errors += result["error"] is not None
+                expected = record.fields.get(self.sweep.file.expect or "")
+                right += result["text"] is not None and result["text"].strip() == str(expected).strip()
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        ordered.replace(self.path(prompt))
+        accuracy = right / len(self.sweep.records) if self.sweep.file.expect else None
+        return {"records": len(self.sweep.records), "errors": errors, "accuracy": accuracy}
+
+    def error_lines(self) -> list[str]:
+        """The records that have an error, and which."""
+        return [
+            f"{prompt}: {result['custom_id']}: {result['error']['type']}: {result['error']['message']}"
+            for prompt in self.sweep.file.prompts
+            for result in read_results(self.path(prompt))
+            if result["error"] is not None
+        ]
+
+    def _count(self, wire_id: str, result: dict[str, Any]) -> None:
+        self.have.add(wire_id)
+        self.errors += result.get("error") is not None
+        self.tokens += result.get("tokens") or 0
+        self.lost += (result.get("attempts") or 1) > 1
+        glidein = result.get("glidein") or ""
+        self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
+
+
+def state_file(sweep: Sweep) -> Path:
+    return sweep.out / ".glide" / "run.json"
+
+
+def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
+    """Open the results: those of an unfinished run of the same sweep, else fresh ones.
+
+    Raises:
+        InputError: `out` holds an unfinished run of another sweep, or there is nothing to resume.
+    """
+    try:
+        state = json.loads(state_file(sweep).read_text())
+    except (OSError, ValueError):
+        state = {"finished": True}
+    if not state["finished"] and state["digest"] != sweep.digest:
+        raise InputError(
+            f"{sweep.source}: {sweep.out} holds an unfinished run of another sweep (model, prompts or records differ);"
+            f" name another `out`, or delete that folder"
+        )
+    if not state["finished"]:
+        return Results(sweep, state["run"])
+    if resume:
+        raise InputError(f"{sweep.source}: nothing to resume in {sweep.out}; start with `glide sweep run`")
+    for prompt in sweep.file.prompts:
+        (sweep.out / prompt / "results.jsonl").unlink(missing_ok=True)
+    return Results(sweep, new_run)
+
+
+def run_name(sweep: Sweep) -> str:
+    """The GlideRun of the results in `out`."""
+    return str(json.loads(state_file(sweep).read_text())["run"])
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A driver killed while it wrote may have left half a line; the job with the whole one is still queued."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.replace(path)

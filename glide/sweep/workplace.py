@@ -1,0 +1,93 @@
+"""Where a sweep runs: the pool that is configured, or an embedded one with a factory, for as long as needed."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glide import resources
+from glide.condor import EmbeddedPool, configured, connect, home
+from glide.config import SiteFile, load
+from glide.factory.daemon import folder, is_running
+from glide.vocabulary import POOL_VARIABLE
+
+STOP_SECONDS = 25.0
+
+
+@contextmanager
+def workplace(site_file: Path | None) -> Iterator[None]:
+    """Have a pool, and a factory where that is ours to start; stop afterwards what was started.
+
+    Args:
+        site_file: the site whose factory to run. Without one, a configured pool is expected to have its own
+            factory, and an embedded one gets that of site_configs/local.yaml.
+    """
+    if configured():
+        connect()
+        if site_file is None:
+            yield
+            return
+        with factory(site_file):
+            yield
+        return
+    with embedded_pool(), factory(site_file or resources.find("site_configs", "local.yaml")):
+        yield
+
+
+@contextmanager
+def embedded_pool() -> Iterator[None]:
+    """The pool of GLIDE_HOME, up; whoever leaves last stops it, if a sweep had started it."""
+    pool = EmbeddedPool(home())
+    pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    started_by_sweep = pool.home / "started-by-sweep"
+    with (pool.home / "users.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not pool.is_up():
+            pool.up()
+            started_by_sweep.touch()
+        try:
+            connect()
+            yield
+        finally:
+            with suppress(BlockingIOError):  # another sweep uses it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if started_by_sweep.exists():
+                    pool.down()
+                    started_by_sweep.unlink()
+
+
+@contextmanager
+def factory(site_file: Path) -> Iterator[None]:
+    """A factory for the site, unless one runs already; it ends with us, however we end."""
+    site = load(site_file, SiteFile)
+    if is_running(site):
+        yield
+        return
+    with (folder(site) / "factory.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glide", "factory", "run", "-c", str(site_file.absolute())],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env={**os.environ, POOL_VARIABLE: str(home())}, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
