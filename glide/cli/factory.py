@@ -30,7 +30,7 @@ def run(config: Sites, once: Annotated[bool, typer.Option("--once", help="One cy
 
 @app.command()
 def plan(config: Sites, as_json: AsJson = False) -> None:
-    """What the factory would do now, and why; changes nothing. Example: glide factory plan -c site_configs/local.yaml"""
+    """What the factory would do, and why; changes nothing. Example: glide factory plan -c site_configs/local.yaml"""
     site = _site(config)
     connect()
     actions = policy.plan(take(AccessPoint(), Collector()), site)

@@ -11,6 +11,10 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.errors import CondorError
+from glide.vocabulary import JobStatus
+
+SPOOLING_INPUT = 16  # HTCondor's hold code
+SPOOL_SECONDS = 120.0  # a client that spools for longer has died over it
 
 
 def plain(ad: Any) -> dict[str, Any]:
@@ -75,8 +79,17 @@ class AccessPoint:
         return cluster
 
     def jobs(self, constraint: str, attributes: Iterable[str]) -> list[dict[str, Any]]:
-        """Jobs in the queue, each with those of the attributes it has."""
-        return [plain(ad) for ad in self._call("query", constraint, list(attributes))]
+        """Jobs in the queue, each with those of the attributes it has.
+
+        A job whose input is still being spooled is formally held; here it is what it is to its user, idle.
+        """
+        wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
+        jobs = [plain(ad) for ad in self._call("query", constraint, list(wanted))]
+        for job in jobs:
+            spooling = job["JobStatus"] == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
+            if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
+                job["JobStatus"] = JobStatus.IDLE
+        return jobs
 
     def history(self, constraint: str, attributes: Iterable[str], limit: int) -> list[dict[str, Any]]:
         """Jobs that have left the queue, newest first."""

@@ -162,7 +162,8 @@ class _PrivateApt:
         for folder in ("lists/partial", "cache/archives/partial"):
             (state / folder).mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
-        self.options = {
+        self.state = state
+        self.options: dict[str, object] = {
             "Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status",
             "Dir::Cache": state / "cache",
             # root's apt drops to _apt, which may not enter a user's own cache folder
@@ -184,7 +185,7 @@ class _PrivateApt:
         if debian is None:
             raise CondorError(f"this system's package sources have no recent condor.\n{OTHER_WAYS}")
         signed = f"[signed-by={DEBIAN_KEYRING}] " if Path(DEBIAN_KEYRING).exists() else ""
-        sources = Path(self.options["Dir::State"]) / "sources.list"
+        sources = self.state / "sources.list"
         sources.write_text(f"deb {signed}{debian} {SUITE} main\n")
         self.options |= {"Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "-",
                          "Dir::Etc::preferences": "-", "Dir::Etc::preferencesparts": "-"}  # fmt: skip

@@ -14,7 +14,7 @@ from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
 GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
-_LIVE = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING)
+_RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,10 @@ def _remove(glidein: Glidein, reason: str) -> Action:
 def _expunge(snapshot: Snapshot, site: SiteFile) -> list[Action]:
     """Ads of a glidein whose outer job does not run any more still match jobs, which then wait for a ghost."""
     entries = {entry.name for entry in site.entries}
-    alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _LIVE}
+    alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _RUNNING}
     # Between a start and the queue's knowing of it the numbers differ; such a glidein gets the doubt's benefit.
-    young = {
-        f"{g.entry}-{g.cluster}.{g.proc}" for g in snapshot.glideins if g.age < GHOST_SECONDS and g.status in _LIVE
-    }
+    starting = [g for g in snapshot.glideins if g.status in _RUNNING and g.age < GHOST_SECONDS]
+    young = {f"{glidein.entry}-{glidein.cluster}.{glidein.proc}" for glidein in starting}
     ghosts = sorted({lane.glide_id for lane in snapshot.lanes if lane.entry in entries} - alive)
     ghosts = [ghost for ghost in ghosts if re.sub(r"r\d+$", "", ghost) not in young]
     return [

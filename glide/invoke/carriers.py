@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,6 @@ from glide import resources
 from glide.condor import AccessPoint
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus
-
-SPOOLING_INPUT = 16  # HTCondor's hold code
-SPOOL_SECONDS = 120.0  # whoever spools for longer than that has died over it
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,11 @@ class Carriers:
 
     def queue(self) -> list[Carrier]:
         """This run's jobs that are in the queue."""
-        attributes = (
-            "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "HoldReason", "HoldReasonCode", "EnteredCurrentStatus",
-            "ServerTime", Job.PART, Job.RECORDS,
-        )  # fmt: skip
+        attributes = ("ClusterId", "ProcId", "JobStatus", "NumJobStarts", "HoldReason", Job.PART, Job.RECORDS)
         jobs = self.access_point.jobs(self._constraint(), attributes)
         return [
             Carrier(
-                f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], _status(job), job.get(Job.RECORDS, 0),
+                f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], job["JobStatus"], job.get(Job.RECORDS, 0),
                 job.get("NumJobStarts", 0), job.get("HoldReason", ""),
             )
             for job in jobs
@@ -112,9 +107,8 @@ class Carriers:
         """The custom_ids that are on their way with these carriers."""
         ids: set[str] = set()
         for carrier in carriers:
-            path = self._input(carrier.part)
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines()
+            # By "\n" alone: a text may contain what else Python takes for the end of a line.
+            with suppress(FileNotFoundError), self._input(carrier.part).open(encoding="utf-8", newline="\n") as lines:
                 ids |= {json.loads(line).get("custom_id", "") for line in lines}
         return ids
 
@@ -150,14 +144,6 @@ def read_results(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
                 yield result
-
-
-def _status(job: Mapping[str, Any]) -> int:
-    """The job's status; one whose input is being spooled is formally held, and as good as idle."""
-    spooling = job.get("HoldReasonCode") == SPOOLING_INPUT and job["JobStatus"] == JobStatus.HELD
-    if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
-        return JobStatus.IDLE
-    return int(job["JobStatus"])
 
 
 def _either(carriers: Sequence[Carrier]) -> str:

@@ -30,7 +30,7 @@ class Status:
         """This status in another state; the seconds spent in the one it leaves are added up."""
         now = time.time()
         spent = now - self.since
-        times = {
+        times: dict[str, Any] = {
             State.FETCHING: {"fetch_seconds": self.fetch_seconds + spent},
             State.LOADING: {"load_seconds": self.load_seconds + spent},
             State.WARMING: {"warm_seconds": self.warm_seconds + spent},

@@ -38,7 +38,7 @@ class Transformers:
         batch_tokens: int = 16384
 
     def __init__(self, template: Template, options: Options):
-        self.path = template.path
+        self.path = template.path or ""
         self.options = options
         self.batch = options.batch
         self.window = 16 * options.batch  # enough to sort by length; more would only delay other clients
@@ -118,4 +118,4 @@ class Transformers:
 
     def _completion(self, row: list[int]) -> Completion:
         end = next((i for i, token in enumerate(row) if token in self.ends), len(row) - 1)
-        return Completion(self.tokenizer.decode(row[: end + 1], skip_special_tokens=True), end + 1)
+        return Completion(str(self.tokenizer.decode(row[: end + 1], skip_special_tokens=True)), end + 1)

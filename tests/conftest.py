@@ -1,0 +1,124 @@
+"""A real embedded pool with a real factory, shared by the tests that need one, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glide.condor import AccessPoint, Collector, EmbeddedPool
+
+SITE = {
+    "site": "testing",
+    "interval": 1,
+    "entries": [
+        {"name": "here", "max_glideins": 6, "request": {"memory": 600, "disk": 100}, "idle_seconds": 15},
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
+    """An embedded pool that offers more CPUs than there are: most glideins here only sleep."""
+    pool = EmbeddedPool(tmp_path_factory.mktemp("glide-home"))
+    before = dict(os.environ)
+    os.environ["GLIDE_HOME"] = str(pool.home)
+    pool.up(cores=8)
+    os.environ.update(pool.environment())
+    try:
+        yield pool
+    finally:
+        pool.down()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def factory(pool: EmbeddedPool) -> Iterator[Path]:
+    """A running factory; the value is its log."""
+    site = pool.home / "site.yaml"
+    site.write_text(yaml.safe_dump(SITE))
+    log = pool.home / "factory.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glide", "factory", "run", "-c", str(site)], stdout=output, stderr=output
+        )
+    try:
+        yield log
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def access_point(pool: EmbeddedPool) -> AccessPoint:
+    return AccessPoint()
+
+
+@pytest.fixture
+def collector(pool: EmbeddedPool) -> Collector:
+    return Collector()
+
+
+class SweepFolder:
+    """A folder with a sweep file in it, and what happens when it is run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file = folder / "sweep.yaml"
+        self.out = folder / "results"
+
+    def write(self, records: list[dict[str, Any]], **changes: Any) -> SweepFolder:
+        """A noop sweep of these records; `changes` replace its keys."""
+        (self.folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        sweep = {
+            "name": self.folder.name[:20].strip("-_"),
+            "model": {"name": "noop", "engine": "noop"},
+            "records": "records.jsonl",
+            "prompts": {"plain": "{text}"},
+            "out": str(self.out),
+        }
+        self.file.write_text(yaml.safe_dump(sweep | changes, sort_keys=False, allow_unicode=True))
+        return self
+
+    def start(self, command: str = "run") -> subprocess.Popen[str]:
+        """The command line, started."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "glide", "sweep", command, str(self.file)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
+        )  # fmt: skip
+
+    def run(self, command: str = "run") -> subprocess.CompletedProcess[str]:
+        """The command line, run to its end."""
+        process = self.start(command)
+        output, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def results(self, prompt: str = "plain") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / prompt / "results.jsonl").read_text().splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.out / "summary.json").read_text())
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path)
+
+
+def eventually(condition: Callable[[], Any], what: str, budget: float = 90.0) -> Any:
+    """Wait until the condition gives something true, and return it; the budget only bounds a failing test."""
+    deadline = time.monotonic() + budget
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.1)
+    return found

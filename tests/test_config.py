@@ -1,0 +1,210 @@
+"""The files users write: what is refused, at which line, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glide import resources
+from glide.config import SiteFile, SweepFile, load
+from glide.errors import InputError
+
+SWEEP = """\
+name: tiny
+model:
+  name: fake
+  engine: noop
+  options: {record_seconds: 0.1}
+records: r.jsonl
+prompts:
+  one: "{text}"
+  two: "Say: {text}"
+"""
+SITE = """\
+site: here
+interval: 1
+entries:
+  - name: first
+    max_glideins: 2
+  - name: second
+    max_glideins: 4
+    request: {cpus: 2}
+"""
+
+
+@pytest.fixture
+def refusal(tmp_path: Path):
+    """What is said of such a file: a list of (line, words)."""
+
+    def refusal(text: str | bytes, model: type = SweepFile) -> list[tuple[int, str]]:
+        path = tmp_path / "f.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(InputError) as refused:
+            load(path, model)
+        said = []
+        for problem in refused.value.problems:
+            assert problem.startswith(f"{path}:"), problem
+            assert "\n" not in problem, f"more than one line: {problem}"
+            line, _, words = problem.removeprefix(f"{path}:").partition(": ")
+            said.append((int(line), words))
+        return said
+
+    return refusal
+
+
+def test_a_good_sweep_is_read_with_its_defaults(tmp_path):
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    sweep = load(tmp_path / "s.yaml", SweepFile)
+    assert (sweep.name, sweep.glideins, sweep.batch, sweep.pack, sweep.out) == ("tiny", 1, "auto", "auto", "results")
+    assert list(sweep.prompts) == ["one", "two"]
+
+
+def test_a_good_site_is_read_with_its_defaults(tmp_path):
+    (tmp_path / "s.yaml").write_text(SITE)
+    site = load(tmp_path / "s.yaml", SiteFile)
+    assert [entry.name for entry in site.entries] == ["first", "second"]
+    assert [entry.request.cpus for entry in site.entries] == [1, 2]
+
+
+def test_the_local_site_is_valid():
+    site = load(resources.find("site_configs", "local.yaml"), SiteFile)
+    assert site.site == "local" and site.entries[0].max_glideins > 0
+
+
+def test_the_example_sweep_is_valid():
+    folder = Path(__file__).resolve().parent.parent / "workflows" / "promptverify"
+    assert load(folder / "sweep.yaml", SweepFile).name == "promptverify"
+
+
+# ---- sweeps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new, line, words",
+    [
+        ("records:", "record:", 6, ["record", "unknown key"]),
+        ("records: r.jsonl\n", "", 1, ["records", "required"]),
+        ("  engine: noop", "  engin: noop", 3, ["engin", "unknown key"]),
+        ("engine: noop", "engine: nope", 2, ["no engine 'nope'", "noop", "transformers"]),
+        ("record_seconds", "record_second", 2, ["no option 'record_second'", "record_seconds", "load_seconds"]),
+        ("0.1}", "slow}", 2, ["record_seconds", "number"]),
+        ("0.1}", '"0.1"}', 2, ["record_seconds", "number"]),
+        ("engine: noop", "engine: transformers", 2, ["transformers", "no option 'record_seconds'"]),
+        ("name: tiny", "name: ../tiny", 1, ["name"]),
+        ("name: tiny", "name: [tiny]", 1, ["name", "string"]),
+        ("records: r.jsonl", "records: 7", 6, ["records", "string"]),
+        ('"{text}"', '"{text"', 7, ["prompt one", "}"]),
+        ('"{text}"', '"{"', 7, ["prompt one", "{{"]),
+        ('"{text}"', '"text}"', 7, ["prompt one", "}}"]),
+        ('"{text}"', '"{}"', 7, ["prompt one", "{{"]),
+        ('"{text}"', '"{0}"', 7, ["prompt one", "{{"]),
+        ('"{text}"', '"{text!r}"', 7, ["prompt one", "{{"]),
+        ('"{text}"', '"{text:>5}"', 7, ["prompt one", "{{"]),
+        ('"{text}"', '"{text.real}"', 7, ["prompt one", "{{"]),
+        ('"{text}"', "3", 8, ["prompts.one", "string"]),
+        ("  one:", "  a/b:", 8, ["prompts"]),
+        ("  two:", "  one:", 9, ["one"]),
+    ],
+)
+def test_a_bad_sweep_is_refused_at_its_line(refusal, old, new, line, words):
+    assert old in SWEEP
+    said = refusal(SWEEP.replace(old, new, 1))
+    found = [text for at, text in said if at == line]
+    assert any(all(word in text for word in words) for text in found), said
+
+
+@pytest.mark.parametrize("key", ["glideins", "batch", "pack"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_number_that_makes_no_sense_is_refused_at_its_line(refusal, key, value):
+    said = refusal(f"{SWEEP}{key}: {value}\n")
+    assert said and all(line == 10 and words.startswith(f"{key}: ") for line, words in said), said
+
+
+def test_a_prompt_whose_name_begins_like_a_type_keeps_its_line(refusal):
+    assert [line for line, _ in refusal(SWEEP.replace("  two:", "  int-two: 3\n  two:"))] == [9]
+
+
+def test_a_sweep_without_prompts_is_refused(refusal):
+    said = refusal(SWEEP.split("prompts:")[0] + "prompts: {}\n")
+    assert [line for line, _ in said] == [7] and "prompts" in said[0][1]
+
+
+def test_a_transformers_model_needs_a_folder(refusal):
+    ((line, words),) = refusal(SWEEP.replace("engine: noop", "engine: transformers").replace("record_seconds: 0.1", ""))
+    assert line == 2 and "path" in words
+
+
+def test_several_mistakes_are_all_said(refusal):
+    text = SWEEP.replace("records:", "record:").replace("name: tiny", "name: 5") + "glideins: 0\n"
+    assert {line for line, _ in refusal(text)} == {1, 6, 10}
+
+
+# ---- sites ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new, line, words",
+    [
+        ("site: here", "sight: here", 1, ["sight", "unknown key"]),
+        ("interval: 1", "interval: often", 2, ["interval", "number"]),
+        ("interval: 1", "interval: 0", 2, ["interval", "greater than 0"]),
+        ("max_glideins: 2", "max_glidein: 2", 5, ["max_glidein", "unknown key"]),
+        ("max_glideins: 2", "max_glideins: -2", 5, ["max_glideins", "greater than or equal to 0"]),
+        ("max_glideins: 4", "max_glideins: four", 7, ["max_glideins", "integer"]),
+        ("{cpus: 2}", "{cpu: 2}", 8, ["cpu", "unknown key"]),
+        ("{cpus: 2}", "{cpus: none}", 8, ["cpus", "integer"]),
+        ("name: second", "name: first", 3, ["entries", "two entries", "first"]),
+        ("name: second", "name: sec ond", 6, ["name"]),
+    ],
+)
+def test_a_bad_site_is_refused_at_its_line(refusal, old, new, line, words):
+    assert old in SITE
+    said = refusal(SITE.replace(old, new, 1), SiteFile)
+    found = [text for at, text in said if at == line]
+    assert any(all(word in text for word in words) for text in found), said
+
+
+def test_a_site_without_entries_is_refused(refusal):
+    assert [line for line, _ in refusal("site: here\nentries: []\n", SiteFile)] == [2]
+
+
+# ---- not even that -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "just words\n", "7\n"])
+def test_a_file_that_is_no_mapping_is_refused(refusal, text):
+    ((line, words),) = refusal(text)
+    assert line == 1 and "mapping" in words
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("name: tiny\nmodel: {engine: noop\nrecords: x\n", 3),
+        ("name: tiny\n\tmodel: x\n", 2),
+        ("name: 'tiny\n", 2),
+        ("name: tiny\nout: *nowhere\n", 2),
+        ("name: tiny\nout: !!python/object:os.system x\n", 2),
+        ("name: tiny\n---\nname: other\n", 2),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_refused_at_its_line(refusal, text, line):
+    ((at, words),) = refusal(text)
+    assert at == line and words.startswith("not YAML: ")
+
+
+@pytest.mark.parametrize("text", ["name: 2024-13-45\n", "name: a\x00b\n", "1: 2\n", "? [a, b]\n: c\n"])
+def test_odd_yaml_is_refused_in_one_line_each(refusal, text):
+    assert refusal(text)[0][0] == 1
+
+
+def test_bytes_that_are_not_utf8_are_said_to_be_so(tmp_path):
+    (tmp_path / "f.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load(tmp_path / "f.yaml", SweepFile)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: No such file"):
+        load(tmp_path / "none.yaml", SweepFile)

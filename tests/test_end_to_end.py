@@ -1,0 +1,243 @@
+"""From a sweep file to results, through factory, glidein, matching and spool of a real pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glide.condor import EmbeddedPool, processes
+from glide.vocabulary import POOL_VARIABLE, Exit, JobStatus, State
+from tests.conftest import SweepFolder, eventually
+from tests.models import tiny_llama
+
+pytestmark = pytest.mark.pool
+
+SUBMIT_TEMPLATES = Path(__file__).resolve().parent.parent / "submit_templates"
+ODD_TEXTS = [
+    "", " ", "plain text", "plain text",
+    "🙂🙃 and 👩‍👩‍👧‍👦", "שלום עולם", "السلام عليكم ورحمة الله", "{braces} {{and}} }more{",
+    "two\nlines\n\n", "\ttab\r\n", "x" * 2000, "a longer claim, with words in it. " * 12, 'quotes " and \\ slashes',
+    "null\u0000byte", "\u2028line separator", "plain text",
+]  # fmt: skip
+
+
+def noop_records(count: int) -> list[dict[str, str]]:
+    return [{"custom_id": f"r{number}", "text": f"text {number}"} for number in range(count)]
+
+
+def greedy(model: Path, texts: list[str], new_tokens: int) -> list[str]:
+    """What plain transformers generates, one prompt at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    answers = []
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt")
+        output = loaded.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def drop_weights(path: Path, part: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    kept = {name: tensor for name, tensor in load_file(path).items() if part not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def of_this_pool() -> list[processes.Process]:
+    return processes.with_variable(POOL_VARIABLE, os.environ["GLIDE_HOME"])
+
+
+def masters() -> list[processes.Process]:
+    """The condor_masters of glideins."""
+    outer = str(EmbeddedPool(Path(os.environ["GLIDE_HOME"])).config)
+    return [p for p in of_this_pool() if p.name == "condor_master" and p.variable("CONDOR_CONFIG") != outer]
+
+
+def engines() -> list[processes.Process]:
+    """The engine processes of model servers."""
+    return [p for p in of_this_pool() if b"glide.server.engine_process" in Path(f"/proc/{p.pid}/cmdline").read_bytes()]
+
+
+def glide(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "glide", *arguments], capture_output=True, text=True)
+
+
+def results_so_far(sweep: SweepFolder) -> int:
+    path = sweep.out / "plain" / "results.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: SweepFolder):
+    model = sweep.folder / "model"
+    tiny_llama(model)
+    records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]
+    prompts = {"plain": "{text}", "wrapped": "Claim: {text}\nIn {{braces}}. Verdict:"}
+    sweep.write(
+        records, prompts=prompts, glideins=2, generate={"max_new_tokens": 4, "do_sample": False},
+        model={"name": "tiny", "engine": "transformers", "path": "model", "options": {"dtype": "float32", "batch": 5}},
+    )  # fmt: skip
+    done = sweep.run()
+    assert done.returncode == Exit.OK, done.stderr
+    for prompt, template in prompts.items():
+        results = sweep.results(prompt)
+        assert [result["custom_id"] for result in results] == [record["custom_id"] for record in records]
+        expected = greedy(model, [template.format(text=record["text"]) for record in records], 4)
+        assert [result["text"] for result in results] == expected
+        assert all(result["error"] is None and result["glidein"].startswith("here-") for result in results)
+
+
+def test_status_shows_the_way_to_warm(factory, pool, sweep: SweepFolder):
+    sweep.write(noop_records(4), model={"name": "slow", "engine": "noop", "options": {"load_seconds": 4}})
+    process = sweep.start()
+    seen: set[str] = set()
+
+    def warm() -> bool:
+        lines = pool.tool("condor_status", "-af", "Name", "GlideModel", "GlideState").splitlines()
+        seen.update(line.split()[2] for line in lines if " slow " in line)
+        return State.WARM in seen
+
+    eventually(warm, "a lane of the model is Warm")
+    assert process.wait() == Exit.OK
+    assert State.LOADING in seen
+
+
+def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory, access_point):
+    job = "executable = /bin/true\nMy.GlideModel = \"ghost-model\"\nMy.GlideTemplate = \"0123\"\n"
+    job += "requirements = TARGET.GlideTemplate =?= MY.GlideTemplate\nqueue 1\n"
+    cluster = access_point.submit(job)
+    try:
+        told = json.loads(glide("status", "--json").stdout)
+        mine = next(demand for demand in told["queue"] if demand["model"] == "ghost-model")
+        assert mine["idle"] == 1
+        assert "nobody serves ghost-model" in mine["why_idle"]
+        assert access_point.jobs(f"ClusterId == {cluster}", ["JobStatus"])[0]["JobStatus"] == JobStatus.IDLE
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "test over")
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "unknown architecture", "too large for memory"])
+def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder, damage: str):
+    model = sweep.folder / "model"
+    tiny_llama(model)
+    config = json.loads((model / "config.json").read_text())
+    if damage == "corrupt":
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "unknown architecture":
+        (model / "config.json").write_text(json.dumps(config | {"model_type": "no-such-thing"}))
+    else:
+        # Layers without weights are made anew, and these would be larger than any machine.
+        (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 42}))
+        drop_weights(model / "model.safetensors", ".mlp.")
+    name = f"bad-{damage.split()[0]}"
+    model_spec = {"name": name, "engine": "transformers", "path": "model"}
+    process = sweep.write(noop_records(3), model=model_spec).start()
+
+    def failures() -> list[str]:
+        told = json.loads(glide("status", "--json").stdout)
+        return [demand["why_idle"] for demand in told["queue"] if "could not be loaded" in demand["why_idle"]]
+
+    eventually(lambda: failures() or process.poll() is not None, "status shows the failure, or the sweep has ended")
+    _, errors = process.communicate()
+    assert process.returncode == Exit.FAILED
+    assert f"{name} cannot be loaded on here-" in errors
+    reason = {"corrupt": "safetensor", "unknown": "no-such-thing", "too": "memory"}[damage.split()[0]]
+    assert reason in errors.lower()
+
+
+def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder):
+    model = sweep.folder / "model"
+    tiny_llama(model)
+    sweep.write(noop_records(3), model={"name": "gone", "engine": "transformers", "path": "model"})
+    process = sweep.start()
+    eventually(lambda: (sweep.out / ".glide" / "run.json").exists(), "the sweep has been checked")
+    shutil.rmtree(model)
+    _, errors = process.communicate()
+    assert process.returncode == Exit.FAILED
+    assert "FileNotFoundError" in errors and "is missing" in errors
+
+
+def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, sweep: SweepFolder):
+    sweep.write(noop_records(3), model={"name": "killed", "engine": "noop", "options": {"load_seconds": 600}})
+    process = sweep.start()
+    (engine, *_) = eventually(engines, "an engine process loads")
+    time.sleep(0.5)
+    engine.send(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == Exit.FAILED
+    assert "signal 9" in errors and "memory" in errors
+
+
+def test_wrong_input_is_said_with_its_line_and_nothing_is_submitted(pool, access_point, sweep: SweepFolder):
+    sweep.write(noop_records(2), prompts={"plain": "{text}", "typo": "{txet}"})
+    (sweep.folder / "records.jsonl").write_text(
+        '{"custom_id": "a", "text": "x"}\n{"custom_id": "a", "text": "y"}\nnot json\n{"text": "no id"}\n'
+    )
+    done = sweep.run()
+    assert done.returncode == Exit.INPUT
+    lines = done.stderr.strip().splitlines()
+    assert len([line for line in lines if "records.jsonl:2:" in line and "line 1" in line]) == 1
+    assert len([line for line in lines if "records.jsonl:3:" in line and "not JSON" in line]) == 1
+    assert len([line for line in lines if "records.jsonl:4:" in line and "custom_id" in line]) == 1
+    assert len(lines) == 3
+    run = json.dumps(f"{yaml.safe_load(sweep.file.read_text())['name']}-")
+    assert access_point.jobs(f"substr(GlideRun, 0, size({run})) == {run}", ["ClusterId"]) == []
+
+
+def test_every_record_comes_once_when_a_glideins_master_is_killed(factory, sweep: SweepFolder):
+    count = 600
+    model = {"name": "doomed", "engine": "noop", "options": {"record_seconds": 0.02}}
+    process = sweep.write(noop_records(count), model=model, glideins=2).start()
+    eventually(lambda: results_so_far(sweep) > 30 or process.poll() is not None, "results come in")
+    masters()[0].send(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == Exit.OK, errors
+    results = sweep.results()
+    assert [result["custom_id"] for result in results] == [f"r{number}" for number in range(count)]
+    assert all(result["text"] == f"text {result['custom_id'][1:]}" for result in results)
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_where_it_was(factory, sweep: SweepFolder):
+    model = {"name": "resumed", "engine": "noop", "options": {"record_seconds": 0.02}}
+    sweep.write(noop_records(400), model=model)
+    process = sweep.start()
+    eventually(lambda: results_so_far(sweep) > 30, "results come in")
+    process.kill()
+    process.wait()
+    kept = results_so_far(sweep)
+    done = sweep.run("resume")
+    assert done.returncode == Exit.OK, done.stderr
+    assert f"resumed: {kept} of 400" in done.stderr
+    assert [result["custom_id"] for result in sweep.results()] == [f"r{number}" for number in range(400)]
+    assert sweep.summary["recomputed"] == 0
+
+
+def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFolder, collector):
+    # A warm lane first: a hand-written job names the digest that condor_status shows.
+    keeper = sweep.write(noop_records(2), model={"name": "shared", "engine": "noop"}).start()
+    assert keeper.wait() == Exit.OK
+    lane = next(lane for lane in collector.lanes(["GlideModel", "GlideTemplate"]) if lane["GlideModel"] == "shared")
+    (sweep.folder / "records-0.jsonl").write_text('{"custom_id": "hand", "prompt": "written"}\n')
+    template = (SUBMIT_TEMPLATES / "invocation.sub").read_text()
+    (sweep.folder / "invocation.sub").write_text(f"digest = {lane['GlideTemplate']}\nmodel = shared\n{template}")
+    submitted = glide("submit", str(sweep.folder / "invocation.sub"), "--watch")
+    assert submitted.returncode == Exit.OK, submitted.stderr
+    gathered = glide("gather", submitted.stdout.strip(), "--to", str(sweep.folder / "home"))
+    assert gathered.returncode == Exit.OK, gathered.stderr
+    (result,) = [json.loads(line) for line in (sweep.folder / "home" / "result-0.jsonl").read_text().splitlines()]
+    assert (result["custom_id"], result["text"], result["error"]) == ("hand", "written", None)
+    again = glide("gather", submitted.stdout.strip(), "--to", str(sweep.folder / "home"))
+    assert again.returncode == Exit.INPUT and "gathered already" in again.stderr

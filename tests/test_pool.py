@@ -1,0 +1,75 @@
+"""The embedded pool: up, down, side by side, and clean after any kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glide.condor import EmbeddedPool
+from tests.conftest import eventually
+
+pytestmark = pytest.mark.pool
+
+
+@pytest.fixture
+def pools(tmp_path: Path):
+    """Two pools that are down, and are down afterwards."""
+    pools = [EmbeddedPool(tmp_path / name) for name in ("one", "two")]
+    yield pools
+    for pool in pools:
+        pool.down()
+
+
+def test_two_pools_run_side_by_side_and_up_twice_is_harmless(pools):
+    one, two = pools
+    for pool in pools:
+        pool.up(cores=1)
+    first = one.processes()
+    one.up(cores=1)
+    assert {process.pid for process in one.processes()} == {process.pid for process in first}
+    two.down()
+    assert one.is_up() and not two.is_up()
+    assert two.processes() == []
+
+
+def test_down_after_the_master_was_killed_leaves_nothing_and_up_works_again(pools):
+    pool = pools[0]
+    pool.up(cores=1)
+    pool.tool("condor_status", "-any")
+    for process in pool.processes():
+        if process.name == "condor_master":
+            process.send(signal.SIGKILL)
+    pool.down()
+    assert pool.processes() == []
+    pool.up(cores=1)
+    assert pool.is_up()
+
+
+def test_the_pool_is_its_owners_alone(pools):
+    pool = pools[0]
+    pool.up(cores=1)
+    folders = (pool.home, *(pool.folder / name for name in (".", "passwords.d", "tokens.d", "spool", "log")))
+    for folder in folders:
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, folder
+    secrets = [pool.folder / "passwords.d" / "POOL", pool.folder / "tokens.d" / "owner"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
+
+
+def test_env_gives_a_shell_that_can_use_htcondors_tools(pools):
+    pool = pools[0]
+    pool.up(cores=1)
+    script = f'eval "$({sys.executable} -m glide pool env)" && condor_q -totals && condor_status -af Name'
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CONDOR", "_CONDOR"))}
+    environment = {**clean, "GLIDE_HOME": str(pool.home)}
+
+    def tools_answer() -> bool:
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+        return done.returncode == 0 and "slot1@" in done.stdout
+
+    eventually(tools_answer, "condor_q and condor_status answer in that shell")

@@ -1,0 +1,247 @@
+"""Reading records and filling them into prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glide.errors import InputError
+from glide.sweep.records import FEVER_LABELS, MOST_PROBLEMS, Record, check_fields, check_prompts, read, render
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Put text or bytes into a file of that name, and return its path."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def problems_of(path: Path) -> list[str]:
+    """What is wrong with a file, without the file's name in front."""
+    with pytest.raises(InputError) as refused:
+        read(path)
+    return [problem.removeprefix(str(path)) for problem in refused.value.problems]
+
+
+# ---- formats -------------------------------------------------------------------------------------
+
+
+def test_json_lines_become_records_that_know_their_line(write):
+    path = write("r.jsonl", '{"custom_id": "a", "n": 1}\n\n  \n{"custom_id": "b", "n": [1, {"x": null}]}\n')
+    assert read(path) == [
+        Record("a", {"custom_id": "a", "n": 1}, 1),
+        Record("b", {"custom_id": "b", "n": [1, {"x": None}]}, 4),
+    ]
+
+
+def test_a_last_line_without_newline_is_a_record(write):
+    assert [record.custom_id for record in read(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b"}'))] == ["a", "b"]
+
+
+def test_windows_line_ends_are_line_ends(write):
+    assert [record.line for record in read(write("r.jsonl", '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n'))] == [1, 2]
+
+
+def test_a_line_separator_within_a_text_is_text(write):
+    path = write("r.jsonl", '{"custom_id": "a", "t": "one\u2028two\x85three"}\n{"custom_id": "b", "t": ""}\n')
+    assert [record.fields["t"] for record in read(path)] == ["one\u2028two\x85three", ""]
+
+
+def test_json_lines_may_be_called_json(write):
+    assert [record.custom_id for record in read(write("r.json", '{"custom_id": "a"}\n'))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("r.jsonl", '{"custom_id": "a", "t": "x"}\n'), ("r.csv", "custom_id,t\na,x\n")],
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_record(write, name, content):
+    path = write(name, b"\xef\xbb\xbf" + content.encode())
+    assert [record.fields for record in read(path)] == [{"custom_id": "a", "t": "x"}]
+
+
+def test_csv_rows_become_records_of_strings(write):
+    path = write("r.csv", 'custom_id,claim,n\na,"one, ""two""\nthree",1\nb,"{x}",2\n')
+    records = read(path)
+    assert [record.fields for record in records] == [
+        {"custom_id": "a", "claim": 'one, "two"\nthree', "n": "1"},
+        {"custom_id": "b", "claim": "{x}", "n": "2"},
+    ]
+    assert records[1].line == 4
+
+
+def test_csv_rows_with_too_many_cells_are_refused_by_line(write):
+    problems = problems_of(write("r.csv", "custom_id,t\na,x\nb,y,surplus\n"))
+    assert len(problems) == 1 and problems[0].startswith(":3: ")
+
+
+def test_csv_rows_with_too_few_cells_are_refused_by_line(write):
+    problems = problems_of(write("r.csv", "custom_id,t\na,x\nb\n"))
+    assert len(problems) == 1 and problems[0].startswith(":3: ")
+
+
+def test_csv_cells_may_be_long(write):
+    text = "word " * 40_000
+    assert read(write("r.csv", f"custom_id,t\na,{text}\n"))[0].fields["t"] == text
+
+
+def test_parquet_rows_become_records(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"custom_id": "a", "t": "x", "n": 1}, {"custom_id": "b", "t": None, "n": 2}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    assert [(record.fields, record.line) for record in read(tmp_path / "r.parquet")] == [(rows[0], 1), (rows[1], 2)]
+
+
+def test_a_file_that_is_not_parquet_is_said_to_be_none(write):
+    assert problems_of(write("r.parquet", b"PAR1 or not"))[0].startswith(": not Parquet: ")
+
+
+def test_fevers_own_lines_get_id_evidence_and_verdict(write):
+    row = {
+        "id": 75397,
+        "verifiable": "VERIFIABLE",
+        "label": "SUPPORTS",
+        "claim": "Nikolaj Coster-Waldau worked with the Fox Broadcasting Company.",
+        "evidence": [
+            [[92206, 104971, "Nikolaj_Coster-Waldau", 7], [92206, 104971, "Fox_Broadcasting_Company", 0]],
+            [[92206, 104972, "Nikolaj_Coster-Waldau", 7]],
+        ],
+    }
+    (record,) = read(write("train.jsonl", json.dumps(row) + "\n"))
+    assert record.custom_id == "75397"
+    assert record.fields["claim"] == row["claim"]
+    assert record.fields["evidence"] == "Fox Broadcasting Company:0; Nikolaj Coster-Waldau:7"
+    assert record.fields["label"] == FEVER_LABELS["SUPPORTS"]
+
+
+def test_fevers_lines_without_evidence_have_an_empty_one(write):
+    row = {"id": 1, "label": "NOT ENOUGH INFO", "claim": "c", "evidence": [[[5, None, None, None]]]}
+    (record,) = read(write("train.jsonl", json.dumps(row)))
+    assert (record.fields["evidence"], record.fields["label"]) == ("", "NOT ENOUGH INFO")
+
+
+def test_fevers_test_files_have_no_label_to_expect(write):
+    row = {"id": 1, "claim": "c", "evidence": []}
+    assert check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names") != []
+
+
+# ---- what is wrong -------------------------------------------------------------------------------
+
+
+def test_every_bad_line_is_named_with_its_number(write):
+    lines = [
+        '{"custom_id": "a"}', "{not json", '["custom_id"]', '{"text": "nobody"}', '{"custom_id": ""}',
+        '{"custom_id": 7}', '{"custom_id": null}', '{"custom_id": "a"}', '"a"', '{"custom_id": "z"}',
+    ]  # fmt: skip
+    problems = problems_of(write("r.jsonl", "\n".join(lines)))
+    assert [problem.split(":")[1] for problem in problems] == ["2", "3", "4", "5", "6", "7", "8", "9"]
+    assert problems[0].startswith(":2: not JSON")
+    assert problems[1] == ":3: not a JSON object"
+    for missing in problems[2:6]:
+        assert "no custom_id" in missing
+    assert problems[6] == ":8: custom_id 'a' is line 1's too"
+
+
+@pytest.mark.parametrize("evidence", [[1], [[1]], [None], ["Somewhere"], [[["a", "b"]]]])
+def test_a_line_that_only_resembles_fevers_is_named_like_any_other(write, evidence):
+    line = {"claim": "c", "evidence": evidence}
+    problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + json.dumps(line)))
+    assert len(problems) == 1 and problems[0].startswith(":2: no custom_id")
+
+
+def test_a_text_that_is_no_unicode_is_refused_by_line(write):
+    problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": "\\ud83d"}\n'))
+    assert len(problems) == 1 and problems[0].startswith(":2: ")
+
+
+def test_a_file_wrong_throughout_is_told_in_few_lines(write):
+    problems = problems_of(write("r.jsonl", "nonsense\n" * 1000))
+    assert len(problems) == MOST_PROBLEMS + 1
+    assert problems[-1] == f": … and {1000 - MOST_PROBLEMS} more"
+
+
+@pytest.mark.parametrize("name, content", [("r.jsonl", ""), ("r.jsonl", "\n \n"), ("r.csv", ""), ("r.csv", "custom_id\n")])
+def test_a_file_without_records_is_refused(write, name, content):
+    assert problems_of(write(name, content)) == [": no records in it"]
+
+
+def test_a_csv_without_custom_id_names_each_row(write):
+    problems = problems_of(write("r.csv", "id,t\na,x\nb,y\n"))
+    assert [problem.split(":")[1] for problem in problems] == ["2", "3"]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+def test_bytes_that_are_not_utf8_are_said_to_be_so(write, name):
+    assert problems_of(write(name, b'custom_id\n"caf\xe9"\n'))[0].startswith(": not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["r.txt", "records", "r.xlsx"])
+def test_an_unknown_suffix_is_refused_with_those_that_are_known(write, name):
+    (problem,) = problems_of(write(name, "x"))
+    assert ".jsonl, .json, .csv, .parquet" in problem
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path, name):
+    assert "No such file" in problems_of(tmp_path / name)[0]
+
+
+def test_a_folder_is_no_file_of_records(tmp_path):
+    (tmp_path / "r.jsonl").mkdir()
+    assert "directory" in problems_of(tmp_path / "r.jsonl")[0]
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt, fields, text",
+    [
+        ("{a}", {"a": "plain"}, "plain"),
+        ("{a}{b}{a}", {"a": "1", "b": "2"}, "121"),
+        ("{a}", {"a": "{b} {{}} {"}, "{b} {{}} {"),
+        ("{{a}} {{{a}}} }}{{", {"a": "x"}, "{a} {x} }{"),
+        ("{a}", {"a": 3}, "3"),
+        ("{a}", {"a": 0.5}, "0.5"),
+        ("{a}", {"a": True}, "true"),
+        ("{a}", {"a": None}, "null"),
+        ("{a}", {"a": ["ö", {"k": 1}]}, '["ö", {"k": 1}]'),
+        ("no field", {}, "no field"),
+        ("", {}, ""),
+        ("{a}\n", {"a": "line\nline\u2028"}, "line\nline\u2028\n"),
+        ("{größe}", {"größe": "🦉"}, "🦉"),
+    ],
+)
+def test_a_prompt_takes_fields_as_they_are(prompt, fields, text):
+    assert render(prompt, fields) == text
+
+
+RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custom_id": "b"}, 7)]
+
+
+def test_a_prompt_that_names_a_missing_field_points_to_the_first_record_without_it():
+    problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
+    assert problems == [
+        "r.jsonl:7: no field 'claim', which prompt bad names; it has custom_id",
+        "r.jsonl:1: no field 'evidence', which prompt worse names; it has claim, custom_id",
+    ]
+
+
+def test_doubled_braces_name_no_field():
+    assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
+
+
+def test_an_expected_field_must_be_there():
+    assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
+        "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
+    ]
+    assert check_fields("r.jsonl", RECORDS, ["custom_id"], "expect names") == []
