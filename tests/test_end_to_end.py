@@ -115,7 +115,7 @@ def test_status_shows_the_way_to_warm(factory, pool, sweep: SweepFolder):
 
 
 def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory, access_point):
-    job = "executable = /bin/true\nMy.GlideModel = \"ghost-model\"\nMy.GlideTemplate = \"0123\"\n"
+    job = 'executable = /bin/true\nMy.GlideModel = "ghost-model"\nMy.GlideTemplate = "0123"\n'
     job += "requirements = TARGET.GlideTemplate =?= MY.GlideTemplate\nqueue 1\n"
     cluster = access_point.submit(job)
     try:

@@ -1,0 +1,37 @@
+# One way to do each thing; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/ready  ## virtual environment and, unless one is on the PATH, a private HTCondor; seconds when done
+	@$(BIN)/python -c 'from glide.condor import install; install.ensure()'
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (the first time downloads torch and transformers)" >&2
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models,parquet,dev]'
+	@touch $@
+
+demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own; about a minute
+	@set -e; export GLIDE_HOME=$$(mktemp -d -t glide-demo-XXXXXX); \
+	trap '$(BIN)/glide pool down >/dev/null; rm -rf "$$GLIDE_HOME"' EXIT; \
+	$(BIN)/glide pool up; eval "$$($(BIN)/glide pool env)"; \
+	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml
+
+test: setup  ## all tests, those on a real embedded pool included
+	$(BIN)/pytest
+
+check: .venv/ready  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove what setup and tests made here (the HTCondor cache stays)
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""A sweep is checked completely before anything is submitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glide.errors import InputError
+from glide.sweep.prepare import prepare
+
+RECORDS = [{"custom_id": "a", "text": "one", "label": "x"}, {"custom_id": "b", "text": "two {x}", "label": "y"}]
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a sweep file, its records and a model folder; `changes` replace the file's keys."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+
+    def write(records: list[dict] | str = RECORDS, **changes) -> Path:
+        lines = records if isinstance(records, str) else "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / "r.jsonl").write_text(lines)
+        sweep = {
+            "name": "s",
+            "model": {"name": "m", "engine": "transformers", "path": "model"},
+            "records": "r.jsonl",
+            "prompts": {"plain": "{text}", "kind": "Please: {text}"},
+            "expect": "label",
+        } | changes
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+        return tmp_path / "s.yaml"
+
+    return write
+
+
+def problems_of(source: Path) -> list[str]:
+    with pytest.raises(InputError) as refused:
+        prepare(source)
+    return list(refused.value.problems)
+
+
+NOOP = {"name": "m", "engine": "noop"}
+
+
+def test_a_good_sweep_is_prepared_from_paths_beside_its_file(write, tmp_path, monkeypatch):
+    source = write()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sweep = prepare(source)
+    assert sweep.total == 4
+    assert sweep.template.path == str(tmp_path / "model")
+    assert set(sweep.template.files) == {"config.json", "model.safetensors"}
+    assert sweep.out == tmp_path / "elsewhere" / "results"
+
+
+def test_a_request_carries_an_id_unique_over_the_prompts_and_the_filled_prompt(write):
+    sweep = prepare(write())
+    requests = [sweep.request(prompt, record) for prompt in sweep.file.prompts for record in sweep.records]
+    assert requests[1] == {"custom_id": "plain/b", "prompt": "two {x}"}
+    assert len({request["custom_id"] for request in requests}) == sweep.total
+
+
+def test_an_engine_without_files_needs_no_folder(write):
+    assert prepare(write(model=NOOP)).template.path is None
+
+
+def test_a_missing_model_folder_is_named(write, tmp_path):
+    (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "gone"}))
+    assert problem.startswith(f"{tmp_path / 's.yaml'}:") and str(tmp_path / "gone") in problem
+
+
+def test_a_model_that_is_a_file_is_no_folder(write, tmp_path):
+    (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "model/config.json"}))
+    assert "no folder" in problem
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe{}"])
+def test_a_model_whose_configuration_is_not_json_is_unreadable(write, tmp_path, content):
+    (tmp_path / "model" / "config.json").write_bytes(content)
+    (problem,) = problems_of(write())
+    assert str(tmp_path / "model" / "config.json") in problem and "not JSON" in problem
+
+
+def test_a_model_without_configuration_is_unreadable(write, tmp_path):
+    (tmp_path / "model" / "config.json").unlink()
+    (problem,) = problems_of(write())
+    assert "config.json" in problem and "No such file" in problem
+
+
+def test_a_remote_model_is_refused_while_it_is_not_supported(write):
+    (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "hf://who/what"}))
+    assert "hf://who/what" in problem
+
+
+def test_a_prompt_that_names_a_missing_field_is_refused_at_the_record(write, tmp_path):
+    (problem,) = problems_of(write([*RECORDS, {"custom_id": "c", "label": "z"}]))[:1]
+    assert problem.startswith(f"{tmp_path / 'r.jsonl'}:3: no field 'text'")
+
+
+def test_an_expected_field_that_is_missing_is_refused(write):
+    (problem,) = problems_of(write(expect="verdict"))
+    assert "no field 'verdict', which expect names" in problem
+
+
+def test_all_problems_are_said_at_once(write, tmp_path):
+    records = '{"custom_id": "a", "text": "x"}\nnot json\n{"custom_id": "a", "text": "x"}\n'
+    problems = problems_of(write(records, model={"name": "m", "engine": "transformers", "path": "gone"}))
+    assert len(problems) == 3
+    assert "gone" in problems[0]
+    assert problems[1].startswith(f"{tmp_path / 'r.jsonl'}:2: not JSON")
+    assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:3: custom_id 'a'")
+
+
+def test_fields_and_model_are_said_at_once(write):
+    problems = problems_of(
+        write(model={"name": "m", "engine": "transformers", "path": "gone"}, prompts={"p": "{no}"}, expect="none")
+    )
+    assert len(problems) == 3
+
+
+def test_a_missing_file_of_records_is_named(write, tmp_path):
+    source = write(model=NOOP)
+    (tmp_path / "r.jsonl").unlink()
+    (problem,) = problems_of(source)
+    assert problem.startswith(f"{tmp_path / 'r.jsonl'}: No such file")
+
+
+# ---- the digest by which results are known -------------------------------------------------------
+
+
+def test_the_digest_stays_when_nothing_that_matters_changes(write):
+    before = prepare(write()).digest
+    assert prepare(write(glideins=4, batch=2, pack=3, out="elsewhere")).digest == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": "m", "engine": "transformers", "path": "model", "options": {"batch": 2}}},
+        {"prompts": {"plain": "{text}", "kind": "please: {text}"}},
+        {"generate": {"max_new_tokens": 3}},
+        {"records": [*RECORDS, {"custom_id": "c", "text": "", "label": ""}]},
+        {"records": RECORDS[::-1]},
+        {"records": [RECORDS[0], {**RECORDS[1], "text": "2"}]},
+    ],
+)
+def test_the_digest_changes_with_what_makes_the_results(write, changes):
+    before = prepare(write()).digest
+    assert prepare(write(**changes)).digest != before
+
+
+@pytest.mark.parametrize("kind", ["date", "bytes", "decimal"])
+def test_what_parquet_holds_beside_numbers_and_text_can_be_used_or_is_refused(tmp_path, kind):
+    import datetime
+    import decimal
+
+    import pyarrow
+    from pyarrow import parquet
+
+    value = {"date": datetime.date(1908, 5, 1), "bytes": b"raw", "decimal": decimal.Decimal("1.50")}[kind]
+    parquet.write_table(pyarrow.Table.from_pylist([{"custom_id": "a", "text": value}]), tmp_path / "r.parquet")
+    sweep = {"name": "s", "model": NOOP, "records": "r.parquet", "prompts": {"p": "{text}"}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
+    try:
+        sweep = prepare(tmp_path / "s.yaml")
+    except InputError as refused:
+        assert f"{tmp_path / 'r.parquet'}:1: " in str(refused)
+    else:
+        assert len(sweep.digest) == 64
+        assert sweep.request("p", sweep.records[0])["prompt"] != ""
