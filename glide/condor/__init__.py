@@ -8,10 +8,11 @@ from pathlib import Path
 from glide.condor import install
 from glide.condor.access_point import AccessPoint
 from glide.condor.collector import Collector
+from glide.condor.event_log import EventLog
 from glide.condor.pool import EmbeddedPool, home
 from glide.errors import CondorError
 
-__all__ = ["AccessPoint", "Collector", "EmbeddedPool", "configured", "connect", "home", "install"]
+__all__ = ["AccessPoint", "Collector", "EmbeddedPool", "EventLog", "configured", "connect", "home", "install"]
 
 
 def configured() -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from glide.condor import AccessPoint, Collector, home
+from glide.condor import AccessPoint, Collector, EventLog, home
+from glide.condor.event_log import ENDED
 from glide.config import SiteFile
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
@@ -20,16 +21,19 @@ from glide.factory.apply import Hands
 from glide.factory.plan import Action
 from glide.factory.snapshot import take
 
+EVENT_SECONDS = 0.2  # between looks into the access point's event log
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
 
 
 class Factory:
-    """Runs one site; holds no state between cycles but the last reasons, so as not to repeat them."""
+    """Runs one site; all it remembers between cycles is what it said and which jobs' ends are news."""
 
     def __init__(self, site: SiteFile):
         self.site = site
         self.stop = threading.Event()
         self.said: set[Action] = set()
+        self.events = EventLog()
+        self.glideins: set[str] = set()
 
     def run(self, once: bool = False) -> None:
         """Cycle until SIGTERM or SIGINT, then take the glideins down.
@@ -45,13 +49,21 @@ class Factory:
                 self._cycle()
                 if once:
                     return
-                self.stop.wait(self.site.interval)
+                self._wait()
             self._drain()
+
+    def _wait(self) -> None:
+        """Until the next cycle is due; at once when a job ends, for it may have been a glidein with live ads."""
+        deadline = time.monotonic() + self.site.interval
+        while time.monotonic() < deadline and not self.stop.wait(EVENT_SECONDS):
+            if any(event.kind in ENDED and event.job in self.glideins for event in self.events.new()):
+                return
 
     def _cycle(self) -> None:
         try:
             access_point, collector = AccessPoint(), Collector()
             snapshot = take(access_point, collector)
+            self.glideins = {f"{glidein.cluster}.{glidein.proc}" for glidein in snapshot.glideins}
             actions = policy.plan(snapshot, self.site)
             self._report(actions)
             Hands(self.site, folder(self.site), access_point, collector).apply(actions, snapshot)

@@ -15,19 +15,24 @@ from typing import Any
 
 from glide import resources
 from glide.condor import AccessPoint
+from glide.errors import CondorError
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus
+from glide.vocabulary import Job, JobStatus, Machine, State
+
+# As in submit_templates/invocation.sub.
+WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """One job in the queue: its part's name, how many records it carries, how often it has started."""
+    """One job in the queue: its part's name, its records, how often it has started, the lane's Name it runs on."""
 
     job: str
     part: str
     status: int
     records: int
     starts: int
+    lane: str = ""
     hold_reason: str = ""
 
 
@@ -50,8 +55,12 @@ class Carriers:
         self.access_point = access_point
         run.folder.mkdir(parents=True, exist_ok=True)
 
-    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Send parts out, a job each, as one spooled cluster. A record has `custom_id` and `prompt`."""
+    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = ()) -> None:
+        """Send parts out, a job each, as one spooled cluster. A record has `custom_id` and `prompt`.
+
+        Args:
+            avoid: GlideIds of glideins that are known to be dead, although the collector may still have their ads.
+        """
         items = []
         for records in parts:
             part = uuid.uuid4().hex[:12]
@@ -60,7 +69,11 @@ class Carriers:
             self._input(part).write_text(text, encoding="utf-8")
             items.append({"part": part, "count": str(len(records))})
         description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
-        self.access_point.submit(description, self._macros(), items, spool=True)
+        macros = self._macros()
+        if avoid:
+            dead = ", ".join(map(_quoted, avoid))
+            macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
+        self.access_point.submit(description, macros, items, spool=True)
 
     def _macros(self) -> dict[str, str]:
         return {
@@ -75,18 +88,36 @@ class Carriers:
 
     def queue(self) -> list[Carrier]:
         """This run's jobs that are in the queue."""
-        attributes = ("ClusterId", "ProcId", "JobStatus", "NumJobStarts", "HoldReason", Job.PART, Job.RECORDS)
+        attributes = (
+            "ClusterId",
+            "ProcId",
+            "JobStatus",
+            "NumJobStarts",
+            "RemoteHost",
+            "HoldReason",
+            Job.PART,
+            Job.RECORDS,
+        )
         jobs = self.access_point.jobs(self._constraint(), attributes)
         return [
             Carrier(
                 f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], job["JobStatus"], job.get(Job.RECORDS, 0),
-                job.get("NumJobStarts", 0), job.get("HoldReason", ""),
+                job.get("NumJobStarts", 0), job.get("RemoteHost", ""), job.get("HoldReason", ""),
             )
             for job in jobs
             if job["JobStatus"] != JobStatus.REMOVED
         ]  # fmt: skip
 
-    def gather(self, queue: Iterable[Carrier], keep: Callable[[Carrier, list[dict[str, Any]]], None]) -> list[Carrier]:
+    def peek(self, carrier: Carrier) -> tuple[list[dict[str, Any]], int]:
+        """What a carrier has streamed to the access point so far, and how many records its lane has begun."""
+        try:
+            self.access_point.retrieve(_either([carrier]))
+        except CondorError:
+            return [], 0  # it has streamed nothing yet
+        path = self.run.folder / f"{carrier.part}.out"
+        return list(read_results(path)), max((line.get("begun", 0) for line in read_lines(path)), default=0)
+
+    def gather(self, queue: Iterable[Carrier], keep: Callable[[list[dict[str, Any]]], None]) -> list[Carrier]:
         """Bring home what completed carriers have: `keep` makes it durable, only then the job goes.
 
         Killed at any point, the next call brings the same results again, which `keep` must tell from new ones.
@@ -97,7 +128,7 @@ class Carriers:
         constraint = _either(done)
         self.access_point.retrieve(constraint)
         for carrier in done:
-            keep(carrier, list(read_results(self.run.folder / f"{carrier.part}.out")))
+            keep(list(read_results(self.run.folder / f"{carrier.part}.out")))
         self.access_point.remove(constraint, "gathered")
         for carrier in done:
             self._forget(carrier)
@@ -109,7 +140,7 @@ class Carriers:
         for carrier in carriers:
             # By "\n" alone: a text may contain what else Python takes for the end of a line.
             with suppress(FileNotFoundError), self._input(carrier.part).open(encoding="utf-8", newline="\n") as lines:
-                ids |= {json.loads(line).get("custom_id", "") for line in lines}
+                ids |= {record["custom_id"] for record in map(json.loads, lines) if "custom_id" in record}
         return ids
 
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
@@ -131,19 +162,18 @@ class Carriers:
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a result file; a torn last line is not a result."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    """The results in a file, which is empty when it does not exist."""
+    return (line for line in read_lines(path) if isinstance(line.get("custom_id"), str))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file of JSON objects; a torn line is none."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
-            if not line.endswith("\n"):
-                return
-            try:
-                result = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
-                yield result
+            with suppress(ValueError):
+                content = json.loads(line) if line.endswith("\n") else None
+                if isinstance(content, dict):
+                    yield content
 
 
 def _either(carriers: Sequence[Carrier]) -> str:

@@ -55,6 +55,8 @@ def pack(left: int, lanes: int, queued: int, record_seconds: float | None, fixed
         size = min(max(math.ceil(remaining / (max(1, lanes) * SHARE)), least), most, remaining)
         if size == 0:
             break
+        if remaining - size < least:  # no crumbs: a job of its own for them would end last
+            size = min(remaining, most)
         sizes.append(size)
         remaining -= size
     reason = f"{sizes[0]} records a job: {1000 * record_seconds:.3g} ms each, {left} left, {lanes} lanes"

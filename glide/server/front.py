@@ -127,6 +127,8 @@ class Front:
                 self.flying[self.next_key] = item
                 item.fields[0] = self.next_key
                 self.next_key += 1
+            for client in {item.client for item in items}:
+                client.send({"begun": sum(item.client is client for item in items)})
             engine.sent(len(items))
             await engine.send({"serve": [item.fields for item in items]})
             if self.suspects:  # alone means alone: the next call goes out when this one has come back

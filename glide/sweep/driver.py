@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from glide.condor import Collector
+from glide.condor import Collector, EventLog
+from glide.condor.event_log import LOST
 from glide.errors import CondorError, TemplateError
 from glide.invoke.carriers import Carrier, Carriers
 from glide.invoke.pack import Wave, pack
@@ -16,10 +18,14 @@ from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
 from glide.vocabulary import JobStatus, Machine, State
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
+PEEK_SECONDS = 1.0  # between looks at what running carriers have streamed; more when there are many
+PEEKS_PER_SECOND = 20  # each costs the access point about 5 ms
 # Held carriers are sent again so often; after that the reason is the user's to know.
 MOST_HOLDS = 5
 PATIENCE_SECONDS = 30.0  # how long HTCondor may fail to answer before the sweep gives up
+AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expunges them or not
+VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
 
 _LANE = (
     "Name", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.FETCH_SECONDS,
@@ -48,12 +54,18 @@ class Driver:
         self.results = results
         self.carriers = carriers
         self.collector = Collector()
+        self.events = EventLog()
         self.started = time.monotonic()
         self.jobs: dict[str, int] = {}  # starts by job
         self.glideins: dict[str, dict[str, Any]] = {}  # last ad by GlideId
-        self.holds = 0
-        self.wave = Wave((), "")
+        self.lanes: dict[str, tuple[str, float]] = {}  # GlideId by lane's Name, and when its ad was last seen
         self.carried: dict[str, set[str]] = {}  # ids by part, for the parts in the queue
+        self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
+        self.avoid: dict[str, float] = {}  # dead glideins, and since when
+        self.peeked = 0.0
+        self.holds = self.evictions = self.lost_in_flight = 0
+        self.wave = Wave((), "")
+        self.first_warm: float | None = None
 
     def run(self, watch: Callable[[Progress], None]) -> dict[str, Any]:
         """Finish the sweep and return its summary.
@@ -74,7 +86,9 @@ class Driver:
                 continue
             watch(progress)
             if progress.done == progress.total:
-                return self.results.finish(self._summary())
+                summary = self._summary()
+                self.cancel("all results are here")  # carriers that only bring copies of them
+                return self.results.finish(summary)
             time.sleep(POLL_SECONDS)
 
     def cancel(self, reason: str) -> None:
@@ -85,18 +99,32 @@ class Driver:
         queue = self.carriers.queue()
         for carrier in queue:
             self.jobs[carrier.job] = carrier.starts
+            if carrier.part not in self.carried:
+                self.carried[carrier.part] = self.carriers.carried([carrier])
         gathered = self.carriers.gather(queue, self.results.keep)
         queue = self._without_held([carrier for carrier in queue if carrier not in gathered])
-        lanes = self._lanes()
+        lanes = self._look_at_lanes()
+        queue = self._without_lost(queue)
+        self._peek(queue)
         if len(self.results.have) < self.sweep.total:
             self._supply(queue, lanes)
-        states = [lane.get(Machine.STATE, State.BLANK) for lane in lanes]
+        states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
         return Progress(
             total=self.sweep.total, done=len(self.results.have), errors=self.results.errors,
-            lanes={state: states.count(state) for state in sorted(set(states))},
+            lanes=dict(sorted(states.items())),
             running=sum(carrier.status == JobStatus.RUNNING for carrier in queue),
             idle=sum(carrier.status == JobStatus.IDLE for carrier in queue), wave=self.wave.reason,
         )  # fmt: skip
+
+    def _peek(self, queue: list[Carrier]) -> None:
+        """Take what running carriers have streamed."""
+        running = [carrier for carrier in queue if carrier.status == JobStatus.RUNNING]
+        if time.monotonic() - self.peeked > max(PEEK_SECONDS, len(running) / PEEKS_PER_SECOND):
+            for carrier in running:
+                self.results.keep(self.carriers.peek(carrier)[0])
+            self.peeked = time.monotonic()
+
+    # ---- what goes wrong -------------------------------------------------------------------------
 
     def _without_held(self, queue: list[Carrier]) -> list[Carrier]:
         held = [carrier for carrier in queue if carrier.status == JobStatus.HELD]
@@ -107,31 +135,56 @@ class Driver:
             self.carriers.remove(held, "held; its records are sent again")
         return [carrier for carrier in queue if carrier not in held]
 
-    def _lanes(self) -> list[dict[str, Any]]:
+    def _without_lost(self, queue: list[Carrier]) -> list[Carrier]:
+        """Save what carriers on dead nodes have streamed, and remove them: their other records go out anew.
+
+        HTCondor would do so by itself, but not before the shadow has asked the dead node three times, for 15 s.
+        """
+        disconnected = {event.job for event in self.events.new() if event.kind in LOST}
+        now = time.monotonic()
+        gone = {name for name, (_, seen) in self.lanes.items() if now - seen > VANISHED_SECONDS}
+        running = [carrier for carrier in queue if carrier.status == JobStatus.RUNNING]
+        lost = [carrier for carrier in running if carrier.job in disconnected or carrier.lane in gone]
+        for carrier in lost:
+            results, begun = self.carriers.peek(carrier)
+            self.results.keep(results)
+            self.evictions += 1
+            self.lost_in_flight += max(0, begun - len(results))
+            self.attempts.update(self.carried[carrier.part] - self.results.have.keys())
+            if carrier.lane in self.lanes:
+                self.avoid[self.lanes[carrier.lane][0]] = now
+        self.carriers.remove(lost, "its node is gone; what it had not done is sent again")
+        return [carrier for carrier in queue if carrier not in lost]
+
+    def _look_at_lanes(self) -> list[dict[str, Any]]:
         lanes = self.collector.lanes(_LANE, f'{Machine.TEMPLATE} == "{self.sweep.template.digest}"')
+        now = time.monotonic()
         for lane in lanes:
             self.glideins[lane[Machine.ID]] = lane
+            self.lanes[lane["Name"]] = (lane[Machine.ID], now)
+        self.avoid = {glide_id: since for glide_id, since in self.avoid.items() if now - since < AVOID_SECONDS}
         failed = [lane for lane in lanes if lane.get(Machine.STATE) == State.FAILED]
         if failed and len(failed) == len(lanes):
             reason = f"{failed[0][Machine.ID]}: {failed[0].get(Machine.FAILURE, 'no reason given')}"
             raise TemplateError(f"{self.sweep.template.model} cannot be loaded on {reason}")
-        return lanes
+        return [lane for lane in lanes if lane[Machine.ID] not in self.avoid]
+
+    # ---- the next wave ---------------------------------------------------------------------------
 
     def _supply(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
-        parts = {carrier.part: carrier for carrier in queue}
-        for part, carrier in parts.items():
-            if part not in self.carried:
-                self.carried[part] = self.carriers.carried([carrier])
+        parts = {carrier.part for carrier in queue}
         self.carried = {part: ids for part, ids in self.carried.items() if part in parts}
         on_their_way = set().union(*self.carried.values())
-        left = self.sweep.total - len(self.results.have | on_their_way)
+        left = self.sweep.total - len(self.results.have.keys() | on_their_way)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
+        if warm and self.first_warm is None:
+            self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.sweep.file.glideins
         wave = pack(left, expected, len(queue), _lane_seconds(warm), self._fixed())
         if wave.sizes:
             self.wave = wave
             records = self._unsent(on_their_way)
-            self.carriers.submit([list(islice(records, size)) for size in wave.sizes])
+            self.carriers.submit([list(islice(records, size)) for size in wave.sizes], list(self.avoid))
 
     def _fixed(self) -> int | None:
         batch, packed = self.sweep.file.batch, self.sweep.file.pack
@@ -144,17 +197,19 @@ class Driver:
             for record in self.sweep.records:
                 wire_id = f"{prompt}/{record.custom_id}"
                 if wire_id not in self.results.have and wire_id not in on_their_way:
-                    yield self.sweep.request(prompt, record)
+                    request = self.sweep.request(prompt, record)
+                    yield request | ({"attempts": self.attempts[wire_id]} if wire_id in self.attempts else {})
 
     def _summary(self) -> dict[str, Any]:
-        now = time.time()
+        now, finished = time.time(), time.monotonic()
         return {
             "name": self.sweep.file.name,
-            "makespan_s": round(time.monotonic() - self.started, 3),
+            "makespan_s": round(finished - self.started, 3),
+            "warm_makespan_s": round(finished - (self.first_warm or finished), 3),
             "jobs": len(self.jobs),
-            "evictions": sum(max(0, starts - 1) for starts in self.jobs.values()),
+            "evictions": self.evictions + sum(max(0, starts - 1) for starts in self.jobs.values()),
             "recomputed": self.results.recomputed,
-            "lost_in_flight": self.results.lost,
+            "lost_in_flight": self.lost_in_flight,
             "resumed": self.results.found,
             "tokens": self.results.tokens,
             "glideins": [
@@ -171,9 +226,7 @@ class Driver:
 
 def _lane_seconds(warm: list[dict[str, Any]]) -> float | None:
     """Seconds per record as one lane sees it: the lanes of a glidein share its engine."""
-    sharing: dict[str, int] = {}
-    for lane in warm:
-        sharing[lane[Machine.ID]] = sharing.get(lane[Machine.ID], 0) + 1
+    sharing = Counter(lane[Machine.ID] for lane in warm)
     times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
     known = [seconds for seconds in times if seconds > 0]
     return sum(known) / len(known) if known else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import InputError
-from glide.invoke.carriers import Carrier, read_results
+from glide.invoke.carriers import read_results
 from glide.sweep.prepare import Sweep
 
 FIELDS = ("custom_id", "text", "tokens", "error", "glidein", "attempts", "seconds")
@@ -19,17 +19,15 @@ class Results:
     """out/<prompt>/results.jsonl, and the little that says whose they are (out/.glide/run.json).
 
     Attributes:
-        have: the wire ids ("prompt/custom_id") that have a result.
+        have: the wire ids ("prompt/custom_id") that have a result, each with a hash of who computed it when.
         found: how many of them an earlier run of the same sweep left.
         recomputed: results that came although there was one already.
-        lost: records begun on a node that was lost, and done again elsewhere.
     """
 
     def __init__(self, sweep: Sweep, run: str):
         self.sweep = sweep
-        self.have: set[str] = set()
+        self.have: dict[str, int] = {}
         self.recomputed = 0
-        self.lost = 0
         self.errors = 0
         self.tokens = 0
         self.by_glidein: dict[str, int] = {}
@@ -51,13 +49,13 @@ class Results:
     def path(self, prompt: str) -> Path:
         return self.sweep.out / prompt / "results.jsonl"
 
-    def keep(self, carrier: Carrier, results: Iterable[dict[str, Any]]) -> None:
-        """Make a carrier's results durable; what is there already is counted and left out."""
+    def keep(self, results: Iterable[dict[str, Any]]) -> None:
+        """Make results durable; a copy of one that is there is left out, and another computation of it counted."""
         lines: dict[str, list[str]] = {}
         for result in results:
             wire_id = result["custom_id"]
             if wire_id in self.have:
-                self.recomputed += 1
+                self.recomputed += self.have[wire_id] != _computation(result)
                 continue
             prompt, _, custom_id = wire_id.partition("/")
             self._count(wire_id, result)
@@ -103,12 +101,16 @@ class Results:
         ]
 
     def _count(self, wire_id: str, result: dict[str, Any]) -> None:
-        self.have.add(wire_id)
+        self.have[wire_id] = _computation(result)
         self.errors += result.get("error") is not None
         self.tokens += result.get("tokens") or 0
-        self.lost += (result.get("attempts") or 1) > 1
         glidein = result.get("glidein") or ""
         self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
+
+
+def _computation(result: dict[str, Any]) -> int:
+    """Tells two computations of a record apart, and copies of one's result not."""
+    return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))
 
 
 def state_file(sweep: Sweep) -> Path:

@@ -1,0 +1,38 @@
+"""The access point's own event log: the first to know that a job's node is gone. Not every user may read it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from glide.condor import bindings
+
+# A shadow that has lost its starter writes these at once, long before the queue shows it.
+LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
+ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXCEPTION", *LOST)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to which job."""
+
+    kind: str
+    job: str
+
+
+class EventLog:
+    """Follows the configured EVENT_LOG from now on; silent where there is none or it can't be read."""
+
+    def __init__(self) -> None:
+        path = bindings.htcondor2.param.get("EVENT_LOG")
+        self.log: Any = None
+        if path and os.access(str(path), os.R_OK):
+            self.log = bindings.htcondor2.JobEventLog(str(path))
+            self.new()
+
+    def new(self) -> list[Event]:
+        """Events since the last look; never waits."""
+        if self.log is None:
+            return []
+        return [Event(event.type.name, f"{event.cluster}.{event.proc}") for event in self.log.events(stop_after=0)]
