@@ -62,7 +62,7 @@ class ModelSpec(Strict):
 
 
 class SweepFile(Strict):
-    """A sweep: every record once per prompt."""
+    """A sweep: every record once per prompt. `timeout` is in seconds, for one engine call."""
 
     name: Name
     model: ModelSpec
@@ -72,6 +72,7 @@ class SweepFile(Strict):
     expect: str | None = None
     out: str = "results"
     glideins: int = Field(1, ge=1)
+    timeout: float = Field(600.0, gt=0)
     batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     pack: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
 

@@ -97,8 +97,8 @@ def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
 
 def _drive(sweep: Sweep, results: Results, site: Path | None) -> dict:
     with workplace(site):
-        template, wanted, generate = sweep.template, sweep.file.glideins, sweep.file.generate
-        run = Run(run_name(sweep), template, sweep.out / ".glide" / "parts", wanted, generate)
+        file, folder = sweep.file, sweep.out / ".glide" / "parts"
+        run = Run(run_name(sweep), sweep.template, folder, file.glideins, file.generate, file.timeout)
         driver = Driver(sweep, results, Carriers(run, AccessPoint()))
         try:
             with Watch(sweep.file.name) as watch:

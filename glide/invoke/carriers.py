@@ -38,13 +38,21 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's jobs have in common. `folder` holds the parts on their way out and back."""
+    """What a run's jobs have in common.
+
+    Attributes:
+        folder: holds the parts on their way out and back.
+        wanted: at most so many glideins at once.
+        generate: the engine's options for each record.
+        timeout: seconds that an engine call may take for a record.
+    """
 
     name: str
     template: Template
     folder: Path
     wanted: int
     generate: Mapping[str, Any]
+    timeout: float
 
 
 class Carriers:
@@ -64,7 +72,7 @@ class Carriers:
         items = []
         for records in parts:
             part = uuid.uuid4().hex[:12]
-            lines = [{"generate": dict(self.run.generate)}, *records]
+            lines = [{"generate": dict(self.run.generate), "timeout": self.run.timeout}, *records]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             self._input(part).write_text(text, encoding="utf-8")
             items.append({"part": part, "count": str(len(records))})

@@ -6,15 +6,18 @@ import asyncio
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glide.server import frames
+from glide.server.engine_process import INTERRUPT
 from glide.template import Template
 
 if TYPE_CHECKING:
     from glide.server.front import Front
 
+GRACE_SECONDS = 5.0  # for a call that was interrupted to end by itself
 FRONT = "model server:"  # how the front's own lines begin in the log it shares with the engine
 
 
@@ -32,6 +35,8 @@ class EngineHandle:
         self.log = log
         self.slots = asyncio.Semaphore(2)
         self.begun: list[int] = []
+        self.begun_at: float | None = None  # None while no call runs
+        self.overdue = ""  # why we killed it, if we did
         self.calls: list[int] = []  # sizes of the calls given and not come back, oldest first
         self.empty = asyncio.Event()
 
@@ -60,7 +65,22 @@ class EngineHandle:
         try:
             return await frames.read(self.reader)
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise DeadEngine(_how_it_ended(await self.process.wait(), self.log)) from None
+            ended = _how_it_ended(await self.process.wait(), self.log)
+            raise DeadEngine(f"{self.overdue} {ended}".strip()) from None
+
+    def begin(self, keys: list[int]) -> None:
+        """A call has begun."""
+        self.begun = keys
+        self.begun_at = time.monotonic()
+
+    def hurry(self, timeout: float) -> None:
+        """Interrupt a call that is over its time; kill the engine when that does not help."""
+        over = time.monotonic() - (self.begun_at or time.monotonic()) - timeout
+        if over > GRACE_SECONDS and not self.overdue:
+            self.overdue = f"gave no result within {timeout:g} s and did not react, so it was killed; it"
+            self.process.kill()
+        elif over > 0:
+            self.process.send_signal(INTERRUPT)
 
     def sent(self, records: int) -> None:
         self.calls.append(records)
@@ -70,6 +90,7 @@ class EngineHandle:
         """A call came back after so many seconds of work."""
         front.status = front.status.served_more(self.calls.pop(0), seconds)
         self.slots.release()
+        self.begun_at = None
         if not self.calls:
             self.empty.set()
 

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from glide.server import engines, frames
@@ -21,12 +22,14 @@ from glide.server.engines import Completion, Engine, Record
 from glide.template import Template
 from glide.vocabulary import State
 
+INTERRUPT = signal.SIGUSR1
 FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way to the front
 
 
 def main() -> None:
     """Run on the socket whose descriptor is the first argument."""
     faulthandler.enable()
+    signal.signal(INTERRUPT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the front
     front = socket.socket(fileno=int(sys.argv[1]))
     try:
@@ -72,23 +75,46 @@ def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Itera
     except Exception:  # one record spoils the plan: call each alone, and it alone will fail
         planned = [[record] for record in records]
     for batch in planned:
-        # Named before the call: if it takes the process down, these are the suspects.
-        front.sendall(frames.encode({"begin": [record.key for record in batch]}))
-        yield batch, _isolated(engine, batch)
+        yield batch, _isolated(front, engine, batch)
 
 
-def _isolated(engine: Engine, batch: Sequence[Record]) -> list[dict[str, Any]]:
+def _isolated(front: socket.socket, engine: Engine, batch: Sequence[Record]) -> list[dict[str, Any]]:
     """Serve a batch; when it raises, halve it until the culprit is alone with its error."""
+    # Named before the call: if it takes the process down, these are the suspects.
+    front.sendall(frames.encode({"begin": [record.key for record in batch]}))
     started = time.monotonic()
     try:
-        completions = engine.call(batch)
+        with _interruptible():
+            completions = engine.call(batch)
     except Exception as error:
         if len(batch) == 1:
             return [_failure(error, time.monotonic() - started)]
         middle = len(batch) // 2
-        return _isolated(engine, batch[:middle]) + _isolated(engine, batch[middle:])
+        return _isolated(front, engine, batch[:middle]) + _isolated(front, engine, batch[middle:])
     seconds = (time.monotonic() - started) / len(batch)
     return [_success(completion, seconds) for completion in completions]
+
+
+class RecordTimeout(Exception):
+    """The call took longer than the record's timeout."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """While this lasts, the front's signal ends the call with an exception, and the state survives.
+
+    Native code does not notice it; the front then has no choice but to kill.
+    """
+
+    def interrupt(*_: object) -> None:
+        faulthandler.dump_traceback(all_threads=True)
+        raise RecordTimeout("no result within the record's timeout")
+
+    signal.signal(INTERRUPT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(INTERRUPT, signal.SIG_IGN)
 
 
 def _success(completion: Completion, seconds: float) -> dict[str, Any]:

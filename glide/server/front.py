@@ -21,6 +21,7 @@ from glide.template import Template
 from glide.vocabulary import State
 
 LINE_LIMIT = 64 << 20  # bytes of one client line
+RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a client may have waiting; its socket fills up beyond that
 CALL_SECONDS = 0.5  # a window is about this much work, so that no client waits long behind another's
 REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
@@ -34,6 +35,7 @@ class Item:
     client: Client
     custom_id: str
     fields: list[Any]
+    timeout: float
 
 
 @dataclass(eq=False)
@@ -87,7 +89,7 @@ class Front:
     async def _engine_life(self) -> None:
         """One engine process from its start to its death."""
         engine = await EngineHandle.start(self.template, self.log)
-        feeder: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             while True:
                 message = await engine.receive()
@@ -98,9 +100,10 @@ class Front:
                 elif "warm" in message:
                     self.status = Status(**{**self.status.to_dict(), "gpu": message["warm"].get("gpu", "")})
                     self._enter(State.WARM)
-                    feeder = asyncio.create_task(self._feed(engine, message["warm"]))
+                    tasks.append(asyncio.create_task(self._feed(engine, message["warm"])))
+                    tasks.append(asyncio.create_task(self._watch_calls(engine)))
                 elif "begin" in message:
-                    engine.begun = message["begin"]
+                    engine.begin(message["begin"])
                 else:
                     self._finished(message["done"])
                     if "idle" in message:
@@ -112,9 +115,17 @@ class Front:
                 self._enter(State.BLANK, f"the engine {death}")
                 self._suspect(engine.begun, str(death))
         finally:
-            if feeder is not None:
-                feeder.cancel()
+            for task in tasks:
+                task.cancel()
             await engine.stop()
+
+    async def _watch_calls(self, engine: EngineHandle) -> None:
+        """No call may take longer than the longest timeout of its records."""
+        while True:
+            await asyncio.sleep(1.0)
+            timeouts = [self.flying[key].timeout for key in engine.begun if key in self.flying]
+            if engine.begun_at is not None and timeouts:
+                engine.hurry(max(timeouts))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
         """Keep one call running and one more waiting in the engine, so that it never waits for us."""
@@ -213,7 +224,8 @@ class Front:
             while line := await reader.readline():
                 record = json.loads(line)
                 fields = [None, record["prompt"], record.get("generate", {})]
-                client.waiting.append(Item(client, record["custom_id"], fields))
+                timeout = record.get("timeout", RECORD_TIMEOUT)
+                client.waiting.append(Item(client, record["custom_id"], fields, timeout))
                 client.unanswered += 1
                 self.work.set()
                 while len(client.waiting) >= QUEUE_LIMIT:

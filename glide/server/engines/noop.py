@@ -5,6 +5,8 @@ For tests, benchmarks, and dry runs of a site: everything but the model is real.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +16,28 @@ from glide.template import Template
 from glide.vocabulary import State
 
 
+class Poisoned(Exception):
+    """A record that was to raise has raised."""
+
+
 class Noop:
     """Serves `parallel` records at a time, each group taking `record_seconds`."""
 
     @dataclass(frozen=True)
     class Options:
-        """Seconds to load, seconds per record, and how many records are served at the same time."""
+        """
+        load_seconds, record_seconds: how long loading, and each record, take.
+        parallel: how many records are served at the same time.
+        raise_on, hang_on, crash_on: a record whose prompt contains this text raises, never returns, or takes the
+            engine's process down with a segmentation fault; for trying out what then happens.
+        """
 
         load_seconds: float = 0.0
         record_seconds: float = 0.0
         parallel: int = 1
+        raise_on: str = ""
+        hang_on: str = ""
+        crash_on: str = ""
 
     def __init__(self, template: Template, options: Options):
         self.options = options
@@ -45,7 +59,17 @@ class Noop:
         started = self.free_at if now - self.free_at < 0.005 else now
         self.free_at = started + self.options.record_seconds
         time.sleep(max(0.0, self.free_at - now))
+        for record in records:
+            self._misbehave(record.prompt)
         return [Completion(record.prompt, 0) for record in records]
+
+    def _misbehave(self, prompt: str) -> None:
+        if self.options.raise_on and self.options.raise_on in prompt:
+            raise Poisoned(f"the record contains {self.options.raise_on!r}")
+        while self.options.hang_on and self.options.hang_on in prompt:
+            time.sleep(1)
+        if self.options.crash_on and self.options.crash_on in prompt:
+            os.kill(os.getpid(), signal.SIGSEGV)
 
     def describe(self) -> dict:
         return {}
