@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from glide.errors import InputError
 from glide.server.engines import engine_class
@@ -44,21 +46,67 @@ class ModelSpec(Strict):
     path: str | None = None
     options: dict[str, Any] = {}
 
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, engine: str) -> str:
+        engine_class(engine)
+        return engine
+
+    @field_validator("options")
+    @classmethod
+    def _checked_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """As the engine will get them: what is accepted for a number here must be one there."""
+        engine = info.data.get("engine")
+        if engine is None:  # refused itself
+            return options
+        known = engine_class(engine).Options
+        names = sorted(known.__dataclass_fields__)
+        for key in options:
+            if key not in names:
+                raise ValueError(f"{engine} has no option {key!r}; it has {', '.join(names)}")
+        checked = TypeAdapter(known).validate_python(options)
+        return {key: getattr(checked, key) for key in options}
+
     @model_validator(mode="after")
-    def _known_options(self) -> ModelSpec:
-        try:
-            options = engine_class(self.engine).Options
-        except ValueError as error:
-            raise PydanticCustomError("engine", "{why}", {"why": str(error)}) from None
-        known = sorted(options.__dataclass_fields__)
-        for key in self.options:
-            if key not in known:
-                why = f"options: {self.engine} has no option {key!r}; it has {', '.join(known)}"
-                raise PydanticCustomError("option", "{why}", {"why": why})
-        TypeAdapter(options).validate_python(self.options)
+    def _has_a_path(self) -> ModelSpec:
         if self.engine == "transformers" and self.path is None:
-            raise PydanticCustomError("path", "the transformers engine needs a path: the model's folder")
+            raise ValueError("the transformers engine needs a path: the model's folder")
         return self
+
+
+BRACES = "write {{ and }} for braces"
+SUMMARY = "summary.json"  # in a sweep's `out`, beside a folder for each prompt
+
+
+def prompt_fields(prompt: str) -> list[str]:
+    """The names of the `{field}`s in a prompt; ValueError when a brace is neither a field nor doubled."""
+    try:
+        pieces = list(string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise ValueError(f"{error}; {BRACES}") from None
+    names = []
+    for _, name, form, conversion in pieces:
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            raise ValueError(f"{{{name}}} is no field's name; {BRACES}")
+        names.append(name)
+    return names
+
+
+def _plain_fields(prompt: str) -> str:
+    prompt_fields(prompt)
+    return prompt
+
+
+def _no_other_file(name: str) -> str:
+    if name == SUMMARY:
+        raise ValueError(f"{name} is what the sweep's summary is called; give the prompt another name")
+    return name
+
+
+PromptName = Annotated[Name, AfterValidator(_no_other_file)]
+Prompt = Annotated[str, AfterValidator(_plain_fields)]
 
 
 class SweepFile(Strict):
@@ -67,36 +115,14 @@ class SweepFile(Strict):
     name: Name
     model: ModelSpec
     records: str
-    prompts: dict[Name, str] = Field(min_length=1)
-    generate: dict[str, Any] = {}
+    prompts: dict[PromptName, Prompt] = Field(min_length=1)
+    generate: dict[str, JsonValue] = {}
     expect: str | None = None
     out: str = "results"
     glideins: int = Field(1, ge=1)
     timeout: float = Field(600.0, gt=0)
     batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     pack: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-
-    @field_validator("prompts")
-    @classmethod
-    def _plain_fields(cls, prompts: dict[str, str]) -> dict[str, str]:
-        for name, text in prompts.items():
-            try:
-                prompt_fields(text)
-            except ValueError as error:
-                raise PydanticCustomError("prompt", "{why}", {"why": f"prompt {name}: {error}"}) from None
-        return prompts
-
-
-def prompt_fields(prompt: str) -> list[str]:
-    """The names of the `{field}`s in a prompt; ValueError when a brace is neither a field nor doubled."""
-    names = []
-    for _, name, form, conversion in string.Formatter().parse(prompt):
-        if name is None:
-            continue
-        if form or conversion or not name.isidentifier():
-            raise ValueError(f"{{{name}}} is no field's name; write {{{{ and }}}} for braces")
-        names.append(name)
-    return names
 
 
 # ---- a site --------------------------------------------------------------------------------------
@@ -153,7 +179,7 @@ class SiteFile(Strict):
         names = [entry.name for entry in entries]
         for name in names:
             if names.count(name) > 1:
-                raise PydanticCustomError("entry", "two entries are named {name}", {"name": name})
+                raise ValueError(f"two entries are named {name}")
         return entries
 
 
@@ -166,18 +192,7 @@ def load(path: Path, model: type[Model]) -> Model:
     Raises:
         InputError: each problem as `file:line: what is wrong`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise InputError(f"{path}:{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    tree, content = _parse(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}:1: not a mapping of keys to values")
     try:
@@ -186,24 +201,106 @@ def load(path: Path, model: type[Model]) -> Model:
         raise InputError(*_problems(path, tree, error)) from None
 
 
+def place(path: Path, *keys: str) -> str:
+    """Where in a YAML file something is, as `file:line: key.key`, for problems that show after `load`."""
+    line, found = _find(_parse(path)[0], keys)
+    return f"{path}:{line}: {'.'.join(found)}"
+
+
+def read_text(path: Path) -> str:
+    """A text file's content, without a byte order mark.
+
+    Raises:
+        InputError: it can't be read, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}; save the file as UTF-8") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML, less its silence about keys that are there twice and its tracebacks for values like 2024-13-45."""
+
+    # At composition: later, keys merged with `<<` are in the mapping too, and those may be overridden.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _not_yaml(key, f"{key.value!r:.40} is there twice; remove or rename one")
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # YAML can write "\ud83d", UTF-8 can't
+            raise _not_yaml(node, f"{value!r:.40} has half a character; complete it, or take it out") from None
+        return value
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # whatever int(), date() and their like raise
+            kind = node.tag.rpartition(":")[2]
+            raise _not_yaml(node, f"{node.value!r:.40} is no {kind}; put a text in quotes") from None
+
+
+def _not_yaml(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
+    """A YAML file as a tree, which knows lines, and as its content."""
+    text = read_text(path)
+    try:
+        loader = _Loader(text)
+        tree = loader.get_single_node()
+        return tree, loader.construct_document(tree) if tree else None
+    except yaml.reader.ReaderError as error:
+        line, problem = text.count("\n", 0, error.position) + 1, f"remove the character U+{error.character:04X}"
+    except yaml.MarkedYAMLError as error:
+        line, problem = error.problem_mark.line + 1 if error.problem_mark else 1, str(error.problem)
+    except RecursionError:
+        line, problem = 1, "nested too deeply"
+    raise InputError(f"{path}:{line}: not YAML: {problem}")
+
+
 def _problems(path: Path, tree: yaml.Node | None, error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        # pydantic names the branches of a union in the location too; the file has no such keys
-        place = [part for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-", "int"))]
-        where = ".".join(map(str, place))
-        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
-        yield f"{path}:{_line(tree, place)}: {where + ': ' if where else ''}{what}"
+        line, keys = _find(tree, problem["loc"])
+        if problem["type"] == "missing":
+            keys.append(str(problem["loc"][-1]))
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        yield f"{path}:{line}: {'.'.join(keys) + ': ' if keys else ''}{what}"
 
 
-def _line(node: yaml.Node | None, place: list[int | str]) -> int:
-    line = node.start_mark.line + 1 if node else 1
-    for part in place:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
+def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, list[str]]:
+    """The line of what pydantic calls by this location, and its keys.
+
+    Only those that the file has: pydantic also names a union's branches, as if they were keys.
+    """
+    line, keys = tree.start_mark.line + 1 if tree else 1, []
+    for part in location:
+        child = _child(tree, part)
+        if child is not None:
+            name, tree = child
+            line = name.start_mark.line + 1
+            keys.append(str(part))
+    return line, keys
+
+
+def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
+    """The node that names a part of a mapping or sequence, and the part; a later key overrides a merged one."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
+    return None

@@ -19,6 +19,8 @@ class Machine:
     SOCKET = "GlideSocket"
     RECORD_SECONDS = "GlideRecordSeconds"
     SERVED = "GlideServed"
+    SERVED_SINCE = "GlideServedSince"
+    SERVED_UNTIL = "GlideServedUntil"
     BUSY_SECONDS = "GlideBusySeconds"
     FETCH_SECONDS = "GlideFetchSeconds"
     LOAD_SECONDS = "GlideLoadSeconds"

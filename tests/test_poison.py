@@ -26,7 +26,9 @@ def run_with_one_bad_record(sweep: SweepFolder, **options) -> dict:
     assert [result["custom_id"] for result in results] == [record["custom_id"] for record in records]
     bad = [result for result in results if result["error"] is not None]
     assert [result["custom_id"] for result in bad] == ["r777"]
-    assert all(result["text"] == record["text"] for result, record in zip(results, records) if result not in bad)
+    assert all(
+        result["text"] == record["text"] for result, record in zip(results, records, strict=True) if result not in bad
+    )
     return bad[0]["error"]
 
 

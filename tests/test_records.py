@@ -41,21 +41,16 @@ def test_json_lines_become_records_that_know_their_line(write):
     ]
 
 
-def test_a_last_line_without_newline_is_a_record(write):
-    assert [record.custom_id for record in read(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b"}'))] == ["a", "b"]
-
-
-def test_windows_line_ends_are_line_ends(write):
-    assert [record.line for record in read(write("r.jsonl", '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n'))] == [1, 2]
+@pytest.mark.parametrize(
+    "content", ['{"custom_id": "a"}\n{"custom_id": "b"}', '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n']
+)
+def test_lines_may_end_as_on_windows_and_the_last_one_not_at_all(write, content):
+    assert [(record.custom_id, record.line) for record in read(write("r.json", content))] == [("a", 1), ("b", 2)]
 
 
 def test_a_line_separator_within_a_text_is_text(write):
     path = write("r.jsonl", '{"custom_id": "a", "t": "one\u2028two\x85three"}\n{"custom_id": "b", "t": ""}\n')
     assert [record.fields["t"] for record in read(path)] == ["one\u2028two\x85three", ""]
-
-
-def test_json_lines_may_be_called_json(write):
-    assert [record.custom_id for record in read(write("r.json", '{"custom_id": "a"}\n'))] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -77,14 +72,14 @@ def test_csv_rows_become_records_of_strings(write):
     assert records[1].line == 4
 
 
-def test_csv_rows_with_too_many_cells_are_refused_by_line(write):
-    problems = problems_of(write("r.csv", "custom_id,t\na,x\nb,y,surplus\n"))
-    assert len(problems) == 1 and problems[0].startswith(":3: ")
+def test_csv_rows_with_too_many_or_too_few_cells_are_refused_by_line(write):
+    problems = problems_of(write("r.csv", "custom_id,t\na,x\nb,y,surplus\n\nc\n"))
+    assert [problem.split(" columns")[0] for problem in problems] == [":3: 3 cells for 2", ":5: 1 cells for 2"]
 
 
-def test_csv_rows_with_too_few_cells_are_refused_by_line(write):
-    problems = problems_of(write("r.csv", "custom_id,t\na,x\nb\n"))
-    assert len(problems) == 1 and problems[0].startswith(":3: ")
+def test_a_quote_that_is_never_closed_swallows_no_records(write):
+    (problem,) = problems_of(write("r.csv", 'custom_id,t\na,"x\nb,y\n'))
+    assert "not CSV" in problem
 
 
 def test_csv_cells_may_be_long(write):
@@ -99,6 +94,35 @@ def test_parquet_rows_become_records(tmp_path):
     rows = [{"custom_id": "a", "t": "x", "n": 1}, {"custom_id": "b", "t": None, "n": 2}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
     assert [(record.fields, record.line) for record in read(tmp_path / "r.parquet")] == [(rows[0], 1), (rows[1], 2)]
+
+
+def test_parquets_dates_and_decimals_become_text(tmp_path):
+    from datetime import date, datetime
+    from decimal import Decimal
+
+    import pyarrow
+    from pyarrow import parquet
+
+    row = {
+        "custom_id": "a",
+        "day": date(1908, 5, 1),
+        "price": Decimal("1.50"),
+        "seen": [{"at": datetime(2024, 1, 2, 3)}],
+    }
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "r.parquet")
+    assert read(tmp_path / "r.parquet")[0].fields == {
+        "custom_id": "a", "day": "1908-05-01", "price": "1.50", "seen": [{"at": "2024-01-02T03:00:00"}],
+    }  # fmt: skip
+
+
+def test_parquets_bytes_are_refused_by_row(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"custom_id": "a", "t": None}, {"custom_id": "b", "t": b"raw"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    (problem,) = problems_of(tmp_path / "r.parquet")
+    assert problem.startswith(":2: b'raw' is neither text nor a number")
 
 
 def test_a_file_that_is_not_parquet_is_said_to_be_none(write):
@@ -131,7 +155,8 @@ def test_fevers_lines_without_evidence_have_an_empty_one(write):
 
 def test_fevers_test_files_have_no_label_to_expect(write):
     row = {"id": 1, "claim": "c", "evidence": []}
-    assert check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names") != []
+    problems = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names")
+    assert problems == ["r:1: no field 'label', which expect names; it has claim, custom_id, evidence, id"]
 
 
 # ---- what is wrong -------------------------------------------------------------------------------
@@ -153,14 +178,19 @@ def test_every_bad_line_is_named_with_its_number(write):
 
 @pytest.mark.parametrize("evidence", [[1], [[1]], [None], ["Somewhere"], [[["a", "b"]]]])
 def test_a_line_that_only_resembles_fevers_is_named_like_any_other(write, evidence):
-    line = {"claim": "c", "evidence": evidence}
+    line = {"id": 7, "claim": "c", "evidence": evidence}
     problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + json.dumps(line)))
     assert len(problems) == 1 and problems[0].startswith(":2: no custom_id")
 
 
 def test_a_text_that_is_no_unicode_is_refused_by_line(write):
-    problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": "\\ud83d"}\n'))
-    assert len(problems) == 1 and problems[0].startswith(":2: ")
+    (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": "\\ud83d"}\n'))
+    assert problem.startswith(":2: '\\ud83d' is half a character")
+
+
+def test_a_line_nested_too_deeply_is_refused_like_any_other(write):
+    (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + "[" * 100_000))
+    assert problem == ":2: not JSON: nested too deeply"
 
 
 def test_a_file_wrong_throughout_is_told_in_few_lines(write):
@@ -169,7 +199,9 @@ def test_a_file_wrong_throughout_is_told_in_few_lines(write):
     assert problems[-1] == f": … and {1000 - MOST_PROBLEMS} more"
 
 
-@pytest.mark.parametrize("name, content", [("r.jsonl", ""), ("r.jsonl", "\n \n"), ("r.csv", ""), ("r.csv", "custom_id\n")])
+@pytest.mark.parametrize(
+    "name, content", [("r.jsonl", ""), ("r.jsonl", "\n \n"), ("r.csv", ""), ("r.csv", "custom_id\n")]
+)
 def test_a_file_without_records_is_refused(write, name, content):
     assert problems_of(write(name, content)) == [": no records in it"]
 
@@ -181,7 +213,7 @@ def test_a_csv_without_custom_id_names_each_row(write):
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
 def test_bytes_that_are_not_utf8_are_said_to_be_so(write, name):
-    assert problems_of(write(name, b'custom_id\n"caf\xe9"\n'))[0].startswith(": not UTF-8")
+    assert problems_of(write(name, b'custom_id\n"caf\xe9"\n'))[0].startswith(":2: not UTF-8")
 
 
 @pytest.mark.parametrize("name", ["r.txt", "records", "r.xlsx"])

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from glide.cli import factory, pool, submit, sweep
+from glide.cli.bench import bench
 from glide.cli.status import status
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
@@ -21,6 +22,7 @@ app.add_typer(sweep.app, name="sweep")
 app.command()(submit.submit)
 app.command()(submit.gather)
 app.command()(status)
+app.command()(bench)
 
 
 def main() -> None:

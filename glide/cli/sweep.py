@@ -13,14 +13,13 @@ import typer
 from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
-from glide.condor import AccessPoint
 from glide.config import SiteFile, load
-from glide.errors import GlideError, InputError
-from glide.invoke.carriers import Carriers, Run, read_results
+from glide.errors import InputError
+from glide.invoke.carriers import read_results
 from glide.report.sweep import Watch, result_table
-from glide.sweep.driver import Driver
-from glide.sweep.prepare import Sweep, prepare
-from glide.sweep.results import Results, begin, run_name
+from glide.sweep.driver import drive
+from glide.sweep.prepare import prepare
+from glide.sweep.results import begin
 from glide.sweep.workplace import workplace
 from glide.vocabulary import Exit
 
@@ -81,7 +80,8 @@ def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
     # A polite kill is an interrupt: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        summary = _drive(sweep, results, site)
+        with workplace(site), Watch(sweep.file.name) as watch:
+            summary = drive(sweep, results, watch)
     except KeyboardInterrupt:
         done = f"{len(results.have)} of {sweep.total} records are done"
         print(f"\ninterrupted: {done}; go on with: glide sweep resume {file}", file=sys.stderr)
@@ -93,16 +93,3 @@ def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
     if errors := results.error_lines():
         print("\n".join(errors), file=sys.stderr)
         raise typer.Exit(Exit.RECORD_ERRORS)
-
-
-def _drive(sweep: Sweep, results: Results, site: Path | None) -> dict:
-    with workplace(site):
-        file, folder = sweep.file, sweep.out / ".glide" / "parts"
-        run = Run(run_name(sweep), sweep.template, folder, file.glideins, file.generate, file.timeout)
-        driver = Driver(sweep, results, Carriers(run, AccessPoint()))
-        try:
-            with Watch(sweep.file.name) as watch:
-                return driver.run(watch)
-        except (KeyboardInterrupt, GlideError):
-            driver.cancel("the sweep was stopped")
-            raise

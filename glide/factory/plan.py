@@ -14,6 +14,7 @@ from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
 GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
+FULL = "every entry is at its limit"
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 
 
@@ -38,11 +39,18 @@ def plan(snapshot: Snapshot, site: SiteFile) -> list[Action]:
     if snapshot.failed:
         return [Action("wait", entry.name, "", 0, f"no view: {snapshot.failed[0]}") for entry in site.entries]
     actions: list[Action] = _expunge(snapshot, site)
-    rooms = {entry.name: _room(entry, snapshot) for entry in site.entries}
+    rooms = {entry.name: min(_room(entry, snapshot), entry.submits_per_cycle) for entry in site.entries}
+    unmet = 0
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
-        actions += _supply(template, snapshot, site, rooms)
+        missing = _missing(template, snapshot)
+        if missing > 0:
+            supplied = _supply(template, missing, snapshot, site, rooms)
+            actions += supplied
+            unmet += sum(action.count for action in supplied if action.reason.startswith(FULL))
     for entry in site.entries:
-        actions += _retire(entry, snapshot)
+        retired = _retire(entry, snapshot, unmet)
+        unmet -= len(retired)
+        actions += retired
     return actions
 
 
@@ -56,36 +64,35 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str) -> list[Action]:
     return actions
 
 
-def _supply(template: str, snapshot: Snapshot, site: SiteFile, rooms: dict[str, int]) -> list[Action]:
-    """Bring the template's glideins up to what its runs want, entry by entry in the file's order."""
-    demands = [demand for demand in snapshot.demands if demand.template == template]
-    # A run cannot use more glideins than it has jobs; it says itself how many it wants at most.
-    wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
-    have = sum(glidein.template == template and glidein.status != JobStatus.REMOVED for glidein in snapshot.glideins)
-    missing = wanted - have
-    if missing <= 0:
-        return []
+def _missing(template: str, snapshot: Snapshot) -> int:
+    """How many more glideins the template's runs want. A run cannot use more of them than it has jobs."""
+    wanted = sum(min(demand.wanted, demand.jobs) for demand in snapshot.demands if demand.template == template)
+    return wanted - sum(glidein.template == template for glidein in snapshot.glideins)
+
+
+def _supply(template: str, missing: int, snapshot: Snapshot, site: SiteFile, rooms: dict[str, int]) -> list[Action]:
+    """Submit what is missing, entry by entry in the file's order, or say why not."""
     first = site.entries[0].name
-    if broken := next(
-        (lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED), None
-    ):
-        return [
-            Action("wait", broken.entry, template, missing, f"{broken.glide_id} could not load it: {broken.failure}")
-        ]
+    lanes = [lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED]
+    if lanes:
+        why = f"{lanes[0].glide_id} could not load it: {lanes[0].failure}"
+        return [Action("wait", lanes[0].entry, template, missing, why)]
+    demands = [demand for demand in snapshot.demands if demand.template == template]
     if not any(demand.spec for demand in demands):
         why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
         return [Action("wait", first, template, missing, why)]
     actions = []
+    jobs = sum(demand.jobs for demand in demands)
+    reason = f"{jobs} jobs of {demands[0].model} want {missing} more glideins"
     for entry in site.entries:
-        if missing > 0 and (count := min(missing, rooms[entry.name], entry.submits_per_cycle)) > 0:
-            jobs = sum(demand.jobs for demand in demands)
-            reason = f"{jobs} jobs want {wanted} glideins of {demands[0].model}, {have} are there"
+        count = min(missing, rooms[entry.name])
+        if count > 0:
             actions.append(Action("submit", entry.name, template, count, reason))
             rooms[entry.name] -= count
             missing -= count
     if missing > 0 and not actions:
-        limits = ", ".join(f"{entry.name}: {entry.max_glideins}" for entry in site.entries)
-        actions.append(Action("wait", first, template, missing, f"every entry is at its limit ({limits})"))
+        limits = ", ".join(f"{entry.name}: {entry.max_glideins} glideins" for entry in site.entries)
+        actions.append(Action("wait", first, template, missing, f"{FULL} ({limits})"))
     return actions
 
 
@@ -93,25 +100,23 @@ def _room(entry: Entry, snapshot: Snapshot) -> int:
     return entry.max_glideins - sum(glidein.entry == entry.name for glidein in snapshot.glideins)
 
 
-def _retire(entry: Entry, snapshot: Snapshot) -> list[Action]:
-    """Remove what is of no use: queued glideins nobody wants, held ones, idle ones in the way of others.
+def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
+    """Remove what is of no use: held glideins, queued ones nobody wants, and `unmet` idle ones in others' way.
 
     A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds.
     """
-    mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
     wanted = {demand.template for demand in snapshot.demands}
+    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     actions = []
-    for glidein in mine:
+    for glidein in (glidein for glidein in snapshot.glideins if glidein.entry == entry.name):
         if glidein.status == JobStatus.HELD:
             actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
-        elif glidein.status == JobStatus.IDLE and glidein.template not in wanted:
+        elif glidein.template in wanted:
+            continue
+        elif glidein.status == JobStatus.IDLE:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
-    if _room(entry, snapshot) <= 0 and wanted - {glidein.template for glidein in mine}:
-        claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
-        idle = [
-            g for g in mine if g.status == JobStatus.RUNNING and g.template not in wanted and g.glide_id not in claimed
-        ]
-        actions += [_remove(glidein, "idle, and in the way of a template that jobs wait for") for glidein in idle]
+        elif glidein.glide_id not in claimed and len(actions) < unmet:
+            actions.append(_remove(glidein, "idle, and in the way of a template that jobs wait for"))
     return actions
 
 

@@ -37,12 +37,9 @@ def main() -> None:
 
 def watch(path: Path) -> Iterator[dict[str, Any]]:
     """The server's attributes, now and at each change, until it is gone."""
-    connection: socket.socket = connect(path)
-    with connection, connection.makefile("rw") as stream:
-        stream.write(json.dumps({"op": "watch"}) + "\n")
-        stream.flush()
-        for line in stream:
-            yield json.loads(line)
+    with socket.socket(fileno=connect(path).detach()) as connection, connection.makefile("r") as lines:
+        connection.sendall(b'{"op":"watch"}\n')
+        yield from map(json.loads, lines)
 
 
 def publish(attributes: dict[str, Any]) -> None:

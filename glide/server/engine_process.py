@@ -86,6 +86,8 @@ def _isolated(front: socket.socket, engine: Engine, batch: Sequence[Record]) -> 
     try:
         with _interruptible():
             completions = engine.call(batch)
+        if len(completions) != len(batch):
+            raise WrongCount(f"{len(completions)} texts for {len(batch)} records")
     except Exception as error:
         if len(batch) == 1:
             return [_failure(error, time.monotonic() - started)]
@@ -93,6 +95,10 @@ def _isolated(front: socket.socket, engine: Engine, batch: Sequence[Record]) -> 
         return _isolated(front, engine, batch[:middle]) + _isolated(front, engine, batch[middle:])
     seconds = (time.monotonic() - started) / len(batch)
     return [_success(completion, seconds) for completion in completions]
+
+
+class WrongCount(Exception):
+    """The engine's answer does not have one text for each record."""
 
 
 class RecordTimeout(Exception):

@@ -25,7 +25,7 @@ RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a client may have waiting; its socket fills up beyond that
 CALL_SECONDS = 0.5  # a window is about this much work, so that no client waits long behind another's
 REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
-BARREN_DEATHS = 12  # engine deaths in a row without a finished record, after which the glidein has failed
+BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
 
 @dataclass(eq=False)
@@ -36,6 +36,8 @@ class Item:
     custom_id: str
     fields: list[Any]
     timeout: float
+    attempts: int
+    deaths: int = 0  # engines that died while this record was alone in them
 
 
 @dataclass(eq=False)
@@ -43,14 +45,22 @@ class Client:
     """One connection; `waiting` is bounded by QUEUE_LIMIT through `room`."""
 
     writer: asyncio.StreamWriter
+    stamp: dict[str, Any]
     waiting: deque[Item] = field(default_factory=deque)
+    defaults: dict[str, Any] = field(default_factory=dict)
     unanswered: int = 0
     room: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False  # it has sent all its records
     gone: bool = False
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, line: str) -> None:
         if not self.gone:
-            self.writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            self.writer.write(line.encode() + b"\n")
+
+    def close_if_complete(self) -> None:
+        if self.ended and self.unanswered == 0:
+            self.send("#complete")
+            self.writer.close()
 
 
 class Front:
@@ -67,22 +77,22 @@ class Front:
         self.work = asyncio.Event()
         self.changed = asyncio.Event()
         self.next_key = 0
+        self.finished = 0
 
     async def run(self) -> None:
         """Listen, and keep an engine alive for as long as that makes sense."""
         self.socket.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._connected, path=_short(self.socket), limit=LINE_LIMIT)
-        async with server:
-            barren = 0
-            while self.status.state != State.FAILED:
-                served = self.status.served
-                await self._engine_life()
-                barren = barren + 1 if self.status.served == served else 0
-                if barren >= BARREN_DEATHS:
-                    self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
-            for client in list(self.clients):  # they cannot be served here: HTCondor finds them another lane
-                client.writer.close()
-            await asyncio.Event().wait()  # Failed, and here to say so
+        barren = 0
+        while self.status.state != State.FAILED:
+            finished = self.finished
+            await self._engine_life()
+            barren = barren + 1 if self.finished == finished else 0
+            if barren >= BARREN_DEATHS:
+                self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
+        for client in list(self.clients):  # they cannot be served here: HTCondor finds them another lane
+            client.writer.close()
+        await server.serve_forever()  # Failed, and here to say so
 
     # ---- the engine ------------------------------------------------------------------------------
 
@@ -139,7 +149,7 @@ class Front:
                 item.fields[0] = self.next_key
                 self.next_key += 1
             for client in {item.client for item in items}:
-                client.send({"begun": sum(item.client is client for item in items)})
+                client.send(f"#begun {sum(item.client is client for item in items)}")
             engine.sent(len(items))
             await engine.send({"serve": [item.fields for item in items]})
             if self.suspects:  # alone means alone: the next call goes out when this one has come back
@@ -167,18 +177,24 @@ class Front:
     def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
         for key, result in done:
             item = self.flying.pop(key)
+            line = {"custom_id": item.custom_id, **result, **item.client.stamp, "attempts": item.attempts}
+            item.client.send(json.dumps(line, ensure_ascii=False))
             item.client.unanswered -= 1
-            item.client.send({"custom_id": item.custom_id, **result})
-            if item.client.unanswered == 0:
-                item.client.room.set()
+            item.client.close_if_complete()
+        self.finished += len(done)
 
     def _suspect(self, begun: list[int], death: str) -> None:
         """Sort what was in the dead engine: the running call's records are suspects, the others only wait."""
         suspects = [self.flying.pop(key) for key in begun if key in self.flying]
+        suspects = [item for item in suspects if not item.client.gone]
         for item in reversed(self.flying.values()):
             item.client.waiting.appendleft(item)
         self.flying.clear()
         if len(suspects) == 1:
+            suspects[0].deaths += 1
+        if len(suspects) == 1 and suspects[0].deaths == 1:  # it may have been somebody else's fault
+            self.suspects.appendleft(suspects)
+        elif len(suspects) == 1:
             error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
             self.flying[-1] = suspects[0]
             self._finished([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])
@@ -215,30 +231,45 @@ class Front:
                 await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: dict) -> None:
-        client = Client(writer)
-        if hello.get("template") not in (None, self.template.digest):
-            client.send({"refused": f"this server holds {self.template.digest}"})
+        client = Client(writer, {"glidein": hello.get("glidein", "")})
+        if hello.get("template") not in (None, "", self.template.digest):
+            client.send(f"#refused this server holds {self.template.digest}")
+            return
+        if self.status.state == State.FAILED:
+            client.send(f"#refused {self.status.failure}")
             return
         self.clients.append(client)
         try:
+            # After its last record the client only listens, so an end of file is its death.
             while line := await reader.readline():
-                record = json.loads(line)
-                fields = [None, record["prompt"], record.get("generate", {})]
-                timeout = record.get("timeout", RECORD_TIMEOUT)
-                client.waiting.append(Item(client, record["custom_id"], fields, timeout))
-                client.unanswered += 1
-                self.work.set()
-                while len(client.waiting) >= QUEUE_LIMIT:
-                    client.room.clear()
-                    await client.room.wait()
-            while client.unanswered:
-                client.room.clear()
-                await client.room.wait()
-            await writer.drain()
+                if line.strip():
+                    await self._take_line(client, json.loads(line), hello.get("starts", 0))
+        except (ValueError, KeyError, TypeError) as error:
+            client.send(f"#wrong {error!r} in {line[:200].decode(errors='replace').strip()}")
         finally:
             client.gone = True
             self.clients.remove(client)
             client.waiting.clear()
+
+    async def _take_line(self, client: Client, message: dict[str, Any], starts: int) -> None:
+        """One line of a client: a record, defaults for the records after it, or the end."""
+        if message.get("op") == "end":
+            client.ended = True
+            client.close_if_complete()
+        elif "custom_id" not in message:
+            client.defaults = message
+        else:
+            record = {**client.defaults, **message}
+            if not isinstance(record["prompt"], str):
+                raise TypeError("prompt is not a string")
+            fields = [None, record["prompt"], record.get("generate", {})]
+            timeout, attempts = record.get("timeout", RECORD_TIMEOUT), record.get("attempts", 0) + starts + 1
+            client.waiting.append(Item(client, record["custom_id"], fields, timeout, attempts))
+            client.unanswered += 1
+            self.work.set()
+            while len(client.waiting) >= QUEUE_LIMIT:
+                client.room.clear()
+                await client.room.wait()
 
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)

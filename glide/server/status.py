@@ -11,7 +11,7 @@ from glide.vocabulary import Machine, State
 
 @dataclass(frozen=True)
 class Status:
-    """A snapshot. Times in seconds; `since` is Unix time; `record_seconds` is a moving average."""
+    """A snapshot. Seconds; `since` and `served_…` are Unix times; `record_seconds` is a moving average."""
 
     template: str = ""
     model: str = ""
@@ -22,6 +22,8 @@ class Status:
     served: int = 0
     record_seconds: float = 0.0
     busy_seconds: float = 0.0
+    served_since: float = 0.0
+    served_until: float = 0.0
     fetch_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
@@ -40,9 +42,15 @@ class Status:
     def served_more(self, records: int, seconds: float) -> Status:
         """This status after an engine call."""
         each = seconds / records
+        now = time.time()
         average = each if self.served == 0 else 0.8 * self.record_seconds + 0.2 * each
         return replace(
-            self, served=self.served + records, record_seconds=average, busy_seconds=self.busy_seconds + seconds
+            self,
+            served=self.served + records,
+            record_seconds=average,
+            busy_seconds=self.busy_seconds + seconds,
+            served_since=self.served_since or now - seconds,
+            served_until=now,
         )
 
     def attributes(self) -> dict[str, Any]:
@@ -56,6 +64,8 @@ class Status:
             Machine.GPU_NAME: self.gpu,
             Machine.SERVED: self.served,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),
+            Machine.SERVED_SINCE: round(self.served_since, 3),
+            Machine.SERVED_UNTIL: round(self.served_until, 3),
             Machine.BUSY_SECONDS: round(self.busy_seconds, 3),
             Machine.FETCH_SECONDS: round(self.fetch_seconds, 3),
             Machine.LOAD_SECONDS: round(self.load_seconds, 3),

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from glide.condor import Collector, EventLog
+from glide.condor import AccessPoint, Collector, EventLog
 from glide.condor.event_log import LOST
-from glide.errors import CondorError, TemplateError
-from glide.invoke.carriers import Carrier, Carriers
+from glide.errors import CondorError, GlideError, TemplateError
+from glide.invoke.carriers import Carrier, Carriers, Run
 from glide.invoke.pack import Wave, pack
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
@@ -222,6 +222,23 @@ class Driver:
                 for glide_id, ad in sorted(self.glideins.items())
             ],
         }  # fmt: skip
+
+
+def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> dict[str, Any]:
+    """Run a sweep on the pool in force and return its summary; interrupted or failing, it leaves no job behind.
+
+    Raises:
+        TemplateError, CondorError: as Driver.run.
+    """
+    file = sweep.file
+    folder = sweep.out / ".glide" / "parts"
+    run = Run(results.run, sweep.template, folder, file.glideins, file.generate, file.timeout)
+    driver = Driver(sweep, results, Carriers(run, AccessPoint()))
+    try:
+        return driver.run(watch)
+    except (KeyboardInterrupt, GlideError):
+        driver.cancel("the sweep was stopped")
+        raise
 
 
 def _lane_seconds(warm: list[dict[str, Any]]) -> float | None:

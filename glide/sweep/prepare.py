@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glide.config import ModelSpec, SweepFile, load
+from glide.config import ModelSpec, SweepFile, load, place
 from glide.errors import InputError
 from glide.sweep import records as reading
 from glide.sweep.records import Record
 from glide.template import Template
 
 REMOTE = ("hf://", "https://", "http://", "osdf://")
+WEIGHTS = (".safetensors", ".bin")  # what transformers loads
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def prepare(source: Path) -> Sweep:
     template = Template("", "")
     records: list[Record] = []
     try:
-        template = _template(source, file.model)
-    except InputError as error:
-        problems += error.problems
+        template = _template(source.parent, file.model)
+    except ValueError as error:
+        problems.append(f"{place(source, 'model', 'path')}: {error}")
     path = source.parent / file.records
     try:
         records = reading.read(path)
@@ -76,19 +77,28 @@ def prepare(source: Path) -> Sweep:
     return Sweep(source, file, records, template)
 
 
-def _template(source: Path, spec: ModelSpec) -> Template:
+def _template(parent: Path, spec: ModelSpec) -> Template:
+    """The template of a model whose path is relative to `parent`; ValueError when the model can't be read."""
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options)
     if spec.path.startswith(REMOTE):
-        raise InputError(f"{source}: model.path: {spec.path}: only folders that the nodes can read are supported yet")
-    folder = (source.parent / spec.path).resolve()
+        raise ValueError(f"{spec.path}: only folders that the nodes can read are supported yet")
+    folder = (parent / spec.path).resolve()
     try:
         if not folder.is_dir():
-            raise InputError(f"{source}: model.path: {folder} is no folder")
+            raise ValueError(f"{folder} is no folder")
         if spec.engine == "transformers":
-            json.loads((folder / "config.json").read_text())
+            _check_transformers(folder)
         return Template.of_folder(spec.name, spec.engine, folder, spec.options)
     except OSError as error:
-        raise InputError(f"{source}: model.path: {error.filename}: {error.strerror}") from None
+        raise ValueError(f"{error.filename}: {error.strerror}") from None
+
+
+def _check_transformers(folder: Path) -> None:
+    config = folder / "config.json"
+    try:
+        json.loads(config.read_bytes())
     except ValueError as error:
-        raise InputError(f"{source}: model.path: {folder / 'config.json'} is not JSON: {error}") from None
+        raise ValueError(f"{config} is not JSON: {error}") from None
+    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        raise ValueError(f"{folder} has no weights: no file ends with {' or '.join(WEIGHTS)}")

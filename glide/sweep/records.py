@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import string
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from glide.config import prompt_fields
+from glide.config import prompt_fields, read_text
 from glide.errors import InputError
 
 MOST_PROBLEMS = 20  # a file that is wrong throughout is wrong in the same way
@@ -31,7 +35,7 @@ def read(path: Path) -> list[Record]:
     """Read a file of records by its suffix: .jsonl and .json, .csv, .parquet.
 
     Raises:
-        InputError: what can't be read, and each line without JSON, without a custom_id, or with one that
+        InputError: what can't be read, and each line that is no record, is without a custom_id, or has one that
             an earlier line has.
     """
     readers: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
@@ -43,20 +47,15 @@ def read(path: Path) -> list[Record]:
     records: list[Record] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    try:
-        for line, row in reader(path):
-            record = _record(row, line)
-            if isinstance(record, str):
-                problems.append(f"{path}:{line}: {record}")
-            elif record.custom_id in seen:
-                problems.append(f"{path}:{line}: custom_id {record.custom_id!r} is line {seen[record.custom_id]}'s too")
-            else:
-                seen[record.custom_id] = line
-                records.append(record)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    for line, row in reader(path):
+        record = _record(row, line)
+        if isinstance(record, str):
+            problems.append(f"{path}:{line}: {record}")
+        elif record.custom_id in seen:
+            problems.append(f"{path}:{line}: custom_id {record.custom_id!r} is line {seen[record.custom_id]}'s too")
+        else:
+            seen[record.custom_id] = line
+            records.append(record)
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"{path}: … and {len(problems) - MOST_PROBLEMS} more"]
     if problems:
@@ -68,57 +67,117 @@ def read(path: Path) -> list[Record]:
 
 def _record(row: Any, line: int) -> Record | str:
     """The record, or what is wrong with it."""
-    if isinstance(row, ValueError):
-        return f"not JSON: {row}"
+    if isinstance(row, Unusable):
+        return str(row)
     if not isinstance(row, dict):
         return "not a JSON object"
-    if isinstance(row.get("evidence"), list) and "claim" in row and "custom_id" not in row:
+    if _is_fever(row):
         row = _fever(row)
     custom_id = row.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        return "no custom_id (a non-empty string, unique in the file)"
+        return "no custom_id (a non-empty string, unique in the file), and not one of FEVER's own lines"
     return Record(custom_id, row, line)
 
 
+def _is_fever(row: dict[str, Any]) -> bool:
+    """Whether this is a line of FEVER's own files: evidence is groups of [annotation, evidence, page, sentence]."""
+    groups = row.get("evidence")
+    return (
+        "custom_id" not in row
+        and "claim" in row
+        and isinstance(row.get("id"), (int, str))
+        and isinstance(groups, list)
+        and all(isinstance(group, list) for group in groups)
+        and all(isinstance(reference, list) and len(reference) >= 4 for group in groups for reference in group)
+    )
+
+
 def _fever(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of FEVER's own files: evidence is lists of [annotation, evidence, page, sentence] references."""
-    references = {
-        f"{reference[2]}:{reference[3]}"
-        for group in row["evidence"]
-        for reference in group
-        if isinstance(reference, list) and len(reference) >= 4 and reference[2] is not None
+    """A line of FEVER's own files with the fields that other records have; its test files have no label."""
+    places = {
+        f"{page}:{sentence}" for group in row["evidence"] for _, _, page, sentence, *_ in group if page is not None
     }
-    evidence = "; ".join(sorted(reference.replace("_", " ") for reference in references))
-    label = FEVER_LABELS.get(row.get("label", ""), row.get("label"))
-    return {**row, "custom_id": str(row.get("id", "")), "evidence": evidence, "label": label}
+    evidence = "; ".join(sorted(place.replace("_", " ") for place in places))
+    fields = {**row, "custom_id": str(row["id"]), "evidence": evidence}
+    if isinstance(row.get("label"), str):
+        fields["label"] = FEVER_LABELS.get(row["label"], row["label"])
+    return fields
+
+
+# ---- formats: each gives line numbers with what the line holds, or with why that is unusable -----
+
+
+class Unusable(Exception):
+    """Why a line holds no record."""
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    yield number, error
+    # By "\n" alone: a text may contain what else Python takes for the end of a line.
+    for number, line in enumerate(io.StringIO(read_text(path), newline="\n"), 1):
+        if line.strip():
+            yield number, _json(line)
+
+
+def _json(line: str) -> Any:
+    try:
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        return Unusable(f"{half!r} is half a character (a lone surrogate); complete it, or take it out")
+    except RecursionError:
+        return Unusable("not JSON: nested too deeply")
+    except ValueError as error:
+        return Unusable(f"not JSON: {error}")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            yield rows.line_num, dict(row)
+    csv.field_size_limit(sys.maxsize)  # documents are longer than the module's 131072 characters
+    # strict: a quote that is never closed would silently swallow the rest of the file
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        names = next(rows, [])
+        for cells in rows:
+            if len(cells) == len(names):
+                yield rows.line_num, dict(zip(names, cells, strict=True))
+            elif cells:
+                why = f"{len(cells)} cells for {len(names)} columns; a text with a comma needs quotes around it"
+                yield rows.line_num, Unusable(why)
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise InputError(f"{path}: Parquet needs pyarrow: pip install 'glide[parquet]'") from None
     try:
-        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
-    except ArrowInvalid as error:
-        raise InputError(f"{path}: not Parquet: {error}") from None
+        path.stat()  # pyarrow's own error for a missing file gives no reason
+        rows = parquet.read_table(path).to_pylist()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ArrowException, ValueError) as error:
+        raise InputError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
+    for number, row in enumerate(rows, 1):
+        yield number, _plain(row)
+
+
+def _plain(row: dict[str, Any]) -> Any:
+    """A row as if it came from JSON."""
+    try:
+        return json.loads(json.dumps(row, default=_as_text))
+    except TypeError as error:
+        return Unusable(str(error))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{value!r:.40} is neither text nor a number; cast its column to text")
 
 
 # ---- prompts -------------------------------------------------------------------------------------

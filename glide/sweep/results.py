@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from glide.config import SUMMARY
 from glide.errors import InputError
 from glide.invoke.carriers import read_results
 from glide.sweep.prepare import Sweep
@@ -19,6 +20,7 @@ class Results:
     """out/<prompt>/results.jsonl, and the little that says whose they are (out/.glide/run.json).
 
     Attributes:
+        run: the GlideRun of the jobs that bring them.
         have: the wire ids ("prompt/custom_id") that have a result, each with a hash of who computed it when.
         found: how many of them an earlier run of the same sweep left.
         recomputed: results that came although there was one already.
@@ -26,6 +28,7 @@ class Results:
 
     def __init__(self, sweep: Sweep, run: str):
         self.sweep = sweep
+        self.run = run
         self.have: dict[str, int] = {}
         self.recomputed = 0
         self.errors = 0
@@ -70,7 +73,7 @@ class Results:
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Put each prompt's results in input order, score them, and write summary.json."""
         summary["prompts"] = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
-        _write(self.sweep.out / "summary.json", summary)
+        _write(self.sweep.out / SUMMARY, summary)
         _write(self.state_file, {**json.loads(self.state_file.read_text()), "finished": True})
         return summary
 
@@ -123,17 +126,15 @@ def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
     Raises:
         InputError: `out` holds an unfinished run of another sweep, or there is nothing to resume.
     """
-    try:
-        state = json.loads(state_file(sweep).read_text())
-    except (OSError, ValueError):
-        state = {"finished": True}
-    if not state["finished"] and state["digest"] != sweep.digest:
-        raise InputError(
-            f"{sweep.source}: {sweep.out} holds an unfinished run of another sweep (model, prompts or records differ);"
-            f" name another `out`, or delete that folder"
-        )
-    if not state["finished"]:
-        return Results(sweep, state["run"])
+    unfinished = _unfinished(sweep)
+    if unfinished:
+        run, digest = unfinished
+        if digest != sweep.digest:
+            raise InputError(
+                f"{sweep.source}: {sweep.out} holds an unfinished run of another sweep"
+                f" (model, prompts or records differ); name another `out`, or delete that folder"
+            )
+        return Results(sweep, run)
     if resume:
         raise InputError(f"{sweep.source}: nothing to resume in {sweep.out}; start with `glide sweep run`")
     for prompt in sweep.file.prompts:
@@ -141,9 +142,13 @@ def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
     return Results(sweep, new_run)
 
 
-def run_name(sweep: Sweep) -> str:
-    """The GlideRun of the results in `out`."""
-    return str(json.loads(state_file(sweep).read_text())["run"])
+def _unfinished(sweep: Sweep) -> tuple[str, str] | None:
+    """The unfinished run in `out` and the digest of its sweep; None when there is none, or no sense in its file."""
+    try:
+        state = json.loads(state_file(sweep).read_text())
+        return None if state["finished"] else (state["run"], state["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -155,6 +160,6 @@ def _drop_torn_line(path: Path) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
+    fresh = path.with_name(f".{path.name}")  # a dot begins no prompt's name
     fresh.write_text(json.dumps(content, indent=1) + "\n")
     fresh.replace(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,8 +36,12 @@ class Template:
         files = {}
         if folder is not None:
             for path in sorted(folder.rglob("*")):
-                if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-                    files[str(path.relative_to(folder))] = (_sha256(path), path.stat().st_size)
+                name = path.relative_to(folder)
+                if any(part.startswith(".") for part in name.parts):
+                    continue
+                status = path.stat()  # unlike is_file, it raises for a link to nothing
+                if stat.S_ISREG(status.st_mode):
+                    files[str(name)] = (_sha256(path), status.st_size)
         return cls(model, engine, str(folder) if folder else None, files, options)
 
     @property

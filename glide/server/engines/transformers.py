@@ -11,6 +11,12 @@ from glide.server.engines import Completion, Record, RecordError
 from glide.template import Template
 from glide.vocabulary import State
 
+# Options that look at the prompt's own tokens or their number, with the value that switches each off.
+PROMPT_SENSITIVE = {
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "max_length": None,
+}  # fmt: skip
+
 
 class PromptTooLong(RecordError):
     """Prompt and new tokens together exceed the model's context."""
@@ -67,6 +73,14 @@ class Transformers:
         phase(State.WARMING)
         self.call([Record(-1, "Hello.", {"max_new_tokens": 2, "do_sample": False})])
 
+    def _sees_padding(self, generate: dict[str, Any]) -> bool:
+        """Whether an option is in force whose meaning padding would change."""
+        config = self.model.generation_config
+        for name, off in PROMPT_SENSITIVE.items():
+            if generate.get(name, getattr(config, name, None)) not in (None, off):
+                return True
+        return "max_new_tokens" not in generate
+
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         """Longest first, so that a batch pads little and the largest allocation comes before the others."""
         self.encoded = {record.key: self._encode(record.prompt) for record in records}
@@ -76,13 +90,19 @@ class Transformers:
 
         calls: list[list[Record]] = []
         for record in sorted(records, key=order):
-            longest = len(self.encoded[calls[-1][0].key]) if calls else 0
-            fits = calls and calls[-1][0].generate == record.generate and len(calls[-1]) < self.options.batch
-            if fits and longest * (len(calls[-1]) + 1) <= self.options.batch_tokens:
+            if calls and self._fits(record, calls[-1]):
                 calls[-1].append(record)
             else:
                 calls.append([record])
         return calls
+
+    def _fits(self, record: Record, call: list[Record]) -> bool:
+        longest = len(self.encoded[call[0].key])
+        if record.generate != call[0].generate or len(call) == self.options.batch:
+            return False
+        if len(self.encoded[record.key]) != longest and self._sees_padding(record.generate):
+            return False
+        return longest * (len(call) + 1) <= self.options.batch_tokens
 
     def call(self, records: Sequence[Record]) -> list[Completion]:
         torch = self.torch
@@ -96,7 +116,9 @@ class Transformers:
             output = self.model.generate(
                 input_ids=padded, attention_mask=mask, pad_token_id=self.padding, **{"do_sample": False, **generate}
             )
-        return [self._completion(row) for row in output[:, width:].tolist()]
+        ends = generate.get("eos_token_id", self.ends)
+        ends = {ends} if isinstance(ends, int) else set(ends)
+        return [self._completion(row, ends) for row in output[:, width:].tolist()]
 
     def describe(self) -> dict[str, Any]:
         if not self.device.startswith("cuda"):
@@ -116,6 +138,6 @@ class Transformers:
         if width + new > self.context:
             raise PromptTooLong(f"{width} prompt tokens and {new} new ones exceed the model's {self.context}")
 
-    def _completion(self, row: list[int]) -> Completion:
-        end = next((i for i, token in enumerate(row) if token in self.ends), len(row) - 1)
+    def _completion(self, row: list[int], ends: set[int]) -> Completion:
+        end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
         return Completion(str(self.tokenizer.decode(row[: end + 1], skip_special_tokens=True)), end + 1)

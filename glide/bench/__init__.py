@@ -1,0 +1,12 @@
+"""Benchmarks on a pool of their own, each with its baseline in the same run: read the ratios, not the seconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+from glide.bench.batch import batch
+from glide.bench.overhead import overhead
+from glide.bench.recovery import recovery
+
+BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {"batch": batch, "overhead": overhead, "recovery": recovery}
+
+__all__ = ["BENCHMARKS"]

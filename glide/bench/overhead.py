@@ -1,0 +1,89 @@
+"""What the path costs: a job each against raw HTCondor jobs, free records against the bare engine, busy time."""
+
+from __future__ import annotations
+
+import json
+import time
+from statistics import median
+from typing import Any
+
+from glide import resources
+from glide.bench.rig import Rig, rig
+from glide.condor import AccessPoint, Collector
+from glide.server.engines import Record
+from glide.server.engines.noop import Noop
+from glide.template import Template
+from glide.vocabulary import JobStatus, Machine
+
+
+def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, Any]:
+    """One glidein with two lanes. Rates are medians; each ratio is within one run."""
+    with rig(cores=1) as bench:
+        bench.sweep(64, {}, glideins=1)
+        pairs = [(_raw_jobs(bench, jobs), _jobs_each(bench, jobs)) for _ in range(repeat)]
+        free = [_free_records(bench, records) for _ in range(repeat)]
+        busy = [_busy_share(bench, number) for number in range(repeat)]
+    return {
+        "raw_jobs_per_s": round(median(raw for raw, _ in pairs), 2),
+        "job_each_per_s": round(median(each for _, each in pairs), 2),
+        "job_each_over_raw": round(median(each / raw for raw, each in pairs), 3),
+        "free_records_per_s": round(median(free)),
+        "bare_engine_records_per_s": round(_bare_engine(records)),
+        "engine_busy_share": round(median(busy), 4),
+        "runs": {"jobs": pairs, "free": free, "busy": busy},
+    }
+
+
+def _raw_jobs(bench: Rig, count: int) -> float:
+    """Jobs/s of HTCondor alone: the same file shape on the same lanes, /bin/cp for a client; submit to gathered."""
+    folder = bench.folder / f"raw-{time.monotonic_ns()}"
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.in").write_text(json.dumps({"custom_id": str(number), "prompt": "text"}) + "\n")
+    description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
+    digest = Template("noop", "noop").digest
+    macros = {
+        "executable": "/bin/cp", "digest": digest, "model": "noop", "initialdir": str(folder),
+        "records": "$(part).in", "results": "$(part).out", "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
+    }  # fmt: skip
+    access_point = AccessPoint()
+    started = time.monotonic()
+    cluster = access_point.submit(description, macros, [{"part": str(number)} for number in range(count)], spool=True)
+    done = f"ClusterId == {cluster} && JobStatus == {JobStatus.COMPLETED}"
+    while len(access_point.jobs(done, ["ProcId"])) < count:
+        time.sleep(0.25)
+    access_point.retrieve(f"ClusterId == {cluster}")
+    seconds = time.monotonic() - started
+    access_point.remove(f"ClusterId == {cluster}", "measured")
+    assert len(list(folder.glob("*.out"))) == count
+    return count / seconds
+
+
+def _jobs_each(bench: Rig, count: int) -> float:
+    return count / float(bench.sweep(count, {}, glideins=1, pack=1, batch=1)["makespan_s"])
+
+
+def _free_records(bench: Rig, count: int) -> float:
+    """Records/s of one glidein when a record costs nothing: the protocol, the client, the stream, the gatherer."""
+    return count / float(bench.sweep(count, {}, glideins=1, pack=count // 4)["warm_makespan_s"])
+
+
+def _bare_engine(count: int) -> float:
+    engine = Noop(Template("noop", "noop"), Noop.Options())
+    records = [Record(number, f"text {number}") for number in range(count)]
+    started = time.monotonic()
+    for call in engine.plan(records):
+        engine.call(call)
+    return count / (time.monotonic() - started)
+
+
+def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
+    """How much of the time between its first and its last record a fresh glidein's engine works."""
+    options = {"record_seconds": 0.02 + number * 1e-6}  # another template each time, so another glidein
+    bench.sweep(count, options, glideins=1)
+    collector = Collector()
+    mine = f'{Machine.TEMPLATE} == "{Template("noop", "noop", options=options).digest}" && {Machine.SERVED} == {count}'
+    while not (lanes := collector.lanes([Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL], mine)):
+        time.sleep(0.25)  # the ad follows within two seconds
+    lane = lanes[0]
+    return float(lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE]))

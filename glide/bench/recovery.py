@@ -1,0 +1,126 @@
+"""How long until the records of a killed glidein run again: with the driver, and for a plain HTCondor job."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from glide import resources
+from glide.bench.rig import Rig, rig
+from glide.condor import AccessPoint, EventLog, processes
+from glide.condor.event_log import LOST
+from glide.template import Template
+from glide.vocabulary import POOL_VARIABLE
+
+KILLS = 20
+OPTIONS = {"record_seconds": 0.02}
+
+
+def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
+    """Seconds from kill -9 of a glidein's master to its records' next start, over `kills` (times `repeat`) kills."""
+    with rig(cores=3) as bench:
+        seconds, summary = _kill_under_a_sweep(bench, kills * repeat)
+        plain = [_kill_under_a_plain_job(bench) for _ in range(max(3, repeat))]
+    return {
+        "kills": len(seconds),
+        "median_s": round(median(seconds), 3),
+        "worst_s": round(max(seconds), 3),
+        "seconds": [round(each, 3) for each in sorted(seconds)],
+        "recomputed": summary["recomputed"],
+        "lost_in_flight": summary["lost_in_flight"],
+        "evictions": summary["evictions"],
+        "plain_jobs": plain,
+    }
+
+
+def _kill_under_a_sweep(bench: Rig, kills: int) -> tuple[list[float], dict[str, Any]]:
+    """Three glideins serve an endless-looking sweep; kill one that is at work, wait for its successor, again."""
+    seconds: list[float] = []
+    finished = threading.Event()
+    killer = threading.Thread(target=_kill, args=(bench, kills, seconds, finished), daemon=True)
+
+    def watch(progress: Any) -> None:
+        if progress.done and not killer.is_alive() and not finished.is_set():
+            killer.start()
+
+    # 6 s a kill is what a successor's start takes; three glideins at 20 ms a record do 150 records/s.
+    summary = bench.sweep(kills * 6 * 150, OPTIONS, watch, glideins=3)
+    finished.set()
+    return seconds, summary
+
+
+def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
+    rng = random.Random(1)
+    while len(seconds) < kills and not finished.is_set():
+        masters = glidein_masters(bench)
+        if len(masters) < 3:
+            time.sleep(0.2)
+            continue
+        time.sleep(rng.uniform(1.0, 3.0))
+        events = EventLog()
+        killed = time.monotonic()
+        rng.choice(masters).send(signal.SIGKILL)
+        if (again := _started_again(events, finished)) is not None:
+            seconds.append(again - killed)
+
+
+def _started_again(events: EventLog, finished: threading.Event) -> float | None:
+    """When every job that was submitted after the loss, for the records of the lost ones, has started."""
+    lost: set[str] = set()
+    replaced: set[str] = set()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not finished.is_set():
+        for event in events.new():
+            if event.kind in LOST:
+                lost.add(event.job)
+            elif event.kind == "SUBMIT" and lost:
+                replaced.add(event.job)
+            elif event.kind == "EXECUTE" and event.job in replaced:
+                return time.monotonic()
+        time.sleep(0.02)
+    return None
+
+
+def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
+    """A job of submit_templates/invocation.sub without a driver: HTCondor alone brings it to another lane."""
+    folder = bench.folder / f"plain-{time.monotonic_ns()}"
+    folder.mkdir()
+    records = [{"custom_id": str(number), "prompt": "text"} for number in range(1500)]
+    (folder / "records-0.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    while len(glidein_masters(bench)) < 2:  # the other lane has to be there
+        time.sleep(0.2)
+    access_point, events = AccessPoint(), EventLog()
+    macros = {"digest": Template("noop", "noop", options=OPTIONS).digest, "model": "noop", "initialdir": str(folder)}
+    text = resources.find("submit_templates", "invocation.sub").read_text()
+    cluster = access_point.submit(text, macros, spool=True)
+    _executed(events, cluster)
+    time.sleep(2.0)
+    (job,) = access_point.jobs(f"ClusterId == {cluster}", ["RemoteHost"])
+    startd = job["RemoteHost"].split("@")[1]
+    killed = time.monotonic()
+    for master in glidein_masters(bench):
+        if startd in Path(master.variable("CONDOR_CONFIG") or "").read_text():
+            master.send(signal.SIGKILL)
+    _executed(events, cluster)
+    seconds = time.monotonic() - killed
+    (job,) = access_point.jobs(f"ClusterId == {cluster}", ["NumShadowStarts"])
+    access_point.remove(f"ClusterId == {cluster}", "measured")
+    return {"seconds": round(seconds, 3), "shadow_starts": job["NumShadowStarts"]}
+
+
+def _executed(events: EventLog, cluster: int) -> None:
+    while not any(event.kind == "EXECUTE" and event.job == f"{cluster}.0" for event in events.new()):
+        time.sleep(0.05)
+
+
+def glidein_masters(bench: Rig) -> list[processes.Process]:
+    """The condor_masters of this pool's glideins."""
+    mine = processes.with_variable(POOL_VARIABLE, str(bench.pool.home))
+    outer = str(bench.pool.config)
+    return [each for each in mine if each.name == "condor_master" and each.variable("CONDOR_CONFIG") != outer]

@@ -1,0 +1,72 @@
+"""What every benchmark stands on: an embedded pool, a factory, and sweeps of noop records."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glide.condor import EmbeddedPool
+from glide.sweep.driver import Progress, drive
+from glide.sweep.prepare import prepare
+from glide.sweep.results import begin
+from glide.sweep.workplace import factory
+
+
+class Rig:
+    """A pool with a factory; `folder` is the benchmark's own and goes with it."""
+
+    def __init__(self, folder: Path, pool: EmbeddedPool):
+        self.folder = folder
+        self.pool = pool
+        self.runs = 0
+
+    def sweep(self, count: int, options: dict[str, Any], watch=None, **changes: Any) -> dict[str, Any]:
+        """Run a sweep of `count` noop records and return its summary; `changes` replace the sweep file's keys."""
+        self.runs += 1
+        folder = self.folder / f"run-{self.runs}"
+        folder.mkdir()
+        lines = [json.dumps({"custom_id": str(number), "text": f"text {number}"}) for number in range(count)]
+        (folder / "records.jsonl").write_text("\n".join(lines))
+        file = {
+            "name": f"bench-{self.runs}", "model": {"name": "noop", "engine": "noop", "options": options},
+            "records": "records.jsonl", "prompts": {"plain": "{text}"}, "out": str(folder / "out"),
+        }  # fmt: skip
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes))
+        sweep = prepare(folder / "sweep.yaml")
+        results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
+        return drive(sweep, results, watch or _silent)
+
+
+@contextmanager
+def rig(cores: int = 8, idle_seconds: int = 600, **entry: Any) -> Iterator[Rig]:
+    """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
+        folder = Path(name)
+        os.environ["GLIDE_HOME"] = str(folder / "home")
+        pool = EmbeddedPool(folder / "home")
+        request = {"memory": 512, "disk": 100}
+        site = {"site": "bench", "interval": 1, "entries": [
+            {"name": "bench", "max_glideins": cores, "request": request, "idle_seconds": idle_seconds, **entry}
+        ]}  # fmt: skip
+        (folder / "site.yaml").write_text(yaml.safe_dump(site))
+        try:
+            pool.up(cores)
+            os.environ.update(pool.environment())
+            with factory(folder / "site.yaml"):
+                yield Rig(folder, pool)
+        finally:
+            pool.down()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _silent(_: Progress) -> None:
+    return

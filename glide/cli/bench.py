@@ -1,0 +1,26 @@
+"""glide bench: measure on this machine, with the baseline in the same run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from glide.bench import BENCHMARKS
+from glide.cli.options import AsJson, print_json
+from glide.errors import InputError
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each measurement; medians are reported.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Run one benchmark on an embedded pool of its own. Example: glide bench overhead --json"""
+    if name not in BENCHMARKS:
+        raise InputError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    measured = BENCHMARKS[name](repeat)
+    if as_json:
+        print_json(measured)
+    for key, value in {} if as_json else measured.items():
+        print(f"{key}: {value}")

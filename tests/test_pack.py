@@ -1,0 +1,135 @@
+"""How many records a job carries: properties over many inputs, and lanes run in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+import pytest
+
+from glide.invoke.pack import AHEAD, FIXED_AHEAD, LONGEST_SECONDS, PROBE_RECORDS, SHARE, SHORTEST_SECONDS, pack
+
+LEFT = (0, 1, 2, 31, 32, 33, 100, 1000, 20_000, 1_000_000)
+LANES = (0, 1, 2, 3, 8, 64, 500)
+SECONDS = (None, 0.0, 1e-6, 0.001, 0.05, 1.0, 30.0, 1000.0)
+FIXED = (None, 1, 7, 100, 10**7)
+GRID = [
+    (left, lanes, queued, seconds, fixed)
+    for left, lanes, seconds, fixed in itertools.product(LEFT, LANES, SECONDS, FIXED)
+    for queued in (0, 1, AHEAD * lanes, FIXED_AHEAD)
+]
+
+
+def test_no_wave_carries_more_than_what_is_left_and_no_job_carries_nothing():
+    for left, *rest in GRID:
+        sizes = pack(left, *rest).sizes
+        assert sum(sizes) <= left, (left, *rest)
+        assert all(size > 0 for size in sizes), (left, *rest)
+
+
+def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
+    for left, lanes, queued, seconds, fixed in GRID:
+        sizes = pack(left, lanes, queued, seconds, fixed).sizes
+        assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, seconds, fixed)
+        if len(sizes) > 1 and sizes[-1] > sizes[-2]:
+            assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * (seconds or 0) < SHORTEST_SECONDS
+
+
+def test_there_is_always_a_reason_and_it_is_one_line():
+    for inputs in GRID:
+        reason = pack(*inputs).reason
+        assert reason and "\n" not in reason, inputs
+
+
+def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
+    for left, lanes, queued, seconds, fixed in GRID:
+        if fixed is None and queued >= AHEAD * max(1, lanes):
+            assert pack(left, lanes, queued, seconds, fixed).sizes == ()
+        if left > 0 and queued == 0:
+            assert pack(left, lanes, queued, seconds, fixed).sizes
+
+
+def test_queue_and_wave_together_stay_within_what_lanes_need_next():
+    for left, lanes, queued, seconds, fixed in GRID:
+        most = FIXED_AHEAD if fixed else AHEAD * max(1, lanes)
+        sizes = pack(left, lanes, queued, seconds, fixed).sizes
+        assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, seconds, fixed)
+
+
+def test_a_fixed_size_is_kept_but_for_the_last_job():
+    for left, lanes, queued, seconds, fixed in GRID:
+        sizes = pack(left, lanes, queued, seconds, fixed).sizes
+        if fixed and sizes:
+            assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
+
+
+def test_jobs_are_small_until_something_has_been_measured():
+    assert set(pack(10_000, 4, 0, None).sizes) == {PROBE_RECORDS}
+
+
+def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
+    for left, lanes, queued, seconds, fixed in GRID:
+        sizes = pack(left, lanes, queued, seconds, fixed).sizes
+        if not sizes or fixed or not seconds:
+            continue
+        assert max(sizes) == 1 or max(sizes) * seconds <= LONGEST_SECONDS
+        taken = 0
+        for size in sizes:
+            assert size == left - taken or size * seconds >= SHORTEST_SECONDS or size * seconds >= LONGEST_SECONDS / 2
+            taken += size
+
+
+def test_the_first_job_takes_its_share():
+    assert pack(12_000, 4, 0, 0.01).sizes[0] == 12_000 / (4 * SHARE)
+
+
+# ---- lanes in virtual time -----------------------------------------------------------------------
+
+
+def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll: float = 0.5) -> tuple[float, int]:
+    """Makespan, and jobs: each lane serves a record in `seconds`; a driver looks at the queue every `poll`."""
+    left, jobs, now, end = records, 0, 0.0, 0.0
+    queue: list[int] = []
+    busy: list[tuple[float, int]] = []  # (when it ends, lane), a heap
+    free = list(range(lanes))
+    measured: float | None = None
+    while left or queue or busy:
+        wave = pack(left, lanes, len(queue) + len(busy), measured)
+        queue += wave.sizes
+        left -= sum(wave.sizes)
+        jobs += len(wave.sizes)
+        now += poll
+        while True:
+            while free and queue:
+                began = end if end > now - poll else now - poll
+                heapq.heappush(busy, (began + start + queue.pop(0) * seconds, free.pop()))
+            if not busy or busy[0][0] > now:
+                break
+            end, lane = heapq.heappop(busy)
+            free.append(lane)
+            measured = seconds
+    return end, jobs
+
+
+@pytest.mark.parametrize("records", [10, 1000, 20_000])
+@pytest.mark.parametrize("lanes", [1, 2, 7, 32])
+@pytest.mark.parametrize("seconds", [0.002, 0.05, 0.5])
+def test_lanes_finish_together(records, lanes, seconds):
+    makespan, jobs = simulate(records, lanes, seconds)
+    ideal = -(-records // lanes) * seconds
+    # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
+    jobs_per_lane = -(-jobs // lanes)
+    last = max(2 * SHORTEST_SECONDS, PROBE_RECORDS * seconds)
+    assert ideal <= makespan <= ideal + jobs_per_lane * 0.06 + last + 0.5
+    assert jobs_per_lane * 0.06 <= 0.1 * ideal + 1.0
+
+
+@pytest.mark.parametrize("lanes", [2, 8])
+def test_long_sweeps_come_within_a_tenth_of_the_ideal(lanes):
+    makespan, _ = simulate(20_000, lanes, 0.05)
+    assert makespan <= 1.1 * 20_000 * 0.05 / lanes
+
+
+def test_a_sweep_takes_few_jobs():
+    _, jobs = simulate(20_000, 8, 0.05)
+    assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS

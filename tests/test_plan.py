@@ -1,0 +1,290 @@
+"""The factory's policy: a snapshot in, actions out; neither clock nor HTCondor."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from glide.config import SiteFile
+from glide.factory.plan import GHOST_SECONDS, Action, drain, plan
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.vocabulary import JobStatus, State
+
+IDLE, RUNNING, REMOVED, HELD = JobStatus.IDLE, JobStatus.RUNNING, JobStatus.REMOVED, JobStatus.HELD
+OLD = 10 * GHOST_SECONDS
+
+
+def site(*entries: dict) -> SiteFile:
+    """A site with these entries, by default one called `here` for four glideins."""
+    return SiteFile.model_validate({"site": "s", "entries": entries or ({"name": "here", "max_glideins": 4},)})
+
+
+def demand(template: str = "T", wanted: int = 2, idle: int = 10, running: int = 0, **fields) -> Demand:
+    fields = {"model": "model", "run": "run", "user": "user", "spec": "{}", **fields}
+    return Demand(template, idle=idle, running=running, wanted=wanted, **fields)
+
+
+def glidein(proc: int, template: str = "T", status: int = RUNNING, age: float = OLD, **fields) -> Glidein:
+    fields = {"entry": "here", "started": int(status != IDLE), **fields}
+    return Glidein(7, proc, template=template, status=status, age=age, **fields)
+
+
+def lane(of: Glidein, state: str = State.WARM, claimed: bool = False, **fields) -> Lane:
+    return Lane(of.glide_id, of.entry, of.template, "model", state, claimed, **fields)
+
+
+def brief(actions: list[Action]) -> list[tuple[str, str, int]]:
+    return [(action.action, action.template or action.entry, action.count) for action in actions]
+
+
+def ids(actions: list[Action], kind: str) -> list[str]:
+    return [job for action in actions if action.action == kind for job in action.ids]
+
+
+# ---- when nothing is to be done ------------------------------------------------------------------
+
+
+def test_nothing_seen_is_nothing_done():
+    assert plan(Snapshot(), site()) == []
+    assert drain(Snapshot(), site(), "why") == []
+
+
+def test_a_failed_look_only_waits_and_says_why():
+    running = glidein(1, "unwanted", IDLE)
+    snapshot = Snapshot((running,), (lane(glidein(9)),), (demand(),), failed=("collector: timeout",))
+    actions = plan(snapshot, site({"name": "here", "max_glideins": 1}, {"name": "there", "max_glideins": 1}))
+    assert [(action.action, action.entry, action.count) for action in actions] == [
+        ("wait", "here", 0), ("wait", "there", 0),
+    ]  # fmt: skip
+    assert all("collector: timeout" in action.reason for action in actions)
+
+
+def test_what_is_wanted_and_there_is_left_alone():
+    there = (glidein(1), glidein(2, status=IDLE))
+    assert plan(Snapshot(there, (lane(there[0], claimed=True),), (demand(),)), site()) == []
+
+
+def test_a_warm_glidein_that_nobody_wants_may_end_by_itself():
+    there = glidein(1)
+    assert plan(Snapshot((there,), (lane(there),)), site()) == []
+
+
+# ---- submitting ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted, jobs, there, submitted",
+    [(2, 10, 0, 2), (2, 10, 1, 1), (2, 10, 2, 0), (2, 10, 3, 0), (3, 1, 0, 1), (9, 10, 0, 4), (9, 10, 3, 1)],
+)
+def test_glideins_are_submitted_up_to_what_is_wanted_can_be_used_and_is_allowed(wanted, jobs, there, submitted):
+    snapshot = Snapshot(tuple(map(glidein, range(there))), (), (demand(wanted=wanted, idle=jobs),))
+    assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
+
+
+def test_a_reason_goes_with_every_submission():
+    (action,) = plan(Snapshot(demands=(demand(idle=7, running=3),)), site())
+    assert action.reason == "10 jobs of model want 2 more glideins"
+    assert action.public() == {
+        "action": "submit", "entry": "here", "template": "T", "count": 2, "reason": action.reason
+    }  # fmt: skip
+
+
+def test_runs_of_one_template_want_the_sum():
+    demands = (demand(wanted=1), demand(wanted=2, run="other"))
+    assert brief(plan(Snapshot(demands=demands), site())) == [("submit", "T", 3)]
+
+
+def test_glideins_of_another_template_do_not_count():
+    there = glidein(1, "U")
+    demands = (demand("T", 2), demand("U", 1))
+    assert brief(plan(Snapshot((there,), (lane(there, claimed=True),), demands), site())) == [("submit", "T", 2)]
+
+
+def test_no_more_than_submits_per_cycle_are_submitted():
+    here = site({"name": "here", "max_glideins": 100, "submits_per_cycle": 3})
+    assert brief(plan(Snapshot(demands=(demand(wanted=50, idle=99),)), here)) == [("submit", "T", 3)]
+
+
+def test_no_more_than_submits_per_cycle_are_submitted_for_all_templates_together():
+    here = site({"name": "here", "max_glideins": 100, "submits_per_cycle": 3})
+    actions = plan(Snapshot(demands=(demand("T", 50, 99), demand("U", 50, 99))), here)
+    assert sum(action.count for action in actions if action.action == "submit") <= 3
+
+
+def test_templates_share_an_entrys_limit():
+    actions = plan(Snapshot(demands=(demand("T", 3), demand("U", 3))), site())
+    assert brief(actions) == [("submit", "T", 3), ("submit", "U", 1)]
+
+
+def test_entries_are_filled_in_the_files_order():
+    both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 5})
+    actions = plan(Snapshot((glidein(1, "U"),), (), (demand(wanted=4), demand("U", 1))), both)
+    assert [(action.action, action.entry, action.count) for action in actions] == [
+        ("submit", "here", 1), ("submit", "there", 3),
+    ]  # fmt: skip
+
+
+def test_full_entries_are_waited_for_with_their_limits():
+    there = tuple(glidein(proc, "U") for proc in range(4))
+    lanes = tuple(lane(g, claimed=True) for g in there)
+    (action,) = plan(Snapshot(there, lanes, (demand("U", 4), demand("T", 2))), site())
+    assert (action.action, action.template, action.count) == ("wait", "T", 2)
+    assert "here: 4" in action.reason
+
+
+def test_nothing_is_submitted_while_a_lane_says_the_template_cannot_be_loaded():
+    there = glidein(1)
+    failed = lane(there, State.FAILED, failure="OSError: no weights")
+    (action,) = plan(Snapshot((there,), (failed,), (demand(wanted=3),)), site())
+    assert (action.action, action.template) == ("wait", "T")
+    assert "OSError: no weights" in action.reason and there.glide_id in action.reason
+
+
+def test_a_template_that_cannot_be_loaded_is_not_in_the_way_of_others():
+    there = glidein(1)
+    snapshot = Snapshot((there,), (lane(there, State.FAILED),), (demand(wanted=3), demand("U", 1)))
+    assert ("submit", "U", 1) in brief(plan(snapshot, site()))
+
+
+def test_jobs_that_do_not_describe_their_template_wait_with_a_reason():
+    (action,) = plan(Snapshot(demands=(demand(spec=""),)), site())
+    assert (action.action, action.template, action.count) == ("wait", "T", 2)
+    assert "GlideTemplateSpec" in action.reason
+
+
+def test_one_job_that_describes_the_template_is_enough():
+    actions = plan(Snapshot(demands=(demand(spec="", wanted=1), demand(run="other", wanted=1))), site())
+    assert brief(actions) == [("submit", "T", 2)]
+
+
+# ---- removing ------------------------------------------------------------------------------------
+
+
+def test_queued_glideins_that_nobody_wants_are_removed():
+    queued = (glidein(1, status=IDLE), glidein(2, "U", IDLE))
+    assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
+
+
+def test_held_glideins_are_removed_with_their_reason_wanted_or_not():
+    held = glidein(1, status=HELD, hold_reason="no such file")
+    for demands in ((), (demand(wanted=1),)):
+        removals = [a for a in plan(Snapshot((held,), (), demands), site()) if a.action == "remove"]
+        assert [action.ids for action in removals] == [("7.1",)]
+        assert "no such file" in removals[0].reason
+
+
+def test_idle_glideins_in_the_way_of_a_wanted_template_are_removed():
+    busy, idle = glidein(1, "U"), glidein(2, "U")
+    snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),))
+    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 2})), "remove") == ["7.2"]
+    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
+
+
+def test_no_more_warm_glideins_are_removed_than_the_wanted_ones_need():
+    there = tuple(glidein(proc, "U") for proc in range(4))
+    snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),))
+    assert len(ids(plan(snapshot, site()), "remove")) == 1
+
+
+def test_glideins_of_other_entries_are_none_of_our_business():
+    others = (glidein(1, "U", IDLE, entry="theirs"), glidein(2, "U", HELD, entry="theirs"))
+    ghost = lane(glidein(3, entry="theirs"))
+    assert plan(Snapshot(others, (ghost,)), site()) == []
+    assert drain(Snapshot(others), site(), "why") == []
+
+
+def test_drain_takes_down_every_glidein_of_each_entry():
+    both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 2})
+    there = (glidein(1), glidein(2, status=IDLE), glidein(3, entry="there"), glidein(4, entry="theirs"))
+    assert [(a.action, a.entry, a.count, a.ids, a.reason) for a in drain(Snapshot(there), both, "why")] == [
+        ("drain", "here", 2, ("7.1", "7.2"), "why"),
+        ("drain", "there", 1, ("7.3",), "why"),
+    ]
+
+
+# ---- ghosts --------------------------------------------------------------------------------------
+
+
+def test_ads_without_a_job_are_expunged():
+    gone = glidein(9)
+    (action,) = plan(Snapshot((), (lane(gone), lane(gone, claimed=True))), site())
+    assert (action.action, action.entry, action.ids) == ("expunge", "here", (gone.glide_id,))
+
+
+@pytest.mark.parametrize("status", [REMOVED, JobStatus.COMPLETED, HELD])
+def test_ads_of_a_job_that_has_ended_are_expunged(status):
+    ended = glidein(1, status=status)
+    assert ids(plan(Snapshot((ended,), (lane(ended),)), site()), "expunge") == ["here-7.1"]
+
+
+def test_ads_of_a_job_that_waits_to_run_again_are_expunged():
+    evicted = glidein(1, status=IDLE, started=1)
+    snapshot = Snapshot((evicted,), (lane(glidein(1)),), (demand(wanted=1),))
+    assert ids(plan(snapshot, site()), "expunge") == ["here-7.1"]
+
+
+def test_ads_of_an_earlier_life_are_expunged_and_those_of_this_one_are_not():
+    again = glidein(1, started=3)
+    assert again.glide_id == "here-7.1r2"
+    lanes = (lane(glidein(1, started=1)), lane(glidein(1, started=2)), lane(again))
+    assert ids(plan(Snapshot((again,), lanes), site()), "expunge") == ["here-7.1", "here-7.1r1"]
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_a_job_that_has_just_started_gets_the_benefit_of_the_doubt(started):
+    """Queue and collector are not read at the same instant: its ads may be of a life not counted yet."""
+    young = glidein(1, age=GHOST_SECONDS / 2, started=started)
+    lanes = (lane(glidein(1, started=started + 1)),)
+    assert plan(Snapshot((young,), lanes), site()) == []
+    assert ids(plan(Snapshot((replace(young, age=OLD),), lanes), site()), "expunge") == (
+        [] if started == 0 else [f"here-7.1r{started}"]
+    )
+
+
+def test_numbers_that_begin_alike_are_not_taken_for_each_other():
+    young = glidein(1, age=0.0)
+    assert ids(plan(Snapshot((young,), (lane(glidein(11)),)), site()), "expunge") == ["here-7.11"]
+
+
+# ---- whatever it sees ----------------------------------------------------------------------------
+
+
+def worlds():
+    """Small snapshots of every kind: two glideins of any status and template, any lanes, any demand."""
+    statuses = (IDLE, RUNNING, REMOVED, HELD, JobStatus.TRANSFERRING)
+    for first, second in itertools.product(statuses, repeat=2):
+        for claims in itertools.product((False, True), repeat=2):
+            for wanted in ((), ("T",), ("U",), ("T", "U"), ("V",)):
+                glideins = (glidein(1, "T", first), glidein(2, "U", second))
+                lanes = tuple(
+                    lane(g, claimed=claimed)
+                    for g, claimed in zip(glideins, claims, strict=True)
+                    if g.status in (RUNNING, JobStatus.TRANSFERRING)
+                )
+                yield Snapshot(glideins, lanes, tuple(demand(template) for template in wanted))
+
+
+def test_in_no_world_is_a_claimed_glidein_removed_or_its_ad_expunged():
+    for snapshot in worlds():
+        claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+        jobs = {f"{g.cluster}.{g.proc}" for g in snapshot.glideins if g.glide_id in claimed}
+        actions = plan(snapshot, site({"name": "here", "max_glideins": 2}))
+        assert not jobs & set(ids(actions, "remove")), (snapshot, actions)
+        assert not claimed & set(ids(actions, "expunge")), (snapshot, actions)
+
+
+def test_in_no_world_does_an_entry_exceed_its_limit():
+    for snapshot, limit in itertools.product(worlds(), (0, 1, 2, 3)):
+        actions = plan(snapshot, site({"name": "here", "max_glideins": limit}))
+        submitted = sum(action.count for action in actions if action.action == "submit")
+        assert submitted == 0 or len(snapshot.glideins) + submitted <= limit, (snapshot, actions)
+
+
+def test_in_no_world_is_a_count_wrong_or_a_reason_missing():
+    for snapshot in worlds():
+        for action in plan(snapshot, site()):
+            assert action.action in ("submit", "remove", "expunge", "wait")
+            assert action.count > 0 and action.reason
+            assert action.action in ("submit", "wait") or len(action.ids) == action.count
