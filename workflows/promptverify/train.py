@@ -1,0 +1,173 @@
+"""Trains the tokenizer and the verifier from scratch, on one CPU core: `python train.py`.
+
+The model sees a fresh batch of training claims at every step, worded by the sweep's own prompts in unequal shares:
+how often a wording was practised, and what it leaves out, is what makes the prompts differ in accuracy.
+"""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from generate_claims import LABELS, Claims
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+HERE = Path(__file__).parent
+PROMPTS = yaml.safe_load((HERE / "sweep.yaml").read_text())["prompts"]
+SHARES = {"plain": 0.985, "instruction": 0.015}  # evidence_first is never practised; claim_only has no evidence
+
+SEED = 7
+STEPS, BATCH = 1800, 64
+PEAK_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 900  # steps
+LESSONS = (  # until which step, and in which shares
+    (150, {"names": 1.0}),
+    (500, {"names": 0.2, "sentence": 0.8}),
+    (STEPS, {"sentence": 0.1, "claims": 0.9}),
+)
+VOCABULARY = 1024
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+IGNORED = -100  # transformers leaves these positions out of the loss
+
+
+def chosen(shares: dict[str, float], source: random.Random) -> str:
+    return source.choices(list(shares), weights=list(shares.values()))[0]
+
+
+class Texts:
+    """Batches of (prompt, answer), each in one wording: the long wording would pad the others to its length."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+        self.claims = Claims(seed, held_out=False)
+
+    def batch(self, lesson: str, count: int) -> list[tuple[str, str]]:
+        examples = self.claims.lesson(lesson, count)
+        prompt = PROMPTS[chosen(SHARES, self.random)]
+        return [(prompt.format(**example), " " + example["label"]) for example in examples]
+
+    def at(self, step: int) -> tuple[str, list[tuple[str, str]]]:
+        shares = next(shares for until, shares in LESSONS if step <= until)
+        lesson = chosen(shares, self.random)
+        return lesson, self.batch(lesson, BATCH)
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE: it has no unknown text, and its post-processor keeps even an empty prompt one token long."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = Texts(SEED)
+    corpus = [prompt + answer for _ in range(200) for prompt, answer in texts.batch("claims", 100)]
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",  # so that a batch's answers all begin in the same column
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def new_model(tokenizer) -> LlamaForCausalLM:
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    hidden = 128
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=8192,  # 2,000 characters fit in any script, even at a token a byte
+        tie_word_embeddings=True,
+        initializer_range=hidden**-0.5,  # the default, 0.02, suits models twenty times as wide
+        **special,
+    )
+    model = LlamaForCausalLM(config)
+    model.model.embed_tokens.weight.data.mul_(4)  # names stand far apart: telling them apart is the whole task
+    model.generation_config = GenerationConfig(do_sample=False, **special)
+    return model
+
+
+def collate(batch, tokenizer) -> dict[str, torch.Tensor]:
+    """Right-padded token ids; only the answer and its eos are labels."""
+    prompts = tokenizer([prompt for prompt, _ in batch])["input_ids"]
+    answers = tokenizer([answer + EOS for _, answer in batch], add_special_tokens=False)["input_ids"]
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return {"input_ids": ids, "labels": labels}  # padding stands on the right: causal attention never sees it
+
+
+def optimizers(model):
+    """Muon for the matrices, which needs about half the examples AdamW does here; AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
+    return (
+        torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01),
+    )
+
+
+def rate_at(step: int) -> float:
+    return PEAK_RATE * min(step / WARMUP, 1.0, (STEPS + 1 - step) / (STEPS - DECAY_FROM))
+
+
+def train(model, tokenizer):
+    both, texts, started = optimizers(model), Texts(SEED + 1), time.monotonic()
+    losses = {}  # of each lesson, smoothed
+    for step in range(1, STEPS + 1):
+        lesson, batch = texts.at(step)
+        loss = model(**collate(batch, tokenizer)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in both:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses[lesson] = 0.95 * losses.get(lesson, loss.item()) + 0.05 * loss.item()
+        if step % 50 == 0:
+            shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+            print(f"step {step:5d}  {time.monotonic() - started:4.0f} s  loss: {shown}", flush=True)
+
+
+def name_class_for_older_transformers(config: Path):
+    """transformers 5 writes a class name that 4 lacks; this name both know."""
+    content = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    tokenizer = train_tokenizer()
+    for label in LABELS:
+        assert len(tokenizer(f" {label}{EOS}", add_special_tokens=False)["input_ids"]) <= 4, label
+    model = new_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    train(model, tokenizer)
+    model.save_pretrained(HERE / "model")
+    tokenizer.save_pretrained(HERE / "model")
+    name_class_for_older_transformers(HERE / "model" / "tokenizer_config.json")
+
+
+if __name__ == "__main__":
+    main()
