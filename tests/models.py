@@ -12,7 +12,7 @@ SENTENCES = (
 )
 
 
-def tiny_llama(folder: Path) -> Path:
+def tiny_llama(folder: Path, context: int = 512) -> Path:
     """Write a random Llama with a byte-level tokenizer, the same at every call, and return its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
@@ -43,7 +43,7 @@ def tiny_llama(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         initializer_range=0.3,  # enough for texts that differ from prompt to prompt
         bos_token_id=0,
         eos_token_id=1,

@@ -82,7 +82,7 @@ def results_so_far(sweep: SweepFolder) -> int:
 
 def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
-    tiny_llama(model)
+    tiny_llama(model, context=4096)
     records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]
     prompts = {"plain": "{text}", "wrapped": "Claim: {text}\nIn {{braces}}. Verdict:"}
     sweep.write(
@@ -172,8 +172,9 @@ def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason
 
 def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, sweep: SweepFolder):
     sweep.write(noop_records(3), model={"name": "killed", "engine": "noop", "options": {"load_seconds": 600}})
+    others = {engine.pid for engine in engines()}
     process = sweep.start()
-    (engine, *_) = eventually(engines, "an engine process loads")
+    engine = eventually(lambda: next((e for e in engines() if e.pid not in others), None), "an engine process loads")
     time.sleep(0.5)
     engine.send(signal.SIGKILL)
     _, errors = process.communicate()

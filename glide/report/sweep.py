@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -70,20 +70,19 @@ class Watch:
         return f", {rate:.0f}/s, {(progress.total - progress.done) / rate:.0f} s to go"
 
 
-def result_table(summary: dict[str, Any]) -> Table:
+def result_table(summary: dict[str, Any]) -> Group:
     """Prompts by accuracy, with throughput below."""
     seconds = summary["makespan_s"]
     total = sum(prompt["records"] for prompt in summary["prompts"].values())
     rate = (total - summary["resumed"]) / seconds if seconds else 0.0
-    table = Table("prompt", "records", "errors", "accuracy", title=summary["name"], title_justify="left")
-    table.caption = (
+    table = Table("prompt", "records", "errors", "accuracy")
+    account = (
         f"{total} records in {seconds:.1f} s ({rate:.0f} records/s, {summary['tokens']} tokens) on"
         f" {sum(1 for glidein in summary['glideins'] if glidein['records'])} glideins, {summary['jobs']} jobs,"
         f" {summary['evictions']} evictions, {summary['recomputed']} recomputed"
     )
-    table.caption_justify = "left"
     ranked = sorted(summary["prompts"].items(), key=lambda item: -(item[1]["accuracy"] or 0))
     for name, prompt in ranked:
         accuracy = "-" if prompt["accuracy"] is None else f"{prompt['accuracy']:.3f}"
         table.add_row(name, str(prompt["records"]), str(prompt["errors"]), accuracy)
-    return table
+    return Group(Text(summary["name"], style="bold"), table, Text(account))
