@@ -126,7 +126,7 @@ def _install(prefix: Path) -> Installation:
         staging = prefix.with_name("condor.unpacking")
         shutil.rmtree(staging, ignore_errors=True)
         for number, archive in enumerate(archives, 1):
-            _say(f"unpacking {number}/{len(archives)}", transient=True)
+            _progress("unpacking", number, len(archives))
             _run(["dpkg-deb", "-x", str(archive), str(staging)])
         _relocate(staging, prefix)
         staging.rename(prefix)
@@ -147,7 +147,7 @@ def _download(state: Path) -> list[Path]:
     archives = state / "archives"
     archives.mkdir(exist_ok=True)
     for number, package in enumerate(packages, 1):
-        _say(f"downloading {number}/{len(packages)} {package}", transient=True)
+        _progress("downloading", number, len(packages))
         _run(
             apt.command("apt-get", "download", package), cwd=archives
         )  # a whole file that is there is not fetched again
@@ -262,6 +262,11 @@ def _run(command: list[str], **options) -> str:
         last = (done.stderr or done.stdout).strip().splitlines()[-3:]
         raise CondorError(f"{' '.join(command[:2])} failed: {' / '.join(last)}\n{OTHER_WAYS}")
     return done.stdout
+
+
+def _progress(what: str, number: int, total: int) -> None:
+    if sys.stderr.isatty() or number % 10 == 0:
+        _say(f"{what} package {number} of {total}", transient=True)
 
 
 def _say(text: str, transient: bool = False) -> None:

@@ -22,6 +22,7 @@ from glide.errors import CondorError
 from glide.vocabulary import POOL_VARIABLE
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
+REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
 
 
@@ -96,6 +97,9 @@ class EmbeddedPool:
         for process in mine:
             with suppress(ChildProcessError):  # ours to reap if we started it, init's otherwise
                 os.waitpid(process.pid, 0)
+        deadline = time.monotonic() + REAP_SECONDS
+        while any(Path(f"/proc/{process.pid}").exists() for process in mine) and time.monotonic() < deadline:
+            time.sleep(0.05)
         for folder in ("lock", "run", "address", "execute"):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
