@@ -25,6 +25,13 @@ SITE = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fuzz", "tests/test_fuzz.py: how much to kill, and under what load")
+    group.addoption("--kills", type=int, default=8)
+    group.addoption("--records", type=int, default=1500)
+    group.addoption("--seed", type=int, default=1)
+
+
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
     """An embedded pool that offers more CPUs than there are: most glideins here only sleep."""
@@ -55,7 +62,7 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
         yield log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 @pytest.fixture

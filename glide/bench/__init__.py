@@ -6,7 +6,13 @@ from typing import Any
 from glide.bench.batch import batch
 from glide.bench.overhead import overhead
 from glide.bench.recovery import recovery
+from glide.bench.sticky import sticky
 
-BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {"batch": batch, "overhead": overhead, "recovery": recovery}
+BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "batch": batch,
+    "overhead": overhead,
+    "recovery": recovery,
+    "sticky": sticky,
+}
 
 __all__ = ["BENCHMARKS"]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from glide.condor import EmbeddedPool
+from glide.condor import AccessPoint, EmbeddedPool
 from glide.sweep.driver import Progress, drive
 from glide.sweep.prepare import prepare
 from glide.sweep.results import begin
 from glide.sweep.workplace import factory
+from glide.vocabulary import Job
 
 
 class Rig:
@@ -27,12 +29,27 @@ class Rig:
         self.pool = pool
         self.runs = 0
 
-    def sweep(self, count: int, options: dict[str, Any], watch=None, **changes: Any) -> dict[str, Any]:
+    def drain(self) -> None:
+        """Take all glideins down, so that what comes next starts cold and has the cores to itself."""
+        access_point = AccessPoint()
+        access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
+        while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):
+            time.sleep(0.25)
+
+    def sweep(
+        self,
+        count: int,
+        options: dict[str, Any],
+        watch: Callable[[Progress], None] = lambda progress: None,
+        texts: Sequence[str] = (),
+        **changes: Any,
+    ) -> dict[str, Any]:
         """Run a sweep of `count` noop records and return its summary; `changes` replace the sweep file's keys."""
         self.runs += 1
         folder = self.folder / f"run-{self.runs}"
         folder.mkdir()
-        lines = [json.dumps({"custom_id": str(number), "text": f"text {number}"}) for number in range(count)]
+        texts = texts or [f"text {number}" for number in range(count)]
+        lines = [json.dumps({"custom_id": str(number), "text": text}) for number, text in enumerate(texts)]
         (folder / "records.jsonl").write_text("\n".join(lines))
         file = {
             "name": f"bench-{self.runs}", "model": {"name": "noop", "engine": "noop", "options": options},
@@ -41,7 +58,7 @@ class Rig:
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes))
         sweep = prepare(folder / "sweep.yaml")
         results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
-        return drive(sweep, results, watch or _silent)
+        return drive(sweep, results, watch)
 
 
 @contextmanager
@@ -52,9 +69,9 @@ def rig(cores: int = 8, idle_seconds: int = 600, **entry: Any) -> Iterator[Rig]:
         folder = Path(name)
         os.environ["GLIDE_HOME"] = str(folder / "home")
         pool = EmbeddedPool(folder / "home")
-        request = {"memory": 512, "disk": 100}
         site = {"site": "bench", "interval": 1, "entries": [
-            {"name": "bench", "max_glideins": cores, "request": request, "idle_seconds": idle_seconds, **entry}
+            {"name": "bench", "max_glideins": cores, "request": {"memory": 512, "disk": 100},
+             "idle_seconds": idle_seconds, **entry}
         ]}  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(site))
         try:
@@ -66,7 +83,3 @@ def rig(cores: int = 8, idle_seconds: int = 600, **entry: Any) -> Iterator[Rig]:
             pool.down()
             os.environ.clear()
             os.environ.update(before)
-
-
-def _silent(_: Progress) -> None:
-    return

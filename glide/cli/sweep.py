@@ -15,7 +15,7 @@ from rich.console import Console
 from glide.cli.options import AsJson, print_json
 from glide.config import SiteFile, load
 from glide.errors import InputError
-from glide.invoke.carriers import read_results
+from glide.invoke.carriers import read_lines, read_results
 from glide.report.sweep import Watch, result_table
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
@@ -47,13 +47,16 @@ def resume(file: File, site: Site = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def status(file: File, as_json: AsJson = False) -> None:
-    """How far a sweep's results are. Example: glide sweep status sweep.yaml"""
+    """How far a sweep is, how many records its jobs carry, and why. Example: glide sweep status sweep.yaml"""
     sweep = prepare(file)
     done = {prompt: sum(1 for _ in read_results(sweep.out / prompt / "results.jsonl")) for prompt in sweep.file.prompts}
+    wave = next(read_lines(sweep.out / ".glide" / "wave.json"), {"sizes": [], "reason": "no jobs yet"})
     if as_json:
-        print_json({"name": sweep.file.name, "records": len(sweep.records), "done": done})
-    for prompt, count in {} if as_json else done.items():
+        print_json({"name": sweep.file.name, "records": len(sweep.records), "done": done, "wave": wave})
+        return
+    for prompt, count in done.items():
         print(f"{prompt}: {count} of {len(sweep.records)}")
+    print(f"last jobs: {', '.join(map(str, wave['sizes'][:8]))} ({wave['reason']})")
 
 
 @app.command()

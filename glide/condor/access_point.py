@@ -14,7 +14,7 @@ from glide.errors import CondorError
 from glide.vocabulary import JobStatus
 
 SPOOLING_INPUT = 16  # HTCondor's hold code
-SPOOL_SECONDS = 120.0  # a client that spools for longer has died over it
+SPOOL_SECONDS = 45.0  # a client that spools for longer has died over it
 
 
 def plain(ad: Any) -> dict[str, Any]:

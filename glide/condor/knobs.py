@@ -29,6 +29,10 @@ KNOBS: dict[str, dict[str, str]] = {
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
     },
+    "A daemon that died is back in a second": {
+        "MASTER_BACKOFF_CONSTANT": "1",
+        "MASTER_BACKOFF_CEILING": "30",
+    },
     "A dead host is noticed in half a minute": {
         "TCP_KEEPALIVE_INTERVAL": "10",
         "STARTD_CONTACT_TIMEOUT": "10",

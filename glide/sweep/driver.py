@@ -183,6 +183,7 @@ class Driver:
         wave = pack(left, expected, len(queue), _lane_seconds(warm), self._fixed())
         if wave.sizes:
             self.wave = wave
+            self.results.note_wave(wave.sizes, wave.reason)
             records = self._unsent(on_their_way)
             self.carriers.submit([list(islice(records, size)) for size in wave.sizes], list(self.avoid))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class Results:
         accuracy = right / len(self.sweep.records) if self.sweep.file.expect else None
         return {"records": len(self.sweep.records), "errors": errors, "accuracy": accuracy}
 
+    def note_wave(self, sizes: Sequence[int], reason: str) -> None:
+        """Leave word, for `glide sweep status`, of how many records the jobs carry and why."""
+        _write(self.sweep.out / ".glide" / "wave.json", {"sizes": list(sizes), "reason": reason})
+
     def error_lines(self) -> list[str]:
         """The records that have an error, and which."""
         return [
@@ -161,5 +165,5 @@ def _drop_torn_line(path: Path) -> None:
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}")  # a dot begins no prompt's name
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.write_text(json.dumps(content) + "\n")
     fresh.replace(path)

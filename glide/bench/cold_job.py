@@ -1,0 +1,24 @@
+"""`python -m glide.bench.cold_job MODEL TEXTS.json OUT`: load a model, serve the texts, forget the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from glide.bench.sticky import GENERATE, OPTIONS
+from glide.server.engines import Record
+from glide.server.engines.transformers import Transformers
+from glide.template import Template
+
+
+def main(model: str, source: str, target: str) -> None:
+    engine = Transformers(Template("bench", "transformers", model), Transformers.Options(**OPTIONS))
+    engine.load(lambda state: None)
+    records = [Record(number, text, GENERATE) for number, text in enumerate(json.loads(Path(source).read_text()))]
+    texts = [completion.text for call in engine.plan(records) for completion in engine.call(call)]
+    Path(target).write_text(json.dumps(texts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,132 @@
+"""What sticky state is worth: the same inferences with the model loaded by every job, or once per glidein.
+
+Four ways, on two cores: `create_destroy` (each job is sent the model's files and loads them), `sticky_io` (the
+files are on the node, each job loads them), `sticky` (glide), and `resident` (a plain process per core that
+loads once: nothing can be faster). Create-destroy and StickyI/O are the task models of Phung and Thain's paper.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from glide.bench.rig import Rig, rig
+from glide.condor import AccessPoint
+from glide.vocabulary import JobStatus
+
+CORES = 2
+RECORDS = 320
+PER_JOB = 8
+GENERATE = {"max_new_tokens": 4, "do_sample": False}
+OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}
+
+
+def sticky(repeat: int) -> dict[str, Any]:
+    """Makespans, submission to last result, and what each is over `sticky`."""
+    seconds: dict[str, list[float]] = {}
+    with rig(cores=CORES, request={"memory": 4000, "disk": 100}) as bench:
+        model = bench.folder / "model"
+        parameters = make_model(model)
+        for _ in range(repeat):
+            seconds.setdefault("resident", []).append(_resident(bench, model))
+            seconds.setdefault("sticky", []).append(_sticky(bench, model))
+            seconds.setdefault("sticky_io", []).append(_a_load_per_job(bench, model, transfer=False))
+            seconds.setdefault("create_destroy", []).append(_a_load_per_job(bench, model, transfer=True))
+    medians = {name: median(times) for name, times in seconds.items()}
+    return {
+        "records": RECORDS, "records_per_job": PER_JOB, "parameters": parameters, "seconds": seconds,
+        "over_sticky": {name: round(time / medians["sticky"], 3) for name, time in medians.items()},
+        "sticky_over_resident": round(medians["sticky"] / medians["resident"], 3),
+    }  # fmt: skip
+
+
+def make_model(folder: Path) -> int:
+    """Save a Llama of about 180 M random parameters with the tokenizer of bytes; the number of parameters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *sorted(alphabet)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num_attention_heads=16,
+        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _texts() -> list[str]:
+    return [f"Record {number}: a text of some forty bytes." for number in range(RECORDS)]
+
+
+def _resident(bench: Rig, model: Path) -> float:
+    """A plain process per core, each with its share of the records and its own model."""
+    started = time.monotonic()
+    processes = []
+    for core in range(CORES):
+        share = bench.folder / f"resident-{core}.json"
+        share.write_text(json.dumps(_texts()[core::CORES]))
+        processes.append(_cold(str(model), str(share), str(share.with_suffix(".out"))))
+    for process in processes:
+        assert process.wait() == 0
+    return time.monotonic() - started
+
+
+def _cold(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments])
+
+
+def _sticky(bench: Rig, model: Path) -> float:
+    """Glideins from nothing: their start, the model's load and the last result gathered are all in it."""
+    bench.drain()
+    started = time.monotonic()
+    bench.sweep(
+        RECORDS, {}, texts=_texts(), glideins=CORES, generate=GENERATE,
+        model={"name": "bench", "engine": "transformers", "path": str(model), "options": OPTIONS},
+    )  # fmt: skip
+    return time.monotonic() - started
+
+
+def _a_load_per_job(bench: Rig, model: Path, transfer: bool) -> float:
+    bench.drain()
+    folder = bench.folder / f"jobs-{time.monotonic_ns()}"
+    folder.mkdir()
+    texts = _texts()
+    parts = [texts[start : start + PER_JOB] for start in range(0, RECORDS, PER_JOB)]
+    for number, part in enumerate(parts):
+        (folder / f"{number}.json").write_text(json.dumps(part))
+    where = model.name if transfer else str(model)
+    description = f"""
+        universe = vanilla
+        executable = {sys.executable}
+        transfer_executable = false
+        arguments = -m glide.bench.cold_job {where} $(part).json $(part).out
+        environment = "PYTHONPATH={Path(__file__).resolve().parents[2]}"
+        transfer_input_files = $(part).json{f", {model}" if transfer else ""}
+        transfer_output_files = $(part).out
+        should_transfer_files = yes
+        request_cpus = 1
+        request_memory = 4000
+        initialdir = {folder}
+    """
+    started = time.monotonic()
+    access_point = AccessPoint()
+    cluster = access_point.submit(description, items=[{"part": str(number)} for number in range(len(parts))])
+    while jobs := access_point.jobs(f"ClusterId == {cluster}", ["HoldReason"]):
+        held = [job.get("HoldReason") for job in jobs if job["JobStatus"] == JobStatus.HELD]
+        assert not held, held[0]
+        time.sleep(0.5)
+    assert len(list(folder.glob("*.out"))) == len(parts)
+    return time.monotonic() - started

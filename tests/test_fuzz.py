@@ -1,0 +1,131 @@
+"""Kill anything at any time: every record still comes exactly once, with the text an undisturbed run gives.
+
+`pytest tests/test_fuzz.py --kills 50 --records 5000 --seed 3` for the long form.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glide.condor import EmbeddedPool, processes
+from glide.condor.processes import Process
+from glide.vocabulary import POOL_VARIABLE, Exit
+from tests.conftest import SITE, SweepFolder, eventually
+
+pytestmark = pytest.mark.pool
+
+RECORD_SECONDS = 0.02
+
+
+class Chaos:
+    """A pool, its factory and a sweep's driver, all of which may be killed; the last two are started again."""
+
+    def __init__(self, pool: EmbeddedPool, sweep: SweepFolder):
+        self.pool = pool
+        self.sweep = sweep
+        self.site = pool.home / "chaos.yaml"
+        entry = SITE["entries"][0] | {"name": "chaos", "max_glideins": 3}
+        self.site.write_text(yaml.safe_dump(SITE | {"site": "chaos", "entries": [entry]}))
+        self.factory = self._start_factory()
+        self.driver = sweep.start()
+        self.killed: Counter[str] = Counter()
+
+    def _start_factory(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "glide", "factory", "run", "-c", str(self.site)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def kill_something(self, rng: random.Random) -> None:
+        kind = rng.choice(sorted(VICTIMS))
+        if kind == "driver":
+            self.driver.kill()
+            self.driver.communicate()
+            self.driver = self.sweep.start("resume")
+        elif kind == "factory":
+            self.factory.kill()
+            self.factory.wait()
+            self.factory = self._start_factory()
+        elif found := [process for process in self._processes() if VICTIMS[kind](process, self._outer(process))]:
+            rng.choice(found).send(signal.SIGKILL)
+        else:
+            return
+        self.killed[kind] += 1
+
+    def _processes(self) -> list[Process]:
+        return sorted(processes.with_variable(POOL_VARIABLE, str(self.pool.home)), key=lambda process: process.pid)
+
+    def _outer(self, process: Process) -> bool:
+        return process.variable("CONDOR_CONFIG") == str(self.pool.config)
+
+    def stop(self) -> None:
+        for process in (self.driver, self.factory):
+            process.terminate()
+        self.driver.communicate()
+        self.factory.wait(40)
+
+
+def runs(module: str) -> Callable[[Process, bool], bool]:
+    """Processes of one of glide's own modules."""
+
+    def matches(process: Process, _: bool) -> bool:
+        try:
+            words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return module.encode() in words
+
+    return matches
+
+
+VICTIMS: dict[str, Callable[[Process, bool], bool]] = {
+    "glidein master": lambda process, outer: process.name == "condor_master" and not outer,
+    "glidein startd": lambda process, outer: process.name == "condor_startd" and not outer,
+    "starter": lambda process, outer: process.name == "condor_starter",
+    "shadow": lambda process, outer: process.name == "condor_shadow",
+    "schedd": lambda process, outer: process.name == "condor_schedd",
+    "model server": runs("glide.server"),
+    "engine": runs("glide.server.engine_process"),
+    "client": runs("glide.invoke.client"),
+    "driver": lambda process, outer: False,
+    "factory": lambda process, outer: False,
+}
+
+
+@pytest.fixture
+def chaos(pool: EmbeddedPool, sweep: SweepFolder, request: pytest.FixtureRequest) -> Iterator[Chaos]:
+    count = request.config.getoption("--records")
+    records = [{"custom_id": f"r{number}", "text": f"text {number}"} for number in range(count)]
+    model = {"name": "chaos", "engine": "noop", "options": {"record_seconds": RECORD_SECONDS}}
+    chaos = Chaos(pool, sweep.write(records, model=model, glideins=3))
+    yield chaos
+    chaos.stop()
+
+
+@pytest.mark.timeout(1800)
+def test_every_record_comes_once_whatever_is_killed(chaos: Chaos, request: pytest.FixtureRequest):
+    count, kills, seed = (request.config.getoption(name) for name in ("--records", "--kills", "--seed"))
+    rng = random.Random(seed)
+    results = chaos.sweep.out / "plain" / "results.jsonl"
+    eventually(lambda: results.exists() and results.stat().st_size > 0, "the first results are in")
+    while sum(chaos.killed.values()) < kills and chaos.driver.poll() is None:
+        chaos.kill_something(rng)
+        time.sleep(rng.uniform(0.5, 3.0))
+    chaos.driver.wait()
+    while chaos.driver.returncode not in (Exit.OK, Exit.INPUT):  # it gave up while nothing answered
+        chaos.driver.communicate()
+        chaos.driver = chaos.sweep.start("resume")
+        chaos.driver.wait()
+    print(f"\nseed {seed}: killed {dict(chaos.killed)}; {chaos.sweep.summary}")
+    written = chaos.sweep.results()
+    assert [result["custom_id"] for result in written] == [f"r{number}" for number in range(count)]
+    assert all(result["error"] is None for result in written)
+    assert all(result["text"] == f"text {result['custom_id'][1:]}" for result in written)
