@@ -14,19 +14,24 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
+from glide.condor.access_point import quoted
 from glide.condor.event_log import LOST
 from glide.template import Template
-from glide.vocabulary import POOL_VARIABLE
+from glide.vocabulary import POOL_VARIABLE, Job
 
 KILLS = 20
 OPTIONS = {"record_seconds": 0.02}
 
 
 def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
-    """Seconds from kill -9 of a glidein's master to its records' next start, over `kills` (times `repeat`) kills."""
+    """Seconds from kill -9 of a glidein's master to its records' next start, over `kills` kills.
+
+    Args:
+        repeat: how often the same is measured for a plain HTCondor job.
+    """
     with rig(cores=3) as bench:
-        seconds, summary = _kill_under_a_sweep(bench, kills * repeat)
-        plain = [_kill_under_a_plain_job(bench) for _ in range(max(3, repeat))]
+        seconds, summary = _kill_under_a_sweep(bench, kills)
+        plain = [_kill_under_a_plain_job(bench) for _ in range(repeat)]
     return {
         "kills": len(seconds),
         "median_s": round(median(seconds), 3),
@@ -93,14 +98,18 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     folder.mkdir()
     records = [{"custom_id": str(number), "prompt": "text"} for number in range(1500)]
     (folder / "records-0.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    while len(glidein_masters(bench)) < 2:  # the other lane has to be there
-        time.sleep(0.2)
     access_point, events = AccessPoint(), EventLog()
-    macros = {"digest": Template("noop", "noop", options=OPTIONS).digest, "model": "noop", "initialdir": str(folder)}
+    template = Template("noop", "noop", options=OPTIONS)
+    macros = {
+        "digest": template.digest, "model": "noop", "initialdir": str(folder),
+        f"My.{Job.SPEC}": quoted(template.to_json()), f"My.{Job.WANTED}": "3",  # lost glideins are replaced
+    }  # fmt: skip
     text = resources.find("submit_templates", "invocation.sub").read_text()
     cluster = access_point.submit(text, macros, spool=True)
     _executed(events, cluster)
-    time.sleep(2.0)
+    while len(glidein_masters(bench)) < 2:  # another lane has to be there
+        time.sleep(0.2)
+    time.sleep(5.0)
     (job,) = access_point.jobs(f"ClusterId == {cluster}", ["RemoteHost"])
     startd = job["RemoteHost"].split("@")[1]
     killed = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -27,6 +28,8 @@ app.command()(bench)
 
 def main() -> None:
     """Entry point of `glide`."""
+    # A polite kill is an interrupt: what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:

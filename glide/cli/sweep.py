@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -80,8 +79,6 @@ def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
     results = begin(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", resume)
     if results.found:
         print(f"resumed: {results.found} of {sweep.total} records need not be done again", file=sys.stderr)
-    # A polite kill is an interrupt: what was started is stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with workplace(site), Watch(sweep.file.name) as watch:
             summary = drive(sweep, results, watch)

@@ -125,3 +125,8 @@ def parameter(name: str) -> str | None:
     """A value of the configuration that is in force, such as UID_DOMAIN."""
     value = bindings.htcondor2.param.get(name)
     return None if value is None else str(value)
+
+
+def quoted(text: str) -> str:
+    """A ClassAd string literal."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

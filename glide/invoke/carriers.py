@@ -15,6 +15,7 @@ from typing import Any
 
 from glide import resources
 from glide.condor import AccessPoint
+from glide.condor.access_point import quoted
 from glide.errors import CondorError
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -79,7 +80,7 @@ class Carriers:
         description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
         macros = self._macros()
         if avoid:
-            dead = ", ".join(map(_quoted, avoid))
+            dead = ", ".join(map(quoted, avoid))
             macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
         self.access_point.submit(description, macros, items, spool=True)
 
@@ -90,8 +91,8 @@ class Carriers:
             # Completed jobs stay until `gather` has their results and removes them.
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
             "batch_name": self.run.name,
-            f"My.{Job.RUN}": _quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
-            f"My.{Job.WANTED}": str(self.run.wanted), f"My.{Job.SPEC}": _quoted(self.run.template.to_json()),
+            f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
+            f"My.{Job.WANTED}": str(self.run.wanted), f"My.{Job.SPEC}": quoted(self.run.template.to_json()),
         }  # fmt: skip
 
     def queue(self) -> list[Carrier]:
@@ -166,7 +167,7 @@ class Carriers:
         return self.run.folder / f"{part}.in"
 
     def _constraint(self) -> str:
-        return f"{Job.RUN} == {_quoted(self.run.name)}"
+        return f"{Job.RUN} == {quoted(self.run.name)}"
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:
@@ -186,8 +187,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _either(carriers: Sequence[Carrier]) -> str:
     return " || ".join("(ClusterId == {} && ProcId == {})".format(*carrier.job.split(".")) for carrier in carriers)
-
-
-def _quoted(text: str) -> str:
-    """A ClassAd string literal."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
