@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
+from glide.template import Template
 
 SITE = {
     "site": "testing",
@@ -73,6 +74,22 @@ def access_point(pool: EmbeddedPool) -> AccessPoint:
 @pytest.fixture
 def collector(pool: EmbeddedPool) -> Collector:
     return Collector()
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Start model servers that do not outlive the test."""
+    from tests.server_rig import Server  # which imports this file
+
+    servers: list[Server] = []
+
+    def start(template: Template | None = None, **options: Any) -> Server:
+        servers.append(Server(tmp_path / f"{len(servers)}", template or Template("fake", "noop", options=options)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 class SweepFolder:

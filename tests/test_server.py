@@ -4,138 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glide.server.advertise import watch
 from glide.template import Template
-from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
+from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually
-from tests.models import tiny_llama
+from tests.server_rig import Server, assert_exactly_once, failure
 
 HEALTHY = [State.BLANK, State.FETCHING, State.LOADING, State.WARMING, State.WARM]
 
 
-class Call:
-    """A client's process with its records, and what it has written."""
-
-    def __init__(self, server: Server, records: list[dict[str, Any]], template: str | None):
-        place = server.folder / f"call-{len(server.calls)}"
-        self.out = place.with_suffix(".out")
-        place.with_suffix(".in").write_text("".join(json.dumps(record) + "\n" for record in records))
-        environment = {**os.environ, SOCKET_VARIABLE: str(server.socket), ID_VARIABLE: "here-1.0"}
-        if template is not None:
-            place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
-            environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "glide.invoke.client", str(place.with_suffix(".in")), str(self.out)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        server.calls.append(self)
-
-    def end(self) -> tuple[int, str]:
-        """The exit code and the last words; a client that hangs fails the test."""
-        try:
-            _, words = self.process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            raise AssertionError("the client hangs") from None
-        return self.process.returncode, words
-
-    def results(self) -> list[dict[str, Any]]:
-        """What a client that has ended well leaves."""
-        code, words = self.end()
-        assert code == Exit.OK, words
-        return self.written()
-
-    def written(self) -> list[dict[str, Any]]:
-        content = self.out.read_text()
-        assert content == "" or content.endswith("\n"), f"a torn line: {content[-80:]!r}"
-        return [json.loads(line) for line in content.split("\n") if line]
-
-
-class Server:
-    """A model server's process for one template, as a glidein starts it."""
-
-    def __init__(self, folder: Path, template: Template):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.template = template
-        self.socket = folder / "model.sock"
-        self.log = folder / "server.log"
-        self.calls: list[Call] = []
-        (folder / "template.json").write_text(template.to_json())
-        arguments = [folder / "template.json", self.socket, self.log]
-        self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
-
-    def states(self) -> Iterator[dict[str, Any]]:
-        """What it advertises, from the moment there is something to connect to."""
-        eventually(lambda: self.socket.exists() or self.process.poll() is not None, "the server's socket")
-        return watch(self.socket)
-
-    def now(self) -> dict[str, Any]:
-        return next(self.states())
-
-    def reached(self, state: str) -> dict[str, Any]:
-        """Wait for a state; the other end of the road fails the test."""
-        for attributes in self.states():
-            if attributes[Machine.STATE] == state:
-                return attributes
-            assert attributes[Machine.STATE] != State.FAILED, attributes
-        raise AssertionError(f"the server ended: {self.log.read_text()}")
-
-    def call(self, records: list[dict[str, Any]], template: str | None = None) -> Call:
-        return Call(self, records, template)
-
-    def busy(self) -> None:
-        """Wait until it has served something."""
-        eventually(lambda: self.now()[Machine.SERVED] > 0, "a record is served")
-
-    @property
-    def engine(self) -> int:
-        """The engine's process: the server's only child."""
-        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(child)
-
-    def stop(self) -> None:
-        for process in (self.process, *(call.process for call in self.calls)):
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
-
-
-@pytest.fixture
-def start(tmp_path: Path):
-    """Start servers that do not outlive the test."""
-    servers: list[Server] = []
-
-    def start(template: Template | None = None, **options: Any) -> Server:
-        servers.append(Server(tmp_path / f"{len(servers)}", template or Template("fake", "noop", options=options)))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
 def records(count: int, prefix: str = "r") -> list[dict[str, Any]]:
     return [{"custom_id": f"{prefix}{n}", "prompt": f"{prefix} says {n}"} for n in range(count)]
-
-
-def assert_exactly_once(results: list[dict[str, Any]], sent: list[dict[str, Any]]) -> None:
-    times = Counter(result["custom_id"] for result in results)
-    assert set(times) == {record["custom_id"] for record in sent}
-    assert set(times.values()) <= {1}
 
 
 def echoes(results: list[dict[str, Any]]) -> dict[str, str]:
@@ -263,15 +148,6 @@ def test_the_pace_is_measured(start):
     now = eventually(lambda: (ad := server.now())[Machine.SERVED] == 60 and ad, "all are counted")
     assert now[Machine.RECORD_SECONDS] > 0.005
     assert now[Machine.BUSY_SECONDS] > 60 * 0.005
-
-
-def failure(server: Server) -> str:
-    """Why a server that must not become warm has failed."""
-    for attributes in server.states():
-        assert attributes[Machine.STATE] != State.WARM
-        if attributes[Machine.STATE] == State.FAILED:
-            return attributes[Machine.FAILURE]
-    raise AssertionError(f"the server ended: {server.log.read_text()}")
 
 
 def test_a_missing_file_is_the_reason_of_a_failure(start, tmp_path):
@@ -406,149 +282,3 @@ def test_a_server_asked_to_end_leaves_nothing_behind(start):
     assert not Path(f"/proc/{engine}").exists()
     assert "Traceback" not in server.log.read_text()
     assert all(attributes[Machine.STATE] == State.WARM for attributes in watching)  # and then it ends
-
-
-# ---- a real model --------------------------------------------------------------------------------
-
-ODD = [
-    "", " ", "Verdict:", "The claim is: the river flows north.", "🦉🦉 and 👩‍👩‍👧‍👦", "שלום עולם", "مرحبا بالعالم",
-    "{claim} {{x}} }{", "two\nlines\n\n", "\ttab\r\n", "null\x00byte", "\u2028", "Verdict:", "Verdict:", "<s></s>",
-    "é" * 90,
-]  # fmt: skip
-GENERATE = {"max_new_tokens": 24, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture(scope="module")
-def plain(llama: Path):
-    """What plain transformers makes of a prompt: (text, how many tokens)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(llama)
-    model = AutoModelForCausalLM.from_pretrained(llama).eval()
-
-    def plain(prompt: str, **generate: Any) -> tuple[str, int]:
-        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(**encoded, **generate)[0, encoded["input_ids"].shape[1] :]
-        return tokenizer.decode(output, skip_special_tokens=True), len(output)
-
-    return plain
-
-
-@pytest.fixture(scope="module")
-def warm(llama: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A server that holds the model and calls it with up to six records, so that most are padded."""
-    template = Template.of_folder("llama", "transformers", llama, {"dtype": "float32", "batch": 6, "device": "cpu"})
-    server = Server(tmp_path_factory.mktemp("server"), template)
-    server.reached(State.WARM)
-    yield server
-    server.stop()
-
-
-def ask(server: Server, prompts: list[str], **generate: Any) -> list[dict[str, Any]]:
-    """The results for prompts, in their order."""
-    sent = [{"custom_id": str(n), "prompt": prompt} for n, prompt in enumerate(prompts)]
-    results = server.call([{"generate": generate}, *sent]).results()
-    assert_exactly_once(results, sent)
-    return sorted(results, key=lambda result: int(result["custom_id"]))
-
-
-def test_greedy_texts_are_plain_transformers_texts(warm, plain):
-    results = ask(warm, ODD, **GENERATE)
-    assert [(result["text"], result["tokens"]) for result in results] == [plain(text, **GENERATE) for text in ODD]
-
-
-def test_the_tiny_model_says_different_things_and_sometimes_stops_by_itself(plain):
-    said = [plain(text, **GENERATE) for text in ODD]
-    assert len({text for text, _ in said}) > len(set(ODD)) / 2
-    assert {tokens for _, tokens in said} > {24}
-
-
-def test_without_options_texts_are_plain_transformers_texts_too(warm, plain):
-    results = ask(warm, ODD)
-    assert [(result["text"], result["tokens"]) for result in results] == [plain(text, do_sample=False) for text in ODD]
-
-
-def test_a_prompt_too_long_for_the_model_has_an_error_and_its_neighbours_have_texts(warm, plain):
-    prompts = ["before", "x" * 2000, "Verdict:", "y " * 1000, "after"]
-    results = ask(warm, prompts, **GENERATE)
-    assert [result["error"] and result["error"]["type"] for result in results] == [
-        None, "PromptTooLong", None, "PromptTooLong", None,
-    ]  # fmt: skip
-    assert "512" in results[1]["error"]["message"]
-    assert results[1]["text"] is None and results[1]["tokens"] == 0
-    for n in (0, 2, 4):
-        assert results[n]["text"] == plain(prompts[n], **GENERATE)[0]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_new_tokens": 1},
-        {"max_new_tokens": 12, "min_new_tokens": 12},
-        {"max_new_tokens": 12, "repetition_penalty": 1.8},
-        {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
-        {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "sequence_bias": [[[1], 4.0]]},
-        {"max_new_tokens": 12, "suppress_tokens": [54, 49]},
-        {"max_new_tokens": 12, "eos_token_id": 54},
-        {"max_new_tokens": 12, "num_beams": 3},
-        {"max_new_tokens": 12, "do_sample": True, "top_k": 1},
-        {"max_length": 40},
-    ],
-    ids=lambda options: " ".join(name for name in options if name != "max_new_tokens") or "max_new_tokens",
-)
-def test_options_mean_what_they_mean_to_plain_transformers(warm, plain, options):
-    prompts = ["Verdict:", "hello", "The claim is: the river flows north.", "", "x x x x x x"]
-    options = {"do_sample": False, **options}
-    results = ask(warm, prompts, **options)
-    assert [result["error"] for result in results] == [None] * len(prompts)
-    assert [(result["text"], result["tokens"]) for result in results] == [plain(text, **options) for text in prompts]
-
-
-def test_sampling_samples(warm):
-    texts = [result["text"] for result in ask(warm, ["hello"] * 12, max_new_tokens=12, do_sample=True, temperature=5.0)]
-    assert len(set(texts)) > 1
-
-
-def test_records_with_different_options_are_not_mixed_in_one_call(warm):
-    lengths = [1, 5, 2, 5, 1, 9, 3]
-    sent = [
-        {"custom_id": str(n), "prompt": "hello", "generate": {"max_new_tokens": length, "min_new_tokens": length}}
-        for n, length in enumerate(lengths)
-    ]
-    results = warm.call(sent).results()
-    assert {result["custom_id"]: result["tokens"] for result in results} == {
-        str(n): length for n, length in enumerate(lengths)
-    }
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"surprise": 1}, {"max_new_tokens": "many"}, {"max_new_tokens": -1}, {"num_return_sequences": 2, "num_beams": 2}],
-    ids=lambda options: next(iter(options)) + "=" + str(next(iter(options.values()))),
-)
-def test_options_that_make_no_sense_are_each_records_error_and_the_model_stays(warm, options):
-    before = warm.engine
-    results = ask(warm, ["one", "two", "three"], **options)
-    errors = [result["error"] and result["error"]["type"] for result in results]
-    assert None not in errors and "EngineDied" not in errors
-    assert warm.engine == before
-    assert ask(warm, ["Verdict:"], max_new_tokens=2)[0]["error"] is None
-
-
-def test_weights_that_are_torn_are_the_reason_of_a_failure(start, llama, tmp_path):
-    folder = tmp_path / "torn"
-    shutil.copytree(llama, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    server = start(Template.of_folder("llama", "transformers", folder, {"device": "cpu"}))
-    assert "afetensor" in failure(server)
-
-
-def test_a_dtype_that_does_not_exist_is_the_reason_of_a_failure(start, llama):
-    server = start(Template.of_folder("llama", "transformers", llama, {"device": "cpu", "dtype": "float33"}))
-    assert "float33" in failure(server)

@@ -1,0 +1,121 @@
+"""A model server's process and its client's, as a glidein and a job start them, for the tests of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glide.server.advertise import watch
+from glide.template import Template
+from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
+from tests.conftest import eventually
+
+
+class Call:
+    """A client's process with its records, and what it has written."""
+
+    def __init__(self, server: Server, records: list[dict[str, Any]], template: str | None):
+        place = server.folder / f"call-{len(server.calls)}"
+        self.out = place.with_suffix(".out")
+        place.with_suffix(".in").write_text("".join(json.dumps(record) + "\n" for record in records))
+        environment = {**os.environ, SOCKET_VARIABLE: str(server.socket), ID_VARIABLE: "here-1.0"}
+        if template is not None:
+            place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
+            environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "glide.invoke.client", str(place.with_suffix(".in")), str(self.out)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        server.calls.append(self)
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and the last words; a client that hangs fails the test."""
+        try:
+            _, words = self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("the client hangs") from None
+        return self.process.returncode, words
+
+    def results(self) -> list[dict[str, Any]]:
+        """What a client that has ended well leaves."""
+        code, words = self.end()
+        assert code == Exit.OK, words
+        return self.written()
+
+    def written(self) -> list[dict[str, Any]]:
+        content = self.out.read_text()
+        assert content == "" or content.endswith("\n"), f"a torn line: {content[-80:]!r}"
+        return [json.loads(line) for line in content.split("\n") if line]
+
+
+class Server:
+    """A model server's process for one template, as a glidein starts it."""
+
+    def __init__(self, folder: Path, template: Template):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.template = template
+        self.socket = folder / "model.sock"
+        self.log = folder / "server.log"
+        self.calls: list[Call] = []
+        (folder / "template.json").write_text(template.to_json())
+        arguments = [folder / "template.json", self.socket, self.log]
+        self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """What it advertises, from the moment there is something to connect to."""
+        eventually(lambda: self.socket.exists() or self.process.poll() is not None, "the server's socket")
+        return watch(self.socket)
+
+    def now(self) -> dict[str, Any]:
+        return next(self.states())
+
+    def reached(self, state: str) -> dict[str, Any]:
+        """Wait for a state; the other end of the road fails the test."""
+        for attributes in self.states():
+            if attributes[Machine.STATE] == state:
+                return attributes
+            assert attributes[Machine.STATE] != State.FAILED, attributes
+        raise AssertionError(f"the server ended: {self.log.read_text()}")
+
+    def call(self, records: list[dict[str, Any]], template: str | None = None) -> Call:
+        return Call(self, records, template)
+
+    def busy(self) -> None:
+        """Wait until it has served something."""
+        eventually(lambda: self.now()[Machine.SERVED] > 0, "a record is served")
+
+    @property
+    def engine(self) -> int:
+        """The engine's process: the server's only child."""
+        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(child)
+
+    def stop(self) -> None:
+        for process in (self.process, *(call.process for call in self.calls)):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+
+
+def failure(server: Server) -> str:
+    """Why a server that must not become warm has failed."""
+    for attributes in server.states():
+        assert attributes[Machine.STATE] != State.WARM
+        if attributes[Machine.STATE] == State.FAILED:
+            return attributes[Machine.FAILURE]
+    raise AssertionError(f"the server ended: {server.log.read_text()}")
+
+
+def assert_exactly_once(results: list[dict[str, Any]], sent: list[dict[str, Any]]) -> None:
+    times = Counter(result["custom_id"] for result in results)
+    assert set(times) == {record["custom_id"] for record in sent}
+    assert set(times.values()) <= {1}
