@@ -17,7 +17,7 @@ from glide.condor import AccessPoint, EventLog, processes
 from glide.condor.access_point import quoted
 from glide.condor.event_log import LOST
 from glide.template import Template
-from glide.vocabulary import POOL_VARIABLE, Job
+from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
 
 KILLS = 20
 OPTIONS = {"record_seconds": 0.02}
@@ -45,17 +45,17 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 
 
 def _kill_under_a_sweep(bench: Rig, kills: int) -> tuple[list[float], dict[str, Any]]:
-    """Three glideins serve an endless-looking sweep; kill one that is at work, wait for its successor, again."""
+    """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again."""
     seconds: list[float] = []
     finished = threading.Event()
     killer = threading.Thread(target=_kill, args=(bench, kills, seconds, finished), daemon=True)
 
     def watch(progress: Any) -> None:
-        if progress.done and not killer.is_alive() and not finished.is_set():
+        if progress.done and killer.ident is None:
             killer.start()
 
-    # 6 s a kill is what a successor's start takes; three glideins at 20 ms a record do 150 records/s.
-    summary = bench.sweep(kills * 6 * 150, OPTIONS, watch, glideins=3)
+    records = kills * 8 * 50  # eight seconds a kill, for its successor's start and for the next to be at work
+    summary = bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
     finished.set()
     return seconds, summary
 
@@ -63,16 +63,23 @@ def _kill_under_a_sweep(bench: Rig, kills: int) -> tuple[list[float], dict[str, 
 def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
     rng = random.Random(1)
     while len(seconds) < kills and not finished.is_set():
+        time.sleep(rng.uniform(2.0, 4.0))
         masters = glidein_masters(bench)
-        if len(masters) < 3:
-            time.sleep(0.2)
+        at_work = [master for master in masters if _has_client(bench, master)]
+        if len(masters) < 3 or not at_work:
             continue
-        time.sleep(rng.uniform(1.0, 3.0))
         events = EventLog()
         killed = time.monotonic()
-        rng.choice(masters).send(signal.SIGKILL)
+        rng.choice(at_work).send(signal.SIGKILL)
         if (again := _started_again(events, finished)) is not None:
             seconds.append(again - killed)
+
+
+def _has_client(bench: Rig, master: processes.Process) -> bool:
+    """Whether an invocation's client runs on this glidein."""
+    folder = str(Path(master.variable("CONDOR_CONFIG") or "").parent)
+    mine = processes.with_variable(POOL_VARIABLE, str(bench.pool.home))
+    return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in mine)
 
 
 def _started_again(events: EventLog, finished: threading.Event) -> float | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from glide.glidein.configuration import Node, render
 from glide.glidein.settings import Settings
 from glide.invoke.client import read_ad
+from glide.vocabulary import POOL_VARIABLE
 
 # condor_master's own, from the outer job's daemons: with them it would join their family, not its pool.
 INHERITED = ("CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT", "CONDOR_PARENT_ID", "CONDOR_CONFIG")
@@ -47,6 +48,7 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
         folder, glide_id, daemon_name, sys.executable, release,
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
+        os.environ.get(POOL_VARIABLE),
     )  # fmt: skip
 
 

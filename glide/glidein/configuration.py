@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.glidein.settings import Settings
-from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
+from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Node:
     release_dir: Path
     libexec: Path
     lib: Path
+    pool_home: str | None = None  # of the embedded pool it runs on: `glide pool down` finds its strays by it
 
     @property
     def socket(self) -> Path:
@@ -89,6 +90,8 @@ def _pool(settings: Settings) -> dict[str, str]:
 
 
 def _lanes(settings: Settings, node: Node) -> dict[str, str]:
+    environment = {SOCKET_VARIABLE: str(node.socket), ID_VARIABLE: node.glide_id}
+    environment |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
     owners = " || ".join(f'TARGET.User == "{owner}"' for owner in settings.owners)
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
@@ -101,7 +104,7 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
         "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE} && ({owners})',
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
-        "STARTER_JOB_ENVIRONMENT": f'"{SOCKET_VARIABLE}={node.socket} {ID_VARIABLE}={node.glide_id}"',
+        "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
         # Nothing about a lane's job is worth a look every few seconds.
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
         # Asking the plugins, Java and the container runtimes for their abilities delays the start by seconds.

@@ -69,6 +69,7 @@ class Carriers:
 
         Args:
             avoid: GlideIds of glideins that are known to be dead, although the collector may still have their ads.
+                Parts sent while there are such go before others: what died with them has waited already.
         """
         items = []
         for records in parts:
@@ -81,6 +82,7 @@ class Carriers:
         macros = self._macros()
         if avoid:
             dead = ", ".join(map(quoted, avoid))
+            macros["priority"] = "10"
             macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
         self.access_point.submit(description, macros, items, spool=True)
 
@@ -136,8 +138,8 @@ class Carriers:
             return []
         constraint = _either(done)
         self.access_point.retrieve(constraint)
-        for carrier in done:
-            keep(list(read_results(self.run.folder / f"{carrier.part}.out")))
+        outputs = (self.run.folder / f"{carrier.part}.out" for carrier in done)
+        keep([result for output in outputs for result in read_results(output)])  # at once: each is a disk flush
         self.access_point.remove(constraint, "gathered")
         for carrier in done:
             self._forget(carrier)

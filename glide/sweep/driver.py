@@ -61,9 +61,11 @@ class Driver:
         self.lanes: dict[str, tuple[str, float]] = {}  # GlideId by lane's Name, and when its ad was last seen
         self.carried: dict[str, set[str]] = {}  # ids by part, for the parts in the queue
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
+        self.disconnected: set[str] = set()  # jobs that lost their node
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
         self.peeked = 0.0
-        self.holds = self.evictions = self.lost_in_flight = 0
+        self.holds = self.evictions = 0
+        self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
         self.first_warm: float | None = None
 
@@ -140,11 +142,11 @@ class Driver:
 
         HTCondor would do so by itself, but not before the shadow has asked the dead node three times, for 15 s.
         """
-        disconnected = {event.job for event in self.events.new() if event.kind in LOST}
+        # Kept, for the event may come before the queue shows that the job had started at all.
+        self.disconnected |= {event.job for event in self.events.new() if event.kind in LOST}
         now = time.monotonic()
         gone = {name for name, (_, seen) in self.lanes.items() if now - seen > VANISHED_SECONDS}
-        running = [carrier for carrier in queue if carrier.status == JobStatus.RUNNING]
-        lost = [carrier for carrier in running if carrier.job in disconnected or carrier.lane in gone]
+        lost = [carrier for carrier in queue if carrier.job in self.disconnected or carrier.lane in gone]
         for carrier in lost:
             results, begun = self.carriers.peek(carrier)
             self.results.keep(results)
