@@ -242,3 +242,21 @@ def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFol
     assert (result["custom_id"], result["text"], result["error"]) == ("hand", "written", None)
     again = glide("gather", submitted.stdout.strip(), "--to", str(sweep.folder / "home"))
     assert again.returncode == Exit.INPUT and "gathered already" in again.stderr
+
+
+def test_what_a_running_job_has_finished_is_here_before_its_node_is_killed(factory, sweep: SweepFolder):
+    count = 600
+    model = {"name": "streamed", "engine": "noop", "options": {"record_seconds": 0.02}}
+    process = sweep.write(noop_records(count), model=model, pack=count).start()
+    eventually(lambda: results_so_far(sweep) > 30 or process.poll() is not None, "results of the only job come in")
+    kept = results_so_far(sweep)
+    assert kept < count and process.poll() is None
+    for master in masters():
+        master.send(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == Exit.OK, errors
+    results = sweep.results()
+    assert [result["custom_id"] for result in results] == [f"r{number}" for number in range(count)]
+    assert sum(result["attempts"] == 1 for result in results) >= kept
+    assert sum(result["attempts"] > 1 for result in results) > 0
+    assert sweep.summary["recomputed"] == 0 and sweep.summary["evictions"] > 0

@@ -121,10 +121,9 @@ class Carriers:
 
     def peek(self, carrier: Carrier) -> tuple[list[dict[str, Any]], int]:
         """What a carrier has streamed to the access point so far, and how many records its lane has begun."""
-        try:
+        # A running job has no error output yet, which the retrieval reports as a failure after bringing the rest.
+        with suppress(CondorError):
             self.access_point.retrieve(_either([carrier]))
-        except CondorError:
-            return [], 0  # it has streamed nothing yet
         path = self.run.folder / f"{carrier.part}.out"
         return list(read_results(path)), max((line.get("begun", 0) for line in read_lines(path)), default=0)
 
