@@ -60,5 +60,5 @@ def _errors(path: Path) -> list[str]:
 
 def _site(config: list[Path]) -> SiteFile:
     if len(config) > 1:
-        raise InputError("one site file per factory for now; run one factory for each")
+        raise InputError("one site file per factory; run a factory for each")
     return load(config[0], SiteFile)

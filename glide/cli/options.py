@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Sites = Annotated[list[Path], typer.Option("-c", "--config", help="A site's file; may be given several times.")]
+Sites = Annotated[list[Path], typer.Option("-c", "--config", help="A site's file.")]
 
 
 def print_json(document: Any) -> None:

@@ -82,7 +82,7 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options)
     if spec.path.startswith(REMOTE):
-        raise ValueError(f"{spec.path}: only folders that the nodes can read are supported yet")
+        raise ValueError(f"{spec.path}: only folders that the nodes can read are read")
     folder = (parent / spec.path).resolve()
     try:
         if not folder.is_dir():
