@@ -82,7 +82,7 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options)
     if spec.path.startswith(REMOTE):
-        raise ValueError(f"{spec.path}: only folders that the nodes can read are read")
+        raise ValueError(f"{spec.path}: a model is a folder that the nodes can read, no address yet")
     folder = (parent / spec.path).resolve()
     try:
         if not folder.is_dir():
