@@ -78,7 +78,6 @@ class Exit:
     INPUT = 2  # the input is wrong; nothing was submitted
     RECORD_ERRORS = 3  # finished, and some records have an error
     SERVER_LOST = 75  # the client lost its model server (EX_TEMPFAIL): HTCondor runs the job again
-    DO_NOT_RESTART = 99  # condor_master does not restart a daemon that exits with this
     INTERRUPTED = 130
 
 

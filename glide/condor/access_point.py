@@ -91,10 +91,6 @@ class AccessPoint:
                 job["JobStatus"] = JobStatus.IDLE
         return jobs
 
-    def history(self, constraint: str, attributes: Iterable[str], limit: int) -> list[dict[str, Any]]:
-        """Jobs that have left the queue, newest first."""
-        return [plain(ad) for ad in self._call("history", constraint, list(attributes), limit)]
-
     def retrieve(self, constraint: str) -> None:
         """Bring the outputs of spooled jobs to the folder they were submitted from."""
         self._call("retrieve", constraint)
@@ -130,3 +126,8 @@ def parameter(name: str) -> str | None:
 def quoted(text: str) -> str:
     """A ClassAd string literal."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def any_of(jobs: Iterable[str]) -> str:
+    """The constraint that selects these jobs, each named as cluster.proc."""
+    return " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in jobs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glide import resources
 from glide.condor import AccessPoint, Collector, install, tokens
-from glide.condor.access_point import parameter
+from glide.condor.access_point import any_of, parameter
 from glide.config import Entry, SiteFile
 from glide.factory.plan import Action
 from glide.factory.snapshot import Snapshot
@@ -32,7 +32,6 @@ class Hands:
         self.folder = folder
         self.access_point = access_point
         self.collector = collector
-        self.owner = access_point.user
 
     def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> None:
         """Do what is to be done; CondorError when HTCondor refuses, and the next cycle sees what came of it."""
@@ -40,8 +39,7 @@ class Hands:
             if action.action == "submit":
                 self._submit(action, snapshot)
             elif action.action in ("remove", "drain"):
-                jobs = " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in action.ids)
-                self.access_point.remove(jobs, f"glide factory: {action.reason}")
+                self.access_point.remove(any_of(action.ids), f"glide factory: {action.reason}")
             elif action.action == "expunge":
                 for glide_id in action.ids:
                     self.collector.expunge(f'{Machine.ID} == "{glide_id}"')
@@ -68,7 +66,7 @@ class Hands:
         trust = parameter("TRUST_DOMAIN") or ""
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=trust,
-            owners=entry.owners or (self.owner,), template=template, lanes=entry.lanes,
+            owners=entry.owners or (self.access_point.user,), template=template, lanes=entry.lanes,
             condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, knobs=entry.knobs,
         )  # fmt: skip
         tokens.mint(folder / "token", f"glidein@{trust}", ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), TOKEN_SECONDS)

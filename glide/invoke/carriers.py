@@ -15,7 +15,7 @@ from typing import Any
 
 from glide import resources
 from glide.condor import AccessPoint
-from glide.condor.access_point import quoted
+from glide.condor.access_point import any_of, quoted
 from glide.errors import CondorError
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -123,9 +123,10 @@ class Carriers:
         """What a carrier has streamed to the access point so far, and how many records its lane has begun."""
         # A running job has no error output yet, which the retrieval reports as a failure after bringing the rest.
         with suppress(CondorError):
-            self.access_point.retrieve(_either([carrier]))
-        path = self.run.folder / f"{carrier.part}.out"
-        return list(read_results(path)), max((line.get("begun", 0) for line in read_lines(path)), default=0)
+            self.access_point.retrieve(any_of([carrier.job]))
+        lines = list(read_lines(self.run.folder / f"{carrier.part}.out"))
+        begun = max((line.get("begun", 0) for line in lines), default=0)
+        return [line for line in lines if _is_result(line)], begun
 
     def gather(self, queue: Iterable[Carrier], keep: Callable[[list[dict[str, Any]]], None]) -> list[Carrier]:
         """Bring home what completed carriers have: `keep` makes it durable, only then the job goes.
@@ -135,7 +136,7 @@ class Carriers:
         done = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
         if not done:
             return []
-        constraint = _either(done)
+        constraint = any_of(carrier.job for carrier in done)
         self.access_point.retrieve(constraint)
         outputs = (self.run.folder / f"{carrier.part}.out" for carrier in done)
         keep([result for output in outputs for result in read_results(output)])  # at once: each is a disk flush
@@ -156,7 +157,7 @@ class Carriers:
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
         """Take carriers out of the queue; their records are to be sent again."""
         if carriers:
-            self.access_point.remove(_either(carriers), reason)
+            self.access_point.remove(any_of(carrier.job for carrier in carriers), reason)
             for carrier in carriers:
                 self._forget(carrier)
 
@@ -173,7 +174,11 @@ class Carriers:
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:
     """The results in a file, which is empty when it does not exist."""
-    return (line for line in read_lines(path) if isinstance(line.get("custom_id"), str))
+    return filter(_is_result, read_lines(path))
+
+
+def _is_result(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("custom_id"), str)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -184,7 +189,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 content = json.loads(line) if line.endswith("\n") else None
                 if isinstance(content, dict):
                     yield content
-
-
-def _either(carriers: Sequence[Carrier]) -> str:
-    return " || ".join("(ClusterId == {} && ProcId == {})".format(*carrier.job.split(".")) for carrier in carriers)
