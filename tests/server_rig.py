@@ -16,6 +16,8 @@ from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
 from tests.conftest import eventually
 
+CLIENT = "from glide.invoke.client import run; run()"
+
 
 class Call:
     """A client's process with its records, and what it has written."""
@@ -29,7 +31,7 @@ class Call:
             place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
             environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "glide.invoke.client", str(place.with_suffix(".in")), str(self.out)],
+            [sys.executable, "-c", CLIENT, str(place.with_suffix(".in")), str(self.out)],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         server.calls.append(self)

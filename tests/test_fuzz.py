@@ -78,10 +78,9 @@ def runs(module: str) -> Callable[[Process, bool], bool]:
 
     def matches(process: Process, _: bool) -> bool:
         try:
-            words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+            return module.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes()
         except OSError:
             return False
-        return module.encode() in words
 
     return matches
 
@@ -92,7 +91,7 @@ VICTIMS: dict[str, Callable[[Process, bool], bool]] = {
     "starter": lambda process, outer: process.name == "condor_starter",
     "shadow": lambda process, outer: process.name == "condor_shadow",
     "schedd": lambda process, outer: process.name == "condor_schedd",
-    "model server": runs("glide.server"),
+    "model server": runs("-m\0glide.server\0"),
     "engine": runs("glide.server.engine_process"),
     "client": runs("glide.invoke.client"),
     "driver": lambda process, outer: False,

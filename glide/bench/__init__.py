@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from glide.bench.batch import batch
+from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
 from glide.bench.recovery import recovery
 from glide.bench.sticky import sticky
 
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "batch": batch,
+    "host-loss": host_loss,
     "overhead": overhead,
     "recovery": recovery,
     "sticky": sticky,

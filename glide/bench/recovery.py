@@ -14,7 +14,7 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
-from glide.condor.access_point import quoted
+from glide.condor.access_point import any_of, quoted
 from glide.condor.event_log import LOST
 from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
@@ -71,7 +71,7 @@ def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Even
         events = EventLog()
         killed = time.monotonic()
         rng.choice(at_work).send(signal.SIGKILL)
-        if (again := _started_again(events, finished)) is not None:
+        if (again := started_again(events, finished)) is not None:
             seconds.append(again - killed)
 
 
@@ -82,21 +82,27 @@ def _has_client(bench: Rig, master: processes.Process) -> bool:
     return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in mine)
 
 
-def _started_again(events: EventLog, finished: threading.Event) -> float | None:
-    """When every job that was submitted after the loss, for the records of the lost ones, has started."""
+def started_again(events: EventLog, finished: threading.Event) -> float | None:
+    """When a carrier has started that was submitted after the loss, for the records of the lost ones."""
+    access_point = AccessPoint()
     lost: set[str] = set()
     replaced: set[str] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not finished.is_set():
         for event in events.new():
             if event.kind in LOST:
                 lost.add(event.job)
-            elif event.kind == "SUBMIT" and lost:
+            elif event.kind == "SUBMIT" and lost and _is_carrier(access_point, event.job):
                 replaced.add(event.job)
             elif event.kind == "EXECUTE" and event.job in replaced:
                 return time.monotonic()
         time.sleep(0.02)
     return None
+
+
+def _is_carrier(access_point: AccessPoint, job: str) -> bool:
+    """The glidein that the factory submits in place of the dead one is none."""
+    return bool(access_point.jobs(f"{any_of([job])} && {Job.PART} =!= undefined", ["ProcId"]))
 
 
 def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ class Rig:
     ) -> dict[str, Any]:
         """Run a sweep of `count` noop records and return its summary; `changes` replace the sweep file's keys."""
         self.runs += 1
+        print(f"bench: sweep {self.runs}, {count} records, {options or 'no options'}, {changes}", file=sys.stderr)
         folder = self.folder / f"run-{self.runs}"
         folder.mkdir()
         texts = texts or [f"text {number}" for number in range(count)]
@@ -62,8 +64,12 @@ class Rig:
 
 
 @contextmanager
-def rig(cores: int = 8, idle_seconds: int = 600, **entry: Any) -> Iterator[Rig]:
-    """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs."""
+def rig(cores: int = 8, idle_seconds: int = 600, address: str = "127.0.0.1", **entry: Any) -> Iterator[Rig]:
+    """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs.
+
+    Args:
+        entry: further keys of the site's one entry.
+    """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
         folder = Path(name)
@@ -75,7 +81,7 @@ def rig(cores: int = 8, idle_seconds: int = 600, **entry: Any) -> Iterator[Rig]:
         ]}  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(site))
         try:
-            pool.up(cores)
+            pool.up(cores, address)
             os.environ.update(pool.environment())
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool)

@@ -11,6 +11,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("htcondor2", "classad2"):
-        return importlib.import_module(name)
-    raise AttributeError(name)
+    if name not in ("htcondor2", "classad2"):
+        raise AttributeError(name)
+    globals()[name] = module = importlib.import_module(name)  # from now on found without this function
+    return module

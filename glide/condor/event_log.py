@@ -25,14 +25,14 @@ class EventLog:
     """Follows the configured EVENT_LOG from now on; silent where there is none or it can't be read."""
 
     def __init__(self) -> None:
-        path = bindings.htcondor2.param.get("EVENT_LOG")
+        self.path = str(bindings.htcondor2.param.get("EVENT_LOG") or "")
         self.log: Any = None
-        if path and os.access(str(path), os.R_OK):
-            self.log = bindings.htcondor2.JobEventLog(str(path))
-            self.new()
+        self.new()
 
     def new(self) -> list[Event]:
         """Events since the last look; never waits."""
         if self.log is None:
-            return []
+            if not os.access(self.path, os.R_OK):
+                return []  # a fresh access point has none before its first job
+            self.log = bindings.htcondor2.JobEventLog(self.path)
         return [Event(event.type.name, f"{event.cluster}.{event.proc}") for event in self.log.events(stop_after=0)]

@@ -6,7 +6,7 @@ Each knob stands with the reason that moved it. Paths, names and addresses are i
 KNOBS: dict[str, dict[str, str]] = {
     "Matching in about a second instead of a minute; the cycle delay caps the other two": {
         "NEGOTIATOR_INTERVAL": "1",
-        "NEGOTIATOR_MIN_INTERVAL": "1",
+        "NEGOTIATOR_MIN_INTERVAL": "0",
         "NEGOTIATOR_CYCLE_DELAY": "0",
         "SCHEDD_INTERVAL": "5",
         "SCHEDD_MIN_INTERVAL": "1",

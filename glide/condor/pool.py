@@ -53,11 +53,12 @@ class EmbeddedPool:
 
     # ---- starting and stopping -------------------------------------------------------------------
 
-    def up(self, cores: int | None = None) -> None:
+    def up(self, cores: int | None = None, address: str = "127.0.0.1") -> None:
         """Start the pool and wait until its queue and its slots answer; harmless when it is up.
 
         Args:
             cores: CPUs that the pool's own execution point offers; all of the machine's by default.
+            address: of this machine, at which the pool listens.
 
         Raises:
             CondorError: it did not come up within START_BUDGET; the message has the log's last lines.
@@ -66,10 +67,10 @@ class EmbeddedPool:
             return
         installation = install.ensure()
         self.down()  # whatever an earlier life left
-        self._write(installation, cores or os.cpu_count() or 1)
+        self._write(installation, cores or os.cpu_count() or 1, address)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
-                [*_as_unprivileged(), installation.program("condor_master"), "-f"],
+                [*as_unprivileged(), installation.program("condor_master"), "-f"],
                 env={**os.environ, "CONDOR_CONFIG": str(self.config), POOL_VARIABLE: str(self.home)},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
@@ -141,7 +142,7 @@ class EmbeddedPool:
 
     # ---- configuration ---------------------------------------------------------------------------
 
-    def _write(self, installation: install.Installation, cores: int) -> None:
+    def _write(self, installation: install.Installation, cores: int, address: str) -> None:
         for folder in ("", "log", "spool", "execute", "lock", "run", "address", "passwords.d", "tokens.d"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
             (self.folder / folder).chmod(0o700)
@@ -153,11 +154,11 @@ class EmbeddedPool:
         trust = self.folder / "trust_domain"
         if not trust.exists():
             trust.write_text(f"glide-{secrets.token_hex(4)}")
-        self.config.write_text(self._configuration(installation, cores, trust.read_text()))
+        self.config.write_text(self._configuration(installation, cores, address, trust.read_text()))
         identity = f"{_account().pw_name}@{trust.read_text()}"
         tokens.mint(self.folder / "tokens.d" / "owner", identity, environment={**os.environ, **self.environment()})
 
-    def _configuration(self, installation: install.Installation, cores: int, trust: str) -> str:
+    def _configuration(self, installation: install.Installation, cores: int, address: str, trust: str) -> str:
         settings = installation.paths() | {
             "LOCAL_DIR": str(self.folder),
             "LOG": "$(LOCAL_DIR)/log", "SPOOL": "$(LOCAL_DIR)/spool", "EXECUTE": "$(LOCAL_DIR)/execute",
@@ -165,7 +166,7 @@ class EmbeddedPool:
             "DAEMON_LIST": "MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD",
             "EVENT_LOG": "$(LOG)/EventLog", "EVENT_LOG_MAX_SIZE": "100000000",
             # No fixed port: the collector takes a free one and says where in its address file.
-            "CONDOR_HOST": "127.0.0.1", "COLLECTOR_HOST": "$(CONDOR_HOST):0", "NETWORK_INTERFACE": "127.0.0.1",
+            "CONDOR_HOST": address, "COLLECTOR_HOST": "$(CONDOR_HOST):0", "NETWORK_INTERFACE": address,
             "USE_SHARED_PORT": "True", "SHARED_PORT_PORT": "0", "DAEMON_SOCKET_DIR": "auto",
             "COLLECTOR_ADDRESS_FILE": "$(LOCAL_DIR)/address/collector",
             "SCHEDD_ADDRESS_FILE": "$(LOCAL_DIR)/address/schedd",
@@ -215,7 +216,7 @@ def _account() -> pwd.struct_passwd:
     raise CondorError("root needs an unprivileged account (daemon or nobody) for HTCondor, and there is none")
 
 
-def _as_unprivileged() -> list[str]:
+def as_unprivileged() -> list[str]:
     """HTCondor refuses to run root's jobs, so root's pool runs under another name in a user namespace.
 
     To the kernel it stays root's own (files, signals), to HTCondor it is a personal pool of that account.

@@ -76,8 +76,8 @@ def _write_launchers(node: Node) -> None:
     start = f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}"'
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
     node.launcher.write_text(f'{start} "$@"\n')
-    # Without site packages it starts in a few tens of milliseconds.
-    node.invoke.write_text(f'{start} -sSm glide.invoke.client "$@"\n')
+    # Without site packages and the machinery of -m it starts in half the time.
+    node.invoke.write_text(f'{start} -sSc "from glide.invoke.client import run; run()" "$@"\n')
     for program in (node.launcher, node.invoke):
         program.chmod(stat.S_IRWXU)
 

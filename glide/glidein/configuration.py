@@ -102,7 +102,9 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.socket}"',
         "STARTD_ATTRS": ", ".join([Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET]),
         # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
-        "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE} && ({owners})',
+        # A glidein's own job names a template too, and must not become a glidein within this one.
+        "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
+                 f" && TARGET.{Job.ENTRY} =?= undefined && ({owners})",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
         # Nothing about a lane's job is worth a look every few seconds.

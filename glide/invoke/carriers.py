@@ -128,14 +128,13 @@ class Carriers:
         begun = max((line.get("begun", 0) for line in lines), default=0)
         return [line for line in lines if _is_result(line)], begun
 
-    def gather(self, queue: Iterable[Carrier], keep: Callable[[list[dict[str, Any]]], None]) -> list[Carrier]:
+    def gather(self, done: Sequence[Carrier], keep: Callable[[list[dict[str, Any]]], None]) -> None:
         """Bring home what completed carriers have: `keep` makes it durable, only then the job goes.
 
         Killed at any point, the next call brings the same results again, which `keep` must tell from new ones.
         """
-        done = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
         if not done:
-            return []
+            return
         constraint = any_of(carrier.job for carrier in done)
         self.access_point.retrieve(constraint)
         outputs = (self.run.folder / f"{carrier.part}.out" for carrier in done)
@@ -143,7 +142,6 @@ class Carriers:
         self.access_point.remove(constraint, "gathered")
         for carrier in done:
             self._forget(carrier)
-        return done
 
     def carried(self, carriers: Iterable[Carrier]) -> set[str]:
         """The custom_ids that are on their way with these carriers."""

@@ -21,6 +21,7 @@ from glide.vocabulary import JobStatus, Machine, State
 POLL_SECONDS = 0.25
 PEEK_SECONDS = 1.0  # between looks at what running carriers have streamed; more when there are many
 PEEKS_PER_SECOND = 20  # each costs the access point about 5 ms
+GATHER_SECONDS = 1.0  # finished carriers wait for company: bringing many home costs the access point little more
 # Held carriers are sent again so often; after that the reason is the user's to know.
 MOST_HOLDS = 5
 PATIENCE_SECONDS = 30.0  # how long HTCondor may fail to answer before the sweep gives up
@@ -60,10 +61,11 @@ class Driver:
         self.glideins: dict[str, dict[str, Any]] = {}  # last ad by GlideId
         self.lanes: dict[str, tuple[str, float]] = {}  # GlideId by lane's Name, and when its ad was last seen
         self.carried: dict[str, set[str]] = {}  # ids by part, for the parts in the queue
+        self.finished: set[str] = set()  # parts whose carriers have ended and are to be gathered
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
         self.disconnected: set[str] = set()  # jobs that lost their node
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
-        self.peeked = 0.0
+        self.peeked = self.gathered = 0.0
         self.holds = self.evictions = 0
         self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
@@ -103,8 +105,7 @@ class Driver:
             self.jobs[carrier.job] = carrier.starts
             if carrier.part not in self.carried:
                 self.carried[carrier.part] = self.carriers.carried([carrier])
-        gathered = self.carriers.gather(queue, self.results.keep)
-        queue = self._without_held([carrier for carrier in queue if carrier not in gathered])
+        queue = self._without_held(self._without_finished(queue))
         lanes = self._look_at_lanes()
         queue = self._without_lost(queue)
         self._peek(queue)
@@ -117,6 +118,17 @@ class Driver:
             running=sum(carrier.status == JobStatus.RUNNING for carrier in queue),
             idle=sum(carrier.status == JobStatus.IDLE for carrier in queue), wave=self.wave.reason,
         )  # fmt: skip
+
+    def _without_finished(self, queue: list[Carrier]) -> list[Carrier]:
+        """Gather the carriers that have finished, and return the others."""
+        finished = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
+        others = [carrier for carrier in queue if carrier not in finished]
+        if not others or time.monotonic() - self.gathered > GATHER_SECONDS:
+            self.carriers.gather(finished, self.results.keep)
+            self.gathered = time.monotonic()
+            finished = []
+        self.finished = {carrier.part for carrier in finished}
+        return others
 
     def _peek(self, queue: list[Carrier]) -> None:
         """Take what running carriers have streamed."""
@@ -174,7 +186,7 @@ class Driver:
     # ---- the next wave ---------------------------------------------------------------------------
 
     def _supply(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
-        parts = {carrier.part for carrier in queue}
+        parts = {carrier.part for carrier in queue} | self.finished
         self.carried = {part: ids for part, ids in self.carried.items() if part in parts}
         on_their_way = set().union(*self.carried.values())
         left = self.sweep.total - len(self.results.have.keys() | on_their_way)

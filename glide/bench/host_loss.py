@@ -1,0 +1,134 @@
+"""How long until the records of a host run again that vanishes without a word: no FIN, no RST, packets just end.
+
+The host is a network namespace (root only); cutting it off is giving both ends of its cable a wrong neighbour.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+from glide.bench.recovery import OPTIONS, started_again
+from glide.bench.rig import Rig, rig
+from glide.condor import EventLog
+from glide.condor.pool import as_unprivileged
+from glide.errors import InputError
+from glide.vocabulary import POOL_VARIABLE
+
+HERE, THERE = "10.98.76.1", "10.98.76.2"
+NOBODY = "02:00:00:00:00:99"  # a hardware address that no interface has
+
+
+class Host:
+    """A network namespace with a cable to this one."""
+
+    def __init__(self) -> None:
+        self.name = f"glide-{secrets.token_hex(3)}"
+
+    def inside(self, *command: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def plug(self) -> None:
+        outer, inner = f"{self.name}-o"[:15], f"{self.name}-i"[:15]
+        self.cable = outer
+        _run("ip", "netns", "add", self.name)
+        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self.name)
+        _run("ip", "addr", "add", f"{HERE}/30", "dev", outer)
+        _run("ip", "link", "set", outer, "up")
+        _run(*self.inside("ip", "addr", "add", f"{THERE}/30", "dev", inner))
+        for device in ("lo", inner):
+            _run(*self.inside("ip", "link", "set", device, "up"))
+
+    def cut(self) -> None:
+        """From now on no packet arrives, in either direction, and nobody is told."""
+        neighbour = ("lladdr", NOBODY, "nud", "permanent", "dev")
+        _run("ip", "neigh", "replace", THERE, *neighbour, self.cable)
+        _run(*self.inside("ip", "neigh", "replace", HERE, *neighbour, self.cable[:-1] + "i"))
+
+    def unplug(self) -> None:
+        subprocess.run(["ip", "link", "del", self.cable], capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
+
+
+def host_loss(repeat: int) -> dict[str, Any]:
+    """Seconds from the cut to the next start of the lost host's records, over `repeat` losses."""
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        raise InputError("this benchmark makes network namespaces: it needs root, and iproute2's ip")
+    losses = [_lose_a_host() for _ in range(repeat)]
+    seconds = [loss["seconds"] for loss in losses]
+    return {
+        "median_s": round(median(seconds), 3),
+        "worst_s": round(max(seconds), 3),
+        "recomputed": sum(loss["recomputed"] for loss in losses),
+        "losses": losses,
+    }
+
+
+def _lose_a_host() -> dict[str, Any]:
+    host = Host()
+    seconds: list[float] = []
+    finished = threading.Event()
+    try:
+        host.plug()
+        with rig(cores=1, address=HERE, max_glideins=1, knobs={"NETWORK_INTERFACE": HERE, "NO_DNS": "True"}) as bench:
+            bench.sweep(64, OPTIONS, glideins=1)
+            with _glidein(bench, host):
+                killer = threading.Thread(target=_cut, args=(host, seconds, finished), daemon=True)
+
+                def watch(progress: Any) -> None:
+                    if progress.running >= 4 and killer.ident is None:
+                        killer.start()
+
+                summary = bench.sweep(12_000, OPTIONS, watch, glideins=1)
+                finished.set()
+    finally:
+        host.unplug()
+    return {
+        "seconds": round(seconds[0], 3), "recomputed": summary["recomputed"],
+        "lost_in_flight": summary["lost_in_flight"],
+    }  # fmt: skip
+
+
+def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
+    time.sleep(4.0)  # its lanes are at work
+    events = EventLog()
+    cut = time.monotonic()
+    host.cut()
+    if (again := started_again(events, finished)) is not None:
+        seconds.append(again - cut)
+
+
+@contextmanager
+def _glidein(bench: Rig, host: Host) -> Iterator[None]:
+    """A glidein on the host, started there by hand from what the factory sends to its own."""
+    (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
+    folder = bench.folder / "elsewhere"
+    shutil.copytree(prepared, folder)
+    settings = json.loads((folder / "glidein.json").read_text())
+    settings |= {"entry": "elsewhere", "knobs": settings["knobs"] | {"NETWORK_INTERFACE": THERE}}
+    (folder / "glidein.json").write_text(json.dumps(settings))
+    environment = {**os.environ, POOL_VARIABLE: str(bench.pool.home), "GLIDE_PYTHON": sys.executable}
+    environment.pop("CONDOR_IDS", None)
+    with (folder / "words").open("wb") as words:
+        glidein = subprocess.Popen(
+            host.inside(*as_unprivileged(), "sh", "start.sh"), cwd=folder, env=environment, stdout=words, stderr=words
+        )
+    try:
+        yield
+    finally:
+        glidein.kill()
+        glidein.wait()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
