@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from glide.invoke.carriers import read_results
 from glide.server.advertise import watch
 from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
 from tests.conftest import eventually
 
-CLIENT = "from glide.invoke.client import run; run()"
+TICKET = Path(__file__).resolve().parents[1] / "glide" / "invoke" / "ticket.sh"
 
 
 class Call:
@@ -31,7 +32,7 @@ class Call:
             place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
             environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(place.with_suffix(".in")), str(self.out)],
+            [str(TICKET), str(place.with_suffix(".in")), str(self.out)],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         server.calls.append(self)
@@ -51,9 +52,8 @@ class Call:
         return self.written()
 
     def written(self) -> list[dict[str, Any]]:
-        content = self.out.read_text()
-        assert content == "" or content.endswith("\n"), f"a torn line: {content[-80:]!r}"
-        return [json.loads(line) for line in content.split("\n") if line]
+        """The results in its output, as the driver reads them."""
+        return list(read_results(self.out))
 
 
 class Server:

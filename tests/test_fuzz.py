@@ -24,7 +24,8 @@ from tests.conftest import SITE, SweepFolder, eventually
 
 pytestmark = pytest.mark.pool
 
-RECORD_SECONDS = 0.02
+SECONDS_PER_KILL = 1.75  # the pause between kills, on average
+GLIDEINS = 3
 
 
 class Chaos:
@@ -93,7 +94,7 @@ VICTIMS: dict[str, Callable[[Process, bool], bool]] = {
     "schedd": lambda process, outer: process.name == "condor_schedd",
     "model server": runs("-m\0glide.server\0"),
     "engine": runs("glide.server.engine_process"),
-    "client": runs("glide.invoke.client"),
+    "ticket": runs("glide/invoke/ticket.sh"),
     "driver": lambda process, outer: False,
     "factory": lambda process, outer: False,
 }
@@ -103,8 +104,10 @@ VICTIMS: dict[str, Callable[[Process, bool], bool]] = {
 def chaos(pool: EmbeddedPool, sweep: SweepFolder, request: pytest.FixtureRequest) -> Iterator[Chaos]:
     count = request.config.getoption("--records")
     records = [{"custom_id": f"r{number}", "text": f"text {number}"} for number in range(count)]
-    model = {"name": "chaos", "engine": "noop", "options": {"record_seconds": RECORD_SECONDS}}
-    chaos = Chaos(pool, sweep.write(records, model=model, glideins=3))
+    kills = request.config.getoption("--kills")
+    seconds = max(0.02, kills * SECONDS_PER_KILL * GLIDEINS / count)  # work for as long as the killing lasts
+    model = {"name": "chaos", "engine": "noop", "options": {"record_seconds": seconds}}
+    chaos = Chaos(pool, sweep.write(records, model=model, glideins=GLIDEINS))
     yield chaos
     chaos.stop()
 

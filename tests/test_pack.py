@@ -7,15 +7,27 @@ import itertools
 
 import pytest
 
-from glide.invoke.pack import AHEAD, FIXED_AHEAD, LONGEST_SECONDS, PROBE_RECORDS, SHARE, SHORTEST_SECONDS, pack
+from glide.invoke.pack import (
+    AHEAD,
+    AP_SHARE,
+    FIXED_AHEAD,
+    LONGEST_SECONDS,
+    PROBE_RECORDS,
+    SHARE,
+    SHORTEST_SECONDS,
+    START_SECONDS,
+    pack,
+)  # fmt: skip
 
 LEFT = (0, 1, 2, 31, 32, 33, 100, 1000, 20_000, 1_000_000)
 LANES = (0, 1, 2, 3, 8, 64, 500)
-SECONDS = (None, 0.0, 1e-6, 0.001, 0.05, 1.0, 30.0, 1000.0)
+PACES: tuple[tuple[float, ...], ...] = (
+    (), (0.0,), (1e-6,), (0.001,), (0.05,), (1.0,), (30.0,), (1000.0,), (0.02, 0.02, 0.1), (0.0, 0.01),
+)  # fmt: skip
 FIXED = (None, 1, 7, 100, 10**7)
 GRID = [
-    (left, lanes, queued, seconds, fixed)
-    for left, lanes, seconds, fixed in itertools.product(LEFT, LANES, SECONDS, FIXED)
+    (left, lanes, queued, paces, fixed)
+    for left, lanes, paces, fixed in itertools.product(LEFT, LANES, PACES, FIXED)
     for queued in (0, 1, AHEAD * lanes, FIXED_AHEAD)
 ]
 
@@ -28,11 +40,11 @@ def test_no_wave_carries_more_than_what_is_left_and_no_job_carries_nothing():
 
 
 def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
-    for left, lanes, queued, seconds, fixed in GRID:
-        sizes = pack(left, lanes, queued, seconds, fixed).sizes
-        assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, seconds, fixed)
+    for left, lanes, queued, paces, fixed in GRID:
+        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)
         if len(sizes) > 1 and sizes[-1] > sizes[-2]:
-            assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * (seconds or 0) < SHORTEST_SECONDS
+            assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * min(paces) < _shortest(lanes)
 
 
 def test_there_is_always_a_reason_and_it_is_one_line():
@@ -42,45 +54,69 @@ def test_there_is_always_a_reason_and_it_is_one_line():
 
 
 def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
-    for left, lanes, queued, seconds, fixed in GRID:
+    for left, lanes, queued, paces, fixed in GRID:
         if fixed is None and queued >= AHEAD * max(1, lanes):
-            assert pack(left, lanes, queued, seconds, fixed).sizes == ()
+            assert pack(left, lanes, queued, paces, fixed).sizes == ()
         if left > 0 and queued == 0:
-            assert pack(left, lanes, queued, seconds, fixed).sizes
+            assert pack(left, lanes, queued, paces, fixed).sizes
 
 
 def test_queue_and_wave_together_stay_within_what_lanes_need_next():
-    for left, lanes, queued, seconds, fixed in GRID:
+    for left, lanes, queued, paces, fixed in GRID:
         most = FIXED_AHEAD if fixed else AHEAD * max(1, lanes)
-        sizes = pack(left, lanes, queued, seconds, fixed).sizes
-        assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, seconds, fixed)
+        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, paces, fixed)
 
 
 def test_a_fixed_size_is_kept_but_for_the_last_job():
-    for left, lanes, queued, seconds, fixed in GRID:
-        sizes = pack(left, lanes, queued, seconds, fixed).sizes
+    for left, lanes, queued, paces, fixed in GRID:
+        sizes = pack(left, lanes, queued, paces, fixed).sizes
         if fixed and sizes:
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
 
 
 def test_jobs_are_small_until_something_has_been_measured():
-    assert set(pack(10_000, 4, 0, None).sizes) == {PROBE_RECORDS}
+    assert set(pack(10_000, 4, 0).sizes) == {PROBE_RECORDS}
+
+
+def _shortest(lanes: int) -> float:
+    return max(SHORTEST_SECONDS, lanes * START_SECONDS / AP_SHARE)
 
 
 def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
-    for left, lanes, queued, seconds, fixed in GRID:
-        sizes = pack(left, lanes, queued, seconds, fixed).sizes
-        if not sizes or fixed or not seconds:
+    for left, lanes, queued, paces, fixed in GRID:
+        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        if not sizes or fixed or len(paces) != 1 or not paces[0]:
             continue
-        assert max(sizes) == 1 or max(sizes) * seconds <= LONGEST_SECONDS
+        shortest, longest = _shortest(lanes), max(LONGEST_SECONDS, _shortest(lanes))
+        assert max(sizes) == 1 or max(sizes) * paces[0] <= longest
         taken = 0
         for size in sizes:
-            assert size == left - taken or size * seconds >= SHORTEST_SECONDS or size * seconds >= LONGEST_SECONDS / 2
+            assert size == left - taken or size * paces[0] >= min(shortest, longest / 2)
             taken += size
 
 
 def test_the_first_job_takes_its_share():
-    assert pack(12_000, 4, 0, 0.01).sizes[0] == 12_000 / (4 * SHARE)
+    assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
+
+
+def test_a_slow_lane_makes_the_last_jobs_smaller_and_not_the_sweep_slower():
+    """Three lanes of 10 ms and one of 100: together they serve 31 records in 100 ms."""
+    even, mixed = pack(31_000, 4, 0, [0.01] * 4), pack(31_000, 4, 0, [0.01, 0.01, 0.01, 0.1])
+    assert mixed.sizes[0] == 31_000 // 31 // SHARE + 1
+    assert mixed.sizes[0] * 0.1 < 31_000 / 310 / 2 and mixed.sizes[0] < even.sizes[0]
+    assert "10 to 100 ms" in mixed.reason
+
+
+def test_many_lanes_get_jobs_that_their_access_point_can_start():
+    for lanes in (10, 100, 400, 4000):
+        wave = pack(10**8, lanes, 0, [0.01])
+        assert lanes / (wave.sizes[0] * 0.01) * START_SECONDS <= AP_SHARE * 1.001
+
+
+def test_where_nodes_do_not_last_jobs_are_short():
+    calm, stormy = (max(pack(10**6, 4, 0, [0.01], None, rate).sizes) * 0.01 for rate in (1e-6, 1 / 40))
+    assert calm == LONGEST_SECONDS and stormy == 10.0
 
 
 # ---- lanes in virtual time -----------------------------------------------------------------------
@@ -92,7 +128,7 @@ def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll
     queue: list[int] = []
     busy: list[tuple[float, int]] = []  # (when it ends, lane), a heap
     free = list(range(lanes))
-    measured: float | None = None
+    measured: list[float] = []
     while left or queue or busy:
         wave = pack(left, lanes, len(queue) + len(busy), measured)
         queue += wave.sizes
@@ -107,7 +143,7 @@ def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll
                 break
             end, lane = heapq.heappop(busy)
             free.append(lane)
-            measured = seconds
+            measured = [seconds]
     return end, jobs
 
 
@@ -119,7 +155,7 @@ def test_lanes_finish_together(records, lanes, seconds):
     ideal = -(-records // lanes) * seconds
     # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
     jobs_per_lane = -(-jobs // lanes)
-    last = max(2 * SHORTEST_SECONDS, PROBE_RECORDS * seconds)
+    last = max(2 * _shortest(lanes), PROBE_RECORDS * seconds)
     assert ideal <= makespan <= ideal + jobs_per_lane * 0.06 + last + 0.5
     assert jobs_per_lane * 0.06 <= 0.1 * ideal + 1.0
 

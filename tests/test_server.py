@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -242,29 +240,6 @@ def test_a_client_whose_server_is_killed_keeps_whole_lines_and_asks_to_be_run_ag
         ids = [result["custom_id"] for result in call.written()]
         assert len(ids) == len(set(ids)) < len(sent)
         assert set(ids) <= {record["custom_id"] for record in sent}
-
-
-def test_a_line_that_the_servers_death_tore_is_no_result(start, monkeypatch):
-    server = start()
-    server.reached(State.WARM)
-    server.process.kill()
-    server.process.wait()
-    server.socket.unlink()
-    # We take the server's place, to die at a place of our choice: within the second line.
-    listener = socket.socket(socket.AF_UNIX)
-    monkeypatch.chdir(server.folder)  # its whole path may be too long for an address
-    listener.bind(server.socket.name)
-    listener.listen()
-    call = server.call(records(3))
-    connection, _ = listener.accept()
-    with listener, connection, connection.makefile("r") as sent:
-        assert len([sent.readline() for _ in range(5)]) == 5  # the greeting, the records, the end
-        result = {"custom_id": "r0", "text": "yes", "tokens": 0, "error": None, "seconds": 0.0}
-        line = json.dumps(result) + "\n"
-        connection.sendall((line + line.replace("r0", "r1")[:40]).encode())
-    code, words = call.end()
-    assert [result["custom_id"] for result in call.written()] == ["r0"]
-    assert code == Exit.SERVER_LOST, words
 
 
 def test_a_server_asked_to_end_leaves_nothing_behind(start):

@@ -1,9 +1,13 @@
-"""`python -m glide.bench.cold_job MODEL TEXTS.json OUT`: load a model, serve the texts, forget the model."""
+"""`python -m glide.bench.cold_job MODEL TEXTS.json OUT.json`: load a model, serve the texts, forget the model.
+
+OUT: `{"texts": […], "seconds": …}`; the seconds are those of serving.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from glide.bench.sticky import GENERATE, OPTIONS
@@ -15,9 +19,10 @@ from glide.template import Template
 def main(model: str, source: str, target: str) -> None:
     engine = Transformers(Template("bench", "transformers", model), Transformers.Options(**OPTIONS))
     engine.load(lambda state: None)
+    loaded = time.monotonic()
     records = [Record(number, text, GENERATE) for number, text in enumerate(json.loads(Path(source).read_text()))]
     texts = [completion.text for call in engine.plan(records) for completion in engine.call(call)]
-    Path(target).write_text(json.dumps(texts))
+    Path(target).write_text(json.dumps({"texts": texts, "seconds": time.monotonic() - loaded}))
 
 
 if __name__ == "__main__":

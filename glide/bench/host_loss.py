@@ -26,6 +26,7 @@ from glide.errors import InputError
 from glide.vocabulary import POOL_VARIABLE
 
 HERE, THERE = "10.98.76.1", "10.98.76.2"
+JOBS = 3  # of 40 s and more, on two hosts' four lanes: at least one is lost, and a lane is free for it
 NOBODY = "02:00:00:00:00:99"  # a hardware address that no interface has
 
 
@@ -61,7 +62,10 @@ class Host:
 
 
 def host_loss(repeat: int) -> dict[str, Any]:
-    """Seconds from the cut to the next start of the lost host's records, over `repeat` losses."""
+    """Seconds from the cut to the next start of the lost host's records, over `repeat` losses.
+
+    They are bounded by TCP's keepalive: 10 s until the first of five probes, 5 s apart.
+    """
     if os.getuid() != 0 or shutil.which("ip") is None:
         raise InputError("this benchmark makes network namespaces: it needs root, and iproute2's ip")
     losses = [_lose_a_host() for _ in range(repeat)]
@@ -86,10 +90,10 @@ def _lose_a_host() -> dict[str, Any]:
                 killer = threading.Thread(target=_cut, args=(host, seconds, finished), daemon=True)
 
                 def watch(progress: Any) -> None:
-                    if progress.running >= 4 and killer.ident is None:
+                    if progress.running == JOBS and killer.ident is None:
                         killer.start()
 
-                summary = bench.sweep(12_000, OPTIONS, watch, glideins=1)
+                summary = bench.sweep(JOBS * 2000, OPTIONS, watch, glideins=1, pack=2000)
                 finished.set()
     finally:
         host.unplug()

@@ -77,11 +77,7 @@ class Hands:
 
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
-NODE_CODE = (
-    "__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/__init__.py", "invoke/client.py",
-    "invoke/resume.py",
-    "invoke/stream.py",
-)  # fmt: skip
+NODE_CODE = ("__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh")
 
 
 def _bundle() -> bytes:

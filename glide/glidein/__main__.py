@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glide.glidein.configuration import Node, render
 from glide.glidein.settings import Settings
-from glide.invoke.client import read_ad
+from glide.server.job_ad import read_ad
 from glide.vocabulary import POOL_VARIABLE
 
 # condor_master's own, from the outer job's daemons: with them it would join their family, not its pool.
@@ -27,7 +27,7 @@ def main() -> None:
     (folder / "tokens.d" / "glidein").chmod(0o600)
     (folder / "template.json").write_text(settings.template.to_json())
     master, node = _node(folder, settings)
-    _write_launchers(node)
+    _write_launcher(node)
     (folder / "condor_config").write_text(render(settings, node))
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
     environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
@@ -39,7 +39,7 @@ def main() -> None:
 def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
     master = _condor_master(settings)
     release = master.parent.parent
-    job = read_ad("_CONDOR_JOB_AD")
+    job = read_ad(os.environ.get("_CONDOR_JOB_AD"))
     restarts = int(job.get("NumJobStarts", 0))
     glide_id = f"{settings.entry}-{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}"
     glide_id += f"r{restarts}" if restarts else ""
@@ -71,13 +71,10 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
     return release / folders[0]
 
 
-def _write_launchers(node: Node) -> None:
-    """Two programs of the node: its Python with glide's code, and the client that invocation jobs run."""
-    start = f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}"'
+def _write_launcher(node: Node) -> None:
+    """The node's Python with glide's code."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
-    node.launcher.write_text(f'{start} "$@"\n')
-    # Without site packages and the machinery of -m it starts in half the time.
-    node.invoke.write_text(f'{start} -sSc "from glide.invoke.client import run; run()" "$@"\n')
+    node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n')
     for program in (node.launcher, node.invoke):
         program.chmod(stat.S_IRWXU)
 

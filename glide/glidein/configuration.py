@@ -36,7 +36,7 @@ class Node:
 
     @property
     def invoke(self) -> Path:
-        return self.folder / "invoke"
+        return self.folder / "code" / "glide" / "invoke" / "ticket.sh"
 
 
 def render(settings: Settings, node: Node) -> str:

@@ -8,13 +8,18 @@ the lanes' hunger, so that each wave is sized by the newest estimate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PROBE_RECORDS = 32  # a job's size while nothing has been measured
 SHARE = 3  # a job takes 1/SHARE of a lane's part of what is left
-# A job costs the access point about 60 ms whatever it carries, so the smallest is worth many times that;
-# the largest bounds what is lost with a node.
+# A job costs the access point about START_SECONDS whatever it carries; all lanes' jobs together may keep it busy for
+# AP_SHARE of the time, and the smallest job is worth many starts even where there is one lane.
+START_SECONDS = 0.06
+AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0
+# What a lost node had finished is safe, but the rest of its job has to be sent again: so jobs end, as a rule, before
+# their nodes do, and none is longer than
 LONGEST_SECONDS = 60.0
 # Jobs in the queue per lane: one runs, one more is there when it ends.
 AHEAD = 2
@@ -30,37 +35,53 @@ class Wave:
     reason: str
 
 
-def pack(left: int, lanes: int, queued: int, record_seconds: float | None, fixed: int | None = None) -> Wave:
+def pack(
+    left: int,
+    lanes: int,
+    queued: int,
+    paces: Sequence[float] = (),
+    fixed: int | None = None,
+    eviction_rate: float = 0.0,
+    start_seconds: float = START_SECONDS,
+) -> Wave:
     """Size the next wave.
 
     Args:
         left: records in no job yet.
         lanes: how many lanes there are, or are going to be.
         queued: jobs in the queue, running ones included.
-        record_seconds: a lane's measured seconds per record; None before the first result.
+        paces: measured seconds per record, one for each lane that has measured: GPU models differ.
         fixed: records per job, when the user has fixed it.
+        eviction_rate: losses per lane and second.
+        start_seconds: what a job's start costs the access point.
     """
-    room = (FIXED_AHEAD if fixed else max(1, lanes) * AHEAD) - queued
+    lanes = max(1, lanes)
+    room = (FIXED_AHEAD if fixed else lanes * AHEAD) - queued
     if left <= 0 or room <= 0:
         return Wave((), "the lanes have work")
     if fixed is not None:
         return Wave(_cut(left, [fixed] * room), f"{fixed} records a job, as fixed by the sweep")
-    if record_seconds is None:
+    if not paces:
         return Wave(_cut(left, [PROBE_RECORDS] * room), f"{PROBE_RECORDS} records a job until their time is known")
-    least = max(1, math.ceil(SHORTEST_SECONDS / record_seconds)) if record_seconds > 0 else left
-    most = max(1, int(LONGEST_SECONDS / record_seconds)) if record_seconds > 0 else left
+    slowest = max(paces)  # any lane may get any job, and the last one must not be long on the slowest
+    if slowest == 0:
+        return Wave((left,), f"all {left} records in one job: they take no time")
+    speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
+    shortest = max(SHORTEST_SECONDS, lanes * start_seconds / AP_SHARE)
+    longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
+    least, most = math.ceil(shortest * speed / lanes), max(1, int(longest / slowest))
     sizes: list[int] = []
     remaining = left
     for _ in range(room):
-        size = min(max(math.ceil(remaining / (max(1, lanes) * SHARE)), least), most, remaining)
+        size = min(max(math.ceil(remaining / speed / SHARE / slowest), least), most, remaining)
         if size == 0:
             break
         if remaining - size < least:  # no crumbs: a job of its own for them would end last
             size = min(remaining, most)
         sizes.append(size)
         remaining -= size
-    reason = f"{sizes[0]} records a job: {1000 * record_seconds:.3g} ms each, {left} left, {lanes} lanes"
-    return Wave(tuple(sizes), reason)
+    pace = f"{1000 * min(paces):.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * min(paces) else "")
+    return Wave(tuple(sizes), f"{sizes[0]} records a job: {pace} ms each, {left} left, {lanes} lanes")
 
 
 def _cut(left: int, sizes: list[int]) -> tuple[int, ...]:

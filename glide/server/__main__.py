@@ -14,7 +14,7 @@ from glide.template import Template
 
 async def serve(template: Path, socket: Path, log: Path) -> None:
     """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
-    os.umask(0o077)  # the socket is this account's alone
+    os.umask(0o077)  # the sockets and secrets here are this account's alone
     os.chdir(socket.parent)
     with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
         for stream in (1, 2):
@@ -28,6 +28,7 @@ async def serve(template: Path, socket: Path, log: Path) -> None:
         await task
     except asyncio.CancelledError:
         socket.unlink(missing_ok=True)
+        front.door.close()
 
 
 if __name__ == "__main__":

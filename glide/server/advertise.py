@@ -7,6 +7,7 @@ second later. The connection's end is how the server's death is noticed, whateve
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glide.invoke.client import connect
 from glide.server.status import Status
 
 RETRY_SECONDS = 0.2
@@ -37,9 +37,15 @@ def main() -> None:
 
 def watch(path: Path) -> Iterator[dict[str, Any]]:
     """The server's attributes, now and at each change, until it is gone."""
-    with socket.socket(fileno=connect(path).detach()) as connection, connection.makefile("r") as lines:
-        connection.sendall(b'{"op":"watch"}\n')
-        yield from map(json.loads, lines)
+    # By way of its folder, for the whole path may exceed an address's 108 bytes
+    folder = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+        with connection.makefile("r") as lines:
+            yield from map(json.loads, lines)
 
 
 def publish(attributes: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The model server's front: clients on a Unix socket, one queue, one engine process behind it.
+"""The model server's front: jobs at its door, one queue, one engine process behind it.
 
-A client's connection outlives the engine: when the engine's process dies, the front starts another, gives the
-suspects (the records of the call that was running) to it in halves until the culprit is alone, and goes on.
+A job outlives the engine: when the engine's process dies, the front starts another, gives the suspects (the records
+of the call that was running) to it in halves until the culprit is alone, and goes on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 
 from glide.server.engine import FRONT, DeadEngine, EngineHandle
 from glide.server.status import Status
+from glide.server.stream import ResultStream
+from glide.server.ticket import Door, Ticket
 from glide.template import Template
-from glide.vocabulary import State
+from glide.vocabulary import Exit, State
 
-LINE_LIMIT = 64 << 20  # bytes of one client line
 RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
-QUEUE_LIMIT = 4096  # records a client may have waiting; its socket fills up beyond that
+QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
 CALL_SECONDS = 0.5  # a window is about this much work, so that no client waits long behind another's
 REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
@@ -30,9 +31,9 @@ BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after wh
 
 @dataclass(eq=False)
 class Item:
-    """A record in the queue: whose it is, what the client calls it, what the engine needs."""
+    """A record in the queue: whose it is, what the job calls it, what the engine needs."""
 
-    client: Client
+    job: Job
     custom_id: str
     fields: list[Any]
     timeout: float
@@ -41,26 +42,21 @@ class Item:
 
 
 @dataclass(eq=False)
-class Client:
-    """One connection; `waiting` is bounded by QUEUE_LIMIT through `room`."""
+class Job:
+    """A ticket that is being served; `waiting` is bounded by QUEUE_LIMIT through `room`."""
 
+    ticket: Ticket
     writer: asyncio.StreamWriter
-    stamp: dict[str, Any]
+    results: ResultStream
     waiting: deque[Item] = field(default_factory=deque)
-    defaults: dict[str, Any] = field(default_factory=dict)
     unanswered: int = 0
     room: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: bool = False  # it has sent all its records
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
 
-    def send(self, line: str) -> None:
-        if not self.gone:
-            self.writer.write(line.encode() + b"\n")
-
-    def close_if_complete(self) -> None:
-        if self.ended and self.unanswered == 0:
-            self.send("#complete")
-            self.writer.close()
+    def say(self, words: str) -> None:
+        """Words for the job's error output."""
+        self.writer.write(words.replace("\n", " ").encode() + b"\n")
 
 
 class Front:
@@ -69,9 +65,10 @@ class Front:
     def __init__(self, template: Template, socket: Path, log: Path):
         self.template = template
         self.socket = socket
+        self.door = Door(socket.with_name("door"))
         self.log = log
         self.status = Status(template=template.digest, model=template.model)
-        self.clients: deque[Client] = deque()  # in the order of whose turn it is
+        self.jobs: deque[Job] = deque()  # in the order of whose turn it is
         self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
         self.flying: dict[int, Item] = {}
         self.work = asyncio.Event()
@@ -82,7 +79,9 @@ class Front:
     async def run(self) -> None:
         """Listen, and keep an engine alive for as long as that makes sense."""
         self.socket.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._connected, path=_short(self.socket), limit=LINE_LIMIT)
+        watched = await asyncio.start_unix_server(self._watched, path=_short(self.socket))
+        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
+        self.door.open(visited.sockets[0].getsockname()[1])
         barren = 0
         while self.status.state != State.FAILED:
             finished = self.finished
@@ -90,9 +89,9 @@ class Front:
             barren = barren + 1 if self.finished == finished else 0
             if barren >= BARREN_DEATHS:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
-        for client in list(self.clients):  # they cannot be served here: HTCondor finds them another lane
-            client.writer.close()
-        await server.serve_forever()  # Failed, and here to say so
+        for job in list(self.jobs):  # they cannot be served here: HTCondor finds them another lane
+            job.writer.close()
+        await watched.serve_forever()  # Failed, and here to say so
 
     # ---- the engine ------------------------------------------------------------------------------
 
@@ -148,47 +147,51 @@ class Front:
                 self.flying[self.next_key] = item
                 item.fields[0] = self.next_key
                 self.next_key += 1
-            for client in {item.client for item in items}:
-                client.send(f"#begun {sum(item.client is client for item in items)}")
+            for item in items:
+                item.job.results.begun += 1
             engine.sent(len(items))
             await engine.send({"serve": [item.fields for item in items]})
             if self.suspects:  # alone means alone: the next call goes out when this one has come back
                 await engine.drained()
 
     def _take(self, batch: int, window: int) -> list[Item]:
-        """The next records: suspects alone, else the clients' in turn, about CALL_SECONDS of work."""
+        """The next records: suspects alone, else the jobs' in turn, about CALL_SECONDS of work."""
         if self.suspects:
             return self.suspects.popleft()
         pace = self.status.record_seconds
         wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
         items = list(self._in_turn(wanted))
-        for client in {item.client for item in items}:
-            client.room.set()
+        for job in {item.job for item in items}:
+            job.room.set()
         return items
 
     def _in_turn(self, wanted: int) -> Iterator[Item]:
-        share = max(1, wanted // max(1, sum(bool(client.waiting) for client in self.clients)))
-        for _ in range(len(self.clients)):
-            client = self.clients[0]
-            self.clients.rotate(-1)
-            for _ in range(min(share, len(client.waiting))):
-                yield client.waiting.popleft()
+        share = max(1, wanted // max(1, sum(bool(job.waiting) for job in self.jobs)))
+        for _ in range(len(self.jobs)):
+            job = self.jobs[0]
+            self.jobs.rotate(-1)
+            for _ in range(min(share, len(job.waiting))):
+                yield job.waiting.popleft()
 
     def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
         for key, result in done:
             item = self.flying.pop(key)
-            line = {"custom_id": item.custom_id, **result, **item.client.stamp, "attempts": item.attempts}
-            item.client.send(json.dumps(line, ensure_ascii=False))
-            item.client.unanswered -= 1
-            item.client.close_if_complete()
+            job = item.job
+            job.unanswered -= 1
+            if job.gone:
+                continue
+            stamp = {"glidein": job.ticket.glidein, "attempts": item.attempts}
+            job.results.add({"custom_id": item.custom_id, **result, **stamp})
+            if job.unanswered == 0:
+                job.answered.set()
         self.finished += len(done)
 
     def _suspect(self, begun: list[int], death: str) -> None:
         """Sort what was in the dead engine: the running call's records are suspects, the others only wait."""
         suspects = [self.flying.pop(key) for key in begun if key in self.flying]
-        suspects = [item for item in suspects if not item.client.gone]
+        suspects = [item for item in suspects if not item.job.gone]
         for item in reversed(self.flying.values()):
-            item.client.waiting.appendleft(item)
+            item.job.waiting.appendleft(item)
         self.flying.clear()
         if len(suspects) == 1:
             suspects[0].deaths += 1
@@ -203,78 +206,109 @@ class Front:
             self.suspects.extendleft([suspects[middle:], suspects[:middle]])
         self.work.set()
 
-    # ---- the clients -----------------------------------------------------------------------------
+    # ---- the jobs --------------------------------------------------------------------------------
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled: the server is stopping, and streams would print a traceback for each connection
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            hello = json.loads(await reader.readline() or "{}")
-            if hello.get("op") == "watch":
-                await self._watch(writer)
-            elif hello.get("op") == "serve":
-                await self._serve(reader, writer, hello)
+        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
+            ticket = await self.door.ticket(reader)
+            if ticket is not None:
+                await self._admit(ticket, reader, writer)
         writer.close()
 
-    async def _watch(self, writer: asyncio.StreamWriter) -> None:
+    async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a ticket until all its records have a result, or the job or this server is gone."""
+        job = Job(ticket, writer, ResultStream(ticket.output, f"{ticket.input.name}.err", ticket.chirp))
+        if ticket.template not in ("", self.template.digest):
+            job.say(f"refused: this server holds {self.template.digest}")
+            return _dismiss(job, Exit.SERVER_LOST)
+        if self.status.state == State.FAILED:
+            job.say(f"refused: {self.status.failure}")
+            return _dismiss(job, Exit.SERVER_LOST)
+        self.jobs.append(job)
+        serving = asyncio.create_task(self._serve(job))
+        streaming = asyncio.create_task(job.results.run(job.say))
+        gone = asyncio.create_task(reader.read())  # a job has no more to say: an end of file is its death
+        try:
+            await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                _dismiss(job, serving.result())
+        finally:
+            job.gone = True
+            self.jobs.remove(job)
+            job.waiting.clear()
+            for task in (serving, streaming, gone):
+                task.cancel()
+            job.results.close()
+
+    async def _serve(self, job: Job) -> int:
+        """Read a job's records, and return its exit code when they are answered."""
+        done = await job.results.earlier() if job.ticket.starts else set()
+        defaults: dict[str, Any] = {}
+        line = b""
+        try:
+            with job.ticket.input.open("rb") as lines:
+                for line in lines:
+                    if not line.strip():
+                        continue
+                    message = json.loads(line)
+                    if "custom_id" not in message:
+                        defaults = message
+                    elif message["custom_id"] not in done:
+                        self._queue(job, {**defaults, **message})
+                    while len(job.waiting) >= QUEUE_LIMIT:
+                        job.room.clear()
+                        await job.room.wait()
+        except (ValueError, KeyError, TypeError) as error:
+            job.say(f"wrong: {error!r} in {line[:200].decode(errors='replace').strip()}")
+            return Exit.INPUT
+        except OSError as error:
+            job.say(f"its records cannot be read: {error}")
+            return Exit.SERVER_LOST
+        while job.unanswered:
+            job.answered.clear()
+            await job.answered.wait()
+        return Exit.OK
+
+    def _queue(self, job: Job, record: dict[str, Any]) -> None:
+        if not isinstance(record["prompt"], str):
+            raise TypeError("prompt is not a string")
+        fields = [None, record["prompt"], record.get("generate", {})]
+        attempts = record.get("attempts", 0) + job.ticket.starts + 1
+        timeout = record.get("timeout", RECORD_TIMEOUT)
+        job.waiting.append(Item(job, record["custom_id"], fields, timeout, attempts))
+        job.unanswered += 1
+        self.work.set()
+
+    # ---- who watches -----------------------------------------------------------------------------
+
+    async def _watched(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Send the status now and whenever it changes."""
         told: Status | None = None
-        while True:
-            if told is None or told != self.status:
-                urgent = told is None or told.state != self.status.state
-                told = self.status
-                writer.write(json.dumps(told.attributes()).encode() + b"\n")
-                await writer.drain()
-                if urgent:
-                    continue
-            self.changed.clear()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: dict) -> None:
-        client = Client(writer, {"glidein": hello.get("glidein", "")})
-        if hello.get("template") not in (None, "", self.template.digest):
-            client.send(f"#refused this server holds {self.template.digest}")
-            return
-        if self.status.state == State.FAILED:
-            client.send(f"#refused {self.status.failure}")
-            return
-        self.clients.append(client)
-        try:
-            # After its last record the client only listens, so an end of file is its death.
-            while line := await reader.readline():
-                if line.strip():
-                    await self._take_line(client, json.loads(line), hello.get("starts", 0))
-        except (ValueError, KeyError, TypeError) as error:
-            client.send(f"#wrong {error!r} in {line[:200].decode(errors='replace').strip()}")
-        finally:
-            client.gone = True
-            self.clients.remove(client)
-            client.waiting.clear()
-
-    async def _take_line(self, client: Client, message: dict[str, Any], starts: int) -> None:
-        """One line of a client: a record, defaults for the records after it, or the end."""
-        if message.get("op") == "end":
-            client.ended = True
-            client.close_if_complete()
-        elif "custom_id" not in message:
-            client.defaults = message
-        else:
-            record = {**client.defaults, **message}
-            if not isinstance(record["prompt"], str):
-                raise TypeError("prompt is not a string")
-            fields = [None, record["prompt"], record.get("generate", {})]
-            timeout, attempts = record.get("timeout", RECORD_TIMEOUT), record.get("attempts", 0) + starts + 1
-            client.waiting.append(Item(client, record["custom_id"], fields, timeout, attempts))
-            client.unanswered += 1
-            self.work.set()
-            while len(client.waiting) >= QUEUE_LIMIT:
-                client.room.clear()
-                await client.room.wait()
+        with suppress(ConnectionError, asyncio.CancelledError):
+            while True:
+                if told is None or told != self.status:
+                    urgent = told is None or told.state != self.status.state
+                    told = self.status
+                    writer.write(json.dumps(told.attributes()).encode() + b"\n")
+                    await writer.drain()
+                    if urgent:
+                        continue
+                self.changed.clear()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
+        writer.close()
 
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)
         print(f"{FRONT} {state} {failure}".rstrip(), flush=True)
         self.changed.set()
+
+
+def _dismiss(job: Job, code: int) -> None:
+    """Tell a job to end, when what it is to bring home is written."""
+    job.results.close()
+    job.writer.write(b"exit %d\n" % code)
 
 
 def _short(path: Path) -> str:

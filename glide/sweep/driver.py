@@ -194,12 +194,16 @@ class Driver:
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.sweep.file.glideins
-        wave = pack(left, expected, len(queue), _lane_seconds(warm), self._fixed())
+        wave = pack(left, expected, len(queue), _paces(warm), self._fixed(), self._eviction_rate(expected))
         if wave.sizes:
             self.wave = wave
             self.results.note_wave(wave.sizes, wave.reason)
             records = self._unsent(on_their_way)
             self.carriers.submit([list(islice(records, size)) for size in wave.sizes], list(self.avoid))
+
+    def _eviction_rate(self, lanes: int) -> float:
+        """Carriers lost per lane and second, as far as this driver has seen."""
+        return self.evictions / (lanes * (time.monotonic() - (self.first_warm or self.started) + 60.0))
 
     def _fixed(self) -> int | None:
         batch, packed = self.sweep.file.batch, self.sweep.file.pack
@@ -256,9 +260,8 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
         raise
 
 
-def _lane_seconds(warm: list[dict[str, Any]]) -> float | None:
-    """Seconds per record as one lane sees it: the lanes of a glidein share its engine."""
+def _paces(warm: list[dict[str, Any]]) -> list[float]:
+    """Seconds per record as each lane sees it: the lanes of a glidein share its engine."""
     sharing = Counter(lane[Machine.ID] for lane in warm)
     times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
-    known = [seconds for seconds in times if seconds > 0]
-    return sum(known) / len(known) if known else None
+    return [seconds for seconds in times if seconds > 0]

@@ -1,0 +1,64 @@
+"""An invocation job as the model server sees it: a ticket, handed in by glide/invoke/ticket.sh.
+
+Input: a JSON object a line with `custom_id` and `prompt`; a line without `custom_id` gives defaults for the
+lines after it (`{"generate": {"max_new_tokens": 4}}`).
+Output: `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` a line, as they finish. The same lines
+are streamed to the job's spool directory meanwhile; a restarted job finds them there and skips their records.
+
+A ticket is a line each of: cookie, folder, input, output, the job ad's file, chirp's file, GlideId. The answer is
+words for the job's error output, and at last "exit CODE".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from glide.server.job_ad import read_ad
+from glide.vocabulary import Job
+
+HAND_IN_SECONDS = 30.0  # a visitor who takes longer has no ticket
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a job asks for. `template` is empty for a job that takes what there is; `starts` counts earlier starts."""
+
+    input: Path
+    output: Path
+    chirp: str
+    template: str
+    starts: int
+    glidein: str
+
+
+class Door:
+    """Where tickets are handed in: a port of this host's own, and the secret that those of this account can read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.cookie = secrets.token_hex(16)
+
+    def open(self, port: int) -> None:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(f"{port} {self.cookie}\n")
+        fresh.chmod(0o600)
+        fresh.replace(self.path)
+
+    async def ticket(self, reader: asyncio.StreamReader) -> Ticket | None:
+        """What comes in at the door, if it is a ticket."""
+        lines = [await asyncio.wait_for(reader.readline(), HAND_IN_SECONDS) for _ in range(7)]
+        cookie, folder, source, target, ad, chirp, glidein = (line.decode().rstrip("\n") for line in lines)
+        if not hmac.compare_digest(cookie, self.cookie):
+            return None
+        job = read_ad(ad)
+        return Ticket(
+            Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
+            int(job.get("NumJobStarts", 0)), glidein,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
