@@ -18,6 +18,7 @@ class Machine:
     INVOKE = "GlideInvoke"
     SOCKET = "GlideSocket"
     RECORD_SECONDS = "GlideRecordSeconds"
+    BATCH = "GlideBatch"
     SERVED = "GlideServed"
     SERVED_SINCE = "GlideServedSince"
     SERVED_UNTIL = "GlideServedUntil"

@@ -34,14 +34,15 @@ GRID = [
 
 def test_no_wave_carries_more_than_what_is_left_and_no_job_carries_nothing():
     for left, *rest in GRID:
-        sizes = pack(left, *rest).sizes
+        lanes, queued, paces, fixed = rest
+        sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert sum(sizes) <= left, (left, *rest)
         assert all(size > 0 for size in sizes), (left, *rest)
 
 
 def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
     for left, lanes, queued, paces, fixed in GRID:
-        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)
         if len(sizes) > 1 and sizes[-1] > sizes[-2]:
             assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * min(paces) < _shortest(lanes)
@@ -49,28 +50,29 @@ def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
 
 def test_there_is_always_a_reason_and_it_is_one_line():
     for inputs in GRID:
-        reason = pack(*inputs).reason
+        left, lanes, queued, paces, fixed = inputs
+        reason = pack(left, lanes, queued, paces, fixed=fixed).reason
         assert reason and "\n" not in reason, inputs
 
 
 def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
     for left, lanes, queued, paces, fixed in GRID:
         if fixed is None and queued >= AHEAD * max(1, lanes):
-            assert pack(left, lanes, queued, paces, fixed).sizes == ()
+            assert pack(left, lanes, queued, paces, fixed=fixed).sizes == ()
         if left > 0 and queued == 0:
-            assert pack(left, lanes, queued, paces, fixed).sizes
+            assert pack(left, lanes, queued, paces, fixed=fixed).sizes
 
 
 def test_queue_and_wave_together_stay_within_what_lanes_need_next():
     for left, lanes, queued, paces, fixed in GRID:
         most = FIXED_AHEAD if fixed else AHEAD * max(1, lanes)
-        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, paces, fixed)
 
 
 def test_a_fixed_size_is_kept_but_for_the_last_job():
     for left, lanes, queued, paces, fixed in GRID:
-        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if fixed and sizes:
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
 
@@ -85,7 +87,7 @@ def _shortest(lanes: int) -> float:
 
 def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
     for left, lanes, queued, paces, fixed in GRID:
-        sizes = pack(left, lanes, queued, paces, fixed).sizes
+        sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if not sizes or fixed or len(paces) != 1 or not paces[0]:
             continue
         shortest, longest = _shortest(lanes), max(LONGEST_SECONDS, _shortest(lanes))
@@ -108,6 +110,13 @@ def test_a_slow_lane_makes_the_last_jobs_smaller_and_not_the_sweep_slower():
     assert "10 to 100 ms" in mixed.reason
 
 
+def test_jobs_carry_whole_engine_calls():
+    for left, lanes in itertools.product((100, 1000, 10**5), (1, 4, 64)):
+        sizes = pack(left, lanes, 0, [0.05], batch=48).sizes
+        assert all(size % 48 == 0 for size in sizes[:-1])
+        assert sizes[-1] % 48 == 0 or sum(sizes) == left
+
+
 def test_many_lanes_get_jobs_that_their_access_point_can_start():
     for lanes in (10, 100, 400, 4000):
         wave = pack(10**8, lanes, 0, [0.01])
@@ -115,7 +124,7 @@ def test_many_lanes_get_jobs_that_their_access_point_can_start():
 
 
 def test_where_nodes_do_not_last_jobs_are_short():
-    calm, stormy = (max(pack(10**6, 4, 0, [0.01], None, rate).sizes) * 0.01 for rate in (1e-6, 1 / 40))
+    calm, stormy = (max(pack(10**6, 4, 0, [0.01], eviction_rate=rate).sizes) * 0.01 for rate in (1e-6, 1 / 40))
     assert calm == LONGEST_SECONDS and stormy == 10.0
 
 

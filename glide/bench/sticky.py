@@ -20,8 +20,9 @@ from glide.condor import AccessPoint
 from glide.vocabulary import JobStatus
 
 CORES = 2
-RECORDS = 768
-PER_JOB = 12
+RECORDS = 384
+LONG = 4 * RECORDS  # for the comparison of inferences alone
+PER_JOB = 8
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}
 
@@ -33,22 +34,21 @@ def sticky(repeat: int) -> dict[str, Any]:
     over the time that the plain processes serve.
     """
     seconds: dict[str, list[float]] = {}
-    serving: dict[str, list[float]] = {"resident": [], "sticky": []}
+    serving: dict[str, list[float]] = {}
     with rig(cores=CORES, request={"memory": 4000, "disk": 100}) as bench:
         model = bench.folder / "model"
         parameters = make_model(model)
         for _ in range(repeat):
             for name, way in (("resident", _resident), ("sticky", _sticky)):
-                whole, warm = way(bench, model)
-                seconds.setdefault(name, []).append(whole)
-                serving[name].append(warm)
+                seconds.setdefault(name, []).append(way(bench, model, RECORDS)[0])
+                serving.setdefault(name, []).append(way(bench, model, LONG)[1])
             seconds.setdefault("sticky_io", []).append(_a_load_per_job(bench, model, transfer=False))
             seconds.setdefault("create_destroy", []).append(_a_load_per_job(bench, model, transfer=True))
     medians = {name: median(times) for name, times in seconds.items()}
     return {
         "records": RECORDS, "records_per_job": PER_JOB, "parameters": parameters, "seconds": seconds,
         "over_sticky": {name: round(time / medians["sticky"], 3) for name, time in medians.items()},
-        "serving_seconds": serving,
+        "serving_records": LONG, "serving_seconds": serving,
         "warm_sticky_over_resident": round(median(serving["sticky"]) / median(serving["resident"]), 3),
     }  # fmt: skip
 
@@ -75,18 +75,18 @@ def make_model(folder: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _texts() -> list[str]:
-    return [f"Record {number}: a text of some forty bytes." for number in range(RECORDS)]
+def _texts(count: int) -> list[str]:
+    return [f"Record {number}: a text of some forty bytes." for number in range(count)]
 
 
-def _resident(bench: Rig, model: Path) -> tuple[float, float]:
+def _resident(bench: Rig, model: Path, count: int) -> tuple[float, float]:
     """A plain process per core, each with its share of the records and its own model."""
     bench.drain()
     started = time.monotonic()
     processes = []
     for core in range(CORES):
         share = bench.folder / f"resident-{core}.json"
-        share.write_text(json.dumps(_texts()[core::CORES]))
+        share.write_text(json.dumps(_texts(count)[core::CORES]))
         processes.append(_cold(str(model), str(share), str(share.with_suffix(".out"))))
     for process in processes:
         assert process.wait() == 0
@@ -98,12 +98,12 @@ def _cold(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments])
 
 
-def _sticky(bench: Rig, model: Path) -> tuple[float, float]:
+def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
     """Glideins from nothing: their start, the model's load and the last result gathered are all in it."""
     bench.drain()
     started = time.monotonic()
     summary = bench.sweep(
-        RECORDS, {}, texts=_texts(), glideins=CORES, generate=GENERATE,
+        count, {}, texts=_texts(count), glideins=CORES, generate=GENERATE,
         model={"name": "bench", "engine": "transformers", "path": str(model), "options": OPTIONS},
     )  # fmt: skip
     return time.monotonic() - started, summary["warm_makespan_s"]
@@ -113,7 +113,7 @@ def _a_load_per_job(bench: Rig, model: Path, transfer: bool) -> float:
     bench.drain()
     folder = bench.folder / f"jobs-{time.monotonic_ns()}"
     folder.mkdir()
-    texts = _texts()
+    texts = _texts(RECORDS)
     parts = [texts[start : start + PER_JOB] for start in range(0, RECORDS, PER_JOB)]
     for number, part in enumerate(parts):
         (folder / f"{number}.json").write_text(json.dumps(part))

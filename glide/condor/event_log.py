@@ -29,6 +29,10 @@ class EventLog:
         self.log: Any = None
         self.new()
 
+    @property
+    def readable(self) -> bool:
+        return self.log is not None
+
     def new(self) -> list[Event]:
         """Events since the last look; never waits."""
         if self.log is None:

@@ -40,6 +40,7 @@ def pack(
     lanes: int,
     queued: int,
     paces: Sequence[float] = (),
+    batch: int = 1,
     fixed: int | None = None,
     eviction_rate: float = 0.0,
     start_seconds: float = START_SECONDS,
@@ -51,6 +52,7 @@ def pack(
         lanes: how many lanes there are, or are going to be.
         queued: jobs in the queue, running ones included.
         paces: measured seconds per record, one for each lane that has measured: GPU models differ.
+        batch: records of an engine call; a job carries whole calls, for half a call takes more than half the time.
         fixed: records per job, when the user has fixed it.
         eviction_rate: losses per lane and second.
         start_seconds: what a job's start costs the access point.
@@ -69,11 +71,13 @@ def pack(
     speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
     shortest = max(SHORTEST_SECONDS, lanes * start_seconds / AP_SHARE)
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
-    least, most = math.ceil(shortest * speed / lanes), max(1, int(longest / slowest))
+    least = batch * math.ceil(shortest * speed / lanes / batch)
+    most = batch * max(1, int(longest / slowest / batch))
     sizes: list[int] = []
     remaining = left
     for _ in range(room):
-        size = min(max(math.ceil(remaining / speed / SHARE / slowest), least), most, remaining)
+        share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
+        size = min(max(share, least), most, remaining)
         if size == 0:
             break
         if remaining - size < least:  # no crumbs: a job of its own for them would end last

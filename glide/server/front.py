@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from glide.vocabulary import Exit, State
 
 RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
-CALL_SECONDS = 0.5  # a window is about this much work, so that no client waits long behind another's
+CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
 REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
@@ -68,7 +67,7 @@ class Front:
         self.door = Door(socket.with_name("door"))
         self.log = log
         self.status = Status(template=template.digest, model=template.model)
-        self.jobs: deque[Job] = deque()  # in the order of whose turn it is
+        self.jobs: list[Job] = []  # the oldest first
         self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
         self.flying: dict[int, Item] = {}
         self.work = asyncio.Event()
@@ -107,9 +106,10 @@ class Front:
                 elif "failed" in message:
                     self._enter(State.FAILED, message["failed"])
                 elif "warm" in message:
-                    self.status = Status(**{**self.status.to_dict(), "gpu": message["warm"].get("gpu", "")})
+                    warm = message["warm"]
+                    self.status = replace(self.status, gpu=warm.get("gpu", ""), batch=warm["batch"])
                     self._enter(State.WARM)
-                    tasks.append(asyncio.create_task(self._feed(engine, message["warm"])))
+                    tasks.append(asyncio.create_task(self._feed(engine, warm)))
                     tasks.append(asyncio.create_task(self._watch_calls(engine)))
                 elif "begin" in message:
                     engine.begin(message["begin"])
@@ -155,23 +155,27 @@ class Front:
                 await engine.drained()
 
     def _take(self, batch: int, window: int) -> list[Item]:
-        """The next records: suspects alone, else the jobs' in turn, about CALL_SECONDS of work."""
+        """The next records: suspects alone, else about CALL_SECONDS of the jobs' work."""
         if self.suspects:
             return self.suspects.popleft()
         pace = self.status.record_seconds
         wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
-        items = list(self._in_turn(wanted))
+        items = self._oldest_first(wanted)
         for job in {item.job for item in items}:
             job.room.set()
         return items
 
-    def _in_turn(self, wanted: int) -> Iterator[Item]:
-        share = max(1, wanted // max(1, sum(bool(job.waiting) for job in self.jobs)))
-        for _ in range(len(self.jobs)):
-            job = self.jobs[0]
-            self.jobs.rotate(-1)
-            for _ in range(min(share, len(job.waiting))):
-                yield job.waiting.popleft()
+    def _oldest_first(self, wanted: int) -> list[Item]:
+        """Most from the oldest job, for jobs that end together leave the engine nothing to do; some from the others."""
+        waiting = [job for job in self.jobs if job.waiting]
+        if not waiting:
+            return []
+        oldest, *others = waiting
+        most = wanted - wanted // 4 if others else wanted
+        items = [oldest.waiting.popleft() for _ in range(min(most, len(oldest.waiting)))]
+        while len(items) < wanted and (others := [job for job in others if job.waiting]):
+            items += [job.waiting.popleft() for job in others[: wanted - len(items)]]
+        return items
 
     def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
         for key, result in done:

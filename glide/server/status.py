@@ -19,6 +19,7 @@ class Status:
     since: float = field(default_factory=time.time)
     failure: str = ""
     gpu: str = ""
+    batch: int = 1  # records of an engine call that is worth making
     served: int = 0
     record_seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -62,6 +63,7 @@ class Status:
             Machine.STATE_SINCE: int(self.since),
             Machine.FAILURE: self.failure,
             Machine.GPU_NAME: self.gpu,
+            Machine.BATCH: self.batch,
             Machine.SERVED: self.served,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),
             Machine.SERVED_SINCE: round(self.served_since, 3),

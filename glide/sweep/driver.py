@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from glide.condor import AccessPoint, Collector, EventLog
-from glide.condor.event_log import LOST
+from glide.condor.event_log import ENDED, LOST
 from glide.errors import CondorError, GlideError, TemplateError
 from glide.invoke.carriers import Carrier, Carriers, Run
 from glide.invoke.pack import Wave, pack
@@ -18,8 +18,10 @@ from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
 from glide.vocabulary import JobStatus, Machine, State
 
-POLL_SECONDS = 0.25
-PEEK_SECONDS = 1.0  # between looks at what running carriers have streamed; more when there are many
+POLL_SECONDS = 0.25  # between looks at queue and collector, each of which costs them a fork
+CALM_SECONDS = 1.0  # the same while the event log says that nothing happens
+EVENT_SECONDS = 0.05  # between looks at the event log, which cost nothing
+PEEK_SECONDS = 2.0  # between looks at what running carriers have streamed; more when there are many
 PEEKS_PER_SECOND = 20  # each costs the access point about 5 ms
 GATHER_SECONDS = 1.0  # finished carriers wait for company: bringing many home costs the access point little more
 # Held carriers are sent again so often; after that the reason is the user's to know.
@@ -29,7 +31,7 @@ AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expun
 VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
 
 _LANE = (
-    "Name", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.FETCH_SECONDS,
+    "Name", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH, Machine.FETCH_SECONDS,
     Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
 
@@ -86,14 +88,29 @@ class Driver:
             except CondorError:
                 if self.holds > MOST_HOLDS or time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
-                time.sleep(POLL_SECONDS)
+                self._wait()
                 continue
             watch(progress)
             if progress.done == progress.total:
                 summary = self._summary()
                 self.cancel("all results are here")  # carriers that only bring copies of them
                 return self.results.finish(summary)
-            time.sleep(POLL_SECONDS)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until it is time to look again: at once when a node is lost, soon when a job has ended."""
+        started = time.monotonic()
+        calm = self.events.readable and self.first_warm is not None
+        budget = CALM_SECONDS if calm else POLL_SECONDS
+        while time.monotonic() - started < budget:
+            time.sleep(EVENT_SECONDS)
+            news = self.events.new()
+            # Kept, for the event may come before the queue shows that the job had started at all.
+            self.disconnected |= {event.job for event in news if event.kind in LOST}
+            if any(event.kind in LOST for event in news):
+                return
+            if any(event.kind in ENDED for event in news):
+                budget = POLL_SECONDS
 
     def cancel(self, reason: str) -> None:
         """Take this sweep's jobs out of the queue; what has been gathered stays."""
@@ -154,8 +171,6 @@ class Driver:
 
         HTCondor would do so by itself, but not before the shadow has asked the dead node three times, for 15 s.
         """
-        # Kept, for the event may come before the queue shows that the job had started at all.
-        self.disconnected |= {event.job for event in self.events.new() if event.kind in LOST}
         now = time.monotonic()
         gone = {name for name, (_, seen) in self.lanes.items() if now - seen > VANISHED_SECONDS}
         lost = [carrier for carrier in queue if carrier.job in self.disconnected or carrier.lane in gone]
@@ -194,7 +209,8 @@ class Driver:
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.sweep.file.glideins
-        wave = pack(left, expected, len(queue), _paces(warm), self._fixed(), self._eviction_rate(expected))
+        batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
+        wave = pack(left, expected, len(queue), _paces(warm), batch, self._fixed(), self._eviction_rate(expected))
         if wave.sizes:
             self.wave = wave
             self.results.note_wave(wave.sizes, wave.reason)
