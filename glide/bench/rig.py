@@ -59,8 +59,8 @@ class Rig:
         }  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes))
         sweep = prepare(folder / "sweep.yaml")
-        results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
-        return drive(sweep, results, watch)
+        self.results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
+        return drive(sweep, self.results, watch)
 
 
 @contextmanager
