@@ -100,6 +100,14 @@ class AccessPoint:
         result = self._call("act", bindings.htcondor2.JobAction.Remove, constraint, reason=reason)
         return int(result.get("TotalSuccess", 0))
 
+    def reconsider(self, jobs: Iterable[str], priority: int) -> None:
+        """Have idle jobs negotiated for again, with this priority.
+
+        A schedd of 25.14 takes a job whose match the other side refused for matched until it rebuilds its list of
+        runnable jobs: when a job comes, or a priority is set, or after 20 minutes.
+        """
+        self._call("edit", any_of(jobs), "JobPrio", str(priority))
+
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             return getattr(self.schedd, method)(*arguments, **options)

@@ -22,17 +22,22 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 
 # As in submit_templates/invocation.sub.
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
+URGENT = 10  # the priority of carriers that have waited already
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """One job in the queue: its part's name, its records, how often it has started, the lane's Name it runs on."""
+    """One job in the queue: its part's name, its records, how often it has started, the lane's Name it runs on.
+
+    `seconds` are those since its status changed.
+    """
 
     job: str
     part: str
     status: int
     records: int
     starts: int
+    seconds: float
     lane: str = ""
     hold_reason: str = ""
 
@@ -82,7 +87,7 @@ class Carriers:
         macros = self._macros()
         if avoid:
             dead = ", ".join(map(quoted, avoid))
-            macros["priority"] = "10"
+            macros["priority"] = str(URGENT)
             macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
         self.access_point.submit(description, macros, items, spool=True)
 
@@ -113,7 +118,8 @@ class Carriers:
         return [
             Carrier(
                 f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], job["JobStatus"], job.get(Job.RECORDS, 0),
-                job.get("NumJobStarts", 0), job.get("RemoteHost", ""), job.get("HoldReason", ""),
+                job.get("NumJobStarts", 0), job["ServerTime"] - job["EnteredCurrentStatus"], job.get("RemoteHost", ""),
+                job.get("HoldReason", ""),
             )
             for job in jobs
             if job["JobStatus"] != JobStatus.REMOVED
@@ -151,6 +157,11 @@ class Carriers:
             with suppress(FileNotFoundError), self._input(carrier.part).open(encoding="utf-8", newline="\n") as lines:
                 ids |= {record["custom_id"] for record in map(json.loads, lines) if "custom_id" in record}
         return ids
+
+    def reconsider(self, carriers: Sequence[Carrier]) -> None:
+        """Have idle carriers matched that should have been: they have waited already, so they go before others."""
+        if carriers:
+            self.access_point.reconsider([carrier.job for carrier in carriers], URGENT)
 
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
         """Take carriers out of the queue; their records are to be sent again."""

@@ -28,11 +28,12 @@ GATHER_SECONDS = 1.0  # finished carriers wait for company: bringing many home c
 MOST_HOLDS = 5
 PATIENCE_SECONDS = 30.0  # how long HTCondor may fail to answer before the sweep gives up
 AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expunges them or not
+STUCK_SECONDS = 5.0  # a carrier that waits for so long beside a free lane has been forgotten by its access point
 VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
 
 _LANE = (
-    "Name", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH, Machine.FETCH_SECONDS,
-    Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
+    "Name", "State", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
+    Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class Driver:
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
         self.disconnected: set[str] = set()  # jobs that lost their node
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
-        self.peeked = self.gathered = 0.0
+        self.peeked = self.gathered = self.reminded = 0.0
         self.holds = self.evictions = 0
         self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
@@ -126,6 +127,7 @@ class Driver:
         lanes = self._look_at_lanes()
         queue = self._without_lost(queue)
         self._peek(queue)
+        self._remind(queue, lanes)
         if len(self.results.have) < self.sweep.total:
             self._supply(queue, lanes)
         states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
@@ -184,6 +186,14 @@ class Driver:
                 self.avoid[self.lanes[carrier.lane][0]] = now
         self.carriers.remove(lost, "its node is gone; what it had not done is sent again")
         return [carrier for carrier in queue if carrier not in lost]
+
+    def _remind(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
+        """Have carriers matched that wait although there is a lane."""
+        free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
+        stuck = [each for each in queue if each.status == JobStatus.IDLE and each.seconds > STUCK_SECONDS]
+        if free and time.monotonic() - self.reminded > STUCK_SECONDS:
+            self.carriers.reconsider(stuck)
+            self.reminded = time.monotonic()
 
     def _look_at_lanes(self) -> list[dict[str, Any]]:
         lanes = self.collector.lanes(_LANE, f'{Machine.TEMPLATE} == "{self.sweep.template.digest}"')
