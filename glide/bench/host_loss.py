@@ -20,13 +20,13 @@ from typing import Any
 
 from glide.bench.recovery import OPTIONS, started_again
 from glide.bench.rig import Rig, rig
-from glide.condor import EventLog
+from glide.condor import Collector, EventLog
 from glide.condor.pool import as_unprivileged
 from glide.errors import InputError
-from glide.vocabulary import POOL_VARIABLE
+from glide.vocabulary import POOL_VARIABLE, Machine, State
 
 HERE, THERE = "10.98.76.1", "10.98.76.2"
-JOBS = 3  # of 40 s and more, on two hosts' four lanes: at least one is lost, and a lane is free for it
+JOBS = LANES = 3
 NOBODY = "02:00:00:00:00:99"  # a hardware address that no interface has
 
 
@@ -76,7 +76,8 @@ def host_loss(repeat: int) -> dict[str, Any]:
     losses = []
     try:
         host.plug()
-        with rig(cores=1, address=HERE, max_glideins=1, knobs={"NETWORK_INTERFACE": HERE, "NO_DNS": "True"}) as bench:
+        knobs = {"NETWORK_INTERFACE": HERE, "NO_DNS": "True"}
+        with rig(cores=1, address=HERE, max_glideins=1, lanes=LANES, knobs=knobs) as bench:
             bench.sweep(64, OPTIONS, glideins=1)
             for _ in range(repeat):
                 losses.append(_lose_a_host(bench, host))
@@ -93,6 +94,8 @@ def host_loss(repeat: int) -> dict[str, Any]:
 
 
 def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
+    """All jobs are on the host when it is cut off; a glidein here, which they bring up, has lanes free for them."""
+    bench.drain()
     seconds: list[float] = []
     finished = threading.Event()
     with _glidein(bench, host):
@@ -111,7 +114,7 @@ def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
 
 
 def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
-    time.sleep(4.0)  # its lanes are at work
+    time.sleep(8.0)  # its lanes are at work, and those here are warm
     events = EventLog()
     cut = time.monotonic()
     host.cut()
@@ -135,6 +138,9 @@ def _glidein(bench: Rig, host: Host) -> Iterator[None]:
             host.inside(*as_unprivileged(), "sh", "start.sh"), cwd=folder, env=environment, stdout=words, stderr=words
         )
     try:
+        collector, warm = Collector(), f'{Machine.ENTRY} == "elsewhere" && {Machine.STATE} == "{State.WARM}"'
+        while len(collector.lanes(["Name"], warm)) < LANES:
+            time.sleep(0.2)
         yield
     finally:
         glidein.kill()
