@@ -68,7 +68,8 @@ class Host:
 def host_loss(repeat: int) -> dict[str, Any]:
     """Seconds from the cut to the next start of the lost host's records, over `repeat` losses.
 
-    They are bounded by TCP's keepalive: 10 s until the first of five probes, 5 s apart.
+    They are bounded by what comes first: TCP's keepalive (10 s, and net.ipv4.tcp_keepalive_intvl of the access point,
+    75 s unless an admin has set it), or the driver's notice that the host's lanes are silent while others speak.
     """
     if os.getuid() != 0 or shutil.which("ip") is None:
         raise InputError("this benchmark makes network namespaces: it needs root, and iproute2's ip")

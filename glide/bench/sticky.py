@@ -21,7 +21,7 @@ from glide.vocabulary import JobStatus
 
 CORES = 2
 RECORDS = 384
-LONG = 4 * RECORDS  # for the comparison of inferences alone
+LONG = 6 * RECORDS  # for the comparison of inferences alone
 PER_JOB = 8
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}

@@ -29,10 +29,12 @@ MOST_HOLDS = 5
 PATIENCE_SECONDS = 30.0  # how long HTCondor may fail to answer before the sweep gives up
 AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expunges them or not
 STUCK_SECONDS = 5.0  # a carrier that waits for so long beside a free lane has been forgotten by its access point
+# Lanes speak every 15 s. One that does not while others do is on a host that has vanished: TCP may take longer to see it.
+SILENT_SECONDS = 35.0
 VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
 
 _LANE = (
-    "Name", "State", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
+    "Name", "State", "LastHeardFrom", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
     Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
 
@@ -198,6 +200,8 @@ class Driver:
     def _look_at_lanes(self) -> list[dict[str, Any]]:
         lanes = self.collector.lanes(_LANE, f'{Machine.TEMPLATE} == "{self.sweep.template.digest}"')
         now = time.monotonic()
+        newest = max((lane["LastHeardFrom"] for lane in lanes), default=0)
+        lanes = [lane for lane in lanes if newest - lane["LastHeardFrom"] < SILENT_SECONDS]
         for lane in lanes:
             self.glideins[lane[Machine.ID]] = lane
             self.lanes[lane["Name"]] = (lane[Machine.ID], now)
