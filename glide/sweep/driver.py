@@ -29,7 +29,7 @@ MOST_HOLDS = 5
 PATIENCE_SECONDS = 30.0  # how long HTCondor may fail to answer before the sweep gives up
 AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expunges them or not
 STUCK_SECONDS = 5.0  # a carrier that waits for so long beside a free lane has been forgotten by its access point
-# Lanes speak every 15 s. One that does not while others do is on a host that has vanished: TCP may take longer to see it.
+# Lanes speak every 15 s. One that does not while others do is on a host that has vanished; TCP may see it later.
 SILENT_SECONDS = 35.0
 VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
 

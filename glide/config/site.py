@@ -1,0 +1,115 @@
+"""A site file: the entries where a factory may submit glideins, and their limits."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from pydantic import Field, field_validator, model_validator
+
+from glide.config.reading import Name, Strict
+
+
+class Request(Strict):
+    """What a glidein asks its outer pool for. Memory in MB, disk in MB."""
+
+    cpus: int = Field(1, ge=1)
+    memory: int = Field(2048, ge=1)
+    disk: int = Field(1024, ge=1)
+    gpus: int = Field(0, ge=0)
+
+
+class Downtime(Strict):
+    """When nothing is submitted to an entry, and why. Times without a zone are UTC."""
+
+    start: datetime
+    end: datetime
+    reason: str
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> Downtime:
+        if _utc(self.end) <= _utc(self.start):
+            raise ValueError("it ends before it starts")
+        return self
+
+    def contains(self, now: float) -> bool:
+        """Whether it is on at this Unix time."""
+        return _utc(self.start) <= now < _utc(self.end)
+
+
+def _utc(time: datetime) -> float:
+    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+
+
+class Breaker(Strict):
+    """After `failures` glideins in a row that were never warm, wait; twice as long after each further one."""
+
+    failures: int = Field(3, ge=1)
+    backoff_seconds: float = Field(600.0, gt=0)
+
+
+class Pool(Strict):
+    """Another pool than the one that glideins join: its collector's address, and its access point's name.
+
+    The name may be left out where there is one. The factory needs a token of that pool, and a file system that its
+    access point shares.
+    """
+
+    collector: str
+    schedd: str | None = None
+
+
+class Entry(Strict):
+    """One place where the factory may submit glideins.
+
+    Attributes:
+        pool: where its glideins are submitted; by default the pool that they join.
+        max_glideins: at most so many in the queue, running or not.
+        lanes: slots of a glidein that share its model server; two hide a job's turnover.
+        requirements: further HTCondor requirements on the nodes.
+        python: an interpreter on the nodes that imports the engine's packages; by default this one.
+        condor: HTCondor's release folder on the nodes; by default this access point's private one, if it
+            has one, else the node's own.
+        owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
+        idle_seconds: a glidein without a job for so long ends itself.
+        max_idle: at most so many of them waiting in the outer pool's queue.
+        submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.
+        removals_per_cycle: the same for removals.
+        downtimes: when nothing is submitted.
+        breaker: when to stop trying.
+        knobs: further HTCondor configuration of the glideins.
+    """
+
+    name: Name
+    pool: Pool | None = None
+    max_glideins: int = Field(ge=0)
+    lanes: int = Field(2, ge=1)
+    request: Request = Request()
+    requirements: str = "true"
+    python: str | None = None
+    condor: str | None = None
+    owners: tuple[str, ...] = ()
+    idle_seconds: int = Field(300, ge=1)
+    max_idle: int = Field(100, ge=1)
+    submits_per_cycle: int = Field(10, ge=1)
+    removals_per_cycle: int = Field(20, ge=1)
+    downtimes: tuple[Downtime, ...] = ()
+    breaker: Breaker = Breaker()
+    knobs: dict[str, str] = Field(default_factory=dict)
+
+
+class SiteFile(Strict):
+    """One site: `interval` is the factory's cycle in seconds, `max_glideins` a limit over all entries."""
+
+    site: Name
+    max_glideins: int | None = Field(None, ge=0)
+    interval: float = Field(2.0, gt=0)
+    entries: list[Entry] = Field(min_length=1)
+
+    @field_validator("entries")
+    @classmethod
+    def _unique_names(cls, entries: list[Entry]) -> list[Entry]:
+        names = [entry.name for entry in entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two entries are named {name}")
+        return entries

@@ -1,0 +1,98 @@
+"""A sweep file."""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationInfo, field_validator, model_validator
+
+from glide.config.reading import Name, Strict
+from glide.server.engines import engine_class
+
+
+class ModelSpec(Strict):
+    """What to load: `path` is relative to the sweep file."""
+
+    name: Name
+    engine: str
+    path: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, engine: str) -> str:
+        engine_class(engine)
+        return engine
+
+    @field_validator("options")
+    @classmethod
+    def _checked_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """As the engine will get them: what is accepted for a number here must be one there."""
+        engine = info.data.get("engine")
+        if engine is None:  # refused itself
+            return options
+        known = engine_class(engine).Options
+        names = sorted(known.__dataclass_fields__)
+        for key in options:
+            if key not in names:
+                raise ValueError(f"{engine} has no option {key!r}; it has {', '.join(names)}")
+        checked = TypeAdapter(known).validate_python(options)
+        return {key: getattr(checked, key) for key in options}
+
+    @model_validator(mode="after")
+    def _has_a_path(self) -> ModelSpec:
+        if self.engine == "transformers" and self.path is None:
+            raise ValueError("the transformers engine needs a path: the model's folder")
+        return self
+
+
+BRACES = "write {{ and }} for braces"
+SUMMARY = "summary.json"  # in a sweep's `out`, beside a folder for each prompt
+
+
+def prompt_fields(prompt: str) -> list[str]:
+    """The names of the `{field}`s in a prompt; ValueError when a brace is neither a field nor doubled."""
+    try:
+        pieces = list(string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise ValueError(f"{error}; {BRACES}") from None
+    names = []
+    for _, name, form, conversion in pieces:
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            raise ValueError(f"{{{name}}} is no field's name; {BRACES}")
+        names.append(name)
+    return names
+
+
+def _plain_fields(prompt: str) -> str:
+    prompt_fields(prompt)
+    return prompt
+
+
+def _no_other_file(name: str) -> str:
+    if name == SUMMARY:
+        raise ValueError(f"{name} is what the sweep's summary is called; give the prompt another name")
+    return name
+
+
+PromptName = Annotated[Name, AfterValidator(_no_other_file)]
+Prompt = Annotated[str, AfterValidator(_plain_fields)]
+
+
+class SweepFile(Strict):
+    """A sweep: every record once per prompt. `timeout` is in seconds, for one engine call."""
+
+    name: Name
+    model: ModelSpec
+    records: str
+    prompts: dict[PromptName, Prompt] = Field(min_length=1)
+    generate: dict[str, JsonValue] = Field(default_factory=dict)
+    expect: str | None = None
+    out: str = "results"
+    glideins: int = Field(1, ge=1)
+    timeout: float = Field(600.0, gt=0)
+    batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    pack: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
