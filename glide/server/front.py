@@ -10,11 +10,13 @@ import asyncio
 import json
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from glide.server.engine import FRONT, DeadEngine, EngineHandle
+from glide.server.job import Item, Job, oldest_first
+from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
 from glide.server.ticket import Door, Ticket
@@ -26,36 +28,6 @@ QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its inp
 CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
 REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
-
-
-@dataclass(eq=False)
-class Item:
-    """A record in the queue: whose it is, what the job calls it, what the engine needs."""
-
-    job: Job
-    custom_id: str
-    fields: list[Any]
-    timeout: float
-    attempts: int
-    deaths: int = 0  # engines that died while this record was alone in them
-
-
-@dataclass(eq=False)
-class Job:
-    """A ticket that is being served; `waiting` is bounded by QUEUE_LIMIT through `room`."""
-
-    ticket: Ticket
-    writer: asyncio.StreamWriter
-    results: ResultStream
-    waiting: deque[Item] = field(default_factory=deque)
-    unanswered: int = 0
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: bool = False
-
-    def say(self, words: str) -> None:
-        """Words for the job's error output."""
-        self.writer.write(words.replace("\n", " ").encode() + b"\n")
 
 
 class Front:
@@ -160,21 +132,9 @@ class Front:
             return self.suspects.popleft()
         pace = self.status.record_seconds
         wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
-        items = self._oldest_first(wanted)
+        items = oldest_first(self.jobs, wanted)
         for job in {item.job for item in items}:
             job.room.set()
-        return items
-
-    def _oldest_first(self, wanted: int) -> list[Item]:
-        """Most from the oldest job, for jobs that end together leave the engine nothing to do; some from the others."""
-        waiting = [job for job in self.jobs if job.waiting]
-        if not waiting:
-            return []
-        oldest, *others = waiting
-        most = wanted - wanted // 4 if others else wanted
-        items = [oldest.waiting.popleft() for _ in range(min(most, len(oldest.waiting)))]
-        while len(items) < wanted and (others := [job for job in others if job.waiting]):
-            items += [job.waiting.popleft() for job in others[: wanted - len(items)]]
         return items
 
     def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
@@ -225,10 +185,10 @@ class Front:
         job = Job(ticket, writer, ResultStream(ticket.output, f"{ticket.input.name}.err", ticket.chirp))
         if ticket.template not in ("", self.template.digest):
             job.say(f"refused: this server holds {self.template.digest}")
-            return _dismiss(job, Exit.SERVER_LOST)
+            return job.dismiss(Exit.SERVER_LOST)
         if self.status.state == State.FAILED:
             job.say(f"refused: {self.status.failure}")
-            return _dismiss(job, Exit.SERVER_LOST)
+            return job.dismiss(Exit.SERVER_LOST)
         self.jobs.append(job)
         serving = asyncio.create_task(self._serve(job))
         streaming = asyncio.create_task(job.results.run(job.say))
@@ -236,7 +196,7 @@ class Front:
         try:
             await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
-                _dismiss(job, serving.result())
+                job.dismiss(serving.result())
         finally:
             job.gone = True
             self.jobs.remove(job)
@@ -306,13 +266,9 @@ class Front:
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)
         print(f"{FRONT} {state} {failure}".rstrip(), flush=True)
+        if state in (State.WARM, State.FAILED):
+            self.telling = asyncio.create_task(tell_outer_job(state, failure))
         self.changed.set()
-
-
-def _dismiss(job: Job, code: int) -> None:
-    """Tell a job to end, when what it is to bring home is written."""
-    job.results.close()
-    job.writer.write(b"exit %d\n" % code)
 
 
 def _short(path: Path) -> str:

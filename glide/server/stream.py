@@ -48,6 +48,11 @@ class Chirp:
         finally:
             await self._ask(f"close {descriptor}")
 
+    async def set_attribute(self, name: str, value: str) -> None:
+        """Set an attribute of the job's ad in the queue to a text."""
+        words = json.dumps(value[:1000]).replace("\\", "\\\\").replace(" ", "\\ ")
+        await self._ask(f"set_job_attr {name} {words}")
+
     def close(self) -> None:
         self.writer.close()
 
