@@ -30,12 +30,13 @@ class Machine:
 
 
 class Job:
-    """Attributes of an invocation job's ad, and (the first three) of a glidein's outer job."""
+    """Attributes of an invocation job's ad, and (the first five) of a glidein's outer job."""
 
     TEMPLATE = "GlideTemplate"
-    ENTRY = "GlideEntry"
-    ID = "GlideId"
     MODEL = "GlideModel"
+    ENTRY = "GlideEntry"
+    STATE = "GlideState"
+    FAILURE = "GlideFailure"
     SPEC = "GlideTemplateSpec"
     RUN = "GlideRun"
     PART = "GlidePart"

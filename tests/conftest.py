@@ -57,7 +57,7 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
     log = pool.home / "factory.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "glide", "factory", "run", "-c", str(site)], stdout=output, stderr=output
+            [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(site)], stdout=output, stderr=output
         )
     try:
         yield log

@@ -42,7 +42,7 @@ class Chaos:
         self.killed: Counter[str] = Counter()
 
     def _start_factory(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "glide", "factory", "run", "-c", str(self.site)]
+        command = [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(self.site)]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def kill_something(self, rng: random.Random) -> None:

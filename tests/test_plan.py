@@ -18,7 +18,9 @@ OLD = 10 * GHOST_SECONDS
 
 def site(*entries: dict) -> SiteFile:
     """A site with these entries, by default one called `here` for four glideins."""
-    return SiteFile.model_validate({"site": "s", "entries": entries or ({"name": "here", "max_glideins": 4},)})
+    entries = entries or ({"name": "here", "max_glideins": 4},)
+    trusting = {"breaker": {"failures": 10}}  # a test of something else is not to wait for a first success
+    return SiteFile.model_validate({"site": "s", "entries": [trusting | entry for entry in entries]})
 
 
 def demand(template: str = "T", wanted: int = 2, idle: int = 10, running: int = 0, **fields) -> Demand:
@@ -131,7 +133,7 @@ def test_full_entries_are_waited_for_with_their_limits():
     lanes = tuple(lane(g, claimed=True) for g in there)
     (action,) = plan(Snapshot(there, lanes, (demand("U", 4), demand("T", 2))), site())
     assert (action.action, action.template, action.count) == ("wait", "T", 2)
-    assert "here: 4" in action.reason
+    assert "here: its limit of 4" in action.reason
 
 
 def test_nothing_is_submitted_while_a_lane_says_the_template_cannot_be_loaded():
@@ -167,12 +169,14 @@ def test_queued_glideins_that_nobody_wants_are_removed():
     assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
 
 
-def test_held_glideins_are_removed_with_their_reason_wanted_or_not():
-    held = glidein(1, status=HELD, hold_reason="no such file")
-    for demands in ((), (demand(wanted=1),)):
-        removals = [a for a in plan(Snapshot((held,), (), demands), site()) if a.action == "remove"]
-        assert [action.ids for action in removals] == [("7.1",)]
-        assert "no such file" in removals[0].reason
+def test_held_glideins_are_removed_with_their_reason_and_wanted_ones_not_at_once():
+    held = glidein(1, status=HELD, hold_reason="no such file", age=500)
+    for of, demands, removed in (
+        (held, (), True), (held, (demand(wanted=1),), False), (replace(held, age=601), (demand(wanted=1),), True),
+    ):  # fmt: skip
+        removals = [action for action in plan(Snapshot((of,), (), demands), site()) if action.action == "remove"]
+        assert [action.ids for action in removals] == [("7.1",)] * removed
+        assert all("no such file" in action.reason for action in removals)
 
 
 def test_idle_glideins_in_the_way_of_a_wanted_template_are_removed():

@@ -24,15 +24,20 @@ def plain(ad: Any) -> dict[str, Any]:
 
 
 class AccessPoint:
-    """One schedd: the configured pool's own, or a named one of its collector."""
+    """One schedd: the configured pool's own, a named one of its collector, or one of another pool's collector."""
 
-    def __init__(self, name: str | None = None):
+    def __init__(self, name: str | None = None, collector: str | None = None):
         try:
-            collector, kind = bindings.htcondor2.Collector(), bindings.htcondor2.DaemonType.Schedd
-            self.location = collector.locate(kind, name) if name else collector.locate(kind)
+            kind = bindings.htcondor2.DaemonType.Schedd
+            found = bindings.htcondor2.Collector(collector) if collector else bindings.htcondor2.Collector()
+            if collector and not name:
+                (self.location,) = found.locateAll(kind)
+            else:
+                self.location = found.locate(kind, name) if name else found.locate(kind)
             self.schedd = bindings.htcondor2.Schedd(self.location)
-        except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-            raise CondorError(f"no access point answers: {error}") from None
+        except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
+            where = f" in the pool of {collector}" if collector else ""
+            raise CondorError(f"no access point answers{where}: {error}") from None
 
     @property
     def user(self) -> str:
@@ -100,13 +105,13 @@ class AccessPoint:
         result = self._call("act", bindings.htcondor2.JobAction.Remove, constraint, reason=reason)
         return int(result.get("TotalSuccess", 0))
 
-    def reconsider(self, jobs: Iterable[str], priority: int) -> None:
+    def reconsider(self, constraint: str, priority: int) -> None:
         """Have idle jobs negotiated for again, with this priority.
 
         A schedd of 25.14 takes a job whose match the other side refused for matched until it rebuilds its list of
         runnable jobs: when a job comes, or a priority is set, or after 20 minutes.
         """
-        self._call("edit", any_of(jobs), "JobPrio", str(priority))
+        self._call("edit", constraint, "JobPrio", str(priority))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:

@@ -190,6 +190,8 @@ class EmbeddedPool:
             "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
+            # To HTCondor, who may advertise may read; the queue is none of a glidein's business.
+            "SCHEDD.DENY_READ": "glidein@$(TRUST_DOMAIN)",
             # The execution point that glideins run on.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
             "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={self.home}"',

@@ -1,86 +1,122 @@
-"""The factory's loop: look, plan, apply, say what was done and why; drain when told to stop."""
+"""The factory's loop: look, plan, apply, say what was done and why."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from glide.condor import AccessPoint, Collector, EventLog, home
+from glide.condor import EventLog, home
 from glide.condor.event_log import ENDED
-from glide.config import SiteFile
+from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
 from glide.factory.plan import Action
-from glide.factory.snapshot import take
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
 
 
 class Factory:
-    """Runs one site; all it remembers between cycles is what it said and which jobs' ends are news."""
+    """Runs some sites; all it remembers between cycles is what it said and which jobs' ends are news.
 
-    def __init__(self, site: SiteFile):
-        self.site = site
+    Args:
+        files: the site files, read again at SIGHUP; one with a mistake never replaces a good one.
+        drain: take the glideins down when told to stop, instead of leaving them to their work.
+    """
+
+    def __init__(self, files: list[Path], drain: bool = False):
+        self.files = files
+        self.sites = {path: load(path, SiteFile) for path in files}
+        self.drain = drain
         self.stop = threading.Event()
+        self.reload = threading.Event()
         self.said: set[Action] = set()
         self.events = EventLog()
         self.glideins: set[str] = set()
 
     def run(self, once: bool = False) -> None:
-        """Cycle until SIGTERM or SIGINT, then take the glideins down.
+        """Cycle until SIGTERM or SIGINT.
 
         Raises:
-            InputError: another factory runs this site.
+            InputError: another factory runs one of the sites.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop.set())
-        with only_factory(self.site):
-            say(f"factory {self.site.site}: entries {', '.join(entry.name for entry in self.site.entries)}")
+        signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
+        with ExitStack() as locks:
+            for path, site in self.sites.items():
+                locks.enter_context(only_factory(site))
+                (folder(site) / "file").write_text(str(path.absolute()))
+                say(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
             while not self.stop.is_set():
                 self._cycle()
                 if once:
                     return
                 self._wait()
-            self._drain()
+            if self.drain:
+                self._drain()
 
     def _wait(self) -> None:
         """Until the next cycle is due; at once when a job ends, for it may have been a glidein with live ads."""
-        deadline = time.monotonic() + self.site.interval
-        while time.monotonic() < deadline and not self.stop.wait(EVENT_SECONDS):
+        deadline = time.monotonic() + min(site.interval for site in self.sites.values())
+        while time.monotonic() < deadline and not self.stop.wait(EVENT_SECONDS) and not self.reload.is_set():
             if any(event.kind in ENDED and event.job in self.glideins for event in self.events.new()):
                 return
 
     def _cycle(self) -> None:
-        try:
-            access_point, collector = AccessPoint(), Collector()
-            snapshot = take(access_point, collector)
-            self.glideins = {f"{glidein.cluster}.{glidein.proc}" for glidein in snapshot.glideins}
-            actions = policy.plan(snapshot, self.site)
-            self._report(actions)
-            Hands(self.site, folder(self.site), access_point, collector).apply(actions, snapshot)
-        except CondorError as error:
-            say(f"no action this cycle: {error}")
+        if self.reload.is_set():
+            self.reload.clear()
+            self._read_again()
+        done: list[Action] = []
+        for site in self.sites.values():
+            try:
+                hands = Hands(site, folder(site))
+                snapshot = hands.look()
+                self.glideins |= {glidein.job for glidein in snapshot.glideins}
+                actions = policy.plan(snapshot, site, drained(site))
+                self._report(actions)
+                done += actions
+                hands.apply(actions, snapshot)
+                hands.remind(snapshot)
+            except CondorError as error:
+                say(f"{site.site}: no action this cycle: {error}")
+        self.said = {_stable(action) for action in done if action.action in ("wait", "drain")}
+
+    def _read_again(self) -> None:
+        for path, site in self.sites.items():
+            try:
+                fresh = load(path, SiteFile)
+                if fresh.site != site.site:
+                    raise InputError(f"{path}: it is about another site, {fresh.site}; start a factory for that")
+                self.sites[path] = fresh
+                say(f"{path}: {'read again' if fresh != site else 'unchanged'}")
+            except InputError as error:
+                say(f"{path} is not taken over, what was read before stays in force: {error}")
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline:
             try:
-                access_point, collector = AccessPoint(), Collector()
-                snapshot = take(access_point, collector)
-                actions = policy.drain(snapshot, self.site, "the factory stops")
-                if not actions and not snapshot.failed:
+                left = False
+                for site in self.sites.values():
+                    hands = Hands(site, folder(site))
+                    snapshot = hands.look()
+                    actions = policy.drain(snapshot, site, "the factory stops")
+                    self._report(actions)
+                    hands.apply(actions, snapshot)
+                    left = left or bool(actions or snapshot.failed)
+                if not left:
                     return
-                self._report(actions)
-                Hands(self.site, folder(self.site), access_point, collector).apply(actions, snapshot)
             except CondorError as error:
                 say(f"cannot drain: {error}")
                 return
@@ -89,9 +125,29 @@ class Factory:
     def _report(self, actions: list[Action]) -> None:
         """Say each action once: a wait that goes on is not news."""
         for action in actions:
-            if action not in self.said:
+            if _stable(action) not in self.said:
                 say(f"{action.action} {action.count or ''} {action.entry} {action.template[:12]}: {action.reason}")
-        self.said = {action for action in actions if action.action in ("wait", "drain")}
+        self.said |= {_stable(action) for action in actions if action.action in ("wait", "drain")}
+
+
+def _stable(action: Action) -> Action:
+    """The action without the seconds in its reason, which pass."""
+    return replace(action, reason=re.sub(r"\d+ s\b", "", action.reason))
+
+
+def drained(site: SiteFile) -> set[str]:
+    """The entries that an admin has closed with `glide factory drain`; a file each, so that it outlives the factory."""
+    return {path.name for path in (folder(site) / "drained").glob("*")}
+
+
+def close(site: SiteFile, entry: str) -> None:
+    """Submit nothing more to an entry until `reopen`."""
+    (folder(site) / "drained").mkdir(exist_ok=True, mode=0o700)
+    (folder(site) / "drained" / entry).touch()
+
+
+def reopen(site: SiteFile, entry: str) -> None:
+    (folder(site) / "drained" / entry).unlink(missing_ok=True)
 
 
 def folder(site: SiteFile) -> Path:
@@ -99,6 +155,11 @@ def folder(site: SiteFile) -> Path:
     path = home() / "factory" / site.site
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
+
+
+def known_sites() -> list[Path]:
+    """The files of the sites that a factory has run from this GLIDE_HOME."""
+    return [Path(file.read_text()) for file in sorted((home() / "factory").glob("*/file"))]
 
 
 def is_running(site: SiteFile) -> bool:

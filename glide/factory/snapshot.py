@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,7 +14,10 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 
 @dataclass(frozen=True)
 class Glidein:
-    """An outer job. `started` counts its starts; `age` is seconds in its status."""
+    """An outer job. `started` counts its starts; `age` is seconds in its status.
+
+    `state` is the last that its server told the job, Warm or Failed, and empty if it never came so far.
+    """
 
     cluster: int
     proc: int
@@ -23,6 +27,13 @@ class Glidein:
     started: int = 0
     age: float = 0.0
     hold_reason: str = ""
+    state: str = ""
+    failure: str = ""
+    host: str = ""
+
+    @property
+    def job(self) -> str:
+        return f"{self.cluster}.{self.proc}"
 
     @property
     def glide_id(self) -> str:
@@ -66,12 +77,17 @@ class Demand:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One consistent look. `failed` says which source did not answer; then no action is safe."""
+    """One consistent look. `failed` says which source did not answer; then no action is safe.
+
+    `ended` are the glideins of the last hour that are no more; their age is the time since then. `now` is Unix time.
+    """
 
     glideins: tuple[Glidein, ...] = ()
     lanes: tuple[Lane, ...] = ()
     demands: tuple[Demand, ...] = ()
     failed: tuple[str, ...] = ()
+    ended: tuple[Glidein, ...] = ()
+    now: float = 0.0
 
     def template(self, digest: str) -> Template | None:
         """The template of that digest, as the jobs that want it describe it."""
@@ -79,21 +95,33 @@ class Snapshot:
         return Template.from_json(spec) if spec else None
 
 
-def take(access_point: AccessPoint, collector: Collector) -> Snapshot:
-    """Look now. A source that fails is named in the snapshot, never taken for an empty one."""
+def take(access_point: AccessPoint, collector: Collector, outer: Iterable[AccessPoint] = ()) -> Snapshot:
+    """Look now. A source that fails is named in the snapshot, never taken for an empty one.
+
+    Args:
+        outer: access points of other pools that glideins are submitted to.
+    """
     try:
         jobs = access_point.jobs(f"{Job.TEMPLATE} =!= undefined", _JOB_ATTRIBUTES)
+        for other in outer:
+            jobs += other.jobs(f"{Job.ENTRY} =!= undefined", _JOB_ATTRIBUTES)
         lanes = collector.lanes(_LANE_ATTRIBUTES)
     except CondorError as error:
         return Snapshot(failed=(str(error),))
-    outer = [job for job in jobs if Job.ENTRY in job]
-    invocations = [job for job in jobs if Job.ENTRY not in job]
-    return Snapshot(tuple(map(_glidein, outer)), tuple(map(_lane, lanes)), tuple(_demands(invocations)))
+    glideins = [_glidein(job) for job in jobs if Job.ENTRY in job]
+    return Snapshot(
+        tuple(glidein for glidein in glideins if glidein.status != JobStatus.COMPLETED),
+        tuple(map(_lane, lanes)),
+        tuple(_demands(job for job in jobs if Job.ENTRY not in job)),
+        ended=tuple(glidein for glidein in glideins if glidein.status == JobStatus.COMPLETED),
+        now=time.time(),
+    )
 
 
 _JOB_ATTRIBUTES = (
     "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
-    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.RUN, Job.WANTED, Job.SPEC,
+    "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode",
+    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.FAILURE, Job.RUN, Job.WANTED, Job.SPEC,
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
@@ -105,8 +133,17 @@ def _glidein(job: dict) -> Glidein:
     age = job.get("ServerTime", 0) - job.get("EnteredCurrentStatus", 0)
     return Glidein(
         job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
-        job.get("NumJobStarts", 0), age, job.get("HoldReason", ""),
+        job.get("NumJobStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
+        (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
     )  # fmt: skip
+
+
+def _failure(job: dict) -> str:
+    """Why it failed, as its server told its job, else how it ended."""
+    if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
+        return job.get(Job.FAILURE, "")
+    by_signal = job.get("ExitBySignal")
+    return f"killed by signal {job.get('ExitSignal')}" if by_signal else f"exit code {job.get('ExitCode')}"
 
 
 def _lane(ad: dict) -> Lane:

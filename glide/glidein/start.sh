@@ -3,12 +3,12 @@
 # GLIDE_PYTHON is the entry's interpreter; it needs what the engine imports, and nothing of glide.
 set -eu
 umask 077
+mkdir -p code logs  # first of all: a job that cannot bring its logs home is held, and does not say why it died
 python=${GLIDE_PYTHON:-python3}
 if ! command -v "$python" >/dev/null 2>&1; then
     echo "glidein: no $python on this node; set the entry's 'python' to one that is there" >&2
     exit 1
 fi
-mkdir -p code logs
 "$python" -m zipfile -e glide.zip code
 # The server's words go to the access point as they are written; tail ends with the process this one becomes.
 : >logs/ModelServerLog

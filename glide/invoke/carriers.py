@@ -161,7 +161,7 @@ class Carriers:
     def reconsider(self, carriers: Sequence[Carrier]) -> None:
         """Have idle carriers matched that should have been: they have waited already, so they go before others."""
         if carriers:
-            self.access_point.reconsider([carrier.job for carrier in carriers], URGENT)
+            self.access_point.reconsider(any_of(carrier.job for carrier in carriers), URGENT)
 
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
         """Take carriers out of the queue; their records are to be sent again."""

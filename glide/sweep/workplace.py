@@ -73,7 +73,7 @@ def factory(site_file: Path) -> Iterator[None]:
         return
     with (folder(site) / "factory.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "glide", "factory", "run", "-c", str(site_file.absolute())],
+            [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(site_file.absolute())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, POOL_VARIABLE: str(home())}, preexec_fn=_end_with_parent,
         )  # fmt: skip

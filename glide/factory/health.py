@@ -1,0 +1,70 @@
+"""Whether an entry, a template on it, or a node deserves another glidein: judged by outcome, never by speed.
+
+A glidein has done well once it was warm, however short it lived: preemption is nobody's fault. It has failed when it
+ended, or gave up, before. Everything is read from jobs in the queue, where ended glideins stay for an hour.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from glide.config import Breaker
+from glide.factory.snapshot import Glidein
+from glide.vocabulary import JobStatus, State
+
+NODE_FAILURES = 2  # after so many, and no success, a node is left out where others of the entry do well
+LONGEST_BACKOFF = 86400.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """At most `room` more glideins (None: no limit of this kind), and why; `open` says that a breaker is."""
+
+    room: int | None = None
+    reason: str = ""
+    open: bool = False
+
+
+def judge(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> Verdict:
+    """How many more glideins may be tried of a kind, of which these are alive and those have ended.
+
+    Until one has been warm, at most `breaker.failures` are tried at once. After as many failures in a row the breaker
+    opens, for `backoff_seconds`, and twice as long after each further failure; then one glidein is tried.
+    """
+    failed_alive = [each for each in alive if each.state == State.FAILED or (_held(each) and not each.state)]
+    coming = sum(not glidein.state and not _held(glidein) for glidein in alive)
+    warm_ages = [glidein.age for glidein in ended if glidein.state == State.WARM]
+    warm_ages += [0.0 for glidein in alive if glidein.state == State.WARM]
+    last_warm = min(warm_ages, default=float("inf"))
+    failures = [glidein for glidein in ended if glidein.state != State.WARM and glidein.age < last_warm]
+    failures = sorted(failures, key=lambda glidein: glidein.age, reverse=True) + failed_alive
+    if len(failures) < breaker.failures:
+        if warm_ages:
+            return Verdict()
+        room = max(0, breaker.failures - len(failures) - coming)
+        return Verdict(room, f"{coming} glideins are on trial: none has been warm yet")
+    latest = failures[-1]
+    why = f"{len(failures)} glideins in a row were never warm; the last one, {latest.glide_id}: "
+    why += latest.failure or latest.hold_reason
+    backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
+    since = latest.age if latest not in failed_alive or _held(latest) else 0.0
+    if since < backoff:
+        return Verdict(0, f"breaker open for {backoff - since:.0f} s more: {why}", open=True)
+    return Verdict(max(0, 1 - coming), f"breaker half open, {coming} on trial: {why}", open=True)
+
+
+def _held(glidein: Glidein) -> bool:
+    return glidein.status == JobStatus.HELD
+
+
+def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
+    """Nodes of an entry on which glideins fail, while on others they do well."""
+    glideins = [*alive, *ended]
+    good = {glidein.host for glidein in glideins if glidein.state == State.WARM}
+    if not good:  # it is not the nodes
+        return ()
+    gone = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
+    bad = Counter(glidein.host for glidein in gone if glidein.state != State.WARM and glidein.host)
+    return tuple(sorted(host for host, count in bad.items() if count >= NODE_FAILURES and host not in good))

@@ -1,0 +1,261 @@
+"""The factory against real pools: signals, files, tokens, breakers, and two pools with separate keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glide.condor import AccessPoint, Collector, EmbeddedPool
+from glide.condor.access_point import quoted
+from glide.template import Template
+from glide.vocabulary import Exit, Job, JobStatus, Machine, State
+from tests.conftest import eventually
+
+pytestmark = pytest.mark.pool
+
+ROOT = Path(__file__).resolve().parents[1]
+DESCRIPTION = (ROOT / "submit_templates" / "invocation.sub").read_text()
+
+
+def entry(name: str, **changes: Any) -> dict[str, Any]:
+    return {"name": name, "max_glideins": 3, "request": {"memory": 600, "disk": 100}, "idle_seconds": 60, **changes}
+
+
+class FactoryProcess:
+    """`glide factory run` on a site file of its own; its log is what it says."""
+
+    def __init__(self, folder: Path, name: str, *entries: dict[str, Any]):
+        self.file = folder / f"{name}.yaml"
+        self.log = folder / f"{name}.log"
+        self.name = name
+        self.write(*entries)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def write(self, *entries: dict[str, Any]) -> None:
+        self.file.write_text(yaml.safe_dump({"site": self.name, "interval": 1, "entries": list(entries)}))
+
+    def start(self, *options: str) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "glide", "factory", "run", *options, "-c", str(self.file)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(60)
+            self.process = None
+
+    def says(self, words: str) -> str:
+        return eventually(lambda: words in self.log.read_text() and self.log.read_text(), f"it says {words}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone(pool: EmbeddedPool) -> Iterator[None]:
+    """Where other tests have a factory running on this pool, its entry is closed meanwhile."""
+    command("factory", "drain", "here")
+    yield
+    command("factory", "drain", "here", "--undo")
+
+
+@pytest.fixture
+def run_factory(
+    pool: EmbeddedPool, tmp_path: Path, access_point: AccessPoint
+) -> Iterator[Callable[..., FactoryProcess]]:
+    """Make factories that do not outlive the test, nor their glideins."""
+    made: list[FactoryProcess] = []
+
+    def run_factory(name: str, *entries: dict[str, Any]) -> FactoryProcess:
+        made.append(FactoryProcess(tmp_path, name, *entries))
+        return made[-1]
+
+    yield run_factory
+    for factory in made:
+        factory.stop()
+        for each in yaml.safe_load(factory.file.read_text())["entries"]:
+            access_point.remove(f"{Job.ENTRY} == {quoted(each['name'])}", "the test is over")
+
+
+@pytest.fixture
+def ask(access_point: AccessPoint, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Submit jobs that ask for a template, with as many glideins as there are jobs; they are gone after the test."""
+    clusters: list[int] = []
+
+    def ask(template: Template, jobs: int = 1, records: int = 1) -> int:
+        for number in range(jobs):
+            lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(records))
+            (tmp_path / f"records-{number}.jsonl").write_text("".join(lines))
+        macros = {
+            "digest": template.digest, "model": template.model, "initialdir": str(tmp_path),
+            f"My.{Job.SPEC}": quoted(template.to_json()), f"My.{Job.WANTED}": str(jobs),
+            "leave_in_queue": "JobStatus == 4",
+        }  # fmt: skip
+        clusters.append(access_point.submit(DESCRIPTION.replace("\nqueue", f"\nqueue {jobs}"), macros, spool=True))
+        return clusters[-1]
+
+    yield ask
+    for cluster in clusters:
+        access_point.remove(f"ClusterId == {cluster}", "the test is over")
+
+
+def glideins(access_point: AccessPoint, name: str, *states: int) -> list[dict[str, Any]]:
+    jobs = access_point.jobs(f"{Job.ENTRY} == {quoted(name)}", ["ClusterId", "ProcId", Job.STATE])
+    return [job for job in jobs if not states or job["JobStatus"] in states]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "glide", *words], capture_output=True, text=True)
+
+
+RUNNING = (JobStatus.IDLE, JobStatus.RUNNING)
+SLOW = {"record_seconds": 0.5}
+
+
+def test_sigterm_leaves_glideins_to_their_work_and_drain_takes_them_down(run_factory, ask, access_point):
+    factory = run_factory("leaving", entry("stay"))
+    factory.start()
+    cluster = ask(Template("stay", "noop", options=SLOW), records=60)
+    running = f"ClusterId == {cluster} && JobStatus == 2"
+    eventually(lambda: access_point.jobs(running, ["ProcId"]), "the job runs")
+    factory.stop()
+    assert len(glideins(access_point, "stay", JobStatus.RUNNING)) == 1
+    assert access_point.jobs(running, ["ProcId"])
+    factory.log.unlink()
+    factory.start("--drain")
+    factory.says("factory leaving")
+    factory.stop()
+    eventually(lambda: not glideins(access_point, "stay", *RUNNING), "the glidein is gone")
+
+
+def test_a_factory_killed_at_any_time_submits_nothing_twice(run_factory, ask, access_point):
+    factory = run_factory("mortal", entry("twice", max_glideins=2))
+    ask(Template("twice", "noop", options=SLOW), jobs=2, records=40)
+    for _ in range(4):  # between its submission and its next look, as like as not
+        factory.start()
+        eventually(lambda: glideins(access_point, "twice"), "a glidein is in the queue")
+        factory.stop(signal.SIGKILL)
+    factory.start()
+    eventually(lambda: len(glideins(access_point, "twice", JobStatus.RUNNING)) == 2, "both run")
+    assert len(glideins(access_point, "twice")) == 2
+
+
+def test_a_file_is_read_again_at_sighup_and_a_bad_one_changes_nothing(run_factory, ask, access_point):
+    factory = run_factory("reading", entry("again", max_glideins=0))
+    factory.start()
+    ask(Template("again", "noop"))
+    factory.says("limit of 0 glideins")
+    factory.file.write_text("site: reading\nentries: none\n")
+    factory.process.send_signal(signal.SIGHUP)
+    assert "stays in force" in factory.says("is not taken over")
+    factory.write(entry("again", max_glideins=1))
+    factory.process.send_signal(signal.SIGHUP)
+    factory.says("read again")
+    eventually(lambda: glideins(access_point, "again"), "a glidein is submitted")
+
+
+def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_factory, ask, access_point, tmp_path):
+    python = tmp_path / "python"
+    breaker = {"failures": 2, "backoff_seconds": 6}
+    factory = run_factory("breaking", entry("dies", python=str(python), breaker=breaker))
+    factory.start()
+    ask(Template("dies", "noop"))
+    text = factory.says("breaker open")
+    assert "2 glideins in a row were never warm" in text and "exit code 1" in text
+    status = json.loads(command("factory", "status", "--json").stdout)
+    (told,) = [each for each in status["entries"] if each["entry"] == "dies"]
+    assert told["room"] == 0 and "breaker open" in told["limit"] and told["ended"] == {"never warm": 2}
+    assert "set the entry's 'python'" in command("factory", "logs", "dies").stdout
+    python.symlink_to(sys.executable)
+    eventually(lambda: [job for job in glideins(access_point, "dies") if job.get(Job.STATE) == State.WARM], "it heals")
+
+
+def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point):
+    factory = run_factory("closing", entry("door"))
+    factory.start()
+    ask(Template("door", "noop", options=SLOW), records=60)
+    eventually(lambda: glideins(access_point, "door", JobStatus.RUNNING), "a glidein runs")
+    assert command("factory", "drain", "door").returncode == Exit.OK
+    factory.says("closed by `glide factory drain`")
+    eventually(lambda: not glideins(access_point, "door", *RUNNING), "it is gone")
+    assert command("factory", "drain", "door", "--undo").returncode == Exit.OK
+    eventually(lambda: glideins(access_point, "door", *RUNNING), "there is another")
+    assert command("factory", "drain", "nowhere").returncode == Exit.INPUT
+
+
+def test_a_glideins_token_is_good_for_advertising_and_nothing_else(run_factory, ask, access_point, pool, tmp_path):
+    factory = run_factory("guarding", entry("token"))
+    factory.start()
+    ask(Template("token", "noop"))
+    eventually(lambda: glideins(access_point, "token", JobStatus.RUNNING), "a glidein runs")
+    (found,) = (pool.home / "factory" / "guarding" / "token").glob("*/token")
+    assert found.stat().st_mode & 0o777 == 0o600 and found.parent.stat().st_mode & 0o777 == 0o700
+    tokens = tmp_path / "tokens.d"
+    tokens.mkdir(mode=0o700)
+    (tokens / "stolen").write_text(found.read_text())
+    (tokens / "stolen").chmod(0o600)
+    environment = {
+        **os.environ, "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
+        "_CONDOR_SEC_TOKEN_DIRECTORY": str(tokens), "_CONDOR_SEC_TOKEN_SYSTEM_DIRECTORY": str(tokens),
+    }  # fmt: skip
+    (tmp_path / "job.sub").write_text("executable = /bin/true\nqueue\n")
+
+    def with_token(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    for words in (("condor_submit", "job.sub"), ("condor_rm", "-all"), ("condor_q",)):
+        refused = with_token(*words)
+        assert refused.returncode != 0, (words, refused.stdout)
+    ad = 'MyType = "Machine"\nName = "slot1@stolen"\nMachine = "stolen"\nMyAddress = "<127.0.0.1:1>"\n'
+    (tmp_path / "ad").write_text(ad)
+    advertised = with_token("condor_advertise", "-tcp", "UPDATE_STARTD_AD", "ad")
+    assert advertised.returncode == 0, advertised.stderr
+    Collector().expunge('Name == "slot1@stolen"')
+
+
+def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_factory, ask, access_point):
+    factory = run_factory("owners", entry("listed", owners=["somebody@else"]))
+    factory.start()
+    cluster = ask(Template("listed", "noop"))
+    eventually(
+        lambda: Collector().lanes(["Name"], f'{Machine.ENTRY} == "listed" && {Machine.STATE} == "{State.WARM}"'),
+        "its lanes are warm",
+    )
+    factory.says("submit")
+    (job,) = access_point.jobs(f"ClusterId == {cluster}", ["NumJobStarts"])
+    assert (job["JobStatus"], job.get("NumJobStarts", 0)) == (JobStatus.IDLE, 0)
+
+
+def test_glideins_of_one_pool_join_another_with_separate_keys(
+    run_factory, ask, access_point, pool: EmbeddedPool, tmp_path_factory: pytest.TempPathFactory
+):
+    outer = EmbeddedPool(tmp_path_factory.mktemp("outer-home"))
+    token = pool.folder / "tokens.d" / "outer"
+    try:
+        outer.up(cores=2)
+        address = outer.tool("condor_config_val", "COLLECTOR_HOST").strip()
+        address = next((outer.folder / "address").glob("collector")).read_text().splitlines()[0] or address
+        refused = subprocess.run(
+            ["condor_q", "-pool", address, "-global"], capture_output=True, text=True, env=dict(os.environ)
+        )
+        assert "Error" in refused.stdout + refused.stderr, "one pool's token is of no use in the other"
+        token.write_bytes((outer.folder / "tokens.d" / "owner").read_bytes())
+        token.chmod(0o600)
+        factory = run_factory("across", entry("away", pool={"collector": address}, idle_seconds=5))
+        factory.start()
+        cluster = ask(Template("across", "noop"))
+        eventually(lambda: access_point.jobs(f"ClusterId == {cluster} && JobStatus == 4", ["ProcId"]), "the job ran")
+        assert outer.tool("condor_q", "-af", Job.ENTRY).split() == ["away"]
+        assert not glideins(access_point, "away")
+        eventually(lambda: "4" in outer.tool("condor_q", "-af", "JobStatus").split(), "without demand it is gone")
+        factory.stop()
+    finally:
+        token.unlink(missing_ok=True)
+        outer.down()

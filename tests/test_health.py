@@ -1,0 +1,116 @@
+"""Breakers, nodes to avoid, downtimes: what the factory makes of how glideins ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glide.config import Breaker, SiteFile
+from glide.factory.health import bad_nodes, judge
+from glide.factory.plan import plan
+from glide.factory.snapshot import Demand, Glidein, Snapshot
+from glide.vocabulary import JobStatus, State
+
+BREAKER = Breaker(failures=3, backoff_seconds=600)
+
+
+def ended(proc: int, age: float, state: str = "", host: str = "n1", entry: str = "here") -> Glidein:
+    return Glidein(1, proc, entry, "T", JobStatus.COMPLETED, 1, age, state=state, failure="no GPU", host=host)
+
+
+def alive(proc: int, state: str = "", host: str = "n1", status: int = JobStatus.RUNNING) -> Glidein:
+    return Glidein(2, proc, "here", "T", status, 1, 10.0, state=state, host=host)
+
+
+def site(**entry) -> SiteFile:
+    return SiteFile.model_validate({"site": "s", "entries": [{"name": "here", "max_glideins": 50, **entry}]})
+
+
+def demand(wanted: int) -> Demand:
+    return Demand("T", "model", "run", "user", idle=50, running=0, wanted=wanted, spec="{}")
+
+
+def test_an_entry_without_a_success_is_tried_a_few_at_a_time():
+    assert judge([], [], BREAKER).room == 3
+    assert judge([alive(1), alive(2)], [], BREAKER).room == 1
+    assert judge([alive(1), alive(2)], [ended(1, 5)], BREAKER).room == 0
+    assert judge([alive(1, State.WARM)], [], BREAKER).room is None
+
+
+def test_failures_in_a_row_open_the_breaker_and_say_why():
+    verdict = judge([], [ended(1, 30), ended(2, 20), ended(3, 10)], BREAKER)
+    assert verdict.open and verdict.room == 0
+    assert "590 s" in verdict.reason and "here-1.3" in verdict.reason and "no GPU" in verdict.reason
+
+
+def test_after_the_backoff_one_is_tried_and_each_further_failure_doubles_it():
+    three = [ended(number, 700 + number) for number in range(3)]
+    assert judge([], three, BREAKER).room == 1
+    assert judge([alive(9)], three, BREAKER).room == 0
+    four = [*three, ended(4, 650)]
+    assert judge([], four, BREAKER).room == 0
+    assert judge([], [replace(each, age=each.age + 600) for each in four], BREAKER).room == 1
+
+
+def test_a_success_closes_the_breaker_and_forgets_what_was_before():
+    failures = [ended(number, 100 + number) for number in range(5)]
+    assert judge([], [*failures, ended(9, 50, State.WARM)], BREAKER).room is None
+    assert judge([alive(9, State.WARM)], failures, BREAKER).room is None
+    assert judge([], [*failures, ended(9, 500, State.WARM)], BREAKER).open
+
+
+def test_a_glidein_that_was_warm_has_not_failed_however_it_ended_and_however_soon():
+    assert judge([], [ended(number, 1, State.WARM) for number in range(50)], BREAKER).room is None
+
+
+def test_at_most_three_submissions_in_ten_minutes_where_glideins_always_die():
+    gone: list[Glidein] = []
+    submissions = 0
+    for second in range(0, 600, 2):
+        snapshot = Snapshot(demands=(demand(8),), ended=tuple(gone), now=float(second))
+        count = sum(action.count for action in plan(snapshot, site()) if action.action == "submit")
+        submissions += count
+        gone = [replace(each, age=each.age + 2) for each in gone] + [ended(submissions + n, 0.0) for n in range(count)]
+    assert submissions == 3
+
+
+def test_a_template_that_cannot_load_does_not_close_the_entry_for_others():
+    failures = tuple(replace(ended(number, 10, State.FAILED), template="broken") for number in range(4))
+    actions = plan(Snapshot(demands=(demand(2), replace(demand(2), template="broken")), ended=failures), site())
+    assert [(action.action, action.template) for action in actions] == [("submit", "T"), ("wait", "broken")]
+    assert "breaker open" in actions[1].reason
+
+
+def test_a_node_that_fails_is_left_out_where_others_do_well_and_only_there():
+    failures = [ended(1, 10, host="bad"), ended(2, 20, host="bad")]
+    assert bad_nodes([alive(9, State.WARM, host="good")], failures) == ("bad",)
+    assert bad_nodes([], failures) == ()
+    assert bad_nodes([alive(9, State.WARM, host="bad")], failures) == ()
+    snapshot = Snapshot((alive(9, State.WARM, host="good"),), (), (demand(3),), ended=tuple(failures))
+    (submit,) = plan(snapshot, site())
+    assert submit.avoid == ("bad",) and "bad" in submit.reason
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("status", [JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD])
+def test_limits_are_exact_whatever_state_glideins_are_in(limit, status):
+    for there in range(limit + 1):
+        mine = tuple(alive(proc, State.WARM, status=status) for proc in range(there))
+        actions = plan(Snapshot(mine, (), (demand(9),)), site(max_glideins=limit))
+        assert sum(action.count for action in actions if action.action == "submit") == limit - there
+
+
+def test_nothing_is_submitted_in_a_downtime():
+    downtime = {"start": "2026-11-21 08:00", "end": "2026-11-21 10:00", "reason": "new switches"}
+    noon, nine = 1795262400.0, 1795251600.0
+    down = site(downtimes=[downtime])
+    (wait,) = plan(Snapshot(demands=(demand(1),), now=nine), down)
+    assert wait.action == "wait" and "new switches" in wait.reason and "10:00" in wait.reason
+    (submit,) = plan(Snapshot(demands=(demand(1),), now=noon), down)
+    assert submit.action == "submit"
+
+
+def test_a_drained_entry_stays_empty():
+    (wait,) = plan(Snapshot(demands=(demand(1),)), site(), drained=["here"])
+    assert wait.action == "wait" and "--undo" in wait.reason

@@ -1,0 +1,136 @@
+"""What the factory's plan never does, whatever it sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from glide.config import SiteFile
+from glide.factory.plan import Action, plan
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.vocabulary import JobStatus, State
+
+ENTRIES, TEMPLATES, HOSTS = ("a", "b"), ("T", "U"), ("n1", "n2", "n3")
+ALIVE = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD, JobStatus.REMOVED, JobStatus.TRANSFERRING)
+
+
+@some.composite
+def sites(draw: some.DrawFn) -> SiteFile:
+    entry = some.fixed_dictionaries(
+        {
+            "max_glideins": some.integers(0, 12), "max_idle": some.integers(1, 6),
+            "submits_per_cycle": some.integers(1, 5), "removals_per_cycle": some.integers(1, 5),
+            "breaker": some.fixed_dictionaries({"failures": some.integers(1, 5)}),
+        }
+    )  # fmt: skip
+    entries = [{"name": name, **draw(entry)} for name in ENTRIES]
+    limit = draw(some.none() | some.integers(0, 15))
+    return SiteFile.model_validate({"site": "s", "entries": entries, "max_glideins": limit})
+
+
+@some.composite
+def snapshots(draw: some.DrawFn) -> Snapshot:
+    def glidein(proc: int, status: int) -> Glidein:
+        return Glidein(
+            1, proc, draw(some.sampled_from(ENTRIES)), draw(some.sampled_from(TEMPLATES)), status,
+            started=int(status != JobStatus.IDLE), age=draw(some.floats(0, 5000)),
+            state=draw(some.sampled_from(("", State.WARM, State.FAILED))), failure="why",
+            host=draw(some.sampled_from(HOSTS)),
+        )  # fmt: skip
+
+    statuses = draw(some.lists(some.sampled_from(ALIVE), max_size=14))
+    alive = tuple(glidein(proc, status) for proc, status in enumerate(statuses))
+    ended = tuple(glidein(100 + proc, JobStatus.COMPLETED) for proc in range(draw(some.integers(0, 8))))
+    lanes = tuple(
+        Lane(of.glide_id, of.entry, of.template, "model", draw(some.sampled_from((State.WARM, State.LOADING))),
+             claimed=draw(some.booleans()))
+        for of in alive + ended[:2] if of.status in (JobStatus.RUNNING, JobStatus.COMPLETED) and draw(some.booleans())
+    )  # fmt: skip
+    demands = tuple(
+        Demand(template, "model", f"run{number}", "user", idle=draw(some.integers(0, 9)),
+               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec="{}")
+        for number, template in enumerate(draw(some.lists(some.sampled_from(TEMPLATES), max_size=3)))
+    )  # fmt: skip
+    return Snapshot(alive, lanes, demands, ended=ended, now=1e9)
+
+
+def submitted(actions: list[Action], entry: str) -> int:
+    return sum(action.count for action in actions if action.action == "submit" and action.entry == entry)
+
+
+def removed(actions: list[Action]) -> set[str]:
+    return {job for action in actions if action.action == "remove" for job in action.ids}
+
+
+def applied(snapshot: Snapshot, actions: list[Action]) -> Snapshot:
+    """What the next look shows: what was submitted waits, what was removed is gone, ghosts have no ads."""
+    submissions = [action for action in actions if action.action == "submit" for _ in range(action.count)]
+    fresh = [Glidein(2, proc, action.entry, action.template, JobStatus.IDLE) for proc, action in enumerate(submissions)]
+    gone = removed(actions)
+    ghosts = {ghost for action in actions if action.action == "expunge" for ghost in action.ids}
+    return replace(
+        snapshot,
+        glideins=(*(glidein for glidein in snapshot.glideins if glidein.job not in gone), *fresh),
+        lanes=tuple(lane for lane in snapshot.lanes if lane.glide_id not in ghosts),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(snapshots(), sites())
+def test_no_limit_is_ever_exceeded(snapshot: Snapshot, site: SiteFile):
+    actions = plan(snapshot, site)
+    for entry in site.entries:
+        mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
+        more = submitted(actions, entry.name)
+        idle = sum(glidein.status == JobStatus.IDLE for glidein in mine)
+        assert more <= entry.submits_per_cycle
+        assert more == 0 or len(mine) + more <= entry.max_glideins
+        assert more == 0 or idle + more <= entry.max_idle
+        removals = [action for action in actions if (action.action, action.entry) == ("remove", entry.name)]
+        assert len(removals) <= entry.removals_per_cycle
+    total = sum(submitted(actions, entry.name) for entry in site.entries)
+    assert site.max_glideins is None or total == 0 or len(snapshot.glideins) + total <= site.max_glideins
+
+
+@settings(max_examples=300, deadline=None)
+@given(snapshots(), sites())
+def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
+    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+    running = {
+        glidein.job for glidein in snapshot.glideins
+        if glidein.glide_id in claimed and glidein.status in (JobStatus.RUNNING, JobStatus.TRANSFERRING)
+    }  # fmt: skip
+    assert not removed(plan(snapshot, site)) & running
+
+
+@given(snapshots(), sites())
+def test_a_failed_source_is_no_reason_to_act(snapshot: Snapshot, site: SiteFile):
+    actions = plan(replace(snapshot, failed=("collector: timeout",)), site)
+    assert {action.action for action in actions} == {"wait"}
+
+
+@given(snapshots(), sites())
+def test_every_action_has_a_reason_of_one_line(snapshot: Snapshot, site: SiteFile):
+    for action in plan(snapshot, site):
+        assert action.reason.strip() and "\n" not in action.reason
+
+
+@settings(max_examples=300, deadline=None)
+@given(snapshots(), sites())
+def test_the_same_sight_has_no_second_consequence(snapshot: Snapshot, site: SiteFile):
+    """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""
+    started: set[str] = set()
+    for _ in range(40):
+        actions = plan(snapshot, site)
+        assert not removed(actions) & started, "what was submitted is removed again"
+        if all(action.action == "wait" for action in actions):
+            return
+        before = {glidein.job for glidein in snapshot.glideins}
+        snapshot = applied(snapshot, actions)
+        fresh = [glidein for glidein in snapshot.glideins if glidein.cluster == 2]
+        renamed = {glidein: replace(glidein, cluster=3, proc=len(before) + 1000 + i) for i, glidein in enumerate(fresh)}
+        snapshot = replace(snapshot, glideins=tuple(renamed.get(each, each) for each in snapshot.glideins))
+        started |= {glidein.job for glidein in renamed.values()}
+    raise AssertionError("it never comes to rest")
