@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -35,8 +36,11 @@ class Factory:
     """
 
     def __init__(self, files: list[Path], drain: bool = False):
-        self.files = files
         self.sites = {path: load(path, SiteFile) for path in files}
+        names = Counter(entry.name for site in self.sites.values() for entry in site.entries)
+        for name, count in names.items():
+            if count > 1:
+                raise InputError(f"{count} of these site files have an entry {name}; rename one")
         self.drain = drain
         self.stop = threading.Event()
         self.reload = threading.Event()
@@ -78,11 +82,12 @@ class Factory:
             self.reload.clear()
             self._read_again()
         done: list[Action] = []
+        glideins: set[str] = set()
         for site in self.sites.values():
             try:
                 hands = Hands(site, folder(site))
                 snapshot = hands.look()
-                self.glideins |= {glidein.job for glidein in snapshot.glideins}
+                glideins |= {glidein.job for glidein in snapshot.glideins}
                 actions = policy.plan(snapshot, site, drained(site))
                 self._report(actions)
                 done += actions
@@ -91,6 +96,7 @@ class Factory:
             except CondorError as error:
                 say(f"{site.site}: no action this cycle: {error}")
         self.said = {_stable(action) for action in done if action.action in ("wait", "drain")}
+        self.glideins = glideins
 
     def _read_again(self) -> None:
         for path, site in self.sites.items():
@@ -159,7 +165,8 @@ def folder(site: SiteFile) -> Path:
 
 def known_sites() -> list[Path]:
     """The files of the sites that a factory has run from this GLIDE_HOME."""
-    return [Path(file.read_text()) for file in sorted((home() / "factory").glob("*/file"))]
+    files = [Path(file.read_text()) for file in sorted((home() / "factory").glob("*/file"))]
+    return [file for file in files if file.exists()]
 
 
 def is_running(site: SiteFile) -> bool:
