@@ -17,7 +17,6 @@ from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
 from glide.condor.access_point import any_of, quoted
-from glide.condor.event_log import LOST
 from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
 
@@ -88,16 +87,13 @@ def _has_client(bench: Rig, master: processes.Process) -> bool:
 
 
 def started_again(events: EventLog, finished: threading.Event) -> float | None:
-    """When a carrier has started that was submitted after the loss, for the records of the lost ones."""
+    """When a carrier has started that was submitted after the loss: all before it were sent out at once."""
     access_point = AccessPoint()
-    lost: set[str] = set()
     replaced: set[str] = set()
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not finished.is_set():
         for event in events.new():
-            if event.kind in LOST:
-                lost.add(event.job)
-            elif event.kind == "SUBMIT" and lost and _is_carrier(access_point, event.job):
+            if event.kind == "SUBMIT" and _is_carrier(access_point, event.job):
                 replaced.add(event.job)
             elif event.kind == "EXECUTE" and event.job in replaced:
                 return time.monotonic()
