@@ -79,7 +79,7 @@ class Exit:
     FAILED = 1
     INPUT = 2  # the input is wrong; nothing was submitted
     RECORD_ERRORS = 3  # finished, and some records have an error
-    SERVER_LOST = 75  # the client lost its model server (EX_TEMPFAIL): HTCondor runs the job again
+    SERVER_LOST = 75  # the job lost its model server (EX_TEMPFAIL): HTCondor runs the job again
     INTERRUPTED = 130
 
 

@@ -66,7 +66,7 @@ def _jobs_each(bench: Rig, count: int) -> float:
 
 
 def _free_records(bench: Rig, count: int) -> float:
-    """Records/s of one glidein when a record costs nothing: the protocol, the client, the stream, the gatherer."""
+    """Records/s of one glidein when a record costs nothing: input, output, stream, gatherer."""
     return count / float(bench.sweep(count, {}, glideins=1, pack=count // 4)["warm_makespan_s"])
 
 
