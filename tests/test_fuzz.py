@@ -67,6 +67,14 @@ class Chaos:
     def _outer(self, process: Process) -> bool:
         return process.variable("CONDOR_CONFIG") == str(self.pool.config)
 
+    def finished(self) -> bool:
+        """Whether the driver has come to its end; one that gave up, for nothing answered it, goes on."""
+        code = self.driver.poll()
+        if code is not None and code not in (Exit.OK, Exit.INPUT):
+            print(f"\nthe driver gave up: {self.driver.communicate()[1][-500:]}")
+            self.driver = self.sweep.start("resume")
+        return code in (Exit.OK, Exit.INPUT)
+
     def stop(self) -> None:
         for process in (self.driver, self.factory):
             process.terminate()
@@ -118,13 +126,10 @@ def test_every_record_comes_once_whatever_is_killed(chaos: Chaos, request: pytes
     rng = random.Random(seed)
     results = chaos.sweep.out / "plain" / "results.jsonl"
     eventually(lambda: results.exists() and results.stat().st_size > 0, "the first results are in")
-    while sum(chaos.killed.values()) < kills and chaos.driver.poll() is None:
+    while sum(chaos.killed.values()) < kills and not chaos.finished():
         chaos.kill_something(rng)
         time.sleep(rng.uniform(0.5, 3.0))
-    chaos.driver.wait()
-    while chaos.driver.returncode not in (Exit.OK, Exit.INPUT):  # it gave up while nothing answered
-        chaos.driver.communicate()
-        chaos.driver = chaos.sweep.start("resume")
+    while not chaos.finished():
         chaos.driver.wait()
     print(f"\nseed {seed}: killed {dict(chaos.killed)}; {chaos.sweep.summary}")
     written = chaos.sweep.results()
