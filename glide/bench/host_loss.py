@@ -35,33 +35,32 @@ class Host:
 
     def __init__(self) -> None:
         self.name = f"glide-{secrets.token_hex(3)}"
+        self.outer, self.inner = f"{self.name}-o", f"{self.name}-i"  # the cable's ends
 
     def inside(self, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *command]
 
     def plug(self) -> None:
-        outer, inner = f"{self.name}-o"[:15], f"{self.name}-i"[:15]
-        self.cable = outer
         _run("ip", "netns", "add", self.name)
-        _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self.name)
-        _run("ip", "addr", "add", f"{HERE}/30", "dev", outer)
-        _run("ip", "link", "set", outer, "up")
-        _run(*self.inside("ip", "addr", "add", f"{THERE}/30", "dev", inner))
-        for device in ("lo", inner):
+        _run("ip", "link", "add", self.outer, "type", "veth", "peer", "name", self.inner, "netns", self.name)
+        _run("ip", "addr", "add", f"{HERE}/30", "dev", self.outer)
+        _run("ip", "link", "set", self.outer, "up")
+        _run(*self.inside("ip", "addr", "add", f"{THERE}/30", "dev", self.inner))
+        for device in ("lo", self.inner):
             _run(*self.inside("ip", "link", "set", device, "up"))
 
     def cut(self) -> None:
         """From now on no packet arrives, in either direction, and nobody is told."""
         neighbour = ("lladdr", NOBODY, "nud", "permanent", "dev")
-        _run("ip", "neigh", "replace", THERE, *neighbour, self.cable)
-        _run(*self.inside("ip", "neigh", "replace", HERE, *neighbour, self.cable[:-1] + "i"))
+        _run("ip", "neigh", "replace", THERE, *neighbour, self.outer)
+        _run(*self.inside("ip", "neigh", "replace", HERE, *neighbour, self.inner))
 
     def heal(self) -> None:
-        _run("ip", "neigh", "del", THERE, "dev", self.cable)
-        _run(*self.inside("ip", "neigh", "del", HERE, "dev", self.cable[:-1] + "i"))
+        _run("ip", "neigh", "del", THERE, "dev", self.outer)
+        _run(*self.inside("ip", "neigh", "del", HERE, "dev", self.inner))
 
     def unplug(self) -> None:
-        subprocess.run(["ip", "link", "del", self.cable], capture_output=True)
+        subprocess.run(["ip", "link", "del", self.outer], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
 
 

@@ -77,8 +77,7 @@ def status(as_json: AsJson = False) -> None:
 
 def entry_status(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     """What an admin asks of an entry, as one JSON object."""
-    mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
-    ended = [glidein for glidein in snapshot.ended if glidein.entry == entry.name]
+    mine, ended = snapshot.of(entry.name)
     found = policy.room(entry, snapshot, drained(site))
     return {
         "site": site.site, "entry": entry.name,

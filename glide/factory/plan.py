@@ -62,7 +62,9 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         return [Action("wait", entry.name, "", 0, f"no view: {snapshot.failed[0]}") for entry in site.entries]
     actions: list[Action] = _expunge(snapshot, site)
     whole = _of_site(site, snapshot)
-    rooms = {entry.name: room(entry, snapshot, drained) for entry in site.entries}
+    # Those that did best come first, else the file's order counts.
+    entries = sorted(site.entries, key=lambda entry: -_record(entry, snapshot))
+    rooms = [(entry, room(entry, snapshot, drained)) for entry in entries]
     unmet = 0
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         missing = _missing(template, snapshot)
@@ -89,7 +91,7 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 
 def room(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) -> Room:
     """The entry's room in this cycle: no limit of its file is ever exceeded, whatever state its glideins are in."""
-    mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
+    mine, _ = snapshot.of(entry.name)
     idle = sum(glidein.status == JobStatus.IDLE for glidein in mine)
     found = Room(max(0, entry.max_glideins - len(mine)), f"its limit of {entry.max_glideins} glideins")
     found.narrow(entry.max_idle - idle, f"its limit of {entry.max_idle} idle glideins")
@@ -107,19 +109,13 @@ def room(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) -> Roo
 
 def _of_entry(entry: Entry, snapshot: Snapshot) -> Verdict:
     """By those that were warm or said nothing at all: what a server says that failed, it says of its template."""
-    return judge(
-        [glidein for glidein in snapshot.glideins if glidein.entry == entry.name and glidein.state != State.FAILED],
-        [glidein for glidein in snapshot.ended if glidein.entry == entry.name and glidein.state != State.FAILED],
-        entry.breaker,
-    )
+    alive, ended = ([each for each in kind if each.state != State.FAILED] for kind in snapshot.of(entry.name))
+    return judge(alive, ended, entry.breaker)
 
 
 def _of_template(entry: Entry, template: str, snapshot: Snapshot) -> Verdict:
-    return judge(
-        [glidein for glidein in snapshot.glideins if (glidein.entry, glidein.template) == (entry.name, template)],
-        [glidein for glidein in snapshot.ended if (glidein.entry, glidein.template) == (entry.name, template)],
-        entry.breaker,
-    )
+    alive, ended = ([each for each in kind if each.template == template] for kind in snapshot.of(entry.name))
+    return judge(alive, ended, entry.breaker)
 
 
 def _missing(template: str, snapshot: Snapshot) -> int:
@@ -129,9 +125,9 @@ def _missing(template: str, snapshot: Snapshot) -> int:
 
 
 def _supply(
-    template: str, missing: int, snapshot: Snapshot, site: SiteFile, whole: Room, rooms: dict[str, Room]
+    template: str, missing: int, snapshot: Snapshot, site: SiteFile, whole: Room, rooms: list[tuple[Entry, Room]]
 ) -> tuple[list[Action], int]:
-    """Submit what is missing, the entries that did best first, or say why not; and how many full entries lack."""
+    """Submit what is missing, entry by entry, or say why not; and how many full entries lack."""
     first = site.entries[0].name
     lanes = [lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED]
     if lanes:
@@ -144,12 +140,11 @@ def _supply(
     actions: list[Action] = []
     limits = []
     jobs = sum(demand.jobs for demand in demands)
-    for entry in sorted(site.entries, key=lambda entry: -_record(entry, snapshot)):
-        found, verdict = rooms[entry.name], _of_template(entry, template, snapshot)
+    for entry, found in rooms:
+        verdict = _of_template(entry, template, snapshot)
         count = min(missing, found.left, whole.left, missing if verdict.room is None else verdict.room)
         if count > 0:
-            mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
-            avoid = bad_nodes(mine, [glidein for glidein in snapshot.ended if glidein.entry == entry.name])
+            avoid = bad_nodes(*snapshot.of(entry.name))
             reason = f"{jobs} jobs of {demands[0].model} want {missing} more glideins"
             reason += f"; not on {', '.join(avoid)}, where they fail" if avoid else ""
             actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid))
@@ -176,10 +171,8 @@ def _of_site(site: SiteFile, snapshot: Snapshot) -> Room:
 
 def _record(entry: Entry, snapshot: Snapshot) -> float:
     """How likely a glidein of the entry becomes warm, by those that did or did not; one half where none is known."""
-    known = [
-        glidein for glidein in (*snapshot.glideins, *snapshot.ended)
-        if glidein.entry == entry.name and (glidein.state or glidein.status == JobStatus.COMPLETED)
-    ]  # fmt: skip
+    alive, ended = snapshot.of(entry.name)
+    known = [*(glidein for glidein in alive if glidein.state), *ended]
     return (sum(glidein.state == State.WARM for glidein in known) + 1) / (len(known) + 2)
 
 

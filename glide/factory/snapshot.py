@@ -89,6 +89,13 @@ class Snapshot:
     ended: tuple[Glidein, ...] = ()
     now: float = 0.0
 
+    def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
+        """An entry's glideins: those that are, and those that have ended."""
+        return (
+            [glidein for glidein in self.glideins if glidein.entry == entry],
+            [glidein for glidein in self.ended if glidein.entry == entry],
+        )
+
     def template(self, digest: str) -> Template | None:
         """The template of that digest, as the jobs that want it describe it."""
         spec = next((demand.spec for demand in self.demands if demand.template == digest and demand.spec), None)
