@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from glide.invoke.carriers import read_results
-from glide.server.advertise import watch
 from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
 from tests.conftest import eventually
@@ -27,7 +28,7 @@ class Call:
         place = server.folder / f"call-{len(server.calls)}"
         self.out = place.with_suffix(".out")
         place.with_suffix(".in").write_text("".join(json.dumps(record) + "\n" for record in records))
-        environment = {**os.environ, SOCKET_VARIABLE: str(server.socket), ID_VARIABLE: "here-1.0"}
+        environment = {**os.environ, SOCKET_VARIABLE: str(server.door), ID_VARIABLE: "here-1.0"}
         if template is not None:
             place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
             environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
@@ -63,17 +64,20 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.template = template
-        self.socket = folder / "model.sock"
+        self.door = folder / "door"
         self.log = folder / "server.log"
         self.calls: list[Call] = []
         (folder / "template.json").write_text(template.to_json())
-        arguments = [folder / "template.json", self.socket, self.log]
+        arguments = [folder / "template.json", self.door, self.log]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """What it advertises, from the moment there is something to connect to."""
-        eventually(lambda: self.socket.exists() or self.process.poll() is not None, "the server's socket")
-        return watch(self.socket)
+        """What it advertises, from the moment there is something to connect to, and until it is gone."""
+        eventually(lambda: self.door.exists() or self.process.poll() is not None, "the server's door")
+        port, cookie = self.door.read_text().split()
+        visit = socket.create_connection(("127.0.0.1", int(port)))
+        visit.sendall(f"{cookie}\nwatch\n".encode())
+        return _updates(visit)
 
     def now(self) -> dict[str, Any]:
         return next(self.states())
@@ -106,6 +110,18 @@ class Server:
             process.wait()
             if process.stderr is not None:
                 process.stderr.close()
+
+
+def _updates(visit: socket.socket) -> Iterator[dict[str, Any]]:
+    attributes: dict[str, Any] = {}
+    with visit, visit.makefile() as lines, suppress(ConnectionError):
+        for line in lines:
+            if line == "- update:true\n":
+                yield attributes
+                attributes = {}
+            else:
+                name, value = line.split(" = ", 1)
+                attributes[name] = json.loads(value)
 
 
 def failure(server: Server) -> str:

@@ -12,7 +12,7 @@ import pytest
 from glide.template import Template
 from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually
-from tests.server_rig import Server, assert_exactly_once, failure
+from tests.server_rig import assert_exactly_once, failure
 
 HEALTHY = [State.BLANK, State.FETCHING, State.LOADING, State.WARMING, State.WARM]
 
@@ -69,16 +69,6 @@ def test_a_record_without_company_and_a_call_without_records_are_served(start):
     assert server.call([]).results() == []
     (result,) = server.call(records(1)).results()
     assert result["glidein"] == "here-1.0" and result["attempts"] == 1 and result["seconds"] >= 0
-
-
-def test_a_socket_may_lie_deeper_than_its_address_may_be_long(tmp_path):
-    server = Server(tmp_path / ("deep" * 20) / ("deeper" * 20), Template("fake", "noop"))
-    try:
-        assert len(str(server.socket)) > 108
-        server.reached(State.WARM)
-        assert len(server.call(records(5)).results()) == 5
-    finally:
-        server.stop()
 
 
 def test_a_job_of_another_template_is_refused_and_one_of_this_template_is_not(start):
@@ -253,7 +243,7 @@ def test_a_server_asked_to_end_leaves_nothing_behind(start):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     assert call.end()[0] == Exit.SERVER_LOST
-    assert not server.socket.exists()
+    assert not server.door.exists()
     assert not Path(f"/proc/{engine}").exists()
     assert "Traceback" not in server.log.read_text()
     assert all(attributes[Machine.STATE] == State.WARM for attributes in watching)  # and then it ends

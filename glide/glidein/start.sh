@@ -1,5 +1,5 @@
 #!/bin/sh
-# A glidein's first step: unpack glide's own code, then let Python become condor_master.
+# A glidein's first step: let Python unpack glide's own code and become condor_master.
 # GLIDE_PYTHON is the entry's interpreter; it needs what the engine imports, and nothing of glide.
 set -eu
 umask 077
@@ -9,8 +9,7 @@ if ! command -v "$python" >/dev/null 2>&1; then
     echo "glidein: no $python on this node; set the entry's 'python' to one that is there" >&2
     exit 1
 fi
-"$python" -m zipfile -e glide.zip code
 # The server's words go to the access point as they are written; tail ends with the process this one becomes.
 : >logs/ModelServerLog
 tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null &
-PYTHONPATH="$PWD/code" exec "$python" -m glide.glidein glidein.json
+PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json

@@ -20,7 +20,7 @@ lost() {
     exit 75
 }
 
-if ! { read -r port cookie <"${GLIDE_SOCKET%/*}/door" && exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null; then
+if ! { read -r port cookie <"$GLIDE_SOCKET" && exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null; then
     lost "no model server on this lane"
 fi
 printf '%s\n' "$cookie" "$PWD" "$1" "$output" "${_CONDOR_JOB_AD-}" "${_CONDOR_CHIRP_CONFIG-}" "${GLIDE_ID-}" >&3

@@ -1,4 +1,4 @@
-"""`python -m glide.server TEMPLATE.json SOCKET LOG`: the resident model server of a glidein."""
+"""`python -m glide.server TEMPLATE.json DOOR LOG`: the resident model server of a glidein."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from glide.server.front import Front
 from glide.template import Template
 
 
-async def serve(template: Path, socket: Path, log: Path) -> None:
+async def serve(template: Path, door: Path, log: Path) -> None:
     """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
-    os.umask(0o077)  # the sockets and secrets here are this account's alone
-    os.chdir(socket.parent)
+    os.umask(0o077)  # the secrets here are this account's alone
+    os.chdir(door.parent)
     with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    front = Front(Template.from_json(template.read_text()), socket, log)
+    front = Front(Template.from_json(template.read_text()), door, log)
     task = asyncio.ensure_future(front.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
@@ -27,7 +27,6 @@ async def serve(template: Path, socket: Path, log: Path) -> None:
     try:
         await task
     except asyncio.CancelledError:
-        socket.unlink(missing_ok=True)
         front.door.close()
 
 

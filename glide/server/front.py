@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
@@ -19,24 +20,24 @@ from glide.server.job import Item, Job, oldest_first
 from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
-from glide.server.ticket import Door, Ticket
+from glide.server.ticket import Door, Ticket, Watch
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
 RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
 CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
-REPORT_SECONDS = 2.0  # counters alone are reported this often; a change of state at once
+REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state at once
+COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
 
 class Front:
     """Serves one template until its task is cancelled."""
 
-    def __init__(self, template: Template, socket: Path, log: Path):
+    def __init__(self, template: Template, door: Path, log: Path):
         self.template = template
-        self.socket = socket
-        self.door = Door(socket.with_name("door"))
+        self.door = Door(door)
         self.log = log
         self.status = Status(template=template.digest, model=template.model)
         self.jobs: list[Job] = []  # the oldest first
@@ -46,11 +47,10 @@ class Front:
         self.changed = asyncio.Event()
         self.next_key = 0
         self.finished = 0
+        self.told_errors = 0
 
     async def run(self) -> None:
         """Listen, and keep an engine alive for as long as that makes sense."""
-        self.socket.unlink(missing_ok=True)
-        watched = await asyncio.start_unix_server(self._watched, path=_short(self.socket))
         visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
         self.door.open(visited.sockets[0].getsockname()[1])
         barren = 0
@@ -62,7 +62,7 @@ class Front:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
         for job in list(self.jobs):  # they cannot be served here: HTCondor finds them another lane
             job.writer.close()
-        await watched.serve_forever()  # Failed, and here to say so
+        await visited.serve_forever()  # Failed, and here to say so
 
     # ---- the engine ------------------------------------------------------------------------------
 
@@ -149,6 +149,10 @@ class Front:
             if job.unanswered == 0:
                 job.answered.set()
         self.finished += len(done)
+        if errors := sum(result["error"] is not None for _, result in done):
+            self.status = replace(self.status, errors=self.status.errors + errors)
+            if self.status.errors >= 2 * self.told_errors:  # each time is a transaction of the access point
+                self._tell_outer_job()
 
     def _suspect(self, begun: list[int], death: str) -> None:
         """Sort what was in the dead engine: the running call's records are suspects, the others only wait."""
@@ -175,9 +179,11 @@ class Front:
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled: the server is stopping, and streams would print a traceback for each connection
         with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
-            ticket = await self.door.ticket(reader)
-            if ticket is not None:
-                await self._admit(ticket, reader, writer)
+            visitor = await self.door.visit(reader)
+            if isinstance(visitor, Ticket):
+                await self._admit(visitor, reader, writer)
+            elif isinstance(visitor, Watch):
+                await self._tell(writer)
         writer.close()
 
     async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -246,31 +252,27 @@ class Front:
 
     # ---- who watches -----------------------------------------------------------------------------
 
-    async def _watched(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
         """Send the status now and whenever it changes."""
-        told: Status | None = None
-        with suppress(ConnectionError, asyncio.CancelledError):
-            while True:
-                if told is None or told != self.status:
-                    urgent = told is None or told.state != self.status.state
-                    told = self.status
-                    writer.write(json.dumps(told.attributes()).encode() + b"\n")
-                    await writer.drain()
-                    if urgent:
-                        continue
-                self.changed.clear()
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
-        writer.close()
+        told, since = None, 0.0
+        while True:
+            age = time.monotonic() - since
+            if self.status.is_news_after(told) or (age > COUNT_SECONDS and told != self.status):
+                told, since = self.status, time.monotonic()
+                writer.write(told.advertisement().encode())
+                await writer.drain()
+                continue
+            self.changed.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
 
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)
         print(f"{FRONT} {state} {failure}".rstrip(), flush=True)
         if state in (State.WARM, State.FAILED):
-            self.telling = asyncio.create_task(tell_outer_job(state, failure))
+            self._tell_outer_job()
         self.changed.set()
 
-
-def _short(path: Path) -> str:
-    """A name for a socket that fits sun_path's 108 bytes: relative, for our folder is the socket's."""
-    return path.name
+    def _tell_outer_job(self) -> None:
+        self.told_errors = self.status.errors
+        self.telling = asyncio.create_task(tell_outer_job(self.status))

@@ -6,14 +6,19 @@ import asyncio
 import os
 from contextlib import suppress
 
+from glide.server.status import Status
 from glide.server.stream import Chirp
 from glide.vocabulary import Job
 
 
-async def tell_outer_job(state: str, failure: str) -> None:
-    """Set GlideState and GlideFailure; of a glidein that was started by hand nobody needs to know."""
+async def tell_outer_job(status: Status) -> None:
+    """Set what the factory reads there; of a glidein that was started by hand nobody needs to know."""
+    told: dict[str, str | int] = {
+        Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,
+        Job.STATE_SINCE: int(status.since), Job.STATE: status.state,
+    }  # fmt: skip
     with suppress(KeyError, OSError, ValueError, asyncio.TimeoutError):
         chirp = await Chirp.connect(os.environ["_CONDOR_CHIRP_CONFIG"])
-        await chirp.set_attribute(Job.FAILURE, failure)
-        await chirp.set_attribute(Job.STATE, state)
+        for name, value in told.items():
+            await chirp.set_attribute(name, value)
         chirp.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glide.vocabulary import Machine, State
@@ -21,6 +22,7 @@ class Status:
     gpu: str = ""
     batch: int = 1  # records of an engine call that is worth making
     served: int = 0
+    errors: int = 0  # of those served
     record_seconds: float = 0.0
     busy_seconds: float = 0.0
     served_since: float = 0.0
@@ -54,6 +56,12 @@ class Status:
             served_until=now,
         )
 
+    def is_news_after(self, told: Status | None) -> bool:
+        """Whether somebody would act on it who knows that one: another state, or another pace."""
+        if told is None or (told.state, told.batch) != (self.state, self.batch):
+            return True
+        return abs(self.record_seconds - told.record_seconds) > 0.25 * told.record_seconds
+
     def attributes(self) -> dict[str, Any]:
         """ClassAd attributes; an empty one is left out and so becomes undefined."""
         values = {
@@ -65,6 +73,7 @@ class Status:
             Machine.GPU_NAME: self.gpu,
             Machine.BATCH: self.batch,
             Machine.SERVED: self.served,
+            Machine.ERRORS: self.errors,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),
             Machine.SERVED_SINCE: round(self.served_since, 3),
             Machine.SERVED_UNTIL: round(self.served_until, 3),
@@ -75,5 +84,7 @@ class Status:
         }
         return {name: value for name, value in values.items() if value != ""}
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def advertisement(self) -> str:
+        """The attributes as the startd reads them from its cron jobs."""
+        lines = (f"{name} = {json.dumps(value)}\n" for name, value in self.attributes().items())
+        return "".join(lines) + "- update:true\n"

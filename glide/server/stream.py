@@ -48,9 +48,9 @@ class Chirp:
         finally:
             await self._ask(f"close {descriptor}")
 
-    async def set_attribute(self, name: str, value: str) -> None:
-        """Set an attribute of the job's ad in the queue to a text."""
-        words = json.dumps(value[:1000]).replace("\\", "\\\\").replace(" ", "\\ ")
+    async def set_attribute(self, name: str, value: str | int) -> None:
+        """Set an attribute of the job's ad in the queue."""
+        words = json.dumps(value[:1000] if isinstance(value, str) else value).replace("\\", "\\\\").replace(" ", "\\ ")
         await self._ask(f"set_job_attr {name} {words}")
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ Output: `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` a
 are streamed to the job's spool directory meanwhile; a restarted job finds them there and skips their records.
 
 A ticket is a line each of: cookie, folder, input, output, the job ad's file, chirp's file, GlideId. The answer is
-words for the job's error output, and at last "exit CODE".
+words for the job's error output, and at last "exit CODE". Who hands in the cookie and the word `watch` gets the status.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ class Ticket:
     glidein: str
 
 
+class Watch:
+    """What a visitor wants who asks for the status, now and at each change."""
+
+
 class Door:
-    """Where tickets are handed in: a port of this host's own, and the secret that those of this account can read."""
+    """Where the server is reached: a port of this host's own, and the secret that those of this account can read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -48,12 +52,14 @@ class Door:
         fresh.chmod(0o600)
         fresh.replace(self.path)
 
-    async def ticket(self, reader: asyncio.StreamReader) -> Ticket | None:
-        """What comes in at the door, if it is a ticket."""
-        lines = [await asyncio.wait_for(reader.readline(), HAND_IN_SECONDS) for _ in range(7)]
-        cookie, folder, source, target, ad, chirp, glidein = (line.decode().rstrip("\n") for line in lines)
+    async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch | None:
+        """What a visitor wants; nothing from one who does not know the secret."""
+        cookie, folder = await _lines(reader, 2)
         if not hmac.compare_digest(cookie, self.cookie):
             return None
+        if folder == "watch":
+            return Watch()
+        source, target, ad, chirp, glidein = await _lines(reader, 5)
         job = read_ad(ad)
         return Ticket(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
@@ -62,3 +68,7 @@ class Door:
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+async def _lines(reader: asyncio.StreamReader, count: int) -> list[str]:
+    return [(await asyncio.wait_for(reader.readline(), HAND_IN_SECONDS)).decode().rstrip("\n") for _ in range(count)]
