@@ -81,6 +81,11 @@ def test_jobs_are_small_until_something_has_been_measured():
     assert set(pack(10_000, 4, 0).sizes) == {PROBE_RECORDS}
 
 
+def test_of_those_few_wait_where_lanes_are_many():
+    assert len(pack(10**6, 4, 0).sizes) == 8
+    assert 500 < len(pack(10**6, 500, 0).sizes) < 550
+
+
 def _shortest(lanes: int) -> float:
     return max(SHORTEST_SECONDS, lanes * START_SECONDS / AP_SHARE)
 

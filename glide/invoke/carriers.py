@@ -23,6 +23,7 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 # As in submit_templates/invocation.sub.
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
 URGENT = 10  # the priority of carriers that have waited already
+REMINDED = 10  # one edit renews the access point's whole list of runnable jobs, and each costs it a transaction
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class Carriers:
         self.access_point = access_point
         run.folder.mkdir(parents=True, exist_ok=True)
 
-    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = ()) -> None:
+    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), left: int = 0) -> None:
         """Send parts out, a job each, as one spooled cluster. A record has `custom_id` and `prompt`.
 
         Args:
+            left: how many of the run's records are in no job yet, for the factory to know what is to come.
             avoid: GlideIds of glideins that are known to be dead, although the collector may still have their ads.
                 Parts sent while there are such go before others: what died with them has waited already.
         """
@@ -84,7 +86,7 @@ class Carriers:
             self._input(part).write_text(text, encoding="utf-8")
             items.append({"part": part, "count": str(len(records))})
         description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
-        macros = self._macros()
+        macros = self._macros() | {f"My.{Job.LEFT}": str(left)}
         if avoid:
             dead = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)
@@ -160,8 +162,8 @@ class Carriers:
 
     def reconsider(self, carriers: Sequence[Carrier]) -> None:
         """Have idle carriers matched that should have been: they have waited already, so they go before others."""
-        if carriers:
-            self.access_point.reconsider(any_of(carrier.job for carrier in carriers), URGENT)
+        with suppress(CondorError):  # each of them has started or gone since we looked
+            self.access_point.reconsider(any_of(carrier.job for carrier in carriers[:REMINDED]), URGENT)
 
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:
         """Take carriers out of the queue; their records are to be sent again."""

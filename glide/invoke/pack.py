@@ -59,6 +59,8 @@ def pack(
     """
     lanes = max(1, lanes)
     room = (FIXED_AHEAD if fixed else lanes * AHEAD) - queued
+    if not paces and not fixed:  # jobs are small as yet: no more of them wait than the access point can start soon
+        room = min(room, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
     if left <= 0 or room <= 0:
         return Wave((), "the lanes have work")
     if fixed is not None:

@@ -21,8 +21,8 @@ from glide.vocabulary import JobStatus, Machine, State
 POLL_SECONDS = 0.25  # between looks at queue and collector, each of which costs them a fork
 CALM_SECONDS = 1.0  # the same while the event log says that nothing happens
 EVENT_SECONDS = 0.05  # between looks at the event log, which cost nothing
-PEEK_SECONDS = 2.0  # between looks at what running carriers have streamed; more when there are many
-PEEKS_PER_SECOND = 20  # each costs the access point about 5 ms
+PEEK_SECONDS = 2.0  # between looks at what a running carrier has streamed; each costs the access point 5 ms and more
+PEEK_BUDGET = 0.25  # seconds of a cycle for such looks
 GATHER_SECONDS = 1.0  # finished carriers wait for company: bringing many home costs the access point little more
 # Held carriers are sent again so often; after that the reason is the user's to know.
 MOST_HOLDS = 5
@@ -70,7 +70,8 @@ class Driver:
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
         self.disconnected: set[str] = set()  # jobs that lost their node
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
-        self.peeked = self.gathered = self.reminded = 0.0
+        self.peeked: dict[str, float] = {}  # when running parts were looked at
+        self.gathered = self.reminded = 0.0
         self.holds = self.evictions = 0
         self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
@@ -152,12 +153,16 @@ class Driver:
         return others
 
     def _peek(self, queue: list[Carrier]) -> None:
-        """Take what running carriers have streamed."""
-        running = [carrier for carrier in queue if carrier.status == JobStatus.RUNNING]
-        if time.monotonic() - self.peeked > max(PEEK_SECONDS, len(running) / PEEKS_PER_SECOND):
-            for carrier in running:
-                self.results.keep(self.carriers.peek(carrier)[0])
-            self.peeked = time.monotonic()
+        """Take what running carriers have streamed, from those first that were looked at longest ago."""
+        now = time.monotonic()
+        running = {carrier.part: carrier for carrier in queue if carrier.status == JobStatus.RUNNING}
+        self.peeked = {part: self.peeked.get(part, now) for part in running}
+        for part in sorted(running, key=lambda part: self.peeked[part]):
+            # However many there are and however busy their access point is, a cycle is to end.
+            if now - self.peeked[part] < PEEK_SECONDS or time.monotonic() - now > PEEK_BUDGET:
+                return
+            self.results.keep(self.carriers.peek(running[part])[0])
+            self.peeked[part] = now
 
     # ---- what goes wrong -------------------------------------------------------------------------
 
@@ -193,7 +198,7 @@ class Driver:
         """Have carriers matched that wait although there is a lane."""
         free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
         stuck = [each for each in queue if each.status == JobStatus.IDLE and each.seconds > STUCK_SECONDS]
-        if free and time.monotonic() - self.reminded > STUCK_SECONDS:
+        if free and stuck and time.monotonic() - self.reminded > STUCK_SECONDS:
             self.carriers.reconsider(stuck)
             self.reminded = time.monotonic()
 
@@ -229,7 +234,8 @@ class Driver:
             self.wave = wave
             self.results.note_wave(wave.sizes, wave.reason)
             records = self._unsent(on_their_way)
-            self.carriers.submit([list(islice(records, size)) for size in wave.sizes], list(self.avoid))
+            loads = [list(islice(records, size)) for size in wave.sizes]
+            self.carriers.submit(loads, list(self.avoid), left - sum(wave.sizes))
 
     def _eviction_rate(self, lanes: int) -> float:
         """Carriers lost per lane and second, as far as this driver has seen."""
