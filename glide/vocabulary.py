@@ -5,7 +5,7 @@ Imports nothing. No other module spells one of these names itself.
 
 
 class Machine:
-    """Attributes of a lane's machine ad (all published by the node, see glide.server.advertise)."""
+    """Attributes of a lane's machine ad (all published by the node)."""
 
     TEMPLATE = "GlideTemplate"
     MODEL = "GlideModel"
@@ -20,6 +20,7 @@ class Machine:
     RECORD_SECONDS = "GlideRecordSeconds"
     BATCH = "GlideBatch"
     SERVED = "GlideServed"
+    ERRORS = "GlideErrors"
     SERVED_SINCE = "GlideServedSince"
     SERVED_UNTIL = "GlideServedUntil"
     BUSY_SECONDS = "GlideBusySeconds"
@@ -27,20 +28,25 @@ class Machine:
     LOAD_SECONDS = "GlideLoadSeconds"
     WARM_SECONDS = "GlideWarmSeconds"
     GPU_NAME = "GlideGpuName"
+    RETIRES = "GlideRetires"
 
 
 class Job:
-    """Attributes of an invocation job's ad, and (the first five) of a glidein's outer job."""
+    """Attributes of an invocation job's ad, and (the first eight) of a glidein's outer job."""
 
     TEMPLATE = "GlideTemplate"
     MODEL = "GlideModel"
     ENTRY = "GlideEntry"
     STATE = "GlideState"
+    STATE_SINCE = "GlideStateSince"
     FAILURE = "GlideFailure"
+    SERVED = "GlideServed"
+    ERRORS = "GlideErrors"
     SPEC = "GlideTemplateSpec"
     RUN = "GlideRun"
     PART = "GlidePart"
     RECORDS = "GlideRecords"
+    LEFT = "GlideLeft"
     WANTED = "GlideWanted"
 
 
@@ -83,7 +89,7 @@ class Exit:
     INTERRUPTED = 130
 
 
-# Environment of every job on a lane, set by the glidein's startd.
+# Environment of every job on a lane, set by the glidein's startd: the file that says where the model server listens.
 SOCKET_VARIABLE = "GLIDE_SOCKET"
 ID_VARIABLE = "GLIDE_ID"
 # Environment of every process of an embedded pool; `glide pool down` finds strays by it.

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor.access_point import quoted
+from glide.config import SiteFile, load
+from glide.factory.apply import Hands
+from glide.factory.plan import Action
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -53,6 +57,7 @@ class FactoryProcess:
             self.process.send_signal(number)
             self.process.wait(60)
             self.process = None
+            assert "Traceback" not in self.log.read_text()
 
     def says(self, words: str) -> str:
         return eventually(lambda: words in self.log.read_text() and self.log.read_text(), f"it says {words}")
@@ -170,7 +175,7 @@ def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_f
     text = factory.says("breaker open")
     assert "2 glideins in a row were never warm" in text and "exit code 1" in text
     status = json.loads(command("factory", "status", "--json").stdout)
-    (told,) = [each for each in status["entries"] if each["entry"] == "dies"]
+    (told,) = [each for site in status["sites"] for each in site["entries"] if each["entry"] == "dies"]
     assert told["room"] == 0 and "breaker open" in told["limit"] and told["ended"] == {"never warm": 2}
     assert "set the entry's 'python'" in command("factory", "logs", "dies").stdout
     python.symlink_to(sys.executable)
@@ -220,15 +225,23 @@ def test_a_glideins_token_is_good_for_advertising_and_nothing_else(run_factory, 
     Collector().expunge('Name == "slot1@stolen"')
 
 
-def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_factory, ask, access_point):
+def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_factory, ask, access_point, tmp_path):
     factory = run_factory("owners", entry("listed", owners=["somebody@else"]))
     factory.start()
-    cluster = ask(Template("listed", "noop"))
+    template = Template("listed", "noop")
+    cluster = ask(template)
+    assert "it does not serve" in factory.says("no entry has room")
+    factory.stop()
+    hands = Hands(load(factory.file, SiteFile), tmp_path)
+    hands.apply([Action("submit", "listed", template.digest, 1, "nevertheless")], hands.look())
     eventually(
-        lambda: Collector().lanes(["Name"], f'{Machine.ENTRY} == "listed" && {Machine.STATE} == "{State.WARM}"'),
+        lambda: (
+            hands.care(hands.look())
+            or Collector().lanes(["Name"], f'{Machine.ENTRY} == "listed" && {Machine.STATE} == "{State.WARM}"')
+        ),
         "its lanes are warm",
     )
-    factory.says("submit")
+    time.sleep(5)  # several negotiation cycles
     (job,) = access_point.jobs(f"ClusterId == {cluster}", ["NumJobStarts"])
     assert (job["JobStatus"], job.get("NumJobStarts", 0)) == (JobStatus.IDLE, 0)
 

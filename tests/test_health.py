@@ -10,6 +10,7 @@ from glide.config import Breaker, SiteFile
 from glide.factory.health import bad_nodes, judge
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Snapshot
+from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
 BREAKER = Breaker(failures=3, backoff_seconds=600)
@@ -28,7 +29,7 @@ def site(**entry) -> SiteFile:
 
 
 def demand(wanted: int) -> Demand:
-    return Demand("T", "model", "run", "user", idle=50, running=0, wanted=wanted, spec="{}")
+    return Demand("T", "model", "run", "", idle=50, running=0, wanted=wanted, spec=Template("model", "noop"))
 
 
 def test_an_entry_without_a_success_is_tried_a_few_at_a_time():

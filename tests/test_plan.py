@@ -10,6 +10,7 @@ import pytest
 from glide.config import SiteFile
 from glide.factory.plan import GHOST_SECONDS, Action, drain, plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
 IDLE, RUNNING, REMOVED, HELD = JobStatus.IDLE, JobStatus.RUNNING, JobStatus.REMOVED, JobStatus.HELD
@@ -24,7 +25,7 @@ def site(*entries: dict) -> SiteFile:
 
 
 def demand(template: str = "T", wanted: int = 2, idle: int = 10, running: int = 0, **fields) -> Demand:
-    fields = {"model": "model", "run": "run", "user": "user", "spec": "{}", **fields}
+    fields = {"model": "model", "run": "run", "user": "", "spec": Template("model", "noop"), **fields}
     return Demand(template, idle=idle, running=running, wanted=wanted, **fields)
 
 
@@ -151,13 +152,13 @@ def test_a_template_that_cannot_be_loaded_is_not_in_the_way_of_others():
 
 
 def test_jobs_that_do_not_describe_their_template_wait_with_a_reason():
-    (action,) = plan(Snapshot(demands=(demand(spec=""),)), site())
+    (action,) = plan(Snapshot(demands=(demand(spec=None),)), site())
     assert (action.action, action.template, action.count) == ("wait", "T", 2)
     assert "GlideTemplateSpec" in action.reason
 
 
 def test_one_job_that_describes_the_template_is_enough():
-    actions = plan(Snapshot(demands=(demand(spec="", wanted=1), demand(run="other", wanted=1))), site())
+    actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
 
 

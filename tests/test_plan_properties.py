@@ -10,6 +10,7 @@ from hypothesis import strategies as some
 from glide.config import SiteFile
 from glide.factory.plan import Action, plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
 ENTRIES, TEMPLATES, HOSTS = ("a", "b"), ("T", "U"), ("n1", "n2", "n3")
@@ -49,8 +50,8 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
         for of in alive + ended[:2] if of.status in (JobStatus.RUNNING, JobStatus.COMPLETED) and draw(some.booleans())
     )  # fmt: skip
     demands = tuple(
-        Demand(template, "model", f"run{number}", "user", idle=draw(some.integers(0, 9)),
-               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec="{}")
+        Demand(template, "model", f"run{number}", "", idle=draw(some.integers(0, 9)),
+               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec=Template("model", "noop"))
         for number, template in enumerate(draw(some.lists(some.sampled_from(TEMPLATES), max_size=3)))
     )  # fmt: skip
     return Snapshot(alive, lanes, demands, ended=ended, now=1e9)

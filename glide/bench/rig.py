@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import yaml
 
 from glide.condor import AccessPoint, EmbeddedPool
+from glide.config import SiteFile, load
+from glide.factory.daemon import close, reopen
 from glide.sweep.driver import Progress, drive
 from glide.sweep.prepare import prepare
 from glide.sweep.results import begin
@@ -32,10 +35,14 @@ class Rig:
 
     def drain(self) -> None:
         """Take all glideins down, so that what comes next starts cold and has the cores to itself."""
+        site = load(self.folder / "site.yaml", SiteFile)
+        close(site, "bench")  # or the factory would doubt that they are gone
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):
             time.sleep(0.25)
+        time.sleep(2 * site.interval)
+        reopen(site, "bench")
 
     def sweep(
         self,
@@ -64,10 +71,17 @@ class Rig:
 
 
 @contextmanager
-def rig(cores: int = 8, idle_seconds: int = 600, address: str = "127.0.0.1", **entry: Any) -> Iterator[Rig]:
+def rig(
+    cores: int = 8,
+    idle_seconds: int = 600,
+    address: str = "127.0.0.1",
+    settings: Mapping[str, str] = {},
+    **entry: Any,
+) -> Iterator[Rig]:
     """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs.
 
     Args:
+        settings: further HTCondor configuration of the pool.
         entry: further keys of the site's one entry.
     """
     before = dict(os.environ)
@@ -81,11 +95,13 @@ def rig(cores: int = 8, idle_seconds: int = 600, address: str = "127.0.0.1", **e
         ]}  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(site))
         try:
-            pool.up(cores, address)
+            pool.up(cores, address, settings)
             os.environ.update(pool.environment())
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool)
         finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience now would leave the pool behind
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             pool.down()
             os.environ.clear()
             os.environ.update(before)

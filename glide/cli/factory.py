@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from glide.cli.options import AsJson, Sites, print_json
 from glide.condor import connect, home
-from glide.config import Entry, SiteFile, load
+from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
 from glide.factory.daemon import Factory, close, drained, folder, known_sites, reopen
-from glide.factory.snapshot import Snapshot
-from glide.vocabulary import JobStatus
+from glide.report import factory as report
 
 app = typer.Typer(
     help="The glidein factory. Example: glide factory run -c site_configs/local.yaml", no_args_is_help=True
@@ -58,33 +55,14 @@ def plan(config: Sites, as_json: AsJson = False) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Entries: glideins, limits, breakers, downtimes. Example: glide factory status --json"""
+    """Entries: glideins, limits, breakers, downtimes, failures. Example: glide factory status --json"""
     sites = _sites(known_sites())
     connect()
-    seen = [(site, Hands(site, folder(site)).look()) for site in sites]
-    entries = [entry_status(entry, site, snapshot) for site, snapshot in seen for entry in site.entries]
-    unseen = sorted({failed for _, snapshot in seen for failed in snapshot.failed})
+    told = [report.document(site, Hands(site, folder(site)).look()) for site in sites]
     if as_json:
-        print_json({"entries": entries, "unseen": unseen})
+        print_json({"sites": told})
         return
-    table = Table("site", "entry", "glideins", "ended", "room", "limited by", title_justify="left")
-    for entry in entries:
-        told = ({name: str(count) for name, count in entry[kind].items()} for kind in ("glideins", "ended"))
-        counts = (", ".join(f"{count} {name}" for name, count in each.items()) or "-" for each in told)
-        table.add_row(entry["site"], entry["entry"], *counts, str(entry["room"]), entry["limit"])
-    Console().print(table, *(f"no view: {failed}" for failed in unseen), sep="\n")
-
-
-def entry_status(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
-    """What an admin asks of an entry, as one JSON object."""
-    mine, ended = snapshot.of(entry.name)
-    found = policy.room(entry, snapshot, drained(site))
-    return {
-        "site": site.site, "entry": entry.name,
-        "glideins": dict(Counter(JobStatus.NAMES[glidein.status] for glidein in mine)),
-        "ended": dict(Counter(glidein.state or "never warm" for glidein in ended)),
-        "room": None if snapshot.failed else found.left, "limit": found.limit,
-    }  # fmt: skip
+    Console().print(*report.tables(told), sep="\n")
 
 
 @app.command()
@@ -116,13 +94,7 @@ def logs(entry: str, last: Annotated[int, typer.Option(help="Lines of each glide
     if not outputs:
         raise InputError(f"no glidein of an entry {entry!r} has run from {home()}")
     for path in outputs:
-        lines = [*path.read_text(errors="replace").splitlines(), *_errors(path)][-last:]
-        print("\n".join([f"== {entry}-{path.stem}", *lines]))
-
-
-def _errors(path: Path) -> list[str]:
-    errors = path.with_suffix(".err")
-    return errors.read_text(errors="replace").splitlines() if errors.exists() else []
+        print("\n".join([f"== {entry}-{path.stem}", *report.words(path, last)]))
 
 
 def _sites(config: list[Path]) -> list[SiteFile]:

@@ -13,7 +13,7 @@ from glide.report.status import document, tables
 def status(as_json: AsJson = False) -> None:
     """Glideins by state, warm lanes by model, the queue and why it waits. Example: glide status --json"""
     connect()
-    snapshot = take(AccessPoint(), Collector())
+    snapshot = take(AccessPoint, Collector())
     if as_json:
         print_json(document(snapshot))
     else:

@@ -17,6 +17,9 @@ SPOOLING_INPUT = 16  # HTCondor's hold code
 SPOOL_SECONDS = 45.0  # a client that spools for longer has died over it
 
 
+_USERS: dict[str, str] = {}  # who we are, by access point: that does not change while we live
+
+
 def plain(ad: Any) -> dict[str, Any]:
     """A ClassAd as a dict of Python values; what is undefined or an error is left out."""
     values = {name: ad.eval(name) for name in ad}
@@ -42,10 +45,13 @@ class AccessPoint:
     @property
     def user(self) -> str:
         """Who we are to this access point, as User@UidDomain."""
-        try:
-            return str(bindings.htcondor2.ping(self.location, "WRITE")["MyRemoteUserName"])
-        except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
-            raise CondorError(f"the access point lets us not write: {error}") from None
+        address = str(self.location["MyAddress"])
+        if address not in _USERS:
+            try:
+                _USERS[address] = str(bindings.htcondor2.ping(self.location, "WRITE")["MyRemoteUserName"])
+            except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
+                raise CondorError(f"the access point lets us not write: {error}") from None
+        return _USERS[address]
 
     def submit(
         self,

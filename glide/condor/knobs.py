@@ -44,6 +44,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "SHUTDOWN_FAST_TIMEOUT": "8",
     },
     "The pool lives on one machine that runs other things": {
+        "PID_SNAPSHOT_INTERVAL": "300",  # a look at the process table costs in proportion to all of it
         "PERIODIC_EXPR_INTERVAL": "10",
         "START": "True",
         "SUSPEND": "False",

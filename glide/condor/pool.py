@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,13 @@ class EmbeddedPool:
 
     # ---- starting and stopping -------------------------------------------------------------------
 
-    def up(self, cores: int | None = None, address: str = "127.0.0.1") -> None:
+    def up(self, cores: int | None = None, address: str = "127.0.0.1", settings: Mapping[str, str] = {}) -> None:
         """Start the pool and wait until its queue and its slots answer; harmless when it is up.
 
         Args:
             cores: CPUs that the pool's own execution point offers; all of the machine's by default.
             address: of this machine, at which the pool listens.
+            settings: further HTCondor configuration.
 
         Raises:
             CondorError: it did not come up within START_BUDGET; the message has the log's last lines.
@@ -67,7 +69,7 @@ class EmbeddedPool:
             return
         installation = install.ensure()
         self.down()  # whatever an earlier life left
-        self._write(installation, cores or os.cpu_count() or 1, address)
+        self._write(installation, cores or os.cpu_count() or 1, address, settings)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
                 [*as_unprivileged(), installation.program("condor_master"), "-f"],
@@ -142,7 +144,7 @@ class EmbeddedPool:
 
     # ---- configuration ---------------------------------------------------------------------------
 
-    def _write(self, installation: install.Installation, cores: int, address: str) -> None:
+    def _write(self, installation: install.Installation, cores: int, address: str, further: Mapping[str, str]) -> None:
         for folder in ("", "log", "spool", "execute", "lock", "run", "address", "passwords.d", "tokens.d"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
             (self.folder / folder).chmod(0o700)
@@ -154,7 +156,8 @@ class EmbeddedPool:
         trust = self.folder / "trust_domain"
         if not trust.exists():
             trust.write_text(f"glide-{secrets.token_hex(4)}")
-        self.config.write_text(self._configuration(installation, cores, address, trust.read_text()))
+        text = self._configuration(installation, cores, address, trust.read_text())
+        self.config.write_text(text + "".join(f"{name} = {value}\n" for name, value in further.items()))
         identity = f"{_account().pw_name}@{trust.read_text()}"
         tokens.mint(self.folder / "tokens.d" / "owner", identity, environment={**os.environ, **self.environment()})
 
@@ -187,11 +190,11 @@ class EmbeddedPool:
             "OWNER": f"{_account().pw_name}@$(UID_DOMAIN)",
             "ALLOW_READ": "$(OWNER)", "ALLOW_WRITE": "$(OWNER)", "ALLOW_ADMINISTRATOR": "$(OWNER)",
             "ALLOW_DAEMON": "$(OWNER)", "ALLOW_NEGOTIATOR": "$(OWNER)", "ALLOW_CLIENT": "*", "ALLOW_CONFIG": "",
-            "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein@$(TRUST_DOMAIN)",
-            "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein@$(TRUST_DOMAIN)",
+            "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
+            "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
             # To HTCondor, who may advertise may read; the queue is none of a glidein's business.
-            "SCHEDD.DENY_READ": "glidein@$(TRUST_DOMAIN)",
+            "SCHEDD.DENY_READ": "glidein-*@$(TRUST_DOMAIN)",
             # The execution point that glideins run on.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
             "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={self.home}"',

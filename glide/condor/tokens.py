@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,16 @@ from pathlib import Path
 
 from glide.condor import install
 from glide.errors import CondorError
+
+
+def seconds_left(path: Path, now: float) -> float | None:
+    """How long a token is valid yet; None where there is none, or none that expires."""
+    try:
+        payload = path.read_text().split(".")[1]
+        expires = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+    except (OSError, IndexError, ValueError, KeyError):
+        return None
+    return float(expires) - now
 
 
 def mint(

@@ -1,9 +1,10 @@
 """The files users write, as pydantic models: extra keys are refused, and an error names file, line and fix."""
 
 from glide.config.reading import load, place, read_text
-from glide.config.site import Breaker, Entry, SiteFile
+from glide.config.site import Breaker, Entry, Pool, SiteFile
 from glide.config.sweep import SUMMARY, ModelSpec, SweepFile, prompt_fields
 
 __all__ = [
-    "SUMMARY", "Breaker", "Entry", "ModelSpec", "SiteFile", "SweepFile", "load", "place", "prompt_fields", "read_text",
+    "SUMMARY", "Breaker", "Entry", "ModelSpec", "Pool", "SiteFile", "SweepFile",
+    "load", "place", "prompt_fields", "read_text",
 ]  # fmt: skip

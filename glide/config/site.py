@@ -10,12 +10,24 @@ from glide.config.reading import Name, Strict
 
 
 class Request(Strict):
-    """What a glidein asks its outer pool for. Memory in MB, disk in MB."""
+    """What a glidein asks its outer pool for. Memory in MB, disk in MB, the memory of each GPU in MB."""
 
     cpus: int = Field(1, ge=1)
     memory: int = Field(2048, ge=1)
     disk: int = Field(1024, ge=1)
     gpus: int = Field(0, ge=0)
+    gpu_memory: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_gpu(self) -> Request:
+        if self.gpu_memory is not None and self.gpus == 0:
+            raise ValueError("gpu_memory without gpus; set gpus: 1, or leave it out")
+        return self
+
+    @property
+    def model_memory(self) -> int | None:
+        """MB that a model may take here; None where nobody knows."""
+        return self.gpu_memory if self.gpus else self.memory
 
 
 class Downtime(Strict):
@@ -50,8 +62,8 @@ class Breaker(Strict):
 class Pool(Strict):
     """Another pool than the one that glideins join: its collector's address, and its access point's name.
 
-    The name may be left out where there is one. The factory needs a token of that pool, and a file system that its
-    access point shares.
+    The name may be left out where there is one. The factory needs a token of that pool; what glideins start from is
+    spooled to its access point.
     """
 
     collector: str
@@ -71,6 +83,7 @@ class Entry(Strict):
             has one, else the node's own.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
+        lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.
         max_idle: at most so many of them waiting in the outer pool's queue.
         submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.
         removals_per_cycle: the same for removals.
@@ -89,6 +102,7 @@ class Entry(Strict):
     condor: str | None = None
     owners: tuple[str, ...] = ()
     idle_seconds: int = Field(300, ge=1)
+    lifetime: int = Field(86400, ge=60)
     max_idle: int = Field(100, ge=1)
     submits_per_cycle: int = Field(10, ge=1)
     removals_per_cycle: int = Field(20, ge=1)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
+import py_compile
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from glide import resources
 from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
-from glide.config import Entry, SiteFile
+from glide.config import Entry, Pool, SiteFile
+from glide.errors import CondorError
 from glide.factory.plan import Action
-from glide.factory.snapshot import Snapshot, take
-from glide.glidein.settings import Settings
+from glide.factory.room import owners
+from glide.factory.snapshot import Glidein, Snapshot, take
+from glide.glidein.settings import SPREAD, Settings
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine
 
-# A glidein waits in a queue and then runs, and its token must outlive both.
-TOKEN_SECONDS = 7 * 86400
-REMIND_SECONDS = 15.0
+QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
+REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -29,69 +35,128 @@ class Hands:
     """Looks, submits, removes and expunges for one site; `folder` (0700) holds what its glideins are sent with."""
 
     def __init__(self, site: SiteFile, folder: Path):
-        """Find the pool that glideins join, and those that they are submitted to; CondorError where one is away."""
         self.site = site
         self.folder = folder
-        self.access_point = AccessPoint()
         self.collector = Collector()
-        pools = {entry.pool for entry in site.entries if entry.pool is not None}
-        self.outer = {pool: AccessPoint(pool.schedd, pool.collector) for pool in pools}
-        self.of_entry = {
-            entry.name: self.outer[entry.pool] if entry.pool else self.access_point for entry in site.entries
-        }
+        self.access_points: dict[Pool | None, AccessPoint] = {}
+
+    def access_point(self, pool: Pool | None = None) -> AccessPoint:
+        """That of the pool that glideins join, or of one that they are submitted to; CondorError where it is away."""
+        if pool not in self.access_points:
+            self.access_points[pool] = AccessPoint(pool.schedd, pool.collector) if pool else AccessPoint()
+        return self.access_points[pool]
+
+    def of_entry(self, name: str) -> AccessPoint:
+        """Where an entry's glideins are queued."""
+        return self.access_point(self._entry(name).pool)
 
     def look(self) -> Snapshot:
-        return take(self.access_point, self.collector, self.outer.values())
-
-    def remind(self, snapshot: Snapshot) -> None:
-        """Have glideins matched that their access point has forgotten (AccessPoint.reconsider)."""
+        entries: dict[Pool, list[str]] = {}
         for entry in self.site.entries:
-            ages = [g.age for g in snapshot.glideins if g.entry == entry.name and g.status == JobStatus.IDLE]
-            if any(age % REMIND_SECONDS < self.site.interval for age in ages if age > REMIND_SECONDS):
-                idle = f"{Job.ENTRY} == {quoted(entry.name)} && JobStatus == {JobStatus.IDLE}"
-                self.of_entry[entry.name].reconsider(idle, 0)
+            if entry.pool:
+                entries.setdefault(entry.pool, []).append(entry.name)
+        outer = [(partial(self.access_point, pool), names) for pool, names in entries.items()]
+        return take(self.access_point, self.collector, outer)
 
     def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> None:
         """Do what is to be done; CondorError when HTCondor refuses, and the next cycle sees what came of it."""
         for action in actions:
             if action.action == "submit":
                 self._submit(action, snapshot)
-            elif action.action in ("remove", "drain"):
-                self.of_entry[action.entry].remove(any_of(action.ids), f"glide factory: {action.reason}")
+            elif action.action == "remove":
+                self._remove(action, snapshot)
+            elif action.action == "drain":
+                self.of_entry(action.entry).remove(any_of(action.ids), f"glide factory: {action.reason}")
             elif action.action == "expunge":
                 for glide_id in action.ids:
                     self.collector.expunge(f'{Machine.ID} == "{glide_id}"')
 
+    def care(self, snapshot: Snapshot) -> None:
+        """What each cycle needs whatever was decided: matches that were forgotten, tokens that age, logs to bring."""
+        for entry in self.site.entries:
+            if entry.name in snapshot.blind:
+                continue
+            mine, ended = snapshot.of(entry.name)
+            waiting = [glidein for glidein in mine if glidein.status == JobStatus.IDLE]
+            late = [glidein.age for glidein in waiting if glidein.age >= REMIND_SECONDS]
+            if any(age % REMIND_SECONDS < self.site.interval + 1 for age in late):
+                idle = f"{Job.ENTRY} == {quoted(entry.name)} && JobStatus == {JobStatus.IDLE}"
+                self.of_entry(entry.name).reconsider(idle, 0)
+            for template in {glidein.template for glidein in waiting}:
+                left = tokens.seconds_left(self._folder(entry, template) / "token", snapshot.now)
+                if left is not None and left < entry.lifetime * (1 + SPREAD) + QUEUE_SECONDS / 2:
+                    self._mint(entry, template)
+            if entry.pool:
+                self._fetch(entry, ended)
+
+    def _entry(self, name: str) -> Entry:
+        return next(entry for entry in self.site.entries if entry.name == name)
+
+    def _folder(self, entry: Entry, template: str) -> Path:
+        return self.folder / entry.name / template[:16]
+
+    def _remove(self, action: Action, snapshot: Snapshot) -> None:
+        """Take glideins down, but for those of which a lane has been claimed since we looked."""
+        names = {glidein.job: glidein.glide_id for glidein in snapshot.glideins}
+        claimed = f'State == "Claimed" && {Machine.ID}'
+        ids = [job for job in action.ids if not self.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]
+        if ids:
+            self.of_entry(action.entry).remove(any_of(ids), f"glide factory: {action.reason}")
+
     def _submit(self, action: Action, snapshot: Snapshot) -> None:
-        entry = next(entry for entry in self.site.entries if entry.name == action.entry)
+        entry = self._entry(action.entry)
         template = snapshot.template(action.template)
         if template is None:
             return
-        folder = self._prepare(entry, template)
+        folder = self._prepare(entry, template, snapshot)
+        request = entry.request
         macros = {
             "folder": str(folder), "python": entry.python or sys.executable, "entry": entry.name,
-            "cpus": str(entry.request.cpus), "gpus": str(entry.request.gpus),
-            "memory": f"{entry.request.memory}MB", "disk": f"{entry.request.disk}MB",
+            "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
+            "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "node_requirements": _requirements(entry, action.avoid), "digest": template.digest, "model": template.model,
         }  # fmt: skip
+        macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
-        self.of_entry[entry.name].submit(f"{text}\nqueue {action.count}\n", macros)
+        # Another pool's access point has no files of ours but those that are sent to it.
+        self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.pool is not None)
 
-    def _prepare(self, entry: Entry, template: Template) -> Path:
+    def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from."""
-        folder = self.folder / entry.name / template.digest[:16]
+        folder = self._folder(entry, template.digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        trust = parameter("TRUST_DOMAIN") or ""
         settings = Settings(
-            entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=trust,
-            owners=entry.owners or (self.access_point.user,), template=template, lanes=entry.lanes,
-            condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, knobs=entry.knobs,
+            entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
+            owners=owners(entry, snapshot), template=template, lanes=entry.lanes,
+            condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, lifetime=entry.lifetime,
+            knobs=entry.knobs,
         )  # fmt: skip
-        tokens.mint(folder / "token", f"glidein@{trust}", ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), TOKEN_SECONDS)
+        self._mint(entry, template.digest)
         _publish(folder / "glidein.json", settings.to_json().encode())
         _publish(folder / "glide.zip", _bundle())
         _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
         return folder
+
+    def _mint(self, entry: Entry, template: str) -> None:
+        """A token for glideins of this entry: named after it, so that it can be revoked without the others'."""
+        path = self._folder(entry, template) / "token"
+        identity = f"glidein-{entry.name}@{_trust_domain()}"
+        lifetime = int(entry.lifetime * (1 + SPREAD)) + QUEUE_SECONDS
+        tokens.mint(path, identity, ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), lifetime)
+
+    def _fetch(self, entry: Entry, ended: Iterable[Glidein]) -> None:
+        """Bring the last words of glideins that have ended in another pool's queue."""
+        words = {each.job: self._folder(entry, each.template) / f"{each.job}.out" for each in ended}
+        missing = {job: path for job, path in words.items() if not path.exists() and path.parent.exists()}
+        if missing:
+            with suppress(CondorError):  # one that had no time for logs is reported after bringing the others'
+                self.of_entry(entry.name).retrieve(any_of(missing))
+            for path in missing.values():
+                path.touch()  # asked once; there may be none
+
+
+def _trust_domain() -> str:
+    return parameter("TRUST_DOMAIN") or ""
 
 
 def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
@@ -100,7 +165,7 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
-NODE_CODE = ("__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh")
+NODE_CODE = ("__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh", "server/advertise.sh")
 
 
 def _bundle() -> bytes:
@@ -108,8 +173,19 @@ def _bundle() -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for part in (PACKAGE / name for name in NODE_CODE):
             for source in [part] if part.is_file() else sorted(part.rglob("*.py")):
-                bundle.write(source, Path("glide") / source.relative_to(PACKAGE))
+                place = Path("glide") / source.relative_to(PACKAGE)
+                bundle.write(source, place)
+                if source.suffix == ".py":
+                    bundle.writestr(importlib.util.cache_from_source(str(place)), _compiled(source, place))
     return buffer.getvalue()
+
+
+def _compiled(source: Path, place: Path) -> bytes:
+    """For nodes with this Python; one of another version takes no notice of it."""
+    with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # unpacking changes the sources' times
+        py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
+        return Path(file.name).read_bytes()
 
 
 def _publish(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,10 @@ from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
+from glide.factory.doubt import doubted, expected
+from glide.factory.journal import Journal
 from glide.factory.plan import Action
+from glide.factory.snapshot import Snapshot
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
@@ -45,6 +49,8 @@ class Factory:
         self.stop = threading.Event()
         self.reload = threading.Event()
         self.said: set[Action] = set()
+        self.believed: dict[str, Snapshot] = {}  # by site: what the next look is compared with
+        self.journals = {site.site: Journal(folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()
 
@@ -86,15 +92,24 @@ class Factory:
         for site in self.sites.values():
             try:
                 hands = Hands(site, folder(site))
-                snapshot = hands.look()
+                closed = drained(site)
+                snapshot = doubted(hands.look(), self.believed.get(site.site), site, closed)
                 glideins |= {glidein.job for glidein in snapshot.glideins}
-                actions = policy.plan(snapshot, site, drained(site))
+                actions = policy.plan(snapshot, site, closed)
                 self._report(actions)
                 done += actions
+                self.journals[site.site].write(snapshot, actions)
+                if snapshot.failed:
+                    continue
+                if not snapshot.blind:
+                    self.believed[site.site] = expected(snapshot, actions)
                 hands.apply(actions, snapshot)
-                hands.remind(snapshot)
+                hands.care(snapshot)
             except CondorError as error:
-                say(f"{site.site}: no action this cycle: {error}")
+                say(f"{site.site}: {error}")
+            except Exception:  # a mistake of ours must not take a daemon down that glideins hang on
+                say(f"{site.site}: no action, because of an error in glide:")
+                traceback.print_exc()
         self.said = {_stable(action) for action in done if action.action in ("wait", "drain")}
         self.glideins = glideins
 

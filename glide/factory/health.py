@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glide.config import Breaker
-from glide.factory.snapshot import Glidein
+from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
 NODE_FAILURES = 2  # after so many, and no success, a node is left out where others of the entry do well
 LONGEST_BACKOFF = 86400.0
+FAILED_RECORDS = 5  # so many, and most of them, before a glidein's records are taken for its own fault
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,24 @@ def judge(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Break
 
 def _held(glidein: Glidein) -> bool:
     return glidein.status == JobStatus.HELD
+
+
+def diagnosed(snapshot: Snapshot) -> Snapshot:
+    """Call those glideins Failed whose records fail, where other glideins serve the same template well."""
+    glideins = (*snapshot.glideins, *snapshot.ended)
+    well = {each.template for each in glideins if each.served - each.errors >= FAILED_RECORDS and not _ails(each)}
+
+    def judged(glidein: Glidein) -> Glidein:
+        if glidein.template not in well or not _ails(glidein):
+            return glidein
+        told = f"{glidein.errors} of the {max(glidein.served, glidein.errors)} records it served failed"
+        return replace(glidein, state=State.FAILED, failure=f"{told}, while others serve them well")
+
+    return replace(snapshot, glideins=tuple(map(judged, snapshot.glideins)), ended=tuple(map(judged, snapshot.ended)))
+
+
+def _ails(glidein: Glidein) -> bool:
+    return glidein.errors >= FAILED_RECORDS and glidein.errors > 0.5 * glidein.served
 
 
 def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:

@@ -6,13 +6,15 @@ Needs neither clock nor HTCondor; `glide factory plan` prints its result and `ap
 from __future__ import annotations
 
 import re
-import sys
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from glide.config import Entry, SiteFile
-from glide.factory.health import Verdict, bad_nodes, judge
+from glide.factory import room as rooms
+from glide.factory.health import bad_nodes, diagnosed
+from glide.factory.room import Room
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
@@ -40,18 +42,6 @@ class Action:
         return {name: value for name, value in asdict(self).items() if name not in ("ids", "avoid")}
 
 
-@dataclass
-class Room:
-    """How many more glideins may be submitted to an entry in this cycle, and what sets the limit."""
-
-    left: int
-    limit: str
-
-    def narrow(self, left: int, limit: str) -> None:
-        if left < self.left:
-            self.left, self.limit = max(0, left), limit
-
-
 def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> list[Action]:
     """What the factory does about what it sees; nothing at all when it does not see everything.
 
@@ -60,19 +50,26 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     """
     if snapshot.failed:
         return [Action("wait", entry.name, "", 0, f"no view: {snapshot.failed[0]}") for entry in site.entries]
-    actions: list[Action] = _expunge(snapshot, site)
-    whole = _of_site(site, snapshot)
-    # Those that did best come first, else the file's order counts.
-    entries = sorted(site.entries, key=lambda entry: -_record(entry, snapshot))
-    rooms = [(entry, room(entry, snapshot, drained)) for entry in entries]
+    snapshot = diagnosed(snapshot)
+    seen = [entry for entry in site.entries if entry.name not in snapshot.blind]
+    actions = [
+        Action("wait", entry.name, "", 0, f"no view: {snapshot.blind[entry.name]}")
+        for entry in site.entries if entry not in seen
+    ]  # fmt: skip
+    actions += _expunge(snapshot, seen)
+    whole = rooms.of_site(site, snapshot)
+    # Where glideins were worth most comes first, else the file's order counts.
+    ranked = sorted(site.entries, key=lambda entry: -rooms.usefulness(entry, snapshot))
+    found = [(entry, rooms.of_entry(entry, snapshot, drained)) for entry in ranked]
     unmet = 0
+    owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
-        missing = _missing(template, snapshot)
+        missing = _missing(template, snapshot, owners)
         if missing > 0:
-            supplied, lacking = _supply(template, missing, snapshot, site, whole, rooms)
+            supplied, lacking = _supply(template, missing, snapshot, whole, found)
             actions += supplied
             unmet += lacking
-    for entry in site.entries:
+    for entry in seen:
         retired = _retire(entry, snapshot, unmet)
         unmet -= len(retired)
         actions += retired[: entry.removals_per_cycle]
@@ -89,46 +86,49 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
     return actions
 
 
-def room(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) -> Room:
-    """The entry's room in this cycle: no limit of its file is ever exceeded, whatever state its glideins are in."""
-    mine, _ = snapshot.of(entry.name)
-    idle = sum(glidein.status == JobStatus.IDLE for glidein in mine)
-    found = Room(max(0, entry.max_glideins - len(mine)), f"its limit of {entry.max_glideins} glideins")
-    found.narrow(entry.max_idle - idle, f"its limit of {entry.max_idle} idle glideins")
-    found.narrow(entry.submits_per_cycle, f"its limit of {entry.submits_per_cycle} submissions a cycle")
-    for downtime in entry.downtimes:
-        if downtime.contains(snapshot.now):
-            found.narrow(0, f"down until {downtime.end:%Y-%m-%d %H:%M}: {downtime.reason}")
-    if entry.name in drained:
-        found.narrow(0, "closed by `glide factory drain`; `glide factory drain --undo` opens it")
-    verdict = _of_entry(entry, snapshot)
-    if verdict.room is not None:
-        found.narrow(verdict.room, verdict.reason)
-    return found
+# ---- demand --------------------------------------------------------------------------------------
 
 
-def _of_entry(entry: Entry, snapshot: Snapshot) -> Verdict:
-    """By those that were warm or said nothing at all: what a server says that failed, it says of its template."""
-    alive, ended = ([each for each in kind if each.state != State.FAILED] for kind in snapshot.of(entry.name))
-    return judge(alive, ended, entry.breaker)
+def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
+    """How many more glideins the template's runs want.
+
+    A run cannot use more of them than it has jobs, nor one that would become warm when its records are done. Where one
+    of some owners' runs can be served, what others want does not count.
+    """
+    demands = [demand for demand in snapshot.demands if demand.template == template]
+    demands = [demand for demand in demands if demand.user in owners] or demands
+    wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
+    start, work = _start_seconds(template, snapshot), _work(template, snapshot)
+    if work < wanted * start:
+        wanted = max(1, int(work / start))
+    retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
+    there = [glidein for glidein in snapshot.glideins if glidein.template == template]
+    return wanted - sum(glidein.glide_id not in retiring for glidein in there)
 
 
-def _of_template(entry: Entry, template: str, snapshot: Snapshot) -> Verdict:
-    alive, ended = ([each for each in kind if each.template == template] for kind in snapshot.of(entry.name))
-    return judge(alive, ended, entry.breaker)
+def _work(template: str, snapshot: Snapshot) -> float:
+    """Seconds that one glidein would take for all records the template's jobs have, by the measured paces."""
+    paces = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
+    known = [pace for pace in paces.values() if pace > 0]
+    if not known:
+        return float("inf")  # nothing measured
+    return sum(demand.records for demand in snapshot.demands if demand.template == template) * sum(known) / len(known)
 
 
-def _missing(template: str, snapshot: Snapshot) -> int:
-    """How many more glideins the template's runs want. A run cannot use more of them than it has jobs."""
-    wanted = sum(min(demand.wanted, demand.jobs) for demand in snapshot.demands if demand.template == template)
-    return wanted - sum(glidein.template == template for glidein in snapshot.glideins)
+def _start_seconds(template: str, snapshot: Snapshot) -> float:
+    """How long its warm glideins took to become warm, on average; 0 where none is."""
+    warm = {
+        lane.glide_id: lane.start_seconds
+        for lane in snapshot.lanes if lane.template == template and lane.state == State.WARM
+    }  # fmt: skip
+    return sum(warm.values()) / len(warm) if warm else 0.0
 
 
 def _supply(
-    template: str, missing: int, snapshot: Snapshot, site: SiteFile, whole: Room, rooms: list[tuple[Entry, Room]]
+    template: str, missing: int, snapshot: Snapshot, whole: Room, found: list[tuple[Entry, Room]]
 ) -> tuple[list[Action], int]:
     """Submit what is missing, entry by entry, or say why not; and how many full entries lack."""
-    first = site.entries[0].name
+    first = found[0][0].name
     lanes = [lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED]
     if lanes:
         why = f"{lanes[0].glide_id} could not load it: {lanes[0].failure}"
@@ -139,56 +139,60 @@ def _supply(
         return [Action("wait", first, template, missing, why)], 0
     actions: list[Action] = []
     limits = []
-    jobs = sum(demand.jobs for demand in demands)
-    for entry, found in rooms:
-        verdict = _of_template(entry, template, snapshot)
-        count = min(missing, found.left, whole.left, missing if verdict.room is None else verdict.room)
+    full = True
+    why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
+    work = _work(template, snapshot)
+    why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
+    for entry, space in found:
+        own = rooms.of_template(entry, template, snapshot)
+        count = min(missing, space.left, whole.left, own.left)
         if count > 0:
             avoid = bad_nodes(*snapshot.of(entry.name))
-            reason = f"{jobs} jobs of {demands[0].model} want {missing} more glideins"
-            reason += f"; not on {', '.join(avoid)}, where they fail" if avoid else ""
+            reason = why + (f"; not on {', '.join(avoid)}, where they fail" if avoid else "")
             actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid))
-            found.left -= count
-            whole.left -= count
+            for each in (space, whole):
+                each.left -= count
             missing -= count
-        elif verdict.room == 0:
-            limits.append(f"{entry.name}: {verdict.reason}")
         else:
-            limits.append(f"{entry.name}: {found.limit if found.left == 0 else whole.limit}")
+            tightest = min((own, space, whole), key=lambda each: each.left)
+            limits.append(f"{entry.name}: {tightest.limit}")
+            full = full and tightest.full
     if missing > 0 and not actions:
-        actions.append(Action("wait", first, template, missing, "no entry has room: " + "; ".join(limits)))
-        return actions, missing if all("limit of" in limit for limit in limits) else 0
+        reason = "no entry has room: " + "; ".join(limits) + _wish(template, snapshot)
+        return [Action("wait", first, template, missing, reason)], missing if full else 0
     return actions, 0
 
 
-def _of_site(site: SiteFile, snapshot: Snapshot) -> Room:
-    names = {entry.name for entry in site.entries}
-    there = sum(glidein.entry in names for glidein in snapshot.glideins)
-    if site.max_glideins is None:
-        return Room(sys.maxsize, "")
-    return Room(max(0, site.max_glideins - there), f"the site's limit of {site.max_glideins} glideins")
+def _wish(template: str, snapshot: Snapshot) -> str:
+    """Whose idle glideins would be there sooner than new ones, if they could change their template."""
+    wanted = {demand.template for demand in snapshot.demands} | {template}
+    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+    idle = {lane.glide_id: lane.model for lane in snapshot.lanes if lane.template not in wanted}
+    models = Counter(model for glide_id, model in idle.items() if glide_id not in claimed)
+    return "".join(f"; {count} idle glideins of {model} could serve it instead" for model, count in models.items())
 
 
-def _record(entry: Entry, snapshot: Snapshot) -> float:
-    """How likely a glidein of the entry becomes warm, by those that did or did not; one half where none is known."""
-    alive, ended = snapshot.of(entry.name)
-    known = [*(glidein for glidein in alive if glidein.state), *ended]
-    return (sum(glidein.state == State.WARM for glidein in known) + 1) / (len(known) + 2)
+# ---- what is of no use ---------------------------------------------------------------------------
 
 
 def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     """Remove what is of no use: held glideins, queued ones nobody wants, and `unmet` idle ones in others' way.
 
-    A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds.
+    A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds. Where some have to go, the
+    first are those that have the least of their life left.
     """
     wanted = {demand.template for demand in snapshot.demands}
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+    retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
+    mine = sorted(snapshot.of(entry.name)[0], key=lambda glidein: retires.get(glidein.glide_id, float("inf")))
     actions = []
-    for glidein in (glidein for glidein in snapshot.glideins if glidein.entry == entry.name):
+    for glidein in mine:
         if glidein.status == JobStatus.HELD:
             # Until then it stays, to be seen and to be counted: removed at once it would be replaced at once.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
+        elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
+            actions.append(_remove(glidein, glidein.failure))
         elif glidein.template in wanted:
             continue
         elif glidein.status == JobStatus.IDLE:
@@ -202,9 +206,9 @@ def _remove(glidein: Glidein, reason: str) -> Action:
     return Action("remove", glidein.entry, glidein.template, 1, reason, (glidein.job,))
 
 
-def _expunge(snapshot: Snapshot, site: SiteFile) -> list[Action]:
+def _expunge(snapshot: Snapshot, seen: Collection[Entry]) -> list[Action]:
     """Ads of a glidein whose outer job does not run any more still match jobs, which then wait for a ghost."""
-    entries = {entry.name for entry in site.entries}
+    entries = {entry.name for entry in seen}
     alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _RUNNING}
     # Between a start and the queue's knowing of it the numbers differ; such a glidein gets the doubt's benefit.
     starting = [g for g in snapshot.glideins if g.status in _RUNNING and g.age < GHOST_SECONDS]

@@ -1,10 +1,10 @@
-"""What the factory sees: one look at queue and collector, as plain values. Nothing is remembered between looks."""
+"""What the factory sees: one look at queues and collector, as plain values. Nothing is remembered between looks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from glide.condor import AccessPoint, Collector
 from glide.errors import CondorError
@@ -16,7 +16,8 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 class Glidein:
     """An outer job. `started` counts its starts; `age` is seconds in its status.
 
-    `state` is the last that its server told the job, Warm or Failed, and empty if it never came so far.
+    `state` is the last that its server told the job, Warm or Failed, and empty if it never came so far; `warm_seconds`
+    is how long it has been warm, or was; `served` counts records, of which `errors` failed.
     """
 
     cluster: int
@@ -30,6 +31,9 @@ class Glidein:
     state: str = ""
     failure: str = ""
     host: str = ""
+    warm_seconds: float = 0.0
+    served: int = 0
+    errors: int = 0
 
     @property
     def job(self) -> str:
@@ -55,11 +59,15 @@ class Lane:
     failure: str = ""
     since: int = 0
     record_seconds: float = 0.0
+    start_seconds: float = 0.0  # what fetching, loading and warming up took
+    retires: float = float("inf")  # Unix time from when on it takes no further job
+    served: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One run's unfinished invocation jobs for one template."""
+    """One run's unfinished invocation jobs for one template; `records` are those in them and those still to come."""
 
     template: str
     model: str
@@ -68,7 +76,8 @@ class Demand:
     idle: int
     running: int
     wanted: int
-    spec: str = ""
+    spec: Template | None = None
+    records: int = 0
 
     @property
     def jobs(self) -> int:
@@ -77,9 +86,14 @@ class Demand:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One consistent look. `failed` says which source did not answer; then no action is safe.
+    """One consistent look.
 
-    `ended` are the glideins of the last hour that are no more; their age is the time since then. `now` is Unix time.
+    Attributes:
+        failed: which source did not answer, or can't be believed; then no action is safe.
+        blind: the same for single entries, whose glideins are in another pool's queue.
+        ended: the glideins of the last hour that are no more; their age is the time since then.
+        now: Unix time.
+        user: who the factory is to the access point.
     """
 
     glideins: tuple[Glidein, ...] = ()
@@ -88,6 +102,8 @@ class Snapshot:
     failed: tuple[str, ...] = ()
     ended: tuple[Glidein, ...] = ()
     now: float = 0.0
+    user: str = ""
+    blind: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
         """An entry's glideins: those that are, and those that have ended."""
@@ -98,51 +114,83 @@ class Snapshot:
 
     def template(self, digest: str) -> Template | None:
         """The template of that digest, as the jobs that want it describe it."""
-        spec = next((demand.spec for demand in self.demands if demand.template == digest and demand.spec), None)
-        return Template.from_json(spec) if spec else None
+        return next((demand.spec for demand in self.demands if demand.template == digest and demand.spec), None)
 
 
-def take(access_point: AccessPoint, collector: Collector, outer: Iterable[AccessPoint] = ()) -> Snapshot:
+def take(
+    find: Callable[[], AccessPoint],
+    collector: Collector,
+    outer: Iterable[tuple[Callable[[], AccessPoint], list[str]]] = (),
+) -> Snapshot:
     """Look now. A source that fails is named in the snapshot, never taken for an empty one.
 
     Args:
-        outer: access points of other pools that glideins are submitted to.
+        find: finds the access point of the pool that glideins join; CondorError where it is away.
+        outer: the same for other pools that glideins are submitted to, with the names of the entries there.
     """
+    failed: list[str] = []
+    jobs: list[dict] = []
+    lanes: list[Lane] = []
+    user = ""
     try:
-        jobs = access_point.jobs(f"{Job.TEMPLATE} =!= undefined", _JOB_ATTRIBUTES)
-        for other in outer:
-            jobs += other.jobs(f"{Job.ENTRY} =!= undefined", _JOB_ATTRIBUTES)
-        lanes = collector.lanes(_LANE_ATTRIBUTES)
+        access_point = find()
+        jobs += access_point.jobs(f"{Job.TEMPLATE} =!= undefined", _JOB_ATTRIBUTES)
+        user = access_point.user if any(Job.ENTRY not in job for job in jobs) else ""
     except CondorError as error:
-        return Snapshot(failed=(str(error),))
-    glideins = [_glidein(job) for job in jobs if Job.ENTRY in job]
+        failed.append(str(error))
+    try:
+        lanes += map(_lane, collector.lanes(_LANE_ATTRIBUTES))
+    except CondorError as error:
+        failed.append(str(error))
+    blind: dict[str, str] = {}
+    for find_other, entries in outer:
+        try:
+            jobs += find_other().jobs(f"{Job.ENTRY} =!= undefined", _JOB_ATTRIBUTES)
+        except CondorError as error:
+            blind |= dict.fromkeys(entries, str(error))
+    counted = {lane.glide_id: lane for lane in lanes}
+    glideins = [_glidein(job, counted) for job in jobs if Job.ENTRY in job]
     return Snapshot(
         tuple(glidein for glidein in glideins if glidein.status != JobStatus.COMPLETED),
-        tuple(map(_lane, lanes)),
+        tuple(lanes),
         tuple(_demands(job for job in jobs if Job.ENTRY not in job)),
+        tuple(failed),
         ended=tuple(glidein for glidein in glideins if glidein.status == JobStatus.COMPLETED),
         now=time.time(),
+        user=user,
+        blind=blind,
     )
 
 
 _JOB_ATTRIBUTES = (
     "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
-    "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode",
-    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.FAILURE, Job.RUN, Job.WANTED, Job.SPEC,
+    "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
+    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
+    Job.RECORDS, Job.LEFT, Job.WANTED, Job.SPEC,
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
-    Machine.STATE_SINCE, Machine.RECORD_SECONDS,
+    Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS,
+    Machine.RETIRES, Machine.SERVED, Machine.ERRORS,
 )  # fmt: skip
 
 
-def _glidein(job: dict) -> Glidein:
-    age = job.get("ServerTime", 0) - job.get("EnteredCurrentStatus", 0)
-    return Glidein(
+def _glidein(job: dict, lanes: Mapping[str, Lane]) -> Glidein:
+    now = job.get("ServerTime", 0)
+    age = now - job.get("EnteredCurrentStatus", 0)
+    glidein = Glidein(
         job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
         job.get("NumJobStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
         (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
+        served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0),
     )  # fmt: skip
+    if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
+        glidein = replace(glidein, state="", failure="")  # what it said in an earlier life
+    if glidein.state == State.WARM:
+        until = now - age if glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE) else now
+        glidein = replace(glidein, warm_seconds=max(0.0, until - job.get(Job.STATE_SINCE, until)))
+    lane = lanes.get(glidein.glide_id)
+    return replace(glidein, served=lane.served, errors=lane.errors) if lane else glidein
 
 
 def _failure(job: dict) -> str:
@@ -158,7 +206,23 @@ def _lane(ad: dict) -> Lane:
         ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
         ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
+        sum(ad.get(name, 0.0) for name in (Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)),
+        ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0),
     )  # fmt: skip
+
+
+def _spec(job: dict) -> Template | None:
+    """The template that a job describes, if it is the one that it asks for."""
+    try:
+        described = Template.from_json(job.get(Job.SPEC, ""))
+        return described if described.digest == job[Job.TEMPLATE] else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # anybody may submit anything
+
+
+def _to_come(group: list[dict]) -> int:
+    """What the run's newest job says of the records that are in no job yet."""
+    return int(max(group, key=lambda job: (job["ClusterId"], job["ProcId"])).get(Job.LEFT, 0))
 
 
 def _demands(jobs: Iterable[dict]) -> list[Demand]:
@@ -173,7 +237,8 @@ def _demands(jobs: Iterable[dict]) -> list[Demand]:
             idle=sum(job["JobStatus"] == JobStatus.IDLE for job in group),
             running=sum(job["JobStatus"] != JobStatus.IDLE for job in group),
             wanted=max(job.get(Job.WANTED, 1) for job in group),
-            spec=next((job[Job.SPEC] for job in group if Job.SPEC in job), ""),
+            spec=next(filter(None, map(_spec, group)), None),
+            records=sum(job.get(Job.RECORDS, 1) for job in group) + _to_come(group),
         )
         for (template, run, user), group in groups.items()
     ]  # fmt: skip

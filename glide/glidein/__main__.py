@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import stat
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 from glide.glidein.configuration import Node, render
-from glide.glidein.settings import Settings
+from glide.glidein.settings import SPREAD, Settings
 from glide.server.job_ad import read_ad
 from glide.vocabulary import POOL_VARIABLE
 
@@ -20,6 +23,8 @@ INHERITED = ("CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT", "CONDOR_PARENT_ID", "CO
 
 def main() -> None:
     folder = Path.cwd()
+    with zipfile.ZipFile(folder / "glide.zip") as bundle:
+        bundle.extractall(folder / "code")
     settings = Settings.from_json(Path(sys.argv[1]).read_text())
     for name in ("logs", "execute", "spool", "lock", "tokens.d", "server"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -48,7 +53,7 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
         folder, glide_id, daemon_name, sys.executable, release,
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
-        os.environ.get(POOL_VARIABLE),
+        int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)), os.environ.get(POOL_VARIABLE),
     )  # fmt: skip
 
 
@@ -75,7 +80,7 @@ def _write_launcher(node: Node) -> None:
     """The node's Python with glide's code."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
     node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n')
-    for program in (node.launcher, node.invoke):
+    for program in (node.launcher, node.invoke, node.advertise):
         program.chmod(stat.S_IRWXU)
 
 

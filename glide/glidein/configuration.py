@@ -20,11 +20,12 @@ class Node:
     release_dir: Path
     libexec: Path
     lib: Path
+    retires: int  # Unix time from when on it takes no further job
     pool_home: str | None = None  # of the embedded pool it runs on: `glide pool down` finds its strays by it
 
     @property
-    def socket(self) -> Path:
-        return self.folder / "server" / "socket"
+    def door(self) -> Path:
+        return self.folder / "server" / "door"
 
     @property
     def log(self) -> Path:
@@ -37,6 +38,10 @@ class Node:
     @property
     def invoke(self) -> Path:
         return self.folder / "code" / "glide" / "invoke" / "ticket.sh"
+
+    @property
+    def advertise(self) -> Path:
+        return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
 
 def render(settings: Settings, node: Node) -> str:
@@ -63,7 +68,7 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
-        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.socket} {node.log}",
+        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
@@ -90,7 +95,7 @@ def _pool(settings: Settings) -> dict[str, str]:
 
 
 def _lanes(settings: Settings, node: Node) -> dict[str, str]:
-    environment = {SOCKET_VARIABLE: str(node.socket), ID_VARIABLE: node.glide_id}
+    environment = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
     environment |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
     owners = " || ".join(f'TARGET.User == "{owner}"' for owner in settings.owners)
     return {
@@ -99,16 +104,20 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         # The server owns the GPU; a lane's job only talks to it.
         "STARTD_DETECT_GPUS": "", "MACHINE_RESOURCE_GPUs": "0",
         Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
-        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.socket}"',
-        "STARTD_ATTRS": ", ".join([Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET]),
+        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.door}"', Machine.RETIRES: str(node.retires),
+        "STARTD_ATTRS": ", ".join(
+            [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
+        ),
         # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
         # A glidein's own job names a template too, and must not become a glidein within this one.
         "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
-                 f" && TARGET.{Job.ENTRY} =?= undefined && ({owners})",
+                 f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES} && ({owners})",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
         # Nothing about a lane's job is worth a look every few seconds.
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
+        # Each look at the process table costs in proportion to all processes of the node, other glideins' included.
+        "PID_SNAPSHOT_INTERVAL": "300",
         # Asking the plugins, Java and the container runtimes for their abilities delays the start by seconds.
         "ENABLE_URL_TRANSFERS": "False", "JAVA": "", "DOCKER": "", "SINGULARITY": "",
     }  # fmt: skip
@@ -118,8 +127,7 @@ def _server(settings: Settings, node: Node) -> dict[str, str]:
     return {
         # WaitForExit: the job never exits, and its every "- update:true" goes to the collector.
         "STARTD_CRON_JOBLIST": "GLIDE",
-        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.launcher),
-        "STARTD_CRON_GLIDE_ARGS": f"-m glide.server.advertise {node.socket}",
+        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise), "STARTD_CRON_GLIDE_ARGS": str(node.door),
         "STARTD_CRON_GLIDE_MODE": "WaitForExit", "STARTD_CRON_GLIDE_PERIOD": "1",
     }  # fmt: skip
 

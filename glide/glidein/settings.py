@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 from glide.template import Template
 
+SPREAD = 0.1  # of the lifetime: glideins that came together are not to go together
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -17,6 +19,7 @@ class Settings:
     lanes: static slots that share the model server.
     condor: HTCondor's release folder on the node, or None for the one on the PATH.
     idle_seconds: without a claim for so long, the glidein ends itself.
+    lifetime: after so many seconds it takes no further job.
     knobs: further HTCondor configuration of this entry.
     """
 
@@ -29,6 +32,7 @@ class Settings:
     lanes: int = 2
     condor: str | None = None
     idle_seconds: int = 600
+    lifetime: int = 86400
     knobs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

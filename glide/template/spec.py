@@ -51,6 +51,11 @@ class Template:
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def megabytes(self) -> float:
+        """MB of its files, which is the least that the state takes in memory."""
+        return sum(size for _, size in self.files.values()) / 1e6
+
     def to_json(self) -> str:
         """One line that from_json reads back."""
         return json.dumps(asdict(self), sort_keys=True)
