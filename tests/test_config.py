@@ -67,9 +67,16 @@ def test_a_good_site_is_read_with_its_defaults(tmp_path):
     assert [entry.request.cpus for entry in site.entries] == [1, 2]
 
 
-def test_the_local_site_is_valid():
-    site = load(resources.find("site_configs", "local.yaml"), SiteFile)
-    assert site.site == "local" and site.entries[0].max_glideins > 0
+def test_the_sites_that_come_with_glide_are_valid():
+    files = sorted(resources.find("site_configs", "local.yaml").parent.glob("*.yaml"))
+    assert [load(file, SiteFile).site for file in files] == ["local", "campus"]
+    assert load(files[1], SiteFile).entries[0].request.model_memory == 40000
+
+
+def test_memory_of_a_gpu_that_is_not_asked_for_is_a_mistake(tmp_path):
+    (tmp_path / "s.yaml").write_text("site: s\nentries:\n  - {name: a, max_glideins: 1, request: {gpu_memory: 8000}}\n")
+    with pytest.raises(InputError, match="gpu_memory without gpus"):
+        load(tmp_path / "s.yaml", SiteFile)
 
 
 def test_the_example_sweep_is_valid():

@@ -23,44 +23,9 @@ from glide.factory.plan import Action
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
+from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 
 pytestmark = pytest.mark.pool
-
-ROOT = Path(__file__).resolve().parents[1]
-DESCRIPTION = (ROOT / "submit_templates" / "invocation.sub").read_text()
-
-
-def entry(name: str, **changes: Any) -> dict[str, Any]:
-    return {"name": name, "max_glideins": 3, "request": {"memory": 600, "disk": 100}, "idle_seconds": 60, **changes}
-
-
-class FactoryProcess:
-    """`glide factory run` on a site file of its own; its log is what it says."""
-
-    def __init__(self, folder: Path, name: str, *entries: dict[str, Any]):
-        self.file = folder / f"{name}.yaml"
-        self.log = folder / f"{name}.log"
-        self.name = name
-        self.write(*entries)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def write(self, *entries: dict[str, Any]) -> None:
-        self.file.write_text(yaml.safe_dump({"site": self.name, "interval": 1, "entries": list(entries)}))
-
-    def start(self, *options: str) -> None:
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "glide", "factory", "run", *options, "-c", str(self.file)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(60)
-            self.process = None
-            assert "Traceback" not in self.log.read_text()
-
-    def says(self, words: str) -> str:
-        return eventually(lambda: words in self.log.read_text() and self.log.read_text(), f"it says {words}")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,12 +77,8 @@ def ask(access_point: AccessPoint, tmp_path: Path) -> Iterator[Callable[..., int
 
 
 def glideins(access_point: AccessPoint, name: str, *states: int) -> list[dict[str, Any]]:
-    jobs = access_point.jobs(f"{Job.ENTRY} == {quoted(name)}", ["ClusterId", "ProcId", Job.STATE])
+    jobs = access_point.jobs(f"{Job.ENTRY} == {quoted(name)}", ["ClusterId", "ProcId", Job.STATE, Job.ERRORS])
     return [job for job in jobs if not states or job["JobStatus"] in states]
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "glide", *words], capture_output=True, text=True)
 
 
 RUNNING = (JobStatus.IDLE, JobStatus.RUNNING)
@@ -182,6 +143,27 @@ def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_f
     eventually(lambda: [job for job in glideins(access_point, "dies") if job.get(Job.STATE) == State.WARM], "it heals")
 
 
+def test_records_that_fail_are_told_to_the_glideins_own_job(run_factory, ask, access_point):
+    factory = run_factory("failing", entry("errors"))
+    factory.start()
+    ask(Template("failing", "noop", options={"raise_on": "text"}), records=20)
+    eventually(lambda: [job for job in glideins(access_point, "errors") if job.get(Job.ERRORS, 0) >= 8], "it says so")
+
+
+def test_a_glidein_whose_life_is_over_takes_no_job_and_is_replaced(run_factory, ask, access_point, collector):
+    factory = run_factory("retiring", entry("old", max_glideins=1, knobs={Machine.RETIRES: "1"}))
+    factory.start()
+    cluster = ask(Template("old", "noop"))
+    retired = f'{Machine.ENTRY} == "old" && {Machine.STATE} == "{State.WARM}"'
+    eventually(lambda: collector.lanes(["Name"], retired), "its lanes are warm")
+    assert "limit of 1 glideins" in factory.says("no entry has room")
+    assert not access_point.jobs(f"ClusterId == {cluster} && NumJobStarts > 0", ["ProcId"])
+    factory.write(entry("old", max_glideins=2))
+    factory.process.send_signal(signal.SIGHUP)
+    eventually(lambda: access_point.jobs(f"ClusterId == {cluster} && JobStatus == 4", ["ProcId"]), "another one ran it")
+    assert len(glideins(access_point, "old", *RUNNING)) == 2
+
+
 def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point):
     factory = run_factory("closing", entry("door"))
     factory.start()
@@ -244,31 +226,3 @@ def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_fa
     time.sleep(5)  # several negotiation cycles
     (job,) = access_point.jobs(f"ClusterId == {cluster}", ["NumJobStarts"])
     assert (job["JobStatus"], job.get("NumJobStarts", 0)) == (JobStatus.IDLE, 0)
-
-
-def test_glideins_of_one_pool_join_another_with_separate_keys(
-    run_factory, ask, access_point, pool: EmbeddedPool, tmp_path_factory: pytest.TempPathFactory
-):
-    outer = EmbeddedPool(tmp_path_factory.mktemp("outer-home"))
-    token = pool.folder / "tokens.d" / "outer"
-    try:
-        outer.up(cores=2)
-        address = outer.tool("condor_config_val", "COLLECTOR_HOST").strip()
-        address = next((outer.folder / "address").glob("collector")).read_text().splitlines()[0] or address
-        refused = subprocess.run(
-            ["condor_q", "-pool", address, "-global"], capture_output=True, text=True, env=dict(os.environ)
-        )
-        assert "Error" in refused.stdout + refused.stderr, "one pool's token is of no use in the other"
-        token.write_bytes((outer.folder / "tokens.d" / "owner").read_bytes())
-        token.chmod(0o600)
-        factory = run_factory("across", entry("away", pool={"collector": address}, idle_seconds=5))
-        factory.start()
-        cluster = ask(Template("across", "noop"))
-        eventually(lambda: access_point.jobs(f"ClusterId == {cluster} && JobStatus == 4", ["ProcId"]), "the job ran")
-        assert outer.tool("condor_q", "-af", Job.ENTRY).split() == ["away"]
-        assert not glideins(access_point, "away")
-        eventually(lambda: "4" in outer.tool("condor_q", "-af", "JobStatus").split(), "without demand it is gone")
-        factory.stop()
-    finally:
-        token.unlink(missing_ok=True)
-        outer.down()

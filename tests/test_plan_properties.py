@@ -38,7 +38,8 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
             1, proc, draw(some.sampled_from(ENTRIES)), draw(some.sampled_from(TEMPLATES)), status,
             started=int(status != JobStatus.IDLE), age=draw(some.floats(0, 5000)),
             state=draw(some.sampled_from(("", State.WARM, State.FAILED))), failure="why",
-            host=draw(some.sampled_from(HOSTS)),
+            host=draw(some.sampled_from(HOSTS)), warm_seconds=draw(some.floats(0, 5000)),
+            served=draw(some.integers(0, 40)), errors=draw(some.integers(0, 20)),
         )  # fmt: skip
 
     statuses = draw(some.lists(some.sampled_from(ALIVE), max_size=14))
@@ -46,15 +47,18 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     ended = tuple(glidein(100 + proc, JobStatus.COMPLETED) for proc in range(draw(some.integers(0, 8))))
     lanes = tuple(
         Lane(of.glide_id, of.entry, of.template, "model", draw(some.sampled_from((State.WARM, State.LOADING))),
-             claimed=draw(some.booleans()))
+             claimed=draw(some.booleans()), record_seconds=draw(some.floats(0, 3)),
+             start_seconds=draw(some.floats(0, 100)), retires=draw(some.sampled_from((0.9e9, 1.1e9, float("inf")))))
         for of in alive + ended[:2] if of.status in (JobStatus.RUNNING, JobStatus.COMPLETED) and draw(some.booleans())
     )  # fmt: skip
     demands = tuple(
         Demand(template, "model", f"run{number}", "", idle=draw(some.integers(0, 9)),
-               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec=Template("model", "noop"))
+               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec=Template("model", "noop"),
+               records=draw(some.integers(0, 5000)))
         for number, template in enumerate(draw(some.lists(some.sampled_from(TEMPLATES), max_size=3)))
     )  # fmt: skip
-    return Snapshot(alive, lanes, demands, ended=ended, now=1e9)
+    blind = {name: "timeout" for name in ENTRIES if draw(some.integers(0, 9)) == 0}
+    return Snapshot(alive, lanes, demands, ended=ended, now=1e9, blind=blind)
 
 
 def submitted(actions: list[Action], entry: str) -> int:
@@ -110,6 +114,12 @@ def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
 def test_a_failed_source_is_no_reason_to_act(snapshot: Snapshot, site: SiteFile):
     actions = plan(replace(snapshot, failed=("collector: timeout",)), site)
     assert {action.action for action in actions} == {"wait"}
+
+
+@given(snapshots(), sites())
+def test_an_entry_that_is_not_seen_is_no_place_to_act(snapshot: Snapshot, site: SiteFile):
+    for action in plan(snapshot, site):
+        assert action.action == "wait" or action.entry not in snapshot.blind
 
 
 @given(snapshots(), sites())

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glide.bench.batch import batch
+from glide.bench.factory import factory
 from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
 from glide.bench.recovery import recovery
@@ -11,6 +12,7 @@ from glide.bench.sticky import sticky
 
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "batch": batch,
+    "factory": factory,
     "host-loss": host_loss,
     "overhead": overhead,
     "recovery": recovery,

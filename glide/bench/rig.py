@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from glide.condor import AccessPoint, EmbeddedPool
+from glide.condor import AccessPoint, EmbeddedPool, bindings
 from glide.config import SiteFile, load
 from glide.factory.daemon import close, reopen
 from glide.sweep.driver import Progress, drive
@@ -97,6 +97,7 @@ def rig(
         try:
             pool.up(cores, address, settings)
             os.environ.update(pool.environment())
+            bindings.reload()
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool)
         finally:

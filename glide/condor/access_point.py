@@ -89,13 +89,13 @@ class AccessPoint:
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
 
-    def jobs(self, constraint: str, attributes: Iterable[str]) -> list[dict[str, Any]]:
-        """Jobs in the queue, each with those of the attributes it has.
+    def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
+        """Jobs in the queue, at most `limit` where that is given, each with those of the attributes it has.
 
         A job whose input is still being spooled is formally held; here it is what it is to its user, idle.
         """
         wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
-        jobs = [plain(ad) for ad in self._call("query", constraint, list(wanted))]
+        jobs = [plain(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job["JobStatus"] == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
             if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:

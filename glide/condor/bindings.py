@@ -7,11 +7,23 @@ without any configuration they would set CONDOR_CONFIG to /dev/null for this pro
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+QUERY_SECONDS = "20"  # how long a collector may take to answer, as with a schedd; HTCondor's own default is 60
 
 
 def __getattr__(name: str) -> Any:
     if name not in ("htcondor2", "classad2"):
         raise AttributeError(name)
     globals()[name] = module = importlib.import_module(name)  # from now on found without this function
+    if name == "htcondor2":
+        module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
     return module
+
+
+def reload() -> None:
+    """Read the configuration again, for another pool is in force."""
+    module = __getattr__("htcondor2")
+    module.reload_config(os.environ["CONDOR_CONFIG"])
+    module.param["QUERY_TIMEOUT"] = QUERY_SECONDS

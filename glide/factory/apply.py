@@ -118,8 +118,10 @@ class Hands:
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
-        # Another pool's access point has no files of ours but those that are sent to it.
-        self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.pool is not None)
+        # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
+        away = entry.pool is not None
+        macros |= {"stream_output": "false", "stream_error": "false"} if away else {}
+        self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=away)
 
     def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from."""

@@ -107,6 +107,7 @@ class Factory:
                 hands.care(snapshot)
             except CondorError as error:
                 say(f"{site.site}: {error}")
+                self.journals[site.site].write(Snapshot(failed=(str(error),)), [])
             except Exception:  # a mistake of ours must not take a daemon down that glideins hang on
                 say(f"{site.site}: no action, because of an error in glide:")
                 traceback.print_exc()

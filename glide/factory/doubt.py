@@ -41,10 +41,11 @@ def doubted(snapshot: Snapshot, before: Snapshot | None, site: SiteFile, drained
             )
     running = {glidein.glide_id for glidein in snapshot.glideins if glidein.status == JobStatus.RUNNING}
     advertised = {lane.glide_id for lane in snapshot.lanes}
-    earlier_ads = {lane.glide_id for lane in before.lanes} & running if before and left > 0 else set()
+    # Of those that had work, for an idle one's ads go some seconds before itself.
+    working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
     failed: tuple[str, ...] = ()
-    if earlier_ads and not earlier_ads & advertised:
-        forgotten = f"the collector has forgotten all {len(earlier_ads)} glideins that run"
+    if working and not working & advertised:
+        forgotten = f"the collector has forgotten all {len(working)} glideins that work"
         failed = (f"{forgotten}; believed if it still says so in {left:.0f} s",)
     return replace(snapshot, blind=blind, failed=failed)
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ class Journal:
         """The journal from its beginning; a torn line is none."""
         if self.path.exists():
             with self.path.open() as file:
-                yield from (json.loads(line) for line in file if line.endswith("\n"))
+                for line in file:
+                    with suppress(ValueError):
+                        yield json.loads(line)
 
     def latest(self) -> dict[str, Any]:
         """The last line; empty where there is none."""

@@ -92,12 +92,14 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     """How many more glideins the template's runs want.
 
-    A run cannot use more of them than it has jobs, nor one that would become warm when its records are done. Where one
-    of some owners' runs can be served, what others want does not count.
+    They cannot use more than have jobs now and idle jobs are there, for a running job stays where it is; nor one that
+    would become warm when their records are done. Where one of these owners' runs wants some, others' do not count.
     """
     demands = [demand for demand in snapshot.demands if demand.template == template]
     demands = [demand for demand in demands if demand.user in owners] or demands
     wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
+    busy = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.claimed}
+    wanted = min(wanted, len(busy) + sum(demand.idle for demand in demands))
     start, work = _start_seconds(template, snapshot), _work(template, snapshot)
     if work < wanted * start:
         wanted = max(1, int(work / start))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from glide.condor import AccessPoint, Collector
+from glide.condor.access_point import quoted
 from glide.errors import CondorError
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
+
+DESCRIPTIONS = 10  # of a template that are looked at until one is right
 
 
 @dataclass(frozen=True)
@@ -130,16 +134,19 @@ def take(
     """
     failed: list[str] = []
     jobs: list[dict] = []
-    lanes: list[Lane] = []
+    lanes: list[dict] = []
+    specs: dict[str, Template] = {}
     user = ""
     try:
         access_point = find()
         jobs += access_point.jobs(f"{Job.TEMPLATE} =!= undefined", _JOB_ATTRIBUTES)
-        user = access_point.user if any(Job.ENTRY not in job for job in jobs) else ""
+        asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
+        user = access_point.user if asked else ""
+        specs = {digest: spec for digest in asked if (spec := _described(access_point, digest))}
     except CondorError as error:
         failed.append(str(error))
     try:
-        lanes += map(_lane, collector.lanes(_LANE_ATTRIBUTES))
+        lanes += collector.lanes(_LANE_ATTRIBUTES)
     except CondorError as error:
         failed.append(str(error))
     blind: dict[str, str] = {}
@@ -148,25 +155,50 @@ def take(
             jobs += find_other().jobs(f"{Job.ENTRY} =!= undefined", _JOB_ATTRIBUTES)
         except CondorError as error:
             blind |= dict.fromkeys(entries, str(error))
-    counted = {lane.glide_id: lane for lane in lanes}
-    glideins = [_glidein(job, counted) for job in jobs if Job.ENTRY in job]
+    return replace(read(jobs, lanes, specs), failed=tuple(failed), now=time.time(), user=user, blind=blind)
+
+
+def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Template]) -> Snapshot:
+    """What queue and collector have said, as a snapshot.
+
+    Args:
+        jobs: job ads, those of glideins among them.
+        lanes: machine ads.
+        specs: the templates that jobs describe, by digest.
+    """
+    seen = tuple(map(_lane, lanes))
+    counted = {lane.glide_id: lane for lane in seen}
+    glideins = []
+    invocations = []
+    for job in jobs:
+        if Job.ENTRY in job:
+            glideins.append(_glidein(job, counted))
+        else:
+            invocations.append(job)
     return Snapshot(
         tuple(glidein for glidein in glideins if glidein.status != JobStatus.COMPLETED),
-        tuple(lanes),
-        tuple(_demands(job for job in jobs if Job.ENTRY not in job)),
-        tuple(failed),
+        seen,
+        tuple(_demands(invocations, specs)),
         ended=tuple(glidein for glidein in glideins if glidein.status == JobStatus.COMPLETED),
-        now=time.time(),
-        user=user,
-        blind=blind,
     )
+
+
+def _described(access_point: AccessPoint, digest: str) -> Template | None:
+    """The template of that digest, from a job that describes it. Not from all of them: a description may be long."""
+    constraint = f"{Job.TEMPLATE} == {quoted(digest)} && {Job.SPEC} =!= undefined && {Job.ENTRY} =?= undefined"
+    for job in access_point.jobs(constraint, [Job.SPEC], limit=DESCRIPTIONS):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # anybody may submit anything
+            described = Template.from_json(job[Job.SPEC])
+            if described.digest == digest:
+                return described
+    return None
 
 
 _JOB_ATTRIBUTES = (
     "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
     "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
     Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
-    Job.RECORDS, Job.LEFT, Job.WANTED, Job.SPEC,
+    Job.RECORDS, Job.LEFT, Job.WANTED,
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
@@ -211,21 +243,12 @@ def _lane(ad: dict) -> Lane:
     )  # fmt: skip
 
 
-def _spec(job: dict) -> Template | None:
-    """The template that a job describes, if it is the one that it asks for."""
-    try:
-        described = Template.from_json(job.get(Job.SPEC, ""))
-        return described if described.digest == job[Job.TEMPLATE] else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # anybody may submit anything
-
-
 def _to_come(group: list[dict]) -> int:
     """What the run's newest job says of the records that are in no job yet."""
     return int(max(group, key=lambda job: (job["ClusterId"], job["ProcId"])).get(Job.LEFT, 0))
 
 
-def _demands(jobs: Iterable[dict]) -> list[Demand]:
+def _demands(jobs: Iterable[dict], specs: Mapping[str, Template]) -> list[Demand]:
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for job in jobs:
         if job["JobStatus"] in (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING):
@@ -237,7 +260,7 @@ def _demands(jobs: Iterable[dict]) -> list[Demand]:
             idle=sum(job["JobStatus"] == JobStatus.IDLE for job in group),
             running=sum(job["JobStatus"] != JobStatus.IDLE for job in group),
             wanted=max(job.get(Job.WANTED, 1) for job in group),
-            spec=next(filter(None, map(_spec, group)), None),
+            spec=specs.get(template),
             records=sum(job.get(Job.RECORDS, 1) for job in group) + _to_come(group),
         )
         for (template, run, user), group in groups.items()

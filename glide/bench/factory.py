@@ -1,0 +1,141 @@
+"""What a factory costs: a plan over a huge pool, and hundreds of glideins that it brings up on this one machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from glide.bench.rig import Rig, rig
+from glide.config import SiteFile
+from glide.factory.plan import plan
+from glide.factory.snapshot import read
+from glide.sweep.driver import Progress
+from glide.template import Template
+from glide.vocabulary import Job, JobStatus, Machine, State
+
+CALL = 8  # records of an engine call, as on a GPU
+NODE = Path(__file__).with_name("node.sh")
+MEMORY_SHARE = 0.9  # of the memory that is available may be taken
+PAUSE = 2.0  # seconds between points of the timeline
+
+
+def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, Any]:
+    """A plan of 10,000 glideins and 100,000 jobs; then so many glideins from nothing, each time with a sweep on them.
+
+    The second number is cut to what fits into the memory. The glideins are real but for their nodes, which are
+    namespaces of this machine, and the work is noop. The sweep's jobs are of one size, a job per lane: how jobs are cut
+    is measured by `glide bench batch`.
+    """
+    first, most = glideins
+    measured = {"plan": _plan(repeat), str(first): _scale(first)}
+    fitting = int(MEMORY_SHARE * _available() / 1e6 / measured[str(first)]["mb_per_glidein"])
+    return measured | {str(min(most, fitting)): _scale(min(most, fitting))}
+
+
+def _scale(glideins: int) -> dict[str, Any]:
+    request = {"memory": 1, "disk": 1}
+    with rig(
+        cores=glideins, settings={"USER_JOB_WRAPPER": str(NODE)}, request=request, max_idle=glideins,
+        submits_per_cycle=glideins,
+    ) as bench:  # fmt: skip
+        return _glideins(bench, glideins)
+
+
+def _glideins(bench: Rig, glideins: int, records: int = 50_000, record_seconds: float = 0.5) -> dict[str, Any]:
+    lanes = 2 * glideins
+    started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
+    timeline: list[dict[str, float]] = []
+
+    def watch(progress: Progress) -> None:
+        point = {
+            "s": round(time.monotonic() - started, 1), "lanes": sum(progress.lanes.values()),
+            "warm": progress.lanes.get(State.WARM, 0), "records": progress.done,
+            "memory_mb": round((memory - _available()) / 1e6), "cpu_s": round(_cpu_seconds() - cpu, 1),
+        }  # fmt: skip
+        if not timeline or point["s"] - timeline[-1]["s"] > PAUSE or point["warm"] == lanes > timeline[-1]["warm"]:
+            timeline.append(point)
+            print(f"bench: {point}", file=sys.stderr)
+
+    summary = bench.sweep(
+        records, {"record_seconds": CALL * record_seconds, "parallel": CALL}, watch, glideins=glideins, batch=CALL,
+        pack=max(1, records // lanes // CALL),
+    )  # fmt: skip
+    peak = max(timeline, key=lambda point: point["warm"])
+    return {
+        "glideins": glideins,
+        "lanes_warm_at_once": peak["warm"],
+        "first_warm_s": next(point["s"] for point in timeline if point["warm"]),
+        "all_warm_s": next((point["s"] for point in timeline if point["warm"] == lanes), None),
+        "makespan_s": summary["makespan_s"],
+        "ideal_s": round(records * record_seconds / glideins, 1),
+        "errors": records - sum(each["records"] for each in summary["glideins"]),
+        "mb_per_glidein": round(peak["memory_mb"] / glideins, 1),
+        "cpu_s_per_glidein": round(peak["cpu_s"] / glideins, 2),
+        "timeline": timeline,
+    }
+
+
+def _available() -> float:
+    """Bytes of memory that are to be had."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * float(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+
+
+def _cpu_seconds() -> float:
+    """What all CPUs together have worked since the machine started."""
+    _, user, nice, system, *_ = Path("/proc/stat").read_text().split()
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str, float]:
+    """Seconds from the ads to the actions, and the memory that takes, ads included."""
+    templates = {template.digest: template for template in (Template(f"model-{n}", "noop") for n in range(10))}
+    entries = [{"name": f"entry-{number}", "max_glideins": glideins, "max_idle": glideins} for number in range(10)]
+    site = SiteFile.model_validate({"site": "bench", "entries": entries})
+    seconds = []
+    for _ in range(repeat):
+        ads = _ads(glideins, jobs, list(templates))
+        started = time.monotonic()
+        actions = plan(read(*ads, templates), site)
+        seconds.append(time.monotonic() - started)
+        assert any(action.action == "submit" for action in actions)
+    tracemalloc.start()
+    plan(read(*_ads(glideins, jobs, list(templates)), templates), site)
+    megabytes = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return {"glideins": glideins, "jobs": jobs, "seconds": round(median(seconds), 3), "mb": round(megabytes)}
+
+
+def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[dict], list[dict]]:
+    """Ads of a large pool: half of the glideins run, with two lanes each, and the jobs are idle."""
+    common = {"ServerTime": 2000, "EnteredCurrentStatus": 1000}
+    queue = [
+        {
+            **common, "ClusterId": 1, "ProcId": number,
+            "JobStatus": JobStatus.RUNNING if number % 2 else JobStatus.IDLE,
+            "NumJobStarts": number % 2, "RemoteHost": f"slot1@node-{number % 500}", Job.ENTRY: f"entry-{number % 10}",
+            Job.TEMPLATE: digests[number % 10], Job.STATE: State.WARM if number % 2 else "", Job.STATE_SINCE: 1500,
+        }
+        for number in range(glideins)
+    ]  # fmt: skip
+    lanes = [
+        {
+            "Name": f"slot{slot}@{number}", "State": "Claimed" if slot == 1 else "Unclaimed", Machine.STATE: State.WARM,
+            Machine.ID: f"entry-{number % 10}-1.{number}", Machine.ENTRY: f"entry-{number % 10}",
+            Machine.TEMPLATE: digests[number % 10], Machine.MODEL: f"model-{number % 10}", Machine.RECORD_SECONDS: 0.5,
+        }
+        for number in range(1, glideins, 2) for slot in (1, 2)
+    ]  # fmt: skip
+    queue += [
+        {
+            **common, "ClusterId": 2 + number % 50, "ProcId": number, "JobStatus": JobStatus.IDLE,
+            Job.TEMPLATE: digests[number % 10], Job.RUN: f"run-{number % 50}", Job.RECORDS: 100, Job.WANTED: 1000,
+        }
+        for number in range(jobs)
+    ]  # fmt: skip
+    return queue, lanes

@@ -1,0 +1,160 @@
+"""What the factory makes of demand: work, owners, memory, lives that end, and where a glidein is worth most."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glide.config import SiteFile
+from glide.factory import room as rooms
+from glide.factory.health import FAILED_RECORDS
+from glide.factory.plan import plan
+from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.template import Template
+from glide.vocabulary import JobStatus, State
+from tests.test_plan import RUNNING, brief, demand, glidein, ids, lane, site
+
+WARM = {"state": State.WARM, "warm_seconds": 100.0}
+
+
+def measured(of: Glidein, record_seconds: float = 1.0, start_seconds: float = 60.0, **fields) -> Lane:
+    return lane(of, claimed=True, record_seconds=record_seconds, start_seconds=start_seconds, **fields)
+
+
+@pytest.mark.parametrize("records, submitted", [(30, 0), (119, 0), (130, 1), (200, 2), (10_000, 3)])
+def test_no_glidein_is_submitted_that_would_be_warm_when_the_work_is_done(records, submitted):
+    """One glidein of 1 s a record is there, and another takes 60 s to start."""
+    there = glidein(1)
+    snapshot = Snapshot((there,), (measured(there),), (demand(wanted=4, records=records),))
+    assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
+
+
+def test_while_nothing_is_measured_or_nothing_is_there_what_is_wanted_counts():
+    assert brief(plan(Snapshot(demands=(demand(wanted=3, records=1),)), site())) == [("submit", "T", 3)]
+    there = glidein(1)
+    unmeasured = Snapshot((there,), (lane(there),), (demand(wanted=3, records=1),))
+    assert brief(plan(unmeasured, site())) == [("submit", "T", 2)]
+
+
+def test_a_reason_says_how_much_work_there_is():
+    there = glidein(1)
+    (action,) = plan(Snapshot((there,), (measured(there),), (demand(wanted=2, records=500),)), site())
+    assert action.reason == "10 jobs of model want 1 more glideins for 500 s of work"
+
+
+def test_jobs_that_run_already_use_no_further_glidein():
+    busy = glidein(1)
+    lanes = (lane(busy, claimed=True), lane(busy, claimed=True))
+    assert plan(Snapshot((busy,), lanes, (demand(wanted=2, idle=0, running=2),)), site()) == []
+    assert brief(plan(Snapshot((busy,), lanes, (demand(wanted=2, idle=1, running=2),)), site())) == [("submit", "T", 1)]
+
+
+def test_a_glidein_that_takes_no_more_jobs_is_replaced_and_counted():
+    retiring = glidein(1)
+    lanes = (measured(retiring, retires=900.0),)
+    snapshot = Snapshot((retiring,), lanes, (demand(wanted=1, records=10_000),), now=1000.0)
+    assert brief(plan(snapshot, site())) == [("submit", "T", 1)]
+    (action,) = plan(snapshot, site({"name": "here", "max_glideins": 1}))
+    assert action.action == "wait" and "limit of 1" in action.reason
+    assert plan(replace(snapshot, now=800.0), site()) == []
+
+
+def test_where_some_are_in_the_way_those_go_first_whose_life_is_almost_over():
+    there = tuple(glidein(proc, "U") for proc in (1, 2, 3))
+    lanes = tuple(lane(of, retires=float(at)) for of, at in zip(there, (300, 100, 200), strict=True))
+    snapshot = Snapshot(there, lanes, (demand(wanted=1),))
+    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == ["7.2"]
+
+
+def test_only_entries_that_serve_the_owner_get_glideins():
+    both = site(
+        {"name": "here", "max_glideins": 4, "owners": ["them@here"]}, {"name": "there", "max_glideins": 1},
+    )  # fmt: skip
+    snapshot = Snapshot(demands=(demand(wanted=2, user="us@here"),), user="us@here")
+    assert [(action.action, action.entry) for action in plan(snapshot, both)] == [("submit", "there")]
+    (wait,) = plan(Snapshot(demands=(demand(wanted=2, user="who@else"),), user="us@here"), both)
+    assert wait.action == "wait" and "here: it does not serve who@else" in wait.reason
+
+
+def test_what_an_owner_wants_whom_nobody_serves_is_not_added_to_what_others_want():
+    demands = (demand(wanted=3, user="who@else"), demand(wanted=1, run="other", user="us@here"))
+    assert brief(plan(Snapshot(demands=demands, user="us@here"), site())) == [("submit", "T", 1)]
+
+
+def test_an_entry_whose_memory_is_too_small_for_the_model_gets_none():
+    large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
+    small = {"name": "small", "max_glideins": 4, "request": {"gpus": 1, "gpu_memory": 8000}}
+    (wait,) = plan(Snapshot(demands=(demand(spec=large),)), site(small))
+    assert wait.action == "wait" and "large needs 12000 MB, and its glideins have 8000 MB" in wait.reason
+    unknown = {"name": "unknown", "max_glideins": 4, "request": {"gpus": 1}}
+    (submit,) = plan(Snapshot(demands=(demand(spec=large),)), site(small, unknown))
+    assert (submit.action, submit.entry) == ("submit", "unknown")
+
+
+def test_idle_glideins_of_another_model_are_wished_for_where_nothing_else_has_room():
+    there = glidein(1, "U")
+    snapshot = Snapshot((there,), (lane(there),), (demand(),))
+    down = {"start": "2020-01-01", "end": "2030-01-01", "reason": "repairs"}
+    (wait,) = plan(replace(snapshot, now=1.6e9), site({"name": "here", "max_glideins": 4, "downtimes": [down]}))
+    assert "repairs" in wait.reason and "1 idle glideins of model could serve it instead" in wait.reason
+
+
+def test_the_entry_where_glideins_stayed_warm_comes_first():
+    both = site({"name": "here", "max_glideins": 9}, {"name": "there", "max_glideins": 9})
+    early = [replace(glidein(proc, status=JobStatus.COMPLETED, **WARM), warm_seconds=20.0) for proc in range(5)]
+    long = [
+        replace(glidein(9 + proc, status=JobStatus.COMPLETED, entry="there", **WARM), warm_seconds=3600.0)
+        for proc in range(5)
+    ]
+    snapshot = Snapshot(demands=(demand(wanted=1),), ended=(*early, *long))
+    here, there = (rooms.usefulness(entry, snapshot) for entry in both.entries)
+    assert 0 < here < 0.5 < there < 1
+    assert [action.entry for action in plan(snapshot, both)] == ["there"]
+    assert rooms.usefulness(both.entries[0], Snapshot()) == 0.5
+
+
+def test_a_glidein_is_worth_what_it_was_warm_for():
+    assert rooms.worth(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
+    assert rooms.worth(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(0.1)
+    assert rooms.worth(replace(glidein(1, **WARM), status=JobStatus.IDLE, warm_seconds=60.0)) == pytest.approx(0.1)
+    assert rooms.worth(glidein(1, status=JobStatus.COMPLETED)) == 0
+
+
+# ---- records that fail ---------------------------------------------------------------------------
+
+
+def serving(proc: int, served: int, errors: int, host: str, status: int = RUNNING) -> Glidein:
+    return glidein(proc, status=status, host=host, served=served, errors=errors, state=State.WARM)
+
+
+def test_a_node_where_records_fail_that_others_serve_is_left_out_and_its_glidein_goes_when_it_is_free():
+    well = serving(1, 500, 2, "good")
+    ill = [serving(2, 40, 40, "bad"), serving(3, 0, 9, "bad", JobStatus.COMPLETED)]
+    snapshot = Snapshot((well, ill[0]), (lane(well, claimed=True), lane(ill[0])), (demand(wanted=3),), ended=(ill[1],))
+    actions = plan(snapshot, site())
+    (submit,) = [action for action in actions if action.action == "submit"]
+    assert submit.avoid == ("bad",)
+    (remove,) = [action for action in actions if action.action == "remove"]
+    assert remove.ids == ("7.2",) and "40 of the 40 records it served failed" in remove.reason
+    claimed = replace(snapshot, lanes=(lane(well, claimed=True), lane(ill[0], claimed=True)))
+    assert not [action for action in plan(claimed, site()) if action.action == "remove"]
+
+
+def test_records_that_fail_everywhere_are_nobodys_fault():
+    there = tuple(serving(proc, 50, 50, f"n{proc}") for proc in (1, 2))
+    lanes = tuple(lane(of) for of in there)
+    assert brief(plan(Snapshot(there, lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
+
+
+def test_a_breaker_opens_where_records_fail_that_others_serve():
+    well = serving(1, 500, 0, "good")
+    ill = tuple(
+        replace(serving(2 + n, FAILED_RECORDS, FAILED_RECORDS, f"n{n}", JobStatus.COMPLETED), entry="there", age=10.0)
+        for n in range(3)
+    )
+    both = SiteFile.model_validate(
+        {"site": "s", "entries": [{"name": "here", "max_glideins": 1}, {"name": "there", "max_glideins": 9}]}
+    )
+    (wait,) = plan(Snapshot((well,), (lane(well, claimed=True),), (demand(wanted=3),), ended=ill), both)
+    assert wait.action == "wait" and "breaker open" in wait.reason and "records it served failed" in wait.reason

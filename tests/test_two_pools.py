@@ -1,0 +1,255 @@
+"""An outer pool whose machines may be taken away, an overlay pool that glideins join, and views that break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.condor import EmbeddedPool, processes
+from glide.condor.access_point import quoted
+from glide.factory.journal import Journal
+from glide.template import Template
+from glide.vocabulary import POOL_VARIABLE, Job, Machine, State
+from tests.conftest import eventually
+from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
+
+pytestmark = pytest.mark.pool
+
+# Two static slots, which a job that says it is important takes from any other, at once.
+PREEMPTING = {
+    "SLOT_TYPE_1": "cpus=1", "SLOT_TYPE_1_PARTITIONABLE": "False", "NUM_SLOTS_TYPE_1": "2",
+    "RANK": "TARGET.Important =?= True", "MaxJobRetirementTime": "0",
+}  # fmt: skip
+IMPORTANT = "executable = /bin/sleep\narguments = {seconds}\nMy.Important = True\nrequest_memory = 1\nqueue {count}\n"
+
+
+class Pools:
+    """The two pools and a factory between them."""
+
+    def __init__(self, overlay: EmbeddedPool, outer: EmbeddedPool, folder: Path):
+        self.overlay, self.outer, self.folder = overlay, outer, folder
+        self.environment = {**os.environ, **overlay.environment(), "GLIDE_HOME": str(overlay.home)}
+        self.address = (outer.folder / "address" / "collector").read_text().splitlines()[0]
+        self.factories: list[FactoryProcess] = []
+
+    def factory(self, name: str, **changes: Any) -> FactoryProcess:
+        away = entry(name, pool={"collector": self.address}, **changes)
+        self.factories.append(FactoryProcess(self.folder, name, away, environment=self.environment))
+        return self.factories[-1]
+
+    def ask(self, template: Template, jobs: int = 1, records: int = 1, wanted: int = 1) -> None:
+        """Submit jobs to the overlay pool that ask for a template."""
+        folder = self.folder / template.model
+        folder.mkdir()
+        for number in range(jobs):
+            lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(records))
+            (folder / f"records-{number}.jsonl").write_text("".join(lines))
+        further = f"My.{Job.SPEC} = {quoted(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
+        text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
+        (folder / "ask.sub").write_text(text.replace("$(model)", template.model))
+        done = command("submit", str(folder / "ask.sub"), environment=self.environment)
+        assert done.returncode == 0, done.stderr
+
+    def glideins(self) -> list[str]:
+        """Their statuses in the outer queue, those that have ended not among them."""
+        return [each for each in self._query(self.outer, f"{Job.ENTRY} =!= undefined", "JobStatus") if each != "4"]
+
+    def jobs(self) -> list[str]:
+        return self._query(self.overlay, "true", "JobStatus")
+
+    def lanes(self, attribute: str = Machine.STATE) -> list[str]:
+        ads = self.overlay.tool("condor_status", "-constraint", f"{Machine.ID} =!= undefined", "-af", attribute)
+        return ads.split()
+
+    def _query(self, pool: EmbeddedPool, constraint: str, attribute: str) -> list[str]:
+        return pool.tool("condor_q", "-allusers", "-constraint", constraint, "-af", attribute).split()
+
+    def unseen(self) -> str:
+        """What `glide factory status` says is not seen."""
+        told = json.loads(command("factory", "status", "--json", environment=self.environment).stdout)
+        return " ".join(why for site in told["sites"] for why in site["unseen"])
+
+    def journal(self, factory: FactoryProcess) -> list[dict[str, Any]]:
+        return list(Journal(self.overlay.home / "factory" / factory.name).lines())
+
+    def clear(self) -> None:
+        for factory in self.factories:
+            factory.stop()
+        for pool in (self.overlay, self.outer):
+            pool.tool("condor_rm", "-all", check=False)
+        eventually(lambda: not self.glideins() and not self.lanes(), "the pools are empty")
+        for folder in (self.overlay.home / "factory").glob("*"):
+            (folder / "file").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
+    overlay = EmbeddedPool(tmp_path_factory.mktemp("overlay"))
+    outer = EmbeddedPool(tmp_path_factory.mktemp("outer"))
+    try:
+        overlay.up(cores=1)
+        outer.up(cores=2, settings=PREEMPTING)
+        yield overlay, outer
+    finally:
+        overlay.down()
+        outer.down()
+
+
+@pytest.fixture
+def pools(both: tuple[EmbeddedPool, EmbeddedPool], tmp_path: Path) -> Iterator[Pools]:
+    overlay, outer = both
+    token = overlay.folder / "tokens.d" / "outer"
+    token.write_bytes((outer.folder / "tokens.d" / "owner").read_bytes())
+    token.chmod(0o600)
+    pools = Pools(overlay, outer, tmp_path)
+    yield pools
+    pools.clear()
+
+
+def test_one_pools_token_is_of_no_use_in_the_other(both: tuple[EmbeddedPool, EmbeddedPool]):
+    for mine, other in (both, both[::-1]):
+        address = (other.folder / "address" / "collector").read_text().splitlines()[0]
+        environment = {**os.environ, **mine.environment()}
+        environment["_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS"] = "IDTOKENS"
+        (mine.folder / "tokens.d" / "outer").unlink(missing_ok=True)
+        for tool in (["condor_status", "-any", "-pool", address], ["condor_q", "-pool", address, "-global"]):
+            refused = subprocess.run(tool, env=environment, capture_output=True, text=True)
+            assert "Error" in refused.stdout + refused.stderr, (tool, refused.stdout)
+
+
+def test_the_factory_fills_from_zero_in_two_cycles_and_comes_down_to_zero(pools: Pools):
+    factory = pools.factory("filling", idle_seconds=4)
+    pools.ask(Template("filling", "noop", options={"record_seconds": 0.2}), jobs=2, records=20, wanted=2)
+    for _ in range(2):
+        factory.start("--once")
+        factory.process.wait(60)
+    assert len(pools.glideins()) == 2
+    factory.start()
+    eventually(lambda: pools.jobs() == ["4", "4"], "both jobs ran")
+    assert pools.lanes(Machine.ENTRY)[:1] == ["filling"]
+    eventually(lambda: not pools.glideins() and not pools.lanes(), "without demand all are gone")
+    before = len(pools.journal(factory))
+    time.sleep(3)  # three cycles
+    assert not pools.glideins()
+    kinds = [action["action"] for line in pools.journal(factory) for action in line["actions"]]
+    assert kinds.count("submit") == 1, pools.journal(factory)[before - 1 :]
+    assert "Warm" in command("factory", "logs", "filling", environment=pools.environment).stdout
+
+
+def test_a_glidein_that_the_outer_pool_takes_away_is_seen_forgotten_and_back(pools: Pools):
+    factory = pools.factory("taken")
+    factory.start()
+    pools.ask(Template("taken", "noop", options={"record_seconds": 0.5}), records=60)
+    eventually(lambda: pools.jobs() == ["2"], "the job runs")
+    (pools.folder / "important.sub").write_text(IMPORTANT.format(seconds=8, count=2))
+    pools.outer.tool("condor_submit", str(pools.folder / "important.sub"))
+    eventually(lambda: pools.glideins() == ["1"], "its glidein is evicted and queued again")
+    eventually(lambda: not pools.lanes(), "its ads are gone")
+    eventually(lambda: pools.jobs() == ["1"], "its job waits for another lane")
+    eventually(lambda: "taken" in (pools.lanes(Machine.ENTRY) or [""])[0], "the glidein is back")
+    assert all(glide_id.endswith("r1") for glide_id in pools.lanes(Machine.ID))
+    eventually(lambda: pools.jobs() == ["4"], "the job has finished there")
+    journal = pools.journal(factory)
+    assert sum(action["action"] == "submit" for line in journal for action in line["actions"]) == 1
+    evicted = [line for line in journal if line["glideins"] == {"taken": {"idle": 1}} and line["lanes"]]
+    assert len(evicted) <= 1, "within a cycle of the eviction its ads are gone"
+
+
+def daemons(pool: EmbeddedPool, name: str) -> list[processes.Process]:
+    found = processes.with_variable(POOL_VARIABLE, str(pool.home))
+    return [each for each in found if each.name == name[:15] and each.variable("CONDOR_CONFIG") == str(pool.config)]
+
+
+def signalled(pool: EmbeddedPool, name: str, number: int) -> None:
+    for process in daemons(pool, name):
+        process.send(number)
+
+
+@pytest.fixture
+def working(pools: Pools) -> FactoryProcess:
+    """A factory with a glidein that works, and whose journal says so."""
+    factory = pools.factory("blinded", idle_seconds=15)
+    factory.start()
+    pools.ask(Template("blinded", "noop", options={"record_seconds": 0.5}), jobs=4, records=200, wanted=2)
+    eventually(lambda: pools.jobs() == ["2"] * 4 and pools.glideins() == ["2", "2"], "the jobs run")
+    eventually(lambda: pools.journal(factory)[-1]["lanes"].get("blinded", {}).get(State.WARM) == 4, "it is seen")
+    return factory
+
+
+def nothing_done_since(pools: Pools, factory: FactoryProcess, lines: int) -> None:
+    done = [action for line in pools.journal(factory)[lines:] for action in line["actions"]]
+    assert {action["action"] for action in done} <= {"wait"}, done
+
+
+@pytest.mark.parametrize("name", ["condor_collector", "condor_schedd"])
+def test_while_a_daemon_does_not_answer_nothing_is_done_and_status_says_why(pools: Pools, working, name: str):
+    lines = len(pools.journal(working))
+    signalled(pools.overlay, name, signal.SIGSTOP)
+    try:
+        unseen = eventually(pools.unseen, "status says what is not seen")
+    finally:
+        signalled(pools.overlay, name, signal.SIGCONT)
+    assert ("collector" if name == "condor_collector" else "access point") in unseen
+    eventually(lambda: not pools.unseen(), "it is seen again")
+    nothing_done_since(pools, working, lines)
+    assert pools.glideins() == ["2", "2"] and len(pools.lanes()) == 4
+
+
+def test_a_queue_and_a_collector_that_have_forgotten_everything_are_not_believed(pools: Pools, working):
+    """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
+    lines = len(pools.journal(working))
+    queue = pools.outer.folder / "spool" / "job_queue.log"
+    (master,) = daemons(pools.outer, "condor_master")
+    master.send(signal.SIGSTOP)  # it would start another schedd before the queue is gone
+    signalled(pools.outer, "condor_schedd", signal.SIGKILL)
+    queue.unlink()
+    signalled(pools.overlay, "condor_collector", signal.SIGKILL)
+    master.send(signal.SIGCONT)
+    eventually(lambda: "forgotten" in pools.unseen(), "what they say is not believed")
+    assert pools.glideins() == []
+    nothing_done_since(pools, working, lines)
+    # The jobs of a lost queue end by themselves; who still says after a minute that there are none is right.
+    eventually(lambda: pools.glideins(), "they are replaced")
+    assert not pools.unseen()
+
+
+def test_an_expired_token_and_a_revoked_one_are_refused(pools: Pools, tmp_path: Path):
+    ad = tmp_path / "ad"
+    ad.write_text('MyType = "Machine"\nName = "slot1@stolen"\nMachine = "stolen"\nMyAddress = "<127.0.0.1:1>"\n')
+
+    def advertise(token: str) -> bool:
+        tokens = tmp_path / token
+        environment = {
+            **pools.environment, "_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS": "IDTOKENS",
+            "_CONDOR_SEC_TOKEN_DIRECTORY": str(tokens), "_CONDOR_SEC_TOKEN_SYSTEM_DIRECTORY": str(tokens),
+        }  # fmt: skip
+        done = subprocess.run(["condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(ad)], env=environment)
+        return done.returncode == 0
+
+    def mint(name: str, *lifetime: str) -> None:
+        (tmp_path / name).mkdir(mode=0o700)
+        identity = f"glidein-{name}@{(pools.overlay.folder / 'trust_domain').read_text()}"
+        allowed = ("-authz", "ADVERTISE_STARTD", "-authz", "ADVERTISE_MASTER")
+        text = pools.overlay.tool("condor_token_create", "-identity", identity, *allowed, *lifetime)
+        (tmp_path / name / "token").write_text(text)
+        (tmp_path / name / "token").chmod(0o600)
+
+    mint("good")
+    mint("short", "-lifetime", "2")
+    assert advertise("good") and advertise("short")
+    time.sleep(3)
+    assert advertise("good") and not advertise("short")
+    with pools.overlay.config.open("a") as config:
+        config.write('SEC_TOKEN_REVOCATION_EXPR = regexp("^glidein-good@", sub)\n')
+    signalled(pools.overlay, "condor_collector", signal.SIGHUP)
+    mint("other")
+    eventually(lambda: not advertise("good"), "the revoked one is refused")
+    assert advertise("other")
