@@ -67,6 +67,22 @@ def test_where_some_are_in_the_way_those_go_first_whose_life_is_almost_over():
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == ["7.2"]
 
 
+def test_an_idle_glidein_is_in_nobodys_way_where_the_model_has_no_place():
+    large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
+    small = {"name": "here", "max_glideins": 1, "request": {"memory": 8000}}
+    there = glidein(1, "U")
+    snapshot = Snapshot((there,), (lane(there),), (demand(wanted=1, spec=large),))
+    assert ids(plan(snapshot, site(small)), "remove") == []
+    assert ids(plan(snapshot, site({**small, "request": {"memory": 16000}})), "remove") == ["7.1"]
+
+
+def test_glideins_of_an_entry_that_is_not_seen_are_not_supplied_again_elsewhere():
+    both = site({"name": "here", "max_glideins": 4}, {"name": "there", "max_glideins": 4})
+    lanes = (lane(glidein(1), claimed=True), lane(glidein(2), claimed=True))
+    snapshot = Snapshot((), lanes, (demand(wanted=3),), blind={"here": "timeout"})
+    assert [(a.action, a.entry, a.count) for a in plan(snapshot, both)] == [("wait", "here", 0), ("submit", "there", 1)]
+
+
 def test_only_entries_that_serve_the_owner_get_glideins():
     both = site(
         {"name": "here", "max_glideins": 4, "owners": ["them@here"]}, {"name": "there", "max_glideins": 1},

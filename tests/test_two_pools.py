@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ PREEMPTING = {
     "SLOT_TYPE_1": "cpus=1", "SLOT_TYPE_1_PARTITIONABLE": "False", "NUM_SLOTS_TYPE_1": "2",
     "RANK": "TARGET.Important =?= True", "MaxJobRetirementTime": "0",
 }  # fmt: skip
+COUNT = itertools.count()
 IMPORTANT = "executable = /bin/sleep\narguments = {seconds}\nMy.Important = True\nrequest_memory = 1\nqueue {count}\n"
 
 
@@ -159,6 +161,8 @@ def test_a_glidein_that_the_outer_pool_takes_away_is_seen_forgotten_and_back(poo
     eventually(lambda: pools.jobs() == ["4"], "the job has finished there")
     journal = pools.journal(factory)
     assert sum(action["action"] == "submit" for line in journal for action in line["actions"]) == 1
+    expunged = [action["reason"] for line in journal for action in line["actions"] if action["action"] == "expunge"]
+    assert not [reason for reason in expunged if "r1" in reason], "its new life is not taken for a ghost"
     evicted = [line for line in journal if line["glideins"] == {"taken": {"idle": 1}} and line["lanes"]]
     assert len(evicted) <= 1, "within a cycle of the eviction its ads are gone"
 
@@ -178,7 +182,8 @@ def working(pools: Pools) -> FactoryProcess:
     """A factory with a glidein that works, and whose journal says so."""
     factory = pools.factory("blinded", idle_seconds=15)
     factory.start()
-    pools.ask(Template("blinded", "noop", options={"record_seconds": 0.5}), jobs=4, records=200, wanted=2)
+    # Another template each time, for jobs are not to start where the last test's glideins are going down.
+    pools.ask(Template("blinded", "noop", options={"record_seconds": 0.5 + next(COUNT) / 1000}), 4, 200, wanted=2)
     eventually(lambda: pools.jobs() == ["2"] * 4 and pools.glideins() == ["2", "2"], "the jobs run")
     eventually(lambda: pools.journal(factory)[-1]["lanes"].get("blinded", {}).get(State.WARM) == 4, "it is seen")
     return factory

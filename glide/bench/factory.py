@@ -46,8 +46,10 @@ def _scale(glideins: int) -> dict[str, Any]:
         return _glideins(bench, glideins)
 
 
-def _glideins(bench: Rig, glideins: int, records: int = 50_000, record_seconds: float = 0.5) -> dict[str, Any]:
+def _glideins(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
     lanes = 2 * glideins
+    # Work for longer than it takes to bring them all up, which takes longer the fuller the machine is.
+    record_seconds = 0.5 * max(1.0, glideins / 186) ** 2
     started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
     timeline: list[dict[str, float]] = []
 
@@ -118,7 +120,8 @@ def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[dict], list
         {
             **common, "ClusterId": 1, "ProcId": number,
             "JobStatus": JobStatus.RUNNING if number % 2 else JobStatus.IDLE,
-            "NumJobStarts": number % 2, "RemoteHost": f"slot1@node-{number % 500}", Job.ENTRY: f"entry-{number % 10}",
+            "NumShadowStarts": number % 2, "RemoteHost": f"slot1@node-{number % 500}",
+            Job.ENTRY: f"entry-{number % 10}",
             Job.TEMPLATE: digests[number % 10], Job.STATE: State.WARM if number % 2 else "", Job.STATE_SINCE: 1500,
         }
         for number in range(glideins)

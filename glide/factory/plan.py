@@ -42,6 +42,14 @@ class Action:
         return {name: value for name, value in asdict(self).items() if name not in ("ids", "avoid")}
 
 
+@dataclass
+class Lack:
+    """So many glideins are missing which these entries could have, if they were not full."""
+
+    missing: int = 0
+    entries: frozenset[str] = frozenset()
+
+
 def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> list[Action]:
     """What the factory does about what it sees; nothing at all when it does not see everything.
 
@@ -61,18 +69,21 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     # Where glideins were worth most comes first, else the file's order counts.
     ranked = sorted(site.entries, key=lambda entry: -rooms.usefulness(entry, snapshot))
     found = [(entry, rooms.of_entry(entry, snapshot, drained)) for entry in ranked]
-    unmet = 0
+    lacks: list[Lack] = []
     owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         missing = _missing(template, snapshot, owners)
         if missing > 0:
-            supplied, lacking = _supply(template, missing, snapshot, whole, found)
+            supplied, lack = _supply(template, missing, snapshot, whole, found)
             actions += supplied
-            unmet += lacking
+            lacks.append(lack)
     for entry in seen:
-        retired = _retire(entry, snapshot, unmet)
-        unmet -= len(retired)
-        actions += retired[: entry.removals_per_cycle]
+        mine = [lack for lack in lacks if entry.name in lack.entries]
+        retired = _retire(entry, snapshot, sum(lack.missing for lack in mine))[: entry.removals_per_cycle]
+        actions += retired
+        gone = len(retired)
+        for lack in mine:
+            lack.missing, gone = max(0, lack.missing - gone), max(0, gone - lack.missing)
     return actions
 
 
@@ -104,8 +115,11 @@ def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     if work < wanted * start:
         wanted = max(1, int(work / start))
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
-    there = [glidein for glidein in snapshot.glideins if glidein.template == template]
-    return wanted - sum(glidein.glide_id not in retiring for glidein in there)
+    there = {glidein.glide_id for glidein in snapshot.glideins if glidein.template == template}
+    there |= {  # in a queue that is not seen now
+        lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.entry in snapshot.blind
+    }
+    return wanted - len(there - retiring)
 
 
 def _work(template: str, snapshot: Snapshot) -> float:
@@ -128,20 +142,20 @@ def _start_seconds(template: str, snapshot: Snapshot) -> float:
 
 def _supply(
     template: str, missing: int, snapshot: Snapshot, whole: Room, found: list[tuple[Entry, Room]]
-) -> tuple[list[Action], int]:
-    """Submit what is missing, entry by entry, or say why not; and how many full entries lack."""
+) -> tuple[list[Action], Lack]:
+    """Submit what is missing, entry by entry, or say why not and what full entries lack."""
     first = found[0][0].name
     lanes = [lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED]
     if lanes:
         why = f"{lanes[0].glide_id} could not load it: {lanes[0].failure}"
-        return [Action("wait", lanes[0].entry, template, missing, why)], 0
+        return [Action("wait", lanes[0].entry, template, missing, why)], Lack()
     demands = [demand for demand in snapshot.demands if demand.template == template]
     if not any(demand.spec for demand in demands):
         why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
-        return [Action("wait", first, template, missing, why)], 0
+        return [Action("wait", first, template, missing, why)], Lack()
     actions: list[Action] = []
     limits = []
-    full = True
+    full = set()
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
     work = _work(template, snapshot)
     why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
@@ -158,11 +172,12 @@ def _supply(
         else:
             tightest = min((own, space, whole), key=lambda each: each.left)
             limits.append(f"{entry.name}: {tightest.limit}")
-            full = full and tightest.full
+            if tightest.full:
+                full.add(entry.name)
     if missing > 0 and not actions:
         reason = "no entry has room: " + "; ".join(limits) + _wish(template, snapshot)
-        return [Action("wait", first, template, missing, reason)], missing if full else 0
-    return actions, 0
+        return [Action("wait", first, template, missing, reason)], Lack(missing, frozenset(full))
+    return actions, Lack()
 
 
 def _wish(template: str, snapshot: Snapshot) -> str:

@@ -195,7 +195,7 @@ def _described(access_point: AccessPoint, digest: str) -> Template | None:
 
 
 _JOB_ATTRIBUTES = (
-    "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
+    "ClusterId", "ProcId", "JobStatus", "NumShadowStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
     "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
     Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
     Job.RECORDS, Job.LEFT, Job.WANTED,
@@ -212,7 +212,7 @@ def _glidein(job: dict, lanes: Mapping[str, Lane]) -> Glidein:
     age = now - job.get("EnteredCurrentStatus", 0)
     glidein = Glidein(
         job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
-        job.get("NumJobStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
+        job.get("NumShadowStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
         (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
         served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0),
     )  # fmt: skip

@@ -45,7 +45,8 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
     master = _condor_master(settings)
     release = master.parent.parent
     job = read_ad(os.environ.get("_CONDOR_JOB_AD"))
-    restarts = int(job.get("NumJobStarts", 0))
+    # Not NumJobStarts, of which the queue hears a quarter of an hour later.
+    restarts = max(0, int(job.get("NumShadowStarts", 1)) - 1)
     glide_id = f"{settings.entry}-{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}"
     glide_id += f"r{restarts}" if restarts else ""
     daemon_name = f"glide-{glide_id}-{secrets.token_hex(3)}".replace(".", "-")
