@@ -90,7 +90,7 @@ def test_only_entries_that_serve_the_owner_get_glideins():
     snapshot = Snapshot(demands=(demand(wanted=2, user="us@here"),), user="us@here")
     assert [(action.action, action.entry) for action in plan(snapshot, both)] == [("submit", "there")]
     (wait,) = plan(Snapshot(demands=(demand(wanted=2, user="who@else"),), user="us@here"), both)
-    assert wait.action == "wait" and "here: it does not serve who@else" in wait.reason
+    assert wait.action == "wait" and wait.reason == "no entry serves who@else"
 
 
 def test_what_an_owner_wants_whom_nobody_serves_is_not_added_to_what_others_want():
@@ -174,3 +174,30 @@ def test_a_breaker_opens_where_records_fail_that_others_serve():
     )
     (wait,) = plan(Snapshot((well,), (lane(well, claimed=True),), (demand(wanted=3),), ended=ill), both)
     assert wait.action == "wait" and "breaker open" in wait.reason and "records it served failed" in wait.reason
+
+
+# ---- what is about to change, and what is not seen -----------------------------------------------
+
+
+def test_a_glidein_that_is_being_removed_makes_the_room_and_no_second_one_is():
+    there = (glidein(1, "U", JobStatus.REMOVED), glidein(2, "U"), glidein(3, "U"))
+    snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),))
+    full = site({"name": "here", "max_glideins": 3})
+    assert ids(plan(snapshot, full), "remove") == []
+    assert ids(plan(replace(snapshot, glideins=there[1:]), site({"name": "here", "max_glideins": 2})), "remove") == [
+        "7.2"
+    ]
+
+
+def test_one_node_that_cannot_load_the_model_stops_nobody_where_others_can():
+    well, ill = glidein(1), glidein(2)
+    lanes = (lane(well, claimed=True), lane(ill, State.FAILED, failure="CUDA error"))
+    assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
+
+
+def test_the_sites_limit_counts_an_entry_that_is_not_seen_as_full():
+    both = SiteFile.model_validate(
+        {"site": "s", "max_glideins": 4, "entries": [{"name": n, "max_glideins": 3} for n in ("here", "there")]}
+    )
+    actions = plan(Snapshot(demands=(demand(wanted=4),), blind={"here": "timeout"}), both)
+    assert [(each.entry, each.count) for each in actions if each.action == "submit"] == [("there", 1)]

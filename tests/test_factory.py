@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
+from glide.condor import access_point as access_point_module
 from glide.condor.access_point import quoted
 from glide.config import SiteFile, load
 from glide.factory.apply import Hands
 from glide.factory.plan import Action
+from glide.factory.snapshot import take
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -164,6 +166,15 @@ def test_a_glidein_whose_life_is_over_takes_no_job_and_is_replaced(run_factory, 
     assert len(glideins(access_point, "old", *RUNNING)) == 2
 
 
+def test_the_embedded_pool_is_found_without_being_told(run_factory, pool):
+    factory = run_factory("finding", entry("found"))
+    hidden = {name: value for name, value in os.environ.items() if name != "CONDOR_CONFIG"}
+    factory.environment = {**hidden, "GLIDE_HOME": str(pool.home)}
+    factory.start("--once")
+    assert factory.process.wait(60) == 0 and "no access point" not in factory.log.read_text()
+    assert (pool.home / "factory" / "finding" / "journal.jsonl").exists()
+
+
 def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point):
     factory = run_factory("closing", entry("door"))
     factory.start()
@@ -212,10 +223,11 @@ def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_fa
     factory.start()
     template = Template("listed", "noop")
     cluster = ask(template)
-    assert "it does not serve" in factory.says("no entry has room")
+    factory.says("no entry serves")
     factory.stop()
     hands = Hands(load(factory.file, SiteFile), tmp_path)
-    hands.apply([Action("submit", "listed", template.digest, 1, "nevertheless")], hands.look())
+    by_anybody = take(AccessPoint, Collector())
+    assert hands.apply([Action("submit", "listed", template.digest, 1, "nevertheless")], by_anybody) == []
     eventually(
         lambda: (
             hands.care(hands.look())
@@ -226,3 +238,37 @@ def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_fa
     time.sleep(5)  # several negotiation cycles
     (job,) = access_point.jobs(f"ClusterId == {cluster}", ["NumJobStarts"])
     assert (job["JobStatus"], job.get("NumJobStarts", 0)) == (JobStatus.IDLE, 0)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {f"My.{Job.TEMPLATE}": '"T"', f"My.{Job.WANTED}": '"many"'},
+        {f"My.{Job.TEMPLATE}": '"T"', f"My.{Job.RECORDS}": "-5"},
+        {f"My.{Job.TEMPLATE}": "7"},
+        {f"My.{Job.TEMPLATE}": r'"T\" || true"'},
+        {f"My.{Job.TEMPLATE}": '"T"', f"My.{Job.MODEL}": r'"x\"\n+Evil = 1"'},
+    ],
+)
+def test_jobs_that_are_not_what_they_should_be_are_not_seen(access_point, attributes):
+    """Any user's job is an input of the factory."""
+    description = "executable = /bin/true\nrequirements = false\nqueue\n"
+    cluster = access_point.submit(description, attributes)
+    try:
+        snapshot = take(lambda: access_point, Collector())
+        assert not snapshot.failed
+        assert "T" not in {demand.template for demand in snapshot.demands}
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "the test is over")
+
+
+def test_glideins_under_another_name_are_neither_ours_nor_absent(access_point, monkeypatch):
+    attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
+    cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
+    try:
+        assert "mine" in {glidein.entry for glidein in take(lambda: access_point, Collector()).glideins}
+        monkeypatch.setitem(access_point_module._USERS, str(access_point.location["MyAddress"]), "mallory@else")
+        seen = take(lambda: access_point, Collector())
+        assert "queued under the name" in seen.failed[0] and not seen.glideins
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "the test is over")

@@ -111,3 +111,11 @@ def test_a_link_to_nothing_is_a_file_that_cannot_be_read(folder):
     (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         of(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"files": {"a": ["00", "big"]}, "model": "m", "engine": "noop"}', "7", ""]
+)
+def test_what_is_no_template_is_an_error_that_can_be_caught(text):
+    with pytest.raises((ValueError, KeyError, TypeError, RecursionError)):
+        Template.from_json(text)

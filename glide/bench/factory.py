@@ -38,11 +38,12 @@ def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, An
 
 
 def _scale(glideins: int) -> dict[str, Any]:
-    request = {"memory": 1, "disk": 1}
+    # Slots are cut in pieces of 128 MB; what glideins really take is measured.
+    settings = {"USER_JOB_WRAPPER": str(NODE), "MEMORY": str(256 * glideins)}
+    request = {"memory": 64, "disk": 1}
     with rig(
-        cores=glideins, settings={"USER_JOB_WRAPPER": str(NODE)}, request=request, max_idle=glideins,
-        submits_per_cycle=glideins,
-    ) as bench:  # fmt: skip
+        cores=glideins, settings=settings, request=request, max_idle=glideins, submits_per_cycle=glideins
+    ) as bench:
         return _glideins(bench, glideins)
 
 

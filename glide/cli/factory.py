@@ -32,9 +32,9 @@ def run(
 
     Example: glide factory run -c site_configs/local.yaml
     """
-    factory = Factory(config, drain)
+    _sites(config)  # a mistake in a file is said first, pool or not
     connect()
-    factory.run(once)
+    Factory(config, drain).run(once)
 
 
 @app.command()
@@ -80,10 +80,11 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
         close(site, entry)
         hands = Hands(site, folder(site))
         snapshot = hands.look()
-        if snapshot.failed:
-            raise CondorError(f"{entry} is closed; its glideins are still there: {snapshot.failed[0]}")
+        if unseen := [*snapshot.failed, *filter(None, [snapshot.blind.get(entry)])]:
+            raise CondorError(f"{entry} is closed; its glideins are still there: {unseen[0]}")
         actions = policy.drain(snapshot, site, "drained by an admin", [entry])
-        hands.apply(actions, snapshot)
+        if refused := hands.apply(actions, snapshot):
+            raise CondorError("; ".join(refused))
         print(f"{entry} is closed; {sum(action.count for action in actions)} glideins are going down")
 
 

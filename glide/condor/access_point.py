@@ -6,6 +6,7 @@ The bindings are used here, in the collector's module beside it, and nowhere els
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,19 @@ class AccessPoint:
 
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many."""
-        result = self._call("act", bindings.htcondor2.JobAction.Remove, constraint, reason=reason)
+        result = self._call(
+            "act", bindings.htcondor2.JobAction.Remove, constraint, reason=(reason, 0)
+        )  # a bare text is not passed on
         return int(result.get("TotalSuccess", 0))
 
     def reconsider(self, constraint: str, priority: int) -> None:
         """Have idle jobs negotiated for again, with this priority.
 
         A schedd of 25.14 takes a job whose match the other side refused for matched until it rebuilds its list of
-        runnable jobs: when a job comes, or a priority is set, or after 20 minutes.
+        runnable jobs: when a job comes, or a priority is set, or after 20 minutes. That none is left is no error.
         """
-        self._call("edit", constraint, "JobPrio", str(priority))
+        with suppress(CondorError):
+            self._call("edit", constraint, "JobPrio", str(priority))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:

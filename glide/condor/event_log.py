@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class EventLog:
     def __init__(self) -> None:
         self.path = str(bindings.htcondor2.param.get("EVENT_LOG") or "")
         self.log: Any = None
+        self.inode = 0
         self.new()
 
     @property
@@ -35,8 +37,13 @@ class EventLog:
 
     def new(self) -> list[Event]:
         """Events since the last look; never waits."""
-        if self.log is None:
-            if not os.access(self.path, os.R_OK):
-                return []  # a fresh access point has none before its first job
+        if not os.access(self.path, os.R_OK):
+            return []  # a fresh access point has none before its first job
+        if self.log is None or self.inode != os.stat(self.path).st_ino:  # or it was rotated
             self.log = bindings.htcondor2.JobEventLog(self.path)
-        return [Event(event.type.name, f"{event.cluster}.{event.proc}") for event in self.log.events(stop_after=0)]
+            self.inode = os.stat(self.path).st_ino
+        events = []
+        with suppress(ValueError):  # an event of a kind that these bindings do not know
+            for event in self.log.events(stop_after=0):
+                events.append(Event(event.type.name, f"{event.cluster}.{event.proc}"))
+        return events

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import py_compile
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -27,6 +28,8 @@ from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine
 
 QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
+KEEP_SECONDS = 3600  # glideins that have ended stay in the queue for so long, or twice the breaker's back-off
+LOG_SECONDS = 7 * 86400  # and their logs on disk for so long
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -56,20 +59,29 @@ class Hands:
             if entry.pool:
                 entries.setdefault(entry.pool, []).append(entry.name)
         outer = [(partial(self.access_point, pool), names) for pool, names in entries.items()]
-        return take(self.access_point, self.collector, outer)
+        owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
+        return take(self.access_point, self.collector, outer, owners)
 
-    def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> None:
-        """Do what is to be done; CondorError when HTCondor refuses, and the next cycle sees what came of it."""
+    def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
+        """Do what is to be done, and return what HTCondor refused; the next cycle sees what came of it."""
+        refused = []
         for action in actions:
-            if action.action == "submit":
-                self._submit(action, snapshot)
-            elif action.action == "remove":
-                self._remove(action, snapshot)
-            elif action.action == "drain":
-                self.of_entry(action.entry).remove(any_of(action.ids), f"glide factory: {action.reason}")
-            elif action.action == "expunge":
-                for glide_id in action.ids:
-                    self.collector.expunge(f'{Machine.ID} == "{glide_id}"')
+            try:
+                self._do(action, snapshot)
+            except CondorError as error:  # no reason to leave out the others
+                refused.append(f"{action.entry}: cannot {action.action}: {error}")
+        return refused
+
+    def _do(self, action: Action, snapshot: Snapshot) -> None:
+        if action.action == "submit":
+            self._submit(action, snapshot)
+        elif action.action == "remove":
+            self._remove(action, snapshot)
+        elif action.action == "drain":
+            self.of_entry(action.entry).remove(any_of(action.ids), f"glide factory: {action.reason}")
+        elif action.action == "expunge":
+            for glide_id in action.ids:
+                self.collector.expunge(f"{Machine.ID} == {quoted(glide_id)}")
 
     def care(self, snapshot: Snapshot) -> None:
         """What each cycle needs whatever was decided: matches that were forgotten, tokens that age, logs to bring."""
@@ -97,7 +109,7 @@ class Hands:
 
     def _remove(self, action: Action, snapshot: Snapshot) -> None:
         """Take glideins down, but for those of which a lane has been claimed since we looked."""
-        names = {glidein.job: glidein.glide_id for glidein in snapshot.glideins}
+        names = {glidein.job: glidein.glide_id for glidein in snapshot.of(action.entry)[0]}
         claimed = f'State == "Claimed" && {Machine.ID}'
         ids = [job for job in action.ids if not self.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]
         if ids:
@@ -114,6 +126,7 @@ class Hands:
             "folder": str(folder), "python": entry.python or sys.executable, "entry": entry.name,
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
+            "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
             "node_requirements": _requirements(entry, action.avoid), "digest": template.digest, "model": template.model,
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
@@ -127,6 +140,7 @@ class Hands:
         """Write the files that the glideins of an entry and template start from."""
         folder = self._folder(entry, template.digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _tidy(folder, snapshot.now - LOG_SECONDS)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), template=template, lanes=entry.lanes,
@@ -155,6 +169,13 @@ class Hands:
                 self.of_entry(entry.name).retrieve(any_of(missing))
             for path in missing.values():
                 path.touch()  # asked once; there may be none
+
+
+def _tidy(folder: Path, before: float) -> None:
+    """Delete what glideins of long ago have left."""
+    for path in (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs")):
+        if path.stat().st_mtime < before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _trust_domain() -> str:

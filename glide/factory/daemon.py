@@ -98,16 +98,16 @@ class Factory:
                 actions = policy.plan(snapshot, site, closed)
                 self._report(actions)
                 done += actions
-                self.journals[site.site].write(snapshot, actions)
-                if snapshot.failed:
-                    continue
-                if not snapshot.blind:
-                    self.believed[site.site] = expected(snapshot, actions)
-                hands.apply(actions, snapshot)
-                hands.care(snapshot)
+                refused = [] if snapshot.failed else hands.apply(actions, snapshot)
+                for refusal in refused:
+                    say(refusal)
+                self.journals[site.site].write(snapshot, actions, refused)
+                if not snapshot.failed:
+                    hands.care(snapshot)
+                    if not snapshot.blind:
+                        self.believed[site.site] = expected(snapshot, actions)
             except CondorError as error:
                 say(f"{site.site}: {error}")
-                self.journals[site.site].write(Snapshot(failed=(str(error),)), [])
             except Exception:  # a mistake of ours must not take a daemon down that glideins hang on
                 say(f"{site.site}: no action, because of an error in glide:")
                 traceback.print_exc()
@@ -135,7 +135,8 @@ class Factory:
                     snapshot = hands.look()
                     actions = policy.drain(snapshot, site, "the factory stops")
                     self._report(actions)
-                    hands.apply(actions, snapshot)
+                    for refusal in hands.apply(actions, snapshot):
+                        say(refusal)
                     left = left or bool(actions or snapshot.failed)
                 if not left:
                     return

@@ -29,9 +29,13 @@ class Journal:
         self.path = folder / "journal.jsonl"
         self.last: dict[str, Any] = {}
 
-    def write(self, snapshot: Snapshot, actions: Collection[Action]) -> None:
-        """Add a line, if anything is new, and note that there was a cycle."""
-        told = describe(snapshot, actions)
+    def write(self, snapshot: Snapshot, actions: Collection[Action], refused: Collection[str] = ()) -> None:
+        """Add a line, if anything is new, and note that there was a cycle.
+
+        Args:
+            refused: what HTCondor did not do of the actions.
+        """
+        told = {**describe(snapshot, actions), "refused": list(refused)}
         if self.path.exists() and _stable(told) == _stable(self.last):
             return os.utime(self.path)
         if self.path.exists() and self.path.stat().st_size > LARGEST:

@@ -145,11 +145,15 @@ def _supply(
 ) -> tuple[list[Action], Lack]:
     """Submit what is missing, entry by entry, or say why not and what full entries lack."""
     first = found[0][0].name
-    lanes = [lane for lane in snapshot.lanes if lane.template == template and lane.state == State.FAILED]
-    if lanes:
-        why = f"{lanes[0].glide_id} could not load it: {lanes[0].failure}"
-        return [Action("wait", lanes[0].entry, template, missing, why)], Lack()
+    lanes = [lane for lane in snapshot.lanes if lane.template == template]
+    failed = [lane for lane in lanes if lane.state == State.FAILED]
+    if failed and not any(lane.state == State.WARM for lane in lanes):  # else it is the node
+        why = f"{failed[0].glide_id} could not load it: {failed[0].failure}"
+        return [Action("wait", failed[0].entry, template, missing, why)], Lack()
     demands = [demand for demand in snapshot.demands if demand.template == template]
+    users = {demand.user for demand in demands}
+    if not any(users & set(rooms.owners(entry, snapshot)) for entry, _ in found):
+        return [Action("wait", first, template, missing, f"no entry serves {', '.join(sorted(users))}")], Lack()
     if not any(demand.spec for demand in demands):
         why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
         return [Action("wait", first, template, missing, why)], Lack()
@@ -202,8 +206,9 @@ def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
     mine = sorted(snapshot.of(entry.name)[0], key=lambda glidein: retires.get(glidein.glide_id, float("inf")))
+    unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)  # they are about to make room
     actions = []
-    for glidein in mine:
+    for glidein in (glidein for glidein in mine if glidein.status != JobStatus.REMOVED):
         if glidein.status == JobStatus.HELD:
             # Until then it stays, to be seen and to be counted: removed at once it would be replaced at once.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:

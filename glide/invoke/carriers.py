@@ -162,7 +162,7 @@ class Carriers:
 
     def reconsider(self, carriers: Sequence[Carrier]) -> None:
         """Have idle carriers matched that should have been: they have waited already, so they go before others."""
-        with suppress(CondorError):  # each of them has started or gone since we looked
+        if carriers:
             self.access_point.reconsider(any_of(carrier.job for carrier in carriers[:REMINDED]), URGENT)
 
     def remove(self, carriers: Sequence[Carrier], reason: str) -> None:

@@ -32,6 +32,7 @@ def document(site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
         "running": is_running(site),
         "last_cycle_s": None if age is None else round(age, 1),
         "unseen": sorted({*snapshot.failed, *told.get("unseen", [])}),
+        "refused": told.get("refused", []),
         "entries": [_entry(entry, site, snapshot) for entry in site.entries],
     }
 
@@ -41,7 +42,9 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     room = rooms.of_entry(entry, snapshot, drained(site))
     failures = [each for each in (*mine, *ended) if each.state == State.FAILED or (each in ended and not each.state)]
     latest = min(failures, key=lambda each: each.age, default=None)
-    expiries = [tokens.seconds_left(path, time.time()) for path in (folder(site) / entry.name).glob("*/token")]
+    waiting = {glidein.template for glidein in mine if glidein.status == JobStatus.IDLE}
+    place = folder(site) / entry.name
+    expiries = [tokens.seconds_left(place / template[:16] / "token", time.time()) for template in waiting]
     return {
         "entry": entry.name,
         "glideins": dict(Counter(JobStatus.NAMES[glidein.status] for glidein in mine)),
@@ -55,7 +58,7 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
         "token_hours": min((round(left / 3600, 1) for left in expiries if left is not None), default=None),
         "last_failure": latest and {
             "glidein": latest.glide_id, "host": latest.host, "reason": latest.failure or latest.hold_reason,
-            "last_words": last_words(folder(site) / entry.name, latest),
+            "last_words": last_words(place, latest),
         },
     }  # fmt: skip
 
@@ -82,6 +85,7 @@ def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
         when = "" if site["last_cycle_s"] is None else f"; its last cycle was {site['last_cycle_s']:.0f} s ago"
         notes.append(f"{site['site']}: its factory {alive}{when}")
         notes += [f"{site['site']}: no action: {why}" for why in site["unseen"]]
+        notes += [f"{site['site']}: HTCondor refused: {what}" for what in site["refused"]]
         for entry in site["entries"]:
             told = ({name: str(count) for name, count in entry[kind].items()} for kind in ("glideins", "ended"))
             counts = (", ".join(f"{count} {name}" for name, count in each.items()) or "-" for each in told)

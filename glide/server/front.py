@@ -246,6 +246,8 @@ class Front:
         fields = [None, record["prompt"], record.get("generate", {})]
         attempts = record.get("attempts", 0) + job.ticket.starts + 1
         timeout = record.get("timeout", RECORD_TIMEOUT)
+        if not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise TypeError("timeout is not a number of seconds")
         job.waiting.append(Item(job, record["custom_id"], fields, timeout, attempts))
         job.unanswered += 1
         self.work.set()

@@ -198,7 +198,7 @@ class Driver:
         """Have carriers matched that wait although there is a lane."""
         free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
         stuck = [each for each in queue if each.status == JobStatus.IDLE and each.seconds > STUCK_SECONDS]
-        if free and stuck and time.monotonic() - self.reminded > STUCK_SECONDS:
+        if free and time.monotonic() - self.reminded > STUCK_SECONDS:
             self.carriers.reconsider(stuck)
             self.reminded = time.monotonic()
 

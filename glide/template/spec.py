@@ -64,7 +64,7 @@ class Template:
     def from_json(cls, text: str) -> Template:
         """Read what to_json wrote; ValueError, KeyError or TypeError when it is something else."""
         fields = json.loads(text)
-        fields["files"] = {name: (digest, size) for name, (digest, size) in fields["files"].items()}
+        fields["files"] = {name: (str(digest), int(size)) for name, (digest, size) in fields["files"].items()}
         return cls(**fields)
 
     def missing_files(self) -> list[str]:
