@@ -99,6 +99,7 @@ class SweepFolder:
         self.folder = folder
         self.file = folder / "sweep.yaml"
         self.out = folder / "results"
+        self.started: list[subprocess.Popen[str]] = []
 
     def write(self, records: list[dict[str, Any]], **changes: Any) -> SweepFolder:
         """A noop sweep of these records; `changes` replace its keys."""
@@ -115,10 +116,12 @@ class SweepFolder:
 
     def start(self, command: str = "run") -> subprocess.Popen[str]:
         """The command line, started."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "glide", "sweep", command, str(self.file)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def run(self, command: str = "run") -> subprocess.CompletedProcess[str]:
         """The command line, run to its end."""
@@ -135,8 +138,14 @@ class SweepFolder:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> SweepFolder:
-    return SweepFolder(tmp_path)
+def sweep(tmp_path: Path) -> Iterator[SweepFolder]:
+    """A folder whose sweeps do not outlive the test: a failing one would leave the others no room."""
+    sweep = SweepFolder(tmp_path)
+    yield sweep
+    for process in sweep.started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
 
 
 def eventually(condition: Callable[[], Any], what: str, budget: float = 90.0) -> Any:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,12 @@ def masters() -> list[processes.Process]:
 
 def engines() -> list[processes.Process]:
     """The engine processes of model servers."""
-    return [p for p in of_this_pool() if b"glide.server.engine_process" in Path(f"/proc/{p.pid}/cmdline").read_bytes()]
+    found = []
+    for process in of_this_pool():
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            if b"glide.server.engine_process" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                found.append(process)
+    return found
 
 
 def glide(*arguments: str) -> subprocess.CompletedProcess[str]:

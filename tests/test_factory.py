@@ -20,8 +20,8 @@ from glide.condor import access_point as access_point_module
 from glide.condor.access_point import quoted
 from glide.config import SiteFile, load
 from glide.factory.apply import Hands
+from glide.factory.look import take
 from glide.factory.plan import Action
-from glide.factory.snapshot import take
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually

@@ -12,8 +12,8 @@ from typing import Any
 
 from glide.bench.rig import Rig, rig
 from glide.config import SiteFile
+from glide.factory.look import read
 from glide.factory.plan import plan
-from glide.factory.snapshot import read
 from glide.sweep.driver import Progress
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
 from glide.condor import AccessPoint, Collector, connect
-from glide.factory.snapshot import take
+from glide.factory.look import take
 from glide.report.status import document, tables
 
 

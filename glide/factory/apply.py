@@ -20,9 +20,10 @@ from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
 from glide.config import Entry, Pool, SiteFile
 from glide.errors import CondorError
+from glide.factory.look import take
 from glide.factory.plan import Action
 from glide.factory.room import owners
-from glide.factory.snapshot import Glidein, Snapshot, take
+from glide.factory.snapshot import Glidein, Snapshot
 from glide.glidein.settings import SPREAD, Settings
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine

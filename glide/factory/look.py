@@ -1,0 +1,222 @@
+"""The factory's look at queues and collector, with nothing believed that a stranger may have written."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from glide.condor import AccessPoint, Collector
+from glide.condor.access_point import quoted
+from glide.errors import CondorError
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.template import Template
+from glide.vocabulary import Job, JobStatus, Machine, State
+
+NAME = re.compile(r"[\w./:+-]{1,200}")  # of templates and models: nothing that means something in a job file
+DESCRIPTIONS = 10  # of a template that are looked at until one is right
+
+
+def take(
+    find: Callable[[], AccessPoint],
+    collector: Collector,
+    outer: Iterable[tuple[Callable[[], AccessPoint], list[str]]] = (),
+    owners: Collection[str] = (),
+) -> Snapshot:
+    """Look now. A source that fails is named in the snapshot, never taken for an empty one.
+
+    Args:
+        find: finds the access point of the pool that glideins join; CondorError where it is away.
+        outer: the same for other pools that glideins are submitted to, with the names of the entries there.
+        owners: whose jobs may describe templates; "" is the factory's own user, and none is anybody.
+    """
+    failed: list[str] = []
+    jobs: list[dict] = []
+    lanes: list[dict] = []
+    specs: dict[str, Template] = {}
+    user = ""
+    try:
+        access_point = find()
+        user = access_point.user
+        jobs += _ours(access_point, f"{Job.TEMPLATE} =!= undefined")
+        asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
+        specs = {
+            digest: spec
+            for digest in asked
+            if (spec := _described(access_point, digest, {owner or user for owner in owners}))
+        }
+    except CondorError as error:
+        failed.append(str(error))
+    try:
+        lanes += filter(_is_lane, collector.lanes(_LANE_ATTRIBUTES))
+    except CondorError as error:
+        failed.append(str(error))
+    blind: dict[str, str] = {}
+    for find_other, entries in outer:
+        try:
+            jobs += _ours(find_other(), f"{Job.ENTRY} =!= undefined")
+        except CondorError as error:
+            blind |= dict.fromkeys(entries, str(error))
+    return replace(read(jobs, lanes, specs), failed=tuple(failed), now=time.time(), user=user, blind=blind)
+
+
+def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Template]) -> Snapshot:
+    """What queue and collector have said, as a snapshot.
+
+    Args:
+        jobs: job ads, those of glideins among them.
+        lanes: machine ads.
+        specs: the templates that jobs describe, by digest.
+    """
+    seen = tuple(map(_lane, lanes))
+    counted = {lane.glide_id: lane for lane in seen}
+    glideins = []
+    invocations = []
+    for job in jobs:
+        if Job.ENTRY in job:
+            glideins.append(_glidein(job, counted))
+        else:
+            invocations.append(job)
+    return Snapshot(
+        tuple(glidein for glidein in glideins if glidein.status != JobStatus.COMPLETED),
+        seen,
+        tuple(_demands(invocations, specs)),
+        ended=tuple(glidein for glidein in glideins if glidein.status == JobStatus.COMPLETED),
+    )
+
+
+def _ours(access_point: AccessPoint, constraint: str) -> list[dict]:
+    """Jobs that may be believed: glideins of this account, and jobs whose attributes are what they should be.
+
+    Anybody may submit anything, and a factory must neither stumble over it nor submit it in its own name.
+    """
+    jobs = access_point.jobs(constraint, _JOB_ATTRIBUTES)
+    me = access_point.user.partition("@")[0]
+    glideins = [job for job in jobs if isinstance(job.get(Job.ENTRY), str)]
+    mine = [_mended(job) for job in glideins if job.get("User", "").partition("@")[0] == me]
+    if glideins and not mine:  # taken for absent, they would be submitted anew, again and again
+        raise CondorError(f"glideins are queued under the name {glideins[0].get('User')}, and we are {me}")
+    return mine + [job for job in jobs if Job.ENTRY not in job and _is_sound(job)]
+
+
+def _mended(job: dict) -> dict:
+    """A glidein's ad without what jobs on its lanes, which run under its name, may have made of it."""
+    texts = (Job.TEMPLATE, Job.MODEL, Job.STATE, Job.FAILURE)
+    wrong = {name for name in texts if not isinstance(job.get(name, ""), str)}
+    wrong |= {name for name in (Job.STATE_SINCE, Job.SERVED, Job.ERRORS) if not _is_count(job.get(name, 0))}
+    return {Job.TEMPLATE: "", **{name: value for name, value in job.items() if name not in wrong}}
+
+
+def _is_sound(job: dict) -> bool:
+    names = (job.get(Job.TEMPLATE), job.get(Job.MODEL, "-"))
+    counts = (job.get(name, 0) for name in (Job.RECORDS, Job.LEFT, Job.WANTED))
+    return (
+        all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
+        and isinstance(job.get(Job.RUN, ""), str)
+        and all(map(_is_count, counts))
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) -> Template | None:
+    """The template of that digest, from a job that describes it. Not from all of them: a description may be long.
+
+    Where the files lie is not in the digest, so it has to be one of these owners' words.
+    """
+    constraint = f"{Job.TEMPLATE} == {quoted(digest)} && {Job.SPEC} =!= undefined && {Job.ENTRY} =?= undefined"
+    if owners:
+        constraint += f" && ({' || '.join(f'User == {quoted(owner)}' for owner in owners)})"
+    for job in access_point.jobs(constraint, [Job.SPEC], limit=DESCRIPTIONS):
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            described = Template.from_json(job[Job.SPEC])
+            if described.digest == digest and NAME.fullmatch(described.model):
+                return described
+    return None
+
+
+_JOB_ATTRIBUTES = (
+    "ClusterId", "ProcId", "JobStatus", "NumShadowStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
+    "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
+    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
+    Job.RECORDS, Job.LEFT, Job.WANTED,
+)  # fmt: skip
+_LANE_COUNTS = (
+    Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS,
+    Machine.RETIRES, Machine.SERVED, Machine.ERRORS,
+)  # fmt: skip
+_LANE_ATTRIBUTES = (
+    "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
+    *_LANE_COUNTS,
+)  # fmt: skip
+
+
+def _glidein(job: dict, lanes: Mapping[str, Lane]) -> Glidein:
+    now = job.get("ServerTime", 0)
+    age = now - job.get("EnteredCurrentStatus", 0)
+    glidein = Glidein(
+        job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
+        job.get("NumShadowStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
+        (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
+        served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0),
+    )  # fmt: skip
+    if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
+        glidein = replace(glidein, state="", failure="")  # what it said in an earlier life
+    lane = lanes.get(glidein.glide_id)
+    if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
+        glidein = replace(glidein, state=lane.state, failure=lane.failure)  # where the job has not been told
+    if glidein.state == State.WARM:
+        until = now - age if glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE) else now
+        glidein = replace(glidein, warm_seconds=max(0.0, until - job.get(Job.STATE_SINCE, until)))
+    return replace(glidein, served=lane.served, errors=lane.errors) if lane else glidein
+
+
+def _failure(job: dict) -> str:
+    """Why it failed, as its server told its job, else how it ended."""
+    if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
+        return job.get(Job.FAILURE, "")
+    by_signal = job.get("ExitBySignal")
+    return f"killed by signal {job.get('ExitSignal')}" if by_signal else f"exit code {job.get('ExitCode')}"
+
+
+def _is_lane(ad: dict) -> bool:
+    texts = (ad.get(name, "") for name in (Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE))
+    return all(isinstance(text, str) for text in texts) and all(_is_count(ad.get(name, 0)) for name in _LANE_COUNTS)
+
+
+def _lane(ad: dict) -> Lane:
+    return Lane(
+        ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
+        ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
+        ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
+        sum(ad.get(name, 0.0) for name in (Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)),
+        ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0),
+    )  # fmt: skip
+
+
+def _to_come(group: list[dict]) -> int:
+    """What the run's newest job says of the records that are in no job yet."""
+    return int(max(group, key=lambda job: (job["ClusterId"], job["ProcId"])).get(Job.LEFT, 0))
+
+
+def _demands(jobs: Iterable[dict], specs: Mapping[str, Template]) -> list[Demand]:
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for job in jobs:
+        if job["JobStatus"] in (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING):
+            key = (job[Job.TEMPLATE], job.get(Job.RUN, str(job["ClusterId"])), job.get("User", ""))
+            groups.setdefault(key, []).append(job)
+    return [
+        Demand(
+            template, group[0].get(Job.MODEL, ""), run, user,
+            idle=sum(job["JobStatus"] == JobStatus.IDLE for job in group),
+            running=sum(job["JobStatus"] != JobStatus.IDLE for job in group),
+            wanted=max(job.get(Job.WANTED, 1) for job in group),
+            spec=specs.get(template),
+            records=sum(job.get(Job.RECORDS, 1) for job in group) + _to_come(group),
+        )
+        for (template, run, user), group in groups.items()
+    ]  # fmt: skip
