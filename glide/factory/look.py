@@ -39,8 +39,8 @@ def take(
     user = ""
     try:
         access_point = find()
-        user = access_point.user
         jobs += _ours(access_point, f"{Job.TEMPLATE} =!= undefined")
+        user = access_point.user  # only now: a query gives up after a while, a ping waits for ever
         asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
         specs = {
             digest: spec
