@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,36 @@ def test_two_pools_run_side_by_side_and_up_twice_is_harmless(pools):
     two.down()
     assert one.is_up() and not two.is_up()
     assert two.processes() == []
+
+
+def test_no_daemon_of_a_pool_at_rest_is_taken_for_dead(pools):
+    pool = pools[0]
+    pool.up(cores=1)
+    names = ("UPDATE_INTERVAL", "MASTER_UPDATE_INTERVAL", "NEGOTIATOR_UPDATE_INTERVAL", "SCHEDD_INTERVAL")
+    told = [int(pool.tool("condor_config_val", name)) for name in names]
+    assert max(told) * 3 < int(pool.tool("condor_config_val", "CLASSAD_LIFETIME"))
+
+
+def test_a_pool_that_does_not_answer_for_a_while_is_waited_for_and_keeps_its_jobs(pools):
+    pool = pools[0]
+    pool.up(cores=1)
+    before = {process.pid for process in pool.processes()}
+    (schedd,) = (process for process in pool.processes() if process.name == "condor_schedd")
+    schedd.send(signal.SIGSTOP)
+    pool.tool("condor_advertise", "INVALIDATE_SCHEDD_ADS", str(_all_ads(pool)))
+    assert not pool.is_up()
+    with ThreadPoolExecutor() as threads:
+        up = threads.submit(pool.up, cores=1)
+        time.sleep(2)
+        schedd.send(signal.SIGCONT)
+        up.result(60)
+    assert before <= {process.pid for process in pool.processes()}
+
+
+def _all_ads(pool: EmbeddedPool) -> Path:
+    ad = pool.home / "all"
+    ad.write_text('MyType = "Query"\nTargetType = "Scheduler"\nRequirements = true\n')
+    return ad
 
 
 def test_down_after_the_master_was_killed_leaves_nothing_and_up_works_again(pools):

@@ -28,6 +28,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
+        "NEGOTIATOR_UPDATE_INTERVAL": "15",  # by default 300: it would be taken for dead most of the time
     },
     "A daemon that died is back in a second": {
         "MASTER_BACKOFF_CONSTANT": "1",

@@ -55,7 +55,7 @@ class EmbeddedPool:
     # ---- starting and stopping -------------------------------------------------------------------
 
     def up(self, cores: int | None = None, address: str = "127.0.0.1", settings: Mapping[str, str] = {}) -> None:
-        """Start the pool and wait until its queue and its slots answer; harmless when it is up.
+        """Start the pool and wait until its queue and its slots answer; harmless when it is up, or only busy.
 
         Args:
             cores: CPUs that the pool's own execution point offers; all of the machine's by default.
@@ -63,10 +63,21 @@ class EmbeddedPool:
             settings: further HTCondor configuration.
 
         Raises:
-            CondorError: it did not come up within START_BUDGET; the message has the log's last lines.
+            CondorError: it did not come up within START_BUDGET, and the message has the log's last lines; or it
+                runs and does not answer.
         """
         if self.is_up():
             return
+        deadline = time.monotonic() + START_BUDGET
+        while masters := self._masters():  # its jobs are somebody's: it is waited for, never replaced
+            time.sleep(0.2)
+            if self.is_up():
+                return
+            if time.monotonic() > deadline:
+                raise CondorError(
+                    f"the embedded pool of {self.home} runs (condor_master is process {masters[0].pid}) but does not "
+                    f"answer; {self.logs} may say why, and `glide pool down` ends it"
+                )
         installation = install.ensure()
         self.down()  # whatever an earlier life left
         self._write(installation, cores or os.cpu_count() or 1, address, settings)
@@ -85,8 +96,7 @@ class EmbeddedPool:
 
     def down(self) -> None:
         """Stop the pool: in order if its master still lives, else by force. Leaves no process and no lock."""
-        masters = [process for process in self.processes() if process.name == "condor_master"]
-        mine = [process for process in masters if process.variable("CONDOR_CONFIG") == str(self.config)]
+        mine = self._masters()
         for process in mine:
             process.send(signal.SIGQUIT)  # HTCondor's fast shutdown
         deadline = time.monotonic() + STOP_BUDGET
@@ -116,6 +126,11 @@ class EmbeddedPool:
     def processes(self) -> list[processes.Process]:
         """Every process of this pool, glideins and jobs included."""
         return processes.with_variable(POOL_VARIABLE, str(self.home))
+
+    def _masters(self) -> list[processes.Process]:
+        """The pool's own condor_master, without those of glideins."""
+        masters = [process for process in self.processes() if process.name == "condor_master"]
+        return [process for process in masters if process.variable("CONDOR_CONFIG") == str(self.config)]
 
     # ---- talking to it ---------------------------------------------------------------------------
 
