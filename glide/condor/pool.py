@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.condor import install, knobs, processes, tokens
+from glide.condor.processes import Process
 from glide.errors import CondorError
 from glide.vocabulary import POOL_VARIABLE
 
@@ -123,11 +124,11 @@ class EmbeddedPool:
         status = self.tool("condor_status", "-any", "-af", "MyType", check=False).split()
         return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
 
-    def processes(self) -> list[processes.Process]:
+    def processes(self) -> list[Process]:
         """Every process of this pool, glideins and jobs included."""
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
-    def _masters(self) -> list[processes.Process]:
+    def _masters(self) -> list[Process]:
         """The pool's own condor_master, without those of glideins."""
         masters = [process for process in self.processes() if process.name == "condor_master"]
         return [process for process in masters if process.variable("CONDOR_CONFIG") == str(self.config)]
