@@ -1,1 +1,22 @@
 """glide: HTCondor-native glideins that hold a model in memory, and invocations that find it warm."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glide.sweep.functions import invocation as invocation
+    from glide.sweep.functions import sticky as sticky
+    from glide.sweep.session import Session as Session
+
+_PUBLIC = {
+    "sticky": "glide.sweep.functions", "invocation": "glide.sweep.functions", "Session": "glide.sweep.session",
+}  # fmt: skip
+__all__ = ["Session", "invocation", "sticky"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use, for nodes import this package too, and have nothing of what a session needs."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'glide' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

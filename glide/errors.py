@@ -3,7 +3,8 @@
 GlideError
 ├── InputError        what the user wrote is wrong; nothing was submitted (exit code 2)
 ├── CondorError       HTCondor is missing, refuses, or does not answer
-└── TemplateError     a model could not be loaded on a node
+├── TemplateError     a model could not be loaded on a node
+└── InvocationError   a call failed on its node, and its own exception cannot be brought back
 """
 
 
@@ -25,3 +26,11 @@ class CondorError(GlideError):
 
 class TemplateError(GlideError):
     """A template could not be materialised on a node; the message is the node's own reason."""
+
+
+class InvocationError(GlideError):
+    """A call failed on its node; `type` is the exception's name there, or EngineDied, or RecordTimeout."""
+
+    def __init__(self, type: str, message: str):
+        super().__init__(f"{type}: {message}")
+        self.type = type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from glide.condor import install
+from glide.condor import bindings, install
 from glide.condor.access_point import AccessPoint
 from glide.condor.collector import Collector
 from glide.condor.event_log import EventLog
@@ -26,10 +26,8 @@ def connect() -> None:
     Raises:
         CondorError: there is none.
     """
-    if "CONDOR_CONFIG" in os.environ:
-        return
-    pool = EmbeddedPool(home())
-    if pool.is_up():
+    if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).is_up():
         os.environ.update(pool.environment())
     elif not configured():
         raise CondorError("no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to an existing one's")
+    bindings.reload()

@@ -146,8 +146,13 @@ def parameter(name: str) -> str | None:
     return None if value is None else str(value)
 
 
+def value(text: str) -> str:
+    """A string as an attribute's value in a job file, where only quotes are escaped; it may not end in a backslash."""
+    return '"' + text.replace('"', '\\"') + '"'
+
+
 def quoted(text: str) -> str:
-    """A ClassAd string literal."""
+    """A string in a ClassAd expression."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

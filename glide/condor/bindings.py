@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 def reload() -> None:
-    """Read the configuration again, for another pool is in force."""
-    module = __getattr__("htcondor2")
-    module.reload_config(os.environ["CONDOR_CONFIG"])
-    module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
+    """Have the configuration read again, for another pool may be in force than when that was done."""
+    if module := globals().get("htcondor2"):
+        module.reload_config(os.environ.get("CONDOR_CONFIG"))
+        module.param["QUERY_TIMEOUT"] = QUERY_SECONDS

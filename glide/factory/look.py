@@ -131,10 +131,11 @@ def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) 
     constraint = f"{Job.TEMPLATE} == {quoted(digest)} && {Job.SPEC} =!= undefined && {Job.ENTRY} =?= undefined"
     if owners:
         constraint += f" && ({' || '.join(f'User == {quoted(owner)}' for owner in owners)})"
-    for job in access_point.jobs(constraint, [Job.SPEC], limit=DESCRIPTIONS):
+    for job in access_point.jobs(constraint, [Job.SPEC, "User"], limit=DESCRIPTIONS):
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             described = Template.from_json(job[Job.SPEC])
-            if described.digest == digest and NAME.fullmatch(described.model):
+            sound = described.digest == digest and NAME.fullmatch(described.model)
+            if sound and described.owner in ("", job["User"]):  # code runs for whom it is from, and nobody else
                 return described
     return None
 

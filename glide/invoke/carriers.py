@@ -15,7 +15,7 @@ from typing import Any
 
 from glide import resources
 from glide.condor import AccessPoint
-from glide.condor.access_point import any_of, quoted
+from glide.condor.access_point import any_of, quoted, value
 from glide.errors import CondorError
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -23,6 +23,7 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 # As in submit_templates/invocation.sub.
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
 URGENT = 10  # the priority of carriers that have waited already
+COMMON = ("generate", "timeout")  # of a record, and mostly the same for all
 REMINDED = 10  # one edit renews the access point's whole list of runnable jobs, and each costs it a transaction
 
 
@@ -50,16 +51,12 @@ class Run:
     Attributes:
         folder: holds the parts on their way out and back.
         wanted: at most so many glideins at once.
-        generate: the engine's options for each record.
-        timeout: seconds that an engine call may take for a record.
     """
 
     name: str
     template: Template
     folder: Path
     wanted: int
-    generate: Mapping[str, Any]
-    timeout: float
 
 
 class Carriers:
@@ -71,7 +68,9 @@ class Carriers:
         run.folder.mkdir(parents=True, exist_ok=True)
 
     def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), left: int = 0) -> None:
-        """Send parts out, a job each, as one spooled cluster. A record has `custom_id` and `prompt`.
+        """Send parts out, a job each, as one spooled cluster.
+
+        A record has `custom_id`, `prompt`, `generate` (the engine's options) and `timeout` (seconds of an engine call).
 
         Args:
             left: how many of the run's records are in no job yet, for the factory to know what is to come.
@@ -81,8 +80,7 @@ class Carriers:
         items = []
         for records in parts:
             part = uuid.uuid4().hex[:12]
-            lines = [{"generate": dict(self.run.generate), "timeout": self.run.timeout}, *records]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
             self._input(part).write_text(text, encoding="utf-8")
             items.append({"part": part, "count": str(len(records))})
         description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
@@ -94,6 +92,7 @@ class Carriers:
         self.access_point.submit(description, macros, items, spool=True)
 
     def _macros(self) -> dict[str, str]:
+        spec = self.run.template.to_json().replace("$", "\\u0024")  # which would begin a macro
         return {
             "digest": self.run.template.digest, "model": self.run.template.model,
             "initialdir": str(self.run.folder.resolve()), "records": "$(part).in", "results": "$(part).out",
@@ -101,7 +100,7 @@ class Carriers:
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
             "batch_name": self.run.name,
             f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
-            f"My.{Job.WANTED}": str(self.run.wanted), f"My.{Job.SPEC}": quoted(self.run.template.to_json()),
+            f"My.{Job.WANTED}": str(self.run.wanted), f"My.{Job.SPEC}": value(spec),
         }  # fmt: skip
 
     def queue(self) -> list[Carrier]:
@@ -181,6 +180,16 @@ class Carriers:
 
     def _constraint(self) -> str:
         return f"{Job.RUN} == {quoted(self.run.name)}"
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Records as a job's input has them: what several in a row have in common stands before them, once."""
+    common: dict[str, Any] = {}
+    for record in records:
+        if common != (own := {name: record[name] for name in COMMON}):
+            common = own
+            yield common
+        yield {name: value for name, value in record.items() if name not in COMMON}
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:

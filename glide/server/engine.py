@@ -22,7 +22,15 @@ FRONT = "model server:"  # how the front's own lines begin in the log it shares 
 
 
 class DeadEngine(Exception):
-    """The engine's process has ended; the message says how, as a predicate."""
+    """The engine's process has ended; the message says how, as a predicate.
+
+    `own_doing` when that was beyond doubt by what it did itself, an exit or a hang: what a signal from elsewhere ended,
+    memory running out say, may have been another process's fault.
+    """
+
+    def __init__(self, how: str, own_doing: bool):
+        super().__init__(how)
+        self.own_doing = own_doing
 
 
 class EngineHandle:
@@ -65,8 +73,9 @@ class EngineHandle:
         try:
             return await frames.read(self.reader)
         except (asyncio.IncompleteReadError, ConnectionError):
-            ended = _how_it_ended(await self.process.wait(), self.log)
-            raise DeadEngine(f"{self.overdue} {ended}".strip()) from None
+            code = await self.process.wait()
+            how = f"{self.overdue} {_how_it_ended(code, self.log)}".strip()
+            raise DeadEngine(how, own_doing=code >= 0 or bool(self.overdue)) from None
 
     def begin(self, keys: list[int]) -> None:
         """A call has begun."""

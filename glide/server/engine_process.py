@@ -35,7 +35,9 @@ def main() -> None:
     try:
         engine = _load(front, Template.from_json(frames.receive(front)["template"]))
         while True:
-            _serve(front, engine, [Record(*fields) for fields in frames.receive(front)["serve"]])
+            message = frames.receive(front)
+            generate = message["generate"]
+            _serve(front, engine, [Record(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]])
     except EOFError:
         return
 
@@ -124,7 +126,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _success(completion: Completion, seconds: float) -> dict[str, Any]:
-    return {"text": completion.text, "tokens": completion.tokens, "error": None, "seconds": round(seconds, 6)}
+    result = {"text": completion.text, "tokens": completion.tokens, "error": completion.error}
+    return {**completion.extra, **result, "seconds": round(seconds, 6)}
 
 
 def _failure(error: Exception, seconds: float) -> dict[str, Any]:

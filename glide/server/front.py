@@ -94,7 +94,7 @@ class Front:
                 self._enter(State.FAILED, f"the engine {death} while {self.status.state}")
             elif self.status.state == State.WARM:
                 self._enter(State.BLANK, f"the engine {death}")
-                self._suspect(engine.begun, str(death))
+                self._suspect(engine.begun, death)
         finally:
             for task in tasks:
                 task.cancel()
@@ -115,14 +115,16 @@ class Front:
             while not (items := self._take(warm["batch"], warm["window"])):
                 self.work.clear()
                 await self.work.wait()
+            options = {id(item.generate): item.generate for item in items}  # a job's are one object, and may be long
+            kinds = {each: number for number, each in enumerate(options)}
+            serve = []
             for item in items:
                 self.flying[self.next_key] = item
-                item.fields[0] = self.next_key
+                serve.append((self.next_key, item.prompt, kinds[id(item.generate)]))
                 self.next_key += 1
-            for item in items:
                 item.job.results.begun += 1
             engine.sent(len(items))
-            await engine.send({"serve": [item.fields for item in items]})
+            await engine.send({"serve": serve, "generate": list(options.values())})
             if self.suspects:  # alone means alone: the next call goes out when this one has come back
                 await engine.drained()
 
@@ -154,7 +156,7 @@ class Front:
             if self.status.errors >= 2 * self.told_errors:  # each time is a transaction of the access point
                 self._tell_outer_job()
 
-    def _suspect(self, begun: list[int], death: str) -> None:
+    def _suspect(self, begun: list[int], death: DeadEngine) -> None:
         """Sort what was in the dead engine: the running call's records are suspects, the others only wait."""
         suspects = [self.flying.pop(key) for key in begun if key in self.flying]
         suspects = [item for item in suspects if not item.job.gone]
@@ -163,7 +165,7 @@ class Front:
         self.flying.clear()
         if len(suspects) == 1:
             suspects[0].deaths += 1
-        if len(suspects) == 1 and suspects[0].deaths == 1:  # it may have been somebody else's fault
+        if len(suspects) == 1 and suspects[0].deaths == 1 and not death.own_doing:
             self.suspects.appendleft(suspects)
         elif len(suspects) == 1:
             error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
@@ -243,12 +245,13 @@ class Front:
     def _queue(self, job: Job, record: dict[str, Any]) -> None:
         if not isinstance(record["prompt"], str):
             raise TypeError("prompt is not a string")
-        fields = [None, record["prompt"], record.get("generate", {})]
         attempts = record.get("attempts", 0) + job.ticket.starts + 1
         timeout = record.get("timeout", RECORD_TIMEOUT)
         if not (isinstance(timeout, (int, float)) and timeout > 0):
             raise TypeError("timeout is not a number of seconds")
-        job.waiting.append(Item(job, record["custom_id"], fields, timeout, attempts))
+        job.waiting.append(
+            Item(job, record["custom_id"], record["prompt"], record.get("generate", {}), timeout, attempts)
+        )
         job.unanswered += 1
         self.work.set()
 

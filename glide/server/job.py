@@ -18,7 +18,8 @@ class Item:
 
     job: Job
     custom_id: str
-    fields: list[Any]
+    prompt: str
+    generate: dict[str, Any]
     timeout: float
     attempts: int
     deaths: int = 0  # engines that died while this record was alone in them

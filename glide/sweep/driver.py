@@ -16,6 +16,7 @@ from glide.invoke.carriers import Carrier, Carriers, Run
 from glide.invoke.pack import Wave, pack
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
+from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # between looks at queue and collector, each of which costs them a fork
@@ -53,11 +54,10 @@ class Progress:
 
 
 class Driver:
-    """Runs one sweep against the pool in force. Remembers nothing that a second one could not find again."""
+    """Gets work done by the pool in force. Remembers nothing that a second one could not find again."""
 
-    def __init__(self, sweep: Sweep, results: Results, carriers: Carriers):
-        self.sweep = sweep
-        self.results = results
+    def __init__(self, work: Work, carriers: Carriers):
+        self.work = work
         self.carriers = carriers
         self.collector = Collector()
         self.events = EventLog()
@@ -77,8 +77,8 @@ class Driver:
         self.wave = Wave((), "")
         self.first_warm: float | None = None
 
-    def run(self, watch: Callable[[Progress], None]) -> dict[str, Any]:
-        """Finish the sweep and return its summary.
+    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+        """Finish the work and return an account of it.
 
         Raises:
             TemplateError: no node can load the template; its jobs are removed.
@@ -86,6 +86,7 @@ class Driver:
         """
         answered = time.monotonic()
         while True:
+            self.work.rest()
             try:
                 progress = self._cycle()
                 answered = time.monotonic()
@@ -95,19 +96,21 @@ class Driver:
                 self._wait()
                 continue
             watch(progress)
-            if progress.done == progress.total:
+            if self.work.finished:
                 summary = self._summary()
                 self.cancel("all results are here")  # carriers that only bring copies of them
-                return self.results.finish(summary)
+                return summary
             self._wait()
 
     def _wait(self) -> None:
-        """Until it is time to look again: at once when a node is lost, soon when a job has ended."""
+        """Until it is time to look again: at once for a lost node or new records, soon when a job has ended."""
         started = time.monotonic()
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            time.sleep(EVENT_SECONDS)
+            if self.work.fresh.wait(EVENT_SECONDS):
+                self.work.fresh.clear()
+                return
             news = self.events.new()
             # Kept, for the event may come before the queue shows that the job had started at all.
             self.disconnected |= {event.job for event in news if event.kind in LOST}
@@ -117,7 +120,7 @@ class Driver:
                 budget = POLL_SECONDS
 
     def cancel(self, reason: str) -> None:
-        """Take this sweep's jobs out of the queue; what has been gathered stays."""
+        """Take this work's jobs out of the queue; what has been gathered stays."""
         self.carriers.remove(self.carriers.queue(), reason)
 
     def _cycle(self) -> Progress:
@@ -131,11 +134,11 @@ class Driver:
         queue = self._without_lost(queue)
         self._peek(queue)
         self._remind(queue, lanes)
-        if len(self.results.have) < self.sweep.total:
+        if len(self.work.have) < self.work.total:
             self._supply(queue, lanes)
         states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
         return Progress(
-            total=self.sweep.total, done=len(self.results.have), errors=self.results.errors,
+            total=self.work.total, done=len(self.work.have), errors=self.work.errors,
             lanes=dict(sorted(states.items())),
             running=sum(carrier.status == JobStatus.RUNNING for carrier in queue),
             idle=sum(carrier.status == JobStatus.IDLE for carrier in queue), wave=self.wave.reason,
@@ -146,7 +149,7 @@ class Driver:
         finished = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
         others = [carrier for carrier in queue if carrier not in finished]
         if not others or time.monotonic() - self.gathered > GATHER_SECONDS:
-            self.carriers.gather(finished, self.results.keep)
+            self.carriers.gather(finished, self.work.keep)
             self.gathered = time.monotonic()
             finished = []
         self.finished = {carrier.part for carrier in finished}
@@ -161,7 +164,7 @@ class Driver:
             # However many there are and however busy their access point is, a cycle is to end.
             if now - self.peeked[part] < PEEK_SECONDS or time.monotonic() - now > PEEK_BUDGET:
                 return
-            self.results.keep(self.carriers.peek(running[part])[0])
+            self.work.keep(self.carriers.peek(running[part])[0])
             self.peeked[part] = now
 
     # ---- what goes wrong -------------------------------------------------------------------------
@@ -185,10 +188,10 @@ class Driver:
         lost = [carrier for carrier in queue if carrier.job in self.disconnected or carrier.lane in gone]
         for carrier in lost:
             results, begun = self.carriers.peek(carrier)
-            self.results.keep(results)
+            self.work.keep(results)
             self.evictions += 1
             self.lost_in_flight += max(0, begun - len(results))
-            self.attempts.update(self.carried[carrier.part] - self.results.have.keys())
+            self.attempts.update(self.carried[carrier.part] - self.work.have.keys())
             if carrier.lane in self.lanes:
                 self.avoid[self.lanes[carrier.lane][0]] = now
         self.carriers.remove(lost, "its node is gone; what it had not done is sent again")
@@ -203,7 +206,7 @@ class Driver:
             self.reminded = time.monotonic()
 
     def _look_at_lanes(self) -> list[dict[str, Any]]:
-        lanes = self.collector.lanes(_LANE, f'{Machine.TEMPLATE} == "{self.sweep.template.digest}"')
+        lanes = self.collector.lanes(_LANE, f'{Machine.TEMPLATE} == "{self.work.template.digest}"')
         now = time.monotonic()
         newest = max((lane["LastHeardFrom"] for lane in lanes), default=0)
         lanes = [lane for lane in lanes if newest - lane["LastHeardFrom"] < SILENT_SECONDS]
@@ -214,7 +217,7 @@ class Driver:
         failed = [lane for lane in lanes if lane.get(Machine.STATE) == State.FAILED]
         if failed and len(failed) == len(lanes):
             reason = f"{failed[0][Machine.ID]}: {failed[0].get(Machine.FAILURE, 'no reason given')}"
-            raise TemplateError(f"{self.sweep.template.model} cannot be loaded on {reason}")
+            raise TemplateError(f"{self.work.template.model} cannot be loaded on {reason}")
         return [lane for lane in lanes if lane[Machine.ID] not in self.avoid]
 
     # ---- the next wave ---------------------------------------------------------------------------
@@ -223,53 +226,43 @@ class Driver:
         parts = {carrier.part for carrier in queue} | self.finished
         self.carried = {part: ids for part, ids in self.carried.items() if part in parts}
         on_their_way = set().union(*self.carried.values())
-        left = self.sweep.total - len(self.results.have.keys() | on_their_way)
+        left = self.work.total - len(self.work.have.keys() | on_their_way)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
-        expected = len(warm) or 2 * self.sweep.file.glideins
+        expected = len(warm) or 2 * self.work.glideins
         batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
-        wave = pack(left, expected, len(queue), _paces(warm), batch, self._fixed(), self._eviction_rate(expected))
+        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, self._eviction_rate(expected))
         if wave.sizes:
             self.wave = wave
-            self.results.note_wave(wave.sizes, wave.reason)
-            records = self._unsent(on_their_way)
-            loads = [list(islice(records, size)) for size in wave.sizes]
+            self.work.note_wave(wave.sizes, wave.reason)
+            records = self._with_attempts(self.work.unsent(on_their_way))
+            loads = [load for size in wave.sizes if (load := list(islice(records, size)))]
             self.carriers.submit(loads, list(self.avoid), left - sum(wave.sizes))
 
     def _eviction_rate(self, lanes: int) -> float:
         """Carriers lost per lane and second, as far as this driver has seen."""
         return self.evictions / (lanes * (time.monotonic() - (self.first_warm or self.started) + 60.0))
 
-    def _fixed(self) -> int | None:
-        batch, packed = self.sweep.file.batch, self.sweep.file.pack
-        if packed == "auto":
-            return None
-        return packed * (1 if batch == "auto" else batch)
-
-    def _unsent(self, on_their_way: set[str]) -> Iterator[dict[str, Any]]:
-        for prompt in self.sweep.file.prompts:
-            for record in self.sweep.records:
-                wire_id = f"{prompt}/{record.custom_id}"
-                if wire_id not in self.results.have and wire_id not in on_their_way:
-                    request = self.sweep.request(prompt, record)
-                    yield request | ({"attempts": self.attempts[wire_id]} if wire_id in self.attempts else {})
+    def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for record in records:
+            lost = self.attempts[record["custom_id"]]
+            yield {**record, "attempts": lost} if lost else record
 
     def _summary(self) -> dict[str, Any]:
         now, finished = time.time(), time.monotonic()
         return {
-            "name": self.sweep.file.name,
             "makespan_s": round(finished - self.started, 3),
             "warm_makespan_s": round(finished - (self.first_warm or finished), 3),
             "jobs": len(self.jobs),
             "evictions": self.evictions + sum(max(0, starts - 1) for starts in self.jobs.values()),
-            "recomputed": self.results.recomputed,
+            "recomputed": self.work.recomputed,
             "lost_in_flight": self.lost_in_flight,
-            "resumed": self.results.found,
-            "tokens": self.results.tokens,
+            "resumed": self.work.found,
+            "tokens": self.work.tokens,
             "glideins": [
                 {
-                    "id": glide_id, "records": self.results.by_glidein.get(glide_id, 0),
+                    "id": glide_id, "records": self.work.by_glidein.get(glide_id, 0),
                     "fetch_s": ad.get(Machine.FETCH_SECONDS, 0.0), "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
                     "busy_s": ad.get(Machine.BUSY_SECONDS, 0.0),
                     "warm_s": round(now - ad.get(Machine.STATE_SINCE, now), 3),
@@ -287,10 +280,10 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
     """
     file = sweep.file
     folder = sweep.out / ".glide" / "parts"
-    run = Run(results.run, sweep.template, folder, file.glideins, file.generate, file.timeout)
-    driver = Driver(sweep, results, Carriers(run, AccessPoint()))
+    run = Run(results.run, sweep.template, folder, file.glideins)
+    driver = Driver(results, Carriers(run, AccessPoint()))
     try:
-        return driver.run(watch)
+        return results.finish({"name": file.name, **driver.run(watch)})
     except (KeyboardInterrupt, GlideError):
         driver.cancel("the sweep was stopped")
         raise

@@ -47,7 +47,10 @@ class Sweep:
     def request(self, prompt: str, record: Record) -> dict[str, Any]:
         """What travels of a record: an id that is unique over the prompts, and the filled prompt."""
         text = reading.render(self.file.prompts[prompt], record.fields)
-        return {"custom_id": f"{prompt}/{record.custom_id}", "prompt": text}
+        return {
+            "custom_id": f"{prompt}/{record.custom_id}", "prompt": text, "generate": self.file.generate,
+            "timeout": self.file.timeout,
+        }  # fmt: skip
 
 
 def prepare(source: Path) -> Sweep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,47 @@ from glide.config import SUMMARY
 from glide.errors import InputError
 from glide.invoke.carriers import read_results
 from glide.sweep.prepare import Sweep
+from glide.sweep.work import Work
 
 FIELDS = ("custom_id", "text", "tokens", "error", "glidein", "attempts", "seconds")
 
 
-class Results:
-    """out/<prompt>/results.jsonl, and the little that says whose they are (out/.glide/run.json).
+class Results(Work):
+    """A sweep's work: out/<prompt>/results.jsonl, and the little that says whose they are (out/.glide/run.json).
+
+    A record's id on the wire is "prompt/custom_id".
 
     Attributes:
         run: the GlideRun of the jobs that bring them.
-        have: the wire ids ("prompt/custom_id") that have a result, each with a hash of who computed it when.
-        found: how many of them an earlier run of the same sweep left.
-        recomputed: results that came although there was one already.
     """
 
     def __init__(self, sweep: Sweep, run: str):
+        batch, pack = sweep.file.batch, sweep.file.pack
+        fixed = None if pack == "auto" else pack * (1 if batch == "auto" else batch)
+        super().__init__(sweep.template, sweep.file.glideins, fixed)
         self.sweep = sweep
         self.run = run
-        self.have: dict[str, int] = {}
-        self.recomputed = 0
-        self.errors = 0
-        self.tokens = 0
-        self.by_glidein: dict[str, int] = {}
         known = {record.custom_id for record in sweep.records}
         for prompt in sweep.file.prompts:
             path = self.path(prompt)
             path.parent.mkdir(parents=True, exist_ok=True)
             for result in read_results(path):
                 if result["custom_id"] in known:
-                    self._count(f"{prompt}/{result['custom_id']}", result)
+                    self.count(f"{prompt}/{result['custom_id']}", result)
             _drop_torn_line(path)
         self.found = len(self.have)
         _write(self.state_file, {"run": run, "digest": sweep.digest, "finished": False})
+
+    @property
+    def total(self) -> int:
+        return self.sweep.total
+
+    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
+        for prompt in self.sweep.file.prompts:
+            for record in self.sweep.records:
+                wire_id = f"{prompt}/{record.custom_id}"
+                if wire_id not in self.have and wire_id not in on_their_way:
+                    yield self.sweep.request(prompt, record)
 
     @property
     def state_file(self) -> Path:
@@ -55,13 +64,8 @@ class Results:
     def keep(self, results: Iterable[dict[str, Any]]) -> None:
         """Make results durable; a copy of one that is there is left out, and another computation of it counted."""
         lines: dict[str, list[str]] = {}
-        for result in results:
-            wire_id = result["custom_id"]
-            if wire_id in self.have:
-                self.recomputed += self.have[wire_id] != _computation(result)
-                continue
-            prompt, _, custom_id = wire_id.partition("/")
-            self._count(wire_id, result)
+        for result in self.news(results):
+            prompt, _, custom_id = result["custom_id"].partition("/")
             kept = {name: result.get(name) for name in FIELDS} | {"custom_id": custom_id}
             lines.setdefault(prompt, []).append(json.dumps(kept, ensure_ascii=False) + "\n")
         for prompt, added in lines.items():
@@ -106,18 +110,6 @@ class Results:
             for result in read_results(self.path(prompt))
             if result["error"] is not None
         ]
-
-    def _count(self, wire_id: str, result: dict[str, Any]) -> None:
-        self.have[wire_id] = _computation(result)
-        self.errors += result.get("error") is not None
-        self.tokens += result.get("tokens") or 0
-        glidein = result.get("glidein") or ""
-        self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
-
-
-def _computation(result: dict[str, Any]) -> int:
-    """Tells two computations of a record apart, and copies of one's result not."""
-    return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))
 
 
 def state_file(sweep: Sweep) -> Path:

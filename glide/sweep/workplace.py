@@ -20,17 +20,21 @@ from glide.factory.daemon import folder, is_running
 from glide.vocabulary import POOL_VARIABLE
 
 STOP_SECONDS = 25.0
+_embedded: set[str] = set()  # the configurations that this process itself has put in force
 
 
 @contextmanager
-def workplace(site_file: Path | None) -> Iterator[None]:
+def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None]:
     """Have a pool, and a factory where that is ours to start; stop afterwards what was started.
 
     Args:
         site_file: the site whose factory to run. Without one, a configured pool is expected to have its own
             factory, and an embedded one gets that of site_configs/local.yaml.
+        pool: the condor_config of the pool; by default the one that is configured, else an embedded one.
     """
-    if configured():
+    if pool is not None:
+        os.environ["CONDOR_CONFIG"] = str(pool.resolve())
+    if configured() and os.environ.get("CONDOR_CONFIG") not in _embedded:
         connect()
         if site_file is None:
             yield
@@ -53,10 +57,15 @@ def embedded_pool() -> Iterator[None]:
         if not pool.is_up():
             pool.up()
             started_by_sweep.touch()
+        before = dict(os.environ)
         try:
+            _embedded.add(str(pool.config))
             connect()
             yield
         finally:
+            for name in pool.environment():  # what comes next in this process may be on another pool
+                os.environ.pop(name, None)
+                os.environ |= {name: before[name]} if name in before else {}
             with suppress(BlockingIOError):  # another sweep uses it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if started_by_sweep.exists():

@@ -13,6 +13,26 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Function:
+    """A call that makes sticky state: what the python engine does at its start.
+
+    Attributes:
+        source: for people to read.
+        pickle: cloudpickle's of (function, arguments, keyword arguments), in base64.
+        digest: sha256 over what the call does: equal in every process, where pickles are not.
+        python, cloudpickle: the versions that the pickle is for.
+        owner: the User whose jobs alone may use it, for it is this user's code.
+    """
+
+    source: str
+    pickle: str
+    digest: str
+    python: str
+    cloudpickle: str
+    owner: str
+
+
+@dataclass(frozen=True)
 class Template:
     """What a model server materialises.
 
@@ -22,6 +42,7 @@ class Template:
         path: folder of the model's files as nodes see it, or None for engines without files.
         files: sha256 and size in bytes of each of the folder's files, by relative name.
         options: the engine's own options.
+        function: what the python engine calls.
     """
 
     model: str
@@ -29,26 +50,26 @@ class Template:
     path: str | None = None
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
+    function: Function | None = None
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
         """Describe a model folder; OSError when one of its files can't be read."""
-        files = {}
-        if folder is not None:
-            for path in sorted(folder.rglob("*")):
-                name = path.relative_to(folder)
-                if any(part.startswith(".") for part in name.parts):
-                    continue
-                status = path.stat()  # unlike is_file, it raises for a link to nothing
-                if stat.S_ISREG(status.st_mode):
-                    files[str(name)] = (_sha256(path), status.st_size)
+        files = {} if folder is None else files_of(folder, folder)
         return cls(model, engine, str(folder) if folder else None, files, options)
+
+    @property
+    def owner(self) -> str:
+        """The one User whose jobs may use the state; empty when it has no owner's code in it."""
+        return self.function.owner if self.function else ""
 
     @property
     def digest(self) -> str:
         """sha256 over what makes the state: not over the folder's place, which may differ by node."""
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
+        if self.function is not None:
+            parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -65,6 +86,7 @@ class Template:
         """Read what to_json wrote; ValueError, KeyError or TypeError when it is something else."""
         fields = json.loads(text)
         fields["files"] = {name: (str(digest), int(size)) for name, (digest, size) in fields["files"].items()}
+        fields["function"] = Function(**fields["function"]) if fields.get("function") else None
         return cls(**fields)
 
     def missing_files(self) -> list[str]:
@@ -77,6 +99,18 @@ class Template:
             elif path.stat().st_size != size:
                 problems.append(f"{path} has {path.stat().st_size} bytes, not {size}")
         return problems
+
+
+def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
+    """sha256 and size of a file, or of all files in a folder but hidden ones, by name relative to `root`."""
+    files = {}
+    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if any(part.startswith(".") for part in each.relative_to(path).parts):
+            continue
+        status = each.stat()  # unlike is_file, it raises for a link to nothing
+        if stat.S_ISREG(status.st_mode):
+            files[str(each.relative_to(root))] = (_sha256(each), status.st_size)
+    return files
 
 
 def _sha256(path: Path) -> str:

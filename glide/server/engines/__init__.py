@@ -24,10 +24,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a record: its text and how many tokens were generated."""
+    """What became of a record.
 
-    text: str
+    Attributes:
+        text: what was generated; None with an error.
+        tokens: how many tokens that is.
+        extra: further fields of the record's result.
+        error: its type and message, where the engine itself knows which record of the call has failed.
+    """
+
+    text: str | None
     tokens: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
 
 
 class RecordError(Exception):
@@ -67,11 +76,15 @@ def engine_class(name: str) -> Any:
         from glide.server.engines.noop import Noop
 
         return Noop
+    if name == "python":
+        from glide.server.engines.python import Python
+
+        return Python
     if name == "transformers":
         from glide.server.engines.transformers import Transformers
 
         return Transformers
-    raise ValueError(f"no engine {name!r}; there are noop and transformers")
+    raise ValueError(f"no engine {name!r}; there are noop, python and transformers")
 
 
 def build(template: Template) -> Engine:

@@ -1,0 +1,103 @@
+"""Python functions as sticky state and as invocations of it.
+
+After StickyInvoc (Phung and Thain): the user splits `infer` into what loads and what infers, and no more.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from glide.template import Template
+from glide.template.function import pickled, template_of
+
+TIMEOUT = 600.0  # seconds that a call may take, unless its invocation says something else
+
+
+class Sticky:
+    """A function that makes state: called, it is not run, but describes the state (`glide.sticky`)."""
+
+    def __init__(self, function: Callable[..., dict[str, Any]]):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> State:
+        inspect.signature(self.function).bind(*arguments, **keywords)  # a wrong call is wrong here, not on a node
+        return State(self.function, arguments, keywords)
+
+
+class State:
+    """What a sticky function makes of its arguments, on each node that needs it, once."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]):
+        self.function = function
+        self.arguments = arguments
+        self.keywords = keywords
+
+    @functools.cached_property
+    def here(self) -> dict[str, Any]:
+        """The state in this process, made on first use."""
+        return self.function(*self.arguments, **self.keywords)
+
+    def template(self, owner: str) -> Template:
+        """How nodes know it; InputError or OSError when it cannot be sent to them."""
+        return template_of(self.function, self.arguments, self.keywords, owner)
+
+
+NO_STATE = State(dict, (), {})
+
+
+class Invocation:
+    """A function that uses sticky state: parameters named like the state's keys are filled from it.
+
+    Called directly it runs in this process, on state of this process: for trying out.
+    """
+
+    def __init__(self, function: Callable[..., Any], state: State = NO_STATE, timeout: float = TIMEOUT):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.state = state
+        self.timeout = timeout
+        self.signature = inspect.signature(function)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        given = self.signature.bind_partial(*arguments, **keywords).arguments
+        filled = {name: value for name, value in self.state.here.items() if name in self.signature.parameters}
+        return self.function(*arguments, **{**{k: v for k, v in filled.items() if k not in given}, **keywords})
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.__name__} is an invocation, and a node calls functions: use {self.__name__}.function")
+
+    __name__: str
+
+    @functools.cached_property
+    def generate(self) -> dict[str, str]:
+        """What records of the python engine have with them (glide.server.engines.python)."""
+        return {"function": pickled(self.function, self.__name__)[1]}
+
+    def prompt(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
+        """The same for one call; TypeError when the function does not take such arguments, InputError as `pickled`."""
+        self.signature.bind_partial(*arguments, **keywords)
+        return pickled((arguments, dict(keywords)), f"the arguments of {self.__name__}")[1]
+
+
+def sticky(function: Callable[..., dict[str, Any]]) -> Sticky:
+    """Make a function that returns a dict one of sticky state: run once per glidein, its values kept in memory.
+
+    Arguments that name files (a Path, or a text with a slash, of something that is there) count by their content, and
+    are where the files lie on the node.
+    """
+    return Sticky(function)
+
+
+def invocation(*, state: State = NO_STATE, timeout: float = TIMEOUT) -> Callable[[Callable[..., Any]], Invocation]:
+    """Make a function one that runs where `state` is warm, by `glide.Session`.
+
+    Args:
+        timeout: seconds that a call may take.
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"state is a {type(state).__name__}; it is what a function decorated with glide.sticky returns")
+    return lambda function: Invocation(function, state, timeout)

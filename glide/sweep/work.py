@@ -1,0 +1,80 @@
+"""What a driver has to get done, whoever wants it: a sweep's records, or a session's calls."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from glide.template import Template
+
+
+class Work(ABC):
+    """Records to send, and an account of what has come back, each id once.
+
+    Attributes:
+        template: what all records need.
+        glideins: how many may run at once.
+        pack: records per job, where the user has fixed that.
+        have: the ids that have a result, each with a hash of who computed it when.
+        found: how many of them were there before.
+        recomputed: results that came although there was one already.
+        fresh: set when there is more to send than at the driver's last look.
+    """
+
+    def __init__(self, template: Template, glideins: int, pack: int | None = None):
+        self.template = template
+        self.glideins = glideins
+        self.pack = pack
+        self.have: dict[str, int] = {}
+        self.found = self.recomputed = self.errors = self.tokens = 0
+        self.by_glidein: dict[str, int] = {}
+        self.fresh = threading.Event()
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many records there are, as far as is known."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is there, and no more to come."""
+        return len(self.have) == self.total
+
+    def rest(self) -> None:  # noqa: B027
+        """Return when there is something to do; where all is known from the start, there is."""
+
+    @abstractmethod
+    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
+        """The records without a result that are in no job: `custom_id`, `prompt`, `generate`, `timeout` each."""
+
+    @abstractmethod
+    def keep(self, results: Iterable[dict[str, Any]]) -> None:
+        """Take results that have come, copies of earlier ones among them; only then are their jobs removed."""
+
+    def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
+        """Jobs of these sizes have been sent, for this reason; not everybody keeps that."""
+
+    def news(self, results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those of the results that are no copies, counted; another computation of one that is there counts as such."""
+        for result in results:
+            known = self.have.get(result["custom_id"])
+            if known is None:
+                self.count(result["custom_id"], result)
+                yield result
+            else:
+                self.recomputed += known != _computation(result)
+
+    def count(self, record: str, result: dict[str, Any]) -> None:
+        """A record's result is there."""
+        self.have[record] = _computation(result)
+        self.errors += result.get("error") is not None
+        self.tokens += result.get("tokens") or 0
+        glidein = result.get("glidein") or ""
+        self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
+
+
+def _computation(result: dict[str, Any]) -> int:
+    """Tells two computations of a record apart, and copies of one's result not."""
+    return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))

@@ -1,0 +1,184 @@
+"""A digest of Python objects, code included, that is the same in every process.
+
+Pickles differ from one process to the next (sets are ordered by a random hash, classes get random ids, code knows
+where its file lies), so equal sticky state would not be recognised by them. This walks what cloudpickle would, and
+ignores that.
+"""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import importlib.metadata
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+_CODE = (
+    "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount",
+    "co_kwonlyargcount", "co_flags", "co_exceptiontable",
+)  # fmt: skip
+# Of a class: where it lies, and what the interpreter adds to each.
+_NOT_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
+
+
+def digest(value: Any) -> tuple[str, set[ModuleType]]:
+    """sha256 over what a value is and does; and the modules of no installed package, which nodes lack, that it uses.
+
+    Raises:
+        TypeError: something in it cannot be pickled, so it cannot travel either.
+    """
+    walk = _Walk()
+    return walk.of(value).hex(), walk.local
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.done: dict[int, bytes] = {}
+        self.open: dict[int, int] = {}  # position of the objects that are being walked: what refers back to them
+        self.kept: list[Any] = []  # an id is an object's own only while that lives
+        self.local: set[ModuleType] = set()
+
+    def of(self, value: Any) -> bytes:
+        if id(value) in self.open:
+            return _hash(b"back", str(len(self.open) - self.open[id(value)]).encode())
+        if id(value) not in self.done:
+            self.open[id(value)] = len(self.open)
+            self.kept.append(value)
+            try:
+                self.done[id(value)] = _hash(type(value).__qualname__.encode(), *self._parts(value))
+            finally:
+                del self.open[id(value)]
+        return self.done[id(value)]
+
+    def _parts(self, value: Any) -> Iterator[bytes]:
+        if type(value) in (type(None), type(...), bool, int, float, complex, str, bytes):
+            yield repr(value).encode()
+        elif type(value) in (list, tuple):
+            yield from map(self.of, value)
+        elif type(value) in (set, frozenset):
+            yield from sorted(map(self.of, value))
+        elif type(value) is dict:
+            yield from sorted(self.of(key) + self.of(item) for key, item in value.items())
+        elif isinstance(value, CodeType):
+            yield from (self.of(getattr(value, name, None)) for name in _CODE)
+            yield from map(self.of, value.co_consts)
+        elif isinstance(value, ModuleType):
+            yield from self._module(value)
+        elif isinstance(value, FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, MethodType):
+            yield self.of(value.__func__)
+            yield self.of(value.__self__)
+        elif isinstance(value, type):
+            yield from self._class(value)
+        elif isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type(None))):
+            yield f"{value.__module__}.{value.__qualname__}".encode()
+        else:
+            yield from self._object(value)
+
+    def _module(self, module: ModuleType) -> Iterator[bytes]:
+        if _is_local(module):
+            self.local.add(module)
+            yield Path(module.__file__ or "").read_bytes() if module.__file__ else b""
+            # What it imports itself is not seen in its text.
+            yield from (self.of(each) for each in vars(module).values() if isinstance(each, ModuleType))
+        else:
+            package = module.__name__.partition(".")[0]
+            yield f"{module.__name__} {_version(package)}".encode()
+
+    def _function(self, function: FunctionType) -> Iterator[bytes]:
+        if not self._is_by_value(function):
+            yield f"{function.__module__}.{function.__qualname__} {_version(function.__module__)}".encode()
+            return
+        yield self.of(function.__code__)
+        yield self.of(function.__defaults__)
+        yield self.of(function.__kwdefaults__)
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # empty as yet
+                yield self.of(cell.cell_contents)
+        for name in sorted(_global_names(function.__code__)):
+            if name in function.__globals__:
+                yield name.encode() + self.of(function.__globals__[name])
+
+    def _class(self, kind: type) -> Iterator[bytes]:
+        yield f"{kind.__qualname__}".encode()
+        if not kind.__flags__ & _HEAP_TYPE or not self._is_by_value(kind):
+            yield f"{kind.__module__} {_version(kind.__module__)}".encode()
+            return
+        yield from map(self.of, kind.__bases__)
+        for name, value in sorted(vars(kind).items()):
+            if name not in _NOT_CLASS and not name.startswith("_abc_"):
+                inner = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
+                accessors = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
+                yield name.encode()
+                # Slots and such have no content of their own.
+                yield from (self.of(each) for each in accessors if type(each).__name__ not in _DESCRIPTORS)
+
+    def _object(self, value: Any) -> Iterator[bytes]:
+        reducer = cloudpickle.Pickler.dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+        if isinstance(reduced, str):
+            yield reduced.encode()
+            return
+        make, arguments, *state = reduced  # then: state, items of a list, items of a dict, any of them missing
+        yield self.of(type(value)) + self.of(make) + self.of(arguments)
+        yield from (self.of(list(each) if isinstance(each, Iterator) else each) for each in state)
+
+    def _is_by_value(self, value: Any) -> bool:
+        """Whether its code travels in the pickle: that of scripts, notebooks and modules beside them."""
+        module = sys.modules.get(value.__module__ or "")
+        if module is not None and _is_local(module):
+            self.local.add(module)
+            return True
+        found: Any = None if module is None or module.__name__ == "__main__" else module
+        for name in value.__qualname__.split("."):  # where it is not found, a lambda say, cloudpickle takes it along
+            found = getattr(found, name, None)
+        return found is not value
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code has made; the others have no code to look at
+_DESCRIPTORS = ("member_descriptor", "getset_descriptor", "wrapper_descriptor")
+
+
+def _is_local(thing: ModuleType | type) -> bool:
+    """Whether a module, or a class's, is no part of Python, glide or an installed package."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
+    module = sys.modules.get(name)
+    if name.partition(".")[0] in (*sys.stdlib_module_names, "glide", "__main__") or module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return file is not None and not any(Path(file).is_relative_to(folder) for folder in _installed())
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    return tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+
+
+@cache
+def _version(module: str) -> str:
+    package = module.partition(".")[0]
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _global_names(code: CodeType) -> set[str]:
+    names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return names.union(*(_global_names(each) for each in code.co_consts if isinstance(each, CodeType)))
+
+
+def _hash(*parts: bytes) -> bytes:
+    content = hashlib.sha256()
+    for part in parts:
+        content.update(len(part).to_bytes(8, "big") + part)
+    return content.digest()
