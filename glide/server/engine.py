@@ -89,7 +89,11 @@ class EngineHandle:
             self.overdue = f"gave no result within {timeout:g} s and did not react, so it was killed; it"
             self.process.kill()
         elif over > 0:
-            self.process.send_signal(INTERRUPT)
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Have the running call end with an exception, if it is one that notices."""
+        self.process.send_signal(INTERRUPT)
 
     def sent(self, records: int) -> None:
         self.calls.append(records)

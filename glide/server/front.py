@@ -104,9 +104,12 @@ class Front:
         """No call may take longer than the longest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
-            timeouts = [self.flying[key].timeout for key in engine.begun if key in self.flying]
-            if engine.begun_at is not None and timeouts:
-                engine.hurry(max(timeouts))
+            items = [self.flying[key] for key in engine.begun if key in self.flying]
+            if engine.begun_at is None or not items:
+                continue
+            if all(item.job.gone for item in items):
+                engine.interrupt()  # nobody waits for it, and others may
+            engine.hurry(max(item.timeout for item in items))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
         """Keep one call running and one more waiting in the engine, so that it never waits for us."""

@@ -31,7 +31,10 @@ class Sticky:
 class State:
     """What a sticky function makes of its arguments, on each node that needs it, once."""
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]):
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str = ""
+    ):
+        self.name = name or function.__name__
         self.function = function
         self.arguments = arguments
         self.keywords = keywords
@@ -43,10 +46,10 @@ class State:
 
     def template(self, owner: str) -> Template:
         """How nodes know it; InputError or OSError when it cannot be sent to them."""
-        return template_of(self.function, self.arguments, self.keywords, owner)
+        return template_of(self.name, self.function, self.arguments, self.keywords, owner)
 
 
-NO_STATE = State(dict, (), {})
+NO_STATE = State(dict, (), {}, "stateless")
 
 
 class Invocation:
@@ -60,7 +63,7 @@ class Invocation:
         self.function = function
         self.state = state
         self.timeout = timeout
-        self.signature = inspect.signature(function)
+        self.signature = _signature(function)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         given = self.signature.bind_partial(*arguments, **keywords).arguments
@@ -81,6 +84,13 @@ class Invocation:
         """The same for one call; TypeError when the function does not take such arguments, InputError as `pickled`."""
         self.signature.bind_partial(*arguments, **keywords)
         return pickled((arguments, dict(keywords)), f"the arguments of {self.__name__}")[1]
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # a builtin function that does not tell
+        return inspect.signature(lambda *arguments, **keywords: None)
 
 
 def sticky(function: Callable[..., dict[str, Any]]) -> Sticky:

@@ -7,119 +7,33 @@ with glide.Session() as session:
 from __future__ import annotations
 
 import atexit
-import base64
-import pickle
+import fcntl
+import logging
+import math
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from glide.condor import AccessPoint, home
+from glide.condor.access_point import quoted
 from glide.errors import GlideError, InvocationError
 from glide.invoke.carriers import Carriers, Run
-from glide.sweep.driver import Driver
+from glide.sweep.calls import Call, Calls
+from glide.sweep.driver import Driver, Progress
 from glide.sweep.functions import Invocation
-from glide.sweep.work import Work
 from glide.sweep.workplace import workplace
 from glide.template import Template
+from glide.vocabulary import Job
 
-
-class RemoteTraceback(Exception):
-    """Where on the node an exception was raised; it stands as the cause of that."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-class Call(Future):
-    """The future of an invocation.
-
-    Attributes:
-        stdout, stderr: what the call printed, once it has ended.
-        glidein: where it ran. attempts: how often it was begun. seconds: how long it took.
-    """
-
-    stdout = stderr = glidein = ""
-    attempts = 0
-    seconds = 0.0
-
-    def __init__(self, request: dict[str, Any]):
-        super().__init__()
-        self.request = request
-
-    def end(self, result: dict[str, Any]) -> None:
-        """Take a line of the results as the outcome."""
-        for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
-            if name in result:
-                setattr(self, name, result[name])
-        try:
-            if result["error"] is None:
-                self.set_result(_unpickled(result["value"]))
-            else:
-                self.set_exception(_raised(result))
-        except Exception as error:  # a value that cannot be unpickled here
-            self.set_exception(error)
-
-
-class Calls(Work):
-    """What a session has been given to do with one template."""
-
-    def __init__(self, template: Template, glideins: int):
-        super().__init__(template, glideins)
-        self.open: dict[str, Call] = {}  # those without an outcome, oldest first
-        self.added = 0
-        self.closed = False
-
-    @property
-    def total(self) -> int:
-        return self.added
-
-    @property
-    def finished(self) -> bool:
-        return self.closed and not self.open
-
-    def add(self, request: dict[str, Any]) -> Call:
-        self.added += 1
-        call = Call({"custom_id": str(self.added), **request})
-        self.open[call.request["custom_id"]] = call
-        self.fresh.set()
-        return call
-
-    def close(self) -> None:
-        """No more are coming."""
-        self.closed = True
-        self.fresh.set()
-
-    def fail(self, error: BaseException) -> None:
-        """None of those that are open will have a result, for this reason."""
-        self.closed = True
-        for call in list(self.open.values()):
-            if call.running() or call.set_running_or_notify_cancel():
-                call.set_exception(error)
-        self.open.clear()
-
-    def rest(self) -> None:
-        while not self.open and not self.closed:
-            self.fresh.wait(1.0)
-            self.fresh.clear()
-
-    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
-        for number, call in list(self.open.items()):
-            if call.running() or call.set_running_or_notify_cancel():
-                if number not in on_their_way:
-                    yield call.request
-            else:  # cancelled
-                self.have[number] = 0
-                del self.open[number]
-
-    def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        for result in self.news(results):
-            self.open.pop(result["custom_id"]).end(result)
+WAIT_SECONDS = 30.0  # calls may wait for so long before that is worth a word
+_log = logging.getLogger("glide")
 
 
 class Session(Executor):
@@ -201,9 +115,12 @@ class Session(Executor):
         with ExitStack() as stack:
             try:
                 stack.enter_context(workplace(site, pool))
-                user = AccessPoint().user
-                self.folder.mkdir(parents=True, mode=0o700)
+                access_point = AccessPoint()
+                _clear_away(self.folder.parent, access_point)
                 stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True, mode=0o700)
+                stack.enter_context(_locked(self.folder))
+                user = access_point.user
             except BaseException as error:
                 return ready.set_exception(error)
             ready.set_result(user)
@@ -226,8 +143,20 @@ class Session(Executor):
         folder = self.folder / calls.template.digest
         run = Run(f"{self.name}-{len(self.drivers)}", calls.template, folder, self.glideins)
         driver = Driver(calls, Carriers(run, AccessPoint()))
+        began = time.monotonic()
+
+        def watch(progress: Progress) -> None:
+            nonlocal began
+            if progress.lanes or not calls.open:
+                began = time.monotonic()
+            elif time.monotonic() - began > WAIT_SECONDS:
+                _log.warning(
+                    "%s: %d calls wait and no glidein is up; `glide status` says why", run.name, len(calls.open)
+                )
+                began = math.inf  # said once
+
         try:
-            driver.run()
+            driver.run(watch)
         except BaseException as error:
             calls.fail(error)
         finally:
@@ -235,17 +164,17 @@ class Session(Executor):
                 driver.cancel("the session has ended")
 
 
-def _raised(result: dict[str, Any]) -> BaseException:
-    """The exception that a call raised, or one that describes it where it cannot be brought back."""
-    described = InvocationError(result["error"]["type"], result["error"]["message"])
-    error: BaseException = described
-    with suppress(Exception):
-        error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # SystemExit would end who asks for the result
-        error = described
-    error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
-    return error
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Held for as long as the session lives, and no longer, however it ends."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
-def _unpickled(text: str) -> Any:
-    return pickle.loads(base64.b64decode(text))
+def _clear_away(folder: Path, access_point: AccessPoint) -> None:
+    """Remove what killed sessions have left: nobody waits for their calls."""
+    for left in folder.glob("session-*"):
+        with suppress(OSError), _locked(left):
+            access_point.remove(f"regexp({quoted(f'^{left.name}-')}, {Job.RUN})", "its session is gone")
+            shutil.rmtree(left)

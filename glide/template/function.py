@@ -26,19 +26,21 @@ from glide.template.spec import Function, Template, files_of
 MOST_BYTES = 1 << 20  # of a pickled function: it stands in the ad of each of its jobs
 
 
-def template_of(function: Callable, arguments: Sequence[Any], keywords: Mapping[str, Any], owner: str) -> Template:
+def template_of(
+    name: str, function: Callable, arguments: Sequence[Any], keywords: Mapping[str, Any], owner: str
+) -> Template:
     """The template of the state that a call makes; its files are those that the call's arguments name.
 
     An argument names files if it is a Path of something that is there, or a text with a slash in it that is.
 
     Args:
+        name: under which it is advertised.
         owner: the User whose jobs may use it.
 
     Raises:
         InputError: the function or an argument cannot be sent to a node.
         OSError: a file cannot be read.
     """
-    name = getattr(function, "__name__", "function")
     paths = [path for path in map(_file, (*arguments, *keywords.values())) if path]
     folders = [path if path.is_dir() else path.parent for path in paths]
     root = Path(os.path.commonpath(folders)) if folders else None

@@ -91,8 +91,12 @@ class Python:
 
 @lru_cache(64)
 def _parameters(function: Callable) -> tuple[str, ...]:
-    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(name for name, each in inspect.signature(function).parameters.items() if each.kind in positional)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a builtin function that does not tell
+        return ()
+    return tuple(name for name, each in parameters.items() if each.kind in named)
 
 
 def _check_versions(made: Function) -> None:

@@ -1,0 +1,123 @@
+"""The calls of a session: futures on one side, records and results on the other."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from glide.errors import InvocationError
+from glide.sweep.work import Work
+from glide.template import Template
+
+
+class RemoteTraceback(Exception):
+    """Where on the node an exception was raised; it stands as the cause of that."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+class Call(Future):
+    """The future of an invocation.
+
+    Attributes:
+        stdout, stderr: what the call printed, once it has ended.
+        glidein: where it ran. attempts: how often it was begun. seconds: how long it took.
+    """
+
+    stdout = stderr = glidein = ""
+    attempts = 0
+    seconds = 0.0
+
+    def __init__(self, request: dict[str, Any]):
+        super().__init__()
+        self.request = request
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Take a line of the results as the outcome."""
+        for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
+            if name in result:
+                setattr(self, name, result[name])
+        try:
+            if result["error"] is None:
+                self.set_result(_unpickled(result["value"]))
+            else:
+                self.set_exception(_raised(result))
+        except Exception as error:  # a value that cannot be unpickled here
+            self.set_exception(error)
+
+
+class Calls(Work):
+    """What a session has been given to do with one template."""
+
+    def __init__(self, template: Template, glideins: int):
+        super().__init__(template, glideins)
+        self.open: dict[str, Call] = {}  # those without an outcome, oldest first
+        self.added = 0
+        self.closed = False
+
+    @property
+    def total(self) -> int:
+        return self.added
+
+    @property
+    def finished(self) -> bool:
+        return self.closed and not self.open
+
+    def add(self, request: dict[str, Any]) -> Call:
+        self.added += 1
+        call = Call({"custom_id": str(self.added), **request})
+        self.open[call.request["custom_id"]] = call
+        self.fresh.set()
+        return call
+
+    def close(self) -> None:
+        """No more are coming."""
+        self.closed = True
+        self.fresh.set()
+
+    def fail(self, error: BaseException) -> None:
+        """None of those that are open will have a result, for this reason."""
+        self.closed = True
+        for call in list(self.open.values()):
+            if call.running() or call.set_running_or_notify_cancel():
+                call.set_exception(error)
+        self.open.clear()
+
+    def rest(self) -> None:
+        while not self.open and not self.closed:
+            self.fresh.wait(1.0)
+            self.fresh.clear()
+
+    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
+        for number, call in list(self.open.items()):
+            if call.running() or call.set_running_or_notify_cancel():
+                if number not in on_their_way:
+                    yield call.request
+            else:  # cancelled
+                self.have[number] = 0
+                del self.open[number]
+
+    def keep(self, results: Iterable[dict[str, Any]]) -> None:
+        for result in self.news(results):
+            self.open.pop(result["custom_id"]).end(result)
+
+
+def _raised(result: dict[str, Any]) -> BaseException:
+    """The exception that a call raised, or one that describes it where it cannot be brought back."""
+    described = InvocationError(result["error"]["type"], result["error"]["message"])
+    error: BaseException = described
+    with suppress(Exception):
+        error = _unpickled(result["exception"])
+    if not isinstance(error, Exception):  # SystemExit would end who asks for the result
+        error = described
+    error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
+    return error
+
+
+def _unpickled(text: str) -> Any:
+    return pickle.loads(base64.b64decode(text))
