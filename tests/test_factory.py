@@ -17,7 +17,7 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
-from glide.condor.access_point import quoted
+from glide.condor.access_point import quoted, value
 from glide.config import SiteFile, load
 from glide.factory.apply import Hands
 from glide.factory.look import take
@@ -67,7 +67,7 @@ def ask(access_point: AccessPoint, tmp_path: Path) -> Iterator[Callable[..., int
             (tmp_path / f"records-{number}.jsonl").write_text("".join(lines))
         macros = {
             "digest": template.digest, "model": template.model, "initialdir": str(tmp_path),
-            f"My.{Job.SPEC}": quoted(template.to_json()), f"My.{Job.WANTED}": str(jobs),
+            f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": str(jobs),
             "leave_in_queue": "JobStatus == 4",
         }  # fmt: skip
         clusters.append(access_point.submit(DESCRIPTION.replace("\nqueue", f"\nqueue {jobs}"), macros, spool=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glide.condor import EmbeddedPool
-from glide.condor.access_point import quoted
+from glide.condor.access_point import value
 from glide.template import Template
 from glide.vocabulary import Job, State
 from tests.conftest import eventually
@@ -53,7 +53,7 @@ def test_a_node_that_ends_every_glidein_is_left_out_and_the_other_works_on(nodes
     for number in range(8):
         lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(60))
         (tmp_path / f"records-{number}.jsonl").write_text("".join(lines))
-    further = f"My.{Job.SPEC} = {quoted(template.to_json())}\nMy.{Job.WANTED} = 4\nqueue 8"
+    further = f"My.{Job.SPEC} = {value(template.to_json())}\nMy.{Job.WANTED} = 4\nqueue 8"
     text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
     (tmp_path / "ask.sub").write_text(text.replace("$(model)", template.model))
     assert command("submit", str(tmp_path / "ask.sub"), environment=environment).returncode == 0

@@ -183,12 +183,12 @@ def helper(text):
     return text.upper()
 
 @glide.sticky
-def shout(path, mark):
-    with open(path + "/loads", "a") as file:
+def shout(folders, mark):  # in a list, folders are only texts: their content, which changes here, does not count
+    with open(folders[0] + "/loads", "a") as file:
         file.write("loaded\\n")
     return {"mark": mark, "known": {"a", "b", "c"}}
 
-@glide.invocation(state=shout(sys.argv[1], "!"))
+@glide.invocation(state=shout([sys.argv[1]], "!"))
 def say(text, mark, known):
     return helper(text) + mark
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool, install
-from glide.condor.access_point import quoted
+from glide.condor.access_point import value
 from glide.invoke.carriers import read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
@@ -35,7 +35,7 @@ def submit(factory: Path, access_point: AccessPoint, tmp_path: Path):
         macros = {
             "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(tmp_path),
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
-            f"My.{Job.SPEC}": quoted(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
+            f"My.{Job.SPEC}": value(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
         }  # fmt: skip
         clusters.append(access_point.submit(DESCRIPTION, macros, spool=True))
         return clusters[-1]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from glide.condor import EmbeddedPool, processes
-from glide.condor.access_point import quoted
+from glide.condor.access_point import value
 from glide.factory.journal import Journal
 from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, Job, Machine, State
@@ -54,7 +54,7 @@ class Pools:
         for number in range(jobs):
             lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(records))
             (folder / f"records-{number}.jsonl").write_text("".join(lines))
-        further = f"My.{Job.SPEC} = {quoted(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
+        further = f"My.{Job.SPEC} = {value(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
         text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
         (folder / "ask.sub").write_text(text.replace("$(model)", template.model))
         done = command("submit", str(folder / "ask.sub"), environment=self.environment)

@@ -16,7 +16,7 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
-from glide.condor.access_point import any_of, quoted
+from glide.condor.access_point import any_of, value
 from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
 
@@ -120,7 +120,7 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     template = Template("noop", "noop", options=OPTIONS)
     macros = {
         "digest": template.digest, "model": "noop", "initialdir": str(folder),
-        f"My.{Job.SPEC}": quoted(template.to_json()), f"My.{Job.WANTED}": "2",  # lost glideins are replaced
+        f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": "2",  # lost glideins are replaced
     }  # fmt: skip
     text = resources.find("submit_templates", "invocation.sub").read_text()
     cluster = access_point.submit(text.replace("\nqueue", "\nqueue 2"), macros, spool=True)
