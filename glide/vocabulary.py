@@ -25,6 +25,7 @@ class Machine:
     SERVED_UNTIL = "GlideServedUntil"
     BUSY_SECONDS = "GlideBusySeconds"
     FETCH_SECONDS = "GlideFetchSeconds"
+    IMPORT_SECONDS = "GlideImportSeconds"
     LOAD_SECONDS = "GlideLoadSeconds"
     WARM_SECONDS = "GlideWarmSeconds"
     GPU_NAME = "GlideGpuName"
@@ -55,13 +56,14 @@ class State:
 
     BLANK = "Blank"
     FETCHING = "Fetching"
+    IMPORTING = "Importing"
     LOADING = "Loading"
     WARMING = "Warming"
     WARM = "Warm"
     DRAINING = "Draining"
     FAILED = "Failed"
 
-    COMING_UP = (BLANK, FETCHING, LOADING, WARMING)
+    COMING_UP = (BLANK, FETCHING, IMPORTING, LOADING, WARMING)
 
 
 class JobStatus:

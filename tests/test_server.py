@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually
 from tests.server_rig import assert_exactly_once, failure
 
-HEALTHY = [State.BLANK, State.FETCHING, State.LOADING, State.WARMING, State.WARM]
+HEALTHY = [*State.COMING_UP, State.WARM]
 
 
 def records(count: int, prefix: str = "r") -> list[dict[str, Any]]:
@@ -127,6 +128,36 @@ def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
     assert attributes[Machine.TEMPLATE] == server.template.digest
     assert attributes[Machine.MODEL] == "fake"
     assert attributes[Machine.LOAD_SECONDS] >= 0.4
+
+
+@pytest.mark.parametrize("phase", [State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING])
+def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start, phase):
+    template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
+    hung, crashed = start(template), start(replace(template, options={"crash_in": phase}))
+    assert failure(crashed).startswith("the engine was killed by signal 11 (SIGSEGV)")
+    assert f"while {phase}" in failure(crashed)
+    reason = failure(hung)
+    assert f"was {phase} for more than its 1 s, so it was killed; it was in File" in reason
+    assert "noop.py" in reason and "in _hang" in reason
+    assert "in load" in hung.log.read_text()  # the whole stack
+
+
+def test_an_engine_that_never_says_anything_is_given_up(start, tmp_path, monkeypatch):
+    slow = 'import sys, time\nif "glide.server.engine_process" in sys.orig_argv:\n    time.sleep(3600)\n'
+    (tmp_path / "sitecustomize.py").write_text(slow)  # as on a file system that does not answer
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = start(Template("mute", "noop", budgets={State.BLANK: 1.0}))
+    assert "was Blank for more than its 1 s" in failure(server)
+
+
+def test_the_call_of_a_job_that_is_gone_does_not_keep_others_waiting(start):
+    server = start(hang_on="HANG", record_seconds=0.001)
+    server.reached(State.WARM)
+    gone = server.call([*records(1), {"custom_id": "hangs", "prompt": "HANG"}])
+    server.busy()  # so that now the other record is served
+    gone.process.kill()
+    assert len(server.call(records(10)).results()) == 10
+    assert server.log.read_text().count("Loading") == 1  # interrupted, and the state has survived
 
 
 def test_the_pace_is_measured(start):

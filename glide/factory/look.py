@@ -146,9 +146,9 @@ _JOB_ATTRIBUTES = (
     Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
     Job.RECORDS, Job.LEFT, Job.WANTED,
 )  # fmt: skip
+_START_SECONDS = (Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)
 _LANE_COUNTS = (
-    Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS,
-    Machine.RETIRES, Machine.SERVED, Machine.ERRORS,
+    Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.RETIRES, Machine.SERVED, Machine.ERRORS, *_START_SECONDS,
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
@@ -194,7 +194,7 @@ def _lane(ad: dict) -> Lane:
         ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
         ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
-        sum(ad.get(name, 0.0) for name in (Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)),
+        sum(ad.get(name, 0.0) for name in _START_SECONDS),
         ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0),
     )  # fmt: skip
 

@@ -7,17 +7,20 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glide.server import frames
-from glide.server.engine_process import INTERRUPT
+from glide.server.engine_process import DUMP, INTERRUPT
 from glide.template import Template
 
 if TYPE_CHECKING:
     from glide.server.front import Front
 
 GRACE_SECONDS = 5.0  # for a call that was interrupted to end by itself
+DUMP_SECONDS = 0.5  # for the stacks to be written before the end
+SILENT_SECONDS = 300.0  # with work to do, and no word of any
 FRONT = "model server:"  # how the front's own lines begin in the log it shares with the engine
 
 
@@ -47,6 +50,7 @@ class EngineHandle:
         self.overdue = ""  # why we killed it, if we did
         self.calls: list[int] = []  # sizes of the calls given and not come back, oldest first
         self.empty = asyncio.Event()
+        self.heard = time.monotonic()
 
     @classmethod
     async def start(cls, template: Template, log: Path) -> EngineHandle:
@@ -71,25 +75,41 @@ class EngineHandle:
     async def receive(self) -> Any:
         """The next message; DeadEngine when there will be none."""
         try:
-            return await frames.read(self.reader)
+            message = await frames.read(self.reader)
+            self.heard = time.monotonic()
+            return message
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.process.wait()
-            how = f"{self.overdue} {_how_it_ended(code, self.log)}".strip()
-            raise DeadEngine(how, own_doing=code >= 0 or bool(self.overdue)) from None
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if FRONT not in line]
+            if self.overdue:
+                raise DeadEngine(f"{self.overdue}, so it was killed{_where_it_was(lines)}", own_doing=True) from None
+            raise DeadEngine(_how_it_ended(code, lines), own_doing=code >= 0) from None
 
     def begin(self, keys: list[int]) -> None:
         """A call has begun."""
         self.begun = keys
         self.begun_at = time.monotonic()
 
-    def hurry(self, timeout: float) -> None:
+    async def hurry(self, timeout: float) -> None:
         """Interrupt a call that is over its time; kill the engine when that does not help."""
         over = time.monotonic() - (self.begun_at or time.monotonic()) - timeout
-        if over > GRACE_SECONDS and not self.overdue:
-            self.overdue = f"gave no result within {timeout:g} s and did not react, so it was killed; it"
-            self.process.kill()
+        if over > GRACE_SECONDS:
+            await self.give_up(f"gave no result within {timeout:g} s and did not react")
         elif over > 0:
             self.interrupt()
+
+    async def give_up(self, why: str) -> None:
+        """Kill the engine; the log gets the stacks of its threads first."""
+        if not self.overdue:
+            self.overdue = why
+            self.process.send_signal(DUMP)
+            await asyncio.sleep(DUMP_SECONDS)
+            self.process.kill()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has calls to make, makes none, and has said nothing for a long time."""
+        return bool(self.calls) and self.begun_at is None and time.monotonic() - self.heard > SILENT_SECONDS
 
     def interrupt(self) -> None:
         """Have the running call end with an exception, if it is one that notices."""
@@ -118,10 +138,17 @@ class EngineHandle:
         await self.process.wait()
 
 
-def _how_it_ended(code: int, log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and FRONT not in line]
-    words = f"; it last said: {' '.join(lines[-1].split())[:300]}" if lines else ""
+def _how_it_ended(code: int, log: Sequence[str]) -> str:
+    said = [line for line in log if line.strip()]
+    words = f"; it last said: {' '.join(said[-1].split())[:300]}" if said else ""
     if code >= 0:
         return f"exited with code {code}{words}"
     hint = " (which is what happens when memory runs out)" if -code == signal.SIGKILL else ""
     return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}{words}"
+
+
+def _where_it_was(log: Sequence[str]) -> str:
+    """The frame that the main thread, which faulthandler writes last, was in."""
+    heads = [number for number, line in enumerate(log) if line.endswith("(most recent call first):")]
+    frame = log[heads[-1] + 1].strip() if heads and len(log) > heads[-1] + 1 else ""
+    return f"; it was in {frame[:300]} (all stacks are in its log)" if frame else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import os
 import signal
 import socket
 import sys
@@ -22,13 +23,16 @@ from glide.server.engines import Completion, Engine, Record
 from glide.template import Template
 from glide.vocabulary import State
 
-INTERRUPT = signal.SIGUSR1
+INTERRUPT = signal.SIGUSR1  # ends a call
+DUMP = signal.SIGUSR2  # has the stacks of all threads written to the log
 FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way to the front
 
 
 def main() -> None:
     """Run on the socket whose descriptor is the first argument."""
-    faulthandler.enable()
+    log = os.dup(2)  # whatever a call does with its error output
+    faulthandler.enable(log)
+    faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the front
     front = socket.socket(fileno=int(sys.argv[1]))

@@ -69,7 +69,7 @@ class Front:
     async def _engine_life(self) -> None:
         """One engine process from its start to its death."""
         engine = await EngineHandle.start(self.template, self.log)
-        tasks: list[asyncio.Task[None]] = []
+        tasks = [asyncio.create_task(self._watch(engine))]
         try:
             while True:
                 message = await engine.receive()
@@ -82,7 +82,6 @@ class Front:
                     self.status = replace(self.status, gpu=warm.get("gpu", ""), batch=warm["batch"])
                     self._enter(State.WARM)
                     tasks.append(asyncio.create_task(self._feed(engine, warm)))
-                    tasks.append(asyncio.create_task(self._watch_calls(engine)))
                 elif "begin" in message:
                     engine.begin(message["begin"])
                 else:
@@ -91,7 +90,8 @@ class Front:
                         engine.idle(message["idle"], self)
         except DeadEngine as death:
             if self.status.state in State.COMING_UP:
-                self._enter(State.FAILED, f"the engine {death} while {self.status.state}")
+                during = "" if engine.overdue else f" while {self.status.state}"
+                self._enter(State.FAILED, f"the engine {death}{during}")
             elif self.status.state == State.WARM:
                 self._enter(State.BLANK, f"the engine {death}")
                 self._suspect(engine.begun, death)
@@ -100,16 +100,21 @@ class Front:
                 task.cancel()
             await engine.stop()
 
-    async def _watch_calls(self, engine: EngineHandle) -> None:
-        """No call may take longer than the longest timeout of its records."""
+    async def _watch(self, engine: EngineHandle) -> None:
+        """No phase may take longer than its budget, and no call than the longest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
+            state = self.status.state
+            if state in State.COMING_UP and time.time() - self.status.since > self.template.budget(state):
+                await engine.give_up(f"was {state} for more than its {self.template.budget(state):g} s")
+            if engine.is_silent:
+                await engine.give_up("has said nothing for long although it has records to serve")
             items = [self.flying[key] for key in engine.begun if key in self.flying]
             if engine.begun_at is None or not items:
                 continue
             if all(item.job.gone for item in items):
                 engine.interrupt()  # nobody waits for it, and others may
-            engine.hurry(max(item.timeout for item in items))
+            await engine.hurry(max(item.timeout for item in items))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
         """Keep one call running and one more waiting in the engine, so that it never waits for us."""

@@ -28,6 +28,7 @@ class Status:
     served_since: float = 0.0
     served_until: float = 0.0
     fetch_seconds: float = 0.0
+    import_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
 
@@ -37,6 +38,7 @@ class Status:
         spent = now - self.since
         times: dict[str, Any] = {
             State.FETCHING: {"fetch_seconds": self.fetch_seconds + spent},
+            State.IMPORTING: {"import_seconds": self.import_seconds + spent},
             State.LOADING: {"load_seconds": self.load_seconds + spent},
             State.WARMING: {"warm_seconds": self.warm_seconds + spent},
         }.get(self.state, {})
@@ -79,6 +81,7 @@ class Status:
             Machine.SERVED_UNTIL: round(self.served_until, 3),
             Machine.BUSY_SECONDS: round(self.busy_seconds, 3),
             Machine.FETCH_SECONDS: round(self.fetch_seconds, 3),
+            Machine.IMPORT_SECONDS: round(self.import_seconds, 3),
             Machine.LOAD_SECONDS: round(self.load_seconds, 3),
             Machine.WARM_SECONDS: round(self.warm_seconds, 3),
         }

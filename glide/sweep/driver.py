@@ -36,7 +36,7 @@ VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no eve
 
 _LANE = (
     "Name", "State", "LastHeardFrom", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
-    Machine.FETCH_SECONDS, Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
+    Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
 
 
@@ -263,7 +263,8 @@ class Driver:
             "glideins": [
                 {
                     "id": glide_id, "records": self.work.by_glidein.get(glide_id, 0),
-                    "fetch_s": ad.get(Machine.FETCH_SECONDS, 0.0), "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
+                    "fetch_s": ad.get(Machine.FETCH_SECONDS, 0.0), "import_s": ad.get(Machine.IMPORT_SECONDS, 0.0),
+                    "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
                     "busy_s": ad.get(Machine.BUSY_SECONDS, 0.0),
                     "warm_s": round(now - ad.get(Machine.STATE_SINCE, now), 3),
                 }

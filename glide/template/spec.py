@@ -11,6 +11,13 @@ import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from glide.vocabulary import State
+
+# Seconds that a healthy node stays below by far, for each phase on the way to Warm.
+BUDGETS = {
+    State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Function:
@@ -43,6 +50,7 @@ class Template:
         files: sha256 and size in bytes of each of the folder's files, by relative name.
         options: the engine's own options.
         function: what the python engine calls.
+        budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
     """
 
     model: str
@@ -51,6 +59,7 @@ class Template:
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     function: Function | None = None
+    budgets: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -65,12 +74,16 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """sha256 over what makes the state: not over the folder's place, which may differ by node."""
+        """sha256 over what makes the state: not over the folder's place or the budgets, which may differ by node."""
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def budget(self, phase: str) -> float:
+        """Seconds that a phase may take."""
+        return self.budgets.get(phase, BUDGETS[phase])
 
     @property
     def megabytes(self) -> float:

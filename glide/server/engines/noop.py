@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from glide.server.engines import Completion, Record
 from glide.template import Template
@@ -30,6 +31,7 @@ class Noop:
         parallel: how many records are served at the same time.
         raise_on, hang_on, crash_on: a record whose prompt contains this text raises, never returns, or takes the
             engine's process down with a segmentation fault; for trying out what then happens.
+        hang_in, crash_in: the same for a phase on the way to Warm: Fetching, Importing, Loading or Warming.
         """
 
         load_seconds: float = 0.0
@@ -38,6 +40,8 @@ class Noop:
         raise_on: str = ""
         hang_on: str = ""
         crash_on: str = ""
+        hang_in: str = ""
+        crash_in: str = ""
 
     def __init__(self, template: Template, options: Options):
         self.options = options
@@ -47,8 +51,15 @@ class Noop:
         self.window = max(1024, options.parallel)
 
     def load(self, phase: Callable[[str], None]) -> None:
-        phase(State.LOADING)
-        time.sleep(self.options.load_seconds)
+        for state in (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING):
+            if state in (State.LOADING, self.options.hang_in, self.options.crash_in):
+                phase(state)
+            if state == self.options.hang_in:
+                _hang()
+            if state == self.options.crash_in:
+                _crash()
+            if state == State.LOADING:
+                time.sleep(self.options.load_seconds)
 
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         return [list(records[i : i + self.batch]) for i in range(0, len(records), self.batch)]
@@ -64,12 +75,22 @@ class Noop:
         return [Completion(record.prompt, 0) for record in records]
 
     def _misbehave(self, prompt: str) -> None:
-        if self.options.raise_on and self.options.raise_on in prompt:
-            raise Poisoned(f"the record contains {self.options.raise_on!r}")
-        while self.options.hang_on and self.options.hang_on in prompt:
-            time.sleep(1)
-        if self.options.crash_on and self.options.crash_on in prompt:
-            os.kill(os.getpid(), signal.SIGSEGV)
+        options = self.options
+        if options.raise_on and options.raise_on in prompt:
+            raise Poisoned(f"the record contains {options.raise_on!r}")
+        if options.hang_on and options.hang_on in prompt:
+            _hang()
+        if options.crash_on and options.crash_on in prompt:
+            _crash()
 
     def describe(self) -> dict:
         return {}
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(1)
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)

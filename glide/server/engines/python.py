@@ -49,12 +49,13 @@ class Python:
         self.function = lru_cache(64)(_unpickled)
 
     def load(self, phase: Callable[[str], None]) -> None:
-        phase(State.LOADING)
+        phase(State.IMPORTING)
         made = self.template.function
         if made is None:
             raise ValueError("this template has no function")
         _check_versions(made)
         function, arguments, keywords = _unpickled(made.pickle)
+        phase(State.LOADING)
         root = self.template.path
         state = function(
             *(on_node(each, root) for each in arguments), **{key: on_node(each, root) for key, each in keywords.items()}
