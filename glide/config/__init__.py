@@ -2,9 +2,9 @@
 
 from glide.config.reading import load, place, read_text
 from glide.config.site import Breaker, Entry, Pool, SiteFile
-from glide.config.sweep import SUMMARY, ModelSpec, SweepFile, prompt_fields
+from glide.config.sweep import PHASES, SUMMARY, ModelSpec, SweepFile, prompt_fields
 
 __all__ = [
-    "SUMMARY", "Breaker", "Entry", "ModelSpec", "Pool", "SiteFile", "SweepFile",
+    "PHASES", "SUMMARY", "Breaker", "Entry", "ModelSpec", "Pool", "SiteFile", "SweepFile",
     "load", "place", "prompt_fields", "read_text",
 ]  # fmt: skip

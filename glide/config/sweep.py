@@ -5,19 +5,36 @@ from __future__ import annotations
 import string
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 
 from glide.config.reading import Name, Strict
 from glide.server.engines import engine_class
+from glide.vocabulary import State
+
+PHASES = {"fetch": State.FETCHING, "import": State.IMPORTING, "load": State.LOADING, "warm": State.WARMING}
 
 
 class ModelSpec(Strict):
-    """What to load: `path` is relative to the sweep file."""
+    """What to load: `path` is relative to the sweep file.
+
+    `budgets` are seconds that a phase may take before it counts as hanging, where glide.template.spec.BUDGETS do not
+    suit.
+    """
 
     name: Name
     engine: str
     path: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    budgets: dict[Literal["fetch", "import", "load", "warm"], PositiveFloat] = Field(default_factory=dict)
 
     @field_validator("engine")
     @classmethod

@@ -190,7 +190,10 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
-NODE_CODE = ("__init__.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh", "server/advertise.sh")
+NODE_CODE = (
+    "__init__.py", "parsl.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh",
+    "server/advertise.sh",
+)  # fmt: skip
 
 
 def _bundle() -> bytes:

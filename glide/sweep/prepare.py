@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glide.config import ModelSpec, SweepFile, load, place
+from glide.config import PHASES, ModelSpec, SweepFile, load, place
 from glide.errors import InputError
 from glide.sweep import records as reading
 from glide.sweep.records import Record
@@ -64,9 +64,9 @@ def prepare(source: Path) -> Sweep:
     template = Template("", "")
     records: list[Record] = []
     try:
-        template = _template(source.parent, file.model)
-    except ValueError as error:
-        problems.append(f"{place(source, 'model', 'path')}: {error}")
+        template = prepare_model(source)
+    except InputError as error:
+        problems += error.problems
     path = source.parent / file.records
     try:
         records = reading.read(path)
@@ -80,10 +80,19 @@ def prepare(source: Path) -> Sweep:
     return Sweep(source, file, records, template)
 
 
+def prepare_model(source: Path) -> Template:
+    """The template of a sweep file's model alone; InputError as `prepare`."""
+    try:
+        return _template(source.parent, load(source, SweepFile).model)
+    except ValueError as error:
+        raise InputError(f"{place(source, 'model', 'path')}: {error}") from None
+
+
 def _template(parent: Path, spec: ModelSpec) -> Template:
     """The template of a model whose path is relative to `parent`; ValueError when the model can't be read."""
+    budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
     if spec.path is None:
-        return Template(spec.name, spec.engine, options=spec.options)
+        return Template(spec.name, spec.engine, options=spec.options, budgets=budgets)
     if spec.path.startswith(REMOTE):
         raise ValueError(f"{spec.path}: a model is a folder that the nodes can read, no address yet")
     folder = (parent / spec.path).resolve()
@@ -92,7 +101,7 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
             raise ValueError(f"{folder} is no folder")
         if spec.engine == "transformers":
             _check_transformers(folder)
-        return Template.of_folder(spec.name, spec.engine, folder, spec.options)
+        return replace(Template.of_folder(spec.name, spec.engine, folder, spec.options), budgets=budgets)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
 

@@ -28,6 +28,7 @@ from glide.template.spec import Function
 from glide.vocabulary import State
 
 OUTPUT_BYTES = 1 << 16  # of what a call prints, the last so many come back
+resident: dict[str, Any] = {}  # the state: of this process, which is the engine's own
 
 
 class WrongVersion(Exception):
@@ -45,7 +46,6 @@ class Python:
         self.template = template
         self.batch = 1
         self.window = 1024
-        self.state: dict[str, Any] = {}
         self.function = lru_cache(64)(_unpickled)
 
     def load(self, phase: Callable[[str], None]) -> None:
@@ -62,7 +62,7 @@ class Python:
         )
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise TypeError(f"{self.template.model} returned {type(state).__name__}, not a dict of named values")
-        self.state = state
+        resident.update(state)
 
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         return [[record] for record in records]
@@ -84,7 +84,7 @@ class Python:
     def _filled(self, function: Callable, arguments: tuple) -> dict[str, Any]:
         """The parameters that the state has values for, but for those that the arguments fill."""
         names = list(_parameters(function))[len(arguments) :]
-        return {name: self.state[name] for name in names if name in self.state}
+        return {name: resident[name] for name in names if name in resident}
 
     def describe(self) -> dict[str, Any]:
         return {}

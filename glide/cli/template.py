@@ -1,0 +1,93 @@
+"""glide template: what a model or a sticky function is to the nodes, and whether it loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from glide.cli.options import AsJson, print_json
+from glide.condor import AccessPoint, connect
+from glide.errors import CondorError, GlideError, InputError
+from glide.server.trial import trial
+from glide.sweep.functions import Invocation, State
+from glide.sweep.prepare import prepare_model
+from glide.template import Template
+
+app = typer.Typer(help="Templates of sticky state. Example: glide template check sweep.yaml", no_args_is_help=True)
+
+Source = Annotated[str, typer.Argument(help="A sweep file, or FILE.py:NAME of an invocation or a state.")]
+
+
+@app.command()
+def show(source: Source) -> None:
+    """What nodes are told, but for pickles, as JSON. Example: glide template show infer.py:verdict"""
+    template = _template(source)
+    document = dataclasses.asdict(template)
+    if document["function"]:
+        document["function"]["pickle"] = f"{len(document['function']['pickle'])} characters"
+    print_json({"digest": template.digest, **document})
+
+
+@app.command()
+def digest(source: Source) -> None:
+    """The digest alone, as lanes advertise it (GlideTemplate). Example: glide template digest sweep.yaml"""
+    print(_template(source).digest)
+
+
+@app.command()
+def check(source: Source, as_json: AsJson = False) -> None:
+    """Load it once here, in a process that is thrown away. Example: glide template check sweep.yaml
+
+    Says how long each phase took and how much memory it needs. Exit 1: it does not load.
+    """
+    template = _template(source)
+    made = trial(template, watch=lambda state: print(f"{template.model}: {state}", file=sys.stderr))
+    if as_json:
+        print_json({**dataclasses.asdict(made), "digest": template.digest, "log": made.log[-2000:]})
+    else:
+        table = Table("phase", "seconds")
+        for phase, seconds in made.seconds.items():
+            table.add_row(phase, f"{seconds:.2f}")
+        table.add_row("memory", f"{made.megabytes:.0f} MB")
+        Console().print(table)
+    if made.failure:
+        print(made.log, file=sys.stderr)
+        raise GlideError(f"{template.model} does not load: {made.failure}")
+
+
+def _template(source: str) -> Template:
+    file, _, name = source.partition(".py:")
+    if not name and not source.endswith(".py"):
+        return prepare_model(Path(source))
+    path = Path(file if source.endswith(".py") else f"{file}.py")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    sys.path.insert(0, str(path.parent.resolve()))  # as where it is run itself
+    content = runpy.run_path(str(path), run_name="glide_template")
+    states = {key: state for key, each in content.items() if (state := _state(each))}
+    if not name and len(set(map(id, states.values()))) == 1:
+        name = next(iter(states))
+    if name not in states:
+        raise InputError(f"{path}: name one of its invocations or states, as {path}:{next(iter(states), 'NAME')}")
+    return states[name].template(_owner())
+
+
+def _state(thing: Any) -> State | None:
+    return thing.state if isinstance(thing, Invocation) else thing if isinstance(thing, State) else None
+
+
+def _owner() -> str:
+    """Who we are to the pool in force; without one, nobody, which is another template than anybody's."""
+    try:
+        connect()
+        return AccessPoint().user
+    except CondorError:
+        print("glide: no pool is up, so this is the template of no owner: its digest differs there", file=sys.stderr)
+        return ""
