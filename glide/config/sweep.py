@@ -17,7 +17,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
 
     @field_validator("engine")
     @classmethod
