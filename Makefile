@@ -15,7 +15,7 @@ setup: .venv/ready  ## virtual environment and, unless one is on the PATH, a pri
 .venv/ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (the first time downloads torch and transformers)" >&2
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models,parquet,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models,openai,parquet,dev]'
 	@touch $@
 
 demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own; about a minute

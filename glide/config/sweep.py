@@ -6,14 +6,7 @@ import string
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    Field,
-    JsonValue,
-    PositiveFloat,
-    TypeAdapter,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+    AfterValidator, Field, JsonValue, PositiveFloat, TypeAdapter, ValidationInfo, field_validator, model_validator,
 )  # fmt: skip
 
 from glide.config.reading import Name, Strict
@@ -33,7 +26,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
     budgets: dict[Literal["fetch", "import", "load", "warm"], PositiveFloat] = Field(default_factory=dict)
 
     @field_validator("engine")

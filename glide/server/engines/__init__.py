@@ -1,7 +1,8 @@
 """Engines: each turns a template into resident state and serves records from it, one file each.
 
 An engine's module imports nothing heavy before `load`, so that an access point without torch can check
-options. An engine never catches a record's failure: the process around it isolates the culprit.
+options. An engine need not catch a record's failure: the process around it isolates the culprit by calling again
+with fewer records. One for which that costs more than time answers with `Completion.failed` for that record.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ class Completion:
     tokens: int
     extra: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
+
+    @classmethod
+    def failed(cls, error: Exception) -> Completion:
+        """A record that has failed alone: what `call` raises instead has the others of the call served again."""
+        return cls(None, 0, error={"type": type(error).__name__, "message": str(error)[:2000]})
 
 
 class RecordError(Exception):
@@ -84,7 +90,11 @@ def engine_class(name: str) -> Any:
         from glide.server.engines.transformers import Transformers
 
         return Transformers
-    raise ValueError(f"no engine {name!r}; there are noop, python and transformers")
+    if name == "openai":
+        from glide.server.engines.openai import OpenAI
+
+        return OpenAI
+    raise ValueError(f"no engine {name!r}; there are noop, openai, python and transformers")
 
 
 def build(template: Template) -> Engine:
