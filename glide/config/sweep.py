@@ -6,7 +6,14 @@ import string
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator, Field, JsonValue, PositiveFloat, TypeAdapter, ValidationInfo, field_validator, model_validator,
+    AfterValidator,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
 )  # fmt: skip
 
 from glide.config.reading import Name, Strict
