@@ -60,15 +60,16 @@ class Call:
 class Server:
     """A model server's process for one template, as a glidein starts it."""
 
-    def __init__(self, folder: Path, template: Template):
+    def __init__(self, folder: Path, template: Template | None, lanes: int = 1, memory: float = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.template = template
         self.door = folder / "door"
         self.log = folder / "server.log"
         self.calls: list[Call] = []
-        (folder / "template.json").write_text(template.to_json())
-        arguments = [folder / "template.json", self.door, self.log]
+        if template is not None:
+            (folder / "template.json").write_text(template.to_json())
+        arguments = [folder / "template.json", self.door, self.log, lanes, memory]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
 
     def states(self) -> Iterator[dict[str, Any]]:
@@ -116,7 +117,7 @@ def _updates(visit: socket.socket) -> Iterator[dict[str, Any]]:
     attributes: dict[str, Any] = {}
     with visit, visit.makefile() as lines, suppress(ConnectionError):
         for line in lines:
-            if line == "- update:true\n":
+            if line.startswith("- lane"):
                 yield attributes
                 attributes = {}
             else:

@@ -26,9 +26,15 @@ Source = Annotated[str, typer.Argument(help="A sweep file, or FILE.py:NAME of an
 
 
 @app.command()
-def show(source: Source) -> None:
-    """What nodes are told, but for pickles, as JSON. Example: glide template show infer.py:verdict"""
+def show(source: Source, as_json: AsJson = False) -> None:
+    """What nodes are told. Example: glide template show infer.py:verdict
+
+    With --json as a sticky job takes it there, pickles and all (submit_templates/sticky.sub).
+    """
     template = _template(source)
+    if as_json:
+        print(template.to_json())
+        return
     document = dataclasses.asdict(template)
     if document["function"]:
         document["function"]["pickle"] = f"{len(document['function']['pickle'])} characters"

@@ -144,8 +144,7 @@ class Hands:
         _tidy(folder, snapshot.now - LOG_SECONDS)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
-            owners=(template.owner,) if template.owner else owners(entry, snapshot), template=template,
-            lanes=entry.lanes,
+            owners=owners(entry, snapshot), template=template, lanes=entry.lanes, memory=entry.request.model_memory,
             condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, lifetime=entry.lifetime,
             knobs=entry.knobs,
         )  # fmt: skip

@@ -68,7 +68,8 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
-        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log}",
+        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log} {settings.lanes}"
+                            f" {settings.memory or 0}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
@@ -97,6 +98,7 @@ def _pool(settings: Settings) -> dict[str, str]:
 def _lanes(settings: Settings, node: Node) -> dict[str, str]:
     environment = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
     environment |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
+    settled = ",".join((State.BLANK, State.WARM, State.FAILED))
     owners = " || ".join(f'TARGET.User == "{owner}"' for owner in settings.owners)
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
@@ -110,7 +112,10 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         ),
         # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
         # A glidein's own job names a template too, and must not become a glidein within this one.
-        "START": f'{Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
+        # Code of one owner serves nobody else. A sticky job may put another state in an idle one's place.
+        "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
+                 f" && ({Machine.OWNER} =?= undefined || {Machine.OWNER} == TARGET.User))"
+                 f' || (TARGET.{Job.STICKY} =?= true && stringListMember({Machine.STATE}, "{settled}")))'
                  f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES} && ({owners})",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
@@ -127,7 +132,7 @@ def _server(settings: Settings, node: Node) -> dict[str, str]:
     return {
         # WaitForExit: the job never exits, and its every "- update:true" goes to the collector.
         "STARTD_CRON_JOBLIST": "GLIDE",
-        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise), "STARTD_CRON_GLIDE_ARGS": str(node.door),
+        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise), "STARTD_CRON_GLIDE_ARGS": f"{node.door} {settings.lanes}",
         "STARTD_CRON_GLIDE_MODE": "WaitForExit", "STARTD_CRON_GLIDE_PERIOD": "1",
     }  # fmt: skip
 

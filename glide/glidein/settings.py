@@ -17,6 +17,7 @@ class Settings:
     trust_domain: the overlay pool's, for its token.
     owners: whose invocation jobs the lanes serve, as Owner@UidDomain.
     lanes: static slots that share the model server.
+    memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
     condor: HTCondor's release folder on the node, or None for the one on the PATH.
     idle_seconds: without a claim for so long, the glidein ends itself.
     lifetime: after so many seconds it takes no further job.
@@ -30,6 +31,7 @@ class Settings:
     owners: tuple[str, ...]
     template: Template
     lanes: int = 2
+    memory: int | None = None
     condor: str | None = None
     idle_seconds: int = 600
     lifetime: int = 86400

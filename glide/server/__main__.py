@@ -1,4 +1,4 @@
-"""`python -m glide.server TEMPLATE.json DOOR LOG`: the resident model server of a glidein."""
+"""`python -m glide.server TEMPLATE.json DOOR LOG LANES MEMORY`: the resident model server of a glidein."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import signal
 import sys
 from pathlib import Path
 
-from glide.server.front import Front
+from glide.server.model_server import ModelServer
 from glide.template import Template
 
 
-async def serve(template: Path, door: Path, log: Path) -> None:
+async def serve(template: Path, door: Path, log: Path, lanes: int, memory: float | None) -> None:
     """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
     os.umask(0o077)  # the secrets here are this account's alone
     os.chdir(door.parent)
     with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    front = Front(Template.from_json(template.read_text()), door, log)
-    task = asyncio.ensure_future(front.run())
+    first = Template.from_json(template.read_text()) if template.exists() else None
+    server = ModelServer(first, lanes, memory, door, log)
+    task = asyncio.ensure_future(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     try:
         await task
     except asyncio.CancelledError:
-        front.door.close()
+        server.door.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(*(Path(argument).absolute() for argument in sys.argv[1:4])))
+    *paths, lanes, memory = sys.argv[1:6]
+    template, door, log = (Path(path).absolute() for path in paths)
+    asyncio.run(serve(template, door, log, int(lanes), float(memory) if float(memory) else None))

@@ -1,5 +1,5 @@
 #!/bin/bash
-# `advertise.sh DOOR`, the startd cron job that keeps a lane's ad true; it never ends.
+# `advertise.sh DOOR LANES`, the startd cron job that keeps a lane's ad true; it never ends.
 #
 # The model server writes its attributes into this connection whenever they change, as the startd wants to read them,
 # which sends them to the collector about a second later. The connection's end is how the server's death is noticed,
@@ -12,7 +12,9 @@ while :; do
         exec 3>&-
     fi
     # No server, so no model: START refuses jobs until one is back.
-    printf 'GlideState = "Blank"\nGlideStateSince = %(%s)T\n- update:true\n' -1
+    for ((lane = 1; lane <= $2; lane++)); do
+        printf 'GlideState = "Blank"\nGlideStateSince = %(%s)T\nSlotId = %d\n- lane%d update:true\n' -1 $lane $lane
+    done
     until [ -e "$1" ]; do sleep 0.2; done
     sleep 0.2
 done

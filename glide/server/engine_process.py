@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from glide.server import engines, frames
@@ -56,12 +57,29 @@ def _load(front: socket.socket, template: Template) -> Engine:
             raise FileNotFoundError("; ".join(missing[:3]))
         engine = engines.build(template)
         engine.load(phase)
-        front.sendall(frames.encode({"warm": {"batch": engine.batch, "window": engine.window, **engine.describe()}}))
+        front.sendall(
+            frames.encode(
+                {
+                    "warm": {
+                        "batch": engine.batch,
+                        "window": engine.window,
+                        "megabytes": _resident(),
+                        **engine.describe(),
+                    }
+                }
+            )
+        )
     except BaseException as error:  # whatever it is, the user must see it and not a bare exit code
         traceback.print_exc()
         front.sendall(frames.encode({"failed": last_line(error)}))
         sys.exit(1)
     return engine
+
+
+def _resident() -> float:
+    """MB of memory that this process takes; an engine that knows better, on a GPU say, says so in `describe`."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:

@@ -1,4 +1,4 @@
-"""The model server's front: jobs at its door, one queue, one engine process behind it.
+"""One resident state: its jobs, one queue, one engine process behind it.
 
 A job outlives the engine: when the engine's process dies, the front starts another, gives the suspects (the records
 of the call that was running) to it in halves until the culprit is alone, and goes on.
@@ -20,39 +20,52 @@ from glide.server.job import Item, Job, oldest_first
 from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
-from glide.server.ticket import Door, Ticket, Watch
+from glide.server.ticket import Ticket
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
 RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
 CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
-REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state at once
-COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
 
 class Front:
-    """Serves one template until its task is cancelled."""
+    """Serves one template until it is stopped.
 
-    def __init__(self, template: Template, door: Path, log: Path):
+    Args:
+        changed: to be set when its status has changed.
+        native: whether it is what its glidein was started for, whose own job is told how it fares.
+    """
+
+    def __init__(self, template: Template, log: Path, changed: asyncio.Event, native: bool):
         self.template = template
-        self.door = Door(door)
         self.log = log
-        self.status = Status(template=template.digest, model=template.model)
+        self.changed = changed
+        self.native = native
+        self.status = Status(template=template.digest, model=template.model, owner=template.owner)
         self.jobs: list[Job] = []  # the oldest first
         self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
         self.flying: dict[int, Item] = {}
         self.work = asyncio.Event()
-        self.changed = asyncio.Event()
+        self.settled = asyncio.Event()  # it has been warm, or has failed
+        self.used = time.monotonic()  # when it last had a job
+        self.megabytes = template.megabytes
         self.next_key = 0
         self.finished = 0
         self.told_errors = 0
 
-    async def run(self) -> None:
-        """Listen, and keep an engine alive for as long as that makes sense."""
-        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
-        self.door.open(visited.sockets[0].getsockname()[1])
+    def start(self) -> None:
+        self.living = asyncio.create_task(self._live())
+
+    async def stop(self) -> None:
+        """End the engine."""
+        self.living.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.living
+
+    async def _live(self) -> None:
+        """Keep an engine alive for as long as that makes sense."""
         barren = 0
         while self.status.state != State.FAILED:
             finished = self.finished
@@ -62,7 +75,6 @@ class Front:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
         for job in list(self.jobs):  # they cannot be served here: HTCondor finds them another lane
             job.writer.close()
-        await visited.serve_forever()  # Failed, and here to say so
 
     # ---- the engine ------------------------------------------------------------------------------
 
@@ -80,6 +92,7 @@ class Front:
                 elif "warm" in message:
                     warm = message["warm"]
                     self.status = replace(self.status, gpu=warm.get("gpu", ""), batch=warm["batch"])
+                    self.megabytes = max(self.megabytes, warm["megabytes"])
                     self._enter(State.WARM)
                     tasks.append(asyncio.create_task(self._feed(engine, warm)))
                 elif "begin" in message:
@@ -186,22 +199,9 @@ class Front:
 
     # ---- the jobs --------------------------------------------------------------------------------
 
-    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled: the server is stopping, and streams would print a traceback for each connection
-        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
-            visitor = await self.door.visit(reader)
-            if isinstance(visitor, Ticket):
-                await self._admit(visitor, reader, writer)
-            elif isinstance(visitor, Watch):
-                await self._tell(writer)
-        writer.close()
-
-    async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a ticket until all its records have a result, or the job or this server is gone."""
         job = Job(ticket, writer, ResultStream(ticket.output, f"{ticket.input.name}.err", ticket.chirp))
-        if ticket.template not in ("", self.template.digest):
-            job.say(f"refused: this server holds {self.template.digest}")
-            return job.dismiss(Exit.SERVER_LOST)
         if self.status.state == State.FAILED:
             job.say(f"refused: {self.status.failure}")
             return job.dismiss(Exit.SERVER_LOST)
@@ -216,6 +216,7 @@ class Front:
         finally:
             job.gone = True
             self.jobs.remove(job)
+            self.used = time.monotonic()
             job.waiting.clear()
             for task in (serving, streaming, gone):
                 task.cancel()
@@ -263,29 +264,17 @@ class Front:
         job.unanswered += 1
         self.work.set()
 
-    # ---- who watches -----------------------------------------------------------------------------
-
-    async def _tell(self, writer: asyncio.StreamWriter) -> None:
-        """Send the status now and whenever it changes."""
-        told, since = None, 0.0
-        while True:
-            age = time.monotonic() - since
-            if self.status.is_news_after(told) or (age > COUNT_SECONDS and told != self.status):
-                told, since = self.status, time.monotonic()
-                writer.write(told.advertisement().encode())
-                await writer.drain()
-                continue
-            self.changed.clear()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
+    # ---- who wants to know -----------------------------------------------------------------------
 
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)
-        print(f"{FRONT} {state} {failure}".rstrip(), flush=True)
+        print(f"{FRONT} {self.template.model} {state} {failure}".rstrip(), flush=True)
         if state in (State.WARM, State.FAILED):
+            self.settled.set()
             self._tell_outer_job()
         self.changed.set()
 
     def _tell_outer_job(self) -> None:
         self.told_errors = self.status.errors
-        self.telling = asyncio.create_task(tell_outer_job(self.status))
+        if self.native:
+            self.telling = asyncio.create_task(tell_outer_job(self.status))

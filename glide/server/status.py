@@ -16,6 +16,7 @@ class Status:
 
     template: str = ""
     model: str = ""
+    owner: str = ""
     state: str = State.BLANK
     since: float = field(default_factory=time.time)
     failure: str = ""
@@ -31,6 +32,7 @@ class Status:
     import_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
+    room: float | None = None  # MB that another template may take on this lane, if it is idle
 
     def entering(self, state: str, failure: str = "") -> Status:
         """This status in another state; the seconds spent in the one it leaves are added up."""
@@ -60,7 +62,7 @@ class Status:
 
     def is_news_after(self, told: Status | None) -> bool:
         """Whether somebody would act on it who knows that one: another state, or another pace."""
-        if told is None or (told.state, told.batch) != (self.state, self.batch):
+        if told is None or (told.template, told.state, told.batch) != (self.template, self.state, self.batch):
             return True
         return abs(self.record_seconds - told.record_seconds) > 0.25 * told.record_seconds
 
@@ -69,6 +71,7 @@ class Status:
         values = {
             Machine.TEMPLATE: self.template,
             Machine.MODEL: self.model,
+            Machine.OWNER: self.owner,
             Machine.STATE: self.state,
             Machine.STATE_SINCE: int(self.since),
             Machine.FAILURE: self.failure,
@@ -85,9 +88,10 @@ class Status:
             Machine.LOAD_SECONDS: round(self.load_seconds, 3),
             Machine.WARM_SECONDS: round(self.warm_seconds, 3),
         }
+        values |= {} if self.room is None else {Machine.ROOM: int(self.room)}
         return {name: value for name, value in values.items() if value != ""}
 
-    def advertisement(self) -> str:
-        """The attributes as the startd reads them from its cron jobs."""
+    def advertisement(self, lane: int) -> str:
+        """The attributes as the startd reads them from its cron jobs, for one of its slots."""
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in self.attributes().items())
-        return "".join(lines) + "- update:true\n"
+        return f"{''.join(lines)}SlotId = {lane + 1}\n- lane{lane + 1} update:true\n"

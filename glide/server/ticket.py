@@ -25,7 +25,11 @@ HAND_IN_SECONDS = 30.0  # a visitor who takes longer has no ticket
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a job asks for. `template` is empty for a job that takes what there is; `starts` counts earlier starts."""
+    """What a job asks for.
+
+    `template` is empty for a job that takes what there is; `starts` counts earlier starts; `lane` counts from 0; a
+    `sticky` job brings a template; `user` is whose it is.
+    """
 
     input: Path
     output: Path
@@ -33,6 +37,9 @@ class Ticket:
     template: str
     starts: int
     glidein: str
+    lane: int
+    sticky: bool
+    user: str
 
 
 class Watch:
@@ -60,10 +67,11 @@ class Door:
         if folder == "watch":
             return Watch()
         source, target, ad, chirp, glidein = await _lines(reader, 5)
-        job = read_ad(ad)
+        job, machine = read_ad(ad), read_ad(ad and str(Path(ad).with_name(".machine.ad")))
         return Ticket(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
-            int(job.get("NumJobStarts", 0)), glidein,
+            int(job.get("NumJobStarts", 0)), glidein, int(machine.get("SlotID", 1)) - 1,
+            job.get(Job.STICKY) == "true", job.get("User", ""),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -1,0 +1,186 @@
+"""The model server: one door, some lanes, and the states that are resident behind them.
+
+Each lane offers one state. A *sticky job* brings another template to the lane it runs on: it is loaded beside the
+others while there is memory, else in place of those that have been idle longest, and stays when the job has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from glide.server.engine import FRONT
+from glide.server.front import Front
+from glide.server.status import Status
+from glide.server.ticket import Door, Ticket, Watch
+from glide.template import Template
+from glide.vocabulary import Exit, State
+
+REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state at once
+COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
+
+
+class Wrong(Exception):
+    """A sticky job that cannot be done here, and with which exit code it is to end."""
+
+    def __init__(self, reason: str, code: int):
+        super().__init__(reason)
+        self.code = code
+
+
+class ModelServer:
+    """Serves until its task is cancelled.
+
+    Args:
+        template: what all lanes offer at first; None for a blank server.
+        lanes: how many there are.
+        memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
+        door, log: files.
+    """
+
+    def __init__(self, template: Template | None, lanes: int, memory: float | None, door: Path, log: Path):
+        self.template = template
+        self.memory = memory
+        self.door = Door(door)
+        self.log = log
+        self.blank = Status()
+        self.lanes: list[Front | None] = [None] * lanes
+        self.fronts: dict[str, Front] = {}  # by digest
+        self.moving = asyncio.Lock()
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listen."""
+        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
+        if self.template:
+            self.lanes = [self._bring(self.template, native=True)] * len(self.lanes)
+        self.door.open(visited.sockets[0].getsockname()[1])
+        try:
+            await visited.serve_forever()
+        finally:
+            for front in self.fronts.values():
+                await front.stop()
+
+    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Cancelled: the server is stopping, and streams would print a traceback for each connection
+        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
+            visitor = await self.door.visit(reader)
+            if isinstance(visitor, Watch):
+                await self._tell(writer)
+            elif visitor is not None and visitor.sticky:
+                await self._stick(visitor, writer)
+            elif visitor is not None:
+                await self._admit(visitor, reader, writer)
+        writer.close()
+
+    async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        front = self.fronts.get(ticket.template) if ticket.template else self.lanes[ticket.lane]
+        if front is None:
+            held = ", ".join(self.fronts) or "nothing"
+            return _dismiss(writer, f"refused: this server holds {held}", Exit.SERVER_LOST)
+        await front.admit(ticket, reader, writer)
+
+    # ---- sticky jobs -----------------------------------------------------------------------------
+
+    async def _stick(self, ticket: Ticket, writer: asyncio.StreamWriter) -> None:
+        """Have a template materialised, and end its job when it is warm."""
+        began = time.monotonic()
+        try:
+            front = await self._move(ticket.lane, _described(ticket))
+        except Wrong as wrong:
+            return _dismiss(writer, str(wrong), wrong.code)
+        outcome = {"template": front.status.template, "seconds": round(time.monotonic() - began, 3)}
+        ticket.output.write_text(json.dumps(outcome) + "\n")
+        _dismiss(writer, f"{front.status.model} is warm", Exit.OK)
+
+    async def _move(self, lane: int, template: Template) -> Front:
+        """Give a lane to a template, loaded for that if need be; Wrong where that is impossible."""
+        async with self.moving:
+            before = self.lanes[lane]
+            front = self.fronts.get(template.digest)
+            if front is None:
+                gone = await self._make_room(template)
+                front = self._bring(template)
+                self.lanes = [front if each in gone else each for each in self.lanes]
+            self.lanes[lane] = front
+            self.changed.set()
+        await front.settled.wait()
+        if front.status.state == State.FAILED and not front.native:
+            async with self.moving:
+                self.fronts.pop(template.digest, None)
+                before = before if before in self.fronts.values() else None
+                self.lanes = [before if each is front else each for each in self.lanes]
+                self.changed.set()
+            raise Wrong(f"{template.model} does not load: {front.status.failure}", Exit.FAILED)
+        return front
+
+    def _bring(self, template: Template, native: bool = False) -> Front:
+        front = self.fronts[template.digest] = Front(template, self.log, self.changed, native)
+        front.start()
+        return front
+
+    async def _make_room(self, template: Template) -> list[Front]:
+        """Take down what has been idle longest until the template fits, and return it; Wrong when it cannot."""
+        if self.memory is not None and template.megabytes > self.memory:
+            needed = f"{template.model} needs {template.megabytes:.0f} MB"
+            raise Wrong(f"{needed}, and there are {self.memory:.0f}", Exit.SERVER_LOST)
+        idle = sorted((each for each in self.fronts.values() if not each.jobs), key=lambda each: each.used)
+        gone: list[Front] = []
+        while not self._fits(template, gone):
+            if not idle:
+                raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
+            gone.append(idle.pop(0))
+        for front in gone:
+            del self.fronts[front.template.digest]
+            await front.stop()
+        return gone
+
+    def _fits(self, template: Template, gone: list[Front]) -> bool:
+        resident = [each for each in self.fronts.values() if each not in gone]
+        if self.memory is None:
+            return not resident
+        return template.megabytes + sum(each.megabytes for each in resident) <= self.memory
+
+    @property
+    def room(self) -> float | None:
+        """MB that a template may take that comes now."""
+        if self.memory is None:
+            return None
+        return max(0.0, self.memory - sum(each.megabytes for each in self.fronts.values() if each.jobs))
+
+    # ---- who watches -----------------------------------------------------------------------------
+
+    async def _tell(self, writer: asyncio.StreamWriter) -> None:
+        """Send each lane's status now and whenever it changes."""
+        told: dict[int, tuple[Status, float]] = {}
+        while True:
+            for lane, front in enumerate(self.lanes):
+                status = replace(front.status if front else self.blank, room=self.room)
+                known, since = told.get(lane, (None, 0.0))
+                age = time.monotonic() - since
+                if status.is_news_after(known) or (age > COUNT_SECONDS and known != status):
+                    told[lane] = status, time.monotonic()
+                    writer.write(status.advertisement(lane).encode())
+            await writer.drain()
+            self.changed.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
+
+
+def _described(ticket: Ticket) -> Template:
+    try:
+        template = Template.from_json(ticket.input.read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
+    if template.owner not in ("", ticket.user):
+        raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
+    return template
+
+
+def _dismiss(writer: asyncio.StreamWriter, words: str, code: int) -> None:
+    print(f"{FRONT} {words}", flush=True)
+    writer.write(f"{' '.join(words.split())}\nexit {code}\n".encode())
