@@ -47,6 +47,8 @@ class Job:
     ERRORS = "GlideErrors"
     SPEC = "GlideTemplateSpec"
     STICKY = "GlideSticky"
+    BRINGS = "GlideBrings"
+    LANE = "GlideLane"
     RUN = "GlideRun"
     PART = "GlidePart"
     RECORDS = "GlideRecords"

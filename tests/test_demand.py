@@ -13,7 +13,7 @@ from glide.factory.plan import plan
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
-from tests.test_plan import RUNNING, brief, demand, glidein, ids, lane, site
+from tests.test_plan import IN_VAIN, RUNNING, brief, demand, glidein, ids, lane, site
 
 WARM = {"state": State.WARM, "warm_seconds": 100.0}
 
@@ -63,7 +63,7 @@ def test_a_glidein_that_takes_no_more_jobs_is_replaced_and_counted():
 def test_where_some_are_in_the_way_those_go_first_whose_life_is_almost_over():
     there = tuple(glidein(proc, "U") for proc in (1, 2, 3))
     lanes = tuple(lane(of, retires=float(at)) for of, at in zip(there, (300, 100, 200), strict=True))
-    snapshot = Snapshot(there, lanes, (demand(wanted=1),))
+    snapshot = Snapshot(there, lanes, (demand(wanted=1),), moves=(IN_VAIN,))
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == ["7.2"]
 
 
@@ -71,7 +71,7 @@ def test_an_idle_glidein_is_in_nobodys_way_where_the_model_has_no_place():
     large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
     small = {"name": "here", "max_glideins": 1, "request": {"memory": 8000}}
     there = glidein(1, "U")
-    snapshot = Snapshot((there,), (lane(there),), (demand(wanted=1, spec=large),))
+    snapshot = Snapshot((there,), (lane(there),), (demand(wanted=1, spec=large),), moves=(IN_VAIN,))
     assert ids(plan(snapshot, site(small)), "remove") == []
     assert ids(plan(snapshot, site({**small, "request": {"memory": 16000}})), "remove") == ["7.1"]
 
@@ -108,12 +108,12 @@ def test_an_entry_whose_memory_is_too_small_for_the_model_gets_none():
     assert (submit.action, submit.entry) == ("submit", "unknown")
 
 
-def test_idle_glideins_of_another_model_are_wished_for_where_nothing_else_has_room():
+def test_in_a_downtime_idle_glideins_of_another_model_are_still_there_to_load_it():
     there = glidein(1, "U")
-    snapshot = Snapshot((there,), (lane(there),), (demand(),))
+    snapshot = Snapshot((there,), (lane(there, name="one"),), (demand(),))
     down = {"start": "2020-01-01", "end": "2030-01-01", "reason": "repairs"}
-    (wait,) = plan(replace(snapshot, now=1.6e9), site({"name": "here", "max_glideins": 4, "downtimes": [down]}))
-    assert "repairs" in wait.reason and "1 idle glideins of model could serve it instead" in wait.reason
+    (move,) = plan(replace(snapshot, now=1.6e9), site({"name": "here", "max_glideins": 4, "downtimes": [down]}))
+    assert move.action == "submit" and move.ids == ("one",)
 
 
 def test_the_entry_where_glideins_stayed_warm_comes_first():
@@ -181,7 +181,7 @@ def test_a_breaker_opens_where_records_fail_that_others_serve():
 
 def test_a_glidein_that_is_being_removed_makes_the_room_and_no_second_one_is():
     there = (glidein(1, "U", JobStatus.REMOVED), glidein(2, "U"), glidein(3, "U"))
-    snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),))
+    snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),), moves=(IN_VAIN,))
     full = site({"name": "here", "max_glideins": 3})
     assert ids(plan(snapshot, full), "remove") == []
     assert ids(plan(replace(snapshot, glideins=there[1:]), site({"name": "here", "max_glideins": 2})), "remove") == [

@@ -9,7 +9,7 @@ import pytest
 
 from glide.config import SiteFile
 from glide.factory.plan import GHOST_SECONDS, Action, drain, plan
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -36,6 +36,9 @@ def glidein(proc: int, template: str = "T", status: int = RUNNING, age: float = 
 
 def lane(of: Glidein, state: str = State.WARM, claimed: bool = False, **fields) -> Lane:
     return Lane(of.glide_id, of.entry, of.template, "model", state, claimed, **fields)
+
+
+IN_VAIN = Move("T", "slot1@here", "it does not load")  # so idle glideins are not asked again
 
 
 def brief(actions: list[Action]) -> list[tuple[str, str, int]]:
@@ -182,14 +185,34 @@ def test_held_glideins_are_removed_with_their_reason_and_wanted_ones_not_at_once
 
 def test_idle_glideins_in_the_way_of_a_wanted_template_are_removed():
     busy, idle = glidein(1, "U"), glidein(2, "U")
-    snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),))
+    snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),), moves=(IN_VAIN,))
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 2})), "remove") == ["7.2"]
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
 
 
+def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():
+    busy, idle, retiring, used = (glidein(proc, "U") for proc in range(1, 5))
+    lanes = (
+        lane(busy, claimed=True), lane(busy, name="busy"), lane(idle, name="one"), lane(idle, name="two"),
+        lane(retiring, retires=0.0), lane(used, name="used"), lane(used, state=State.LOADING),
+    )  # fmt: skip
+    snapshot = Snapshot((busy, idle, retiring, used), lanes, (demand(wanted=2),), now=1.0)
+    large = site({"name": "here", "max_glideins": 9})
+    move, new = plan(snapshot, large)
+    assert (move.action, move.count, move.ids) == ("submit", 1, ("one", "two"))
+    assert "idle glideins load it: here-7.2" in move.reason
+    assert (new.action, new.count, new.ids) == ("submit", 1, ())
+    under_way = replace(snapshot, moves=(Move("T", "one"), Move("T", "two")))
+    assert [(action.action, action.ids) for action in plan(under_way, large)] == [("submit", ())]
+    wanted_too = replace(snapshot, demands=(demand(wanted=2), demand("U", wanted=4)))
+    assert all(not action.ids for action in plan(wanted_too, large))
+    others = tuple(replace(each, template="T") if each.name in ("one", "two") else each for each in lanes)
+    assert brief(plan(replace(snapshot, lanes=others, demands=(demand(wanted=1),)), large)) == []
+
+
 def test_no_more_warm_glideins_are_removed_than_the_wanted_ones_need():
     there = tuple(glidein(proc, "U") for proc in range(4))
-    snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),))
+    snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),), moves=(IN_VAIN,))
     assert len(ids(plan(snapshot, site()), "remove")) == 1
 
 
@@ -283,7 +306,7 @@ def test_in_no_world_is_a_claimed_glidein_removed_or_its_ad_expunged():
 def test_in_no_world_does_an_entry_exceed_its_limit():
     for snapshot, limit in itertools.product(worlds(), (0, 1, 2, 3)):
         actions = plan(snapshot, site({"name": "here", "max_glideins": limit}))
-        submitted = sum(action.count for action in actions if action.action == "submit")
+        submitted = sum(action.count for action in actions if action.action == "submit" and not action.ids)
         assert submitted == 0 or len(snapshot.glideins) + submitted <= limit, (snapshot, actions)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 
 from glide.config import SiteFile
 from glide.factory.plan import Action, plan
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -48,7 +48,8 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     lanes = tuple(
         Lane(of.glide_id, of.entry, of.template, "model", draw(some.sampled_from((State.WARM, State.LOADING))),
              claimed=draw(some.booleans()), record_seconds=draw(some.floats(0, 3)),
-             start_seconds=draw(some.floats(0, 100)), retires=draw(some.sampled_from((0.9e9, 1.1e9, float("inf")))))
+             start_seconds=draw(some.floats(0, 100)), retires=draw(some.sampled_from((0.9e9, 1.1e9, float("inf")))),
+             name=f"slot1@{of.glide_id}")
         for of in alive + ended[:2] if of.status in (JobStatus.RUNNING, JobStatus.COMPLETED) and draw(some.booleans())
     )  # fmt: skip
     demands = tuple(
@@ -58,11 +59,22 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
         for number, template in enumerate(draw(some.lists(some.sampled_from(TEMPLATES), max_size=3)))
     )  # fmt: skip
     blind = {name: "timeout" for name in ENTRIES if draw(some.integers(0, 9)) == 0}
-    return Snapshot(alive, lanes, demands, ended=ended, now=1e9, blind=blind)
+    moves = tuple(
+        Move(draw(some.sampled_from(TEMPLATES)), lane.name, draw(some.sampled_from(("", "", "it does not load"))))
+        for lane in lanes if draw(some.integers(0, 3)) == 0
+    )  # fmt: skip
+    return Snapshot(alive, lanes, demands, ended=ended, now=1e9, blind=blind, moves=moves)
 
 
 def submitted(actions: list[Action], entry: str) -> int:
-    return sum(action.count for action in actions if action.action == "submit" and action.entry == entry)
+    """New glideins."""
+    mine = [action for action in actions if (action.action, action.entry) == ("submit", entry)]
+    return sum(action.count for action in mine if not action.ids)
+
+
+def moved(actions: list[Action]) -> dict[str, str]:
+    """The templates that lanes are to get."""
+    return {name: action.template for action in actions if action.action == "submit" for name in action.ids}
 
 
 def removed(actions: list[Action]) -> set[str]:
@@ -71,14 +83,16 @@ def removed(actions: list[Action]) -> set[str]:
 
 def applied(snapshot: Snapshot, actions: list[Action]) -> Snapshot:
     """What the next look shows: what was submitted waits, what was removed is gone, ghosts have no ads."""
-    submissions = [action for action in actions if action.action == "submit" for _ in range(action.count)]
+    new = [action for action in actions if action.action == "submit" and not action.ids]
+    submissions = [action for action in new for _ in range(action.count)]
+    lanes = [replace(each, template=moved(actions).get(each.name, each.template)) for each in snapshot.lanes]
     fresh = [Glidein(2, proc, action.entry, action.template, JobStatus.IDLE) for proc, action in enumerate(submissions)]
     gone = removed(actions)
     ghosts = {ghost for action in actions if action.action == "expunge" for ghost in action.ids}
     return replace(
         snapshot,
         glideins=(*(glidein for glidein in snapshot.glideins if glidein.job not in gone), *fresh),
-        lanes=tuple(lane for lane in snapshot.lanes if lane.glide_id not in ghosts),
+        lanes=tuple(lane for lane in lanes if lane.glide_id not in ghosts),
     )
 
 
@@ -108,6 +122,17 @@ def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
         if glidein.glide_id in claimed and glidein.status in (JobStatus.RUNNING, JobStatus.TRANSFERRING)
     }  # fmt: skip
     assert not removed(plan(snapshot, site)) & running
+
+
+@settings(max_examples=300, deadline=None)
+@given(snapshots(), sites())
+def test_only_idle_lanes_of_what_nobody_wants_are_given_another_template(snapshot: Snapshot, site: SiteFile):
+    wanted = {demand.template for demand in snapshot.demands}
+    lanes = {lane.name: lane for lane in snapshot.lanes}
+    coming = {move.lane for move in snapshot.moves if not move.hold_reason and move.template in wanted}
+    for name in moved(plan(snapshot, site)):
+        assert not lanes[name].claimed and lanes[name].template not in wanted and lanes[name].retires > snapshot.now
+        assert name not in coming and lanes[name].entry not in snapshot.blind
 
 
 @given(snapshots(), sites())

@@ -31,6 +31,9 @@ from glide.vocabulary import Job, JobStatus, Machine
 QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
 KEEP_SECONDS = 3600  # glideins that have ended stay in the queue for so long, or twice the breaker's back-off
 LOG_SECONDS = 7 * 86400  # and their logs on disk for so long
+MOVE_SECONDS = 30  # for a sticky job to get its lane
+# As in submit_templates/sticky.sub.
+STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -75,7 +78,7 @@ class Hands:
 
     def _do(self, action: Action, snapshot: Snapshot) -> None:
         if action.action == "submit":
-            self._submit(action, snapshot)
+            (self._bring if action.ids else self._submit)(action, snapshot)
         elif action.action == "remove":
             self._remove(action, snapshot)
         elif action.action == "drain":
@@ -137,6 +140,27 @@ class Hands:
         macros |= {"stream_output": "false", "stream_error": "false"} if away else {}
         self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=away)
 
+    def _bring(self, action: Action, snapshot: Snapshot) -> None:
+        """Sticky jobs that have lanes of glideins which are there load a template."""
+        template = snapshot.template(action.template)
+        if template is None:
+            return
+        folder = self.folder / action.entry / template.digest[:16]
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _publish(folder / "template.json", template.to_json().encode())
+        description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
+        macros = {
+            "initialdir": str(folder), "template": "template.json", "model": template.model,
+            "megabytes": str(int(template.megabytes)), "requirements": f'TARGET.Name == "$(lane)" && {STICKABLE}',
+            f"My.{Job.BRINGS}": quoted(template.digest), f"My.{Job.LANE}": '"$(lane)"',
+            # What has not begun soon is decided anew, and what has failed is remembered for a while.
+            "periodic_remove": f"(JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {MOVE_SECONDS}) || "
+                               f"(JobStatus == {JobStatus.HELD} && HoldReasonCode != 16"
+                               f" && time() - EnteredCurrentStatus > {KEEP_SECONDS})",
+            "leave_in_queue": "false",
+        }  # fmt: skip
+        self.access_point().submit(description, macros, [{"lane": name} for name in action.ids], spool=True)
+
     def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from."""
         folder = self._folder(entry, template.digest)
@@ -144,9 +168,9 @@ class Hands:
         _tidy(folder, snapshot.now - LOG_SECONDS)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
-            owners=owners(entry, snapshot), template=template, lanes=entry.lanes, memory=entry.request.model_memory,
-            condor=entry.condor or _private_condor(), idle_seconds=entry.idle_seconds, lifetime=entry.lifetime,
-            knobs=entry.knobs,
+            owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
+            memory=entry.request.model_memory, condor=entry.condor or _private_condor(),
+            idle_seconds=entry.idle_seconds, lifetime=entry.lifetime, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, template.digest)
         _publish(folder / "glidein.json", settings.to_json().encode())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
 from glide.errors import CondorError
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 
@@ -37,9 +37,11 @@ def take(
     lanes: list[dict] = []
     specs: dict[str, Template] = {}
     user = ""
+    moves: list[dict] = []
     try:
         access_point = find()
         jobs += _ours(access_point, f"{Job.TEMPLATE} =!= undefined")
+        moves = _moves(access_point)
         user = access_point.user  # only now: a query gives up after a while, a ping waits for ever
         asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
         specs = {
@@ -59,7 +61,14 @@ def take(
             jobs += _ours(find_other(), f"{Job.ENTRY} =!= undefined")
         except CondorError as error:
             blind |= dict.fromkeys(entries, str(error))
-    return replace(read(jobs, lanes, specs), failed=tuple(failed), now=time.time(), user=user, blind=blind)
+    brought = tuple(
+        Move(job[Job.BRINGS], job[Job.LANE], job.get("HoldReason", "") if job["JobStatus"] == JobStatus.HELD else "")
+        for job in moves
+        if job.get("User") == user
+    )
+    return replace(
+        read(jobs, lanes, specs), failed=tuple(failed), now=time.time(), user=user, blind=blind, moves=brought
+    )
 
 
 def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Template]) -> Snapshot:
@@ -99,6 +108,12 @@ def _ours(access_point: AccessPoint, constraint: str) -> list[dict]:
     if glideins and not mine:  # taken for absent, they would be submitted anew, again and again
         raise CondorError(f"glideins are queued under the name {glideins[0].get('User')}, and we are {me}")
     return mine + [job for job in jobs if Job.ENTRY not in job and _is_sound(job)]
+
+
+def _moves(access_point: AccessPoint) -> list[dict]:
+    """Sticky jobs that say which lane they are for; ours are among them."""
+    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", [Job.BRINGS, Job.LANE, "User", "HoldReason"])
+    return [job for job in jobs if isinstance(job.get(Job.BRINGS), str) and isinstance(job[Job.LANE], str)]
 
 
 def _mended(job: dict) -> dict:
@@ -195,7 +210,7 @@ def _lane(ad: dict) -> Lane:
         ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
         sum(ad.get(name, 0.0) for name in _START_SECONDS),
-        ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0),
+        ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0), ad["Name"],
     )  # fmt: skip
 
 

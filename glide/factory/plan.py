@@ -6,7 +6,6 @@ Needs neither clock nor HTCondor; `glide factory plan` prints its result and `ap
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from glide.config import Entry, SiteFile
 from glide.factory import room as rooms
 from glide.factory.health import bad_nodes, diagnosed
 from glide.factory.room import Room
-from glide.factory.snapshot import Glidein, Snapshot
+from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.vocabulary import JobStatus, State
 
 GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
@@ -26,7 +25,8 @@ _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 class Action:
     """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing.
 
-    `avoid` names nodes that the submitted ones must not run on.
+    A submission with `ids` is of sticky jobs, one for each of these lanes, which make `count` glideins that are there
+    the template's. `avoid` names nodes that the submitted ones must not run on.
     """
 
     action: str
@@ -115,7 +115,7 @@ def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     if work < wanted * start:
         wanted = max(1, int(work / start))
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
-    there = {glidein.glide_id for glidein in snapshot.glideins if glidein.template == template}
+    there = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.offers(glidein)}
     there |= {  # in a queue that is not seen now
         lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.entry in snapshot.blind
     }
@@ -157,13 +157,14 @@ def _supply(
     if not any(demand.spec for demand in demands):
         why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
         return [Action("wait", first, template, missing, why)], Lack()
-    actions: list[Action] = []
     limits = []
     full = set()
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
     work = _work(template, snapshot)
     why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
-    for entry, space in found:
+    actions = _move(template, missing, why, snapshot, found)
+    missing -= sum(action.count for action in actions)
+    for entry, space in found if missing else ():
         own = rooms.of_template(entry, template, snapshot)
         count = min(missing, space.left, whole.left, own.left)
         if count > 0:
@@ -179,18 +180,40 @@ def _supply(
             if tightest.full:
                 full.add(entry.name)
     if missing > 0 and not actions:
-        reason = "no entry has room: " + "; ".join(limits) + _wish(template, snapshot)
+        reason = "no entry has room: " + "; ".join(limits)
         return [Action("wait", first, template, missing, reason)], Lack(missing, frozenset(full))
     return actions, Lack()
 
 
-def _wish(template: str, snapshot: Snapshot) -> str:
-    """Whose idle glideins would be there sooner than new ones, if they could change their template."""
-    wanted = {demand.template for demand in snapshot.demands} | {template}
-    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
-    idle = {lane.glide_id: lane.model for lane in snapshot.lanes if lane.template not in wanted}
-    models = Counter(model for glide_id, model in idle.items() if glide_id not in claimed)
-    return "".join(f"; {count} idle glideins of {model} could serve it instead" for model, count in models.items())
+def _move(template: str, missing: int, why: str, snapshot: Snapshot, found: list[tuple[Entry, Room]]) -> list[Action]:
+    """Have idle glideins, of templates that nobody wants just now, load this one: that is sooner than new ones."""
+    if any(move.template == template and move.hold_reason for move in snapshot.moves):
+        return []  # it did not load; glideins of its own will say more
+    wanted = {demand.template for demand in snapshot.demands}
+    lanes: dict[str, list[Lane]] = {}
+    for lane in snapshot.lanes:
+        lanes.setdefault(lane.glide_id, []).append(lane)
+    actions = []
+    for entry, _ in found:
+        if entry.name in snapshot.blind:
+            continue
+        count = min(missing, entry.submits_per_cycle, rooms.of_template(entry, template, snapshot).left)
+        running = [each for each in snapshot.of(entry.name)[0] if each.status == JobStatus.RUNNING]
+        unwanted = [each for each in running if not snapshot.offers(each) & wanted]
+        idle = [each for each in unwanted if _is_idle(lanes.get(each.glide_id, []), snapshot)]
+        idle = sorted(idle, key=lambda each: -lanes[each.glide_id][0].retires)[: max(0, count)]
+        if idle:
+            missing -= len(idle)
+            names = tuple(lane.name for each in idle for lane in lanes[each.glide_id])
+            reason = f"{why}; idle glideins load it: {', '.join(each.glide_id for each in idle)}"
+            actions.append(Action("submit", entry.name, template, len(idle), reason, names))
+    return actions
+
+
+def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
+    """Whether a glidein is up, does nothing, and has some of its life left."""
+    settled = all(lane.state in (State.WARM, State.BLANK) and not lane.claimed for lane in lanes)
+    return bool(lanes) and settled and all(lane.retires > snapshot.now for lane in lanes)
 
 
 # ---- what is of no use ---------------------------------------------------------------------------
@@ -215,7 +238,7 @@ def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
         elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
             actions.append(_remove(glidein, glidein.failure))
-        elif glidein.template in wanted:
+        elif snapshot.offers(glidein) & wanted:
             continue
         elif glidein.status == JobStatus.IDLE:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))

@@ -59,6 +59,16 @@ class Lane:
     retires: float = float("inf")  # Unix time from when on it takes no further job
     served: int = 0
     errors: int = 0
+    name: str = ""  # of the slot
+
+
+@dataclass(frozen=True)
+class Move:
+    """A sticky job of ours in the queue: brings a template to a lane."""
+
+    template: str
+    lane: str
+    hold_reason: str = ""  # where it is held, because the template did not load there
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Snapshot:
 
     Attributes:
         failed: which source did not answer, or can't be believed; then no action is safe.
+        moves: sticky jobs that are under way, or were of no avail.
         blind: the same for single entries, whose glideins are in another pool's queue.
         ended: the glideins of the last hour that are no more; their age is the time since then.
         now: Unix time.
@@ -100,6 +111,13 @@ class Snapshot:
     now: float = 0.0
     user: str = ""
     blind: Mapping[str, str] = field(default_factory=dict)
+    moves: tuple[Move, ...] = ()
+
+    def offers(self, glidein: Glidein) -> set[str]:
+        """The templates that a glidein has, or is about to have: what it was sent for until its lanes know more."""
+        mine = [lane for lane in self.lanes if lane.glide_id == glidein.glide_id]
+        coming = {move.lane: move.template for move in self.moves if not move.hold_reason}
+        return {coming.get(lane.name, lane.template) for lane in mine} or {glidein.template}
 
     def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
         """An entry's glideins: those that are, and those that have ended."""

@@ -69,7 +69,7 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
         "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log} {settings.lanes}"
-                            f" {settings.memory or 0}",
+                            f" {settings.memory or 0} {settings.factory}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
@@ -114,9 +114,10 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         # A glidein's own job names a template too, and must not become a glidein within this one.
         # Code of one owner serves nobody else. A sticky job may put another state in an idle one's place.
         "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
-                 f" && ({Machine.OWNER} =?= undefined || {Machine.OWNER} == TARGET.User))"
-                 f' || (TARGET.{Job.STICKY} =?= true && stringListMember({Machine.STATE}, "{settled}")))'
-                 f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES} && ({owners})",
+                 f" && ({Machine.OWNER} =?= undefined || {Machine.OWNER} == TARGET.User) && ({owners}))"
+                 f' || (TARGET.{Job.STICKY} =?= true && stringListMember({Machine.STATE}, "{settled}")'
+                 f' && (TARGET.User == "{settings.factory}" || {owners})))'
+                 f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
         # Nothing about a lane's job is worth a look every few seconds.

@@ -16,6 +16,7 @@ class Settings:
     collector: address of the overlay pool's collector.
     trust_domain: the overlay pool's, for its token.
     owners: whose invocation jobs the lanes serve, as Owner@UidDomain.
+    factory: the User that the factory is, whose sticky jobs any lane takes, and whatever they bring.
     lanes: static slots that share the model server.
     memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
     condor: HTCondor's release folder on the node, or None for the one on the PATH.
@@ -30,6 +31,7 @@ class Settings:
     trust_domain: str
     owners: tuple[str, ...]
     template: Template
+    factory: str = ""
     lanes: int = 2
     memory: int | None = None
     condor: str | None = None

@@ -39,12 +39,16 @@ class ModelServer:
         template: what all lanes offer at first; None for a blank server.
         lanes: how many there are.
         memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
+        factory: the User who may bring code of others: their jobs have described it to the factory.
         door, log: files.
     """
 
-    def __init__(self, template: Template | None, lanes: int, memory: float | None, door: Path, log: Path):
+    def __init__(
+        self, template: Template | None, lanes: int, memory: float | None, factory: str, door: Path, log: Path
+    ):
         self.template = template
         self.memory = memory
+        self.factory = factory
         self.door = Door(door)
         self.log = log
         self.blank = Status()
@@ -90,12 +94,21 @@ class ModelServer:
         """Have a template materialised, and end its job when it is warm."""
         began = time.monotonic()
         try:
-            front = await self._move(ticket.lane, _described(ticket))
+            front = await self._move(ticket.lane, self._described(ticket))
         except Wrong as wrong:
             return _dismiss(writer, str(wrong), wrong.code)
         outcome = {"template": front.status.template, "seconds": round(time.monotonic() - began, 3)}
         ticket.output.write_text(json.dumps(outcome) + "\n")
         _dismiss(writer, f"{front.status.model} is warm", Exit.OK)
+
+    def _described(self, ticket: Ticket) -> Template:
+        try:
+            template = Template.from_json(ticket.input.read_text())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
+        if template.owner not in ("", ticket.user) and ticket.user != self.factory:
+            raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
+        return template
 
     async def _move(self, lane: int, template: Template) -> Front:
         """Give a lane to a template, loaded for that if need be; Wrong where that is impossible."""
@@ -169,16 +182,6 @@ class ModelServer:
             self.changed.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
-
-
-def _described(ticket: Ticket) -> Template:
-    try:
-        template = Template.from_json(ticket.input.read_text())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
-    if template.owner not in ("", ticket.user):
-        raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
-    return template
 
 
 def _dismiss(writer: asyncio.StreamWriter, words: str, code: int) -> None:
