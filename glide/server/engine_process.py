@@ -66,7 +66,8 @@ def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:
         if time.monotonic() - flushed > FLUSH_SECONDS:
             front.sendall(frames.encode({"done": done}))
             done, flushed = [], time.monotonic()
-    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started}))
+    hits = engine.describe().get("prefix_hits", 0.0)
+    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
 
 
 def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Iterator[tuple[Sequence[Record], list]]:
@@ -124,7 +125,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _success(completion: Completion, seconds: float) -> dict[str, Any]:
-    return {"text": completion.text, "tokens": completion.tokens, "error": None, "seconds": round(seconds, 6)}
+    result = {"text": completion.text, "tokens": completion.tokens, "error": None, "seconds": round(seconds, 6)}
+    return {**(completion.extra or {}), **result}
 
 
 def _failure(error: Exception, seconds: float) -> dict[str, Any]:

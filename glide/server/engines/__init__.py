@@ -24,10 +24,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a record: its text and how many tokens were generated."""
+    """What became of a record: its text, how many tokens were generated, and further fields of its result."""
 
     text: str
     tokens: int
+    extra: dict[str, Any] | None = None
 
 
 class RecordError(Exception):
@@ -55,7 +56,7 @@ class Engine(Protocol):
         """Serve one call; any exception concerns these records and leaves the state as it was."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the loaded state for the machine ad, such as the GPU's name."""
+        """Facts about the loaded state for the machine ad: `gpu`, `batching`, and `prefix_hits` so far, where known."""
 
 
 def engine_class(name: str) -> Any:
