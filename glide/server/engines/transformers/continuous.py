@@ -68,8 +68,12 @@ class Continuous:
         cache.search_prefix_match = counted  # nothing else says how many tokens were found
 
     def holds(self, prompts: Sequence[Prompt], new: int) -> bool:
-        """Whether it runs, and each of the prompts fits with `new` tokens: one that does not ends the thread."""
-        return self.manager.is_running() and max(len(prompt.ids) for prompt in prompts) + new <= self.tokens
+        """Whether each of the prompts fits with `new` tokens: one that does not ends the thread."""
+        return max(len(prompt.ids) for prompt in prompts) + new <= self.tokens
+
+    def ended(self) -> str:
+        """Why the thread has ended, which it does at the first error; empty while it runs."""
+        return "" if self.manager.is_running() else repr(self.manager.background_thread_status.fatal_error)
 
     def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any], within: float | None = None) -> Answer:
         """Serve a call; NotServed when that fails, or takes longer than `within` seconds."""
@@ -105,8 +109,8 @@ class Continuous:
             if deadline is not None and time.monotonic() > deadline:
                 raise NotServed("it takes too long")
             output = self.manager.get_result(timeout=0.1)
-            if output is None and not self.manager.is_running():
-                raise NotServed(f"its thread has ended: {self.manager.background_thread_status.fatal_error}")
+            if output is None and (why := self.ended()):
+                raise NotServed(why)
             if output is not None and output.is_finished():
                 if output.error is not None:
                     raise NotServed(output.error)

@@ -8,7 +8,7 @@ from typing import Any
 
 from glide.server.engines import Completion, Record
 from glide.server.engines.transformers import choice
-from glide.server.engines.transformers.batching import Batching, Defaults, new_tokens, until
+from glide.server.engines.transformers.batching import Answer, Batching, Defaults, new_tokens, until
 from glide.server.engines.transformers.continuous import Continuous, NotServed
 from glide.server.engines.transformers.padded import Padded
 from glide.server.engines.transformers.prompts import Encoder, Prompt, check
@@ -84,13 +84,7 @@ class Generation:
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
         generate = prompts[0].record.generate
         check(prompts, new_tokens(generate), self.context)
-        answer = None
-        if self.continuous and self._continues(prompts, generate):
-            try:
-                answer = self.continuous.generate(prompts, generate)
-            except NotServed as error:
-                print(f"transformers engine: a call is batched statically, as continuous failed: {error}", flush=True)
-        answer = answer or self.padded.generate(prompts, generate)
+        answer = self._continued(prompts, generate) or self.padded.generate(prompts, generate)
         self.prompt_tokens += sum(len(prompt.ids) for prompt in prompts)
         self.reused += answer.reused
         ends = generate.get("eos_token_id", self.ends)
@@ -99,7 +93,20 @@ class Generation:
         texts = self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [Completion(text, len(row)) for text, row in zip(texts, rows, strict=True)]
 
+    def _continued(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Answer | None:
+        """Continuous batching's answer, where it has one."""
+        if not self._continues(prompts, generate) or self.continuous is None:
+            return None
+        try:
+            return self.continuous.generate(prompts, generate)
+        except NotServed as error:
+            print(f"transformers engine: static batching for a call that continuous failed: {error}", flush=True)
+            return None
+
     def _continues(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> bool:
+        if self.continuous and (why := self.continuous.ended()):
+            print(f"transformers engine: static batching from now on, as continuous batching ended: {why}", flush=True)
+            self.continuous = None
         if self.continuous is None or not self.defaults.greedy(generate) or not all(prompt.ids for prompt in prompts):
             return False
         return self.continuous.holds(prompts, generate["max_new_tokens"])

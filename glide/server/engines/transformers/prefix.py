@@ -78,7 +78,8 @@ class PrefixCaches:
         rope = str(getattr(self.model.config.get_text_config(), "rope_parameters", None))
         if "dynamic" in rope or "longrope" in rope:
             return "its positions depend on the prompt's length"
-        tensors: list[Any] = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        layers: list[Any] = cache.layers
+        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         self.token_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) // len(ids)
         self.longest = PREFIX_BYTES // 2 // max(1, self.token_bytes)
         return ""
