@@ -126,7 +126,7 @@ def _interruptible() -> Iterator[None]:
 
 def _success(completion: Completion, seconds: float) -> dict[str, Any]:
     result = {"text": completion.text, "tokens": completion.tokens, "error": None, "seconds": round(seconds, 6)}
-    return {**(completion.extra or {}), **result}
+    return {**completion.extra, **result}
 
 
 def _failure(error: Exception, seconds: float) -> dict[str, Any]:

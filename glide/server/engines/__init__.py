@@ -28,7 +28,7 @@ class Completion:
 
     text: str
     tokens: int
-    extra: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class RecordError(Exception):

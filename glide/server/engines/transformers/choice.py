@@ -32,7 +32,10 @@ def try_static(padded: Padded, prompts: Sequence[Prompt]) -> Trial:
     paces: dict[int, Pace] = {}
     rows: list[list[int]] = []
     padded.generate(prompts[:1], GENERATE)
+    begun = time.perf_counter()
     for _ in range(ROUNDS):
+        if time.perf_counter() - begun > 4 * SECONDS:
+            break
         size = len(prompts)
         while size // 2 >= FEWEST:
             size //= 2
@@ -74,6 +77,8 @@ def choose(
     count = len(trial.rows)
     tokens = sum(len(prompt.ids) for prompt in others[:count])
     static_seconds = min(pace.seconds(tokens / count, GENERATE["max_new_tokens"]) for pace in trial.paces) * count
+    if static_seconds > 4 * SECONDS:
+        return None, "trying continuous batching would take too long"
     try:
         continuous = start()
     except Exception as error:

@@ -73,12 +73,16 @@ class Generation:
         calls: list[list[Prompt]] = []
         for group in groups.values():
             generate = group[0].record.generate
-            if self._continues(group, generate):
-                group, size = sorted(group, key=lambda prompt: prompt.ids), CALLS * self.batch
-                calls += [group[start : start + size] for start in range(0, len(group), size)]
-            else:
+            continued: list[Prompt] = []
+            rest: list[Prompt] = []
+            for prompt in group:
+                (continued if self._continues([prompt], generate) else rest).append(prompt)
+            continued.sort(key=lambda prompt: prompt.ids)  # a page is shared before it is given up
+            size = CALLS * self.batch
+            calls += [continued[start : start + size] for start in range(0, len(continued), size)]
+            if rest:
                 shares, pads = self.defaults.next_token_only(generate), not self.defaults.sees_padding(generate)
-                calls += self.padded.plan(group, new_tokens(generate), shares, pads)
+                calls += self.padded.plan(rest, new_tokens(generate), shares, pads)
         return calls
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
