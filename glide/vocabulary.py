@@ -21,6 +21,8 @@ class Machine:
     SOCKET = "GlideSocket"
     RECORD_SECONDS = "GlideRecordSeconds"
     BATCH = "GlideBatch"
+    BATCHING = "GlideBatching"
+    PREFIX_HITS = "GlidePrefixHits"
     SERVED = "GlideServed"
     ERRORS = "GlideErrors"
     SERVED_SINCE = "GlideServedSince"

@@ -52,3 +52,48 @@ def tiny_llama(folder: Path, context: int = 512) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def with_template(folder: Path) -> Path:
+    """Give a model's tokenizer a chat template that writes <s> itself, as templates do."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_variant(source: Path, folder: Path, kind: str) -> Path:
+    """Write another random model with the tokenizer of `source`, and return its folder.
+
+    Args:
+        kind: "windowed" (a Mistral that looks back 16 tokens), "encoder" (a BERT), "judge" (a Llama that
+            classifies, without a padding token), or "encoding-judge" (a BERT that does).
+    """
+    import transformers as library
+
+    size = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "initializer_range": 0.3, "dtype": "float32",
+    }  # fmt: skip
+    tokenizer = library.AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(folder)
+    size |= {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
+    labels = {"num_labels": 3, "id2label": {0: "SUPPORTED", 1: "REFUTED", 2: "UNKNOWN"}}
+    library.set_seed(21)
+    model: library.PreTrainedModel
+    if kind == "windowed":
+        model = library.MistralForCausalLM(library.MistralConfig(**size, num_key_value_heads=2, sliding_window=16))
+    elif kind == "judge":
+        llama = library.LlamaConfig(**size, **labels, num_key_value_heads=2, pad_token_id=None)
+        model = library.LlamaForSequenceClassification(llama)
+    elif kind == "encoding-judge":
+        model = library.BertForSequenceClassification(library.BertConfig(**size, **labels))
+    else:
+        model = library.BertModel(library.BertConfig(**size))
+    model.save_pretrained(folder)
+    return folder

@@ -60,7 +60,8 @@ def test_a_good_sweep_is_prepared_from_paths_beside_its_file(write, tmp_path, mo
 def test_a_request_carries_an_id_unique_over_the_prompts_and_the_filled_prompt(write):
     sweep = prepare(write())
     requests = [sweep.request(prompt, record) for prompt in sweep.file.prompts for record in sweep.records]
-    assert requests[1] == {"custom_id": "plain/b", "prompt": "two {x}"}
+    asked = {"custom_id": "plain/b", "prompt": "two {x}", "generate": sweep.file.generate, "timeout": 600.0}
+    assert requests[1] == asked
     assert len({request["custom_id"] for request in requests}) == sweep.total
 
 

@@ -62,6 +62,13 @@ def test_each_result_goes_to_its_prompts_file_under_the_records_own_id(sweep):
     assert list(line) == list(FIELDS)
 
 
+def test_what_an_engine_adds_to_a_result_is_kept(sweep):
+    results = begin(sweep, "run", resume=False)
+    results.keep([answer("plain/a", scores={"yes": 0.75, "no": 0.25})])
+    (line,) = lines_of(results, "plain")
+    assert list(line) == [*FIELDS, "scores"] and line["scores"] == {"yes": 0.75, "no": 0.25}
+
+
 def test_a_result_computed_again_is_counted_and_not_kept(sweep):
     results = begin(sweep, "run", resume=False)
     results.keep([answer("plain/a", "first")])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from glide.template import Template
-from glide.vocabulary import State
+from glide.vocabulary import Machine, State
 from tests.models import tiny_llama
 from tests.server_rig import Server, assert_exactly_once, failure
 
-HEALTHY = [State.BLANK, State.FETCHING, State.LOADING, State.WARMING, State.WARM]
+HEALTHY = [*State.COMING_UP, State.WARM]
 
 
 # ---- a real model --------------------------------------------------------------------------------
@@ -47,10 +47,11 @@ def plain(llama: Path):
     return plain
 
 
-@pytest.fixture(scope="module")
-def warm(llama: Path, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=["static", "continuous"])
+def warm(llama: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     """A server that holds the model and calls it with up to six records, so that most are padded."""
-    template = Template.of_folder("llama", "transformers", llama, {"dtype": "float32", "batch": 6, "device": "cpu"})
+    options = {"dtype": "float32", "batch": 6, "device": "cpu", "batching": request.param}
+    template = Template.of_folder("llama", "transformers", llama, options)
     server = Server(tmp_path_factory.mktemp("server"), template)
     server.reached(State.WARM)
     yield server
@@ -68,6 +69,15 @@ def ask(server: Server, prompts: list[str], **generate: Any) -> list[dict[str, A
 def test_greedy_texts_are_plain_transformers_texts(warm, plain):
     results = ask(warm, ODD, **GENERATE)
     assert [(result["text"], result["tokens"]) for result in results] == [plain(text, **GENERATE) for text in ODD]
+
+
+def test_the_ad_says_how_prompts_are_batched_and_how_much_of_them_was_known(warm):
+    shared = "".join(ODD[3:6]) * 2  # longer than a page
+    for _ in range(2):
+        ask(warm, [shared + text for text in ODD], **GENERATE)
+    ad = warm.now()
+    assert ad[Machine.BATCHING] == warm.template.options["batching"]
+    assert 0 < ad[Machine.PREFIX_HITS] < 1
 
 
 def test_the_tiny_model_says_different_things_and_sometimes_stops_by_itself(plain):
@@ -160,3 +170,12 @@ def test_weights_that_are_torn_are_the_reason_of_a_failure(start, llama, tmp_pat
 def test_a_dtype_that_does_not_exist_is_the_reason_of_a_failure(start, llama):
     server = start(Template.of_folder("llama", "transformers", llama, {"device": "cpu", "dtype": "float33"}))
     assert "float33" in failure(server)
+
+
+def test_an_assigned_gpu_that_torch_does_not_see_is_the_reason_of_a_failure(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c0ffee")
+    server = Server(tmp_path / "server", Template.of_folder("llama", "transformers", llama, {}))
+    try:
+        assert "BrokenDevice: GPU GPU-c0ffee is assigned, and torch sees none" in failure(server)
+    finally:
+        server.stop()

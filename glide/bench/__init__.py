@@ -1,9 +1,10 @@
-"""Benchmarks on a pool of their own, each with its baseline in the same run: read the ratios, not the seconds."""
+"""Benchmarks, most on a pool of their own, each with its baseline in the same run: read the ratios, not the seconds."""
 
 from collections.abc import Callable
 from typing import Any
 
 from glide.bench.batch import batch
+from glide.bench.batching import batching
 from glide.bench.factory import factory
 from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
@@ -12,6 +13,7 @@ from glide.bench.sticky import sticky
 
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "batch": batch,
+    "batching": batching,
     "factory": factory,
     "host-loss": host_loss,
     "overhead": overhead,

@@ -53,8 +53,12 @@ def sticky(repeat: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_model(folder: Path) -> int:
-    """Save a Llama of about 180 M random parameters with the tokenizer of bytes; the number of parameters."""
+def make_model(folder: Path, **sizes: Any) -> int:
+    """Save a Llama of random weights with the tokenizer of bytes; the number of its parameters.
+
+    Args:
+        sizes: changes to the configuration, which makes about 180 M parameters.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -66,10 +70,11 @@ def make_model(folder: Path) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num_attention_heads=16,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+    config = LlamaConfig(**{
+        "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
+        "num_attention_heads": 16, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **sizes,
+    })  # fmt: skip
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -90,7 +90,8 @@ def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:
         if time.monotonic() - flushed > FLUSH_SECONDS:
             front.sendall(frames.encode({"done": done}))
             done, flushed = [], time.monotonic()
-    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started}))
+    hits = engine.describe().get("prefix_hits", 0.0)
+    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
 
 
 def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Iterator[tuple[Sequence[Record], list]]:

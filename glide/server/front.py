@@ -91,7 +91,8 @@ class Front:
                     self._enter(State.FAILED, message["failed"])
                 elif "warm" in message:
                     warm = message["warm"]
-                    self.status = replace(self.status, gpu=warm.get("gpu", ""), batch=warm["batch"])
+                    gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
+                    self.status = replace(self.status, gpu=gpu, batching=batching, batch=warm["batch"])
                     self.megabytes = max(self.megabytes, warm["megabytes"])
                     self._enter(State.WARM)
                     tasks.append(asyncio.create_task(self._feed(engine, warm)))
@@ -100,6 +101,7 @@ class Front:
                 else:
                     self._finished(message["done"])
                     if "idle" in message:
+                        self.status = replace(self.status, prefix_hits=message["prefix_hits"])
                         engine.idle(message["idle"], self)
         except DeadEngine as death:
             if self.status.state in State.COMING_UP:

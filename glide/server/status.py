@@ -21,7 +21,9 @@ class Status:
     since: float = field(default_factory=time.time)
     failure: str = ""
     gpu: str = ""
+    batching: str = ""  # how prompts share the model: static or continuous
     batch: int = 1  # records of an engine call that is worth making
+    prefix_hits: float = 0.0  # share of the prompts' tokens that came from a prefix computed before
     served: int = 0
     errors: int = 0  # of those served
     record_seconds: float = 0.0
@@ -76,7 +78,9 @@ class Status:
             Machine.STATE_SINCE: int(self.since),
             Machine.FAILURE: self.failure,
             Machine.GPU_NAME: self.gpu,
+            Machine.BATCHING: self.batching,
             Machine.BATCH: self.batch,
+            Machine.PREFIX_HITS: round(self.prefix_hits, 3),
             Machine.SERVED: self.served,
             Machine.ERRORS: self.errors,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),

@@ -66,7 +66,7 @@ class Results(Work):
         lines: dict[str, list[str]] = {}
         for result in self.news(results):
             prompt, _, custom_id = result["custom_id"].partition("/")
-            kept = {name: result.get(name) for name in FIELDS} | {"custom_id": custom_id}
+            kept = {**dict.fromkeys(FIELDS), **result, "custom_id": custom_id}  # these first, then the engine's own
             lines.setdefault(prompt, []).append(json.dumps(kept, ensure_ascii=False) + "\n")
         for prompt, added in lines.items():
             with self.path(prompt).open("a", encoding="utf-8") as file:

@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Serve one call; any exception concerns these records and leaves the state as it was."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the loaded state for the machine ad, such as the GPU's name."""
+        """Facts about the loaded state for the machine ad: `gpu`, `batching`, and `prefix_hits` so far, where known."""
 
 
 def engine_class(name: str) -> Any:

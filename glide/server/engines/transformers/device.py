@@ -1,0 +1,50 @@
+"""The device that a model is loaded on, and whether it works."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+PROBE = 64  # rows and columns of the product that a device has to get right
+
+
+class BrokenDevice(Exception):
+    """A GPU that is not there, or computes what is wrong."""
+
+
+def choose(wanted: str) -> str:
+    """`wanted`, or for auto CUDA where it is visible.
+
+    Raises:
+        BrokenDevice: this job was given a GPU and torch sees none. On a CPU the model would be there and be of no use.
+    """
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets it for the GPUs that it assigns
+    if given not in ("", "-1", "none"):
+        raise BrokenDevice(
+            f"GPU {given} is assigned, and torch sees none: see the node's driver, and its torch's build"
+        )
+    return "cpu"
+
+
+def probe(device: str) -> None:
+    """Have the device compute something that is known; BrokenDevice, or torch's own error, where it does not."""
+    import torch
+
+    ones = torch.ones(PROBE, PROBE, device=device)
+    if (ones @ ones).sum().item() != PROBE**3:
+        raise BrokenDevice(f"{device} computes what is wrong: a product of ones is not {PROBE**3}")
+
+
+def facts(device: str) -> dict[str, Any]:
+    """The GPU's name, and the MB of its memory that are taken."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return {}
+    return {"gpu": str(torch.cuda.get_device_name(device)), "megabytes": torch.cuda.memory_reserved(device) / 1e6}

@@ -1,0 +1,87 @@
+"""The engine: loads a model for its task, and hands the task its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glide.server.engines import Completion, Record
+from glide.server.engines.transformers.device import choose, facts, probe
+from glide.server.engines.transformers.generation import Generation
+from glide.server.engines.transformers.heads import Classification, Embedding
+from glide.server.engines.transformers.prompts import Encoder, Prompt
+from glide.template import Template
+from glide.vocabulary import State
+
+
+class Transformers:
+    """A model of the transformers library; results equal those of each prompt alone."""
+
+    @dataclass(frozen=True)
+    class Options:
+        """
+        task: generate text, embed (`embedding`: mean-pooled, length 1), or classify (the text is the label; `scores`).
+        dtype: float32, bfloat16, float16, or auto for the model's own.
+        device: cuda, cuda:1, cpu, or auto for CUDA where it is visible.
+        batch: most records in one call of generate.
+        batch_tokens: most prompt tokens, padding included, in one call.
+        batching: static (padded batches), continuous, or auto for the faster of them here, tried while warming up.
+        chat: the prompt is what the user says, in the tokenizer's chat template.
+        system: what the template's system says, with `chat`.
+        """
+
+        task: Literal["generate", "embed", "classify"] = "generate"
+        dtype: str = "auto"
+        device: str = "auto"
+        batch: int = 64
+        batch_tokens: int = 16384
+        batching: Literal["auto", "static", "continuous"] = "auto"
+        chat: bool = False
+        system: str = ""
+
+    def __init__(self, template: Template, options: Options):
+        self.path = template.path or ""
+        self.options = options
+        self.batch = options.batch
+        self.window = 16 * options.batch  # enough to sort by length; more would only delay other clients
+        self.planned: dict[int, Prompt] = {}
+
+    def load(self, phase: Callable[[str], None]) -> None:
+        phase(State.IMPORTING)
+        import torch
+        import transformers
+
+        options = self.options
+        kind = {"generate": "ForCausalLM", "embed": "", "classify": "ForSequenceClassification"}[options.task]
+        loader: Any = getattr(transformers, f"AutoModel{kind}")  # which only now is imported
+        transformers.utils.logging.disable_progress_bar()
+        phase(State.LOADING)
+        self.device = choose(options.device)
+        probe(self.device)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+        self.encoder = Encoder(tokenizer, options.chat, options.system)
+        dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+        model = loader.from_pretrained(self.path, dtype=dtype).to(self.device).eval()
+        probe(self.device)
+        phase(State.WARMING)
+        self.task: Generation | Embedding | Classification
+        if options.task == "generate":
+            self.task = Generation(model, self.encoder, options.batching, options.batch, options.batch_tokens)
+        else:
+            head = Embedding if options.task == "embed" else Classification
+            self.task = head(model, self.encoder, options.batch, options.batch_tokens)
+            self.call([Record(-1, "Hello.")])
+
+    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
+        calls = self.task.plan(self.encoder.encode(records))
+        self.planned = {prompt.record.key: prompt for call in calls for prompt in call}
+        return [[prompt.record for prompt in call] for call in calls]
+
+    def call(self, records: Sequence[Record]) -> list[Completion]:
+        if all(record.key in self.planned for record in records):
+            return self.task.serve([self.planned[record.key] for record in records])
+        return self.task.serve(self.encoder.encode(records))
+
+    def describe(self) -> dict[str, Any]:
+        return {**facts(self.device), **self.task.describe()}

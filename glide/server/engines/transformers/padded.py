@@ -1,0 +1,120 @@
+"""Static batching: `generate` on padded rows, which go on from a shared prefix where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glide.server.engines.transformers.batching import Answer
+from glide.server.engines.transformers.prefix import PrefixCaches, with_prefixes
+from glide.server.engines.transformers.prompts import Prompt, cut
+
+NEARLY = 1.05  # of two batches as fast as can be measured the smaller is taken: its results come sooner
+Prefix = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast batches of so many rows are: seconds of prefill a prompt token, and of a decoding step a row."""
+
+    rows: int
+    token_seconds: float
+    step_seconds: float
+
+    def seconds(self, tokens: float, new: int) -> float:
+        """What a prompt of so many tokens takes to which `new` are added."""
+        return tokens * self.token_seconds + (new - 1) * self.step_seconds
+
+
+class Padded:
+    """Rows are [prefix][padding][rest]: positions come from the mask, so padding counts for nothing."""
+
+    name = "static"
+
+    def __init__(self, model: Any, padding: int, batch: int, batch_tokens: int):
+        self.model = model
+        self.padding = padding
+        self.batch = batch
+        self.batch_tokens = batch_tokens
+        self.prefixes = PrefixCaches(model)
+        self.paces: list[Pace] = []  # as measured; without, the largest batch is taken for the best
+
+    def plan(self, prompts: Sequence[Prompt], new: int, shares: bool, pads: bool) -> list[list[Prompt]]:
+        """Calls for prompts with equal options.
+
+        Args:
+            new: tokens to generate.
+            shares: whether they may go on from a shared prefix.
+            pads: whether rows of different lengths may be in one call.
+        """
+        families = [list(prompts)]
+        if shares and self.prefixes.longest:
+            families = with_prefixes(prompts, self.prefixes.kept, self.batch, self.prefixes.longest)
+
+        def mixes(first: Prompt, prompt: Prompt) -> bool:
+            return pads or len(first.ids) == len(prompt.ids)
+
+        calls: list[list[Prompt]] = []
+        for family in families:
+            tokens = sum(len(prompt.ids) - len(prompt.prefix) for prompt in family) / len(family)
+            calls += cut(family, self._rows(tokens, new), self.batch_tokens, mixes)
+        return calls
+
+    def _rows(self, tokens: float, new: int) -> int:
+        """The best batch for such prompts: large ones decode with less overhead, small ones stay in a CPU's cache."""
+        best = min(self.paces, key=lambda pace: pace.seconds(tokens, new), default=None)
+        if best is None or (best == self.paces[-1] and best.rows < self.batch):  # there was no time to try larger ones
+            return self.batch
+        enough = NEARLY * best.seconds(tokens, new)
+        return next(pace.rows for pace in self.paces if pace.seconds(tokens, new) <= enough)
+
+    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Answer:
+        prefix = prompts[0].prefix
+        if any(prompt.prefix != prefix for prompt in prompts):  # halves of a plan that failed, put together
+            prefix = ()
+        output, fresh = self._generate([prompt.ids for prompt in prompts], prefix, generate)
+        width = max(len(prompt.ids) for prompt in prompts)
+        return Answer(output[:, width:].tolist(), reused=len(prefix) * (len(prompts) - fresh))
+
+    def _generate(self, rows: Sequence[list[int]], prefix: Prefix, generate: dict[str, Any]) -> tuple[Any, bool]:
+        """What `generate` returns, and whether the prefix had to be computed."""
+        import torch
+
+        width, shared = max(map(len, rows)), len(prefix)
+        ids = [row[:shared] + [self.padding] * (width - len(row)) + row[shared:] for row in rows]
+        mask = [[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in rows]
+        options: dict[str, Any] = {"do_sample": False, **generate}
+        fresh = False
+        if prefix:
+            options["past_key_values"], fresh = self.prefixes.take(prefix, len(rows))
+        device = self.model.device
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device),
+                pad_token_id=self.padding, **options,
+            )  # fmt: skip
+        return output, fresh
+
+    def probe(self, rows: Sequence[list[int]]) -> str:
+        """Try rows with a shared beginning both ways; why this model has to do without prefixes, or nothing."""
+        shared = min(map(len, rows)) // 2
+        prefix = tuple(rows[0][:shared])
+        rows = [[*prefix, *row[shared:]] for row in rows]
+        try:
+            why = self.prefixes.probe(prefix)
+            if not why:
+                plain, resumed = self._first_logits(rows, ()), self._first_logits(rows, prefix)
+                # Rounding moves logits by a hundredth of their spread in bfloat16; a wrong position by all of it.
+                if (plain - resumed).abs().max() > 0.1 * plain.std():
+                    why = "it goes on from a prefix otherwise than from the whole prompt"
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        self.prefixes.kept.clear()
+        if why:
+            self.prefixes.longest = 0
+        return why
+
+    def _first_logits(self, rows: Sequence[list[int]], prefix: Prefix) -> Any:
+        options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        return self._generate(rows, prefix, options)[0].logits[0].float()

@@ -1,0 +1,338 @@
+"""The transformers engine in this process: shared prefixes, two ways of batching, and tasks other than text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.server import engines
+from glide.server.engines import Record
+from glide.server.engines.transformers import Transformers, continuous, generation, prefix
+from glide.server.engines.transformers.batching import Answer
+from glide.server.engines.transformers.prefix import common_prefix, with_prefixes
+from glide.server.engines.transformers.prompts import Prompt
+from glide.template import Template
+from glide.vocabulary import State
+from tests.models import tiny_llama, tiny_variant, with_template
+from tests.test_transformers import ODD
+
+GENERATE = {"max_new_tokens": 12, "do_sample": False}
+CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
+OTHER = "Translate what follows into Latin, and say no more than that, whatever it is: "
+
+Plain = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_template(tiny_llama(tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def variant(llama: Path):
+    """Other models with the same tokenizer, by their kind."""
+    return cache(lambda kind: tiny_variant(llama, llama.with_name(kind), kind))
+
+
+def plain_of(folder: Path) -> Plain:
+    """What plain transformers makes of a prompt alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def plain(prompt: str, **generate: Any) -> str:
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(**encoded, **generate)[0, encoded["input_ids"].shape[1] :]
+        return str(tokenizer.decode(output, skip_special_tokens=True))
+
+    return plain
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Path) -> Plain:
+    return cache(plain_of(llama))
+
+
+def loaded(folder: Path, **options: Any) -> Transformers:
+    engine: Any = engines.build(
+        Template("tiny", "transformers", str(folder), options={"dtype": "float32", "device": "cpu", **options})
+    )
+    engine.load(lambda state: None)
+    return engine
+
+
+def served(engine: Transformers, prompts: list[str], **generate: Any) -> list[engines.Completion]:
+    """As the engine's process does it: a plan, then its calls; in the prompts' order."""
+    records = [Record(number, prompt, generate) for number, prompt in enumerate(prompts)]
+    done: dict[int, engines.Completion] = {}
+    for call in engine.plan(records):
+        done |= zip((record.key for record in call), engine.call(call), strict=True)
+    return [done[number] for number in range(len(prompts))]
+
+
+def texts(engine: Transformers, prompts: list[str], **generate: Any) -> list[str]:
+    return [completion.text for completion in served(engine, prompts, **generate)]
+
+
+# ---- shared prefixes -----------------------------------------------------------------------------
+
+SHARING = {
+    "odd": ODD,
+    "one template": [CLAIM + text for text in ODD],
+    "equal to the prefix": [CLAIM] * 3 + [CLAIM + " Evidence: none", CLAIM + "x", CLAIM[:-1]],
+    "two templates": [template + text for text in ODD for template in (CLAIM, OTHER)] + ["Verdict:"],
+    "one": [CLAIM],
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 64])
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_texts_are_plain_transformers_texts_with_shared_prefixes_and_without(llama, plain, batching, batch):
+    engine = loaded(llama, batching=batching, batch=batch)
+    for again in range(2):  # the second time with what is known from the first
+        for name, prompts in SHARING.items():
+            assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts], (name, again)
+    facts = engine.describe()
+    assert facts["batching"] == batching
+    assert facts["prefix_hits"] > 0.15
+
+
+def test_what_is_reused_is_counted(llama):
+    engine = loaded(llama, batching="static", batch=8)
+    length = len(engine.encoder.encode([Record(0, CLAIM)])[0].ids)
+    (call,) = engine.plan([Record(number, CLAIM + letter, GENERATE) for number, letter in enumerate("abcd")])
+    assert len({engine.planned[record.key].prefix for record in call}) == 1
+    assert len(engine.planned[0].prefix) == length
+    engine.call(call)
+    assert engine.describe()["prefix_hits"] == pytest.approx(3 * length / (4 * (length + 1)))  # one had to compute it
+
+
+def test_a_known_prefix_stays_while_prompts_share_some_more_by_chance(llama):
+    engine = loaded(llama, batching="static", batch=8)
+    for window in ("abcd", ["e1", "e2"], ["zz1", "zz2"], "f"):
+        texts(engine, [CLAIM + rest for rest in window], **GENERATE)
+    assert len(engine.task.padded.prefixes.kept) == 1
+
+
+def test_only_so_many_prefixes_are_kept_and_the_texts_stay_right(llama, plain, monkeypatch):
+    monkeypatch.setattr(prefix, "PREFIXES", 2)
+    engine = loaded(llama, batching="static", batch=4)
+    for round in range(2):
+        for number in range(4):
+            prompts = [f"{number}{CLAIM} {letter}" for letter in "ab"]
+            assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts], round
+    assert len(engine.task.padded.prefixes.kept) == 2
+
+
+def test_a_model_with_a_sliding_window_does_without_prefixes(variant, capfd):
+    folder = variant("windowed")
+    plain = plain_of(folder)
+    for batching in ("static", "auto"):
+        engine = loaded(folder, batching=batching, batch=8)
+        assert "no shared prefixes" in capfd.readouterr().out
+        prompts = SHARING["one template"]
+        assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
+        assert not engine.task.padded.prefixes.kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repetition_penalty": 1.8}, {"num_beams": 3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 12}],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_options_mean_what_they_mean_without_a_shared_prefix(llama, plain, batching, options):
+    engine = loaded(llama, batching=batching, batch=4)
+    prompts = [CLAIM + text for text in ["", "a", "b b b", "Verdict:", "Verdict: it is"]]
+    options = {**GENERATE, **options}
+    assert texts(engine, prompts, **options) == [plain(text, **options) for text in prompts]
+
+
+def test_a_prefix_is_what_nearly_all_rows_begin_with():
+    rows = [[*range(20), 100 + number] for number in range(16)]
+    assert common_prefix(rows, (), 1000) == tuple(range(20))
+    assert common_prefix([*rows, [0, 1], [5, 6]], (), 1000) == tuple(range(20))  # two strays
+    assert common_prefix(rows, (), 15) == tuple(range(15))
+    assert common_prefix([row[9:] for row in rows], (), 1000) == ()  # 11 tokens are not worth it
+    assert common_prefix(rows[:1], (), 1000) == ()
+    assert common_prefix(rows[:1], [tuple(range(18))], 1000) == tuple(range(18))
+    assert common_prefix([[1] * 20, [1] * 20], (), 1000) == (1,) * 19  # a token is left
+
+
+def test_few_prompts_of_a_family_do_not_get_a_call_of_their_own():
+    families = [[Prompt(Record(n, ""), [family] * 20 + [n]) for n in range(3)] for family in range(4)]
+    mixed = [prompt for family in families for prompt in family]
+    assert len(with_prefixes(mixed, (), 64, 1000)) == 1
+    assert len(with_prefixes(mixed, (), 4, 1000)) == 4
+    assert with_prefixes(families[0], (), 64, 1000)[0][0].prefix == (0,) * 20  # there are no others
+
+
+# ---- the choice of batching ----------------------------------------------------------------------
+
+
+def test_a_way_is_chosen_and_why_is_said_in_a_line(llama, plain, capfd):
+    engine = loaded(llama, batch=8)
+    (line,) = capfd.readouterr().out.splitlines()
+    chosen = engine.describe()["batching"]
+    assert line.startswith(f"transformers engine: {chosen} batching, as ")
+    assert (engine.task.continuous is None) == (chosen == "static")
+    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+
+
+class Unable:
+    def __init__(self, *_: Any):
+        raise MemoryError("no room for pages")
+
+
+class Babbling(continuous.Continuous):
+    def generate(self, prompts: Any, generate: Any, within: float | None = None) -> Answer:
+        answer = super().generate(prompts, generate, within)
+        return Answer([[*row[:-1], row[-1] ^ 2] for row in answer.rows], 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Unable, "MemoryError: no room for pages"), (Babbling, "says something else")]
+)
+def test_static_batching_is_chosen_where_continuous_fails(llama, plain, capfd, monkeypatch, kind, why):
+    monkeypatch.setattr(generation, "Continuous", kind)
+    engine = loaded(llama, batch=8)
+    assert why in capfd.readouterr().out
+    assert engine.describe()["batching"] == "static"
+    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+
+
+def test_continuous_batching_that_is_asked_for_and_impossible_fails_the_load(llama, monkeypatch):
+    monkeypatch.setattr(generation, "Continuous", Unable)
+    with pytest.raises(MemoryError, match="no room"):
+        loaded(llama, batching="continuous")
+
+
+def test_when_continuous_batching_dies_calls_go_on_statically(llama, plain, capfd):
+    engine = loaded(llama, batching="continuous", batch=8)
+    processor = engine.task.continuous.manager.batch_processor
+    processor.prepare_next_batch = lambda: 1 // 0
+    for _ in range(2):
+        assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+    assert "ZeroDivisionError" in capfd.readouterr().out
+    assert engine.describe()["batching"] == "static"
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_behind(llama, plain, monkeypatch):
+    engine = loaded(llama, batching="continuous", batch=8)
+
+    def interrupted(deadline: float | None) -> Any:
+        raise TimeoutError("a record's time is over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.task.continuous, "_next", interrupted)
+        with pytest.raises(TimeoutError):
+            texts(engine, ODD, **{**GENERATE, "max_new_tokens": 300})
+    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+
+
+def test_a_prompt_too_long_for_the_pages_is_served_statically(llama, plain):
+    engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
+    prompts = [CLAIM + OTHER, "Verdict:"]
+    assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
+
+
+def test_the_unused_way_keeps_no_memory(llama, monkeypatch):
+    started: list[continuous.Continuous] = []
+
+    class Seen(Babbling):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(generation, "Continuous", Seen)
+    loaded(llama, batch=8)
+    (seen,) = started
+    assert not seen.manager.is_running()
+    assert seen.manager.batch_processor is None  # it holds the pages
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "encoder"])
+def test_an_embedding_is_the_mean_of_the_last_states_whatever_the_padding(llama, variant, kind):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = llama if kind == "llama" else variant(kind)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    completions = served(loaded(folder, task="embed", batch=6), ODD)
+    for text, completion in zip(ODD, completions, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            mean = model(input_ids=ids).last_hidden_state[0].mean(0)
+        assert (completion.text, completion.tokens) == ("", 0)
+        assert completion.extra["embedding"] == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["judge", "encoding-judge"])
+def test_a_class_is_the_label_of_the_highest_score_whatever_the_padding(variant, kind):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = variant(kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    prompts = [*ODD, "a</s>", "a<s>", "<s>" * 9]  # ends that a padding token might be taken for
+    completions = served(loaded(folder, task="classify", batch=6), prompts)
+    for text, completion in zip(prompts, completions, strict=True):
+        with torch.inference_mode():
+            scores = model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0].softmax(-1)
+        assert completion.text == model.config.id2label[int(scores.argmax())]
+        expected = {model.config.id2label[number]: score for number, score in enumerate(scores.tolist())}
+        assert completion.extra["scores"] == pytest.approx(expected, abs=1e-5)
+    assert len({completion.text for completion in completions}) > 1
+
+
+def test_what_a_task_adds_is_in_the_result(start, variant):
+    from tests.test_transformers import ask
+
+    options = {"device": "cpu", "task": "classify"}
+    server = start(Template.of_folder("judge", "transformers", variant("judge"), options))
+    server.reached(State.WARM)
+    results = ask(server, ["hello", "x" * 5000])
+    assert set(results[0]["scores"]) == {"SUPPORTED", "REFUTED", "UNKNOWN"}
+    assert results[0]["text"] in results[0]["scores"] and results[0]["error"] is None
+    assert results[1]["error"]["type"] == "PromptTooLong" and "scores" not in results[1]
+
+
+# ---- chat ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_chat_is_the_template_with_the_prompt_in_it(llama, system):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    engine = loaded(llama, chat=True, system=system, batch=6)
+    tokenizer, model = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama).eval()
+    for prompt, text in zip(ODD, texts(engine, ODD, **GENERATE), strict=True):
+        messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert encoded["input_ids"][0].tolist().count(0) == 1 + ("<s>" in prompt)  # it begins once
+        output = model.generate(encoded["input_ids"], attention_mask=encoded["attention_mask"], **GENERATE)
+        assert text == tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_chat_without_a_template_fails_the_load(tmp_path):
+    with pytest.raises(ValueError, match="no chat template"):
+        loaded(tiny_llama(tmp_path / "llama"), chat=True)
+
+
+def test_windows_of_many_prompts_are_served_in_full(llama, plain):
+    chance = random.Random(3)
+    prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(60)]
+    engine = loaded(llama, batch=16)
+    assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
