@@ -190,3 +190,28 @@ def test_two_models_on_one_glidein_serve_sweeps_at_once(pool, access_point, coll
     finally:
         factory.stop()
         access_point.remove(f'{Job.ENTRY} == "both"', "the test is over")
+
+
+@pytest.mark.pool
+def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_new_job(
+    pool, access_point, collector, sweep, tmp_path
+):
+    factory = FactoryProcess(tmp_path, "moving", entry("moving", max_glideins=2, idle_seconds=120))
+    text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(200)]
+    factory.start()
+    mine = f'{Job.ENTRY} == "moving"'
+    try:
+        for number, name in enumerate(("ant", "bee", "ant")):
+            options = {"record_seconds": 0.01, "load_seconds": 0.5}
+            model = {"name": name, "engine": "noop", "options": options}
+            sweep.write(text, name=f"{name}-{number}", model=model, out=f"out-{number}", glideins=2, pack=10)
+            assert sweep.run().returncode == 0
+            served = json.loads((sweep.folder / f"out-{number}" / "summary.json").read_text())["glideins"]
+            assert sum(glidein["records"] for glidein in served) == 200
+            assert len(access_point.jobs(mine, ["ClusterId"])) == 2, "no new glidein"
+            lanes = collector.lanes([Machine.MODEL, Machine.LOAD_SECONDS], f'{Machine.ENTRY} == "moving"')
+            assert {lane[Machine.MODEL] for lane in lanes} == {name} and len(lanes) == 4
+        assert "idle glideins load it" in factory.log.read_text()
+    finally:
+        factory.stop()
+        access_point.remove(mine, "the test is over")

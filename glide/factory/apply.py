@@ -157,7 +157,8 @@ class Hands:
             "periodic_remove": f"(JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {MOVE_SECONDS}) || "
                                f"(JobStatus == {JobStatus.HELD} && HoldReasonCode != 16"
                                f" && time() - EnteredCurrentStatus > {KEEP_SECONDS})",
-            "leave_in_queue": "false",
+            # Until the lane's ad says what it has now.
+            "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {MOVE_SECONDS}",
         }  # fmt: skip
         self.access_point().submit(description, macros, [{"lane": name} for name in action.ids], spool=True)
 
