@@ -67,13 +67,16 @@ class Carriers:
         self.access_point = access_point
         run.folder.mkdir(parents=True, exist_ok=True)
 
-    def submit(self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), left: int = 0) -> None:
+    def submit(
+        self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), left: int = 0, last: bool = False
+    ) -> None:
         """Send parts out, a job each, as one spooled cluster.
 
         A record has `custom_id`, `prompt`, `generate` (the engine's options) and `timeout` (seconds of an engine call).
 
         Args:
             left: how many of the run's records are in no job yet, for the factory to know what is to come.
+            last: no more parts will follow, so that claims need not be kept for them: others may want the lanes.
             avoid: GlideIds of glideins that are known to be dead, although the collector may still have their ads.
                 Parts sent while there are such go before others: what died with them has waited already.
         """
@@ -84,7 +87,7 @@ class Carriers:
             self._input(part).write_text(text, encoding="utf-8")
             items.append({"part": part, "count": str(len(records))})
         description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
-        macros = self._macros() | {f"My.{Job.LEFT}": str(left)}
+        macros = self._macros() | {f"My.{Job.LEFT}": str(left)} | ({"keep_claim_idle": "0"} if last else {})
         if avoid:
             dead = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)

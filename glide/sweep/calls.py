@@ -65,6 +65,10 @@ class Calls(Work):
         return self.added
 
     @property
+    def complete(self) -> bool:
+        return self.closed
+
+    @property
     def finished(self) -> bool:
         return self.closed and not self.open
 

@@ -238,7 +238,8 @@ class Driver:
             self.work.note_wave(wave.sizes, wave.reason)
             records = self._with_attempts(self.work.unsent(on_their_way))
             loads = [load for size in wave.sizes if (load := list(islice(records, size)))]
-            self.carriers.submit(loads, list(self.avoid), left - sum(wave.sizes))
+            left -= sum(wave.sizes)
+            self.carriers.submit(loads, list(self.avoid), left, last=left == 0 and self.work.complete)
 
     def _eviction_rate(self, lanes: int) -> float:
         """Carriers lost per lane and second, as far as this driver has seen."""

@@ -38,8 +38,13 @@ class Work(ABC):
         """How many records there are, as far as is known."""
 
     @property
+    def complete(self) -> bool:
+        """Whether all records are known, and no more will come."""
+        return True
+
+    @property
     def finished(self) -> bool:
-        """Whether all is there, and no more to come."""
+        """Whether all results are there, and no more records to come."""
         return len(self.have) == self.total
 
     def rest(self) -> None:  # noqa: B027
