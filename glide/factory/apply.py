@@ -160,7 +160,7 @@ class Hands:
             # Until the lane's ad says what it has now.
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {MOVE_SECONDS}",
         }  # fmt: skip
-        self.access_point().submit(description, macros, [{"lane": name} for name in action.ids], spool=True)
+        self.access_point().submit(description, macros, [{"lane": name} for name in action.ids])
 
     def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from."""
