@@ -21,8 +21,9 @@ from glide.errors import TemplateError
 from glide.server.engines import Completion, Record
 from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, UnknownOption, api_options, backoff, retry_after
 from glide.template import Template
-from glide.vocabulary import Machine, State
+from glide.vocabulary import Job, Machine, State
 from tests.conftest import eventually
+from tests.factory_rig import FactoryProcess, command, entry
 from tests.server_rig import assert_exactly_once, failure
 
 HANG, RESET = "HANG", "RESET"
@@ -405,3 +406,42 @@ def test_a_pause_grows_respects_the_service_and_has_an_end():
     assert backoff(0, wished=20) == 20
     for wished in (0.0, 1e9, float("inf"), float("nan"), -1e9):
         assert backoff(5000, wished) == LONGEST_PAUSE
+
+
+# ---- beside glideins -----------------------------------------------------------------------------
+
+
+@pytest.mark.pool
+def test_a_service_takes_part_in_a_sweep_beside_glideins_and_one_that_never_gets_ready_is_reported(
+    pool, access_point, service, sweep, tmp_path
+):
+    model = {"name": "m", "engine": "noop", "options": {"record_seconds": 0.02}}
+    service.rate = 40
+    service.unready = [says(503)] * 3
+    for number in range(0, 400, 50):
+        service.troubles[f"text {number}"] = [says(429, retry_after="1"), says(500)]
+    options = {"model": "m", "chat": False, "parallel": 2}
+    missing = {"url": "http://127.0.0.1:1/v1", "ready_seconds": 1}
+    factory = FactoryProcess(
+        tmp_path, "services",
+        entry("remote", max_glideins=1, service={"serves": "m", "options": {**options, "url": service.url}}),
+        entry("absent", max_glideins=1, service={"serves": "m", "options": missing}),
+        entry("nodes", max_glideins=1),
+    )  # fmt: skip
+    factory.start()
+    try:
+        sweep.write([{"custom_id": str(n), "text": f"text {n}"} for n in range(400)], model=model, glideins=3, pack=10)
+        assert sweep.run().returncode == 0
+        results = sweep.results()
+        assert [result["text"] for result in results] == [f"text {n}" for n in range(400)]
+        by_entry = Counter(result["glidein"].partition("-")[0] for result in results)
+        assert set(by_entry) == {"remote", "nodes"} and min(by_entry.values()) > 10, by_entry
+        assert set(service.served.values()) == {1}, "no record is paid for twice"
+        told = json.loads(command("factory", "status", "--json").stdout)
+        (site,) = (site for site in told["sites"] if site["site"] == "services")
+        (absent,) = (each for each in site["entries"] if each["entry"] == "absent")
+        assert "127.0.0.1:1" in absent["last_failure"]["reason"] and "1 s" in absent["last_failure"]["reason"]
+    finally:
+        factory.stop()
+        for name in ("remote", "absent", "nodes"):
+            access_point.remove(f'{Job.ENTRY} == "{name}"', "the test is over")

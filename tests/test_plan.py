@@ -206,6 +206,10 @@ def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():
     assert [(action.action, action.ids) for action in plan(under_way, large)] == [("submit", ())]
     wanted_too = replace(snapshot, demands=(demand(wanted=2), demand("U", wanted=4)))
     assert all(not action.ids for action in plan(wanted_too, large))
+    starting = replace(snapshot, lanes=(lane(idle, state=State.BLANK, name="one"),), glideins=(idle,))
+    assert not any(action.ids for action in plan(replace(starting, demands=(demand("U"),)), large))
+    mute = replace(starting, lanes=(replace(starting.lanes[0], template=""),), demands=(demand("U"),))
+    assert not any(action.ids for action in plan(mute, large)), "it has only not said yet what it has"
     others = tuple(replace(each, template="T") if each.name in ("one", "two") else each for each in lanes)
     assert brief(plan(replace(snapshot, lanes=others, demands=(demand(wanted=1),)), large)) == []
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from glide.config.reading import Name, Strict
+from glide.config.sweep import checked_options
 
 
 class Request(Strict):
@@ -70,11 +72,29 @@ class Pool(Strict):
     schedd: str | None = None
 
 
+class Service(Strict):
+    """A model that is served elsewhere: an entry's glideins pass records on to it, beside others that load it.
+
+    Attributes:
+        serves: the model, by the name that sweeps give it (GlideModel).
+        options: those of the openai engine: url, model, key_file, …
+    """
+
+    serves: Name
+    options: dict[str, Any]
+
+    @field_validator("options")
+    @classmethod
+    def _of_the_engine(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return checked_options("openai", options)
+
+
 class Entry(Strict):
     """One place where the factory may submit glideins.
 
     Attributes:
         pool: where its glideins are submitted; by default the pool that they join.
+        service: what its glideins pass records on to, instead of loading a model.
         max_glideins: at most so many in the queue, running or not.
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
         requirements: further HTCondor requirements on the nodes.
@@ -94,6 +114,7 @@ class Entry(Strict):
 
     name: Name
     pool: Pool | None = None
+    service: Service | None = None
     max_glideins: int = Field(ge=0)
     lanes: int = Field(2, ge=1)
     request: Request = Request()

@@ -23,6 +23,17 @@ from glide.vocabulary import State
 PHASES = {"fetch": State.FETCHING, "import": State.IMPORTING, "load": State.LOADING, "warm": State.WARMING}
 
 
+def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
+    """An engine's options as it will get them; ValueError for what it does not have or understand."""
+    known = engine_class(engine).Options
+    names = sorted(known.__dataclass_fields__)
+    for key in options:
+        if key not in names:
+            raise ValueError(f"{engine} has no option {key!r}; it has {', '.join(names)}")
+    checked = TypeAdapter(known).validate_python(options)
+    return {key: getattr(checked, key) for key in options}
+
+
 class ModelSpec(Strict):
     """What to load: `path` is relative to the sweep file.
 
@@ -40,6 +51,8 @@ class ModelSpec(Strict):
     @classmethod
     def _known_engine(cls, engine: str) -> str:
         engine_class(engine)
+        if engine == "python":
+            raise ValueError("the python engine serves glide.Session; a file names noop, openai or transformers")
         return engine
 
     @field_validator("options")
@@ -49,13 +62,7 @@ class ModelSpec(Strict):
         engine = info.data.get("engine")
         if engine is None:  # refused itself
             return options
-        known = engine_class(engine).Options
-        names = sorted(known.__dataclass_fields__)
-        for key in options:
-            if key not in names:
-                raise ValueError(f"{engine} has no option {key!r}; it has {', '.join(names)}")
-        checked = TypeAdapter(known).validate_python(options)
-        return {key: getattr(checked, key) for key in options}
+        return checked_options(engine, options)
 
     @model_validator(mode="after")
     def _has_a_path(self) -> ModelSpec:

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -147,6 +148,7 @@ class Hands:
             return
         folder = self.folder / action.entry / template.digest[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        template = _as_there(self._entry(action.entry), template)
         _publish(folder / "template.json", template.to_json().encode())
         description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
         macros = {
@@ -164,6 +166,7 @@ class Hands:
 
     def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from."""
+        template = _as_there(entry, template)
         folder = self._folder(entry, template.digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _tidy(folder, snapshot.now - LOG_SECONDS)
@@ -197,6 +200,11 @@ class Hands:
                 path.touch()  # asked once; there may be none
 
 
+def _as_there(entry: Entry, template: Template) -> Template:
+    """The template as the entry's glideins have it."""
+    return replace(template, service=entry.service.options) if entry.service else template
+
+
 def _tidy(folder: Path, before: float) -> None:
     """Delete what glideins of long ago have left."""
     for path in (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs")):
@@ -215,7 +223,7 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
 NODE_CODE = (
-    "__init__.py", "parsl.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh",
+    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh",
     "server/advertise.sh",
 )  # fmt: skip
 

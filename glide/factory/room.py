@@ -64,7 +64,9 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Room:
     if not users & set(owners(entry, snapshot)):
         found.narrow(0, f"it does not serve {', '.join(sorted(users))}")
     described, most = snapshot.template(template), entry.request.model_memory
-    if described and most is not None and described.megabytes > most:
+    if entry.service and described and (described.model != entry.service.serves or described.owner):
+        found.narrow(0, f"it serves {entry.service.serves} alone")
+    elif described and not entry.service and most is not None and described.megabytes > most:
         found.narrow(0, f"{described.model} needs {described.megabytes:.0f} MB, and its glideins have {most} MB")
     alive, ended = ([each for each in kind if each.template == template] for kind in snapshot.of(entry.name))
     _narrow(found, judge(alive, ended, entry.breaker))

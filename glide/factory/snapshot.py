@@ -117,7 +117,7 @@ class Snapshot:
         """The templates that a glidein has, or is about to have: what it was sent for until its lanes know more."""
         mine = [lane for lane in self.lanes if lane.glide_id == glidein.glide_id]
         coming = {move.lane: move.template for move in self.moves if not move.hold_reason}
-        return {coming.get(lane.name, lane.template) for lane in mine} or {glidein.template}
+        return {coming.get(lane.name, lane.template or glidein.template) for lane in mine} or {glidein.template}
 
     def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
         """An entry's glideins: those that are, and those that have ended."""

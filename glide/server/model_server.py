@@ -108,7 +108,7 @@ class ModelServer:
             raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
         if template.owner not in ("", ticket.user) and ticket.user != self.factory:
             raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
-        return template
+        return template if ticket.user == self.factory else replace(template, service=None)
 
     async def _move(self, lane: int, template: Template) -> Front:
         """Give a lane to a template, loaded for that if need be; Wrong where that is impossible."""

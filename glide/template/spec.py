@@ -50,6 +50,7 @@ class Template:
         files: sha256 and size in bytes of each of the folder's files, by relative name.
         options: the engine's own options.
         function: what the python engine calls.
+        service: options of the openai engine, where this node passes records on to a service that has the model.
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
     """
 
@@ -60,6 +61,7 @@ class Template:
     options: dict = field(default_factory=dict)
     function: Function | None = None
     budgets: dict[str, float] = field(default_factory=dict)
+    service: dict | None = None
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -74,7 +76,7 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """sha256 over what makes the state: not over the folder's place or the budgets, which may differ by node."""
+        """sha256 over what makes the state: not over what may differ by node, such as the folder's place."""
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
         if self.function is not None:
@@ -88,7 +90,7 @@ class Template:
     @property
     def megabytes(self) -> float:
         """MB of its files, which is the least that the state takes in memory."""
-        return sum(size for _, size in self.files.values()) / 1e6
+        return 0.0 if self.service else sum(size for _, size in self.files.values()) / 1e6
 
     def to_json(self) -> str:
         """One line that from_json reads back."""
@@ -105,7 +107,7 @@ class Template:
     def missing_files(self) -> list[str]:
         """What of the files is not in place on this machine, each with what is wrong with it."""
         problems = []
-        for name, (_, size) in self.files.items():
+        for name, (_, size) in () if self.service else self.files.items():
             path = Path(self.path or "") / name
             if not path.is_file():
                 problems.append(f"{path} is missing")

@@ -99,5 +99,5 @@ def engine_class(name: str) -> Any:
 
 def build(template: Template) -> Engine:
     """The engine that a template asks for, not yet loaded."""
-    chosen = engine_class(template.engine)
-    return chosen(template, chosen.Options(**template.options))
+    chosen = engine_class("openai" if template.service else template.engine)
+    return chosen(template, chosen.Options(**(template.service or template.options)))
