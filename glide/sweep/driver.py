@@ -36,8 +36,11 @@ VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no eve
 
 _LANE = (
     "Name", "State", "LastHeardFrom", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
-    Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
+    Machine.BATCHING, Machine.PREFIX_HITS, Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS,
+    Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
+
+_OF_ENGINES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}  # where an engine tells
 
 
 @dataclass
@@ -268,6 +271,7 @@ class Driver:
                     "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
                     "busy_s": ad.get(Machine.BUSY_SECONDS, 0.0),
                     "warm_s": round(now - ad.get(Machine.STATE_SINCE, now), 3),
+                    **{key: ad[name] for key, name in _OF_ENGINES.items() if name in ad},
                 }
                 for glide_id, ad in sorted(self.glideins.items())
             ],
