@@ -214,6 +214,24 @@ def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():
     assert brief(plan(replace(snapshot, lanes=others, demands=(demand(wanted=1),)), large)) == []
 
 
+def test_glideins_are_kept_in_readiness_and_load_what_comes():
+    ready = site({"name": "here", "max_glideins": 4, "ready": 2})
+    (submit,) = plan(Snapshot(), ready)
+    assert (submit.action, submit.template, submit.count) == ("submit", "", 2) and "without a model" in submit.reason
+    blank, busy = (glidein(proc, "") for proc in (1, 2)), glidein(3)
+    blank = tuple(blank)
+    lanes = tuple(lane(each, state=State.BLANK, name=each.job) for each in blank)
+    assert plan(Snapshot(blank, lanes), ready) == []
+    snapshot = Snapshot((*blank, busy), (*lanes, lane(busy, claimed=True)), (demand(wanted=2),))
+    (move,) = plan(snapshot, ready)
+    assert (move.template, move.ids) == ("T", ("7.1",))
+    (more,) = plan(replace(snapshot, moves=(Move("T", "7.1"),)), ready)
+    assert (more.template, more.count, more.ids) == ("", 1, ())
+    idle = Snapshot((glidein(1, "U"), glidein(2, "", IDLE)), (lane(glidein(1, "U")),))
+    assert plan(idle, ready) == [], "an idle one is as ready as a blank one"
+    assert [action.action for action in plan(idle, site())] == ["remove"], "where none are wanted, none are queued"
+
+
 def test_no_more_warm_glideins_are_removed_than_the_wanted_ones_need():
     there = tuple(glidein(proc, "U") for proc in range(4))
     snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),), moves=(IN_VAIN,))

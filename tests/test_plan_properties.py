@@ -22,6 +22,7 @@ def sites(draw: some.DrawFn) -> SiteFile:
     entry = some.fixed_dictionaries(
         {
             "max_glideins": some.integers(0, 12), "max_idle": some.integers(1, 6),
+            "ready": some.integers(0, 3),
             "submits_per_cycle": some.integers(1, 5), "removals_per_cycle": some.integers(1, 5),
             "breaker": some.fixed_dictionaries({"failures": some.integers(1, 5)}),
         }

@@ -215,3 +215,23 @@ def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_n
     finally:
         factory.stop()
         access_point.remove(mine, "the test is over")
+
+
+@pytest.mark.pool
+def test_a_glidein_that_is_kept_ready_serves_what_comes_and_another_takes_its_place(
+    pool, access_point, collector, sweep, tmp_path
+):
+    mine = f'{Job.ENTRY} == "ready"'
+    factory = FactoryProcess(tmp_path, "readiness", entry("ready", max_glideins=2, ready=1, idle_seconds=120))
+    factory.start()
+    try:
+        eventually(lambda: len(collector.lanes(["Name"], f'{Machine.ENTRY} == "ready"')) == 2, "one is up")
+        (before,) = access_point.jobs(mine, ["ClusterId", Job.STATE])
+        model = {"name": "comer", "engine": "noop"}
+        text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(50)]
+        assert sweep.write(text, model=model).run().returncode == 0
+        assert {result["glidein"] for result in sweep.results()} == {f"ready-{before['ClusterId']}.0"}
+        assert "idle glideins load it" in factory.log.read_text()
+    finally:
+        factory.stop()
+        access_point.remove(mine, "the test is over")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -43,7 +44,8 @@ def batching(repeat: int) -> dict[str, Any]:
     Args:
         repeat: rounds, in each of which every way has its turn: a slow minute of the machine is everyone's.
     """
-    with _one_core(), tempfile.TemporaryDirectory(prefix="glide-bench-") as folder:
+    # An engine's words go to a glidein's log; here they are no part of the result.
+    with _one_core(), redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="glide-bench-") as folder:
         parameters = make_model(Path(folder), **SIZES)
         report: dict[str, Any] = {
             "parameters": parameters, "prompts": PROMPTS, "prompts_of_the_loop": PROMPTS // LOOP, "tokens": TOKENS,

@@ -104,6 +104,7 @@ class Entry(Strict):
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
         lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.
+        ready: so many glideins are kept in readiness, without a model or idle, for whatever is wanted next.
         max_idle: at most so many of them waiting in the outer pool's queue.
         submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.
         removals_per_cycle: the same for removals.
@@ -124,6 +125,7 @@ class Entry(Strict):
     owners: tuple[str, ...] = ()
     idle_seconds: int = Field(300, ge=1)
     lifetime: int = Field(86400, ge=60)
+    ready: int = Field(0, ge=0)
     max_idle: int = Field(100, ge=1)
     submits_per_cycle: int = Field(10, ge=1)
     removals_per_cycle: int = Field(20, ge=1)

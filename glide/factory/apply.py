@@ -110,7 +110,7 @@ class Hands:
         return next(entry for entry in self.site.entries if entry.name == name)
 
     def _folder(self, entry: Entry, template: str) -> Path:
-        return self.folder / entry.name / template[:16]
+        return self.folder / entry.name / (template or "blank")[:16]
 
     def _remove(self, action: Action, snapshot: Snapshot) -> None:
         """Take glideins down, but for those of which a lane has been claimed since we looked."""
@@ -123,7 +123,7 @@ class Hands:
     def _submit(self, action: Action, snapshot: Snapshot) -> None:
         entry = self._entry(action.entry)
         template = snapshot.template(action.template)
-        if template is None:
+        if template is None and action.template:
             return
         folder = self._prepare(entry, template, snapshot)
         request = entry.request
@@ -132,7 +132,8 @@ class Hands:
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
-            "node_requirements": _requirements(entry, action.avoid), "digest": template.digest, "model": template.model,
+            "node_requirements": _requirements(entry, action.avoid), "digest": action.template,
+            "model": template.model if template else "",
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
@@ -164,19 +165,20 @@ class Hands:
         }  # fmt: skip
         self.access_point().submit(description, macros, [{"lane": name} for name in action.ids])
 
-    def _prepare(self, entry: Entry, template: Template, snapshot: Snapshot) -> Path:
-        """Write the files that the glideins of an entry and template start from."""
-        template = _as_there(entry, template)
-        folder = self._folder(entry, template.digest)
+    def _prepare(self, entry: Entry, template: Template | None, snapshot: Snapshot) -> Path:
+        """Write the files that the glideins of an entry and template start from; blank ones have none."""
+        template = template and _as_there(entry, template)
+        digest = template.digest if template else ""
+        folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _tidy(folder, snapshot.now - LOG_SECONDS)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
             memory=entry.request.model_memory, condor=entry.condor or _private_condor(),
-            idle_seconds=entry.idle_seconds, lifetime=entry.lifetime, knobs=entry.knobs,
+            idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime, knobs=entry.knobs,
         )  # fmt: skip
-        self._mint(entry, template.digest)
+        self._mint(entry, digest)
         _publish(folder / "glidein.json", settings.to_json().encode())
         _publish(folder / "glide.zip", _bundle())
         _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)

@@ -80,7 +80,7 @@ def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Templa
         specs: the templates that jobs describe, by digest.
     """
     seen = tuple(map(_lane, lanes))
-    counted = {lane.glide_id: lane for lane in seen}
+    counted = {(lane.glide_id, lane.template): lane for lane in seen}
     glideins = []
     invocations = []
     for job in jobs:
@@ -171,7 +171,7 @@ _LANE_ATTRIBUTES = (
 )  # fmt: skip
 
 
-def _glidein(job: dict, lanes: Mapping[str, Lane]) -> Glidein:
+def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
     now = job.get("ServerTime", 0)
     age = now - job.get("EnteredCurrentStatus", 0)
     glidein = Glidein(
@@ -182,7 +182,7 @@ def _glidein(job: dict, lanes: Mapping[str, Lane]) -> Glidein:
     )  # fmt: skip
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
         glidein = replace(glidein, state="", failure="")  # what it said in an earlier life
-    lane = lanes.get(glidein.glide_id)
+    lane = lanes.get((glidein.glide_id, glidein.template))  # what it has loaded since is another matter
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
         glidein = replace(glidein, state=lane.state, failure=lane.failure)  # where the job has not been told
     if glidein.state == State.WARM:

@@ -77,6 +77,8 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
             supplied, lack = _supply(template, missing, snapshot, whole, found)
             actions += supplied
             lacks.append(lack)
+    for entry, space in found:
+        actions += _ready(entry, snapshot, space, whole)
     for entry in seen:
         mine = [lack for lack in lacks if entry.name in lack.entries]
         retired = _retire(entry, snapshot, sum(lack.missing for lack in mine))[: entry.removals_per_cycle]
@@ -216,6 +218,19 @@ def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
     return bool(lanes) and settled and all(lane.retires > snapshot.now for lane in lanes)
 
 
+def _ready(entry: Entry, snapshot: Snapshot, space: Room, whole: Room) -> list[Action]:
+    """Blank glideins, where fewer are idle than the entry is to have in readiness."""
+    wanted = {demand.template for demand in snapshot.demands}
+    spare = [each for each in snapshot.of(entry.name)[0] if not snapshot.offers(each) & wanted]
+    claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
+    missing = entry.ready - sum(each.glide_id not in claimed for each in spare)
+    count = min(missing, space.left, whole.left)
+    if count <= 0:
+        return []
+    whole.left -= count
+    return [Action("submit", entry.name, "", count, f"{entry.ready} are to be ready, without a model or idle")]
+
+
 # ---- what is of no use ---------------------------------------------------------------------------
 
 
@@ -225,7 +240,7 @@ def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds. Where some have to go, the
     first are those that have the least of their life left.
     """
-    wanted = {demand.template for demand in snapshot.demands}
+    wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
     mine = sorted(snapshot.of(entry.name)[0], key=lambda glidein: retires.get(glidein.glide_id, float("inf")))

@@ -29,9 +29,10 @@ class Room:
 
 def of_site(site: SiteFile, snapshot: Snapshot) -> Room:
     """The room of all its entries together."""
-    names = {entry.name for entry in site.entries}
-    there = sum(glidein.entry in names - snapshot.blind.keys() for glidein in snapshot.glideins)
-    there += sum(entry.max_glideins for entry in site.entries if entry.name in snapshot.blind)  # at most
+    there = 0
+    for entry in site.entries:  # one that is not seen may have all that it may have
+        least = entry.max_glideins if entry.name in snapshot.blind else 0
+        there += max(least, len(snapshot.of(entry.name)[0]))
     if site.max_glideins is None:
         return Room(sys.maxsize, "")
     return Room(max(0, site.max_glideins - there), f"the site's limit of {site.max_glideins} glideins")

@@ -30,14 +30,16 @@ def main() -> None:
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     os.replace(folder / "token", folder / "tokens.d" / "glidein")
     (folder / "tokens.d" / "glidein").chmod(0o600)
-    (folder / "template.json").write_text(settings.template.to_json())
+    if settings.template:
+        (folder / "template.json").write_text(settings.template.to_json())
     master, node = _node(folder, settings)
     _write_launcher(node)
     (folder / "condor_config").write_text(render(settings, node))
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
     environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
     environment.pop("PYTHONPATH")  # invocation jobs are not ours to give a path to
-    print(f"glidein {node.glide_id}: {settings.template.model} on {settings.lanes} lanes", flush=True)
+    model = settings.template.model if settings.template else "nothing yet"
+    print(f"glidein {node.glide_id}: {model} on {settings.lanes} lanes", flush=True)
     os.execve(master, [str(master), "-f"], environment)
 
 

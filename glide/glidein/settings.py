@@ -20,6 +20,7 @@ class Settings:
     lanes: static slots that share the model server.
     memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
     condor: HTCondor's release folder on the node, or None for the one on the PATH.
+    template: what it holds at first; a blank one nothing.
     idle_seconds: without a claim for so long, the glidein ends itself.
     lifetime: after so many seconds it takes no further job.
     knobs: further HTCondor configuration of this entry.
@@ -30,7 +31,7 @@ class Settings:
     collector: str
     trust_domain: str
     owners: tuple[str, ...]
-    template: Template
+    template: Template | None
     factory: str = ""
     lanes: int = 2
     memory: int | None = None
@@ -45,5 +46,6 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         fields = json.loads(text)
-        template = Template.from_json(json.dumps(fields.pop("template")))
+        described = fields.pop("template")
+        template = Template.from_json(json.dumps(described)) if described else None
         return cls(**{**fields, "template": template, "owners": tuple(fields["owners"])})

@@ -44,7 +44,7 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     latest = min(failures, key=lambda each: each.age, default=None)
     waiting = {glidein.template for glidein in mine if glidein.status == JobStatus.IDLE}
     place = folder(site) / entry.name
-    expiries = [tokens.seconds_left(place / template[:16] / "token", time.time()) for template in waiting]
+    expiries = [tokens.seconds_left(place / (template or "blank")[:16] / "token", time.time()) for template in waiting]
     return {
         "entry": entry.name,
         "glideins": dict(Counter(JobStatus.NAMES[glidein.status] for glidein in mine)),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from glide.server.engine import FRONT
 from glide.server.front import Front
+from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.ticket import Door, Ticket, Watch
 from glide.template import Template
@@ -62,6 +63,8 @@ class ModelServer:
         visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
         if self.template:
             self.lanes = [self._bring(self.template, native=True)] * len(self.lanes)
+        else:  # a blank one is what it is meant to be as soon as it listens
+            await tell_outer_job(replace(self.blank, state=State.WARM))
         self.door.open(visited.sockets[0].getsockname()[1])
         try:
             await visited.serve_forever()
