@@ -69,8 +69,18 @@ def test_a_good_site_is_read_with_its_defaults(tmp_path):
 
 def test_the_sites_that_come_with_glide_are_valid():
     files = sorted(resources.find("site_configs", "local.yaml").parent.glob("*.yaml"))
-    assert [load(file, SiteFile).site for file in files] == ["local", "campus"]
-    assert load(files[1], SiteFile).entries[0].request.model_memory == 40000
+    sites = [load(file, SiteFile) for file in files]
+    assert [site.site for site in sites] == ["local", "service", "campus"]
+    assert sites[2].entries[0].request.model_memory == 40000
+    service = sites[1].entries[0].service
+    assert service is not None and service.serves == "tiny-verifier" and service.options["parallel"] == 16
+
+
+def test_a_service_whose_options_make_no_sense_is_a_mistake(tmp_path):
+    wrong = "site: s\nentries:\n  - {name: a, max_glideins: 1, service: {serves: m, options: {url: 'vllm:8000'}}}\n"
+    (tmp_path / "s.yaml").write_text(wrong)
+    with pytest.raises(InputError, match=r"s.yaml:3: .*needs a url such as"):
+        load(tmp_path / "s.yaml", SiteFile)
 
 
 def test_memory_of_a_gpu_that_is_not_asked_for_is_a_mistake(tmp_path):
