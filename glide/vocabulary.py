@@ -33,6 +33,7 @@ class Machine:
     LOAD_SECONDS = "GlideLoadSeconds"
     WARM_SECONDS = "GlideWarmSeconds"
     GPU_NAME = "GlideGpuName"
+    SERVICE = "GlideService"
     RETIRES = "GlideRetires"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glide.condor import AccessPoint, Collector, EmbeddedPool
+from glide.condor import AccessPoint, Collector, EmbeddedPool, bindings
 from glide.template import Template
 
 SITE = {
@@ -64,6 +64,24 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture
+def own_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
+    """A pool where nobody else's factory serves what a test asks for; it is the one in force meanwhile."""
+    pool = EmbeddedPool(tmp_path_factory.mktemp("own") / "home")
+    before = dict(os.environ)
+    try:
+        os.environ["GLIDE_HOME"] = str(pool.home)
+        pool.up(cores=4)
+        os.environ.update(pool.environment())
+        bindings.reload()
+        yield pool
+    finally:
+        pool.down()
+        os.environ.clear()
+        os.environ.update(before)
+        bindings.reload()
 
 
 @pytest.fixture

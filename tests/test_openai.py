@@ -21,7 +21,7 @@ from glide.errors import TemplateError
 from glide.server.engines import Completion, Record
 from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, UnknownOption, api_options, backoff, retry_after
 from glide.template import Template
-from glide.vocabulary import Job, Machine, State
+from glide.vocabulary import Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, command, entry
 from tests.server_rig import assert_exactly_once, failure
@@ -413,7 +413,7 @@ def test_a_pause_grows_respects_the_service_and_has_an_end():
 
 @pytest.mark.pool
 def test_a_service_takes_part_in_a_sweep_beside_glideins_and_one_that_never_gets_ready_is_reported(
-    pool, access_point, service, sweep, tmp_path
+    own_pool, service, sweep, tmp_path
 ):
     model = {"name": "m", "engine": "noop", "options": {"record_seconds": 0.02}}
     service.rate = 40
@@ -443,5 +443,3 @@ def test_a_service_takes_part_in_a_sweep_beside_glideins_and_one_that_never_gets
         assert "127.0.0.1:1" in absent["last_failure"]["reason"] and "1 s" in absent["last_failure"]["reason"]
     finally:
         factory.stop()
-        for name in ("remote", "absent", "nodes"):
-            access_point.remove(f'{Job.ENTRY} == "{name}"', "the test is over")

@@ -202,6 +202,8 @@ def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():
     assert (move.action, move.count, move.ids) == ("submit", 1, ("one", "two"))
     assert "idle glideins load it: here-7.2" in move.reason
     assert (new.action, new.count, new.ids) == ("submit", 1, ())
+    both = replace(snapshot, demands=(demand(wanted=1), demand("V", wanted=1)))
+    assert [action.ids for action in plan(both, large) if action.ids] == [("one", "two")], "for one of them only"
     under_way = replace(snapshot, moves=(Move("T", "one"), Move("T", "two")))
     assert [(action.action, action.ids) for action in plan(under_way, large)] == [("submit", ())]
     wanted_too = replace(snapshot, demands=(demand(wanted=2), demand("U", wanted=4)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import subprocess
 import sys
@@ -81,13 +82,18 @@ def test_results_come_in_order_and_as_they_complete_and_what_is_printed_comes_wi
 
 
 def test_plain_functions_and_functions_of_local_modules_travel(session, tmp_path, monkeypatch):
-    (tmp_path / "beside.py").write_text("FACTOR = 3\ndef times(number):\n    return FACTOR * number\n")
+    (tmp_path / "beside.py").write_text(BESIDE)
     monkeypatch.syspath_prepend(tmp_path)
     import beside  # a module that no node has
 
     calls = [session.submit(sorted, [3, 1, 2], reverse=True), session.submit(beside.times, 5)]
     calls.append(session.submit(lambda number: beside.times(number) + 1, 5))
     assert [call.result(60) for call in calls] == [[3, 2, 1], 15, 16]
+    counter = beside.Counter()
+    first = session.submit(counter.next)
+    counter.count = 7
+    assert (first.result(60), session.submit(counter.next).result(60)) == (1, 8), "each call takes it as it is"
+    assert session.submit(functools.partial(beside.times, 4)).result(60) == 12
 
 
 def test_what_cannot_travel_or_is_called_wrongly_is_said_at_once(session):
@@ -135,6 +141,19 @@ def test_a_session_that_is_left_by_an_exception_does_not_wait_and_leaves_no_job(
     assert isinstance(call.exception(), InvocationError)
     mine = f'regexp("^{session.name}", GlideRun) && JobStatus < 3'
     eventually(lambda: not access_point.jobs(mine, ["ClusterId"]), "its jobs are gone")
+
+
+BESIDE = """
+FACTOR = 3
+
+def times(number):
+    return FACTOR * number
+
+class Counter:
+    count = 0
+    def next(self):
+        return self.count + 1
+"""
 
 
 KILLED = """

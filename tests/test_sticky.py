@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glide import resources
+from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
 from glide.template import Template
 from glide.template.function import template_of
@@ -153,14 +155,43 @@ def test_what_is_no_template_or_too_large_or_somebody_elses_code_is_refused(serv
     assert stick(server, broken)[0] == Exit.INPUT
 
 
+def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(serve, sized, tmp_path):
+    slow, quick = sized("slow", load_seconds=3), sized("quick")
+    server = Server(tmp_path / "one-at-a-time", None, lanes=2, memory=0)
+    try:
+        assert lanes(server)[1] == ("", State.BLANK)
+        with ThreadPoolExecutor() as threads:
+            first = threads.submit(stick, server, slow, 1)
+            eventually(lambda: State.LOADING in dict(lanes(server).values()).values(), "it is being loaded")
+            assert stick(server, quick, 2) == (Exit.SERVER_LOST, NO_ROOM)
+            assert first.result() == (0, "slow is warm\n")
+        assert stick(server, quick, 2) == (0, "quick is warm\n")
+        assert lanes(server)[2] == ("quick", State.WARM) and server.call(records(3), quick.digest).results()
+    finally:
+        server.stop()
+
+
+def test_code_of_one_owner_has_no_neighbour_of_anothers(serve, sized):
+    server = serve(sized("open"))
+    server.reached(State.WARM)
+    hers, his = (template_of(user, dict, (), {}, f"{user}@here") for user in ("ada", "bob"))
+    assert stick(server, hers, 1, "ada@here")[0] == 0
+    assert {ad.get(Machine.OWNER) for ad in ads(server).values()} == {"ada@here"}
+    assert {model for model, _ in lanes(server).values()} == {"ada"}
+    assert stick(server, his, 2, "bob@here")[0] == 0
+    assert {model for model, _ in lanes(server).values()} == {"bob"}
+    assert server.call([], hers.digest).end()[0] == Exit.SERVER_LOST
+
+
 @pytest.mark.pool
-def test_two_models_on_one_glidein_serve_sweeps_at_once(pool, access_point, collector, sweep, tmp_path):
+def test_two_models_on_one_glidein_serve_sweeps_at_once(own_pool, sweep, tmp_path):
     """By hand, with plain job files: no factory acts on what it sees here but that there is one glidein."""
     factory = FactoryProcess(
         tmp_path, "two-models", entry("both", max_glideins=1, request={"memory": 600, "disk": 100})
     )
     text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(400)]
     model = {"engine": "noop", "options": {"record_seconds": 0.005}}
+    access_point, collector = AccessPoint(), Collector()
     factory.start()
     try:
         sweep.write(text, model={"name": "first", **model}, out="first")
@@ -189,15 +220,13 @@ def test_two_models_on_one_glidein_serve_sweeps_at_once(pool, access_point, coll
         assert len(outer) == 1
     finally:
         factory.stop()
-        access_point.remove(f'{Job.ENTRY} == "both"', "the test is over")
 
 
 @pytest.mark.pool
-def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_new_job(
-    pool, access_point, collector, sweep, tmp_path
-):
+def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_new_job(own_pool, sweep, tmp_path):
     factory = FactoryProcess(tmp_path, "moving", entry("moving", max_glideins=2, idle_seconds=120))
     text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(200)]
+    access_point, collector = AccessPoint(), Collector()
     factory.start()
     mine = f'{Job.ENTRY} == "moving"'
     try:
@@ -214,15 +243,13 @@ def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_n
         assert "idle glideins load it" in factory.log.read_text()
     finally:
         factory.stop()
-        access_point.remove(mine, "the test is over")
 
 
 @pytest.mark.pool
-def test_a_glidein_that_is_kept_ready_serves_what_comes_and_another_takes_its_place(
-    pool, access_point, collector, sweep, tmp_path
-):
+def test_a_glidein_that_is_kept_ready_serves_what_comes_and_another_takes_its_place(own_pool, sweep, tmp_path):
     mine = f'{Job.ENTRY} == "ready"'
     factory = FactoryProcess(tmp_path, "readiness", entry("ready", max_glideins=2, ready=1, idle_seconds=120))
+    access_point, collector = AccessPoint(), Collector()
     factory.start()
     try:
         eventually(lambda: len(collector.lanes(["Name"], f'{Machine.ENTRY} == "ready"')) == 2, "one is up")
@@ -234,4 +261,3 @@ def test_a_glidein_that_is_kept_ready_serves_what_comes_and_another_takes_its_pl
         assert "idle glideins load it" in factory.log.read_text()
     finally:
         factory.stop()
-        access_point.remove(mine, "the test is over")

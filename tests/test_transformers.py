@@ -172,6 +172,15 @@ def test_a_dtype_that_does_not_exist_is_the_reason_of_a_failure(start, llama):
     assert "float33" in failure(server)
 
 
+def test_a_job_that_htcondor_has_given_no_gpu_uses_the_cpu(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "10000")
+    server = Server(tmp_path / "server", Template.of_folder("llama", "transformers", llama, {}))
+    try:
+        server.reached(State.WARM)
+    finally:
+        server.stop()
+
+
 def test_an_assigned_gpu_that_torch_does_not_see_is_the_reason_of_a_failure(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c0ffee")
     server = Server(tmp_path / "server", Template.of_folder("llama", "transformers", llama, {}))

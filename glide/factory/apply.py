@@ -32,7 +32,9 @@ from glide.vocabulary import Job, JobStatus, Machine
 QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
 KEEP_SECONDS = 3600  # glideins that have ended stay in the queue for so long, or twice the breaker's back-off
 LOG_SECONDS = 7 * 86400  # and their logs on disk for so long
-MOVE_SECONDS = 30  # for a sticky job to get its lane
+MOVE_SECONDS = 120  # for a sticky job to get its lane: some pools negotiate once a minute
+SETTLE_SECONDS = 30  # for the lane's ad to say what it has got
+FORGET_SECONDS = 300  # after which a move that failed is tried again
 # As in submit_templates/sticky.sub.
 STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
@@ -156,12 +158,12 @@ class Hands:
             "initialdir": str(folder), "template": "template.json", "model": template.model,
             "megabytes": str(int(template.megabytes)), "requirements": f'TARGET.Name == "$(lane)" && {STICKABLE}',
             f"My.{Job.BRINGS}": quoted(template.digest), f"My.{Job.LANE}": '"$(lane)"',
-            # What has not begun soon is decided anew, and what has failed is remembered for a while.
-            "periodic_remove": f"(JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {MOVE_SECONDS}) || "
-                               f"(JobStatus == {JobStatus.HELD} && HoldReasonCode != 16"
-                               f" && time() - EnteredCurrentStatus > {KEEP_SECONDS})",
+            # What does not get its lane, or has failed, is held: it is not tried again until that is forgotten.
+            "periodic_hold": f"JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {MOVE_SECONDS}",
+            "periodic_hold_reason": quoted("the lane was not to be had"),
+            "periodic_remove": f"JobStatus == {JobStatus.HELD} && time() - EnteredCurrentStatus > {FORGET_SECONDS}",
             # Until the lane's ad says what it has now.
-            "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {MOVE_SECONDS}",
+            "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {SETTLE_SECONDS}",
         }  # fmt: skip
         self.access_point().submit(description, macros, [{"lane": name} for name in action.ids])
 

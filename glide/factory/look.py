@@ -111,9 +111,11 @@ def _ours(access_point: AccessPoint, constraint: str) -> list[dict]:
 
 
 def _moves(access_point: AccessPoint) -> list[dict]:
-    """Sticky jobs that say which lane they are for; ours are among them."""
-    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", [Job.BRINGS, Job.LANE, "User", "HoldReason"])
-    return [job for job in jobs if isinstance(job.get(Job.BRINGS), str) and isinstance(job[Job.LANE], str)]
+    """Sticky jobs that say which lane they are for, the newest last; ours are among them."""
+    names = [Job.BRINGS, Job.LANE, "User", "HoldReason", "ClusterId"]
+    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", names)
+    sound = [job for job in jobs if isinstance(job.get(Job.BRINGS), str) and isinstance(job[Job.LANE], str)]
+    return sorted(sound, key=lambda job: job["ClusterId"])
 
 
 def _mended(job: dict) -> dict:
@@ -150,7 +152,8 @@ def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) 
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             described = Template.from_json(job[Job.SPEC])
             sound = described.digest == digest and NAME.fullmatch(described.model)
-            if sound and described.owner in ("", job["User"]):  # code runs for whom it is from, and nobody else
+            own = not described.function or described.owner == job["User"]  # code runs for whom it is from alone
+            if sound and own:
                 return replace(described, service=None)  # where records go is the entry's to say
     return None
 

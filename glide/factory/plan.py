@@ -70,11 +70,12 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     ranked = sorted(site.entries, key=lambda entry: -rooms.usefulness(entry, snapshot))
     found = [(entry, rooms.of_entry(entry, snapshot, drained)) for entry in ranked]
     lacks: list[Lack] = []
+    taken: set[str] = set()  # idle glideins that are to load something
     owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         missing = _missing(template, snapshot, owners)
         if missing > 0:
-            supplied, lack = _supply(template, missing, snapshot, whole, found)
+            supplied, lack = _supply(template, missing, snapshot, whole, found, taken)
             actions += supplied
             lacks.append(lack)
     for entry, space in found:
@@ -143,7 +144,7 @@ def _start_seconds(template: str, snapshot: Snapshot) -> float:
 
 
 def _supply(
-    template: str, missing: int, snapshot: Snapshot, whole: Room, found: list[tuple[Entry, Room]]
+    template: str, missing: int, snapshot: Snapshot, whole: Room, found: list[tuple[Entry, Room]], taken: set[str]
 ) -> tuple[list[Action], Lack]:
     """Submit what is missing, entry by entry, or say why not and what full entries lack."""
     first = found[0][0].name
@@ -164,7 +165,7 @@ def _supply(
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
     work = _work(template, snapshot)
     why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
-    actions = _move(template, missing, why, snapshot, found)
+    actions = _move(template, missing, why, snapshot, found, taken)
     missing -= sum(action.count for action in actions)
     for entry, space in found if missing else ():
         own = rooms.of_template(entry, template, snapshot)
@@ -187,7 +188,9 @@ def _supply(
     return actions, Lack()
 
 
-def _move(template: str, missing: int, why: str, snapshot: Snapshot, found: list[tuple[Entry, Room]]) -> list[Action]:
+def _move(
+    template: str, missing: int, why: str, snapshot: Snapshot, found: list[tuple[Entry, Room]], taken: set[str]
+) -> list[Action]:
     """Have idle glideins, of templates that nobody wants just now, load this one: that is sooner than new ones."""
     if any(move.template == template and move.hold_reason for move in snapshot.moves):
         return []  # it did not load; glideins of its own will say more
@@ -202,10 +205,12 @@ def _move(template: str, missing: int, why: str, snapshot: Snapshot, found: list
         count = min(missing, entry.submits_per_cycle, rooms.of_template(entry, template, snapshot).left)
         running = [each for each in snapshot.of(entry.name)[0] if each.status == JobStatus.RUNNING]
         unwanted = [each for each in running if not snapshot.offers(each) & wanted]
-        idle = [each for each in unwanted if _is_idle(lanes.get(each.glide_id, []), snapshot)]
+        free = [each for each in unwanted if each.glide_id not in taken]
+        idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
         idle = sorted(idle, key=lambda each: -lanes[each.glide_id][0].retires)[: max(0, count)]
         if idle:
             missing -= len(idle)
+            taken |= {each.glide_id for each in idle}
             names = tuple(lane.name for each in idle for lane in lanes[each.glide_id])
             reason = f"{why}; idle glideins load it: {', '.join(each.glide_id for each in idle)}"
             actions.append(Action("submit", entry.name, template, len(idle), reason, names))

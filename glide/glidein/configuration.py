@@ -98,8 +98,9 @@ def _pool(settings: Settings) -> dict[str, str]:
 def _lanes(settings: Settings, node: Node) -> dict[str, str]:
     environment = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
     environment |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
+    own = f"{Machine.OWNER} =?= undefined || {Machine.OWNER} =?= TARGET.User"
     settled = ",".join((State.BLANK, State.WARM, State.FAILED))
-    owners = " || ".join(f'TARGET.User == "{owner}"' for owner in settings.owners)
+    owners = " || ".join(f'TARGET.User =?= "{owner}"' for owner in settings.owners)
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
         "NUM_SLOTS_TYPE_1": str(settings.lanes),
@@ -112,11 +113,11 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         ),
         # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
         # A glidein's own job names a template too, and must not become a glidein within this one.
-        # Code of one owner serves nobody else. A sticky job may put another state in an idle one's place.
+        # Where code of one owner is, nobody else is served. A sticky job may put another state in an idle one's place.
         "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
-                 f" && ({Machine.OWNER} =?= undefined || {Machine.OWNER} == TARGET.User) && ({owners}))"
-                 f' || (TARGET.{Job.STICKY} =?= true && stringListMember({Machine.STATE}, "{settled}")'
-                 f' && (TARGET.User == "{settings.factory}" || {owners})))'
+                 f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
+                 f' && stringListMember({Machine.STATE}, "{settled}")'
+                 f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',

@@ -51,6 +51,7 @@ class EngineHandle:
         self.calls: list[int] = []  # sizes of the calls given and not come back, oldest first
         self.empty = asyncio.Event()
         self.heard = time.monotonic()
+        self.log_start = log.stat().st_size if log.exists() else 0
 
     @classmethod
     async def start(cls, template: Template, log: Path) -> EngineHandle:
@@ -80,7 +81,8 @@ class EngineHandle:
             return message
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.process.wait()
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if FRONT not in line]
+            said = self.log.read_bytes()[self.log_start :].decode(errors="replace")  # by it, not by another before
+            lines = [line for line in said.splitlines() if FRONT not in line]
             if self.overdue:
                 raise DeadEngine(f"{self.overdue}, so it was killed{_where_it_was(lines)}", own_doing=True) from None
             raise DeadEngine(_how_it_ended(code, lines), own_doing=code >= 0) from None

@@ -43,12 +43,14 @@ class Front:
         self.log = log
         self.changed = changed
         self.native = native
-        self.status = Status(template=template.digest, model=template.model, owner=template.owner)
+        service = template.service["url"] if template.service else ""
+        self.status = Status(template=template.digest, model=template.model, service=service)
         self.jobs: list[Job] = []  # the oldest first
         self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
         self.flying: dict[int, Item] = {}
         self.work = asyncio.Event()
         self.settled = asyncio.Event()  # it has been warm, or has failed
+        self.awaited = 0  # sticky jobs that wait for it
         self.used = time.monotonic()  # when it last had a job
         self.megabytes = template.megabytes
         self.next_key = 0
@@ -59,7 +61,11 @@ class Front:
         self.living = asyncio.create_task(self._live())
 
     async def stop(self) -> None:
-        """End the engine."""
+        """End the engine, and send away who waits for it."""
+        if self.status.state in State.COMING_UP:
+            self.status = self.status.entering(State.FAILED, "it was taken down while it loaded")
+        self.settled.set()
+        self._send_away()
         self.living.cancel()
         with suppress(asyncio.CancelledError):
             await self.living
@@ -69,11 +75,18 @@ class Front:
         barren = 0
         while self.status.state != State.FAILED:
             finished = self.finished
-            await self._engine_life()
+            try:
+                await self._engine_life()
+            except Exception as error:  # that this host can start no process, say
+                self._enter(State.FAILED, f"no engine: {error!r}")
             barren = barren + 1 if self.finished == finished else 0
             if barren >= BARREN_DEATHS:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
-        for job in list(self.jobs):  # they cannot be served here: HTCondor finds them another lane
+        self._send_away()
+
+    def _send_away(self) -> None:
+        """Jobs cannot be served here any more: HTCondor finds them another lane."""
+        for job in list(self.jobs):
             job.writer.close()
 
     # ---- the engine ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ class ModelServer:
         self.blank = Status()
         self.lanes: list[Front | None] = [None] * lanes
         self.fronts: dict[str, Front] = {}  # by digest
+        self.sizes: dict[str, float] = {}  # MB that states have taken, by digest
         self.moving = asyncio.Lock()
         self.changed = asyncio.Event()
 
@@ -109,64 +111,109 @@ class ModelServer:
             template = Template.from_json(ticket.input.read_text())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
-        if template.owner not in ("", ticket.user) and ticket.user != self.factory:
+        if ticket.user == self.factory:
+            return template
+        if template.function and template.owner != ticket.user:
             raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
-        return template if ticket.user == self.factory else replace(template, service=None)
+        return replace(template, service=None)
 
     async def _move(self, lane: int, template: Template) -> Front:
         """Give a lane to a template, loaded for that if need be; Wrong where that is impossible."""
         async with self.moving:
             before = self.lanes[lane]
             front = self.fronts.get(template.digest)
-            if front is None:
-                gone = await self._make_room(template)
+            if front is None or front.status.state == State.FAILED:
+                gone = self._in_its_way(template)
                 front = self._bring(template)
-                self.lanes = [front if each in gone else each for each in self.lanes]
+                await self._take_down(gone, front)
             self.lanes[lane] = front
             self.changed.set()
+            front.awaited += 1
         await front.settled.wait()
-        if front.status.state == State.FAILED and not front.native:
-            async with self.moving:
-                self.fronts.pop(template.digest, None)
-                before = before if before in self.fronts.values() else None
-                self.lanes = [before if each is front else each for each in self.lanes]
-                self.changed.set()
-            raise Wrong(f"{template.model} does not load: {front.status.failure}", Exit.FAILED)
+        async with self.moving:
+            front.awaited -= 1
+            self.sizes[template.digest] = front.megabytes
+            if front.status.state == State.FAILED:
+                await self._give_back(front, before)
+                raise Wrong(f"{template.model} does not load: {front.status.failure}", Exit.FAILED)
+            for other in self._idle(front):  # it may have turned out larger than its files
+                if self.memory is not None and self._taken() > self.memory:
+                    await self._take_down([other], front)
         return front
 
+    async def _take_down(self, gone: Sequence[Front], heir: Front | None = None) -> None:
+        """End states; their lanes are the heir's."""
+        for each in gone:
+            if self.fronts.get(each.template.digest) is each:
+                del self.fronts[each.template.digest]
+        self.lanes = [heir if each in gone else each for each in self.lanes]
+        self.changed.set()
+        for each in gone:  # after all else is in order: jobs come while this takes its time
+            await each.stop()
+
+    async def _give_back(self, front: Front, before: Front | None) -> None:
+        """A newcomer did not load: its lanes are what they were, or what this server was started for."""
+        await self._take_down([front])
+        if before not in self.fronts.values():
+            before = next(iter(self.fronts.values()), None)
+        if before is None and self.template is not None and not front.native:
+            before = self._bring(self.template, native=True)
+        self.lanes = [before if each is None else each for each in self.lanes]
+
     def _bring(self, template: Template, native: bool = False) -> Front:
+        native = native or (self.template is not None and template.digest == self.template.digest)
         front = self.fronts[template.digest] = Front(template, self.log, self.changed, native)
         front.start()
         return front
 
-    async def _make_room(self, template: Template) -> list[Front]:
-        """Take down what has been idle longest until the template fits, and return it; Wrong when it cannot."""
+    # ---- room ------------------------------------------------------------------------------------
+
+    def _in_its_way(self, template: Template) -> list[Front]:
+        """What has to go for a template to come, idle longest first; Wrong when something else is in the way."""
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"
             raise Wrong(f"{needed}, and there are {self.memory:.0f}", Exit.SERVER_LOST)
-        idle = sorted((each for each in self.fronts.values() if not each.jobs), key=lambda each: each.used)
-        gone: list[Front] = []
-        while not self._fits(template, gone):
-            if not idle:
-                raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
-            gone.append(idle.pop(0))
-        for front in gone:
-            del self.fronts[front.template.digest]
-            await front.stop()
+        earlier = self.fronts.get(template.digest)  # one that has failed
+        gone = [earlier] if earlier else []
+        # Code of one owner has no neighbour of another's: they would share an account on the node.
+        gone += [each for each in self.fronts.values() if each.template.owner != template.owner and each not in gone]
+        idle = self._idle()
+        if any(each not in idle for each in gone):
+            raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
+        for each in idle:
+            if self._fits(template, gone):
+                break
+            gone += [] if each in gone else [each]
+        if not self._fits(template, gone):
+            raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
         return gone
 
+    def _idle(self, but: Front | None = None) -> list[Front]:
+        """States that neither serve nor are waited for, the one that was used longest ago first."""
+        idle = [each for each in self.fronts.values() if not each.jobs and not each.awaited and each.settled.is_set()]
+        return sorted((each for each in idle if each is not but), key=lambda each: each.used)
+
     def _fits(self, template: Template, gone: list[Front]) -> bool:
-        resident = [each for each in self.fronts.values() if each not in gone]
         if self.memory is None:
-            return not resident
-        return template.megabytes + sum(each.megabytes for each in resident) <= self.memory
+            return len(gone) == len(self.fronts)
+        # How large a function's state is, nobody knows before it has been there once.
+        unknown = self.memory if template.function and not template.files else template.megabytes
+        return self.sizes.get(template.digest, unknown) + self._taken(gone) <= self.memory
+
+    def _taken(self, gone: Sequence[Front] = ()) -> float:
+        return sum(each.megabytes for each in self.fronts.values() if each not in gone)
 
     @property
     def room(self) -> float | None:
         """MB that a template may take that comes now."""
         if self.memory is None:
             return None
-        return max(0.0, self.memory - sum(each.megabytes for each in self.fronts.values() if each.jobs))
+        return max(0.0, self.memory - self._taken(self._idle()))
+
+    @property
+    def owner(self) -> str:
+        """Whose code is here, if it is anybody's: then no lane serves anybody else."""
+        return next((each.template.owner for each in self.fronts.values()), "")
 
     # ---- who watches -----------------------------------------------------------------------------
 
@@ -175,7 +222,9 @@ class ModelServer:
         told: dict[int, tuple[Status, float]] = {}
         while True:
             for lane, front in enumerate(self.lanes):
-                status = replace(front.status if front else self.blank, room=self.room)
+                # That a newcomer has failed is its sticky job's to say; the lane is about to be something else.
+                shown = front and (front.native or front.status.state != State.FAILED)
+                status = replace(front.status if front and shown else self.blank, room=self.room, owner=self.owner)
                 known, since = told.get(lane, (None, 0.0))
                 age = time.monotonic() - since
                 if status.is_news_after(known) or (age > COUNT_SECONDS and known != status):

@@ -17,6 +17,7 @@ class Status:
     template: str = ""
     model: str = ""
     owner: str = ""
+    service: str = ""  # the url of the service that has the model, where it is not here
     state: str = State.BLANK
     since: float = field(default_factory=time.time)
     failure: str = ""
@@ -74,6 +75,7 @@ class Status:
             Machine.TEMPLATE: self.template,
             Machine.MODEL: self.model,
             Machine.OWNER: self.owner,
+            Machine.SERVICE: self.service,
             Machine.STATE: self.state,
             Machine.STATE_SINCE: int(self.since),
             Machine.FAILURE: self.failure,

@@ -92,10 +92,13 @@ class Calls(Work):
                 call.set_exception(error)
         self.open.clear()
 
-    def rest(self) -> None:
+    def rest(self) -> bool:
+        rested = False
         while not self.open and not self.closed:
+            rested = True
             self.fresh.wait(1.0)
             self.fresh.clear()
+        return rested
 
     def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
         for number, call in list(self.open.items()):

@@ -36,8 +36,8 @@ VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no eve
 
 _LANE = (
     "Name", "State", "LastHeardFrom", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
-    Machine.BATCHING, Machine.PREFIX_HITS, Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS,
-    Machine.BUSY_SECONDS, Machine.STATE_SINCE,
+    Machine.SERVICE, Machine.BATCHING, Machine.PREFIX_HITS, Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS,
+    Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
 )  # fmt: skip
 
 _OF_ENGINES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}  # where an engine tells
@@ -75,7 +75,7 @@ class Driver:
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
         self.peeked: dict[str, float] = {}  # when running parts were looked at
         self.gathered = self.reminded = 0.0
-        self.holds = self.evictions = 0
+        self.holds = self.evictions = self.had = 0
         self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
         self.first_warm: float | None = None
@@ -89,7 +89,8 @@ class Driver:
         """
         answered = time.monotonic()
         while True:
-            self.work.rest()
+            if self.work.rest():
+                answered = time.monotonic()  # nobody was asked meanwhile
             try:
                 progress = self._cycle()
                 answered = time.monotonic()
@@ -175,6 +176,8 @@ class Driver:
     def _without_held(self, queue: list[Carrier]) -> list[Carrier]:
         held = [carrier for carrier in queue if carrier.status == JobStatus.HELD]
         if held:
+            if len(self.work.have) > self.had:  # not again and again: something has come in between
+                self.holds, self.had = 0, len(self.work.have)
             self.holds += 1
             if self.holds > MOST_HOLDS:
                 raise CondorError(f"job {held[0].job} is held, like others before it: {held[0].hold_reason}")
@@ -217,8 +220,10 @@ class Driver:
             self.glideins[lane[Machine.ID]] = lane
             self.lanes[lane["Name"]] = (lane[Machine.ID], now)
         self.avoid = {glide_id: since for glide_id, since in self.avoid.items() if now - since < AVOID_SECONDS}
-        failed = [lane for lane in lanes if lane.get(Machine.STATE) == State.FAILED]
-        if failed and len(failed) == len(lanes):
+        # A service that is not ready says nothing of the template.
+        own = [lane for lane in lanes if Machine.SERVICE not in lane]
+        failed = [lane for lane in own if lane.get(Machine.STATE) == State.FAILED]
+        if failed and len(failed) == len(own):
             reason = f"{failed[0][Machine.ID]}: {failed[0].get(Machine.FAILURE, 'no reason given')}"
             raise TemplateError(f"{self.work.template.model} cannot be loaded on {reason}")
         return [lane for lane in lanes if lane[Machine.ID] not in self.avoid]
@@ -242,7 +247,8 @@ class Driver:
             records = self._with_attempts(self.work.unsent(on_their_way))
             loads = [load for size in wave.sizes if (load := list(islice(records, size)))]
             left -= sum(wave.sizes)
-            self.carriers.submit(loads, list(self.avoid), left, last=left == 0 and self.work.complete)
+            if loads:  # what was to be sent may have been cancelled
+                self.carriers.submit(loads, list(self.avoid), left, last=left == 0 and self.work.complete)
 
     def _eviction_rate(self, lanes: int) -> float:
         """Carriers lost per lane and second, as far as this driver has seen."""

@@ -24,8 +24,9 @@ class Sticky:
         self.function = function
 
     def __call__(self, *arguments: Any, **keywords: Any) -> State:
-        inspect.signature(self.function).bind(*arguments, **keywords)  # a wrong call is wrong here, not on a node
-        return State(self.function, arguments, keywords)
+        call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong here already, not on a node
+        call.apply_defaults()  # which may name files too
+        return State(self.function, call.args, call.kwargs)
 
 
 class State:
@@ -60,6 +61,7 @@ class Invocation:
 
     def __init__(self, function: Callable[..., Any], state: State = NO_STATE, timeout: float = TIMEOUT):
         functools.update_wrapper(self, function)
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.function = function
         self.state = state
         self.timeout = timeout
@@ -72,8 +74,6 @@ class Invocation:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.__name__} is an invocation, and a node calls functions: use {self.__name__}.function")
-
-    __name__: str
 
     @functools.cached_property
     def generate(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from glide.condor import AccessPoint, home
@@ -56,7 +57,7 @@ class Session(Executor):
         self.folder = home() / "sessions" / self.name
         self.calls: dict[str, Calls] = {}
         self.drivers: list[threading.Thread] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a future's callback may submit more
         self.ended = threading.Event()
         self.closed = False
         self.invocation = lru_cache(64)(Invocation)  # of plain functions, which need no state
@@ -77,7 +78,10 @@ class Session(Executor):
             InputError: function, state or arguments cannot be sent to a node.
             RuntimeError: the session is shut down, or what it needs has failed; the cause says why.
         """
-        invocation = fn if isinstance(fn, Invocation) else self.invocation(fn)
+        if isinstance(fn, Invocation):
+            invocation = fn
+        else:  # what is no function, a bound method say, may have changed since the last time
+            invocation = self.invocation(fn) if isinstance(fn, FunctionType) else Invocation(fn)
         request = {
             "prompt": invocation.prompt(args, kwargs), "generate": invocation.generate, "timeout": invocation.timeout,
         }  # fmt: skip
@@ -105,8 +109,9 @@ class Session(Executor):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """An exception, an interruption say, does not wait for what nobody will look at."""
         if error is not None:
-            for calls in self.calls.values():
-                calls.fail(InvocationError("Stopped", "the session was left by an exception"))
+            with self.lock:
+                for calls in self.calls.values():
+                    calls.fail(InvocationError("Stopped", "the session was left by an exception"))
         self.shutdown()
 
     # ---- threads ---------------------------------------------------------------------------------
@@ -134,14 +139,15 @@ class Session(Executor):
         calls = self.calls.get(template.digest)
         if calls is None or calls.closed:  # or its driver has failed: a new one may fare better
             calls = self.calls[template.digest] = Calls(template, self.glideins)
-            driver = threading.Thread(target=self._drive, args=(calls,), name=template.model, daemon=True)
+            name = f"{self.name}-{len(self.drivers)}"
+            driver = threading.Thread(target=self._drive, args=(calls, name), name=template.model, daemon=True)
             self.drivers.append(driver)
             driver.start()
         return calls
 
-    def _drive(self, calls: Calls) -> None:
+    def _drive(self, calls: Calls, name: str) -> None:
         folder = self.folder / calls.template.digest
-        run = Run(f"{self.name}-{len(self.drivers)}", calls.template, folder, self.glideins)
+        run = Run(name, calls.template, folder, self.glideins)
         driver = Driver(calls, Carriers(run, AccessPoint()))
         began = time.monotonic()
 
@@ -158,7 +164,8 @@ class Session(Executor):
         try:
             driver.run(watch)
         except BaseException as error:
-            calls.fail(error)
+            with self.lock:  # or a call would be added to what has failed
+                calls.fail(error)
         finally:
             with suppress(GlideError):
                 driver.cancel("the session has ended")

@@ -47,8 +47,9 @@ class Work(ABC):
         """Whether all results are there, and no more records to come."""
         return len(self.have) == self.total
 
-    def rest(self) -> None:  # noqa: B027
-        """Return when there is something to do; where all is known from the start, there is."""
+    def rest(self) -> bool:
+        """Return when there is something to do, and whether that took a while; where all is known, there is."""
+        return False
 
     @abstractmethod
     def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,10 @@ import importlib.metadata
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 
@@ -59,14 +58,16 @@ class _Walk:
         return self.done[id(value)]
 
     def _parts(self, value: Any) -> Iterator[bytes]:
-        if type(value) in (type(None), type(...), bool, int, float, complex, str, bytes):
+        if type(value) is int:
+            yield f"{value:x}".encode()  # decimal digits have a limit
+        elif type(value) in (type(None), type(...), bool, float, complex, str, bytes):
             yield repr(value).encode()
         elif type(value) in (list, tuple):
             yield from map(self.of, value)
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))
         elif type(value) is dict:
-            yield from sorted(self.of(key) + self.of(item) for key, item in value.items())
+            yield from (self.of(key) + self.of(item) for key, item in value.items())  # whose order is theirs
         elif isinstance(value, CodeType):
             yield from (self.of(getattr(value, name, None)) for name in _CODE)
             yield from map(self.of, value.co_consts)
@@ -79,20 +80,28 @@ class _Walk:
             yield self.of(value.__self__)
         elif isinstance(value, type):
             yield from self._class(value)
+        elif isinstance(value, TypeVar):
+            yield self.of((value.__name__, value.__bound__, value.__constraints__))
+        elif "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):
+            yield from self._tensor(value)
         elif isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (ModuleType, type(None))):
             yield f"{value.__module__}.{value.__qualname__}".encode()
         else:
             yield from self._object(value)
 
     def _module(self, module: ModuleType) -> Iterator[bytes]:
-        if _is_local(module):
+        if _is_local(module):  # which travels as it is now, with all that is in it
             self.local.add(module)
-            yield Path(module.__file__ or "").read_bytes() if module.__file__ else b""
-            # What it imports itself is not seen in its text.
-            yield from (self.of(each) for each in vars(module).values() if isinstance(each, ModuleType))
+            for name, each in sorted(vars(module).items()):
+                if name not in _NOT_MODULE:
+                    yield name.encode() + self.of(each)
         else:
-            package = module.__name__.partition(".")[0]
-            yield f"{module.__name__} {_version(package)}".encode()
+            yield f"{module.__name__} {_version(module.__name__)}".encode()
+
+    def _tensor(self, tensor: Any) -> Iterator[bytes]:
+        yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+        flat = tensor.detach().cpu().contiguous().flatten()
+        yield flat.view(sys.modules["torch"].uint8).numpy().tobytes()
 
     def _function(self, function: FunctionType) -> Iterator[bytes]:
         if not self._is_by_value(function):
@@ -101,9 +110,13 @@ class _Walk:
         yield self.of(function.__code__)
         yield self.of(function.__defaults__)
         yield self.of(function.__kwdefaults__)
+        yield self.of(function.__dict__)
         for cell in function.__closure__ or ():
-            with suppress(ValueError):  # empty as yet
-                yield self.of(cell.cell_contents)
+            try:
+                content = cell.cell_contents
+            except ValueError:  # empty as yet
+                continue
+            yield self.of(content)
         for name in sorted(_global_names(function.__code__)):
             if name in function.__globals__:
                 yield name.encode() + self.of(function.__globals__[name])
@@ -113,12 +126,12 @@ class _Walk:
         if not kind.__flags__ & _HEAP_TYPE or not self._is_by_value(kind):
             yield f"{kind.__module__} {_version(kind.__module__)}".encode()
             return
-        yield from map(self.of, kind.__bases__)
+        yield from map(self.of, (*kind.__bases__, *([] if type(kind) is type else [type(kind)])))
         for name, value in sorted(vars(kind).items()):
             if name not in _NOT_CLASS and not name.startswith("_abc_"):
                 inner = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
                 accessors = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
-                yield name.encode()
+                yield name.encode() + type(value).__name__.encode()
                 # Slots and such have no content of their own.
                 yield from (self.of(each) for each in accessors if type(each).__name__ not in _DESCRIPTORS)
 
@@ -144,6 +157,9 @@ class _Walk:
         return found is not value
 
 
+_NOT_MODULE = {
+    "__builtins__", "__loader__", "__spec__", "__file__", "__path__", "__cached__", "__doc__", "__package__",
+}  # fmt: skip
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code has made; the others have no code to look at
 _DESCRIPTORS = ("member_descriptor", "getset_descriptor", "wrapper_descriptor")
 
@@ -154,13 +170,14 @@ def _is_local(thing: ModuleType | type) -> bool:
     module = sys.modules.get(name)
     if name.partition(".")[0] in (*sys.stdlib_module_names, "glide", "__main__") or module is None:
         return False
-    file = getattr(module, "__file__", None)
-    return file is not None and not any(Path(file).is_relative_to(folder) for folder in _installed())
+    places = [file] if (file := getattr(module, "__file__", None)) else list(getattr(module, "__path__", ()))
+    return any(not _is_installed(Path(place)) for place in places)
 
 
-@cache
-def _installed() -> tuple[str, ...]:
-    return tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+def _is_installed(place: Path) -> bool:
+    folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
+    named = {"site-packages", "dist-packages"} & set(place.parts)  # of a user, of Debian, of the base of a venv
+    return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 
 
 @cache

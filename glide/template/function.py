@@ -46,7 +46,7 @@ def template_of(
     root = Path(os.path.commonpath(folders)) if folders else None
     files = {key: each for path in paths if root for key, each in files_of(path, root).items()}
     call = (function, tuple(_placed(each, root) for each in arguments),
-            {key: _placed(each, root) for key, each in keywords.items()})  # fmt: skip
+            {key: _placed(each, root) for key, each in sorted(keywords.items())})  # fmt: skip
     code, text = pickled(call, name)
     python = ".".join(platform.python_version_tuple()[:2])
     made = Function(_source(function), text, code, python, cloudpickle.__version__, owner)

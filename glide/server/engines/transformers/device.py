@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+NO_GPU = "10000"  # what HTCondor calls none, so that jobs without a GPU do not take one
 PROBE = 64  # rows and columns of the product that a device has to get right
 
 
@@ -24,8 +25,8 @@ def choose(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "cuda"
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets it for the GPUs that it assigns
-    if given not in ("", "-1", "none"):
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets it: to the GPUs that it assigns, or to NO_GPU
+    if given not in ("", "-1", "none", NO_GPU):
         raise BrokenDevice(
             f"GPU {given} is assigned, and torch sees none: see the node's driver, and its torch's build"
         )
