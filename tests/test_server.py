@@ -150,6 +150,14 @@ def test_an_engine_that_never_says_anything_is_given_up(start, tmp_path, monkeyp
     assert "was Blank for more than its 1 s" in failure(server)
 
 
+def test_an_engine_that_takes_a_call_and_does_not_begin_it_is_replaced(start):
+    server = start(Template("stuck", "noop", budgets={State.WARM: 1.0}))
+    server.reached(State.WARM)
+    os.kill(server.engine, signal.SIGSTOP)
+    assert len(server.call(records(10)).results()) == 10
+    assert "has said nothing for" in server.log.read_text() and "so it was killed" in server.log.read_text()
+
+
 def test_the_call_of_a_job_that_is_gone_does_not_keep_others_waiting(start):
     server = start(hang_on="HANG", record_seconds=0.001)
     server.reached(State.WARM)

@@ -20,7 +20,10 @@ from glide.config.reading import Name, Strict
 from glide.server.engines import engine_class
 from glide.vocabulary import State
 
-PHASES = {"fetch": State.FETCHING, "import": State.IMPORTING, "load": State.LOADING, "warm": State.WARMING}
+PHASES = {
+    "fetch": State.FETCHING, "import": State.IMPORTING, "load": State.LOADING, "warm": State.WARMING,
+    "serve": State.WARM,
+}  # fmt: skip
 
 
 def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +48,7 @@ class ModelSpec(Strict):
     engine: str
     path: str | None = None
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
-    budgets: dict[Literal["fetch", "import", "load", "warm"], PositiveFloat] = Field(default_factory=dict)
+    budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], PositiveFloat] = Field(default_factory=dict)
 
     @field_validator("engine")
     @classmethod

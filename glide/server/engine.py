@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0  # for a call that was interrupted to end by itself
 DUMP_SECONDS = 0.5  # for the stacks to be written before the end
-SILENT_SECONDS = 300.0  # with work to do, and no word of any
 FRONT = "model server:"  # how the front's own lines begin in the log it shares with the engine
 
 
@@ -109,9 +108,9 @@ class EngineHandle:
             self.process.kill()
 
     @property
-    def is_silent(self) -> bool:
-        """Whether it has calls to make, makes none, and has said nothing for a long time."""
-        return bool(self.calls) and self.begun_at is None and time.monotonic() - self.heard > SILENT_SECONDS
+    def silent(self) -> float:
+        """Seconds since it said anything, while it has calls to make and makes none."""
+        return time.monotonic() - self.heard if self.calls and self.begun_at is None else 0.0
 
     def interrupt(self) -> None:
         """Have the running call end with an exception, if it is one that notices."""

@@ -135,8 +135,8 @@ class Front:
             state = self.status.state
             if state in State.COMING_UP and time.time() - self.status.since > self.template.budget(state):
                 await engine.give_up(f"was {state} for more than its {self.template.budget(state):g} s")
-            if engine.is_silent:
-                await engine.give_up("has said nothing for long although it has records to serve")
+            if engine.silent > self.template.budget(State.WARM):
+                await engine.give_up(f"has said nothing for {engine.silent:.0f} s, and has records to serve")
             items = [self.flying[key] for key in engine.begun if key in self.flying]
             if engine.begun_at is None or not items:
                 continue

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from glide.vocabulary import State
 
-# Seconds that a healthy node stays below by far, for each phase on the way to Warm.
+# Seconds that a healthy node stays below by far: for each phase on the way to Warm; and when it is Warm, without a word
+# of a call that it has been given and not begun.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
+    State.WARM: 300.0,
 }  # fmt: skip
 
 

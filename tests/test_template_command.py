@@ -1,0 +1,91 @@
+"""glide template: what something is to the nodes, and whether it loads, before anything is submitted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glide.template import Template
+
+CODE = """
+import glide
+
+@glide.sticky
+def numbers(base, sleeps=0.0):
+    import time
+    time.sleep(sleeps)
+    if base < 0:
+        raise ValueError("a base below zero")
+    return {"base": base}
+
+@glide.invocation(state=numbers(40))
+def add(number, base):
+    return number + base
+
+slow = numbers(1, sleeps=0.3)
+broken = numbers(-1)
+
+if __name__ == "__main__":
+    raise SystemExit("it is run")
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "infer.py").write_text(CODE)
+    return tmp_path / "infer.py"
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "glide", "template", *map(str, words)], capture_output=True, text=True)
+
+
+def test_a_function_is_checked_in_a_process_of_its_own(code):
+    done = command("check", "--json", f"{code}:slow")
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["failure"] == "" and told["megabytes"] > 5
+    assert told["seconds"]["load"] >= 0.3 and set(told["seconds"]) == {"fetch", "import", "load", "warm"}
+    assert "numbers: Loading" in done.stderr and "numbers: Warm" in done.stderr
+
+
+def test_what_does_not_load_is_said_with_its_traceback(code):
+    done = command("check", f"{code}:broken")
+    assert done.returncode == 1
+    assert "numbers does not load: ValueError: a base below zero" in done.stderr
+    assert 'raise ValueError("a base below zero")' in done.stderr
+
+
+def test_digest_and_description_are_of_the_state_and_not_of_the_file(code, tmp_path):
+    first = command("digest", f"{code}:add").stdout.strip()
+    assert len(first) == 64 and command("digest", f"{code}:slow").stdout.strip() != first
+    code.write_text("# moved down\n\n" + CODE.replace("number + base", "number - base"))
+    assert command("digest", f"{code}:add").stdout.strip() == first, "what uses the state is not the state"
+    code.write_text(CODE.replace('"base": base', '"base": base + 1'))
+    assert command("digest", f"{code}:add").stdout.strip() != first
+    shown = json.loads(command("show", f"{code}:slow").stdout)
+    assert shown["engine"] == "python" and "def numbers" in shown["function"]["source"]
+    assert "characters" in shown["function"]["pickle"]
+    assert Template.from_json(command("show", "--json", f"{code}:slow").stdout).digest == shown["digest"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"), [("{code}:nothing", "name one of its invocations"), ("nowhere.py:x", "no such file"),
+                          ("{code}", "name one of its invocations"), ("nowhere.yaml", "nowhere.yaml")],
+)  # fmt: skip
+def test_what_is_not_there_is_said_in_one_line(code, source, words):
+    done = command("digest", source.format(code=code))
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_sweeps_model_is_a_template_too(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(
+        "name: s\nmodel: {name: m, engine: noop, options: {load_seconds: 0.1}, budgets: {load: 5}}\n"
+        "records: none.jsonl\nprompts: {plain: text}\n"
+    )
+    done = command("check", "--json", tmp_path / "sweep.yaml")
+    assert done.returncode == 0 and json.loads(done.stdout)["seconds"]["load"] >= 0.1
+    assert json.loads(command("show", tmp_path / "sweep.yaml").stdout)["budgets"] == {"Loading": 5.0}
