@@ -69,7 +69,7 @@ class Server:
         self.calls: list[Call] = []
         if template is not None:
             (folder / "template.json").write_text(template.to_json())
-        arguments = [folder / "template.json", self.door, self.log, lanes, memory]
+        arguments = [folder / "template.json", self.door, self.log, lanes, memory, 0]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
 
     def states(self) -> Iterator[dict[str, Any]]:

@@ -94,6 +94,10 @@ def test_plain_functions_and_functions_of_local_modules_travel(session, tmp_path
     counter.count = 7
     assert (first.result(60), session.submit(counter.next).result(60)) == (1, 8), "each call takes it as it is"
     assert session.submit(functools.partial(beside.times, 4)).result(60) == 12
+    call = glide.invocation()(lambda: beside.FACTOR)
+    assert session.submit(call).result(60) == 3
+    beside.FACTOR = 5
+    assert session.submit(call).result(60) == 5, "so does an invocation: helpers change in notebooks"
 
 
 def test_what_cannot_travel_or_is_called_wrongly_is_said_at_once(session):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,21 @@ def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(
         assert lanes(server)[2] == ("quick", State.WARM) and server.call(records(3), quick.digest).results()
     finally:
         server.stop()
+
+
+def test_a_server_that_nobody_uses_ends_its_glidein_but_never_while_it_loads(tmp_path):
+    """Its parent stands for condor_master."""
+    (tmp_path / "template.json").write_text(Template("slow", "noop", options={"load_seconds": 3}).to_json())
+    paths = [tmp_path / name for name in ("template.json", "door", "log")]
+    words = [sys.executable, "-m", "glide.server", *map(str, paths), "2", "0", "1"]
+    kept = str(tmp_path / "pid")
+    script = f"import subprocess, time; server = subprocess.Popen({words!r}); "
+    script += f"open({kept!r}, 'w').write(str(server.pid)); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    assert parent.wait(60) == -signal.SIGTERM
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)  # which condor_master does with its children
+    log = (tmp_path / "log").read_text()
+    assert log.index("slow Warm") < log.index("no job for 1 s")
 
 
 def test_code_of_one_owner_has_no_neighbour_of_anothers(serve, sized):

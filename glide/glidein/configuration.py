@@ -69,7 +69,7 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
         "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log} {settings.lanes}"
-                            f" {settings.memory or 0} {settings.factory}",
+                            f" {settings.memory or 0} {settings.idle_seconds} {settings.factory}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
@@ -141,7 +141,6 @@ def _server(settings: Settings, node: Node) -> dict[str, str]:
 
 def _lifetime(settings: Settings) -> dict[str, str]:
     return {
-        "STARTD_NOCLAIM_SHUTDOWN": str(settings.idle_seconds),
         # Ads of a node that vanished without a word are gone after a minute, not after fifteen.
         "UPDATE_INTERVAL": "15", "MASTER_UPDATE_INTERVAL": "15", "CLASSAD_LIFETIME": "60",
         "TCP_KEEPALIVE_INTERVAL": "10", "MachineMaxVacateTime": "5", "KILLING_TIMEOUT": "5",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,15 +43,24 @@ class ModelServer:
         template: what all lanes offer at first; None for a blank server.
         lanes: how many there are.
         memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
+        idle_seconds: without a job for so long, and nothing being loaded, the glidein ends itself; None for never.
         factory: the User who may bring code of others: their jobs have described it to the factory.
         door, log: files.
     """
 
     def __init__(
-        self, template: Template | None, lanes: int, memory: float | None, factory: str, door: Path, log: Path
+        self,
+        template: Template | None,
+        lanes: int,
+        memory: float | None,
+        idle_seconds: float | None,
+        factory: str,
+        door: Path,
+        log: Path,
     ):
         self.template = template
         self.memory = memory
+        self.idle_seconds = idle_seconds
         self.factory = factory
         self.door = Door(door)
         self.log = log
@@ -68,11 +79,26 @@ class ModelServer:
         else:  # a blank one is what it is meant to be as soon as it listens
             await tell_outer_job(replace(self.blank, state=State.WARM))
         self.door.open(visited.sockets[0].getsockname()[1])
+        leaving = asyncio.create_task(self._leave_when_idle())
         try:
             await visited.serve_forever()
         finally:
+            leaving.cancel()
             for front in self.fronts.values():
                 await front.stop()
+
+    async def _leave_when_idle(self) -> None:
+        """End the glidein, whose condor_master is our parent, when it has been of no use for long.
+
+        Not the startd's STARTD_NOCLAIM_SHUTDOWN: that would end those that load for long, too.
+        """
+        used = time.monotonic()
+        while self.idle_seconds is None or time.monotonic() - used < self.idle_seconds:
+            await asyncio.sleep(1.0)
+            if len(self._idle()) < len(self.fronts):
+                used = time.monotonic()
+        print(f"{FRONT} no job for {self.idle_seconds:g} s", flush=True)
+        os.kill(os.getppid(), signal.SIGTERM)
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Cancelled: the server is stopping, and streams would print a traceback for each connection

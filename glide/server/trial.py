@@ -40,7 +40,7 @@ def trial(template: Template, watch: Callable[[str], None] = lambda state: None)
         folder = Path(name)
         (folder / "template.json").write_text(template.to_json())
         paths = [folder / "template.json", folder / "door", folder / "log"]
-        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths), "1", "0"])
+        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths), "1", "0", "0"])
         try:
             ad: dict[str, Any] = {}
             for ad in _states(server, folder / "door"):

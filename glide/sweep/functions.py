@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NoReturn
 
 from glide.template import Template
-from glide.template.function import pickled, template_of
+from glide.template.function import known, pickled, template_of
 
 TIMEOUT = 600.0  # seconds that a call may take, unless its invocation says something else
 
@@ -66,6 +67,7 @@ class Invocation:
         self.state = state
         self.timeout = timeout
         self.signature = _signature(function)
+        self._generate = {"function": ""}
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         given = self.signature.bind_partial(*arguments, **keywords).arguments
@@ -75,15 +77,26 @@ class Invocation:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.__name__} is an invocation, and a node calls functions: use {self.__name__}.function")
 
-    @functools.cached_property
+    @property
     def generate(self) -> dict[str, str]:
-        """What records of the python engine have with them (glide.server.engines.python)."""
-        return {"function": pickled(self.function, self.__name__)[1]}
+        """What records of the python engine have with them (glide.server.engines.python).
+
+        The function as it is now: helpers may have been redefined, in a notebook say. One object while it is the same.
+        """
+        text = pickled(self.function, self.__name__, self._modules)
+        if text != self._generate["function"]:
+            self._generate = {"function": text}
+        return self._generate
+
+    @functools.cached_property
+    def _modules(self) -> set[ModuleType]:
+        return known(self.function, self.__name__)[1]
 
     def prompt(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
         """The same for one call; TypeError when the function does not take such arguments, InputError as `pickled`."""
         self.signature.bind_partial(*arguments, **keywords)
-        return pickled((arguments, dict(keywords)), f"the arguments of {self.__name__}")[1]
+        call, name = (arguments, dict(keywords)), f"the arguments of {self.__name__}"
+        return pickled(call, name, known(call, name)[1])
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -61,7 +61,7 @@ class Session(Executor):
         self.ended = threading.Event()
         self.closed = False
         self.invocation = lru_cache(64)(Invocation)  # of plain functions, which need no state
-        self.template = lru_cache(64)(self._template)
+        self.template = lru_cache(64)(lambda state: state.template(self.user))
         ready: Future[str] = Future()
         # The pool's and the factory's processes end with the thread that has started them, so it is one that lasts.
         arguments = (ready, Path(site) if site else None, Path(pool) if pool else None)
@@ -88,7 +88,7 @@ class Session(Executor):
         with self.lock:
             if self.closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            return self._calls(self.template(invocation)).add(request)
+            return self._calls(self.template(invocation.state)).add(request)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, finish those there are, and stop what the session has started."""
@@ -131,9 +131,6 @@ class Session(Executor):
             ready.set_result(user)
             self.ended.wait()
 
-    def _template(self, invocation: Invocation) -> Template:
-        return invocation.state.template(self.user)
-
     def _calls(self, template: Template) -> Calls:
         """Those of a template, with a driver that sees to them."""
         calls = self.calls.get(template.digest)
@@ -146,9 +143,6 @@ class Session(Executor):
         return calls
 
     def _drive(self, calls: Calls, name: str) -> None:
-        folder = self.folder / calls.template.digest
-        run = Run(name, calls.template, folder, self.glideins)
-        driver = Driver(calls, Carriers(run, AccessPoint()))
         began = time.monotonic()
 
         def watch(progress: Progress) -> None:
@@ -156,19 +150,20 @@ class Session(Executor):
             if progress.lanes or not calls.open:
                 began = time.monotonic()
             elif time.monotonic() - began > WAIT_SECONDS:
-                _log.warning(
-                    "%s: %d calls wait and no glidein is up; `glide status` says why", run.name, len(calls.open)
-                )
+                _log.warning("%d calls wait, and no glidein is up; `glide status` says why", len(calls.open))
                 began = math.inf  # said once
 
         try:
-            driver.run(watch)
+            run = Run(name, calls.template, self.folder / calls.template.digest, self.glideins)
+            driver = Driver(calls, Carriers(run, AccessPoint()))
+            try:
+                driver.run(watch)
+            finally:
+                with suppress(GlideError):
+                    driver.cancel("the session has ended")
         except BaseException as error:
             with self.lock:  # or a call would be added to what has failed
                 calls.fail(error)
-        finally:
-            with suppress(GlideError):
-                driver.cancel("the session has ended")
 
 
 @contextmanager

@@ -47,27 +47,35 @@ def template_of(
     files = {key: each for path in paths if root for key, each in files_of(path, root).items()}
     call = (function, tuple(_placed(each, root) for each in arguments),
             {key: _placed(each, root) for key, each in sorted(keywords.items())})  # fmt: skip
-    code, text = pickled(call, name)
+    code, modules = known(call, name)
+    text = pickled(call, name, modules)
     python = ".".join(platform.python_version_tuple()[:2])
     made = Function(_source(function), text, code, python, cloudpickle.__version__, owner)
     return Template(name, "python", str(root) if root else None, files, function=made)
 
 
-def pickled(value: Any, name: str) -> tuple[str, str]:
-    """A value's digest, and its pickle in base64 with the code that nodes do not have.
+def known(value: Any, name: str) -> tuple[str, set[ModuleType]]:
+    """As glide.template.canonical.digest; InputError for what cannot travel."""
+    try:
+        return digest(value)
+    except Exception as error:  # whatever an object raises when it is asked to travel
+        raise InputError(f"{name} cannot be sent to a node: {error}") from error
+
+
+def pickled(value: Any, name: str, modules: set[ModuleType]) -> str:
+    """A value's pickle in base64, with the code of these modules.
 
     Raises:
         InputError: it cannot be pickled, or is too large to travel with each job.
     """
     try:
-        code, modules = digest(value)
         with _by_value(modules):
             text = base64.b64encode(cloudpickle.dumps(value)).decode()
-    except Exception as error:  # whatever an object raises when it is asked to travel
+    except Exception as error:
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
     if len(text) > MOST_BYTES:
         raise InputError(f"{name} has {len(text) / 1e6:.1f} MB with what it refers to; have it read them from a file")
-    return code, text
+    return text
 
 
 @contextmanager
