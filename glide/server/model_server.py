@@ -95,8 +95,9 @@ class ModelServer:
         used = time.monotonic()
         while self.idle_seconds is None or time.monotonic() - used < self.idle_seconds:
             await asyncio.sleep(1.0)
-            if len(self._idle()) < len(self.fronts):
-                used = time.monotonic()
+            busy = len(self._idle()) < len(self.fronts)
+            # A job may come and go between two looks.
+            used = time.monotonic() if busy else max([used, *(each.used for each in self.fronts.values())])
         print(f"{FRONT} no job for {self.idle_seconds:g} s", flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
 
