@@ -75,7 +75,7 @@ class ModelServer:
         """Listen."""
         visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
         if self.template:
-            self.lanes = [self._bring(self.template, native=True)] * len(self.lanes)
+            self.lanes = [self._bring(self.template)] * len(self.lanes)
         else:  # a blank one is what it is meant to be as soon as it listens
             await tell_outer_job(replace(self.blank, state=State.WARM))
         self.door.open(visited.sockets[0].getsockname()[1])
@@ -184,11 +184,11 @@ class ModelServer:
         if before not in self.fronts.values():
             before = next(iter(self.fronts.values()), None)
         if before is None and self.template is not None and not front.native:
-            before = self._bring(self.template, native=True)
+            before = self._bring(self.template)
         self.lanes = [before if each is None else each for each in self.lanes]
 
-    def _bring(self, template: Template, native: bool = False) -> Front:
-        native = native or (self.template is not None and template.digest == self.template.digest)
+    def _bring(self, template: Template) -> Front:
+        native = self.template is not None and template.digest == self.template.digest
         front = self.fronts[template.digest] = Front(template, self.log, self.changed, native)
         front.start()
         return front
