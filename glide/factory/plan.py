@@ -195,9 +195,7 @@ def _move(
     if any(move.template == template and move.hold_reason for move in snapshot.moves):
         return []  # it did not load; glideins of its own will say more
     wanted = {demand.template for demand in snapshot.demands}
-    lanes: dict[str, list[Lane]] = {}
-    for lane in snapshot.lanes:
-        lanes.setdefault(lane.glide_id, []).append(lane)
+    lanes = snapshot.lanes_of
     actions = []
     for entry, _ in found:
         if entry.name in snapshot.blind:

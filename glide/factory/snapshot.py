@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from glide.template import Template
 
@@ -115,9 +116,20 @@ class Snapshot:
 
     def offers(self, glidein: Glidein) -> set[str]:
         """The templates that a glidein has, or is about to have: what it was sent for until its lanes know more."""
-        mine = [lane for lane in self.lanes if lane.glide_id == glidein.glide_id]
-        coming = {move.lane: move.template for move in self.moves if not move.hold_reason}
-        return {coming.get(lane.name, lane.template or glidein.template) for lane in mine} or {glidein.template}
+        mine = self.lanes_of.get(glidein.glide_id, [])
+        return {self._coming.get(lane.name, lane.template or glidein.template) for lane in mine} or {glidein.template}
+
+    @cached_property
+    def lanes_of(self) -> dict[str, list[Lane]]:
+        """The lanes of each glidein that has some, by GlideId."""
+        found: dict[str, list[Lane]] = {}
+        for lane in self.lanes:
+            found.setdefault(lane.glide_id, []).append(lane)
+        return found
+
+    @cached_property
+    def _coming(self) -> dict[str, str]:
+        return {move.lane: move.template for move in self.moves if not move.hold_reason}
 
     def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
         """An entry's glideins: those that are, and those that have ended."""
