@@ -257,6 +257,43 @@ def test_the_unused_way_keeps_no_memory(llama, monkeypatch):
     assert seen.manager.batch_processor is None  # it holds the pages
 
 
+# ---- the last layer ------------------------------------------------------------------------------
+
+
+def rows_of_the_last_block(engine: Transformers, prompts: list[str], **generate: Any) -> list[int]:
+    """How many positions of each row the last layer's feed-forward block saw, call by call."""
+    seen: list[int] = []
+    block = engine.task.padded.model.base_model.layers[-1].mlp
+    hook = block.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].shape[1]))
+    try:
+        texts(engine, prompts, **generate)
+    finally:
+        hook.remove()
+    return seen
+
+
+def test_only_what_the_next_token_needs_is_computed_in_the_last_layer(llama):
+    engine = loaded(llama, batching="static", batch=8)
+    assert rows_of_the_last_block(engine, [CLAIM, OTHER], **GENERATE) == [1] * GENERATE["max_new_tokens"]
+    # Guesses are judged by logits of more positions than the last.
+    guesses = {**GENERATE, "prompt_lookup_num_tokens": 3}
+    assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
+
+
+def test_a_model_whose_last_layer_needs_all_positions_is_computed_in_full(llama, capfd, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def mixing(block: Any, states: Any) -> Any:
+        return forward(block, states) + states.mean(1, keepdim=True)
+
+    monkeypatch.setattr(LlamaMLP, "forward", mixing)
+    engine = loaded(llama, batching="static", batch=8)
+    assert "the last layer of this model is computed in full: it says something else" in capfd.readouterr().out
+    assert rows_of_the_last_block(engine, [CLAIM], max_new_tokens=1)[0] > 1
+
+
 # ---- tasks ---------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glide.server.engines import Completion, Record
-from glide.server.engines.transformers import choice
+from glide.server.engines.transformers import choice, last_layer
 from glide.server.engines.transformers.batching import Answer, Batching, Defaults, new_tokens, until
 from glide.server.engines.transformers.continuous import Continuous, NotServed
 from glide.server.engines.transformers.padded import Padded
@@ -36,9 +36,12 @@ class Generation:
     def _warm_up(self, model: Any, batching: str, tokens: int) -> None:
         """Choose: by trying, if that is left to us. `tokens` are how many continuous batching may hold."""
         prompts, others = self._warm_prompts(0), self._warm_prompts(self.batch)
+        some = [prompt.ids for prompt in prompts[:4]]
+        if why := last_layer.spare(model, lambda: self.padded.first_logits(some)):
+            print(f"transformers engine: the last layer of this model is computed in full: {why}", flush=True)
         trial = choice.try_static(self.padded, prompts)
         self.padded.paces = trial.paces
-        if why := self.padded.probe([prompt.ids for prompt in prompts[:4]]):
+        if why := self.padded.probe(some):
             print(f"transformers engine: no shared prefixes with this model: {why}", flush=True)
 
         def start() -> Continuous:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glide.server.engines.transformers.batching import Answer
+from glide.server.engines.transformers.last_layer import alike
 from glide.server.engines.transformers.prefix import PrefixCaches, with_prefixes
 from glide.server.engines.transformers.prompts import Prompt, cut
 
@@ -103,11 +104,8 @@ class Padded:
         rows = [[*prefix, *row[shared:]] for row in rows]
         try:
             why = self.prefixes.probe(prefix)
-            if not why:
-                plain, resumed = self._first_logits(rows, ()), self._first_logits(rows, prefix)
-                # Rounding moves logits by a hundredth of their spread in bfloat16; a wrong position by all of it.
-                if (plain - resumed).abs().max() > 0.1 * plain.std():
-                    why = "it goes on from a prefix otherwise than from the whole prompt"
+            if not why and not alike(self.first_logits(rows), self.first_logits(rows, prefix)):
+                why = "it goes on from a prefix otherwise than from the whole prompt"
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
         self.prefixes.kept.clear()
@@ -115,6 +113,7 @@ class Padded:
             self.prefixes.longest = 0
         return why
 
-    def _first_logits(self, rows: Sequence[list[int]], prefix: Prefix) -> Any:
+    def first_logits(self, rows: Sequence[list[int]], prefix: Prefix = ()) -> Any:
+        """Logits of the token after each row."""
         options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
         return self._generate(rows, prefix, options)[0].logits[0].float()
