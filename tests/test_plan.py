@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
 
 import pytest
@@ -340,3 +341,35 @@ def test_in_no_world_is_a_count_wrong_or_a_reason_missing():
             assert action.action in ("submit", "remove", "expunge", "wait")
             assert action.count > 0 and action.reason
             assert action.action in ("submit", "wait") or len(action.ids) == action.count
+
+
+# ---- how much work it is -------------------------------------------------------------------------
+
+
+def steps_of_a_plan(glideins: int) -> int:
+    """Lines of Python that a plan of so many glideins runs: busy ones, idle ones, some on the move, three models."""
+    templates = [f"T{number}" for number in range(3)]
+    running = [glidein(number, templates[number % 2]) for number in range(glideins)]
+    lanes = tuple(replace(lane(each, claimed=each.proc % 3 == 0), name=f"slot1@{each.proc}") for each in running)
+    moves = tuple(Move("T2", each.name) for each in lanes[::20])
+    demands = tuple(demand(template, wanted=glideins, idle=glideins) for template in templates)
+    snapshot = Snapshot(tuple(running), lanes, demands, moves=moves)
+    entries = site({"name": "here", "max_glideins": 3 * glideins, "max_idle": 3 * glideins})
+    steps = 0
+
+    def count(frame, event, argument):
+        nonlocal steps
+        steps += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        assert plan(snapshot, entries)
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def test_work_grows_with_the_pool_and_not_with_its_square():
+    assert steps_of_a_plan(800) < 6 * steps_of_a_plan(200)
