@@ -44,6 +44,10 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
     }
 
 
+class _Enough(KeyboardInterrupt):
+    """Tells a sweep to stop, as its user would."""
+
+
 def _kill_under_a_sweep(bench: Rig, kills: int) -> list[float]:
     """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again."""
     seconds: list[float] = []
@@ -54,10 +58,10 @@ def _kill_under_a_sweep(bench: Rig, kills: int) -> list[float]:
         if progress.done and killer.ident is None:
             killer.start()
         if len(seconds) == kills:
-            raise KeyboardInterrupt  # which is how a sweep is told to stop
+            raise _Enough
 
     records = kills * 20 * 50  # twenty seconds a kill, more than it and its successor's start will take
-    with suppress(KeyboardInterrupt):
+    with suppress(_Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
     finished.set()
     return seconds
