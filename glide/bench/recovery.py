@@ -21,6 +21,7 @@ from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
 
 KILLS = 20
+ALONE_SECONDS = 20.0  # in which a lost glidein is replaced, if it is at all
 OPTIONS = {"record_seconds": 0.02}
 
 
@@ -31,8 +32,11 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
         repeat: how often the same is measured for a plain HTCondor job.
     """
     with rig(cores=3) as bench:
-        seconds = _kill_under_a_sweep(bench, kills)
-        recomputed = bench.results.recomputed
+        seconds: list[float] = []
+        recomputed = 0
+        while len(seconds) < kills:
+            _kill_under_a_sweep(bench, kills, seconds)
+            recomputed += bench.results.recomputed
         plain = [_kill_under_a_plain_job(bench) for _ in range(repeat)]
     return {
         "kills": len(seconds),
@@ -48,39 +52,43 @@ class _Enough(KeyboardInterrupt):
     """Tells a sweep to stop, as its user would."""
 
 
-def _kill_under_a_sweep(bench: Rig, kills: int) -> list[float]:
-    """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again."""
-    seconds: list[float] = []
-    finished = threading.Event()
-    killer = threading.Thread(target=_kill, args=(bench, kills, seconds, finished), daemon=True)
+def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
+    """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again.
+
+    Until there are enough, or the free lanes have taken all so fast that the factory saw no job wait and so nothing to
+    replace the glidein for: the next sweep brings it.
+    """
+    over = threading.Event()
+    killer = threading.Thread(target=_kill, args=(bench, kills, seconds, over), daemon=True)
 
     def watch(progress: Any) -> None:
         if progress.done and killer.ident is None:
             killer.start()
-        if len(seconds) == kills:
+        if over.is_set():
             raise _Enough
 
     records = kills * 20 * 50  # twenty seconds a kill, more than it and its successor's start will take
     with suppress(_Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
-    finished.set()
-    return seconds
+    over.set()
 
 
-def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
+def _kill(bench: Rig, kills: int, seconds: list[float], over: threading.Event) -> None:
     rng = random.Random(1)
-    while len(seconds) < kills and not finished.is_set():
+    whole = time.monotonic()  # when all three were there
+    while len(seconds) < kills and not over.is_set() and time.monotonic() - whole < ALONE_SECONDS:
         time.sleep(rng.uniform(2.0, 4.0))
         masters = glidein_masters(bench)
         at_work = [master for master in masters if _has_client(bench, master)]
         if len(masters) < 3 or not at_work:
             continue
         events = EventLog()
-        killed = time.monotonic()
+        whole = killed = time.monotonic()
         rng.choice(at_work).send(signal.SIGKILL)
-        if (again := started_again(events, finished)) is not None:
+        if (again := started_again(events, over)) is not None:
             seconds.append(again - killed)
             print(f"bench: kill {len(seconds)}: {seconds[-1]:.3f} s", file=sys.stderr)
+    over.set()
 
 
 def _has_client(bench: Rig, master: processes.Process) -> bool:
