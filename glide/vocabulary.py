@@ -35,6 +35,10 @@ class Machine:
     GPU_NAME = "GlideGpuName"
     SERVICE = "GlideService"
     RETIRES = "GlideRetires"
+    CACHED = "GlideCached"
+    SHARES = "GlideShares"
+    FETCHING = "GlideFetching"
+    PEER = "GlidePeer"
 
 
 class Job:

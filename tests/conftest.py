@@ -101,8 +101,9 @@ def start(tmp_path: Path):
 
     servers: list[Server] = []
 
-    def start(template: Template | None = None, **options: Any) -> Server:
-        servers.append(Server(tmp_path / f"{len(servers)}", template or Template("fake", "noop", options=options)))
+    def start(template: Template | None = None, supply: dict[str, Any] | None = None, **options: Any) -> Server:
+        template = template or Template("fake", "noop", options=options)
+        servers.append(Server(tmp_path / f"{len(servers)}", template, **supply or {}))
         return servers[-1]
 
     yield start

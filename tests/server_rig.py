@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from glide.invoke.carriers import read_results
+from glide.server.settings import Settings
+from glide.server.supply import SupplySettings
 from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
 from tests.conftest import eventually
@@ -60,7 +62,14 @@ class Call:
 class Server:
     """A model server's process for one template, as a glidein starts it."""
 
-    def __init__(self, folder: Path, template: Template | None, lanes: int = 1, memory: float = 0):
+    def __init__(
+        self,
+        folder: Path,
+        template: Template | None,
+        lanes: int = 1,
+        memory: float = 0,
+        **supply: Any,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.template = template
@@ -69,7 +78,8 @@ class Server:
         self.calls: list[Call] = []
         if template is not None:
             (folder / "template.json").write_text(template.to_json())
-        arguments = [folder / "template.json", self.door, self.log, lanes, memory, 0]
+        (folder / "server.json").write_text(Settings(lanes, memory or None, supply=SupplySettings(**supply)).to_json())
+        arguments = [folder / "server.json", folder / "template.json", self.door, self.log]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
 
     def states(self) -> Iterator[dict[str, Any]]:

@@ -63,7 +63,7 @@ def loaded(folder: Path, **options: Any) -> Transformers:
     engine: Any = engines.build(
         Template("tiny", "transformers", str(folder), options={"dtype": "float32", "device": "cpu", **options})
     )
-    engine.load(lambda state: None)
+    engine.load(str(folder), lambda state: None)
     return engine
 
 

@@ -130,7 +130,7 @@ def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
     assert attributes[Machine.LOAD_SECONDS] >= 0.4
 
 
-@pytest.mark.parametrize("phase", [State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING])
+@pytest.mark.parametrize("phase", [State.IMPORTING, State.LOADING, State.WARMING])
 def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start, phase):
     template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
     hung, crashed = start(template), start(replace(template, options={"crash_in": phase}))

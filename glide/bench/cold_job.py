@@ -18,7 +18,7 @@ from glide.template import Template
 
 def main(model: str, source: str, target: str) -> None:
     engine = Transformers(Template("bench", "transformers", model), Transformers.Options(**OPTIONS))
-    engine.load(lambda state: None)
+    engine.load(model, lambda state: None)
     loaded = time.monotonic()
     records = [Record(number, text, GENERATE) for number, text in enumerate(json.loads(Path(source).read_text()))]
     texts = [completion.text for call in engine.plan(records) for completion in engine.call(call)]

@@ -72,6 +72,20 @@ class Pool(Strict):
     schedd: str | None = None
 
 
+class Cache(Strict):
+    """Where the files of models stay on a node, for all glideins there and those to come.
+
+    Attributes:
+        folder: on a disk of the node; by default one of the glideins' account in /var/tmp.
+        gigabytes: that it may take; by default most of its disk.
+        upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
+    """
+
+    folder: str | None = None
+    gigabytes: float | None = Field(None, gt=0)
+    upload_megabytes: float | None = Field(None, gt=0)
+
+
 class Service(Strict):
     """A model that is served elsewhere: an entry's glideins pass records on to it, beside others that load it.
 
@@ -108,6 +122,7 @@ class Entry(Strict):
         max_idle: at most so many of them waiting in the outer pool's queue.
         submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.
         removals_per_cycle: the same for removals.
+        cache: where files of models stay on the nodes.
         downtimes: when nothing is submitted.
         breaker: when to stop trying.
         knobs: further HTCondor configuration of the glideins.
@@ -129,6 +144,7 @@ class Entry(Strict):
     max_idle: int = Field(100, ge=1)
     submits_per_cycle: int = Field(10, ge=1)
     removals_per_cycle: int = Field(20, ge=1)
+    cache: Cache = Cache()
     downtimes: tuple[Downtime, ...] = ()
     breaker: Breaker = Breaker()
     knobs: dict[str, str] = Field(default_factory=dict)

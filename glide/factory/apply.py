@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import importlib.util
 import io
 import os
 import py_compile
+import secrets
 import shutil
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from glide.factory.look import take
 from glide.factory.plan import Action
 from glide.factory.room import owners
 from glide.factory.snapshot import Glidein, Snapshot
+from glide.files import Tree
 from glide.glidein.settings import SPREAD, Settings
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine
@@ -151,7 +154,7 @@ class Hands:
             return
         folder = self.folder / action.entry / template.digest[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        template = _as_there(self._entry(action.entry), template)
+        template = self._as_there(self._entry(action.entry), template)
         _publish(folder / "template.json", template.to_json().encode())
         description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
         macros = {
@@ -169,7 +172,7 @@ class Hands:
 
     def _prepare(self, entry: Entry, template: Template | None, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from; blank ones have none."""
-        template = template and _as_there(entry, template)
+        template = template and self._as_there(entry, template)
         digest = template.digest if template else ""
         folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,13 +181,23 @@ class Hands:
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
             memory=entry.request.model_memory, condor=entry.condor or _private_condor(),
-            idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime, knobs=entry.knobs,
+            idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
+            cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
+            upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, digest)
         _publish(folder / "glidein.json", settings.to_json().encode())
         _publish(folder / "glide.zip", _bundle())
         _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
         return folder
+
+    def _as_there(self, entry: Entry, template: Template) -> Template:
+        """The template as the entry's glideins have it, with the key to its files at their peers."""
+        secret = self.folder / "peers"
+        if not secret.exists():
+            _publish(secret, secrets.token_bytes(32))
+        key = hmac.new(secret.read_bytes(), Tree(template.files).digest.encode(), "sha256").hexdigest()
+        return replace(template, service=entry.service.options if entry.service else None, key=key)
 
     def _mint(self, entry: Entry, template: str) -> None:
         """A token for glideins of this entry: named after it, so that it can be revoked without the others'."""
@@ -202,11 +215,6 @@ class Hands:
                 self.of_entry(entry.name).retrieve(any_of(missing))
             for path in missing.values():
                 path.touch()  # asked once; there may be none
-
-
-def _as_there(entry: Entry, template: Template) -> Template:
-    """The template as the entry's glideins have it."""
-    return replace(template, service=entry.service.options) if entry.service else template
 
 
 def _tidy(folder: Path, before: float) -> None:
@@ -227,8 +235,8 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
 NODE_CODE = (
-    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "template", "server", "glidein", "invoke/ticket.sh",
-    "server/advertise.sh",
+    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "files", "template", "server", "glidein",
+    "invoke/ticket.sh", "server/advertise.sh",
 )  # fmt: skip
 
 

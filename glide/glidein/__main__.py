@@ -6,13 +6,14 @@ import os
 import random
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import time
 import zipfile
 from pathlib import Path
 
-from glide.glidein.configuration import Node, render
+from glide.glidein.configuration import Node, render, server
 from glide.glidein.settings import SPREAD, Settings
 from glide.server.job_ad import read_ad
 from glide.vocabulary import POOL_VARIABLE
@@ -35,6 +36,7 @@ def main() -> None:
     master, node = _node(folder, settings)
     _write_launcher(node)
     (folder / "condor_config").write_text(render(settings, node))
+    (folder / "server.json").write_text(server(settings, node).to_json())
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
     environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
     environment.pop("PYTHONPATH")  # invocation jobs are not ours to give a path to
@@ -56,8 +58,20 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
         folder, glide_id, daemon_name, sys.executable, release,
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
-        int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)), os.environ.get(POOL_VARIABLE),
+        int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)),
+        _address(settings.collector), os.environ.get(POOL_VARIABLE),
     )  # fmt: skip
+
+
+def _address(collector: str) -> str:
+    """This node's address on the way to the collector: where the pool's other nodes reach it, if they do."""
+    host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((host, 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(way.getsockname()[0])
 
 
 def _condor_master(settings: Settings) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from glide.glidein.settings import Settings
+from glide.server import settings as server_settings
+from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
 
@@ -21,6 +24,7 @@ class Node:
     libexec: Path
     lib: Path
     retires: int  # Unix time from when on it takes no further job
+    host: str = "127.0.0.1"  # its address, as other nodes of the pool see it
     pool_home: str | None = None  # of the embedded pool it runs on: `glide pool down` finds its strays by it
 
     @property
@@ -42,6 +46,23 @@ class Node:
     @property
     def advertise(self) -> Path:
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
+
+
+def server(settings: Settings, node: Node) -> server_settings.Settings:
+    """What the model server is told."""
+    sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
+    names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
+    cache, share = settings.cache, settings.upload_megabytes
+    return server_settings.Settings(
+        settings.lanes, settings.memory, settings.idle_seconds, settings.factory,
+        SupplySettings(
+            cache=cache or (f"{node.pool_home}/cache" if node.pool_home else f"/var/tmp/glide-{os.geteuid()}"),
+            limit=int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None,
+            glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
+            directory=[str(node.release_dir / "bin" / "condor_status"), "-constraint", sharing, "-af", *names],
+            plugins=str(node.libexec),
+        ),
+    )  # fmt: skip
 
 
 def render(settings: Settings, node: Node) -> str:
@@ -68,8 +89,8 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
-        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/template.json {node.door} {node.log} {settings.lanes}"
-                            f" {settings.memory or 0} {settings.idle_seconds} {settings.factory}",
+        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/server.json {node.folder}/template.json {node.door}"
+                            f" {node.log}",
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip

@@ -23,6 +23,9 @@ class Settings:
     template: what it holds at first; a blank one nothing.
     idle_seconds: without a claim for so long, the glidein ends itself.
     lifetime: after so many seconds it takes no further job.
+    cache: the folder on the node where files stay for the glideins to come; by default one of this account.
+    cache_gigabytes: that it may take; None for most of its disk.
+    upload_megabytes: a second that other nodes may take from it; None for no limit.
     knobs: further HTCondor configuration of this entry.
     """
 
@@ -38,6 +41,9 @@ class Settings:
     condor: str | None = None
     idle_seconds: int = 600
     lifetime: int = 86400
+    cache: str | None = None
+    cache_gigabytes: float | None = None
+    upload_megabytes: float | None = None
     knobs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -1,4 +1,4 @@
-"""`python -m glide.server TEMPLATE.json DOOR LOG LANES MEMORY IDLE_SECONDS [FACTORY]`: a glidein's model server."""
+"""`python -m glide.server SETTINGS.json TEMPLATE.json DOOR LOG`: a glidein's model server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from glide.server.model_server import ModelServer
+from glide.server.settings import Settings
 from glide.template import Template
 
 
-async def serve(template: Path, door: Path, log: Path, lanes: str, memory: str, idle: str, factory: str = "") -> None:
+async def serve(settings: Path, template: Path, door: Path, log: Path) -> None:
     """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
     os.umask(0o077)  # the secrets here are this account's alone
     os.chdir(door.parent)
@@ -20,7 +21,7 @@ async def serve(template: Path, door: Path, log: Path, lanes: str, memory: str, 
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     first = Template.from_json(template.read_text()) if template.exists() else None
-    server = ModelServer(first, int(lanes), float(memory) or None, float(idle) or None, factory, door, log)
+    server = ModelServer(first, Settings.from_json(settings.read_text()), door, log)
     task = asyncio.ensure_future(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
@@ -32,5 +33,4 @@ async def serve(template: Path, door: Path, log: Path, lanes: str, memory: str, 
 
 
 if __name__ == "__main__":
-    template, door, log = (Path(path).absolute() for path in sys.argv[1:4])
-    asyncio.run(serve(template, door, log, *sys.argv[4:]))
+    asyncio.run(serve(*(Path(path).absolute() for path in sys.argv[1:5])))

@@ -22,7 +22,6 @@ from typing import Any
 from glide.server import engines, frames
 from glide.server.engines import Completion, Engine, Record
 from glide.template import Template
-from glide.vocabulary import State
 
 INTERRUPT = signal.SIGUSR1  # ends a call
 DUMP = signal.SIGUSR2  # has the stacks of all threads written to the log
@@ -52,11 +51,11 @@ def _load(front: socket.socket, template: Template) -> Engine:
         front.sendall(frames.encode({"phase": state}))
 
     try:
-        phase(State.FETCHING)
-        if missing := template.missing_files():
-            raise FileNotFoundError("; ".join(missing[:3]))
+        started = time.monotonic()
         engine = engines.build(template)
-        engine.load(phase)
+        engine.prepare()
+        front.sendall(frames.encode({"imported": time.monotonic() - started}))
+        engine.load(frames.receive(front)["folder"], phase)
         front.sendall(
             frames.encode(
                 {

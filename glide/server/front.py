@@ -20,6 +20,7 @@ from glide.server.job import Item, Job, oldest_first
 from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
+from glide.server.supply import Supply, Unfetched
 from glide.server.ticket import Ticket
 from glide.template import Template
 from glide.vocabulary import Exit, State
@@ -34,12 +35,14 @@ class Front:
     """Serves one template until it is stopped.
 
     Args:
+        supply: brings its files.
         changed: to be set when its status has changed.
         native: whether it is what its glidein was started for, whose own job is told how it fares.
     """
 
-    def __init__(self, template: Template, log: Path, changed: asyncio.Event, native: bool):
+    def __init__(self, template: Template, supply: Supply, log: Path, changed: asyncio.Event, native: bool):
         self.template = template
+        self.supply = supply
         self.log = log
         self.changed = changed
         self.native = native
@@ -69,6 +72,7 @@ class Front:
         self.living.cancel()
         with suppress(asyncio.CancelledError):
             await self.living
+        self.supply.release(self.template)
 
     async def _live(self) -> None:
         """Keep an engine alive for as long as that makes sense."""
@@ -94,7 +98,7 @@ class Front:
     async def _engine_life(self) -> None:
         """One engine process from its start to its death."""
         engine = await EngineHandle.start(self.template, self.log)
-        tasks = [asyncio.create_task(self._watch(engine))]
+        tasks = [asyncio.create_task(self._watch(engine)), asyncio.create_task(self._bring_files(engine))]
         try:
             while True:
                 message = await engine.receive()
@@ -102,6 +106,8 @@ class Front:
                     self._enter(message["phase"])
                 elif "failed" in message:
                     self._enter(State.FAILED, message["failed"])
+                elif "imported" in message:
+                    self.status = replace(self.status, import_seconds=message["imported"])
                 elif "warm" in message:
                     warm = message["warm"]
                     gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
@@ -118,7 +124,8 @@ class Front:
                         engine.idle(message["idle"], self)
         except DeadEngine as death:
             if self.status.state in State.COMING_UP:
-                during = "" if engine.overdue else f" while {self.status.state}"
+                at = State.IMPORTING if self.status.state == State.FETCHING else self.status.state  # what it does then
+                during = "" if engine.overdue else f" while {at}"
                 self._enter(State.FAILED, f"the engine {death}{during}")
             elif self.status.state == State.WARM:
                 self._enter(State.BLANK, f"the engine {death}")
@@ -128,13 +135,29 @@ class Front:
                 task.cancel()
             await engine.stop()
 
+    async def _bring_files(self, engine: EngineHandle) -> None:
+        """Give the engine, which imports what it needs meanwhile, the folder with its files."""
+        self._enter(State.FETCHING)
+        budget = self.template.budget(State.FETCHING)
+        try:
+            folder = await asyncio.wait_for(self.supply.bring(self.template), budget)
+        except asyncio.TimeoutError:
+            self._enter(State.FAILED, f"its files were {State.FETCHING} for more than {budget:g} s")
+        except (Unfetched, OSError) as error:
+            self._enter(State.FAILED, str(error))
+        else:
+            self._enter(State.IMPORTING)
+            return await engine.send({"folder": folder})
+        await engine.stop()
+
     async def _watch(self, engine: EngineHandle) -> None:
         """No phase may take longer than its budget, and no call than the longest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
             state = self.status.state
-            if state in State.COMING_UP and time.time() - self.status.since > self.template.budget(state):
-                await engine.give_up(f"was {state} for more than its {self.template.budget(state):g} s")
+            budget = self.template.budget(state) if state in State.COMING_UP else float("inf")
+            if state != State.FETCHING and time.time() - self.status.since > budget:
+                await engine.give_up(f"was {state} for more than its {budget:g} s")
             if engine.silent > self.template.budget(State.WARM):
                 await engine.give_up(f"has said nothing for {engine.silent:.0f} s, and has records to serve")
             items = [self.flying[key] for key in engine.begun if key in self.flying]

@@ -19,7 +19,9 @@ from pathlib import Path
 from glide.server.engine import FRONT
 from glide.server.front import Front
 from glide.server.outer_job import tell_outer_job
+from glide.server.settings import Settings
 from glide.server.status import Status
+from glide.server.supply import Supply
 from glide.server.ticket import Door, Ticket, Watch
 from glide.template import Template
 from glide.vocabulary import Exit, State
@@ -41,38 +43,28 @@ class ModelServer:
 
     Args:
         template: what all lanes offer at first; None for a blank server.
-        lanes: how many there are.
-        memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
-        idle_seconds: without a job for so long, and nothing being loaded, the glidein ends itself; None for never.
-        factory: the User who may bring code of others: their jobs have described it to the factory.
+        settings: of this node.
         door, log: files.
     """
 
-    def __init__(
-        self,
-        template: Template | None,
-        lanes: int,
-        memory: float | None,
-        idle_seconds: float | None,
-        factory: str,
-        door: Path,
-        log: Path,
-    ):
+    def __init__(self, template: Template | None, settings: Settings, door: Path, log: Path):
         self.template = template
-        self.memory = memory
-        self.idle_seconds = idle_seconds
-        self.factory = factory
+        self.memory = settings.memory
+        self.idle_seconds = settings.idle_seconds
+        self.factory = settings.factory
         self.door = Door(door)
         self.log = log
         self.blank = Status()
-        self.lanes: list[Front | None] = [None] * lanes
+        self.lanes: list[Front | None] = [None] * settings.lanes
         self.fronts: dict[str, Front] = {}  # by digest
         self.sizes: dict[str, float] = {}  # MB that states have taken, by digest
         self.moving = asyncio.Lock()
         self.changed = asyncio.Event()
+        self.supply = Supply(settings.supply, self.changed)
 
     async def run(self) -> None:
         """Listen."""
+        await self.supply.start()
         visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
         if self.template:
             self.lanes = [self._bring(self.template)] * len(self.lanes)
@@ -86,6 +78,7 @@ class ModelServer:
             leaving.cancel()
             for front in self.fronts.values():
                 await front.stop()
+            self.supply.stop()
 
     async def _leave_when_idle(self) -> None:
         """End the glidein, whose condor_master is our parent, when it has been of no use for long.
@@ -189,7 +182,7 @@ class ModelServer:
 
     def _bring(self, template: Template) -> Front:
         native = self.template is not None and template.digest == self.template.digest
-        front = self.fronts[template.digest] = Front(template, self.log, self.changed, native)
+        front = self.fronts[template.digest] = Front(template, self.supply, self.log, self.changed, native)
         front.start()
         return front
 
@@ -248,10 +241,13 @@ class ModelServer:
         """Send each lane's status now and whenever it changes."""
         told: dict[int, tuple[Status, float]] = {}
         while True:
+            files = self.supply.facts()
             for lane, front in enumerate(self.lanes):
                 # That a newcomer has failed is its sticky job's to say; the lane is about to be something else.
                 shown = front and (front.native or front.status.state != State.FAILED)
-                status = replace(front.status if front and shown else self.blank, room=self.room, owner=self.owner)
+                status = replace(
+                    front.status if front and shown else self.blank, room=self.room, owner=self.owner, files=files
+                )
                 known, since = told.get(lane, (None, 0.0))
                 age = time.monotonic() - since
                 if status.is_news_after(known) or (age > COUNT_SECONDS and known != status):

@@ -35,6 +35,7 @@ class Status:
     import_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)  # what is told of them in the ad
     room: float | None = None  # MB that another template may take on this lane, if it is idle
 
     def entering(self, state: str, failure: str = "") -> Status:
@@ -43,7 +44,6 @@ class Status:
         spent = now - self.since
         times: dict[str, Any] = {
             State.FETCHING: {"fetch_seconds": self.fetch_seconds + spent},
-            State.IMPORTING: {"import_seconds": self.import_seconds + spent},
             State.LOADING: {"load_seconds": self.load_seconds + spent},
             State.WARMING: {"warm_seconds": self.warm_seconds + spent},
         }.get(self.state, {})
@@ -66,6 +66,8 @@ class Status:
     def is_news_after(self, told: Status | None) -> bool:
         """Whether somebody would act on it who knows that one: another state, or another pace."""
         if told is None or (told.template, told.state, told.batch) != (self.template, self.state, self.batch):
+            return True
+        if told.files != self.files:
             return True
         return abs(self.record_seconds - told.record_seconds) > 0.25 * told.record_seconds
 
@@ -94,6 +96,7 @@ class Status:
             Machine.LOAD_SECONDS: round(self.load_seconds, 3),
             Machine.WARM_SECONDS: round(self.warm_seconds, 3),
         }
+        values |= self.files
         values |= {} if self.room is None else {Machine.ROOM: int(self.room)}
         return {name: value for name, value in values.items() if value != ""}
 

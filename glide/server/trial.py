@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glide.server.settings import Settings
 from glide.template import Template
 from glide.vocabulary import Machine, State
 
@@ -39,8 +40,9 @@ def trial(template: Template, watch: Callable[[str], None] = lambda state: None)
     with tempfile.TemporaryDirectory(prefix="glide-trial-") as name:
         folder = Path(name)
         (folder / "template.json").write_text(template.to_json())
-        paths = [folder / "template.json", folder / "door", folder / "log"]
-        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths), "1", "0", "0"])
+        (folder / "server.json").write_text(Settings().to_json())
+        paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
+        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths)])
         try:
             ad: dict[str, Any] = {}
             for ad in _states(server, folder / "door"):

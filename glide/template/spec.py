@@ -48,12 +48,13 @@ class Template:
     Attributes:
         model: the name under which it is advertised (GlideModel).
         engine: which engine of glide.server.engines loads it.
-        path: folder of the model's files as nodes see it, or None for engines without files.
+        path: where its files are: a folder, or an address (glide.files.sources); None for engines without files.
         files: sha256 and size in bytes of each of the folder's files, by relative name.
         options: the engine's own options.
         function: what the python engine calls.
         service: options of the openai engine, where this node passes records on to a service that has the model.
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
+        key: opens the doors of peers that have its files; from the factory, for its glideins alone.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Template:
     function: Function | None = None
     budgets: dict[str, float] = field(default_factory=dict)
     service: dict | None = None
+    key: str = ""
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:

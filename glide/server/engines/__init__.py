@@ -60,8 +60,11 @@ class Engine(Protocol):
     batch: int
     window: int
 
-    def load(self, phase: Callable[[str], None]) -> None:
-        """Materialise the state, announcing each phase (glide.vocabulary.State) as it begins."""
+    def prepare(self) -> None:
+        """Import what loading needs, while the template's files are still coming."""
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
+        """Materialise the state of the files in a folder of this node, announcing Loading and Warming as they begin."""
 
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         """Divide records into calls, in the order in which they are to be made."""

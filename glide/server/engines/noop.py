@@ -31,7 +31,7 @@ class Noop:
         parallel: how many records are served at the same time.
         raise_on, hang_on, crash_on: a record whose prompt contains this text raises, never returns, or takes the
             engine's process down with a segmentation fault; for trying out what then happens.
-        hang_in, crash_in: the same for a phase on the way to Warm: Fetching, Importing, Loading or Warming.
+        hang_in, crash_in: the same for a phase on the way to Warm: Importing, Loading or Warming.
         """
 
         load_seconds: float = 0.0
@@ -50,16 +50,22 @@ class Noop:
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
 
-    def load(self, phase: Callable[[str], None]) -> None:
-        for state in (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING):
-            if state in (State.LOADING, self.options.hang_in, self.options.crash_in):
-                phase(state)
-            if state == self.options.hang_in:
-                _hang()
-            if state == self.options.crash_in:
-                _crash()
-            if state == State.LOADING:
-                time.sleep(self.options.load_seconds)
+    def prepare(self) -> None:
+        self._pass(State.IMPORTING)
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
+        phase(State.LOADING)
+        self._pass(State.LOADING)
+        time.sleep(self.options.load_seconds)
+        if State.WARMING in (self.options.hang_in, self.options.crash_in):
+            phase(State.WARMING)
+        self._pass(State.WARMING)
+
+    def _pass(self, state: str) -> None:
+        if state == self.options.hang_in:
+            _hang()
+        if state == self.options.crash_in:
+            _crash()
 
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         return [list(records[i : i + self.batch]) for i in range(0, len(records), self.batch)]

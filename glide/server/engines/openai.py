@@ -108,19 +108,21 @@ class OpenAI:
         self.key = ""
         self.resume = 0.0  # when the service may be asked again, by the monotonic clock
 
-    def load(self, phase: Callable[[str], None]) -> None:
-        phase(State.LOADING)
+    def prepare(self) -> None:
         import httpx2
 
         self.httpx = httpx2
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
+        phase(State.LOADING)
         self.key = read_key(Path(self.options.key_file)) if self.options.key_file else ""
-        self.client = httpx2.AsyncClient(
+        self.client = self.httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            timeout=self.httpx.Timeout(None, connect=CONNECT_SECONDS),
             # No limit to connections: `parallel` is one, and a request that is cancelled while it waits for the
             # pool leaves it a connection that nobody can use (encode/httpcore#1093).
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=self.options.parallel),
+            limits=self.httpx.Limits(max_connections=None, max_keepalive_connections=self.options.parallel),
         )
         # Requests live in a thread, the only one: the front's signal then meets a main thread that only waits, and
         # can cancel them where they are.

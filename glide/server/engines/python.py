@@ -48,17 +48,19 @@ class Python:
         self.window = 1024
         self.function = lru_cache(64)(_unpickled)
 
-    def load(self, phase: Callable[[str], None]) -> None:
-        phase(State.IMPORTING)
+    def prepare(self) -> None:
         made = self.template.function
         if made is None:
             raise ValueError("this template has no function")
         _check_versions(made)
-        function, arguments, keywords = _unpickled(made.pickle)
+        self.made = _unpickled(made.pickle)
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         phase(State.LOADING)
-        root = self.template.path
+        function, arguments, keywords = self.made
         state = function(
-            *(on_node(each, root) for each in arguments), **{key: on_node(each, root) for key, each in keywords.items()}
+            *(on_node(each, folder) for each in arguments),
+            **{name: on_node(each, folder) for name, each in keywords.items()},
         )
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise TypeError(f"{self.template.model} returned {type(state).__name__}, not a dict of named values")

@@ -41,28 +41,38 @@ class Transformers:
         system: str = ""
 
     def __init__(self, template: Template, options: Options):
-        self.path = template.path or ""
         self.options = options
         self.batch = options.batch
         self.window = 16 * options.batch  # enough to sort by length; more would only delay other clients
         self.planned: dict[int, Prompt] = {}
 
-    def load(self, phase: Callable[[str], None]) -> None:
-        phase(State.IMPORTING)
+    def prepare(self) -> None:
+        import torch  # noqa: F401
+        import transformers
+
+        # Each name of transformers is imported when it is first asked for; here that costs nobody a second.
+        _ = transformers.AutoTokenizer, self._loader
+
+    @property
+    def _loader(self) -> Any:
+        import transformers
+
+        kind = {"generate": "ForCausalLM", "embed": "", "classify": "ForSequenceClassification"}[self.options.task]
+        return getattr(transformers, f"AutoModel{kind}")
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         import torch
         import transformers
 
         options = self.options
-        kind = {"generate": "ForCausalLM", "embed": "", "classify": "ForSequenceClassification"}[options.task]
-        loader: Any = getattr(transformers, f"AutoModel{kind}")  # which only now is imported
         transformers.utils.logging.disable_progress_bar()
         phase(State.LOADING)
         self.device = choose(options.device)
         probe(self.device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(tokenizer, options.chat, options.system)
         dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-        model = loader.from_pretrained(self.path, dtype=dtype).to(self.device).eval()
+        model = self._loader.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         probe(self.device)
         phase(State.WARMING)
         self.task: Generation | Embedding | Classification

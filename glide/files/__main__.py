@@ -1,0 +1,78 @@
+"""`python -m glide.files`: get a template's files in place. A process of its own, as hashing and disks take their time.
+
+On its input a JSON object: `template`, `cache` (folder and limit), `plugins`, and `swarm` (or null). On its output a
+line of JSON each: `{"size", "cached", "source", "peers"}` in bytes while it goes on, and in the end `{"folder"}` or
+`{"failed"}`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glide.files.cache import Cache
+from glide.files.fetch import Account, Fetch, Swarm, Wrong
+from glide.files.peers import Directory
+from glide.files.sources import is_remote, open_source
+from glide.files.tree import Tree
+from glide.template import Template
+
+SAY_SECONDS = 0.5
+
+
+def main() -> None:
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: who asked is gone
+    request = json.load(sys.stdin)
+    try:
+        say({"folder": str(in_place(request))})
+    except (OSError, Wrong, ValueError) as error:
+        say({"failed": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+def in_place(request: dict[str, Any]) -> Path:
+    """The folder with the template's files: its own where that is on this node's disk, else one of the cache's."""
+    template = Template.from_json(request["template"])
+    cache = Cache(Path(request["cache"]["folder"]), request["cache"]["limit"])
+    own = Path(template.path or "")
+    if own.is_absolute() and own.exists() and not is_remote(own):
+        for name, (content, size) in template.files.items():
+            if (own / name).stat().st_size != size or not cache.verify(own / name, content):
+                raise Wrong(f"{own / name} is not what the template was made of: it has changed since")
+        return own
+    swarm = request["swarm"]
+    plugins = Path(request["plugins"]) if request["plugins"] else None
+    fetch = Fetch(
+        cache, Tree(template.files), open_source(template.path or "", plugins),
+        Swarm(**{**swarm, "directory": Directory(swarm["directory"])}) if swarm else None, Teller().tell,
+    )  # fmt: skip
+    folder = fetch.run()
+    say(asdict(fetch.account))
+    return folder
+
+
+class Teller:
+    """Says how it goes, but not all the time."""
+
+    said = 0.0
+
+    def tell(self, account: Account) -> None:
+        if time.monotonic() - self.said > SAY_SECONDS:
+            self.said = time.monotonic()
+            say(asdict(account))
+
+
+def say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main()

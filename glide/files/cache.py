@@ -1,0 +1,322 @@
+"""A node's cache: contents by sha256, shared by all glideins of one account on one host, and by those that come later.
+
+    contents/SHA    a complete, verified file, read-only
+    partial/SHA     one under way, with the chunks it has (.have) and a lock; who finds it goes on with it
+    known/…         what was verified when a file looked as it does: it is not read again until it changes
+    trees/DIGEST/   a folder of hard links to contents: what an engine is given; DIGEST.lock is held by who uses it
+
+Locks are flock's, so a killed process leaves none. What is used least recently makes room, never what is in use.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glide.files.tree import Tree, blocks, chunks, digests_of, extent
+
+SPARE = 0.05  # of its disk is left to others where no limit is given
+
+
+class NoRoom(OSError):
+    """Nothing more can be evicted, and it does not suffice."""
+
+
+class Cache:
+    """The cache in a folder.
+
+    Args:
+        folder: made if need be, for this account alone.
+        limit: bytes that it may take; None for all of the disk but SPARE.
+
+    Raises:
+        OSError: the folder can't be made, or is somebody else's.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None):
+        self.folder = folder
+        self.limit = limit
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "a cache must be a folder of this account alone (0700)", str(folder))
+        for name in ("contents", "partial", "known", "trees"):
+            (folder / name).mkdir(exist_ok=True, mode=0o700)
+
+    # ---- whole trees -----------------------------------------------------------------------------
+
+    @contextmanager
+    def used(self, tree: str) -> Iterator[None]:
+        """While this lasts, a tree is not evicted; it counts as used now."""
+        with _locked(self._lock(tree), fcntl.LOCK_SH):
+            os.utime(self._lock(tree))
+            yield
+
+    def _lock(self, tree: str) -> Path:
+        return self.folder / "trees" / f"{tree}.lock"
+
+    @property
+    def trees(self) -> list[str]:
+        """The digests of the trees that are here, the one used last first."""
+        found = [lock for lock in (self.folder / "trees").glob("*.lock") if lock.with_suffix("").is_dir()]
+        return [lock.stem for lock in sorted(found, key=_used, reverse=True)]
+
+    def place(self, tree: Tree) -> Path | None:
+        """The tree's folder, if all of it is here and as it was when it was verified."""
+        folder = self.folder / "trees" / tree.digest
+        whole = all(self.knows(folder / name, content) for name, (content, _) in tree.files.items())
+        return folder if whole and folder.is_dir() else None
+
+    def link(self, tree: Tree, content: str) -> None:
+        """Put a content that is here into the folder to be, which also keeps it from being evicted."""
+        building = self._building(tree)
+        for name, (digest, _) in tree.files.items():
+            if digest == content and not (building / name).exists():
+                (building / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(self.content(content), building / name)
+
+    def publish(self, tree: Tree) -> Path:
+        """Make what has been linked the tree's folder, in one step."""
+        folder = self.folder / "trees" / tree.digest
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was faster: then that is the tree's folder
+            self._building(tree).rename(folder)
+        shutil.rmtree(self._building(tree), ignore_errors=True)
+        return folder
+
+    def _building(self, tree: Tree) -> Path:
+        return self.folder / "trees" / f"{tree.digest}.{os.getpid()}"
+
+    # ---- what has been verified ------------------------------------------------------------------
+
+    def knows(self, path: Path, content: str) -> bool:
+        """Whether a file has been verified, and has not changed since."""
+        return self.parts(path, content) is not None
+
+    def parts(self, path: Path, content: str) -> list[str] | None:
+        """sha256 of each chunk of a verified file; None when it is not one."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            memo = json.loads(self._memo(path, content).read_text())
+            if memo["looks"] == _looks(path):
+                return list(memo["parts"])
+        return None
+
+    def verify(self, path: Path, content: str) -> bool:
+        """Whether a file, of this cache or not, is what it should be: read, unless that is known."""
+        if self.knows(path, content):
+            return True
+        digest, parts = digests_of(path)
+        if digest == content:
+            self.remember(path, content, parts)
+        return digest == content
+
+    def remember(self, path: Path, content: str, parts: list[str]) -> None:
+        """Note that a file was read and is what it should be."""
+        memo = self._memo(path, content)
+        fresh = memo.with_name(f"{memo.name}.{os.getpid()}")
+        fresh.write_text(json.dumps({"looks": _looks(path), "parts": parts}))
+        fresh.replace(memo)
+
+    def _memo(self, path: Path, content: str) -> Path:
+        status = path.stat()  # all links to a file are one
+        return self.folder / "known" / f"{content}-{status.st_dev}-{status.st_ino}"
+
+    # ---- single contents -------------------------------------------------------------------------
+
+    def content(self, content: str) -> Path:
+        """Where a content is, if it is here."""
+        return self.folder / "contents" / content
+
+    def has(self, content: str) -> bool:
+        """Whether it is here and as it was when it was verified."""
+        return self.knows(self.content(content), content)
+
+    def partial(self, content: str) -> Path:
+        return self.folder / "partial" / content
+
+    @contextmanager
+    def part(self, content: str, size: int) -> Iterator[Part]:
+        """A content under way, for this process alone: others wait here until it is done with it."""
+        path = self.partial(content)
+        with _locked(path.with_suffix(".lock"), fcntl.LOCK_EX):
+            yield Part(self, path, content, size)
+
+    # ---- room ------------------------------------------------------------------------------------
+
+    def make_room(self, needed: int) -> None:
+        """Evict what is used least recently until so many bytes fit; NoRoom when it does not suffice."""
+        victims = [self._lock(tree) for tree in reversed(self.trees)]
+        for part in (self.folder / "partial").glob("*.lock"):  # of a process that was killed, and nobody came again
+            victims.insert(0, part)
+        for lock in victims:
+            if self._room() >= needed:
+                return
+            with suppress(BlockingIOError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                self._forget(lock)
+        if (room := self._room()) < needed:
+            raise NoRoom(
+                errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {max(0, room) / 1e6:.0f} MB are to be had, as"
+                " the rest is in use", str(self.folder),
+            )  # fmt: skip
+
+    def _forget(self, lock: Path) -> None:
+        """Delete a tree or a part, and contents that no other tree needs."""
+        for folder in (self.folder / "trees").glob("*.[0-9]*"):
+            if not Path("/proc", folder.suffix[1:]).exists():  # its builder was killed
+                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        for path in (lock.with_suffix(""), lock.with_suffix(".have"), lock):
+            with suppress(OSError):
+                path.unlink()
+        for path in (self.folder / "contents").iterdir():
+            with suppress(OSError):
+                if path.stat().st_nlink == 1 and not _is_locked(self.partial(path.name).with_suffix(".lock")):
+                    self._memo(path, path.name).unlink(missing_ok=True)
+                    path.unlink()
+
+    def _room(self) -> int:
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        if self.limit is None:
+            return free - int(SPARE * disk.f_blocks * disk.f_frsize)
+        kept = [*(self.folder / "contents").iterdir(), *(self.folder / "partial").iterdir()]
+        return min(free, self.limit - sum(_taken(path) for path in kept))
+
+
+class Part:
+    """A content under way. Chunks may come in any order, each is on disk before it counts."""
+
+    def __init__(self, cache: Cache, path: Path, content: str, size: int):
+        self.cache = cache
+        self.path = path
+        self.content = content
+        self.size = size
+        self.have: dict[int, str] = {}  # sha256 by chunk
+        if not cache.has(content):
+            self._resume()
+
+    def _resume(self) -> None:
+        """What a process before us had, as far as it is still what it was."""
+        self.have = read_have(self.path)
+        if not self.have:
+            return
+        with suppress(OSError):
+            for number, data in enumerate(blocks(self.path)):
+                if number in self.have and hashlib.sha256(data).hexdigest() != self.have[number]:
+                    del self.have[number]
+
+    @property
+    def missing(self) -> list[int]:
+        return [] if self.cache.has(self.content) else [n for n in chunks(self.size) if n not in self.have]
+
+    def write(self, number: int, data: bytes) -> None:
+        """Keep a chunk; OSError when the disk does not."""
+        start, length = extent(number, self.size)
+        if len(data) != length:
+            raise ValueError(f"chunk {number} has {len(data)} bytes, not {length}")
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            with open(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
+                file.seek(start)
+                file.write(data)
+            with self.path.with_suffix(".have").open("a") as have:
+                have.write(f"{number} {digest}\n")
+        except OSError as error:
+            self.drop()  # a full disk is not to stay full for our sake
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self.have[number] = digest
+
+    def drop(self) -> None:
+        """Forget it all: it is wrong, or in the way."""
+        self.have = {}
+        for path in (self.path, self.path.with_suffix(".have")):
+            path.unlink(missing_ok=True)
+
+    def finish(self) -> bool:
+        """Whether the whole is what it should be; then it is a content, else it is gone."""
+        if self.cache.has(self.content):
+            return True
+        if self.size == 0:
+            self.path.touch(mode=0o600)
+        digest, parts = digests_of(self.path)
+        if digest != self.content:
+            self.drop()
+            return False
+        self.path.chmod(0o400)
+        target = self.cache.content(self.content)
+        self.path.rename(target)
+        self.cache.remember(target, self.content, parts)
+        self.path.with_suffix(".have").unlink(missing_ok=True)
+        return True
+
+
+def read_have(partial: Path) -> dict[int, str]:
+    """The chunks of a content under way, with their digests; a line that was cut short does not count."""
+    have = {}
+    with suppress(OSError):
+        for line in partial.with_suffix(".have").read_text().splitlines():
+            number, _, digest = line.partition(" ")
+            if number.isdigit() and len(digest) == 64:
+                have[int(number)] = digest
+    return have
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a lock file."""
+    descriptor = _lock(path, how)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, how: int) -> int:
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            with suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who evicts has deleted it meanwhile
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _used(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _taken(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_blocks * 512
+    return 0
+
+
+def _looks(path: Path) -> list[int]:
+    """What changes when a file does."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]

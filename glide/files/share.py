@@ -1,0 +1,133 @@
+"""What a node gives to its peers: chunks of the trees that it has a key for, and of those that it is just getting.
+
+A little HTTP, as sendfile does the work: `GET /TREE/have` and `GET /TREE/CONTENT/CHUNK`, each with a bearer token.
+Nothing that is asked for becomes a path: trees and contents are looked up. Standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from glide.files.cache import Cache, read_have
+from glide.files.peers import DIGEST, allows
+from glide.files.tree import Tree, extent
+
+UPLOADS = 4  # at the same time; who comes then is told to come again, or finds somebody else
+REQUEST_SECONDS = 10.0
+STALLED_SECONDS = 60.0  # for a chunk to be taken
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A tree that is shared: its key, and the folder where it lies if that is not the cache."""
+
+    tree: Tree
+    key: str
+    folder: Path | None = None
+
+
+class Share:
+    """The server.
+
+    Args:
+        rate: bytes a second that all uploads together may take; None for no limit.
+    """
+
+    def __init__(self, cache: Cache, rate: float | None = None):
+        self.cache = cache
+        self.rate = rate
+        self.offers: dict[str, Offer] = {}  # by digest
+        self.uploads = 0
+        self.sent = 0  # bytes
+        self.next = 0.0  # when the next upload may begin
+
+    async def start(self, host: str) -> int:
+        """Listen at an address of this node; the port."""
+        server = await asyncio.start_server(self._visited, host, 0)
+        self.serving = asyncio.create_task(server.serve_forever())
+        return int(server.sockets[0].getsockname()[1])
+
+    def stop(self) -> None:
+        self.serving.cancel()
+
+    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError, asyncio.IncompleteReadError):
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS)).decode("latin-1")
+            await self._answer(head, writer)
+            await writer.drain()
+        writer.close()
+
+    async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
+        request, *lines = head.split("\r\n")
+        method, path, _ = request.split(" ")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        _, tree, *rest = path.split("/")
+        offer = self.offers.get(tree)
+        # Who guesses a tree learns no more than who guesses a token.
+        if offer is None or not allows(offer.key, path, given, time.time()):
+            return _say(writer, "403 Forbidden")
+        if method == "GET" and rest == ["have"]:
+            return _say(writer, "200 OK", json.dumps(self._have(offer)).encode())
+        if method == "GET" and len(rest) == 2 and rest[0] in offer.tree.contents and rest[1].isdecimal():
+            return await self._upload(offer, rest[0], int(rest[1]), writer)
+        _say(writer, "404 Not Found")
+
+    def _have(self, offer: Offer) -> dict[str, list[int] | None]:
+        """The chunks of each content that are here; None for all of them."""
+        have: dict[str, list[int] | None] = {}
+        for content in offer.tree.contents:
+            if self._whole(offer, content) is not None:
+                have[content] = None
+            elif some := read_have(self.cache.partial(content)):
+                have[content] = sorted(some)
+        return have
+
+    def _whole(self, offer: Offer, content: str) -> tuple[Path, list[str]] | None:
+        """A verified file with the content, and its chunks' digests."""
+        path = offer.folder / offer.tree.name(content) if offer.folder else self.cache.content(content)
+        parts = self.cache.parts(path, content)
+        return None if parts is None else (path, parts)
+
+    async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
+        if self.uploads >= UPLOADS:
+            return _say(writer, "503 Service Unavailable")
+        path, digest = self.cache.partial(content), read_have(self.cache.partial(content)).get(chunk)
+        if whole := self._whole(offer, content):
+            path, digest = whole[0], dict(enumerate(whole[1])).get(chunk)
+        if digest is None:
+            return _say(writer, "404 Not Found")
+        start, length = extent(chunk, offer.tree.contents[content])
+        self.uploads += 1
+        try:
+            with path.open("rb") as file:
+                await self._wait_for_turn(length)
+                writer.write(_head("200 OK", length, f"{DIGEST}: {digest}\r\n"))
+                await writer.drain()
+                sending = asyncio.get_running_loop().sendfile(writer.transport, file, start, length)
+                await asyncio.wait_for(sending, STALLED_SECONDS)
+                self.sent += length
+        except FileNotFoundError:  # somebody has deleted the cache
+            _say(writer, "404 Not Found")
+        finally:
+            self.uploads -= 1
+
+    async def _wait_for_turn(self, length: int) -> None:
+        """Uploads follow each other so that they keep to the rate."""
+        if self.rate:
+            now = time.monotonic()
+            self.next = max(now, self.next) + length / self.rate
+            await asyncio.sleep(self.next - length / self.rate - now)
+
+
+def _say(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
+    writer.write(_head(status, len(body)) + body)
+
+
+def _head(status: str, length: int, more: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{more}Connection: close\r\n\r\n".encode()

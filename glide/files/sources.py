@@ -1,0 +1,173 @@
+"""Where a template's files come from when no peer has them: a folder, a web server, a model hub, HTCondor's plugins.
+
+Standard library only, but for the hub's own client.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+
+BLOCK = 1 << 20
+TIMEOUT = 60.0  # seconds without a byte
+TRIES = 5  # in a row without a byte more
+PAUSE = 1.0  # seconds before the second of them, then twice as long each time
+NETWORK_FILESYSTEMS = (
+    "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "beegfs_nodev", "panfs", "wekafs", "afs", "cifs", "smb3",
+    "9p", "glusterfs", "orangefs", "virtiofs",
+)  # fmt: skip
+
+
+class Source(Protocol):
+    """What files are read from."""
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        """A file from an offset on, in pieces; OSError, naming what was tried, when it can't be read."""
+
+
+def open_source(path: str, plugins: Path | None = None) -> Source:
+    """The source that a template's path names.
+
+    Args:
+        plugins: HTCondor's libexec, with its file transfer plugins.
+    """
+    scheme = path.partition("://")[0]
+    if path.startswith("/"):
+        return Folder(Path(path))
+    if scheme in ("http", "https"):
+        return Web(path)
+    if scheme == "hf":
+        return Hub(path)
+    if scheme == "osdf":
+        return Plugin(path, plugins)
+    raise ValueError(f"{path}: a model is a folder's whole path, or begins with https://, hf:// or osdf://")
+
+
+def is_remote(folder: Path) -> bool:
+    """Whether a folder is not on a disk of this machine, so that a copy is worth having."""
+    best = ("", "")
+    with open("/proc/self/mounts") as mounts:
+        for line in mounts:
+            place, kind = line.split()[1:3]
+            place = place.encode().decode("unicode_escape")
+            inside = place == "/" or folder == Path(place) or Path(place) in folder.parents
+            best = max(best, (place, kind), key=lambda mount: len(mount[0])) if inside else best
+    return best[1] in NETWORK_FILESYSTEMS or best[1].startswith("fuse.")
+
+
+class Folder:
+    """A folder of a file system."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        with (self.folder / name).open("rb") as file:
+            file.seek(start)
+            while data := file.read(BLOCK):
+                yield data
+
+
+class Web:
+    """A folder behind a web server, which need not know ranges but had better."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        url = f"{self.url}/{urllib.parse.quote(name)}"
+        return resumed(lambda at: self._stream(url, at), start, url)
+
+    def _stream(self, url: str, start: int) -> Iterator[bytes]:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            skip = start if start and answer.status == 200 else 0  # it begins at the beginning
+            left = int(answer.headers.get("Content-Length") or -1)
+            while data := answer.read(BLOCK):
+                left -= len(data)
+                if skip:
+                    skip, data = max(0, skip - len(data)), data[skip:]
+                if data:
+                    yield data
+            if left > 0:  # http.client takes a connection that breaks for the end
+                raise OSError(f"{left} bytes are missing")
+
+
+class Hub:
+    """A repository of a model hub, `hf://ORGANISATION/NAME@REVISION`, by the hub's own client."""
+
+    def __init__(self, url: str):
+        self.place = url.partition("://")[2]
+        self.client: Any = None
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        return resumed(lambda at: self._stream(f"{self.place}/{name}", at), start, f"hf://{self.place}/{name}")
+
+    def _stream(self, path: str, start: int) -> Iterator[bytes]:
+        from huggingface_hub import HfFileSystem
+
+        self.client = self.client or HfFileSystem()
+        with self.client.open(path, "rb", block_size=4 * BLOCK, cache_type="readahead") as file:
+            file.seek(start)
+            while data := file.read(BLOCK):
+                yield data
+
+
+class Plugin:
+    """Whatever one of HTCondor's file transfer plugins fetches: whole files, as that is what they do."""
+
+    def __init__(self, url: str, plugins: Path | None):
+        self.url = url.rstrip("/")
+        self.plugin = _plugin(url.partition("://")[0], plugins)
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        url = f"{self.url}/{name}"
+        with tempfile.TemporaryDirectory(prefix="glide-") as folder:
+            target = Path(folder, "file")
+            (Path(folder) / "in").write_text(f'[ Url = "{url}"; LocalFileName = "{target}" ]\n')
+            command = [str(self.plugin), "-infile", f"{folder}/in", "-outfile", f"{folder}/out"]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+            if done.returncode or not target.exists():
+                said = Path(folder, "out").read_text() if Path(folder, "out").exists() else done.stderr
+                raise OSError(f"{url}: {self.plugin.name}: {' '.join(said.split())[:300] or done.returncode}")
+            yield from Folder(target.parent).read(target.name, start)
+
+
+def _plugin(scheme: str, folder: Path | None) -> Path:
+    """The program in HTCondor's libexec, or on the PATH, that says it fetches such addresses."""
+    candidates = [*(folder.glob("*plugin*") if folder else ()), *map(Path, filter(None, [shutil.which("pelican")]))]
+    for path in sorted(candidates):
+        if os.access(path, os.X_OK):
+            said = subprocess.run([path, "-classad"], capture_output=True, text=True, timeout=TIMEOUT).stdout
+            line = next((line for line in said.splitlines() if line.startswith("SupportedMethods")), "")
+            if scheme in line.partition("=")[2].strip(' "').split(","):
+                return path
+    raise FileNotFoundError(f"no file transfer plugin of this node's HTCondor fetches {scheme}://")
+
+
+def resumed(stream: Callable[[int], Iterator[bytes]], start: int, what: str) -> Iterator[bytes]:
+    """A stream that goes on where it broke, for as long as there is progress; OSError when there is none."""
+    at, failures = start, 0
+    while True:
+        try:
+            for data in stream(at):
+                yield data
+                at, failures = at + len(data), 0
+            return
+        except (OSError, HTTPException) as error:
+            answer = getattr(error, "response", None)  # of the hub's client
+            status = int(getattr(error, "code", 0) or getattr(answer, "status_code", 0) or 500)
+            failures += 1
+            if failures == TRIES or (400 <= status < 500 and status not in (408, 425, 429)):
+                raise OSError(f"{what}: {error}") from None
+            time.sleep(PAUSE * 2 ** (failures - 1))

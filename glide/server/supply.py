@@ -1,0 +1,158 @@
+"""What gives the states on this node their files, and gives them on to peers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glide.files import Cache, Tree
+from glide.files.peers import short
+from glide.files.share import Offer, Share
+from glide.template import Template
+from glide.vocabulary import Machine
+
+MOST_NAMED = 32  # trees in an ad, those used last
+
+
+@dataclass(frozen=True)
+class SupplySettings:
+    """
+    cache: the folder that all glideins of this account on this host share; None to do without, and take files where
+        they are.
+    limit: bytes that it may take; None for most of its disk.
+    glide_id: who we are to peers; empty to have none.
+    host: our address as peers see it.
+    directory: the command that finds them (glide.files.peers.Directory).
+    upload_rate: bytes a second that peers may take from us; None for no limit.
+    plugins: HTCondor's libexec on this node.
+    """
+
+    cache: str | None = None
+    limit: int | None = None
+    glide_id: str = ""
+    host: str = "127.0.0.1"
+    directory: Sequence[str] = ()
+    upload_rate: float | None = None
+    plugins: str | None = None
+
+
+class Unfetched(Exception):
+    """A template's files are not to be had, and why."""
+
+
+class Supply:
+    """The files of the templates on this node.
+
+    Args:
+        changed: to be set when what is told of it has changed.
+    """
+
+    def __init__(self, settings: SupplySettings, changed: asyncio.Event):
+        self.settings = settings
+        self.changed = changed
+        self.cache = Cache(Path(settings.cache), settings.limit) if settings.cache else None
+        self.share = Share(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
+        self.address = ""
+        self.fetching: dict[str, int] = {}  # since when, by tree
+        self.holding: dict[str, Any] = {}  # what keeps a tree from being evicted
+
+    async def start(self) -> None:
+        """Open the door for peers."""
+        if self.share:
+            self.address = f"{self.settings.host}:{await self.share.start(self.settings.host)}"
+
+    def stop(self) -> None:
+        if self.share:
+            self.share.stop()
+        for used in self.holding.values():
+            used.__exit__(None, None, None)
+
+    async def bring(self, template: Template) -> str | None:
+        """Where a template's files are on this node, brought there if need be; Unfetched when they can't be."""
+        if not template.files or template.service:
+            return template.path
+        if self.cache is None:
+            if missing := template.missing_files():
+                raise Unfetched("; ".join(missing[:3]))
+            return template.path
+        tree = Tree(template.files)
+        self._hold(tree)
+        self.fetching[tree.digest] = int(time.time())
+        if self.share and template.key:
+            self.share.offers[tree.digest] = Offer(tree, template.key)
+        self.changed.set()
+        try:
+            folder = await self._fetched(template, tree)
+        finally:
+            del self.fetching[tree.digest]
+            self.changed.set()
+        if self.share and template.key and folder == template.path:
+            self.share.offers[tree.digest] = Offer(tree, template.key, Path(folder))
+        return folder
+
+    async def _fetched(self, template: Template, tree: Tree) -> str:
+        settings = self.settings
+        swarm = {
+            "glide_id": settings.glide_id, "since": self.fetching[tree.digest], "key": template.key,
+            "directory": list(settings.directory),
+        }  # fmt: skip
+        request = {
+            "template": template.to_json(), "cache": {"folder": settings.cache, "limit": settings.limit},
+            "plugins": settings.plugins, "swarm": swarm if self.share and template.key else None,
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "glide.files", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        said: dict[str, Any] = {}
+        try:
+            assert process.stdin and process.stdout
+            process.stdin.write(json.dumps(request).encode())
+            process.stdin.close()
+            async for line in process.stdout:
+                said |= json.loads(line)
+        except asyncio.CancelledError:
+            print(f"model server: {template.model}'s files are given up: {_account(said)}", flush=True)
+            raise
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            code = await process.wait()
+        if "folder" not in said:
+            raise Unfetched(said.get("failed") or f"the process that fetched its files ended with {code}")
+        if "size" in said:
+            print(f"model server: {template.model}: {_account(said)}", flush=True)
+        return str(said["folder"])
+
+    def _hold(self, tree: Tree) -> None:
+        if self.cache and tree.digest not in self.holding:
+            used = self.holding[tree.digest] = self.cache.used(tree.digest)
+            used.__enter__()
+
+    def release(self, template: Template) -> None:
+        """A template's files may make room for others'; until they do, peers may have them."""
+        if used := self.holding.pop(Tree(template.files).digest, None):
+            used.__exit__(None, None, None)
+
+    def facts(self) -> dict[str, str]:
+        """What is told of it in the ad: trees by their short names."""
+        cached = [] if self.cache is None else [tree for tree in self.cache.trees if tree not in self.fetching]
+        return {
+            Machine.CACHED: ",".join(map(short, cached[:MOST_NAMED])),
+            Machine.SHARES: ",".join(map(short, self.share.offers)) if self.share else "",
+            Machine.FETCHING: ",".join(f"{short(tree)}:{since}" for tree, since in self.fetching.items()),
+            Machine.PEER: self.address,
+        }
+
+
+def _account(said: dict[str, Any]) -> str:
+    parts = {name: said.get(name, 0) / 1e6 for name in ("size", "cached", "source", "peers")}
+    return "{size:.0f} MB, {cached:.0f} from the cache, {source:.0f} from the source, {peers:.0f} from peers".format(
+        **parts
+    )

@@ -1,0 +1,309 @@
+"""Files on their way to a node: the cache, the source, and what can go wrong with either; in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.files import Cache, NoRoom, Tree
+from glide.files.fetch import Account, Fetch, Wrong
+from glide.files.sources import Folder, Web, open_source
+from glide.files.tree import CHUNK
+from glide.template import Template
+from glide.vocabulary import State
+from tests.origin import origin
+from tests.server_rig import failure
+
+SIZES = {"config.json": 300, "weights/one.bin": 3 * CHUNK + 17, "weights/two.bin": CHUNK, "empty": 0}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return written(tmp_path / "model", SIZES)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def written(folder: Path, sizes: dict[str, int], seed: int = 1) -> Path:
+    chance = random.Random(seed)
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(chance.randbytes(size))
+    return folder
+
+
+def described(folder: Path, path: str = "") -> Template:
+    template = Template.of_folder("model", "noop", folder, {})
+    return Template("model", "noop", path or str(folder), template.files)
+
+
+def tree(folder: Path) -> Tree:
+    return Tree(described(folder).files)
+
+
+def fetched(cache: Cache, wanted: Tree, source: Any) -> tuple[Path, Account]:
+    fetch = Fetch(cache, wanted, source, None, lambda account: None)
+    return fetch.run(), fetch.account
+
+
+def same(folder: Path, other: Path) -> bool:
+    mine, theirs = (
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (folder, other)
+    )
+    return mine == theirs
+
+
+class Process:
+    """`python -m glide.files`, as a model server starts it."""
+
+    def __init__(self, cache: Path, template: Template, limit: int | None = None, **request: Any):
+        request = {"cache": {"folder": str(cache), "limit": limit}, "plugins": None, "swarm": None, **request}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "glide.files"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"template": template.to_json(), **request}))
+        self.process.stdin.close()
+
+    def end(self) -> dict[str, Any]:
+        said: dict[str, Any] = {}
+        assert self.process.stdout
+        for line in self.process.stdout:
+            said |= json.loads(line)
+        self.process.wait(60)
+        return said
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+# ---- a tree from its source ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "web", "web without ranges"])
+def test_a_tree_comes_as_it_is_and_once(model, cache, kind):
+    with origin(model) as server:
+        server.ranges = kind == "web"
+        source = Folder(model) if kind == "folder" else Web(server.url)
+        folder, account = fetched(cache, tree(model), source)
+        assert same(folder, model) and account.source == account.size == sum(SIZES.values())
+        again, account = fetched(cache, tree(model), source)
+        assert again == folder and account.source == 0
+        if kind != "folder":
+            assert sum(server.sent.values()) == sum(SIZES.values())
+    assert all(path.stat().st_mode & 0o777 == 0o400 for path in folder.rglob("*") if path.is_file())
+
+
+def test_contents_that_another_tree_has_are_not_fetched_again(model, cache, tmp_path):
+    fetched(cache, tree(model), Folder(model))
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    shutil.copy(other / "weights/two.bin", other / "twice.bin")
+    folder, account = fetched(cache, tree(other), Folder(other))
+    assert same(folder, other) and account.source == 2
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(model, cache):
+    with origin(model) as server:
+        server.cut, server.cuts = CHUNK // 2, 3
+        folder, _ = fetched(cache, tree(model), Web(server.url))
+        assert same(folder, model)
+        assert sum(server.sent.values()) < sum(SIZES.values()) + CHUNK
+        assert any(wanted.startswith("bytes=") and wanted != "bytes=0-" for _, wanted in server.requests)
+
+
+def test_a_server_that_is_ill_for_a_moment_is_asked_again(model, cache):
+    with origin(model) as server:
+        server.status, server.failures = 503, 2
+        assert same(fetched(cache, tree(model), Web(server.url))[0], model)
+
+
+def test_what_is_not_there_is_said_at_once_with_its_address(model, cache):
+    with origin(model) as server, pytest.raises(OSError, match=f"{server.url}/config.json: .*404"):
+        wanted = tree(model)
+        (model / "config.json").unlink()
+        fetched(cache, wanted, Web(server.url))
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "short", "long"])
+def test_what_the_source_gives_is_verified(model, cache, fault):
+    wanted = tree(model)
+    path = model / "weights/one.bin"
+    data = bytearray(path.read_bytes())
+    data[CHUNK + 5] ^= 1
+    path.write_bytes({"corrupt": data, "short": path.read_bytes()[:-1], "long": path.read_bytes() + b"x"}[fault])
+    with origin(model) as server:
+        if fault == "long":  # what is too much is not read
+            assert fetched(cache, wanted, Web(server.url))[0]
+            return
+        with pytest.raises(Wrong, match=r"weights/one.bin"):
+            fetched(cache, wanted, Web(server.url))
+    assert cache.place(wanted) is None and not cache.trees
+
+
+def test_a_path_is_a_whole_one_or_an_address():
+    with pytest.raises(ValueError, match="begins with https://, hf:// or osdf://"):
+        open_source("ftp://host/model")
+
+
+# ---- killed at any byte --------------------------------------------------------------------------
+
+
+def test_what_a_killed_process_had_is_not_read_again(model, tmp_path):
+    template = None
+    with origin(model, rate=8e6) as server:
+        template = described(model, server.url)
+        chance = random.Random(3)
+        for _ in range(4):
+            process = Process(tmp_path / "cache", template)
+            time.sleep(chance.uniform(0.3, 0.6))
+            process.kill()
+        server.rate = None
+        said = Process(tmp_path / "cache", template).end()
+        assert same(Path(said["folder"]), model)
+        assert sum(server.sent.values()) < sum(SIZES.values()) + 6 * CHUNK  # what was under way, and in sockets
+
+
+def test_two_processes_that_want_the_same_read_it_once(model, tmp_path):
+    with origin(model, rate=20e6) as server:
+        template = described(model, server.url)
+        processes = [Process(tmp_path / "cache", template) for _ in range(4)]
+        folders = {process.end()["folder"] for process in processes}
+        assert len(folders) == 1 and same(Path(folders.pop()), model)
+        assert sum(server.sent.values()) == sum(SIZES.values())
+
+
+def test_one_that_waits_goes_on_where_a_killed_one_was(model, tmp_path):
+    with origin(model, rate=8e6) as server:
+        template = described(model, server.url)
+        first = Process(tmp_path / "cache", template)
+        time.sleep(0.8)
+        second = Process(tmp_path / "cache", template)
+        time.sleep(0.3)
+        first.kill()
+        assert same(Path(second.end()["folder"]), model)
+        assert sum(server.sent.values()) < sum(SIZES.values()) + 2 * CHUNK
+
+
+# ---- the cache -----------------------------------------------------------------------------------
+
+
+def test_a_cache_that_is_somebody_elses_or_open_to_others_is_refused(tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(PermissionError, match="0700"):
+        Cache(tmp_path / "open")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(PermissionError):
+        Cache(tmp_path / "link")
+
+
+def test_what_changed_in_the_cache_is_fetched_again(model, cache):
+    folder, _ = fetched(cache, tree(model), Folder(model))
+    changed = folder / "weights/two.bin"
+    changed.chmod(0o600)
+    changed.write_bytes(b"x" * CHUNK)
+    folder, account = fetched(cache, tree(model), Folder(model))
+    assert same(folder, model) and account.source == CHUNK
+
+
+def test_a_deleted_cache_is_filled_again(model, cache, tmp_path):
+    fetched(cache, tree(model), Folder(model))
+    shutil.rmtree(cache.folder)
+    assert same(fetched(Cache(tmp_path / "cache"), tree(model), Folder(model))[0], model)
+
+
+def test_what_was_used_least_recently_makes_room_and_never_what_is_in_use(tmp_path):
+    models = [written(tmp_path / f"model-{number}", {"file": CHUNK}, number) for number in range(4)]
+    trees = [tree(model) for model in models]
+    cache = Cache(tmp_path / "cache", limit=2 * CHUNK + 100_000)
+    for number in (0, 1):
+        with cache.used(trees[number].digest):
+            fetched(cache, trees[number], Folder(models[number]))
+        os.utime(cache.folder / "trees" / f"{trees[number].digest}.lock", (number, number))
+    with cache.used(trees[0].digest), cache.used(trees[2].digest):
+        fetched(cache, trees[2], Folder(models[2]))
+        assert cache.place(trees[0]) and cache.place(trees[2]) and not cache.place(trees[1])
+        with pytest.raises(NoRoom, match="4 MB are needed and 0 MB are to be had"):
+            fetched(cache, trees[3], Folder(models[3]))
+    with cache.used(trees[3].digest):
+        assert same(fetched(cache, trees[3], Folder(models[3]))[0], models[3])
+    assert not cache.place(trees[0])
+
+
+def test_what_killed_processes_left_makes_room(model, tmp_path):
+    with origin(model, rate=8e6) as server:
+        process = Process(tmp_path / "cache", described(model, server.url))
+        time.sleep(0.8)
+        process.kill()
+    cache = Cache(tmp_path / "cache", limit=CHUNK + 100_000)
+    other = written(tmp_path / "other", {"file": CHUNK}, 9)
+    assert list((cache.folder / "partial").iterdir())
+    fetched(cache, tree(other), Folder(other))
+    assert not list((cache.folder / "partial").glob("*.have"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
+def test_a_full_disk_is_one_error_and_leaves_room_to_others(model, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", disk], check=True)
+    try:
+        cache = Cache(disk / "cache", limit=1 << 40)
+        ballast = disk / "ballast"
+        with origin(model, rate=4e6) as server:
+            process = Process(cache.folder, described(model, server.url), limit=1 << 40)
+            said = process.end()
+            assert "MB are needed" in said["failed"]  # seen before
+            (disk / "small").write_bytes(b"")
+            wanted = written(tmp_path / "small", {"file": 2 * CHUNK})
+            server.folder = wanted
+            process = Process(cache.folder, described(wanted, server.url), limit=1 << 40)
+            time.sleep(0.8)
+            ballast.write_bytes(b"x" * (6 << 20))  # somebody else
+            assert "No space left on device" in process.end()["failed"]
+        ballast.unlink()
+        assert shutil.disk_usage(disk).free > 9 << 20
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+# ---- where they are ------------------------------------------------------------------------------
+
+
+def test_a_folder_on_this_hosts_disk_is_used_where_it_is_and_read_once(model, tmp_path):
+    said = Process(tmp_path / "cache", described(model)).end()
+    assert said == {"folder": str(model)}
+    cache = Cache(tmp_path / "cache")
+    assert all(cache.knows(model / name, content) for name, (content, _) in described(model).files.items())
+
+
+def test_a_folder_that_changed_since_is_refused(model, tmp_path):
+    template = described(model)
+    Process(tmp_path / "cache", template).end()
+    (model / "weights/two.bin").write_bytes(b"y" * CHUNK)
+    said = Process(tmp_path / "cache", template).end()
+    assert "weights/two.bin is not what the template was made of: it has changed since" in said["failed"]
+
+
+def test_a_stalled_source_ends_with_the_budget(start, model):
+    """In a real model server."""
+    with origin(model) as server:
+        server.stall = CHUNK
+        template = replace(described(model, server.url), budgets={State.FETCHING: 2.0})
+        assert "Fetching for more than 2 s" in failure(start(template, {"cache": str(model.parent / "cache")}))

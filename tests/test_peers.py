@@ -1,0 +1,235 @@
+"""Peers: model servers that have a tree, or fetch it just now, serve it to each other. Real servers, a real source."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.files import Cache, Tree
+from glide.files.peers import Directory, Peer, token
+from glide.files.tree import CHUNK
+from glide.template import Template
+from glide.vocabulary import Machine, State
+from tests.conftest import eventually
+from tests.origin import Origin, origin
+from tests.server_rig import Server
+from tests.test_files import described, same, written
+
+SIZES = {"config.json": 300, "one.bin": 9 * CHUNK + 17, "two.bin": CHUNK}
+KEY = "the key of this tree"
+
+
+class Nodes:
+    """Model servers that know of each other, by a file that stands for the collector."""
+
+    def __init__(self, folder: Path, template: Template):
+        self.folder = folder
+        self.template = replace(template, key=KEY)
+        self.servers: list[Server] = []
+        self.ads: dict[str, dict[str, Any]] = {}
+        (folder / "ads").mkdir()
+
+    def start(self, count: int = 1, **supply: Any) -> list[Server]:
+        started = []
+        for _ in range(count):
+            glide_id = f"node-{len(self.servers)}"
+            supply = {
+                "cache": str(self.folder / glide_id / "cache"), "glide_id": glide_id,
+                "directory": ["sh", "-c", f"cat {self.folder}/ads/*"], **supply,
+            }  # fmt: skip
+            server = Server(self.folder / glide_id, self.template, **supply)
+            supply.pop("cache"), supply.pop("glide_id")
+            threading.Thread(target=self._advertise, args=(glide_id, server), daemon=True).start()
+            self.servers.append(server)
+            started.append(server)
+        return started
+
+    def _advertise(self, glide_id: str, server: Server) -> None:
+        names = (Machine.PEER, Machine.SHARES, Machine.FETCHING)
+        with suppress(OSError):
+            for ad in server.states():
+                self.ads[glide_id] = ad
+                words = [glide_id, *(str(ad.get(name) or "undefined") for name in names)]
+                fresh = self.folder / f"{glide_id}.ad"
+                fresh.write_text(" ".join(words) + "\n")
+                fresh.replace(self.folder / "ads" / glide_id)
+
+    def forget(self, server: Server) -> None:
+        (self.folder / "ads" / f"node-{self.servers.index(server)}").unlink(missing_ok=True)
+
+    def warm(self, servers: list[Server] | None = None) -> None:
+        for server in servers or self.servers:
+            server.reached(State.WARM)
+
+    def place(self, server: Server) -> Path:
+        cache = Cache(server.folder / "cache")
+        place = cache.place(Tree(self.template.files))
+        assert place, "the tree is not whole"
+        return place
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return written(tmp_path / "model", SIZES)
+
+
+@pytest.fixture
+def source(model: Path) -> Iterator[Origin]:
+    with origin(model, rate=20e6) as server:
+        yield server
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, model: Path, source: Origin) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path, described(model, source.url))
+    yield nodes
+    for server in nodes.servers:
+        server.stop()
+
+
+def test_nodes_that_start_together_read_the_source_about_once(nodes, model, source):
+    nodes.start(6)
+    nodes.warm()
+    assert all(same(nodes.place(server), model) for server in nodes.servers)
+    assert sum(source.sent.values()) <= 2 * sum(SIZES.values())
+
+
+def test_a_newcomer_reads_nothing_from_the_source_where_a_peer_has_it(nodes, model, source):
+    nodes.warm(nodes.start())
+    before = sum(source.sent.values())
+    (newcomer,) = nodes.start()
+    nodes.warm([newcomer])
+    assert same(nodes.place(newcomer), model)
+    assert sum(source.sent.values()) == before
+
+
+def test_a_peer_killed_in_mid_transfer_is_replaced_by_another_or_the_source(nodes, model, source):
+    first, second = nodes.start(2, upload_rate=4e6)
+    nodes.warm()
+    (newcomer,) = nodes.start()
+    eventually(lambda: list(newcomer.folder.glob("cache/partial/*.have")), "its first chunk")
+    first.process.kill()
+    second.process.kill()
+    nodes.warm([newcomer])
+    assert same(nodes.place(newcomer), model)
+
+
+def test_chunks_that_are_corrupt_at_a_peer_do_not_reach_a_model(nodes, model, source):
+    """A disk that lies: the file looks as it did."""
+    (first,) = nodes.start()
+    nodes.warm()
+    path = nodes.place(first) / "one.bin"
+    status = path.stat()
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(CHUNK + 1)
+        file.write(b"?")
+    path.chmod(0o400)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (newcomer,) = nodes.start()
+    nodes.warm([newcomer])
+    assert same(nodes.place(newcomer), model)
+
+
+def test_a_cache_that_is_deleted_under_a_server_makes_it_no_peer_and_no_harm(nodes, model, source):
+    (first,) = nodes.start()
+    nodes.warm()
+    shutil.rmtree(first.folder / "cache")
+    (newcomer,) = nodes.start()
+    nodes.warm([newcomer])
+    assert same(nodes.place(newcomer), model)
+
+
+# ---- who may have what ---------------------------------------------------------------------------
+
+
+def answer(address: str, path: str, authorization: str = "") -> tuple[int, bytes]:
+    host, _, port = address.partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.putrequest("GET", path, skip_host=False)
+    connection.putheader("Authorization", authorization)
+    connection.endheaders()
+    response = connection.getresponse()
+    try:
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_a_stranger_gets_nothing(nodes, model):
+    nodes.start()
+    nodes.warm()
+    address = nodes.ads["node-0"][Machine.PEER]
+    tree = Tree(nodes.template.files)
+    content = nodes.template.files["config.json"][0]
+    have, chunk = f"/{tree.digest}/have", f"/{tree.digest}/{content}/0"
+
+    def bearer(path: str, key: str = KEY, now: float | None = None) -> str:
+        return f"Bearer {token(key, path, now or time.time())}"
+
+    assert answer(address, have, bearer(have))[0] == 200
+    assert answer(address, chunk, bearer(chunk)) == (200, (model / "config.json").read_bytes())
+    late = time.time() - 3600
+    for wrong in ("", "Bearer", "Bearer x.y", bearer(chunk, "another key"), bearer(have), bearer(chunk, now=late)):
+        assert answer(address, chunk, wrong) == (403, b""), wrong
+    # Its right end with another time, by who has no key.
+    expiry = int(time.time()) + 60
+    forged = hmac.new(b"", f"{chunk}\n{expiry}".encode(), hashlib.sha256).hexdigest()
+    assert answer(address, chunk, f"Bearer {expiry}.{forged}")[0] == 403
+    # Nor does somebody who may have this tree get anything else, or learn whether it is there.
+    guessed = f"/{'0' * 64}/have"
+    assert answer(address, guessed, bearer(guessed)) == (403, b"")
+    for path in (
+        f"/{tree.digest}/../../../../etc/passwd", f"/{tree.digest}/{content}/../0", f"/{tree.digest}/%2e%2e/0",
+        f"/{tree.digest}/{'0' * 64}/0", f"/{tree.digest}/{content}/99", f"/{tree.digest}/{content}/-1",
+        f"/{tree.digest}//0", f"/{tree.digest}",
+    ):  # fmt: skip
+        assert answer(address, path, bearer(path))[0] == 404, path
+    assert answer(address, "//etc/passwd", bearer("//etc/passwd"))[0] == 403
+
+
+def test_a_peer_that_says_nothing_or_nonsense_is_left_alone(nodes, model, source):
+    """Two liars stand in the collector before anybody else."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    babbler = socket.create_server(("127.0.0.1", 0))
+
+    def babble() -> None:
+        with suppress(OSError):
+            while True:
+                visit, _ = babbler.accept()
+                visit.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[1, 2, 3]")
+                visit.close()
+
+    threading.Thread(target=babble, daemon=True).start()
+    tree = Tree(nodes.template.files).digest[:16]
+    for number, server in enumerate((silent, babbler)):
+        line = f"liar-{number} 127.0.0.1:{server.getsockname()[1]} {tree} undefined\n"
+        (nodes.folder / "ads" / f"liar-{number}").write_text(line)
+    nodes.start()
+    nodes.warm()
+    assert same(nodes.place(nodes.servers[0]), model)
+
+
+def test_uploads_keep_to_their_rate(nodes, model):
+    nodes.start(upload_rate=10e6)
+    nodes.warm()
+    (peer,) = Directory(["sh", "-c", f"cat {nodes.folder}/ads/*"]).look(Tree(nodes.template.files).digest)
+    tree, content = Tree(nodes.template.files), nodes.template.files["one.bin"][0]
+    started = time.monotonic()
+    for number in range(4):
+        assert isinstance(peer, Peer)
+        assert len(peer.chunk(tree.digest, content, number, CHUNK, KEY)) == CHUNK
+    assert time.monotonic() - started > 3 * CHUNK / 10e6  # the first is free
