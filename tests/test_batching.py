@@ -63,6 +63,7 @@ def loaded(folder: Path, **options: Any) -> Transformers:
     engine: Any = engines.build(
         Template("tiny", "transformers", str(folder), options={"dtype": "float32", "device": "cpu", **options})
     )
+    engine.prepare()
     engine.load(str(folder), lambda state: None)
     return engine
 

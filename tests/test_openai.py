@@ -151,6 +151,7 @@ def serve(service: Service, start):
 def engine(service: Service, **options: Any) -> OpenAI:
     """The engine alone, loaded."""
     engine = OpenAI(Template("m", "openai"), OpenAI.Options(url=service.url, ready_seconds=10.0, **options))
+    engine.prepare()
     engine.load(None, lambda state: None)
     return engine
 
@@ -198,6 +199,7 @@ def test_a_service_that_does_not_become_ready_is_an_error_with_its_last_answer(s
     service.unready = unready
     alone = OpenAI(Template("m", "openai"), OpenAI.Options(url=service.url, ready_seconds=1.2, **options))
     with pytest.raises(TemplateError) as refused:
+        alone.prepare()
         alone.load(None, lambda state: None)
     for part in (service.url, "1.2 s", words):
         assert part in str(refused.value)

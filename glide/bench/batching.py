@@ -67,6 +67,7 @@ def _texts(shared: str) -> list[str]:
 
 def _compare(folder: Path, texts: list[str], repeat: int) -> dict[str, Any]:
     engine = Transformers(Template("bench", "transformers", str(folder)), Transformers.Options(dtype="float32"))
+    engine.prepare()
     engine.load(str(folder), lambda state: None)
     plain = _Plain(folder)
     ways: dict[str, Way] = {"loop": lambda texts: plain.padded(texts[::LOOP], 1)}

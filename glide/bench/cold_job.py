@@ -18,6 +18,7 @@ from glide.template import Template
 
 def main(model: str, source: str, target: str) -> None:
     engine = Transformers(Template("bench", "transformers", model), Transformers.Options(**OPTIONS))
+    engine.prepare()
     engine.load(model, lambda state: None)
     loaded = time.monotonic()
     records = [Record(number, text, GENERATE) for number, text in enumerate(json.loads(Path(source).read_text()))]
