@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 import time
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 BLOCK = 1 << 16
 
@@ -24,6 +26,7 @@ class Origin(ThreadingHTTPServer):
         cut: an answer's connection is closed after so many bytes, this many times more.
         stall: answers stop for ever after so many bytes.
         ranges: whether it knows them.
+        hub: of what model hub's repository the folder is: its name, its commit, and which files lie in large storage.
     """
 
     daemon_threads = True
@@ -40,6 +43,7 @@ class Origin(ThreadingHTTPServer):
         self.cuts = 0
         self.stall: int | None = None
         self.ranges = True
+        self.hub: tuple[str, str, tuple[str, ...]] | None = None
         self.pace = threading.Lock()
         self.free = 0.0
 
@@ -72,7 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: Origin
 
     def do_GET(self) -> None:
-        name = unquote(self.path).lstrip("/")
+        if self.server.hub and self.path.startswith("/api/models/"):
+            return self._tell()
+        name = self._name()
         self.server.requests.append((name, self.headers.get("Range", "")))
         path = self.server.folder / name
         if self.server.failures > 0:
@@ -80,18 +86,66 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(self.server.status)
         if not path.is_file():
             return self.send_error(404)
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.server.ranges else None
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.ranges else None
         start, size = int(asked[1]) if asked else 0, path.stat().st_size
+        end = min(size, int(asked[2]) + 1) if asked and asked[2] else size
         self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(size - start))
-        self.end_headers()
-        self._send(name, path, start)
+        self._describe(path, end - start)
+        self._send(name, path, start, end)
 
-    def _send(self, name: str, path: Path, start: int) -> None:
+    def _name(self) -> str:
+        path = unquote(self.path).partition("?")[0].lstrip("/")
+        return re.sub(r"^.*/resolve/[^/]+/", "", path) if self.server.hub else path
+
+    def _describe(self, path: Path, length: int) -> None:
+        self.send_header("Content-Length", str(length))
+        if self.server.hub:
+            self.send_header("ETag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
+            self.send_header("X-Repo-Commit", self.server.hub[1])
+        self.end_headers()
+
+    # ---- a model hub's protocol ------------------------------------------------------------------
+
+    def do_POST(self) -> None:
+        """`paths-info`: of these paths."""
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
+        self._say([entry for path in paths if (entry := self._entry("path", path))])
+
+    def _tell(self) -> None:
+        assert self.server.hub
+        name, commit, _ = self.server.hub
+        if not self.path.startswith(f"/api/models/{name}"):
+            return self.send_error(404)
+        files = [str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*") if path.is_file()]
+        if "/tree/" in self.path:
+            return self._say([self._entry("path", file) for file in files])
+        self._say({"id": name, "sha": commit, "siblings": [self._entry("rfilename", file) for file in files]})
+
+    def _entry(self, key: str, name: str) -> dict[str, object] | None:
+        assert self.server.hub
+        path = self.server.folder / name
+        if not path.is_file():
+            return None
+        size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        entry: dict[str, object] = {key: name, "type": "file", "size": size, "oid": digest[:40], "blobId": digest[:40]}
+        if name in self.server.hub[2]:
+            entry["lfs"] = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
+        return entry
+
+    def _say(self, answer: object) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _send(self, name: str, path: Path, start: int, end: int) -> None:
         gone = 0
         with path.open("rb") as file:
             file.seek(start)
-            while data := file.read(BLOCK):
+            while data := file.read(min(BLOCK, end - start - gone)):
                 if self.server.cuts and gone >= self.server.cut:
                     self.server.cuts -= 1
                     self.close_connection = True
@@ -104,12 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.sent[name] = self.server.sent.get(name, 0) + len(data)
 
     def do_HEAD(self) -> None:
-        path = self.server.folder / unquote(self.path).lstrip("/")
+        path = self.server.folder / self._name()
         if not path.is_file():
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
+        self._describe(path, path.stat().st_size)
 
     def log_message(self, *arguments: object) -> None:
         pass

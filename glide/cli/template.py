@@ -15,10 +15,12 @@ from rich.table import Table
 from glide.cli.options import AsJson, print_json
 from glide.condor import AccessPoint, connect
 from glide.errors import CondorError, GlideError, InputError
+from glide.files.listing import MANIFEST
 from glide.server.trial import trial
 from glide.sweep.functions import Invocation, State
 from glide.sweep.prepare import prepare_model
 from glide.template import Template
+from glide.template.spec import files_of
 
 app = typer.Typer(help="Templates of sticky state. Example: glide template check sweep.yaml", no_args_is_help=True)
 
@@ -66,6 +68,16 @@ def check(source: Source, as_json: AsJson = False) -> None:
     if made.failure:
         print(made.log, file=sys.stderr)
         raise GlideError(f"{template.model} does not load: {made.failure}")
+
+
+@app.command()
+def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> None:
+    """The list of a model's files, for a web server. Example: glide template files model > model/glide-files.json"""
+    try:
+        found = files_of(folder, folder)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}") from None
+    print_json({name: each for name, each in found.items() if name != MANIFEST})
 
 
 def _template(source: str) -> Template:

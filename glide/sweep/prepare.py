@@ -10,11 +10,11 @@ from typing import Any
 
 from glide.config import PHASES, ModelSpec, SweepFile, load, place
 from glide.errors import InputError
+from glide.files.listing import listing
 from glide.sweep import records as reading
 from glide.sweep.records import Record
 from glide.template import Template
 
-REMOTE = ("hf://", "https://", "http://", "osdf://")
 WEIGHTS = (".safetensors", ".bin")  # what transformers loads
 
 
@@ -93,8 +93,8 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
     budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options, budgets=budgets)
-    if spec.path.startswith(REMOTE):
-        raise ValueError(f"{spec.path}: a model is a folder that the nodes can read, no address yet")
+    if "://" in spec.path:
+        return _at_address(spec, budgets)
     folder = (parent / spec.path).resolve()
     try:
         if not folder.is_dir():
@@ -104,6 +104,19 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
         return replace(Template.of_folder(spec.name, spec.engine, folder, spec.options), budgets=budgets)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
+
+
+def _at_address(spec: ModelSpec, budgets: dict[str, float]) -> Template:
+    """The template of a model that is fetched; nothing but its list of files is read here."""
+    try:
+        path, files = listing(str(spec.path))
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if spec.engine == "transformers" and "config.json" not in files:
+        raise ValueError(f"{path} has no config.json, which a model of transformers has")
+    if spec.engine == "transformers" and not any(name.endswith(WEIGHTS) for name in files):
+        raise ValueError(f"{path} has no weights: no file ends with {' or '.join(WEIGHTS)}")
+    return Template(spec.name, spec.engine, path, files, spec.options, budgets=budgets)
 
 
 def _check_transformers(folder: Path) -> None:

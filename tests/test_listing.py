@@ -1,0 +1,128 @@
+"""Models at addresses: what files are there, by a hub's protocol or a list beside them, and how they are fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glide.files import Cache, Tree
+from glide.files.fetch import Fetch
+from glide.files.listing import MANIFEST, listing
+from glide.files.sources import open_source
+from glide.files.tree import CHUNK
+from tests.origin import Origin, origin
+from tests.test_files import same, written
+
+COMMIT = "c0ffee" + 34 * "0"
+WEIGHTS = "model.safetensors"
+SIZES = {"config.json": 40, WEIGHTS: 2 * CHUNK + 5}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return written(tmp_path / "model", SIZES)
+
+
+@pytest.fixture
+def hub(model: Path, tmp_path: Path):
+    """A server that speaks the hub's protocol for one repository, `glide/tiny`."""
+    with origin(model) as server:
+        server.hub = "glide/tiny", COMMIT, (WEIGHTS,)
+        yield server
+
+
+def in_a_process(hub: Origin, home: Path, script: str) -> str:
+    """The client reads where its hub is when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    return done.stderr if done.returncode else done.stdout
+
+
+def fetch(path: str, files: dict, cache: Path) -> Path:
+    return Fetch(Cache(cache), Tree(files), open_source(path), None, lambda account: None).run()
+
+
+def test_a_hubs_repository_is_pinned_listed_and_fetched_by_its_own_client(hub, model, tmp_path):
+    (model / "README.md").write_text("what people read")
+    (model / "pytorch_model.bin").write_text("the same weights")
+    script = (
+        "from glide.files.listing import listing; import json\n"
+        "from tests.test_listing import fetch; from pathlib import Path\n"
+        f"path, files = listing('hf://glide/tiny'); print(json.dumps([path, sorted(files)]))\n"
+        f"print(fetch(path, files, Path({str(tmp_path / 'cache')!r})))"
+    )
+    first, second = in_a_process(hub, tmp_path / "home", script).splitlines()
+    assert json.loads(first) == [f"hf://glide/tiny@{COMMIT}", sorted(SIZES)]
+    (model / "README.md").unlink(), (model / "pytorch_model.bin").unlink()
+    assert same(Path(second), model)
+    ranges = [asked for name, asked in hub.requests if name.endswith(WEIGHTS) and asked]
+    assert len(ranges) > 1 and all(asked.startswith("bytes=") for asked in ranges)
+
+
+def test_a_hub_that_breaks_off_is_taken_up_where_it_broke(hub, model, tmp_path):
+    script = (
+        "from glide.files.listing import listing\nfrom tests.test_listing import fetch; from pathlib import Path\n"
+        f"print(fetch(*listing('hf://glide/tiny@main'), Path({str(tmp_path / 'cache')!r})))"
+    )
+    hub.cut, hub.cuts = CHUNK // 2, 2
+    assert same(Path(in_a_process(hub, tmp_path / "home", script).splitlines()[-1]), model)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "tiny"])
+def test_what_is_not_on_the_hub_is_one_error_with_the_address(hub, tmp_path, name):
+    said = in_a_process(hub, tmp_path / "home", f"from glide.files.listing import listing; listing('hf://{name}')")
+    assert f"hf://{name}: " in said.splitlines()[-1]
+
+
+def test_a_folder_behind_a_web_server_needs_a_list_of_its_files(model):
+    with origin(model) as server:
+        with pytest.raises(OSError, match=f"404.*glide template files FOLDER > FOLDER/{MANIFEST}"):
+            listing(server.url)
+        words = [sys.executable, "-m", "glide", "template", "files", str(model)]
+        (model / MANIFEST).write_text(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        path, files = listing(f"{server.url}/")
+        assert path == server.url and {name: size for name, (_, size) in files.items()} == SIZES
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"../../etc/passwd": ["0" * 64, 1]}, {"/etc/passwd": ["0" * 64, 1]}, {"a": ["zz", 1]}, {"a": ["0" * 64, -1]},
+        {"a": 1}, [],
+    ],
+)  # fmt: skip
+def test_a_list_that_makes_no_sense_is_refused(model, files):
+    (model / MANIFEST).write_text(json.dumps(files))
+    with origin(model) as server, pytest.raises(ValueError, match=MANIFEST):
+        listing(server.url)
+
+
+def test_a_plugin_of_htcondors_fetches_what_it_says_it_can(model, tmp_path):
+    """A plugin of HTCondor's protocol, for a scheme that this machine's own programs do not know."""
+    from glide.files.sources import Plugin
+
+    plugins = tmp_path / "libexec"
+    plugins.mkdir()
+    program = plugins / "fake_plugin"
+    program.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -classad ]; then\n'
+        "    echo 'PluginType = \"FileTransfer\"'; echo 'SupportedMethods = \"stash,osdf\"'; exit 0\n"
+        "fi\n"
+        'url=$(sed -n \'s/.*Url = "\\([^"]*\\)".*/\\1/p\' "$2")\n'
+        'target=$(sed -n \'s/.*LocalFileName = "\\([^"]*\\)".*/\\1/p\' "$2")\n'
+        f'cp "{model}/${{url##*/}}" "$target" || {{ echo "[ TransferError = \\"none such\\" ]" >"$4"; exit 1; }}\n'
+    )
+    program.chmod(0o700)
+    source = Plugin("osdf:///models/tiny", plugins)
+    assert b"".join(source.read(WEIGHTS, 0)) == (model / WEIGHTS).read_bytes()
+    assert b"".join(source.read(WEIGHTS, CHUNK)) == (model / WEIGHTS).read_bytes()[CHUNK:]
+    with pytest.raises(OSError, match=r"osdf:///models/tiny/other: fake_plugin: .*none such"):
+        list(source.read("other", 0))
+    with pytest.raises(FileNotFoundError, match=r"no file transfer plugin .* fetches osdf://"):
+        Plugin("osdf:///x", tmp_path)
