@@ -100,7 +100,8 @@ def _resident(bench: Rig, model: Path, count: int) -> tuple[float, float]:
 
 
 def _cold(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments])
+    words = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments]
+    return subprocess.Popen(words, stdout=sys.stderr)  # an engine's words are no part of the result
 
 
 def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
