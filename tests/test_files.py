@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from glide.bench.origin import origin
 from glide.files import Cache, NoRoom, Tree
 from glide.files.fetch import Account, Fetch, Wrong
 from glide.files.sources import Folder, Web, open_source
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import State
-from tests.origin import origin
 from tests.server_rig import failure
 
 SIZES = {"config.json": 300, "weights/one.bin": 3 * CHUNK + 17, "weights/two.bin": CHUNK, "empty": 0}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from glide.bench.origin import Origin, origin
 from glide.files import Cache, Tree
 from glide.files.fetch import Fetch
 from glide.files.listing import MANIFEST, listing
 from glide.files.sources import open_source
 from glide.files.tree import CHUNK
-from tests.origin import Origin, origin
 from tests.test_files import same, written
 
 COMMIT = "c0ffee" + 34 * "0"

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
+from glide.bench.origin import Origin, origin
 from glide.files import Cache, Tree
 from glide.files.peers import Directory, Peer, token
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
-from tests.origin import Origin, origin
 from tests.server_rig import Server
 from tests.test_files import described, same, written
 

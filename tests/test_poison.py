@@ -46,4 +46,4 @@ def test_a_record_that_crashes_the_engine_is_found_by_halving(factory, sweep: Sw
     assert error["type"] == "EngineDied" and "signal 11 (SIGSEGV)" in error["message"]
     outputs = (pool.home / "factory").glob("testing/here/*/*.out")
     (log,) = [text for text in (path.read_text() for path in outputs) if "SIGSEGV" in text]
-    assert log.count("model server: Blank") <= math.log2(COUNT) + 3
+    assert log.count(" Blank the engine ") <= math.log2(COUNT) + 3

@@ -5,6 +5,7 @@ from typing import Any
 
 from glide.bench.batch import batch
 from glide.bench.batching import batching
+from glide.bench.bootstrap import bootstrap
 from glide.bench.factory import factory
 from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
@@ -14,6 +15,7 @@ from glide.bench.sticky import sticky
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "batch": batch,
     "batching": batching,
+    "bootstrap": bootstrap,
     "factory": factory,
     "host-loss": host_loss,
     "overhead": overhead,

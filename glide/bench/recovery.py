@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from glide import resources
-from glide.bench.rig import Rig, rig
+from glide.bench.rig import Enough, Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
 from glide.condor.access_point import any_of, value
 from glide.template import Template
@@ -48,10 +48,6 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
     }
 
 
-class _Enough(KeyboardInterrupt):
-    """Tells a sweep to stop, as its user would."""
-
-
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
     """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again.
 
@@ -65,10 +61,10 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
         if progress.done and killer.ident is None:
             killer.start()
         if over.is_set():
-            raise _Enough
+            raise Enough
 
     records = kills * 20 * 50  # twenty seconds a kill, more than it and its successor's start will take
-    with suppress(_Enough):
+    with suppress(Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
     over.set()
 

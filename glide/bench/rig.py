@@ -25,6 +25,10 @@ from glide.sweep.workplace import factory
 from glide.vocabulary import Job
 
 
+class Enough(KeyboardInterrupt):
+    """Tells a sweep to stop, as its user would."""
+
+
 class Rig:
     """A pool with a factory; `folder` is the benchmark's own and goes with it."""
 

@@ -15,7 +15,9 @@ from rich.table import Table
 from glide.cli.options import AsJson, print_json
 from glide.condor import AccessPoint, connect
 from glide.errors import CondorError, GlideError, InputError
+from glide.files import Tree
 from glide.files.listing import MANIFEST
+from glide.files.peers import short
 from glide.server.trial import trial
 from glide.sweep.functions import Invocation, State
 from glide.sweep.prepare import prepare_model
@@ -40,7 +42,7 @@ def show(source: Source, as_json: AsJson = False) -> None:
     document = dataclasses.asdict(template)
     if document["function"]:
         document["function"]["pickle"] = f"{len(document['function']['pickle'])} characters"
-    print_json({"digest": template.digest, **document})
+    print_json({"digest": template.digest, "tree": short(Tree(template.files).digest), **document})
 
 
 @app.command()

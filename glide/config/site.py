@@ -76,7 +76,8 @@ class Cache(Strict):
     """Where the files of models stay on a node, for all glideins there and those to come.
 
     Attributes:
-        folder: on a disk of the node; by default one of the glideins' account in /var/tmp.
+        folder: on a disk of the node, where it may begin with a variable of the node's (`$SCRATCH/glide`); by default
+            one of the glideins' account in /var/tmp.
         gigabytes: that it may take; by default most of its disk.
         upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
     """

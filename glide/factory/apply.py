@@ -137,8 +137,8 @@ class Hands:
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
-            "node_requirements": _requirements(entry, action.avoid), "digest": action.template,
-            "model": template.model if template else "",
+            "node_requirements": _requirements(entry, action.avoid), "node_rank": _rank(action.prefer),
+            "digest": action.template, "model": template.model if template else "",
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
@@ -231,6 +231,11 @@ def _trust_domain() -> str:
 def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
     bad = ", ".join(map(quoted, avoid))
     return f"({entry.requirements}) && !member(TARGET.Machine, {{{bad}}})" if bad else entry.requirements
+
+
+def _rank(prefer: Iterable[str]) -> str:
+    good = ", ".join(map(quoted, prefer))
+    return f"member(TARGET.Machine, {{{good}}}) =?= true" if good else "0"
 
 
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.

@@ -87,3 +87,10 @@ def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, 
     gone = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
     bad = Counter(glidein.host for glidein in gone if glidein.state != State.WARM and glidein.host)
     return tuple(sorted(host for host, count in bad.items() if count >= NODE_FAILURES and host not in good))
+
+
+def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
+    """Nodes of an entry where the template has been warm in the last hour: its files are in their caches."""
+    return tuple(
+        sorted({each.host for each in (*alive, *ended) if each.template == template and each.state == State.WARM})
+    )

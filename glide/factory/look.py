@@ -170,7 +170,7 @@ _LANE_COUNTS = (
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
-    *_LANE_COUNTS,
+    Machine.CACHED, *_LANE_COUNTS,
 )  # fmt: skip
 
 
@@ -214,6 +214,7 @@ def _lane(ad: dict) -> Lane:
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
         sum(ad.get(name, 0.0) for name in _START_SECONDS),
         ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0), ad["Name"],
+        tuple(str(ad.get(Machine.CACHED, "")).split(",")),
     )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from glide.config import Entry, SiteFile
 from glide.factory import room as rooms
-from glide.factory.health import bad_nodes, diagnosed
+from glide.factory.health import bad_nodes, diagnosed, nodes_with_files
 from glide.factory.room import Room
 from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.files import Tree
+from glide.files.peers import short
 from glide.vocabulary import JobStatus, State
 
 GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
@@ -26,7 +28,7 @@ class Action:
     """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing.
 
     A submission with `ids` is of sticky jobs, one for each of these lanes, which make `count` glideins that are there
-    the template's. `avoid` names nodes that the submitted ones must not run on.
+    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files.
     """
 
     action: str
@@ -36,10 +38,11 @@ class Action:
     reason: str
     ids: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
 
     def public(self) -> dict[str, Any]:
         """The fields that `glide factory plan --json` prints."""
-        return {name: value for name, value in asdict(self).items() if name not in ("ids", "avoid")}
+        return {name: value for name, value in asdict(self).items() if name not in ("ids", "avoid", "prefer")}
 
 
 @dataclass
@@ -173,7 +176,8 @@ def _supply(
         if count > 0:
             avoid = bad_nodes(*snapshot.of(entry.name))
             reason = why + (f"; not on {', '.join(avoid)}, where they fail" if avoid else "")
-            actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid))
+            prefer = nodes_with_files(template, *snapshot.of(entry.name))
+            actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid, prefer=prefer))
             for each in (space, whole):
                 each.left -= count
             missing -= count
@@ -196,6 +200,8 @@ def _move(
         return []  # it did not load; glideins of its own will say more
     wanted = {demand.template for demand in snapshot.demands}
     lanes = snapshot.lanes_of
+    described = snapshot.template(template)
+    files = short(Tree(described.files).digest) if described and described.files else ""
     actions = []
     for entry, _ in found:
         if entry.name in snapshot.blind:
@@ -205,7 +211,7 @@ def _move(
         unwanted = [each for each in running if not snapshot.offers(each) & wanted]
         free = [each for each in unwanted if each.glide_id not in taken]
         idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
-        idle = sorted(idle, key=lambda each: -lanes[each.glide_id][0].retires)[: max(0, count)]
+        idle = sorted(idle, key=lambda each: _suits(lanes[each.glide_id][0], files))[: max(0, count)]
         if idle:
             missing -= len(idle)
             taken |= {each.glide_id for each in idle}
@@ -213,6 +219,11 @@ def _move(
             reason = f"{why}; idle glideins load it: {', '.join(each.glide_id for each in idle)}"
             actions.append(Action("submit", entry.name, template, len(idle), reason, names))
     return actions
+
+
+def _suits(lane: Lane, files: str) -> tuple[bool, float]:
+    """A glidein's place among those that might load something: whose host has the files, then who stays longest."""
+    return files not in lane.cached, -lane.retires
 
 
 def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:

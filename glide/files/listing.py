@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glide.files.sources import open_source
+from glide.files.tree import unsound
 
 MANIFEST = "glide-files.json"
 # Of a hub's repository: what people read, and the same weights for other libraries.
@@ -38,15 +39,9 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}/{MANIFEST} is not what glide template files writes: {error}") from None
     for name, (digest, size) in files.items():
-        if not safe(name) or not re.fullmatch("[0-9a-f]{64}", digest) or size < 0:
-            raise ValueError(f"{path}/{MANIFEST}: {name!r} is no file's name, sha256 and size")
+        if problem := unsound(name, digest, size):
+            raise ValueError(f"{path}/{MANIFEST}: {problem}")
     return files
-
-
-def safe(name: str) -> bool:
-    """Whether a name stays within its folder."""
-    parts = PurePosixPath(name)
-    return bool(name) and not parts.is_absolute() and ".." not in parts.parts and "\0" not in name
 
 
 def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:

@@ -53,10 +53,11 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
     sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
     names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
     cache, share = settings.cache, settings.upload_megabytes
+    default = f"{node.pool_home}/cache" if node.pool_home else f"/var/tmp/glide-{os.geteuid()}"
     return server_settings.Settings(
         settings.lanes, settings.memory, settings.idle_seconds, settings.factory,
         SupplySettings(
-            cache=cache or (f"{node.pool_home}/cache" if node.pool_home else f"/var/tmp/glide-{os.geteuid()}"),
+            cache=os.path.expandvars(cache) if cache else default,
             limit=int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None,
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
             directory=[str(node.release_dir / "bin" / "condor_status"), "-constraint", sharing, "-af", *names],

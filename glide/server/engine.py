@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glide.server import frames
 from glide.server.engine_process import DUMP, INTERRUPT
+from glide.server.log import FRONT
 from glide.template import Template
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0  # for a call that was interrupted to end by itself
 DUMP_SECONDS = 0.5  # for the stacks to be written before the end
-FRONT = "model server:"  # how the front's own lines begin in the log it shares with the engine
 
 
 class DeadEngine(Exception):

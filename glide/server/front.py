@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glide.server.engine import FRONT, DeadEngine, EngineHandle
+from glide.server.engine import DeadEngine, EngineHandle
 from glide.server.job import Item, Job, oldest_first
+from glide.server.log import say
 from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
@@ -306,7 +307,7 @@ class Front:
 
     def _enter(self, state: str, failure: str = "") -> None:
         self.status = self.status.entering(state, failure)
-        print(f"{FRONT} {self.template.model} {state} {failure}".rstrip(), flush=True)
+        say(f"{self.template.model} {state} {failure}")
         if state in (State.WARM, State.FAILED):
             self.settled.set()
             self._tell_outer_job()

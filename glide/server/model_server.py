@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from glide.server.engine import FRONT
 from glide.server.front import Front
+from glide.server.log import say
 from glide.server.outer_job import tell_outer_job
 from glide.server.settings import Settings
 from glide.server.status import Status
@@ -91,7 +91,7 @@ class ModelServer:
             busy = len(self._idle()) < len(self.fronts)
             # A job may come and go between two looks.
             used = time.monotonic() if busy else max([used, *(each.used for each in self.fronts.values())])
-        print(f"{FRONT} no job for {self.idle_seconds:g} s", flush=True)
+        say(f"no job for {self.idle_seconds:g} s")
         os.kill(os.getppid(), signal.SIGTERM)
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -260,5 +260,5 @@ class ModelServer:
 
 
 def _dismiss(writer: asyncio.StreamWriter, words: str, code: int) -> None:
-    print(f"{FRONT} {words}", flush=True)
+    say(words)
     writer.write(f"{' '.join(words.split())}\nexit {code}\n".encode())

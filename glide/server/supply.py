@@ -15,6 +15,7 @@ from typing import Any
 from glide.files import Cache, Tree
 from glide.files.peers import short
 from glide.files.share import Offer, Share
+from glide.server.log import say
 from glide.template import Template
 from glide.vocabulary import Machine
 
@@ -118,7 +119,7 @@ class Supply:
             async for line in process.stdout:
                 said |= json.loads(line)
         except asyncio.CancelledError:
-            print(f"model server: {template.model}'s files are given up: {_account(said)}", flush=True)
+            say(f"{template.model}'s files are given up: {_account(said)}")
             raise
         finally:
             with suppress(ProcessLookupError):
@@ -127,7 +128,7 @@ class Supply:
         if "folder" not in said:
             raise Unfetched(said.get("failed") or f"the process that fetched its files ended with {code}")
         if "size" in said:
-            print(f"model server: {template.model}: {_account(said)}", flush=True)
+            say(f"{template.model}'s files: {_account(said)}")
         return str(said["folder"])
 
     def _hold(self, tree: Tree) -> None:

@@ -11,6 +11,7 @@ import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from glide.files.tree import unsound
 from glide.vocabulary import State
 
 # Seconds that a healthy node stays below by far: for each phase on the way to Warm; and when it is Warm, without a word
@@ -102,9 +103,12 @@ class Template:
 
     @classmethod
     def from_json(cls, text: str) -> Template:
-        """Read what to_json wrote; ValueError, KeyError or TypeError when it is something else."""
+        """Read what to_json wrote, or anybody else; ValueError, KeyError or TypeError when it makes no sense."""
         fields = json.loads(text)
         fields["files"] = {name: (str(digest), int(size)) for name, (digest, size) in fields["files"].items()}
+        for name, (digest, size) in fields["files"].items():
+            if problem := unsound(name, digest, size):
+                raise ValueError(problem)
         fields["function"] = Function(**fields["function"]) if fields.get("function") else None
         return cls(**fields)
 

@@ -1,4 +1,4 @@
-"""A small web server for the tests of fetching: a folder, with ranges, a rate, and whatever can go wrong."""
+"""A small web server for tests and benchmarks of fetching: a folder, with ranges, a rate, and whatever can go wrong."""
 
 from __future__ import annotations
 
