@@ -91,6 +91,5 @@ def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, 
 
 def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
     """Nodes of an entry where the template has been warm in the last hour: its files are in their caches."""
-    return tuple(
-        sorted({each.host for each in (*alive, *ended) if each.template == template and each.state == State.WARM})
-    )
+    warm = (each for each in (*alive, *ended) if each.template == template and each.state == State.WARM)
+    return tuple(sorted({each.host for each in warm}))

@@ -163,6 +163,8 @@ def _supply(
     if not any(demand.spec for demand in demands):
         why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
         return [Action("wait", first, template, missing, why)], Lack()
+    described = snapshot.template(template)
+    files = bool(described and described.files)
     limits = []
     full = set()
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
@@ -176,7 +178,7 @@ def _supply(
         if count > 0:
             avoid = bad_nodes(*snapshot.of(entry.name))
             reason = why + (f"; not on {', '.join(avoid)}, where they fail" if avoid else "")
-            prefer = nodes_with_files(template, *snapshot.of(entry.name))
+            prefer = nodes_with_files(template, *snapshot.of(entry.name)) if files else ()
             actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid, prefer=prefer))
             for each in (space, whole):
                 each.left -= count
