@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from glide.bench.origin import origin
 from glide.condor import EmbeddedPool, processes
+from glide.files.listing import MANIFEST
 from glide.vocabulary import POOL_VARIABLE, Exit, JobStatus, State
 from tests.conftest import SweepFolder, eventually
 from tests.models import tiny_llama
@@ -103,6 +105,33 @@ def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: Swe
         expected = greedy(model, [template.format(text=record["text"]) for record in records], 4)
         assert [result["text"] for result in results] == expected
         assert all(result["error"] is None and result["glidein"].startswith("here-") for result in results)
+
+
+def test_a_model_at_an_address_is_fetched_once_for_a_host(factory, sweep: SweepFolder):
+    model = tiny_llama(sweep.folder / "model", context=4096)
+    (model / MANIFEST).write_text(glide("template", "files", str(model)).stdout)
+    records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]
+    with origin(model) as source:
+        sweep.write(
+            records, glideins=2, pack=2, batch=2, generate={"max_new_tokens": 4, "do_sample": False},
+            model={"name": "far", "engine": "transformers", "path": source.url, "options": {"dtype": "float32"}},
+        )  # fmt: skip
+        done = sweep.run()
+        assert done.returncode == Exit.OK, done.stderr
+        sent = {name: count for name, count in source.sent.items() if name != MANIFEST}
+    assert sent == {path.name: path.stat().st_size for path in model.iterdir() if path.name != MANIFEST}
+    results = sweep.results("plain")
+    assert len({result["glidein"] for result in results}) == 2
+    assert [result["text"] for result in results] == greedy(model, [record["text"] for record in records], 4)
+
+
+def test_an_address_without_a_model_is_one_line_before_anything_is_submitted(sweep: SweepFolder, tmp_path):
+    with origin(tmp_path) as source:
+        sweep.write(noop_records(2), model={"name": "gone", "engine": "noop", "path": source.url})
+        done = sweep.run()
+    assert done.returncode == Exit.INPUT
+    (line,) = done.stderr.strip().splitlines()
+    assert "sweep.yaml:" in line and source.url in line and "glide template files" in line
 
 
 def test_status_shows_the_way_to_warm(factory, pool, sweep: SweepFolder):

@@ -11,6 +11,7 @@ import pytest
 from glide.config import SiteFile
 from glide.factory.plan import GHOST_SECONDS, Action, drain, plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
+from glide.files import Tree
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -215,6 +216,27 @@ def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():
     assert not any(action.ids for action in plan(mute, large)), "it has only not said yet what it has"
     others = tuple(replace(each, template="T") if each.name in ("one", "two") else each for each in lanes)
     assert brief(plan(replace(snapshot, lanes=others, demands=(demand(wanted=1),)), large)) == []
+
+
+WITH_FILES = Template("model", "noop", "/model", {"weights": ("0" * 64, 10)})
+
+
+def test_what_has_the_files_is_preferred():
+    tree = Tree(WITH_FILES.files).digest[:16]
+    idle = tuple(glidein(proc, "U") for proc in (1, 2, 3))
+    lanes = tuple(lane(each, name=each.job, cached=(tree,) if each.proc == 2 else ("other",)) for each in idle)
+    wants = demand(wanted=1, spec=WITH_FILES)
+    (move,) = plan(Snapshot(idle, lanes, (wants,)), site())
+    assert move.ids == ("7.2",)
+    # In the queue of an outer pool: nodes where it was warm.
+    gone = glidein(4, status=JobStatus.COMPLETED, state=State.WARM, host="n1")
+    failed = glidein(5, status=JobStatus.COMPLETED, state=State.FAILED, host="n2")
+    elsewhere = glidein(6, "U", status=JobStatus.COMPLETED, state=State.WARM, host="n3")
+    ended = Snapshot(demands=(wants,), ended=(gone, failed, elsewhere))
+    (submit,) = plan(ended, site())
+    assert submit.prefer == ("n1",)
+    (submit,) = plan(replace(ended, demands=(demand(wanted=1),)), site())
+    assert submit.prefer == (), "it has no files"
 
 
 def test_glideins_are_kept_in_readiness_and_load_what_comes():

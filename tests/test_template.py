@@ -114,6 +114,18 @@ def test_a_link_to_nothing_is_a_file_that_cannot_be_read(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "digest", "size"),
+    [
+        ("../escaped", "0" * 64, 1), ("a/../../escaped", "0" * 64, 1), ("/etc/cron.d/job", "0" * 64, 1),
+        ("", "0" * 64, 1), ("a\0b", "0" * 64, 1), ("a", "../../contents", 1), ("a", "0" * 63, 1), ("a", "0" * 64, -1),
+    ],
+)  # fmt: skip
+def test_what_would_leave_its_folder_is_no_template(name, digest, size):
+    with pytest.raises(ValueError):
+        Template.from_json(Template("m", "noop", "/model", {name: (digest, size)}).to_json())
+
+
+@pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"files": {"a": ["00", "big"]}, "model": "m", "engine": "noop"}', "7", ""]
 )
 def test_what_is_no_template_is_an_error_that_can_be_caught(text):

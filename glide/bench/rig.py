@@ -105,8 +105,10 @@ def rig(
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience now would leave the pool behind
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # Impatience now would leave the pool behind.
+            heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
             pool.down()
+            for number, handler in heard.items():
+                signal.signal(number, handler)
             os.environ.clear()
             os.environ.update(before)

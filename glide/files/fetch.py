@@ -1,8 +1,8 @@
 """Fetch a tree: from the cache, from peers, from its source, in this order; many nodes at once read the source once.
 
 Of those that fetch the same tree at the same time, the one that began first reads the source; the others take from it
-and from each other what is there so far, chunk by chunk. Who sees no progress reads the source too. Standard library
-only.
+and from each other what is there so far, chunk by chunk. Who is not known to the others yet reads on anywhere: what
+it gets is somebody's share. Who sees no progress reads the source too. Standard library only.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ class Fetch:
         self.moved = time.monotonic()  # when the last chunk came
         self.patience = STALLED_SECONDS * random.uniform(1, 2)
         self.failure: BaseException | None = None  # the source's, or the disk's
-        self.reads = False
+        self.reads = False  # the source
+        self.orderly = swarm is None  # from the beginning on
 
     def run(self) -> Path:
         """The tree's folder; OSError or Wrong when it is not to be had."""
         for _ in range(3):  # what is here may be evicted, or deleted, before it is linked
             if folder := self.cache.place(self.tree):
+                self.account.cached = self.tree.size
                 return folder
             try:
                 self._gather()
@@ -176,7 +178,8 @@ class Fetch:
         earlier = [peer for peer in others if (peer.since, peer.glide_id) < (swarm.since, swarm.glide_id)]
         with self.lock:
             self.peers = others
-            self.reads = visible and not any(peer.whole for peer in others) and not earlier
+            self.orderly = visible and not earlier
+            self.reads = not any(peer.whole for peer in others) and (self.orderly or not visible)
 
     def _look_around(self, swarm: Swarm) -> None:
         """Ask some of them what they have: those that have all, one that began before us, and others by chance."""
@@ -207,7 +210,7 @@ class Fetch:
             while self.failure is None and self._left():
                 free = [(c, n) for c in sorted(self.missing) for n in sorted(self.missing[c] - self._busy(c))]
                 if self.reads and free:
-                    return free[0]
+                    return free[0] if self.orderly else random.choice(free)
                 self.progress.wait(0.2)
         return None
 
