@@ -23,7 +23,8 @@ from glide.files.sources import Folder, Web, open_source
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import State
-from tests.server_rig import failure
+from tests.conftest import eventually
+from tests.server_rig import Server, failure
 
 SIZES = {"config.json": 300, "weights/one.bin": 3 * CHUNK + 17, "weights/two.bin": CHUNK, "empty": 0}
 
@@ -307,3 +308,38 @@ def test_a_stalled_source_ends_with_the_budget(start, model):
         server.stall = CHUNK
         template = replace(described(model, server.url), budgets={State.FETCHING: 2.0})
         assert "Fetching for more than 2 s" in failure(start(template, {"cache": str(model.parent / "cache")}))
+
+
+# ---- what stays from job to job ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep", "loads", "reads"), [("state", 1, 1), ("files", 3, 1), ("nothing", 3, 3)])
+def test_what_is_kept_is_not_loaded_or_fetched_again(start, model, keep, loads, reads):
+    with origin(model) as source:
+        template = replace(described(model, source.url), keep=keep, options={"load_seconds": 0.3})
+        server = start(template, {"cache": str(model.parent / "cache")})
+        server.reached(State.WARM)
+        for _ in range(3):
+            assert len(server.call([{"custom_id": "a", "prompt": "text"}], template.digest).results()) == 1
+            eventually(lambda: keep == "state" or not engines_of(server), "the end of its engine")
+        ad = next(server.states())
+        assert 0.3 * loads <= ad["GlideLoadSeconds"] < 0.3 * loads + 5
+        assert sum(source.sent.values()) == reads * sum(SIZES.values())
+
+
+def test_an_engine_that_dies_under_a_job_that_keeps_files_alone_is_replaced(start, model):
+    options = {"crash_on": "POISON"}
+    template = replace(described(model), keep="files", options=options)
+    server = start(template, {"cache": str(model.parent / "cache")})
+    server.reached(State.WARM)
+    call = server.call(
+        [{"custom_id": str(n), "prompt": "POISON" if n == 3 else "text"} for n in range(8)], template.digest
+    )
+    assert [bool(result["error"]) for result in sorted(call.results(), key=lambda each: each["custom_id"])] == [
+        n == 3 for n in range(8)
+    ]
+
+
+def engines_of(server: Server) -> list[str]:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [each for each in children if b"engine_process" in Path(f"/proc/{each}/cmdline").read_bytes()]

@@ -40,6 +40,9 @@ def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
 class ModelSpec(Strict):
     """What to load: `path` is relative to the sweep file.
 
+    `keep` is what stays on a node from job to job: the loaded state, its files alone (each job loads the model), or
+    nothing (each job fetches it, too, unless it lies on the node's disk). To see what sticky state is worth; with
+    `lanes: 1`, as two jobs at a time share what they load.
     `budgets` are seconds that a phase may take before it counts as hanging, where glide.template.spec.BUDGETS do not
     suit.
     """
@@ -47,6 +50,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
+    keep: Literal["state", "files", "nothing"] = "state"
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], PositiveFloat] = Field(default_factory=dict)
 

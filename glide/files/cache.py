@@ -167,6 +167,11 @@ class Cache:
                 " the rest is in use", str(self.folder),
             )  # fmt: skip
 
+    def forget(self, tree: str) -> None:
+        """Delete a tree, if nobody else uses it."""
+        with suppress(BlockingIOError), _locked(self._lock(tree), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            self._forget(self._lock(tree))
+
     def _forget(self, lock: Path) -> None:
         """Delete a tree or a part, and contents that no other tree needs."""
         for folder in (self.folder / "trees").glob("*.[0-9]*"):

@@ -47,6 +47,9 @@ class EngineHandle:
         self.begun: list[int] = []
         self.begun_at: float | None = None  # None while no call runs
         self.overdue = ""  # why we killed it, if we did
+        self.started = time.time()
+        self.warm = False  # whether it has loaded
+        self.unused = False  # whether we ended it because nobody needs it
         self.calls: list[int] = []  # sizes of the calls given and not come back, oldest first
         self.empty = asyncio.Event()
         self.heard = time.monotonic()

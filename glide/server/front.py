@@ -53,6 +53,7 @@ class Front:
         self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
         self.flying: dict[int, Item] = {}
         self.work = asyncio.Event()
+        self.came = asyncio.Event()  # a job
         self.settled = asyncio.Event()  # it has been warm, or has failed
         self.awaited = 0  # sticky jobs that wait for it
         self.used = time.monotonic()  # when it last had a job
@@ -78,7 +79,13 @@ class Front:
     async def _live(self) -> None:
         """Keep an engine alive for as long as that makes sense."""
         barren = 0
+        if not self.lasting:
+            await self._bring_files()
         while self.status.state != State.FAILED:
+            if not self.lasting:
+                self.came.clear()
+                if not self.jobs:
+                    await self.came.wait()
             finished = self.finished
             try:
                 await self._engine_life()
@@ -88,6 +95,11 @@ class Front:
             if barren >= BARREN_DEATHS:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
         self._send_away()
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the state stays when nobody uses it, which is what all this is for; else each job loads it anew."""
+        return self.template.keep == "state"
 
     def _send_away(self) -> None:
         """Jobs cannot be served here any more: HTCondor finds them another lane."""
@@ -104,7 +116,8 @@ class Front:
             while True:
                 message = await engine.receive()
                 if "phase" in message:
-                    self._enter(message["phase"])
+                    if self.lasting:  # else it is as good as warm to those who look for a lane
+                        self._enter(message["phase"])
                 elif "failed" in message:
                     self._enter(State.FAILED, message["failed"])
                 elif "imported" in message:
@@ -114,7 +127,13 @@ class Front:
                     gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
                     self.status = replace(self.status, gpu=gpu, batching=batching, batch=warm["batch"])
                     self.megabytes = max(self.megabytes, warm["megabytes"])
-                    self._enter(State.WARM)
+                    engine.warm = True
+                    if self.lasting:
+                        self._enter(State.WARM)
+                    else:
+                        took = self.status.load_seconds + time.time() - engine.started
+                        self.status = replace(self.status, load_seconds=took)
+                        tasks.append(asyncio.create_task(self._end_when_unused(engine)))
                     tasks.append(asyncio.create_task(self._feed(engine, warm)))
                 elif "begin" in message:
                     engine.begin(message["begin"])
@@ -124,21 +143,33 @@ class Front:
                         self.status = replace(self.status, prefix_hits=message["prefix_hits"])
                         engine.idle(message["idle"], self)
         except DeadEngine as death:
-            if self.status.state in State.COMING_UP:
-                at = State.IMPORTING if self.status.state == State.FETCHING else self.status.state  # what it does then
+            if engine.unused:
+                if self.template.keep == "nothing":
+                    self.supply.forget(self.template)
+            elif self.status.state != State.FAILED and not engine.warm:
+                at = self.status.state if self.lasting else State.LOADING
+                at = State.IMPORTING if at == State.FETCHING else at  # what it does then
                 during = "" if engine.overdue else f" while {at}"
                 self._enter(State.FAILED, f"the engine {death}{during}")
-            elif self.status.state == State.WARM:
-                self._enter(State.BLANK, f"the engine {death}")
+            elif self.status.state != State.FAILED:
+                if self.lasting:
+                    self._enter(State.BLANK, f"the engine {death}")
                 self._suspect(engine.begun, death)
         finally:
             for task in tasks:
                 task.cancel()
             await engine.stop()
 
-    async def _bring_files(self, engine: EngineHandle) -> None:
+    async def _end_when_unused(self, engine: EngineHandle) -> None:
+        while self.jobs:
+            await asyncio.sleep(0.02)
+        engine.unused = True
+        await engine.stop()
+
+    async def _bring_files(self, engine: EngineHandle | None = None) -> None:
         """Give the engine, which imports what it needs meanwhile, the folder with its files."""
-        self._enter(State.FETCHING)
+        if self.status.state != State.WARM:
+            self._enter(State.FETCHING)
         budget = self.template.budget(State.FETCHING)
         try:
             folder = await asyncio.wait_for(self.supply.bring(self.template), budget)
@@ -147,17 +178,23 @@ class Front:
         except (Unfetched, OSError) as error:
             self._enter(State.FAILED, str(error))
         else:
-            self._enter(State.IMPORTING)
-            return await engine.send({"folder": folder})
-        await engine.stop()
+            if self.status.state != State.WARM:
+                self._enter(State.IMPORTING if self.lasting else State.WARM)
+            if engine:
+                return await engine.send({"folder": folder})
+        if engine:
+            await engine.stop()
 
     async def _watch(self, engine: EngineHandle) -> None:
         """No phase may take longer than its budget, and no call than the longest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
             state = self.status.state
+            since = self.status.since
+            if not self.lasting and not engine.warm:
+                state, since = State.LOADING, engine.started
             budget = self.template.budget(state) if state in State.COMING_UP else float("inf")
-            if state != State.FETCHING and time.time() - self.status.since > budget:
+            if state != State.FETCHING and time.time() - since > budget:
                 await engine.give_up(f"was {state} for more than its {budget:g} s")
             if engine.silent > self.template.budget(State.WARM):
                 await engine.give_up(f"has said nothing for {engine.silent:.0f} s, and has records to serve")
@@ -245,6 +282,7 @@ class Front:
             job.say(f"refused: {self.status.failure}")
             return job.dismiss(Exit.SERVER_LOST)
         self.jobs.append(job)
+        self.came.set()
         serving = asyncio.create_task(self._serve(job))
         streaming = asyncio.create_task(job.results.run(job.say))
         gone = asyncio.create_task(reader.read())  # a job has no more to say: an end of file is its death

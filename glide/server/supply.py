@@ -136,6 +136,12 @@ class Supply:
             used = self.holding[tree.digest] = self.cache.used(tree.digest)
             used.__enter__()
 
+    def forget(self, template: Template) -> None:
+        """Delete a template's files from the cache, for those who compare what keeping them is worth."""
+        self.release(template)
+        if self.cache and template.files:
+            self.cache.forget(Tree(template.files).digest)
+
     def release(self, template: Template) -> None:
         """A template's files may make room for others'; until they do, peers may have them."""
         if used := self.holding.pop(Tree(template.files).digest, None):

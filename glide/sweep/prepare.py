@@ -92,7 +92,7 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
     """The template of a model whose path is relative to `parent`; ValueError when the model can't be read."""
     budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
     if spec.path is None:
-        return Template(spec.name, spec.engine, options=spec.options, budgets=budgets)
+        return Template(spec.name, spec.engine, options=spec.options, budgets=budgets, keep=spec.keep)
     if "://" in spec.path:
         return _at_address(spec, budgets)
     folder = (parent / spec.path).resolve()
@@ -101,7 +101,8 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
             raise ValueError(f"{folder} is no folder")
         if spec.engine == "transformers":
             _check_transformers(folder)
-        return replace(Template.of_folder(spec.name, spec.engine, folder, spec.options), budgets=budgets)
+        template = Template.of_folder(spec.name, spec.engine, folder, spec.options)
+        return replace(template, budgets=budgets, keep=spec.keep)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
 
@@ -116,7 +117,7 @@ def _at_address(spec: ModelSpec, budgets: dict[str, float]) -> Template:
         raise ValueError(f"{path} has no config.json, which a model of transformers has")
     if spec.engine == "transformers" and not any(name.endswith(WEIGHTS) for name in files):
         raise ValueError(f"{path} has no weights: no file ends with {' or '.join(WEIGHTS)}")
-    return Template(spec.name, spec.engine, path, files, spec.options, budgets=budgets)
+    return Template(spec.name, spec.engine, path, files, spec.options, budgets=budgets, keep=spec.keep)
 
 
 def _check_transformers(folder: Path) -> None:

@@ -21,6 +21,9 @@ BUDGETS = {
     State.WARM: 300.0,
 }  # fmt: skip
 
+# StickyInvoc, StickyI/O and create-destroy, as Phung and Thain call them.
+KEEPS = ("state", "files", "nothing")
+
 
 @dataclass(frozen=True)
 class Function:
@@ -55,6 +58,7 @@ class Template:
         function: what the python engine calls.
         service: options of the openai engine, where this node passes records on to a service that has the model.
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
+        keep: what stays on the node from job to job, one of KEEPS: the state, its files alone, or nothing.
         key: opens the doors of peers that have its files; from the factory, for its glideins alone.
     """
 
@@ -66,6 +70,7 @@ class Template:
     function: Function | None = None
     budgets: dict[str, float] = field(default_factory=dict)
     service: dict | None = None
+    keep: str = "state"
     key: str = ""
 
     @classmethod
@@ -84,6 +89,8 @@ class Template:
         """sha256 over what makes the state: not over what may differ by node, such as the folder's place."""
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
+        if self.keep != "state":
+            parts["keep"] = self.keep
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
