@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from glide.bench.origin import Origin, origin
+from glide.factory.seed import Seed
 from glide.files import Cache, Tree
 from glide.files.peers import Directory, Peer, token
 from glide.files.tree import CHUNK
@@ -233,3 +234,54 @@ def test_uploads_keep_to_their_rate(nodes, model):
         assert isinstance(peer, Peer)
         assert len(peer.chunk(tree.digest, content, number, CHUNK, KEY)) == CHUNK
     assert time.monotonic() - started > 3 * CHUNK / 10e6  # the first is free
+
+
+# ---- from the access point -----------------------------------------------------------------------
+
+
+def hidden(template: Template) -> Template:
+    """As a node sees it that shares no file system with the access point."""
+    return replace(template, path="/no/such/folder/here")
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Iterator[Seed]:
+    seed = Seed(tmp_path / "seed", "127.0.0.1")
+    yield seed
+    seed.stop()
+
+
+def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, seed):
+    template = replace(described(model), key=KEY)
+    nodes = Nodes(tmp_path, hidden(replace(template, seed=seed.offer(template))))
+    try:
+        nodes.start(3)
+        nodes.warm()
+        assert all(same(nodes.place(server), model) for server in nodes.servers)
+        words = [server.log.read_text().split("from the cache, ")[1].split(" MB from")[0] for server in nodes.servers]
+        assert sum(float(word.split()[0]) for word in words) <= 2 * sum(SIZES.values()) / 1e6
+    finally:
+        for server in nodes.servers:
+            server.stop()
+
+
+def test_an_access_points_seed_comes_back_where_it_was_and_knows_its_offers(model, seed):
+    template = replace(described(model), key=KEY)
+    address = seed.offer(template)
+    assert seed.process
+    seed.process.kill()
+    seed.process.wait()
+    assert seed.offer(template) == address
+    tree, content = Tree(template.files), template.files["config.json"][0]
+    assert Peer("seed", address).chunk(tree.digest, content, 0, 300, KEY) == (model / "config.json").read_bytes()
+
+
+def test_an_access_point_gives_no_file_that_is_not_what_the_template_says(tmp_path, model, seed):
+    """Who describes a file of the factory's account does not get it: its sha256 is what one would have to know."""
+    secret = tmp_path / "secret"
+    secret.write_text("a token")
+    guess = Template("m", "noop", str(tmp_path), {"secret": ("0" * 64, 7)}, key=KEY)
+    address, tree = seed.offer(guess), Tree(guess.files)
+    with pytest.raises(OSError, match="404"):
+        Peer("seed", address).chunk(tree.digest, "0" * 64, 0, 7, KEY)
+    assert answer(address, f"/{'../offers/' + tree.digest}/have")[0] == 403

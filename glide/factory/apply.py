@@ -26,6 +26,7 @@ from glide.errors import CondorError
 from glide.factory.look import take
 from glide.factory.plan import Action
 from glide.factory.room import owners
+from glide.factory.seed import Seed
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.files import Tree
 from glide.glidein.settings import SPREAD, Settings
@@ -47,8 +48,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 class Hands:
     """Looks, submits, removes and expunges for one site; `folder` (0700) holds what its glideins are sent with."""
 
-    def __init__(self, site: SiteFile, folder: Path):
+    def __init__(self, site: SiteFile, folder: Path, seed: Seed | None = None):
         self.site = site
+        self.seed = seed
         self.folder = folder
         self.collector = Collector()
         self.access_points: dict[Pool | None, AccessPoint] = {}
@@ -197,7 +199,10 @@ class Hands:
         if not secret.exists():
             _publish(secret, secrets.token_bytes(32))
         key = hmac.new(secret.read_bytes(), Tree(template.files).digest.encode(), "sha256").hexdigest()
-        return replace(template, service=entry.service.options if entry.service else None, key=key)
+        template = replace(template, service=entry.service.options if entry.service else None, key=key)
+        if self.seed and template.files and (template.path or "").startswith("/") and not template.service:
+            return replace(template, seed=self.seed.offer(template))
+        return template
 
     def _mint(self, entry: Entry, template: str) -> None:
         """A token for glideins of this entry: named after it, so that it can be revoked without the others'."""

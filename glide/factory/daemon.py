@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from glide.condor import EventLog, home
+from glide.condor import Collector, EventLog, home
 from glide.condor.event_log import ENDED
 from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
@@ -25,7 +25,9 @@ from glide.factory.apply import Hands
 from glide.factory.doubt import doubted, expected
 from glide.factory.journal import Journal
 from glide.factory.plan import Action
+from glide.factory.seed import Seed
 from glide.factory.snapshot import Snapshot
+from glide.files.share import address_towards
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
@@ -53,6 +55,7 @@ class Factory:
         self.journals = {site.site: Journal(folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()
+        self.seeds: dict[str, Seed] = {}  # by site
 
     def run(self, once: bool = False) -> None:
         """Cycle until SIGTERM or SIGINT.
@@ -75,6 +78,8 @@ class Factory:
                 self._wait()
             if self.drain:
                 self._drain()
+            for seed in self.seeds.values():
+                seed.stop()
 
     def _wait(self) -> None:
         """Until the next cycle is due; at once when a job ends, for it may have been a glidein with live ads."""
@@ -91,7 +96,7 @@ class Factory:
         glideins: set[str] = set()
         for site in self.sites.values():
             try:
-                hands = Hands(site, folder(site))
+                hands = Hands(site, folder(site), self._seed(site))
                 closed = drained(site)
                 snapshot = doubted(hands.look(), self.believed.get(site.site), site, closed)
                 glideins |= {glidein.job for glidein in snapshot.glideins}
@@ -113,6 +118,11 @@ class Factory:
                 traceback.print_exc()
         self.said = {_stable(action) for action in done if action.action in ("wait", "drain")}
         self.glideins = glideins
+
+    def _seed(self, site: SiteFile) -> Seed:
+        if site.site not in self.seeds:
+            self.seeds[site.site] = Seed(folder(site) / "seed", address_towards(Collector().address))
+        return self.seeds[site.site]
 
     def _read_again(self) -> None:
         for path, site in self.sites.items():

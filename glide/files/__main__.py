@@ -23,7 +23,7 @@ from typing import Any
 from glide.files.cache import Cache
 from glide.files.fetch import Account, Fetch, Swarm, Wrong
 from glide.files.peers import Directory
-from glide.files.sources import is_remote, open_source
+from glide.files.sources import AccessPoint, is_remote, open_source
 from glide.files.tree import Tree
 from glide.template import Template
 
@@ -53,10 +53,11 @@ def in_place(template: Template, request: dict[str, Any]) -> Path:
             if (own / name).stat().st_size != size or not cache.verify(own / name, content):
                 raise Wrong(f"{own / name} is not what the template was made of: it has changed since")
         return own
-    swarm = request["swarm"]
+    swarm, tree = request["swarm"], Tree(template.files)
+    seed = AccessPoint(template.seed, tree, template.key) if template.seed else None
     plugins = Path(request["plugins"]) if request["plugins"] else None
     fetch = Fetch(
-        cache, Tree(template.files), open_source(template.path or "", plugins),
+        cache, tree, open_source(template.path or "", plugins, seed),
         Swarm(**{**swarm, "directory": Directory(swarm["directory"])}) if swarm else None, Teller().tell,
     )  # fmt: skip
     folder = fetch.run()

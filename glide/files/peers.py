@@ -57,6 +57,7 @@ class Peer:
     since: int = 0
     whole: bool = False
     have: dict[str, set[int] | None] = field(default_factory=dict)  # chunks by content; None for all
+    patience: float = TIMEOUT
     strikes: int = 0
     asked: int = 0  # requests of ours that are under way
 
@@ -86,7 +87,7 @@ class Peer:
         host, _, port = self.address.rpartition(":")
         self.asked += 1
         try:
-            with closing(http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT)) as connection:
+            with closing(http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.patience)) as connection:
                 authorization = f"Bearer {token(key, path, time.time())}"
                 connection.request("GET", path, headers={"Authorization": authorization})
                 answer = connection.getresponse()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,13 +45,18 @@ class Share:
         self.offers: dict[str, Offer] = {}  # by digest
         self.uploads = 0
         self.sent = 0  # bytes
+        self.verifying: dict[Path, asyncio.Future[bool]] = {}
         self.next = 0.0  # when the next upload may begin
 
-    async def start(self, host: str) -> int:
-        """Listen at an address of this node; the port."""
-        server = await asyncio.start_server(self._visited, host, 0)
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listen at an address of this node; the port. OSError where that is taken."""
+        server = await asyncio.start_server(self._visited, host, port)
         self.serving = asyncio.create_task(server.serve_forever())
         return int(server.sockets[0].getsockname()[1])
+
+    def find(self, tree: str) -> Offer | None:
+        """What is offered of a tree."""
+        return self.offers.get(tree)
 
     def stop(self) -> None:
         self.serving.cancel()
@@ -68,7 +74,7 @@ class Share:
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         given = headers.get("authorization", "").removeprefix("Bearer ")
         _, tree, *rest = path.split("/")
-        offer = self.offers.get(tree)
+        offer = self.find(tree)
         # Who guesses a tree learns no more than who guesses a token.
         if offer is None or not allows(offer.key, path, given, time.time()):
             return _say(writer, "403 Forbidden")
@@ -94,9 +100,22 @@ class Share:
         parts = self.cache.parts(path, content)
         return None if parts is None else (path, parts)
 
+    async def _verify(self, offer: Offer, content: str) -> None:
+        """Read a file that lies elsewhere than in the cache, once, before anybody gets of it."""
+        path = (offer.folder or Path()) / offer.tree.name(content)
+        if offer.folder is None or self.cache.knows(path, content):
+            return
+        if path not in self.verifying:
+            reading = asyncio.get_running_loop().run_in_executor(None, self.cache.verify, path, content)
+            self.verifying[path] = reading
+            reading.add_done_callback(lambda _: self.verifying.pop(path))
+        with suppress(OSError):
+            await asyncio.shield(self.verifying[path])
+
     async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
         if self.uploads >= UPLOADS:
             return _say(writer, "503 Service Unavailable")
+        await self._verify(offer, content)
         path, digest = self.cache.partial(content), read_have(self.cache.partial(content)).get(chunk)
         if whole := self._whole(offer, content):
             path, digest = whole[0], dict(enumerate(whole[1])).get(chunk)
@@ -131,3 +150,14 @@ def _say(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
 
 def _head(status: str, length: int, more: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{more}Connection: close\r\n\r\n".encode()
+
+
+def address_towards(collector: str) -> str:
+    """This machine's address on the way to a pool's collector: where the pool's other machines reach it, if they do."""
+    host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((host, 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(way.getsockname()[0])

@@ -18,6 +18,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
+from glide.files.peers import Busy, Peer
+from glide.files.tree import CHUNK, Tree, extent
+
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 5  # in a row without a byte more
@@ -35,15 +38,16 @@ class Source(Protocol):
         """A file from an offset on, in pieces; OSError, naming what was tried, when it can't be read."""
 
 
-def open_source(path: str, plugins: Path | None = None) -> Source:
+def open_source(path: str, plugins: Path | None = None, seed: Source | None = None) -> Source:
     """The source that a template's path names.
 
     Args:
         plugins: HTCondor's libexec, with its file transfer plugins.
+        seed: what has a folder's files where the folder is not on this node.
     """
     scheme = path.partition("://")[0]
     if path.startswith("/"):
-        return Folder(Path(path))
+        return Folder(Path(path)) if seed is None or Path(path).exists() else seed
     if scheme in ("http", "https"):
         return Web(path)
     if scheme == "hf":
@@ -76,6 +80,31 @@ class Folder:
             file.seek(start)
             while data := file.read(BLOCK):
                 yield data
+
+
+class AccessPoint:
+    """A folder of the access point, of which the factory gives what the template names (glide.factory.seed)."""
+
+    def __init__(self, address: str, tree: Tree, key: str):
+        self.peer = Peer("the access point", address, patience=TIMEOUT)  # it reads a file in full before it gives any
+        self.tree = tree
+        self.key = key
+
+    def read(self, name: str, start: int) -> Iterator[bytes]:
+        return resumed(lambda at: self._stream(name, at), start, f"{name} from the access point")
+
+    def _stream(self, name: str, start: int) -> Iterator[bytes]:
+        content, size = self.tree.files[name]
+        while start < size:
+            number = start // CHUNK
+            begin, length = extent(number, size)
+            try:
+                data = self.peer.chunk(self.tree.digest, content, number, length, self.key)
+            except Busy:
+                time.sleep(0.2)
+                continue
+            yield data[start - begin :]
+            start = begin + length
 
 
 class Web:

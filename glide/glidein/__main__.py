@@ -6,13 +6,13 @@ import os
 import random
 import secrets
 import shutil
-import socket
 import stat
 import sys
 import time
 import zipfile
 from pathlib import Path
 
+from glide.files.share import address_towards
 from glide.glidein.configuration import Node, render, server
 from glide.glidein.settings import SPREAD, Settings
 from glide.server.job_ad import read_ad
@@ -59,19 +59,8 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
         int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)),
-        _address(settings.collector), os.environ.get(POOL_VARIABLE),
+        address_towards(settings.collector), os.environ.get(POOL_VARIABLE),
     )  # fmt: skip
-
-
-def _address(collector: str) -> str:
-    """This node's address on the way to the collector: where the pool's other nodes reach it, if they do."""
-    host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        try:
-            way.connect((host, 9))  # sends nothing
-        except OSError:
-            return "127.0.0.1"
-        return str(way.getsockname()[0])
 
 
 def _condor_master(settings: Settings) -> Path:

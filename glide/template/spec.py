@@ -60,6 +60,7 @@ class Template:
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
         keep: what stays on the node from job to job, one of KEEPS: the state, its files alone, or nothing.
         key: opens the doors of peers that have its files; from the factory, for its glideins alone.
+        seed: where the factory gives them, for nodes that have no such folder.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Template:
     service: dict | None = None
     keep: str = "state"
     key: str = ""
+    seed: str = ""
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
