@@ -202,7 +202,7 @@ def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason
     shutil.rmtree(model)
     _, errors = process.communicate()
     assert process.returncode == Exit.FAILED
-    assert "FileNotFoundError" in errors and "is missing" in errors
+    assert "is in no such folder on this node: the access point says 404 Not Found" in errors
 
 
 def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, sweep: SweepFolder):

@@ -48,6 +48,14 @@ class Busy(Exception):
     """It has its hands full: no fault, but somebody else may have the chunk too."""
 
 
+class Refused(OSError):
+    """It answers, and does not give it; `code` is HTTP's."""
+
+    def __init__(self, words: str, code: int):
+        super().__init__(words)
+        self.code = code
+
+
 @dataclass(eq=False)
 class Peer:
     """A node; `since` is when it began, `whole` whether it says that it has all. `have` is what it was seen to have."""
@@ -74,13 +82,13 @@ class Peer:
             if self.whole and not have:  # its cache has been deleted
                 self.strikes = STRIKES
         except (ValueError, TypeError, AttributeError) as error:
-            raise OSError(f"peer {self.glide_id} makes no sense: {error!r}") from None
+            raise OSError(f"{self.glide_id} makes no sense: {error!r}") from None
 
     def chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
         """A chunk, as it was when the peer got it; Busy, or OSError when it is not to be had."""
         data, digest = self._ask(f"/{tree}/{content}/{chunk}", key, length)
         if len(data) != length or hashlib.sha256(data).hexdigest() != digest:
-            raise OSError(f"peer {self.glide_id} sent a chunk that is not what it was")
+            raise OSError(f"{self.glide_id} sent a chunk that is not what it was")
         return data
 
     def _ask(self, path: str, key: str, most: int) -> tuple[bytes, str]:
@@ -94,13 +102,13 @@ class Peer:
                 if answer.status == http.client.SERVICE_UNAVAILABLE:
                     raise Busy
                 if answer.status != http.client.OK:
-                    raise OSError(f"peer {self.glide_id} says {answer.status} {answer.reason}")
+                    raise Refused(f"{self.glide_id} says {answer.status} {answer.reason}", answer.status)
                 return answer.read(most + 1), answer.getheader(DIGEST, "")
         except TimeoutError:
             self.strikes = STRIKES
-            raise OSError(f"peer {self.glide_id} says nothing") from None
+            raise OSError(f"{self.glide_id} says nothing") from None
         except (http.client.HTTPException, ValueError) as error:
-            raise OSError(f"peer {self.glide_id}: {error!r}") from None
+            raise OSError(f"{self.glide_id}: {error!r}") from None
         finally:
             self.asked -= 1
 

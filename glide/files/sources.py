@@ -91,7 +91,7 @@ class AccessPoint:
         self.key = key
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        return resumed(lambda at: self._stream(name, at), start, f"{name} from the access point")
+        return resumed(lambda at: self._stream(name, at), start, f"{name} is in no such folder on this node")
 
     def _stream(self, name: str, start: int) -> Iterator[bytes]:
         content, size = self.tree.files[name]
