@@ -78,7 +78,9 @@ class Server:
         self.calls: list[Call] = []
         if template is not None:
             (folder / "template.json").write_text(template.to_json())
-        (folder / "server.json").write_text(Settings(lanes, memory or None, supply=SupplySettings(**supply)).to_json())
+        (folder / "server.json").write_text(
+            Settings(SupplySettings(**{"cache": str(folder / "cache"), **supply}), lanes, memory or None).to_json()
+        )
         arguments = [folder / "server.json", folder / "template.json", self.door, self.log]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])
 

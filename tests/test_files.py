@@ -302,6 +302,21 @@ def test_a_folder_that_changed_since_is_refused(model, tmp_path):
     assert "weights/two.bin is not what the template was made of: it has changed since" in said["failed"]
 
 
+def test_a_cache_that_cannot_be_used_is_the_reason_of_a_failure(start, model):
+    (model.parent / "cache").write_text("no folder")
+    reason = failure(start(described(model), {"cache": str(model.parent / "cache")}))
+    assert "the node's cache cannot be used" in reason and str(model.parent / "cache") in reason
+
+
+def test_two_templates_of_the_same_files_at_once(start, model):
+    with origin(model, rate=20e6) as source:
+        first = described(model, source.url)
+        server = start(first, {"cache": str(model.parent / "cache")})
+        other = start(replace(first, options={"load_seconds": 0.1}), {"cache": str(model.parent / "cache")})
+        server.reached(State.WARM), other.reached(State.WARM)
+        assert sum(source.sent.values()) == sum(SIZES.values())
+
+
 def test_a_stalled_source_ends_with_the_budget(start, model):
     """In a real model server."""
     with origin(model) as server:

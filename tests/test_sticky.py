@@ -17,6 +17,7 @@ from glide import resources
 from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
 from glide.server.settings import Settings
+from glide.server.supply import SupplySettings
 from glide.template import Template
 from glide.template.function import template_of
 from glide.vocabulary import SOCKET_VARIABLE, Exit, Job, JobStatus, Machine, State
@@ -176,7 +177,9 @@ def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(
 def test_a_server_that_nobody_uses_ends_its_glidein_but_never_while_it_loads(tmp_path):
     """Its parent stands for condor_master."""
     (tmp_path / "template.json").write_text(Template("slow", "noop", options={"load_seconds": 3}).to_json())
-    (tmp_path / "server.json").write_text(Settings(lanes=2, idle_seconds=1).to_json())
+    (tmp_path / "server.json").write_text(
+        Settings(SupplySettings(str(tmp_path / "cache")), lanes=2, idle_seconds=1).to_json()
+    )
     paths = [tmp_path / name for name in ("server.json", "template.json", "door", "log")]
     words = [sys.executable, "-m", "glide.server", *map(str, paths)]
     kept = str(tmp_path / "pid")

@@ -92,21 +92,6 @@ def test_what_is_no_template_is_refused(text):
         Template.from_json(text)
 
 
-def test_nothing_is_missing_from_a_folder_in_place(folder):
-    assert of(folder).missing_files() == []
-    assert Template("m", "noop").missing_files() == []
-
-
-def test_missing_and_shortened_files_are_named(folder):
-    template = of(folder)
-    (folder / "config.json").unlink()
-    (folder / "deeper" / "weights.bin").write_bytes(b"short")
-    assert template.missing_files() == [
-        f"{folder}/config.json is missing",
-        f"{folder}/deeper/weights.bin has 5 bytes, not 2560",
-    ]
-
-
 def test_a_link_to_nothing_is_a_file_that_cannot_be_read(folder):
     (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
     with pytest.raises(OSError, match=r"model\.safetensors"):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glide.cli.options import AsJson, print_json
-from glide.condor import AccessPoint, connect
+from glide.condor import AccessPoint, connect, install
 from glide.errors import CondorError, GlideError, InputError
 from glide.files import Tree
 from glide.files.listing import MANIFEST
@@ -58,7 +58,11 @@ def check(source: Source, as_json: AsJson = False) -> None:
     Says how long each phase took and how much memory it needs. Exit 1: it does not load.
     """
     template = _template(source)
-    made = trial(template, watch=lambda state: print(f"{template.model}: {state}", file=sys.stderr))
+    made = trial(
+        template,
+        install.cache_dir() / "files",
+        watch=lambda state: print(f"{template.model}: {state}", file=sys.stderr),
+    )
     if as_json:
         print_json({**dataclasses.asdict(made), "digest": template.digest, "log": made.log[-2000:]})
     else:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glide.files.sources import open_source
-from glide.files.tree import unsound
+from glide.template.spec import unsound
 
 MANIFEST = "glide-files.json"
 # Of a hub's repository: what people read, and the same weights for other libraries.

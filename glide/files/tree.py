@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 CHUNK = 4 << 20  # bytes: what is asked of a peer at a time, verified, and gone on from after a kill
 
@@ -36,16 +35,6 @@ class Tree:
     def name(self, content: str) -> str:
         """A name that a content has."""
         return next(name for name, (digest, _) in self.files.items() if digest == content)
-
-
-def unsound(name: str, digest: str, size: int) -> str:
-    """What is wrong with a description of a file that anybody may have written; nothing if it stays in its folder."""
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        return f"{name!r} is no name of a file within a folder"
-    if not re.fullmatch("[0-9a-f]{64}", digest) or size < 0:
-        return f"{name} has no sha256 and size"
-    return ""
 
 
 def chunks(size: int) -> range:

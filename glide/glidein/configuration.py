@@ -55,8 +55,8 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
     cache, share = settings.cache, settings.upload_megabytes
     default = f"{node.pool_home}/cache" if node.pool_home else f"/var/tmp/glide-{os.geteuid()}"
     return server_settings.Settings(
-        settings.lanes, settings.memory, settings.idle_seconds, settings.factory,
-        SupplySettings(
+        lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
+        supply=SupplySettings(
             cache=os.path.expandvars(cache) if cache else default,
             limit=int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None,
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from glide.server.supply import SupplySettings
 
@@ -11,18 +11,18 @@ from glide.server.supply import SupplySettings
 @dataclass(frozen=True)
 class Settings:
     """
+    supply: where files come from, and go to.
     lanes: how many there are.
     memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
     idle_seconds: without a job for so long, and nothing being loaded, the glidein ends itself; None for never.
     factory: the User who may bring code of others: their jobs have described it to the factory.
-    supply: where files come from, and go to.
     """
 
+    supply: SupplySettings
     lanes: int = 1
     memory: float | None = None
     idle_seconds: float | None = None
     factory: str = ""
-    supply: SupplySettings = field(default_factory=SupplySettings)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

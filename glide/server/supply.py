@@ -25,8 +25,7 @@ MOST_NAMED = 32  # trees in an ad, those used last
 @dataclass(frozen=True)
 class SupplySettings:
     """
-    cache: the folder that all glideins of this account on this host share; None to do without, and take files where
-        they are.
+    cache: the folder that all glideins of this account on this host share.
     limit: bytes that it may take; None for most of its disk.
     glide_id: who we are to peers; empty to have none.
     host: our address as peers see it.
@@ -35,7 +34,7 @@ class SupplySettings:
     plugins: HTCondor's libexec on this node.
     """
 
-    cache: str | None = None
+    cache: str
     limit: int | None = None
     glide_id: str = ""
     host: str = "127.0.0.1"
@@ -58,11 +57,16 @@ class Supply:
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
         self.settings = settings
         self.changed = changed
-        self.cache = Cache(Path(settings.cache), settings.limit) if settings.cache else None
+        self.cache: Cache | None = None
+        self.problem = ""  # with the cache
+        try:
+            self.cache = Cache(Path(settings.cache), settings.limit)
+        except OSError as error:  # the server stays, to say so
+            self.problem = f"the node's cache cannot be used: {error}"
         self.share = Share(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
         self.address = ""
         self.fetching: dict[str, int] = {}  # since when, by tree
-        self.holding: dict[str, Any] = {}  # what keeps a tree from being evicted
+        self.holding: dict[str, Any] = {}  # what keeps a template's files from being evicted
 
     async def start(self) -> None:
         """Open the door for peers."""
@@ -80,28 +84,28 @@ class Supply:
         if not template.files or template.service:
             return template.path
         if self.cache is None:
-            if missing := template.missing_files():
-                raise Unfetched("; ".join(missing[:3]))
-            return template.path
+            raise Unfetched(self.problem)
         tree = Tree(template.files)
-        self._hold(tree)
-        self.fetching[tree.digest] = int(time.time())
+        if template.digest not in self.holding:
+            used = self.holding[template.digest] = self.cache.used(tree.digest)
+            used.__enter__()
+        since = self.fetching[tree.digest] = int(time.time())
         if self.share and template.key:
             self.share.offers[tree.digest] = Offer(tree, template.key)
         self.changed.set()
         try:
-            folder = await self._fetched(template, tree)
+            folder = await self._fetched(template, since)
         finally:
-            del self.fetching[tree.digest]
+            self.fetching.pop(tree.digest, None)  # another template of the same files may have been faster
             self.changed.set()
         if self.share and template.key and folder == template.path:
             self.share.offers[tree.digest] = Offer(tree, template.key, Path(folder))
         return folder
 
-    async def _fetched(self, template: Template, tree: Tree) -> str:
+    async def _fetched(self, template: Template, since: int) -> str:
         settings = self.settings
         swarm = {
-            "glide_id": settings.glide_id, "since": self.fetching[tree.digest], "key": template.key,
+            "glide_id": settings.glide_id, "since": since, "key": template.key,
             "directory": list(settings.directory),
         }  # fmt: skip
         request = {
@@ -131,11 +135,6 @@ class Supply:
             say(f"{template.model}'s files: {_account(said)}")
         return str(said["folder"])
 
-    def _hold(self, tree: Tree) -> None:
-        if self.cache and tree.digest not in self.holding:
-            used = self.holding[tree.digest] = self.cache.used(tree.digest)
-            used.__enter__()
-
     def forget(self, template: Template) -> None:
         """Delete a template's files from the cache, for those who compare what keeping them is worth."""
         self.release(template)
@@ -144,7 +143,7 @@ class Supply:
 
     def release(self, template: Template) -> None:
         """A template's files may make room for others'; until they do, peers may have them."""
-        if used := self.holding.pop(Tree(template.files).digest, None):
+        if used := self.holding.pop(template.digest, None):
             used.__exit__(None, None, None)
 
     def facts(self) -> dict[str, str]:

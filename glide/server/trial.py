@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.server.settings import Settings
+from glide.server.supply import SupplySettings
 from glide.template import Template
 from glide.vocabulary import Machine, State
 
@@ -35,12 +36,12 @@ class Trial:
     log: str
 
 
-def trial(template: Template, watch: Callable[[str], None] = lambda state: None) -> Trial:
-    """Load a template and forget it; `watch` is told each state as it is reached."""
+def trial(template: Template, cache: Path, watch: Callable[[str], None] = lambda state: None) -> Trial:
+    """Load a template and forget it, but for its files; `watch` is told each state as it is reached."""
     with tempfile.TemporaryDirectory(prefix="glide-trial-") as name:
         folder = Path(name)
         (folder / "template.json").write_text(template.to_json())
-        (folder / "server.json").write_text(Settings().to_json())
+        (folder / "server.json").write_text(Settings(SupplySettings(str(cache))).to_json())
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
         server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths)])
         try:

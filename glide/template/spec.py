@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from glide.files.tree import unsound
 from glide.vocabulary import State
 
 # Seconds that a healthy node stays below by far: for each phase on the way to Warm; and when it is Warm, without a word
@@ -121,16 +121,15 @@ class Template:
         fields["function"] = Function(**fields["function"]) if fields.get("function") else None
         return cls(**fields)
 
-    def missing_files(self) -> list[str]:
-        """What of the files is not in place on this machine, each with what is wrong with it."""
-        problems = []
-        for name, (_, size) in () if self.service else self.files.items():
-            path = Path(self.path or "") / name
-            if not path.is_file():
-                problems.append(f"{path} is missing")
-            elif path.stat().st_size != size:
-                problems.append(f"{path} has {path.stat().st_size} bytes, not {size}")
-        return problems
+
+def unsound(name: str, digest: str, size: int) -> str:
+    """What is wrong with a description of a file that anybody may have written; nothing if it stays in its folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return f"{name!r} is no name of a file within a folder"
+    if not re.fullmatch("[0-9a-f]{64}", digest) or size < 0:
+        return f"{name} has no sha256 and size"
+    return ""
 
 
 def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
