@@ -117,6 +117,14 @@ def test_a_newcomer_reads_nothing_from_the_source_where_a_peer_has_it(nodes, mod
     assert sum(source.sent.values()) == before
 
 
+def test_a_source_that_says_nothing_any_more_is_not_waited_for(nodes, model, source):
+    nodes.warm(nodes.start())
+    source.stall = 0
+    (newcomer,) = nodes.start()
+    nodes.warm([newcomer])
+    assert same(nodes.place(newcomer), model)
+
+
 def test_a_peer_killed_in_mid_transfer_is_replaced_by_another_or_the_source(nodes, model, source):
     first, second = nodes.start(2, upload_rate=4e6)
     nodes.warm()

@@ -26,6 +26,7 @@ NEIGHBOURS = 4  # peers that are asked what they have
 LOOK_SECONDS = 1.0  # between looks at what they have
 DIRECTORY_SECONDS = 3.0  # between looks at who there is
 SEEN_SECONDS = 8.0  # in which the collector should know of us, or else it is no help
+READER_SECONDS = 1.0  # for the source's reader to end when all is there
 STALLED_SECONDS = 15.0  # without a chunk from anybody
 
 
@@ -78,7 +79,7 @@ class Fetch:
         self.patience = STALLED_SECONDS * random.uniform(1, 2)
         self.failure: BaseException | None = None  # the source's, or the disk's
         self.reads = False  # the source
-        self.orderly = swarm is None  # from the beginning on
+        self.orderly = self.swarm is None  # from the beginning on
 
     def run(self) -> Path:
         """The tree's folder; OSError or Wrong when it is not to be had."""
@@ -165,8 +166,9 @@ class Fetch:
             self.say(self.account)
         with self.progress:
             self.progress.notify_all()
-        for thread in (reader, *workers):
+        for thread in workers:
             thread.join()
+        reader.join(READER_SECONDS)  # a source that says nothing is not waited for when others gave all
         if self._left() and self.failure is not None:
             raise self.failure
 
@@ -234,6 +236,9 @@ class Fetch:
         raise Wrong(f"{name} ends after {number * CHUNK + len(buffer)} bytes, and should have {size}")
 
     def _keep(self, content: str, number: int, data: bytes) -> None:
+        with self.lock:
+            if number not in self.missing[content]:
+                return
         self.parts[content].write(number, data)
         with self.progress:
             self.missing[content].discard(number)
