@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -28,6 +29,7 @@ MEGABYTES = 200
 FILES = 4
 RATE = 20e6  # bytes a second
 COUNTS = (1, 4, 16)
+STREAM_SECONDS = 10.0  # for the last words of glideins to be on the access point
 OWN = "$_CONDOR_SCRATCH_DIR/cache"  # a cache for each glidein, as on separate hosts
 ACCOUNT = re.compile(r"'s files: (\d+) MB, (\d+) from the cache, (\d+) from the source, (\d+) from peers")
 
@@ -125,8 +127,15 @@ def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any
     model = {"name": "bench", "engine": engine, "path": url, "options": options}
     with suppress(Enough):
         summary = bench.sweep(count * 40, {}, watch, model=model, glideins=count, pack=1)
+    deadline = time.monotonic() + STREAM_SECONDS
+    while len(lines := _lines(bench)) < count and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return summary, lines
+
+
+def _lines(bench: Rig) -> list[dict[str, Any]]:
     logs = sorted((bench.folder / "home" / "factory").rglob("*.out"))
-    return summary, [line for log in logs if (line := _line(log.stem, log.read_text())) is not None]
+    return [line for log in logs if (line := _line(log.stem, log.read_text())) is not None]
 
 
 def _line(glidein: str, log: str) -> dict[str, Any] | None:
