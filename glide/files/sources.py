@@ -6,7 +6,6 @@ Standard library only, but for the hub's own client.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -173,9 +172,8 @@ class Plugin:
 
 
 def _plugin(scheme: str, folder: Path | None) -> Path:
-    """The program in HTCondor's libexec, or on the PATH, that says it fetches such addresses."""
-    candidates = [*(folder.glob("*plugin*") if folder else ()), *map(Path, filter(None, [shutil.which("pelican")]))]
-    for path in sorted(candidates):
+    """The program in HTCondor's libexec that says it fetches such addresses."""
+    for path in sorted(folder.glob("*plugin*") if folder else ()):
         if os.access(path, os.X_OK):
             said = subprocess.run([path, "-classad"], capture_output=True, text=True, timeout=TIMEOUT).stdout
             line = next((line for line in said.splitlines() if line.startswith("SupportedMethods")), "")
