@@ -18,6 +18,7 @@ from pydantic import (
 
 from glide.config.reading import Name, Strict
 from glide.server.engines import engine_class
+from glide.template.spec import Keep
 from glide.vocabulary import State
 
 PHASES = {
@@ -50,7 +51,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
-    keep: Literal["state", "files", "nothing"] = "state"
+    keep: Keep = "state"
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], PositiveFloat] = Field(default_factory=dict)
 

@@ -132,7 +132,11 @@ class Fetch:
             self.cache.link(self.tree, content)
         return whole
 
+    def _lacks(self) -> bool:
+        return any(self.missing.values())
+
     def _left(self) -> int:
+        """Bytes that are missing: a walk over all chunks."""
         sizes = self.tree.contents
         return sum(extent(number, sizes[content])[1] for content, some in self.missing.items() for number in some)
 
@@ -140,7 +144,7 @@ class Fetch:
 
     def _fill(self) -> None:
         """Have what is missing brought; who brings it are threads."""
-        if not self._left():
+        if not self._lacks():
             return
         self.failure = None
         self.moved = time.monotonic()
@@ -151,7 +155,7 @@ class Fetch:
             thread.start()
         looked = begun = time.monotonic()
         asked = float("-inf")
-        while self._left() and self.failure is None:
+        while self._lacks() and self.failure is None:
             now = time.monotonic()
             if self.swarm and now - asked >= DIRECTORY_SECONDS:
                 asked = now
@@ -169,7 +173,7 @@ class Fetch:
         for thread in workers:
             thread.join()
         reader.join(READER_SECONDS)  # a source that says nothing is not waited for when others gave all
-        if self._left() and self.failure is not None:
+        if self._lacks() and self.failure is not None:
             raise self.failure
 
     def _meet(self, swarm: Swarm, waited: float) -> None:
@@ -209,7 +213,7 @@ class Fetch:
     def _next_run(self) -> tuple[str, int] | None:
         """Where to read, once it is on us; None when there is nothing left."""
         with self.progress:
-            while self.failure is None and self._left():
+            while self.failure is None and self._lacks():
                 free = [(c, n) for c in sorted(self.missing) for n in sorted(self.missing[c] - self._busy(c))]
                 if self.reads and free:
                     return free[0] if self.orderly else random.choice(free)
@@ -274,7 +278,7 @@ class Fetch:
     def _next_chunk(self) -> tuple[Peer, str, int] | None:
         """A chunk that somebody has, and who; by chance, so that those who start together soon have different ones."""
         with self.progress:
-            while self.failure is None and self._left():
+            while self.failure is None and self._lacks():
                 wanted = [(c, n) for c, some in self.missing.items() for n in some if (c, n) not in self.underway]
                 random.shuffle(wanted)
                 for content, number in wanted:

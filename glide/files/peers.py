@@ -1,6 +1,6 @@
 """Other nodes that have a tree, or get it just now: who they are, what they have, and a chunk of it.
 
-Each asks with a bearer token that it makes itself: an hour's end, and an HMAC of it and of what is asked for, by a key
+Each asks with a bearer token that it makes itself: when it ends, and an HMAC of that and of what is asked for, by a key
 that the factory gives to the glideins that are to have that tree. Standard library only.
 """
 

@@ -44,7 +44,6 @@ class Share:
         self.rate = rate
         self.offers: dict[str, Offer] = {}  # by digest
         self.uploads = 0
-        self.sent = 0  # bytes
         self.verifying: dict[Path, asyncio.Future[bool]] = {}
         self.next = 0.0  # when the next upload may begin
 
@@ -94,31 +93,36 @@ class Share:
                 have[content] = sorted(some)
         return have
 
-    def _whole(self, offer: Offer, content: str) -> tuple[Path, list[str]] | None:
-        """A verified file with the content, and its chunks' digests."""
-        path = offer.folder / offer.tree.name(content) if offer.folder else self.cache.content(content)
-        parts = self.cache.parts(path, content)
-        return None if parts is None else (path, parts)
+    def _place(self, offer: Offer, content: str) -> Path:
+        return offer.folder / offer.tree.name(content) if offer.folder else self.cache.content(content)
 
-    async def _verify(self, offer: Offer, content: str) -> None:
-        """Read a file that lies elsewhere than in the cache, once, before anybody gets of it."""
-        path = (offer.folder or Path()) / offer.tree.name(content)
-        if offer.folder is None or self.cache.knows(path, content):
-            return
+    def _whole(self, offer: Offer, content: str) -> list[str] | None:
+        """The digests of a verified file's chunks; None where there is no such file."""
+        return self.cache.parts(self._place(offer, content), content)
+
+    async def _verified(self, offer: Offer, content: str) -> list[str] | None:
+        """The same, once a file that lies elsewhere than in the cache has been read before anybody gets of it."""
+        whole = self._whole(offer, content)
+        if whole is not None or offer.folder is None:
+            return whole
+        path = self._place(offer, content)
         if path not in self.verifying:
             reading = asyncio.get_running_loop().run_in_executor(None, self.cache.verify, path, content)
             self.verifying[path] = reading
             reading.add_done_callback(lambda _: self.verifying.pop(path))
         with suppress(OSError):
             await asyncio.shield(self.verifying[path])
+        return self._whole(offer, content)
 
     async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
         if self.uploads >= UPLOADS:
             return _say(writer, "503 Service Unavailable")
-        await self._verify(offer, content)
-        path, digest = self.cache.partial(content), read_have(self.cache.partial(content)).get(chunk)
-        if whole := self._whole(offer, content):
-            path, digest = whole[0], dict(enumerate(whole[1])).get(chunk)
+        whole = await self._verified(offer, content)
+        if whole is not None:
+            path, digest = self._place(offer, content), dict(enumerate(whole)).get(chunk)
+        else:
+            path = self.cache.partial(content)
+            digest = read_have(path).get(chunk)
         if digest is None:
             return _say(writer, "404 Not Found")
         start, length = extent(chunk, offer.tree.contents[content])
@@ -130,7 +134,6 @@ class Share:
                 await writer.drain()
                 sending = asyncio.get_running_loop().sendfile(writer.transport, file, start, length)
                 await asyncio.wait_for(sending, STALLED_SECONDS)
-                self.sent += length
         except FileNotFoundError:  # somebody has deleted the cache
             _say(writer, "404 Not Found")
         finally:

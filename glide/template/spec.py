@@ -11,6 +11,7 @@ import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from glide.vocabulary import State
 
@@ -22,7 +23,7 @@ BUDGETS = {
 }  # fmt: skip
 
 # StickyInvoc, StickyI/O and create-destroy, as Phung and Thain call them.
-KEEPS = ("state", "files", "nothing")
+Keep = Literal["state", "files", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Template:
         function: what the python engine calls.
         service: options of the openai engine, where this node passes records on to a service that has the model.
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
-        keep: what stays on the node from job to job, one of KEEPS: the state, its files alone, or nothing.
+        keep: what stays on the node from job to job, the state, its files alone, or nothing.
         key: opens the doors of peers that have its files; from the factory, for its glideins alone.
         seed: where the factory gives them, for nodes that have no such folder.
     """
@@ -71,7 +72,7 @@ class Template:
     function: Function | None = None
     budgets: dict[str, float] = field(default_factory=dict)
     service: dict | None = None
-    keep: str = "state"
+    keep: Keep = "state"
     key: str = ""
     seed: str = ""
 
