@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=1)
 
 
-@pytest.fixture(scope="session")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
-    """An embedded pool that offers more CPUs than there are: most glideins here only sleep."""
-    pool = EmbeddedPool(tmp_path_factory.mktemp("glide-home"))
+@contextmanager
+def _in_force(home: Path, cores: int) -> Iterator[EmbeddedPool]:
+    """An embedded pool of our own: while this lasts, the one that commands and bindings mean."""
+    pool = EmbeddedPool(home)
     before = dict(os.environ)
-    os.environ["GLIDE_HOME"] = str(pool.home)
-    pool.up(cores=8)
-    os.environ.update(pool.environment())
     try:
+        os.environ["GLIDE_HOME"] = str(home)
+        pool.up(cores=cores)
+        os.environ.update(pool.environment())
+        bindings.reload()  # an earlier test may have had them read another's
         yield pool
     finally:
         pool.down()
         os.environ.clear()
         os.environ.update(before)
+        if "CONDOR_CONFIG" in before:
+            bindings.reload()
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
+    """An embedded pool that offers more CPUs than there are: most glideins here only sleep."""
+    with _in_force(tmp_path_factory.mktemp("glide-home"), cores=8) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")
@@ -69,19 +80,8 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
 @pytest.fixture
 def own_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
     """A pool where nobody else's factory serves what a test asks for; it is the one in force meanwhile."""
-    pool = EmbeddedPool(tmp_path_factory.mktemp("own") / "home")
-    before = dict(os.environ)
-    try:
-        os.environ["GLIDE_HOME"] = str(pool.home)
-        pool.up(cores=4)
-        os.environ.update(pool.environment())
-        bindings.reload()
+    with _in_force(tmp_path_factory.mktemp("own") / "home", cores=4) as pool:
         yield pool
-    finally:
-        pool.down()
-        os.environ.clear()
-        os.environ.update(before)
-        bindings.reload()
 
 
 @pytest.fixture

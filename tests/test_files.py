@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,15 @@ class Process:
     """`python -m glide.files`, as a model server starts it."""
 
     def __init__(self, cache: Path, template: Template, limit: int | None = None, **request: Any):
-        request = {"cache": {"folder": str(cache), "limit": limit}, "plugins": None, "swarm": None, **request}
+        request = {
+            "parcel": asdict(template.parcel), "cache": {"folder": str(cache), "limit": limit}, "plugins": None,
+            "swarm": None, "open": False, **request,
+        }  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-m", "glide.files"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdin
-        self.process.stdin.write(json.dumps({"template": template.to_json(), **request}))
+        self.process.stdin.write(json.dumps(request))
         self.process.stdin.close()
 
     def end(self) -> dict[str, Any]:
@@ -289,7 +292,7 @@ def test_a_full_disk_is_one_error_and_leaves_room_to_others(model, tmp_path):
 
 def test_a_folder_on_this_hosts_disk_is_used_where_it_is_and_read_once(model, tmp_path):
     said = Process(tmp_path / "cache", described(model)).end()
-    assert said == {"folder": str(model)}
+    assert said == {"folder": str(model), "place": str(model)}
     cache = Cache(tmp_path / "cache")
     assert all(cache.knows(model / name, content) for name, (content, _) in described(model).files.items())
 

@@ -261,7 +261,7 @@ def seed(tmp_path: Path) -> Iterator[Seed]:
 
 def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, seed):
     template = replace(described(model), key=KEY)
-    nodes = Nodes(tmp_path, hidden(replace(template, seed=seed.offer(template))))
+    nodes = Nodes(tmp_path, hidden(replace(template, seed=seed.offer(template.parcel))))
     try:
         nodes.start(3)
         nodes.warm()
@@ -275,11 +275,11 @@ def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, 
 
 def test_an_access_points_seed_comes_back_where_it_was_and_knows_its_offers(model, seed):
     template = replace(described(model), key=KEY)
-    address = seed.offer(template)
+    address = seed.offer(template.parcel)
     assert seed.process
     seed.process.kill()
     seed.process.wait()
-    assert seed.offer(template) == address
+    assert seed.offer(template.parcel) == address
     tree, content = Tree(template.files), template.files["config.json"][0]
     assert Peer("seed", address).chunk(tree.digest, content, 0, 300, KEY) == (model / "config.json").read_bytes()
 
@@ -289,7 +289,7 @@ def test_an_access_point_gives_no_file_that_is_not_what_the_template_says(tmp_pa
     secret = tmp_path / "secret"
     secret.write_text("a token")
     guess = Template("m", "noop", str(tmp_path), {"secret": ("0" * 64, 7)}, key=KEY)
-    address, tree = seed.offer(guess), Tree(guess.files)
+    address, tree = seed.offer(guess.parcel), Tree(guess.files)
     with pytest.raises(OSError, match="404"):
         Peer("seed", address).chunk(tree.digest, "0" * 64, 0, 7, KEY)
     assert answer(address, f"/{'../offers/' + tree.digest}/have")[0] == 403

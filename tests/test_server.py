@@ -245,7 +245,7 @@ def test_a_record_that_is_alone_in_a_killed_engine_has_at_worst_a_typed_error(st
 def test_an_engine_killed_again_and_again_still_loses_nothing(start):
     server = start(record_seconds=0.02, parallel=8)
     server.reached(State.WARM)
-    sent = records(240)
+    sent = records(1200)
     call = server.call(sent)
     server.busy()
     for _ in range(3):

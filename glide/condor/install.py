@@ -1,8 +1,9 @@
 """Find HTCondor, or install it privately: no root, nothing outside glide's own cache folder.
 
 The private install takes Debian's packages of `condor` and the libraries it needs, unpacks them with
-`dpkg-deb -x`, and points each program's interpreter and library path into the unpacked tree. Nothing is
-registered with the system. apt downloads and verifies (its keyrings, its checksums) with private state.
+`dpkg-deb -x`, and points each program's interpreter and library path into the unpacked tree. What comes of
+it runs wherever it lies, so it is packed for nodes as well. Nothing is registered with the system. apt
+downloads and verifies (its keyrings, its checksums) with private state.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from glide.errors import CondorError
+from glide.files.elf import PROGRAMS, ROOM, repoint
 
 # Debian's stable suite has a version too old for these bindings, so a system whose own suites have none
 # of at least version OLDEST gets it, libraries included, from this one.
 OLDEST = 24
 SUITE = "forky"
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+BUNDLE = "condor.tar.gz"
+# What an access point or a reader needs, and a node does not.
+LEFT = tuple(
+    f"condor/usr/{name}"
+    for name in (
+        "include", "lib/python3", "sbin/condor_collector", "sbin/condor_gridmanager", "sbin/condor_negotiator",
+        "sbin/condor_schedd", "sbin/condor_shadow", "share/bootstrap-html", "share/doc", "share/javascript",
+        "share/lintian", "share/locale", "share/man",
+    )
+)  # fmt: skip
 
 OTHER_WAYS = """Other ways to get HTCondor, after which glide finds it on the PATH or through GLIDE_CONDOR:
   - the system's package manager (apt install condor, dnf install condor; as root)
@@ -39,6 +52,11 @@ class Installation:
     release_dir: Path
     libexec: Path
     lib: Path
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it is glide's own, in its cache."""
+        return self.release_dir.is_relative_to(cache_dir())
 
     @property
     def sbin(self) -> Path:
@@ -92,6 +110,13 @@ def ensure() -> Installation:
     return find() or _install(cache_dir() / "condor")
 
 
+def bundle() -> Path | None:
+    """The archive of the private install, for nodes that have no HTCondor, if that is the one in use here."""
+    archive = cache_dir() / BUNDLE
+    found = find()
+    return archive if found and found.is_private and archive.exists() else None
+
+
 def _installation_at(folder: Path) -> Installation | None:
     for release in (folder, folder / "usr"):
         if not (release / "sbin" / "condor_master").exists():
@@ -128,8 +153,10 @@ def _install(prefix: Path) -> Installation:
         for number, archive in enumerate(archives, 1):
             _progress("unpacking", number, len(archives))
             _run(["dpkg-deb", "-x", str(archive), str(staging)])
-        _relocate(staging, prefix)
+        _make_relocatable(staging)
+        _pack(staging, prefix.parent / BUNDLE)
         staging.rename(prefix)
+        repoint(prefix)
         shutil.rmtree(prefix.parent / "apt", ignore_errors=True)
     installed = _installation_at(prefix)
     if installed is None:
@@ -219,8 +246,8 @@ class _PrivateApt:
         return sorted(wanted)
 
 
-def _relocate(tree: Path, prefix: Path) -> None:
-    """Point every ELF file's interpreter and library path to where the tree is going to live."""
+def _make_relocatable(tree: Path) -> None:
+    """Point every ELF file's library path into the tree, and leave room in programs for their loader's path."""
     for link in [path for path in tree.rglob("*") if path.is_symlink()]:
         target = os.readlink(link)
         if target.startswith("/") and (tree / target.lstrip("/")).exists():
@@ -231,16 +258,28 @@ def _relocate(tree: Path, prefix: Path) -> None:
         raise CondorError(f"no dynamic loader among the packages for this machine.\n{OTHER_WAYS}")
     files = [path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
     folders = sorted({path.parent for path in files if ".so" in path.name}, key=lambda path: len(path.parts))
-    rpath = ":".join(str(prefix / folder.relative_to(tree)) for folder in folders)
     patchelf = _patchelf()
+    programs = [loader]
     for path in files:
         if path == loader or not _is_elf(path):
             continue
         kind = subprocess.run([patchelf, "--print-interpreter", path], capture_output=True)
-        change = ["--set-interpreter", str(prefix / loader.relative_to(tree))] if kind.returncode == 0 else []
+        change = ["--set-interpreter", ROOM] if kind.returncode == 0 else []
+        programs += [path] if change else []
+        rpath = ":".join(f"$ORIGIN/{os.path.relpath(folder, path.parent)}" for folder in folders)
         # Forced: a RUNPATH would not reach the libraries of libraries. A file without a dynamic section
         # (debug stubs, static programs) is none of our business, so its refusal is not an error.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
+    (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs))
+
+
+def _pack(tree: Path, archive: Path) -> None:
+    """Make the archive that travels to nodes."""
+    _say("packing it for nodes", transient=True)
+    fresh = archive.with_suffix(".new")
+    with tarfile.open(fresh, "w:gz", compresslevel=3) as bundle:
+        bundle.add(tree, "condor", filter=lambda member: None if member.name.startswith(LEFT) else member)
+    fresh.replace(archive)
 
 
 def _patchelf() -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from glide.config.reading import Name, Strict
 from glide.config.sweep import checked_options
@@ -104,6 +104,16 @@ class Service(Strict):
         return checked_options("openai", options)
 
 
+def _is_whole(name: str | None) -> str | None:
+    """Site files may lie anywhere, and what they name is read by a daemon."""
+    if name is None or "://" in name or name.startswith("/"):
+        return name
+    raise ValueError(f"{name} is no whole path")
+
+
+Place = Annotated[str | None, AfterValidator(_is_whole)]
+
+
 class Entry(Strict):
     """One place where the factory may submit glideins.
 
@@ -114,8 +124,10 @@ class Entry(Strict):
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
         requirements: further HTCondor requirements on the nodes.
         python: an interpreter on the nodes that imports the engine's packages; by default this one.
-        condor: HTCondor's release folder on the nodes; by default this access point's private one, if it
-            has one, else the node's own.
+        environment: what engines run in, where a model names nothing else: a packed environment or an image, which
+            travels, or a folder on the nodes (glide.files.environment); by default the nodes' `python`.
+        condor: HTCondor's release folder on the nodes, or an archive with one, which travels; by default this access
+            point's private one, if it has one, which travels to nodes that do not have it, else the node's own.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
         lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.
@@ -137,7 +149,8 @@ class Entry(Strict):
     request: Request = Request()
     requirements: str = "true"
     python: str | None = None
-    condor: str | None = None
+    environment: Place = None
+    condor: Place = None
     owners: tuple[str, ...] = ()
     idle_seconds: int = Field(300, ge=1)
     lifetime: int = Field(86400, ge=60)

@@ -44,6 +44,8 @@ class ModelSpec(Strict):
     `keep` is what stays on a node from job to job: the loaded state, its files alone (each job loads the model), or
     nothing (each job fetches it, too, unless it lies on the node's disk). To see what sticky state is worth; with
     `lanes: 1`, as two jobs at a time share what they load.
+    `environment` is what the engine runs in (glide.files.environment), by default the nodes' own Python: a packed venv
+    or conda environment, an Apptainer image, or a folder that nodes have.
     `budgets` are seconds that a phase may take before it counts as hanging, where glide.template.spec.BUDGETS do not
     suit.
     """
@@ -52,6 +54,7 @@ class ModelSpec(Strict):
     engine: str
     path: str | None = None
     keep: Keep = "state"
+    environment: str | None = None
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], PositiveFloat] = Field(default_factory=dict)
 

@@ -29,8 +29,10 @@ from glide.factory.room import owners
 from glide.factory.seed import Seed
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.files import Tree
+from glide.files.environment import environment
+from glide.files.unpack import is_archive
 from glide.glidein.settings import SPREAD, Settings
-from glide.template import Template
+from glide.template import Parcel, Template
 from glide.vocabulary import Job, JobStatus, Machine
 
 QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
@@ -54,6 +56,7 @@ class Hands:
         self.folder = folder
         self.collector = Collector()
         self.access_points: dict[Pool | None, AccessPoint] = {}
+        self.parcels: dict[tuple[object, ...], Parcel] = {}
 
     def access_point(self, pool: Pool | None = None) -> AccessPoint:
         """That of the pool that glideins join, or of one that they are submitted to; CondorError where it is away."""
@@ -179,10 +182,11 @@ class Hands:
         folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _tidy(folder, snapshot.now - LOG_SECONDS)
+        condor, bundle = self._condor(entry)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
-            memory=entry.request.model_memory, condor=entry.condor or _private_condor(),
+            memory=entry.request.model_memory, condor=condor, bundle=bundle and self._sendable(bundle),
             idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
             cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
             upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
@@ -195,14 +199,40 @@ class Hands:
 
     def _as_there(self, entry: Entry, template: Template) -> Template:
         """The template as the entry's glideins have it, with the key to its files at their peers."""
+        if entry.service:
+            return replace(template, service=entry.service.options)
+        given = template.environment or self._parcel(entry.environment)
+        files, environment = self._sendable(template.parcel), given and self._sendable(given)
+        return replace(template, key=files.key, seed=files.seed, environment=environment)
+
+    def _condor(self, entry: Entry) -> tuple[str | None, Parcel | None]:
+        """HTCondor's release folder on an entry's nodes, and what brings it to those that have none there."""
+        if entry.condor is None:
+            return _private_condor(), self._parcel(str(install.bundle())) if install.bundle() else None
+        return (None, self._parcel(entry.condor)) if is_archive(entry.condor) else (entry.condor, None)
+
+    def _parcel(self, name: str | None) -> Parcel | None:
+        """What an archive, an image or a folder is to nodes; CondorError when it is none of these."""
+        if name is None:
+            return None
+        try:
+            status = Path(name).stat() if Path(name).is_file() else None
+            looks = (name, status and status.st_mtime_ns, status and status.st_size)
+            if looks not in self.parcels:  # it is read in full
+                self.parcels[looks] = environment(name, Path("/"))
+            return self.parcels[looks]
+        except (OSError, ValueError) as error:
+            raise CondorError(str(error)) from None
+
+    def _sendable(self, parcel: Parcel) -> Parcel:
+        """With the key to its files at those who have them, and where this access point gives them."""
         secret = self.folder / "peers"
         if not secret.exists():
             _publish(secret, secrets.token_bytes(32))
-        key = hmac.new(secret.read_bytes(), Tree(template.files).digest.encode(), "sha256").hexdigest()
-        template = replace(template, service=entry.service.options if entry.service else None, key=key)
-        if self.seed and template.files and (template.path or "").startswith("/") and not template.service:
-            return replace(template, seed=self.seed.offer(template))
-        return template
+        key = hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
+        parcel = replace(parcel, key=key)
+        here = self.seed and parcel.files and parcel.path.startswith("/")
+        return replace(parcel, seed=self.seed.offer(parcel)) if self.seed and here else parcel
 
     def _mint(self, entry: Entry, template: str) -> None:
         """A token for glideins of this entry: named after it, so that it can be revoked without the others'."""
@@ -281,4 +311,4 @@ def _publish(path: Path, content: bytes, mode: int = 0o600) -> None:
 def _private_condor() -> str | None:
     """The release folder of glide's private HTCondor, if that is the one in use here."""
     found = install.find()
-    return str(found.release_dir) if found and found.release_dir.is_relative_to(install.cache_dir()) else None
+    return str(found.release_dir) if found and found.is_private else None

@@ -6,7 +6,7 @@ Needs neither clock nor HTCondor; `glide factory plan` prints its result and `ap
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -203,7 +203,8 @@ def _move(
     wanted = {demand.template for demand in snapshot.demands}
     lanes = snapshot.lanes_of
     described = snapshot.template(template)
-    files = short(Tree(described.files).digest) if described and described.files else ""
+    trees = [Tree(parcel.files) for parcel in described.parcels] if described else []
+    sizes = {short(tree.digest): tree.size for tree in trees}
     actions = []
     for entry, _ in found:
         if entry.name in snapshot.blind:
@@ -213,7 +214,7 @@ def _move(
         unwanted = [each for each in running if not snapshot.offers(each) & wanted]
         free = [each for each in unwanted if each.glide_id not in taken]
         idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
-        idle = sorted(idle, key=lambda each: _suits(lanes[each.glide_id][0], files))[: max(0, count)]
+        idle = sorted(idle, key=lambda each: _suits(lanes[each.glide_id][0], sizes))[: max(0, count)]
         if idle:
             missing -= len(idle)
             taken |= {each.glide_id for each in idle}
@@ -223,9 +224,9 @@ def _move(
     return actions
 
 
-def _suits(lane: Lane, files: str) -> tuple[bool, float]:
-    """A glidein's place among those that might load something: whose host has the files, then who stays longest."""
-    return files not in lane.cached, -lane.retires
+def _suits(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
+    """A glidein's place among those that might load something: whose host has most of it, then who stays longest."""
+    return -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
 
 
 def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from glide.files import Cache, Tree
 from glide.files.share import Offer, Share
-from glide.template import Template
+from glide.template import Parcel
 
 START_SECONDS = 10.0
 
@@ -30,15 +32,15 @@ class Seed:
         self.host = host
         self.process: subprocess.Popen[bytes] | None = None
 
-    def offer(self, template: Template) -> str:
-        """Let nodes with the template's key have its files; at which address."""
+    def offer(self, parcel: Parcel) -> str:
+        """Let nodes with the parcel's key have its files; at which address."""
         offers = self.folder / "offers"
         offers.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = offers / Tree(template.files).digest
+        path = offers / Tree(parcel.files).digest
         if not path.exists():
             fresh = path.with_suffix(".new")
             fresh.touch(0o600)
-            fresh.write_text(template.to_json())
+            fresh.write_text(json.dumps(asdict(parcel)))
             fresh.replace(path)
         address = self.folder / "address"
         if self.process is None or self.process.poll() is not None:
@@ -66,8 +68,8 @@ class Offers(Share):
     def find(self, tree: str) -> Offer | None:
         if tree not in self.offers and tree.isalnum():
             with suppress(OSError, ValueError, KeyError, TypeError):
-                template = Template.from_json((self.folder / "offers" / tree).read_text())
-                self.offers[tree] = Offer(Tree(template.files), template.key, Path(str(template.path)))
+                parcel = Parcel.from_fields(json.loads((self.folder / "offers" / tree).read_text()))
+                self.offers[tree] = Offer(Tree(parcel.files), parcel.key, Path(parcel.path))
         return super().find(tree)
 
 

@@ -1,8 +1,9 @@
-"""`python -m glide.files`: get a template's files in place. A process of its own, as hashing and disks take their time.
+"""`python -m glide.files`: get a parcel in place. A process of its own, as hashing and disks take their time.
 
-On its input a JSON object: `template`, `cache` (folder and limit), `plugins`, and `swarm` (or null). On its output a
-line of JSON each: `{"size", "cached", "source", "peers"}` in bytes while it goes on, and in the end `{"folder"}` or
-`{"failed"}`.
+On its input a JSON object: `parcel`, `cache` (folder and limit), `plugins`, `swarm` (or null), and `open`, for an
+environment: then what counts is what is in the archive, or the one file itself where it is none. On its output a line
+of JSON each: `{"size", "cached", "source", "peers"}` in bytes while it goes on, and in the end `{"folder", "place"}`,
+which differ where it has been opened, or `{"failed"}`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from glide.files.cache import Cache
-from glide.files.fetch import Account, Fetch, Swarm, Wrong
+from glide.files.fetch import Account, Swarm, Wrong
+from glide.files.parcel import in_place, opened
 from glide.files.peers import Directory
-from glide.files.sources import AccessPoint, is_remote, open_source
-from glide.files.tree import Tree
-from glide.template import Template
+from glide.template import Parcel
 
 SAY_SECONDS = 0.5
 
@@ -35,34 +35,17 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: who asked is gone
     request = json.load(sys.stdin)
     try:
-        template = Template.from_json(request["template"])
-        folder = in_place(template, request)
-        say({"folder": str(folder)})
-        read_ahead(folder / name for name in template.files)
+        cache = Cache(Path(request["cache"]["folder"]), request["cache"]["limit"])
+        parcel = Parcel.from_fields(request["parcel"])
+        plugins, known = request["plugins"], request["swarm"]
+        swarm = Swarm(**{**known, "directory": Directory(known["directory"])}) if known else None
+        folder = in_place(parcel, cache, Path(plugins) if plugins else None, swarm, Teller().tell)
+        say({"folder": str(folder), "place": str(opened(parcel, folder, cache) if request["open"] else folder)})
+        if not request["open"]:
+            read_ahead(folder / name for name in parcel.files)
     except (OSError, Wrong, ValueError) as error:
         say({"failed": f"{type(error).__name__}: {error}"})
         sys.exit(1)
-
-
-def in_place(template: Template, request: dict[str, Any]) -> Path:
-    """The folder with the template's files: its own where that is on this node's disk, else one of the cache's."""
-    cache = Cache(Path(request["cache"]["folder"]), request["cache"]["limit"])
-    own = Path(template.path or "")
-    if own.is_absolute() and own.exists() and not is_remote(own):
-        for name, (content, size) in template.files.items():
-            if (own / name).stat().st_size != size or not cache.verify(own / name, content):
-                raise Wrong(f"{own / name} is not what the template was made of: it has changed since")
-        return own
-    swarm, tree = request["swarm"], Tree(template.files)
-    seed = AccessPoint(template.seed, tree, template.key) if template.seed else None
-    plugins = Path(request["plugins"]) if request["plugins"] else None
-    fetch = Fetch(
-        cache, tree, open_source(template.path or "", plugins, seed),
-        Swarm(**{**swarm, "directory": Directory(swarm["directory"])}) if swarm else None, Teller().tell,
-    )  # fmt: skip
-    folder = fetch.run()
-    say(asdict(fetch.account))
-    return folder
 
 
 def read_ahead(paths: Iterable[Path]) -> None:
@@ -78,7 +61,7 @@ class Teller:
     said = 0.0
 
     def tell(self, account: Account) -> None:
-        if time.monotonic() - self.said > SAY_SECONDS:
+        if time.monotonic() - self.said > SAY_SECONDS or account.complete:
             self.said = time.monotonic()
             say(asdict(account))
 

@@ -4,6 +4,7 @@
     partial/SHA     one under way, with the chunks it has (.have) and a lock; who finds it goes on with it
     known/…         what was verified when a file looked as it does: it is not read again until it changes
     trees/DIGEST/   a folder of hard links to contents: what an engine is given; DIGEST.lock is held by who uses it
+    trees/DIGEST.unpacked/  what was in a tree that is an archive
 
 Locks are flock's, so a killed process leaves none. What is used least recently makes room, never what is in use.
 """
@@ -22,7 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glide.files.tree import Tree, blocks, chunks, digests_of, extent
+from glide.files.unpack import unpack
 
+WHOLE = ".glide-whole"  # in what has been unpacked to the end
+TAKEN = ".glide-bytes"  # in what has been or is being unpacked: how much
 SPARE = 0.05  # of its disk is left to others where no limit is given
 
 
@@ -56,9 +60,17 @@ class Cache:
     @contextmanager
     def used(self, tree: str) -> Iterator[None]:
         """While this lasts, a tree is not evicted; it counts as used now."""
-        with _locked(self._lock(tree), fcntl.LOCK_SH):
-            os.utime(self._lock(tree))
+        descriptor = self.hold(tree)
+        try:
             yield
+        finally:
+            os.close(descriptor)
+
+    def hold(self, tree: str) -> int:
+        """The same for as long as the descriptor that this returns is open, in whatever process."""
+        descriptor = _lock(self._lock(tree), fcntl.LOCK_SH)
+        os.utime(self._lock(tree))
+        return descriptor
 
     def _lock(self, tree: str) -> Path:
         return self.folder / "trees" / f"{tree}.lock"
@@ -66,8 +78,11 @@ class Cache:
     @property
     def trees(self) -> list[str]:
         """The digests of the trees that are here, the one used last first."""
-        found = [lock for lock in (self.folder / "trees").glob("*.lock") if lock.with_suffix("").is_dir()]
-        return [lock.stem for lock in sorted(found, key=_used, reverse=True)]
+        return [lock.stem for lock in self._locks if lock.with_suffix("").is_dir()]
+
+    @property
+    def _locks(self) -> list[Path]:
+        return sorted((self.folder / "trees").glob("*.lock"), key=_used, reverse=True)
 
     def place(self, tree: Tree) -> Path | None:
         """The tree's folder, if all of it is here and as it was when it was verified."""
@@ -94,6 +109,26 @@ class Cache:
 
     def _building(self, tree: Tree) -> Path:
         return self.folder / "trees" / f"{tree.digest}.{os.getpid()}"
+
+    def unpack(self, tree: str, archive: Path) -> Path:
+        """The folder with what is in an archive, unpacked once for all who come; OSError when that fails."""
+        folder = self._lock(tree).with_suffix(".unpacked")
+        with _locked(folder.with_suffix(".unpacking"), fcntl.LOCK_EX):
+            if not (folder / WHOLE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
+
+                def taking(taken: int, more: int) -> None:
+                    (folder / TAKEN).write_text(str(taken))
+                    self.make_room(more)
+
+                try:
+                    unpack(archive, folder, taking)
+                except OSError:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                (folder / WHOLE).touch()
+        return folder
 
     # ---- what has been verified ------------------------------------------------------------------
 
@@ -153,7 +188,7 @@ class Cache:
 
     def make_room(self, needed: int) -> None:
         """Evict what is used least recently until so many bytes fit; NoRoom when it does not suffice."""
-        victims = [self._lock(tree) for tree in reversed(self.trees)]
+        victims = list(reversed(self._locks))
         for part in (self.folder / "partial").glob("*.lock"):  # of a process that was killed, and nobody came again
             victims.insert(0, part)
         for lock in victims:
@@ -177,8 +212,9 @@ class Cache:
         for folder in (self.folder / "trees").glob("*.[0-9]*"):
             if not Path("/proc", folder.suffix[1:]).exists():  # its builder was killed
                 shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-        for path in (lock.with_suffix(""), lock.with_suffix(".have"), lock):
+        for folder in (lock.with_suffix(""), lock.with_suffix(".unpacked")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in (lock.with_suffix(""), lock.with_suffix(".have"), lock.with_suffix(".unpacking"), lock):
             with suppress(OSError):
                 path.unlink()
         for path in (self.folder / "contents").iterdir():
@@ -193,7 +229,8 @@ class Cache:
         if self.limit is None:
             return free - int(SPARE * disk.f_blocks * disk.f_frsize)
         kept = [*(self.folder / "contents").iterdir(), *(self.folder / "partial").iterdir()]
-        return min(free, self.limit - sum(_taken(path) for path in kept))
+        unpacked = sum(_number(path) for path in (self.folder / "trees").glob(f"*.unpacked/{TAKEN}"))
+        return min(free, self.limit - sum(_taken(path) for path in kept) - unpacked)
 
 
 class Part:
@@ -318,6 +355,12 @@ def _used(path: Path) -> float:
 def _taken(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_blocks * 512
+    return 0
+
+
+def _number(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
     return 0
 
 

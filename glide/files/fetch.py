@@ -53,6 +53,10 @@ class Account:
     source: int = 0
     peers: int = 0
 
+    @property
+    def complete(self) -> bool:
+        return self.cached + self.source + self.peers >= self.size
+
 
 class Fetch:
     """One tree on its way to the cache.

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glide.files.sources import open_source
-from glide.template.spec import unsound
+from glide.template.spec import sound
 
 MANIFEST = "glide-files.json"
 # Of a hub's repository: what people read, and the same weights for other libraries.
@@ -35,13 +35,9 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
     except OSError as error:
         raise OSError(f"{error}; it lists the files there: glide template files FOLDER > FOLDER/{MANIFEST}") from None
     try:
-        files = {str(name): (str(digest), int(size)) for name, (digest, size) in json.loads(text).items()}
+        return sound(json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}/{MANIFEST} is not what glide template files writes: {error}") from None
-    for name, (digest, size) in files.items():
-        if problem := unsound(name, digest, size):
-            raise ValueError(f"{path}/{MANIFEST}: {problem}")
-    return files
 
 
 def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:

@@ -12,10 +12,14 @@ import time
 import zipfile
 from pathlib import Path
 
+from glide.files import Cache, Tree
+from glide.files.fetch import Wrong
+from glide.files.parcel import in_place, opened
 from glide.files.share import address_towards
-from glide.glidein.configuration import Node, render, server
+from glide.glidein.configuration import Node, cache_folder, cache_limit, render, server
 from glide.glidein.settings import SPREAD, Settings
 from glide.server.job_ad import read_ad
+from glide.template import Parcel
 from glide.vocabulary import POOL_VARIABLE
 
 # condor_master's own, from the outer job's daemons: with them it would join their family, not its pool.
@@ -46,7 +50,7 @@ def main() -> None:
 
 
 def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
-    master = _condor_master(settings)
+    master = _condor_master(settings, cache_folder(settings, os.environ.get(POOL_VARIABLE)))
     release = master.parent.parent
     job = read_ad(os.environ.get("_CONDOR_JOB_AD"))
     # Not NumJobStarts, of which the queue hears a quarter of an hour later.
@@ -63,16 +67,33 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
     )  # fmt: skip
 
 
-def _condor_master(settings: Settings) -> Path:
+def _condor_master(settings: Settings, cache: str) -> Path:
     if settings.condor is not None:
         master = Path(settings.condor) / "sbin" / "condor_master"
-        if not master.exists():
+        if master.exists():
+            return master
+        if settings.bundle is None:
             sys.exit(f"glidein: no {master} on this node; correct the entry's 'condor'")
-        return master
+    if settings.bundle is not None:
+        return _unpacked_master(settings.bundle, Cache(Path(cache), cache_limit(settings)))
     found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         sys.exit("glidein: no condor_master on this node's PATH; set the entry's 'condor' to a release folder")
     return Path(found).resolve()
+
+
+def _unpacked_master(bundle: Parcel, cache: Cache) -> Path:
+    """The node has no HTCondor: bring one, for all glideins here and those to come."""
+    try:
+        # Held by condor_master and so for as long as it runs: nobody evicts what it runs from.
+        os.set_inheritable(cache.hold(Tree(bundle.files).digest), True)
+        folder = opened(bundle, in_place(bundle, cache), cache)
+    except (OSError, ValueError, Wrong) as error:
+        sys.exit(f"glidein: HTCondor cannot be brought to this node: {error}")
+    for release in (folder, folder / "usr"):
+        if (release / "sbin" / "condor_master").exists():
+            return release / "sbin" / "condor_master"
+    sys.exit(f"glidein: {', '.join(bundle.files)} has no sbin/condor_master; correct the entry's 'condor'")
 
 
 def _folder_of(pattern: str, release: Path, *folders: str) -> Path:

@@ -48,17 +48,26 @@ class Node:
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
 
+def cache_folder(settings: Settings, pool_home: str | None) -> str:
+    """Where files stay on this node; those of an embedded pool go with it."""
+    default = f"{pool_home}/cache" if pool_home else f"/var/tmp/glide-{os.geteuid()}"
+    return os.path.expandvars(settings.cache) if settings.cache else default
+
+
+def cache_limit(settings: Settings) -> int | None:
+    """Bytes that they may take; None for most of the disk."""
+    return int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None
+
+
 def server(settings: Settings, node: Node) -> server_settings.Settings:
     """What the model server is told."""
     sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
     names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
-    cache, share = settings.cache, settings.upload_megabytes
-    default = f"{node.pool_home}/cache" if node.pool_home else f"/var/tmp/glide-{os.geteuid()}"
+    share = settings.upload_megabytes
     return server_settings.Settings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
         supply=SupplySettings(
-            cache=os.path.expandvars(cache) if cache else default,
-            limit=int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None,
+            cache=cache_folder(settings, node.pool_home), limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
             directory=[str(node.release_dir / "bin" / "condor_status"), "-constraint", sharing, "-af", *names],
             plugins=str(node.libexec),

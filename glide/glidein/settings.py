@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from glide.template import Template
+from glide.template import Parcel, Template
 
 SPREAD = 0.1  # of the lifetime: glideins that came together are not to go together
 
@@ -19,7 +19,8 @@ class Settings:
     factory: the User that the factory is, whose sticky jobs any lane takes, and whatever they bring.
     lanes: static slots that share the model server.
     memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
-    condor: HTCondor's release folder on the node, or None for the one on the PATH.
+    condor: HTCondor's release folder on the node, if it has one there.
+    bundle: an archive with such a folder, for nodes that do not; without one, it is the one on the PATH.
     template: what it holds at first; a blank one nothing.
     idle_seconds: without a claim for so long, the glidein ends itself.
     lifetime: after so many seconds it takes no further job.
@@ -39,6 +40,7 @@ class Settings:
     lanes: int = 2
     memory: int | None = None
     condor: str | None = None
+    bundle: Parcel | None = None
     idle_seconds: int = 600
     lifetime: int = 86400
     cache: str | None = None
@@ -52,6 +54,7 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         fields = json.loads(text)
-        described = fields.pop("template")
+        described, bundle = fields.pop("template"), fields.pop("bundle")
         template = Template.from_json(json.dumps(described)) if described else None
-        return cls(**{**fields, "template": template, "owners": tuple(fields["owners"])})
+        bundle = Parcel.from_fields(bundle) if bundle else None
+        return cls(**{**fields, "template": template, "bundle": bundle, "owners": tuple(fields["owners"])})

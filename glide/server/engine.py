@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glide.server import frames
 from glide.server.engine_process import DUMP, INTERRUPT
+from glide.server.environment import python
 from glide.server.log import FRONT
 from glide.template import Template
 
@@ -56,12 +56,14 @@ class EngineHandle:
         self.log_start = log.stat().st_size if log.exists() else 0
 
     @classmethod
-    async def start(cls, template: Template, log: Path) -> EngineHandle:
+    async def start(cls, template: Template, log: Path, environment: str | None, seen: Iterable[str]) -> EngineHandle:
+        """Start an engine in an environment, from where it sees some of the node's folders; Unusable as `python`."""
+        program, variables = python(environment, seen)
         ours, theirs = socket.socketpair()
+        # Its input: other descriptors do not reach into containers.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "glide.server.engine_process", str(theirs.fileno()),
-            pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            *program, "-m", "glide.server.engine_process", stdin=theirs.fileno(), env=variables
+        )
         theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = cls(process, reader, writer, log)

@@ -29,13 +29,15 @@ FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way 
 
 
 def main() -> None:
-    """Run on the socket whose descriptor is the first argument."""
+    """Run on the socket that is its standard input."""
+    front = socket.socket(fileno=os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # what a call reads is not what the front sends
     log = os.dup(2)  # whatever a call does with its error output
     faulthandler.enable(log)
     faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the front
-    front = socket.socket(fileno=int(sys.argv[1]))
     try:
         engine = _load(front, Template.from_json(frames.receive(front)["template"]))
         while True:

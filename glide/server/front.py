@@ -10,12 +10,14 @@ import asyncio
 import json
 import time
 from collections import deque
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glide.server.engine import DeadEngine, EngineHandle
+from glide.server.environment import Unusable
 from glide.server.job import Item, Job, oldest_first
 from glide.server.log import say
 from glide.server.outer_job import tell_outer_job
@@ -29,6 +31,7 @@ from glide.vocabulary import Exit, State
 RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
 QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
 CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
+T = TypeVar("T")
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
 
@@ -80,7 +83,10 @@ class Front:
         """Keep an engine alive for as long as that makes sense."""
         barren = 0
         if not self.lasting:
-            await self._bring_files()
+            with suppress(Unfetched):
+                await self._brought(self.supply.bring_environment(self.template))
+                await self._brought(self.supply.bring(self.template))
+                self._enter(State.WARM)
         while self.status.state != State.FAILED:
             if not self.lasting:
                 self.came.clear()
@@ -110,8 +116,17 @@ class Front:
 
     async def _engine_life(self) -> None:
         """One engine process from its start to its death."""
-        engine = await EngineHandle.start(self.template, self.log)
-        tasks = [asyncio.create_task(self._watch(engine)), asyncio.create_task(self._bring_files(engine))]
+        files = asyncio.create_task(self.supply.bring(self.template))  # while its environment comes, and it imports
+        tasks = [files]
+        try:
+            environment = await self._brought(self.supply.bring_environment(self.template))
+            engine = await EngineHandle.start(self.template, self.log, environment, self.supply.folders(self.template))
+        except (Unfetched, Unusable) as error:
+            files.cancel()
+            if self.status.state != State.FAILED:
+                self._enter(State.FAILED, str(error))
+            return
+        tasks = [files, *map(asyncio.create_task, (self._watch(engine), self._give(engine, files)))]
         try:
             while True:
                 message = await engine.receive()
@@ -166,24 +181,27 @@ class Front:
         engine.unused = True
         await engine.stop()
 
-    async def _bring_files(self, engine: EngineHandle | None = None) -> None:
-        """Give the engine, which imports what it needs meanwhile, the folder with its files."""
-        if self.status.state != State.WARM:
+    async def _brought(self, coming: Awaitable[T]) -> T:
+        """What comes within the budget of fetching; Unfetched when it does not, and then this has failed."""
+        if self.status.state not in (State.FETCHING, State.WARM):
             self._enter(State.FETCHING)
         budget = self.template.budget(State.FETCHING)
         try:
-            folder = await asyncio.wait_for(self.supply.bring(self.template), budget)
-        except asyncio.TimeoutError:
-            self._enter(State.FAILED, f"its files were {State.FETCHING} for more than {budget:g} s")
-        except (Unfetched, OSError) as error:
-            self._enter(State.FAILED, str(error))
-        else:
-            if self.status.state != State.WARM:
-                self._enter(State.IMPORTING if self.lasting else State.WARM)
-            if engine:
-                return await engine.send({"folder": folder})
-        if engine:
-            await engine.stop()
+            return await asyncio.wait_for(coming, budget)
+        except (asyncio.TimeoutError, Unfetched, OSError) as error:
+            late = f"its files were {State.FETCHING} for more than {budget:g} s"
+            self._enter(State.FAILED, str(error) or late)
+            raise Unfetched from None
+
+    async def _give(self, engine: EngineHandle, files: Awaitable[str | None]) -> None:
+        """Give the engine, which imports what it needs meanwhile, the folder with its files."""
+        try:
+            folder = await self._brought(files)
+        except Unfetched:
+            return await engine.stop()
+        if self.status.state != State.WARM:
+            self._enter(State.IMPORTING)
+        await engine.send({"folder": folder})
 
     async def _watch(self, engine: EngineHandle) -> None:
         """No phase may take longer than its budget, and no call than the longest timeout of its records."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from glide.files import Cache, Tree
 from glide.files.peers import short
 from glide.files.share import Offer, Share
 from glide.server.log import say
-from glide.template import Template
+from glide.template import Parcel, Template
 from glide.vocabulary import Machine
 
 MOST_NAMED = 32  # trees in an ad, those used last
@@ -66,7 +67,7 @@ class Supply:
         self.share = Share(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
         self.address = ""
         self.fetching: dict[str, int] = {}  # since when, by tree
-        self.holding: dict[str, Any] = {}  # what keeps a template's files from being evicted
+        self.holding: dict[str, dict[str, Any]] = {}  # what keeps a template's trees from being evicted
 
     async def start(self) -> None:
         """Open the door for peers."""
@@ -76,41 +77,58 @@ class Supply:
     def stop(self) -> None:
         if self.share:
             self.share.stop()
-        for used in self.holding.values():
-            used.__exit__(None, None, None)
+        for template in list(self.holding):
+            self._let_go(template)
 
     async def bring(self, template: Template) -> str | None:
         """Where a template's files are on this node, brought there if need be; Unfetched when they can't be."""
         if not template.files or template.service:
             return template.path
+        return await self._bring(template, template.parcel)
+
+    async def bring_environment(self, template: Template) -> str | None:
+        """The same of what its engine runs in; None for the node's own Python."""
+        if template.environment is None or template.service:
+            return None
+        if not template.environment.files:
+            return template.environment.path
+        return await self._bring(template, template.environment, open=True)
+
+    def folders(self, template: Template) -> list[str]:
+        """Where a template's files may be, and what serves them works."""
+        own = [template.path] if template.path and Path(template.path).is_dir() else []
+        return [os.getcwd(), self.settings.cache, *own]
+
+    async def _bring(self, template: Template, parcel: Parcel, open: bool = False) -> str:
         if self.cache is None:
             raise Unfetched(self.problem)
-        tree = Tree(template.files)
-        if template.digest not in self.holding:
-            used = self.holding[template.digest] = self.cache.used(tree.digest)
+        tree = Tree(parcel.files)
+        holding = self.holding.setdefault(template.digest, {})
+        if tree.digest not in holding:
+            used = holding[tree.digest] = self.cache.used(tree.digest)
             used.__enter__()
         since = self.fetching[tree.digest] = int(time.time())
-        if self.share and template.key:
-            self.share.offers[tree.digest] = Offer(tree, template.key)
+        if self.share and parcel.key:
+            self.share.offers[tree.digest] = Offer(tree, parcel.key)
         self.changed.set()
+        what = f"{template.model}'s {'environment' if open else 'files'}"
         try:
-            folder = await self._fetched(template, since)
+            said = await self._fetched(what, parcel, since, open)
         finally:
             self.fetching.pop(tree.digest, None)  # another template of the same files may have been faster
             self.changed.set()
-        if self.share and template.key and folder == template.path:
-            self.share.offers[tree.digest] = Offer(tree, template.key, Path(folder))
-        return folder
+        if self.share and parcel.key and said["folder"] == parcel.path:
+            self.share.offers[tree.digest] = Offer(tree, parcel.key, Path(parcel.path))
+        return str(said["place"])
 
-    async def _fetched(self, template: Template, since: int) -> str:
+    async def _fetched(self, what: str, parcel: Parcel, since: int, open: bool) -> dict[str, Any]:
         settings = self.settings
         swarm = {
-            "glide_id": settings.glide_id, "since": since, "key": template.key,
-            "directory": list(settings.directory),
+            "glide_id": settings.glide_id, "since": since, "key": parcel.key, "directory": list(settings.directory),
         }  # fmt: skip
         request = {
-            "template": template.to_json(), "cache": {"folder": settings.cache, "limit": settings.limit},
-            "plugins": settings.plugins, "swarm": swarm if self.share and template.key else None,
+            "parcel": asdict(parcel), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": open,
+            "plugins": settings.plugins, "swarm": swarm if self.share and parcel.key else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "glide.files", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -123,27 +141,31 @@ class Supply:
             async for line in process.stdout:
                 said |= json.loads(line)
         except asyncio.CancelledError:
-            say(f"{template.model}'s files are given up: {_account(said)}")
+            say(f"no more of {what}: {_account(said)}")
             raise
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
             code = await process.wait()
         if "folder" not in said:
-            raise Unfetched(said.get("failed") or f"the process that fetched its files ended with {code}")
+            raise Unfetched(said.get("failed") or f"the process that fetches them ended with {code}")
         if "size" in said:
-            say(f"{template.model}'s files: {_account(said)}")
-        return str(said["folder"])
+            say(f"{what}: {_account(said)}")
+        return said
 
     def forget(self, template: Template) -> None:
         """Delete a template's files from the cache, for those who compare what keeping them is worth."""
         self.release(template)
-        if self.cache and template.files:
-            self.cache.forget(Tree(template.files).digest)
+        for parcel in template.parcels:
+            if self.cache:
+                self.cache.forget(Tree(parcel.files).digest)
 
     def release(self, template: Template) -> None:
         """A template's files may make room for others'; until they do, peers may have them."""
-        if used := self.holding.pop(template.digest, None):
+        self._let_go(template.digest)
+
+    def _let_go(self, template: str) -> None:
+        for used in self.holding.pop(template, {}).values():
             used.__exit__(None, None, None)
 
     def facts(self) -> dict[str, str]:

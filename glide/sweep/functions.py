@@ -8,9 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
+from glide.errors import InputError
+from glide.files.environment import environment
 from glide.template import Template
 from glide.template.function import known, pickled, template_of
 
@@ -20,26 +24,33 @@ TIMEOUT = 600.0  # seconds that a call may take, unless its invocation says some
 class Sticky:
     """A function that makes state: called, it is not run, but describes the state (`glide.sticky`)."""
 
-    def __init__(self, function: Callable[..., dict[str, Any]]):
+    def __init__(self, function: Callable[..., dict[str, Any]], environment: str | None = None):
         functools.update_wrapper(self, function)
         self.function = function
+        self.environment = environment
 
     def __call__(self, *arguments: Any, **keywords: Any) -> State:
         call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong here already, not on a node
         call.apply_defaults()  # which may name files too
-        return State(self.function, call.args, call.kwargs)
+        return State(self.function, call.args, call.kwargs, environment=self.environment)
 
 
 class State:
     """What a sticky function makes of its arguments, on each node that needs it, once."""
 
     def __init__(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str = ""
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        name: str = "",
+        environment: str | None = None,
     ):
         self.name = name or function.__name__
         self.function = function
         self.arguments = arguments
         self.keywords = keywords
+        self.environment = environment
 
     @functools.cached_property
     def here(self) -> dict[str, Any]:
@@ -48,7 +59,13 @@ class State:
 
     def template(self, owner: str) -> Template:
         """How nodes know it; InputError or OSError when it cannot be sent to them."""
-        return template_of(self.name, self.function, self.arguments, self.keywords, owner)
+        template = template_of(self.name, self.function, self.arguments, self.keywords, owner)
+        if self.environment is None:
+            return template
+        try:
+            return replace(template, environment=environment(self.environment, Path()))
+        except ValueError as error:
+            raise InputError(f"the environment of {self.name}: {error}") from None
 
 
 NO_STATE = State(dict, (), {}, "stateless")
@@ -106,13 +123,21 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *arguments, **keywords: None)
 
 
-def sticky(function: Callable[..., dict[str, Any]]) -> Sticky:
+@overload
+def sticky(function: Callable[..., dict[str, Any]]) -> Sticky: ...
+@overload
+def sticky(*, environment: str | None = None) -> Callable[[Callable[..., dict[str, Any]]], Sticky]: ...
+def sticky(function: Callable[..., dict[str, Any]] | None = None, *, environment: str | None = None) -> Any:
     """Make a function that returns a dict one of sticky state: run once per glidein, its values kept in memory.
 
     Arguments that name files (a Path, or a text with a slash, of something that is there) count by their content, and
     are where the files lie on the node.
+
+    Args:
+        environment: what it and its invocations run in on nodes, by default their own Python: a packed environment, an
+            image, or a folder (glide.files.environment), with the Python version of this process.
     """
-    return Sticky(function)
+    return Sticky(function, environment) if function else functools.partial(Sticky, environment=environment)
 
 
 def invocation(*, state: State = NO_STATE, timeout: float = TIMEOUT) -> Callable[[Callable[..., Any]], Invocation]:

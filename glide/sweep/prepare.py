@@ -10,6 +10,7 @@ from typing import Any
 
 from glide.config import PHASES, ModelSpec, SweepFile, load, place
 from glide.errors import InputError
+from glide.files.environment import environment
 from glide.files.listing import listing
 from glide.sweep import records as reading
 from glide.sweep.records import Record
@@ -82,10 +83,14 @@ def prepare(source: Path) -> Sweep:
 
 def prepare_model(source: Path) -> Template:
     """The template of a sweep file's model alone; InputError as `prepare`."""
+    spec = load(source, SweepFile).model
+    wrong = "environment"
     try:
-        return _template(source.parent, load(source, SweepFile).model)
+        parcel = environment(spec.environment, source.parent) if spec.environment else None
+        wrong = "path"
+        return replace(_template(source.parent, spec), environment=parcel)
     except ValueError as error:
-        raise InputError(f"{place(source, 'model', 'path')}: {error}") from None
+        raise InputError(f"{place(source, 'model', wrong)}: {error}") from None
 
 
 def _template(parent: Path, spec: ModelSpec) -> Template:

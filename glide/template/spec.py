@@ -11,7 +11,7 @@ import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from glide.vocabulary import State
 
@@ -47,6 +47,28 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Parcel:
+    """Files that travel to nodes.
+
+    Attributes:
+        path: where they are: a folder, or an address (glide.files.sources).
+        files: sha256 and size in bytes of each, by name relative to the folder.
+        key: opens the doors of peers that have them; from the factory, for its glideins alone.
+        seed: where the factory gives them, for nodes that have no such folder.
+    """
+
+    path: str
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
+    key: str = ""
+    seed: str = ""
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Parcel:
+        """Read what dataclasses.asdict made, or anybody else; ValueError, KeyError or TypeError for nonsense."""
+        return cls(**{**fields, "files": sound(fields["files"])})
+
+
+@dataclass(frozen=True)
 class Template:
     """What a model server materialises.
 
@@ -60,8 +82,9 @@ class Template:
         service: options of the openai engine, where this node passes records on to a service that has the model.
         budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
         keep: what stays on the node from job to job, the state, its files alone, or nothing.
-        key: opens the doors of peers that have its files; from the factory, for its glideins alone.
-        seed: where the factory gives them, for nodes that have no such folder.
+        key, seed: as a parcel's.
+        environment: what the engine runs in, by default the node's own Python: an archive or an image that travels, or,
+            without files, a folder or an image that the nodes have.
     """
 
     model: str
@@ -75,6 +98,7 @@ class Template:
     keep: Keep = "state"
     key: str = ""
     seed: str = ""
+    environment: Parcel | None = None
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -94,9 +118,23 @@ class Template:
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
         if self.keep != "state":
             parts["keep"] = self.keep
+        if self.environment is not None:
+            parts["environment"] = (
+                sorted(digest for digest, _ in self.environment.files.values()) or self.environment.path
+            )
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def parcel(self) -> Parcel:
+        """Its files."""
+        return Parcel(self.path or "", self.files, self.key, self.seed)
+
+    @property
+    def parcels(self) -> list[Parcel]:
+        """All that travels for it."""
+        return [parcel for parcel in (self.parcel, self.environment) if parcel and parcel.files]
 
     def budget(self, phase: str) -> float:
         """Seconds that a phase may take."""
@@ -115,15 +153,22 @@ class Template:
     def from_json(cls, text: str) -> Template:
         """Read what to_json wrote, or anybody else; ValueError, KeyError or TypeError when it makes no sense."""
         fields = json.loads(text)
-        fields["files"] = {name: (str(digest), int(size)) for name, (digest, size) in fields["files"].items()}
-        for name, (digest, size) in fields["files"].items():
-            if problem := unsound(name, digest, size):
-                raise ValueError(problem)
+        fields["files"] = sound(fields["files"])
         fields["function"] = Function(**fields["function"]) if fields.get("function") else None
+        fields["environment"] = Parcel.from_fields(fields["environment"]) if fields.get("environment") else None
         return cls(**fields)
 
 
-def unsound(name: str, digest: str, size: int) -> str:
+def sound(described: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Descriptions of files as anybody may have written them; ValueError or TypeError where they make no sense."""
+    files = {name: (str(digest), int(size)) for name, (digest, size) in described.items()}
+    for name, (digest, size) in files.items():
+        if problem := _unsound(name, digest, size):
+            raise ValueError(problem)
+    return files
+
+
+def _unsound(name: str, digest: str, size: int) -> str:
     """What is wrong with a description of a file that anybody may have written; nothing if it stays in its folder."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:

@@ -1,0 +1,49 @@
+"""Programs that bring their own dynamic loader: which one, is written in each as a whole path.
+
+The kernel wants it so. Room for any path is left in them where they are prepared (glide.condor.install), and the path
+is written where they come to lie. Standard library only.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+PROGRAMS = ".glide-programs"  # in the folder: the loader and the programs that need it, a line each, relative to it
+ROOM = "/" * 1023  # a path that leaves room for any other
+_INTERP = 3  # PT_INTERP, the program header that names the loader
+
+
+def repoint(folder: Path) -> None:
+    """Have the programs of a folder find their loader where it is now; nothing where none brings one."""
+    if not (folder / PROGRAMS).exists():
+        return
+    loader, *programs = (folder / PROGRAMS).read_text().splitlines()
+    path = str(folder.resolve() / loader).encode()
+    for program in programs:
+        if (folder / program).exists():  # not all of them travel
+            _write_loader(folder / program, path)
+
+
+def _write_loader(program: Path, path: bytes) -> None:
+    with program.open("r+b") as file:
+        at, room = _loader(file)
+        if len(path) >= room:
+            raise OSError(f"{path.decode()} is too long a path for programs to name their loader by")
+        file.seek(at)
+        file.write(path.ljust(room, b"\0"))
+
+
+def _loader(file: BinaryIO) -> tuple[int, int]:
+    """Where a 64-bit ELF program names its loader, and how much room there is."""
+    head = file.read(0x40)
+    order = "<" if head[5] == 1 else ">"
+    (headers,) = struct.unpack_from(f"{order}Q", head, 0x20)
+    size, count = struct.unpack_from(f"{order}HH", head, 0x36)
+    file.seek(headers)
+    for _ in range(count):
+        kind, _, at, _, _, room = struct.unpack_from(f"{order}IIQQQQ", file.read(size))
+        if kind == _INTERP:
+            return at, room
+    raise OSError("a program that names no loader")
