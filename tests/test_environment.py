@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ from glide.bench.origin import origin
 from glide.condor import AccessPoint, Collector, install
 from glide.errors import InputError
 from glide.files import Cache, NoRoom, Tree
-from glide.files.environment import environment
+from glide.files.environment import SANDBOX, environment
 from glide.files.tree import CHUNK
 from glide.template import Parcel, Template
 from glide.template.spec import files_of
 from glide.vocabulary import State
+from tests.apptainer import program_folder
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
 from tests.server_rig import failure
@@ -250,4 +253,52 @@ def glideins(node: Path) -> list[int]:
             continue
         if b"condor_master" in words and f"{node}/trees/" in loaded:
             found.append(int(process.name))
+    return found
+
+
+# ---- in a container ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container's folder, with this system's programs in it, and Apptainer on the PATH."""
+    folder = tmp_path / "image"
+    for name in (SANDBOX, "dev", "etc", "proc", "root", "sys", "tmp", "usr", "var/tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (folder / name).symlink_to(f"usr/{name}")
+    for name in ("group", "hosts", "passwd", "resolv.conf"):
+        (folder / "etc" / name).touch()
+    monkeypatch.setenv("PATH", f"{program_folder()}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("APPTAINER_BIND", "/usr")
+    monkeypatch.setenv("APPTAINER_USERNS", "1")  # as an ordinary user has it
+    return folder
+
+
+def test_an_engine_in_a_container_loads_serves_times_out_and_ends_as_any_other(start, image, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"x")
+    template = replace(Template.of_folder("there", "noop", model, {"hang_on": "HANG"}), environment=Parcel(str(image)))
+    server = start(template)
+    server.reached(State.WARM)
+    inside = [process for process in processes_in(server.folder) if Path(f"/proc/{process}/root/{SANDBOX}").is_dir()]
+    assert len(inside) == 1
+    call = server.call([{"custom_id": text, "prompt": text, "timeout": 1} for text in ("before", "HANG", "after")])
+    results = {result["custom_id"]: result for result in call.results()}
+    assert results["HANG"]["error"]["type"] == "RecordTimeout"
+    assert [results[text]["text"] for text in ("before", "after")] == ["before", "after"]
+    os.kill(inside[0], signal.SIGKILL)
+    assert server.call([{"custom_id": "a", "prompt": "again"}]).results()[0]["text"] == "again"
+    server.stop()
+    eventually(lambda: not processes_in(server.folder), "nothing of it is left")
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Engines that work in a server's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"engine_process" in (process / "cmdline").read_bytes() and (process / "cwd").resolve() == folder:
+                found.append(int(process.name))
     return found

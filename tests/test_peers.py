@@ -266,8 +266,6 @@ def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, 
         nodes.start(3)
         nodes.warm()
         assert all(same(nodes.place(server), model) for server in nodes.servers)
-        words = [server.log.read_text().split("from the cache, ")[1].split(" MB from")[0] for server in nodes.servers]
-        assert sum(float(word.split()[0]) for word in words) <= 2 * sum(SIZES.values()) / 1e6
     finally:
         for server in nodes.servers:
             server.stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -13,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from glide.cli.options import AsJson, print_json
-from glide.condor import AccessPoint, connect, install
+from glide.condor import AccessPoint, connect, home, install
 from glide.errors import CondorError, GlideError, InputError
+from glide.factory.apply import key_to
+from glide.factory.seed import announce
 from glide.files import Tree
 from glide.files.listing import MANIFEST
 from glide.files.peers import short
+from glide.glidein import bundle
 from glide.server.trial import trial
 from glide.sweep.functions import Invocation, State
 from glide.sweep.prepare import prepare_model
@@ -84,6 +89,48 @@ def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> 
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}") from None
     print_json({name: each for name, each in found.items() if name != MANIFEST})
+
+
+@app.command()
+def ticket(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="NAME.glide, for glide://NAME.")],
+    site: Annotated[str, typer.Option(help="Whose factory's nodes may be asked, where several have run here.")] = "*",
+) -> None:
+    """What an ordinary job shows for a model's files. Example: glide template ticket sweep.yaml tiny.glide
+
+    It holds a key to these files, so it is for your jobs alone (submit_templates/files.sub).
+    """
+    if file.suffix != ".glide":
+        raise InputError(f"{file}: name it NAME.glide; jobs then write glide://NAME")
+    parcel = _template(source).parcel
+    if not parcel.files:
+        raise InputError(f"{source}: its model has no files")
+    factories = sorted(path.parent for path in (home() / "factory").glob(f"{site}/peers"))
+    if len(factories) > 1:
+        raise InputError(f"several factories have run here; add --site {' or --site '.join(f.name for f in factories)}")
+    if factories:
+        parcel = dataclasses.replace(parcel, key=key_to(parcel, factories[0]))
+        if parcel.path.startswith("/"):
+            parcel = dataclasses.replace(parcel, seed=announce(parcel, factories[0] / "seed"))
+    else:
+        print("glide: no factory has run here, so jobs ask no nodes: each host reads its source once", file=sys.stderr)
+    _write(file, json.dumps(dataclasses.asdict(parcel)).encode(), 0o600)
+
+
+@app.command()
+def plugin(file: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
+    """HTCondor's file transfer plugin for glide://, which jobs bring. Example: glide template plugin glide_plugin"""
+    _write(file, bundle.plugin(), 0o755)
+
+
+def _write(file: Path, content: bytes, mode: int) -> None:
+    try:
+        file.unlink(missing_ok=True)
+        with open(os.open(file, os.O_CREAT | os.O_WRONLY, mode), "wb") as output:
+            output.write(content)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from None
 
 
 def _template(source: str) -> Template:

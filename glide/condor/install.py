@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,13 +147,10 @@ def _install(prefix: Path) -> Installation:
     with _lock(prefix.parent / "condor.lock"):
         if found := _installation_at(prefix):  # somebody else was faster
             return found
-        archives = _download(prefix.parent / "apt")
+        apt = PrivateApt(prefix.parent / "apt")
+        apt.update()
         staging = prefix.with_name("condor.unpacking")
-        shutil.rmtree(staging, ignore_errors=True)
-        for number, archive in enumerate(archives, 1):
-            _progress("unpacking", number, len(archives))
-            _run(["dpkg-deb", "-x", str(archive), str(staging)])
-        _make_relocatable(staging)
+        unpack(apt.download("condor"), staging)
         _pack(staging, prefix.parent / BUNDLE)
         staging.rename(prefix)
         repoint(prefix)
@@ -166,23 +163,16 @@ def _install(prefix: Path) -> Installation:
     return installed
 
 
-def _download(state: Path) -> list[Path]:
-    """Fetch condor and the libraries it needs as .deb files; what an interrupted run fetched is kept."""
-    apt = _PrivateApt(state)
-    apt.update()
-    packages = apt.library_closure("condor")
-    archives = state / "archives"
-    archives.mkdir(exist_ok=True)
-    for number, package in enumerate(packages, 1):
-        _progress("downloading", number, len(packages))
-        _run(
-            apt.command("apt-get", "download", package), cwd=archives
-        )  # a whole file that is there is not fetched again
-    _say(f"downloaded {len(packages)} packages")
-    return sorted(archives.glob("*.deb"))
+def unpack(archives: Sequence[Path], folder: Path) -> None:
+    """Make packages a folder that runs wherever it is put, once it is told (glide.files.elf.repoint)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, archive in enumerate(archives, 1):
+        _progress("unpacking", number, len(archives))
+        _run(["dpkg-deb", "-x", str(archive), str(folder)])
+    _make_relocatable(folder)
 
 
-class _PrivateApt:
+class PrivateApt:
     """apt with its lists, cache and sources in a folder of our own, and the system's own keyrings."""
 
     def __init__(self, state: Path):
@@ -190,6 +180,7 @@ class _PrivateApt:
             (state / folder).mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
         self.state = state
+        self.sources = state / "sources.list"
         self.options: dict[str, object] = {
             "Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status",
             "Dir::Cache": state / "cache",
@@ -207,25 +198,39 @@ class _PrivateApt:
         _run(self.command("apt-get", "update"))
         if self._has_recent_condor():
             return
+        self.use(SUITE)
+        if not self._has_recent_condor():
+            raise CondorError(f"no recent condor in {self.sources.read_text().strip()}.\n{OTHER_WAYS}")
+
+    def use(self, suite: str) -> None:
+        """Read the lists of one suite of Debian, and no others."""
         sites = _run(self.command("apt-get", "indextargets", "--format", "$(SITE)")).split()
         debian = next((site for site in sites if site.rstrip("/").endswith("/debian")), None)
         if debian is None:
             raise CondorError(f"this system's package sources have no recent condor.\n{OTHER_WAYS}")
         signed = f"[signed-by={DEBIAN_KEYRING}] " if Path(DEBIAN_KEYRING).exists() else ""
-        sources = self.state / "sources.list"
-        sources.write_text(f"deb {signed}{debian} {SUITE} main\n")
-        self.options |= {"Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "-",
+        self.sources.write_text(f"deb {signed}{debian} {suite} main\n")
+        self.options |= {"Dir::Etc::sourcelist": self.sources, "Dir::Etc::sourceparts": "-",
                          "Dir::Etc::preferences": "-", "Dir::Etc::preferencesparts": "-"}  # fmt: skip
         _run(self.command("apt-get", "update"))
-        if not self._has_recent_condor():
-            raise CondorError(f"no recent condor in {sources.read_text().strip()}.\n{OTHER_WAYS}")
+
+    def download(self, *packages: str) -> list[Path]:
+        """Fetch packages and the libraries that they need; what an interrupted run fetched is kept."""
+        names = sorted({name for package in packages for name in self._library_closure(package)})
+        archives = self.state / "archives"
+        archives.mkdir(exist_ok=True)
+        for number, name in enumerate(names, 1):
+            _progress("downloading", number, len(names))
+            _run(self.command("apt-get", "download", name), cwd=archives)  # not again what is there
+        _say(f"downloaded {len(names)} packages")
+        return sorted(archives.glob("*.deb"))
 
     def _has_recent_condor(self) -> bool:
         policy = _run(self.command("apt-cache", "policy", "condor"))
         candidate = re.search(r"Candidate: (?:\d+:)?(\d+)\.", policy)
         return candidate is not None and int(candidate[1]) >= OLDEST
 
-    def library_closure(self, package: str) -> list[str]:
+    def _library_closure(self, package: str) -> list[str]:
         """The package and, recursively, the libraries it depends on: not perl, python or init scripts."""
         text = _run(self.command("apt-cache", "depends", "--recurse", "--important", package))
         needs: dict[str, list[str]] = {}

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import importlib.util
-import io
 import os
-import py_compile
 import secrets
 import shutil
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +26,7 @@ from glide.factory.snapshot import Glidein, Snapshot
 from glide.files import Tree
 from glide.files.environment import environment
 from glide.files.unpack import is_archive
+from glide.glidein.bundle import bundle
 from glide.glidein.settings import SPREAD, Settings
 from glide.template import Parcel, Template
 from glide.vocabulary import Job, JobStatus, Machine
@@ -182,18 +178,18 @@ class Hands:
         folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _tidy(folder, snapshot.now - LOG_SECONDS)
-        condor, bundle = self._condor(entry)
+        release, archive = self._condor(entry)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
-            memory=entry.request.model_memory, condor=condor, bundle=bundle and self._sendable(bundle),
+            memory=entry.request.model_memory, condor=release, bundle=archive and self._sendable(archive),
             idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
             cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
             upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, digest)
         _publish(folder / "glidein.json", settings.to_json().encode())
-        _publish(folder / "glide.zip", _bundle())
+        _publish(folder / "glide.zip", bundle())
         _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
         return folder
 
@@ -226,12 +222,8 @@ class Hands:
 
     def _sendable(self, parcel: Parcel) -> Parcel:
         """With the key to its files at those who have them, and where this access point gives them."""
-        secret = self.folder / "peers"
-        if not secret.exists():
-            _publish(secret, secrets.token_bytes(32))
-        key = hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
-        parcel = replace(parcel, key=key)
-        here = self.seed and parcel.files and parcel.path.startswith("/")
+        parcel = replace(parcel, key=key_to(parcel, self.folder))
+        here = parcel.files and parcel.path.startswith("/")
         return replace(parcel, seed=self.seed.offer(parcel)) if self.seed and here else parcel
 
     def _mint(self, entry: Entry, template: str) -> None:
@@ -250,6 +242,14 @@ class Hands:
                 self.of_entry(entry.name).retrieve(any_of(missing))
             for path in missing.values():
                 path.touch()  # asked once; there may be none
+
+
+def key_to(parcel: Parcel, folder: Path) -> str:
+    """What opens the doors of nodes that have a parcel from the factory that works in a folder."""
+    secret = folder / "peers"
+    if not secret.exists():
+        _publish(secret, secrets.token_bytes(32))
+    return hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
 
 
 def _tidy(folder: Path, before: float) -> None:
@@ -271,33 +271,6 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 def _rank(prefer: Iterable[str]) -> str:
     good = ", ".join(map(quoted, prefer))
     return f"member(TARGET.Machine, {{{good}}}) =?= true" if good else "0"
-
-
-# What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
-NODE_CODE = (
-    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "files", "template", "server", "glidein",
-    "invoke/ticket.sh", "server/advertise.sh",
-)  # fmt: skip
-
-
-def _bundle() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for part in (PACKAGE / name for name in NODE_CODE):
-            for source in [part] if part.is_file() else sorted(part.rglob("*.py")):
-                place = Path("glide") / source.relative_to(PACKAGE)
-                bundle.write(source, place)
-                if source.suffix == ".py":
-                    bundle.writestr(importlib.util.cache_from_source(str(place)), _compiled(source, place))
-    return buffer.getvalue()
-
-
-def _compiled(source: Path, place: Path) -> bytes:
-    """For nodes with this Python; one of another version takes no notice of it."""
-    with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
-        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # unpacking changes the sources' times
-        py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
-        return Path(file.name).read_bytes()
 
 
 def _publish(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -34,14 +34,7 @@ class Seed:
 
     def offer(self, parcel: Parcel) -> str:
         """Let nodes with the parcel's key have its files; at which address."""
-        offers = self.folder / "offers"
-        offers.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = offers / Tree(parcel.files).digest
-        if not path.exists():
-            fresh = path.with_suffix(".new")
-            fresh.touch(0o600)
-            fresh.write_text(json.dumps(asdict(parcel)))
-            fresh.replace(path)
+        announce(parcel, self.folder)
         address = self.folder / "address"
         if self.process is None or self.process.poll() is not None:
             address.unlink(missing_ok=True)
@@ -56,6 +49,19 @@ class Seed:
         if self.process:
             self.process.kill()
             self.process.wait()
+
+
+def announce(parcel: Parcel, folder: Path) -> str:
+    """Have the process that works in a folder give a parcel, if there is one; at which address."""
+    offers = folder / "offers"
+    offers.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = offers / Tree(parcel.files).digest
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        fresh.touch(0o600)
+        fresh.write_text(json.dumps(asdict(parcel)))
+        fresh.replace(path)
+    return (folder / "address").read_text() if (folder / "address").exists() else ""
 
 
 class Offers(Share):

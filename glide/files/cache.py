@@ -24,10 +24,17 @@ from pathlib import Path
 
 from glide.files.tree import Tree, blocks, chunks, digests_of, extent
 from glide.files.unpack import unpack
+from glide.vocabulary import POOL_VARIABLE
 
 WHOLE = ".glide-whole"  # in what has been unpacked to the end
 TAKEN = ".glide-bytes"  # in what has been or is being unpacked: how much
 SPARE = 0.05  # of its disk is left to others where no limit is given
+
+
+def default_folder() -> Path:
+    """This account's on this host; an embedded pool's go with it."""
+    pool = os.environ.get(POOL_VARIABLE)
+    return Path(pool, "cache") if pool else Path(f"/var/tmp/glide-{os.geteuid()}")
 
 
 class NoRoom(OSError):

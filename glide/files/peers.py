@@ -15,6 +15,9 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from glide.vocabulary import Machine
 
 TIMEOUT = 5.0  # seconds in which a peer has to send something; who does not is left alone
 TOKEN_SECONDS = 600
@@ -111,6 +114,13 @@ class Peer:
             raise OSError(f"{self.glide_id}: {error!r}") from None
         finally:
             self.asked -= 1
+
+
+def directory_command(programs: Path) -> list[str]:
+    """What a Directory runs, of the HTCondor whose programs lie in a folder."""
+    sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
+    names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
+    return [str(programs / "condor_status"), "-constraint", sharing, "-af", *names]
 
 
 class Directory:

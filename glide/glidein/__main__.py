@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
-    master = _condor_master(settings, cache_folder(settings, os.environ.get(POOL_VARIABLE)))
+    master = _condor_master(settings, cache_folder(settings))
     release = master.parent.parent
     job = read_ad(os.environ.get("_CONDOR_JOB_AD"))
     # Not NumJobStarts, of which the queue hears a quarter of an hour later.

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from glide.files.cache import default_folder
+from glide.files.peers import directory_command
 from glide.glidein.settings import Settings
 from glide.server import settings as server_settings
 from glide.server.supply import SupplySettings
@@ -48,10 +50,9 @@ class Node:
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
 
-def cache_folder(settings: Settings, pool_home: str | None) -> str:
-    """Where files stay on this node; those of an embedded pool go with it."""
-    default = f"{pool_home}/cache" if pool_home else f"/var/tmp/glide-{os.geteuid()}"
-    return os.path.expandvars(settings.cache) if settings.cache else default
+def cache_folder(settings: Settings) -> str:
+    """Where files stay on this node."""
+    return os.path.expandvars(settings.cache) if settings.cache else str(default_folder())
 
 
 def cache_limit(settings: Settings) -> int | None:
@@ -61,15 +62,13 @@ def cache_limit(settings: Settings) -> int | None:
 
 def server(settings: Settings, node: Node) -> server_settings.Settings:
     """What the model server is told."""
-    sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
-    names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
     share = settings.upload_megabytes
     return server_settings.Settings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
         supply=SupplySettings(
-            cache=cache_folder(settings, node.pool_home), limit=cache_limit(settings),
+            cache=cache_folder(settings), limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
-            directory=[str(node.release_dir / "bin" / "condor_status"), "-constraint", sharing, "-af", *names],
+            directory=directory_command(node.release_dir / "bin"),
             plugins=str(node.libexec),
         ),
     )  # fmt: skip

@@ -50,4 +50,4 @@ def _container(image: str, seen: Iterable[str]) -> list[str]:
         raise Unusable(f"no {' or '.join(RUNTIMES)} on this node's PATH, which {image} needs")
     binds = [word for folder in seen for word in ("--bind", folder)]
     devices = [option for device, option in DEVICES.items() if Path(device).exists()]
-    return [runtime, "--quiet", "exec", *devices, *binds, image, "python3"]
+    return [runtime, "--quiet", "--nocolor", "exec", *devices, *binds, image, "python3"]

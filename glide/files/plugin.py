@@ -1,0 +1,103 @@
+"""HTCondor's file transfer plugin for `glide://`: ordinary jobs get what glideins have, from cache, peers or source.
+
+A job brings it and a *ticket*, `NAME.glide`: what the files are, where they are, and the key to them (`glide template
+plugin`, `glide template ticket`). `glide://NAME` is the whole folder, `glide://NAME/FILE` one file of it. They are
+links to the node's cache where that lies on the same disk, so jobs on one node share them. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from glide.files.cache import Cache, default_folder
+from glide.files.fetch import Swarm, Wrong
+from glide.files.parcel import in_place
+from glide.files.peers import Directory, directory_command
+from glide.files.tree import Tree
+from glide.template import Parcel
+
+ABILITIES = {"MultipleFileSupport": True, "PluginType": "FileTransfer", "SupportedMethods": "glide"}
+
+
+def main() -> None:
+    """As HTCondor calls it: `-classad`, or `-infile ADS -outfile ADS`."""
+    words = sys.argv[1:]
+    if words == ["-classad"]:
+        print("\n".join(f"{name} = {json.dumps(value)}" for name, value in ABILITIES.items()))
+        return
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    if "-upload" in words or not {"-infile", "-outfile"} <= given.keys():
+        sys.exit("glide:// is for input files: -classad, or -infile FILE -outfile FILE")
+    tickets = Path(given["-infile"]).parent  # the job's folder, where its other files are already
+    answers = [_bring(url, Path(target), tickets) for url, target in _requests(Path(given["-infile"]).read_text())]
+    Path(given["-outfile"]).write_text("".join(_ad(answer) for answer in answers))
+    sys.exit(not all(answer["TransferSuccess"] for answer in answers))
+
+
+def _requests(text: str) -> list[tuple[str, str]]:
+    """Url and LocalFileName of each ad."""
+    ads = [dict(re.findall(r'(\w+) *= *"((?:[^"\\]|\\.)*)"', ad)) for ad in re.findall(r"\[(.*?)\]", text, re.DOTALL)]
+    found = [{name.lower(): value for name, value in ad.items()} for ad in ads]
+    return [(ad["url"], ad["localfilename"]) for ad in found]
+
+
+def _bring(url: str, target: Path, tickets: Path) -> dict[str, Any]:
+    began = time.time()
+    answer: dict[str, Any] = {"TransferUrl": url, "TransferFileName": target.name}
+    answer |= {"TransferProtocol": "glide", "TransferType": "download"}
+    try:
+        answer["TransferTotalBytes"] = _brought(url, target, tickets)
+        answer["TransferSuccess"] = True
+    except (OSError, Wrong, ValueError, KeyError, TypeError) as error:
+        answer["TransferSuccess"] = False
+        answer["TransferError"] = f"{url}: {error}" if str(error) else f"{url}: {error!r}"
+    return {**answer, "TransferStartTime": int(began), "TransferEndTime": int(time.time())}
+
+
+def _brought(url: str, target: Path, tickets: Path) -> int:
+    """Put what an address means at a place, and return its size in bytes."""
+    name, _, file = url.removeprefix("glide://").partition("/")
+    ticket = tickets / f"{name}.glide"
+    if not ticket.is_file():
+        raise ValueError(f"the job brings no {ticket.name}; add it to transfer_input_files")
+    parcel = Parcel.from_fields(json.loads(ticket.read_text()))
+    if file and file not in parcel.files:
+        raise ValueError(f"{ticket.name} lists no {file}")
+    tree, cache = Tree(parcel.files), Cache(default_folder())
+    release = _release()
+    me = Swarm(f"job-{os.getpid()}", int(time.time()), Directory(directory_command(release / "bin")), parcel.key)
+    plugins = next(release.glob("libexec/condor"), release / "libexec")
+    with cache.used(tree.digest):
+        folder = in_place(parcel, cache, plugins, me if parcel.key else None)
+        for each in [file] if file else parcel.files:
+            place = target if file else target / each
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link(folder / each, place)
+    return sum(parcel.files[each][1] for each in ([file] if file else parcel.files))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+
+
+def _release() -> Path:
+    """HTCondor's: that of the starter which has called us, or else of the programs on the PATH."""
+    for program in (f"/proc/{os.getppid()}/exe", shutil.which("condor_status") or ""):
+        folder = Path(os.path.realpath(program)).parent.parent
+        if (folder / "bin" / "condor_status").exists():
+            return folder
+    return Path("/usr")
+
+
+def _ad(answer: dict[str, Any]) -> str:
+    return f"[ {' '.join(f'{name} = {json.dumps(value)};' for name, value in answer.items())} ]\n"

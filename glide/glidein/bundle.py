@@ -1,0 +1,46 @@
+"""The part of glide that travels: what runs on nodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import py_compile
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
+NODE_CODE = (
+    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "files", "template", "server", "glidein",
+    "invoke/ticket.sh", "server/advertise.sh",
+)  # fmt: skip
+
+
+def bundle() -> bytes:
+    """It as a zip file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for part in (PACKAGE / name for name in NODE_CODE):
+            for source in [part] if part.is_file() else sorted(part.rglob("*.py")):
+                place = Path("glide") / source.relative_to(PACKAGE)
+                bundle.write(source, place)
+                if source.suffix == ".py":
+                    bundle.writestr(importlib.util.cache_from_source(str(place)), _compiled(source, place))
+    return buffer.getvalue()
+
+
+def plugin() -> bytes:
+    """It as a file transfer plugin (glide.files.plugin): one file, for any Python from 3.10 on."""
+    buffer = io.BytesIO(b"#!/usr/bin/env python3\n" + bundle())
+    with zipfile.ZipFile(buffer, "a") as program:
+        program.writestr("__main__.py", "from glide.files.plugin import main\n\nmain()\n")
+    return buffer.getvalue()
+
+
+def _compiled(source: Path, place: Path) -> bytes:
+    """For nodes with this Python; one of another version takes no notice of it."""
+    with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # unpacking changes the sources' times
+        py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
+        return Path(file.name).read_bytes()

@@ -1,0 +1,219 @@
+"""glide:// for ordinary jobs: from the cache of a node, its peers or the source, by a plugin that the job brings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.bench.origin import origin
+from glide.condor import AccessPoint, EmbeddedPool
+from glide.files.cache import Cache
+from glide.files.tree import CHUNK
+from glide.template import Template
+from glide.vocabulary import POOL_VARIABLE, JobStatus
+from tests.conftest import eventually
+from tests.factory_rig import ROOT, FactoryProcess, command, entry
+from tests.test_files import SIZES, described, same, written
+
+JOB = (ROOT / "submit_templates" / "files.sub").read_text()
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `glide template plugin` writes it; with no Python path, as nodes have nothing of glide."""
+    path = tmp_path_factory.mktemp("plugin") / "glide_plugin"
+    done = command("template", "plugin", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def job(tmp_path: Path, plugin: Path):
+    """A job's folder, and what the plugin does there."""
+    (tmp_path / "job").mkdir()
+    shutil.copy(plugin, tmp_path / "job")
+    return Job(tmp_path / "job", tmp_path / "node")
+
+
+class Job:
+    def __init__(self, folder: Path, node: Path):
+        self.folder = folder
+        self.node = node
+        node.mkdir()
+
+    def ticket(self, template: Template, name: str = "model.glide") -> None:
+        parcel = template.parcel
+        (self.folder / name).write_text(
+            json.dumps({"path": parcel.path, "files": parcel.files, "key": parcel.key, "seed": parcel.seed})
+        )
+
+    def transfers(self, *urls: str) -> tuple[int, list[str]]:
+        """The exit code, and the answer to each."""
+        ads = [f'[ Url = "{url}"; LocalFileName = "{self.folder / Path(url[8:]).name}" ]\n' for url in urls]
+        (self.folder / ".in").write_text("".join(ads))
+        done = self.run("-infile", str(self.folder / ".in"), "-outfile", str(self.folder / ".out"))
+        return done.returncode, (self.folder / ".out").read_text().splitlines()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], POOL_VARIABLE: str(self.node)}
+        return subprocess.run(
+            [str(self.folder / "glide_plugin"), *words], capture_output=True, text=True, cwd="/", env=environment
+        )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return written(tmp_path / "here" / "model", SIZES)
+
+
+def test_it_says_what_it_can(job):
+    said = job.run("-classad").stdout
+    assert 'SupportedMethods = "glide"' in said and "MultipleFileSupport = true" in said
+
+
+def test_a_folder_and_a_file_of_it_come_once_for_all_jobs_of_a_host(job, model):
+    with origin(model) as source:
+        job.ticket(described(model, source.url))
+        code, answers = job.transfers("glide://model", "glide://model/weights/two.bin")
+        assert code == 0 and all("TransferSuccess = true" in answer for answer in answers)
+        assert same(job.folder / "model", model)
+        assert (job.folder / "two.bin").stat().st_size == CHUNK
+        assert re.search(rf"TransferTotalBytes = {sum(SIZES.values())};", answers[0])
+        shutil.rmtree(job.folder / "model")
+        (job.folder / "two.bin").unlink()
+        job.transfers("glide://model")
+        assert same(job.folder / "model", model)
+        assert sum(source.sent.values()) == sum(SIZES.values())
+    linked = job.folder / "model" / "weights" / "one.bin"
+    assert linked.stat().st_nlink == 3 and not linked.stat().st_mode & stat.S_IWUSR  # its own, a content, a tree
+
+
+def test_what_a_job_does_to_its_files_does_not_reach_the_next(job, model):
+    with origin(model) as source:
+        job.ticket(described(model, source.url))
+        job.transfers("glide://model")
+        spoilt = job.folder / "model" / "weights" / "two.bin"
+        spoilt.chmod(0o600)
+        spoilt.write_bytes(b"spoilt".ljust(CHUNK))
+        shutil.rmtree(job.folder / "model")
+        assert job.transfers("glide://model")[0] == 0
+    assert same(job.folder / "model", model)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("glide://model", "the job brings no model.glide; add it to transfer_input_files"),
+        ("glide://torn", "Expecting value"),
+        ("glide://outside", "'../evil' is no name of a file within a folder"),
+        ("glide://gone", "gone/config.json: HTTP Error 404"),
+        ("glide://gone/other.bin", "gone.glide lists no other.bin"),
+    ],
+)
+def test_what_cannot_be_had_is_one_error_that_names_it(job, model, url, why):
+    (job.folder / "torn.glide").write_text("")
+    evil = {"../evil": ("0" * 64, 1)}
+    job.ticket(Template("m", "noop", str(model), evil), "outside.glide")
+    with origin(model) as source:
+        job.ticket(described(model, f"{source.url}/gone"), "gone.glide")
+        code, (answer,) = job.transfers(url)
+    assert code == 1 and "TransferSuccess = false" in answer and why in answer, answer
+
+
+def test_it_uploads_nothing(job):
+    done = job.run("-infile", "in", "-outfile", "out", "-upload")
+    assert done.returncode == 1 and "glide:// is for input files" in done.stderr
+
+
+# ---- tickets -------------------------------------------------------------------------------------
+
+
+def test_a_ticket_opens_its_own_files_alone(tmp_path, monkeypatch, model):
+    (tmp_path / "sweep.yaml").write_text(
+        json.dumps(
+            {
+                "name": "s", "model": {"name": "m", "engine": "noop", "path": str(model)}, "records": "r.jsonl",
+                "prompts": {"p": "{x}"},
+            }
+        )
+    )  # fmt: skip
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
+    words = ["template", "ticket", str(tmp_path / "sweep.yaml"), str(tmp_path / "model.glide")]
+    done = command(*words)
+    assert done.returncode == 0 and "no factory has run here" in done.stderr
+    assert json.loads((tmp_path / "model.glide").read_text())["key"] == ""
+    for site in ("one", "two"):
+        (tmp_path / "home" / "factory" / site).mkdir(parents=True)
+        (tmp_path / "home" / "factory" / site / "peers").write_bytes(site.encode())
+    assert "add --site one or --site two" in command(*words).stderr
+    assert command(*words, "--site", "one").returncode == 0
+    ticket = json.loads((tmp_path / "model.glide").read_text())
+    assert len(ticket["key"]) == 64 and ticket["files"].keys() == SIZES.keys()
+    assert stat.S_IMODE((tmp_path / "model.glide").stat().st_mode) == 0o600
+    assert command(*words[:3], str(tmp_path / "model")).returncode == 2
+
+
+# ---- on a pool -----------------------------------------------------------------------------------
+
+
+@pytest.mark.pool
+def test_an_ordinary_job_gets_a_models_files_by_its_own_plugin(monkeypatch, request, tmp_path, model, plugin):
+    monkeypatch.setenv("_CONDOR_ENABLE_URL_TRANSFERS", "True")  # as everywhere but on an embedded pool
+    pool: EmbeddedPool = request.getfixturevalue("own_pool")
+    job = Job(tmp_path / "job", tmp_path / "node")
+    job.folder.mkdir()
+    shutil.copy(plugin, job.folder)
+    with origin(model) as source:
+        job.ticket(described(model, source.url))
+        access_point = AccessPoint()
+        for _ in range(2):
+            cluster = access_point.submit(
+                JOB, {"initialdir": str(job.folder), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}"}
+            )
+            assert ended(access_point, cluster)["ExitCode"] == 0
+            listed = (job.folder / f"{cluster}.0.out").read_text()
+            assert all(name.partition("/")[0] in listed for name in SIZES), listed
+        assert sum(source.sent.values()) == sum(SIZES.values())
+    assert Cache(pool.home / "cache").trees
+
+
+@pytest.mark.pool
+def test_an_ordinary_job_gets_them_from_glideins(monkeypatch, request, sweep, tmp_path, plugin):
+    monkeypatch.setenv("_CONDOR_ENABLE_URL_TRANSFERS", "True")
+    request.getfixturevalue("own_pool")
+    model = written(tmp_path / "model", {"weights": 10 * CHUNK})
+    (model / "glide-files.json").write_text(command("template", "files", str(model)).stdout)
+    shutil.copy(plugin, tmp_path)
+    factory = FactoryProcess(tmp_path, "site", entry("here", cache={"folder": str(tmp_path / "node")}))
+    factory.start()
+    try:
+        with origin(model) as source:
+            named = {"name": "noop", "engine": "noop", "path": source.url}
+            assert sweep.write([{"custom_id": "a", "text": "x"}], model=named).run().returncode == 0
+            ticket = command("template", "ticket", str(sweep.file), str(tmp_path / "model.glide"))
+            assert (ticket.returncode, ticket.stderr) == (0, "")
+            macros = {"initialdir": str(tmp_path), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}"}
+            cluster = AccessPoint().submit(JOB, {**macros, "requirements": "TARGET.GlideId =?= undefined"})
+            assert ended(AccessPoint(), cluster)["ExitCode"] == 0
+            assert "weights" in (tmp_path / f"{cluster}.0.out").read_text()
+            assert source.sent["weights"] == 10 * CHUNK  # to the glidein, and nothing to the job
+    finally:
+        factory.stop()
+        AccessPoint().remove("true", "the test is over")
+
+
+def ended(access_point: AccessPoint, cluster: int) -> dict[str, Any]:
+    def settled() -> dict[str, Any] | None:
+        (job,) = access_point.jobs(f"ClusterId == {cluster}", ["HoldReason", "ExitCode"])
+        assert job["JobStatus"] != JobStatus.HELD, job["HoldReason"]
+        return job if job["JobStatus"] == JobStatus.COMPLETED else None
+
+    return eventually(settled, "the job ends")
