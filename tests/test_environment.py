@@ -9,7 +9,9 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +23,14 @@ import pytest
 import glide
 from glide.bench.origin import origin
 from glide.condor import AccessPoint, Collector, install
+from glide.condor.access_point import quoted
 from glide.errors import InputError
 from glide.files import Cache, NoRoom, Tree
 from glide.files.environment import SANDBOX, environment
 from glide.files.tree import CHUNK
 from glide.template import Parcel, Template
 from glide.template.spec import files_of
-from glide.vocabulary import State
+from glide.vocabulary import Machine, State
 from tests.apptainer import program_folder
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
@@ -259,18 +262,19 @@ def glideins(node: Path) -> list[int]:
 # ---- in a container ------------------------------------------------------------------------------
 
 
+SYSTEM = ("bin", "lib", "lib64", "sbin", "usr")
+
+
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A container's folder, with this system's programs in it, and Apptainer on the PATH."""
     folder = tmp_path / "image"
-    for name in (SANDBOX, "dev", "etc", "proc", "root", "sys", "tmp", "usr", "var/tmp"):
+    for name in (SANDBOX, "dev", "etc", "proc", "root", "sys", "tmp", "var/tmp", *SYSTEM):
         (folder / name).mkdir(parents=True)
-    for name in ("bin", "lib", "lib64", "sbin"):
-        (folder / name).symlink_to(f"usr/{name}")
     for name in ("group", "hosts", "passwd", "resolv.conf"):
         (folder / "etc" / name).touch()
     monkeypatch.setenv("PATH", f"{program_folder()}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("APPTAINER_BIND", "/usr")
+    monkeypatch.setenv("APPTAINER_BIND", ",".join(f"/{name}" for name in SYSTEM))
     monkeypatch.setenv("APPTAINER_USERNS", "1")  # as an ordinary user has it
     return folder
 
@@ -302,3 +306,30 @@ def processes_in(folder: Path) -> list[int]:
             if b"engine_process" in (process / "cmdline").read_bytes() and (process / "cwd").resolve() == folder:
                 found.append(int(process.name))
     return found
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """Not in /tmp, of which containers have their own."""
+    with tempfile.TemporaryDirectory(dir=install.cache_dir()) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.pool
+def test_a_glidein_in_a_container_that_has_no_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
+    monkeypatch.setenv("_CONDOR_SINGULARITY", str(program_folder() / "apptainer"))
+    monkeypatch.setenv("_CONDOR_SINGULARITY_BIND_EXPR", f'"{os.environ["APPTAINER_BIND"]}"')
+    monkeypatch.setenv("_CONDOR_EXECUTE", str(elsewhere))
+    monkeypatch.setenv("_CONDOR_SINGULARITY_RUN_TEST_BEFORE_JOB", "False")  # this image has no test
+    request.getfixturevalue("own_pool")
+    factory = FactoryProcess(tmp_path, "contained", entry(
+        "contained", container=str(image), python="/usr/bin/python3", cache={"folder": "$PWD/cache"},
+    ))  # fmt: skip
+    factory.start()
+    try:
+        assert sweep.write([{"custom_id": "a", "text": "inside"}]).run().returncode == 0
+        assert [result["text"] for result in sweep.results()] == ["inside"]
+        assert Collector().lanes(["Name"], f"regexp({quoted(str(elsewhere))}, {Machine.INVOKE})")
+    finally:
+        factory.stop()
+        AccessPoint().remove("true", "the test is over")

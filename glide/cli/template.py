@@ -23,7 +23,7 @@ from glide.files import Tree
 from glide.files.listing import MANIFEST
 from glide.files.peers import short
 from glide.glidein import bundle
-from glide.server.trial import trial
+from glide.glidein.trial import trial
 from glide.sweep.functions import Invocation, State
 from glide.sweep.prepare import prepare_model
 from glide.template import Template

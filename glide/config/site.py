@@ -126,6 +126,8 @@ class Entry(Strict):
         python: an interpreter on the nodes that imports the engine's packages; by default this one.
         environment: what engines run in, where a model names nothing else: a packed environment or an image, which
             travels, or a folder on the nodes (glide.files.environment); by default the nodes' `python`.
+        container: image that HTCondor runs the glideins in, as container_image of a job file; nodes choose Docker or
+            Apptainer. HTCondor need not be in it.
         condor: HTCondor's release folder on the nodes, or an archive with one, which travels; by default this access
             point's private one, if it has one, which travels to nodes that do not have it, else the node's own.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
@@ -150,6 +152,7 @@ class Entry(Strict):
     requirements: str = "true"
     python: str | None = None
     environment: Place = None
+    container: str | None = None
     condor: Place = None
     owners: tuple[str, ...] = ()
     idle_seconds: int = Field(300, ge=1)

@@ -142,6 +142,7 @@ class Hands:
             "digest": action.template, "model": template.model if template else "",
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
+        macros |= {"container_image": entry.container} if entry.container else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
         # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
         away = entry.pool is not None

@@ -31,13 +31,14 @@ def in_place(
         OSError, Wrong, ValueError: it is not to be had, or not what it should be.
     """
     own = Path(parcel.path)
-    if own.is_absolute() and own.exists() and not is_remote(own):
+    here = own.is_absolute() and all((own / name).exists() for name in parcel.files)
+    if here and not is_remote(own):
         for name, (content, size) in parcel.files.items():
             if (own / name).stat().st_size != size or not cache.verify(own / name, content):
                 raise Wrong(f"{own / name} is not what the template was made of: it has changed since")
         return own
     tree = Tree(parcel.files)
-    seed = AccessPoint(parcel.seed, tree, parcel.key) if parcel.seed else None
+    seed = AccessPoint(parcel.seed, tree, parcel.key) if parcel.seed and not here else None
     fetch = Fetch(cache, tree, open_source(parcel.path, plugins, seed), swarm, tell)
     folder = fetch.run()
     tell(fetch.account)

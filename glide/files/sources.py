@@ -42,11 +42,11 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
 
     Args:
         plugins: HTCondor's libexec, with its file transfer plugins.
-        seed: what has a folder's files where the folder is not on this node.
+        seed: what has a folder's files, where they are not on this node.
     """
     scheme = path.partition("://")[0]
     if path.startswith("/"):
-        return Folder(Path(path)) if seed is None or Path(path).exists() else seed
+        return seed or Folder(Path(path))
     if scheme in ("http", "https"):
         return Web(path)
     if scheme == "hf":

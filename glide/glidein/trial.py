@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glide.glidein.bundle import bundle
 from glide.server.settings import Settings
 from glide.server.supply import SupplySettings
 from glide.template import Template
@@ -43,7 +47,10 @@ def trial(template: Template, cache: Path, watch: Callable[[str], None] = lambda
         (folder / "template.json").write_text(template.to_json())
         (folder / "server.json").write_text(Settings(SupplySettings(str(cache))).to_json())
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
-        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths)])
+        with zipfile.ZipFile(io.BytesIO(bundle())) as code:  # as nodes have it, for other Pythons than ours too
+            code.extractall(folder / "code")
+        environment = {**os.environ, "PYTHONPATH": str(folder / "code")}
+        server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths)], env=environment)
         try:
             ad: dict[str, Any] = {}
             for ad in _states(server, folder / "door"):
@@ -79,11 +86,12 @@ def _states(server: subprocess.Popen, door: Path) -> Iterator[dict[str, Any]]:
 
 
 def _most_memory(server: int) -> float:
-    """MB that the engine, the server's child, has had at most."""
+    """MB that the engine has had at most: the server's child, or what a container's runtime has started."""
+    most = 0.0
     with suppress(OSError, StopIteration):
-        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-        return max((_peak(int(child)) for child in children), default=0.0)
-    return 0.0
+        for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+            most = max(most, _peak(int(child)), _most_memory(int(child)))
+    return most
 
 
 def _peak(process: int) -> float:
