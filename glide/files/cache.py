@@ -21,8 +21,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from glide.files.tree import Tree, blocks, chunks, digests_of, extent
+from glide.files.tree import Tree, blocks, chunk_bytes, chunks, digests_of, extent
 from glide.files.unpack import unpack
 from glide.vocabulary import POOL_VARIABLE
 
@@ -55,6 +56,7 @@ class Cache:
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder = folder
         self.limit = limit
+        self.known: dict[Path, dict[str, Any]] = {}  # memos that have been read: peers ask for chunk after chunk
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -146,9 +148,12 @@ class Cache:
     def parts(self, path: Path, content: str) -> list[str] | None:
         """sha256 of each chunk of a verified file; None when it is not one."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            memo = json.loads(self._memo(path, content).read_text())
-            if memo["looks"] == _looks(path):
-                return list(memo["parts"])
+            looks, memo = _looks(path), self._memo(path, content)
+            known = self.known.get(memo)
+            if known is None or known["looks"] != looks:
+                known = self.known[memo] = json.loads(memo.read_text())
+            if known["looks"] == looks:
+                return list(known["parts"])
         return None
 
     def verify(self, path: Path, content: str) -> bool:
@@ -258,7 +263,7 @@ class Part:
         if not self.have:
             return
         with suppress(OSError):
-            for number, data in enumerate(blocks(self.path)):
+            for number, data in enumerate(blocks(self.path, chunk_bytes(self.size))):
                 if number in self.have and hashlib.sha256(data).hexdigest() != self.have[number]:
                     del self.have[number]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from glide.files.cache import Cache, Part
 from glide.files.peers import STRIKES, Busy, Directory, Peer
 from glide.files.sources import Source
-from glide.files.tree import CHUNK, Tree, chunks, extent
+from glide.files.tree import Tree, chunks, extent
 
 HERD_BYTES = 32 << 20  # a tree smaller than this is no herd's meal: everybody reads the source
 DOWNLOADS = 3  # from peers at the same time
@@ -231,7 +231,7 @@ class Fetch:
         """Read from a chunk on, until one comes that is not missing any more."""
         size, name = self.tree.contents[content], self.tree.name(content)
         buffer = bytearray()
-        for data in self.source.read(name, number * CHUNK):
+        for data in self.source.read(name, extent(number, size)[0]):
             buffer += data
             while len(buffer) >= (length := extent(number, size)[1]) > 0:
                 self._keep(content, number, bytes(buffer[:length]))
@@ -241,7 +241,7 @@ class Fetch:
                 with self.lock:
                     if not self.reads or self.failure or number not in self.missing[content] - self._busy(content):
                         return
-        raise Wrong(f"{name} ends after {number * CHUNK + len(buffer)} bytes, and should have {size}")
+        raise Wrong(f"{name} ends after {extent(number, size)[0] + len(buffer)} bytes, and should have {size}")
 
     def _keep(self, content: str, number: int, data: bytes) -> None:
         with self.lock:
@@ -284,8 +284,8 @@ class Fetch:
         with self.progress:
             while self.failure is None and self._lacks():
                 wanted = [(c, n) for c, some in self.missing.items() for n in some if (c, n) not in self.underway]
-                random.shuffle(wanted)
-                for content, number in wanted:
+                start = random.randrange(len(wanted) or 1)
+                for content, number in (*wanted[start:], *wanted[:start]):
                     able = [p for p in self.peers if p.strikes < STRIKES and p.has(content, number)]
                     if able:
                         self.underway.add((content, number))

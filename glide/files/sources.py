@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glide.files.peers import Busy, Peer
-from glide.files.tree import CHUNK, Tree, extent
+from glide.files.tree import Tree, chunk_bytes, extent
 
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
@@ -95,7 +95,7 @@ class AccessPoint:
     def _stream(self, name: str, start: int) -> Iterator[bytes]:
         content, size = self.tree.files[name]
         while start < size:
-            number = start // CHUNK
+            number = start // chunk_bytes(size)
             begin, length = extent(number, size)
             try:
                 data = self.peer.chunk(self.tree.digest, content, number, length, self.key)

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CHUNK = 4 << 20  # bytes: what is asked of a peer at a time, verified, and gone on from after a kill
+# Bytes: what is asked of a peer at a time, verified, and gone on from after a kill. Large files have larger ones: what
+# is known of a file is a line for each.
+CHUNK = 4 << 20
+LARGEST_CHUNK = 64 << 20
+MOST_CHUNKS = 512
 
 
 @dataclass(frozen=True)
@@ -37,29 +41,37 @@ class Tree:
         return next(name for name, (digest, _) in self.files.items() if digest == content)
 
 
+def chunk_bytes(size: int) -> int:
+    """How long the chunks of a file of this size are, but for the last."""
+    length = CHUNK
+    while length < LARGEST_CHUNK and size > length * MOST_CHUNKS:
+        length *= 2
+    return length
+
+
 def chunks(size: int) -> range:
     """The numbers of a file's chunks."""
-    return range((size + CHUNK - 1) // CHUNK)
+    return range(-(-size // chunk_bytes(size)))
 
 
 def extent(number: int, size: int) -> tuple[int, int]:
     """Where a chunk begins, and how long it is."""
-    start = number * CHUNK
-    return start, min(CHUNK, size - start)
+    length = chunk_bytes(size)
+    return number * length, min(length, size - number * length)
 
 
 def digests_of(path: Path) -> tuple[str, list[str]]:
     """sha256 of a file, and of its chunks; OSError when it can't be read."""
     whole = hashlib.sha256()
     parts = []
-    for data in blocks(path):
+    for data in blocks(path, chunk_bytes(path.stat().st_size)):
         whole.update(data)
         parts.append(hashlib.sha256(data).hexdigest())
     return whole.hexdigest(), parts
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """A file's content, chunk by chunk."""
+def blocks(path: Path, length: int) -> Iterator[bytes]:
+    """A file's content in pieces of so many bytes."""
     with path.open("rb") as file:
-        while data := file.read(CHUNK):
+        while data := file.read(length):
             yield data

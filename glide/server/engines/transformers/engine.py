@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from glide.server.engines import Completion, Record
@@ -72,7 +73,9 @@ class Transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(tokenizer, options.chat, options.system)
         dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-        model = self._loader.from_pretrained(folder, dtype=dtype).to(self.device).eval()
+        # Onto a GPU tensor by tensor from the mapped files, by several threads; else all of it by way of memory.
+        straight = {"device_map": {"": self.device}} if self.device != "cpu" and find_spec("accelerate") else {}
+        model = self._loader.from_pretrained(folder, dtype=dtype, **straight).to(self.device).eval()
         probe(self.device)
         phase(State.WARMING)
         self.task: Generation | Embedding | Classification
