@@ -38,6 +38,7 @@ class Machine:
     CACHED = "GlideCached"
     SHARES = "GlideShares"
     FETCHING = "GlideFetching"
+    FETCHED = "GlideFetched"  # share of the bytes that are being fetched
     PEER = "GlidePeer"
 
 

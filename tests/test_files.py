@@ -22,7 +22,7 @@ from glide.files.fetch import Account, Fetch, Wrong
 from glide.files.sources import Folder, Web, open_source
 from glide.files.tree import CHUNK
 from glide.template import Template
-from glide.vocabulary import State
+from glide.vocabulary import Machine, State
 from tests.conftest import eventually
 from tests.server_rig import Server, failure
 
@@ -318,6 +318,18 @@ def test_two_templates_of_the_same_files_at_once(start, model):
         other = start(replace(first, options={"load_seconds": 0.1}), {"cache": str(model.parent / "cache")})
         server.reached(State.WARM), other.reached(State.WARM)
         assert sum(source.sent.values()) == sum(SIZES.values())
+
+
+def test_how_far_it_is_is_told(start, model):
+    with origin(model, rate=5e6) as source:
+        server = start(described(model, source.url), {"cache": str(model.parent / "cache")})
+        told = []
+        for ad in server.states():
+            told.append(ad.get(Machine.FETCHED))
+            if ad[Machine.STATE] == State.WARM:
+                break
+    shares = [share for share in told if share is not None]
+    assert len(set(shares)) >= 3 and shares == sorted(shares) and told[-1] is None
 
 
 def test_a_stalled_source_ends_with_the_budget(start, model):

@@ -21,7 +21,9 @@ import pytest
 from glide.bench.origin import Origin, origin
 from glide.factory.seed import Seed
 from glide.files import Cache, Tree
-from glide.files.peers import Directory, Peer, token
+from glide.files.fetch import Fetch, Swarm
+from glide.files.peers import Directory, Peer, distance, token
+from glide.files.sources import Folder
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -291,3 +293,43 @@ def test_an_access_point_gives_no_file_that_is_not_what_the_template_says(tmp_pa
     with pytest.raises(OSError, match="404"):
         Peer("seed", address).chunk(tree.digest, "0" * 64, 0, 7, KEY)
     assert answer(address, f"/{'../offers/' + tree.digest}/have")[0] == 403
+
+
+# ---- whom to ask ---------------------------------------------------------------------------------
+
+
+def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
+    nodes = Nodes(tmp_path, described(model, source.url))
+    try:
+        near, far = nodes.start(1, host="127.0.1.7")[0], nodes.start(1, host="127.200.0.1")[0]
+        nodes.warm()
+        given = tmp_path / "given"
+        cache, wanted = Cache(tmp_path / "own"), Tree(described(model).files)
+        directory = Directory(["sh", "-c", f"cat {tmp_path}/ads/*"])
+        asked: list[str] = []
+        plain = Peer.chunk
+
+        def counted(self: Peer, *arguments: Any) -> bytes:
+            asked.append(self.address.partition(":")[0])
+            return plain(self, *arguments)
+
+        swarm = Swarm("me", int(time.time()), directory, KEY, "127.0.1.9")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Peer, "chunk", counted)
+            Fetch(cache, wanted, Folder(given), swarm, lambda account: None).run()
+        assert asked.count("127.0.1.7") > asked.count("127.200.0.1")
+        assert near.process.poll() is None and far.process.poll() is None
+    finally:
+        for server in nodes.servers:
+            server.stop()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "bits"),
+    [
+        ("10.1.2.3", "10.1.2.3:4000", 0), ("10.1.2.3", "10.1.2.200:4000", 8), ("10.1.2.3", "10.9.2.3:4000", 20),
+        ("fd00::1", "[fd00::2]:4000", 2), ("10.1.2.3", "[fd00::2]:4000", 128), ("", "10.1.2.3:4000", 128),
+    ],
+)  # fmt: skip
+def test_distance(one, other, bits):
+    assert distance(one, other) == bits

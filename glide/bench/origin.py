@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -58,6 +59,11 @@ class Origin(ThreadingHTTPServer):
             self.free = max(time.monotonic(), self.free) + length / self.rate
             until = self.free
         time.sleep(max(0.0, until - time.monotonic()))
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has enough closes its connection, which is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager

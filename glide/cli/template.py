@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from glide.glidein import bundle
 from glide.glidein.trial import trial
 from glide.sweep.functions import Invocation, State
 from glide.sweep.prepare import prepare_model
+from glide.system import publish
 from glide.template import Template
 from glide.template.spec import files_of
 
@@ -126,9 +126,7 @@ def plugin(file: Annotated[Path, typer.Argument(help="Where to write it.")]) -> 
 
 def _write(file: Path, content: bytes, mode: int) -> None:
     try:
-        file.unlink(missing_ok=True)
-        with open(os.open(file, os.O_CREAT | os.O_WRONLY, mode), "wb") as output:
-            output.write(content)
+        publish(file, content, mode)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from None
 

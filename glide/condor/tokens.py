@@ -11,6 +11,7 @@ from pathlib import Path
 
 from glide.condor import install
 from glide.errors import CondorError
+from glide.system import publish
 
 
 def seconds_left(path: Path, now: float) -> float | None:
@@ -49,8 +50,4 @@ def mint(
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True)
     if done.returncode != 0:
         raise CondorError(f"no token for {identity}: {done.stderr.strip()}")
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(done.stdout)
-    fresh.replace(path)  # a job that is starting finds the old one or the new one, never none
+    publish(path, done.stdout)

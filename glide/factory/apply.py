@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import shutil
 import sys
@@ -28,6 +27,7 @@ from glide.files.environment import environment
 from glide.files.unpack import is_archive
 from glide.glidein.bundle import bundle
 from glide.glidein.settings import SPREAD, Settings
+from glide.system import publish
 from glide.template import Parcel, Template
 from glide.vocabulary import Job, JobStatus, Machine
 
@@ -157,7 +157,7 @@ class Hands:
         folder = self.folder / action.entry / template.digest[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         template = self._as_there(self._entry(action.entry), template)
-        _publish(folder / "template.json", template.to_json().encode())
+        publish(folder / "template.json", template.to_json().encode())
         description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
         macros = {
             "initialdir": str(folder), "template": "template.json", "model": template.model,
@@ -189,9 +189,9 @@ class Hands:
             upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, digest)
-        _publish(folder / "glidein.json", settings.to_json().encode())
-        _publish(folder / "glide.zip", bundle())
-        _publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
+        publish(folder / "glidein.json", settings.to_json().encode())
+        publish(folder / "glide.zip", bundle())
+        publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
         return folder
 
     def _as_there(self, entry: Entry, template: Template) -> Template:
@@ -249,7 +249,7 @@ def key_to(parcel: Parcel, folder: Path) -> str:
     """What opens the doors of nodes that have a parcel from the factory that works in a folder."""
     secret = folder / "peers"
     if not secret.exists():
-        _publish(secret, secrets.token_bytes(32))
+        publish(secret, secrets.token_bytes(32))
     return hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
 
 
@@ -272,14 +272,6 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
 def _rank(prefer: Iterable[str]) -> str:
     good = ", ".join(map(quoted, prefer))
     return f"member(TARGET.Machine, {{{good}}}) =?= true" if good else "0"
-
-
-def _publish(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file in one step: a glidein that is being sent must not get half of it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.chmod(mode)
-    fresh.replace(path)
 
 
 def _private_condor() -> str | None:

@@ -166,7 +166,8 @@ _JOB_ATTRIBUTES = (
 )  # fmt: skip
 _START_SECONDS = (Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)
 _LANE_COUNTS = (
-    Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.RETIRES, Machine.SERVED, Machine.ERRORS, *_START_SECONDS,
+    Machine.FETCHED, Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.RETIRES, Machine.SERVED, Machine.ERRORS,
+    *_START_SECONDS,
 )  # fmt: skip
 _LANE_ATTRIBUTES = (
     "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
@@ -214,7 +215,7 @@ def _lane(ad: dict) -> Lane:
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
         sum(ad.get(name, 0.0) for name in _START_SECONDS),
         ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0), ad["Name"],
-        tuple(str(ad.get(Machine.CACHED, "")).split(",")),
+        ad.get(Machine.FETCHED), tuple(str(ad.get(Machine.CACHED, "")).split(",")),
     )  # fmt: skip
 
 

@@ -7,9 +7,7 @@ they wait. Offers are files, so that neither it nor the factory has anything to 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from glide.files import Cache, Tree
 from glide.files.share import Offer, Share
+from glide.system import end_with_parent, publish
 from glide.template import Parcel
 
 START_SECONDS = 10.0
@@ -57,10 +56,7 @@ def announce(parcel: Parcel, folder: Path) -> str:
     offers.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = offers / Tree(parcel.files).digest
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        fresh.touch(0o600)
-        fresh.write_text(json.dumps(asdict(parcel)))
-        fresh.replace(path)
+        publish(path, json.dumps(asdict(parcel)))
     return (folder / "address").read_text() if (folder / "address").exists() else ""
 
 
@@ -89,12 +85,10 @@ async def serve(folder: Path, host: str) -> None:
     except OSError:
         number = await share.start(host)
     port.write_text(str(number))
-    fresh = folder / "address.new"
-    fresh.write_text(f"{host}:{number}")
-    fresh.replace(folder / "address")
+    publish(folder / "address", f"{host}:{number}")
     await share.serving
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the factory
+    end_with_parent()
     asyncio.run(serve(Path(sys.argv[1]), sys.argv[2]))

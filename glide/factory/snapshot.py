@@ -61,6 +61,7 @@ class Lane:
     served: int = 0
     errors: int = 0
     name: str = ""  # of the slot
+    fetched: float | None = None  # share of what it is fetching
     cached: tuple[str, ...] = ()  # short names of the trees of files that its host has
 
 

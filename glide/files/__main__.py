@@ -8,7 +8,6 @@ which differ where it has been opened, or `{"failed"}`.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
@@ -25,6 +24,7 @@ from glide.files.cache import Cache
 from glide.files.fetch import Account, Swarm, Wrong
 from glide.files.parcel import in_place, opened
 from glide.files.peers import Directory
+from glide.system import end_with_parent
 from glide.template import Parcel
 
 SAY_SECONDS = 0.5
@@ -32,7 +32,7 @@ SAY_SECONDS = 0.5
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: who asked is gone
+    end_with_parent()
     request = json.load(sys.stdin)
     try:
         cache = Cache(Path(request["cache"]["folder"]), request["cache"]["limit"])

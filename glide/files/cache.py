@@ -25,6 +25,7 @@ from typing import Any
 
 from glide.files.tree import Tree, blocks, chunk_bytes, chunks, digests_of, extent
 from glide.files.unpack import unpack
+from glide.system import publish
 from glide.vocabulary import POOL_VARIABLE
 
 WHOLE = ".glide-whole"  # in what has been unpacked to the end
@@ -168,9 +169,7 @@ class Cache:
     def remember(self, path: Path, content: str, parts: list[str]) -> None:
         """Note that a file was read and is what it should be."""
         memo = self._memo(path, content)
-        fresh = memo.with_name(f"{memo.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"looks": _looks(path), "parts": parts}))
-        fresh.replace(memo)
+        publish(memo, json.dumps({"looks": _looks(path), "parts": parts}))
 
     def _memo(self, path: Path, content: str) -> Path:
         status = path.stat()  # all links to a file are one

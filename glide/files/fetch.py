@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.files.cache import Cache, Part
-from glide.files.peers import STRIKES, Busy, Directory, Peer
+from glide.files.peers import STRIKES, UNKNOWN, Busy, Directory, Peer, distance
 from glide.files.sources import Source
 from glide.files.tree import Tree, chunks, extent
 
@@ -36,12 +36,13 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Swarm:
-    """Who we are to our peers, since when, how they are found, and the key that opens their doors."""
+    """Who we are to our peers, since when, how they are found, the key that opens their doors, and our address."""
 
     glide_id: str
     since: int
     directory: Directory
     key: str
+    host: str = ""
 
 
 @dataclass
@@ -192,10 +193,11 @@ class Fetch:
             self.reads = not any(peer.whole for peer in others) and (self.orderly or not visible)
 
     def _look_around(self, swarm: Swarm) -> None:
-        """Ask some of them what they have: those that have all, one that began before us, and others by chance."""
-        nearest = sorted(self.peers, key=lambda peer: (not peer.whole, peer.since))[:1]
-        others = [peer for peer in self.peers if peer not in nearest]
-        for peer in nearest + random.sample(others, min(NEIGHBOURS - 1, len(others))):
+        """Ask some of them what they have: one that has all or most, the nearest, and others by chance."""
+        first = sorted(self.peers, key=lambda peer: (not peer.whole, peer.since, self._distance(peer)))[:1]
+        near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]
+        others = [peer for peer in self.peers if peer not in first + near]
+        for peer in first + near + random.sample(others, min(NEIGHBOURS - 2, len(others))):
             try:
                 peer.look(self.tree.digest, swarm.key)
             except (OSError, Busy):
@@ -267,7 +269,7 @@ class Fetch:
                 with self.lock:
                     self.account.peers += length
             except Busy:
-                time.sleep(random.uniform(0.05, 0.2))
+                peer.rests = time.monotonic() + random.uniform(0.05, 0.2)
             except OSError as error:
                 if error.filename is not None:  # the disk's
                     with self.progress:
@@ -283,12 +285,18 @@ class Fetch:
         """A chunk that somebody has, and who; by chance, so that those who start together soon have different ones."""
         with self.progress:
             while self.failure is None and self._lacks():
+                now = time.monotonic()
+                ready = [peer for peer in self.peers if peer.strikes < STRIKES and peer.rests < now]
                 wanted = [(c, n) for c, some in self.missing.items() for n in some if (c, n) not in self.underway]
                 start = random.randrange(len(wanted) or 1)
                 for content, number in (*wanted[start:], *wanted[:start]):
-                    able = [p for p in self.peers if p.strikes < STRIKES and p.has(content, number)]
+                    able = [peer for peer in ready if peer.has(content, number)]
                     if able:
                         self.underway.add((content, number))
-                        return min(able, key=lambda peer: (peer.asked, random.random())), content, number
-                self.progress.wait(0.5)
+                        best = min(able, key=lambda peer: (peer.asked, self._distance(peer), random.random()))
+                        return best, content, number
+                self.progress.wait(0.1)
         return None
+
+    def _distance(self, peer: Peer) -> int:
+        return distance(self.swarm.host, peer.address) if self.swarm else UNKNOWN

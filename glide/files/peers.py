@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import ipaddress
 import json
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from glide.vocabulary import Machine
 
 TIMEOUT = 5.0  # seconds in which a peer has to send something; who does not is left alone
 TOKEN_SECONDS = 600
+UNKNOWN = 128  # a distance
 STRIKES = 3  # failures in a row, after which a peer is left alone
 DIGEST = "Chunk-Digest"
 
@@ -47,6 +49,15 @@ def _mac(key: str, path: str, expiry: str) -> str:
     return hmac.new(key.encode(), f"{path}\n{expiry}".encode(), hashlib.sha256).hexdigest()
 
 
+def distance(one: str, other: str) -> int:
+    """How far apart two addresses are: the bits from the first on that they differ in; a rack shares those before."""
+    with suppress(ValueError):
+        numbers = [ipaddress.ip_address(each.rpartition(":")[0].strip("[]") or each) for each in (one, other)]
+        if numbers[0].version == numbers[1].version:
+            return (int(numbers[0]) ^ int(numbers[1])).bit_length()
+    return UNKNOWN
+
+
 class Busy(Exception):
     """It has its hands full: no fault, but somebody else may have the chunk too."""
 
@@ -71,6 +82,7 @@ class Peer:
     patience: float = TIMEOUT
     strikes: int = 0
     asked: int = 0  # requests of ours that are under way
+    rests: float = 0.0  # until when it is left in peace, as it had its hands full (time.monotonic)
 
     def has(self, content: str, chunk: int) -> bool:
         chunks = self.have.get(content, set())

@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
 NODE_CODE = (
-    "__init__.py", "errors.py", "parsl.py", "vocabulary.py", "files", "template", "server", "glidein",
+    "__init__.py", "errors.py", "parsl.py", "system.py", "vocabulary.py", "files", "template", "server", "glidein",
     "invoke/ticket.sh", "server/advertise.sh",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from glide.factory.snapshot import Demand, Snapshot
+from glide.factory.snapshot import Demand, Lane, Snapshot
 from glide.vocabulary import JobStatus, State
 
 
@@ -54,7 +54,7 @@ def why_idle(demand: Demand, snapshot: Snapshot) -> str:
         return f"its glidein {held.cluster}.{held.proc} is held: {held.hold_reason}"
     if glideins:
         states = Counter(JobStatus.NAMES[glidein.status] for glidein in glideins)
-        phases = Counter(lane.state for lane in lanes)
+        phases = Counter(_phase(lane) for lane in lanes)
         coming = ", ".join(f"{count} {name}" for name, count in (states + phases).items())
         return f"no lane is warm yet; its glideins: {coming}"
     if not demand.spec:
@@ -67,6 +67,10 @@ def why_idle(demand: Demand, snapshot: Snapshot) -> str:
     )
 
 
+def _phase(lane: Lane) -> str:
+    return lane.state if lane.fetched is None else f"{lane.state} ({lane.fetched:.0%})"
+
+
 def tables(snapshot: Snapshot) -> list[Table | str]:
     """The status for a terminal."""
     told = document(snapshot)
@@ -74,8 +78,8 @@ def tables(snapshot: Snapshot) -> list[Table | str]:
     for entry, states in told["entries"].items():
         glideins.add_row(entry, ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-")
     lanes = Table("model", "state", "lanes", "busy", title="Lanes", title_justify="left")
-    for model, state in sorted({(lane.model, lane.state) for lane in snapshot.lanes}):
-        those = [lane for lane in snapshot.lanes if (lane.model, lane.state) == (model, state)]
+    for model, state in sorted({(lane.model, _phase(lane)) for lane in snapshot.lanes}):
+        those = [lane for lane in snapshot.lanes if (lane.model, _phase(lane)) == (model, state)]
         lanes.add_row(model or "-", state, str(len(those)), str(sum(lane.claimed for lane in those)))
     queue = Table("run", "model", "idle", "running", "why idle", title="Queue", title_justify="left")
     for demand in told["queue"]:

@@ -6,7 +6,6 @@ neither the clients' connections nor the lane's ad: the front says what happened
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -21,6 +20,7 @@ from typing import Any
 
 from glide.server import engines, frames
 from glide.server.engines import Completion, Engine, Record
+from glide.system import end_with_parent
 from glide.template import Template
 
 INTERRUPT = signal.SIGUSR1  # ends a call
@@ -37,7 +37,7 @@ def main() -> None:
     faulthandler.enable(log)
     faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the front
+    end_with_parent()
     try:
         engine = _load(front, Template.from_json(frames.receive(front)["template"]))
         while True:

@@ -35,7 +35,7 @@ class Status:
     import_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
-    files: dict[str, str] = field(default_factory=dict)  # what is told of them in the ad
+    files: dict[str, Any] = field(default_factory=dict)  # what is told of them in the ad
     room: float | None = None  # MB that another template may take on this lane, if it is idle
 
     def entering(self, state: str, failure: str = "") -> Status:

@@ -20,6 +20,7 @@ from glide.server.log import say
 from glide.template import Parcel, Template
 from glide.vocabulary import Machine
 
+STEPS = 10  # of progress: each is an update of the ad
 MOST_NAMED = 32  # trees in an ad, those used last
 
 
@@ -67,7 +68,14 @@ class Supply:
         self.share = Share(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
         self.address = ""
         self.fetching: dict[str, int] = {}  # since when, by tree
+        self.progress: dict[str, tuple[int, int]] = {}  # bytes that are here of all, by tree
         self.holding: dict[str, dict[str, Any]] = {}  # what keeps a template's trees from being evicted
+
+    @property
+    def fetched(self) -> float | str:
+        """Which share of what is being fetched is here, in steps worth telling; empty while that is unknown."""
+        here, whole = (sum(column) for column in zip(*self.progress.values(), strict=True)) if self.progress else (0, 0)
+        return int(here / whole * STEPS) / STEPS if whole else ""
 
     async def start(self) -> None:
         """Open the door for peers."""
@@ -113,18 +121,20 @@ class Supply:
         self.changed.set()
         what = f"{template.model}'s {'environment' if open else 'files'}"
         try:
-            said = await self._fetched(what, parcel, since, open)
+            said = await self._fetched(what, parcel, tree.digest, since, open)
         finally:
+            self.progress.pop(tree.digest, None)
             self.fetching.pop(tree.digest, None)  # another template of the same files may have been faster
             self.changed.set()
         if self.share and parcel.key and said["folder"] == parcel.path:
             self.share.offers[tree.digest] = Offer(tree, parcel.key, Path(parcel.path))
         return str(said["place"])
 
-    async def _fetched(self, what: str, parcel: Parcel, since: int, open: bool) -> dict[str, Any]:
+    async def _fetched(self, what: str, parcel: Parcel, tree: str, since: int, open: bool) -> dict[str, Any]:
         settings = self.settings
         swarm = {
             "glide_id": settings.glide_id, "since": since, "key": parcel.key, "directory": list(settings.directory),
+            "host": settings.host,
         }  # fmt: skip
         request = {
             "parcel": asdict(parcel), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": open,
@@ -140,6 +150,11 @@ class Supply:
             process.stdin.close()
             async for line in process.stdout:
                 said |= json.loads(line)
+                if "size" in said and "folder" not in said:
+                    before = self.fetched
+                    self.progress[tree] = sum(said[name] for name in ("cached", "source", "peers")), said["size"]
+                    if self.fetched != before:
+                        self.changed.set()
         except asyncio.CancelledError:
             say(f"no more of {what}: {_account(said)}")
             raise
@@ -168,13 +183,14 @@ class Supply:
         for used in self.holding.pop(template, {}).values():
             used.__exit__(None, None, None)
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, Any]:
         """What is told of it in the ad: trees by their short names."""
         cached = [] if self.cache is None else [tree for tree in self.cache.trees if tree not in self.fetching]
         return {
             Machine.CACHED: ",".join(map(short, cached[:MOST_NAMED])),
             Machine.SHARES: ",".join(map(short, self.share.offers)) if self.share else "",
             Machine.FETCHING: ",".join(f"{short(tree)}:{since}" for tree, since in self.fetching.items()),
+            Machine.FETCHED: self.fetched,
             Machine.PEER: self.address,
         }
 

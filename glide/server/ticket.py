@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.server.job_ad import read_ad
+from glide.system import publish
 from glide.vocabulary import Job
 
 HAND_IN_SECONDS = 30.0  # a visitor who takes longer has no ticket
@@ -54,10 +55,7 @@ class Door:
         self.cookie = secrets.token_hex(16)
 
     def open(self, port: int) -> None:
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(f"{port} {self.cookie}\n")
-        fresh.chmod(0o600)
-        fresh.replace(self.path)
+        publish(self.path, f"{port} {self.cookie}\n")
 
     async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch | None:
         """What a visitor wants; nothing from one who does not know the secret."""

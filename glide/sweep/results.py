@@ -13,6 +13,7 @@ from glide.errors import InputError
 from glide.invoke.carriers import read_results
 from glide.sweep.prepare import Sweep
 from glide.sweep.work import Work
+from glide.system import publish
 
 FIELDS = ("custom_id", "text", "tokens", "error", "glidein", "attempts", "seconds")
 
@@ -156,6 +157,4 @@ def _drop_torn_line(path: Path) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}")  # a dot begins no prompt's name
-    fresh.write_text(json.dumps(content) + "\n")
-    fresh.replace(path)
+    publish(path, json.dumps(content) + "\n", 0o666)

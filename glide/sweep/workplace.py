@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -11,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
 from glide.config import SiteFile, load
 from glide.factory.daemon import folder, is_running
+from glide.system import end_with_parent
 from glide.vocabulary import POOL_VARIABLE
 
 STOP_SECONDS = 25.0
@@ -84,7 +85,7 @@ def factory(site_file: Path) -> Iterator[None]:
         process = subprocess.Popen(
             [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(site_file.absolute())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, POOL_VARIABLE: str(home())}, preexec_fn=_end_with_parent,
+            env={**os.environ, POOL_VARIABLE: str(home())}, preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )  # fmt: skip
     try:
         yield
@@ -96,7 +97,3 @@ def factory(site_file: Path) -> Iterator[None]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
