@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 from pathlib import Path
 
 
 def publish(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     """Write a file in one step, never readable by others: who reads it meanwhile gets the old or the new one whole."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
     fresh.replace(path)

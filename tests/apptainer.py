@@ -36,6 +36,6 @@ def _fetch(prefix: Path) -> None:
         shutil.copytree(staging / "etc" / "apptainer", staging / place / "apptainer")
         (staging / place / "apptainer" / "capability.json").write_text("{}")
     (staging / "usr/lib/var/lib/apptainer/mnt/session").mkdir(parents=True)
+    repoint(staging, prefix)
     staging.rename(prefix)
-    repoint(prefix)
     shutil.rmtree(apt.state)

@@ -110,11 +110,14 @@ def test_an_archive_is_unpacked_once_per_host(start, venv, tmp_path, name):
     servers = [start(in_environment(parcel), {"cache": str(tmp_path / "cache")}) for _ in range(3)]
     for server in servers:
         server.reached(State.WARM)
-    (folder,) = (tmp_path / "cache" / "trees").glob("*.unpacked")
+    (folder,) = (tmp_path / "cache" / "trees").glob("*.files")
+    first = (folder / ".glide-bytes").stat()
+    servers.append(start(in_environment(parcel), {"cache": str(tmp_path / "cache")}))
+    servers[-1].reached(State.WARM)
+    assert (folder / ".glide-bytes").stat() == first
     assert {variable(server.engine, "VIRTUAL_ENV") for server in servers} == {str((folder / name).resolve())}
-    assert (folder / ".glide-bytes").stat().st_mtime <= (folder / ".glide-whole").stat().st_mtime
     records = [{"custom_id": "a", "prompt": "text"}]
-    assert [server.call(records).results()[0]["text"] for server in servers] == ["text"] * 3
+    assert [server.call(records).results()[0]["text"] for server in servers] == ["text"] * 4
 
 
 def test_a_folder_that_is_there_is_used_as_it_is(start, venv, tmp_path):
@@ -151,23 +154,25 @@ def test_what_cannot_be_unpacked_is_the_reason_of_a_failure_and_leaves_nothing(s
     torn.write_bytes(packed.read_bytes()[:-2000])
     reason = failure(start(in_environment(environment(str(torn), Path())), {"cache": str(tmp_path / "cache")}))
     assert "torn.tar.gz cannot be unpacked" in reason
-    assert not list((tmp_path / "cache" / "trees").glob("*.unpacked"))
+    assert not list((tmp_path / "cache" / "trees").glob("*.files"))
 
 
 def test_an_unpacking_that_was_killed_is_begun_again(tmp_path):
     source = tmp_path / "env"
     (source / "bin").mkdir(parents=True)
     for number in range(300):
-        (source / f"file-{number}").write_bytes(os.urandom(1 << 16))
+        (source / f"file-{number}").write_bytes(os.urandom(1 << 18))
     (source / "bin" / "python").write_text("#!/bin/sh\n")
     parcel = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
     template, chance = Template("m", "noop", parcel.path, parcel.files), random.Random(2)
-    for _ in range(8):
+    known: set[Path] = set()
+    for _ in range(5):
         process = Process(tmp_path / "cache", template, open=True)
-        eventually(lambda: list((tmp_path / "cache").glob("trees/*.unpacked/file-*")), "it unpacks")
+        known |= eventually(lambda: set((tmp_path / "cache").glob("trees/*.files")) - known, "it begins")  # noqa: B023
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
     place = Path(Process(tmp_path / "cache", template, open=True).end()["place"])
+    assert list((tmp_path / "cache").glob("trees/*.files")) == [place]  # nothing is left of the others
     assert all((place / each.name).read_bytes() == each.read_bytes() for each in source.glob("file-*"))
 
 
@@ -177,7 +182,7 @@ def test_what_is_unpacked_counts_as_taken_and_goes_with_its_archive(packed, tmp_
     cache = Cache(tmp_path / "cache", limit=31 << 20)
     with pytest.raises(NoRoom):  # it is unpacked in steps of that much
         cache.unpack(digest, packed)
-    assert not list((tmp_path / "cache" / "trees").glob("*.unpacked"))
+    assert not list((tmp_path / "cache" / "trees").glob("*.files"))
     cache = Cache(tmp_path / "cache", limit=64 << 20)
     with cache.used(digest):
         folder = cache.unpack(digest, packed)
@@ -203,6 +208,26 @@ def test_conda_unpack_is_run_where_it_came_to_lie(tmp_path):
     assert (place / "bin" / "conda-unpack.ran").read_text() == str(place / "bin" / "conda-unpack")
 
 
+def test_what_an_archive_of_folders_that_nobody_may_write_to_holds_is_there(tmp_path):
+    source = tmp_path / "env"
+    (source / "bin").mkdir(parents=True)
+    (source / "bin" / "python").write_text("#!/bin/sh\n")
+    (source / "bin" / "python").chmod(0o444)
+    (source / "bin").chmod(0o555)
+    parcel = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
+    process = Process(tmp_path / "cache", Template("m", "noop", parcel.path, parcel.files), open=True)
+    place = Path(process.end()["place"])
+    assert os.stat(place / "bin").st_mode & 0o700 == 0o700 and os.access(place / "bin" / "python", os.W_OK)
+
+
+def test_an_environment_of_a_python_that_is_not_here_says_so(start, venv, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "bin").mkdir(parents=True)
+    (copy / "bin" / "python").symlink_to("/nowhere/python3.99")
+    reason = failure(start(in_environment(Parcel(str(copy)))))
+    assert "of a Python that this node lacks: its bin/python leads to /nowhere/python3.99" in reason
+
+
 # ---- on a pool -----------------------------------------------------------------------------------
 
 
@@ -220,6 +245,19 @@ def test_functions_run_in_their_environment(factory, packed):
 
     with glide.Session() as session:
         assert list(session.map(say, range(3))) == [f"{number} from the environment" for number in range(3)]
+
+
+@pytest.mark.pool
+def test_an_entrys_environment_is_that_of_models_which_name_none(own_pool, sweep, packed, tmp_path):
+    factory = FactoryProcess(tmp_path, "given", entry("given", environment=str(packed)))
+    factory.start()
+    try:
+        assert sweep.write([{"custom_id": "a", "text": "x"}]).run().returncode == 0
+        (engine,) = processes_in(own_pool.home)
+        assert variable(engine, "VIRTUAL_ENV").startswith(f"{own_pool.home}/cache/trees/")
+    finally:
+        factory.stop()
+        AccessPoint().remove("true", "the test is over")
 
 
 @pytest.mark.pool
@@ -294,16 +332,18 @@ def test_an_engine_in_a_container_loads_serves_times_out_and_ends_as_any_other(s
     assert [results[text]["text"] for text in ("before", "after")] == ["before", "after"]
     os.kill(inside[0], signal.SIGKILL)
     assert server.call([{"custom_id": "a", "prompt": "again"}]).results()[0]["text"] == "again"
-    server.stop()
+    eventually(lambda: processes_in(server.folder), "another engine")
+    server.process.kill()
     eventually(lambda: not processes_in(server.folder), "nothing of it is left")
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Engines that work in a server's folder."""
+    """Engines that work in a server's folder, or somewhere in it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if b"engine_process" in (process / "cmdline").read_bytes() and (process / "cwd").resolve() == folder:
+            works = (process / "cwd").resolve().is_relative_to(folder)
+            if works and b"engine_process" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
 
@@ -329,7 +369,9 @@ def test_a_glidein_in_a_container_that_has_no_htcondor(monkeypatch, request, swe
     try:
         assert sweep.write([{"custom_id": "a", "text": "inside"}]).run().returncode == 0
         assert [result["text"] for result in sweep.results()] == ["inside"]
-        assert Collector().lanes(["Name"], f"regexp({quoted(str(elsewhere))}, {Machine.INVOKE})")
+        (lane, _) = Collector().lanes([Machine.INVOKE], f"regexp({quoted(str(elsewhere))}, {Machine.INVOKE})")
+        masters = glideins(Path(lane[Machine.INVOKE]).parents[3] / "cache")
+        assert masters and all(Path(f"/proc/{master}/root/{SANDBOX}").is_dir() for master in masters)
     finally:
         factory.stop()
         AccessPoint().remove("true", "the test is over")

@@ -325,11 +325,11 @@ def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "bits"),
+    ("host", "address", "bits"),
     [
         ("10.1.2.3", "10.1.2.3:4000", 0), ("10.1.2.3", "10.1.2.200:4000", 8), ("10.1.2.3", "10.9.2.3:4000", 20),
         ("fd00::1", "[fd00::2]:4000", 2), ("10.1.2.3", "[fd00::2]:4000", 128), ("", "10.1.2.3:4000", 128),
     ],
 )  # fmt: skip
-def test_distance(one, other, bits):
-    assert distance(one, other) == bits
+def test_distance(host, address, bits):
+    assert distance(host, address) == bits

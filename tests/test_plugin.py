@@ -55,15 +55,15 @@ class Job:
             json.dumps({"path": parcel.path, "files": parcel.files, "key": parcel.key, "seed": parcel.seed})
         )
 
-    def transfers(self, *urls: str) -> tuple[int, list[str]]:
+    def transfers(self, *urls: str, **variables: str) -> tuple[int, list[str]]:
         """The exit code, and the answer to each."""
         ads = [f'[ Url = "{url}"; LocalFileName = "{self.folder / Path(url[8:]).name}" ]\n' for url in urls]
         (self.folder / ".in").write_text("".join(ads))
-        done = self.run("-infile", str(self.folder / ".in"), "-outfile", str(self.folder / ".out"))
+        done = self.run("-infile", str(self.folder / ".in"), "-outfile", str(self.folder / ".out"), **variables)
         return done.returncode, (self.folder / ".out").read_text().splitlines()
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"], POOL_VARIABLE: str(self.node)}
+    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], **(variables or {POOL_VARIABLE: str(self.node)})}
         return subprocess.run(
             [str(self.folder / "glide_plugin"), *words], capture_output=True, text=True, cwd="/", env=environment
         )
@@ -106,6 +106,25 @@ def test_what_a_job_does_to_its_files_does_not_reach_the_next(job, model):
         shutil.rmtree(job.folder / "model")
         assert job.transfers("glide://model")[0] == 0
     assert same(job.folder / "model", model)
+
+
+def test_a_users_own_folder_is_copied(job, model):
+    job.ticket(described(model))
+    assert job.transfers("glide://model")[0] == 0
+    spoilt = job.folder / "model" / "config.json"
+    spoilt.write_bytes(b"mine")
+    assert (model / "config.json").stat().st_size == SIZES["config.json"]
+    (job.folder / "model.glide").rename(job.folder / "other.glide")
+    assert job.transfers("glide://other/config.json", "glide://other/config.json")[0] == 0
+
+
+def test_where_accounts_are_shared_nothing_stays(job, model):
+    with origin(model) as source:
+        job.ticket(described(model, source.url))
+        (job.folder / ".job.ad").write_text('Owner = "somebody"\n')
+        code, _ = job.transfers("glide://model", _CONDOR_JOB_AD=str(job.folder / ".job.ad"))
+        assert code == 0 and same(job.folder / "model", model)
+    assert not list(job.node.iterdir()) and not list(job.folder.glob(".glide-*"))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +173,7 @@ def test_a_ticket_opens_its_own_files_alone(tmp_path, monkeypatch, model):
         (tmp_path / "home" / "factory" / site).mkdir(parents=True)
         (tmp_path / "home" / "factory" / site / "peers").write_bytes(site.encode())
     assert "add --site one or --site two" in command(*words).stderr
+    assert "no factory of a site 'tow' has run" in command(*words, "--site", "tow").stderr
     assert command(*words, "--site", "one").returncode == 0
     ticket = json.loads((tmp_path / "model.glide").read_text())
     assert len(ticket["key"]) == 64 and ticket["files"].keys() == SIZES.keys()

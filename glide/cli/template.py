@@ -95,7 +95,7 @@ def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> 
 def ticket(
     source: Source,
     file: Annotated[Path, typer.Argument(help="NAME.glide, for glide://NAME.")],
-    site: Annotated[str, typer.Option(help="Whose factory's nodes may be asked, where several have run here.")] = "*",
+    site: Annotated[str, typer.Option(help="Whose factory's nodes may be asked, where several have run here.")] = "",
 ) -> None:
     """What an ordinary job shows for a model's files. Example: glide template ticket sweep.yaml tiny.glide
 
@@ -106,7 +106,9 @@ def ticket(
     parcel = _template(source).parcel
     if not parcel.files:
         raise InputError(f"{source}: its model has no files")
-    factories = sorted(path.parent for path in (home() / "factory").glob(f"{site}/peers"))
+    factories = sorted(path.parent for path in (home() / "factory").glob(f"{site or '*'}/peers"))
+    if site and not factories:
+        raise InputError(f"no factory of a site {site!r} has run from {home()}")
     if len(factories) > 1:
         raise InputError(f"several factories have run here; add --site {' or --site '.join(f.name for f in factories)}")
     if factories:

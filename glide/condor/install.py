@@ -152,8 +152,8 @@ def _install(prefix: Path) -> Installation:
         staging = prefix.with_name("condor.unpacking")
         unpack(apt.download("condor"), staging)
         _pack(staging, prefix.parent / BUNDLE)
+        repoint(staging, prefix)
         staging.rename(prefix)
-        repoint(prefix)
         shutil.rmtree(prefix.parent / "apt", ignore_errors=True)
     installed = _installation_at(prefix)
     if installed is None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from glide.config.reading import Name, Strict
 from glide.config.sweep import checked_options
+from glide.files.environment import REGISTRIES
 
 
 class Request(Strict):
@@ -77,7 +78,8 @@ class Cache(Strict):
 
     Attributes:
         folder: on a disk of the node, where it may begin with a variable of the node's (`$SCRATCH/glide`); by default
-            one of the glideins' account in /var/tmp.
+            one of the glideins' account in /var/tmp. A folder must be named for files to stay where that account is not
+            their owner's own (`nobody`), or where HTCondor gives each job its own /var/tmp (MOUNT_UNDER_SCRATCH).
         gigabytes: that it may take; by default most of its disk.
         upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
     """
@@ -105,8 +107,8 @@ class Service(Strict):
 
 
 def _is_whole(name: str | None) -> str | None:
-    """Site files may lie anywhere, and what they name is read by a daemon."""
-    if name is None or "://" in name or name.startswith("/"):
+    """Site files may lie anywhere, and what they name is read by a daemon that waits for no web server."""
+    if name is None or name.startswith(("/", *REGISTRIES)):
         return name
     raise ValueError(f"{name} is no whole path")
 
@@ -124,12 +126,12 @@ class Entry(Strict):
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
         requirements: further HTCondor requirements on the nodes.
         python: an interpreter on the nodes that imports the engine's packages; by default this one.
-        environment: what engines run in, where a model names nothing else: a packed environment or an image, which
-            travels, or a folder on the nodes (glide.files.environment); by default the nodes' `python`.
+        environment: what engines run in, where a model names nothing else: a packed environment or an image here, which
+            travels, or a folder or an image that nodes have (glide.files.environment); by default the nodes' `python`.
         container: image that HTCondor runs the glideins in, as container_image of a job file; nodes choose Docker or
             Apptainer. HTCondor need not be in it.
-        condor: HTCondor's release folder on the nodes, or an archive with one, which travels; by default this access
-            point's private one, if it has one, which travels to nodes that do not have it, else the node's own.
+        condor: HTCondor's release folder on the nodes, or an archive with one here, which travels; by default this
+            access point's private one, if it has one, which travels to nodes that do not have it, else the node's own.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
         lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.

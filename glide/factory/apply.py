@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from glide import resources
@@ -52,7 +52,6 @@ class Hands:
         self.folder = folder
         self.collector = Collector()
         self.access_points: dict[Pool | None, AccessPoint] = {}
-        self.parcels: dict[tuple[object, ...], Parcel] = {}
 
     def access_point(self, pool: Pool | None = None) -> AccessPoint:
         """That of the pool that glideins join, or of one that they are submitted to; CondorError where it is away."""
@@ -183,7 +182,8 @@ class Hands:
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
             owners=owners(entry, snapshot), factory=snapshot.user, template=template, lanes=entry.lanes,
-            memory=entry.request.model_memory, condor=release, bundle=archive and self._sendable(archive),
+            memory=entry.request.model_memory, condor=release, bundle=archive,
+            environment=self._parcel(entry.environment),
             idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
             cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
             upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
@@ -198,26 +198,25 @@ class Hands:
         """The template as the entry's glideins have it, with the key to its files at their peers."""
         if entry.service:
             return replace(template, service=entry.service.options)
-        given = template.environment or self._parcel(entry.environment)
-        files, environment = self._sendable(template.parcel), given and self._sendable(given)
-        return replace(template, key=files.key, seed=files.seed, environment=environment)
+        files, environment = self._sendable(template.parcel), template.environment
+        return replace(
+            template, key=files.key, seed=files.seed, environment=environment and self._sendable(environment)
+        )
 
     def _condor(self, entry: Entry) -> tuple[str | None, Parcel | None]:
         """HTCondor's release folder on an entry's nodes, and what brings it to those that have none there."""
         if entry.condor is None:
-            return _private_condor(), self._parcel(str(install.bundle())) if install.bundle() else None
+            archive = install.bundle()
+            return _private_condor(), self._parcel(str(archive)) if archive else None
         return (None, self._parcel(entry.condor)) if is_archive(entry.condor) else (entry.condor, None)
 
     def _parcel(self, name: str | None) -> Parcel | None:
-        """What an archive, an image or a folder is to nodes; CondorError when it is none of these."""
+        """What an archive, an image or a folder of a site file is to nodes; CondorError when it is none of these."""
         if name is None:
             return None
         try:
-            status = Path(name).stat() if Path(name).is_file() else None
-            looks = (name, status and status.st_mtime_ns, status and status.st_size)
-            if looks not in self.parcels:  # it is read in full
-                self.parcels[looks] = environment(name, Path("/"))
-            return self.parcels[looks]
+            here = Path(name).stat() if Path(name).is_file() else None
+            return self._sendable(_described(name, here and (here.st_mtime_ns, here.st_size, here.st_ino)))
         except (OSError, ValueError) as error:
             raise CondorError(str(error)) from None
 
@@ -243,6 +242,12 @@ class Hands:
                 self.of_entry(entry.name).retrieve(any_of(missing))
             for path in missing.values():
                 path.touch()  # asked once; there may be none
+
+
+@lru_cache(64)
+def _described(name: str, looks: tuple[int, int, int] | None) -> Parcel:
+    """A file is read in full for this, so once for as long as it looks the same."""
+    return environment(name, Path("/"))
 
 
 def key_to(parcel: Parcel, folder: Path) -> str:

@@ -4,7 +4,7 @@
     partial/SHA     one under way, with the chunks it has (.have) and a lock; who finds it goes on with it
     known/…         what was verified when a file looked as it does: it is not read again until it changes
     trees/DIGEST/   a folder of hard links to contents: what an engine is given; DIGEST.lock is held by who uses it
-    trees/DIGEST.unpacked/  what was in a tree that is an archive
+    trees/DIGEST.…/  one that is being made, or what was in a tree that is an archive, which DIGEST.unpacked then names
 
 Locks are flock's, so a killed process leaves none. What is used least recently makes room, never what is in use.
 """
@@ -16,6 +16,8 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -28,15 +30,21 @@ from glide.files.unpack import unpack
 from glide.system import publish
 from glide.vocabulary import POOL_VARIABLE
 
-WHOLE = ".glide-whole"  # in what has been unpacked to the end
 TAKEN = ".glide-bytes"  # in what has been or is being unpacked: how much
 SPARE = 0.05  # of its disk is left to others where no limit is given
 
 
-def default_folder() -> Path:
-    """This account's on this host; an embedded pool's go with it."""
-    pool = os.environ.get(POOL_VARIABLE)
-    return Path(pool, "cache") if pool else Path(f"/var/tmp/glide-{os.geteuid()}")
+def default_folder(owner: str) -> Path | None:
+    """This account's on this host; None where it is not that of the job's owner, and so everybody's.
+
+    An embedded pool's goes with the pool.
+    """
+    if pool := os.environ.get(POOL_VARIABLE):
+        return Path(pool, "cache")
+    with suppress(KeyError):
+        if pwd.getpwuid(os.geteuid()).pw_name == owner:
+            return Path(f"/var/tmp/glide-{os.geteuid()}")
+    return None
 
 
 class NoRoom(OSError):
@@ -57,6 +65,7 @@ class Cache:
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder = folder
         self.limit = limit
+        self.name = secrets.token_hex(8)  # not our pid: hosts' containers have pids of their own
         self.known: dict[Path, dict[str, Any]] = {}  # memos that have been read: peers ask for chunk after chunk
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
@@ -118,26 +127,35 @@ class Cache:
         return folder
 
     def _building(self, tree: Tree) -> Path:
-        return self.folder / "trees" / f"{tree.digest}.{os.getpid()}"
+        return self.folder / "trees" / f"{tree.digest}.{self.name}"
 
     def unpack(self, tree: str, archive: Path) -> Path:
-        """The folder with what is in an archive, unpacked once for all who come; OSError when that fails."""
-        folder = self._lock(tree).with_suffix(".unpacked")
-        with _locked(folder.with_suffix(".unpacking"), fcntl.LOCK_EX):
-            if not (folder / WHOLE).exists():
+        """The folder with what is in an archive, unpacked once for all who come; OSError when that fails.
+
+        Never where it was before: that may be in use, though something has deleted a part of it.
+        """
+        trees, names = self.folder / "trees", self._lock(tree).with_suffix(".unpacked")
+        underway = names.with_suffix(".unpacking")
+        with _locked(underway, fcntl.LOCK_EX):
+            if names.exists() and (folder := trees / names.read_text()).is_dir():
+                return folder
+            if left := underway.read_text():  # by a process that was killed
+                shutil.rmtree(trees / left, ignore_errors=True)
+            folder = trees / f"{tree}.{self.name}.files"
+            underway.write_text(folder.name)
+            folder.mkdir(mode=0o700)
+
+            def taking(taken: int, more: int) -> None:
+                (folder / TAKEN).write_text(str(taken))
+                self.make_room(more)
+
+            try:
+                unpack(archive, folder, taking)
+                publish(names, folder.name)
+            except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(mode=0o700)
-
-                def taking(taken: int, more: int) -> None:
-                    (folder / TAKEN).write_text(str(taken))
-                    self.make_room(more)
-
-                try:
-                    unpack(archive, folder, taking)
-                except OSError:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
-                (folder / WHOLE).touch()
+                raise
+            underway.write_text("")
         return folder
 
     # ---- what has been verified ------------------------------------------------------------------
@@ -220,14 +238,13 @@ class Cache:
 
     def _forget(self, lock: Path) -> None:
         """Delete a tree or a part, and contents that no other tree needs."""
-        for folder in (self.folder / "trees").glob("*.[0-9]*"):
-            if not Path("/proc", folder.suffix[1:]).exists():  # its builder was killed
-                shutil.rmtree(folder, ignore_errors=True)
-        for folder in (lock.with_suffix(""), lock.with_suffix(".unpacked")):
-            shutil.rmtree(folder, ignore_errors=True)
-        for path in (lock.with_suffix(""), lock.with_suffix(".have"), lock.with_suffix(".unpacking"), lock):
-            with suppress(OSError):
-                path.unlink()
+        for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # what killed processes left, too
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != lock:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.unlink()
         for path in (self.folder / "contents").iterdir():
             with suppress(OSError):
                 if path.stat().st_nlink == 1 and not _is_locked(self.partial(path.name).with_suffix(".lock")):
@@ -240,7 +257,7 @@ class Cache:
         if self.limit is None:
             return free - int(SPARE * disk.f_blocks * disk.f_frsize)
         kept = [*(self.folder / "contents").iterdir(), *(self.folder / "partial").iterdir()]
-        unpacked = sum(_number(path) for path in (self.folder / "trees").glob(f"*.unpacked/{TAKEN}"))
+        unpacked = sum(_number(path) for path in (self.folder / "trees").glob(f"*/{TAKEN}"))
         return min(free, self.limit - sum(_taken(path) for path in kept) - unpacked)
 
 

@@ -15,12 +15,12 @@ ROOM = "/" * 1023  # a path that leaves room for any other
 _INTERP = 3  # PT_INTERP, the program header that names the loader
 
 
-def repoint(folder: Path) -> None:
-    """Have the programs of a folder find their loader where it is now; nothing where none brings one."""
+def repoint(folder: Path, place: Path) -> None:
+    """Have the programs of a folder find their loader when the folder is at a place; nothing where none brings one."""
     if not (folder / PROGRAMS).exists():
         return
     loader, *programs = (folder / PROGRAMS).read_text().splitlines()
-    path = str(folder.resolve() / loader).encode()
+    path = str(place / loader).encode()
     for program in programs:
         if (folder / program).exists():  # not all of them travel
             _write_loader(folder / program, path)

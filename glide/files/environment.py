@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 from glide.files.listing import listing
-from glide.files.unpack import SUFFIXES, is_archive
+from glide.files.unpack import BROKEN, SUFFIXES, is_archive
 from glide.template import Parcel
 from glide.template.spec import files_of
 
@@ -46,7 +46,7 @@ def environment(name: str, parent: Path) -> Parcel:
         return Parcel(str(path.parent), files_of(path, path.parent))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except tarfile.TarError as error:
+    except BROKEN as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
 
 

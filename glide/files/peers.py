@@ -49,12 +49,12 @@ def _mac(key: str, path: str, expiry: str) -> str:
     return hmac.new(key.encode(), f"{path}\n{expiry}".encode(), hashlib.sha256).hexdigest()
 
 
-def distance(one: str, other: str) -> int:
-    """How far apart two addresses are: the bits from the first on that they differ in; a rack shares those before."""
+def distance(host: str, address: str) -> int:
+    """How far a host is from an address with a port: the bits from the first on that differ; a rack shares the others."""
     with suppress(ValueError):
-        numbers = [ipaddress.ip_address(each.rpartition(":")[0].strip("[]") or each) for each in (one, other)]
-        if numbers[0].version == numbers[1].version:
-            return (int(numbers[0]) ^ int(numbers[1])).bit_length()
+        ours, theirs = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+        if ours.version == theirs.version:
+            return (int(ours) ^ int(theirs)).bit_length()
     return UNKNOWN
 
 

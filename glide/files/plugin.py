@@ -2,7 +2,8 @@
 
 A job brings it and a *ticket*, `NAME.glide`: what the files are, where they are, and the key to them (`glide template
 plugin`, `glide template ticket`). `glide://NAME` is the whole folder, `glide://NAME/FILE` one file of it. They are
-links to the node's cache where that lies on the same disk, so jobs on one node share them. Standard library only.
+links to the node's cache where that lies on the same disk, so a user's jobs on one node share them. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,10 @@ from glide.files.fetch import Swarm, Wrong
 from glide.files.parcel import in_place
 from glide.files.peers import Directory, directory_command
 from glide.files.tree import Tree
+from glide.job_ad import read_ad
 from glide.template import Parcel
 
+SHARE = 4  # of its disk, a quarter is for what jobs bring so
 ABILITIES = {"MultipleFileSupport": True, "PluginType": "FileTransfer", "SupportedMethods": "glide"}
 
 
@@ -70,24 +76,40 @@ def _brought(url: str, target: Path, tickets: Path) -> int:
     parcel = Parcel.from_fields(json.loads(ticket.read_text()))
     if file and file not in parcel.files:
         raise ValueError(f"{ticket.name} lists no {file}")
-    tree, cache = Tree(parcel.files), Cache(default_folder())
-    release = _release()
-    me = Swarm(f"job-{os.getpid()}", int(time.time()), Directory(directory_command(release / "bin")), parcel.key)
-    plugins = next(release.glob("libexec/condor"), release / "libexec")
-    with cache.used(tree.digest):
+    tree, release = Tree(parcel.files), _release()
+    wanted = [file] if file else list(parcel.files)
+    with ExitStack() as stack:
+        cache = stack.enter_context(_cache(tickets))
+        stack.enter_context(cache.used(tree.digest))
+        me = Swarm(f"job-{os.getpid()}", int(time.time()), Directory(directory_command(release / "bin")), parcel.key)
+        plugins = next(release.glob("libexec/condor"), release / "libexec")
         folder = in_place(parcel, cache, plugins, me if parcel.key else None)
-        for each in [file] if file else parcel.files:
+        for each in wanted:
             place = target if file else target / each
             place.parent.mkdir(parents=True, exist_ok=True)
-            _link(folder / each, place)
-    return sum(parcel.files[each][1] for each in ([file] if file else parcel.files))
+            _put(folder / each, place, cache)
+    return sum(parcel.files[each][1] for each in wanted)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk
-        shutil.copyfile(source, target)
+@contextmanager
+def _cache(job: Path) -> Iterator[Cache]:
+    """This account's on this host, if it is the job's owner's own; where accounts are shared, nobody can trust one."""
+    folder = default_folder(str(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("Owner", "")))
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix=".glide-", dir=job) as own:
+            yield Cache(Path(own))
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield Cache(folder, shutil.disk_usage(folder.parent).total // SHARE)
+
+
+def _put(source: Path, target: Path, cache: Cache) -> None:
+    """A link to what is the cache's, which is read-only; a copy of what is somebody's."""
+    target.unlink(missing_ok=True)
+    if cache.folder in source.parents:
+        with suppress(OSError):  # another disk
+            return os.link(source, target)
+    shutil.copyfile(source, target)
 
 
 def _release() -> Path:

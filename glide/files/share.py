@@ -16,11 +16,12 @@ from pathlib import Path
 
 from glide.files.cache import Cache, read_have
 from glide.files.peers import DIGEST, allows
-from glide.files.tree import Tree, extent
+from glide.files.tree import CHUNK, Tree, extent
 
 UPLOADS = 4  # at the same time; who comes then is told to come again, or finds somebody else
 REQUEST_SECONDS = 10.0
-STALLED_SECONDS = 60.0  # for a chunk to be taken
+STALLED_SECONDS = 60.0  # for the bytes of the smallest chunks to be taken
+TURN_SECONDS = 1.0  # who would have to wait longer for the rate's sake is told to come again
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Share:
         return self._whole(offer, content)
 
     async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
-        if self.uploads >= UPLOADS:
+        if self.uploads >= UPLOADS or self.next - time.monotonic() > TURN_SECONDS:
             return _say(writer, "503 Service Unavailable")
         whole = await self._verified(offer, content)
         if whole is not None:
@@ -133,7 +134,7 @@ class Share:
                 writer.write(_head("200 OK", length, f"{DIGEST}: {digest}\r\n"))
                 await writer.drain()
                 sending = asyncio.get_running_loop().sendfile(writer.transport, file, start, length)
-                await asyncio.wait_for(sending, STALLED_SECONDS)
+                await asyncio.wait_for(sending, STALLED_SECONDS * max(1, length / CHUNK))
         except FileNotFoundError:  # somebody has deleted the cache
             _say(writer, "404 Not Found")
         finally:

@@ -5,14 +5,17 @@ Standard library only.
 
 from __future__ import annotations
 
+import lzma
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from glide.files.elf import repoint
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+BROKEN = (tarfile.TarError, EOFError, ValueError, lzma.LZMAError, zlib.error)  # what damaged archives raise
 STEP = 32 << 20  # bytes for which room is made at a time
 
 
@@ -36,9 +39,11 @@ def unpack(archive: Path, folder: Path, taking: Callable[[int, int], None]) -> N
                 if taken + member.size >= promised:
                     taking(taken, member.size + STEP)
                     promised = taken + member.size + STEP
+                # Its owner may read and write: what is left to do writes, and one day it is to be deleted.
+                member.mode |= 0o700 if member.isdir() else 0o600
                 members.extract(member, folder)
                 taken += member.size
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except BROKEN as error:
         raise OSError(f"{archive.name} cannot be unpacked: {error}") from None
     taking(taken, 0)
     _settle(root(folder))
@@ -52,7 +57,7 @@ def root(folder: Path) -> Path:
 
 def _settle(folder: Path) -> None:
     """What has to be done once where it is going to stay."""
-    repoint(folder)
+    repoint(folder, folder.resolve())
     conda = folder / "bin" / "conda-unpack"  # conda-pack's own: texts and programs that name their folder
     if conda.exists():
         done = subprocess.run([folder / "bin" / "python", conda], capture_output=True, text=True, errors="replace")

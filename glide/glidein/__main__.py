@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import shutil
 import stat
@@ -18,7 +19,7 @@ from glide.files.parcel import in_place, opened
 from glide.files.share import address_towards
 from glide.glidein.configuration import Node, cache_folder, cache_limit, render, server
 from glide.glidein.settings import SPREAD, Settings
-from glide.server.job_ad import read_ad
+from glide.job_ad import read_ad
 from glide.template import Parcel
 from glide.vocabulary import POOL_VARIABLE
 
@@ -50,9 +51,12 @@ def main() -> None:
 
 
 def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
-    master = _condor_master(settings, cache_folder(settings))
-    release = master.parent.parent
     job = read_ad(os.environ.get("_CONDOR_JOB_AD"))
+    cache = cache_folder(settings, str(job.get("Owner", "")))
+    if _is_private(Path(cache)):
+        print(f"glidein: {cache} is this job's own, so nothing stays for the next; set the entry's cache", flush=True)
+    master = _condor_master(settings, cache)
+    release = master.parent.parent
     # Not NumJobStarts, of which the queue hears a quarter of an hour later.
     restarts = max(0, int(job.get("NumShadowStarts", 1)) - 1)
     glide_id = f"{settings.entry}-{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}"
@@ -63,8 +67,17 @@ def _node(folder: Path, settings: Settings) -> tuple[Path, Node]:
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
         int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)),
-        address_towards(settings.collector), os.environ.get(POOL_VARIABLE),
+        cache, address_towards(settings.collector), os.environ.get(POOL_VARIABLE),
     )  # fmt: skip
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder ends with this job: in its own, or where HTCondor has put a part of that in /var/tmp's place."""
+    if folder.is_relative_to(Path.cwd()):
+        return True
+    own = re.search(r"/dir_\d+\b", str(Path.cwd()))
+    mounts = [line.split()[3:5] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return own is not None and any(own[0] in root and folder.is_relative_to(place) for root, place in mounts)
 
 
 def _condor_master(settings: Settings, cache: str) -> Path:
@@ -75,16 +88,17 @@ def _condor_master(settings: Settings, cache: str) -> Path:
         if settings.bundle is None:
             sys.exit(f"glidein: no {master} on this node; correct the entry's 'condor'")
     if settings.bundle is not None:
-        return _unpacked_master(settings.bundle, Cache(Path(cache), cache_limit(settings)))
+        return _unpacked_master(settings.bundle, Path(cache), cache_limit(settings))
     found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         sys.exit("glidein: no condor_master on this node's PATH; set the entry's 'condor' to a release folder")
     return Path(found).resolve()
 
 
-def _unpacked_master(bundle: Parcel, cache: Cache) -> Path:
+def _unpacked_master(bundle: Parcel, place: Path, limit: int | None) -> Path:
     """The node has no HTCondor: bring one, for all glideins here and those to come."""
     try:
+        cache = Cache(place, limit)
         # Held by condor_master and so for as long as it runs: nobody evicts what it runs from.
         os.set_inheritable(cache.hold(Tree(bundle.files).digest), True)
         folder = opened(bundle, in_place(bundle, cache), cache)

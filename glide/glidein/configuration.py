@@ -26,6 +26,7 @@ class Node:
     libexec: Path
     lib: Path
     retires: int  # Unix time from when on it takes no further job
+    cache: str  # where files stay
     host: str = "127.0.0.1"  # its address, as other nodes of the pool see it
     pool_home: str | None = None  # of the embedded pool it runs on: `glide pool down` finds its strays by it
 
@@ -50,9 +51,9 @@ class Node:
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
 
-def cache_folder(settings: Settings) -> str:
-    """Where files stay on this node."""
-    return os.path.expandvars(settings.cache) if settings.cache else str(default_folder())
+def cache_folder(settings: Settings, owner: str) -> str:
+    """Where files stay on this node for the glideins of an owner; for this one alone where accounts are shared."""
+    return os.path.expandvars(settings.cache) if settings.cache else str(default_folder(owner) or Path.cwd() / "cache")
 
 
 def cache_limit(settings: Settings) -> int | None:
@@ -66,10 +67,10 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
     return server_settings.Settings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
         supply=SupplySettings(
-            cache=cache_folder(settings), limit=cache_limit(settings),
+            cache=node.cache, limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
             directory=directory_command(node.release_dir / "bin"),
-            plugins=str(node.libexec),
+            plugins=str(node.libexec), environment=settings.environment,
         ),
     )  # fmt: skip
 

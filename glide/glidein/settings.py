@@ -21,6 +21,7 @@ class Settings:
     memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
     condor: HTCondor's release folder on the node, if it has one there.
     bundle: an archive with such a folder, for nodes that do not; without one, it is the one on the PATH.
+    environment: what engines run in where a template names nothing else; None for the node's own Python.
     template: what it holds at first; a blank one nothing.
     idle_seconds: without a claim for so long, the glidein ends itself.
     lifetime: after so many seconds it takes no further job.
@@ -41,6 +42,7 @@ class Settings:
     memory: int | None = None
     condor: str | None = None
     bundle: Parcel | None = None
+    environment: Parcel | None = None
     idle_seconds: int = 600
     lifetime: int = 86400
     cache: str | None = None
@@ -54,7 +56,8 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         fields = json.loads(text)
-        described, bundle = fields.pop("template"), fields.pop("bundle")
-        template = Template.from_json(json.dumps(described)) if described else None
-        bundle = Parcel.from_fields(bundle) if bundle else None
-        return cls(**{**fields, "template": template, "bundle": bundle, "owners": tuple(fields["owners"])})
+        if fields["template"]:
+            fields["template"] = Template.from_json(json.dumps(fields["template"]))
+        for name in ("bundle", "environment"):
+            fields[name] = Parcel.from_fields(fields[name]) if fields[name] else None
+        return cls(**{**fields, "owners": tuple(fields["owners"])})

@@ -14,6 +14,7 @@ from glide.server import frames
 from glide.server.engine_process import DUMP, INTERRUPT
 from glide.server.environment import python
 from glide.server.log import FRONT
+from glide.system import end_with_parent
 from glide.template import Template
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ class EngineHandle:
         """Start an engine in an environment, from where it sees some of the node's folders; Unusable as `python`."""
         program, variables = python(environment, seen)
         ours, theirs = socket.socketpair()
-        # Its input: other descriptors do not reach into containers.
-        process = await asyncio.create_subprocess_exec(
-            *program, "-m", "glide.server.engine_process", stdin=theirs.fileno(), env=variables
-        )
-        theirs.close()
+        with theirs:
+            # Its input: other descriptors do not reach into containers.
+            process = await asyncio.create_subprocess_exec(
+                *program, "-m", "glide.server.engine_process", stdin=theirs.fileno(), env=variables,
+                preexec_fn=end_with_parent,  # the engine itself ends with a container's runtime
+            )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = cls(process, reader, writer, log)
         await engine.send({"template": template.to_json()})

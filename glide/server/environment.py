@@ -31,16 +31,19 @@ def python(place: str | None, seen: Iterable[str]) -> tuple[list[str], dict[str,
     """
     if place is None:
         return [sys.executable], dict(os.environ)
-    variables = {**os.environ, "PYTHONPATH": str(CODE)}
+    # What is installed for this account or told to the node's own Python is not for this one.
+    variables = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONNOUSERSITE": "1"}
+    variables.pop("PYTHONHOME", None)
     folder = Path(place)
     if "://" in place or folder.is_file() or (folder / SANDBOX).is_dir():
         return _container(place, [str(CODE), *seen]), variables
     program = folder / "bin" / "python"
+    if program.is_symlink() and not program.exists():
+        raise Unusable(f"{place} is of a Python that this node lacks: its bin/python leads to {os.readlink(program)}")
     if not program.exists():
         raise Unusable(f"no environment: {place} has no bin/python")
-    # As its activation would; what the node's own Python was told is not for this one.
+    # As its activation would.
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
-    variables.pop("PYTHONHOME", None)
     return [str(program)], {**variables, "PATH": path, "CONDA_PREFIX": place, "VIRTUAL_ENV": place}
 
 

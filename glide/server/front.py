@@ -117,16 +117,19 @@ class Front:
     async def _engine_life(self) -> None:
         """One engine process from its start to its death."""
         files = asyncio.create_task(self.supply.bring(self.template))  # while its environment comes, and it imports
-        tasks = [files]
         try:
             environment = await self._brought(self.supply.bring_environment(self.template))
             engine = await EngineHandle.start(self.template, self.log, environment, self.supply.folders(self.template))
+            await self._converse(engine, files)
         except (Unfetched, Unusable) as error:
-            files.cancel()
             if self.status.state != State.FAILED:
                 self._enter(State.FAILED, str(error))
-            return
-        tasks = [files, *map(asyncio.create_task, (self._watch(engine), self._give(engine, files)))]
+        finally:
+            files.cancel()
+
+    async def _converse(self, engine: EngineHandle, files: asyncio.Task[str | None]) -> None:
+        """Give an engine work for as long as it lives, and see to what it leaves."""
+        tasks = [asyncio.create_task(self._watch(engine)), asyncio.create_task(self._give(engine, files))]
         try:
             while True:
                 message = await engine.receive()

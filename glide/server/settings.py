@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from glide.server.supply import SupplySettings
+from glide.template import Parcel
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,6 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         fields = json.loads(text)
+        environment = fields["supply"]["environment"]
+        fields["supply"]["environment"] = Parcel.from_fields(environment) if environment else None
         return cls(**{**fields, "supply": SupplySettings(**fields["supply"])})

@@ -34,6 +34,7 @@ class SupplySettings:
     directory: the command that finds them (glide.files.peers.Directory).
     upload_rate: bytes a second that peers may take from us; None for no limit.
     plugins: HTCondor's libexec on this node.
+    environment: what engines run in where their template names nothing else; None for this node's own Python.
     """
 
     cache: str
@@ -43,6 +44,7 @@ class SupplySettings:
     directory: Sequence[str] = ()
     upload_rate: float | None = None
     plugins: str | None = None
+    environment: Parcel | None = None
 
 
 class Unfetched(Exception):
@@ -96,11 +98,12 @@ class Supply:
 
     async def bring_environment(self, template: Template) -> str | None:
         """The same of what its engine runs in; None for the node's own Python."""
-        if template.environment is None or template.service:
+        environment = template.environment or self.settings.environment
+        if environment is None or template.service:
             return None
-        if not template.environment.files:
-            return template.environment.path
-        return await self._bring(template, template.environment, open=True)
+        if not environment.files:
+            return environment.path
+        return await self._bring(template, environment, open=True)
 
     def folders(self, template: Template) -> list[str]:
         """Where a template's files may be, and what serves them works."""

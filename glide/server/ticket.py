@@ -17,7 +17,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.server.job_ad import read_ad
+from glide.job_ad import read_ad
 from glide.system import publish
 from glide.vocabulary import Job
 

@@ -105,7 +105,9 @@ def _parameters(function: Callable) -> tuple[str, ...]:
 def _check_versions(made: Function) -> None:
     here = ".".join(platform.python_version_tuple()[:2])
     if made.python != here:
-        raise WrongVersion(f"made by Python {made.python}, and this node has {here}; set the entry's `python`")
+        raise WrongVersion(
+            f"made by Python {made.python}, and this is {here}; set the entry's `python`, or the state's `environment`"
+        )
     import cloudpickle  # what its pickles are read by
 
     if made.cloudpickle.split(".")[0] != cloudpickle.__version__.split(".")[0]:
