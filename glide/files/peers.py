@@ -50,7 +50,7 @@ def _mac(key: str, path: str, expiry: str) -> str:
 
 
 def distance(host: str, address: str) -> int:
-    """How far a host is from an address with a port: the bits from the first on that differ; a rack shares the others."""
+    """How far a host is from an address with a port: bits from the first on that differ. A rack shares the others."""
     with suppress(ValueError):
         ours, theirs = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
         if ours.version == theirs.version:
