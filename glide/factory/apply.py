@@ -6,7 +6,7 @@ import hmac
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -63,14 +63,18 @@ class Hands:
         """Where an entry's glideins are queued."""
         return self.access_point(self._entry(name).pool)
 
-    def look(self) -> Snapshot:
+    @property
+    def outer(self) -> list[tuple[Callable[[], AccessPoint], list[str]]]:
+        """Other pools that glideins are submitted to, each with the names of the entries there."""
         entries: dict[Pool, list[str]] = {}
         for entry in self.site.entries:
             if entry.pool:
                 entries.setdefault(entry.pool, []).append(entry.name)
-        outer = [(partial(self.access_point, pool), names) for pool, names in entries.items()]
+        return [(partial(self.access_point, pool), names) for pool, names in entries.items()]
+
+    def look(self) -> Snapshot:
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
-        return take(self.access_point, self.collector, outer, owners)
+        return take(self.access_point, self.collector, self.outer, owners)
 
     def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
         """Do what is to be done, and return what HTCondor refused; the next cycle sees what came of it."""
@@ -222,7 +226,7 @@ class Hands:
 
     def _sendable(self, parcel: Parcel) -> Parcel:
         """With the key to its files at those who have them, and where this access point gives them."""
-        parcel = replace(parcel, key=key_to(parcel, self.folder))
+        parcel = replace(parcel, key=key_to(parcel, self.folder), seed="")  # whatever its description says
         here = parcel.files and parcel.path.startswith("/")
         return replace(parcel, seed=self.seed.offer(parcel)) if self.seed and here else parcel
 

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.files.cache import Cache, Part
+from glide.files.cache import Cache
+from glide.files.part import Part
 from glide.files.peers import STRIKES, UNKNOWN, Busy, Directory, Peer, distance
 from glide.files.sources import Source
 from glide.files.tree import Tree, chunks, extent

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.files.cache import Cache, read_have
+from glide.files.cache import Cache
+from glide.files.part import read_have
 from glide.files.peers import DIGEST, allows
 from glide.files.tree import CHUNK, Tree, extent
 
