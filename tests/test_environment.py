@@ -277,7 +277,7 @@ def test_htcondor_travels_to_nodes_that_have_none(own_pool, tmp_path):
         # What it runs from is in use, though no process holds a file of it by the cache's own means.
         with pytest.raises(NoRoom):
             Cache(tmp_path / "node", limit=1).make_room(1)
-        assert glideins(tmp_path / "node") == masters
+        assert set(masters) <= set(glideins(tmp_path / "node"))  # and one for that which is no longer ready
     finally:
         factory.stop()
         AccessPoint().remove("true", "the test is over")
@@ -350,8 +350,8 @@ def processes_in(folder: Path) -> list[int]:
 
 @pytest.fixture
 def elsewhere() -> Iterator[Path]:
-    """Not in /tmp, of which containers have their own."""
-    with tempfile.TemporaryDirectory(dir=install.cache_dir()) as folder:
+    """Not in /tmp, of which containers have their own, as caches may be."""
+    with tempfile.TemporaryDirectory(prefix=".glide-test-", dir=Path.home()) as folder:
         yield Path(folder)
 
 

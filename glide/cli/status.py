@@ -44,7 +44,7 @@ def _look() -> dict[str, Any]:
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
     snapshot = take(AccessPoint, Collector(), outer)
     views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
-    return {**document(snapshot, views), "sites": [factory.document(site, snapshot) for site in sites]}
+    return document(snapshot, views)
 
 
 def _shown(told: dict[str, Any]) -> list[Any]:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -48,8 +47,9 @@ class Factory:
             if count > 1:
                 raise InputError(f"{count} of these site files have an entry {name}; rename one")
         self.drain = drain
-        self.stop = threading.Event()
-        self.reload = threading.Event()
+        # Set by signals' handlers, which must not take locks: an Event's may be held by what they interrupt.
+        self.stop = False
+        self.reload = False
         self.said: set[Action] = set()
         self.believed: dict[str, Snapshot] = {}  # by site: what the next look is compared with
         self.journals = {site.site: Journal(folder(site)) for site in self.sites.values()}
@@ -64,14 +64,14 @@ class Factory:
             InputError: another factory runs one of the sites.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop.set())
-        signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
+            signal.signal(number, lambda *_: setattr(self, "stop", True))
+        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "reload", True))
         with ExitStack() as locks:
             for path, site in self.sites.items():
                 locks.enter_context(only_factory(site))
                 (folder(site) / "file").write_text(str(path.absolute()))
                 say(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
-            while not self.stop.is_set():
+            while not self.stop:
                 self._cycle()
                 if once:
                     return
@@ -84,13 +84,14 @@ class Factory:
     def _wait(self) -> None:
         """Until the next cycle is due; at once when a job ends, for it may have been a glidein with live ads."""
         deadline = time.monotonic() + min(site.interval for site in self.sites.values())
-        while time.monotonic() < deadline and not self.stop.wait(EVENT_SECONDS) and not self.reload.is_set():
+        while time.monotonic() < deadline and not self.stop and not self.reload:
+            time.sleep(EVENT_SECONDS)
             if any(event.kind in ENDED and event.job in self.glideins for event in self.events.new()):
                 return
 
     def _cycle(self) -> None:
-        if self.reload.is_set():
-            self.reload.clear()
+        if self.reload:
+            self.reload = False
             self._read_again()
         done: list[Action] = []
         glideins: set[str] = set()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from glide.factory.snapshot import Demand, Lane, Snapshot
+from glide.report import factory
 from glide.report.reasons import View, phase, why_idle
 from glide.vocabulary import JobStatus
 
@@ -39,13 +40,17 @@ def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
         "failures": sorted({f"{lane.glide_id}: {lane.failure}" for lane in snapshot.lanes if lane.failure}),
         "held": sorted({glidein.hold_reason for glidein in snapshot.glideins if glidein.hold_reason}),
         "unseen": list(snapshot.failed),
+        "sites": [factory.document(view.site, snapshot) for view in views],
     }  # fmt: skip
 
 
 def tables(told: dict[str, Any]) -> list[Table | str]:
-    """A document for a terminal."""
+    """A document for a terminal; of entries of sites that are known here, `glide.report.factory` says more."""
     glideins = Table("entry", "glideins", title="Glideins", title_justify="left")
+    known = {entry["entry"] for site in told["sites"] for entry in site["entries"]}
     for entry, states in told["entries"].items():
+        if entry in known:
+            continue
         glideins.add_row(entry, ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-")
     lanes = Table("model", "state", "lanes", "busy", title="Lanes", title_justify="left")
     groups: dict[tuple[str, str], Counter[str]] = {}
@@ -54,15 +59,17 @@ def tables(told: dict[str, Any]) -> list[Table | str]:
         group.update(lanes=lane["count"], busy=lane["count"] * lane["claimed"])
     for (model, state), counts in sorted(groups.items()):
         lanes.add_row(model, state, str(counts["lanes"]), str(counts["busy"]))
-    queue = Table("run", "model", "idle", "running", "records left", "records/s", "ready in", "why idle",
+    queue = Table("run", "model", "idle", "running", "records left", "records/s", "ready in",
                   title="Queue", title_justify="left")  # fmt: skip
+    reasons = []
     for demand in told["queue"]:
         numbers = (str(demand[name]) for name in ("idle", "running", "records_left", "records_per_second"))
         left = demand["seconds_left"]
-        queue.add_row(
-            demand["run"], demand["model"], *numbers, "-" if left is None else _duration(left), demand["why_idle"]
-        )
+        queue.add_row(demand["run"], demand["model"], *numbers, "-" if left is None else _duration(left))
+        if demand["why_idle"]:
+            reasons.append(f"{demand['run']}: {demand['idle']} jobs wait: {demand['why_idle']}")
     shown: list[Table | str] = [table for table in (glideins, lanes, queue) if table.row_count]
+    shown += reasons
     for title in ("failures", "held", "unseen"):
         shown += [f"{title}: {line}" for line in told[title]]
     return [*shown, f"{told['records_per_second']} records/s"] if shown else ["no glideins, no jobs"]
