@@ -68,12 +68,20 @@ def test_a_good_site_is_read_with_its_defaults(tmp_path):
 
 
 def test_the_sites_that_come_with_glide_are_valid():
-    files = sorted(resources.find("site_configs", "local.yaml").parent.glob("*.yaml"))
-    sites = [load(file, SiteFile) for file in files]
-    assert [site.site for site in sites] == ["local", "service", "campus"]
-    assert sites[2].entries[0].request.model_memory == 40000
-    service = sites[1].entries[0].service
+    files = resources.find("site_configs", "local.yaml").parent.glob("*.yaml")
+    sites = {site.site: site.entries[0] for site in (load(file, SiteFile) for file in files)}
+    assert sites.keys() == {"local", "service", "campus", "open-pool"}
+    assert sites["campus"].request.model_memory == 40000
+    service = sites["service"].service
     assert service is not None and service.serves == "tiny-verifier" and service.options["parallel"] == 16
+
+
+@pytest.mark.parametrize("key", ["condor", "environment"])
+def test_what_a_daemon_is_to_read_is_named_by_its_whole_path(tmp_path, key):
+    for name in ("env.tar.gz", "https://example.org/env.tar.gz"):
+        (tmp_path / "s.yaml").write_text(f"site: s\nentries:\n  - {{name: a, max_glideins: 1, {key}: '{name}'}}\n")
+        with pytest.raises(InputError, match=rf"s.yaml:3: .*{name} is no whole path"):
+            load(tmp_path / "s.yaml", SiteFile)
 
 
 def test_a_service_whose_options_make_no_sense_is_a_mistake(tmp_path):

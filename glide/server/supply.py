@@ -71,7 +71,7 @@ class Supply:
         self.address = ""
         self.fetching: dict[str, int] = {}  # since when, by tree
         self.progress: dict[str, tuple[int, int]] = {}  # bytes that are here of all, by tree
-        self.holding: dict[str, dict[str, Any]] = {}  # what keeps a template's trees from being evicted
+        self.holding: dict[str, dict[str, int]] = {}  # descriptors that keep a template's trees from being evicted
 
     @property
     def fetched(self) -> float | str:
@@ -116,8 +116,7 @@ class Supply:
         tree = Tree(parcel.files)
         holding = self.holding.setdefault(template.digest, {})
         if tree.digest not in holding:
-            used = holding[tree.digest] = self.cache.used(tree.digest)
-            used.__enter__()
+            holding[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
         if self.share and parcel.key:
             self.share.offers[tree.digest] = Offer(tree, parcel.key)
@@ -183,8 +182,8 @@ class Supply:
         self._let_go(template.digest)
 
     def _let_go(self, template: str) -> None:
-        for used in self.holding.pop(template, {}).values():
-            used.__exit__(None, None, None)
+        for descriptor in self.holding.pop(template, {}).values():
+            os.close(descriptor)
 
     def facts(self) -> dict[str, Any]:
         """What is told of it in the ad: trees by their short names."""
