@@ -186,6 +186,8 @@ def working(pools: Pools) -> FactoryProcess:
     pools.ask(Template("blinded", "noop", options={"record_seconds": 0.5 + next(COUNT) / 1000}), 4, 200, wanted=2)
     eventually(lambda: pools.jobs() == ["2"] * 4 and pools.glideins() == ["2", "2"], "the jobs run")
     eventually(lambda: pools.journal(factory)[-1]["lanes"].get("blinded", {}).get(State.WARM) == 4, "it is seen")
+    # A job that is said to run may still wait for its access point, and its glidein for it.
+    eventually(lambda: pools.lanes("Activity") == ["Busy"] * 4, "the lanes are busy")
     return factory
 
 
