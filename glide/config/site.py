@@ -131,7 +131,7 @@ class Entry(Strict):
         container: image that HTCondor runs the glideins in, as container_image of a job file; nodes choose Docker or
             Apptainer. HTCondor need not be in it.
         condor: HTCondor's release folder on the nodes, or an archive with one here, which travels; by default this
-            access point's private one, if it has one, which travels to nodes that do not have it, else the node's own.
+            access point's private one, if it has one and they see it, else their own, else the private one travels.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
         lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.

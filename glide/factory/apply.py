@@ -201,7 +201,7 @@ class Hands:
     def _as_there(self, entry: Entry, template: Template) -> Template:
         """The template as the entry's glideins have it, with the key to its files at their peers."""
         if entry.service:
-            return replace(template, service=entry.service.options)
+            return replace(template, service=entry.service.options, key="", seed="")
         files, environment = self._sendable(template.parcel), template.environment
         return replace(
             template, key=files.key, seed=files.seed, environment=environment and self._sendable(environment)

@@ -81,15 +81,16 @@ def _is_private(folder: Path) -> bool:
 
 
 def _condor_master(settings: Settings, cache: str) -> Path:
+    """In the named folder; where that is the access point's own and not here, the node's, else one that is brought."""
+    found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
     if settings.condor is not None:
         master = Path(settings.condor) / "sbin" / "condor_master"
         if master.exists():
             return master
         if settings.bundle is None:
             sys.exit(f"glidein: no {master} on this node; correct the entry's 'condor'")
-    if settings.bundle is not None:
+    if settings.bundle is not None and (found is None or settings.condor is None):
         return _unpacked_master(settings.bundle, Path(cache), cache_limit(settings))
-    found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         sys.exit("glidein: no condor_master on this node's PATH; set the entry's 'condor' to a release folder")
     return Path(found).resolve()

@@ -20,7 +20,8 @@ class Settings:
     lanes: static slots that share the model server.
     memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
     condor: HTCondor's release folder on the node, if it has one there.
-    bundle: an archive with such a folder, for nodes that do not; without one, it is the one on the PATH.
+    bundle: an archive with such a folder, for nodes that have neither that nor HTCondor on their PATH; or for all
+        nodes where `condor` is None. Without both it is the one on the PATH.
     environment: what engines run in where a template names nothing else; None for the node's own Python.
     template: what it holds at first; a blank one nothing.
     idle_seconds: without a claim for so long, the glidein ends itself.
