@@ -110,21 +110,22 @@ def _chains(phases: dict[str, float], line: dict[str, Any], read: float) -> dict
 
 def _read(folder: Path) -> float:
     """Have files on the disk alone, and return the seconds that reading them takes."""
-    files = [path.open("rb") for path in folder.iterdir()]
-    seconds = 0.0
-    for _ in range(2):
-        for file in files:
+    _leave_memory(folder)
+    began = time.monotonic()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while file.read(1 << 22):
+                pass
+    seconds = time.monotonic() - began
+    _leave_memory(folder)
+    return seconds
+
+
+def _leave_memory(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
             os.fsync(file.fileno())  # what is not yet on the disk cannot leave the memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if not seconds:
-            began = time.monotonic()
-            for file in files:
-                while file.read(1 << 22):
-                    pass
-            seconds = time.monotonic() - began
-    for file in files:
-        file.close()
-    return seconds
 
 
 def _model(folder: Path) -> Path:

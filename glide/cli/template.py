@@ -117,7 +117,7 @@ def ticket(
             parcel = dataclasses.replace(parcel, seed=announce(parcel, factories[0] / "seed"))
     else:
         print("glide: no factory has run here, so jobs ask no nodes: each host reads its source once", file=sys.stderr)
-    _write(file, json.dumps(dataclasses.asdict(parcel)).encode(), 0o600)
+    _write(file, json.dumps(dataclasses.asdict(parcel)), 0o600)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def plugin(file: Annotated[Path, typer.Argument(help="Where to write it.")]) -> 
     _write(file, bundle.plugin(), 0o755)
 
 
-def _write(file: Path, content: bytes, mode: int) -> None:
+def _write(file: Path, content: bytes | str, mode: int) -> None:
     try:
         publish(file, content, mode)
     except OSError as error:

@@ -160,7 +160,7 @@ class Hands:
         folder = self.folder / action.entry / template.digest[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         template = self._as_there(self._entry(action.entry), template)
-        publish(folder / "template.json", template.to_json().encode())
+        publish(folder / "template.json", template.to_json())
         description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
         macros = {
             "initialdir": str(folder), "template": "template.json", "model": template.model,
@@ -193,7 +193,7 @@ class Hands:
             upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, digest)
-        publish(folder / "glidein.json", settings.to_json().encode())
+        publish(folder / "glidein.json", settings.to_json())
         publish(folder / "glide.zip", bundle())
         publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
         return folder

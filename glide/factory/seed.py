@@ -33,7 +33,6 @@ class Seed:
 
     def offer(self, parcel: Parcel) -> str:
         """Let nodes with the parcel's key have its files; at which address."""
-        announce(parcel, self.folder)
         address = self.folder / "address"
         if self.process is None or self.process.poll() is not None:
             address.unlink(missing_ok=True)
@@ -42,7 +41,7 @@ class Seed:
         deadline = time.monotonic() + START_SECONDS
         while not address.exists() and time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.02)
-        return address.read_text() if address.exists() else ""
+        return announce(parcel, self.folder)
 
     def stop(self) -> None:
         if self.process:

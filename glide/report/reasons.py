@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from glide.config import SiteFile
 from glide.factory import room as rooms
-from glide.factory.plan import plan
+from glide.factory.plan import Action, plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.vocabulary import JobStatus, State
 
 
-@dataclass(frozen=True)
+@dataclass
 class View:
     """A site whose factory has run from this GLIDE_HOME: its file, the entries closed by hand, whether it runs now."""
 
     site: SiteFile
     drained: frozenset[str] = frozenset()
     running: bool = True
+    _planned: tuple[Snapshot, list[Action]] | None = field(default=None, repr=False)
+
+    def plan(self, snapshot: Snapshot) -> list[Action]:
+        """What its factory does about a snapshot: worked out once, however many runs ask."""
+        if self._planned is None or self._planned[0] is not snapshot:
+            self._planned = snapshot, plan(snapshot, self.site, self.drained)
+        return self._planned[1]
 
 
 def why_idle(demand: Demand, snapshot: Snapshot, views: Sequence[View] = ()) -> str:
@@ -92,7 +99,7 @@ def _what_the_factory_does(demand: Demand, snapshot: Snapshot, views: Sequence[V
     running = [view for view in views if view.running]
     if not running:
         return f"no factory runs: glide factory run, for site {' or '.join(view.site.site for view in views)}"
-    actions = [action for view in running for action in plan(snapshot, view.site, view.drained)]
+    actions = [action for view in running for action in view.plan(snapshot)]
     mine = [action for action in actions if action.template == demand.template]
     said = [f"the factory sends {each.count} to {each.entry}" for each in mine if each.action == "submit"]
     said += [each.reason for each in mine if each.action == "wait"]

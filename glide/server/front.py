@@ -121,9 +121,10 @@ class Front:
             environment = await self._brought(self.supply.bring_environment(self.template))
             engine = await EngineHandle.start(self.template, self.log, environment, self.supply.folders(self.template))
             await self._converse(engine, files)
-        except (Unfetched, Unusable) as error:
-            if self.status.state != State.FAILED:
-                self._enter(State.FAILED, str(error))
+        except Unfetched:
+            pass  # which has been said
+        except Unusable as error:
+            self._enter(State.FAILED, str(error))
         finally:
             files.cancel()
 
