@@ -11,14 +11,9 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from glide.cli.options import AsJson, print_json
-from glide.condor import AccessPoint, Collector, connect
-from glide.config import SiteFile, load
-from glide.factory.apply import Hands
-from glide.factory.daemon import drained, folder, is_running, known_sites
-from glide.factory.look import take
+from glide.condor import connect
 from glide.report import factory
-from glide.report.reasons import View
-from glide.report.status import document, tables
+from glide.report.status import document, look, tables
 
 WATCH_SECONDS = 2.0
 
@@ -30,21 +25,13 @@ def status(
     """Entries, glideins, lanes by model, runs with pace and rest, and why jobs wait. Example: glide status --watch"""
     connect()
     if as_json:
-        return print_json(_look())
+        return print_json(document(*look()))
     if not watch:
-        return Console().print(*_shown(_look()), sep="\n")
-    with Live(Group(*_shown(_look())), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        return Console().print(*_shown(document(*look())), sep="\n")
+    with Live(Group(*_shown(document(*look()))), auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(Group(*_shown(_look())), refresh=True)
-
-
-def _look() -> dict[str, Any]:
-    sites = [load(path, SiteFile) for path in known_sites()]
-    outer = [each for site in sites for each in Hands(site, folder(site)).outer]
-    snapshot = take(AccessPoint, Collector(), outer)
-    views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
-    return document(snapshot, views)
+            live.update(Group(*_shown(document(*look()))), refresh=True)
 
 
 def _shown(told: dict[str, Any]) -> list[Any]:

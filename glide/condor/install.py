@@ -163,13 +163,18 @@ def _install(prefix: Path) -> Installation:
     return installed
 
 
-def unpack(archives: Sequence[Path], folder: Path) -> None:
-    """Make packages a folder that runs wherever it is put, once it is told (glide.files.elf.repoint)."""
+def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> None:
+    """Make packages a folder that runs wherever it is put, once it is told (glide.files.elf.repoint).
+
+    Args:
+        relocatable: else it needs LD_LIBRARY_PATH, and programs are as they were.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     for number, archive in enumerate(archives, 1):
         _progress("unpacking", number, len(archives))
         _run(["dpkg-deb", "-x", str(archive), str(folder)])
-    _make_relocatable(folder)
+    if relocatable:
+        _make_relocatable(folder)
 
 
 class PrivateApt:
@@ -192,10 +197,14 @@ class PrivateApt:
         flags = [flag for key, value in self.options.items() for flag in ("-o", f"{key}={value}")]
         return [program, "-q", *flags, *arguments]
 
-    def update(self) -> None:
-        """Read the lists of the system's own suites; where they have no recent condor, those of SUITE."""
+    def refresh(self) -> None:
+        """Read the lists of the suites in use, which are the system's own until `use`."""
         _say("reading package lists", transient=True)
         _run(self.command("apt-get", "update"))
+
+    def update(self) -> None:
+        """Read the lists of the system's own suites; where they have no recent condor, those of SUITE."""
+        self.refresh()
         if self._has_recent_condor():
             return
         self.use(SUITE)
@@ -212,7 +221,7 @@ class PrivateApt:
         self.sources.write_text(f"deb {signed}{debian} {suite} main\n")
         self.options |= {"Dir::Etc::sourcelist": self.sources, "Dir::Etc::sourceparts": "-",
                          "Dir::Etc::preferences": "-", "Dir::Etc::preferencesparts": "-"}  # fmt: skip
-        _run(self.command("apt-get", "update"))
+        self.refresh()
 
     def download(self, *packages: str) -> list[Path]:
         """Fetch packages and the libraries that they need; what an interrupted run fetched is kept."""

@@ -8,10 +8,23 @@ from typing import Any
 
 from rich.table import Table
 
+from glide.condor import AccessPoint, Collector
+from glide.config import SiteFile, load
+from glide.factory.apply import Hands
+from glide.factory.daemon import drained, folder, is_running, known_sites
+from glide.factory.look import take
 from glide.factory.snapshot import Demand, Lane, Snapshot
 from glide.report import factory
 from glide.report.reasons import View, phase, why_idle
 from glide.vocabulary import JobStatus
+
+
+def look() -> tuple[Snapshot, list[View]]:
+    """What is to be seen now, with the eyes of all factories that have run from this GLIDE_HOME."""
+    sites = [load(path, SiteFile) for path in known_sites()]
+    outer = [each for site in sites for each in Hands(site, folder(site)).outer]
+    views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
+    return take(AccessPoint, Collector(), outer), views
 
 
 def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
