@@ -29,8 +29,10 @@ class Request(Strict):
 
     @property
     def model_memory(self) -> int | None:
-        """MB that a model may take here; None where nobody knows."""
-        return self.gpu_memory if self.gpus else self.memory
+        """MB that a model may take here, on all GPUs together; None where nobody knows."""
+        if self.gpus:
+            return self.gpu_memory and self.gpu_memory * self.gpus
+        return self.memory
 
 
 class Downtime(Strict):
