@@ -70,10 +70,18 @@ def test_a_good_site_is_read_with_its_defaults(tmp_path):
 def test_the_sites_that_come_with_glide_are_valid():
     files = resources.find("site_configs", "local.yaml").parent.glob("*.yaml")
     sites = {site.site: site.entries[0] for site in (load(file, SiteFile) for file in files)}
-    assert sites.keys() == {"local", "service", "campus", "open-pool"}
+    assert sites.keys() == {"local", "service", "campus", "open-pool", "behind-ssh", "whole-node"}
+    assert sites["whole-node"].request.model_memory == 4 * 80000
+    login = sites["behind-ssh"].ssh
+    assert login is not None and login.name == "glide@login.cluster.example.org"
     assert sites["campus"].request.model_memory == 40000
     service = sites["service"].service
     assert service is not None and service.serves == "tiny-verifier" and service.options["parallel"] == 16
+
+
+def test_an_entry_is_in_one_place(refusal):
+    text = SITE.replace("name: second", "name: second\n    pool: {collector: a}\n    ssh: {host: b}")
+    assert refusal(text, SiteFile) == [(6, "entries.1: pool and ssh are two places; leave one of them out")]
 
 
 @pytest.mark.parametrize("key", ["condor", "environment"])

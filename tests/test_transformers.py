@@ -71,6 +71,13 @@ def test_greedy_texts_are_plain_transformers_texts(warm, plain):
     assert [(result["text"], result["tokens"]) for result in results] == [plain(text, **GENERATE) for text in ODD]
 
 
+def test_a_model_over_all_devices_of_a_job_says_the_same(start, llama, plain):
+    """Where there is no GPU, all are one CPU; the way there is the same."""
+    server = start(Template.of_folder("llama", "transformers", llama, {"device": "all", "dtype": "float32"}))
+    server.reached(State.WARM)
+    assert [result["text"] for result in ask(server, ODD, **GENERATE)] == [plain(text, **GENERATE)[0] for text in ODD]
+
+
 def test_the_ad_says_how_prompts_are_batched_and_how_much_of_them_was_known(warm):
     shared = "".join(ODD[3:6]) * 2  # longer than a page
     for _ in range(2):

@@ -3,106 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from glide.condor import EmbeddedPool, processes
-from glide.condor.access_point import value
-from glide.factory.journal import Journal
+from glide.condor import EmbeddedPool
 from glide.template import Template
-from glide.vocabulary import POOL_VARIABLE, Job, Machine, State
+from glide.vocabulary import Machine, State
 from tests.conftest import eventually
-from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
+from tests.factory_rig import FactoryProcess, command
+from tests.two_pools import Pools, daemons, signalled, two_pools
 
 pytestmark = pytest.mark.pool
 
-# Two static slots, which a job that says it is important takes from any other, at once.
-PREEMPTING = {
-    "SLOT_TYPE_1": "cpus=1", "SLOT_TYPE_1_PARTITIONABLE": "False", "NUM_SLOTS_TYPE_1": "2",
-    "RANK": "TARGET.Important =?= True", "MaxJobRetirementTime": "0",
-}  # fmt: skip
 COUNT = itertools.count()
-IMPORTANT = "executable = /bin/sleep\narguments = {seconds}\nMy.Important = True\nrequest_memory = 1\nqueue {count}\n"
-
-
-class Pools:
-    """The two pools and a factory between them."""
-
-    def __init__(self, overlay: EmbeddedPool, outer: EmbeddedPool, folder: Path):
-        self.overlay, self.outer, self.folder = overlay, outer, folder
-        self.environment = {**os.environ, **overlay.environment(), "GLIDE_HOME": str(overlay.home)}
-        self.address = (outer.folder / "address" / "collector").read_text().splitlines()[0]
-        self.factories: list[FactoryProcess] = []
-
-    def factory(self, name: str, **changes: Any) -> FactoryProcess:
-        away = entry(name, pool={"collector": self.address}, **changes)
-        self.factories.append(FactoryProcess(self.folder, name, away, environment=self.environment))
-        return self.factories[-1]
-
-    def ask(self, template: Template, jobs: int = 1, records: int = 1, wanted: int = 1) -> None:
-        """Submit jobs to the overlay pool that ask for a template."""
-        folder = self.folder / template.model
-        folder.mkdir()
-        for number in range(jobs):
-            lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(records))
-            (folder / f"records-{number}.jsonl").write_text("".join(lines))
-        further = f"My.{Job.SPEC} = {value(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
-        text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
-        (folder / "ask.sub").write_text(text.replace("$(model)", template.model))
-        done = command("submit", str(folder / "ask.sub"), environment=self.environment)
-        assert done.returncode == 0, done.stderr
-
-    def glideins(self) -> list[str]:
-        """Their statuses in the outer queue, those that have ended not among them."""
-        return [each for each in self._query(self.outer, f"{Job.ENTRY} =!= undefined", "JobStatus") if each != "4"]
-
-    def jobs(self) -> list[str]:
-        return self._query(self.overlay, "true", "JobStatus")
-
-    def lanes(self, attribute: str = Machine.STATE) -> list[str]:
-        ads = self.overlay.tool("condor_status", "-constraint", f"{Machine.ID} =!= undefined", "-af", attribute)
-        return ads.split()
-
-    def _query(self, pool: EmbeddedPool, constraint: str, attribute: str) -> list[str]:
-        return pool.tool("condor_q", "-allusers", "-constraint", constraint, "-af", attribute).split()
-
-    def unseen(self) -> str:
-        """What `glide factory status` says is not seen."""
-        told = json.loads(command("factory", "status", "--json", environment=self.environment).stdout)
-        return " ".join(why for site in told["sites"] for why in site["unseen"])
-
-    def journal(self, factory: FactoryProcess) -> list[dict[str, Any]]:
-        return list(Journal(self.overlay.home / "factory" / factory.name).lines())
-
-    def clear(self) -> None:
-        for factory in self.factories:
-            factory.stop()
-        for pool in (self.overlay, self.outer):
-            pool.tool("condor_rm", "-all", check=False)
-        eventually(lambda: not self.glideins() and not self.lanes(), "the pools are empty")
-        for folder in (self.overlay.home / "factory").glob("*"):
-            (folder / "file").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
-    overlay = EmbeddedPool(tmp_path_factory.mktemp("overlay"))
-    outer = EmbeddedPool(tmp_path_factory.mktemp("outer"))
-    try:
-        overlay.up(cores=1)
-        outer.up(cores=2, settings=PREEMPTING)
-        yield overlay, outer
-    finally:
-        overlay.down()
-        outer.down()
+    with two_pools(tmp_path_factory.mktemp("pools")) as pools:
+        yield pools
 
 
 @pytest.fixture
@@ -151,8 +76,7 @@ def test_a_glidein_that_the_outer_pool_takes_away_is_seen_forgotten_and_back(poo
     factory.start()
     pools.ask(Template("taken", "noop", options={"record_seconds": 0.5}), records=60)
     eventually(lambda: pools.jobs() == ["2"], "the job runs")
-    (pools.folder / "important.sub").write_text(IMPORTANT.format(seconds=8, count=2))
-    pools.outer.tool("condor_submit", str(pools.folder / "important.sub"))
+    pools.important(seconds=8)
     eventually(lambda: pools.glideins() == ["1"], "its glidein is evicted and queued again")
     eventually(lambda: not pools.lanes(), "its ads are gone")
     eventually(lambda: pools.jobs() == ["1"], "its job waits for another lane")
@@ -165,16 +89,6 @@ def test_a_glidein_that_the_outer_pool_takes_away_is_seen_forgotten_and_back(poo
     assert not [reason for reason in expunged if "r1" in reason], "its new life is not taken for a ghost"
     evicted = [line for line in journal if line["glideins"] == {"taken": {"idle": 1}} and line["lanes"]]
     assert len(evicted) <= 1, "within a cycle of the eviction its ads are gone"
-
-
-def daemons(pool: EmbeddedPool, name: str) -> list[processes.Process]:
-    found = processes.with_variable(POOL_VARIABLE, str(pool.home))
-    return [each for each in found if each.name == name[:15] and each.variable("CONDOR_CONFIG") == str(pool.config)]
-
-
-def signalled(pool: EmbeddedPool, name: str, number: int) -> None:
-    for process in daemons(pool, name):
-        process.send(number)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from glide.cli import factory, pool, submit, sweep, template
+from glide.cli import factory, pool, site, submit, sweep, template
 from glide.cli.bench import bench
 from glide.cli.status import status
 from glide.errors import GlideError, InputError
@@ -19,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(pool.app, name="pool")
 app.add_typer(factory.app, name="factory")
+app.add_typer(site.app, name="site")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(template.app, name="template")
 app.command()(submit.submit)

@@ -10,12 +10,15 @@ from rich.console import Console
 
 from glide.cli.options import AsJson, Sites, print_json
 from glide.condor import connect, home
+from glide.condor.access_point import quoted
 from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
 from glide.factory.daemon import Factory, close, drained, folder, known_sites, reopen
 from glide.report import factory as report
+from glide.ssh import access_point_at
+from glide.vocabulary import Job
 
 app = typer.Typer(
     help="The glidein factory. Example: glide factory run -c site_configs/local.yaml", no_args_is_help=True
@@ -91,11 +94,20 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
 @app.command()
 def logs(entry: str, last: Annotated[int, typer.Option(help="Lines of each glidein.")] = 10) -> None:
     """The last words of an entry's glideins, dead ones included. Example: glide factory logs local"""
+    _fetch_logs(entry)
     outputs = sorted((home() / "factory").glob(f"*/{entry}/*/*.out"), key=lambda path: path.stat().st_mtime)
     if not outputs:
         raise InputError(f"no glidein of an entry {entry!r} has run from {home()}")
     for path in outputs:
         print("\n".join([f"== {entry}-{path.stem}", *report.words(path, last)]))
+
+
+def _fetch_logs(entry: str) -> None:
+    """What glideins have said that run behind a login host is there."""
+    for site in _sites(known_sites()):
+        for each in site.entries:
+            if each.name == entry and each.ssh:
+                access_point_at(each.ssh).retrieve(f"{Job.ENTRY} == {quoted(entry)}")
 
 
 def _sites(config: list[Path]) -> list[SiteFile]:

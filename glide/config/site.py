@@ -29,8 +29,10 @@ class Request(Strict):
 
     @property
     def model_memory(self) -> int | None:
-        """MB that a model may take here; None where nobody knows."""
-        return self.gpu_memory if self.gpus else self.memory
+        """MB that a model may take here, on all GPUs together; None where nobody knows."""
+        if self.gpus:
+            return self.gpu_memory and self.gpu_memory * self.gpus
+        return self.memory
 
 
 class Downtime(Strict):
@@ -71,6 +73,37 @@ class Pool(Strict):
 
     collector: str
     schedd: str | None = None
+
+
+class Login(Strict):
+    """A host to log in to by SSH, whose access point takes glideins: HTCondor's own commands are used there.
+
+    What SSH's own configuration (`~/.ssh/config`) says of the host counts, too. Host keys are always checked: one that
+    is not known, or not the known one, is refused.
+
+    Attributes:
+        user, port: by default as SSH's configuration has them.
+        key: file of the private key; by default SSH's agent and usual files.
+        jump: the host to go through, as [user@]host[:port].
+        known_hosts: file of host keys; by default the account's own.
+        schedd: name of the access point, where the host's configured one is not meant.
+        folder: of ours on it, relative to the home folder; its nodes need not see it.
+        seconds: that a command may take there.
+    """
+
+    host: str = Field(min_length=1)
+    user: str | None = None
+    port: int | None = Field(None, ge=1, le=65535)
+    key: str | None = None
+    jump: str | None = None
+    known_hosts: str | None = None
+    schedd: str | None = None
+    folder: str = Field(".glide", pattern=r"^[\w.@+/-]+$")
+    seconds: float = Field(30.0, gt=0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.user}@{self.host}" if self.user else self.host
 
 
 class Cache(Strict):
@@ -121,6 +154,7 @@ class Entry(Strict):
 
     Attributes:
         pool: where its glideins are submitted; by default the pool that they join.
+        ssh: the same, where only a login host reaches the access point.
         service: what its glideins pass records on to, instead of loading a model.
         max_glideins: at most so many in the queue, running or not.
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
@@ -147,6 +181,7 @@ class Entry(Strict):
 
     name: Name
     pool: Pool | None = None
+    ssh: Login | None = None
     service: Service | None = None
     max_glideins: int = Field(ge=0)
     lanes: int = Field(2, ge=1)
@@ -167,6 +202,17 @@ class Entry(Strict):
     downtimes: tuple[Downtime, ...] = ()
     breaker: Breaker = Breaker()
     knobs: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Entry:
+        if self.pool and self.ssh:
+            raise ValueError("pool and ssh are two places; leave one of them out")
+        return self
+
+    @property
+    def away(self) -> Pool | Login | None:
+        """Where its glideins are submitted, unless it is the pool that they join."""
+        return self.pool or self.ssh
 
 
 class SiteFile(Strict):

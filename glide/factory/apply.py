@@ -15,9 +15,9 @@ from pathlib import Path
 from glide import resources
 from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
-from glide.config import Entry, Pool, SiteFile
+from glide.config import Entry, Login, Pool, SiteFile
 from glide.errors import CondorError
-from glide.factory.look import take
+from glide.factory.look import Queue, take
 from glide.factory.plan import Action
 from glide.factory.room import owners
 from glide.factory.seed import Seed
@@ -25,8 +25,9 @@ from glide.factory.snapshot import Glidein, Snapshot
 from glide.files import Tree
 from glide.files.environment import environment
 from glide.files.unpack import is_archive
-from glide.glidein.bundle import bundle
+from glide.glidein import bundle
 from glide.glidein.settings import SPREAD, Settings
+from glide.ssh import access_point_at
 from glide.system import publish
 from glide.template import Parcel, Template
 from glide.vocabulary import Job, JobStatus, Machine
@@ -40,7 +41,6 @@ FORGET_SECONDS = 300  # after which a move that failed is tried again
 # As in submit_templates/sticky.sub.
 STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
-PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class Hands:
@@ -59,18 +59,21 @@ class Hands:
             self.access_points[pool] = AccessPoint(pool.schedd, pool.collector) if pool else AccessPoint()
         return self.access_points[pool]
 
-    def of_entry(self, name: str) -> AccessPoint:
+    def of_entry(self, name: str) -> Queue:
         """Where an entry's glideins are queued."""
-        return self.access_point(self._entry(name).pool)
+        return self._at(self._entry(name).away)
 
     @property
-    def outer(self) -> list[tuple[Callable[[], AccessPoint], list[str]]]:
+    def outer(self) -> list[tuple[Callable[[], Queue], list[str]]]:
         """Other pools that glideins are submitted to, each with the names of the entries there."""
-        entries: dict[Pool, list[str]] = {}
+        entries: dict[Pool | Login, list[str]] = {}
         for entry in self.site.entries:
-            if entry.pool:
-                entries.setdefault(entry.pool, []).append(entry.name)
-        return [(partial(self.access_point, pool), names) for pool, names in entries.items()]
+            if entry.away:
+                entries.setdefault(entry.away, []).append(entry.name)
+        return [(partial(self._at, place), names) for place, names in entries.items()]
+
+    def _at(self, place: Pool | Login | None) -> Queue:
+        return access_point_at(place) if isinstance(place, Login) else self.access_point(place)
 
     def look(self) -> Snapshot:
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
@@ -112,7 +115,9 @@ class Hands:
                 left = tokens.seconds_left(self._folder(entry, template) / "token", snapshot.now)
                 if left is not None and left < entry.lifetime * (1 + SPREAD) + QUEUE_SECONDS / 2:
                     self._mint(entry, template)
-            if entry.pool:
+                    if entry.ssh:
+                        access_point_at(entry.ssh).send(self._folder(entry, template))
+            if entry.away:
                 self._fetch(entry, ended)
 
     def _entry(self, name: str) -> Entry:
@@ -137,7 +142,8 @@ class Hands:
         folder = self._prepare(entry, template, snapshot)
         request = entry.request
         macros = {
-            "folder": str(folder), "python": entry.python or sys.executable, "entry": entry.name,
+            "folder": str(folder), "python": entry.python or ("python3" if entry.ssh else sys.executable),
+            "entry": entry.name,
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
@@ -148,9 +154,8 @@ class Hands:
         macros |= {"container_image": entry.container} if entry.container else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
         # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
-        away = entry.pool is not None
-        macros |= {"stream_output": "false", "stream_error": "false"} if away else {}
-        self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=away)
+        macros |= {"stream_output": "false", "stream_error": "false"} if entry.pool else {}
+        self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.away is not None)
 
     def _bring(self, action: Action, snapshot: Snapshot) -> None:
         """Sticky jobs that have lanes of glideins which are there load a template."""
@@ -194,8 +199,8 @@ class Hands:
         )  # fmt: skip
         self._mint(entry, digest)
         publish(folder / "glidein.json", settings.to_json())
-        publish(folder / "glide.zip", bundle())
-        publish(folder / "start.sh", (PACKAGE / "glidein" / "start.sh").read_bytes(), 0o700)
+        for name, content in bundle.start().items():
+            publish(folder / name, content, 0o700)
         return folder
 
     def _as_there(self, entry: Entry, template: Template) -> Template:
@@ -238,7 +243,7 @@ class Hands:
         tokens.mint(path, identity, ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), lifetime)
 
     def _fetch(self, entry: Entry, ended: Iterable[Glidein]) -> None:
-        """Bring the last words of glideins that have ended in another pool's queue."""
+        """Bring the last words of glideins that have ended in another place's queue."""
         words = {each.job: self._folder(entry, each.template) / f"{each.job}.out" for each in ended}
         missing = {job: path for job, path in words.items() if not path.exists() and path.parent.exists()}
         if missing:

@@ -12,8 +12,11 @@ from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
 from glide.errors import CondorError
 from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
+from glide.ssh.access_point import RemoteAccessPoint
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
+
+Queue = AccessPoint | RemoteAccessPoint
 
 NAME = re.compile(r"[\w./:+-]{1,200}")  # of templates and models: nothing that means something in a job file
 DESCRIPTIONS = 10  # of a template that are looked at until one is right
@@ -22,7 +25,7 @@ DESCRIPTIONS = 10  # of a template that are looked at until one is right
 def take(
     find: Callable[[], AccessPoint],
     collector: Collector,
-    outer: Iterable[tuple[Callable[[], AccessPoint], list[str]]] = (),
+    outer: Iterable[tuple[Callable[[], Queue], list[str]]] = (),
     owners: Collection[str] = (),
 ) -> Snapshot:
     """Look now. A source that fails is named in the snapshot, never taken for an empty one.
@@ -96,7 +99,7 @@ def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Templa
     )
 
 
-def _ours(access_point: AccessPoint, constraint: str) -> list[dict]:
+def _ours(access_point: Queue, constraint: str) -> list[dict]:
     """Jobs that may be believed: glideins of this account, and jobs whose attributes are what they should be.
 
     Anybody may submit anything, and a factory must neither stumble over it nor submit it in its own name.

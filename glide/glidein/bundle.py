@@ -17,16 +17,21 @@ NODE_CODE = (
 )  # fmt: skip
 
 
+def start() -> dict[str, bytes]:
+    """What every glidein starts from, whatever it is to hold: the content of files by name."""
+    return {"glide.zip": bundle(), "start.sh": (PACKAGE / "glidein" / "start.sh").read_bytes()}
+
+
 def bundle() -> bytes:
-    """It as a zip file."""
+    """It as a zip file, the same for the same code."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for part in (PACKAGE / name for name in NODE_CODE):
             for source in [part] if part.is_file() else sorted(part.rglob("*.py")):
                 place = Path("glide") / source.relative_to(PACKAGE)
-                bundle.write(source, place)
+                _add(bundle, str(place), source.read_bytes(), source.stat().st_mode)
                 if source.suffix == ".py":
-                    bundle.writestr(importlib.util.cache_from_source(str(place)), _compiled(source, place))
+                    _add(bundle, importlib.util.cache_from_source(str(place)), _compiled(source, place))
     return buffer.getvalue()
 
 
@@ -36,6 +41,12 @@ def plugin() -> bytes:
     with zipfile.ZipFile(buffer, "a") as program:
         program.writestr("__main__.py", "from glide.files.plugin import main\n\nmain()\n")
     return buffer.getvalue()
+
+
+def _add(bundle: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    member = zipfile.ZipInfo(name)  # of 1980: when it was written is nothing by which to know it
+    member.external_attr, member.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+    bundle.writestr(member, content)
 
 
 def _compiled(source: Path, place: Path) -> bytes:

@@ -12,4 +12,5 @@ fi
 # The server's words go to the access point as they are written; tail ends with the process this one becomes.
 : >logs/ModelServerLog
 tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null &
-PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json
+# By its whole path: a job may have no PATH, and then Python does not know where it is itself.
+PYTHONPATH="$PWD/glide.zip" exec "$(command -v "$python")" -m glide.glidein glidein.json

@@ -14,14 +14,14 @@ class BrokenDevice(Exception):
 
 
 def choose(wanted: str) -> str:
-    """`wanted`, or for auto CUDA where it is visible.
+    """`wanted`, or for auto and all CUDA where it is visible: of all GPUs, the first has a model's first layers.
 
     Raises:
         BrokenDevice: this job was given a GPU and torch sees none. On a CPU the model would be there and be of no use.
     """
     import torch
 
-    if wanted != "auto":
+    if wanted not in ("auto", "all"):
         return wanted
     if torch.cuda.is_available():
         return "cuda"
@@ -43,9 +43,10 @@ def probe(device: str) -> None:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The GPU's name, and the MB of its memory that are taken."""
+    """The GPU's name, and the MB that are taken of its memory, and of that of others where a model is on several."""
     import torch
 
     if not device.startswith("cuda"):
         return {}
-    return {"gpu": str(torch.cuda.get_device_name(device)), "megabytes": torch.cuda.memory_reserved(device) / 1e6}
+    taken = sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
+    return {"gpu": str(torch.cuda.get_device_name(device)), "megabytes": taken / 1e6}

@@ -24,7 +24,8 @@ class Transformers:
         """
         task: generate text, embed (`embedding`: mean-pooled, length 1), or classify (the text is the label; `scores`).
         dtype: float32, bfloat16, float16, or auto for the model's own.
-        device: cuda, cuda:1, cpu, or auto for CUDA where it is visible.
+        device: cuda, cuda:1, cpu, auto for CUDA where it is visible, or all for a model's layers on all GPUs of the job
+            (which needs accelerate): for models that are too large for one.
         batch: most records in one call of generate.
         batch_tokens: most prompt tokens, padding included, in one call.
         batching: static (padded batches), continuous, or auto for the faster of them here, tried while warming up.
@@ -73,9 +74,9 @@ class Transformers:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.encoder = Encoder(tokenizer, options.chat, options.system)
         dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-        # Onto a GPU tensor by tensor from the mapped files, by several threads; else all of it by way of memory.
-        straight = {"device_map": {"": self.device}} if self.device != "cpu" and find_spec("accelerate") else {}
-        model = self._loader.from_pretrained(folder, dtype=dtype, **straight).to(self.device).eval()
+        model = self._loader.from_pretrained(folder, dtype=dtype, **self._placement()).eval()
+        if options.device != "all":
+            model.to(self.device)
         probe(self.device)
         phase(State.WARMING)
         self.task: Generation | Embedding | Classification
@@ -85,6 +86,12 @@ class Transformers:
             head = Embedding if options.task == "embed" else Classification
             self.task = head(model, self.encoder, options.batch, options.batch_tokens)
             self.call([Record(-1, "Hello.")])
+
+    def _placement(self) -> dict[str, Any]:
+        """Onto GPUs tensor by tensor from the mapped files, by several threads; else all of it by way of memory."""
+        if self.options.device == "all":
+            return {"device_map": "auto"}
+        return {"device_map": {"": self.device}} if self.device != "cpu" and find_spec("accelerate") else {}
 
     def plan(self, records: Sequence[Record]) -> list[list[Record]]:
         calls = self.task.plan(self.encoder.encode(records))

@@ -1,0 +1,5 @@
+"""Access points behind a login host: one connection to it, HTCondor's commands there, what is deployed, what it has."""
+
+from glide.ssh.access_point import access_point_at
+
+__all__ = ["access_point_at"]

@@ -1,0 +1,223 @@
+"""A pool that only its login host reaches: a real sshd, real pools, and what becomes of it when the link breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glide.condor import EmbeddedPool, install
+from glide.config import Login
+from glide.errors import CondorError
+from glide.ssh import access_point_at
+from glide.ssh.link import Link, LinkError
+from glide.template import Template
+from glide.vocabulary import Exit
+from tests.conftest import eventually
+from tests.factory_rig import command, entry
+from tests.login_host import LoginHost
+from tests.two_pools import Pools, two_pools
+
+pytestmark = pytest.mark.pool
+
+# Says when it begins, and takes its time.
+SLOW_SUBMIT = '#!/bin/sh\ntouch "{marker}"\nsleep 4\nexec {program} "$@"\n'
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
+    with two_pools(tmp_path_factory.mktemp("pools")) as pools:
+        yield pools
+
+
+@pytest.fixture
+def pools(both: tuple[EmbeddedPool, EmbeddedPool], tmp_path: Path) -> Iterator[Pools]:
+    pools = Pools(*both, tmp_path)
+    yield pools
+    pools.clear()
+
+
+@pytest.fixture
+def host(both: tuple[EmbeddedPool, EmbeddedPool], tmp_path: Path) -> Iterator[LoginHost]:
+    host = LoginHost(tmp_path / "host", both[1])
+    yield host.start()
+    host.stop()
+
+
+def site_file(folder: Path, **login: Any) -> str:
+    path = folder / "ssh.yaml"
+    path.write_text(yaml.safe_dump({"site": "ssh", "entries": [entry("far", ssh=login)]}))
+    return str(path)
+
+
+def site(pools: Pools, verb: str, file: str) -> tuple[int, Any]:
+    """`glide site`: its exit code and what it says as JSON."""
+    done = command("site", verb, file, "--json", environment=pools.environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def test_a_check_says_in_one_table_what_is_there_and_what_is_not(pools: Pools, host: LoginHost):
+    code, told = site(pools, "check", site_file(pools.folder, **host.login()))
+    (answers,) = told.values()
+    found = {answer["question"]: answer["found"] for answer in answers}
+    assert code == Exit.OK and not [answer for answer in answers if answer["fix"]], answers
+    assert found["nodes"] == "1 nodes, no GPUs" and "0 glideins" in found["queue"] and "HTCondor 2" in found["versions"]
+    assert "open" in found["our collector"] and found["bundles"].startswith("none")
+    wanting = entry("far", ssh=host.login(), request={"gpus": 1})
+    (pools.folder / "gpus.yaml").write_text(yaml.safe_dump({"site": "ssh", "entries": [wanting]}))
+    code, told = site(pools, "check", str(pools.folder / "gpus.yaml"))
+    (bad,) = [answer for answers in told.values() for answer in answers if answer["fix"]]
+    assert code == Exit.FAILED and bad["question"] == "nodes" and "far asks for GPUs" in bad["fix"]
+    table = command("site", "check", str(pools.folder / "gpus.yaml"), environment=pools.environment).stdout
+    assert "our collector" in table and "no GPUs" in table
+
+
+def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools, host: LoginHost):
+    file = site_file(pools.folder, **host.login())
+    code, told = site(pools, "deploy", file)
+    (version,) = told.values()
+    bundles = host.home / ".glide" / "bundles"
+    assert code == Exit.OK and sorted(path.name for path in bundles.iterdir()) == [version]
+    assert stat.S_IMODE((host.home / ".glide").stat().st_mode) == 0o700
+    whole = (bundles / version / "glide.zip").read_bytes()
+    (bundles / version / "glide.zip").write_bytes(whole[:-1])
+    named = bundles / "0.0.1-named"
+    for old in (named, bundles / "0.0.1-old"):
+        old.mkdir()
+        (old / "start.sh").write_text("#!/bin/sh\n")
+        (old / "start.sh").chmod(0o700)
+    job = pools.folder / "named.sub"
+    job.write_text(f'executable = {named}/start.sh\nMy.GlideEntry = "far"\nhold = true\nqueue\n')
+    pools.outer.tool("condor_submit", str(job))
+    assert site(pools, "deploy", file) == (Exit.OK, told)
+    assert (bundles / version / "glide.zip").read_bytes() == whole
+    assert sorted(path.name for path in bundles.iterdir()) == sorted([version, named.name])
+
+
+def test_glideins_go_there_are_evicted_come_back_and_go_over_one_connection(pools: Pools, host: LoginHost):
+    factory = pools.factory("far", ssh=host.login(), idle_seconds=4)
+    factory.start()
+    pools.ask(Template("far", "noop", options={"record_seconds": 0.3}), records=60)
+    eventually(lambda: pools.jobs() == ["2"], "the job runs")
+    eventually(lambda: pools.glideins() == ["2"], "on a glidein there")
+    logs = command("factory", "logs", "far", environment=pools.environment)
+    assert "far-1.0" in logs.stdout or "Warm" in logs.stdout, logs
+    pools.important(seconds=8)
+    eventually(lambda: pools.glideins() == ["1"], "its glidein is evicted and queued again")
+    eventually(lambda: pools.jobs() == ["4"], "the job has finished in its second life")
+    eventually(lambda: not pools.glideins() and not pools.lanes(), "without demand all are gone")
+    kinds = [action["action"] for line in pools.journal(factory) for action in line["actions"]]
+    assert kinds.count("submit") == 1
+    (token,) = host.home.glob(".glide/far/far/*/token")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    eventually(
+        lambda: "Warm" in command("factory", "logs", "far", environment=pools.environment).stdout, "its words are here"
+    )
+    assert host.accepted() <= 3, "one connection of the factory's, and one for each look at the logs"
+    assert token.read_text().strip() not in factory.log.read_text()
+
+
+def test_a_submission_that_was_cut_is_not_made_twice(pools: Pools, host: LoginHost, tmp_path: Path):
+    """The link breaks while condor_submit runs there, which goes on without it."""
+    marker, slow = tmp_path / "submitting", tmp_path / "slow"
+    slow.mkdir()
+    installation = install.find()
+    assert installation
+    (slow / "condor_submit").write_text(
+        SLOW_SUBMIT.format(marker=marker, program=installation.program("condor_submit"))
+    )
+    (slow / "condor_submit").chmod(0o700)
+    host.stop()
+    host.settings["SetEnv"] = host.settings["SetEnv"].replace("PATH=", f"PATH={slow}:")
+    host.start()
+    factory = pools.factory("cut", ssh=host.login(), idle_seconds=60)
+    factory.start()
+    pools.ask(Template("cut", "noop"))
+    eventually(marker.exists, "it submits")
+    for pid in host.sessions():
+        os.kill(pid, signal.SIGKILL)
+    factory.says("the connection broke")
+    eventually(lambda: pools.jobs() == ["4"], "the job ran on the glidein that came of it")
+    eventually(lambda: pools.journal(factory)[-1]["glideins"] == {"cut": {"running": 1}}, "it is seen")
+    assert pools.outer.tool("condor_q", "-allusers", "-af", "ClusterId", "GlideEntry").count("cut") == 1
+
+
+def test_a_host_that_does_not_answer_stops_its_own_entries_alone(pools: Pools, host: LoginHost):
+    near = entry("near", pool={"collector": pools.address}, owners=[])
+    token = pools.overlay.folder / "tokens.d" / "outer"
+    token.write_bytes((pools.outer.folder / "tokens.d" / "owner").read_bytes())
+    token.chmod(0o600)
+    factory = pools.factory("silent", near, ssh=host.login(seconds=3))
+    host.signal(signal.SIGSTOP)
+    try:
+        factory.start()
+        pools.ask(Template("silent", "noop"))
+        eventually(lambda: pools.jobs() == ["4"], "the job ran on the other entry's glidein")
+        assert "no view" in factory.log.read_text()
+        submitted = {a["entry"] for line in pools.journal(factory) for a in line["actions"] if a["action"] == "submit"}
+        assert submitted == {"near"}
+    finally:
+        host.signal(signal.SIGCONT)
+        token.unlink()
+    eventually(lambda: not pools.unseen(), "it is seen again")
+
+
+def test_another_host_key_than_the_known_one_is_refused_and_so_is_an_unknown_one(pools: Pools, host: LoginHost):
+    login = Login(**host.login())
+    assert Link(login).run("echo here").output == "here\n"
+    host.stop()
+    host.change_key()
+    host.start()
+    file = site_file(pools.folder, **host.login())
+    code, told = site(pools, "check", file)
+    ((answer,),) = told.values()
+    assert code == Exit.FAILED and "is not the one in" in answer["fix"]
+    assert "is not the one in" in command("site", "deploy", file, environment=pools.environment).stderr
+    host.known_hosts.write_text("")
+    with pytest.raises(LinkError, match="its host key is unknown"):
+        Link(login).run("echo here")
+    assert not (host.home / ".glide").exists(), "nothing was done there"
+
+
+def test_a_jump_host_is_gone_through_and_its_key_is_checked_too(host: LoginHost, tmp_path: Path):
+    inner = LoginHost(tmp_path / "inner", AuthorizedKeysFile=str(host.folder / "id_ed25519.pub")).start()
+    try:
+        known = tmp_path / "known"
+        known.write_text(host.known_hosts.read_text() + inner.known_hosts.read_text())
+        jump = f"{host.user}@127.0.0.1:{host.port}"
+        through = Login(**{**host.login(jump=jump, known_hosts=str(known)), "port": inner.port})
+        assert Link(through).run("pwd").output.strip() == str(inner.home)
+        assert host.accepted() == inner.accepted() == 1
+        known.write_text(inner.known_hosts.read_text())
+        with pytest.raises(LinkError, match="host key is unknown"):
+            Link(through).run("pwd")
+        assert host.accepted() == 1
+    finally:
+        inner.stop()
+
+
+def test_another_key_is_refused_and_a_host_that_is_down_is_left_alone_for_a_while(host: LoginHost, tmp_path: Path):
+    stranger = LoginHost(tmp_path / "stranger")
+    with pytest.raises(LinkError, match="does not accept us"):
+        Link(Login(**host.login(key=str(stranger.key)))).run("true")
+    link = Link(Login(**host.login()))
+    host.stop()
+    with pytest.raises(LinkError) as first:
+        link.run("true")
+    host.start()
+    with pytest.raises(LinkError) as second:
+        link.run("true")
+    assert str(first.value) == str(second.value) and host.accepted() == 0
+
+
+def test_what_a_command_says_there_is_the_error_here(host: LoginHost):
+    with pytest.raises(CondorError, match="no such folder"):
+        access_point_at(Login(**host.login())).shell("echo no such folder >&2; exit 1")
