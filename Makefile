@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -31,6 +31,9 @@ check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready  ## write docs/reference.md from the program
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove what setup and tests made here (the HTCondor cache stays)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache results

@@ -7,61 +7,61 @@ Imports nothing. No other module spells one of these names itself.
 class Machine:
     """Attributes of a lane's machine ad (all published by the node)."""
 
-    TEMPLATE = "GlideTemplate"
-    MODEL = "GlideModel"
-    STATE = "GlideState"
-    STATE_SINCE = "GlideStateSince"
-    FAILURE = "GlideFailure"
-    OWNER = "GlideOwner"
-    ROOM = "GlideRoom"
-    ID = "GlideId"
-    ENTRY = "GlideEntry"
-    SITE = "GlideSite"
-    INVOKE = "GlideInvoke"
-    SOCKET = "GlideSocket"
-    RECORD_SECONDS = "GlideRecordSeconds"
-    BATCH = "GlideBatch"
-    BATCHING = "GlideBatching"
-    PREFIX_HITS = "GlidePrefixHits"
-    SERVED = "GlideServed"
-    ERRORS = "GlideErrors"
-    SERVED_SINCE = "GlideServedSince"
-    SERVED_UNTIL = "GlideServedUntil"
-    BUSY_SECONDS = "GlideBusySeconds"
-    FETCH_SECONDS = "GlideFetchSeconds"
-    IMPORT_SECONDS = "GlideImportSeconds"
-    LOAD_SECONDS = "GlideLoadSeconds"
-    WARM_SECONDS = "GlideWarmSeconds"
-    GPU_NAME = "GlideGpuName"
-    SERVICE = "GlideService"
-    RETIRES = "GlideRetires"
-    CACHED = "GlideCached"
-    SHARES = "GlideShares"
-    FETCHING = "GlideFetching"
+    TEMPLATE = "GlideTemplate"  # digest of the template that it holds
+    MODEL = "GlideModel"  # the template's model, by name
+    STATE = "GlideState"  # of its model server, as State below
+    STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
+    FAILURE = "GlideFailure"  # why it Failed
+    OWNER = "GlideOwner"  # whom alone it serves, where it holds a user's own code
+    ROOM = "GlideRoom"  # MB that another template may take here, while it is idle
+    ID = "GlideId"  # entry, outer job, and how often that was restarted
+    ENTRY = "GlideEntry"  # of the site file
+    SITE = "GlideSite"  # of the site file
+    INVOKE = "GlideInvoke"  # path of what invocation jobs run
+    SOCKET = "GlideSocket"  # where the model server listens for them
+    RECORD_SECONDS = "GlideRecordSeconds"  # seconds a record, moving average
+    BATCH = "GlideBatch"  # records that an engine call should have
+    BATCHING = "GlideBatching"  # how prompts share the model: static or continuous
+    PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were computed before
+    SERVED = "GlideServed"  # records so far
+    ERRORS = "GlideErrors"  # of them with an error
+    SERVED_SINCE = "GlideServedSince"  # Unix time of the first
+    SERVED_UNTIL = "GlideServedUntil"  # and of the last one's end
+    BUSY_SECONDS = "GlideBusySeconds"  # in which the engine computed
+    FETCH_SECONDS = "GlideFetchSeconds"  # what fetching the files took
+    IMPORT_SECONDS = "GlideImportSeconds"  # importing the engine's libraries, beside that
+    LOAD_SECONDS = "GlideLoadSeconds"  # loading the model
+    WARM_SECONDS = "GlideWarmSeconds"  # warming it up
+    GPU_NAME = "GlideGpuName"  # the device, where it is a GPU
+    SERVICE = "GlideService"  # url of the service that has the model, where it is not here
+    RETIRES = "GlideRetires"  # Unix time from when on it takes no further job
+    CACHED = "GlideCached"  # trees of files that its host has, by short digest
+    SHARES = "GlideShares"  # those that it gives to peers
+    FETCHING = "GlideFetching"  # those that it fetches, and since when
     FETCHED = "GlideFetched"  # share of the bytes that are being fetched
-    PEER = "GlidePeer"
+    PEER = "GlidePeer"  # where peers ask for them
 
 
 class Job:
     """Attributes of an invocation job's ad, and (the first eight) of a glidein's outer job."""
 
-    TEMPLATE = "GlideTemplate"
-    MODEL = "GlideModel"
-    ENTRY = "GlideEntry"
-    STATE = "GlideState"
-    STATE_SINCE = "GlideStateSince"
-    FAILURE = "GlideFailure"
-    SERVED = "GlideServed"
-    ERRORS = "GlideErrors"
-    SPEC = "GlideTemplateSpec"
-    STICKY = "GlideSticky"
-    BRINGS = "GlideBrings"
-    LANE = "GlideLane"
-    RUN = "GlideRun"
-    PART = "GlidePart"
-    RECORDS = "GlideRecords"
-    LEFT = "GlideLeft"
-    WANTED = "GlideWanted"
+    TEMPLATE = "GlideTemplate"  # digest of the template that it wants, or was sent with
+    MODEL = "GlideModel"  # its name
+    ENTRY = "GlideEntry"  # of a glidein: where it was submitted
+    STATE = "GlideState"  # of a glidein's server, as it told its job
+    STATE_SINCE = "GlideStateSince"  # Unix time of that
+    FAILURE = "GlideFailure"  # why it Failed
+    SERVED = "GlideServed"  # records so far
+    ERRORS = "GlideErrors"  # of them with an error
+    SPEC = "GlideTemplateSpec"  # the template itself, from which a factory starts glideins
+    STICKY = "GlideSticky"  # it brings a template to a lane
+    BRINGS = "GlideBrings"  # the digest of that
+    LANE = "GlideLane"  # the lane it is for
+    RUN = "GlideRun"  # the sweep or session that it is of
+    PART = "GlidePart"  # which of its parts it carries
+    RECORDS = "GlideRecords"  # how many records those are
+    LEFT = "GlideLeft"  # the run's records that are in no job yet
+    WANTED = "GlideWanted"  # most glideins that the run is to have at once
 
 
 class State:
@@ -96,12 +96,12 @@ class JobStatus:
 class Exit:
     """Exit codes of the programs users and HTCondor see."""
 
-    OK = 0
-    FAILED = 1
+    OK = 0  # it is done
+    FAILED = 1  # it could not be done; the message says why
     INPUT = 2  # the input is wrong; nothing was submitted
     RECORD_ERRORS = 3  # finished, and some records have an error
     SERVER_LOST = 75  # the job lost its model server (EX_TEMPFAIL): HTCondor runs the job again
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # what was started is stopped; a sweep goes on with `glide sweep resume`
 
 
 # Environment of every job on a lane, set by the glidein's startd: the file that says where the model server listens.

@@ -13,7 +13,15 @@ from glide.files.environment import REGISTRIES
 
 
 class Request(Strict):
-    """What a glidein asks its outer pool for. Memory in MB, disk in MB, the memory of each GPU in MB."""
+    """What a glidein asks its outer pool for.
+
+    Attributes:
+        cpus: cores.
+        memory: MB.
+        disk: MB, for what is fetched and unpacked, too, unless `cache` names a folder elsewhere.
+        gpus: how many; a model is on one of them, unless its options say `device: all`.
+        gpu_memory: MB that each must have at least; by it is known what a model may take.
+    """
 
     cpus: int = Field(1, ge=1)
     memory: int = Field(2048, ge=1)
@@ -36,7 +44,12 @@ class Request(Strict):
 
 
 class Downtime(Strict):
-    """When nothing is submitted to an entry, and why. Times without a zone are UTC."""
+    """When nothing is submitted to an entry.
+
+    Attributes:
+        start, end: as 2027-01-04 08:00; times without a zone are UTC.
+        reason: what is told to those who wait.
+    """
 
     start: datetime
     end: datetime
@@ -58,17 +71,25 @@ def _utc(time: datetime) -> float:
 
 
 class Breaker(Strict):
-    """After `failures` glideins in a row that were never warm, wait; twice as long after each further one."""
+    """When to stop trying.
+
+    Attributes:
+        failures: glideins in a row that were never warm, after which nothing is submitted for a while.
+        backoff_seconds: that while; twice as long after each further one.
+    """
 
     failures: int = Field(3, ge=1)
     backoff_seconds: float = Field(600.0, gt=0)
 
 
 class Pool(Strict):
-    """Another pool than the one that glideins join: its collector's address, and its access point's name.
+    """Another pool than the one that glideins join.
 
-    The name may be left out where there is one. The factory needs a token of that pool; what glideins start from is
-    spooled to its access point.
+    The factory needs a token of that pool; what glideins start from is spooled to its access point.
+
+    Attributes:
+        collector: its address.
+        schedd: name of its access point; may be left out where there is one.
     """
 
     collector: str
@@ -82,6 +103,7 @@ class Login(Strict):
     is not known, or not the known one, is refused.
 
     Attributes:
+        host: its name or address.
         user, port: by default as SSH's configuration has them.
         key: file of the private key; by default SSH's agent and usual files.
         jump: the host to go through, as [user@]host[:port].
@@ -153,11 +175,13 @@ class Entry(Strict):
     """One place where the factory may submit glideins.
 
     Attributes:
+        name: by which limits, logs, metrics and glideins speak of it.
         pool: where its glideins are submitted; by default the pool that they join.
         ssh: the same, where only a login host reaches the access point.
         service: what its glideins pass records on to, instead of loading a model.
         max_glideins: at most so many in the queue, running or not.
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
+        request: what a glidein asks for.
         requirements: further HTCondor requirements on the nodes.
         python: an interpreter on the nodes that imports the engine's packages; by default this one.
         environment: what engines run in, where a model names nothing else: a packed environment or an image here, which
@@ -216,7 +240,14 @@ class Entry(Strict):
 
 
 class SiteFile(Strict):
-    """One site: `interval` is the factory's cycle in seconds, `max_glideins` a limit over all entries."""
+    """One site.
+
+    Attributes:
+        site: its name.
+        max_glideins: a limit over all entries.
+        interval: of the factory's cycles, in seconds.
+        entries: where glideins may be submitted.
+    """
 
     site: Name
     max_glideins: int | None = Field(None, ge=0)

@@ -39,15 +39,19 @@ def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 class ModelSpec(Strict):
-    """What to load: `path` is relative to the sweep file.
+    """What to load.
 
-    `keep` is what stays on a node from job to job: the loaded state, its files alone (each job loads the model), or
-    nothing (each job fetches it, too, unless it lies on the node's disk). To see what sticky state is worth; with
-    `lanes: 1`, as two jobs at a time share what they load.
-    `environment` is what the engine runs in (glide.files.environment), by default the nodes' own Python: a packed venv
-    or conda environment, an Apptainer image, or a folder that nodes have.
-    `budgets` are seconds that a phase may take before it counts as hanging, where glide.template.spec.BUDGETS do not
-    suit.
+    Attributes:
+        name: as it is advertised (GlideModel).
+        engine: transformers, openai (a model served elsewhere) or noop (a fake that takes known time).
+        path: the model's folder in the Hugging Face format, relative to the sweep file; or hf://, https://, osdf://.
+        keep: what stays on a node from job to job: the loaded state, its files alone (each job loads the model), or
+            nothing (each job fetches it, too, unless it lies on the node's disk). To see what sticky state is worth;
+            with `lanes: 1`, as two jobs at a time share what they load.
+        environment: what the engine runs in, by default the nodes' own Python: a packed venv or conda environment, an
+            Apptainer image, or a folder that nodes have.
+        options: the engine's own.
+        budgets: seconds that a phase (fetch, import, load, warm, serve) may take before it counts as hanging.
     """
 
     name: Name
@@ -118,7 +122,22 @@ Prompt = Annotated[str, AfterValidator(_plain_fields)]
 
 
 class SweepFile(Strict):
-    """A sweep: every record once per prompt. `timeout` is in seconds, for one engine call."""
+    """A sweep: every record once per prompt.
+
+    Attributes:
+        name: of its jobs, and of its report.
+        model: what to load.
+        records: a JSON object a line, each with a unique string custom_id; also FEVER's own format, CSV, Parquet.
+            Relative to the sweep file.
+        prompts: by name. `{field}` takes a record's field, `{{` is a brace.
+        generate: options of the generation, as max_new_tokens or do_sample.
+        expect: the field with the right answer, for the accuracy.
+        out: folder of the results, relative to the working directory.
+        glideins: how many may run at once; the site's limits still hold.
+        timeout: seconds that one engine call may take.
+        batch: records per engine call, and unit of retry.
+        pack: engine calls per HTCondor job.
+    """
 
     name: Name
     model: ModelSpec

@@ -1,0 +1,119 @@
+"""The documentation: each of its commands is run, in its order, and what is generated is what the program says now."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glide.condor import EmbeddedPool
+from tests.debian import fetched
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# What root does on a machine with systemd; the units themselves are verified below.
+ROOTS = {"useradd", "cp", "install", "systemctl"}
+
+
+def commands(document: Path) -> str:
+    """All of a document's commands as one script; those of another terminal go on beside the others."""
+    script = ["set -eux"]
+    for language, where, text in BLOCK.findall(document.read_text()):
+        if language == "sh" and where == "terminal":
+            script += [f"( exec {text.strip()} ) >&2 &"]
+        elif language == "sh":
+            script += [text]
+    return "\n".join(script)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A checkout of one's own, and the environment of somebody who has no pool yet."""
+    shutil.copytree(
+        ROOT, tmp_path / "glide", ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "*.egg-info")
+    )
+    home = tmp_path / "home"
+    names = ("CONDOR_CONFIG", "CONDOR_IDS", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {
+        "GLIDE_HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path / "glide"), "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
+    }  # fmt: skip
+    yield tmp_path / "glide", environment
+    EmbeddedPool(home).down()
+
+
+def run(script: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run a script and what it starts beside itself, to the script's end."""
+    script = f"trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{script}"
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.pool
+@pytest.mark.parametrize("name", ["README.md", "docs/admin.md", "docs/inside.md"])
+def test_every_command_runs(alone: tuple[Path, dict[str, str]], name: str):
+    run(commands(ROOT / name), *alone)
+
+
+@pytest.mark.pool
+def test_every_command_runs_where_an_admin_runs_a_factory(alone: tuple[Path, dict[str, str]]):
+    factory = "glide pool up --cores 4\nglide factory run -c site_configs/local.yaml >&2 &"
+    said = run(f"{factory}\n{commands(ROOT / 'docs' / 'user.md')}", *alone)
+    assert "report.html" in said and "plain: 5" in said
+
+
+def test_the_reference_is_what_the_program_says_now():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from generate import REFERENCE, reference
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    assert REFERENCE.read_text() == reference(), "make docs"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere_and_every_file_that_is_named_is_there(document: Path):
+    text = document.read_text()
+    for target in LINK.findall(text):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        there = document.parent / path if path else document
+        assert there.exists(), target
+        anchors = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in _headings(there)}
+        assert not heading or heading in anchors, target
+    for named in re.findall(r"`((?:site_configs|submit_templates|workflows|glide|docs)/[\w./@-]+)`", text):
+        assert (ROOT / named).exists(), named
+
+
+def _headings(document: Path) -> list[str]:
+    return [line for line in BLOCK.sub("", document.read_text()).splitlines() if line.startswith("#")]
+
+
+def test_what_root_does_is_nothing_else_and_its_units_are_sound(tmp_path: Path):
+    lines = [line for text in DOCUMENTS for kind, _, block in BLOCK.findall(text.read_text()) if kind == "console"
+             for line in block.splitlines()]  # fmt: skip
+    assert lines and {line.split()[1] for line in lines if line.startswith("# ")} == ROOTS
+    for name in re.findall(r"site_configs/\S+", "\n".join(lines)):
+        assert (ROOT / name).exists(), name
+    analyze = fetched("systemd")
+    for unit in (ROOT / "site_configs").glob("*.service"):
+        # Which the units' program is not on this machine.
+        text = unit.read_text().replace("/usr/local/bin/glide", sys.executable)
+        (tmp_path / unit.name.replace("@", "@campus")).write_text(text)
+        done = subprocess.run(
+            [analyze.program("usr/bin/systemd-analyze"), "verify", str(tmp_path / unit.name.replace("@", "@campus"))],
+            env=analyze.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert unit.name.partition("@")[0] not in done.stderr and done.returncode == 0, done.stderr
