@@ -94,7 +94,8 @@ def _were(count: int) -> str:
 
 def _percent(seconds: float, spent: dict[str, float]) -> str:
     whole = sum(spent.values())
-    return f"{seconds / whole:.0%}" if whole else "0%"
+    share = seconds / whole if whole else 0.0
+    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
 
 
 def _share(spent: dict[str, float], kind: str) -> str:

@@ -1,11 +1,12 @@
 """A sweep's figures, for a screen and for print: colours that all can tell apart, and hatches where there is none.
 
-Sized for a column of about 13 cm; texts are drawn as shapes, so that they look the same everywhere.
+Sized for a column of about 12 cm; texts are drawn as shapes, so that they look the same everywhere.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from glide.report.history import History
 from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, Series, lanes_over_time, losses, records_done
 from glide.vocabulary import State
 
-WIDTH = 5.2  # inches
+WIDTH = 4.6  # inches
 DOTS = 300  # an inch, of a PNG
 MOST_BINS = 40
 BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # Okabe and Ito, 2008
@@ -34,7 +35,7 @@ GREY, INK = "#D9D9D9", "#222222"
 KINDS = {
     State.BLANK: ("#FFFFFF", "", "no model"),
     State.FETCHING: (SKY, "////", "fetching"),
-    State.IMPORTING: (PURPLE, "....", "importing"),
+    State.IMPORTING: (PURPLE, "+++", "importing"),
     State.LOADING: (ORANGE, "\\\\\\\\", "loading"),
     State.WARMING: (YELLOW, "xxxx", "warm-up"),
     "engine": (GREEN, "", "engine computes"),
@@ -45,7 +46,7 @@ KINDS = {
     "other": ("#FFFFFF", "||||", "other"),
     "waiting": (GREY, "", "in the queue"),
     "starting": (SKY, "////", "starting"),
-    "sharing": ("#8FD3BD", "----", "waiting for the engine, bringing results"),
+    "sharing": ("#8FD3BD", "----", "waiting for the engine"),
     "productive": (GREEN, "", "productive"),
     "loading": (ORANGE, "\\\\\\\\", "loading"),
     "lost": (RED, "xxxx", "lost"),
@@ -71,7 +72,6 @@ def style() -> Iterator[None]:
 
 def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -87,11 +87,13 @@ def progress(history: History, total: int) -> Figure:
     above.fill_between([at / unit for at, _ in done], [count for _, count in done], color=BLUE, alpha=0.12, linewidth=0)
     above.axhline(total, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
     above.annotate(f"all {total:,}", (0, total), xytext=(4, -3), textcoords="offset points", va="top", fontsize=8)
+    above.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     above.set(ylabel="completed records", ylim=(0, total * 1.08))
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        steps = [*series, (history.seconds, series[-1][1])]
+        there = [point for point in series if point[0] < history.seconds] or series  # at the end, all go
+        steps = [*there, (history.seconds, there[-1][1])]
         below.step(
             [at / unit for at, _ in steps], [count for _, count in steps], where="post", color=colour,
             linestyle=dashes, linewidth=width, label=f"{which}",
@@ -128,9 +130,8 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
             # A few outliers do not squeeze all others into one bar: what is beyond goes into the last one.
             limit = max(sorted(scaled)[int(0.995 * (len(scaled) - 1))] * 1.05, 1e-9)
             beyond = sum(value > limit for value in scaled)
-            bins = min(MOST_BINS, max(8, int(len(scaled) ** 0.5)))
-            axes.hist([min(value, limit) for value in scaled], bins=bins, range=(0, limit), color=SKY, edgecolor=INK,
-                      linewidth=0.5)  # fmt: skip
+            edges = _edges(scaled, limit)
+            axes.hist([min(value, limit) for value in scaled], bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
             axes.axvline(middle, color=RED, linewidth=1.4, linestyle=(0, (4, 1.5)))
             right = middle > 0.6 * limit
             place = {"xycoords": ("data", "axes fraction"), "xytext": (-3 if right else 3, -2), "va": "top"}
@@ -142,6 +143,7 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
                     f"last bar: {beyond:,} longer", (1, 0.84), xycoords="axes fraction", ha="right", fontsize=7
                 )
         axes.set(xlabel=what, ylabel=of)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.grid(True)
     return figure
@@ -149,14 +151,16 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
 
 def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
     """Where the time of jobs and of glideins went, in percent."""
-    figure, panels = _figure(3.0, 2)
+    figure = Figure(figsize=(WIDTH, 3.5))
     renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
-    for axes, (title, spent) in zip(panels, (("Jobs", carriers), ("Glideins", renamed)), strict=True):
+    panels: Any = figure.subfigures(2, height_ratios=(1, 1.1))
+    for panel, (title, spent) in zip(panels, (("Jobs", carriers), ("Glideins", renamed)), strict=True):
+        axes = panel.subplots()
         _stacked(axes, {"": spent})
-        axes.set_title(f"{title}: {_duration(sum(spent.values()))} in all", loc="left")
-        axes.set_yticks([])
+        axes.set_title(f"{title}, {_duration(sum(spent.values()))} together")
         axes.spines["left"].set_visible(False)
-        _legend(axes, spent, 3)
+        patches = [_patch(kind) for kind, seconds in spent.items() if seconds > 0]
+        _legend(panel, patches, 3)
     return figure
 
 
@@ -165,7 +169,7 @@ def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
     figure, axes = _figure(1.25 + 0.45 * len(spent))
     _stacked(axes, {f"{_short(device)}\n{_duration(sum(each.values()))}": each for device, each in spent.items()})
     axes.set_xlabel("share of the lanes' time")
-    _legend(axes, dict.fromkeys(SPENT, 1.0), 4, below=-0.42 if len(spent) < 3 else -0.28)
+    _legend(figure, [_patch(kind) for kind in SPENT], 4)
     return figure
 
 
@@ -185,10 +189,9 @@ def glideins(shown: Sequence[Glidein], seconds: float) -> Figure:
     axes.set(xlabel=f"time since the sweep began ({name})", ylim=(len(shown) - 0.4, -0.6), xlim=(0, seconds / unit))
     axes.tick_params(axis="y", length=0, labelsize=7 if len(shown) > 15 else 8)
     there = {interval.kind for glidein in shown for interval in glidein.intervals}
+    ends = {glidein.end for glidein in shown}
     patches = [_patch(kind) for kind in KINDS if kind in there]
-    ends = sorted({glidein.end for glidein in shown} & ENDS.keys())
-    patches += [_marker(end) for end in ends]
-    figure.legend(handles=patches, loc="outside lower center", ncols=4, handlelength=1.6, columnspacing=1.2)
+    _legend(figure, [*patches, *(_marker(end) for end in ENDS if end in ends)], 4)
     return figure
 
 
@@ -218,6 +221,15 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
 ENDS = {"lost": ("X", RED), "failed": ("s", "#FFFFFF"), "left": (">", "#FFFFFF")}
 
 
+def _edges(values: Sequence[float], limit: float) -> list[float]:
+    """Of a histogram's bins: as fine as there are values for it, and around whole numbers where all are such."""
+    count = min(MOST_BINS, max(8, int(len(values) ** 0.5)))
+    if all(value == int(value) for value in values):
+        width = max(1, math.ceil(limit / MOST_BINS))
+        return [number * width - 0.5 for number in range(int(limit / width) + 2)]
+    return [limit * number / count for number in range(count + 1)]
+
+
 def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     """A bar for each, of all its seconds as 100 %; shares are named where there is room."""
     for row, spent in enumerate(bars.values()):
@@ -236,10 +248,10 @@ def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _legend(axes: Axes, spent: Mapping[str, float], columns: int, below: float = -0.38) -> None:
-    patches = [_patch(kind) for kind, seconds in spent.items() if seconds > 0]
-    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, below), ncols=columns, borderaxespad=0,
-                handlelength=1.6, columnspacing=1.2)  # fmt: skip
+def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
+    """Below a figure, to be read row by row, although matplotlib fills column by column."""
+    by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
+    figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 
 def _patch(kind: str) -> Patch:
@@ -247,9 +259,7 @@ def _patch(kind: str) -> Patch:
     return Patch(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.5, label=name)
 
 
-def _marker(end: str) -> Any:
-    from matplotlib.lines import Line2D
-
+def _marker(end: str) -> Line2D:
     marker, colour = ENDS[end]
     return Line2D([], [], marker=marker, color=colour, markeredgecolor=INK, linestyle="none", label=end)
 
@@ -264,7 +274,7 @@ def _at(series: Series, at: float) -> float:
 
 def _duration(seconds: float) -> str:
     unit, name = _unit(seconds)
-    return f"{seconds / unit:,.4g} {name}"
+    return f"{seconds / unit:,.1f} {name}"
 
 
 def _short(text: str, most: int = 28) -> str:

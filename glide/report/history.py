@@ -301,12 +301,13 @@ class _Reader:
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
     """When the state of a lane began, and those before it that nobody saw, by the seconds that they took."""
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
-    since = max(since, last[0] if last else 0.0)
     fetch = facts.get("fetch") or 0.0
     spent = {
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # which overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
+    if last:  # ads tell whole seconds, and how long a phase took more exactly
+        since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:
         after = ORDER.index(last[1]) + 1 if last and last[1] in ORDER else 0

@@ -115,9 +115,8 @@ def stays(history: History) -> Iterator[Stay]:
 
 def task_seconds(history: History) -> list[float]:
     """How long jobs ran whose results came home."""
-    return [
-        stay.ended - stay.executing for stay in stays(history) if stay.end == "gathered" and stay.executing is not None
-    ]
+    ran = (stay for stay in stays(history) if stay.end == "gathered" and stay.executing is not None)
+    return [round(stay.ended - (stay.executing or 0.0), 3) for stay in ran]
 
 
 def busy_seconds(history: History) -> float:
