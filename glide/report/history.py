@@ -240,7 +240,9 @@ class _Reader:
         lane = self.open.setdefault(name, _Lane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            lane.marks += _marks(lane.facts, lane.marks[-1] if lane.marks else None)
+            began = self.runs[self.begun - 1].began  # before that, it was another run's lane, or nobody's
+            marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
+            lane.marks += [(max(began, since), state) for since, state in marks]
         elif lane.facts["state"] == State.WARM:
             lane.reloaded += max(0.0, (lane.facts.get("load") or 0.0) - (before.get("load") or 0.0))
         if "claimed" in line:
