@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from glide.condor import EmbeddedPool, bindings
+from glide.condor.event_log import LOST
 from glide.invoke.carriers import Carrier, read_lines
 from glide.report import history as histories
 from glide.report import timeline
@@ -71,8 +72,8 @@ def test_a_history_becomes_lanes_carriers_and_series():
     assert history.seconds == 50
     assert timeline.records_done(history) == [(0, 0), (30, 20), (50, 40)]
     levels = timeline.lanes_over_time(history)
-    assert levels["connected"] == [(0, 0), (2, 2), (41, 1), (50, 0)]
-    assert levels["warm"] == [(0, 0), (10, 1), (12, 2), (41, 1), (50, 0)]
+    assert levels["connected"] == [(0, 0), (2, 2), (40, 1), (50, 0)]  # lost before its ad was gone
+    assert levels["warm"] == [(0, 0), (10, 1), (12, 2), (40, 1), (50, 0)]
     assert timeline.losses(history) == [40]
     assert timeline.task_seconds(history) == [20]
     assert timeline.busy_seconds(history) == 40
@@ -88,7 +89,7 @@ def test_goodput_is_all_the_time_that_lanes_were_there():
     history = histories.read(TWO_LANES)
     goodput = timeline.goodput(history)
     assert goodput["GPU X"] == {"productive": 20, "loading": 8, "lost": 0, "idle": 20}
-    assert goodput[CPU] == pytest.approx({"productive": 8, "loading": 10, "lost": 12, "idle": 9})
+    assert goodput[CPU] == pytest.approx({"productive": 8, "loading": 10, "lost": 12, "idle": 8})
     connected = sum(each.ended - each.start for each in history.lanes)
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
@@ -134,6 +135,18 @@ def test_the_clock_stands_still_while_no_driver_runs():
     assert [(stay.started, stay.ended, stay.end) for stay in carrier.stays] == [(5, 18, "gathered")]
     (glidein,) = timeline.glideins(history)
     assert glidein.end == "" and glidein.seconds(timeline.SERVING) == 13
+
+
+def test_a_lane_that_comes_back_is_not_counted_twice():
+    told = [
+        line(0, run="r"),
+        lane(1, "a@x", State.WARM),
+        line(10, lane="a@x", end="gone"),
+        lane(12, "a@x", State.WARM, 1),
+    ]
+    history = histories.read([*told, line(20, counts={}, end="stopped")])
+    assert timeline.goodput(history)[CPU]["idle"] == 19
+    assert timeline.lanes_over_time(history)["warm"] == [(0, 0), (1, 1), (10, 1), (20, 0)]
 
 
 def test_a_job_that_starts_again_is_an_eviction():
@@ -374,10 +387,10 @@ class Events:
             self.kinds.setdefault(job, set()).add(kind)
             if kind == "EXECUTE":
                 self.executed.setdefault(job, []).append(event.timestamp)
-            elif kind in ("JOB_TERMINATED", "JOB_DISCONNECTED"):
+            elif kind in ("JOB_TERMINATED", *LOST):
                 self.ended.setdefault(job, []).append(event.timestamp)
         self.submitted = {job for job, kinds in self.kinds.items() if "SUBMIT" in kinds}
-        self.lost = {job for job, kinds in self.kinds.items() if {"JOB_DISCONNECTED", "JOB_ABORTED"} <= kinds}
+        self.lost = {job for job, kinds in self.kinds.items() if kinds & set(LOST) and "JOB_ABORTED" in kinds}
 
     @property
     def evictions(self) -> int:
@@ -385,7 +398,7 @@ class Events:
 
     @property
     def busy(self) -> int:
-        return sum(self.ended[job][-1] - times[-1] for job, times in self.executed.items() if job in self.ended)
+        return sum(self.ended[job][0] - times[-1] for job, times in self.executed.items() if job in self.ended)
 
 
 def written(sweep: SweepFolder) -> History:
@@ -409,7 +422,7 @@ def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: Emb
     counts, history = told["report"]["counts"], written(sweep)
     events = Events(pool, history.runs[0].name)
     results = sweep.results()
-    print(f"\n{counts}; lost {sorted(events.lost)}; {told['report']['goodput']}")
+    print(f"\n{counts}; lost {sorted(events.lost)}; busy {events.busy} s; {told['report']['tasks']}")
 
     assert counts["jobs"] == told["jobs"] == len(events.submitted)
     assert counts["evictions"] == told["evictions"] == events.evictions > 0
@@ -424,7 +437,11 @@ def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: Emb
     of_lost = {re.sub(r".*@glide-(.*)-(\d+)-(\d+)-[0-9a-f]+@.*", r"\1-\2.\3", host) for host in hosts}
     assert {each["id"] for each in told["report"]["glideins"] if each["end"] == "lost"} == of_lost
     # Times in ads and in the log are whole seconds, of moments that need not be the same to the second.
-    assert told["report"]["tasks"]["busy_s"] == pytest.approx(events.busy, abs=2 * len(events.submitted))
+    began = history.runs[0].began
+    for job, stay in ((each.job, each.stays[-1]) for each in history.carriers if each.job in events.ended):
+        assert began + stay.executing == pytest.approx(events.executed[job][-1], abs=2)
+        assert began + stay.ended == pytest.approx(events.ended[job][0], abs=2)
+    assert told["report"]["tasks"]["busy_s"] == pytest.approx(events.busy, abs=len(events.submitted))
     engine = sum(result["seconds"] for result in results)
     assert sum(each["engine_s"] for each in told["report"]["glideins"]) == pytest.approx(engine, abs=0.01)
     (cause,) = told["report"]["errors"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
@@ -21,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from glide.report.history import History
-from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, Series, lanes_over_time, losses, records_done
+from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, lanes_over_time, losses, records_done
 from glide.vocabulary import State
 
 WIDTH = 4.6  # inches
@@ -96,13 +97,13 @@ def progress(history: History, total: int) -> Figure:
         steps = [*there, (history.seconds, there[-1][1])]
         below.step(
             [at / unit for at, _ in steps], [count for _, count in steps], where="post", color=colour,
-            linestyle=dashes, linewidth=width, label=f"{which}",
+            linestyle=dashes, linewidth=width, label=which, zorder=3 if which == "connected" else 2,
         )  # fmt: skip
     most = max(count for _, count in lanes_over_time(history)["connected"])
     below.set(ylabel="lanes", xlabel=f"time since the sweep began ({name})", ylim=(0, max(1, most) * 1.15))
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     if lost := losses(history):
-        levels = [_at(done, at) for at in lost]
+        levels = np.interp(lost, [at for at, _ in done], [count for _, count in done])
         label = f"{len(lost)} job{'s' * (len(lost) != 1)} lost"
         above.plot([at / unit for at in lost], levels, "v", color=RED, markeredgecolor=INK, markersize=6, label=label)
         above.legend(loc="lower right")
@@ -127,8 +128,9 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
             axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", va="center")
         else:
             middle = sorted(scaled)[len(scaled) // 2]
-            # A few outliers do not squeeze all others into one bar: what is beyond goes into the last one.
-            limit = max(sorted(scaled)[int(0.995 * (len(scaled) - 1))] * 1.05, 1e-9)
+            # A few outliers do not squeeze all others into one bar: what is far beyond goes into the last one.
+            most = sorted(scaled)[int(0.99 * (len(scaled) - 1))]
+            limit = max(1.05 * (max(scaled) if max(scaled) < 2 * most else most), 1e-9)
             beyond = sum(value > limit for value in scaled)
             edges = _edges(scaled, limit)
             axes.hist([min(value, limit) for value in scaled], bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
@@ -137,10 +139,14 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
             place = {"xycoords": ("data", "axes fraction"), "xytext": (-3 if right else 3, -2), "va": "top"}
             axes.annotate(f"median {middle:.3g}", (middle, 1), textcoords="offset points", fontsize=8,
                           ha="right" if right else "left", **place)  # fmt: skip
-            axes.margins(y=0.18)
+            axes.margins(y=0.36 if beyond else 0.18)
             if beyond:
                 axes.annotate(
-                    f"last bar: {beyond:,} longer", (1, 0.84), xycoords="axes fraction", ha="right", fontsize=7
+                    f"last bar: {beyond:,} that took longer",
+                    (1, 0.86),
+                    xycoords="axes fraction",
+                    ha="right",
+                    fontsize=7,
                 )
         axes.set(xlabel=what, ylabel=of)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -211,6 +217,7 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
     room = max(0.02, (highest - lowest) * 0.08)
     axes.set(xlabel="accuracy, with the 95 % confidence interval", ylim=(len(ranked) - 0.5, -0.5))
     axes.set_xlim(max(-0.01, lowest - room), min(1.01, highest) + 2.2 * room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= min(1, axes.get_xlim()[1])])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if highest - lowest > 0.06 else 1))
     axes.grid(True, axis="x")
     return figure
@@ -266,10 +273,6 @@ def _marker(end: str) -> Line2D:
 
 def _unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds > 4 * 3600 else (60.0, "minutes") if seconds > 600 else (1.0, "seconds")
-
-
-def _at(series: Series, at: float) -> float:
-    return next((count for when, count in reversed(series) if when <= at), 0.0)
 
 
 def _duration(seconds: float) -> str:

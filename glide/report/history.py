@@ -189,6 +189,8 @@ class _Reader:
         self.begun = 0
         self.open: dict[str, _Lane] = {}
         self.lanes: list[Lane] = []
+        self.closed: dict[str, float] = {}  # when lanes were last gone
+        self.lost: dict[str, float] = {}  # when glideins were last lost, as jobs on them tell
         self.carriers: dict[str, _Carrier] = {}
         self.counts: list[tuple[float, dict[str, int]]] = []
         self.earlier: dict[str, int] = {}  # what each run counts from zero, of those before this one
@@ -240,9 +242,10 @@ class _Reader:
         lane = self.open.setdefault(name, _Lane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            began = self.runs[self.begun - 1].began  # before that, it was another run's lane, or nobody's
+            # One that comes back tells when its state began, too, and what was before has been counted.
+            earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
             marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
-            lane.marks += [(max(began, since), state) for since, state in marks]
+            lane.marks += [(max(earliest, since), state) for since, state in marks]
         elif lane.facts["state"] == State.WARM:
             lane.reloaded += max(0.0, (lane.facts.get("load") or 0.0) - (before.get("load") or 0.0))
         if "claimed" in line:
@@ -254,6 +257,10 @@ class _Reader:
 
     def _close_lane(self, name: str, at: float, end: str) -> None:
         lane = self.open.pop(name)
+        lost = self.lost.get(lane.facts.get("glidein", ""), 0.0)
+        if lane.marks and lane.marks[0][0] < lost < at:  # its ad is there for a while longer
+            at = lost
+        self.closed[name] = at
         if lane.marks:
             device = lane.facts.get("device") or ("service" if lane.facts.get("service") else "")
             phases = tuple(_intervals(lane.marks, at, self.clock))
@@ -278,11 +285,18 @@ class _Reader:
             stay |= {"lane": facts.get("on") or "", "executing": facts.get("executing")}
         if "end" in line:
             carrier.end = line["end"]
-            begun, saved = facts.get("begun", 0), facts.get("saved", 0)
             if stay:
-                stay["ended"] = facts.get("completed") or at if carrier.end == "gathered" else at
-                stay |= {"end": carrier.end}
-                stay |= {"saved": min(1.0, saved / begun) if begun else 0.0} if carrier.end == "lost" else {}
+                self._stay_ends(stay, facts, at)
+
+    def _stay_ends(self, stay: dict[str, Any], facts: Mapping[str, Any], at: float) -> None:
+        stay |= {"ended": at, "end": facts["end"]}
+        if facts["end"] == "gathered":
+            stay["ended"] = facts.get("completed") or at
+        elif facts["end"] == "lost":
+            begun, saved = facts.get("begun", 0), facts.get("saved", 0)
+            stay["saved"] = min(1.0, saved / begun) if begun else 0.0
+            if stay["lane"] in self.open:
+                self.lost[self.open[stay["lane"]].facts.get("glidein", "")] = at
 
     def _finished(self, carrier: _Carrier) -> Carrier:
         facts = carrier.facts
