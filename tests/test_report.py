@@ -94,6 +94,23 @@ def test_goodput_is_all_the_time_that_lanes_were_there():
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
 
+def test_a_model_that_is_loaded_for_each_job_is_loading_then():
+    told = [line(0, run="r"), lane(0, "a@x", State.WARM), line(1, lane="a@x", load=0.0), *carried("p", "a@x", 2, 12)]
+    told += [line(15, lane="a@x", load=6.0), *carried("q", "a@x", 15, 20), line(20, counts={}, end="finished")]
+    history = histories.read(told)
+    assert timeline.goodput(history)[CPU] == {"productive": 9, "loading": 6, "lost": 0, "idle": 5}
+    spent = timeline.spent_by_glideins(timeline.glideins(history), {"x": 7.0})
+    assert (spent[State.LOADING], spent["engine"], spent[timeline.SERVING], spent[timeline.IDLE]) == (6, 7, 2, 5)
+
+
+def test_what_is_too_short_to_be_seen_is_what_most_around_it_is():
+    short = [Interval(10 + n, 10 + n + 0.75 * (n % 2 or 1 / 3), "ab"[n % 2]) for n in range(8)]
+    (serving,) = timeline.coarse([Interval(7, 10, "b"), *short, Interval(18, 19.5, "b")], 4.0)
+    assert (serving.start, serving.end, serving.kind) == (7, 19.5, "b")
+    distinct = [Interval(0, 10, "a"), Interval(10, 30, "b"), Interval(30, 31, "a")]
+    assert timeline.coarse(distinct, 0.5) == distinct
+
+
 def test_what_time_was_spent_on_adds_up():
     history = histories.read(TWO_LANES)
     jobs = timeline.spent_by_carriers(history, engine=15.0)

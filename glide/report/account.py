@@ -90,7 +90,8 @@ def document(account: Account) -> dict[str, Any]:
         "counts": _counts(account),
         "lanes": {which: int(max(count for _, count in series)) for which, series in levels.items()},
         "tasks": {
-            "count": len(tasks), "median_s": quantile(tasks, 0.5), "p95_s": quantile(tasks, 0.95),
+            "count": len(tasks), "median_records": quantile((each.records for each in history.carriers), 0.5),
+            "median_s": quantile(tasks, 0.5), "p95_s": quantile(tasks, 0.95),
             "longest_s": max(tasks, default=0.0), "busy_s": timeline.busy_seconds(history),
             "record_median_s": quantile(scores.seconds, 0.5),
         },

@@ -30,7 +30,8 @@ def progress(told: Document) -> str:
 def tasks(told: Document) -> str:
     each = told["tasks"]
     return (
-        f"Time of the {each['count']:,} jobs whose results came home (left): half took no more than"
+        f"Time of the {each['count']:,} jobs whose results came home (left); half of all jobs carried no more than"
+        f" {_number(each['median_records'], 'record')}. Half took no more than"
         f" {each['median_s']:.3g} s, one in twenty more than {each['p95_s']:.3g} s, the longest"
         f" {each['longest_s']:.3g} s."
         f" Right: the engine's time for a record, {1e3 * each['record_median_s']:.3g} ms at the median;"
@@ -43,7 +44,8 @@ def breakdown(told: Document) -> str:
     before = sum(glideins[phase] for phase in ("Fetching", "Importing", "Loading", "Warming"))
     return (
         f"Where time went. Jobs: {_share(jobs, 'waiting')} in the queue, where they are kept in stock, and"
-        f" {_share(jobs, 'engine')} in the engine, which the lanes of a glidein share. Glideins:"
+        f" {_share(jobs, 'engine')} in the engine; while they wait for it, it serves the glidein's other lanes, or they"
+        f" bring their results home. Glideins:"
         f" {_percent(before, glideins)} to become warm, {_share(glideins, 'engine')} computing,"
         f" {_share(glideins, 'warm, idle')} warm and idle."
     )

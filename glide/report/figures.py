@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from glide.report.history import History
-from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, lanes_over_time, losses, records_done
+from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
 from glide.vocabulary import State
 
 WIDTH = 4.6  # inches
 DOTS = 300  # an inch, of a PNG
+DOTS_ACROSS = 700  # what is shorter cannot be seen, and thousands of such would make a page of megabytes
 MOST_BINS = 40
 BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # Okabe and Ito, 2008
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7",
@@ -67,7 +69,8 @@ STYLE: Any = {
 @contextmanager
 def style() -> Iterator[None]:
     """What all figures have in common, while they are made and saved."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a box is drawn for what the font lacks
         yield
 
 
@@ -184,9 +187,10 @@ def glideins(shown: Sequence[Glidein], seconds: float) -> Figure:
     figure, axes = _figure(1.2 + 0.19 * max(3, len(shown)))
     unit, name = _unit(seconds)
     for row, glidein in enumerate(shown):
-        for kind in {interval.kind for interval in glidein.intervals}:
+        intervals = coarse(glidein.intervals, max(seconds, 0.001) / DOTS_ACROSS)
+        for kind in sorted({interval.kind for interval in intervals}):
             colour, hatch, _ = KINDS.get(kind, KINDS["other"])
-            spans = [(each.start / unit, each.seconds / unit) for each in glidein.intervals if each.kind == kind]
+            spans = [(each.start / unit, each.seconds / unit) for each in intervals if each.kind == kind]
             axes.broken_barh(spans, (row - 0.36, 0.72), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.35)
         if glidein.end in ENDS:
             marker, colour = ENDS[glidein.end]

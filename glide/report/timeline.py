@@ -211,6 +211,25 @@ def _split(warm: Interval, served: Sequence[Interval]) -> Iterator[Interval]:
         yield Interval(latest, warm.end, IDLE)
 
 
+def coarse(intervals: Sequence[Interval], step: float) -> list[Interval]:
+    """What can be told apart where a step is a dot: each is what most of it was."""
+    steps: dict[int, dict[str, float]] = {}
+    for each in intervals:
+        for number in range(int(each.start / step), int(each.end / step) + 1):
+            seconds = min(each.end, (number + 1) * step) - max(each.start, number * step)
+            spent = steps.setdefault(number, {})
+            spent[each.kind] = spent.get(each.kind, 0.0) + seconds
+    joined: list[Interval] = []
+    for number, spent in sorted(steps.items()):
+        kind = max(spent, key=lambda kind: spent[kind])
+        start, end = max(number * step, intervals[0].start), min((number + 1) * step, intervals[-1].end)
+        if joined and joined[-1].kind == kind:
+            joined[-1] = Interval(joined[-1].start, end, kind)
+        elif end > start:
+            joined.append(Interval(start, end, kind))
+    return joined
+
+
 def _end(last: Lane, was_warm: bool, jobs: list[Stay]) -> str:
     latest = max(jobs, key=lambda stay: stay.ended, default=None)
     if any(stay.end == "lost" and latest and stay.ended == latest.ended for stay in jobs):

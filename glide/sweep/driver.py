@@ -308,7 +308,7 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
     run = Run(results.run, sweep.template, folder, file.glideins)
     driver = Driver(results, Carriers(run, AccessPoint()))
     history = results.history
-    history.begin(run=run.name, total=sweep.total, done=results.found, glideins=file.glideins)
+    history.begin(run=run.name, total=sweep.total, done=results.found)
     try:
         summary = results.finish({"name": file.name, **driver.run(watch)})
         history.close("finished")
