@@ -116,7 +116,8 @@ def progress(history: History, total: int) -> Figure:
         for at in history.resumed:
             axes.axvline(at / unit, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
     for at in history.resumed:
-        above.annotate("resumed", (at / unit, 0), xytext=(3, 4), textcoords="offset points", fontsize=7.5, rotation=90)
+        above.annotate("resumed", (at / unit, 0.85), xycoords=("data", "axes fraction"), xytext=(3, 0), fontsize=7.5,
+                       textcoords="offset points", va="top", rotation=90)  # fmt: skip
     below.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, -0.32))
     return figure
 
