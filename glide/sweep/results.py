@@ -148,7 +148,8 @@ def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
         raise InputError(f"{sweep.source}: nothing to resume in {sweep.out}; start with `glide sweep run`")
     for prompt in sweep.file.prompts:
         (sweep.out / prompt / "results.jsonl").unlink(missing_ok=True)
-    history_file(sweep).unlink(missing_ok=True)
+    for path in (history_file(sweep), sweep.out / SUMMARY):  # an earlier run's would be taken for this one's
+        path.unlink(missing_ok=True)
     return Results(sweep, new_run)
 
 
