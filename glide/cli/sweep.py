@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from pathlib import Path
@@ -13,9 +12,10 @@ from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
 from glide.config import SiteFile, load
-from glide.errors import InputError
 from glide.invoke.carriers import read_lines, read_results
+from glide.report.account import look
 from glide.report.sweep import Watch, result_table
+from glide.report.sweep_report import PAGE, write
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
 from glide.sweep.results import begin
@@ -25,6 +25,7 @@ from glide.vocabulary import Exit
 app = typer.Typer(help="Batch inference sweeps. Example: glide sweep run sweep.yaml", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="The sweep file.")]
+To = Annotated[Path | None, typer.Option("--to", help="The folder to write to; by default `report` in its results.")]
 Site = Annotated[Path | None, typer.Option("--site", help="Run a factory for this site meanwhile.")]
 
 
@@ -59,17 +60,23 @@ def status(file: File, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(file: File, as_json: AsJson = False) -> None:
-    """The table of a finished sweep. Example: glide sweep report sweep.yaml"""
-    sweep = prepare(file)
-    try:
-        summary = json.loads((sweep.out / "summary.json").read_text())
-    except OSError:
-        raise InputError(f"{sweep.out} has no summary.json: the sweep has not finished") from None
+def report(file: File, to: To = None, as_json: AsJson = False) -> None:
+    """Where a sweep's time went, how good its prompts are, and what went wrong: as a page with figures.
+
+    Example: glide sweep report sweep.yaml --to /tmp/report
+
+    Writes report.html, which needs no other file, and the figures as PNGs; of a sweep that has not finished, too.
+    """
+    account = look(prepare(file))
+    folder = to or account.sweep.out / "report"
+    told = write(account, folder)
+    page = str(folder / PAGE)
     if as_json:
-        print_json(summary)
-    else:
-        Console().print(result_table(summary))
+        print_json({**(account.summary or {}), "report": {**told, "page": page}})
+        return
+    if account.summary is not None:
+        Console().print(result_table(account.summary))
+    print("\n".join([*account.notes, page]))
 
 
 def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:

@@ -16,10 +16,11 @@ ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXC
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to which job."""
+    """What happened to which job, and when (Unix time)."""
 
     kind: str
     job: str
+    at: float
 
 
 class EventLog:
@@ -45,5 +46,5 @@ class EventLog:
         events = []
         with suppress(ValueError):  # an event of a kind that these bindings do not know
             for event in self.log.events(stop_after=0):
-                events.append(Event(event.type.name, f"{event.cluster}.{event.proc}"))
+                events.append(Event(event.type.name, f"{event.cluster}.{event.proc}", event.timestamp))
         return events

@@ -118,7 +118,7 @@ class Hands:
                     if entry.ssh:
                         access_point_at(entry.ssh).send(self._folder(entry, template))
             if entry.away:
-                self._fetch(entry, ended)
+                self._fetch(entry, ended, snapshot.now)
 
     def _entry(self, name: str) -> Entry:
         return next(entry for entry in self.site.entries if entry.name == name)
@@ -242,10 +242,14 @@ class Hands:
         lifetime = int(entry.lifetime * (1 + SPREAD)) + QUEUE_SECONDS
         tokens.mint(path, identity, ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), lifetime)
 
-    def _fetch(self, entry: Entry, ended: Iterable[Glidein]) -> None:
+    def _fetch(self, entry: Entry, ended: Iterable[Glidein], now: float) -> None:
         """Bring the last words of glideins that have ended in another place's queue."""
-        words = {each.job: self._folder(entry, each.template) / f"{each.job}.out" for each in ended}
-        missing = {job: path for job, path in words.items() if not path.exists() and path.parent.exists()}
+        missing: dict[str, Path] = {}
+        for each in ended:
+            path = self._folder(entry, each.template) / f"{each.job}.out"
+            is_old = not path.exists() or path.stat().st_mtime < now - each.age  # somebody asked while it ran
+            if path.parent.exists() and is_old:
+                missing[each.job] = path
         if missing:
             with suppress(CondorError):  # one that had no time for logs is reported after bringing the others'
                 self.of_entry(entry.name).retrieve(any_of(missing))

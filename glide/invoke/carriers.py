@@ -9,7 +9,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
 URGENT = 10  # the priority of carriers that have waited already
 COMMON = ("generate", "timeout")  # of a record, and mostly the same for all
+# When what happened to a job, in its ad; Unix time. Of the current or last start, where there were several.
+TIMES = {
+    "queued": "QDate", "started": "JobCurrentStartDate", "executing": "JobCurrentStartExecutingDate",
+    "completed": "CompletionDate",
+}  # fmt: skip
 REMINDED = 10  # one edit renews the access point's whole list of runnable jobs, and each costs it a transaction
 
 
@@ -31,7 +36,7 @@ REMINDED = 10  # one edit renews the access point's whole list of runnable jobs,
 class Carrier:
     """One job in the queue: its part's name, its records, how often it has started, the lane's Name it runs on.
 
-    `seconds` are those since its status changed.
+    `seconds` are those since its status changed; `last_lane` is the one of its last start, `times` are those of TIMES.
     """
 
     job: str
@@ -42,6 +47,8 @@ class Carrier:
     seconds: float
     lane: str = ""
     hold_reason: str = ""
+    last_lane: str = ""
+    times: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,15 +122,18 @@ class Carriers:
             "NumJobStarts",
             "RemoteHost",
             "HoldReason",
+            "LastRemoteHost",
             Job.PART,
             Job.RECORDS,
+            *TIMES.values(),
         )
         jobs = self.access_point.jobs(self._constraint(), attributes)
         return [
             Carrier(
                 f"{job['ClusterId']}.{job['ProcId']}", job[Job.PART], job["JobStatus"], job.get(Job.RECORDS, 0),
                 job.get("NumJobStarts", 0), job["ServerTime"] - job["EnteredCurrentStatus"], job.get("RemoteHost", ""),
-                job.get("HoldReason", ""),
+                job.get("HoldReason", ""), job.get("LastRemoteHost", ""),
+                {name: job[attribute] for name, attribute in TIMES.items() if job.get(attribute)},
             )
             for job in jobs
             if job["JobStatus"] != JobStatus.REMOVED

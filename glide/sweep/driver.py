@@ -14,6 +14,7 @@ from glide.condor.event_log import ENDED, LOST
 from glide.errors import CondorError, GlideError, TemplateError
 from glide.invoke.carriers import Carrier, Carriers, Run
 from glide.invoke.pack import Wave, pack
+from glide.sweep.history import LANE
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
 from glide.sweep.work import Work
@@ -37,7 +38,7 @@ VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no eve
 _LANE = (
     "Name", "State", "LastHeardFrom", Machine.ID, Machine.STATE, Machine.FAILURE, Machine.RECORD_SECONDS, Machine.BATCH,
     Machine.SERVICE, Machine.BATCHING, Machine.PREFIX_HITS, Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS,
-    Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
+    Machine.LOAD_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE, *LANE.values(),
 )  # fmt: skip
 
 _OF_ENGINES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}  # where an engine tells
@@ -71,7 +72,7 @@ class Driver:
         self.carried: dict[str, set[str]] = {}  # ids by part, for the parts in the queue
         self.finished: set[str] = set()  # parts whose carriers have ended and are to be gathered
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
-        self.disconnected: set[str] = set()  # jobs that lost their node
+        self.disconnected: dict[str, float] = {}  # jobs that lost their node, and when (Unix time)
         self.avoid: dict[str, float] = {}  # dead glideins, and since when
         self.peeked: dict[str, float] = {}  # when running parts were looked at
         self.gathered = self.reminded = 0.0
@@ -117,7 +118,7 @@ class Driver:
                 return
             news = self.events.new()
             # Kept, for the event may come before the queue shows that the job had started at all.
-            self.disconnected |= {event.job for event in news if event.kind in LOST}
+            self.disconnected |= {event.job: event.at for event in reversed(news) if event.kind in LOST}
             if any(event.kind in LOST for event in news):
                 return
             if any(event.kind in ENDED for event in news):
@@ -125,21 +126,29 @@ class Driver:
 
     def cancel(self, reason: str) -> None:
         """Take this work's jobs out of the queue; what has been gathered stays."""
-        self.carriers.remove(self.carriers.queue(), reason)
+        queue = self.carriers.queue()
+        self.carriers.remove(queue, reason)
+        self.work.history.ended(queue, "removed")
 
     def _cycle(self) -> Progress:
         queue = self.carriers.queue()
+        self.work.history.saw_queue(queue)
         for carrier in queue:
             self.jobs[carrier.job] = carrier.starts
             if carrier.part not in self.carried:
                 self.carried[carrier.part] = self.carriers.carried([carrier])
         queue = self._without_held(self._without_finished(queue))
         lanes = self._look_at_lanes()
+        self.work.history.saw_lanes(lanes)
         queue = self._without_lost(queue)
         self._peek(queue)
         self._remind(queue, lanes)
         if len(self.work.have) < self.work.total:
             self._supply(queue, lanes)
+        self.work.history.saw_counts(
+            done=len(self.work.have), errors=self.work.errors, tokens=self.work.tokens,
+            recomputed=self.work.recomputed, lost_in_flight=self.lost_in_flight,
+        )  # fmt: skip
         states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
         return Progress(
             total=self.work.total, done=len(self.work.have), errors=self.work.errors,
@@ -154,6 +163,7 @@ class Driver:
         others = [carrier for carrier in queue if carrier not in finished]
         if not others or time.monotonic() - self.gathered > GATHER_SECONDS:
             self.carriers.gather(finished, self.work.keep)
+            self.work.history.ended(finished, "gathered")
             self.gathered = time.monotonic()
             finished = []
         self.finished = {carrier.part for carrier in finished}
@@ -182,6 +192,7 @@ class Driver:
             if self.holds > MOST_HOLDS:
                 raise CondorError(f"job {held[0].job} is held, like others before it: {held[0].hold_reason}")
             self.carriers.remove(held, "held; its records are sent again")
+            self.work.history.ended(held, "held")
         return [carrier for carrier in queue if carrier not in held]
 
     def _without_lost(self, queue: list[Carrier]) -> list[Carrier]:
@@ -197,6 +208,8 @@ class Driver:
             self.work.keep(results)
             self.evictions += 1
             self.lost_in_flight += max(0, begun - len(results))
+            at = self.disconnected.get(carrier.job, time.time())
+            self.work.history.ended([carrier], "lost", at=at, begun=begun, saved=len(results))
             self.attempts.update(self.carried[carrier.part] - self.work.have.keys())
             if carrier.lane in self.lanes:
                 self.avoid[self.lanes[carrier.lane][0]] = now
@@ -294,10 +307,15 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
     folder = sweep.out / ".glide" / "parts"
     run = Run(results.run, sweep.template, folder, file.glideins)
     driver = Driver(results, Carriers(run, AccessPoint()))
+    history = results.history
+    history.begin(run=run.name, total=sweep.total, done=results.found)
     try:
-        return results.finish({"name": file.name, **driver.run(watch)})
+        summary = results.finish({"name": file.name, **driver.run(watch)})
+        history.close("finished")
+        return summary
     except (KeyboardInterrupt, GlideError):
         driver.cancel("the sweep was stopped")
+        history.close("stopped")
         raise
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import InputError
 from glide.invoke.carriers import read_results
+from glide.sweep.history import History
 from glide.sweep.prepare import Sweep
+from glide.sweep.records import Record
 from glide.sweep.work import Work
 from glide.system import publish
 
@@ -33,6 +35,7 @@ class Results(Work):
         super().__init__(sweep.template, sweep.file.glideins, fixed)
         self.sweep = sweep
         self.run = run
+        self.history = History(history_file(sweep))
         known = {record.custom_id for record in sweep.records}
         for prompt in sweep.file.prompts:
             path = self.path(prompt)
@@ -90,8 +93,7 @@ class Results(Work):
             for record in self.sweep.records:
                 result = lines[record.custom_id]
                 errors += result["error"] is not None
-                expected = record.fields.get(self.sweep.file.expect or "")
-                right += result["text"] is not None and result["text"].strip() == str(expected).strip()
+                right += is_right(result, self.sweep, record)
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -117,6 +119,16 @@ def state_file(sweep: Sweep) -> Path:
     return sweep.out / ".glide" / "run.json"
 
 
+def history_file(sweep: Sweep) -> Path:
+    return sweep.out / ".glide" / "history.jsonl"
+
+
+def is_right(result: Mapping[str, Any], sweep: Sweep, record: Record) -> bool:
+    """Whether a record's result is what the sweep expects of it."""
+    expected = record.fields.get(sweep.file.expect or "")
+    return result["text"] is not None and result["text"].strip() == str(expected).strip()
+
+
 def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
     """Open the results: those of an unfinished run of the same sweep, else fresh ones.
 
@@ -136,6 +148,8 @@ def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
         raise InputError(f"{sweep.source}: nothing to resume in {sweep.out}; start with `glide sweep run`")
     for prompt in sweep.file.prompts:
         (sweep.out / prompt / "results.jsonl").unlink(missing_ok=True)
+    for path in (history_file(sweep), sweep.out / SUMMARY):  # an earlier run's would be taken for this one's
+        path.unlink(missing_ok=True)
     return Results(sweep, new_run)
 
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from glide.sweep.history import History
 from glide.template import Template
 
 
@@ -20,6 +21,7 @@ class Work(ABC):
         have: the ids that have a result, each with a hash of who computed it when.
         found: how many of them were there before.
         recomputed: results that came although there was one already.
+        history: is told what the driver sees; not everybody keeps one.
         fresh: set when there is more to send than at the driver's last look.
     """
 
@@ -30,6 +32,7 @@ class Work(ABC):
         self.have: dict[str, int] = {}
         self.found = self.recomputed = self.errors = self.tokens = 0
         self.by_glidein: dict[str, int] = {}
+        self.history = History()
         self.fresh = threading.Event()
 
     @property

@@ -1,0 +1,318 @@
+"""A sweep's figures, for a screen and for print: colours that all can tell apart, and hatches where there is none.
+
+Sized for a column of about 12 cm; texts are drawn as shapes, so that they look the same everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+from glide.report.history import History
+from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
+from glide.vocabulary import State
+
+WIDTH = 4.6  # inches
+DOTS = 300  # an inch, of a PNG
+DOTS_ACROSS = 700  # what is shorter cannot be seen, and thousands of such would make a page of megabytes
+MOST_BINS = 40
+BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # Okabe and Ito, 2008
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7",
+)  # fmt: skip
+GREY, INK = "#D9D9D9", "#222222"
+# Colour, hatch and name of what time is spent on, by its kind.
+KINDS = {
+    State.BLANK: ("#FFFFFF", "", "no model"),
+    State.FETCHING: (SKY, "////", "fetching"),
+    State.IMPORTING: (PURPLE, "+++", "importing"),
+    State.LOADING: (ORANGE, "\\\\\\\\", "loading"),
+    State.WARMING: (YELLOW, "xxxx", "warm-up"),
+    "engine": (GREEN, "", "engine computes"),
+    SERVING: (GREEN, "", "serving"),
+    "rest": ("#8FD3BD", "----", "has jobs, engine waits"),
+    IDLE: (GREY, "", "warm, idle"),
+    State.FAILED: ("#FFFFFF", "||||", "failed"),
+    "other": ("#FFFFFF", "||||", "other"),
+    "waiting": (GREY, "", "in the queue"),
+    "starting": (SKY, "////", "starting"),
+    "sharing": ("#8FD3BD", "----", "waiting for the engine"),
+    "productive": (GREEN, "", "productive"),
+    "loading": (ORANGE, "\\\\\\\\", "loading"),
+    "lost": (RED, "xxxx", "lost"),
+    "idle": (GREY, "", "idle"),
+}
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlelocation": "left", "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
+    "hatch.linewidth": 0.5, "hatch.color": INK, "lines.linewidth": 1.4, "legend.frameon": False,
+    "axes.grid.axis": "y", "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "text.parse_math": False,  # what users have named is no formula
+    "svg.fonttype": "path", "svg.hashsalt": "glide", "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """What all figures have in common, while they are made and saved."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a box is drawn for what the font lacks
+        yield
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, figure.subplots(rows, columns, **options)
+
+
+# ---- the figures ---------------------------------------------------------------------------------
+
+
+def progress(history: History, total: int) -> Figure:
+    """Completed records, and below them lanes, over time."""
+    figure, (above, below) = _figure(3.9, 2, sharex=True, height_ratios=(3, 2))
+    unit, name = _unit(history.seconds)
+    done = [*records_done(history), (history.seconds, records_done(history)[-1][1])]
+    above.plot([at / unit for at, _ in done], [count for _, count in done], color=BLUE)
+    above.fill_between([at / unit for at, _ in done], [count for _, count in done], color=BLUE, alpha=0.12, linewidth=0)
+    above.axhline(total, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    above.annotate(f"all {total:,}", (0, total), xytext=(4, -3), textcoords="offset points", va="top", fontsize=8)
+    above.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    above.set(ylabel="completed records", ylim=(0, total * 1.08))
+    lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
+    for which, series in lanes_over_time(history).items():
+        colour, dashes, width = lines[which]
+        there = [point for point in series if point[0] < history.seconds] or series  # at the end, all go
+        steps = [*there, (history.seconds, there[-1][1])]
+        below.step(
+            [at / unit for at, _ in steps], [count for _, count in steps], where="post", color=colour,
+            linestyle=dashes, linewidth=width, label=which, zorder=3 if which == "connected" else 2,
+        )  # fmt: skip
+    most = max(count for _, count in lanes_over_time(history)["connected"])
+    below.set(ylabel="lanes", xlabel=f"time since the sweep began ({name})", ylim=(0, max(1, most) * 1.15))
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    if lost := losses(history):
+        levels = np.interp(lost, [at for at, _ in done], [count for _, count in done])
+        label = f"{len(lost)} job{'s' * (len(lost) != 1)} lost"
+        above.plot([at / unit for at in lost], levels, "v", color=RED, markeredgecolor=INK, markersize=6, label=label)
+        above.legend(loc="lower right")
+    for axes in (above, below):
+        axes.set_xlim(0, max(history.seconds, 0.001) / unit)
+        axes.grid(True)
+        for at in history.resumed:
+            axes.axvline(at / unit, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
+    for at in history.resumed:
+        above.annotate("resumed", (at / unit, 0.85), xycoords=("data", "axes fraction"), xytext=(3, 0), fontsize=7.5,
+                       textcoords="offset points", va="top", rotation=90)  # fmt: skip
+    below.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, -0.32))
+    return figure
+
+
+def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
+    """Histograms of how long jobs ran, and how long a record took the engine."""
+    figure, panels = _figure(2.4, 1, 2)
+    shown = ((seconds, "time of a job (s)", "jobs", 1.0), (engine, "engine's time for a record (ms)", "records", 1e3))
+    for axes, (values, what, of, scale) in zip(panels, shown, strict=True):
+        scaled = [value * scale for value in values]
+        if not scaled:
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", va="center")
+        else:
+            middle = sorted(scaled)[len(scaled) // 2]
+            # A few outliers do not squeeze all others into one bar: what is far beyond goes into the last one.
+            most = sorted(scaled)[int(0.99 * (len(scaled) - 1))]
+            limit = max(1.05 * (max(scaled) if max(scaled) < 2 * most else most), 1e-9)
+            beyond = sum(value > limit for value in scaled)
+            edges = _edges(scaled, limit)
+            axes.hist([min(value, limit) for value in scaled], bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
+            axes.axvline(middle, color=RED, linewidth=1.4, linestyle=(0, (4, 1.5)))
+            right = middle > 0.6 * limit
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (-3 if right else 3, -2), "va": "top"}
+            axes.annotate(f"median {middle:.3g}", (middle, 1), textcoords="offset points", fontsize=8,
+                          ha="right" if right else "left", **place)  # fmt: skip
+            axes.margins(y=0.36 if beyond else 0.18)
+            if beyond:
+                axes.annotate(
+                    f"last bar: {beyond:,} that took longer",
+                    (1, 0.86),
+                    xycoords="axes fraction",
+                    ha="right",
+                    fontsize=7,
+                )
+        axes.set(xlabel=what, ylabel=of)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.grid(True)
+    return figure
+
+
+def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
+    """Where the time of jobs and of glideins went, in percent."""
+    figure = Figure(figsize=(WIDTH, 3.5))
+    renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
+    panels: Any = figure.subfigures(2, height_ratios=(1, 1.1))
+    for panel, (title, spent) in zip(panels, (("Jobs", carriers), ("Glideins", renamed)), strict=True):
+        axes = panel.subplots()
+        _stacked(axes, {"": spent})
+        axes.set_title(f"{title}, {_duration(sum(spent.values()))} together")
+        axes.spines["left"].set_visible(False)
+        patches = [_patch(kind) for kind, seconds in spent.items() if seconds > 0]
+        _legend(panel, patches, 3)
+    return figure
+
+
+def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What lanes' time was spent on, a bar for each device."""
+    figure, axes = _figure(1.25 + 0.45 * len(spent))
+    _stacked(axes, {f"{_short(device)}\n{_duration(sum(each.values()))}": each for device, each in spent.items()})
+    axes.set_xlabel("share of the lanes' time")
+    _legend(figure, [_patch(kind) for kind in SPENT], 4)
+    return figure
+
+
+def glideins(shown: Sequence[Glidein], seconds: float) -> Figure:
+    """What each glidein did when."""
+    figure, axes = _figure(1.2 + 0.19 * max(3, len(shown)))
+    unit, name = _unit(seconds)
+    for row, glidein in enumerate(shown):
+        intervals = coarse(glidein.intervals, max(seconds, 0.001) / DOTS_ACROSS)
+        for kind in sorted({interval.kind for interval in intervals}):
+            colour, hatch, _ = KINDS.get(kind, KINDS["other"])
+            spans = [(each.start / unit, each.seconds / unit) for each in intervals if each.kind == kind]
+            axes.broken_barh(spans, (row - 0.36, 0.72), facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.35)
+        if glidein.end in ENDS:
+            marker, colour = ENDS[glidein.end]
+            axes.plot(glidein.ended / unit, row, marker, color=colour, markeredgecolor=INK, markersize=6, clip_on=False)
+    axes.set_yticks(range(len(shown)), [_short(glidein.id, 18) for glidein in shown])
+    axes.set(xlabel=f"time since the sweep began ({name})", ylim=(len(shown) - 0.4, -0.6), xlim=(0, seconds / unit))
+    axes.tick_params(axis="y", length=0, labelsize=7 if len(shown) > 15 else 8)
+    there = {interval.kind for glidein in shown for interval in glidein.intervals}
+    ends = {glidein.end for glidein in shown}
+    patches = [_patch(kind) for kind in KINDS if kind in there]
+    _legend(figure, [*patches, *(_marker(end) for end in ENDS if end in ends)], 4)
+    return figure
+
+
+def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy by prompt with its confidence interval, best first."""
+    ranked = sorted(scores.items(), key=lambda item: -item[1]["accuracy"])
+    figure, axes = _figure(0.75 + 0.3 * max(2, len(ranked)))
+    for row, (_, score) in enumerate(ranked):
+        low, high = score["low"], score["high"]
+        axes.plot([low, high], [row, row], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot([low, high], [row, row], "|", color=BLUE, markersize=8)
+        axes.plot(score["accuracy"], row, "o", color=BLUE, markeredgecolor=INK, markersize=5.5)
+        axes.annotate(f"{score['accuracy']:.1%}", (high, row), xytext=(6, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(ranked)), [_short(name) for name, _ in ranked])
+    lowest, highest = min(score["low"] for _, score in ranked), max(score["high"] for _, score in ranked)
+    room = max(0.02, (highest - lowest) * 0.08)
+    axes.set(xlabel="accuracy, with the 95 % confidence interval", ylim=(len(ranked) - 0.5, -0.5))
+    axes.set_xlim(max(-0.01, lowest - room), min(1.01, highest) + 2.2 * room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= min(1, axes.get_xlim()[1])])
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if highest - lowest > 0.06 else 1))
+    axes.grid(True, axis="x")
+    return figure
+
+
+# ---- their parts ---------------------------------------------------------------------------------
+
+ENDS = {"lost": ("X", RED), "failed": ("s", "#FFFFFF"), "left": (">", "#FFFFFF")}
+
+
+def _edges(values: Sequence[float], limit: float) -> list[float]:
+    """Of a histogram's bins: as fine as there are values for it, and around whole numbers where all are such."""
+    count = min(MOST_BINS, max(8, int(len(values) ** 0.5)))
+    if all(value == int(value) for value in values):
+        width = max(1, math.ceil(limit / MOST_BINS))
+        return [number * width - 0.5 for number in range(int(limit / width) + 2)]
+    return [limit * number / count for number in range(count + 1)]
+
+
+def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
+    """A bar for each, of all its seconds as 100 %; shares are named where there is room."""
+    for row, spent in enumerate(bars.values()):
+        whole, left = sum(spent.values()) or 1.0, 0.0
+        for kind, seconds in spent.items():
+            share = seconds / whole
+            colour, hatch, _ = KINDS[kind]
+            axes.barh(row, share, left=left, height=0.62, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.5)
+            if share >= 0.07:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.9}
+                axes.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=8, bbox=box)
+            left += share
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
+    """Below a figure, to be read row by row, although matplotlib fills column by column."""
+    by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
+    figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
+
+
+def _patch(kind: str) -> Patch:
+    colour, hatch, name = KINDS[kind]
+    return Patch(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.5, label=name)
+
+
+def _marker(end: str) -> Line2D:
+    marker, colour = ENDS[end]
+    return Line2D([], [], marker=marker, color=colour, markeredgecolor=INK, linestyle="none", label=end)
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return (3600.0, "hours") if seconds > 4 * 3600 else (60.0, "minutes") if seconds > 600 else (1.0, "seconds")
+
+
+def _duration(seconds: float) -> str:
+    unit, name = _unit(seconds)
+    return f"{seconds / unit:,.1f} {name}"
+
+
+def _short(text: str, most: int = 28) -> str:
+    """What a node or a user has named, as far as it can be drawn."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable if len(printable) <= most else f"{printable[: most - 1]}…"
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DOTS, metadata={"Software": None})
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure for a page with others: its ids begin with its name, and it refers to nothing outside."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for unwanted in (r"<!--.*?-->\s*", r"<metadata>.*?</metadata>\s*", r"<style.*?</style>\s*"):
+        text = re.sub(unwanted, "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-")
+    return re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', _OPENING, text, count=1, flags=re.DOTALL)
+
+
+_OPENING = (
+    r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    r' aria-hidden="true" stroke-linejoin="round" stroke-linecap="butt">'
+)
