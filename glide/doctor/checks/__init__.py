@@ -12,7 +12,7 @@ from glide.doctor.finding import Finding, Verdict
 
 @dataclass(frozen=True)
 class Check:
-    """One check; what it looks at, in words, the facts without which it cannot, and what it saw where that is of use."""
+    """One check: what it looks at, in words; the facts without which it cannot; what it saw, where that is of use."""
 
     name: str
     looked: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from glide.doctor.checks.access import duration
 from glide.doctor.facts import Facts
@@ -19,10 +20,10 @@ def ghosts(facts: Facts) -> Iterator[Finding]:
     known = {entry.name for site in facts.files for entry in site.entries} - set(facts.snapshot.blind)
     silent: dict[str, float] = {}
     now = facts.now + facts.clock  # by the pool's clock, as the ads' times are
-    for ad in facts.ads:
+    for ad in _lanes(facts):
         age = now - ad.get("LastHeardFrom", now)
         gone = ad.get(Machine.ENTRY) in known and ad.get(Machine.ID) not in alive
-        if Machine.ID in ad and (age > SILENT_SECONDS * 2 or (gone and age > SILENT_SECONDS)):
+        if age > 2 * SILENT_SECONDS or (gone and age > SILENT_SECONDS):
             silent[str(ad[Machine.ID])] = max(age, silent.get(str(ad[Machine.ID]), 0.0))
     for glide_id, age in sorted(silent.items()):
         yield critical(
@@ -70,8 +71,8 @@ def starts(facts: Facts) -> Iterator[Finding]:
     """The condition on which lanes take jobs."""
     careless = {
         str(ad[Machine.ID]): ad.get(Machine.ENTRY, "?")
-        for ad in facts.ads
-        if Machine.ID in ad and not all(name in ad.get("Start", "") for name in (Machine.TEMPLATE, Machine.STATE))
+        for ad in _lanes(facts)
+        if not all(name in ad.get("Start", "") for name in (Machine.TEMPLATE, Machine.STATE))
     }
     for glide_id, entry in sorted(careless.items()):
         yield critical(
@@ -86,7 +87,7 @@ def without_gpu(facts: Facts) -> Iterator[Finding]:
     asking = {entry.name for site in facts.files for entry in site.entries if entry.request.gpus}
     slow = {
         str(ad[Machine.ID]): ad[Machine.ENTRY]
-        for ad in facts.ads
+        for ad in _lanes(facts)
         if ad.get(Machine.ENTRY) in asking and ad.get(Machine.BATCHING) and not ad.get(Machine.GPU_NAME)
     }
     for glide_id, entry in sorted(slow.items()):
@@ -94,3 +95,8 @@ def without_gpu(facts: Facts) -> Iterator[Finding]:
             f"{glide_id} asked for a GPU, and its model runs on the CPU",
             f"glide factory logs {entry}; install a torch that has CUDA in the `python` or `environment` of {entry}",
         )
+
+
+def _lanes(facts: Facts) -> list[Mapping[str, Any]]:
+    """The slots' ads: a glidein's startd has one too, with some of the same attributes."""
+    return [ad for ad in facts.ads if ad["MyType"] == "Machine" and Machine.ID in ad]
