@@ -64,7 +64,7 @@ class Clinic:
 
         told: dict[str, Any] = {}
         try:
-            eventually(same, "it finds that", budget=60)
+            eventually(same, "it finds that", budget=45)
         except AssertionError:
             raise AssertionError(json.dumps(findings(told), indent=1) + "\nexpected " + repr(expected)) from None
         assert told["level"] == max((level for _, level, _, _ in expected), default="ok", key=LEVELS.index)
@@ -99,6 +99,7 @@ class Clinic:
         said = self.pool.tool("condor_submit", "-terse", "-spool", str(folder / "job.sub"))
         cluster = said.split(".")[0]
         try:
+            eventually(lambda: self.query(f"ClusterId == {cluster} && JobStatus == {JobStatus.IDLE}"), "it waits")
             yield cluster
         finally:
             self.pool.tool("condor_rm", cluster)
@@ -237,12 +238,16 @@ def test_what_is_held(clinic):
 
 def test_secrets_that_others_can_read(clinic):
     (token, *_) = clinic.pool.home.glob("factory/*/*/*/token")
-    own = clinic.pool.folder / "tokens.d" / "owner"
-    for path, mode in ((clinic.pool.home, 0o755), (token, 0o644), (own, 0o640)):
+    for path, mode in ((clinic.pool.home, 0o755), (token, 0o644)):
         before = path.stat().st_mode
         path.chmod(mode)
         clinic.finds(("secrets", "critical", f"{path} has mode {mode:o}", f"chmod {mode & 0o700:o} {path}"))
         path.chmod(before)
+    own = clinic.pool.folder / "tokens.d" / "owner"
+    own.chmod(0o640)  # then HTCondor does not use it
+    told = clinic.examine()
+    own.chmod(0o600)
+    assert told["level"] == "unknown" and f"chmod 600 {own}" in told["not_seen"]
 
 
 def test_a_token_that_is_about_to_expire(clinic):
@@ -278,7 +283,7 @@ def test_a_site_file_that_asks_for_what_is_not_there(clinic, tmp_path):
             ("glidein knobs", "warning", "CLAIM_WORKLIFE = 1200", "remove CLAIM_WORKLIFE"),
         )
     with clinic.site({**entry("ward"), "colour": "red"}):
-        clinic.finds(("site files", "critical", "clinic.yaml:4: entries.0.colour: unknown key", "correct"))
+        clinic.finds(("site files", "critical", "clinic.yaml:2: entries.0.colour: unknown key", "correct"))
 
 
 def test_what_strangers_advertise(clinic):
@@ -321,8 +326,8 @@ def test_a_factory_that_hangs_and_the_ghost_that_it_leaves(clinic):
                 if (process.variable("CONDOR_CONFIG") or "").startswith(str(clinic.pool.folder / "execute")):
                     process.send(signal.SIGKILL)
             clinic.finds(
-                ("ghosts", "critical", "have been silent for 3", "glide factory run"),
-                ("factories", "critical", "has not got through a cycle for 3", "glide factory run again"),
+                ("ghosts", "critical", "have been silent for", "glide factory run"),
+                ("factories", "critical", "has not got through a cycle for", "glide factory run again"),
             )
             assert name in clinic.lanes()
         finally:

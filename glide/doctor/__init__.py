@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from glide.doctor.bounded import Unseen
-from glide.doctor.checks import judge
+from glide.doctor.checks import access, judge
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Level, Verdict, worst
 from glide.doctor.look import gather
 from glide.doctor.trial import attempt
+from glide.errors import CondorError
 
 __all__ = ["Level", "Verdict", "document", "examine", "worst"]
 
@@ -25,9 +26,12 @@ def examine(files: Sequence[Path] = (), budget: float = 0.0) -> list[Verdict]:
         budget: seconds for a record that goes the whole way; 0 for none.
 
     Raises:
-        CondorError: there is no pool to look at.
+        CondorError: there is no pool to look at; with what may be the cause here, a token that HTCondor refuses say.
     """
     facts = gather(files)
+    if "ads" in facts.unseen:
+        reasons = [f"{each.found}; {each.fix}" for each in (*access.secrets(facts), *access.expiry(facts))]
+        raise CondorError(f"no pool to look at: {'; '.join([facts.unseen['ads'], *reasons])}")
     return judge(_with_trial(facts, budget) if budget else facts)
 
 

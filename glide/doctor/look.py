@@ -50,7 +50,7 @@ def gather(files: Sequence[Path] = ()) -> Facts:
         files: of sites; by default those whose factories have run from here.
 
     Raises:
-        CondorError: there is no pool, or its collector does not answer.
+        CondorError: there is no pool.
     """
     connect()
     sites = tuple(map(_site, files or known_sites()))
@@ -73,8 +73,6 @@ def gather(files: Sequence[Path] = ()) -> Facts:
     }
     answers = ask(questions, BUDGET)
     unseen = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Unseen)}
-    if "ads" in unseen:
-        raise CondorError(f"no pool to look at: {unseen['ads']}")
     embedded = os.environ.get("CONDOR_CONFIG") == str(EmbeddedPool(home()).config)
     seen = {name: answer for name, answer in answers.items() if name not in unseen}
     return Facts(now=time.time(), embedded=embedded, sites=sites, unseen=unseen, **seen)
