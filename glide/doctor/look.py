@@ -31,7 +31,7 @@ from glide.report.reasons import View
 from glide.report.status import look as look_at_status
 from glide.vocabulary import Job, JobStatus, Machine
 
-BUDGET = 30.0  # seconds for everything; a query of HTCondor's that nobody answers ends after 20
+BUDGET = 25.0  # seconds for everything; a query of HTCondor's that nobody answers ends after 20
 _AD = (
     "MyType", "Name", "CondorVersion", "LastHeardFrom", "MyCurrentTime",
     Machine.ID, Machine.ENTRY, Machine.STATE, Machine.BATCHING, Machine.GPU_NAME,
