@@ -117,6 +117,7 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"jobs": ({**JOB, "JobLeaseDuration": 2400},)}, "jobs warning 1 invocation job (1.0) have a lease"),
         ({"jobs": ({**JOB, "JobStatus": JobStatus.HELD, "HoldReason": "no"},)}, "held jobs warning"),
         ({"nodes": {"here": (Node(1, 2047),)}}, "nodes critical here asks for memory: 2048 MB"),
+        ({"nodes": {"here": ()}}, "nodes critical the pool of here has no machine"),
         ({"nodes": {"here": (Node(0, 4096), Node(1, 100))}}, "in one"),
         ({"sites": (Site("s.yaml", View(site()), cycle_age=31.0),)}, "has not got through a cycle for 31 s"),
         ({"sites": (Site("s.yaml", View(site(), running=False)),)}, "factories warning no factory runs for s"),

@@ -60,6 +60,10 @@ def nodes(facts: Facts) -> Iterator[Finding]:
             found = facts.nodes.get(entry.name)
             if found is None or entry.max_glideins == 0 or any(_suits(node, entry) for node in found):
                 continue
+            if not found:
+                fix = f"condor_on -startd on its machines, or correct the `pool` of {entry.name}"
+                yield critical(f"the pool of {entry.name} has no machine", fix)
+                continue
             what, better = _lacking(found, entry)
             yield critical(
                 f"{entry.name} asks for {what}, and no machine of its pool advertises that: its glideins wait for ever",
@@ -95,4 +99,5 @@ def _lacking(found: tuple[Node, ...], entry: Entry) -> tuple[str, str]:
         most = max((getattr(node, name) for node in found), default=0)
         if most < asked:
             return f"{name}: {asked}{unit}", f"{name}: {most:.0f}"
-    return f"{request.cpus} CPUs, {request.memory} MB and {request.gpus} GPUs in one", "less"
+    gpus = f"{request.gpus} GPUs" + (f" of {request.gpu_memory} MB" if request.gpu_memory else "")
+    return f"{request.cpus} CPUs, {request.memory} MB and {gpus} in one", "less"
