@@ -9,6 +9,7 @@ import typer
 
 from glide.cli import factory, pool, site, submit, sweep, template
 from glide.cli.bench import bench
+from glide.cli.doctor import EXIT_CODES, doctor
 from glide.cli.status import status
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
@@ -26,6 +27,7 @@ app.command()(submit.submit)
 app.command()(submit.gather)
 app.command()(status)
 app.command()(bench)
+app.command(epilog=EXIT_CODES)(doctor)
 
 
 def main() -> None:

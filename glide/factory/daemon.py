@@ -187,7 +187,8 @@ def reopen(site: SiteFile, entry: str) -> None:
 def folder(site: SiteFile) -> Path:
     """Where a site's factory keeps what it sends to nodes and what comes back (0700)."""
     path = home() / "factory" / site.site
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in (home(), path.parent, path):  # a mode is for the last one alone
+        each.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 

@@ -19,9 +19,10 @@ from glide.report.reasons import View, phase, why_idle
 from glide.vocabulary import JobStatus
 
 
-def look() -> tuple[Snapshot, list[View]]:
-    """What is to be seen now, with the eyes of all factories that have run from this GLIDE_HOME."""
-    sites = [load(path, SiteFile) for path in known_sites()]
+def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]:
+    """What is to be seen now, with the eyes of these sites' factories, or all that have run from this GLIDE_HOME."""
+    if sites is None:
+        sites = [load(path, SiteFile) for path in known_sites()]
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
     views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
     return take(AccessPoint, Collector(), outer), views
