@@ -10,6 +10,7 @@ import typer
 from glide.cli import factory, pool, submit, sweep, template
 from glide.cli.bench import bench
 from glide.cli.status import status
+from glide.cli.web import web
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
 
@@ -24,6 +25,7 @@ app.add_typer(template.app, name="template")
 app.command()(submit.submit)
 app.command()(submit.gather)
 app.command()(status)
+app.command()(web)
 app.command()(bench)
 
 
