@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.vocabulary import State
 
 FORGET_SECONDS = 86400.0  # nothing of a glidein that was not seen for so long comes back
 
@@ -20,6 +21,7 @@ class Count(NamedTuple):
 
 
 SERVED, ERRORS, EVICTED, ENDED = "served", "errors", "evicted", "ended"
+ENDS = (State.WARM, State.FAILED, "never warm")  # how far a glidein that has ended had come
 
 
 class Totals:
@@ -36,7 +38,8 @@ class Totals:
 
     def add(self, snapshot: Snapshot) -> None:
         """Count what is new in a look."""
-        self._models |= {each.template: each.model for each in (*snapshot.demands, *snapshot.lanes) if each.model}
+        named: list[Lane | Demand] = [*snapshot.lanes, *snapshot.demands]
+        self._models |= {each.template: each.model for each in named if each.model}
         for count, who, height in self._said(snapshot):
             before, _ = self._heights.get((count, who), (0.0, 0.0))
             self.counts[count] += max(0, int(height - before))
@@ -52,7 +55,7 @@ class Totals:
         for glidein in (*snapshot.glideins, *snapshot.ended):
             yield Count(EVICTED, glidein.entry), glidein.job, max(0, glidein.started - 1)
         for glidein in snapshot.ended:
-            yield Count(ENDED, glidein.entry, glidein.state or "never warm"), glidein.job, 1
+            yield Count(ENDED, glidein.entry, glidein.state if glidein.state in ENDS else ENDS[-1]), glidein.job, 1
         served: list[Lane | Glidein] = [*snapshot.lanes, *snapshot.glideins, *snapshot.ended]
         for each in served:
             model = self._models.get(each.template, "")

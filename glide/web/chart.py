@@ -23,11 +23,6 @@ class Series:
     colour: str
     values: Sequence[float | None]
 
-    @property
-    def latest(self) -> float | None:
-        """The last value that is known."""
-        return next((value for value in reversed(self.values) if value is not None), None)
-
 
 @dataclass(frozen=True)
 class Chart:
@@ -57,11 +52,13 @@ class Chart:
 
     @property
     def summary(self) -> str:
-        """Its latest values in words."""
-        return f"{self.title}. " + ", ".join(f"{each.name}: {self.told(each.latest)}" for each in self.series)
+        """What its legend says, in one sentence."""
+        return f"{self.title}. " + ", ".join(f"{each.name}: {self.told(each)}" for each in self.series)
 
-    def told(self, value: float | None) -> str:
-        """A value with its unit."""
+    def told(self, series: Series) -> str:
+        """The last value of a series that is known; of bars, which count something, their sum."""
+        known = [value for value in series.values if value is not None]
+        value = sum(known) if self.kind == "bars" else known[-1] if known else None
         return "–" if value is None else f"{number(value)}{self.unit}"
 
     def _highest(self) -> float:

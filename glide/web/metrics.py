@@ -13,18 +13,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from glide.factory.activity import Activity, activities
 from glide.factory.look import NAME
 from glide.factory.snapshot import Snapshot
-from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED
+from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
 from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
 from glide.web.sight import View
 
 STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
 ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # told of each entry, if only that there are none
+# What is counted, its label besides site and entry, and the values of that which each entry has from the beginning.
 COUNTERS = {
-    "glide_records_served": (SERVED, "model", "Records that glideins have served, those with an error included."),
-    "glide_record_errors": (ERRORS, "model", "Records that glideins have served with an error."),
-    "glide_glidein_evictions": (EVICTED, "", "Glideins that lost their node and were queued again."),
-    "glide_glideins_ended": (ENDED, "state", "Glideins that have ended, by how far they had come."),
+    "glide_records_served": (SERVED, "model", (), "Records that glideins have served, those with an error included."),
+    "glide_record_errors": (ERRORS, "model", (), "Records that glideins have served with an error."),
+    "glide_glidein_evictions": (EVICTED, "", ("",), "Glideins that lost their node and were queued again."),
+    "glide_glideins_ended": (ENDED, "state", ENDS, "Glideins that have ended, by how far they had come."),
 }
 
 
@@ -43,13 +44,13 @@ class Collector:
             age = {(): time.time() - view.at}
             yield _gauge("glide_view_age_seconds", "Time since queue and collector have answered.", age)
         yield from _factories(sites)
+        site_of = {entry["entry"]: site["site"] for site in sites for entry in site["entries"]}
         if view.answered:
-            site_of = {entry["entry"]: site["site"] for site in sites for entry in site["entries"]}
             yield from _entries(sites)
             yield from _glideins(view.snapshot, site_of)
             yield from _lanes(view.snapshot, site_of)
             yield from _work(view.snapshot)
-        yield from _counters(view)
+        yield from _counters(view, site_of)
 
 
 def exposition(see: Callable[[], View]) -> bytes:
@@ -115,15 +116,17 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("glide_records_per_second", "Pace of the engines that have a job.", paces, "model")
 
 
-def _counters(view: View) -> Iterator[Metric]:
-    for name, (kind, label, told) in COUNTERS.items():
-        family = CounterMetricFamily(name, told, labels=["entry", label] if label else ["entry"])
-        values: Counter[tuple[str, ...]] = Counter()
+def _counters(view: View, site_of: Mapping[str, str]) -> Iterator[Metric]:
+    """From the first look on, so that the first of a kind is seen as one more."""
+    for name, (kind, label, always, told) in COUNTERS.items():
+        found = Counter({(site, entry, each): 0 for entry, site in site_of.items() for each in always})
         for count, number in view.totals.counts.items():
             if count.kind == kind:
-                values[(_name(count.entry), _name(count.label, " "))[: 1 + bool(label)]] += number
-        for labels, number in values.items():
-            family.add_metric(labels, number)
+                found[site_of.get(count.entry, ""), _name(count.entry), _name(count.label)] += number
+        names = ("site", "entry", label)[: 2 + bool(label)]
+        family = CounterMetricFamily(name, told, labels=names)
+        for labels, number in found.items():
+            family.add_metric(labels[: len(names)], number)
         yield family
 
 
@@ -134,6 +137,6 @@ def _gauge(name: str, told: str, values: Mapping[Any, float], *labels: str) -> M
     return family
 
 
-def _name(text: str, also: str = "") -> str:
-    """A label that somebody else has written, if it is a name."""
-    return text if not text or NAME.fullmatch(text.replace(also, "") if also else text) else "other"
+def _name(text: str) -> str:
+    """A label that somebody else may have written, if it is a name."""
+    return text if not text or text in ENDS or NAME.fullmatch(text) else "other"

@@ -23,6 +23,7 @@ _templates = Environment(
 )
 _templates.filters["duration"] = lambda seconds: "–" if seconds is None else duration(seconds)
 _templates.filters["counts"] = lambda counts: ", ".join(f"{count} {name}" for name, count in counts.items()) or "–"
+_templates.filters["number"] = lambda number: f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 _templates.filters["clock"] = lambda at: time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
