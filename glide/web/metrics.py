@@ -120,7 +120,7 @@ def _counters(view: View, site_of: Mapping[str, str]) -> Iterator[Metric]:
     """From the first look on, so that the first of a kind is seen as one more."""
     for name, (kind, label, always, told) in COUNTERS.items():
         found = Counter({(site, entry, each): 0 for entry, site in site_of.items() for each in always})
-        for count, number in view.totals.counts.items():
+        for count, number in view.counts.items():
             if count.kind == kind:
                 found[site_of.get(count.entry, ""), _name(count.entry), _name(count.label)] += number
         names = ("site", "entry", label)[: 2 + bool(label)]

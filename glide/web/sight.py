@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glide.factory.snapshot import Snapshot
-from glide.factory.totals import Totals
+from glide.factory.totals import Count, Totals
 from glide.report.status import document
 from glide.web.eyes import look_on
 
@@ -29,7 +29,7 @@ class View:
         at: when that was, Unix time; 0 if it never answered.
         trouble: why a later look saw nothing.
         most: the most records that each run was seen to have left.
-        totals: counted since this process began.
+        counts: since this process began, by `totals`.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -37,7 +37,8 @@ class View:
     at: float = 0.0
     trouble: str = ""
     most: Mapping[Run, int] = field(default_factory=dict)
-    totals: Totals = field(default_factory=Totals)
+    counts: Mapping[Count, int] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals, repr=False)
 
     @property
     def answered(self) -> bool:
@@ -56,7 +57,8 @@ class View:
         for each in snapshot.demands:
             run = each.run, each.user, each.template
             left[run] = max(each.records, self.most.get(run, 0))
-        return replace(self, snapshot=snapshot, told=told, at=snapshot.now, trouble="", most=left)
+        counts = dict(self.totals.counts)  # which others read while the next look adds to the totals
+        return replace(self, snapshot=snapshot, told=told, at=snapshot.now, trouble="", most=left, counts=counts)
 
 
 class Sight:
