@@ -21,6 +21,8 @@ from glide.factory.activity import Activity
 from glide.factory.journal import SILENCE_SECONDS, Journal
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, Count, Totals
+from glide.report.reasons import View as Site
+from glide.report.status import document
 from glide.vocabulary import JobStatus, State
 from glide.web.chart import Chart, Series, nice
 from glide.web.history import GAP_SECONDS, STEPS, drawn
@@ -115,7 +117,12 @@ def test_what_the_pool_does_not_answer_is_left_out_and_what_was_counted_stays(pr
     assert checked(prometheus, text) == ""
     assert "glide_pool_answers 0.0" in text and "glide_glideins{" not in text and "glide_lanes{" not in text
     assert 'glide_records_served_total{entry="here",model="model",site="lab"} 7.0' in text
-    assert seen.after("away").after((seen.snapshot, dict(seen.told))).answered
+    blind = Snapshot(failed=("no access point answers",), now=1002.0)
+    later = seen.after((blind, document(blind, [Site(SITE, running=True)])))
+    (site,) = later.told["sites"]
+    assert later.trouble == "no access point answers" and later.at == 1000.0 and not later.answered
+    assert site["entries"][0]["glideins"] == {"running": 1} and "no access point answers" in site["unseen"]
+    assert later.after((seen.snapshot, dict(seen.told))).answered
 
 
 def checked(prometheus: Fetched, text: str) -> str:
@@ -230,7 +237,8 @@ def test_the_journal_adds_up_what_is_no_news_and_tells_it_once_a_minute(tmp_path
     ]  # fmt: skip
     journal.write(Snapshot((replace(GLIDEIN, started=2),), (), now=1202.0), [])
     assert journal.latest()["evictions"] == 1
-    assert list(journal.lines(since=journal.latest()["time"])) == [journal.latest()]
+    written = journal.latest()["time"]
+    assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
 
 
 def line(at: float, **changes: Any) -> dict[str, Any]:

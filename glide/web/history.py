@@ -37,6 +37,8 @@ SHARES = {
     Activity.LOST: "vermilion",
 }
 
+# Of a line of the journal; what it says of actions is most of it.
+DRAWN = ("time", "glideins", "lanes", "unseen", "records", "evictions", "glidein_seconds")
 Line = Mapping[str, Any]
 Levels = list[float | None]
 
@@ -55,7 +57,8 @@ def charts(folder: Path, entries: Collection[str], hours: int) -> list[Chart]:
 def _charts(folder: Path, entries: tuple[str, ...], hours: int, steps: int) -> list[Chart]:
     step = hours * 3600.0 / STEPS
     start = (steps + 1 - STEPS) * step
-    return drawn(list(Journal(folder).lines(start - GAP_SECONDS)), entries, start, step)
+    lines = Journal(folder).lines(start - GAP_SECONDS)
+    return drawn([{name: line[name] for name in DRAWN if name in line} for line in lines], entries, start, step)
 
 
 def drawn(lines: Collection[Line], entries: Collection[str], start: float, step: float) -> list[Chart]:

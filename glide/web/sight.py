@@ -25,7 +25,7 @@ class View:
     """The last look at which the pool answered.
 
     Attributes:
-        told: the document of `glide status --json`; its `sites` are of the last look of all.
+        told: the document of `glide status --json`; what it says of factories is of the last look of all.
         at: when that was, Unix time; 0 if it never answered.
         trouble: why a later look saw nothing.
         most: the most records that each run was seen to have left.
@@ -51,7 +51,9 @@ class View:
             return replace(self, trouble=seen)
         snapshot, told = seen
         if snapshot.failed:
-            return replace(self, trouble=snapshot.failed[0], told={**self.told, "sites": told["sites"]})
+            entries = {site["site"]: site["entries"] for site in self.told["sites"]}
+            sites = [{**site, "entries": entries.get(site["site"], site["entries"])} for site in told["sites"]]
+            return replace(self, trouble=snapshot.failed[0], told={**self.told, "sites": sites})
         self.totals.add(snapshot)
         left: dict[Run, int] = {}
         for each in snapshot.demands:
