@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from glide.condor.access_point import value
 from glide.config import SiteFile
 from glide.factory.activity import Activity, activities
+from glide.factory.daemon import is_running, only_factory
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.vocabulary import Exit, Job, JobStatus, State
 from glide.web import pages
@@ -124,16 +126,19 @@ def test_no_page_is_wider_than_its_window(web, browser, complaints, tmp_path, sc
 
 @pool_test
 def test_a_run_with_a_hostile_name_is_text_in_a_browser(web, browser, complaints, access_point, tmp_path):
+    name = HOSTILE + "x" * 100
     text = DESCRIPTION.replace("$(digest)", "nobody-has-it").replace("$(model)", "hostile")
     (tmp_path / "records-0.jsonl").write_text('{"custom_id": "a", "prompt": "text"}\n')
-    (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", f"\nMy.{Job.RUN} = {value(HOSTILE)}\nqueue"))
+    (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", f"\nMy.{Job.RUN} = {value(name)}\nqueue"))
     done = command("submit", str(tmp_path / "hostile.sub"))
     assert done.returncode == 0, done.stderr
-    page = opened(browser, complaints)
+    page = opened(browser, complaints, viewport={"width": 400, "height": 800})
     page.goto(web.url)
-    page.get_by_role("link", name=HOSTILE).first.wait_for(timeout=90000)
-    page.get_by_role("link", name=HOSTILE).first.click()
-    page.get_by_role("heading", name=f"Run {HOSTILE}").wait_for()
+    page.get_by_role("link", name=name).first.wait_for(timeout=90000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.get_by_role("link", name=name).first.click()
+    page.get_by_role("heading", name=f"Run {name}").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert page.evaluate("window.taken") is None
     access_point.remove(f"ClusterId == {done.stdout.strip()}", "the test is over")
 
@@ -184,6 +189,28 @@ def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
     with WebProcess(tmp_path / "log") as web:
         eventually(lambda: "no pool: start one here with `glide pool up`" in web.page(), "it says so")
         assert "glide_pool_answers 0.0" in web.page("/metrics")
+
+
+def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    site = SiteFile.model_validate({"site": "lab", "entries": [{"name": "here", "max_glideins": 1}]})
+    answers: set[bool] = set()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.add(is_running(site))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(50):
+            with only_factory(site):
+                assert is_running(site)
+    finally:
+        over.set()
+        asking.join()
+    assert True in answers and not is_running(site)
 
 
 def _children(pid: int, words: str) -> list[int]:

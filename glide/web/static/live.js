@@ -32,11 +32,10 @@ function swap(text) {
 
 // How to find an element again in another version of the page.
 function place(element) {
+  const href = element.getAttribute("href");
+  if (href) return `a[href="${CSS.escape(href)}"]`;
   const named = element.closest("[id]");
-  if (!named || named.id === "content") {
-    const href = element.getAttribute("href");
-    return href ? `a[href="${CSS.escape(href)}"]` : null;
-  }
+  if (!named || named.id === "content") return null;
   return `#${CSS.escape(named.id)}` + (named === element ? "" : ` ${element.localName}`);
 }
 
@@ -46,11 +45,11 @@ async function refresh() {
   if (!document.hidden && !reading) {
     try {
       const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
-      if (answer.status === 401) throw new Error("it asks for its token again");
+      if (!answer.ok && answer.status !== 404) throw new Error(answer.statusText); // a run that has ended is not there
       swap(await answer.text());
       lost = null;
       say("");
-    } catch (error) {
+    } catch {
       lost ??= new Date();
       say(`glide web is not reachable since ${lost.toLocaleTimeString()}. What is shown is from before.`);
     }
