@@ -125,22 +125,27 @@ def test_no_page_is_wider_than_its_window(web, browser, complaints, tmp_path, sc
 
 
 @pool_test
-def test_a_run_with_a_hostile_name_is_text_in_a_browser(web, browser, complaints, access_point, tmp_path):
+def test_a_run_with_a_hostile_name_is_text_in_a_browser_and_an_endless_one_is_none(
+    web, browser, complaints, access_point, tmp_path
+):
     name = HOSTILE + "x" * 100
     text = DESCRIPTION.replace("$(digest)", "nobody-has-it").replace("$(model)", "hostile")
     (tmp_path / "records-0.jsonl").write_text('{"custom_id": "a", "prompt": "text"}\n')
-    (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", f"\nMy.{Job.RUN} = {value(name)}\nqueue"))
-    done = command("submit", str(tmp_path / "hostile.sub"))
-    assert done.returncode == 0, done.stderr
+    for run, count in (("endless", 'real("INF")'), (name, "1")):
+        further = f"\nMy.{Job.RUN} = {value(run)}\nMy.{Job.RECORDS} = {count}\nqueue"
+        (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", further))
+        done = command("submit", str(tmp_path / "hostile.sub"))
+        assert done.returncode == 0, done.stderr
     page = opened(browser, complaints, viewport={"width": 400, "height": 800})
     page.goto(web.url)
     page.get_by_role("link", name=name).first.wait_for(timeout=90000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.get_by_role("link", name=name).first.click()
     page.get_by_role("heading", name=f"Run {name}").wait_for()
+    assert [run["run"] for run in web.json()["queue"] if run["model"] == "hostile"] == [name]
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert page.evaluate("window.taken") is None
-    access_point.remove(f"ClusterId == {done.stdout.strip()}", "the test is over")
+    access_point.remove(f'{Job.MODEL} == "hostile"', "the test is over")
 
 
 # ---- what it shows -------------------------------------------------------------------------------

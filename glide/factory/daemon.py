@@ -29,7 +29,7 @@ from glide.factory.snapshot import Snapshot
 from glide.files.share import address_towards
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
-LOCK_ATTEMPTS = 10
+LOCK_ATTEMPTS = 10  # a twentieth of a second apart
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
 
 
