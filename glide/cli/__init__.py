@@ -9,7 +9,9 @@ import typer
 
 from glide.cli import factory, pool, site, submit, sweep, template
 from glide.cli.bench import bench
+from glide.cli.doctor import EXIT_CODES, doctor
 from glide.cli.status import status
+from glide.cli.web import web
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
 
@@ -25,7 +27,9 @@ app.add_typer(template.app, name="template")
 app.command()(submit.submit)
 app.command()(submit.gather)
 app.command()(status)
+app.command()(web)
 app.command()(bench)
+app.command(epilog=EXIT_CODES)(doctor)
 
 
 def main() -> None:

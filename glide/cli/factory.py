@@ -65,7 +65,7 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"sites": told})
         return
-    Console().print(*report.tables(told), sep="\n")
+    Console(markup=False).print(*report.tables(told), sep="\n")
 
 
 @app.command()

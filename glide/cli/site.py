@@ -40,7 +40,7 @@ def check(site: Site, as_json: AsJson = False) -> None:
         for name, answers in told.items():
             for answer in answers:
                 table.add_row(name, answer.question, answer.found, answer.fix)
-        Console().print(table)
+        Console(markup=False).print(table)
     if any(answer.fix for answers in told.values() for answer in answers):
         raise typer.Exit(Exit.FAILED)
 

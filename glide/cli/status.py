@@ -26,9 +26,13 @@ def status(
     connect()
     if as_json:
         return print_json(document(*look()))
+    console = Console(markup=False)  # what users wrote is none
     if not watch:
-        return Console().print(*_shown(document(*look())), sep="\n")
-    with Live(Group(*_shown(document(*look()))), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        return console.print(*_shown(document(*look())), sep="\n")
+    with (
+        Live(Group(*_shown(document(*look()))), auto_refresh=False, console=Console(markup=False)) as live,
+        suppress(KeyboardInterrupt),
+    ):
         while True:
             time.sleep(WATCH_SECONDS)
             live.update(Group(*_shown(document(*look()))), refresh=True)

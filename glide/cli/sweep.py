@@ -75,7 +75,7 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
         print_json({**(account.summary or {}), "report": {**told, "page": page}})
         return
     if account.summary is not None:
-        Console().print(result_table(account.summary))
+        Console(markup=False).print(result_table(account.summary))
     print("\n".join([*account.notes, page]))
 
 
@@ -96,7 +96,7 @@ def _run(file: Path, site: Path | None, as_json: bool, resume: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        Console().print(result_table(summary))
+        Console(markup=False).print(result_table(summary))
     if errors := results.error_lines():
         print("\n".join(errors), file=sys.stderr)
         raise typer.Exit(Exit.RECORD_ERRORS)

@@ -103,6 +103,11 @@ class AccessPoint:
                 job["JobStatus"] = JobStatus.IDLE
         return jobs
 
+    def time(self) -> int:
+        """Unix time, by the access point's clock."""
+        (summary,) = self._call("query", "false", [], opts=bindings.htcondor2.QueryOpts.SummaryOnly)
+        return int(summary["ServerTime"])
+
     def retrieve(self, constraint: str) -> None:
         """Bring the outputs of spooled jobs to the folder they were submitted from."""
         self._call("retrieve", constraint)

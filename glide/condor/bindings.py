@@ -27,3 +27,8 @@ def reload() -> None:
     if module := globals().get("htcondor2"):
         module.reload_config(os.environ.get("CONDOR_CONFIG"))
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
+
+
+def version() -> str:
+    """HTCondor's, of which the bindings are."""
+    return str(__getattr__("htcondor2").version())

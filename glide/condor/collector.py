@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from glide.condor import bindings
@@ -25,6 +25,13 @@ class Collector:
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
         """Machine ads of glideins' lanes."""
         return [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))]
+
+    def ads(
+        self, attributes: Iterable[str], expressions: Collection[str] = (), constraint: str = "true"
+    ) -> list[dict[str, Any]]:
+        """Ads of all kinds of daemons; `expressions` are attributes that are wanted as they are written."""
+        found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
+        return [plain(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
 
     def expunge(self, constraint: str) -> None:
         """Remove machine ads at once, for a daemon that died cannot do it and they would keep matching."""

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from glide.factory.snapshot import Snapshot
 from glide.files.share import address_towards
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
+LOCK_ATTEMPTS = 10  # a twentieth of a second apart
 DRAIN_SECONDS = 20.0  # how long a stopping factory waits for its glideins to leave the queue
 
 
@@ -187,7 +188,8 @@ def reopen(site: SiteFile, entry: str) -> None:
 def folder(site: SiteFile) -> Path:
     """Where a site's factory keeps what it sends to nodes and what comes back (0700)."""
     path = home() / "factory" / site.site
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in (home(), path.parent, path):  # a mode is for the last one alone
+        each.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
@@ -199,25 +201,34 @@ def known_sites() -> list[Path]:
 
 def is_running(site: SiteFile) -> bool:
     """Whether a factory runs this site from this GLIDE_HOME."""
-    try:
-        with only_factory(site):
-            return False
-    except InputError:
-        return True
+    with (folder(site) / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # many may ask at once, and leave the file as it is
+        except BlockingIOError:
+            return True
+        return False
 
 
 @contextmanager
 def only_factory(site: SiteFile) -> Iterator[None]:
     """Hold the site's lock; the kernel releases it whatever becomes of us."""
     with (folder(site) / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"a factory for site {site.site} is running (pid {_owner(file)}); stop it first") from None
+        if not _locked(file):
+            raise InputError(f"a factory for site {site.site} is running (pid {_owner(file)}); stop it first")
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def _locked(file) -> bool:
+    """Whether the lock could be had within a moment, for which who only asks (`is_running`) may hold it."""
+    for _ in range(LOCK_ATTEMPTS):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _owner(file) -> str:

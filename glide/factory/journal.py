@@ -9,56 +9,97 @@ import json
 import os
 import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from glide.factory.activity import activities
 from glide.factory.plan import Action
 from glide.factory.snapshot import Snapshot
+from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED, Totals
 from glide.vocabulary import JobStatus
 
+SILENCE_SECONDS = 60.0  # without news, a line so often, for what is only measured
 LARGEST = 10_000_000  # bytes; what is older than that goes to journal.jsonl.1, and what is there goes
 
 
 class Journal:
-    """A site's journal in its factory's folder. A cycle like the one before only touches the file."""
+    """A site's journal in its factory's folder. A cycle like the one before only touches the file, most of the time.
+
+    What is counted (`evictions`, `ended`, `records`, `errors`) starts anew with each factory; `glidein_seconds` are
+    those since the line before, by what running glideins did (`glide.factory.activity`).
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "journal.jsonl"
         self.last: dict[str, Any] = {}
+        self.totals = Totals()
+        self.spent: Counter[str] = Counter()
+        self.cycle = self.told = 0.0  # Unix times of the last cycle, and of the last that has a line
 
     def write(self, snapshot: Snapshot, actions: Collection[Action], refused: Collection[str] = ()) -> None:
-        """Add a line, if anything is new, and note that there was a cycle.
+        """Add a line, if anything is new or none was added for a while, and note that there was a cycle.
 
         Args:
             refused: what HTCondor did not do of the actions.
         """
-        told = {**describe(snapshot, actions), "refused": list(refused)}
-        if self.path.exists() and _stable(told) == _stable(self.last):
+        self._measure(snapshot)
+        counted = {"evictions": self.totals.of(EVICTED), "ended": self.totals.of(ENDED)}
+        told = {**describe(snapshot, actions), "refused": list(refused), **counted}
+        news = not self.path.exists() or _stable(told) != _stable(self.last)
+        if not news and snapshot.now - self.told < SILENCE_SECONDS:
             return os.utime(self.path)
         if self.path.exists() and self.path.stat().st_size > LARGEST:
-            self.path.replace(self.path.with_suffix(".jsonl.1"))
+            self.path.replace(self._rotated)
+        spent = {did: round(seconds, 1) for did, seconds in self.spent.items()}
+        measured = {"records": self.totals.of(SERVED), "errors": self.totals.of(ERRORS), "glidein_seconds": spent}
         with self.path.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **told}) + "\n")
-        self.last = told
+            file.write(json.dumps({"time": round(time.time(), 3), **told, **measured}) + "\n")
+        self.last, self.told = told, snapshot.now
+        self.spent.clear()
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The journal from its beginning; a torn line is none."""
-        if self.path.exists():
-            with self.path.open() as file:
+    def _measure(self, snapshot: Snapshot) -> None:
+        """Add up what happened since the cycle before, which is not news in itself."""
+        self.totals.add(snapshot)
+        seconds = min(snapshot.now - self.cycle, SILENCE_SECONDS) if self.cycle else 0.0
+        for counts in () if snapshot.failed else activities(snapshot).values():
+            self.spent.update({did: count * seconds for did, count in counts.items()})
+        self.cycle = snapshot.now
+
+    @property
+    def _rotated(self) -> Path:
+        return self.path.with_suffix(".jsonl.1")
+
+    def lines(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+        """The journal from its beginning, or from a Unix time on; a torn line is none."""
+        for path in (self._rotated, self.path):
+            if not path.exists() or path.stat().st_mtime + 1 < since:  # a file's clock is a coarse one
+                continue
+            with path.open() as file:
                 for line in file:
                     with suppress(ValueError):
-                        yield json.loads(line)
+                        told = json.loads(line) if _time(line) >= since else None
+                        if isinstance(told, dict):
+                            yield told
 
     def latest(self) -> dict[str, Any]:
         """The last line; empty where there is none."""
-        return deque(self.lines(), maxlen=1).pop() if self.path.exists() else {}
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for line in reversed(lines):
+            with suppress(ValueError):
+                return json.loads(line)
+        return {}
 
     def age(self) -> float | None:
         """Seconds since the last cycle; None where there was none."""
         return time.time() - self.path.stat().st_mtime if self.path.exists() else None
+
+
+def _time(line: str) -> float:
+    """When a line was written, without reading it: a day has many. ValueError where it is torn."""
+    return float(line.removeprefix('{"time": ').partition(",")[0])
 
 
 def _stable(told: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 Queue = AccessPoint | RemoteAccessPoint
 
 NAME = re.compile(r"[\w./:+-]{1,200}")  # of templates and models: nothing that means something in a job file
+LARGEST_COUNT = 1e15  # of anything; a ClassAd's number may be infinite
 DESCRIPTIONS = 10  # of a template that are looked at until one is right
 
 
@@ -140,7 +141,7 @@ def _is_sound(job: dict) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, (int, float)) and value >= 0
+    return isinstance(value, (int, float)) and 0 <= value < LARGEST_COUNT
 
 
 def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) -> Template | None:

@@ -53,6 +53,7 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
         "usefulness": round(rooms.usefulness(entry, snapshot), 3),
         "room": None if snapshot.failed else room.left,
         "limit": room.limit,
+        "blind": snapshot.blind.get(entry.name, ""),
         "held": sorted({glidein.hold_reason for glidein in mine if glidein.status == JobStatus.HELD}),
         "avoided": list(bad_nodes(mine, ended)),
         "token_hours": min((round(left / 3600, 1) for left in expiries if left is not None), default=None),

@@ -19,9 +19,10 @@ from glide.report.reasons import View, phase, why_idle
 from glide.vocabulary import JobStatus
 
 
-def look() -> tuple[Snapshot, list[View]]:
-    """What is to be seen now, with the eyes of all factories that have run from this GLIDE_HOME."""
-    sites = [load(path, SiteFile) for path in known_sites()]
+def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]:
+    """What is to be seen now, with the eyes of these sites' factories, or all that have run from this GLIDE_HOME."""
+    if sites is None:
+        sites = [load(path, SiteFile) for path in known_sites()]
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
     views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
     return take(AccessPoint, Collector(), outer), views
@@ -43,7 +44,7 @@ def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
             {"model": model, "template": template, "state": state, "phase": shown, "claimed": claimed, "count": count}
             for (model, template, state, shown, claimed), count in sorted(Counter(map(_kind, snapshot.lanes)).items())
         ],
-        "records_per_second": round(_records_per_second(snapshot.lanes), 3),
+        "records_per_second": round(records_per_second(snapshot.lanes), 3),
         "queue": [
             {"run": demand.run, "model": demand.model, "template": demand.template, "user": demand.user,
              "idle": demand.idle, "running": demand.running, "records_left": demand.records,
@@ -78,7 +79,7 @@ def tables(told: dict[str, Any]) -> list[Table | str]:
     for demand in told["queue"]:
         numbers = (str(demand[name]) for name in ("idle", "running", "records_left", "records_per_second"))
         left = demand["seconds_left"]
-        queue.add_row(demand["run"], demand["model"], *numbers, "-" if left is None else _duration(left))
+        queue.add_row(demand["run"], demand["model"], *numbers, "-" if left is None else duration(left))
         if demand["why_idle"]:
             reasons.append(f"{demand['run']}: {demand['idle']} jobs wait: {demand['why_idle']}")
     shown: list[Table | str] = [table for table in (glideins, lanes, queue) if table.row_count]
@@ -96,17 +97,18 @@ def _pace(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
     """A run's share of the pace of the lanes that have its model, and the seconds that what is left takes so."""
     running = sum(each.running for each in snapshot.demands if each.template == demand.template)
     mine = [lane for lane in snapshot.lanes if lane.template == demand.template]
-    pace = _records_per_second(mine) * demand.running / running if running else 0.0
+    pace = records_per_second(mine) * demand.running / running if running else 0.0
     return {"records_per_second": round(pace, 3), "seconds_left": round(demand.records / pace, 1) if pace else None}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _records_per_second(lanes: Iterable[Lane]) -> float:
+def records_per_second(lanes: Iterable[Lane]) -> float:
     """The engines' pace, of those that have a job now."""
     paces = {lane.glide_id: lane.record_seconds for lane in lanes if lane.claimed and lane.record_seconds}
     return sum(1 / pace for pace in paces.values())

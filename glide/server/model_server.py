@@ -92,6 +92,9 @@ class ModelServer:
             # A job may come and go between two looks.
             used = time.monotonic() if busy else max([used, *(each.used for each in self.fronts.values())])
         say(f"no job for {self.idle_seconds:g} s")
+        for front in self.fronts.values():
+            if front.native:
+                await tell_outer_job(front.status)  # what it has served, of which ads tell now and then
         os.kill(os.getppid(), signal.SIGTERM)
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

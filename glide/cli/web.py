@@ -1,0 +1,76 @@
+"""glide web: the factory in a browser, and for Prometheus."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from glide.condor import home
+from glide.errors import InputError
+from glide.system import publish
+from glide.web.app import application
+from glide.web.guard import is_loopback
+from glide.web.sight import Sight
+
+PORT = 8450
+
+
+def web(
+    host: Annotated[
+        str, typer.Option(help="Address or name to listen on; off this machine a token is asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = PORT,
+    token_file: Annotated[Path | None, typer.Option(help="Ask for the token in this file.")] = None,
+) -> None:
+    """A page of entries, lanes, runs and failures that keeps itself up to date, and /metrics. Example: glide web
+
+    It only reads, and only this machine reaches it, unless --host names another address. SIGTERM or Ctrl-C ends it.
+    """
+    try:
+        off_machine = not is_loopback(host)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    token, names = "", {host}
+    if token_file or off_machine:
+        token_file = token_file or _own_token()
+        token = _read(token_file)
+        names |= {socket.gethostname(), socket.getfqdn()}
+    address = f"[{host}]" if ":" in host else host
+    print(f"glide web: http://{address}:{listening.getsockname()[1]}/", flush=True)
+    if token:
+        print(f"its token is in {token_file}; in a browser, open /?token=… once", flush=True)
+    settings = uvicorn.Config(
+        application(Sight(), names, token), log_level="warning", access_log=False, server_header=False,
+        proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    with suppress(KeyboardInterrupt):  # being stopped is how it ends
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _own_token() -> Path:
+    """The token of this GLIDE_HOME, made when it is first asked for."""
+    file = home() / "web" / "token"
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not file.exists():
+        publish(file, secrets.token_urlsafe(32) + "\n")
+    return file
+
+
+def _read(file: Path) -> str:
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no token can be read: {error}") from None
+    if not token:
+        raise InputError(f"{file}: it is empty; put a token into it that nobody guesses")
+    if file.stat().st_mode & 0o077:
+        raise InputError(f"{file}: others can read it; chmod 600 {file}")
+    return token

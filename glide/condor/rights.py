@@ -1,0 +1,43 @@
+"""What this account, or the bearer of a token, may do in a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glide.condor import bindings
+from glide.errors import CondorError
+
+
+@dataclass(frozen=True)
+class Right:
+    """An authorization level (READ, ADVERTISE_STARTD, …) that a daemon grants, or does not."""
+
+    who: str
+    daemon: str
+    level: str
+    granted: bool
+
+
+def right(who: str, daemon: str, level: str, token: str | None = None) -> Right:
+    """Ask a daemon of the pool (Schedd, Collector) whether it grants a level.
+
+    It waits for as long as the daemon does not answer.
+
+    Args:
+        who: for people, whose right it is.
+        token: instead of what this account has.
+
+    Raises:
+        CondorError: there is no such daemon.
+    """
+    kind = getattr(bindings.htcondor2.DaemonType, daemon)
+    try:
+        location = bindings.htcondor2.Collector().locate(kind)
+    except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
+        raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None
+    try:
+        security = bindings.htcondor2.SecurityContext(token=token) if token else None
+        answer = bindings.htcondor2.ping(location, level, security)
+        return Right(who, daemon, level, bool(answer.get("AuthorizationSucceeded")))
+    except (RuntimeError, bindings.htcondor2.HTCondorException):
+        return Right(who, daemon, level, False)

@@ -1,0 +1,65 @@
+"""Questions asked all at once, each in a process of its own with a time limit.
+
+HTCondor's bindings hold Python's lock for as long as a daemon does not answer, and a ping waits for ever.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from glide.errors import GlideError
+from glide.system import end_with_parent
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Why there is no answer."""
+
+    reason: str
+
+
+def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
+    """The answers, and Unseen for who raised an error or took longer than so many seconds."""
+    processes = multiprocessing.get_context("fork")
+    asked = {}
+    for name, question in questions.items():
+        here, there = processes.Pipe(duplex=False)
+        process = processes.Process(target=_answer, args=(there, question), daemon=True)
+        process.start()
+        there.close()
+        asked[name] = process, here
+    deadline = time.monotonic() + seconds
+    try:
+        return {name: _received(pipe, deadline, seconds) for name, (_, pipe) in asked.items()}
+    finally:
+        for process, pipe in asked.values():
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _received(pipe: Connection, deadline: float, seconds: float) -> Any:
+    try:
+        if pipe.poll(max(0.0, deadline - time.monotonic())):
+            return pipe.recv()
+        return Unseen(f"no answer within {seconds:.0f} s")
+    except EOFError:
+        return Unseen("who asked has died over it")
+
+
+def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
+    end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        pipe.send(question())
+    except (GlideError, OSError) as error:
+        pipe.send(Unseen(str(error)))
+    except Exception as error:  # a mistake of ours in one place is no reason to see nothing of the others
+        pipe.send(Unseen(f"an error in glide: {type(error).__name__}: {error}"))

@@ -1,0 +1,70 @@
+"""Tokens, permissions, and what HTCondor lets us and our glideins do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from glide.doctor.facts import Facts
+from glide.doctor.finding import Finding, critical, warning
+
+DAY = 86400.0
+SOON = 7 * DAY
+RENEW = "glide factory run, by an account that can read the pool's signing key: it renews it"
+
+
+def secrets(facts: Facts) -> Iterator[Finding]:
+    """Nobody else can read what must stay secret."""
+    for folder in facts.folders:
+        if not folder.mine:
+            yield critical(f"{folder.path} belongs to another account", f"chown -R $(id -u) {shlex.quote(folder.path)}")
+        elif folder.mode & 0o077:
+            right = folder.mode & 0o700
+            yield critical(
+                f"{folder.path} has mode {folder.mode:03o}, so that others of this machine get at tokens and records",
+                f"chmod {right:o} {shlex.quote(folder.path)}",
+            )
+
+
+def expiry(facts: Facts) -> Iterator[Finding]:
+    """Tokens are good for long enough."""
+    lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
+    for token in facts.tokens:
+        if token.seconds_left is None:
+            continue
+        enough = lifetimes.get(token.entry, 0) if token.entry else SOON
+        if token.seconds_left >= enough:
+            continue
+        whose = f"the token of {token.entry}'s waiting glideins" if token.entry else "this account's token"
+        fix = RENEW if token.entry else f"condor_token_fetch -token {shlex.quote(Path(token.path).name)}"
+        if token.seconds_left <= 0:
+            yield critical(f"{whose}, {token.path}, has expired", fix)
+        else:
+            yield warning(f"{whose}, {token.path}, expires in {duration(token.seconds_left)}", fix)
+
+
+def rights(facts: Facts) -> Iterator[Finding]:
+    """Who must be let in is."""
+    for right in facts.rights:
+        if right.granted:
+            continue
+        if right.daemon == "Collector":
+            yield critical(
+                f"the collector does not let {right.who} advertise ({right.level}): its lanes run and are never seen",
+                f"ALLOW_{right.level} = $(ALLOW_{right.level}), {right.who}@$(TRUST_DOMAIN), in the central manager's"
+                " configuration; then condor_reconfig",
+            )
+        else:
+            yield critical(
+                f"the access point does not grant {right.who} {right.level}",
+                "condor_token_fetch as a user who may, or ALLOW_WRITE and ALLOW_READ in its configuration",
+            )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, size in (("days", DAY), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

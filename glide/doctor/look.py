@@ -1,0 +1,221 @@
+"""Gather the facts: everything that the doctor asks HTCondor and the operating system for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from glide.condor import AccessPoint, Collector, EmbeddedPool, connect, home, install, tokens
+from glide.condor.access_point import parameter
+from glide.condor.bindings import version
+from glide.condor.configuration import configuration
+from glide.condor.rights import Right, right
+from glide.config import Entry, SiteFile, load
+from glide.doctor.bounded import Unseen, ask
+from glide.doctor.checks import knobs
+from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
+from glide.errors import CondorError, InputError
+from glide.factory.daemon import drained, folder, is_running, known_sites
+from glide.factory.journal import Journal
+from glide.factory.snapshot import Snapshot
+from glide.files.unpack import is_archive
+from glide.report.reasons import View
+from glide.report.status import look as look_at_status
+from glide.vocabulary import Job, JobStatus, Machine
+
+BUDGET = 25.0  # seconds for everything; a query of HTCondor's that nobody answers ends after 20
+_AD = (
+    "MyType", "Name", "CondorVersion", "LastHeardFrom", "MyCurrentTime",
+    Machine.ID, Machine.ENTRY, Machine.STATE, Machine.BATCHING, Machine.GPU_NAME,
+)  # fmt: skip
+_JOB = (
+    "ClusterId", "ProcId", "HoldReason", "TransferInput", "TransferExecutable", "In", "TransferOutput",
+    "JobLeaseDuration", "WantIOProxy",
+)  # fmt: skip
+_NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
+
+
+def gather(files: Sequence[Path] = ()) -> Facts:
+    """Look at the pool in force, at this GLIDE_HOME, and at what factories have run from it.
+
+    Args:
+        files: of sites; by default those whose factories have run from here.
+
+    Raises:
+        CondorError: there is no pool.
+    """
+    connect()
+    sites = tuple(map(_site, files or known_sites()))
+    views = [site.view for site in sites if site.view]
+    entries = [(view.site, entry) for view in views for entry in view.site.entries]
+    questions: dict[str, Callable[[], Any]] = {
+        "programs": _programs,
+        "folders": _folders,
+        "tokens": partial(_tokens, entries),
+        "disks": _disks,
+        "ads": _ads,
+        "negotiator": partial(configuration, "Negotiator", knobs.NEGOTIATOR),
+        "schedd": partial(configuration, "Schedd", knobs.SCHEDD),
+        "event_log": _event_log,
+        "rights": partial(_rights, entries),
+        "clock": _clock,
+        "jobs": _jobs,
+        "nodes": partial(_nodes, entries),
+        "snapshot": partial(_snapshot, [view.site for view in views]),
+    }
+    answers = ask(questions, BUDGET)
+    unseen = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Unseen)}
+    embedded = os.environ.get("CONDOR_CONFIG") == str(EmbeddedPool(home()).config)
+    seen = {name: answer for name, answer in answers.items() if name not in unseen}
+    return Facts(now=time.time(), embedded=embedded, sites=sites, unseen=unseen, **seen)
+
+
+# ---- this machine --------------------------------------------------------------------------------
+
+
+def _programs() -> Programs:
+    classad = ""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        classad = importlib.metadata.version("classad")
+    return Programs(version(), classad)
+
+
+def _site(path: Path) -> Site:
+    try:
+        site = load(path, SiteFile)
+    except InputError as error:
+        return Site(str(path), problems=error.problems)
+    journal = Journal(folder(site))
+    told = journal.latest()
+    return Site(
+        str(path), View(site, frozenset(drained(site)), is_running(site)), missing=tuple(_missing(site)),
+        cycle_age=journal.age(), troubles=(*told.get("unseen", ()), *told.get("refused", ())),
+    )  # fmt: skip
+
+
+def _missing(site: SiteFile) -> Iterator[str]:
+    for entry in site.entries:
+        for key, name in (("environment", entry.environment), ("condor", entry.condor)):
+            if name and name.startswith("/") and is_archive(name) and not Path(name).exists():
+                yield f"{entry.name}: {key}: {name}"
+
+
+def _folders() -> tuple[Folder, ...]:
+    secrets = [home(), home() / "pool", home() / "sessions", *(home() / "factory").glob("*"), *_own_tokens()]
+    secrets += (home() / "factory").glob("*/*/*/token")
+    return tuple(
+        Folder(str(path), stat.S_IMODE(path.stat().st_mode), path.stat().st_uid == os.geteuid())
+        for path in secrets
+        if path.exists()
+    )
+
+
+def _own_tokens() -> list[Path]:
+    place = Path(parameter("SEC_TOKEN_DIRECTORY") or Path.home() / ".condor" / "tokens.d")
+    return sorted(path for path in place.glob("*") if path.is_file())
+
+
+def _entry_tokens(site: SiteFile, entry: Entry) -> list[Path]:
+    """An entry's, the newest first."""
+    found = (folder(site) / entry.name).glob("*/token")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _tokens(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Token, ...]:
+    now, idle = time.time(), f"{Job.ENTRY} =!= undefined && JobStatus == {JobStatus.IDLE}"
+    waiting = set()
+    with suppress(CondorError):  # others say so
+        jobs = AccessPoint().jobs(idle, [Job.ENTRY, Job.TEMPLATE])
+        waiting = {(job[Job.ENTRY], (job.get(Job.TEMPLATE) or "blank")[:16]) for job in jobs}
+    theirs = [
+        (path, entry.name)
+        for site, entry in entries
+        for path in _entry_tokens(site, entry)
+        if (entry.name, path.parent.name) in waiting
+    ]
+    every = [*((path, "") for path in _own_tokens()), *theirs]
+    return tuple(Token(str(path), tokens.seconds_left(path, now), entry) for path, entry in every)
+
+
+def _disks() -> tuple[Disk, ...]:
+    """One for each disk, however many of the folders are on it."""
+    folders = {"GLIDE_HOME": home(), "the access point's SPOOL": Path(parameter("SPOOL") or "/nowhere"),
+               "the cache of what is downloaded": install.cache_dir()}  # fmt: skip
+    found: dict[int, Disk] = {}
+    for what, path in folders.items():
+        if not path.exists():
+            continue
+        usage, device = shutil.disk_usage(path), path.stat().st_dev
+        names = f"{found[device].what}, {what}" if device in found else what
+        found[device] = Disk(found[device].path if device in found else str(path), names, usage.free, usage.total)
+    return tuple(found.values())
+
+
+def _event_log() -> EventLog:
+    path = parameter("EVENT_LOG") or ""
+    there = Path(path) if Path(path).exists() else Path(path).parent  # a fresh access point has none as yet
+    return EventLog(path, os.access(there, os.R_OK))
+
+
+# ---- the pool ------------------------------------------------------------------------------------
+
+
+def _ads() -> tuple[dict[str, Any], ...]:
+    return tuple(Collector().ads(_AD, ["Start"]))
+
+
+def _clock() -> float:
+    access_point = AccessPoint()
+    before = time.time()
+    theirs = access_point.time()
+    return theirs + 0.5 - (before + time.time()) / 2
+
+
+def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Right, ...]:
+    AccessPoint().jobs("false", [])  # gives up where nobody answers, as what follows does not
+    rights = [right("this account", daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
+    for site, entry in entries:
+        for path in _entry_tokens(site, entry)[:1]:
+            left = tokens.seconds_left(path, time.time())
+            if left is None or left > 0:  # an old one is renewed before it is used
+                who, token = f"glidein-{entry.name}", path.read_text().strip()
+                rights += [right(who, "Collector", f"ADVERTISE_{kind}", token) for kind in ("STARTD", "MASTER")]
+    return tuple(rights)
+
+
+def _jobs() -> tuple[dict[str, Any], ...]:
+    constraint = f"{Job.TEMPLATE} =!= undefined && {Job.ENTRY} =?= undefined && JobStatus != {JobStatus.COMPLETED}"
+    return tuple(AccessPoint().jobs(constraint, _JOB))
+
+
+def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[Node, ...]]:
+    """A pool that does not answer is left out: the factory's view of it says why."""
+    found: dict[str, tuple[Node, ...]] = {}
+    for pool in {entry.pool for _, entry in entries}:
+        with suppress(CondorError):
+            ads = Collector(pool.collector if pool else None).ads(
+                _NODE, constraint=f'MyType == "Machine" && {Machine.ID} =?= undefined'
+            )
+            nodes = tuple(map(_node, ads))
+            found |= {entry.name: nodes for _, entry in entries if entry.pool == pool}
+    return found
+
+
+def _node(ad: dict[str, Any]) -> Node:
+    cpus, memory, gpus, gpu_memory = (ad.get(name) for name in _NODE)
+    return Node(cpus or 0, memory or 0, gpus or 0, gpu_memory)
+
+
+def _snapshot(sites: Sequence[SiteFile]) -> Snapshot:
+    snapshot, _ = look_at_status(sites)
+    if snapshot.failed:
+        raise CondorError(snapshot.failed[0])
+    return snapshot

@@ -1,0 +1,78 @@
+"""The routes: each page, its JSON beside it, and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from glide.condor import home
+from glide.web import pages
+from glide.web.guard import Guard
+from glide.web.history import HOURS, charts
+from glide.web.metrics import exposition
+from glide.web.sight import View
+
+STATIC = Path(__file__).parent / "static"
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def application(see: Callable[[], View], names: Collection[str] = (), token: str = "") -> Guard:
+    """The pages of what `see` gives, behind their guard.
+
+    Args:
+        names: of hosts that requests may be for, besides localhost and IP addresses.
+        token: who asks must show it; empty where none is needed.
+    """
+
+    def overview(request: Request) -> Response:
+        asked = request.query_params.get("hours", "")
+        hours = next((each for each in HOURS if str(each) == asked), HOURS[0])
+        return HTMLResponse(
+            pages.overview(see(), lambda site, entries: charts(home() / "factory" / site, entries, hours), hours)
+        )
+
+    def status_json(request: Request) -> Response:
+        return JSONResponse(pages.status_document(see()))
+
+    def entry(request: Request) -> Response:
+        name, view = request.path_params["name"], see()
+        if page := pages.entry_document(view, name):
+            return HTMLResponse(pages.entry_page(view, page))
+        return HTMLResponse(pages.missing_page(view, f"entry {name}"), 404)
+
+    def entry_json(request: Request) -> Response:
+        return _json(pages.entry_document(see(), request.path_params["name"]))
+
+    def run(request: Request) -> Response:
+        name, view = request.query_params.get("name", ""), see()
+        if page := pages.run_document(view, name):
+            return HTMLResponse(pages.run_page(view, page))
+        return HTMLResponse(pages.missing_page(view, f"run {name} with unfinished jobs"), 404)
+
+    def run_json(request: Request) -> Response:
+        return _json(pages.run_document(see(), request.query_params.get("name", "")))
+
+    def metrics(request: Request) -> Response:
+        return Response(exposition(see), media_type=PROMETHEUS)
+
+    routes = [
+        Route("/", overview),
+        Route("/status.json", status_json),
+        Route("/entry/{name}.json", entry_json),
+        Route("/entry/{name}", entry),
+        Route("/run", run),  # its name may be any text, so it is no part of the path
+        Route("/run.json", run_json),
+        Route("/metrics", metrics),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    return Guard(Starlette(routes=routes), names, token)
+
+
+def _json(document: object) -> Response:
+    return JSONResponse(document, 404 if document is None else 200)

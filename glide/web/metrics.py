@@ -1,0 +1,142 @@
+"""The view as Prometheus metrics. No name of a run or a user, nor any other text of theirs, becomes a label."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from glide.factory.activity import Activity, activities
+from glide.factory.look import NAME
+from glide.factory.snapshot import Snapshot
+from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
+from glide.report.status import records_per_second
+from glide.vocabulary import JobStatus, State
+from glide.web.sight import View
+
+STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
+ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # told of each entry, if only that there are none
+# What is counted, its label besides site and entry, and the values of that which each entry has from the beginning.
+COUNTERS = {
+    "glide_records_served": (SERVED, "model", (), "Records that glideins have served, those with an error included."),
+    "glide_record_errors": (ERRORS, "model", (), "Records that glideins have served with an error."),
+    "glide_glidein_evictions": (EVICTED, "", ("",), "Glideins that lost their node and were queued again."),
+    "glide_glideins_ended": (ENDED, "state", ENDS, "Glideins that have ended, by how far they had come."),
+}
+
+
+class Collector:
+    """Asks for a view at each scrape, and tells of it."""
+
+    def __init__(self, see: Callable[[], View]):
+        self.see = see
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for; what the pool does not answer is left out, rather than told from memory."""
+        view = self.see()
+        sites = view.told["sites"]
+        yield _gauge("glide_pool_answers", "Whether queue and collector answered the last look.", {(): view.answered})
+        if view.at:
+            age = {(): time.time() - view.at}
+            yield _gauge("glide_view_age_seconds", "Time since queue and collector have answered.", age)
+        yield from _factories(sites)
+        site_of = {entry["entry"]: site["site"] for site in sites for entry in site["entries"]}
+        if view.answered:
+            yield from _entries(sites)
+            yield from _glideins(view.snapshot, site_of)
+            yield from _lanes(view.snapshot, site_of)
+            yield from _work(view.snapshot)
+        yield from _counters(view, site_of)
+
+
+def exposition(see: Callable[[], View]) -> bytes:
+    """What a scrape gets."""
+    registry = CollectorRegistry()
+    registry.register(Collector(see))
+    return generate_latest(registry)
+
+
+def _factories(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    running = {(site["site"],): site["running"] for site in sites}
+    ages = {(site["site"],): site["last_cycle_s"] for site in sites if site["last_cycle_s"] is not None}
+    yield _gauge("glide_factory_running", "Whether the site's factory runs.", running, "site")
+    yield _gauge("glide_factory_last_cycle_age_seconds", "Time since the factory's last cycle.", ages, "site")
+
+
+def _entries(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    entries = {(site["site"], entry["entry"]): entry for site in sites for entry in site["entries"]}
+    seen = {key: not entry["blind"] for key, entry in entries.items()}
+    room = {key: entry["room"] for key, entry in entries.items() if entry["room"] is not None}
+    useful = {key: entry["usefulness"] for key, entry in entries.items()}
+    hours = {key: entry["token_hours"] for key, entry in entries.items()}
+    left = {key: 3600 * each for key, each in hours.items() if each is not None}
+    names = "site", "entry"
+    yield _gauge("glide_entry_answers", "Whether the queue of the entry's glideins answered.", seen, *names)
+    yield _gauge("glide_entry_room", "Glideins that may be submitted now.", room, *names)
+    yield _gauge("glide_entry_usefulness_ratio", "What a glidein was worth there lately.", useful, *names)
+    told = "Time until the token of waiting glideins expires."
+    yield _gauge("glide_entry_token_expiry_seconds", told, left, *names)
+
+
+def _glideins(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric]:
+    found = Counter({(site, entry, JobStatus.NAMES[each]): 0 for entry, site in site_of.items() for each in ALWAYS})
+    found.update((site_of.get(each.entry, ""), each.entry, JobStatus.NAMES[each.status]) for each in snapshot.glideins)
+    doing = {(site, entry, did): 0 for entry, site in site_of.items() for did in Activity.ALL}
+    for entry, counts in activities(snapshot).items():
+        doing |= {(site_of.get(entry, ""), entry, did): count for did, count in counts.items()}
+    yield _gauge("glide_glideins", "Glideins in the queue.", found, "site", "entry", "state")
+    yield _gauge("glide_glideins_running", "Running glideins by what they do.", doing, "site", "entry", "activity")
+
+
+def _lanes(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric]:
+    found = Counter(
+        (site_of.get(lane.entry, ""), _name(lane.entry), _name(lane.model),
+         lane.state if lane.state in STATES else "other", str(lane.claimed).lower())
+        for lane in snapshot.lanes
+    )  # fmt: skip
+    yield _gauge("glide_lanes", "Lanes that advertise.", found, "site", "entry", "model", "state", "claimed")
+
+
+def _work(snapshot: Snapshot) -> Iterator[Metric]:
+    jobs: Counter[tuple[str, ...]] = Counter()
+    left: Counter[tuple[str, ...]] = Counter()
+    for each in snapshot.demands:
+        jobs.update({(each.model, "idle"): each.idle, (each.model, "running"): each.running})
+        left.update({(each.model,): each.records})
+    models = {lane.model for lane in snapshot.lanes if lane.model}
+    paces = {
+        (_name(model),): records_per_second(lane for lane in snapshot.lanes if lane.model == model) for model in models
+    }
+    yield _gauge("glide_jobs", "Invocation jobs in the queue.", jobs, "model", "status")
+    yield _gauge("glide_records_left", "Records in unfinished jobs, and those still to come.", left, "model")
+    yield _gauge("glide_records_per_second", "Pace of the engines that have a job.", paces, "model")
+
+
+def _counters(view: View, site_of: Mapping[str, str]) -> Iterator[Metric]:
+    """From the first look on, so that the first of a kind is seen as one more."""
+    for name, (kind, label, always, told) in COUNTERS.items():
+        found = Counter({(site, entry, each): 0 for entry, site in site_of.items() for each in always})
+        for count, number in view.counts.items():
+            if count.kind == kind:
+                found[site_of.get(count.entry, ""), _name(count.entry), _name(count.label)] += number
+        names = ("site", "entry", label)[: 2 + bool(label)]
+        family = CounterMetricFamily(name, told, labels=names)
+        for labels, number in found.items():
+            family.add_metric(labels[: len(names)], number)
+        yield family
+
+
+def _gauge(name: str, told: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(name, told, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, float(value))
+    return family
+
+
+def _name(text: str) -> str:
+    """A label that somebody else may have written, if it is a name."""
+    return text if not text or text in ENDS or NAME.fullmatch(text) else "other"

@@ -1,0 +1,106 @@
+"""What all pages and metrics are about: one look at the pool, shared by all who ask."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from glide.factory.snapshot import Snapshot
+from glide.factory.totals import Count, Totals
+from glide.report.status import document
+from glide.web.eyes import look_on
+
+LOOK_SECONDS = 2.0  # at most one look so often, however many ask
+PATIENCE_SECONDS = 3.0  # whoever asks waits no longer for a look, and gets the one before
+
+Run = tuple[str, str, str]  # name, user, template
+
+
+@dataclass(frozen=True)
+class View:
+    """The last look at which the pool answered.
+
+    Attributes:
+        told: the document of `glide status --json`; what it says of factories is of the last look of all.
+        at: when that was, Unix time; 0 if it never answered.
+        trouble: why a later look saw nothing.
+        most: the most records that each run was seen to have left.
+        counts: since this process began, by `totals`.
+    """
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    told: Mapping[str, Any] = field(default_factory=lambda: document(Snapshot()))
+    at: float = 0.0
+    trouble: str = ""
+    most: Mapping[Run, int] = field(default_factory=dict)
+    counts: Mapping[Count, int] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals, repr=False)
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is of the last look of all."""
+        return bool(self.at) and not self.trouble
+
+    def after(self, seen: tuple[Snapshot, dict[str, Any]] | str) -> View:
+        """The view after another look, or after one that saw nothing, for this reason."""
+        if isinstance(seen, str):
+            return replace(self, trouble=seen)
+        snapshot, told = seen
+        if snapshot.failed:
+            entries = {site["site"]: site["entries"] for site in self.told["sites"]}
+            sites = [{**site, "entries": entries.get(site["site"], site["entries"])} for site in told["sites"]]
+            return replace(self, trouble=snapshot.failed[0], told={**self.told, "sites": sites})
+        self.totals.add(snapshot)
+        left: dict[Run, int] = {}
+        for each in snapshot.demands:
+            run = each.run, each.user, each.template
+            left[run] = max(each.records, self.most.get(run, 0))
+        counts = dict(self.totals.counts)  # which others read while the next look adds to the totals
+        return replace(self, snapshot=snapshot, told=told, at=snapshot.now, trouble="", most=left, counts=counts)
+
+
+class Sight:
+    """Looks when somebody asks; calling it gives the latest view."""
+
+    def __init__(self) -> None:
+        self._view = View(trouble="the first look has not come back yet")
+        self._changed = threading.Condition()
+        self._begun = 0.0  # when the look that is under way began, monotonic; 0 while there is none
+        self._ended = 0.0
+        threading.Thread(target=self._look_on, daemon=True).start()
+
+    def __call__(self) -> View:
+        with self._changed:
+            now = time.monotonic()
+            if not self._begun and now - self._ended >= LOOK_SECONDS:
+                self._begun = now
+                self._changed.notify_all()
+            if self._begun:
+                self._changed.wait_for(lambda: not self._begun, max(0.0, self._begun + PATIENCE_SECONDS - now))
+            return self._view
+
+    def _look_on(self) -> None:
+        """In a thread that lasts: the process that it starts ends with it."""
+        spawn = multiprocessing.get_context("spawn")
+        child = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._begun)
+            try:
+                if child is None:
+                    ours, theirs = spawn.Pipe()
+                    child = spawn.Process(target=look_on, args=(theirs,), daemon=True)
+                    child.start()
+                    theirs.close()
+                ours.send(None)
+                seen = ours.recv()
+            except (EOFError, OSError):
+                child, seen = None, "the process that looks at the pool has died; the next look starts another"
+            with self._changed:
+                self._view = self._view.after(seen)
+                self._begun, self._ended = 0.0, time.monotonic()
+                self._changed.notify_all()

@@ -1,0 +1,403 @@
+"""glide doctor: each trouble is planted on a real pool, found with its fix, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.condor import EmbeddedPool, processes, tokens
+from glide.doctor import Level
+from glide.vocabulary import POOL_VARIABLE, Exit, Job, JobStatus, Machine
+from tests.conftest import eventually
+from tests.debian import fetched
+from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
+
+pytestmark = pytest.mark.pool
+Found = set[tuple[str, str, str]]
+
+
+class Clinic:
+    """A healthy pool with a factory, and what the doctor says of it."""
+
+    def __init__(self, pool: EmbeddedPool, folder: Path):
+        self.pool, self.folder = pool, folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.environment = {
+            **os.environ, **pool.environment(), "GLIDE_HOME": str(pool.home), "TMPDIR": str(self.temporary),
+        }  # fmt: skip
+        self.factory = FactoryProcess(folder, "clinic", entry("ward", ready=1), environment=self.environment)
+
+    def examine(self, *options: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+        """What the doctor says, whose exit code says the same."""
+        done = command(
+            "doctor", "--json", *(options or ("--quick",)), environment=self.environment | (environment or {})
+        )
+        told = json.loads(done.stdout)
+        assert done.returncode == Level[told["level"].upper()], done.stderr
+        return told
+
+    def finds(self, *expected: tuple[str, str, str, str], environment: dict[str, str] | None = None) -> None:
+        """That the doctor comes to find exactly these: check, level, words of what is found, words of the fix."""
+
+        def same() -> bool:
+            nonlocal told
+            told = self.examine(environment=environment)
+            found = findings(told)
+            return len(found) == len(expected) and all(
+                any(
+                    (each["check"], each["level"]) == (check, level) and what in each["found"] and fix in each["fix"]
+                    for each in found
+                )
+                for check, level, what, fix in expected
+            )
+
+        told: dict[str, Any] = {}
+        try:
+            eventually(same, "it finds that", budget=45)
+        except AssertionError:
+            raise AssertionError(json.dumps(findings(told), indent=1) + "\nexpected " + repr(expected)) from None
+        assert told["level"] == max((level for _, level, _, _ in expected), default="ok", key=LEVELS.index)
+
+    @contextmanager
+    def configured(self, **settings: str) -> Iterator[None]:
+        """The pool's daemons with other settings, and afterwards with their own again."""
+        before = self.pool.config.read_text()
+        try:
+            self.pool.config.write_text(before + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+            self.read_again()
+            yield
+        finally:
+            self.pool.config.write_text(before)
+            self.read_again()
+
+    def read_again(self) -> None:
+        for process in self.pool.processes():
+            if process.name == "condor_master" and process.variable("CONDOR_CONFIG") == str(self.pool.config):
+                process.send(signal.SIGHUP)  # as condor_reconfig does, which root may not
+
+    @contextmanager
+    def job(self, *lines: str, without: tuple[str, ...] = ()) -> Iterator[str]:
+        """An invocation job that waits for ever, with further lines and without those that begin so."""
+        folder = self.folder / f"job{time.monotonic_ns()}"
+        folder.mkdir()
+        kept = [line for line in DESCRIPTION.splitlines() if not line.startswith((*without, "queue"))]
+        text = "\n".join([*kept, "digest = nobody", "model = nobody", f"initialdir = {folder}", *lines, "queue", ""])
+        for name in ("records-0.jsonl", "more"):
+            (folder / name).write_text("{}\n")
+        (folder / "job.sub").write_text(text)
+        said = self.pool.tool("condor_submit", "-terse", "-spool", str(folder / "job.sub"))
+        cluster = said.split(".")[0]
+        try:
+            eventually(lambda: self.query(f"ClusterId == {cluster} && JobStatus == {JobStatus.IDLE}"), "it waits")
+            yield cluster
+        finally:
+            self.pool.tool("condor_rm", cluster)
+
+    @contextmanager
+    def advertised(self, **attributes: str) -> Iterator[None]:
+        """An ad of a slot that somebody else might have."""
+        ad = {"MyType": '"Machine"', "Machine": '"stranger"', "MyAddress": '"<127.0.0.1:1>"', "TotalSlotCpus": "1",
+              "Name": '"slot1@stranger"', "Start": "true", **attributes}  # fmt: skip
+        path = self.folder / "ad"
+        path.write_text("".join(f"{name} = {value}\n" for name, value in ad.items()))
+        self.pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(path))
+        try:
+            yield
+        finally:
+            path.write_text('MyType = "Query"\nTargetType = "Machine"\nRequirements = Machine == "stranger"\n')
+            self.pool.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(path))
+
+    @contextmanager
+    def site(self, *entries: dict[str, Any]) -> Iterator[None]:
+        """Other entries in the site file, which the factory has not read."""
+        before = self.factory.file.read_text()
+        try:
+            self.factory.write(*entries)
+            yield
+        finally:
+            self.factory.file.write_text(before)
+
+    def query(self, constraint: str) -> list[str]:
+        said = self.pool.tool("condor_q", "-allusers", "-constraint", constraint, "-af", "ClusterId")
+        return said.split()
+
+    def lanes(self, state: str = "true") -> list[str]:
+        constraint = f"{Machine.ENTRY} =!= undefined && {state}"
+        return self.pool.tool("condor_status", "-constraint", constraint, "-af", "Name").split()
+
+
+LEVELS = ("ok", "warning", "critical")
+
+
+def findings(told: dict[str, Any]) -> list[dict[str, Any]]:
+    unseen = [
+        {"check": check["check"], "level": "warning", "found": f"not seen: {check['not_seen']}", "fix": ""}
+        for check in told["checks"]
+        if check["not_seen"]
+    ]
+    return unseen + [{"check": check["check"], **each} for check in told["checks"] for each in check["findings"]]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+    pool = EmbeddedPool(tmp_path_factory.mktemp("clinic") / "home")
+    clinic = None
+    try:
+        pool.up(cores=4)
+        clinic = Clinic(pool, tmp_path_factory.mktemp("folder"))
+        clinic.factory.start()
+        eventually(clinic.lanes, "a glidein is ready")
+        yield clinic
+    finally:
+        if clinic:
+            clinic.factory.stop()
+        pool.down()
+
+
+@pytest.fixture
+def clinic(house: Clinic) -> Iterator[Clinic]:
+    """Healthy before each test, and after it."""
+    yield house
+    house.finds()
+
+
+def test_a_healthy_pool_is_healthy_and_the_test_record_leaves_nothing(clinic):
+    told = clinic.examine("--wait", "300")
+    assert findings(told) == [] and told["level"] == "ok"
+    assert "back in" in next(check["looked_at"] for check in told["checks"] if check["check"] == "trial")
+    assert clinic.query(f"{Job.RUN} =!= undefined") == [] and list(clinic.temporary.iterdir()) == []
+    done = command("doctor", "--quick", environment=clinic.environment)
+    assert done.returncode == 0 and "nothing hurts" in done.stdout
+
+
+def test_knobs_of_the_running_daemons_with_what_they_cost(clinic):
+    hurting = {
+        "NEGOTIATOR_INTERVAL": "60", "NEGOTIATOR_CYCLE_DELAY": "20", "NEGOTIATOR_MIN_INTERVAL": "5",
+        "NEGOTIATOR_UPDATE_INTERVAL": "300", "SCHEDD_INTERVAL": "300", "SCHEDD_MIN_INTERVAL": "5",
+        "JOB_START_COUNT": "1", "JOB_START_DELAY": "2", "MAX_JOBS_RUNNING": "4", "MAX_JOBS_PER_OWNER": "8",
+        "MAX_CONCURRENT_UPLOADS_PER_USER": "2", "GUIDANCE_KEEP_CALM_AND": "False", "CONDOR_FSYNC": "True",
+        "EVENT_LOG": "",
+    }  # fmt: skip
+    with clinic.configured(**hurting):
+        clinic.finds(
+            ("matching", "warning", "NEGOTIATOR_INTERVAL = 60: a job", "NEGOTIATOR_INTERVAL = 2"),
+            ("matching", "warning", "NEGOTIATOR_CYCLE_DELAY = 20: no two", "NEGOTIATOR_CYCLE_DELAY = 0"),
+            ("matching", "warning", "NEGOTIATOR_MIN_INTERVAL = 5: a request", "NEGOTIATOR_MIN_INTERVAL = 1"),
+            ("matching", "warning", "is taken for dead", "NEGOTIATOR_UPDATE_INTERVAL = 15"),
+            ("queue", "warning", "SCHEDD_INTERVAL = 300: what", "SCHEDD_INTERVAL = 5"),
+            ("queue", "warning", "SCHEDD_MIN_INTERVAL = 5: new", "SCHEDD_MIN_INTERVAL = 1"),
+            ("queue", "warning", "0.5 jobs start a second", "JOB_START_DELAY = 0"),
+            ("queue", "warning", "MAX_JOBS_RUNNING = 4: of 9 jobs", "MAX_JOBS_RUNNING = 18"),
+            ("queue", "warning", "MAX_JOBS_PER_OWNER = 8: of 9 jobs", "MAX_JOBS_PER_OWNER = 18"),
+            ("queue", "warning", "MAX_CONCURRENT_UPLOADS_PER_USER = 2: of 6", "MAX_CONCURRENT_UPLOADS_PER_USER = 0"),
+            ("queue", "warning", "five seconds per job are lost", "GUIDANCE_KEEP_CALM_AND = True"),
+            ("queue", "warning", "a disk flush for each job", "CONDOR_FSYNC = False"),
+            ("losses", "warning", "noticed 14 s later", "EVENT_LOG = $(LOG)/EventLog"),
+        )  # fmt: skip
+
+
+def test_jobs_that_cost_more_than_they_need(clinic):
+    with clinic.job(without=("transfer_output_files",)) as cluster:
+        line = "transfer_output_files = $(results) in the job file"
+        clinic.finds(("jobs", "warning", f"1 invocation job ({cluster}.0) do not name their outputs: one second", line))
+    with clinic.job("job_lease_duration = 0") as cluster:
+        clinic.finds(("jobs", "critical", "hundreds of times a minute", "job_lease_duration = undefined"))
+    with clinic.job(without=("job_lease_duration", "want_io_proxy")):
+        clinic.finds(
+            ("jobs", "warning", "40 minutes", "job_lease_duration = undefined"),
+            ("jobs", "warning", "cannot stream", "want_io_proxy = true"),
+        )
+    with clinic.job("transfer_input_files = records-0.jsonl, more"), clinic.configured(GUIDANCE_KEEP_CALM_AND="False"):
+        clinic.finds(
+            ("queue", "warning", "five seconds per job", "GUIDANCE_KEEP_CALM_AND = True"),
+            ("jobs", "warning", "more than one file", "one file in transfer_input_files"),
+        )
+
+
+def test_what_is_held(clinic):
+    (glidein, *_) = clinic.query(f"{Job.ENTRY} =!= undefined && JobStatus == {JobStatus.RUNNING}")
+    with clinic.job() as cluster:
+        clinic.pool.tool("condor_hold", "-reason", "[red]no[/red] quota", cluster, glidein)
+        clinic.finds(
+            ("held jobs", "warning", "are held: [red]no[/red] quota", f"condor_release {cluster}"),
+            ("glideins", "warning", f"ward-{glidein}.0 is held: [red]no[/red] quota", f"condor_rm {glidein}.0"),
+        )
+        clinic.pool.tool("condor_rm", glidein)
+
+
+def test_secrets_that_others_can_read(clinic):
+    (token, *_) = clinic.pool.home.glob("factory/*/*/*/token")
+    for path, mode in ((clinic.pool.home, 0o755), (token, 0o644)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        clinic.finds(("secrets", "critical", f"{path} has mode {mode:o}", f"chmod {mode & 0o700:o} {path}"))
+        path.chmod(before)
+    own = clinic.pool.folder / "tokens.d" / "owner"
+    own.chmod(0o640)  # then HTCondor does not use it
+    told = clinic.examine()
+    own.chmod(0o600)
+    assert told["level"] == "unknown" and f"chmod 600 {own}" in told["not_seen"]
+
+
+def test_a_token_that_is_about_to_expire(clinic):
+    path = clinic.pool.folder / "tokens.d" / "zz-visitor"
+    domain = (clinic.pool.folder / "trust_domain").read_text()
+    tokens.mint(path, f"visitor@{domain}", lifetime=7200, environment=clinic.environment)
+    try:
+        clinic.finds(("tokens", "warning", f"{path}, expires in", "condor_token_fetch -token zz-visitor"))
+    finally:
+        path.unlink()
+
+
+def test_glideins_that_may_not_advertise(clinic):
+    with clinic.configured(ALLOW_ADVERTISE_MASTER="$(OWNER)"):
+        clinic.finds(
+            ("rights", "critical", "does not let glidein-ward advertise", "ALLOW_ADVERTISE_MASTER = $(ALLOW_ADVERTISE")
+        )
+
+
+def test_a_site_file_that_asks_for_what_is_not_there(clinic, tmp_path):
+    entries = (
+        entry("ward"),
+        entry("gpus", request={"gpus": 1, "memory": 600}),
+        entry("large", request={"memory": 10_000_000}),
+        entry("lacking", environment=str(tmp_path / "env.tar.gz")),
+        entry("slow", knobs={"CLAIM_WORKLIFE": "1200"}),
+    )
+    with clinic.site(*entries):
+        clinic.finds(
+            ("nodes", "critical", "gpus asks for gpus: 1", "feature:GPUs"),
+            ("nodes", "critical", "large asks for memory: 10000000 MB", "memory: "),
+            ("site files", "critical", f"{tmp_path}/env.tar.gz is not there", "put it there"),
+            ("glidein knobs", "warning", "CLAIM_WORKLIFE = 1200", "remove CLAIM_WORKLIFE"),
+        )
+    with clinic.site({**entry("ward"), "colour": "red"}):
+        clinic.finds(("site files", "critical", "clinic.yaml:2: entries.0.colour: unknown key", "correct"))
+
+
+def test_what_strangers_advertise(clinic):
+    old = '"$CondorVersion: 23.10.1 2024-10-01 $"'
+    with clinic.advertised(CondorVersion=old, MyCurrentTime=str(int(time.time()) + 90)):
+        clinic.finds(
+            ("versions", "critical", "Machine of the pool runs HTCondor 23.10.1", "upgrade HTCondor"),
+            ("clocks", "critical", "slot1@stranger (Machine) is", "chronyc makestep"),
+        )
+    attributes = {Machine.ID: '"other-1.0"', Machine.ENTRY: '"other"', Machine.STATE: '"Warm"', Machine.TEMPLATE: '"T"'}
+    with clinic.advertised(**attributes):
+        clinic.finds(("start", "critical", "START of other-1.0's lanes", "remove START"))
+
+
+def test_a_clock_here_that_is_wrong(clinic):
+    library = next(fetched("libfaketime").root.glob("usr/lib/*/faketime/libfaketime.so.1"))
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "-20s", "PYTHONDONTWRITEBYTECODE": "1"}
+    clinic.finds(("clocks", "warning", "the access point's clock is 2", "chronyc makestep"), environment=wrong)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
+def test_a_disk_that_is_full(clinic, tmp_path):
+    (tmp_path / "glide").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", tmp_path / "glide"], check=True)
+    try:
+        clinic.finds(
+            ("disks", "critical", f"{tmp_path}/glide (the cache", "make room there"),
+            environment={"XDG_CACHE_HOME": str(tmp_path)},
+        )
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "glide"], check=True)
+
+
+def test_a_factory_that_hangs_and_the_ghost_that_it_leaves(clinic):
+    with clinic.configured(CLASSAD_LIFETIME="600"):
+        clinic.factory.process.send_signal(signal.SIGSTOP)
+        try:
+            (name, *_) = clinic.lanes()
+            for process in processes.with_variable(POOL_VARIABLE, str(clinic.pool.home)):
+                if (process.variable("CONDOR_CONFIG") or "").startswith(str(clinic.pool.folder / "execute")):
+                    process.send(signal.SIGKILL)
+            clinic.finds(
+                ("ghosts", "critical", "have been silent for", "glide factory run"),
+                ("factories", "critical", "has not got through a cycle for", "glide factory run again"),
+            )
+            assert name in clinic.lanes()
+        finally:
+            clinic.factory.process.send_signal(signal.SIGCONT)
+    eventually(lambda: name not in clinic.lanes(), "the ghost is gone")
+
+
+def test_a_factory_that_has_stopped(clinic):
+    clinic.factory.stop()
+    try:
+        fix = f"glide factory run -c {clinic.factory.file}"
+        clinic.finds(("factories", "warning", "no factory runs for clinic", fix))
+        with clinic.job():
+            clinic.finds(("factories", "critical", "and 1 jobs wait", fix))
+    finally:
+        clinic.factory.start()
+
+
+def test_an_access_point_that_does_not_answer_is_said_within_the_budget(clinic):
+    (schedd,) = (process for process in clinic.pool.processes() if process.name == "condor_schedd")
+    schedd.send(signal.SIGSTOP)
+    try:
+        told = clinic.examine()
+    finally:
+        schedd.send(signal.SIGCONT)
+    (found,) = (each for each in findings(told) if "not seen" not in each["found"])
+    assert told["level"] == found["level"] == "critical" and "the schedd does not answer" in found["found"]
+    assert "condor_restart -schedd" in found["fix"]
+    blind = {check["check"] for check in told["checks"] if check["not_seen"]}
+    seen = {check["check"] for check in told["checks"]} - blind
+    assert {"queue", "jobs", "rights", "factories"} <= blind and {"disks", "versions", "clocks", "site files"} <= seen
+
+
+def test_a_test_record_that_does_not_get_through_says_where_it_is_and_is_gone_even_when_interrupted(clinic):
+    command("factory", "drain", "ward", environment=clinic.environment)
+    eventually(lambda: not clinic.lanes(), "its lanes are gone")
+    broken = {**entry("broken", python="/nowhere/python"), "breaker": {"failures": 1, "backoff_seconds": 600}}
+    before = clinic.factory.file.read_text()
+    try:
+        clinic.factory.write(entry("ward"), broken)
+        clinic.factory.process.send_signal(signal.SIGHUP)
+        clinic.factory.says("read again")
+        told = clinic.examine("--wait", "20")
+        assert told["level"] == "critical"
+        (trial,) = [each for each in findings(told) if each["check"] == "trial"]
+        assert "breaker open" in trial["found"] and "closed by `glide factory drain`" in trial["found"]
+        clinic.finds(("breakers", "critical", "broken gets no glideins", "glide factory logs broken"))
+        assert clinic.query(f"{Job.RUN} =!= undefined") == [] and list(clinic.temporary.iterdir()) == []
+        process = subprocess.Popen([sys.executable, "-m", "glide", "doctor"], env=clinic.environment)
+        eventually(lambda: clinic.query(f"{Job.RUN} =!= undefined"), "its job waits")
+        process.terminate()
+        assert process.wait(60) == Exit.INTERRUPTED
+        assert clinic.query(f"{Job.RUN} =!= undefined") == [] and list(clinic.temporary.iterdir()) == []
+    finally:
+        clinic.factory.file.write_text(before)
+        clinic.factory.process.send_signal(signal.SIGHUP)
+        command("factory", "drain", "ward", "--undo", environment=clinic.environment)
+    eventually(clinic.lanes, "a glidein is ready again")
+
+
+@pytest.mark.parametrize("config", [None, "COLLECTOR_HOST = 127.0.0.1:1\nLOG = /tmp\n"])
+def test_where_there_is_no_pool_it_says_so_in_one_line(tmp_path, config):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CONDOR", "_CONDOR"))}
+    environment["GLIDE_HOME"] = str(tmp_path)
+    if config:
+        (tmp_path / "config").write_text(config)
+        environment["CONDOR_CONFIG"] = str(tmp_path / "config")
+    done = command("doctor", environment=environment)
+    assert done.returncode == Level.UNKNOWN and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("glide: no pool")
+    told = json.loads(command("doctor", "--json", environment=environment).stdout)
+    assert told["level"] == "unknown" and told["not_seen"] in line

@@ -1,0 +1,167 @@
+"""The doctor's checks at their limits, and questions that nobody answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from glide.condor.configuration import Configuration
+from glide.condor.rights import Right
+from glide.config import SiteFile
+from glide.doctor.bounded import Unseen, ask
+from glide.doctor.checks import CHECKS, judge
+from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token, Trial
+from glide.doctor.finding import Level, worst
+from glide.errors import CondorError
+from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.report.reasons import View
+from glide.vocabulary import JobStatus, Machine, State
+
+NOW = 1_800_000_000.0
+VERSION = "$CondorVersion: {} 2026-01-01 $"
+QUICK = {
+    "NEGOTIATOR_INTERVAL": 5, "NEGOTIATOR_CYCLE_DELAY": 2, "NEGOTIATOR_MIN_INTERVAL": 2,
+    "NEGOTIATOR_UPDATE_INTERVAL": 15, "CLASSAD_LIFETIME": 60,
+}  # fmt: skip
+STARTING = {
+    "SCHEDD_INTERVAL": 30, "SCHEDD_MIN_INTERVAL": 2, "GUIDANCE_KEEP_CALM_AND": True, "MAX_JOBS_RUNNING": 10,
+    "MAX_JOBS_PER_OWNER": 10, "MAX_CONCURRENT_UPLOADS_PER_USER": 4, "JOB_START_COUNT": 15, "JOB_START_DELAY": 1,
+}  # fmt: skip
+JOB = {
+    "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.IDLE, "TransferInput": "in", "TransferExecutable": False,
+    "TransferOutput": "out", "WantIOProxy": True,
+}  # fmt: skip
+LANE = {
+    "MyType": "Machine", "Name": "slot1@a", "CondorVersion": VERSION.format("25.14.1"), "LastHeardFrom": NOW,
+    "MyCurrentTime": NOW - 5, Machine.ID: "here-1.0", Machine.ENTRY: "here",
+    "Start": f"{Machine.TEMPLATE} {Machine.STATE}",
+}  # fmt: skip
+RUNNING = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
+
+
+def site(**entry: Any) -> SiteFile:
+    return SiteFile.model_validate({"site": "s", "entries": [{"name": "here", "max_glideins": 2, **entry}]})
+
+
+def healthy(**changes: Any) -> Facts:
+    """Everything just within its limits."""
+    facts = Facts(
+        now=NOW, programs=Programs(VERSION.format("25.8.2")), sites=(Site("s.yaml", View(site()), cycle_age=29.0),),
+        folders=(Folder("/home", 0o700), Folder("/token", 0o400)), tokens=(Token("/t", 7 * 86400.0), Token("/u")),
+        disks=(Disk("/home", "GLIDE_HOME", 10**9, 10**12),), ads=(LANE,), negotiator=Configuration(QUICK),
+        schedd=Configuration(STARTING), event_log=EventLog("/log", True),
+        rights=(Right("we", "Schedd", "WRITE", True),),
+        clock=-5.0, jobs=(JOB,), nodes={"here": (Node(1, 2048),)}, snapshot=Snapshot((RUNNING,), now=NOW),
+        trial=Trial(3.0),
+    )  # fmt: skip
+    return replace(facts, **changes)
+
+
+def found(facts: Facts) -> list[str]:
+    """Check, level, and what was found, of everything that was."""
+    return [
+        f"{verdict.check} {finding.level.name.lower()} {finding.found} -> {finding.fix}"
+        for verdict in judge(facts)
+        for finding in verdict.findings
+    ]
+
+
+def test_nothing_is_found_where_everything_is_just_within_its_limits():
+    assert found(healthy()) == [] and worst(judge(healthy())) == Level.OK
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({"negotiator": Configuration(QUICK | {name: QUICK[name] + 1})}, f"matching warning {name} = ")
+          for name in ("NEGOTIATOR_INTERVAL", "NEGOTIATOR_CYCLE_DELAY", "NEGOTIATOR_MIN_INTERVAL")),
+        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_UPDATE_INTERVAL": 60})}, "taken for dead"),
+        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_INTERVAL": 60}, asked=False)}, "does not tell its own"),
+        *(({"schedd": Configuration(STARTING | {name: STARTING[name] + 1})}, f"queue warning {name} = ")
+          for name in ("SCHEDD_INTERVAL", "SCHEDD_MIN_INTERVAL")),
+        ({"schedd": Configuration(STARTING | {"JOB_START_COUNT": 14})}, "14 jobs start a second"),
+        ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 5})}, "queue warning MAX_JOBS_RUNNING = 5: of 6"),
+        ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 0})}, "queue critical MAX_JOBS_RUNNING = 0"),
+        ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})}, "PER_USER = 3: of 4"),
+        ({"schedd": Configuration(STARTING | {"USE_PROCD": False})}, "half as many jobs a second"),
+        ({"schedd": Configuration({**STARTING, "GUIDANCE_KEEP_CALM_AND": ""})}, "five seconds per job"),
+        ({"embedded": True}, "CONDOR_FSYNC = True"),
+        ({"event_log": EventLog("/log", False)}, "losses warning EVENT_LOG /log cannot be read"),
+        ({"programs": Programs(VERSION.format("25.8.1"))}, "versions critical the bindings are 25.8.1"),
+        ({"programs": Programs(VERSION.format("25.8.2"), "0.5")}, "pip uninstall classad"),
+        ({"programs": Programs(VERSION.format("27.0.0")),
+          "ads": ({"MyType": "Scheduler", "CondorVersion": VERSION.format("25.0.0")},)}, "several series older"),
+        ({"ads": ({"MyType": "Negotiator", "CondorVersion": VERSION.format("26.0.0")},)}, "series warning"),
+        ({"ads": ({"MyType": "Scheduler", "CondorVersion": VERSION.format("24.5.1")},)}, "waits for a match"),
+        ({"ads": ({**LANE, "CondorVersion": VERSION.format("23.99.9")},)}, "versions critical Machine"),
+        ({"ads": ({**LANE, "MyCurrentTime": NOW + 6},)}, "clocks warning the clock of slot1@a (Machine) is 6 s ahead"),
+        ({"ads": ({**LANE, "MyCurrentTime": NOW - 61},)}, "clocks critical"),
+        ({"ads": ({**LANE, "Start": "true"},)}, "start critical"),
+        ({"ads": ({**LANE, "LastHeardFrom": NOW - 70, "MyCurrentTime": NOW - 70},)}, "ghosts critical"),
+        ({"ads": ({**LANE, "LastHeardFrom": NOW - 36, "MyCurrentTime": NOW - 36},), "snapshot": Snapshot(now=NOW)},
+         "ghosts critical the lanes of here-1.0 have been silent for 31 s"),
+        ({"clock": 5.5}, "the access point's clock is 6 s ahead of this machine's"),
+        ({"folders": (Folder("/home", 0o710),)}, "secrets critical /home has mode 710"),
+        ({"folders": (Folder("/home", 0o700, mine=False),)}, "belongs to another account -> chown"),
+        ({"tokens": (Token("/t/mine", 7 * 86400.0 - 1),)}, "tokens warning this account's token, /t/mine, expires"),
+        ({"tokens": (Token("/t/mine", 0.0),)}, "tokens critical"),
+        ({"tokens": (Token("/t", 86399.0, "here"),)}, "the token of here's waiting glideins"),
+        ({"rights": (Right("we", "Schedd", "WRITE", False),)}, "rights critical the access point does not grant"),
+        ({"disks": (Disk("/home", "GLIDE_HOME", 10**9 - 1, 10**12),)}, "disks warning"),
+        ({"disks": (Disk("/home", "GLIDE_HOME", 10**8 - 1, 10**12),)}, "disks critical"),
+        ({"jobs": ({**JOB, "JobLeaseDuration": 2400},)}, "jobs warning 1 invocation job (1.0) have a lease"),
+        ({"jobs": ({**JOB, "JobStatus": JobStatus.HELD, "HoldReason": "no"},)}, "held jobs warning"),
+        ({"nodes": {"here": (Node(1, 2047),)}}, "nodes critical here asks for memory: 2048 MB"),
+        ({"nodes": {"here": ()}}, "nodes critical the pool of here has no machine"),
+        ({"nodes": {"here": (Node(0, 4096), Node(1, 100))}}, "in one"),
+        ({"sites": (Site("s.yaml", View(site()), cycle_age=31.0),)}, "has not got through a cycle for 31 s"),
+        ({"sites": (Site("s.yaml", View(site(), running=False)),)}, "factories warning no factory runs for s"),
+        ({"sites": (Site("s.yaml", View(site()), troubles=("refused",)),)}, "did not act: refused"),
+        ({"sites": (Site("s.yaml", View(site(knobs={"CLAIM_WORKLIFE": "1200"}))),)}, "glidein knobs warning"),
+        ({"snapshot": Snapshot((replace(RUNNING, status=JobStatus.HELD, hold_reason="why"),))}, "is held: why"),
+        ({"snapshot": Snapshot((RUNNING,), (Lane("here-1.0", "here", "T", "m", State.FAILED, False, "why"),))},
+         "glideins warning m could not be loaded on here-1.0: why"),
+        ({"trial": Trial(120.0, "queued", coming=True)}, "trial warning"),
+        ({"trial": Trial(120.0, "nobody")}, "trial critical a test record did not come back in 120 s: nobody"),
+    ],
+)  # fmt: skip
+def test_one_step_beyond_a_limit_is_found_and_nothing_else(changes, words):
+    (told,) = found(healthy(**changes))
+    assert words in told
+
+
+def test_models_that_run_on_the_cpu_although_their_entry_asks_for_a_gpu():
+    asking = (Site("s.yaml", View(site(request={"gpus": 1}))),)
+    lane = {**LANE, Machine.BATCHING: "static"}
+    nodes = {"here": (Node(1, 2048, 1),)}
+    (told,) = found(healthy(sites=asking, ads=(lane,), nodes=nodes))
+    assert "GPUs critical here-1.0 asked for a GPU" in told
+    assert found(healthy(sites=asking, ads=({**lane, Machine.GPU_NAME: "H200"},), nodes=nodes)) == []
+    assert "gpus: 1, and no machine" in found(healthy(sites=asking))[0]
+
+
+def test_what_was_not_seen_is_said_by_the_checks_that_need_it_and_breaks_no_other():
+    for name in ("jobs", "snapshot", "rights", "trial"):
+        verdicts = judge(healthy(unseen={name: "it hides"}))
+        assert [verdict.unseen for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]
+        assert worst(verdicts) == Level.WARNING
+
+
+def test_questions_that_hang_die_or_fail_cost_the_others_nothing():
+    def hang() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        time.sleep(3600)
+
+    def refuse() -> None:
+        raise CondorError("no")
+
+    questions = {"answer": lambda: 42, "hang": hang, "die": lambda: os.kill(os.getpid(), 9), "refuse": refuse}
+    answers = ask(questions, 2.0)
+    assert answers["answer"] == 42 and answers["hang"] == Unseen("no answer within 2 s")
+    assert answers["refuse"] == Unseen("no") and isinstance(answers["die"], Unseen)
+    assert isinstance(ask({"mistake": lambda: 1 // 0}, 2.0)["mistake"], Unseen)

@@ -1,0 +1,300 @@
+"""The metrics, by the judgement of Prometheus's own programs; what is counted; and what charts are drawn from."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from glide.config import SiteFile
+from glide.factory.activity import Activity
+from glide.factory.journal import SILENCE_SECONDS, Journal
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, Count, Totals
+from glide.report.reasons import View as Site
+from glide.report.status import document
+from glide.vocabulary import JobStatus, State
+from glide.web.chart import Chart, Series, nice
+from glide.web.history import GAP_SECONDS, STEPS, drawn
+from glide.web.metrics import exposition
+from tests.conftest import SweepFolder, eventually
+from tests.debian import Fetched, fetched
+from tests.factory_rig import ROOT
+from tests.web_rig import WebProcess, view_of
+
+DASHBOARD = json.loads((ROOT / "site_configs" / "grafana-dashboard.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+GLIDEIN = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
+LANE = Lane("here-1.0", "here", "T", "model", State.WARM, True)
+SITE = SiteFile.model_validate({"site": "lab", "entries": [{"name": "here", "max_glideins": 2}]})
+
+
+@pytest.fixture(scope="module")
+def prometheus() -> Fetched:
+    return fetched("prometheus")
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GLIDE_HOME where a factory of that site has been."""
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    (tmp_path / "factory" / "lab").mkdir(parents=True)
+    return tmp_path
+
+
+# ---- Prometheus ----------------------------------------------------------------------------------
+
+
+@pytest.mark.pool
+def test_prometheus_scrapes_with_the_token_and_knows_what_the_dashboard_asks_for(
+    factory, sweep: SweepFolder, prometheus: Fetched, tmp_path: Path
+):
+    token = tmp_path / "token"
+    token.write_text("a-secret-of-this-test")
+    token.chmod(0o600)
+    model = {"name": "metrics-model", "engine": "noop", "options": {"record_seconds": 0.001}}
+    lines = [{"custom_id": str(number), "text": "text"} for number in range(500)]
+    assert sweep.write(lines, model=model, glideins=1).run().returncode == 0
+    with WebProcess(tmp_path / "log", "--token-file", str(token)) as web:
+        server = Server(prometheus, tmp_path, scrape_of(web, token))
+        try:
+            eventually(lambda: server.value('up{job="glide"}') == 1, "it scrapes")
+            eventually(lambda: server.value('sum(glide_glideins{entry="here",site="testing"})'), "glideins are there")
+            served = 'sum(glide_records_served_total{model="metrics-model"})'
+            eventually(lambda: server.value(served) == 500, "all records are counted")
+            assert server.value('glide_factory_running{site="testing"}') == 1
+            for query in QUERIES:
+                server.ask(filled(query))  # fails where it is none
+            known = set(server.names())
+            for query in QUERIES:
+                assert set(re.findall(r"glide_\w+", query)) - LATER <= known, query
+        finally:
+            server.stop()
+        _, _, text = web.ask("/metrics", headers={"Authorization": f"Bearer {token.read_text()}"})
+    assert checked(prometheus, text) == ""
+    assert "metrics-model" in text and "daemon@" not in text
+
+
+# What only waiting glideins and unfinished jobs have; the test below sees them.
+LATER = {"glide_entry_token_expiry_seconds", "glide_jobs", "glide_records_left"}
+
+
+def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: Fetched, own_home: Path):
+    demand = Demand("T", "model", "secret-run", "ada@lab", 2, 1, 1, records=300)
+    held = replace(GLIDEIN, proc=1, status=JobStatus.HELD, hold_reason="secret reason")
+    ended = replace(GLIDEIN, proc=2, status=JobStatus.COMPLETED, failure="secret failure")
+    odd = replace(LANE, model='no"name', state="Nonsense", entry="x y")
+    snapshot = Snapshot((GLIDEIN, held), (LANE, odd), (demand,), ended=(ended,), now=1000.0, user="ada@lab")
+    Journal(own_home / "factory" / "lab").write(snapshot, [])
+    view = view_of(snapshot, SITE)
+    view.told["sites"][0]["entries"][0]["token_hours"] = 2.0
+    text = exposition(lambda: view).decode()
+    assert checked(prometheus, text) == ""
+    told = {line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")}
+    assert {name for query in QUERIES for name in re.findall(r"glide_\w+", query)} <= told
+    assert 'glide_glideins{entry="here",site="lab",state="running"} 1.0' in text
+    assert 'glide_lanes{claimed="true",entry="here",model="model",site="lab",state="Warm"} 1.0' in text
+    assert 'glide_lanes{claimed="true",entry="other",model="other",site="",state="other"} 1.0' in text
+    assert 'glide_jobs{model="model",status="idle"} 2.0' in text and 'glide_records_left{model="model"} 300.0' in text
+    assert 'glide_entry_token_expiry_seconds{entry="here",site="lab"} 7200.0' in text
+    assert 'glide_glideins_ended_total{entry="here",site="lab",state="never warm"} 1.0' in text
+    assert "secret" not in text and "ada" not in text and "Nonsense" not in text
+
+
+def test_what_the_pool_does_not_answer_is_left_out_and_what_was_counted_stays(prometheus: Fetched, own_home: Path):
+    seen = view_of(Snapshot((GLIDEIN,), (replace(LANE, served=7),), now=1000.0), SITE)
+    text = exposition(lambda: seen.after("no access point answers")).decode()
+    assert checked(prometheus, text) == ""
+    assert "glide_pool_answers 0.0" in text and "glide_glideins{" not in text and "glide_lanes{" not in text
+    assert 'glide_records_served_total{entry="here",model="model",site="lab"} 7.0' in text
+    blind = Snapshot(failed=("no access point answers",), now=1002.0)
+    later = seen.after((blind, document(blind, [Site(SITE, running=True)])))
+    (site,) = later.told["sites"]
+    assert later.trouble == "no access point answers" and later.at == 1000.0 and not later.answered
+    assert site["entries"][0]["glideins"] == {"running": 1} and "no access point answers" in site["unseen"]
+    assert later.after((seen.snapshot, dict(seen.told))).answered
+
+
+def checked(prometheus: Fetched, text: str) -> str:
+    """What promtool complains about."""
+    program = prometheus.program("usr/bin/promtool")
+    done = subprocess.run(
+        [program, "check", "metrics"], input=text, env=prometheus.environment, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
+
+
+def filled(query: str) -> str:
+    """A dashboard's query as Grafana sends it."""
+    return query.replace("$__rate_interval", "1m").replace("$site", ".*").replace("$entry", ".*")
+
+
+def scrape_of(web: WebProcess, token: Path) -> dict[str, Any]:
+    """The example's configuration, for this server."""
+    example = yaml.safe_load((ROOT / "site_configs" / "prometheus.yml").read_text())
+    (job,) = example["scrape_configs"]
+    job["scrape_interval"] = "1s"
+    job["authorization"]["credentials_file"] = str(token)
+    job["static_configs"][0]["targets"] = [f"127.0.0.1:{web.port}"]
+    return example
+
+
+class Server:
+    """A Prometheus on a free port."""
+
+    def __init__(self, prometheus: Fetched, folder: Path, configuration: dict[str, Any]):
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        self.log = folder / "prometheus.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [prometheus.program("usr/bin/prometheus"), f"--config.file={folder / 'prometheus.yml'}",
+                 f"--storage.tsdb.path={folder / 'data'}", "--web.listen-address=127.0.0.1:0"],
+                stdout=log, stderr=log, env=prometheus.environment,
+            )  # fmt: skip
+        self.url = f"http://{eventually(self._address, 'it listens')}"
+
+    def _address(self) -> str:
+        assert self.process.poll() is None, self.log.read_text()
+        found = re.search(r"address=(127\.0\.0\.1:[1-9]\d*)", self.log.read_text())
+        return found[1] if found else ""
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """What a query finds now."""
+        return self._get("query?" + urllib.parse.urlencode({"query": query}))["result"]
+
+    def value(self, query: str) -> float | None:
+        """Of a query that finds at most one number."""
+        found = self.ask(query)
+        return float(found[0]["value"][1]) if found else None
+
+    def names(self) -> list[str]:
+        """Of all metrics."""
+        return self._get("label/__name__/values")
+
+    def _get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}") as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.read().decode()}") from None
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+# ---- counters ------------------------------------------------------------------------------------
+
+
+def test_no_counter_falls_when_glideins_end_or_vanish_or_lose_their_ads():
+    ended = replace(GLIDEIN, status=JobStatus.COMPLETED, served=80, errors=1, state=State.WARM)
+    looks = [
+        Snapshot((GLIDEIN,), (replace(LANE, served=50, errors=1),), now=1.0),
+        Snapshot((GLIDEIN,), (replace(LANE, served=100, errors=2), replace(LANE, served=100, errors=2)), now=2.0),
+        Snapshot((replace(GLIDEIN, served=80),), (), now=3.0),  # its job has been told less
+        Snapshot(failed=("timeout",), now=4.0),
+        Snapshot((replace(GLIDEIN, started=2),), (replace(LANE, glide_id="here-1.0r1", served=10),), now=5.0),
+        Snapshot((), (), ended=(ended,), now=6.0),
+        Snapshot(now=7.0),
+        Snapshot((), (), ended=(ended,), now=8.0),
+    ]
+    totals = Totals()
+    before: dict[Count, int] = {}
+    for look in looks:
+        totals.add(look)
+        assert all(totals.counts[count] >= number for count, number in before.items())
+        before = dict(totals.counts)
+    assert before == {
+        Count(SERVED, "here", "model"): 110,
+        Count(ERRORS, "here", "model"): 2,
+        Count(EVICTED, "here"): 1,
+        Count(ENDED, "here", ENDS[0]): 1,
+    }
+
+
+# ---- the journal, and what is drawn from it ------------------------------------------------------
+
+
+def test_the_journal_adds_up_what_is_no_news_and_tells_it_once_a_minute(tmp_path):
+    journal = Journal(tmp_path)
+    for second in range(0, 200, 2):
+        busy = replace(LANE, served=second * 5, claimed=second < 60)
+        journal.write(Snapshot((GLIDEIN,), (busy,), now=1000.0 + second), [])
+    first, *rest = journal.lines()
+    assert first["records"] == 0 and [line["records"] for line in rest] == [300, 600, 900]
+    assert [line["glidein_seconds"] for line in rest] == [
+        {Activity.SERVING: 58.0, Activity.IDLE: 2.0}, {Activity.IDLE: 60.0}, {Activity.IDLE: 60.0},
+    ]  # fmt: skip
+    journal.write(Snapshot((replace(GLIDEIN, started=2),), (), now=1202.0), [])
+    assert journal.latest()["evictions"] == 1
+    written = journal.latest()["time"]
+    assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
+
+
+def line(at: float, **changes: Any) -> dict[str, Any]:
+    whole = {"glideins": {"here": {"running": 2}}, "lanes": {"m": {State.WARM: 4}}, "unseen": [], "evictions": 0}
+    return {"time": at, "records": 0, "glidein_seconds": {}, **whole, **changes}
+
+
+def test_charts_show_levels_rates_shares_and_gaps():
+    step = 15.0
+    lines = [
+        line(60.0),
+        line(120.0, records=600, glidein_seconds={Activity.SERVING: 90.0, Activity.IDLE: 30.0}),
+        line(130.0, records=600, evictions=2, glideins={"here": {"running": 1, "idle": 1}, "other": {"idle": 9}}),
+        line(1500.0, records=5),
+    ]
+    glideins, lanes, pace, shares, evictions = drawn(lines, ["here"], 0.0, step)
+    running, idle, held = (each.values for each in glideins.series)
+    assert running[:9] == [None, None, None, None, 2, 2, 2, 2, 1] and idle[8:10] == [1, 1] and set(held) == {0, None}
+    assert lanes.series[0].values[4] == 4 and lanes.series[1].values[4] == 0
+    lasts = int((130 + GAP_SECONDS) // step)
+    assert running[lasts] == 1 and running[lasts + 1] is None and running[100] == 2  # there was no factory meanwhile
+    assert pace.series[0].values[:9] == [None] * 4 + [10.0] * 4 + [0.0]
+    assert shares.series[0].values[4:8] == [75.0] * 4 and shares.series[1].values[4] == 25.0
+    assert evictions.series[0].values[8] == 2 and sum(filter(None, evictions.series[0].values)) == 2
+    assert all(len(series.values) == STEPS for chart in (glideins, lanes, pace) for series in chart.series)
+    unseen = drawn([line(0.0, glideins={}, lanes={}, unseen=["no access point answers"])], ["here"], 0.0, step)
+    assert set(unseen[0].series[0].values) == {None}
+
+
+def test_a_line_of_an_older_journal_has_levels_and_nothing_to_add_up():
+    old = {"time": 0.0, "glideins": {"here": {"running": 1}}, "lanes": {}, "unseen": []}
+    glideins, _, pace, shares, evictions = drawn(
+        [old, {**old, "time": 50.0}, line(90.0, records=7)], ["here"], 0.0, 15.0
+    )
+    assert glideins.series[0].values[0] == 1 and set(pace.series[0].values) == {0.0, None}
+    assert set(shares.series[0].values) == {None} and set(evictions.series[0].values) == {0.0}
+
+
+@pytest.mark.parametrize("kind", ["stack", "line", "bars"])
+def test_a_chart_is_xml_within_its_bounds_whatever_the_values(kind):
+    hostile = "<&\"'>"
+    for values in ([], [None], [0.0], [None, 0.3, 2e9, None, 1.0], [5.0] * 3):
+        chart = Chart(hostile, kind, [Series(hostile, "green", values), Series("b", "sky", values)], 0.0, 60.0, hostile)
+        root = ElementTree.fromstring(str(chart.svg))
+        assert root.get("aria-label", "").startswith(hostile)
+        width, height = map(float, root.get("viewBox", "").split()[2:])
+        for path in root.iter("path"):
+            assert path.find("title") is not None
+            numbers = [float(each) for each in re.findall(r"-?[\d.]+", path.get("d", ""))]
+            assert all(0 <= each <= max(width, height) for each in numbers)
+
+
+@pytest.mark.parametrize("highest, top", [(0, 2), (0.3, 0.4), (1, 1), (7, 8), (9, 10), (41, 60), (1234, 2000)])
+def test_an_axis_ends_at_a_round_number(highest, top):
+    assert nice(highest) == pytest.approx(top)
+
+
+def test_silence_is_shorter_than_a_gap():
+    assert 2 * SILENCE_SECONDS < GAP_SECONDS

@@ -1,0 +1,364 @@
+"""The page: in a real browser, on a real pool; who may read it; and that nobody's text becomes markup."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from glide.condor.access_point import value
+from glide.config import SiteFile
+from glide.factory.activity import Activity, activities
+from glide.factory.daemon import is_running, only_factory
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.vocabulary import Exit, Job, JobStatus, State
+from glide.web import pages
+from glide.web.chart import Chart, Series
+from glide.web.guard import COOKIE
+from tests.conftest import SweepFolder, eventually
+from tests.debian import fetched
+from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
+from tests.web_rig import WebProcess, view_of
+
+pool_test = pytest.mark.pool
+ROUTES = ("/", "/status.json", "/entry/here", "/entry/here.json", "/run?name=x", "/run.json?name=x", "/metrics",
+          "/static/style.css", "/nowhere")  # fmt: skip
+HOSTILE = "\"'><script>window.taken = 1</script><img src=x onerror='window.taken = 1'>"
+
+
+@pytest.fixture(scope="module")
+def web(factory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebProcess]:
+    with WebProcess(tmp_path_factory.mktemp("web") / "log") as web:
+        yield web
+        assert "Traceback" not in web.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = fetched("chromium", "chromium-common", "fonts-dejavu-core")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found.program("usr/lib/chromium/chromium"), env=found.environment, args=["--no-sandbox"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> Iterator[list[str]]:
+    """What the browser complains about, scripts that its policy forbids among it: nothing, at the end of a test."""
+    complaints: list[str] = []
+    yield complaints
+    assert complaints == []
+
+
+def opened(browser: Browser, complaints: list[str], **options: Any) -> Page:
+    page = browser.new_context(**options).new_page()
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return page
+
+
+def records(count: int) -> list[dict[str, str]]:
+    return [{"custom_id": str(number), "text": "text"} for number in range(count)]
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+@pool_test
+def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, browser, complaints, sweep: SweepFolder):
+    page = opened(browser, complaints)
+    page.goto(web.url)
+    page.get_by_role("link", name="here").first.wait_for()
+    page.evaluate("window.kept = true")
+    crashing = {"name": "web-crash", "engine": "noop", "options": {"crash_in": State.LOADING}}
+    assert sweep.write(records(10), model=crashing, glideins=1).run().returncode == Exit.FAILED
+    page.get_by_text("SIGSEGV").first.wait_for(timeout=90000)
+    page.get_by_text("Its last words").first.click()
+    working = {"name": "web-live", "engine": "noop", "options": {"record_seconds": 0.05}}
+    sweep.write(records(400), model=working, glideins=1, name="live-run", out=str(sweep.folder / "live")).start()
+    page.get_by_role("link", name="live-run").first.wait_for(timeout=90000)
+    page.get_by_role("row", name="web-live Warm").wait_for(timeout=90000)
+    assert page.evaluate("window.kept"), "it was loaded again"
+    assert page.locator("details[open]").count() == 1
+    page.get_by_role("link", name="live-run").first.click()
+    page.get_by_role("heading", name="web-live").wait_for()
+    assert "records left" in page.content()
+
+
+@pool_test
+def test_it_says_that_it_is_not_reachable_and_that_it_is_again(factory, browser, tmp_path):
+    with WebProcess(tmp_path / "log") as web:
+        page = opened(browser, [])
+        page.goto(web.url)
+        os.kill(web.process.pid, signal.SIGSTOP)
+        page.get_by_text("is not reachable since").wait_for(timeout=90000)
+        assert page.get_by_role("link", name="here").count(), "what was seen before stays"
+        os.kill(web.process.pid, signal.SIGCONT)
+        page.get_by_text("is not reachable since").wait_for(state="detached", timeout=90000)
+
+
+@pool_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1300])
+def test_no_page_is_wider_than_its_window(web, browser, complaints, tmp_path, scheme, width):
+    page = opened(browser, complaints, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    for name, path in (("overview", "/?hours=6"), ("entry", "/entry/here")):
+        page.goto(web.url + path)
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 3 * 128) == (scheme == "dark")
+
+
+@pool_test
+def test_a_run_with_a_hostile_name_is_text_in_a_browser_and_an_endless_one_is_none(
+    web, browser, complaints, access_point, tmp_path
+):
+    name = HOSTILE + "x" * 100
+    text = DESCRIPTION.replace("$(digest)", "nobody-has-it").replace("$(model)", "hostile")
+    (tmp_path / "records-0.jsonl").write_text('{"custom_id": "a", "prompt": "text"}\n')
+    for run, count in (("endless", 'real("INF")'), (name, "1")):
+        further = f"\nMy.{Job.RUN} = {value(run)}\nMy.{Job.RECORDS} = {count}\nqueue"
+        (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", further))
+        done = command("submit", str(tmp_path / "hostile.sub"))
+        assert done.returncode == 0, done.stderr
+    page = opened(browser, complaints, viewport={"width": 400, "height": 800})
+    page.goto(web.url)
+    page.get_by_role("link", name=name).first.wait_for(timeout=90000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.get_by_role("link", name=name).first.click()
+    page.get_by_role("heading", name=f"Run {name}").wait_for()
+    assert [run["run"] for run in web.json()["queue"] if run["model"] == "hostile"] == [name]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.evaluate("window.taken") is None
+    access_point.remove(f'{Job.MODEL} == "hostile"', "the test is over")
+
+
+# ---- what it shows -------------------------------------------------------------------------------
+
+
+@pool_test
+def test_the_json_is_that_of_the_command_and_of_an_entry(web):
+    told = web.json()
+    assert {"entries", "lanes", "queue", "sites", "failures"} < told.keys() and told["age_s"] < 60
+    (site,) = [site for site in told["sites"] if site["site"] == "testing"]
+    assert site["running"] and site["entries"][0]["entry"] == "here"
+    assert web.json("/entry/here.json")["told"]["entry"] == "here"
+    assert web.ask("/entry/nowhere.json")[0] == web.ask("/entry/nowhere")[0] == web.ask("/run?name=no")[0] == 404
+
+
+@pool_test
+def test_where_the_pool_does_not_answer_the_page_shows_what_it_saw_and_why_not_more(own_pool, tmp_path):
+    """A schedd that hangs costs who looks its whole timeout, and who reads a moment."""
+    factory = FactoryProcess(tmp_path, "hanging", entry("quiet"))
+    factory.start("--once")
+    assert factory.process and factory.process.wait() == 0
+    with WebProcess(tmp_path / "log") as web:
+        assert "quiet" in web.page() and "does not answer" not in web.page()
+        (schedd,) = [each.pid for each in own_pool.processes() if each.name == "condor_schedd"]
+        os.kill(schedd, signal.SIGSTOP)
+        try:
+            page = eventually(lambda: "does not answer" in (page := web.page()) and page, "it says so")
+            assert "quiet" in page and "access point" in page, page
+            told = web.page("/metrics")
+            assert "glide_pool_answers 0.0" in told and "glide_glideins{" not in told
+        finally:
+            os.kill(schedd, signal.SIGCONT)
+        eventually(lambda: "does not answer" not in web.page(), "it answers again")
+        (looking,) = _children(web.process.pid, "spawn_main")
+        os.kill(looking, signal.SIGKILL)
+        eventually(lambda: "has died" in web.page(), "it says so")
+        eventually(lambda: "has died" not in web.page(), "another process looks")
+        (looking,) = _children(web.process.pid, "spawn_main")
+        web.process.kill()
+        eventually(lambda: not Path(f"/proc/{looking}").exists(), "it ends with whom it looks for")
+
+
+def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONDOR_CONFIG", raising=False)
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
+    with WebProcess(tmp_path / "log") as web:
+        eventually(lambda: "no pool: start one here with `glide pool up`" in web.page(), "it says so")
+        assert "glide_pool_answers 0.0" in web.page("/metrics")
+
+
+def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    site = SiteFile.model_validate({"site": "lab", "entries": [{"name": "here", "max_glideins": 1}]})
+    answers: set[bool] = set()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.add(is_running(site))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(50):
+            with only_factory(site):
+                assert is_running(site)
+    finally:
+        over.set()
+        asking.join()
+    assert True in answers and not is_running(site)
+
+
+def _children(pid: int, words: str) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-ww", "--ppid", str(pid), "-o", "pid=", "-o", "args="], capture_output=True, text=True
+    ).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if words in line]
+
+
+# ---- who may read it -----------------------------------------------------------------------------
+
+
+@pool_test
+@pytest.mark.parametrize("path", ROUTES)
+def test_nothing_but_reading(web, path):
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"):
+        status, headers, _ = web.ask(path, method)
+        assert status == 405 and headers["allow"] == "GET, HEAD"
+    status, headers, body = web.ask(path, "HEAD")
+    assert status == web.ask(path)[0] and body == ""
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+
+
+@pool_test
+def test_a_page_of_another_name_that_resolves_here_gets_nothing(web):
+    for host in ("attacker.example", f"attacker.example:{web.port}", "127.0.0.1.attacker.example", ""):
+        assert web.ask("/status.json", headers={"Host": host})[0] == 421
+    for host in ("localhost", f"LOCALHOST:{web.port}", "127.0.0.1", f"[::1]:{web.port}"):
+        assert web.ask("/status.json", headers={"Host": host})[0] == 200
+
+
+def test_off_this_machine_it_asks_for_a_token_and_never_says_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONDOR_CONFIG", raising=False)
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
+    with WebProcess(tmp_path / "log", "--host", "0.0.0.0") as web:
+        file = tmp_path / "home" / "web" / "token"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        token = file.read_text().strip()
+        wrong = {"Authorization": "Bearer wrong"}, {"Authorization": token}, {"Cookie": f"{COOKIE}=wrong"}
+        for path in ROUTES:
+            assert {web.ask(path, headers=shown)[0] for shown in ({}, *wrong)} == {401}
+            assert web.ask(path.partition("?")[0] + "?token=wrong")[0] == 401
+            assert web.ask(path, headers={"Authorization": f"Bearer {token}"})[0] in (200, 404)
+        status, headers, _ = web.ask(f"/?hours=6&token={token}")
+        assert status == 303 and headers["location"] == "/?hours=6"
+        assert "HttpOnly" in headers["set-cookie"] and "SameSite=strict" in headers["set-cookie"]
+        assert web.ask("/", headers={"Cookie": headers["set-cookie"].partition(";")[0]})[0] == 200
+        assert web.ask(f"//elsewhere.example/?token={token}")[1]["location"] == "/elsewhere.example/"
+        command_line = Path(f"/proc/{web.process.pid}/cmdline").read_text()
+        said = web.stop()
+        assert token not in said and token not in command_line and str(file) in said
+    with WebProcess(tmp_path / "log", "--token-file", str(file)) as web:
+        assert web.ask("/")[0] == 401 and web.ask("/", headers={"Authorization": f"bearer {token}"})[0] == 200
+
+
+@pytest.mark.parametrize("content, mode, why", [("", 0o600, "empty"), ("x", 0o644, "others can read it")])
+def test_a_token_that_is_none_is_not_taken(tmp_path, content, mode, why):
+    file = tmp_path / "token"
+    file.write_text(content)
+    file.chmod(mode)
+    done = command("web", "--port", "0", "--token-file", str(file))
+    assert done.returncode == Exit.INPUT and why in done.stderr and str(file) in done.stderr
+
+
+# ---- markup --------------------------------------------------------------------------------------
+
+
+class Elements(HTMLParser):
+    """The elements and attributes of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found |= {tag, *(name for name, _ in attributes)}
+
+
+def test_what_users_wrote_is_nowhere_markup(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    digest = "0" * 64
+    lane = Lane("here-1.0", "here", digest, HOSTILE, State.FAILED, False, HOSTILE, name=HOSTILE)
+    warm = replace(lane, state=HOSTILE, glide_id=HOSTILE, entry=HOSTILE)
+    held = Glidein(1, 0, "here", digest, JobStatus.HELD, hold_reason=HOSTILE, host=HOSTILE)
+    ended = Glidein(2, 0, "here", digest, JobStatus.COMPLETED, state=State.FAILED, failure=HOSTILE)
+    odd = replace(ended, proc=1, state=HOSTILE)
+    demand = Demand(digest, HOSTILE, HOSTILE, HOSTILE, 1, 0, 1)
+    down = {"start": "1970-01-01", "end": "2099-01-01", "reason": HOSTILE}
+    site = SiteFile.model_validate(
+        {"site": "lab", "entries": [{"name": "here", "max_glideins": 2, "downtimes": [down]}]}
+    )
+    view = view_of(Snapshot((held,), (lane, warm), (demand,), ended=(ended, odd), now=time.time(), user="ada"), site)
+    told = view.told["sites"][0]
+    told |= {"unseen": [HOSTILE], "refused": [HOSTILE]}
+    told["entries"][0]["last_failure"]["last_words"] = [HOSTILE, HOSTILE]
+    view = replace(view, trouble=HOSTILE)
+    chart = Chart(HOSTILE, "stack", [Series(HOSTILE, "green", [1.0, None, 2.0])], 0.0, 60.0, HOSTILE)
+    entry_told, run_told = pages.entry_document(view, "here"), pages.run_document(view, HOSTILE)
+    assert entry_told and run_told
+    shown = {
+        "overview": pages.overview(view, lambda site, entries: [chart], 1),
+        "entry": pages.entry_page(view, entry_told),
+        "other": pages.entry_page(view, pages.entry_document(view, HOSTILE) or entry_told),
+        "run": pages.run_page(view, run_told),
+        "missing": pages.missing_page(view, HOSTILE),
+    }
+    for name, page in shown.items():
+        assert "&lt;script&gt;window.taken" in page, name
+        assert page.count("<script") == 1 and page.count("<img") == 1, name  # its own
+        assert not Elements(page).found & {"onerror", "onload", "onclick", "style"}, name
+
+
+def test_what_a_running_glidein_does_is_what_the_best_of_its_lanes_does():
+    glidein = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
+    lane = Lane("here-1.0", "here", "T", "model", State.WARM, False)
+    blank = replace(lane, state=State.BLANK, template="")
+    does = {
+        (lane, replace(lane, claimed=True)): Activity.SERVING,
+        (lane,): Activity.IDLE,
+        (blank,): Activity.COMING,
+        (replace(lane, state=State.LOADING),): Activity.COMING,
+        (replace(lane, state=State.FAILED),): Activity.LOST,
+        (): Activity.LOST,
+    }
+    for lanes, what in does.items():
+        assert activities(Snapshot((glidein,), lanes)) == {"here": {what: 1}}
+    ready = Snapshot((replace(glidein, template=""),), (blank,))
+    assert activities(ready) == {"here": {Activity.IDLE: 1}}
+    assert activities(Snapshot((replace(glidein, status=JobStatus.IDLE),))) == {}
+
+
+# ---- as it is installed --------------------------------------------------------------------------
+
+
+def test_templates_and_static_files_come_with_the_package(tmp_path):
+    root = Path(pages.__file__).parents[2]
+    built = subprocess.run(
+        [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "--build-lib", str(tmp_path)],
+        cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    files = {path.relative_to(root) for path in (root / "glide" / "web").rglob("*.*") if path.suffix != ".pyc"}
+    assert {path.suffix for path in files} == {".py", ".html", ".css", ".js", ".svg"}
+    assert all((tmp_path / path).exists() for path in files)
