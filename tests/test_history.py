@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from glide.invoke.carriers import Carrier, read_lines
-from glide.report import history as histories
-from glide.report import timeline
-from glide.report.history import Interval
-from glide.report.timeline import CPU, UNKNOWN
+from glide.report.sweep import history as histories
+from glide.report.sweep import timeline
+from glide.report.sweep.history import Interval
+from glide.report.sweep.timeline import CPU, UNKNOWN
 from glide.sweep import history as writing
 from glide.vocabulary import JobStatus, Machine, State
 

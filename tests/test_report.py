@@ -16,13 +16,13 @@ from playwright.sync_api import sync_playwright
 from glide.condor import EmbeddedPool, bindings
 from glide.condor.event_log import LOST
 from glide.invoke.carriers import read_lines
-from glide.report import history as histories
-from glide.report import timeline
-from glide.report.account import NO_HISTORY, document, look
-from glide.report.history import History, Interval
-from glide.report.scores import folded, wilson
-from glide.report.sweep_report import MOST_GLIDEINS, PAGE, most_telling, write
-from glide.report.timeline import CPU, Glidein
+from glide.report.sweep import history as histories
+from glide.report.sweep import timeline
+from glide.report.sweep.account import NO_HISTORY, document, look
+from glide.report.sweep.history import History, Interval
+from glide.report.sweep.page import MOST_GLIDEINS, PAGE, most_telling, write
+from glide.report.sweep.scores import folded, wilson
+from glide.report.sweep.timeline import CPU, Glidein
 from glide.sweep.prepare import prepare
 from glide.vocabulary import Exit, State
 from tests.conftest import SweepFolder, eventually

@@ -13,9 +13,9 @@ from rich.console import Console
 from glide.cli.options import AsJson, print_json
 from glide.config import SiteFile, load
 from glide.invoke.carriers import read_lines, read_results
-from glide.report.account import look
-from glide.report.sweep import Watch, result_table
-from glide.report.sweep_report import PAGE, write
+from glide.report.sweep.account import look
+from glide.report.sweep.page import PAGE, write
+from glide.report.sweep.progress import Watch, result_table
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
 from glide.sweep.results import begin

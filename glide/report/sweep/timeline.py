@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from glide.report.history import History, Interval, Lane, Stay
+from glide.report.sweep.history import History, Interval, Lane, Stay
 from glide.vocabulary import State
 
 LOST = ("lost", "evicted")

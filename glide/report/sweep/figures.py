@@ -22,8 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from glide.report.history import History
-from glide.report.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
+from glide.report.sweep.history import History
+from glide.report.sweep.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
 from glide.vocabulary import State
 
 WIDTH = 4.6  # inches

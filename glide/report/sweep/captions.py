@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glide.report.timeline import UNKNOWN
+from glide.report.sweep.timeline import UNKNOWN
 
 Document = dict[str, Any]
 

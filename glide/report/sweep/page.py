@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from glide.report import captions
-from glide.report.account import Account, document
-from glide.report.timeline import Glidein, task_seconds
+from glide.report.sweep import captions
+from glide.report.sweep.account import Account, document
+from glide.report.sweep.timeline import Glidein, task_seconds
 from glide.system import publish
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write(account: Account, folder: Path) -> dict[str, Any]:
     Args:
         folder: where to; made if need be.
     """
-    from glide.report.figures import inline_svg, save_png, style  # matplotlib takes half a second to import
+    from glide.report.sweep.figures import inline_svg, save_png, style  # matplotlib takes half a second to import
 
     told = document(account)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write(account: Account, folder: Path) -> dict[str, Any]:
 
 def pictures(account: Account, told: dict[str, Any]) -> Iterator[Picture]:
     """Those for which there is something to show."""
-    from glide.report import figures
+    from glide.report.sweep import figures
 
     history, scores = account.history, account.scores
     if history.runs:
@@ -87,7 +87,7 @@ def most_telling(glideins: list[Glidein], most: int = MOST_GLIDEINS) -> list[Gli
 def page(told: dict[str, Any], shown: list[tuple[Picture, Markup]]) -> str:
     """The report as HTML; what users and nodes have written is escaped."""
     environment = Environment(
-        loader=PackageLoader("glide.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("glide.report.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("sweep.html").render(told=told, pictures=shown)

@@ -11,11 +11,11 @@ from typing import Any
 
 from glide.config import SUMMARY
 from glide.invoke.carriers import read_lines, read_results
-from glide.report import history as histories
-from glide.report import timeline
-from glide.report.history import History
-from glide.report.scores import Prompt, Scores, quantile, wilson
-from glide.report.timeline import Glidein
+from glide.report.sweep import history as histories
+from glide.report.sweep import timeline
+from glide.report.sweep.history import History
+from glide.report.sweep.scores import Prompt, Scores, quantile, wilson
+from glide.report.sweep.timeline import Glidein
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import history_file, is_right, state_file
 
