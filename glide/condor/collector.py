@@ -44,3 +44,15 @@ class Collector:
             return getattr(self.collector, method)(*arguments)
         except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"the collector does not {method}: {error}") from None
+
+
+def located(daemon: str) -> Any:
+    """Where the pool's daemon of a kind (Schedd, Negotiator, …) is, for the bindings.
+
+    Raises:
+        CondorError: there is none.
+    """
+    try:
+        return bindings.htcondor2.Collector().locate(getattr(bindings.htcondor2.DaemonType, daemon))
+    except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
+        raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None

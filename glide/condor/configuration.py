@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from glide.condor import bindings
-from glide.errors import CondorError
+from glide.condor.collector import located
 
 Value = bool | float | str
 
@@ -26,11 +26,7 @@ def configuration(daemon: str, names: Iterable[str]) -> Configuration:
     Raises:
         CondorError: there is none, or it does not answer.
     """
-    kind = getattr(bindings.htcondor2.DaemonType, daemon)
-    try:
-        location = bindings.htcondor2.Collector().locate(kind)
-    except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-        raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None
+    location = located(daemon)
     try:
         told, asked = bindings.htcondor2.RemoteParam(location), True
     except (RuntimeError, bindings.htcondor2.HTCondorException):  # who may not read its configuration has this one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glide.condor import bindings
-from glide.errors import CondorError
+from glide.condor.collector import located
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ def right(who: str, daemon: str, level: str, token: str | None = None) -> Right:
     Raises:
         CondorError: there is no such daemon.
     """
-    kind = getattr(bindings.htcondor2.DaemonType, daemon)
-    try:
-        location = bindings.htcondor2.Collector().locate(kind)
-    except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-        raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None
+    location = located(daemon)
     try:
         security = bindings.htcondor2.SecurityContext(token=token) if token else None
         answer = bindings.htcondor2.ping(location, level, security)
