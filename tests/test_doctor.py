@@ -263,7 +263,12 @@ def test_a_token_that_is_about_to_expire(clinic):
 def test_glideins_that_may_not_advertise(clinic):
     with clinic.configured(ALLOW_ADVERTISE_MASTER="$(OWNER)"):
         clinic.finds(
-            ("rights", "critical", "does not let glidein-ward advertise", "ALLOW_ADVERTISE_MASTER = $(ALLOW_ADVERTISE")
+            (
+                "rights",
+                "critical",
+                "does not let glidein-ward advertise",
+                "add glidein-ward@$(TRUST_DOMAIN) to ALLOW_ADVERTISE_MASTER",
+            )
         )
 
 

@@ -69,7 +69,7 @@ def test_a_check_says_in_one_table_what_is_there_and_what_is_not(pools: Pools, h
     (answers,) = told.values()
     found = {answer["question"]: answer["found"] for answer in answers}
     assert code == Exit.OK and not [answer for answer in answers if answer["fix"]], answers
-    assert found["nodes"] == "1 nodes, no GPUs" and "0 glideins" in found["queue"] and "HTCondor 2" in found["versions"]
+    assert found["nodes"] == "1 nodes, no GPUs" and "0 glideins" in found["queue"] and "HTCondor 2" in found["version"]
     assert "open" in found["our collector"] and found["bundles"].startswith("none")
     wanting = entry("far", ssh=host.login(), request={"gpus": 1})
     (pools.folder / "gpus.yaml").write_text(yaml.safe_dump({"site": "ssh", "entries": [wanting]}))

@@ -183,7 +183,8 @@ class Entry(Strict):
         lanes: slots of a glidein that share its model server; two hide a job's turnover.
         request: what a glidein asks for.
         requirements: further HTCondor requirements on the nodes.
-        python: an interpreter on the nodes that imports the engine's packages; by default this one.
+        python: an interpreter on the nodes that imports the engine's packages; by default the factory's own, where
+            nodes see it, else python3.
         environment: what engines run in, where a model names nothing else: a packed environment or an image here, which
             travels, or a folder or an image that nodes have (glide.files.environment); by default the nodes' `python`.
         container: image that HTCondor runs the glideins in, as container_image of a job file; nodes choose Docker or
@@ -192,7 +193,8 @@ class Entry(Strict):
             access point's private one, if it has one and they see it, else their own, else the private one travels.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
         idle_seconds: a glidein without a job for so long ends itself.
-        lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job.
+        lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job;
+            it is gone when its last one has ended, and `idle_seconds` later at most.
         ready: so many glideins are kept in readiness, without a model or idle, for whatever is wanted next.
         max_idle: at most so many of them waiting in the outer pool's queue.
         submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.

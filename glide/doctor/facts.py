@@ -12,6 +12,8 @@ from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
 from glide.report.reasons import View
 
+US = "this account"  # among those whose rights are asked for
+
 
 @dataclass(frozen=True)
 class Programs:

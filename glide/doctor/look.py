@@ -21,7 +21,7 @@ from glide.condor.rights import Right, right
 from glide.config import Entry, SiteFile, load
 from glide.doctor.bounded import Unseen, ask
 from glide.doctor.checks import knobs
-from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
+from glide.doctor.facts import US, Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
 from glide.errors import CondorError, InputError
 from glide.factory.daemon import drained, folder, is_running, known_sites
 from glide.factory.journal import Journal
@@ -181,7 +181,9 @@ def _clock() -> float:
 
 def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Right, ...]:
     AccessPoint().jobs("false", [])  # gives up where nobody answers, as what follows does not
-    rights = [right("this account", daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
+    rights = [right(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
+    if entries:  # a factory takes dead glideins' ads away
+        rights.append(right(US, "Collector", "ADVERTISE_STARTD"))
     for site, entry in entries:
         for path in _entry_tokens(site, entry)[:1]:
             left = tokens.seconds_left(path, time.time())

@@ -6,7 +6,7 @@ import hmac
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -142,8 +142,7 @@ class Hands:
         folder = self._prepare(entry, template, snapshot)
         request = entry.request
         macros = {
-            "folder": str(folder), "python": entry.python or ("python3" if entry.ssh else sys.executable),
-            "entry": entry.name,
+            "folder": str(folder), "python": entry.python or f"{sys.executable}:python3", "entry": entry.name,
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
@@ -154,7 +153,9 @@ class Hands:
         macros |= {"container_image": entry.container} if entry.container else {}
         text = resources.find("submit_templates", "glidein.sub").read_text()
         # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
-        macros |= {"stream_output": "false", "stream_error": "false"} if entry.pool else {}
+        # Nor is a token there renewed: it must not wait longer than that is good for, its earlier lives included.
+        away = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
+        macros |= away if entry.pool else {}
         self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.away is not None)
 
     def _bring(self, action: Action, snapshot: Snapshot) -> None:
@@ -186,7 +187,8 @@ class Hands:
         digest = template.digest if template else ""
         folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _tidy(folder, snapshot.now - LOG_SECONDS)
+        used = {glidein.template for glidein in (*snapshot.glideins, *snapshot.ended)}
+        _tidy(folder.parent, {folder, *(self._folder(entry, each) for each in used)}, snapshot.now - LOG_SECONDS)
         release, archive = self._condor(entry)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
@@ -271,10 +273,15 @@ def key_to(parcel: Parcel, folder: Path) -> str:
     return hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
 
 
-def _tidy(folder: Path, before: float) -> None:
-    """Delete what glideins of long ago have left."""
-    for path in (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs")):
-        if path.stat().st_mtime < before:
+def _tidy(place: Path, used: Collection[Path], before: float) -> None:
+    """Delete what glideins of long ago have left of an entry's folders, and those that nobody uses any more."""
+    for folder in place.iterdir():
+        left = (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs"))
+        old = [path for path in left if path.stat().st_mtime < before]
+        if folder not in used and len(old) == len(left) and folder.stat().st_mtime < before:
+            shutil.rmtree(folder)
+            continue
+        for path in old:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

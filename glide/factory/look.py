@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Literal
 
 from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
@@ -28,6 +29,7 @@ def take(
     collector: Collector,
     outer: Iterable[tuple[Callable[[], Queue], list[str]]] = (),
     owners: Collection[str] = (),
+    whose: Literal["ours", "all"] = "ours",
 ) -> Snapshot:
     """Look now. A source that fails is named in the snapshot, never taken for an empty one.
 
@@ -35,6 +37,7 @@ def take(
         find: finds the access point of the pool that glideins join; CondorError where it is away.
         outer: the same for other pools that glideins are submitted to, with the names of the entries there.
         owners: whose jobs may describe templates; "" is the factory's own user, and none is anybody.
+        whose: glideins are to be seen: a factory goes by its own, people may look at another account's.
     """
     failed: list[str] = []
     jobs: list[dict] = []
@@ -44,7 +47,7 @@ def take(
     moves: list[dict] = []
     try:
         access_point = find()
-        jobs += _ours(access_point, f"{Job.TEMPLATE} =!= undefined")
+        jobs += _believed(access_point, f"{Job.TEMPLATE} =!= undefined", whose)
         moves = _moves(access_point)
         user = access_point.user  # only now: a query gives up after a while, a ping waits for ever
         asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
@@ -62,7 +65,7 @@ def take(
     blind: dict[str, str] = {}
     for find_other, entries in outer:
         try:
-            jobs += _ours(find_other(), f"{Job.ENTRY} =!= undefined")
+            jobs += _believed(find_other(), f"{Job.ENTRY} =!= undefined", whose)
         except CondorError as error:
             blind |= dict.fromkeys(entries, str(error))
     brought = tuple(
@@ -100,7 +103,7 @@ def read(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Templa
     )
 
 
-def _ours(access_point: Queue, constraint: str) -> list[dict]:
+def _believed(access_point: Queue, constraint: str, whose: str) -> list[dict]:
     """Jobs that may be believed: glideins of this account, and jobs whose attributes are what they should be.
 
     Anybody may submit anything, and a factory must neither stumble over it nor submit it in its own name.
@@ -108,7 +111,7 @@ def _ours(access_point: Queue, constraint: str) -> list[dict]:
     jobs = access_point.jobs(constraint, _JOB_ATTRIBUTES)
     me = access_point.user.partition("@")[0]
     glideins = [job for job in jobs if isinstance(job.get(Job.ENTRY), str)]
-    mine = [_mended(job) for job in glideins if job.get("User", "").partition("@")[0] == me]
+    mine = [_mended(job) for job in glideins if whose == "all" or job.get("User", "").partition("@")[0] == me]
     if glideins and not mine:  # taken for absent, they would be submitted anew, again and again
         raise CondorError(f"glideins are queued under the name {glideins[0].get('User')}, and we are {me}")
     return mine + [job for job in jobs if Job.ENTRY not in job and _is_sound(job)]

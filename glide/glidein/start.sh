@@ -1,16 +1,19 @@
 #!/bin/sh
 # A glidein's first step: let Python unpack glide's own code and become condor_master.
-# GLIDE_PYTHON is the entry's interpreter; it needs what the engine imports, and nothing of glide.
+# GLIDE_PYTHON is the entry's interpreter, or several of which the first is taken that is here; it needs what the engine
+# imports, and nothing of glide.
 set -eu
 umask 077
 mkdir -p code logs  # first of all: a job that cannot bring its logs home is held, and does not say why it died
-python=${GLIDE_PYTHON:-python3}
-if ! command -v "$python" >/dev/null 2>&1; then
-    echo "glidein: no $python on this node; set the entry's 'python' to one that is there" >&2
+IFS=:
+python=$(for each in ${GLIDE_PYTHON:-python3}; do command -v "$each" && break; done) || true
+unset IFS
+if [ -z "$python" ]; then
+    echo "glidein: no $GLIDE_PYTHON on this node; set the entry's 'python' to one that is there" >&2
     exit 1
 fi
 # The server's words go to the access point as they are written; tail ends with the process this one becomes.
 : >logs/ModelServerLog
 tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null &
 # By its whole path: a job may have no PATH, and then Python does not know where it is itself.
-PYTHONPATH="$PWD/glide.zip" exec "$(command -v "$python")" -m glide.glidein glidein.json
+PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json

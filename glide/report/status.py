@@ -25,7 +25,8 @@ def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]
         sites = [load(path, SiteFile) for path in known_sites()]
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
     views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
-    return take(AccessPoint, Collector(), outer), views
+    # Who runs no factory looks at somebody else's.
+    return take(AccessPoint, Collector(), outer, whose="ours" if views else "all"), views
 
 
 def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:

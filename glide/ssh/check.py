@@ -16,8 +16,8 @@ from glide.errors import CondorError
 from glide.ssh.access_point import access_point_at
 
 COMMANDS = (
-    "condor_submit", "condor_q", "condor_rm", "condor_qedit", "condor_ping", "flock", "timeout", "tar", "base64",
-    "sha256sum", "python3",
+    "condor_submit", "condor_q", "condor_rm", "condor_qedit", "condor_ping", "condor_status", "condor_version", "bash",
+    "flock", "timeout", "tar", "base64", "sha256sum", "mktemp", "find",
 )  # fmt: skip
 SPACE = 500  # MB, for bundles and what glideins say
 SKEW_SECONDS = 5.0  # tokens and ages are compared across hosts
@@ -66,12 +66,11 @@ def _commands(login: Login, entries: list[Entry]) -> Found:
     return ("all there",)
 
 
-def _versions(login: Login, entries: list[Entry]) -> Found:
+def _version(login: Login, entries: list[Entry]) -> Found:
     version = _ask(login, "condor_version | head -n 1")
     number = re.search(r"(\d+)\.\d+\.\d+", version)
-    python = _ask(login, "python3 --version")
     fix = "" if number and int(number[1]) >= OLDEST else f"HTCondor {OLDEST} or newer is needed there"
-    return f"HTCondor {number[0] if number else version}, {python}", fix
+    return f"HTCondor {number[0] if number else version}", fix
 
 
 def _queue(login: Login, entries: list[Entry]) -> Found:
@@ -132,7 +131,7 @@ def _endpoint(address: str) -> tuple[str, str]:
 
 QUESTIONS: dict[str, Callable[[Login, list[Entry]], Found]] = {
     "commands": _commands,
-    "versions": _versions,
+    "version": _version,
     "queue": _queue,
     "disk": _space,
     "nodes": _nodes,

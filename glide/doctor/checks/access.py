@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from glide.doctor.facts import Facts
+from glide.doctor.facts import US, Facts
 from glide.doctor.finding import Finding, critical, warning
 
 DAY = 86400.0
@@ -50,10 +50,13 @@ def rights(facts: Facts) -> Iterator[Finding]:
         if right.granted:
             continue
         if right.daemon == "Collector":
-            yield critical(
-                f"the collector does not let {right.who} advertise ({right.level}): its lanes run and are never seen",
-                f"ALLOW_{right.level} = $(ALLOW_{right.level}), {right.who}@$(TRUST_DOMAIN), in the central manager's"
-                " configuration; then condor_reconfig",
+            ours = right.who == US
+            cost = "dead glideins' ads match for a minute" if ours else "its lanes run and are never seen"
+            who = "the factory's account" if ours else f"{right.who}@$(TRUST_DOMAIN)"
+            yield (warning if ours else critical)(
+                f"the collector does not let {right.who} advertise ({right.level}): {cost}",
+                f"add {who} to ALLOW_{right.level} on the central manager (not set, it is ALLOW_DAEMON: begin with that);"
+                " then condor_reconfig",
             )
         else:
             yield critical(
