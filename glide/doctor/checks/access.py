@@ -55,7 +55,7 @@ def rights(facts: Facts) -> Iterator[Finding]:
             who = "the factory's account" if ours else f"{right.who}@$(TRUST_DOMAIN)"
             yield (warning if ours else critical)(
                 f"the collector does not let {right.who} advertise ({right.level}): {cost}",
-                f"add {who} to ALLOW_{right.level} on the central manager (not set, it is ALLOW_DAEMON: begin with that);"
+                f"add {who} to the central manager's ALLOW_{right.level} (unset, it is ALLOW_DAEMON: begin with that);"
                 " then condor_reconfig",
             )
         else:
