@@ -61,6 +61,14 @@ def test_what_was_removed_or_has_ended_or_was_closed_may_be_gone():
     assert not doubted(empty, expected(going, []), HERE).blind
 
 
+def test_an_entry_that_is_not_seen_takes_no_doubt_from_the_others_and_is_remembered_itself():
+    seen = replace(BEFORE, now=BEFORE.now + 600, glideins=(), blind={"here": "no answer"})
+    believed = expected(seen, [], BEFORE)
+    assert believed.glideins == BEFORE.glideins
+    empty = replace(BEFORE, now=BEFORE.now + 602, glideins=(), lanes=())
+    assert "has forgotten all" in doubted(empty, believed, HERE).blind["here"]
+
+
 def test_an_entry_that_is_not_seen_is_left_alone_and_others_are_not():
     both = site({"name": "here", "max_glideins": 4}, {"name": "there", "max_glideins": 4})
     ghost, unwanted = lane(glidein(9)), glidein(1, "U", JobStatus.IDLE)

@@ -353,7 +353,7 @@ def test_what_is_kept_is_not_loaded_or_fetched_again(start, model, keep, loads, 
             assert len(server.call([{"custom_id": "a", "prompt": "text"}], template.digest).results()) == 1
             eventually(lambda: keep == "state" or not engines_of(server), "the end of its engine")
         ad = next(server.states())
-        assert ad["GlideLoadSeconds"] >= 0.3 * loads
+        assert ad["GlideLoadSeconds"] >= 0.2 * loads  # the engine says when it begins a little late
         assert server.log.read_text().count(" Loading") == (1 if keep == "state" else 0)  # a job's own load is no state
         assert sum(source.sent.values()) == reads * sum(SIZES.values())
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import yaml
 from glide.condor import EmbeddedPool, install
 from glide.config import Login
 from glide.errors import CondorError
-from glide.ssh import access_point_at
-from glide.ssh.link import Link, LinkError
+from glide.ssh import LinkError, access_point_at
+from glide.ssh.access_point import RemoteAccessPoint
+from glide.ssh.link import Link
 from glide.template import Template
 from glide.vocabulary import Exit
 from tests.conftest import eventually
@@ -29,6 +31,13 @@ pytestmark = pytest.mark.pool
 
 # Says when it begins, and takes its time.
 SLOW_SUBMIT = '#!/bin/sh\ntouch "{marker}"\nsleep 4\nexec {program} "$@"\n'
+# A shell that takes long to start when it is to submit something for the first time.
+LATE = """
+case "$BASH_EXECUTION_STRING" in
+    *condor_submit*) [ -e ~/once ] || { touch ~/once; sleep 25; touch ~/woken; } ;;
+esac
+"""
+SESSIONS = 2  # processes of the one connection that is still open
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +114,12 @@ def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools,
 def test_glideins_go_there_are_evicted_come_back_and_go_over_one_connection(pools: Pools, host: LoginHost):
     factory = pools.factory("far", ssh=host.login(), idle_seconds=4)
     factory.start()
-    pools.ask(Template("far", "noop", options={"record_seconds": 0.3}), records=60)
+    pools.ask(Template("far", "noop", options={"record_seconds": 0.2}), records=40)
     eventually(lambda: pools.jobs() == ["2"], "the job runs")
     eventually(lambda: pools.glideins() == ["2"], "on a glidein there")
     logs = command("factory", "logs", "far", environment=pools.environment)
     assert "glidein far-" in logs.stdout, logs
-    pools.important(seconds=8)
+    pools.important(seconds=4)
     eventually(lambda: pools.glideins() == ["1"], "its glidein is evicted and queued again")
     eventually(lambda: pools.jobs() == ["4"], "the job has finished in its second life")
     eventually(lambda: not pools.glideins() and not pools.lanes(), "without demand all are gone")
@@ -148,6 +157,59 @@ def test_a_submission_that_was_cut_is_not_made_twice(pools: Pools, host: LoginHo
     eventually(lambda: pools.jobs() == ["4"], "the job ran on the glidein that came of it")
     eventually(lambda: pools.journal(factory)[-1]["glideins"] == {"cut": {"running": 1}}, "it is seen")
     assert pools.outer.tool("condor_q", "-allusers", "-af", "ClusterId", "GlideEntry").count("cut") == 1
+
+
+def test_a_submission_that_comes_late_is_none(pools: Pools, host: LoginHost):
+    """Its shell takes long to start; when it has, the factory has looked again and submitted anew."""
+    (host.home / ".bashrc").write_text(LATE)
+    factory = pools.factory("late", ssh=host.login(seconds=4), idle_seconds=60)
+    factory.start()
+    pools.ask(Template("late", "noop"))
+    factory.says("no answer within 4 s")
+    eventually(lambda: pools.jobs() == ["4"], "the job ran on a glidein that was submitted later")
+    eventually((host.home / "woken").exists, "the first submission gets on")
+    eventually(lambda: "condor_submit" not in _commands_of(host), "and ends")
+    assert pools.outer.tool("condor_q", "-allusers", "-af", "ClusterId", "GlideEntry").count("late") == 1
+
+
+def _commands_of(host: LoginHost) -> str:
+    return subprocess.run(["pgrep", "-a", "-f", str(host.home)], capture_output=True, text=True).stdout
+
+
+def test_another_host_of_that_name_is_not_taken_for_the_first(pools: Pools, host: LoginHost):
+    access_point = RemoteAccessPoint(Login(**host.login()))
+    access_point.claim("here")
+    (host.home / ".glide" / "access_point").write_text("login7.cluster\n")
+    with pytest.raises(CondorError, match=r"glideins were submitted at login7\.cluster; name `schedd`"):
+        RemoteAccessPoint(Login(**host.login())).claim("here")
+    RemoteAccessPoint(Login(**host.login(schedd="ap2"))).claim("here")
+
+
+def test_what_another_job_says_of_its_folder_is_not_believed(pools: Pools, host: LoginHost, tmp_path: Path):
+    access_point = RemoteAccessPoint(Login(**host.login()))
+    access_point.versions()
+    (tmp_path / "stray").mkdir()
+    job = tmp_path / "stray.sub"
+    job.write_text('executable = /bin/true\nMy.GlideEntry = "far"\nhold = true\nqueue\n')
+    pools.outer.tool("condor_submit", str(job))
+    (number,) = pools.outer.tool("condor_q", "-constraint", 'GlideEntry == "far"', "-af", "ClusterId").split()
+    (tmp_path / "stray" / f"{number}.0.out").write_text("not ours")
+    folder = host.home / ".glide" / ".." / ".." / ".." / "stray"
+    pools.outer.tool("condor_qedit", number, "Iwd", f'"{folder}"')
+    access_point.retrieve('GlideEntry == "far"')
+    assert not list((pools.overlay.home / "factory").rglob(f"{number}.0.out"))
+    assert not list(pools.overlay.home.parent.parent.glob(f"*/{number}.0.out"))
+
+
+def test_a_host_that_freezes_while_it_is_sent_something_holds_nobody_up(host: LoginHost):
+    link = Link(Login(**host.login(seconds=2)))
+    assert link.run("cat", b"here").output == "here"
+    host.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(LinkError, match="no answer within 2 s"):
+            link.run("cat >/dev/null", bytes(20_000_000))
+    finally:
+        host.signal(signal.SIGCONT)
 
 
 def test_a_host_that_does_not_answer_stops_its_own_entries_alone(pools: Pools, host: LoginHost):
@@ -196,10 +258,14 @@ def test_a_jump_host_is_gone_through_and_its_key_is_checked_too(host: LoginHost,
         through = Login(**{**host.login(jump=jump, known_hosts=str(known)), "port": inner.port})
         assert Link(through).run("pwd").output.strip() == str(inner.home)
         assert host.accepted() == inner.accepted() == 1
+        inner.stop()
+        with pytest.raises(LinkError):
+            Link(through).run("pwd")
+        eventually(lambda: len(host.sessions()) <= SESSIONS, "what was opened on the way is closed again")
         known.write_text(inner.known_hosts.read_text())
         with pytest.raises(LinkError, match="host key is unknown"):
             Link(through).run("pwd")
-        assert host.accepted() == 1
+        assert host.accepted() == 2
     finally:
         inner.stop()
 

@@ -125,7 +125,9 @@ class Login(Strict):
 
     @property
     def name(self) -> str:
-        return f"{self.user}@{self.host}" if self.user else self.host
+        """The host, with what tells it from others of that name."""
+        user, port = f"{self.user}@" if self.user else "", f":{self.port}" if self.port else ""
+        return f"{user}{self.host}{port}{f' ({self.schedd})' if self.schedd else ''}"
 
 
 class Cache(Strict):

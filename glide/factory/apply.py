@@ -6,8 +6,7 @@ import hmac
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from glide.files.environment import environment
 from glide.files.unpack import is_archive
 from glide.glidein import bundle
 from glide.glidein.settings import SPREAD, Settings
-from glide.ssh import access_point_at
+from glide.ssh import LinkError, access_point_at
 from glide.system import publish
 from glide.template import Parcel, Template
 from glide.vocabulary import Job, JobStatus, Machine
@@ -40,6 +39,7 @@ SETTLE_SECONDS = 30  # for the lane's ad to say what it has got
 FORGET_SECONDS = 300  # after which a move that failed is tried again
 # As in submit_templates/sticky.sub.
 STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
+BATCH = 200
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 
 
@@ -73,7 +73,12 @@ class Hands:
         return [(partial(self._at, place), names) for place, names in entries.items()]
 
     def _at(self, place: Pool | Login | None) -> Queue:
-        return access_point_at(place) if isinstance(place, Login) else self.access_point(place)
+        if not isinstance(place, Login):
+            return self.access_point(place)
+        remote = access_point_at(place)
+        if self.seed:  # we are the factory: what we see there is what we submit by
+            remote.claim(self.site.site)
+        return remote
 
     def look(self) -> Snapshot:
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
@@ -95,7 +100,7 @@ class Hands:
         elif action.action == "remove":
             self._remove(action, snapshot)
         elif action.action == "drain":
-            self.of_entry(action.entry).remove(any_of(action.ids), f"glide factory: {action.reason}")
+            self._remove_jobs(action, action.ids)
         elif action.action == "expunge":
             for glide_id in action.ids:
                 self.collector.expunge(f"{Machine.ID} == {quoted(glide_id)}")
@@ -131,8 +136,11 @@ class Hands:
         names = {glidein.job: glidein.glide_id for glidein in snapshot.of(action.entry)[0]}
         claimed = f'State == "Claimed" && {Machine.ID}'
         ids = [job for job in action.ids if not self.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]
-        if ids:
-            self.of_entry(action.entry).remove(any_of(ids), f"glide factory: {action.reason}")
+        self._remove_jobs(action, ids)
+
+    def _remove_jobs(self, action: Action, jobs: Sequence[str]) -> None:
+        for some in _batches(jobs):
+            self.of_entry(action.entry).remove(any_of(some), f"glide factory: {action.reason}")
 
     def _submit(self, action: Action, snapshot: Snapshot) -> None:
         entry = self._entry(action.entry)
@@ -252,11 +260,20 @@ class Hands:
             is_old = not path.exists() or path.stat().st_mtime < now - each.age  # somebody asked while it ran
             if path.parent.exists() and is_old:
                 missing[each.job] = path
-        if missing:
-            with suppress(CondorError):  # one that had no time for logs is reported after bringing the others'
-                self.of_entry(entry.name).retrieve(any_of(missing))
-            for path in missing.values():
-                path.touch()  # asked once; there may be none
+        for some in _batches(list(missing)):
+            try:
+                self.of_entry(entry.name).retrieve(any_of(some))
+            except LinkError:
+                return  # another time
+            except CondorError:
+                pass  # one that had no time for logs is reported after bringing the others'
+            for job in some:
+                missing[job].touch()  # asked once; there may be none
+
+
+def _batches(jobs: Sequence[str]) -> list[Sequence[str]]:
+    """Jobs in portions whose names fit into a command line."""
+    return [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
 
 
 @lru_cache(64)

@@ -100,7 +100,8 @@ class Factory:
             try:
                 hands = Hands(site, folder(site), self._seed(site))
                 closed = drained(site)
-                snapshot = doubted(hands.look(), self.believed.get(site.site), site, closed)
+                looked = hands.look()
+                snapshot = doubted(looked, self.believed.get(site.site), site, closed)
                 glideins |= {glidein.job for glidein in snapshot.glideins}
                 actions = policy.plan(snapshot, site, closed)
                 self._report(actions)
@@ -109,10 +110,10 @@ class Factory:
                 for refusal in refused:
                     say(refusal)
                 self.journals[site.site].write(snapshot, actions, refused)
+                if not snapshot.failed and snapshot.blind == looked.blind:  # nothing is doubted
+                    self.believed[site.site] = expected(snapshot, actions, self.believed.get(site.site))
                 if not snapshot.failed:
                     hands.care(snapshot)
-                    if not snapshot.blind:
-                        self.believed[site.site] = expected(snapshot, actions)
             except CondorError as error:
                 say(f"{site.site}: {error}")
             except Exception:  # a mistake of ours must not take a daemon down that glideins hang on
@@ -139,9 +140,10 @@ class Factory:
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
+        left: list[str] = []
         while time.monotonic() < deadline:
             try:
-                left = False
+                left = []
                 for site in self.sites.values():
                     hands = Hands(site, folder(site))
                     snapshot = hands.look()
@@ -149,13 +151,15 @@ class Factory:
                     self._report(actions)
                     for refusal in hands.apply(actions, snapshot):
                         say(refusal)
-                    left = left or bool(actions or snapshot.failed)
+                    left += [*snapshot.failed, *(f"{name}: {why}" for name, why in snapshot.blind.items())]
+                    left += [f"{action.count} of {action.entry} are going down" for action in actions]
                 if not left:
                     return
             except CondorError as error:
                 say(f"cannot drain: {error}")
                 return
             time.sleep(0.5)
+        say(f"left as they are: {'; '.join(left)}")
 
     def _report(self, actions: list[Action]) -> None:
         """Say each action once: a wait that goes on is not news."""

@@ -50,8 +50,10 @@ def doubted(snapshot: Snapshot, before: Snapshot | None, site: SiteFile, drained
     return replace(snapshot, blind=blind, failed=failed)
 
 
-def expected(snapshot: Snapshot, actions: Collection[Action]) -> Snapshot:
-    """The snapshot without the glideins that these actions take away."""
+def expected(snapshot: Snapshot, actions: Collection[Action], before: Snapshot | None = None) -> Snapshot:
+    """The snapshot without the glideins that these actions take away, and with those from before that are not seen."""
     gone = {job for action in actions if action.action in ("remove", "drain") for job in action.ids}
     gone |= {glidein.job for glidein in snapshot.glideins if glidein.status == JobStatus.REMOVED}
-    return replace(snapshot, glideins=tuple(each for each in snapshot.glideins if each.job not in gone))
+    there = [each for each in snapshot.glideins if each.job not in gone]
+    unseen = [each for each in before.glideins if each.entry in snapshot.blind] if before else []
+    return replace(snapshot, glideins=(*there, *unseen))

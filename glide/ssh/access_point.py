@@ -1,7 +1,8 @@
 """An access point that only its login host reaches, by HTCondor's own commands there, over one connection.
 
 What changes something there holds a lock that what looks waits for: a submission whose connection was cut may be still
-under way, and who does not see it submits again.
+under way, and who does not see it submits again. One that has not come as far as the lock is fenced off: a factory
+writes a word there before it looks, and what was begun under an earlier word submits nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import secrets
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +27,14 @@ from glide.condor import home
 from glide.config import Login
 from glide.errors import CondorError
 from glide.glidein import bundle
-from glide.ssh.link import Link
+from glide.ssh.link import Link, LinkError
 from glide.vocabulary import Job
 
 INPUTS = ("glidein.json", "token")  # of glideins, beside what the bundle has
 LOG_DAYS = 7
 LARGEST_LOG = 1_000_000  # bytes of a glidein's output that are brought here
 SUMS = "SHA256SUMS"
+TIMED_OUT = 124  # what `timeout` says of a command
 ENTER = 'set -e; umask 077; mkdir -p "$0"; cd "$0"'
 
 
@@ -46,6 +49,7 @@ class RemoteAccessPoint:
         self.login = login
         self.link = Link(login)
         self._user = ""
+        self._words: dict[str, str] = {}  # by site
 
     # ---- what the factory does at an access point --------------------------------------------------
 
@@ -53,8 +57,33 @@ class RemoteAccessPoint:
     def user(self) -> str:
         """Who we are to this access point, as User@UidDomain."""
         if not self._user:
-            self._user = self._tool("condor_ping", "-type", "SCHEDD", "-af", "MyRemoteUserName", "WRITE").split()[0]
+            said = self._tool("condor_ping", "-type", "SCHEDD", "-af", "MyRemoteUserName", "WRITE")
+            if not (found := re.search(r"\S+@\S+", said)):
+                raise CondorError(f"{self.login.name}: condor_ping does not say who we are: {said.strip()!r}")
+            self._user = found[0]
         return self._user
+
+    def claim(self, site: str) -> None:
+        """See to it that nothing is under way of what was submitted for a site before.
+
+        Raises:
+            CondorError: that is not known, or this is another access point than before: a name may stand for several
+                hosts, each with a queue of its own.
+        """
+        if site in self._words:
+            return
+        word = secrets.token_hex(8)
+        script = (
+            'cd "$0"; here=$(condor_config_val SCHEDD_HOST 2>/dev/null || hostname);'
+            ' [ -s access_point ] || echo "$here" >access_point; echo "$here"; cat access_point; echo "$2" >"word.$1"'
+        )
+        here, before = self._locked("-x", "sh", "-c", script, self._base, site, word).split()[-2:]
+        if here != before and not self.login.schedd:
+            raise CondorError(
+                f"{self.login.name}: this is {here}, and glideins were submitted at {before}; name `schedd`, or one"
+                f" host; or, if that one is no more, remove {self._base}/access_point"
+            )
+        self._words[site] = word
 
     def submit(self, description: str, macros: Mapping[str, str], spool: bool = True) -> int:
         """Submit a job file's text, whose macro `folder` is the folder here with the glideins' own files.
@@ -72,9 +101,12 @@ class RemoteAccessPoint:
         folders = {"folder": remote, "bundle": f"{self._base}/bundles/{version}"}
         text, _, queue = description.rstrip().rpartition("\nqueue")
         lines = [f"{name} = {value}" for name, value in {**macros, **folders}.items()]
-        said = self._tool(
-            "condor_submit", "-terse", changes=True, stdin="\n".join([text, *lines, f"queue{queue}\n"]).encode()
-        )
+        site = local.relative_to(home() / "factory").parts[0]
+        self.claim(site)
+        check = '[ "$(cat "$0")" = "$1" ] || { echo "another factory has begun to submit here" >&2; exit 1; }'
+        fence = ("sh", "-c", f'{check}; shift; "$@"', f"{self._base}/word.{site}", self._words[site])
+        description = "\n".join([text, *lines, f"queue{queue}\n"])
+        said = self._tool("condor_submit", "-terse", changes=True, stdin=description.encode(), fence=fence)
         if not (found := re.search(r"^(\d+)\.", said, re.MULTILINE)):
             raise CondorError(f"{self.login.name}: condor_submit says {said.strip()!r}")
         return int(found[1])
@@ -87,14 +119,16 @@ class RemoteAccessPoint:
             "condor_q", "-allusers", "-json", "-attributes", ",".join(wanted), "-constraint", constraint, *most
         )
         try:
-            return list(json.loads(said or "[]"))
-        except ValueError:
+            return [dict(job) for job in json.loads(said or "[]")]
+        except (ValueError, TypeError):
             raise CondorError(f"{self.login.name}: condor_q does not write JSON: {said[:80]!r}") from None
 
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many there were."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
+            # In one line and without what a C shell takes for a reference to its history.
+            reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
 
@@ -106,9 +140,10 @@ class RemoteAccessPoint:
     def retrieve(self, constraint: str) -> None:
         """Bring the ends of what glideins have said to the folders here that they were submitted from."""
         places = []
-        for job in self.jobs(constraint, ["ClusterId", "ProcId", "Iwd"]):
-            folder = PurePosixPath(job["Iwd"])
-            if folder.is_relative_to(self._base):
+        for job in self.jobs(constraint, ["ClusterId", "ProcId", "Iwd", "User"]):
+            folder = PurePosixPath(str(job.get("Iwd")))
+            # Other users' jobs may say anything of themselves.
+            if job.get("User") == self.user and folder.is_relative_to(self._base) and ".." not in folder.parts:
                 name = f"{folder.relative_to(self._base)}/{job['ClusterId']}.{job['ProcId']}"
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
@@ -179,7 +214,10 @@ class RemoteAccessPoint:
     @cached_property
     def _base(self) -> str:
         """The folder of ours there, as a whole path."""
-        return self.shell(f"{ENTER}; pwd -P", self.login.folder).strip()
+        said = self.shell(f"{ENTER}; pwd -P", self.login.folder).splitlines()
+        if not said or not said[-1].startswith("/"):  # shells that greet do so before
+            raise CondorError(f"{self.login.name}: no folder {self.login.folder} there: {' '.join(said)!r}")
+        return said[-1]
 
     # ---- commands there ----------------------------------------------------------------------------
 
@@ -191,18 +229,29 @@ class RemoteAccessPoint:
         """
         return self._run(["sh", "-c", script, *arguments], stdin)
 
-    def _tool(self, name: str, *arguments: str, changes: bool = False, stdin: bytes = b"") -> str:
+    def _tool(
+        self, name: str, *arguments: str, changes: bool = False, stdin: bytes = b"", fence: Sequence[str] = ()
+    ) -> str:
         """Run one of HTCondor's commands."""
         named = ("-name", self.login.schedd) if self.login.schedd else ()
-        # The host itself gives up before we do, and then nothing is under way there any more.
+        return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
+
+    def _locked(self, kind: str, *command: str, stdin: bytes = b"") -> str:
+        """Run a command with the lock; where the connection breaks, nobody knows whether it was run, or will be."""
+        # Once it has the lock, the host itself gives up before we do.
         budget = str(max(1, int(self.login.seconds) - 2))
-        lock = ("flock", "-x" if changes else "-s", f"{self._base}/lock")
-        return self._run(["timeout", budget, *lock, name, *named, *arguments], stdin)
+        try:
+            return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
+        except LinkError:
+            self._words.clear()
+            raise
 
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
         said = self.link.run(join(command), stdin)
         if said.code != 0:
-            raise CondorError(f"{self.login.name}: {command[0]}: {said.last_words}")
+            self.__dict__.pop("_base", None)  # it may be gone, and is made anew
+            late = f"no answer within {command[1]} s, or another command holds the lock there"
+            raise CondorError(f"{self.login.name}: {late if said.code == TIMED_OUT else said.last_words}")
         return said.output
 
 

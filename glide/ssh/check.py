@@ -47,8 +47,8 @@ def check(login: Login, entries: list[Entry]) -> list[Answer]:
     for question, judge in QUESTIONS.items():
         try:
             answers.append(Answer(question, *judge(login, entries)))
-        except CondorError as error:
-            answers.append(Answer(question, "no answer", str(error)))
+        except (CondorError, ValueError, LookupError, AttributeError) as error:  # hosts say the oddest things
+            answers.append(Answer(question, "no answer", f"{type(error).__name__}: {error}"))
     return answers
 
 
@@ -123,10 +123,10 @@ def _bundles(login: Login, entries: list[Entry]) -> Found:
 
 def _endpoint(address: str) -> tuple[str, str]:
     """Host and port of an address in HTCondor's notation."""
-    found = re.search(r"<?\[?([^\]<>?]+?)\]?:(\d+)", address)
+    found = re.match(r"<?(?:\[(.+?)\]|([^:>?]+)):(\d+)", address)
     if found is None:
         raise CondorError(f"no address of a collector: {address}")
-    return found[1], found[2]
+    return found[1] or found[2], found[3]
 
 
 QUESTIONS: dict[str, Callable[[Login, list[Entry]], Found]] = {

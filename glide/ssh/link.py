@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,41 +71,44 @@ class Link:
             return said
 
     def _run(self, command: str, stdin: bytes) -> Said:
-        # By the channel itself: fabric's `run` copies standard input character by character.
-        channel = self._opened().create_session()
-        late = threading.Timer(self.login.seconds, channel.close)
-        late.start()
+        connection = self._opened()
+        late = threading.Event()
+        # All of it: a peer that does not read keeps even the closing of a channel waiting.
+        timer = threading.Timer(self.login.seconds, _end, (late, connection.transport))
+        timer.start()
         try:
+            # By the channel itself: fabric's `run` copies standard input character by character.
+            channel = connection.create_session()
             channel.exec_command(command)
             with suppress(OSError):  # it has ended without reading all, and says why
                 channel.sendall(stdin)
                 channel.shutdown_write()
             output, errors = (file.read().decode(errors="replace") for file in _outputs(channel))
             code = channel.recv_exit_status()
-        finally:
-            late.cancel()
             channel.close()
-        if code == -1 and self._connection is not None and self._connection.is_connected:
-            raise TimeoutError
+        except Exception:
+            if late.is_set():
+                raise TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
         if code == -1:
-            raise EOFError
+            raise TimeoutError if late.is_set() else EOFError
         return Said(code, output, errors)
 
     def close(self) -> None:
         """Give the connection up; the next command opens another one."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        for hop in _hops(connection):  # fabric leaves the others open
             with suppress(Exception):
-                connection.close()
+                hop.client.close()
 
     def _opened(self) -> fabric.Connection:
         if self._connection is None or not self._connection.is_connected:
             self.close()
             self._connection = _connection(self.login)
             self._connection.open()
-            transport = self._connection.transport
-            transport.set_keepalive(KEEPALIVE_SECONDS)
-            transport.channel_timeout = self.login.seconds  # an hour by default
+            self._connection.transport.set_keepalive(KEEPALIVE_SECONDS)
         return self._connection
 
     def _lost(self, why: str) -> LinkError:
@@ -113,6 +117,11 @@ class Link:
         self._next_try = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return LinkError(self._broken)
+
+
+def _end(late: threading.Event, transport: paramiko.Transport) -> None:
+    late.set()
+    transport.close()
 
 
 def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
@@ -125,21 +134,31 @@ def _connection(login: Login) -> fabric.Connection:
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception, too
-    options: dict[str, Any] = {"banner_timeout": CONNECT_SECONDS, "auth_timeout": CONNECT_SECONDS}
+    patience = min(CONNECT_SECONDS, login.seconds)
+    options: dict[str, Any] = {
+        "banner_timeout": patience, "auth_timeout": patience,
+        "channel_timeout": login.seconds,  # an hour by default
+    }  # fmt: skip
     if login.key:
         options |= {"key_filename": str(Path(login.key).expanduser()), "allow_agent": False, "look_for_keys": False}
     gateway = None
     if login.jump:
-        gateway = fabric.Connection(login.jump, connect_timeout=CONNECT_SECONDS, connect_kwargs=dict(options))
+        gateway = fabric.Connection(login.jump, connect_timeout=patience, connect_kwargs=dict(options))
     connection = fabric.Connection(
-        login.host, login.user, login.port, gateway=gateway, connect_timeout=CONNECT_SECONDS, connect_kwargs=options
+        login.host, login.user, login.port, gateway=gateway, connect_timeout=patience, connect_kwargs=options
     )
-    hop = connection
-    while isinstance(hop, fabric.Connection):
+    for hop in _hops(connection):
         hop.client.set_missing_host_key_policy(paramiko.RejectPolicy())
         hop.client.load_system_host_keys(login.known_hosts and str(Path(login.known_hosts).expanduser()))
-        hop = hop.gateway
     return connection
+
+
+def _hops(connection: fabric.Connection | None) -> Iterator[fabric.Connection]:
+    """A connection, and those it goes through; a proxy's command is none."""
+    hop: Any = connection
+    while hasattr(hop, "client"):
+        yield hop
+        hop = hop.gateway
 
 
 def _explained(error: Exception, login: Login) -> str:
