@@ -270,5 +270,7 @@ def test_glideins_under_another_name_are_neither_ours_nor_absent(access_point, m
         monkeypatch.setitem(access_point_module._USERS, str(access_point.location["MyAddress"]), "mallory@else")
         seen = take(lambda: access_point, Collector())
         assert "queued under the name" in seen.failed[0] and not seen.glideins
+        seen = take(lambda: access_point, Collector(), whose="all")  # as people look who run no factory
+        assert not seen.failed and "mine" in {glidein.entry for glidein in seen.glideins}
     finally:
         access_point.remove(f"ClusterId == {cluster}", "the test is over")
