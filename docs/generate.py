@@ -23,6 +23,10 @@ from glide.server.engines import engine_class
 
 REFERENCE = Path(__file__).with_name("reference.md")
 WIDTH = 100
+OTHER_CODES = """
+Two commands mean something else by them. `glide doctor`: 1 warnings, 2 something is broken, 3 there is no pool to look
+at. `glide gather`: 3 some jobs have not finished.
+"""
 SPELLED = {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "time", Any: "any"}
 HEAD = """# Reference
 
@@ -44,7 +48,7 @@ def reference() -> str:
     parts += ["## Names in ClassAds\n", *map(_names, (vocabulary.Machine, vocabulary.Job))]
     parts += [
         "## Exit codes\n",
-        _table(("code", "meaning"), [(str(value), why) for _, value, why in _constants("Exit")]),
+        _table(("code", "meaning"), [(str(value), why) for _, value, why in _constants("Exit")]) + OTHER_CODES,
     ]
     return "\n".join(parts)
 

@@ -105,7 +105,8 @@ class Login(Strict):
     Attributes:
         host: its name or address.
         user, port: by default as SSH's configuration has them.
-        key: file of the private key; by default SSH's agent and usual files.
+        key: file of the private key; by default SSH's agent and usual files. A daemon has no agent, and no
+            passphrase.
         jump: the host to go through, as [user@]host[:port].
         known_hosts: file of host keys; by default the account's own.
         schedd: name of the access point, where the host's configured one is not meant.
@@ -137,7 +138,7 @@ class Cache(Strict):
         folder: on a disk of the node, where it may begin with a variable of the node's (`$SCRATCH/glide`); by default
             one of the glideins' account in /var/tmp. A folder must be named for files to stay where that account is not
             their owner's own (`nobody`), or where HTCondor gives each job its own /var/tmp (MOUNT_UNDER_SCRATCH).
-        gigabytes: that it may take; by default most of its disk.
+        gigabytes: that it may take; by default 95 % of its disk.
         upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
     """
 
@@ -177,7 +178,7 @@ class Entry(Strict):
     """One place where the factory may submit glideins.
 
     Attributes:
-        name: by which limits, logs, metrics and glideins speak of it.
+        name: by which limits, logs, metrics and glideins speak of it; one alone has it, over all sites of an account.
         pool: where its glideins are submitted; by default the pool that they join.
         ssh: the same, where only a login host reaches the access point.
         service: what its glideins pass records on to, instead of loading a model.

@@ -27,11 +27,14 @@ class Noop:
     @dataclass(frozen=True)
     class Options:
         """
-        load_seconds, record_seconds: how long loading, and each record, take.
+        load_seconds: how long loading takes.
+        record_seconds: how long each record takes.
         parallel: how many records are served at the same time.
-        raise_on, hang_on, crash_on: a record whose prompt contains this text raises, never returns, or takes the
-            engine's process down with a segmentation fault; for trying out what then happens.
-        hang_in, crash_in: the same for a phase on the way to Warm: Importing, Loading or Warming.
+        raise_on: a record whose prompt contains this text raises.
+        hang_on: one whose prompt contains this never returns.
+        crash_on: one whose prompt contains this takes the engine's process down with a segmentation fault.
+        hang_in: a phase on the way to Warm (Importing, Loading or Warming) that never ends.
+        crash_in: one in which the engine's process goes down.
         """
 
         load_seconds: float = 0.0
