@@ -12,6 +12,11 @@ class GlideError(Exception):
     """Base of every error glide raises on purpose."""
 
 
+def mistake(error: Exception) -> str:
+    """What is said of an error that glide raised on no purpose, where the rest goes on."""
+    return f"an error in glide: {type(error).__name__}: {error}"
+
+
 class InputError(GlideError):
     """One or more problems in what the user wrote, each a line naming file, place and fix."""
 

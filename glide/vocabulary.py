@@ -62,6 +62,7 @@ class Job:
     RECORDS = "GlideRecords"  # how many records those are
     LEFT = "GlideLeft"  # the run's records that are in no job yet
     WANTED = "GlideWanted"  # most glideins that the run is to have at once
+    MODEST = "GlideModest"  # no glidein is to unload its model or to go for it
 
 
 class State:

@@ -17,9 +17,11 @@ from glide.doctor.bounded import Unseen, ask
 from glide.doctor.checks import CHECKS, judge
 from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token, Trial
 from glide.doctor.finding import Level, worst
+from glide.doctor.trial import TEMPLATE, stuck
 from glide.errors import CondorError
-from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.report.reasons import View
+from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
 
 NOW = 1_800_000_000.0
@@ -46,6 +48,19 @@ RUNNING = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
 
 def site(**entry: Any) -> SiteFile:
     return SiteFile.model_validate({"site": "s", "entries": [{"name": "here", "max_glideins": 2, **entry}]})
+
+
+POOL = {"collector": "<10.0.0.1:9618?a=b>", "schedd": "ap"}
+LOGIN = {"host": "there", "user": "me", "schedd": "ap"}
+
+
+def away(**place: Any) -> tuple[Site, ...]:
+    """The site, with its glideins in another pool's queue."""
+    return (Site("s.yaml", View(site(**place))),)
+
+
+def waiting(template: str) -> Glidein:
+    return Glidein(2, 0, "here", template, JobStatus.IDLE)
 
 
 def healthy(**changes: Any) -> Facts:
@@ -110,7 +125,8 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"folders": (Folder("/home", 0o700, mine=False),)}, "belongs to another account -> chown"),
         ({"tokens": (Token("/t/mine", 7 * 86400.0 - 1),)}, "tokens warning this account's token, /t/mine, expires"),
         ({"tokens": (Token("/t/mine", 0.0),)}, "tokens critical"),
-        ({"tokens": (Token("/t", 86399.0, "here"),)}, "the token of here's waiting glideins"),
+        *(({"tokens": (Token("/t", 86399.0, "here", name),), "snapshot": Snapshot((RUNNING, waiting(template)))},
+           "the token of here's waiting glideins") for name, template in (("blank", ""), ("D" * 16, "D" * 40))),
         ({"rights": (Right("we", "Schedd", "WRITE", False),)}, "rights critical the access point does not grant"),
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**9 - 1, 10**12),)}, "disks warning"),
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**8 - 1, 10**12),)}, "disks critical"),
@@ -126,6 +142,15 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"snapshot": Snapshot((replace(RUNNING, status=JobStatus.HELD, hold_reason="why"),))}, "is held: why"),
         ({"snapshot": Snapshot((RUNNING,), (Lane("here-1.0", "here", "T", "m", State.FAILED, False, "why"),))},
          "glideins warning m could not be loaded on here-1.0: why"),
+        *(({"sites": elsewhere, "snapshot": Snapshot((replace(RUNNING, status=JobStatus.HELD, hold_reason="why"),))},
+           f"then {command}, or ") for elsewhere, command in (
+            (away(pool=POOL), "condor_release -pool '<10.0.0.1:9618?a=b>' -name ap 1.0"),
+            (away(pool={"collector": "b"}),
+             "condor_release -pool b -name $(condor_status -pool b -schedd -af Name) 1.0"),
+            (away(ssh=LOGIN), "on me@there: condor_release -name ap 1.0"))),
+        *(({"sites": elsewhere, "snapshot": Snapshot((RUNNING,), blind={"here": "no"})}, f"correct the `{key}` of here")
+          for elsewhere, key in ((away(pool=POOL), "pool"), (away(ssh=LOGIN), "ssh"))),
+        ({"sites": away(ssh=LOGIN), "nodes": {"here": ()}}, "or correct the `ssh` of here"),
         ({"trial": Trial(120.0, "queued", coming=True)}, "trial warning"),
         ({"trial": Trial(120.0, "nobody")}, "trial critical a test record did not come back in 120 s: nobody"),
     ],
@@ -133,6 +158,53 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
 def test_one_step_beyond_a_limit_is_found_and_nothing_else(changes, words):
     (told,) = found(healthy(**changes))
     assert words in told
+
+
+@pytest.mark.parametrize("place", [{"pool": POOL}, {"ssh": LOGIN}])
+def test_glideins_in_another_queue_are_no_jobs_of_this_access_point(place):
+    assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
+
+
+def test_tokens_of_glideins_that_do_not_wait_may_expire():
+    assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
+
+
+def test_a_full_pool_is_a_warning_and_one_that_cannot_take_the_record_is_not():
+    """The trial's job waits, and the entry has its two glideins."""
+    demand = Demand(TEMPLATE.digest, TEMPLATE.model, "r", "", 1, 0, 1, TEMPLATE, 1, modest=True)
+    others = replace(demand, template="T", run="other", modest=False)
+    busy = tuple(replace(RUNNING, proc=proc) for proc in range(2))
+    lanes = tuple(Lane(each.glide_id, "here", "T", "m", State.WARM, True) for each in busy)
+    for claimed in (True, False):  # idle models are not unloaded for it
+        there = tuple(replace(lane, claimed=claimed) for lane in lanes)
+        told = stuck("r", Snapshot(busy, there, (others, demand) if claimed else (demand,)), [View(site())], 9.0)
+        assert told.coming and told.stuck.startswith("full just now: no glidein for glide-doctor: no entry has room")
+        assert " warning " in found(healthy(trial=told))[0]
+    moved = tuple(replace(lane, template=TEMPLATE.digest, state=State.LOADING) for lane in lanes)
+    assert stuck("r", Snapshot(busy, moved, (demand,)), [View(site())], 9.0).coming
+    for snapshot, view in (
+        (Snapshot((), (), (demand,)), View(site(), frozenset({"here"}))),
+        (Snapshot((), (), (demand,)), View(site(max_glideins=0))),
+        (Snapshot(busy, lanes, (demand,)), View(site(), running=False)),
+        (Snapshot(busy, tuple(replace(lane, state=State.FAILED) for lane in lanes), (demand,)), View(site())),
+    ):
+        told = stuck("r", snapshot, [view], 9.0)
+        assert not told.coming and " critical " in found(healthy(trial=told))[0], told
+
+
+def test_an_ad_that_breaks_a_check_breaks_no_other():
+    odd = healthy(jobs=({**JOB, "JobLeaseDuration": "x"},), clock=6.0)
+    unseen = {verdict.check: verdict.unseen for verdict in judge(odd) if verdict.unseen}
+    assert list(unseen) == ["jobs"] and unseen["jobs"].startswith("an error in glide: TypeError: ")
+    assert [line.split()[0] for line in found(odd)] == ["clocks"] and worst(judge(odd)) == Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (90, "1 min 30 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")],
+)
+def test_seconds_for_people(seconds, told):
+    assert duration(seconds) == told
 
 
 def test_models_that_run_on_the_cpu_although_their_entry_asks_for_a_gpu():

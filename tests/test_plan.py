@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from glide.config import SiteFile
+from glide.factory.look import read
 from glide.factory.plan import GHOST_SECONDS, Action, drain, plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
 from glide.files import Tree
 from glide.template import Template
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import Job, JobStatus, State
 
 IDLE, RUNNING, REMOVED, HELD = JobStatus.IDLE, JobStatus.RUNNING, JobStatus.REMOVED, JobStatus.HELD
 OLD = 10 * GHOST_SECONDS
@@ -190,6 +191,26 @@ def test_idle_glideins_in_the_way_of_a_wanted_template_are_removed():
     snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),), moves=(IN_VAIN,))
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 2})), "remove") == ["7.2"]
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
+
+
+def test_for_a_modest_run_no_model_is_unloaded_and_no_glidein_removed():
+    idle, blank = glidein(1, "U"), glidein(2, "")
+    lanes = (lane(idle, name="warm"), lane(blank, state=State.BLANK, name="blank"))
+    modest = demand(wanted=1, modest=True)
+    two = site({"name": "here", "max_glideins": 2})
+    assert ids(plan(Snapshot((idle, blank), lanes, (modest,)), two), "submit") == ["blank"]
+    for other, waits in ((site(), ["submit"]), (site({"name": "here", "max_glideins": 1}), ["wait"])):
+        actions = plan(Snapshot((idle,), lanes[:1], (modest,)), other)
+        assert [action.action for action in actions] == waits and not ids(actions, "submit")
+    both = plan(Snapshot((idle,), lanes[:1], (modest, demand(wanted=1, run="other"))), site())
+    assert ids(both, "submit") == ["warm"], "another run's wish counts as ever"
+
+
+@pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
+def test_a_run_is_modest_where_all_its_jobs_say_so(said, modest):
+    ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
+    jobs = [{**ad, "ProcId": number, Job.MODEST: value} for number, value in enumerate(said)]
+    assert [each.modest for each in read(jobs, (), {}).demands] == [modest]
 
 
 def test_idle_glideins_load_what_is_wanted_before_new_ones_are_submitted():

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glide.condor import EmbeddedPool, install
+from glide.condor import EmbeddedPool, install, tokens
 from glide.config import Login
 from glide.errors import CondorError
 from glide.ssh import LinkError, access_point_at
@@ -87,6 +87,45 @@ def test_a_check_says_in_one_table_what_is_there_and_what_is_not(pools: Pools, h
     assert code == Exit.FAILED and bad["question"] == "nodes" and "far asks for GPUs" in bad["fix"]
     table = command("site", "check", str(pools.folder / "gpus.yaml"), environment=pools.environment).stdout
     assert "our collector" in table and "no GPUs" in table
+
+
+def test_the_doctor_looks_at_nodes_queue_and_tokens_there_and_not_here(pools: Pools, host: LoginHost):
+    factory = pools.factory("far", ssh=host.login(), ready=1)
+    pools.important(seconds=3600)
+    occupied = ("-constraint", "Important && JobStatus == 2", "-af", "ClusterId")
+    eventually(lambda: len(pools.outer.tool("condor_q", "-allusers", *occupied).split()) == 2, "the nodes are busy")
+    factory.start()
+    eventually(lambda: pools.glideins() == ["1"], "a glidein waits there")
+    factory.stop()
+    (token,) = pools.overlay.home.glob("factory/far/far/blank/token")
+    domain = (pools.overlay.folder / "trust_domain").read_text()
+    tokens.mint(token, f"glidein-far@{domain}", lifetime=3600, environment=pools.environment)
+
+    def findings() -> dict[str, str]:
+        told = json.loads(command("doctor", "--quick", "--json", environment=pools.environment).stdout)
+        return {each["check"]: f"{found['found']} -> {found['fix']}" for each in told["checks"] if each["findings"]
+                for found in each["findings"]}  # fmt: skip
+
+    expiring = findings()
+    assert set(expiring) == {"tokens", "factories"} and "of far's waiting glideins" in expiring["tokens"], expiring
+    (job,) = pools.outer.tool(
+        "condor_q", "-allusers", "-constraint", "isString(GlideEntry)", "-af", "ClusterId"
+    ).split()
+    pools.outer.tool("condor_hold", job)
+    factory.write(entry("far", ssh=host.login(), request={"cpus": 64, "gpus": 2}))
+    held = findings()
+    assert f"on {host.user}@127.0.0.1: condor_release {job}.0, or on " in held["glideins"], held
+    assert "far asks for cpus: 64, and no machine of its pool advertises that" in held["nodes"]
+    ad = {"MyType": '"Machine"', "Machine": '"large"', "Name": '"slot1@large"', "MyAddress": '"<127.0.0.1:1>"',
+          "TotalSlotCpus": "64", "TotalSlotMemory": "4096", "TotalGPUs": "2", "TotalSlotGPUs": "2"}  # fmt: skip
+    gone = {"MyType": '"Query"', "TargetType": '"Machine"', "Requirements": 'Machine == "large"'}
+    for name, attributes in (("ad", ad), ("gone", gone)):
+        (pools.folder / name).write_text("".join(f"{key} = {value}\n" for key, value in attributes.items()))
+    pools.outer.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(pools.folder / "ad"))
+    assert set(findings()) == {"factories", "glideins"}
+    ((*_, nodes, _, _, _),) = site(pools, "check", str(factory.file))[1].values()
+    assert nodes == {"question": "nodes", "found": "2 nodes, 2 GPU", "fix": ""}
+    pools.outer.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(pools.folder / "gone"))
 
 
 def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools, host: LoginHost):

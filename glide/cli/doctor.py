@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glide.cli.options import AsJson, print_json
-from glide.doctor import Level, Verdict, document, examine, worst
+from glide.doctor import TIMEOUT, Level, Verdict, document, examine, worst
 from glide.errors import CondorError
 
 TRIAL_SECONDS = 120.0
@@ -28,13 +28,17 @@ def doctor(
     as_json: AsJson = False,
     quick: Annotated[bool, typer.Option("--quick", help="Submit no test record.")] = False,
     wait: Annotated[float, typer.Option(min=1, help="Seconds that the test record may take.")] = TRIAL_SECONDS,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that HTCondor's daemons have to answer; who does not is not seen.")
+    ] = TIMEOUT,
 ) -> None:
     """What of this pool hurts, and the fix. Example: glide doctor --quick
 
-    Where a factory runs, one test record goes the whole way to a warm lane and back; nothing of it is left.
+    Where a factory runs, one test record goes the whole way to a warm lane and back. It unloads nobody's model, but
+    takes a glidein without one, or a new one, which stays for its entry's idle_seconds.
     """
     try:
-        verdicts = examine(config or (), 0.0 if quick else wait)
+        verdicts = examine(config or (), 0.0 if quick else wait, timeout)
     except CondorError as error:
         if as_json:
             print_json({"level": Level.UNKNOWN.name.lower(), "not_seen": str(error), "checks": []})

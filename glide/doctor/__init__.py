@@ -11,24 +11,25 @@ from glide.doctor.bounded import Unseen
 from glide.doctor.checks import access, judge
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Level, Verdict, worst
-from glide.doctor.look import gather
+from glide.doctor.look import TIMEOUT, gather
 from glide.doctor.trial import attempt
 from glide.errors import CondorError
 
-__all__ = ["Level", "Verdict", "document", "examine", "worst"]
+__all__ = ["TIMEOUT", "Level", "Verdict", "document", "examine", "worst"]
 
 
-def examine(files: Sequence[Path] = (), budget: float = 0.0) -> list[Verdict]:
+def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TIMEOUT) -> list[Verdict]:
     """Look at everything, and judge it.
 
     Args:
         files: of sites; by default those whose factories have run from this GLIDE_HOME.
         budget: seconds for a record that goes the whole way; 0 for none.
+        timeout: seconds for all other questions.
 
     Raises:
         CondorError: there is no pool to look at; with what may be the cause here, a token that HTCondor refuses say.
     """
-    facts = gather(files)
+    facts = gather(files, timeout)
     if "ads" in facts.unseen:
         reasons = [f"{each.found}; {each.fix}" for each in (*access.secrets(facts), *access.expiry(facts))]
         raise CondorError(f"no pool to look at: {'; '.join([facts.unseen['ads'], *reasons])}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from glide.errors import GlideError
+from glide.errors import GlideError, mistake
 from glide.system import end_with_parent
 
 
@@ -62,4 +62,4 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     except (GlideError, OSError) as error:
         pipe.send(Unseen(str(error)))
     except Exception as error:  # a mistake of ours in one place is no reason to see nothing of the others
-        pipe.send(Unseen(f"an error in glide: {type(error).__name__}: {error}"))
+        pipe.send(Unseen(mistake(error)))

@@ -53,11 +53,15 @@ class Folder:
 
 @dataclass(frozen=True)
 class Token:
-    """A token, of this account or of an entry's glideins that wait; seconds are None where it never expires."""
+    """A token, of this account or of an entry's glideins; seconds are None where it never expires.
+
+    `template` is the name of their folder: the digest's first sixteen letters, or blank.
+    """
 
     path: str
     seconds_left: float | None = None
     entry: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class EventLog:
 class Trial:
     """What became of the test record, after how many seconds; `stuck` says where it was then, if it did not come back.
 
-    `coming` where a glidein for it is on its way, or waits for a node.
+    `coming` where a glidein for it is on its way, waits for a node, or for others' to go.
     """
 
     seconds: float = 0.0

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from glide.condor.access_point import parameter
 from glide.condor.bindings import version
 from glide.condor.configuration import configuration
 from glide.condor.rights import Right, right
-from glide.config import Entry, SiteFile, load
+from glide.config import Entry, Login, SiteFile, load
 from glide.doctor.bounded import Unseen, ask
 from glide.doctor.checks import knobs
 from glide.doctor.facts import US, Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
@@ -29,9 +29,10 @@ from glide.factory.snapshot import Snapshot
 from glide.files.unpack import is_archive
 from glide.report.reasons import View
 from glide.report.status import look as look_at_status
+from glide.ssh import access_point_at
 from glide.vocabulary import Job, JobStatus, Machine
 
-BUDGET = 25.0  # seconds for everything; a query of HTCondor's that nobody answers ends after 20
+TIMEOUT = 25.0  # seconds; a query of HTCondor's that nobody answers ends after 20
 _AD = (
     "MyType", "Name", "CondorVersion", "LastHeardFrom", "MyCurrentTime",
     Machine.ID, Machine.ENTRY, Machine.STATE, Machine.BATCHING, Machine.GPU_NAME,
@@ -41,13 +42,20 @@ _JOB = (
     "JobLeaseDuration", "WantIOProxy",
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
+_NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'
+# Anybody may submit and advertise anything: what is of another type counts as not said.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("LastHeardFrom", "MyCurrentTime", "JobLeaseDuration", *_NODE), (int, float)),
+    **dict.fromkeys(("MyType", "Name", Machine.ID, Machine.ENTRY), (str,)),
+}
 
 
-def gather(files: Sequence[Path] = ()) -> Facts:
+def gather(files: Sequence[Path] = (), timeout: float = TIMEOUT) -> Facts:
     """Look at the pool in force, at this GLIDE_HOME, and at what factories have run from it.
 
     Args:
         files: of sites; by default those whose factories have run from here.
+        timeout: seconds for everything.
 
     Raises:
         CondorError: there is no pool.
@@ -71,7 +79,7 @@ def gather(files: Sequence[Path] = ()) -> Facts:
         "nodes": partial(_nodes, entries),
         "snapshot": partial(_snapshot, [view.site for view in views]),
     }
-    answers = ask(questions, BUDGET)
+    answers = ask(questions, timeout)
     unseen = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Unseen)}
     embedded = os.environ.get("CONDOR_CONFIG") == str(EmbeddedPool(home()).config)
     seen = {name: answer for name, answer in answers.items() if name not in unseen}
@@ -130,19 +138,10 @@ def _entry_tokens(site: SiteFile, entry: Entry) -> list[Path]:
 
 
 def _tokens(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Token, ...]:
-    now, idle = time.time(), f"{Job.ENTRY} =!= undefined && JobStatus == {JobStatus.IDLE}"
-    waiting = set()
-    with suppress(CondorError):  # others say so
-        jobs = AccessPoint().jobs(idle, [Job.ENTRY, Job.TEMPLATE])
-        waiting = {(job[Job.ENTRY], (job.get(Job.TEMPLATE) or "blank")[:16]) for job in jobs}
-    theirs = [
-        (path, entry.name)
-        for site, entry in entries
-        for path in _entry_tokens(site, entry)
-        if (entry.name, path.parent.name) in waiting
-    ]
-    every = [*((path, "") for path in _own_tokens()), *theirs]
-    return tuple(Token(str(path), tokens.seconds_left(path, now), entry) for path, entry in every)
+    now = time.time()
+    theirs = [(path, entry.name, path.parent.name) for site, entry in entries for path in _entry_tokens(site, entry)]
+    every = [*((path, "", "") for path in _own_tokens()), *theirs]
+    return tuple(Token(str(path), tokens.seconds_left(path, now), *whose) for path, *whose in every)
 
 
 def _disks() -> tuple[Disk, ...]:
@@ -169,7 +168,8 @@ def _event_log() -> EventLog:
 
 
 def _ads() -> tuple[dict[str, Any], ...]:
-    return tuple(Collector().ads(_AD, ["Start"]))
+    ads = map(_sound, Collector().ads(_AD, ["Start"]))
+    return tuple(ad for ad in ads if "MyType" in ad and "Name" in ad)
 
 
 def _clock() -> float:
@@ -195,25 +195,31 @@ def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Right, ...]:
 
 def _jobs() -> tuple[dict[str, Any], ...]:
     constraint = f"{Job.TEMPLATE} =!= undefined && {Job.ENTRY} =?= undefined && JobStatus != {JobStatus.COMPLETED}"
-    return tuple(AccessPoint().jobs(constraint, _JOB))
+    return tuple(map(_sound, AccessPoint().jobs(constraint, _JOB)))
 
 
 def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[Node, ...]]:
     """A pool that does not answer is left out: the factory's view of it says why."""
     found: dict[str, tuple[Node, ...]] = {}
-    for pool in {entry.pool for _, entry in entries}:
+    for place in {entry.away for _, entry in entries}:
         with suppress(CondorError):
-            ads = Collector(pool.collector if pool else None).ads(
-                _NODE, constraint=f'MyType == "Machine" && {Machine.ID} =?= undefined'
-            )
+            if isinstance(place, Login):
+                ads = access_point_at(place).nodes(_NODE)
+            else:
+                ads = Collector(place.collector if place else None).ads(_NODE, constraint=_NODES)
             nodes = tuple(map(_node, ads))
-            found |= {entry.name: nodes for _, entry in entries if entry.pool == pool}
+            found |= {entry.name: nodes for _, entry in entries if entry.away == place}
     return found
 
 
 def _node(ad: dict[str, Any]) -> Node:
-    cpus, memory, gpus, gpu_memory = (ad.get(name) for name in _NODE)
+    cpus, memory, gpus, gpu_memory = map(_sound(ad).get, _NODE)
     return Node(cpus or 0, memory or 0, gpus or 0, gpu_memory)
+
+
+def _sound(ad: Mapping[str, Any]) -> dict[str, Any]:
+    """An ad without what is not of its type."""
+    return {name: value for name, value in ad.items() if type(value) in _TYPES.get(name, (type(value),))}
 
 
 def _snapshot(sites: Sequence[SiteFile]) -> Snapshot:

@@ -22,7 +22,7 @@ from glide.invoke.carriers import read_results
 from glide.report.reasons import View, phase, why_idle
 from glide.report.status import look
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus
+from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # that a removal may take
@@ -66,7 +66,7 @@ def _through(run: str, folder: Path, sites: Sequence[SiteFile], budget: float) -
         time.sleep(PAUSE)
     if job["JobStatus"] == JobStatus.RUNNING:
         return Trial(budget, f"its job runs on {job.get('RemoteHost')} and does not end", coming=True)
-    return _stuck(run, *look(sites), budget)
+    return stuck(run, *look(sites), budget)
 
 
 def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) -> int:
@@ -74,6 +74,7 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
     macros = {
         "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(folder),
         f"My.{Job.RUN}": quoted(run), f"My.{Job.RECORDS}": "1", f"My.{Job.WANTED}": "1",
+        f"My.{Job.MODEST}": "true",
         f"My.{Job.SPEC}": value(TEMPLATE.to_json()), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
         "periodic_remove": f"time() - QDate > {int(budget) + LATE_SECONDS}",
     }  # fmt: skip
@@ -81,13 +82,21 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
     return access_point.submit(description, macros, spool=True)
 
 
-def _stuck(run: str, snapshot: Snapshot, views: Sequence[View], budget: float) -> Trial:
+def stuck(run: str, snapshot: Snapshot, views: Sequence[View], budget: float) -> Trial:
     """Where an idle job's glidein is."""
     demand = next((demand for demand in snapshot.demands if demand.run == run), None)
     if demand is None:
         raise CondorError(snapshot.failed[0] if snapshot.failed else "its job has left the queue")
     lanes = sorted({phase(lane) for lane in snapshot.lanes if lane.template == demand.template})
-    glideins = [glidein for glidein in snapshot.glideins if glidein.template == demand.template]
+    glideins = [glidein for glidein in snapshot.glideins if demand.template in snapshot.offers(glidein)]
     coming = any(glidein.status in (JobStatus.IDLE, JobStatus.RUNNING) for glidein in glideins)
-    reason = why_idle(demand, snapshot, views)
-    return Trial(budget, f"{reason}{f' (lanes: {lanes})' if lanes else ''}", coming)
+    full = _is_full(demand.template, snapshot, views)
+    reason = f"{'full just now: ' if full else ''}{why_idle(demand, snapshot, views)}"
+    return Trial(budget, f"{reason}{f' (lanes: {lanes})' if lanes else ''}", coming or full)
+
+
+def _is_full(template: str, snapshot: Snapshot, views: Sequence[View]) -> bool:
+    """Whether all that is wrong is that others have all glideins, which are well."""
+    actions = [action for view in views if view.running for action in view.plan(snapshot)]
+    waits = any(action.template == template and action.full for action in actions)
+    return waits and any(lane.state == State.WARM for lane in snapshot.lanes)

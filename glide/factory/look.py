@@ -169,7 +169,7 @@ _JOB_ATTRIBUTES = (
     "ClusterId", "ProcId", "JobStatus", "NumShadowStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
     "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
     Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
-    Job.RECORDS, Job.LEFT, Job.WANTED,
+    Job.RECORDS, Job.LEFT, Job.WANTED, Job.MODEST,
 )  # fmt: skip
 _START_SECONDS = (Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)
 _LANE_COUNTS = (
@@ -245,6 +245,7 @@ def _demands(jobs: Iterable[dict], specs: Mapping[str, Template]) -> list[Demand
             wanted=max(job.get(Job.WANTED, 1) for job in group),
             spec=specs.get(template),
             records=sum(job.get(Job.RECORDS, 1) for job in group) + _to_come(group),
+            modest=all(job.get(Job.MODEST) is True for job in group),
         )
         for (template, run, user), group in groups.items()
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from glide.vocabulary import JobStatus, State
 
 GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
+_PUBLIC = ("action", "entry", "template", "count", "reason")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Action:
     """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing.
 
     A submission with `ids` is of sticky jobs, one for each of these lanes, which make `count` glideins that are there
-    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files.
+    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files. Who
+    waits because of a `full` entry gets a glidein when what is there has gone.
     """
 
     action: str
@@ -39,10 +41,11 @@ class Action:
     ids: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
+    full: bool = False
 
     def public(self) -> dict[str, Any]:
         """The fields that `glide factory plan --json` prints."""
-        return {name: value for name, value in asdict(self).items() if name not in ("ids", "avoid", "prefer")}
+        return {name: value for name, value in asdict(self).items() if name in _PUBLIC}
 
 
 @dataclass
@@ -190,7 +193,9 @@ def _supply(
                 full.add(entry.name)
     if missing > 0 and not actions:
         reason = "no entry has room: " + "; ".join(limits)
-        return [Action("wait", first, template, missing, reason)], Lack(missing, frozenset(full))
+        modest = all(demand.modest for demand in demands)
+        lack = Lack() if modest else Lack(missing, frozenset(full))
+        return [Action("wait", first, template, missing, reason, full=bool(full))], lack
     return actions, Lack()
 
 
@@ -201,6 +206,7 @@ def _move(
     if any(move.template == template and move.hold_reason for move in snapshot.moves):
         return []  # it did not load; glideins of its own will say more
     wanted = {demand.template for demand in snapshot.demands}
+    modest = all(demand.modest for demand in snapshot.demands if demand.template == template)
     lanes = snapshot.lanes_of
     described = snapshot.template(template)
     trees = [Tree(parcel.files) for parcel in described.parcels] if described else []
@@ -212,6 +218,7 @@ def _move(
         count = min(missing, entry.submits_per_cycle, rooms.of_template(entry, template, snapshot).left)
         running = [each for each in snapshot.of(entry.name)[0] if each.status == JobStatus.RUNNING]
         unwanted = [each for each in running if not snapshot.offers(each) & wanted]
+        unwanted = [each for each in unwanted if not modest or snapshot.offers(each) == {""}]
         free = [each for each in unwanted if each.glide_id not in taken]
         idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
         idle = sorted(idle, key=lambda each: _suits(lanes[each.glide_id][0], sizes))[: max(0, count)]

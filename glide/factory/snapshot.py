@@ -76,7 +76,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Demand:
-    """One run's unfinished invocation jobs for one template; `records` are those in them and those still to come."""
+    """One run's unfinished invocation jobs for one template; `records` are those in them and those still to come.
+
+    A `modest` one is served with what nobody else has: no idle glidein unloads its model, or goes, for it.
+    """
 
     template: str
     model: str
@@ -87,6 +90,7 @@ class Demand:
     wanted: int
     spec: Template | None = None
     records: int = 0
+    modest: bool = False
 
     @property
     def jobs(self) -> int:

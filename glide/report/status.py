@@ -16,6 +16,7 @@ from glide.factory.look import take
 from glide.factory.snapshot import Demand, Lane, Snapshot
 from glide.report import factory
 from glide.report.reasons import View, phase, why_idle
+from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
 
@@ -100,13 +101,6 @@ def _pace(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
     mine = [lane for lane in snapshot.lanes if lane.template == demand.template]
     pace = records_per_second(mine) * demand.running / running if running else 0.0
     return {"records_per_second": round(pace, 3), "seconds_left": round(demand.records / pace, 1) if pace else None}
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def records_per_second(lanes: Iterable[Lane]) -> float:

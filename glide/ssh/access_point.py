@@ -15,7 +15,7 @@ import re
 import secrets
 import tarfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from importlib import metadata
@@ -28,7 +28,7 @@ from glide.config import Login
 from glide.errors import CondorError
 from glide.glidein import bundle
 from glide.ssh.link import Link, LinkError
-from glide.vocabulary import Job
+from glide.vocabulary import Job, Machine
 
 INPUTS = ("glidein.json", "token")  # of glideins, beside what the bundle has
 LOG_DAYS = 7
@@ -118,10 +118,15 @@ class RemoteAccessPoint:
         said = self._tool(
             "condor_q", "-allusers", "-json", "-attributes", ",".join(wanted), "-constraint", constraint, *most
         )
-        try:
-            return [dict(job) for job in json.loads(said or "[]")]
-        except (ValueError, TypeError):
-            raise CondorError(f"{self.login.name}: condor_q does not write JSON: {said[:80]!r}") from None
+        return self._listed("condor_q", said)
+
+    def nodes(self, attributes: Collection[str]) -> list[dict[str, Any]]:
+        """Ads of the slots of its pool, those of glideins not among them, each with those of the attributes it has."""
+        words = ("-json", "-attributes", ",".join(attributes), "-constraint", f"{Machine.ID} =?= undefined")
+        ads = self._listed("condor_status", self.shell(join(["condor_status", *words])))
+        # In ClassAds' names case does not count, and here they come as the nodes write them.
+        asked = {name.lower(): name for name in attributes}
+        return [{asked.get(name.lower(), name): value for name, value in ad.items()} for ad in ads]
 
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many there were."""
@@ -245,6 +250,13 @@ class RemoteAccessPoint:
         except LinkError:
             self._words.clear()
             raise
+
+    def _listed(self, name: str, said: str) -> list[dict[str, Any]]:
+        """The ads that a command has written."""
+        try:
+            return [dict(ad) for ad in json.loads(said or "[]")]
+        except (ValueError, TypeError):
+            raise CondorError(f"{self.login.name}: {name} does not write JSON: {said[:80]!r}") from None
 
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
         said = self.link.run(join(command), stdin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter
@@ -86,11 +85,10 @@ def _space(login: Login, entries: list[Entry]) -> Found:
 
 
 def _nodes(login: Login, entries: list[Entry]) -> Found:
-    said = _ask(login, "condor_status -json -attributes Machine,TotalSlotGpus,GPUs_DeviceName")
-    slots = json.loads(said or "[]")
+    slots = access_point_at(login).nodes(("Machine", "TotalSlotGPUs", "GPUs_DeviceName"))
     gpus: Counter[str] = Counter()
     for slot in slots:
-        gpus[str(slot.get("GPUs_DeviceName", "GPU"))] += int(slot.get("TotalSlotGpus", 0))
+        gpus[str(slot.get("GPUs_DeviceName", "GPU"))] += int(slot.get("TotalSlotGPUs", 0))
     told = ", ".join(f"{count} {name}" for name, count in gpus.items() if count) or "no GPUs"
     nodes = len({slot.get("Machine") for slot in slots})
     wanted = [entry.name for entry in entries if entry.request.gpus]

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from glide.factory.activity import activity
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.report.reasons import phase
-from glide.report.status import duration
+from glide.report.times import duration
 from glide.vocabulary import JobStatus, State
 from glide.web.chart import Chart
 from glide.web.history import HOURS

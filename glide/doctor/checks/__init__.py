@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from glide.doctor.checks import access, glideins, jobs, knobs, machines, programs, sites
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, Verdict
+from glide.errors import mistake
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,11 @@ class Check:
         missing = [facts.unseen[need] for need in self.needs if need in facts.unseen]
         if missing:
             return Verdict(self.name, self.looked, unseen=missing[0])
-        looked = f"{self.looked}: {self.saw(facts)}" if self.saw else self.looked
-        return Verdict(self.name, looked, tuple(self.find(facts)))
+        try:
+            looked = f"{self.looked}: {self.saw(facts)}" if self.saw else self.looked
+            return Verdict(self.name, looked, tuple(self.find(facts)))
+        except Exception as error:  # of one check, by what a stranger may have advertised, is no end of the others
+            return Verdict(self.name, self.looked, unseen=mistake(error))
 
 
 CHECKS = (

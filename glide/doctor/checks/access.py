@@ -8,9 +8,10 @@ from pathlib import Path
 
 from glide.doctor.facts import US, Facts
 from glide.doctor.finding import Finding, critical, warning
+from glide.report.times import duration
+from glide.vocabulary import JobStatus
 
-DAY = 86400.0
-SOON = 7 * DAY
+SOON = 7 * 86400.0
 RENEW = "glide factory run, by an account that can read the pool's signing key: it renews it"
 
 
@@ -30,8 +31,10 @@ def secrets(facts: Facts) -> Iterator[Finding]:
 def expiry(facts: Facts) -> Iterator[Finding]:
     """Tokens are good for long enough."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
+    idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
+    waiting = {("", ""), *((glidein.entry, (glidein.template or "blank")[:16]) for glidein in idle)}
     for token in facts.tokens:
-        if token.seconds_left is None:
+        if token.seconds_left is None or (token.entry, token.template) not in waiting:
             continue
         enough = lifetimes.get(token.entry, 0) if token.entry else SOON
         if token.seconds_left >= enough:
@@ -63,11 +66,3 @@ def rights(facts: Facts) -> Iterator[Finding]:
                 f"the access point does not grant {right.who} {right.level}",
                 "condor_token_fetch as a user who may, or ALLOW_WRITE and ALLOW_READ in its configuration",
             )
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    for unit, size in (("days", DAY), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

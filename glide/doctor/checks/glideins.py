@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glide.doctor.checks.access import duration
+from glide.doctor.checks.places import command, places
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 from glide.factory.health import diagnosed, judge
+from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
 
 SILENT_SECONDS = 30.0  # a lane tells of itself every 15
@@ -37,9 +38,11 @@ def failures(facts: Facts) -> Iterator[Finding]:
     """Glideins that do nothing."""
     for glidein in facts.snapshot.glideins:
         if glidein.status == JobStatus.HELD:
+            place = places(facts).get(glidein.entry)
+            release, remove = (command(name, glidein.job, place) for name in ("condor_release", "condor_rm"))
             yield warning(
                 f"glidein {glidein.glide_id} is held: {glidein.hold_reason}",
-                f"end the cause; then condor_release {glidein.job}, or condor_rm {glidein.job} for a new one",
+                f"end the cause; then {release}, or {remove} for a new one",
             )
     failed = {lane.glide_id: lane for lane in facts.snapshot.lanes if lane.state == State.FAILED}
     for glide_id, lane in sorted(failed.items()):

@@ -142,7 +142,7 @@ def races(facts: Facts) -> bool:
 def _limits(facts: Facts) -> Iterator[Finding]:
     """How many jobs may be, against how many the sites' lanes and the glideins of this access point come to."""
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
-    here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.pool is None)
+    here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.away is None)
     for name, needed, then in (
         ("MAX_JOBS_RUNNING", lanes + here, "that the sites' lanes and glideins come to, no more run"),
         ("MAX_JOBS_PER_OWNER", lanes + here, "that the sites' lanes and glideins come to, the rest is refused"),

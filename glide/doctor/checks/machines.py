@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glide.config import Entry
+from glide.doctor.checks.places import key
 from glide.doctor.facts import Facts, Node
 from glide.doctor.finding import Finding, Level, critical, warning
 
@@ -61,7 +62,7 @@ def nodes(facts: Facts) -> Iterator[Finding]:
             if found is None or entry.max_glideins == 0 or any(_suits(node, entry) for node in found):
                 continue
             if not found:
-                fix = f"condor_on -startd on its machines, or correct the `pool` of {entry.name}"
+                fix = f"condor_on -startd on its machines, or correct the `{key(entry.away)}` of {entry.name}"
                 yield critical(f"the pool of {entry.name} has no machine", fix)
                 continue
             what, better = _lacking(found, entry)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from glide.doctor.checks.access import duration
+from glide.doctor.checks.places import key, places
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, Level, critical, warning
+from glide.report.times import duration
 
 
 def files(facts: Facts) -> Iterator[Finding]:
@@ -46,7 +47,8 @@ def factories(facts: Facts) -> Iterator[Finding]:
             for trouble in site.troubles:
                 yield warning(f"the factory of {name} did not act: {trouble}", "glide factory status")
     for entry, reason in facts.snapshot.blind.items():
-        yield critical(f"{entry}'s queue is not seen: {reason}", f"correct the `pool` of {entry}, or have it answer")
+        name = key(places(facts).get(entry))
+        yield critical(f"{entry}'s queue is not seen: {reason}", f"correct the `{name}` of {entry}, or have it answer")
 
 
 def trial(facts: Facts) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from glide.report.sweep.history import History
 from glide.report.sweep.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
+from glide.report.times import duration
 from glide.vocabulary import State
 
 WIDTH = 4.6  # inches
@@ -167,7 +168,7 @@ def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> F
     for panel, (title, spent) in zip(panels, (("Jobs", carriers), ("Glideins", renamed)), strict=True):
         axes = panel.subplots()
         _stacked(axes, {"": spent})
-        axes.set_title(f"{title}, {_duration(sum(spent.values()))} together")
+        axes.set_title(f"{title}, {duration(sum(spent.values()))} together")
         axes.spines["left"].set_visible(False)
         patches = [_patch(kind) for kind, seconds in spent.items() if seconds > 0]
         _legend(panel, patches, 3)
@@ -177,7 +178,7 @@ def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> F
 def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
     """What lanes' time was spent on, a bar for each device."""
     figure, axes = _figure(1.25 + 0.45 * len(spent))
-    _stacked(axes, {f"{_short(device)}\n{_duration(sum(each.values()))}": each for device, each in spent.items()})
+    _stacked(axes, {f"{_short(device)}\n{duration(sum(each.values()))}": each for device, each in spent.items()})
     axes.set_xlabel("share of the lanes' time")
     _legend(figure, [_patch(kind) for kind in SPENT], 4)
     return figure
@@ -278,11 +279,6 @@ def _marker(end: str) -> Line2D:
 
 def _unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds > 4 * 3600 else (60.0, "minutes") if seconds > 600 else (1.0, "seconds")
-
-
-def _duration(seconds: float) -> str:
-    unit, name = _unit(seconds)
-    return f"{seconds / unit:,.1f} {name}"
 
 
 def _short(text: str, most: int = 28) -> str:

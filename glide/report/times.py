@@ -1,0 +1,16 @@
+"""Seconds for people."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: 3 d 4 h, 2 h 5 min, 1 min 30 s, 12 s."""
+    whole = round(seconds)
+    for (unit, size), (smaller, part) in pairwise(_UNITS):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
