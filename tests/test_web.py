@@ -28,7 +28,7 @@ from glide.vocabulary import Exit, Job, JobStatus, State
 from glide.web import pages
 from glide.web.chart import Chart, Series
 from glide.web.guard import COOKIE
-from glide.web.sight import Sight, View
+from glide.web.sight import LOOK_SECONDS, Sight, View
 from tests.conftest import SweepFolder, eventually
 from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
@@ -187,7 +187,8 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
         (schedd,) = [each.pid for each in own_pool.processes() if each.name == "condor_schedd"]
         os.kill(schedd, signal.SIGSTOP)
         try:
-            assert "quiet" in web.page()  # a look is under way, for which nobody waits that long
+            time.sleep(LOOK_SECONDS)  # or it would be the look before
+            assert "quiet" in web.page()  # one is under way, for which nobody waits that long
             os.kill(web.process.pid, signal.SIGSTOP)
             shown.get_by_text("is not reachable since").wait_for(timeout=90000)
             assert shown.get_by_role("link", name="quiet").count(), "what was seen before stays"
