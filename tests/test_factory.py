@@ -19,9 +19,12 @@ from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
 from glide.condor.access_point import quoted, value
 from glide.config import SiteFile, load
+from glide.factory import look
 from glide.factory.apply import Hands
 from glide.factory.look import take
 from glide.factory.plan import Action
+from glide.factory.totals import Totals
+from glide.report.status import document as status
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -260,6 +263,40 @@ def test_jobs_that_are_not_what_they_should_be_are_not_seen(access_point, attrib
         assert "T" not in {demand.template for demand in snapshot.demands}
     finally:
         access_point.remove(f"ClusterId == {cluster}", "the test is over")
+
+
+NONSENSE = ("1e-320", '"text"', "-7", "16", 'real("INF")', "{ 1, { 2 } }", "[ a = 1 ]", "1 / 0", "undefined", "true")
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, pool, nonsense):
+    description = "executable = /bin/true\nrequirements = false\nhold = true\nqueue 3\n"
+    cluster = access_point.submit(description, {f"My.{Job.TEMPLATE}": '"T"'})
+    glidein, moving, invoking = (f"ClusterId == {cluster} && ProcId == {proc}" for proc in range(3))
+    ad = {"MyType": '"Machine"', "MyAddress": '"<127.0.0.1:1>"'} | dict.fromkeys(look.LANE_ATTRIBUTES, nonsense)
+    ad |= {"Name": '"odd"', Machine.ID: '"odd-1.0"', "State": '"Claimed"'}
+    try:
+        for name in sorted({*look.JOB_ATTRIBUTES, "HoldReasonCode"} - {"ClusterId", "ProcId", "User", Job.ENTRY}):
+            access_point.schedd.edit(f"ClusterId == {cluster}", name, nonsense)
+        access_point.schedd.edit(glidein, Job.ENTRY, '"odd"')
+        access_point.schedd.edit(moving, "HoldReasonCode", "16")
+        for text, name in ((nonsense, Job.BRINGS), ('"odd"', Job.LANE)):
+            access_point.schedd.edit(moving, name, text)
+        for name, text in {Job.TEMPLATE: '"T"', "JobStatus": "5", "HoldReasonCode": "16"}.items():
+            access_point.schedd.edit(invoking, name, text)
+        (pool.home / "odd.ad").write_text("".join(f"{name} = {text}\n" for name, text in ad.items()))
+        pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(pool.home / "odd.ad"))
+        eventually(lambda: Collector().lanes(["Name"], 'Name == "odd"'), "it advertises")
+        snapshot = take(lambda: access_point, Collector())
+        assert not snapshot.failed and "odd" in {lane.name for lane in snapshot.lanes}
+        assert f"{cluster}.0" in {each.job for each in (*snapshot.glideins, *snapshot.ended)}
+        Totals().add(snapshot)
+        assert json.dumps(status(snapshot), allow_nan=False)
+    finally:
+        access_point.schedd.edit(f"ClusterId == {cluster}", "JobStatus", "5")  # or they could not be removed
+        access_point.remove(f"ClusterId == {cluster}", "the test is over")
+        Collector().expunge('Name == "odd"')
+    eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
 def test_glideins_under_another_name_are_neither_ours_nor_absent(access_point, monkeypatch):

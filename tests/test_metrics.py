@@ -8,6 +8,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import yaml
 
 from glide.config import SiteFile
 from glide.factory.activity import Activity
+from glide.factory.health import diagnosed
 from glide.factory.journal import SILENCE_SECONDS, Journal
+from glide.factory.look import read
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, Count, Totals
 from glide.report.reasons import View as Site
 from glide.report.status import document
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import Job, JobStatus, State
 from glide.web.chart import Chart, Series, nice
 from glide.web.history import GAP_SECONDS, STEPS, drawn
 from glide.web.metrics import exposition
@@ -91,10 +94,12 @@ LATER = {"glide_entry_token_expiry_seconds", "glide_jobs", "glide_records_left"}
 
 def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: Fetched, own_home: Path):
     demand = Demand("T", "model", "secret-run", "ada@lab", 2, 1, 1, records=300)
+    strangers = tuple(replace(demand, template=f"{number}", model=f"secret-{number}") for number in range(3))
+    strangers += (replace(demand, model="secret-name-of-theirs"),)
     held = replace(GLIDEIN, proc=1, status=JobStatus.HELD, hold_reason="secret reason")
     ended = replace(GLIDEIN, proc=2, status=JobStatus.COMPLETED, failure="secret failure")
-    odd = replace(LANE, model='no"name', state="Nonsense", entry="x y")
-    snapshot = Snapshot((GLIDEIN, held), (LANE, odd), (demand,), ended=(ended,), now=1000.0, user="ada@lab")
+    odd = replace(LANE, template="U", model='no"name', state="Nonsense", entry="x y")
+    snapshot = Snapshot((GLIDEIN, held), (LANE, odd), (demand, *strangers), ended=(ended,), now=1000.0, user="ada@lab")
     Journal(own_home / "factory" / "lab").write(snapshot, [])
     view = view_of(snapshot, SITE)
     view.told["sites"][0]["entries"][0]["token_hours"] = 2.0
@@ -105,7 +110,9 @@ def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: F
     assert 'glide_glideins{entry="here",site="lab",state="running"} 1.0' in text
     assert 'glide_lanes{claimed="true",entry="here",model="model",site="lab",state="Warm"} 1.0' in text
     assert 'glide_lanes{claimed="true",entry="other",model="other",site="",state="other"} 1.0' in text
-    assert 'glide_jobs{model="model",status="idle"} 2.0' in text and 'glide_records_left{model="model"} 300.0' in text
+    assert 'glide_jobs{model="model",status="idle"} 4.0' in text and 'glide_records_left{model="model"} 600.0' in text
+    assert 'glide_jobs{model="other",status="idle"} 6.0' in text and 'glide_records_left{model="other"} 900.0' in text
+    assert Journal(own_home / "factory" / "lab").latest()["jobs"] == {"model": 6, "other": 9}
     assert 'glide_entry_token_expiry_seconds{entry="here",site="lab"} 7200.0' in text
     assert 'glide_glideins_ended_total{entry="here",site="lab",state="never warm"} 1.0' in text
     assert "secret" not in text and "ada" not in text and "Nonsense" not in text
@@ -162,11 +169,17 @@ class Server:
                 stdout=log, stderr=log, env=prometheus.environment,
             )  # fmt: skip
         self.url = f"http://{eventually(self._address, 'it listens')}"
+        eventually(self._is_ready, "it answers")
 
     def _address(self) -> str:
         assert self.process.poll() is None, self.log.read_text()
         found = re.search(r"address=(127\.0\.0\.1:[1-9]\d*)", self.log.read_text())
         return found[1] if found else ""
+
+    def _is_ready(self) -> bool:
+        with suppress(urllib.error.HTTPError):
+            return urllib.request.urlopen(f"{self.url}/-/ready").status == 200
+        return False
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """What a query finds now."""
@@ -222,6 +235,36 @@ def test_no_counter_falls_when_glideins_end_or_vanish_or_lose_their_ads():
     }
 
 
+def test_a_records_model_is_what_glideins_call_it_and_no_name_counts_it_twice():
+    nameless = replace(LANE, model="", served=100, errors=7)
+    stranger = Demand("T", "theirs", "run", "eve@lab", 1, 0, 1)
+    totals = Totals()
+    for model in ("", "", "model", "another"):
+        totals.add(Snapshot((replace(GLIDEIN, model=model),), (nameless,), (stranger,), now=1.0))
+    totals.add(Snapshot((replace(GLIDEIN, model="another"),), (replace(nameless, served=130, errors=7),), now=2.0))
+    assert {count.label: number for count, number in totals.counts.items() if count.kind == SERVED} == {
+        "": 100, "model": 30
+    }  # fmt: skip
+    assert totals.of(ERRORS) == 7
+
+
+def test_what_a_glidein_served_on_the_node_that_it_lost_is_counted_once_and_not_held_against_it():
+    job = {
+        "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.RUNNING, "ServerTime": 300, "NumShadowStarts": 1,
+        "JobCurrentStartDate": 100, Job.ENTRY: "here", Job.TEMPLATE: "T", Job.MODEL: "model", Job.STATE: State.WARM,
+        Job.STATE_SINCE: 110, Job.SERVED: 80, Job.ERRORS: 70,
+    }  # fmt: skip
+    well = job | {"ProcId": 1, Job.ERRORS: 0}
+    evicted = job | {"NumShadowStarts": 2, "JobCurrentStartDate": 200}
+    totals = Totals()
+    for ads in ([job, well], [evicted, well], [evicted | {Job.STATE_SINCE: 210, Job.SERVED: 5, Job.ERRORS: 0}, well]):
+        seen = read(ads, [], {})
+        totals.add(seen)
+    assert totals.counts[Count(SERVED, "here", "model")] == 80 + 80 + 5 and totals.of(ERRORS) == 70
+    assert diagnosed(read([job, well], [], {})).glideins[0].state == State.FAILED
+    assert diagnosed(read([evicted, well], [], {})).glideins[0].state == ""
+
+
 # ---- the journal, and what is drawn from it ------------------------------------------------------
 
 
@@ -239,6 +282,23 @@ def test_the_journal_adds_up_what_is_no_news_and_tells_it_once_a_minute(tmp_path
     assert journal.latest()["evictions"] == 1
     written = journal.latest()["time"]
     assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
+
+
+def test_the_last_line_of_a_long_journal_is_read_without_the_others(tmp_path):
+    journal = Journal(tmp_path)
+    long = json.dumps({"time": 1.0, "actions": ["ä" * 100_000]})
+    for torn in ("", '{"time": 2.0, "act', "\n\n"):
+        journal.path.write_text(f"{long}\n" * 50 + torn)
+        before = _bytes_read()
+        assert journal.latest() == json.loads(long)
+        assert _bytes_read() - before < journal.path.stat().st_size / 3
+    for content, last in (("", {}), ("torn", {}), ('{"time": 1}\n{"time": 2}\n', {"time": 2})):
+        journal.path.write_text(content)
+        assert journal.latest() == last
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def line(at: float, **changes: Any) -> dict[str, Any]:

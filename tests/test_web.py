@@ -23,18 +23,21 @@ from glide.config import SiteFile
 from glide.factory.activity import Activity, activities
 from glide.factory.daemon import is_running, only_factory
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.report.status import document, look
 from glide.vocabulary import Exit, Job, JobStatus, State
 from glide.web import pages
 from glide.web.chart import Chart, Series
 from glide.web.guard import COOKIE
+from glide.web.sight import LOOK_SECONDS, Sight, View
 from tests.conftest import SweepFolder, eventually
 from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
-from tests.web_rig import WebProcess, view_of
+from tests.web_rig import WebProcess, stumbles, view_of
 
 pool_test = pytest.mark.pool
 ROUTES = ("/", "/status.json", "/entry/here", "/entry/here.json", "/run?name=x", "/run.json?name=x", "/metrics",
           "/static/style.css", "/nowhere")  # fmt: skip
+TOKEN = "a-secret-of-this-test"
 HOSTILE = "\"'><script>window.taken = 1</script><img src=x onerror='window.taken = 1'>"
 
 
@@ -43,6 +46,16 @@ def web(factory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web
     with WebProcess(tmp_path_factory.mktemp("web") / "log") as web:
         yield web
         assert "Traceback" not in web.stop()
+
+
+@pytest.fixture(scope="module")
+def private(factory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebProcess]:
+    """The same, for who shows a token."""
+    folder = tmp_path_factory.mktemp("private")
+    (folder / "token").write_text(TOKEN)
+    (folder / "token").chmod(0o600)
+    with WebProcess(folder / "log", "--token-file", str(folder / "token"), token=TOKEN) as web:
+        yield web
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +84,12 @@ def opened(browser: Browser, complaints: list[str], **options: Any) -> Page:
     return page
 
 
+def last_words(told: dict[str, Any]) -> Iterator[list[str]]:
+    """What a status tells of the last words of glideins."""
+    failures = (entry["last_failure"] for site in told["sites"] for entry in site["entries"])
+    return (failure["last_words"] for failure in failures if failure and failure["last_words"] is not None)
+
+
 def records(count: int) -> list[dict[str, str]]:
     return [{"custom_id": str(number), "text": "text"} for number in range(count)]
 
@@ -79,15 +98,19 @@ def records(count: int) -> list[dict[str, str]]:
 
 
 @pool_test
-def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, browser, complaints, sweep: SweepFolder):
+def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, private, browser, complaints, sweep: SweepFolder):
     page = opened(browser, complaints)
-    page.goto(web.url)
+    page.goto(f"{private.url}/?token={TOKEN}")
     page.get_by_role("link", name="here").first.wait_for()
     page.evaluate("window.kept = true")
     crashing = {"name": "web-crash", "engine": "noop", "options": {"crash_in": State.LOADING}}
     assert sweep.write(records(10), model=crashing, glideins=1).run().returncode == Exit.FAILED
     page.get_by_text("SIGSEGV").first.wait_for(timeout=90000)
     page.get_by_text("Its last words").first.click()
+    assert "with --token-file they are shown" not in page.content()
+    eventually(lambda: "with --token-file they are shown" in web.page(), "who shows no token is told how to see them")
+    assert "<details" not in web.page() and not list(last_words(web.json()))
+    assert any(last_words(private.json()))
     working = {"name": "web-live", "engine": "noop", "options": {"record_seconds": 0.05}}
     sweep.write(records(400), model=working, glideins=1, name="live-run", out=str(sweep.folder / "live")).start()
     page.get_by_role("link", name="live-run").first.wait_for(timeout=90000)
@@ -97,18 +120,6 @@ def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, browser, c
     page.get_by_role("link", name="live-run").first.click()
     page.get_by_role("heading", name="web-live").wait_for()
     assert "records left" in page.content()
-
-
-@pool_test
-def test_it_says_that_it_is_not_reachable_and_that_it_is_again(factory, browser, tmp_path):
-    with WebProcess(tmp_path / "log") as web:
-        page = opened(browser, [])
-        page.goto(web.url)
-        os.kill(web.process.pid, signal.SIGSTOP)
-        page.get_by_text("is not reachable since").wait_for(timeout=90000)
-        assert page.get_by_role("link", name="here").count(), "what was seen before stays"
-        os.kill(web.process.pid, signal.SIGCONT)
-        page.get_by_text("is not reachable since").wait_for(state="detached", timeout=90000)
 
 
 @pool_test
@@ -162,21 +173,33 @@ def test_the_json_is_that_of_the_command_and_of_an_entry(web):
 
 
 @pool_test
-def test_where_the_pool_does_not_answer_the_page_shows_what_it_saw_and_why_not_more(own_pool, tmp_path):
+def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw_and_why_not_more(
+    own_pool, browser, tmp_path
+):
     """A schedd that hangs costs who looks its whole timeout, and who reads a moment."""
     factory = FactoryProcess(tmp_path, "hanging", entry("quiet"))
     factory.start("--once")
     assert factory.process and factory.process.wait() == 0
     with WebProcess(tmp_path / "log") as web:
         assert "quiet" in web.page() and "does not answer" not in web.page()
+        shown = opened(browser, [])
+        shown.goto(web.url)
         (schedd,) = [each.pid for each in own_pool.processes() if each.name == "condor_schedd"]
         os.kill(schedd, signal.SIGSTOP)
         try:
+            time.sleep(LOOK_SECONDS)  # or it would be the look before
+            assert "quiet" in web.page()  # one is under way, for which nobody waits that long
+            os.kill(web.process.pid, signal.SIGSTOP)
+            shown.get_by_text("is not reachable since").wait_for(timeout=90000)
+            assert shown.get_by_role("link", name="quiet").count(), "what was seen before stays"
+            os.kill(web.process.pid, signal.SIGCONT)
+            shown.get_by_text("is not reachable since").wait_for(state="detached", timeout=90000)
             page = eventually(lambda: "does not answer" in (page := web.page()) and page, "it says so")
             assert "quiet" in page and "access point" in page, page
             told = web.page("/metrics")
             assert "glide_pool_answers 0.0" in told and "glide_glideins{" not in told
         finally:
+            os.kill(web.process.pid, signal.SIGCONT)
             os.kill(schedd, signal.SIGCONT)
         eventually(lambda: "does not answer" not in web.page(), "it answers again")
         (looking,) = _children(web.process.pid, "spawn_main")
@@ -194,6 +217,32 @@ def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
     with WebProcess(tmp_path / "log") as web:
         eventually(lambda: "no pool: start one here with `glide pool up`" in web.page(), "it says so")
         assert "glide_pool_answers 0.0" in web.page("/metrics")
+
+
+def test_a_mistake_of_ours_is_told_and_the_next_look_is_a_look_again():
+    see = Sight(stumbles)
+    assert "an error in glide" in eventually(lambda: see().trouble, "it says so")
+    eventually(lambda: see().answered, "it looks again")
+
+
+def test_a_site_file_that_is_being_edited_hides_no_other_site(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    for name, entries in (
+        ("lab", "[{name: here, max_glideins: 1}]"),
+        ("torn", "[{name: there, max_glideins: 1, max: 1}]"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(f"site: {name}\nentries: {entries}\n")
+        (tmp_path / "factory" / name).mkdir(parents=True)
+        (tmp_path / "factory" / name / "file").write_text(str(tmp_path / f"{name}.yaml"))
+    snapshot, views = look()
+    told = document(snapshot, views)
+    (problem,) = told["unseen"]
+    assert problem.startswith(f"{tmp_path}/torn.yaml:2: ") and "max" in problem
+    assert [site["site"] for site in told["sites"]] == ["lab"] and not snapshot.failed
+    page = pages.overview(View().after((snapshot, told)), lambda site, entries: [], 1)
+    assert "/entry/here" in page and f"{tmp_path}/torn.yaml:2: " in page
+    done = command("status")
+    assert done.returncode == 0 and "torn.yaml:2: " in done.stdout.replace("\n", "")
 
 
 def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monkeypatch):
@@ -255,7 +304,7 @@ def test_off_this_machine_it_asks_for_a_token_and_never_says_it(tmp_path, monkey
         file = tmp_path / "home" / "web" / "token"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
         token = file.read_text().strip()
-        wrong = {"Authorization": "Bearer wrong"}, {"Authorization": token}, {"Cookie": f"{COOKIE}=wrong"}
+        wrong = {"Authorization": "Bearer wrong"}, {"Authorization": token}, {"Cookie": f"{COOKIE}={token}"}
         for path in ROUTES:
             assert {web.ask(path, headers=shown)[0] for shown in ({}, *wrong)} == {401}
             assert web.ask(path.partition("?")[0] + "?token=wrong")[0] == 401
@@ -263,7 +312,9 @@ def test_off_this_machine_it_asks_for_a_token_and_never_says_it(tmp_path, monkey
         status, headers, _ = web.ask(f"/?hours=6&token={token}")
         assert status == 303 and headers["location"] == "/?hours=6"
         assert "HttpOnly" in headers["set-cookie"] and "SameSite=strict" in headers["set-cookie"]
-        assert web.ask("/", headers={"Cookie": headers["set-cookie"].partition(";")[0]})[0] == 200
+        cookie = headers["set-cookie"].partition(";")[0]  # which the browser sends to others on this host, too
+        assert token not in cookie and web.ask("/", headers={"Cookie": cookie})[0] == 200
+        assert web.ask("/", headers={"Authorization": f"Bearer {cookie.partition('=')[2]}"})[0] == 401
         assert web.ask(f"//elsewhere.example/?token={token}")[1]["location"] == "/elsewhere.example/"
         command_line = Path(f"/proc/{web.process.pid}/cmdline").read_text()
         said = web.stop()
@@ -319,10 +370,10 @@ def test_what_users_wrote_is_nowhere_markup(tmp_path, monkeypatch):
     assert entry_told and run_told
     shown = {
         "overview": pages.overview(view, lambda site, entries: [chart], 1),
-        "entry": pages.entry_page(view, entry_told),
-        "other": pages.entry_page(view, pages.entry_document(view, HOSTILE) or entry_told),
-        "run": pages.run_page(view, run_told),
-        "missing": pages.missing_page(view, HOSTILE),
+        "entry": pages.page("entry.html", view, page=entry_told),
+        "other": pages.page("entry.html", view, page=pages.entry_document(view, HOSTILE) or entry_told),
+        "run": pages.page("run.html", view, page=run_told),
+        "missing": pages.page("missing.html", view, what=HOSTILE),
     }
     for name, page in shown.items():
         assert "&lt;script&gt;window.taken" in page, name

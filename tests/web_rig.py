@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ class WebProcess:
 
     Args:
         environment: of the pool that it looks at, where that is not the one in force.
+        token: shown with each question.
     """
 
-    def __init__(self, log: Path, *options: str, environment: Mapping[str, str] | None = None):
+    def __init__(self, log: Path, *options: str, environment: Mapping[str, str] | None = None, token: str = ""):
         self.log = log
+        self.shown = {"Authorization": f"Bearer {token}"} if token else {}
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "glide", "web", "--port", "0", *options],
@@ -40,7 +43,7 @@ class WebProcess:
     def ask(self, path: str, method: str = "GET", headers: Mapping[str, str] = {}) -> tuple[int, dict[str, str], str]:
         """Status, headers and body of one answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request(method, path, headers=dict(headers))
+        connection.request(method, path, headers={**self.shown, **headers})
         answer = connection.getresponse()
         body = answer.read().decode()
         connection.close()
@@ -67,6 +70,13 @@ class WebProcess:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def stumbles(pipe: Connection) -> None:
+    """In place of the process that looks: its first answer is none."""
+    for answer in (7, (Snapshot(now=1.0), document(Snapshot()))):
+        pipe.recv()
+        pipe.send(answer)
 
 
 def view_of(snapshot: Snapshot, *sites: SiteFile) -> View:

@@ -26,7 +26,9 @@ def web(
         str, typer.Option(help="Address or name to listen on; off this machine a token is asked for.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = PORT,
-    token_file: Annotated[Path | None, typer.Option(help="Ask for the token in this file.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Ask for the token in this file; glideins' last words are shown.")
+    ] = None,
 ) -> None:
     """A page of entries, lanes, runs and failures that keeps itself up to date, and /metrics. Example: glide web
 

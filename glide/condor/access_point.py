@@ -98,9 +98,10 @@ class AccessPoint:
         wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
         jobs = [plain(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
-            spooling = job["JobStatus"] == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
-                job["JobStatus"] = JobStatus.IDLE
+            spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
+            with suppress(KeyError, TypeError):  # a job's owner may write anything there
+                if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
+                    job["JobStatus"] = JobStatus.IDLE
         return jobs
 
     def time(self) -> int:

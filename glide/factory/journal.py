@@ -17,11 +17,12 @@ from typing import Any
 
 from glide.factory.activity import activities
 from glide.factory.plan import Action
-from glide.factory.snapshot import Snapshot
+from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED, Totals
 from glide.vocabulary import JobStatus
 
 SILENCE_SECONDS = 60.0  # without news, a line so often, for what is only measured
+BLOCK = 65536  # bytes that are read for the last line, at first
 LARGEST = 10_000_000  # bytes; what is older than that goes to journal.jsonl.1, and what is there goes
 
 
@@ -86,10 +87,17 @@ class Journal:
 
     def latest(self) -> dict[str, Any]:
         """The last line; empty where there is none."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        for line in reversed(lines):
-            with suppress(ValueError):
-                return json.loads(line)
+        if not self.path.exists():
+            return {}
+        with self.path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            start, length = end, BLOCK
+            while start:  # further back, until there is a whole one
+                start = file.seek(max(0, end - length))
+                for line in reversed(file.read(end - start).split(b"\n")[bool(start) :]):
+                    with suppress(ValueError):
+                        return json.loads(line)
+                length *= 4
         return {}
 
     def age(self) -> float | None:
@@ -108,7 +116,7 @@ def _stable(told: dict[str, Any]) -> str:
 
 
 def describe(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
-    """A cycle: glideins by entry and status, lanes by model and state, demand by model, what was not seen, actions."""
+    """A cycle: glideins by entry and status, lanes by model and state, jobs by model, what was not seen, actions."""
     entries: dict[str, Counter[str]] = {}
     for glidein in snapshot.glideins:
         entries.setdefault(glidein.entry, Counter())[JobStatus.NAMES[glidein.status]] += 1
@@ -117,7 +125,7 @@ def describe(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
         lanes.setdefault(lane.model, Counter())[lane.state] += 1
     demand: Counter[str] = Counter()
     for each in snapshot.demands:
-        demand[each.model] += each.jobs
+        demand[snapshot.models.get(each.template, OTHER)] += each.jobs
     return {
         "glideins": {entry: dict(states) for entry, states in sorted(entries.items())},
         "lanes": {model: dict(states) for model, states in sorted(lanes.items())},

@@ -21,6 +21,7 @@ Queue = AccessPoint | RemoteAccessPoint
 
 NAME = re.compile(r"[\w./:+-]{1,200}")  # of templates and models: nothing that means something in a job file
 LARGEST_COUNT = 1e15  # of anything; a ClassAd's number may be infinite
+SHORTEST = 1e-6  # seconds of a record; the pace of one that takes next to nothing would be infinite
 DESCRIPTIONS = 10  # of a template that are looked at until one is right
 
 
@@ -47,7 +48,7 @@ def take(
     moves: list[dict] = []
     try:
         access_point = find()
-        jobs += _believed(access_point, f"{Job.TEMPLATE} =!= undefined", whose)
+        jobs += _believed(access_point, f"{Job.TEMPLATE} =!= undefined || {Job.ENTRY} =!= undefined", whose)
         moves = _moves(access_point)
         user = access_point.user  # only now: a query gives up after a while, a ping waits for ever
         asked = {job[Job.TEMPLATE] for job in jobs if Job.ENTRY not in job}
@@ -59,7 +60,7 @@ def take(
     except CondorError as error:
         failed.append(str(error))
     try:
-        lanes += filter(_is_lane, collector.lanes(_LANE_ATTRIBUTES))
+        lanes += filter(_is_lane, (_mended(ad, LANE_ATTRIBUTES) for ad in collector.lanes(LANE_ATTRIBUTES)))
     except CondorError as error:
         failed.append(str(error))
     blind: dict[str, str] = {}
@@ -108,10 +109,14 @@ def _believed(access_point: Queue, constraint: str, whose: str) -> list[dict]:
 
     Anybody may submit anything, and a factory must neither stumble over it nor submit it in its own name.
     """
-    jobs = access_point.jobs(constraint, _JOB_ATTRIBUTES)
+    jobs = access_point.jobs(constraint, JOB_ATTRIBUTES)
     me = access_point.user.partition("@")[0]
     glideins = [job for job in jobs if isinstance(job.get(Job.ENTRY), str)]
-    mine = [_mended(job) for job in glideins if whose == "all" or job.get("User", "").partition("@")[0] == me]
+    mine = [
+        {Job.TEMPLATE: "", "JobStatus": 0, **_mended(job, JOB_ATTRIBUTES)}
+        for job in glideins
+        if whose == "all" or job.get("User", "").partition("@")[0] == me
+    ]
     if glideins and not mine:  # taken for absent, they would be submitted anew, again and again
         raise CondorError(f"glideins are queued under the name {glideins[0].get('User')}, and we are {me}")
     return mine + [job for job in jobs if Job.ENTRY not in job and _is_sound(job)]
@@ -119,32 +124,45 @@ def _believed(access_point: Queue, constraint: str, whose: str) -> list[dict]:
 
 def _moves(access_point: AccessPoint) -> list[dict]:
     """Sticky jobs that say which lane they are for, the newest last; ours are among them."""
-    names = [Job.BRINGS, Job.LANE, "User", "HoldReason", "ClusterId"]
-    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", names)
-    sound = [job for job in jobs if isinstance(job.get(Job.BRINGS), str) and isinstance(job[Job.LANE], str)]
+    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", MOVE_ATTRIBUTES)
+    mended = [_mended(job, MOVE_ATTRIBUTES) for job in jobs]
+    sound = [job for job in mended if Job.BRINGS in job and Job.LANE in job and "JobStatus" in job]
     return sorted(sound, key=lambda job: job["ClusterId"])
 
 
-def _mended(job: dict) -> dict:
-    """A glidein's ad without what jobs on its lanes, which run under its name, may have made of it."""
-    texts = (Job.TEMPLATE, Job.MODEL, Job.STATE, Job.FAILURE)
-    wrong = {name for name in texts if not isinstance(job.get(name, ""), str)}
-    wrong |= {name for name in (Job.STATE_SINCE, Job.SERVED, Job.ERRORS) if not _is_count(job.get(name, 0))}
-    return {Job.TEMPLATE: "", **{name: value for name, value in job.items() if name not in wrong}}
+def _mended(ad: dict, types: Mapping[str, Type]) -> dict:
+    """An ad without what is not of its type: whatever runs on a node may write into the ads of its job and lanes."""
+    return {name: value for name, value in ad.items() if name in types and types[name](value)}
 
 
 def _is_sound(job: dict) -> bool:
-    names = (job.get(Job.TEMPLATE), job.get(Job.MODEL, "-"))
-    counts = (job.get(name, 0) for name in (Job.RECORDS, Job.LEFT, Job.WANTED))
-    return (
-        all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
-        and isinstance(job.get(Job.RUN, ""), str)
-        and all(map(_is_count, counts))
-    )
+    typed = all(is_right(job[name]) for name, is_right in JOB_ATTRIBUTES.items() if name in job)
+    whole = typed and Job.TEMPLATE in job and "JobStatus" in job
+    return whole and all(map(NAME.fullmatch, (job[Job.TEMPLATE], job.get(Job.MODEL, "-"))))
+
+
+def _is_lane(ad: dict) -> bool:
+    return Machine.ID in ad and "Name" in ad
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, (int, float)) and 0 <= value < LARGEST_COUNT
+
+
+def _is_pace(value: object) -> bool:
+    return isinstance(value, (int, float)) and SHORTEST <= value < LARGEST_COUNT
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_status(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < len(JobStatus.NAMES)
 
 
 def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) -> Template | None:
@@ -165,21 +183,36 @@ def _described(access_point: AccessPoint, digest: str, owners: Collection[str]) 
     return None
 
 
-_JOB_ATTRIBUTES = (
-    "ClusterId", "ProcId", "JobStatus", "NumShadowStarts", "EnteredCurrentStatus", "ServerTime", "HoldReason", "User",
-    "RemoteHost", "LastRemoteHost", "ExitBySignal", "ExitSignal", "ExitCode", "JobCurrentStartDate",
-    Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.STATE_SINCE, Job.FAILURE, Job.SERVED, Job.ERRORS, Job.RUN,
-    Job.RECORDS, Job.LEFT, Job.WANTED, Job.MODEST,
-)  # fmt: skip
 _START_SECONDS = (Machine.FETCH_SECONDS, Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS)
-_LANE_COUNTS = (
-    Machine.FETCHED, Machine.STATE_SINCE, Machine.RECORD_SECONDS, Machine.RETIRES, Machine.SERVED, Machine.ERRORS,
-    *_START_SECONDS,
-)  # fmt: skip
-_LANE_ATTRIBUTES = (
-    "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
-    Machine.CACHED, *_LANE_COUNTS,
-)  # fmt: skip
+Type = Callable[[object], bool]
+# What is read of ads, and what it has to be.
+JOB_ATTRIBUTES: dict[str, Type] = {
+    **dict.fromkeys((
+        "HoldReason", "User", "RemoteHost", "LastRemoteHost",
+        Job.ENTRY, Job.TEMPLATE, Job.MODEL, Job.STATE, Job.FAILURE, Job.RUN,
+    ), _is_text),
+    **dict.fromkeys((
+        "ClusterId", "ProcId", "NumShadowStarts", "EnteredCurrentStatus", "ServerTime", "JobCurrentStartDate",
+        "ExitBySignal", "ExitSignal", "ExitCode",
+        Job.STATE_SINCE, Job.SERVED, Job.ERRORS, Job.RECORDS, Job.LEFT, Job.WANTED,
+    ), _is_count),
+    Job.MODEST: _is_flag,
+    "JobStatus": _is_status,
+}  # fmt: skip
+MOVE_ATTRIBUTES: dict[str, Type] = {
+    **dict.fromkeys((Job.BRINGS, Job.LANE, "User", "HoldReason"), _is_text),
+    "ClusterId": _is_count, "JobStatus": _is_status,
+}  # fmt: skip
+LANE_ATTRIBUTES: dict[str, Type] = {
+    **dict.fromkeys((
+        "Name", "State", Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE, Machine.FAILURE,
+        Machine.CACHED,
+    ), _is_text),
+    **dict.fromkeys((
+        Machine.FETCHED, Machine.STATE_SINCE, Machine.RETIRES, Machine.SERVED, Machine.ERRORS, *_START_SECONDS,
+    ), _is_count),
+    Machine.RECORD_SECONDS: _is_pace,
+}  # fmt: skip
 
 
 def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
@@ -189,10 +222,10 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
         job.get("NumShadowStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
         (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
-        served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0),
+        served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0), model=job.get(Job.MODEL, ""),
     )  # fmt: skip
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
-        glidein = replace(glidein, state="", failure="")  # what it said in an earlier life
+        glidein = replace(glidein, state="", failure="", served=0, errors=0)  # what it said in an earlier life
     lane = lanes.get((glidein.glide_id, glidein.template))  # what it has loaded since is another matter
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
         glidein = replace(glidein, state=lane.state, failure=lane.failure)  # where the job has not been told
@@ -210,11 +243,6 @@ def _failure(job: dict) -> str:
     return f"killed by signal {job.get('ExitSignal')}" if by_signal else f"exit code {job.get('ExitCode')}"
 
 
-def _is_lane(ad: dict) -> bool:
-    texts = (ad.get(name, "") for name in (Machine.ID, Machine.ENTRY, Machine.TEMPLATE, Machine.MODEL, Machine.STATE))
-    return all(isinstance(text, str) for text in texts) and all(_is_count(ad.get(name, 0)) for name in _LANE_COUNTS)
-
-
 def _lane(ad: dict) -> Lane:
     return Lane(
         ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
@@ -222,7 +250,7 @@ def _lane(ad: dict) -> Lane:
         ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
         sum(ad.get(name, 0.0) for name in _START_SECONDS),
         ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0), ad["Name"],
-        ad.get(Machine.FETCHED), tuple(str(ad.get(Machine.CACHED, "")).split(",")),
+        ad.get(Machine.FETCHED), tuple(ad.get(Machine.CACHED, "").split(",")),
     )  # fmt: skip
 
 

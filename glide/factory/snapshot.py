@@ -8,6 +8,8 @@ from functools import cached_property
 
 from glide.template import Template
 
+OTHER = "other"  # model of a template that no glidein has, where models are counted
+
 
 @dataclass(frozen=True)
 class Glidein:
@@ -31,6 +33,7 @@ class Glidein:
     warm_seconds: float = 0.0
     served: int = 0
     errors: int = 0
+    model: str = ""  # that it was sent with
 
     @property
     def job(self) -> str:
@@ -106,6 +109,7 @@ class Snapshot:
         moves: sticky jobs that are under way, or were of no avail.
         blind: the same for single entries, whose glideins are in another pool's queue.
         ended: the glideins of the last hour that are no more; their age is the time since then.
+        unread: what is wrong with site files; their factories go on with what they read before.
         now: Unix time.
         user: who the factory is to the access point.
     """
@@ -119,6 +123,7 @@ class Snapshot:
     user: str = ""
     blind: Mapping[str, str] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def offers(self, glidein: Glidein) -> set[str]:
         """The templates that a glidein has, or is about to have: what it was sent for until its lanes know more."""
@@ -132,6 +137,12 @@ class Snapshot:
         for lane in self.lanes:
             found.setdefault(lane.glide_id, []).append(lane)
         return found
+
+    @cached_property
+    def models(self) -> dict[str, str]:
+        """The model of each template that glideins have, by name; jobs may call it anything."""
+        told: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]  # the last one's word holds
+        return {each.template: each.model for each in told if each.template and each.model}
 
     @cached_property
     def _coming(self) -> dict[str, str]:

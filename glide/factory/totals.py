@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.vocabulary import State
 
 FORGET_SECONDS = 86400.0  # nothing of a glidein that was not seen for so long comes back
@@ -28,22 +28,22 @@ class Totals:
     """Adds up what glideins say of themselves.
 
     Each one's highest word counts: what its job knows lags behind what its lanes advertise, and neither may be
-    counted twice. A model that a glidein loads a second time is counted again from where it was.
+    counted twice. A model that a glidein loads a second time is counted again from where it was. What is counted
+    before its model is known has none, and stays so.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[Count] = Counter()
-        self._heights: dict[tuple[Count, str], tuple[float, float]] = {}  # and when each was seen last
+        self._heights: dict[tuple[str, str], tuple[float, float]] = {}  # of a kind and who; and when each was seen last
         self._models: dict[str, str] = {}
 
     def add(self, snapshot: Snapshot) -> None:
         """Count what is new in a look."""
-        named: list[Lane | Demand] = [*snapshot.lanes, *snapshot.demands]
-        self._models |= {each.template: each.model for each in named if each.model}
+        self._models = snapshot.models | self._models  # a template's first name stays
         for count, who, height in self._said(snapshot):
-            before, _ = self._heights.get((count, who), (0.0, 0.0))
+            before, _ = self._heights.get((count.kind, who), (0.0, 0.0))
             self.counts[count] += max(0, int(height - before))
-            self._heights[count, who] = max(before, height), snapshot.now
+            self._heights[count.kind, who] = max(before, height), snapshot.now
         self._heights = {key: each for key, each in self._heights.items() if snapshot.now - each[1] < FORGET_SECONDS}
 
     def of(self, kind: str) -> int:

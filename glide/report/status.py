@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
 
 from glide.condor import AccessPoint, Collector
 from glide.config import SiteFile, load
+from glide.errors import InputError
 from glide.factory.apply import Hands
 from glide.factory.daemon import drained, folder, is_running, known_sites
 from glide.factory.look import take
@@ -22,12 +24,26 @@ from glide.vocabulary import JobStatus
 
 def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]:
     """What is to be seen now, with the eyes of these sites' factories, or all that have run from this GLIDE_HOME."""
+    unread: tuple[str, ...] = ()
     if sites is None:
-        sites = [load(path, SiteFile) for path in known_sites()]
+        sites, unread = _sites()
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
     views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
     # Who runs no factory looks at somebody else's.
-    return take(AccessPoint, Collector(), outer, whose="ours" if views else "all"), views
+    snapshot = take(AccessPoint, Collector(), outer, whose="ours" if views or unread else "all")
+    return replace(snapshot, unread=unread), views
+
+
+def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:
+    """The sites known here, and what is wrong with files that cannot be read now: an admin may be about to edit one."""
+    sites: list[SiteFile] = []
+    problems: list[str] = []
+    for path in known_sites():
+        try:
+            sites.append(load(path, SiteFile))
+        except InputError as error:
+            problems += error.problems
+    return sites, tuple(problems)
 
 
 def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
@@ -55,7 +71,7 @@ def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
         ],
         "failures": sorted({f"{lane.glide_id}: {lane.failure}" for lane in snapshot.lanes if lane.failure}),
         "held": sorted({glidein.hold_reason for glidein in snapshot.glideins if glidein.hold_reason}),
-        "unseen": list(snapshot.failed),
+        "unseen": [*snapshot.failed, *snapshot.unread],
         "sites": [factory.document(view.site, snapshot) for view in views],
     }  # fmt: skip
 

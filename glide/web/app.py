@@ -16,7 +16,7 @@ from glide.web import pages
 from glide.web.guard import Guard
 from glide.web.history import HOURS, charts
 from glide.web.metrics import exposition
-from glide.web.sight import View
+from glide.web.sight import View, without_words
 
 STATIC = Path(__file__).parent / "static"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,36 +27,39 @@ def application(see: Callable[[], View], names: Collection[str] = (), token: str
 
     Args:
         names: of hosts that requests may be for, besides localhost and IP addresses.
-        token: who asks must show it; empty where none is needed.
+        token: who asks must show it; empty where none is needed, and glideins' last words are left out.
     """
+
+    def shown() -> View:
+        return see() if token else without_words(see())
 
     def overview(request: Request) -> Response:
         asked = request.query_params.get("hours", "")
         hours = next((each for each in HOURS if str(each) == asked), HOURS[0])
         return HTMLResponse(
-            pages.overview(see(), lambda site, entries: charts(home() / "factory" / site, entries, hours), hours)
+            pages.overview(shown(), lambda site, entries: charts(home() / "factory" / site, entries, hours), hours)
         )
 
     def status_json(request: Request) -> Response:
-        return JSONResponse(pages.status_document(see()))
+        return JSONResponse({**(view := shown()).told, **pages.seen(view)})
 
     def entry(request: Request) -> Response:
-        name, view = request.path_params["name"], see()
-        if page := pages.entry_document(view, name):
-            return HTMLResponse(pages.entry_page(view, page))
-        return HTMLResponse(pages.missing_page(view, f"entry {name}"), 404)
+        name, view = request.path_params["name"], shown()
+        if document := pages.entry_document(view, name):
+            return HTMLResponse(pages.page("entry.html", view, page=document))
+        return HTMLResponse(pages.page("missing.html", view, what=f"entry {name}"), 404)
 
     def entry_json(request: Request) -> Response:
-        return _json(pages.entry_document(see(), request.path_params["name"]))
+        return _json(pages.entry_document(shown(), request.path_params["name"]))
 
     def run(request: Request) -> Response:
-        name, view = request.query_params.get("name", ""), see()
-        if page := pages.run_document(view, name):
-            return HTMLResponse(pages.run_page(view, page))
-        return HTMLResponse(pages.missing_page(view, f"run {name} with unfinished jobs"), 404)
+        name, view = request.query_params.get("name", ""), shown()
+        if document := pages.run_document(view, name):
+            return HTMLResponse(pages.page("run.html", view, page=document))
+        return HTMLResponse(pages.page("missing.html", view, what=f"run {name} with unfinished jobs"), 404)
 
     def run_json(request: Request) -> Response:
-        return _json(pages.run_document(see(), request.query_params.get("name", "")))
+        return _json(pages.run_document(shown(), request.query_params.get("name", "")))
 
     def metrics(request: Request) -> Response:
         return Response(exposition(see), media_type=PROMETHEUS)

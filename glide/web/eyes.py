@@ -40,4 +40,9 @@ def look_on(pipe: Connection) -> None:
             pipe.send(str(error))
         except Exception as error:
             traceback.print_exc()
-            pipe.send(f"an error in glide, its traceback is in the log of glide web: {type(error).__name__}")
+            pipe.send(mistaken(error))
+
+
+def mistaken(error: Exception) -> str:
+    """Why there is no view, where that is our own mistake."""
+    return f"an error in glide, its traceback is in the log of glide web: {type(error).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 import socket
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,7 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "glide-token"
+COOKIE = "glide-session"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
@@ -39,11 +40,13 @@ class Guard:
     Args:
         names: host names that requests may be for, besides localhost and IP addresses.
         token: empty where none is asked for.
+        session: what a browser has instead; it sends that to every port of this host.
     """
 
     app: ASGIApp
     names: Collection[str] = ()
     token: str = field(default="", repr=False)
+    session: str = field(default_factory=secrets.token_urlsafe, repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -69,12 +72,13 @@ class Guard:
         if not self.token:
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if any(name == "token" and self._is_right(value) for name, value in query):
+        if any(name == "token" and _same(value, self.token) for name, value in query):
             return self._logged_in(scope["path"], [each for each in query if each[0] != "token"])
         request = HTTPConnection(scope)
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
-        shown = bearer.strip() if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
-        return None if self._is_right(shown) else PlainTextResponse(ASKS, 401, {"WWW-Authenticate": "Bearer"})
+        by_program = kind.lower() == "bearer" and _same(bearer.strip(), self.token)
+        in_a_browser = _same(request.cookies.get(COOKIE, ""), self.session)
+        return None if by_program or in_a_browser else PlainTextResponse(ASKS, 401, {"WWW-Authenticate": "Bearer"})
 
     def _is_ours(self, host: str) -> bool:
         name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
@@ -82,15 +86,16 @@ class Guard:
             return bool(ipaddress.ip_address(name))
         return name.lower() in {"localhost", *(each.lower() for each in self.names)}
 
-    def _is_right(self, shown: str) -> bool:
-        return hmac.compare_digest(shown.encode(), self.token.encode())
-
     def _logged_in(self, path: str, query: list[tuple[str, str]]) -> Response:
         """The same page, without the token in its address."""
         whole = f"/{path.lstrip('/')}"  # two slashes would name another host
         answer = RedirectResponse(f"{whole}?{urlencode(query)}" if query else whole, 303)
-        answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict")
         return answer
+
+
+def _same(shown: str, expected: str) -> bool:
+    return hmac.compare_digest(shown.encode(), expected.encode())
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,7 @@
-"""The view as Prometheus metrics. No name of a run or a user, nor any other text of theirs, becomes a label."""
+"""The view as Prometheus metrics. No name of a run or a user, nor any other text of theirs, becomes a label.
+
+Models are told by name where glideins have them, and jobs for all others together: each label is kept for ever.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from glide.factory.activity import Activity, activities
 from glide.factory.look import NAME
-from glide.factory.snapshot import Snapshot
+from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
 from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
@@ -95,7 +98,7 @@ def _glideins(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric
 def _lanes(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric]:
     found = Counter(
         (site_of.get(lane.entry, ""), _name(lane.entry), _name(lane.model),
-         lane.state if lane.state in STATES else "other", str(lane.claimed).lower())
+         lane.state if lane.state in STATES else OTHER, str(lane.claimed).lower())
         for lane in snapshot.lanes
     )  # fmt: skip
     yield _gauge("glide_lanes", "Lanes that advertise.", found, "site", "entry", "model", "state", "claimed")
@@ -105,8 +108,9 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
     jobs: Counter[tuple[str, ...]] = Counter()
     left: Counter[tuple[str, ...]] = Counter()
     for each in snapshot.demands:
-        jobs.update({(each.model, "idle"): each.idle, (each.model, "running"): each.running})
-        left.update({(each.model,): each.records})
+        model = _name(snapshot.models.get(each.template, OTHER))
+        jobs.update({(model, "idle"): each.idle, (model, "running"): each.running})
+        left.update({(model,): each.records})
     models = {lane.model for lane in snapshot.lanes if lane.model}
     paces = {
         (_name(model),): records_per_second(lane for lane in snapshot.lanes if lane.model == model) for model in models
@@ -139,4 +143,4 @@ def _gauge(name: str, told: str, values: Mapping[Any, float], *labels: str) -> M
 
 def _name(text: str) -> str:
     """A label that somebody else may have written, if it is a name."""
-    return text if not text or text in ENDS or NAME.fullmatch(text) else "other"
+    return text if not text or text in ENDS or NAME.fullmatch(text) else OTHER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,11 +27,6 @@ _templates.filters["number"] = lambda number: f"{number:,.0f}" if number >= 100 
 _templates.filters["clock"] = lambda at: time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
-def status_document(view: View) -> dict[str, Any]:
-    """What `glide status --json` prints, and how old it is."""
-    return {**view.told, **_seen(view)}
-
-
 def entry_document(view: View, name: str) -> dict[str, Any] | None:
     """An entry and its glideins; None where there is none of that name."""
     known = [(site, entry) for site in view.told["sites"] for entry in site["entries"] if entry["entry"] == name]
@@ -46,7 +41,7 @@ def entry_document(view: View, name: str) -> dict[str, Any] | None:
         "told": entry,
         "glideins": [_alive(each, lanes_of.get(each.glide_id, [])) for each in alive],
         "ended": [_ended(each) for each in sorted(ended, key=lambda each: each.age)],
-        **_seen(view),
+        **seen(view),
     }
 
 
@@ -58,7 +53,7 @@ def run_document(view: View, name: str) -> dict[str, Any] | None:
         run["lanes"] = dict(Counter(map(phase, mine)))
         run["claimed"] = sum(lane.claimed for lane in mine)
         run["glideins"] = sorted({(lane.glide_id, lane.entry) for lane in mine})
-    return {"run": name, "jobs": runs, **_seen(view)} if runs else None
+    return {"run": name, "jobs": runs, **seen(view)} if runs else None
 
 
 def runs_of(view: View) -> list[dict[str, Any]]:
@@ -75,7 +70,7 @@ def overview(view: View, charts: Callable[[str, Collection[str]], list[Chart]], 
     Args:
         charts: those of a site with these entries.
     """
-    return _page(
+    return page(
         "overview.html", view, runs=runs_of(view), models=_models(view.snapshot), sums=_sums(view),
         all_hours=HOURS, hours=hours,
         charts={site["site"]: charts(site["site"], [each["entry"] for each in site["entries"]])
@@ -83,26 +78,12 @@ def overview(view: View, charts: Callable[[str, Collection[str]], list[Chart]], 
     )  # fmt: skip
 
 
-def entry_page(view: View, document: Mapping[str, Any]) -> str:
-    """The page of an entry, from its document."""
-    return _page("entry.html", view, page=document)
+def page(template: str, view: View, **context: Any) -> str:
+    """A page of a view: `page` is the document it shows, where it has one, and `what` is what is missing."""
+    return _templates.get_template(template).render(view=view, told=view.told, **seen(view), **context)
 
 
-def run_page(view: View, document: Mapping[str, Any]) -> str:
-    """The page of a run, from its document."""
-    return _page("run.html", view, page=document)
-
-
-def missing_page(view: View, what: str) -> str:
-    """The page of something that is not there, or not any more."""
-    return _page("missing.html", view, what=what)
-
-
-def _page(template: str, view: View, **context: Any) -> str:
-    return _templates.get_template(template).render(view=view, told=view.told, **_seen(view), **context)
-
-
-def _seen(view: View) -> dict[str, Any]:
+def seen(view: View) -> dict[str, Any]:
     """How far what is shown can be relied on."""
     return {"age_s": round(max(0.0, time.time() - view.at), 1) if view.at else None, "trouble": view.trouble}
 

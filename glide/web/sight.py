@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 from glide.factory.snapshot import Snapshot
 from glide.factory.totals import Count, Totals
 from glide.report.status import document
-from glide.web.eyes import look_on
+from glide.web.eyes import look_on, mistaken
 
 LOOK_SECONDS = 2.0  # at most one look so often, however many ask
 PATIENCE_SECONDS = 3.0  # whoever asks waits no longer for a look, and gets the one before
@@ -63,10 +65,26 @@ class View:
         return replace(self, snapshot=snapshot, told=told, at=snapshot.now, trouble="", most=left, counts=counts)
 
 
-class Sight:
-    """Looks when somebody asks; calling it gives the latest view."""
+def without_words(view: View) -> View:
+    """The view less what glideins said last: the queue is everybody's, those are in a folder of one account."""
 
-    def __init__(self) -> None:
+    def silent(entry: dict[str, Any]) -> dict[str, Any]:
+        failure = entry["last_failure"]
+        return {**entry, "last_failure": failure and {**failure, "last_words": None}}
+
+    sites = [{**site, "entries": list(map(silent, site["entries"]))} for site in view.told["sites"]]
+    return replace(view, told={**view.told, "sites": sites})
+
+
+class Sight:
+    """Looks when somebody asks; calling it gives the latest view.
+
+    Args:
+        looks: what the process that looks does, at the other end of a pipe.
+    """
+
+    def __init__(self, looks: Callable[[Connection], None] = look_on) -> None:
+        self._looks = looks
         self._view = View(trouble="the first look has not come back yet")
         self._changed = threading.Condition()
         self._begun = 0.0  # when the look that is under way began, monotonic; 0 while there is none
@@ -93,14 +111,18 @@ class Sight:
             try:
                 if child is None:
                     ours, theirs = spawn.Pipe()
-                    child = spawn.Process(target=look_on, args=(theirs,), daemon=True)
+                    child = spawn.Process(target=self._looks, args=(theirs,), daemon=True)
                     child.start()
                     theirs.close()
                 ours.send(None)
-                seen = ours.recv()
+                view = self._view.after(ours.recv())
             except (EOFError, OSError):
-                child, seen = None, "the process that looks at the pool has died; the next look starts another"
+                child = None
+                view = self._view.after("the process that looks at the pool has died; the next look starts another")
+            except Exception as error:  # a mistake of ours: without this thread the view would stay as it is for ever
+                traceback.print_exc()
+                view = self._view.after(mistaken(error))
             with self._changed:
-                self._view = self._view.after(seen)
+                self._view = view
                 self._begun, self._ended = 0.0, time.monotonic()
                 self._changed.notify_all()
