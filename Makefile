@@ -25,7 +25,7 @@ demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own
 	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml
 
 test: setup  ## all tests, those on a real embedded pool included
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
             (away(pool=POOL), "condor_release -pool '<10.0.0.1:9618?a=b>' -name ap 1.0"),
             (away(pool={"collector": "b"}),
              "condor_release -pool b -name $(condor_status -pool b -schedd -af Name) 1.0"),
-            (away(ssh=LOGIN), "on me@there: condor_release -name ap 1.0"))),
+            (away(ssh=LOGIN), "on me@there (ap): condor_release -name ap 1.0"))),
         *(({"sites": elsewhere, "snapshot": Snapshot((RUNNING,), blind={"here": "no"})}, f"correct the `{key}` of here")
           for elsewhere, key in ((away(pool=POOL), "pool"), (away(ssh=LOGIN), "ssh"))),
         ({"sites": away(ssh=LOGIN), "nodes": {"here": ()}}, "or correct the `ssh` of here"),
