@@ -83,7 +83,7 @@ def removed(actions: list[Action]) -> set[str]:
 
 
 def applied(snapshot: Snapshot, actions: list[Action]) -> Snapshot:
-    """What the next look shows: what was submitted waits, lanes have what they were brought, what was removed is gone."""
+    """The next look: what was submitted waits, lanes have what they were brought, what was removed is gone."""
     new = [action for action in actions if action.action == "submit" and not action.ids]
     submissions = [action for action in new for _ in range(action.count)]
     lanes = [replace(each, template=moved(actions).get(each.name, each.template)) for each in snapshot.lanes]
