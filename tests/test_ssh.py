@@ -196,6 +196,10 @@ def test_a_submission_that_was_cut_is_not_made_twice(pools: Pools, host: LoginHo
     eventually(lambda: pools.jobs() == ["4"], "the job ran on the glidein that came of it")
     eventually(lambda: pools.journal(factory)[-1]["glideins"] == {"cut": {"running": 1}}, "it is seen")
     assert pools.outer.tool("condor_q", "-allusers", "-af", "ClusterId", "GlideEntry").count("cut") == 1
+    drained = command("factory", "drain", "cut", environment=pools.environment)
+    assert "1 glideins are going down" in drained.stdout, drained.stderr
+    eventually(lambda: not pools.glideins(), "it is removed there")
+    command("factory", "drain", "cut", "--undo", environment=pools.environment)
 
 
 def test_a_submission_that_comes_late_is_none(pools: Pools, host: LoginHost):
