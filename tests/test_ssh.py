@@ -114,7 +114,7 @@ def test_the_doctor_looks_at_nodes_queue_and_tokens_there_and_not_here(pools: Po
     pools.outer.tool("condor_hold", job)
     factory.write(entry("far", ssh=host.login(), request={"cpus": 64, "gpus": 2}))
     held = findings()
-    assert f"on {host.user}@127.0.0.1: condor_release {job}.0, or on " in held["glideins"], held
+    assert f"on {host.user}@127.0.0.1:{host.port}: condor_release {job}.0, or on " in held["glideins"], held
     assert "far asks for cpus: 64, and no machine of its pool advertises that" in held["nodes"]
     ad = {"MyType": '"Machine"', "Machine": '"large"', "Name": '"slot1@large"', "MyAddress": '"<127.0.0.1:1>"',
           "TotalSlotCpus": "64", "TotalSlotMemory": "4096", "TotalGPUs": "2", "TotalSlotGPUs": "2"}  # fmt: skip
@@ -151,23 +151,23 @@ def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools,
 
 
 def test_glideins_go_there_are_evicted_come_back_and_go_over_one_connection(pools: Pools, host: LoginHost):
-    factory = pools.factory("far", ssh=host.login(), idle_seconds=4)
+    factory = pools.factory("away", ssh=host.login(), idle_seconds=4)
     factory.start()
-    pools.ask(Template("far", "noop", options={"record_seconds": 0.2}), records=40)
+    pools.ask(Template("away", "noop", options={"record_seconds": 0.2}), records=40)
     eventually(lambda: pools.jobs() == ["2"], "the job runs")
     eventually(lambda: pools.glideins() == ["2"], "on a glidein there")
-    logs = command("factory", "logs", "far", environment=pools.environment)
-    assert "glidein far-" in logs.stdout, logs
+    logs = command("factory", "logs", "away", environment=pools.environment)
+    assert "glidein away-" in logs.stdout, logs
     pools.important(seconds=4)
     eventually(lambda: pools.glideins() == ["1"], "its glidein is evicted and queued again")
     eventually(lambda: pools.jobs() == ["4"], "the job has finished in its second life")
     eventually(lambda: not pools.glideins() and not pools.lanes(), "without demand all are gone")
     kinds = [action["action"] for line in pools.journal(factory) for action in line["actions"]]
     assert kinds.count("submit") == 1
-    (token,) = host.home.glob(".glide/far/far/*/token")
+    (token,) = host.home.glob(".glide/away/away/*/token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    (there,) = host.home.glob(".glide/far/far/*/*.out")
-    (here,) = pools.overlay.home.glob("factory/far/far/*/*.out")
+    (there,) = host.home.glob(".glide/away/away/*/*.out")
+    (here,) = pools.overlay.home.glob("factory/away/away/*/*.out")
     eventually(lambda: here.read_text() == there.read_text() != "", "its last words are here")
     assert host.accepted() == 2, "one connection of the factory's, and one for the look at the logs"
     assert token.read_text().strip() not in factory.log.read_text()
