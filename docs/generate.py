@@ -44,7 +44,7 @@ def reference() -> str:
     """The whole text."""
     parts = [HEAD, "## Site files\n", *map(_model, SITE), "## Sweep files\n", *map(_model, SWEEP)]
     parts += ["## Options of the engines\n", *map(_engine, ENGINES)]
-    parts += ["## Commands\n", *_commands(typer.main.get_command(cli.app), "glide")]
+    parts += ["## Commands\n", *_commands(typer.main.get_command(cli.application()), "glide")]
     parts += ["## Names in ClassAds\n", *map(_names, (vocabulary.Machine, vocabulary.Job))]
     parts += [
         "## Exit codes\n",

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 
 import typer
 
-from glide.cli import factory, pool, site, submit, sweep, template
-from glide.cli.bench import bench
-from glide.cli.doctor import EXIT_CODES, doctor
-from glide.cli.status import status
-from glide.cli.web import web
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
 
-app = typer.Typer(
-    help="Warm models on preemptible GPUs, through HTCondor. Example: glide sweep run sweep.yaml",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
-app.add_typer(pool.app, name="pool")
-app.add_typer(factory.app, name="factory")
-app.add_typer(site.app, name="site")
-app.add_typer(sweep.app, name="sweep")
-app.add_typer(template.app, name="template")
-app.command()(submit.submit)
-app.command()(submit.gather)
-app.command()(status)
-app.command()(web)
-app.command()(bench)
-app.command(epilog=EXIT_CODES)(doctor)
+# Where each is; imported when it is asked for, as all together take longer than most of them.
+COMMANDS = {
+    "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "template": "template",
+    "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench", "doctor": "doctor",
+}  # fmt: skip
+
+
+def application(wanted: str = "") -> typer.Typer:
+    """The commands: the one that is wanted, if it is one, else all."""
+    app = typer.Typer(
+        help="Warm models on preemptible GPUs, through HTCondor. Example: glide sweep run sweep.yaml",
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    )  # fmt: skip
+    app.callback()(lambda: None)  # else a single command would be the program itself
+    for name in [wanted] if wanted in COMMANDS else COMMANDS:
+        module = import_module(f"glide.cli.{COMMANDS[name]}")
+        if group := getattr(module, "app", None):
+            app.add_typer(group, name=name)
+        else:
+            app.command(epilog=getattr(module, "EXIT_CODES", None))(getattr(module, name))
+    return app
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     # A polite kill is an interrupt: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
+        application(sys.argv[1] if len(sys.argv) > 1 else "")()
     except InputError as error:
         print("\n".join(f"glide: {problem}" for problem in error.problems), file=sys.stderr)
         sys.exit(Exit.INPUT)

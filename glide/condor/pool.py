@@ -21,7 +21,7 @@ from pathlib import Path
 from glide.condor import install, knobs, processes, tokens
 from glide.condor.processes import Process
 from glide.errors import CondorError
-from glide.vocabulary import POOL_VARIABLE
+from glide.vocabulary import POOL_VARIABLE, Machine
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
@@ -121,7 +121,9 @@ class EmbeddedPool:
         """Whether collector, schedd and an execution point of this pool answer."""
         if not any(self.folder.glob("address/*")):
             return False
-        status = self.tool("condor_status", "-any", "-af", "MyType", check=False).split()
+        # Not those of hundreds of glideins.
+        own = f'{Machine.ID} =?= undefined && MyType =!= "DaemonMaster"'
+        status = self.tool("condor_status", "-any", "-constraint", own, "-af", "MyType", check=False).split()
         return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
 
     def processes(self) -> list[Process]:
