@@ -26,7 +26,7 @@ def connect() -> None:
     Raises:
         CondorError: there is none.
     """
-    if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).is_up():
+    if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).listens():
         os.environ.update(pool.environment())
     elif not configured():
         raise CondorError("no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to an existing one's")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from glide.errors import CondorError
 from glide.vocabulary import POOL_VARIABLE, Machine
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
+LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
 
@@ -125,6 +128,15 @@ class EmbeddedPool:
         own = f'{Machine.ID} =?= undefined && MyType =!= "DaemonMaster"'
         status = self.tool("condor_status", "-any", "-constraint", own, "-af", "MyType", check=False).split()
         return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
+
+    def listens(self) -> bool:
+        """Whether connections are taken where this pool's collector was last: what is known at once."""
+        with suppress(OSError, IndexError):
+            address = (self.folder / "address" / "collector").read_text()
+            host, port = re.findall(r"<(.+?):(\d+)", address)[0]
+            with socket.create_connection((host, int(port)), timeout=LISTEN_SECONDS):
+                return True
+        return False
 
     def processes(self) -> list[Process]:
         """Every process of this pool, glideins and jobs included."""
