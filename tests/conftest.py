@@ -84,6 +84,15 @@ def own_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]
         yield pool
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
+    """An overlay pool and an outer one."""
+    from tests.two_pools import two_pools  # which imports this file
+
+    with two_pools(tmp_path_factory.mktemp("pools")) as pools:
+        yield pools
+
+
 @pytest.fixture
 def access_point(pool: EmbeddedPool) -> AccessPoint:
     return AccessPoint()

@@ -25,7 +25,7 @@ from glide.vocabulary import Exit
 from tests.conftest import eventually
 from tests.factory_rig import command, entry
 from tests.login_host import LoginHost
-from tests.two_pools import Pools, two_pools
+from tests.two_pools import Pools
 
 pytestmark = pytest.mark.pool
 
@@ -38,12 +38,6 @@ case "$BASH_EXECUTION_STRING" in
 esac
 """
 SESSIONS = 2  # processes of the one connection that is still open
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
-    with two_pools(tmp_path_factory.mktemp("pools")) as pools:
-        yield pools
 
 
 @pytest.fixture

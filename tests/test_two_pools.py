@@ -17,17 +17,11 @@ from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, command
-from tests.two_pools import Pools, daemons, signalled, two_pools
+from tests.two_pools import Pools, daemons, signalled
 
 pytestmark = pytest.mark.pool
 
 COUNT = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
-    with two_pools(tmp_path_factory.mktemp("pools")) as pools:
-        yield pools
 
 
 @pytest.fixture

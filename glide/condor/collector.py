@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -56,3 +57,11 @@ def located(daemon: str) -> Any:
         return bindings.htcondor2.Collector().locate(getattr(bindings.htcondor2.DaemonType, daemon))
     except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
         raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None
+
+
+def endpoint(address: str) -> tuple[str, int]:
+    """Host and port of an address in HTCondor's notation; CondorError where it is none."""
+    found = re.match(r"<?(?:\[(.+?)\]|([^:>?]+)):(\d+)", address)
+    if found is None:
+        raise CondorError(f"no address of a daemon: {address}")
+    return found[1] or found[2], int(found[3])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import re
 import secrets
 import shutil
 import signal
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.condor import install, knobs, processes, tokens
+from glide.condor.collector import endpoint
 from glide.condor.processes import Process
 from glide.errors import CondorError
 from glide.vocabulary import POOL_VARIABLE, Machine
@@ -131,10 +131,9 @@ class EmbeddedPool:
 
     def listens(self) -> bool:
         """Whether connections are taken where this pool's collector was last: what is known at once."""
-        with suppress(OSError, IndexError):
-            address = (self.folder / "address" / "collector").read_text()
-            host, port = re.findall(r"<(.+?):(\d+)", address)[0]
-            with socket.create_connection((host, int(port)), timeout=LISTEN_SECONDS):
+        with suppress(OSError, CondorError):
+            where = endpoint((self.folder / "address" / "collector").read_text())
+            with socket.create_connection(where, timeout=LISTEN_SECONDS):
                 return True
         return False
 

@@ -39,7 +39,7 @@ SETTLE_SECONDS = 30  # for the lane's ad to say what it has got
 FORGET_SECONDS = 300  # after which a move that failed is tried again
 # As in submit_templates/sticky.sub.
 STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
-BATCH = 200
+BATCH = 200  # jobs that are named in one command
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 
 
@@ -209,8 +209,9 @@ class Hands:
         )  # fmt: skip
         self._mint(entry, digest)
         publish(folder / "glidein.json", settings.to_json())
-        for name, content in bundle.start().items():
-            publish(folder / name, content, 0o700)
+        if not entry.ssh:  # behind a login host they start from what is deployed there
+            for name, content in bundle.start().items():
+                publish(folder / name, content, 0o700)
         return folder
 
     def _as_there(self, entry: Entry, template: Template) -> Template:

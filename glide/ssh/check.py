@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from glide.condor import Collector
+from glide.condor.collector import endpoint
 from glide.condor.install import OLDEST
 from glide.config import Entry, Login
 from glide.errors import CondorError
 from glide.ssh.access_point import access_point_at
+from glide.vocabulary import Job
 
 COMMANDS = (
     "condor_submit", "condor_q", "condor_rm", "condor_qedit", "condor_ping", "condor_status", "condor_version", "bash",
@@ -75,8 +77,9 @@ def _version(login: Login, entries: list[Entry]) -> Found:
 def _queue(login: Login, entries: list[Entry]) -> Found:
     access_point = access_point_at(login)
     names = {entry.name for entry in entries}
-    ours = [job for job in access_point.jobs("GlideEntry =!= undefined", ["GlideEntry"]) if job["GlideEntry"] in names]
-    return (f"we are {access_point.user}, with {len(ours)} glideins there",)
+    jobs = access_point.jobs(f"{Job.ENTRY} =!= undefined", [Job.ENTRY])
+    ours = sum(job[Job.ENTRY] in names for job in jobs)
+    return (f"we are {access_point.user}, with {ours} glideins there",)
 
 
 def _space(login: Login, entries: list[Entry]) -> Found:
@@ -105,9 +108,9 @@ def _clock(login: Login, entries: list[Entry]) -> Found:
 
 def _outward(login: Login, entries: list[Entry]) -> Found:
     """Glideins connect to the pool that they join; the login host is as near to them as we come."""
-    host, port = _endpoint(Collector().address)
+    host, port = endpoint(Collector().address)
     script = f'timeout {CONNECT_SECONDS} bash -c ": < /dev/tcp/$0/$1" 2>/dev/null && echo open || echo closed'
-    if _ask(login, script, host, port) == "open":
+    if _ask(login, script, host, str(port)) == "open":
         return (f"{host}:{port} is open from there",)
     return (
         f"{host}:{port} is closed from there",
@@ -117,14 +120,6 @@ def _outward(login: Login, entries: list[Entry]) -> Found:
 
 def _bundles(login: Login, entries: list[Entry]) -> Found:
     return (", ".join(access_point_at(login).versions()) or "none yet (glide site deploy, or the first submission)",)
-
-
-def _endpoint(address: str) -> tuple[str, str]:
-    """Host and port of an address in HTCondor's notation."""
-    found = re.match(r"<?(?:\[(.+?)\]|([^:>?]+)):(\d+)", address)
-    if found is None:
-        raise CondorError(f"no address of a collector: {address}")
-    return found[1] or found[2], found[3]
 
 
 QUESTIONS: dict[str, Callable[[Login, list[Entry]], Found]] = {
