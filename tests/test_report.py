@@ -178,6 +178,9 @@ class Events:
     """What HTCondor's own log says of a run's jobs, which the schedd's job history names."""
 
     def __init__(self, pool: EmbeddedPool, run: str):
+        # A lost job that was removed has its last word when its shadow has asked the dead node three times.
+        mine = ("condor_q", "-allusers", "-constraint", f'GlideRun == "{run}"', "-af", "ClusterId")
+        eventually(lambda: not pool.tool(*mine).strip(), "the run's jobs have left the queue")
         ended = pool.tool("condor_history", "-constraint", f'GlideRun == "{run}"', "-af", "ClusterId", "LastRemoteHost")
         self.clusters = {int(told.split()[0]) for told in ended.splitlines()}
         self.executed: dict[str, list[int]] = {}

@@ -48,7 +48,8 @@ def test_a_function_is_checked_in_a_process_of_its_own(code):
     done = command("check", "--json", f"{code}:slow")
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["failure"] == "" and told["megabytes"] > 5
-    assert told["seconds"]["load"] >= 0.3 and set(told["seconds"]) == {"fetch", "import", "load", "warm"}
+    # A phase is timed from where it is heard of, which may be a little later at its beginning than at its end.
+    assert told["seconds"]["load"] > 0.2 and set(told["seconds"]) == {"fetch", "import", "load", "warm"}
     assert "numbers: Loading" in done.stderr and "numbers: Warm" in done.stderr
 
 

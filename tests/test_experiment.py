@@ -1,0 +1,46 @@
+"""What an experiment leaves."""
+
+import json
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from glide.report.experiment import Comparison, Experiment, Measured, number
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "told"),
+    [
+        (12345.6, "s", "12,346 s"),
+        (12.34, "×", "12.3×"),
+        (3.456, "s", "3.46 s"),
+        (0.01234, "", "0.012"),
+        (0, "%", "0.000%"),
+    ],
+)
+def test_numbers_have_three_digits_that_count(value, unit, told):
+    assert number(value, unit) == told
+
+
+def test_what_was_measured_often_is_told_with_its_spread():
+    assert str(Measured((3.0, 1.0, 2.0), "s")) == "2.00 s (1.00–3.00)"
+    assert str(Measured((3.0,), "s")) == "3.00 s"
+
+
+def test_it_leaves_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--repeat", "2"])
+    monkeypatch.chdir(tmp_path)
+    speedup = Measured((3.5, 3.9), "×")
+    experiment = Experiment(
+        "try", "A try", "Does it?", ("system", "makespan"), [("a|b", Measured((1.0, 3.0), "s")), ("c", 1234)],
+        [Comparison("speed-up", 3.6, "×", speedup)], ["It is one."], {"curve": [1, 2]},
+    )  # fmt: skip
+    experiment.leave(tmp_path / "out", Figure())
+    told = json.loads((tmp_path / "out" / "try.json").read_text())
+    assert told["command"] == "python try.py --repeat 2" and told["machine"]["cores"] >= 1
+    assert told["rows"] == [["a|b", "2.00 s (1.00–3.00)"], ["c", "1,234"]]
+    assert told["compared"][0]["here"] == [3.5, 3.9] and told["versions"]["glide"]
+    text = (tmp_path / "out" / "try.md").read_text()
+    assert text.splitlines()[2] == r"| a\|b | 2.00 s (1.00–3.00) |" and text in capsys.readouterr().out
+    assert (tmp_path / "out" / "try.png").read_bytes().startswith(b"\x89PNG")
