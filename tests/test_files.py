@@ -250,10 +250,15 @@ def test_what_was_used_least_recently_makes_room_and_never_what_is_in_use(tmp_pa
     assert not cache.place(trees[0])
 
 
+def _taken(folder: Path) -> int:
+    """Bytes of the disk that the files of a folder, which may not be there yet, take."""
+    return sum(512 * path.stat().st_blocks for path in folder.glob("*"))
+
+
 def test_what_killed_processes_left_makes_room(model, tmp_path):
     with origin(model, rate=8e6) as server:
         process = Process(tmp_path / "cache", described(model, server.url))
-        time.sleep(0.8)
+        eventually(lambda: _taken(tmp_path / "cache" / "partial") > 1_000_000, "a megabyte has come")
         process.kill()
     cache = Cache(tmp_path / "cache", limit=CHUNK + 100_000)
     other = written(tmp_path / "other", {"file": CHUNK}, 9)

@@ -14,7 +14,8 @@ from glide.vocabulary import Exit
 # Where each is; imported when it is asked for, as all together take longer than most of them.
 COMMANDS = {
     "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "template": "template",
-    "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench", "doctor": "doctor",
+    "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench",
+    "simulate": "simulate", "doctor": "doctor",
 }  # fmt: skip
 
 

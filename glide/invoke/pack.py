@@ -90,6 +90,11 @@ def pack(
     return Wave(tuple(sizes), f"{sizes[0]} records a job: {pace} ms each, {left} left, {lanes} lanes")
 
 
+def eviction_rate(evictions: int, lanes: int, seconds: float) -> float:
+    """Jobs lost per lane and second, as far as has been seen in the seconds since the first lane was warm."""
+    return evictions / (lanes * (seconds + 60.0))
+
+
 def _cut(left: int, sizes: list[int]) -> tuple[int, ...]:
     """The sizes, shortened so that they sum to at most what is left."""
     cut = []

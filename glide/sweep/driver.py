@@ -13,7 +13,7 @@ from glide.condor import AccessPoint, Collector, EventLog
 from glide.condor.event_log import ENDED, LOST
 from glide.errors import CondorError, GlideError, TemplateError
 from glide.invoke.carriers import Carrier, Carriers, Run
-from glide.invoke.pack import Wave, pack
+from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.sweep.history import LANE
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
@@ -253,7 +253,8 @@ class Driver:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.work.glideins
         batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
-        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, self._eviction_rate(expected))
+        losses = eviction_rate(self.evictions, expected, time.monotonic() - (self.first_warm or self.started))
+        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses)
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
@@ -262,10 +263,6 @@ class Driver:
             left -= sum(wave.sizes)
             if loads:  # what was to be sent may have been cancelled
                 self.carriers.submit(loads, list(self.avoid), left, last=left == 0 and self.work.complete)
-
-    def _eviction_rate(self, lanes: int) -> float:
-        """Carriers lost per lane and second, as far as this driver has seen."""
-        return self.evictions / (lanes * (time.monotonic() - (self.first_warm or self.started) + 60.0))
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for record in records:
