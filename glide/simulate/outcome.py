@@ -99,7 +99,7 @@ def _done(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarr
         total += rate * times - offset
     order = np.argsort(end[~steady])
     steps = np.concatenate([[0.0], np.cumsum(count[~steady][order])])
-    return total + steps[np.searchsorted(end[~steady][order], times, side="right")]
+    return np.round(total + steps[np.searchsorted(end[~steady][order], times, side="right")], 3)
 
 
 def _warm(changes: Iterable[tuple[float, int]], times: np.ndarray) -> list[int]:

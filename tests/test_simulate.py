@@ -1,0 +1,226 @@
+"""Simulated clusters: what must hold whatever the trace, what is known exactly, and the paper's own numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from glide.config import SiteFile
+from glide.errors import GlideError, InputError
+from glide.simulate import Trace, read, simulate
+from tests.test_end_to_end import glide
+
+PAPER = Path(__file__).parents[1] / "workflows" / "simulation" / "paper.yaml"
+FREE = dict.fromkeys(("start", "match", "turnover", "queue", "glidein", "loss", "stream", "gather", "look"), 0)
+SITE = {"site": "sim", "interval": 1, "entries": [{"name": "all", "max_glideins": 100, "lanes": 1}]}
+
+
+def trace(nodes: list[dict[str, Any]], workload: dict[str, Any], site: dict[str, Any] = SITE, **more: Any) -> Trace:
+    """A trace of nodes whose records take 0.1 s (fast) or 0.3 s (slow), and nothing else takes time."""
+    devices = {"fast": {"record_seconds": 0.1}, "slow": {"record_seconds": 0.3}}
+    return Trace.model_validate(
+        {"site": site, "devices": devices, "nodes": nodes, "workload": workload, "costs": FREE, **more}
+    )
+
+
+def ran(trace: Trace) -> Any:
+    assert isinstance(trace.site, SiteFile)
+    return simulate(trace, trace.site)
+
+
+def test_one_lane_takes_what_its_parts_take():
+    costs = {**FREE, "start": 0.5, "match": 2, "turnover": 0.25, "queue": 3, "glidein": 4, "gather": 1}
+    devices = {"fast": {"record_seconds": 0.1, "load_seconds": 7, "fetch_seconds": 11}}
+    work = {"records": 1000, "glideins": 1, "pack": 100}
+    seconds = {}
+    for keep in ("state", "files", "nothing"):
+        each = trace([{"device": "fast"}], {**work, "keep": keep}, costs=costs, devices=devices)
+        seconds[keep] = ran(each).makespan
+    jobs = 10 * (0.5 + 0.25 + 100 * 0.1)
+    # The driver looks a quarter of a second after the last job has ended, as it does after all of them.
+    parts = {"state": 11 + 7 + jobs, "files": 11 + 10 * 7 + jobs, "nothing": 10 * (11 + 7) + jobs}
+    for keep, exact in parts.items():
+        assert seconds[keep] == pytest.approx(3 + 4 + 2 + exact + 0.25 + 1, abs=0.3), keep
+
+
+def test_the_engine_of_two_lanes_is_one_engine():
+    site = {**SITE, "entries": [{"name": "all", "max_glideins": 1, "lanes": 2}]}
+    done = ran(trace([{"device": "fast"}], {"records": 2000, "glideins": 1, "pack": 100}, site))
+    assert done.makespan == pytest.approx(200, abs=2) and done.by_device == {"fast": 2000}
+
+
+def test_two_kinds_share_the_work_by_their_speed():
+    done = ran(trace([{"device": "fast"}, {"device": "slow"}], {"records": 40_000, "glideins": 2}))
+    assert done.by_device["fast"] / done.by_device["slow"] == pytest.approx(3, rel=0.05)
+    assert done.makespan == pytest.approx(40_000 / (10 + 1 / 0.3), rel=0.02)
+
+
+def test_no_limit_of_the_site_is_exceeded_and_downtimes_hold():
+    site = {"site": "sim", "entries": [{"name": "all", "max_glideins": 3, "lanes": 1, "downtimes": [
+        {"start": "2027-01-01 00:00", "end": "2027-01-01 00:10", "reason": "maintenance"}
+    ]}]}  # fmt: skip
+    done = ran(trace([{"device": "fast", "count": 10}], {"records": 9000, "glideins": 10}, site))
+    assert max(done.warm) == 3 and 600 <= done.first_warm < 660
+    assert done.makespan == pytest.approx(600 + 9000 / 30, rel=0.1)
+
+
+def test_what_a_lost_node_had_streamed_is_kept_and_what_it_was_to_bring_home_is_not():
+    nodes = [{"device": "fast", "leave": 55}, {"device": "fast", "arrive": 60}]
+    work = {"records": 1000, "glideins": 1, "pack": 1000}
+    streamed = ran(trace(nodes, work))
+    brought = ran(trace(nodes, {**work, "results": "brought home"}))
+    assert streamed.evictions == brought.evictions == 1
+    assert streamed.makespan == pytest.approx(105, abs=3) and brought.makespan == pytest.approx(160, abs=3)
+    assert streamed.lost_in_flight <= 1 and 540 <= brought.lost_in_flight <= 560
+    assert streamed.by_device == brought.by_device == {"fast": 1000}
+
+
+def test_when_the_last_node_has_gone_it_ends_and_says_what_is_left():
+    done = ran(trace([{"device": "fast", "count": 2, "leave": 50}], {"records": 10_000, "glideins": 2}))
+    assert done.done == pytest.approx(1000, abs=50) and done.makespan == 50
+    assert done.curve[-1] == pytest.approx(done.done) and done.warm[-1] == 0
+
+
+def test_peers_spare_the_origin():
+    files = {"megabytes": 1000, "origin": 100, "node": 100}
+    work = {"records": 100_000, "glideins": 32}
+    alone, peers = (
+        ran(trace([{"device": "fast", "count": 32}], work, files={**files, "peers": each})) for each in (False, True)
+    )
+    # One at a time, or twice as many in each round.
+    assert [alone.warm[-1], peers.warm[-1]] == [32, 32]
+    at = {
+        name: next(t for t, n in zip(each.times, each.warm, strict=True) if n == 32)
+        for name, each in (("alone", alone), ("peers", peers))
+    }
+    assert at["alone"] == pytest.approx(320, abs=5) and at["peers"] == pytest.approx(60, abs=5)
+
+
+def test_where_nothing_can_ever_be_warm_the_factorys_reason_is_told():
+    site = {"site": "sim", "entries": [{"name": "closed", "max_glideins": 0}]}
+    with pytest.raises(GlideError, match="no lane was ever warm: no entry has room: closed: its limit of 0 glideins"):
+        ran(trace([{"device": "fast"}], {"records": 1, "glideins": 1}, site, until=3600))
+
+
+seconds = some.floats(0, 300)
+nodes = some.fixed_dictionaries(
+    {"device": some.sampled_from(["fast", "slow"]), "count": some.integers(1, 5), "arrive": seconds, "every": seconds},
+    optional={"stay": some.floats(5, 300), "away": some.floats(1, 100)},
+).filter(lambda each: "stay" in each or "away" not in each)
+work = some.fixed_dictionaries(
+    {"records": some.integers(1, 20_000), "glideins": some.integers(1, 8), "batch": some.sampled_from([1, 8, 32])},
+    optional={
+        "pack": some.integers(1, 50), "keep": some.sampled_from(["state", "files", "nothing"]),
+        "results": some.sampled_from(["streamed", "brought home"]),
+    },
+)  # fmt: skip
+
+
+@given(some.lists(nodes, min_size=1, max_size=4), work, some.integers(1, 3), some.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_whatever_comes_and_goes_each_record_is_done_once_or_left(nodes, work, lanes, seed):
+    site = {**SITE, "entries": [{"name": "all", "max_glideins": 6, "lanes": lanes, "idle_seconds": 60}]}
+    costs = {"start": 0.06, "turnover": 0.1}
+    each = trace(nodes, work, site, seed=seed, costs=costs, until=5000)
+    try:
+        done = ran(each)
+    except GlideError:
+        return  # the nodes had gone before one was warm
+    assert sum(done.by_device.values()) == done.done <= work["records"]
+    assert done.done == work["records"] or done.makespan == 5000 or not any("away" in kind for kind in nodes)
+    assert list(done.curve) == sorted(done.curve) and done.curve[-1] == pytest.approx(done.done, abs=0.01)
+    assert sum(done.spent.values()) == pytest.approx(1) and all(share >= 0 for share in done.spent.values())
+    assert min(done.warm) >= 0 and max(done.warm) <= 6 and done.lost_in_flight >= 0
+    assert ran(each).document() | {"simulated_in_s": 0} == done.document() | {"simulated_in_s": 0}
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+FILE = """\
+name: small
+site: site.yaml
+devices:
+  A10: {record_seconds: 0.1}
+nodes:
+  - {device: A10, count: 2}
+workload: {records: 1000, glideins: 2}
+variants:
+  fast: {}
+  slow: {devices: {A10: {record_seconds: 0.2}}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(SITE))
+    (tmp_path / "trace.yaml").write_text(FILE)
+    return tmp_path / "trace.yaml"
+
+
+def test_the_command_prints_json_and_draws(file, tmp_path):
+    done = glide("simulate", str(file), "--json", "--plot", str(tmp_path / "plot.png"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [told[name]["done"] for name in ("fast", "slow")] == [1000, 1000]
+    assert told["slow"]["makespan_s"] > 1.3 * told["fast"]["makespan_s"] and told["fast"]["curve"][-1][1] == 1000
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "fast: 1,000 records in" in done.stderr
+    assert "makespan" in glide("simulate", str(file)).stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("count: 2", "count: 0", "trace.yaml:6: nodes.0.count"),
+        ("- {device: A10", "- {device: A11", "there are nodes with 'A11'; devices are A10"),
+        ("site: site.yaml", "site: other.yaml", "other.yaml"),
+        ("device: A10, count", "device: A10, entry: gone, count", "sim has no entry"),
+        ("slow: {devices", "slow: {device", "trace.yaml:10: variants.slow: device"),
+        ("workload:", "costs: {measured: [none.json]}\nworkload:", "none.json: No such file"),
+        ("count: 2", "count: 2, leave: 5, stay: 5", "leave one of them out"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
+    file.write_text(FILE.replace(old, new, 1))
+    with pytest.raises(InputError) as error:
+        read(file)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_costs_are_what_benchmarks_have_measured(file, tmp_path):
+    (tmp_path / "overhead.json").write_text('{"job_each_per_s": 16.0, "runs": {}}')
+    (tmp_path / "recovery.json").write_text('{"median_s": 0.8, "kills": 20}')
+    file.write_text(FILE + "costs: {measured: [overhead.json, recovery.json], start: 1}\n")
+    (each, _) = read(file)["fast"]
+    assert (each.costs.start, each.costs.loss) == (1 / 16, 0.8)
+
+
+# ---- the paper -----------------------------------------------------------------------------------
+
+SECONDS = {
+    "rq1-create-destroy": 10_400, "rq1-sticky-io": 5_300, "rq1-sticky-invoc": 2_900, "rq3-sticky-io-1000": 3_200,
+    "rq5-low": 4_959, "rq5-medium": 1_536, "rq5-high": 783,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "told"), SECONDS.items())
+def test_the_papers_makespans_come_out(variant, told):
+    assert simulate(*read(PAPER)[variant]).makespan == pytest.approx(told, rel=0.1)
+
+
+def test_and_the_one_with_a_load_for_each_inference_in_a_tenth_of_the_work():
+    each, site = read(PAPER)["rq3-sticky-io-1"]
+    workload = each.workload.model_copy(update={"records": each.workload.records // 10})
+    done = simulate(each.model_copy(update={"workload": workload}), site)
+    assert done.makespan == pytest.approx(14_110, rel=0.1)
+
+
+@pytest.mark.parametrize(("variant", "told"), {"rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900}.items())
+def test_and_what_is_done_when_a_gpu_goes_each_minute(variant, told):
+    assert simulate(*read(PAPER)[variant]).done == pytest.approx(told, rel=0.1)
