@@ -32,8 +32,9 @@ check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready  ## write docs/reference.md from the program
+docs: .venv/ready  ## write docs/reference.md from the program, and docs/results.md from the experiments
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/results.py
 
 clean:  ## remove what setup and tests made here (the HTCondor cache stays)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache results

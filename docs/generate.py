@@ -20,6 +20,7 @@ from typing_extensions import TypeAliasType
 from glide import cli, vocabulary
 from glide.config import site, sweep
 from glide.server.engines import engine_class
+from glide.simulate import trace
 
 REFERENCE = Path(__file__).with_name("reference.md")
 WIDTH = 100
@@ -37,12 +38,14 @@ SITE = (
     site.Breaker,
 )  # fmt: skip
 SWEEP = (sweep.SweepFile, sweep.ModelSpec)
+TRACE = (trace.TraceFile, trace.Device, trace.Nodes, trace.Workload, trace.Files, trace.Costs)
 ENGINES = ("transformers", "openai", "noop")
 
 
 def reference() -> str:
     """The whole text."""
     parts = [HEAD, "## Site files\n", *map(_model, SITE), "## Sweep files\n", *map(_model, SWEEP)]
+    parts += ["## Traces\n", *map(_model, TRACE)]
     parts += ["## Options of the engines\n", *map(_engine, ENGINES)]
     parts += ["## Commands\n", *_commands(typer.main.get_command(cli.application()), "glide")]
     parts += ["## Names in ClassAds\n", *map(_names, (vocabulary.Machine, vocabulary.Job))]
@@ -54,7 +57,10 @@ def reference() -> str:
 
 
 def _model(model: type[BaseModel]) -> str:
-    said, attributes = _docstring(model)
+    said, _ = _docstring(model)
+    attributes: dict[str, str] = {}
+    for each in reversed([base for base in model.__mro__ if issubclass(base, BaseModel)]):
+        attributes |= _docstring(each)[1]
     rows = [
         (f"`{name}`", _type(field.annotation), _default(field), attributes.get(name, ""))
         for name, field in model.model_fields.items()

@@ -74,13 +74,15 @@ def test_every_command_runs(alone: tuple[Path, dict[str, str]]):
     assert "report.html" in said and '"custom_id": "a"' in said, said
 
 
-def test_the_reference_is_what_the_program_says_now():
+def test_what_is_generated_is_what_the_program_and_the_experiments_say_now():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         from generate import REFERENCE, reference
+        from results import PAGE, page
     finally:
         sys.path.remove(str(ROOT / "docs"))
     assert REFERENCE.read_text() == reference(), "make docs"
+    assert PAGE.read_text() == page(), "make docs"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -38,9 +38,12 @@ class Nodes(Strict):
         device: of each; one of the trace's devices.
         entry: of the site, where glideins are submitted for them; by default its first.
         count: how many.
-        arrive, every: seconds at which the first is there, and from one to the next.
-        leave, leave_every: seconds at which the first is gone, and from one to the next; by default they stay.
-        stay: seconds that each is there, on average, at random; after `away` seconds, on average, it is back.
+        arrive: seconds at which the first is there.
+        every: seconds from one's arrival to the next one's.
+        leave: seconds at which the first is gone; by default they stay.
+        leave_every: seconds from one's end to the next one's.
+        stay: seconds that each is there: a random time, so long on average.
+        away: seconds after which each is back, on the same terms; by default it is gone for good.
     """
 
     device: str

@@ -1,0 +1,63 @@
+"""Writes docs/results.md from what the experiments have left in docs/results. `make docs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glide.report.experiment import Measured, number, table
+
+FOLDER = Path(__file__).with_name("results")
+PAGE = Path(__file__).with_name("results.md")
+# In the order in which the papers ask; what is not here comes after.
+ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt", "it", "peers")
+HEAD = """# Results
+
+Written by `make docs` from the JSON that the experiments left; each was run with the command beside it. Read ratios,
+not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
+runs, with the least and the most of them.
+"""
+
+
+def page() -> str:
+    """The whole text."""
+    told = [json.loads(file.read_text()) for file in FOLDER.glob("*.json")]
+    places = {name: place for place, name in enumerate(ORDER)}
+    told.sort(key=lambda each: (places.get(each["name"], len(ORDER)), each["name"]))
+    return "\n".join([HEAD, *_compared(told), *map(_section, told)])
+
+
+def _compared(told: list[dict[str, Any]]) -> list[str]:
+    """All numbers that somebody else has measured, too, in one table."""
+    rows = []
+    for each in told:
+        for row in each["compared"]:
+            here = str(Measured(tuple(row["here"]), row["unit"])) if row["here"] else ""
+            simulated = number(row["simulated"], row["unit"]) if row["simulated"] is not None else ""
+            rows.append(
+                (f"[{each['name']}](#{each['name']})", row["what"], number(row["paper"], row["unit"]), here, simulated)
+            )
+    columns = ("experiment", "what", "elsewhere", "here", "simulated")
+    return ["## Beside the papers' numbers\n", table(columns, rows)] if rows else []
+
+
+def _section(each: dict[str, Any]) -> str:
+    machine, versions = each["machine"], each["versions"]
+    gpus = f", {len(machine['gpus'])} × {machine['gpus'][0]}" if machine["gpus"] else ", no GPU"
+    lines = [
+        f"## {each['name']}\n",
+        f"**{each['title']}.** {each['question']}\n",
+        f"`{each['command']}`\n",
+        table(each["columns"], each["rows"]),
+        f"![{each['title']}](results/{each['name']}.png)\n",
+        *(f"- {note}" for note in each["notes"]),
+        "",
+        f"{each['date']}, {each['seconds']:,} s. {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['memory_gb']} GB{gpus}; {', '.join(' '.join(package) for package in versions.items())}.\n",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,94 @@
+"""The StickyInvoc paper's experiments at their own size, simulated: as its systems, as glide, and far beyond."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from glide.report.experiment import Comparison, Experiment, arguments
+from glide.report.sweep.figures import BLUE, GREY, INK, ORANGE, WIDTH, style
+from glide.simulate import Outcome, read, simulate
+
+HERE = Path(__file__).parent
+# What the paper has, by variant of paper.yaml: seconds, or records done (RQ4).
+PAPER = {
+    "rq1-create-destroy": 10_400, "rq1-sticky-io": 5_300, "rq1-sticky-invoc": 2_900, "rq3-sticky-io-1": 141_100,
+    "rq3-sticky-io-1000": 3_200, "rq3-sticky-invoc-1": 3_300, "rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900,
+    "rq5-low": 4_959, "rq5-medium": 1_536, "rq5-high": 783,
+}  # fmt: skip
+# The variant of glide.yaml on the same nodes.
+SAME = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name for name in PAPER if "rq5" in name}}
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", "simulation", repeat=1).parse_args()
+    experiment = Experiment(
+        "simulation", "The paper's experiments in simulation",
+        "Do plan and packer take on the paper's cluster what the paper measured, and what would glide do there?",
+        ("experiment", "unit", "paper", "simulated", "off", "as glide"),
+    )  # fmt: skip
+    theirs, ours = outcomes("paper.yaml"), outcomes("glide.yaml")
+    for name, told in PAPER.items():
+        unit = "records" if name.startswith("rq4") else "s"
+        simulated = value(theirs[name], unit)
+        here = value(ours[SAME[name]], unit) if name in SAME else None
+        off = f"{simulated / told - 1:+.1%}"
+        experiment.rows.append((name, unit, told, round(simulated), off, "" if here is None else round(here)))
+        experiment.compared.append(Comparison(f"{name}, {unit}", told, unit, simulated=round(simulated, 1)))
+    for name, each in outcomes("scale.yaml").items():
+        experiment.rows.append((f"{name}, {each.records:,} records", "s", "", "", "", round(each.makespan)))
+        experiment.notes.append(
+            f"{name}: {each.done:,} of {each.records:,} records in {each.makespan:,.0f} simulated seconds,"
+            f" {each.jobs:,} jobs, {each.evictions:,} evictions, {each.spent['serving']:.0%} of the glideins' time"
+            f" spent serving; simulated in {each.took:.0f} s."
+        )
+    storm = ours["stormy"]
+    experiment.notes += [
+        f"186 GPUs that stay half an hour on average: {storm.makespan:,.0f} s as glide, {storm.evictions} evictions,"
+        f" {storm.lost_in_flight} records begun twice.",
+        "Rates, load and fetch times of the devices, the cost of an invocation, the time between arrivals of GPUs, and"
+        " when the first three GPUs of RQ4 went are one set of eight numbers, fitted to the first eight rows together."
+        " RQ5's three rows have none of their own: GPUs arrive evenly until the paper's run ended.",
+    ]
+    with style():
+        experiment.leave(options.out, figure(theirs))
+
+
+def outcomes(name: str) -> dict[str, Outcome]:
+    return {variant: simulate(*each) for variant, each in read(HERE / name).items()}
+
+
+def value(outcome: Outcome, unit: str) -> float:
+    return outcome.makespan if unit == "s" else outcome.done
+
+
+def figure(theirs: dict[str, Outcome]) -> Figure:
+    drawn = Figure(figsize=(WIDTH * 1.5, 5.2))
+    above, below = drawn.subplots(2, height_ratios=(3, 2))
+    _deviations(above, theirs)
+    for name, each in theirs.items():
+        if name.startswith("rq4"):
+            colour = BLUE if "invoc" in name else ORANGE
+            below.plot(each.times, each.curve, color=colour, label=f"{name[4:]}, simulated")
+            below.axhline(PAPER[name], color=colour, linestyle=":", label=f"{name[4:]}, paper's end")
+    below.set(
+        xlabel="seconds", ylabel="records done", title="A GPU lost each minute (RQ4)", xlim=(0, None), ylim=(0, None)
+    )
+    below.legend()
+    return drawn
+
+
+def _deviations(axes: Axes, theirs: dict[str, Outcome]) -> None:
+    names = list(PAPER)[::-1]
+    off = [value(theirs[name], "records" if name.startswith("rq4") else "s") / PAPER[name] - 1 for name in names]
+    axes.axvspan(-10, 10, color=GREY, zorder=0, label="10 %")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.plot([100 * each for each in off], names, "o", color=BLUE)
+    axes.set(xlabel="simulated over the paper's, % off", xlim=(-25, 25), title="One set of parameters, eleven numbers")
+    axes.legend()
+
+
+if __name__ == "__main__":
+    main()
