@@ -2,8 +2,8 @@
 
 A request is a ticket (glide/server/ticket.py) with one record, as an invocation job's is one with many: the record's
 file, a connection to the server, and its result's file. FOLDER has `requests.json`; when its file `go` is there, all
-clients begin. `client-NUMBER.json` gets what each request took, in seconds: as a whole, from its being sent to the server's
-last word, and in the engine. Server and client are on one host, and have its clock in common.
+clients begin. `client-NUMBER.json` gets what each request took, in seconds: as a whole, from its being sent to the
+server's last word, and in the engine. Server and client are on one host, and have its clock in common.
 
 Standard library only, like everything that runs on a lane.
 """
@@ -35,7 +35,7 @@ def main(folder: Path, number: int) -> None:
     Path(f"client-{number}.json").write_text(json.dumps({"began": began, "ended": time.time(), "took": took}))
 
 
-def ask(server: tuple[str, int], ticket: tuple[str, ...], request: dict[str, Any]) -> tuple[float, ...]:
+def ask(server: tuple[str, int], ticket: tuple[str, ...], request: dict[str, Any]) -> tuple[float, float, float]:
     """Have one record served; what that took as a whole, in the server, and in the engine."""
     began = time.monotonic()
     REQUEST.write_text(json.dumps(request) + "\n")

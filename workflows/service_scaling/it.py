@@ -6,10 +6,13 @@ services that serve one request at a time; endpoints of remote services have the
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
 from endpoint import GENERATE
 from endpoint import OPTIONS as ONE_AT_A_TIME
-from scaling import Workload, account, figure, latencies, measure, options, share
-from services import MODEL, claims
+from scaling import Run, Setting, Workload, account, figure, latencies, measure, options, share
+from services import MODEL, Claim, claims, told
 
 from glide.report.experiment import Experiment, number
 
@@ -23,19 +26,38 @@ def main() -> None:
     runs = list(measure(WORK, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
     experiment.compared += latencies(runs)
-    experiment.notes.append(f"Each client makes {asked.requests} requests, theirs made 1,024.")
-    for where in ("local", "remote"):
-        weak = [
-            number(100 * share(same, "inference"), "%") for key, same in found.items() if key[:2] == ("weak", where)
-        ]
-        strong = found["strong", where, asked.counts[-1], asked.counts[0]]
-        experiment.notes.append(
-            f"Theirs: inference outweighs all else (weak scaling), and services queue what clients ask (strong). Here, "
-            f"{where}: inference is {', '.join(weak)} of the response time with {', '.join(map(str, asked.counts))} "
-            f"clients and services; with {asked.counts[-1]} clients of {asked.counts[0]} service, queueing is "
-            f"{number(100 * share(strong, 'service'), '%')}."
-        )
+    experiment.notes[:0] = told(list(compare(found, asked.counts)))
+    experiment.notes.append(
+        f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
+    )
     experiment.leave(asked.out, figure(found))
+
+
+def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:
+    """What the paper says of its Figure 6."""
+    for where in ("local", "remote"):
+        weak = [share(found["weak", where, count, count], "inference") for count in counts]
+        yield Claim(
+            "inference outweighs all else (weak scaling)",
+            f"it is {', '.join(number(100 * each, '%') for each in weak)} of the response time with "
+            f"{', '.join(map(str, counts))} clients and {where} services",
+            min(weak) > 0.5,
+        )
+        strong = found["strong", where, counts[-1], counts[0]]
+        queueing = share(strong, "service")
+        yield Claim(
+            "services queue what clients ask, as the model is too slow (strong scaling)",
+            f"{counts[-1]} clients of {counts[0]} {where} service spend {number(100 * queueing, '%')} of the time on that",
+            queueing > 0.5,
+        )
+    local, remote = (
+        median(run.mean for run in found["weak", where, counts[0], counts[0]]) for where in ("local", "remote")
+    )
+    yield Claim(
+        "where the model is does hardly matter when inference takes its time",
+        f"{counts[0]} client's response time is {number(remote / local, '×')} as long with a remote service",
+        remote / local <= 1.1,
+    )
 
 
 if __name__ == "__main__":

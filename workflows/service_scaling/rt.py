@@ -7,7 +7,11 @@ noop engine that returns at once; 16 clients on 1 to 16 services (strong scaling
 
 from __future__ import annotations
 
-from scaling import PARTS, Workload, account, figure, latencies, measure, options, share
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from scaling import PARTS, Run, Setting, Workload, account, figure, latencies, measure, options, share
+from services import Claim, told
 
 from glide.report.experiment import Experiment, number
 
@@ -20,17 +24,30 @@ def main() -> None:
     runs = list(measure(WORK, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
     experiment.compared += latencies(runs)
-    for (scaling, where, clients, count), same in found.items():
-        if clients == count == 1:
-            told = ", ".join(f"{part} {number(100 * share(same, part), '%')}" for part in PARTS)
-            experiment.notes.append(f"One client, one {where} service ({scaling}): {told} of the response time.")
-    one, most = (found["strong", "remote", asked.counts[-1], count] for count in (asked.counts[0], asked.counts[-1]))
-    experiment.notes.append(
-        "Theirs: latency outweighs all else, and more services at once hide it. Here, with remote services: "
-        f"{number(most[0].rate / one[0].rate, '×')} the requests/s with {asked.counts[-1]} services instead of 1, and "
-        f"of the response time {number(100 * share(most, 'communication'), '%')} is communication."
-    )
+    experiment.notes[:0] = told(list(compare(found, asked.counts)))
     experiment.leave(asked.out, figure(found))
+
+
+def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:
+    """What the paper says of its Figures 4 and 5."""
+    for where in ("local", "remote"):
+        alone = found["weak", where, counts[0], counts[0]]
+        parts = {part: share(alone, part) for part in PARTS}
+        yield Claim(
+            "communication is the largest part of the response time",
+            f"{counts[0]} client, {counts[0]} {where} service: "
+            + ", ".join(f"{part} {number(100 * each, '%')}" for part, each in parts.items()),
+            parts["communication"] == max(parts.values()),
+        )  # fmt: skip
+    one, most = (
+        median(run.rate for run in found["strong", "remote", counts[-1], count]) for count in (counts[0], counts[-1])
+    )
+    yield Claim(
+        "more services at once hide the network's latency",
+        f"{counts[-1]} remote services answer {counts[-1]} clients' requests at {number(most / one, '×')} the rate of "
+        f"{counts[0]}",
+        most > one,
+    )
 
 
 if __name__ == "__main__":

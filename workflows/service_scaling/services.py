@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "promptverify" / "model"
 CLAIMS = HERE.parent / "promptverify" / "claims.jsonl"
-BUDGET = 300.0  # seconds without any progress, after which an experiment gives up
+BUDGET = 600.0  # seconds that anything may take before an experiment gives up
 # As invocation jobs have it, but for what they run.
 CLIENT = f"""
     universe = vanilla
@@ -63,7 +64,7 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
         remote: options of the remote ones' engine.
     """
     common: dict[str, Any] = {
-        "lanes": lanes, "request": {"memory": 500, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
+        "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
         "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # one for each, as on hosts of their own
     }  # fmt: skip
     others = [
@@ -225,6 +226,23 @@ def claims(count: int) -> list[str]:
     with CLAIMS.open() as lines:
         found = [json.loads(line) for line in lines]
     return [f"Claim: {each['claim']}\nEvidence: {each['evidence']}\nVerdict:" for each in islice(cycle(found), count)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, what is seen here, and whether that is the same."""
+
+    theirs: str
+    here: str
+    holds: bool
+
+    def __str__(self) -> str:
+        return f"Theirs: {self.theirs}. Here {'too' if self.holds else 'not'}: {self.here}."
+
+
+def told(claims: Sequence[Claim]) -> list[str]:
+    """As notes, those first that do not hold here."""
+    return [str(claim) for claim in sorted(claims, key=lambda claim: claim.holds)]
 
 
 def say(words: str) -> None:
