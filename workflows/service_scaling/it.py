@@ -47,7 +47,7 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
         queueing = share(strong, "service")
         yield Claim(
             "services queue what clients ask, as the model is too slow (strong scaling)",
-            f"{counts[-1]} clients of {counts[0]} {where} service spend {number(100 * queueing, '%')} of the time on that",
+            f"{counts[-1]} clients of {counts[0]} {where} service spend {number(100 * queueing, '%')} of it so",
             queueing > 0.5,
         )
     local, remote = (

@@ -113,7 +113,8 @@ def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -
                         for few in counts[:-1]:
                             yield from _ask(bench, work, remote, "weak", few, few, requests)
                         yield from (replace(run, scaling="weak") for run in strong)
-            yield from _own_way(work, remote, most, requests)
+            if OWN in counts:
+                yield from _own_way(work, remote, most, requests)
 
 
 def _ask(
@@ -153,23 +154,22 @@ def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, se
 
 def _own_way(work: Workload, remote: Endpoints, clients: int, requests: int) -> Iterator[Run]:
     """Each client's records in one invocation job, with the engines' own options: seconds in its server, a record."""
-    count = min(OWN, clients)
     shares = work.shares(clients, requests)
-    say(f"in jobs: {clients} of {requests} records on {count} local and {count} remote services")
+    say(f"in jobs: {clients} of {requests} records on {OWN} local and {OWN} remote services")
     templates = {where: work.template(where, work.own) for where in ("local", REMOTE)}
-    with services(count, OWN_LANES, remote.urls[:count]) as bench:
-        first = [Clients(bench, each, count, [[]] * count * OWN_LANES) for each in templates.values()]
+    with services(OWN, OWN_LANES, remote.urls[:OWN]) as bench:
+        first = [Clients(bench, each, OWN, [[]] * OWN * OWN_LANES) for each in templates.values()]
         for one in first:  # they ask nothing, but with them all services come up
             one.gather()
         for one in first:
             one.run()
         for where, template in templates.items():
-            seconds, served = Carriers(bench, template, count, shares, generate=work.generate).run()
+            seconds, served = Carriers(bench, template, OWN, shares, generate=work.generate).run()
             each = [one / requests for one in served]
             rate = clients * requests / seconds
-            say(f"  in jobs {where} {clients}/{count}: {median(each) * 1e3:.3f} ms a record, {rate:.0f} records/s")
+            say(f"  in jobs {where} {clients}/{OWN}: {median(each) * 1e3:.3f} ms a record, {rate:.0f} records/s")
             yield Run(
-                IN_JOBS, where, clients, count, clients * requests, median(each), max(each), fmean(each), 0, 0, 0, rate
+                IN_JOBS, where, clients, OWN, clients * requests, median(each), max(each), fmean(each), 0, 0, 0, rate
             )
 
 
