@@ -76,23 +76,27 @@ def bring_up(template: Template, count: int, repeat: int) -> list[Start]:
     with services(count) as bench:
         clients = Clients(bench, template, count, [[]] * count)
         access_point, collector = AccessPoint(), Collector()
-        glideins = f"{Job.ENTRY} =!= undefined"
-        until(lambda: len(access_point.jobs(glideins, ["ClusterId"])) == count, "glideins are submitted")
-        submitted = time.time()
         warm = f'{Machine.TEMPLATE} == "{template.digest}" && {Machine.STATE} == "{State.WARM}"'
+        submitted: dict[str, float] = {}
         seen: dict[str, float] = {}
 
-        def all_seen() -> bool:
+        def are_submitted() -> bool:
+            for job in access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId", "ProcId"]):
+                submitted.setdefault(f"bench-{job['ClusterId']}.{job['ProcId']}", time.time())
+            return len(submitted) == count
+
+        def are_seen() -> bool:
             for lane in collector.lanes([Machine.ID], warm):
                 seen.setdefault(lane[Machine.ID], time.time())
-            return len(seen) >= count
+            return len(seen) == count
 
-        until(all_seen, "services are warm")
+        until(are_submitted, "glideins are submitted")
+        until(are_seen, "services are warm")
         clients.remove()
         until(lambda: len(_said(bench, template)) >= count, "servers' words are on the access point", 0.25)
         said = _said(bench, template)
     starts = [
-        Start(template.engine, count, repeat, up - submitted, is_warm - up, seen[glidein] - is_warm)
+        Start(template.engine, count, repeat, up - submitted[glidein], is_warm - up, seen[glidein] - is_warm)
         for glidein, (up, is_warm) in said.items()
     ]
     last = max(start.total for start in starts)
@@ -150,6 +154,8 @@ def account(experiment: Experiment, starts: Sequence[Start], load: float) -> Non
         claims += compare(engine, mine, grown.median)
     experiment.notes += told(claims)
     experiment.notes += [
+        "The factory is told to start all at once: by itself it starts three of what it has not yet seen warm, and the "
+        "others when one of these is.",
         f"The noop engine loads for {load:g} s, which stand for what a large model takes; the transformers engine "
         "has the model of workflows/promptverify, whose init is the import of torch and transformers.",
         "All services share this machine's cores and one access point, where theirs had a GPU each. A launch has a "

@@ -65,6 +65,7 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
     """
     common: dict[str, Any] = {
         "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
+        "breaker": {"failures": 100},  # else three of them come first, and the others when one of these is warm
         "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # one for each, as on hosts of their own
     }  # fmt: skip
     others = [
