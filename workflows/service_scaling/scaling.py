@@ -146,10 +146,15 @@ def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, se
         communication, service, inference = communication + inference - theirs - model, service + theirs, model
     totals = [each[0] for each in took]
     seconds = max(each["ended"] for each in measured) - min(each["began"] for each in measured)
-    p95 = quantiles(totals, n=20)[-1]
     latency = remote["latency"] / remote["requests"] / 2 if remote else 0.0
     rate = len(took) / seconds
-    return Run(*setting, len(took), median(totals), p95, whole, communication, service, inference, rate, latency)
+    return Run(
+        *setting, len(took), median(totals), _p95(totals), whole, communication, service, inference, rate, latency
+    )
+
+
+def _p95(seconds: Sequence[float]) -> float:
+    return quantiles(seconds, n=20, method="inclusive")[-1]
 
 
 def _own_way(work: Workload, remote: Endpoints, clients: int, requests: int) -> Iterator[Run]:
@@ -169,7 +174,7 @@ def _own_way(work: Workload, remote: Endpoints, clients: int, requests: int) -> 
             rate = clients * requests / seconds
             say(f"  in jobs {where} {clients}/{OWN}: {median(each) * 1e3:.3f} ms a record, {rate:.0f} records/s")
             yield Run(
-                IN_JOBS, where, clients, OWN, clients * requests, median(each), max(each), fmean(each), 0, 0, 0, rate
+                IN_JOBS, where, clients, OWN, clients * requests, median(each), _p95(each), fmean(each), 0, 0, 0, rate
             )
 
 
@@ -207,8 +212,12 @@ def _milliseconds(runs: Sequence[Run], name: str) -> Measured:
 
 
 def latencies(runs: Sequence[Run]) -> list[Comparison]:
-    """The network's part, theirs and here: of the loopback device, and what the endpoints have added."""
-    added = tuple(run.latency * 1e3 for run in runs if run.latency)
+    """The network's part, theirs and here: of the loopback device, and what the endpoints have added.
+
+    The latter with the fewest clients: who waits on a busy machine is woken late.
+    """
+    fewest = min(run.clients for run in runs)
+    added = tuple(run.latency * 1e3 for run in runs if run.latency and run.clients == fewest and run.scaling == "weak")
     return [
         Comparison("latency to a local service (here: loopback, one byte there and back)", 0.063, "ms",
                    Measured((loopback() * 1e3,), "ms")),
@@ -222,7 +231,7 @@ def share(runs: Sequence[Run], part: str) -> float:
 
 
 def loopback() -> float:
-    """Seconds that a byte takes to another process's socket on this machine and back: the median of many."""
+    """Seconds that a byte takes to another socket of this machine and back: the median of many."""
     ours, theirs = _connected()
 
     def echo() -> None:
