@@ -63,6 +63,7 @@ class Job:
     LEFT = "GlideLeft"  # the run's records that are in no job yet
     WANTED = "GlideWanted"  # most glideins that the run is to have at once
     MODEST = "GlideModest"  # no glidein is to unload its model or to go for it
+    TIMED = "GlideTimed"  # its error output is to say from when to when the server had it
 
 
 class State:

@@ -80,13 +80,15 @@ def rig(
     idle_seconds: int = 600,
     address: str = "127.0.0.1",
     settings: Mapping[str, str] = {},
+    others: Sequence[Mapping[str, Any]] = (),
     **entry: Any,
 ) -> Iterator[Rig]:
     """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs.
 
     Args:
         settings: further HTCondor configuration of the pool.
-        entry: further keys of the site's one entry.
+        others: further entries of the site, before its own one.
+        entry: further keys of that.
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
@@ -94,8 +96,9 @@ def rig(
         os.environ["GLIDE_HOME"] = str(folder / "home")
         pool = EmbeddedPool(folder / "home")
         site = {"site": "bench", "interval": 1, "entries": [
+            *others,
             {"name": "bench", "max_glideins": cores, "request": {"memory": 512, "disk": 100},
-             "idle_seconds": idle_seconds, **entry}
+             "idle_seconds": idle_seconds, **entry},
         ]}  # fmt: skip
         (folder / "site.yaml").write_text(yaml.safe_dump(site))
         try:

@@ -311,6 +311,8 @@ class Front:
         try:
             await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
+                if ticket.timed:
+                    job.say(f"served from {ticket.came:.6f} to {time.monotonic():.6f} s by this host's monotonic clock")
                 job.dismiss(serving.result())
         finally:
             job.gone = True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Ticket:
     """What a job asks for.
 
     `template` is empty for a job that takes what there is; `starts` counts earlier starts; `lane` counts from 0; a
-    `sticky` job brings a template; `user` is whose it is.
+    `sticky` job brings a template; `user` is whose it is. It `came` at this monotonic time, which a `timed` one
+    is told.
     """
 
     input: Path
@@ -41,6 +43,8 @@ class Ticket:
     lane: int
     sticky: bool
     user: str
+    came: float
+    timed: bool
 
 
 class Watch:
@@ -59,6 +63,7 @@ class Door:
 
     async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch | None:
         """What a visitor wants; nothing from one who does not know the secret."""
+        came = time.monotonic()
         cookie, folder = await _lines(reader, 2)
         if not hmac.compare_digest(cookie, self.cookie):
             return None
@@ -69,7 +74,7 @@ class Door:
         return Ticket(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
             int(job.get("NumJobStarts", 0)), glidein, int(machine.get("SlotID", 1)) - 1,
-            job.get(Job.STICKY) == "true", job.get("User", ""),
+            job.get(Job.STICKY) == "true", job.get("User", ""), came, job.get(Job.TIMED) == "true",
         )  # fmt: skip
 
     def close(self) -> None:

@@ -1,0 +1,111 @@
+"""`endpoint.py LATENCY [MODEL]`: a service elsewhere, with an OpenAI-compatible endpoint; its URL is what it prints.
+
+It does one inference at a time and lets other requests wait: it answers at once, or has MODEL, a folder, generate.
+LATENCY seconds pass on each request's way here and on its answer's way back. `/times` says what the requests since the
+last such question took in sum: their number, and seconds of waiting, reading and writing, of inference, and of latency.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from glide.server.engines import Record
+from glide.server.engines.transformers import Transformers
+from glide.template import Template
+
+NAME = "remote"  # of its model
+OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"}
+GENERATE = {"max_new_tokens": 4, "do_sample": False}
+NOTHING = {"requests": 0, "service": 0.0, "inference": 0.0, "latency": 0.0}
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Has one thread for each connection, and one inference at a time."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, latency: float, infer: Callable[[str], str]):
+        super().__init__(("127.0.0.1", 0), Conversation)
+        self.latency = latency
+        self.infer = infer
+        self.inferring, self.counting = threading.Lock(), threading.Lock()
+        self.times = dict(NOTHING)
+
+    def count(self, **times: float) -> None:
+        with self.counting:
+            for name, value in times.items():
+                self.times[name] += value
+
+    def counted(self) -> dict[str, float]:
+        with self.counting:
+            times, self.times = self.times, dict(NOTHING)
+        return times
+
+
+class Conversation(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: the second would wait for the first one's acknowledgement
+    disable_nagle_algorithm = True
+    server: Endpoint
+
+    def do_GET(self) -> None:
+        self.answer(self.server.counted() if self.path == "/times" else {"data": [{"id": NAME}]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        sent = time.perf_counter()
+        time.sleep(self.server.latency)
+        came = time.perf_counter()
+        prompt = json.loads(body)["prompt"]
+        with self.server.inferring:
+            began = time.perf_counter()
+            text = self.server.infer(prompt)
+            inference = time.perf_counter() - began
+        answer = {"choices": [{"text": text}], "usage": {"completion_tokens": 0}}
+        done = time.perf_counter()
+        time.sleep(self.server.latency)
+        latency = came - sent + time.perf_counter() - done
+        self.server.count(requests=1, service=done - came - inference, inference=inference, latency=latency)
+        self.answer(answer)
+
+    def answer(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def model(folder: str) -> Callable[[str], str]:
+    """What the transformers engine of a glidein does, here."""
+    engine = Transformers(Template(NAME, "transformers", folder), Transformers.Options(**OPTIONS))
+    engine.prepare()
+    engine.load(folder, lambda state: None)
+
+    def infer(prompt: str) -> str:
+        record = Record(0, prompt, GENERATE)
+        ((planned,),) = engine.plan([record])
+        (completion,) = engine.call([planned])
+        return completion.text or ""
+
+    return infer
+
+
+def main(latency: float, folder: str = "") -> None:
+    endpoint = Endpoint(latency, model(folder) if folder else lambda prompt: "ok")
+    print(f"http://127.0.0.1:{endpoint.server_address[1]}", flush=True)
+    endpoint.serve_forever()
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), *sys.argv[2:])

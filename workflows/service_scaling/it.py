@@ -1,0 +1,64 @@
+"""How long does a service with a real model take to answer, and how much of that is inference?
+
+Experiment 3 of RADICAL-Pilot's services (Figure 6): as rt.py, with a small language model that verifies claims, in
+services that serve one request at a time; endpoints of remote services have the same model and engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from endpoint import GENERATE
+from endpoint import OPTIONS as ONE_AT_A_TIME
+from scaling import Run, Setting, Workload, account, figure, latencies, measure, options, share
+from services import MODEL, Claim, claims, told
+
+from glide.report.experiment import Experiment, number
+
+OWN = {"dtype": "float32", "device": "cpu"}
+WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE)
+
+
+def main() -> None:
+    asked = options(__doc__.splitlines()[0], "it", 64)
+    experiment = Experiment("it", "Inference time of services", "How much of a request's time is inference?")
+    runs = list(measure(WORK, asked.counts, asked.requests, asked.repeat))
+    found = account(experiment, runs)
+    experiment.compared += latencies(runs)
+    experiment.notes[:0] = told(list(compare(found, asked.counts)))
+    experiment.notes.append(
+        f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
+    )
+    experiment.leave(asked.out, figure(found))
+
+
+def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:
+    """What the paper says of its Figure 6."""
+    for where in ("local", "remote"):
+        weak = [share(found["weak", where, count, count], "inference") for count in counts]
+        yield Claim(
+            "inference outweighs all else (weak scaling)",
+            f"it is {', '.join(number(100 * each, '%') for each in weak)} of the response time with "
+            f"{', '.join(map(str, counts))} clients and {where} services",
+            min(weak) > 0.5,
+        )
+        strong = found["strong", where, counts[-1], counts[0]]
+        queueing = share(strong, "service")
+        yield Claim(
+            "services queue what clients ask, as the model is too slow (strong scaling)",
+            f"{counts[-1]} clients of {counts[0]} {where} service spend {number(100 * queueing, '%')} of it so",
+            queueing > 0.5,
+        )
+    local, remote = (
+        median(run.mean for run in found["weak", where, counts[0], counts[0]]) for where in ("local", "remote")
+    )
+    yield Claim(
+        "where the model is does hardly matter when inference takes its time",
+        f"{counts[0]} client's response time is {number(remote / local, '×')} as long with a remote service",
+        remote / local <= 1.1,
+    )
+
+
+if __name__ == "__main__":
+    main()
