@@ -119,6 +119,14 @@ def test_a_newcomer_reads_nothing_from_the_source_where_a_peer_has_it(nodes, mod
     assert sum(source.sent.values()) == before
 
 
+def test_who_keeps_nothing_takes_from_no_peer_and_gives_to_none(nodes, model, source):
+    nodes.template = replace(nodes.template, keep="nothing")
+    for _ in range(2):
+        nodes.warm(nodes.start())
+    assert sum(source.sent.values()) == 2 * sum(SIZES.values())
+    assert not any(ad.get(Machine.SHARES) for ad in nodes.ads.values())
+
+
 def test_a_source_that_says_nothing_any_more_is_not_waited_for(nodes, model, source):
     nodes.warm(nodes.start())
     source.stall = 0

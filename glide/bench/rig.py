@@ -30,11 +30,17 @@ class Enough(KeyboardInterrupt):
 
 
 class Rig:
-    """A pool with a factory; `folder` is the benchmark's own and goes with it."""
+    """A pool with a factory; `folder` is the benchmark's own and goes with it.
 
-    def __init__(self, folder: Path, pool: EmbeddedPool):
+    Attributes:
+        pool: which glideins join.
+        outer: on which they run; may be the same.
+    """
+
+    def __init__(self, folder: Path, pool: EmbeddedPool, outer: EmbeddedPool):
         self.folder = folder
         self.pool = pool
+        self.outer = outer
         self.runs = 0
 
     def drain(self) -> None:
@@ -80,37 +86,44 @@ def rig(
     idle_seconds: int = 600,
     address: str = "127.0.0.1",
     settings: Mapping[str, str] = {},
-    others: Sequence[Mapping[str, Any]] = (),
+    outer: Mapping[str, str] | None = None,
+    entries: Sequence[Mapping[str, Any]] = ({"name": "bench"},),
     **entry: Any,
 ) -> Iterator[Rig]:
     """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs.
 
     Args:
         settings: further HTCondor configuration of the pool.
-        others: further entries of the site, before its own one.
-        entry: further keys of that.
+        outer: that of a second pool, if there is to be one: it has the cores, and glideins are submitted to it.
+        entries: keys of each of the site's entries.
+        entry: further keys of all of them.
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
         folder = Path(name)
         os.environ["GLIDE_HOME"] = str(folder / "home")
         pool = EmbeddedPool(folder / "home")
-        site = {"site": "bench", "interval": 1, "entries": [
-            *others,
-            {"name": "bench", "max_glideins": cores, "request": {"memory": 512, "disk": 100},
-             "idle_seconds": idle_seconds, **entry},
-        ]}  # fmt: skip
-        (folder / "site.yaml").write_text(yaml.safe_dump(site))
+        below = pool if outer is None else EmbeddedPool(folder / "outer")
+        common = {"max_glideins": cores, "request": {"memory": 512, "disk": 100}, "idle_seconds": idle_seconds, **entry}
         try:
-            pool.up(cores, address, settings)
+            pool.up(cores if outer is None else 1, address, settings)
+            if outer is not None:
+                below.up(cores, address, outer)
+                common["pool"] = {"collector": (below.folder / "address" / "collector").read_text().splitlines()[0]}
+                token = pool.folder / "tokens.d" / "outer"
+                token.write_bytes((below.folder / "tokens.d" / "owner").read_bytes())
+                token.chmod(0o600)
+            site = {"site": "bench", "interval": 1, "entries": [{**common, **each} for each in entries]}
+            (folder / "site.yaml").write_text(yaml.safe_dump(site))
             os.environ.update(pool.environment())
             bindings.reload()
             with factory(folder / "site.yaml"):
-                yield Rig(folder, pool)
+                yield Rig(folder, pool, below)
         finally:
-            # Impatience now would leave the pool behind.
+            # Impatience now would leave the pools behind.
             heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-            pool.down()
+            for each in dict.fromkeys((pool, below)):
+                each.down()
             for number, handler in heard.items():
                 signal.signal(number, handler)
             os.environ.clear()

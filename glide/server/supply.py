@@ -118,29 +118,33 @@ class Supply:
         if tree.digest not in holding:
             holding[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
-        if self.share and parcel.key:
-            self.share.offers[tree.digest] = Offer(tree, parcel.key)
+        # What is thrown away after each job is nobody's to rely on; and such a job is to cost what it costs alone.
+        share = self.share if parcel.key and template.keep != "nothing" else None
+        if share:
+            share.offers[tree.digest] = Offer(tree, parcel.key)
         self.changed.set()
         what = f"{template.model}'s {'environment' if open else 'files'}"
         try:
-            said = await self._fetched(what, parcel, tree.digest, since, open)
+            said = await self._fetched(what, parcel, tree.digest, since, open, swarm=share is not None)
         finally:
             self.progress.pop(tree.digest, None)
             self.fetching.pop(tree.digest, None)  # another template of the same files may have been faster
             self.changed.set()
-        if self.share and parcel.key and said["folder"] == parcel.path:
-            self.share.offers[tree.digest] = Offer(tree, parcel.key, Path(parcel.path))
+        if share and said["folder"] == parcel.path:
+            share.offers[tree.digest] = Offer(tree, parcel.key, Path(parcel.path))
         return str(said["place"])
 
-    async def _fetched(self, what: str, parcel: Parcel, tree: str, since: int, open: bool) -> dict[str, Any]:
+    async def _fetched(
+        self, what: str, parcel: Parcel, tree: str, since: int, open: bool, swarm: bool
+    ) -> dict[str, Any]:
         settings = self.settings
-        swarm = {
+        neighbours = {
             "glide_id": settings.glide_id, "since": since, "key": parcel.key, "directory": list(settings.directory),
             "host": settings.host,
         }  # fmt: skip
         request = {
             "parcel": asdict(parcel), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": open,
-            "plugins": settings.plugins, "swarm": swarm if self.share and parcel.key else None,
+            "plugins": settings.plugins, "swarm": neighbours if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "glide.files", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

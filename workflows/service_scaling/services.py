@@ -70,12 +70,14 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
         "breaker": {"failures": 100},  # else three of them come first, and the others when one of these is warm
         "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # one for each, as on hosts of their own
     }  # fmt: skip
-    others = [
-        {**common, "name": f"remote-{number}", "max_glideins": 1,
+    places = [
+        {"name": f"remote-{number}", "max_glideins": 1,
          "service": {"serves": REMOTE, "options": {"url": f"{url}/v1", "chat": False, **remote}}}
         for number, url in enumerate(urls)
     ]  # fmt: skip
-    with rig(cores=count + len(urls), others=others, **common, max_glideins=count) as bench:
+    if count:
+        places.append({"name": "local", "max_glideins": count})
+    with rig(cores=count + len(urls), entries=places, **common) as bench:
         yield bench
 
 

@@ -1,6 +1,7 @@
 """The noop engine: a public fake that takes known time and returns each prompt as its text.
 
-For tests, benchmarks, and dry runs of a site: everything but the model is real.
+For tests, benchmarks, and dry runs of a site: everything but the model is real. GLIDE_NOOP_PACE in a node's environment
+is how many times as long all takes there: pools have nodes of several generations.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from glide.server.engines import Completion, Record
 from glide.template import Template
 from glide.vocabulary import State
+
+PACE_VARIABLE = "GLIDE_NOOP_PACE"
 
 
 class Poisoned(Exception):
@@ -27,8 +30,8 @@ class Noop:
     @dataclass(frozen=True)
     class Options:
         """
-        load_seconds: how long loading takes.
-        record_seconds: how long each record takes.
+        load_seconds: how long loading takes, times GLIDE_NOOP_PACE where a node's environment has that.
+        record_seconds: how long each record takes, times the same.
         parallel: how many records are served at the same time.
         raise_on: a record whose prompt contains this text raises.
         hang_on: one whose prompt contains this never returns.
@@ -47,7 +50,10 @@ class Noop:
         crash_in: str = ""
 
     def __init__(self, template: Template, options: Options):
-        self.options = options
+        pace = float(os.environ.get(PACE_VARIABLE, "1"))
+        self.options = replace(
+            options, load_seconds=options.load_seconds * pace, record_seconds=options.record_seconds * pace
+        )
         self.free_at = 0.0
         # Records that cost nothing go in one call; waiting for one by one would measure the pipe.
         self.batch = options.parallel if options.record_seconds else 1024

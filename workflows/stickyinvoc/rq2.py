@@ -1,0 +1,111 @@
+"""RQ2: how long does a task take, and on what, with nothing, the model's files, or its state kept on the nodes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, pstdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from systems import COLOURS, CREATE_DESTROY, FAST, KEEP, SLOW, STICKY_INVOC, Run, options
+from verification import SIZES, TINY, runs
+
+from glide.report.experiment import Comparison, Experiment, Measured
+from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
+
+RECORDS = 400
+TASK = 20  # records; see RQ1
+PAPER_SHARE = 100 * (1 - 38.7 / 139)  # of seconds a task, from its execution times
+
+
+def main() -> None:
+    chosen = options(__doc__).parse_args()
+    experiment = Experiment(
+        "rq2", "Time of a task, and what it is spent on (Figures 8 and 9)", (__doc__ or "").strip(),
+        ("system", "nodes", "tasks", "seconds a task", "deviation", "loading", "inference", "loading's share"),
+    )  # fmt: skip
+    records = max(8, round(RECORDS * chosen.scale))
+    task = min(TASK, max(1, records // 4))
+    sizes = SIZES if chosen.scale >= 0.1 else TINY
+    found = list(runs(records, task, dict.fromkeys(KEEP, 1), chosen.repeat, sizes))
+    by_system = {each.system: [rounds[at] for rounds in found] for at, each in enumerate(found[0])}
+    for system, same in by_system.items():
+        for node in (FAST, SLOW):
+            experiment.rows.append((system, node, *row(same, node)))
+    shares = {system: [loading_share(each) for each in same] for system, same in by_system.items()}
+    experiment.compared = [
+        Comparison("loading's share of a create-destroy task", PAPER_SHARE, "%", percent(shares, CREATE_DESTROY)),
+    ]  # fmt: skip
+    spread = {system: pstdev(times(same, FAST) or [0.0]) for system, same in by_system.items()}
+    if min(spread, key=lambda system: spread[system]) != STICKY_INVOC:
+        experiment.notes.append("StickyInvoc's tasks do not have the smallest deviation here.")
+    experiment.notes += [
+        "Loading is all of a task that is not the engine's time for its records: fetching, the engine's start, imports,"
+        " reading the weights, and the job's own start and end. The paper's share is from its execution times.",
+        "HTCondor tells times of jobs in whole seconds.",
+        "All systems have one lane a glidein here, so that no task waits for another's inference; glide's usual two"
+        " hide the time between tasks (RQ1).",
+    ]
+    experiment.data = {
+        "tasks": {system: {node: times(same, node) for node in (FAST, SLOW)} for system, same in by_system.items()},
+        "records_per_task": task, "runs": [each.told() for rounds in found for each in rounds],
+    }  # fmt: skip
+    with style():
+        experiment.leave(chosen.out, figure(by_system))
+
+
+def times(runs: Sequence[Run], node: str) -> list[float]:
+    return [task.ended - task.started for run in runs for task in run.tasks if task.node == node]
+
+
+def row(runs: Sequence[Run], node: str) -> tuple[Any, ...]:
+    seconds = times(runs, node)
+    whole = mean(run.task_seconds(node) for run in runs)
+    loading = mean(run.loading_seconds(node) for run in runs)
+    inference = whole - loading
+    share = f"{loading / whole:.0%}" if whole else "–"
+    return (
+        len(seconds),
+        *(Measured((value,), "s") for value in (whole, pstdev(seconds or [0.0]), loading, inference)),
+        share,
+    )
+
+
+def loading_share(run: Run) -> float:
+    """Over all of its tasks."""
+    whole = sum(task.ended - task.started for task in run.tasks)
+    return max(0.0, 1 - sum(each["seconds"] for each in run.results) / whole)
+
+
+def percent(shares: dict[str, list[float]], system: str) -> Measured:
+    return Measured(tuple(100 * share for share in shares[system]), "%")
+
+
+def figure(by_system: dict[str, list[Run]]) -> Figure:
+    """Histograms of the fast node's tasks, and below them what a task of each class is spent on."""
+    drawn = Figure(figsize=(WIDTH, 4.4))
+    above, below = drawn.subplots(2, 1)
+    longest = max(value for same in by_system.values() for value in [*times(same, FAST), 1.0])
+    edges = [number - 0.5 for number in range(int(longest) + 3)]
+    for system, same in by_system.items():
+        above.hist(
+            times(same, FAST), edges, color=COLOURS[system], alpha=0.75, edgecolor=INK, linewidth=0.4, label=system
+        )
+    above.set(xlabel="time of a task on the fast node (s)", ylabel="tasks")
+    above.legend()
+    bars = [(f"{system}\n{node}", same, node) for node in (FAST, SLOW) for system, same in by_system.items()]
+    loading = [mean(run.loading_seconds(node) for run in same) for _, same, node in bars]
+    whole = [mean(run.task_seconds(node) for run in same) for _, same, node in bars]
+    below.bar(range(len(bars)), loading, 0.6, color=GREY, hatch="////", edgecolor=INK, linewidth=0.5, label="loading")
+    rest = [all_of_it - some for all_of_it, some in zip(whole, loading, strict=True)]
+    below.bar(range(len(bars)), rest, 0.6, bottom=loading, color=BLUE, edgecolor=INK, linewidth=0.5, label="inference")
+    below.set_xticks(range(len(bars)), [name for name, _, _ in bars], fontsize=6.5)
+    below.set(ylabel="seconds of a task")
+    below.legend()
+    for axes in (above, below):
+        axes.grid(True)
+    return drawn
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""RQ5: does progress follow the nodes that there are, at low, medium and high availability?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+from cluster import cluster
+from matplotlib.figure import Figure
+from systems import FAST, PACES, SLOW, STICKY_INVOC, Run, node_class, noop, options, run
+
+from glide.report.experiment import Comparison, Experiment, Measured
+from glide.report.sweep.figures import BLUE, INK, WIDTH, style
+from glide.report.sweep.history import Interval, Lane
+from glide.report.sweep.timeline import Series, lanes_over_time
+from glide.sweep.driver import Progress
+
+Trace = Sequence[tuple[float, int]]
+# How many nodes others leave, from which second on; half of them are slow. The paper's go up to 20, 92 and 186.
+TRACES: dict[str, Trace] = {
+    "low": ((0, 4), (15, 8), (30, 12), (45, 8), (60, 16), (75, 20)),
+    "medium": ((0, 8), (12, 20), (24, 32), (40, 20), (55, 40), (70, 48)),
+    "high": ((0, 16), (12, 40), (24, 64), (45, 96), (60, 72), (75, 96)),
+}
+SECONDS = 95.0  # that the work would take on nodes that computed from the moment when they are left
+RECORD_SECONDS = 0.2
+LOAD_SECONDS = 1.0
+INTERVAL = 10.0  # seconds, where the progress of intervals counts
+TAIL = 0.05  # of the records, at the end of which lanes have nothing to do any more: not looked at
+GOAL = 0.99
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--traces", nargs="+", choices=list(TRACES), default=list(TRACES), help="which of them")
+    chosen = parser.parse_args()
+    experiment = Experiment(
+        "rq5", "Completed inferences and connected lanes (Figure 12)", (__doc__ or "").strip(),
+        ("availability", "most lanes", "records", "seconds", "nodes lost", *FITS),
+    )  # fmt: skip
+    runs: dict[str, list[Run]] = {name: [] for name in chosen.traces}
+    for _ in range(chosen.repeat):
+        for name, same in runs.items():
+            same.append(follow(scaled(TRACES[name], chosen.scale), chosen.scale * SECONDS))
+    for name, same in runs.items():
+        experiment.rows.append((
+            name, int(max(count for each in same for _, count in connected(each))), len(same[0].results),
+            Measured(tuple(each.seconds for each in same), "s"),
+            Measured(tuple(float(lost(each)) for each in same)), *(r_squared(same, fit) for fit in FITS.values()),
+        ))  # fmt: skip
+        weighed = r_squared(same, cumulative)
+        what = f"R² of records done on connected warm lanes, {name} availability (the paper names no number)"
+        experiment.compared.append(Comparison(what, GOAL, "", weighed, better="more"))
+        if weighed.median < GOAL:
+            experiment.notes.append(f"With {name} availability R² is {weighed.median:.3f}: less than the {GOAL} meant.")
+    experiment.notes += [
+        "R² is of the records done by each second against the seconds that lanes were connected with a loaded model by"
+        " then, through the origin; a lane counts by its class's speed. 'Lanes alike': without that. The column of"
+        f" intervals: records done in {INTERVAL:g} s against the lanes' seconds in them, which shows every delay of the"
+        f" driver's view. The last {TAIL:.0%} of the records, when lanes run out of work, are left out.",
+        "A node is taken away by a job that its pool ranks higher than a glidein, without a warning. The trace is of"
+        " nodes that others leave; a glidein needs some seconds from there to its loaded model, and that is in no R².",
+        "The traces are short, and each has an amount of work of its own, where the paper's have the same: here a start"
+        " of so many glideins on few cores is not small against a minute and a half.",
+        f"The engine is noop, {RECORD_SECONDS:g} s a record on fast nodes, twice that on slow ones.",
+    ]
+    experiment.data = {
+        name: [
+            {"trace": scaled(TRACES[name], chosen.scale), "connected": connected(each), **each.told()} for each in same
+        ]
+        for name, same in runs.items()
+    }
+    with style():
+        experiment.leave(chosen.out, figure({name: same[0] for name, same in runs.items()}))
+
+
+# ---- the runs ------------------------------------------------------------------------------------
+
+
+def scaled(trace: Trace, scale: float) -> Trace:
+    return [(at * scale, max(1, round(nodes * scale))) for at, nodes in trace]
+
+
+def follow(trace: Trace, seconds: float) -> Run:
+    """Run a sweep on the nodes that a trace leaves to it, with work for so many seconds."""
+    most = max(nodes for _, nodes in trace)
+    with cluster(most, STICKY_INVOC) as (bench, others):
+        others.leave(taken(trace[0][1], most))
+        others.wait()
+        steps = list(trace[1:])
+        began = time.monotonic()
+
+        def watch(progress: Progress) -> None:
+            while steps and time.monotonic() - began >= steps[0][0]:
+                others.leave(taken(steps.pop(0)[1], most))
+
+        records = round(sum(work(nodes) * (end - start) for start, end, nodes in levels(trace, seconds)))
+        model = noop(RECORD_SECONDS, LOAD_SECONDS)
+        return run(bench, STICKY_INVOC, model, records, watch, glideins=most)
+
+
+def taken(left: int, most: int) -> dict[str, int]:
+    """Nodes that others have when they leave so many, by class."""
+    return {FAST: ceil(most / 2) - ceil(left / 2), SLOW: most // 2 - left // 2}
+
+
+def levels(trace: Trace, seconds: float) -> list[tuple[float, float, int]]:
+    return [(start, end, nodes) for (start, nodes), (end, _) in pairwise([*trace, (seconds, 0)])]
+
+
+def work(nodes: int) -> float:
+    """Records a second of so many nodes."""
+    return ceil(nodes / 2) / RECORD_SECONDS + nodes // 2 / (RECORD_SECONDS * PACES[SLOW])
+
+
+# ---- what they show ------------------------------------------------------------------------------
+
+
+def connected(run: Run) -> Series:
+    """Lanes while the sweep ran."""
+    series = [point for point in lanes_over_time(run.history)["connected"] if point[0] < run.seconds]
+    return [*series, (run.seconds, series[-1][1])]
+
+
+def lost(run: Run) -> int:
+    return sum(node["leave_s"] is not None for node in run.told()["nodes"])
+
+
+def cumulative(run: Run) -> float:
+    """By each second, lanes weighed by their speed."""
+    return explained(*until_each_count(run, lambda lane: 1 / PACES[node_class(lane.glidein)]))
+
+
+def alike(run: Run) -> float:
+    """By each second, all lanes alike."""
+    return explained(*until_each_count(run, lambda lane: 1.0))
+
+
+def in_intervals(run: Run) -> float:
+    """Within intervals, lanes weighed by their speed."""
+    there, done = until_each_count(run, lambda lane: 1 / PACES[node_class(lane.glidein)])
+    times = [at for at, _ in before_the_tail(run)]
+    ends = np.linspace(0.0, times[-1], max(3, round(times[-1] / INTERVAL)) + 1)
+    return explained(*(np.diff(np.interp(ends, times, values)) for values in (there, done)))
+
+
+FITS: dict[str, Callable[[Run], float]] = {
+    "R²": cumulative, "R², lanes alike": alike, f"R² in {INTERVAL:g} s": in_intervals,
+}  # fmt: skip
+
+
+def r_squared(runs: Sequence[Run], fit: Callable[[Run], float]) -> Measured:
+    return Measured(tuple(round(fit(run), 4) for run in runs))
+
+
+def before_the_tail(run: Run) -> Series:
+    return [point for point in run.done if point[1] <= (1 - TAIL) * len(run.results)]
+
+
+def until_each_count(run: Run, weight: Callable[[Lane], float]) -> tuple[np.ndarray, np.ndarray]:
+    """At each count of records: how long lanes had been warm by then, all together, and the count."""
+    points = before_the_tail(run)
+    warm = [(phase, weight(lane)) for lane in run.history.lanes for phase in lane.warm]
+    there = [sum(each * seconds_before(phase, at) for phase, each in warm) for at, _ in points]
+    return np.array(there), np.array([done for _, done in points])
+
+
+def seconds_before(phase: Interval, at: float) -> float:
+    return max(0.0, min(phase.end, at) - phase.start)
+
+
+def explained(x: np.ndarray, y: np.ndarray) -> float:
+    """The coefficient of determination of a line through the origin."""
+    slope = float(x @ y) / float(x @ x)
+    return 1.0 - float(((y - slope * x) ** 2).sum()) / float(((y - y.mean()) ** 2).sum())
+
+
+def figure(runs: dict[str, Run]) -> Figure:
+    """For each trace the lanes and, on an axis of its own, the records."""
+    drawn = Figure(figsize=(WIDTH, 1.7 * len(runs) + 0.5))
+    panels = drawn.subplots(len(runs), 1, squeeze=False)[:, 0]
+    for axes, (name, shown) in zip(panels, runs.items(), strict=True):
+        records = axes.twinx()
+        lanes = connected(shown)
+        axes.step(
+            [at for at, _ in lanes], [count for _, count in lanes], where="post", color=INK, label="connected lanes"
+        )
+        records.plot(
+            [at for at, _ in shown.done], [count for _, count in shown.done], color=BLUE, label="completed records"
+        )
+        axes.set_title(f"{name}: R² {cumulative(shown):.4f}")
+        axes.set(ylabel="lanes")
+        records.set(ylabel="records")
+        records.spines["right"].set_visible(True)
+        axes.set_ylim(0)
+        records.set_ylim(0)
+    panels[-1].set(xlabel="seconds")
+    drawn.legend(loc="outside lower center", ncols=2, handles=[axes.lines[0], records.lines[0]])
+    return drawn
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Claim verification with a real model, by each of the three systems on two nodes of different classes.
+
+The model is a Llama of random weights, called claim by claim as the paper's program does. Its files come from a web
+server that gives RATE bytes a second to all together: the distributed filesystem.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from systems import KEEP, OLD_PROCESSOR, Run, entries, run
+
+from glide.bench.origin import origin
+from glide.bench.rig import rig
+from glide.bench.sticky import GENERATE, make_model
+from glide.files.listing import MANIFEST
+from glide.template.spec import files_of
+
+CLAIMS = Path(__file__).parents[1] / "promptverify" / "claims.jsonl"
+OPTIONS = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"}
+RATE = 40e6
+SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+TINY = {**SIZES, "num_hidden_layers": 1, "vocab_size": 2000}  # to try the commands
+OWN = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # for each node, as they are on one machine
+
+
+def runs(
+    records: int, task: int, lanes: Mapping[str, int], repeat: int, sizes: Mapping[str, int] = SIZES
+) -> Iterator[list[Run]]:
+    """Verify the claims by all systems, each time with glideins from nothing.
+
+    Args:
+        task: records of a job.
+        lanes: of a glidein, by system.
+        sizes: of the model.
+    """
+    with TemporaryDirectory(prefix="stickyinvoc-") as name:
+        folder = Path(name)
+        files = folder / "model"
+        parameters = make_model(files, **sizes)
+        print(f"stickyinvoc: a model of {parameters / 1e6:.0f} M parameters", file=sys.stderr)
+        (files / MANIFEST).write_text(json.dumps(files_of(files, files)))
+        nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN, request={"memory": 3000, "disk": 2000})
+        for _ in range(repeat):
+            found = []
+            for system in KEEP:
+                print(f"stickyinvoc: {system}, {records} claims, {task} a task", file=sys.stderr)
+                with origin(files, RATE) as source, rig(cores=2, entries=nodes, lanes=lanes[system]) as bench:
+                    model = {"name": "verifier", "engine": "transformers", "path": source.url, "options": OPTIONS}
+                    claims = texts(records)
+                    changes: dict[str, Any] = {"texts": claims, "generate": GENERATE, "glideins": 2}
+                    found.append(run(bench, system, model, records, lanes=lanes[system], pack=task, **changes))
+            yield found
+
+
+def texts(count: int) -> list[str]:
+    """Prompts with claims, over and over."""
+    claims = (json.loads(line)["claim"] for line in CLAIMS.read_text().splitlines())
+    return [f"{number}: {claim}\nVerdict:" for number, claim in enumerate(islice(cycle(list(claims)), count))]
