@@ -76,7 +76,7 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
         for number, url in enumerate(urls)
     ]  # fmt: skip
     if count:
-        places.append({"name": "local", "max_glideins": count})
+        places.append({"name": "bench", "max_glideins": count})
     with rig(cores=count + len(urls), entries=places, **common) as bench:
         yield bench
 
