@@ -125,7 +125,7 @@ def test_jobs_bring_all_records_of_their_clients(pool, factory, tmp_path, monkey
     from services import Carriers
 
     template = Template("carried", "noop", options={"record_seconds": 0.001})
-    carriers = Carriers(Rig(tmp_path, pool), template, 1, [["a", "b"], ["c", "d"]], generate={})
+    carriers = Carriers(Rig(tmp_path, pool, pool), template, 1, [["a", "b"], ["c", "d"]], generate={})
     seconds, served = carriers.run()
     assert carriers.records == 4 and len(served) == 2
     assert seconds > max(served) >= min(served) > 0.001
