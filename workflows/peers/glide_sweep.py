@@ -6,6 +6,7 @@ python glide_sweep.py MODEL RECORDS OUT
 import json
 import sys
 import time
+from collections import Counter
 from itertools import chain
 
 from infer import GENERATE, WORKERS, leave, tasks
@@ -25,4 +26,7 @@ if __name__ == "__main__":
         answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text().splitlines()]
         # By the model server's own clock, as the others' workers say it; the driver learns of it later.
         ready = min(line["since"] for line in history if line.get("state") == State.WARM)
-        leave(out, began, ready, [answer["text"] for answer in answers], summary=summary)
+        engines: Counter[str] = Counter()
+        for answer in answers:
+            engines[answer["glidein"]] += answer["seconds"]
+        leave(out, began, ready, [answer["text"] for answer in answers], engines=engines, summary=summary)

@@ -7,7 +7,6 @@ A neighbour that is not there, or fails, is left out and named. The first run ma
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import signal
@@ -32,7 +31,7 @@ from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 PROMPTVERIFY = Path(HERE).parent / "promptverify"
 CONSTRAINTS = Path(HERE).parent.parent / "constraints.txt"
-RECORDS = 4000
+RECORDS = [4000, 12000]  # the second is the whole sweep: to see what of a difference grows with the work
 LIMIT_SECONDS = 300  # of one run
 
 
@@ -61,6 +60,14 @@ SYSTEMS = (
     System("Dask", "dask_workers.py", needs="distributed==2026.8.0"),
     System("TaskVine functions", "taskvine_functions.py", module="ndcctools.taskvine"),
 )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A system with a number of prompts."""
+
+    system: System
+    records: int
 
 
 class Missing(Exception):
@@ -141,56 +148,58 @@ def write_records(path: Path, count: int) -> None:
 
 
 def measure_all(
-    systems: Sequence[System], taskvine: str, records: int, repeat: int
-) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """What each run of each system told, by its name, and why some were left out."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    missing: list[str] = []
+    cases: Sequence[Case], taskvine: str, repeat: int
+) -> tuple[dict[Case, list[dict[str, Any]]], list[str]]:
+    """What each run of each case told, and why some systems were left out."""
+    runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
     there: dict[System, str] = {}
-    for system in systems:
+    missing: list[str] = []
+    for system in dict.fromkeys(case.system for case in cases):
         try:
             there[system] = interpreter(system, taskvine)
         except Missing as why:
             missing.append(str(why))
     with tempfile.TemporaryDirectory(prefix="glide-peers-") as folder:
-        path = Path(folder) / "records.jsonl"
-        write_records(path, records)
         for turn in range(repeat):
-            for system in list(there)[:: -1 if turn % 2 else 1]:  # in turn, so that a slow minute is everyone's
+            for case in cases[:: -1 if turn % 2 else 1]:  # in turn, so that a slow minute is everyone's
+                if case.system not in there:
+                    continue
+                records = Path(folder) / f"{case.records}.jsonl"
+                write_records(records, case.records)
                 try:
-                    told = measure(system, there[system], path)
+                    runs[case].append(measure(case.system, there[case.system], records))
                 except Missing as why:
                     missing.append(str(why))
-                    runs.pop(system.name, None)
-                    del there[system]
+                    del there[case.system]
                     continue
-                runs.setdefault(system.name, []).append(told)
-                print(f"peers: {turn + 1}/{repeat} {system.name}: {told['makespan_s']:.2f} s", file=sys.stderr)
-    digests = {name: {told["digest"] for told in each} for name, each in runs.items()}
-    assert len(set.union(*digests.values())) == 1, f"the texts differ: {digests}"
-    return {system.name: runs[system.name] for system in there}, missing
+                told = f"{case.system.name}, {case.records:,} prompts: {runs[case][-1]['makespan_s']:.2f} s"
+                print(f"peers: {turn + 1}/{repeat} {told}", file=sys.stderr)
+    runs = {case: told for case, told in runs.items() if case.system in there}
+    texts = {(case.records, each["digest"]) for case, told in runs.items() for each in told}
+    assert len(texts) == len({records for records, _ in texts}), f"the systems' texts differ: {runs}"
+    return runs, missing
 
 
-def account(runs: dict[str, list[dict[str, Any]]], missing: list[str], records: int) -> Experiment:
+def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str]) -> Experiment:
     """The experiment's table and notes."""
     experiment = Experiment(
-        "peers", f"{records:,} prompts through two workers of one core each",
+        "peers", "The same prompts through two workers of one core each",
         "Does warm inference cost more through HTCondor than through systems that own their workers?",
-        ("system", "first worker ready to last result", "over glide's", "from nothing"),
-        data={"records": records, "task": TASK, "batch": BATCH, "workers": WORKERS, "runs": runs},
+        ("system", "prompts", "first worker ready to last result", "over glide's", "from nothing"),
     )  # fmt: skip
-    glide = _seconds(runs.get(GLIDE.name, []), "makespan_s")
-    for name, told in runs.items():
-        makespan, total = _seconds(told, "makespan_s"), _seconds(told, "total_s")
-        ratio = tuple(other / own for other, own in zip(makespan, glide, strict=True)) if glide else ()
-        experiment.rows.append(
-            (name, Measured(makespan, "s"), Measured(ratio, "×") if ratio else "", Measured(total, "s"))
-        )
+    for case, told in runs.items():
+        makespan, total = seconds(told, "makespan_s"), seconds(told, "total_s")
+        glide = seconds(runs.get(Case(GLIDE, case.records), []), "makespan_s")
+        ratio = tuple(other / own for other, own in zip(makespan, glide, strict=False))
+        cells = Measured(makespan, "s"), Measured(ratio, "×") if ratio else "", Measured(total, "s")
+        experiment.rows.append((case.system.name, case.records, *cells))
         if ratio and median(ratio) < 1:
-            experiment.notes.append(f"{name} took {number(median(ratio))} of glide's time from the first ready worker.")
-    experiment.notes += missing
-    if glide:
-        experiment.notes.append(_where_glide_was(runs[GLIDE.name]))
+            less = f"{case.system.name} took {number(median(ratio))} of glide's time for {case.records:,} prompts"
+            experiment.notes.append(f"{less}, {number(median(glide) - median(makespan), 's')} less.")
+    experiment.notes += [
+        *missing,
+        *(where_glide_was(case, told) for case, told in runs.items() if case.system == GLIDE),
+    ]
     experiment.notes += [
         "All texts are equal, over all systems and runs.",
         f"All but glide compute tasks of {TASK} prompts in padded batches of {BATCH}, shortest prompts first, with"
@@ -198,40 +207,42 @@ def account(runs: dict[str, list[dict[str, Any]]], missing: list[str], records: 
         "From the first ready worker: by the worker's own clock, until the last result is in the caller's hands. From"
         " nothing: since the caller's script began, so with the start of the system, of glide's HTCondor pool as well.",
     ]
+    listed = [{"system": case.system.name, "records": case.records, "runs": told} for case, told in runs.items()]
+    pinned = [system.needs for system in SYSTEMS if system.needs]
+    experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "pinned": pinned, "cases": listed}
     return experiment
 
 
-def _seconds(told: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:
+def seconds(told: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:
     return tuple(each[what] for each in told)
 
 
-def _where_glide_was(told: Sequence[dict[str, Any]]) -> str:
+def where_glide_was(case: Case, told: Sequence[dict[str, Any]]) -> str:
     """How much of its makespan glide's engines computed, and its driver knew of a warm lane."""
-    busy = median(max(glidein["busy_s"] for glidein in each["summary"]["glideins"]) for each in told)
+    whole = median(seconds(told, "makespan_s"))
+    busy = median(max(each["engines"].values()) for each in told)
     known = median(each["summary"]["warm_makespan_s"] for each in told)
-    whole = median(_seconds(told, "makespan_s"))
     jobs = median(each["summary"]["jobs"] for each in told)
     return (
-        f"Of glide's {number(whole, 's')} its busier engine computed {number(busy, 's')}, in {number(jobs)} jobs; its"
-        f" driver knew of the first warm lane for {number(known, 's')} (warm_makespan_s)."
+        f"Of glide's {number(whole, 's')} for {case.records:,} prompts the busier engine computed {number(busy, 's')},"
+        f" for {jobs:.0f} jobs in all; the driver knew of a warm lane for {number(known, 's')} (warm_makespan_s)."
     )
 
 
-def drawn(runs: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Each system's makespans, their median as a bar, behind it the time from nothing."""
+def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
+    """Each case's makespans, their median as a bar, behind it the time from nothing."""
     figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(runs)))
     axes = figure.subplots()
     for row, told in enumerate(runs.values()):
-        makespan, total = _seconds(told, "makespan_s"), _seconds(told, "total_s")
-        named = {"label": "from nothing"} if not row else {}
-        axes.barh(row, median(total), height=0.66, color=GREY, edgecolor=INK, linewidth=0.5, **named)
-        named = {"label": "from the first ready worker"} if not row else {}
-        axes.barh(row, median(makespan), height=0.42, color=BLUE, edgecolor=INK, linewidth=0.5, **named)
+        makespan, total = seconds(told, "makespan_s"), seconds(told, "total_s")
+        names = ("from nothing", "from the first ready worker") if row == 0 else ("", "")
+        bars = ((median(total), 0.66, GREY), (median(makespan), 0.42, BLUE))
+        for name, (width, height, colour) in zip(names, bars, strict=True):
+            axes.barh(row, width, height=height, color=colour, edgecolor=INK, linewidth=0.5, label=name)
         axes.plot(makespan, [row] * len(makespan), "|", color=INK, markersize=9)
-        axes.annotate(
-            number(median(makespan)), (median(total), row), xytext=(5, 0), textcoords="offset points", va="center"
-        )
-    axes.set_yticks(range(len(runs)), list(runs))
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(number(median(makespan)), (median(total), row), **place)
+    axes.set_yticks(range(len(runs)), [f"{case.system.name}\n{case.records:,} prompts" for case in runs])
     axes.set(xlabel="seconds", ylim=(len(runs) - 0.5, -0.5))
     axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)
@@ -239,20 +250,27 @@ def drawn(runs: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def options() -> argparse.ArgumentParser:
+def main() -> None:
     parser = arguments("glide against its neighbours on the same work.", "peers", repeat=3)
-    parser.add_argument("--records", type=int, default=RECORDS, help="prompts")
+    parser.add_argument(
+        "--records",
+        nargs="+",
+        type=int,
+        default=RECORDS,
+        help="prompts; all but the first for glide and the floor alone",
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=", ".join(each.name for each in SYSTEMS))
     parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="an interpreter that imports ndcctools")
-    return parser
-
-
-def main() -> None:
-    given = options().parse_args()
-    systems = [system for system in SYSTEMS if not given.only or system.name in given.only]
-    runs, missing = measure_all(systems, given.taskvine, given.records, given.repeat)
+    given = parser.parse_args()
+    first, *more = given.records
+    cases = [
+        *(Case(system, first) for system in SYSTEMS),
+        *(Case(each, n) for n in more for each in (GLIDE, PROCESSES)),
+    ]
+    cases = [case for case in cases if not given.only or case.system.name in given.only]
+    runs, missing = measure_all(cases, given.taskvine, given.repeat)
     with style():
-        account(runs, missing, given.records).leave(given.out, drawn(runs))
+        account(runs, missing).leave(given.out, drawn(runs))
 
 
 if __name__ == "__main__":
