@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -180,12 +181,12 @@ def measure_all(
     return runs, missing
 
 
-def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str]) -> Experiment:
-    """The experiment's table and notes."""
+def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: float) -> Experiment:
+    """The experiment's table and notes; `began` is when its command did (Unix time)."""
     experiment = Experiment(
         "peers", "The same prompts through two workers of one core each",
         "Does warm inference cost more through HTCondor than through systems that own their workers?",
-        ("system", "prompts", "first worker ready to last result", "over glide's", "from nothing"),
+        ("system", "prompts", "first worker ready to last result", "over glide's", "from nothing"), began=began,
     )  # fmt: skip
     for case, told in runs.items():
         makespan, total = seconds(told, "makespan_s"), seconds(told, "total_s")
@@ -241,10 +242,10 @@ def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
             axes.barh(row, width, height=height, color=colour, edgecolor=INK, linewidth=0.5, label=name)
         axes.plot(makespan, [row] * len(makespan), "|", color=INK, markersize=9)
         place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(number(median(makespan)), (median(total), row), **place)
+        axes.annotate(f"{number(median(makespan))} of {number(median(total), 's')}", (median(total), row), **place)
     axes.set_yticks(range(len(runs)), [f"{case.system.name}\n{case.records:,} prompts" for case in runs])
     axes.set(xlabel="seconds", ylim=(len(runs) - 0.5, -0.5))
-    axes.margins(x=0.12)
+    axes.margins(x=0.25)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -261,7 +262,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=", ".join(each.name for each in SYSTEMS))
     parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="an interpreter that imports ndcctools")
-    given = parser.parse_args()
+    given, began = parser.parse_args(), time.time()
     first, *more = given.records
     cases = [
         *(Case(system, first) for system in SYSTEMS),
@@ -270,7 +271,7 @@ def main() -> None:
     cases = [case for case in cases if not given.only or case.system.name in given.only]
     runs, missing = measure_all(cases, given.taskvine, given.repeat)
     with style():
-        account(runs, missing).leave(given.out, drawn(runs))
+        account(runs, missing, began).leave(given.out, drawn(runs))
 
 
 if __name__ == "__main__":
