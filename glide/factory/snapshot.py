@@ -57,7 +57,7 @@ class Lane:
     state: str
     claimed: bool
     failure: str = ""
-    since: int = 0
+    since: float = 0.0  # Unix time of its state
     record_seconds: float = 0.0
     start_seconds: float = 0.0  # what fetching, loading and warming up took
     retires: float = float("inf")  # Unix time from when on it takes no further job

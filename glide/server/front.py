@@ -160,7 +160,10 @@ class Front:
                     self._finished(message["done"])
                     if "idle" in message:
                         self.status = replace(self.status, prefix_hits=message["prefix_hits"])
+                        first = not self.status.served
                         engine.idle(message["idle"], self)
+                        if first:
+                            self.changed.set()  # jobs are small until their time is known
         except DeadEngine as death:
             if engine.unused:
                 if self.template.keep == "nothing":

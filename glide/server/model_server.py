@@ -26,7 +26,7 @@ from glide.server.ticket import Door, Ticket, Watch
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state at once
+REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state or the first pace at once
 COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
 
 

@@ -79,7 +79,7 @@ class Status:
             Machine.OWNER: self.owner,
             Machine.SERVICE: self.service,
             Machine.STATE: self.state,
-            Machine.STATE_SINCE: int(self.since),
+            Machine.STATE_SINCE: round(self.since, 3),
             Machine.FAILURE: self.failure,
             Machine.GPU_NAME: self.gpu,
             Machine.BATCHING: self.batching,

@@ -1,0 +1,26 @@
+"""The comparison with neighbours: all systems give the same texts, and one that is missing is named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).resolve().parent.parent / "workflows" / "peers" / "run.py"
+
+
+@pytest.mark.pool
+def test_glide_and_plain_processes_agree_and_the_missing_are_named(tmp_path):
+    names = ("glide", "two plain processes", "TaskVine functions")
+    options = ["--repeat", "1", "--records", "60", "--taskvine", sys.executable, "--out", tmp_path, "--only", *names]
+    ran = subprocess.run([sys.executable, RUN, *options], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads((tmp_path / "peers.json").read_text())
+    assert [row[:2] for row in told["rows"]] == [["glide", "60"], ["two plain processes", "60"]]
+    runs = [run for case in told["data"]["cases"] for run in case["runs"]]
+    assert [run["records"] for run in runs] == [60, 60] and len({run["digest"] for run in runs}) == 1
+    assert all(run["total_s"] > run["makespan_s"] > 0 for run in runs)
+    (missing,) = [note for note in told["notes"] if "left out" in note]
+    assert missing.startswith("TaskVine functions was left out: ") and "--taskvine" in missing
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"}

@@ -1,0 +1,32 @@
+"""glide: a sweep over two glideins, on an embedded pool of its own, with what glide does by default.
+
+python glide_sweep.py MODEL RECORDS OUT
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from itertools import chain
+
+from infer import GENERATE, WORKERS, leave, tasks
+
+from glide.bench.rig import rig
+from glide.vocabulary import State
+
+if __name__ == "__main__":
+    began = time.time()
+    folder, records, out = sys.argv[1:]
+    prompts = list(chain.from_iterable(tasks(records)))
+    model = {"name": "verifier", "engine": "transformers", "path": folder, "options": {"dtype": "float32"}}
+    with rig(cores=WORKERS, request={"cpus": 1, "memory": 1024, "disk": 100}) as bench:
+        summary = bench.sweep(len(prompts), {}, texts=prompts, glideins=WORKERS, generate=GENERATE, model=model)
+        results = bench.results.sweep.out
+        history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text().splitlines()]
+        answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text().splitlines()]
+        # By the model server's own clock, as the others' workers say it; the driver learns of it later.
+        ready = min(line["since"] for line in history if line.get("state") == State.WARM)
+        engines: Counter[str] = Counter()
+        for answer in answers:
+            engines[answer["glidein"]] += answer["seconds"]
+        leave(out, began, ready, [answer["text"] for answer in answers], engines=engines, summary=summary)

@@ -1,0 +1,32 @@
+"""Parsl's HighThroughputExecutor: a block of two workers, the model kept in a global of the worker's module.
+
+python parsl_htex.py MODEL RECORDS OUT
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+began = time.time()
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl looks for its own programs
+
+import parsl  # noqa: E402
+from infer import HERE, WORKERS, leave_answers, load, serve, tasks  # noqa: E402
+from parsl import Config, HighThroughputExecutor, python_app  # noqa: E402
+from parsl.providers import LocalProvider  # noqa: E402
+
+load_app, serve_app = python_app(load), python_app(serve)
+
+folder, records, out = sys.argv[1:]
+with tempfile.TemporaryDirectory() as run_dir:
+    provider = LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PYTHONPATH={HERE}")
+    executor = HighThroughputExecutor(
+        label="peers", address="127.0.0.1", max_workers_per_node=WORKERS, provider=provider, encrypted=False,
+        prefetch_capacity=WORKERS,
+    )  # fmt: skip
+    with parsl.load(Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0)):
+        loading = [load_app(folder) for _ in range(WORKERS)]  # a worker each, as none is free twice
+        answers = [serve_app(folder, task) for task in tasks(records)]
+        leave_answers(out, began, [answer.result() for answer in answers])

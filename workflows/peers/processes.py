@@ -1,0 +1,27 @@
+"""Two plain processes, each with every other task: what there is to win without any system.
+
+python processes.py MODEL RECORDS OUT
+"""
+
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from infer import WORKERS, Answer, leave_answers, serve, tasks
+
+
+def work(folder: str, mine: list[list[str]]) -> list[Answer]:
+    return [serve(folder, task) for task in mine]
+
+
+if __name__ == "__main__":
+    began = time.time()
+    folder, records, out = sys.argv[1:]
+    all_tasks = tasks(records)
+    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+        shares = [pool.submit(work, folder, all_tasks[worker::WORKERS]) for worker in range(WORKERS)]
+        answers: list[Answer] = [([], 0.0)] * len(all_tasks)
+        for worker, share in enumerate(shares):
+            answers[worker::WORKERS] = share.result()
+        leave_answers(out, began, answers)

@@ -1,0 +1,53 @@
+"""TaskVine: two workers, each with a library that keeps the model; tasks are calls of its function.
+
+python taskvine_functions.py MODEL RECORDS OUT
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+began = time.time()
+
+import ndcctools.taskvine as vine  # noqa: E402
+from infer import HERE, WORKERS, leave_answers, tasks  # noqa: E402
+
+
+def have_model(folder):
+    from infer import load
+
+    return {"ready": load(folder)}
+
+
+def verdicts(folder, prompts):
+    from infer import serve
+
+    return serve(folder, prompts)
+
+
+folder, records, out = sys.argv[1:]
+os.environ["PYTHONPATH"] = HERE  # of workers and so of their libraries
+manager = vine.Manager(port=0)
+library = manager.create_library_from_functions(
+    "verifier", verdicts, library_context_info=[have_model, [folder], {}], add_env=False, exec_mode="direct"
+)
+library.set_cores(1)
+library.set_function_slots(1)
+manager.install_library(library)
+command = ["vine_worker", "--single-shot", "--cores=1", "localhost", str(manager.port)]
+workers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(WORKERS)]
+try:
+    order = {}
+    for number, task in enumerate(tasks(records)):
+        call = vine.FunctionCall("verifier", "verdicts", folder, task)
+        call.set_cores(1)
+        order[manager.submit(call)] = number
+    answers = {}
+    while not manager.empty():
+        if done := manager.wait(5):
+            answers[order[done.id]] = done.output
+    leave_answers(out, began, [answers[number] for number in sorted(answers)])
+finally:
+    for worker in workers:
+        worker.terminate()
