@@ -1,0 +1,122 @@
+"""Real runs here, beside simulations that know their nodes, their rates, and what HTCondor usually costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from glide.config import SiteFile
+from glide.report.experiment import Experiment, arguments
+from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
+from glide.simulate import Trace, simulate
+
+STATE = "state"
+# Of the costs of HTCondor and glide the usual ones are taken; glideins are there when the trace says.
+COSTS = {"queue": 0, "glidein": 0}
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", "simulation", repeat=1)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("docs/results"), help="folder with what rq3, rq4 and rq5 left"
+    )
+    options = parser.parse_args()
+    experiment = Experiment(
+        "predicted", "Real runs and their simulations", "Does a simulation take what the run took?",
+        ("run", "what", "measured", "simulated", "off"),
+    )  # fmt: skip
+    shown: dict[str, tuple[Mapping[str, Any], Any]] = {}
+    for name, run, load in found(options.runs):
+        outcome = simulate(*trace(run, load))
+        lost = not run["finished"]
+        measured, simulated = (
+            (run["done"][-1][1], outcome.done) if lost else (run["makespan_s"], outcome.makespan)
+        )  # fmt: skip
+        off = f"{simulated / measured - 1:+.1%}"
+        experiment.rows.append((name, "records done" if lost else "makespan, s", measured, float(simulated), off))
+        shown.setdefault(name, (run, outcome))
+    experiment.notes += [
+        "What a simulation knows: when each node came and went, what a record and a load take on a class of nodes, how"
+        " many records there are and what a job carries. Matching, starts, turnover, losses and gathering cost what"
+        " `glide simulate` takes by default, which was measured in other runs; sizes of jobs are the packer's own.",
+        "StickyI/O's load is that of an engine in a process of its own, as RQ3's tasks of most inferences show it; that"
+        " run is therefore not among these.",
+    ]
+    with style():
+        experiment.leave(options.out, figure(shown))
+
+
+def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float]]]:
+    """Each run by name, and what a load takes there by class of node."""
+    told = {name: json.loads((folder / f"{name}.json").read_text())["data"] for name in ("rq3", "rq4", "rq5")}
+    (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 1000][:1]
+    started = {  # beside the load that is known
+        node: each["load_s"] - told["rq3"]["known"]["load_s"] * pace(told["rq3"]["known"], node)
+        for node, each in calibration["classes"].items()
+    }  # fmt: skip
+    for name in ("rq3", "rq4"):
+        known = told[name]["known"]
+        load = {node: known["load_s"] * pace(known, node) + started[node] for node in started}
+        for run in told[name]["runs"]:
+            small = run["records"] < 1000 and run["finished"]  # a part of the work, of which the end is most
+            if run is not calibration and not small:
+                yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']}", run, load
+    for name, runs in told["rq5"].items():
+        for run in runs:
+            yield f"rq5, {name} availability", run, {node: each["load_s"] for node, each in run["classes"].items()}
+
+
+def pace(known: Mapping[str, float], node: str) -> float:
+    return known["slow_pace"] if node == "slow" else 1.0
+
+
+def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, SiteFile]:
+    """The run's nodes and its sweep."""
+    ready = run["keep"] == STATE and all(node["warm_s"] == node["arrive_s"] for node in run["nodes"])
+    entries = [
+        {"name": name, "max_glideins": 1000, "max_idle": 1000, "submits_per_cycle": 1000, "lanes": run["lanes"],
+         "breaker": {"failures": 1000}}
+        for name in run["classes"]
+    ]  # fmt: skip
+    nodes = [
+        {"device": each["class"], "entry": each["class"], "arrive": each["arrive_s"], "leave": each["leave_s"]}
+        for each in run["nodes"]
+    ]  # fmt: skip
+    devices = {
+        name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else load[name]}
+        for name, each in run["classes"].items()
+    }  # fmt: skip
+    batch = 1 if run["batch"] == "auto" else run["batch"]
+    work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
+    left = max(run["records"], 1) if run["finished"] else 10 * run["done"][-1][1]
+    made = Trace.model_validate({
+        "site": {"site": "here", "interval": 1, "entries": entries}, "devices": devices, "nodes": nodes,
+        "workload": {"records": left, **work}, "costs": COSTS,
+    })  # fmt: skip
+    assert isinstance(made.site, SiteFile)
+    return made, made.site
+
+
+def figure(shown: Mapping[str, tuple[Mapping[str, Any], Any]]) -> Figure:
+    """Measured and simulated records over time, where nodes come and go."""
+    some = {name: each for name, each in shown.items() if name.startswith(("rq4", "rq5"))} or dict(shown)
+    drawn = Figure(figsize=(WIDTH * 1.5, 1.7 * len(some) + 0.5))
+    panels = drawn.subplots(len(some), 1, squeeze=False)[:, 0]
+    for axes, (name, (run, outcome)) in zip(panels, some.items(), strict=True):
+        warm = axes.twinx()
+        warm.step(outcome.times, outcome.warm, where="post", color=GREY)
+        warm.set(ylabel="glideins", ylim=(0, None))
+        axes.plot(*zip(*run["done"], strict=True), color=INK, label="measured")
+        axes.plot(outcome.times, outcome.curve, "--", color=BLUE, label="simulated")
+        axes.set(title=name, ylabel="records", ylim=(0, None), xlim=(0, None))
+    panels[0].legend(loc="upper left")
+    panels[-1].set(xlabel="seconds")
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
