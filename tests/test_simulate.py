@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from glide.config import SiteFile
-from glide.errors import GlideError, InputError
+from glide.errors import InputError
 from glide.simulate import Trace, read, simulate
 from tests.test_end_to_end import glide
 
@@ -104,8 +104,30 @@ def test_peers_spare_the_origin():
 
 def test_where_nothing_can_ever_be_warm_the_factorys_reason_is_told():
     site = {"site": "sim", "entries": [{"name": "closed", "max_glideins": 0}]}
-    with pytest.raises(GlideError, match="no lane was ever warm: no entry has room: closed: its limit of 0 glideins"):
-        ran(trace([{"device": "fast"}], {"records": 1, "glideins": 1}, site, until=3600))
+    done = ran(trace([{"device": "fast"}], {"records": 1, "glideins": 1}, site, until=3600))
+    assert (done.done, done.makespan, done.first_warm) == (0, 3600, None)
+    assert "no model was ever warm: no entry has room: closed: its limit of 0 glideins" in done.why
+
+
+def test_what_a_running_job_has_streamed_counts_at_the_end_of_the_trace():
+    work = {"records": 1000, "glideins": 1, "pack": 1000}
+    streamed = ran(trace([{"device": "fast"}], work, until=60))
+    brought = ran(trace([{"device": "fast"}], {**work, "results": "brought home"}, until=60))
+    assert streamed.done == pytest.approx(600, abs=20) and brought.done == 0
+    assert streamed.spent["serving"] == pytest.approx(60, abs=2) and brought.spent["idle"] == pytest.approx(60, abs=2)
+
+
+def test_glideins_that_come_together_do_not_end_together():
+    site = {**SITE, "entries": [{"name": "all", "max_glideins": 20, "lanes": 1, "lifetime": 600}]}
+    done = ran(trace([{"device": "fast", "count": 20}], {"records": 400_000, "glideins": 20, "pack": 50}, site))
+    assert done.glideins > 40 and min(done.warm[5:-5]) > 10
+
+
+def test_ready_and_owners_of_a_site_are_others_concern(file):
+    entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
+    (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
+    done = simulate(*read(file)["fast"])
+    assert done.done == 1000 and done.glideins == 2
 
 
 seconds = some.floats(0, 300)
@@ -128,14 +150,12 @@ def test_whatever_comes_and_goes_each_record_is_done_once_or_left(nodes, work, l
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 6, "lanes": lanes, "idle_seconds": 60}]}
     costs = {"start": 0.06, "turnover": 0.1}
     each = trace(nodes, work, site, seed=seed, costs=costs, until=5000)
-    try:
-        done = ran(each)
-    except GlideError:
-        return  # the nodes had gone before one was warm
+    done = ran(each)
     assert sum(done.by_device.values()) == done.done <= work["records"]
     assert done.done == work["records"] or done.makespan == 5000 or not any("away" in kind for kind in nodes)
     assert list(done.curve) == sorted(done.curve) and done.curve[-1] == pytest.approx(done.done, abs=0.01)
-    assert sum(done.spent.values()) == pytest.approx(1) and all(share >= 0 for share in done.spent.values())
+    assert all(seconds >= -0.001 for seconds in done.spent.values())
+    assert done.spent["serving"] + done.spent["idle"] <= 6 * done.makespan
     assert min(done.warm) >= 0 and max(done.warm) <= 6 and done.lost_in_flight >= 0
     assert ran(each).document() | {"simulated_in_s": 0} == done.document() | {"simulated_in_s": 0}
 
@@ -171,7 +191,7 @@ def test_the_command_prints_json_and_draws(file, tmp_path):
     assert told["slow"]["makespan_s"] > 1.3 * told["fast"]["makespan_s"] and told["fast"]["curve"][-1][1] == 1000
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "fast: 1,000 records in" in done.stderr
-    assert "makespan" in glide("simulate", str(file)).stdout
+    assert "records/s" in glide("simulate", str(file)).stdout
 
 
 @pytest.mark.parametrize(
@@ -181,9 +201,13 @@ def test_the_command_prints_json_and_draws(file, tmp_path):
         ("- {device: A10", "- {device: A11", "there are nodes with 'A11'; devices are A10"),
         ("site: site.yaml", "site: other.yaml", "other.yaml"),
         ("device: A10, count", "device: A10, entry: gone, count", "sim has no entry"),
-        ("slow: {devices", "slow: {device", "trace.yaml:10: variants.slow: device"),
+        ("slow: {devices", "slow: {device", "trace.yaml:10: variants.slow.device: unknown key"),
+        ("A10: {record_seconds: 0.2}", "A10: {record_seconds: 0}", "variants.slow.devices.A10.record_seconds: Input"),
         ("workload:", "costs: {measured: [none.json]}\nworkload:", "none.json: No such file"),
+        ("workload:", "costs: {measured: [trace.yaml]}\nworkload:", "trace.yaml: it is not JSON"),
         ("count: 2", "count: 2, leave: 5, stay: 5", "leave one of them out"),
+        ("count: 2", "count: 2, arrive: 9, leave: 5", "some are gone before they come"),
+        ("record_seconds: 0.1", "record_seconds: .inf", "finite number"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
@@ -198,7 +222,8 @@ def test_costs_are_what_benchmarks_have_measured(file, tmp_path):
     (tmp_path / "recovery.json").write_text('{"median_s": 0.8, "kills": 20}')
     file.write_text(FILE + "costs: {measured: [overhead.json, recovery.json], start: 1}\n")
     (each, _) = read(file)["fast"]
-    assert (each.costs.start, each.costs.loss) == (1 / 16, 0.8)
+    assert each.costs.start == 1 / 16
+    assert each.costs.loss == pytest.approx(0.8 - 0.5 - 0.2 - 1 / 16)  # matching and starting are costs of their own
 
 
 # ---- the paper -----------------------------------------------------------------------------------

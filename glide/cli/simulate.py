@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glide.cli.options import AsJson, print_json
+from glide.errors import InputError
 from glide.report.times import duration
 from glide.simulate import Outcome, read
 from glide.simulate import simulate as simulated
@@ -24,33 +25,37 @@ def simulate(
 ) -> None:
     """Let the factory's plan and the packer run a sweep on a trace. Example: glide simulate cluster.yaml --plot a.png
 
-    Times are simulated ones. What the nodes do is the trace's word; what glide decides is its own code's.
+    Times are simulated ones. What the nodes do is the trace's word; what glide decides is its own code's. Where a sweep
+    gets nothing done at all, the exit code is 1.
     """
+    if plot and (plot.suffix != ".png" or not plot.parent.is_dir()):
+        raise InputError(f"{plot}: name a file that ends with .png, in a folder that is there")
     found: dict[str, Outcome] = {}
     for name, (each, site) in read(trace).items():
         found[name] = simulated(each, site)
         told = f"{name}: {found[name].done:,} records in {duration(found[name].makespan)}"
         left = found[name].records - found[name].done
-        told += f", {left:,} are left: {found[name].why or 'the trace has ended'}" if left else ""
+        told += f", {left:,} are left: {found[name].why}" if left else ""
         print(f"{told}; simulated in {found[name].took:.1f} s", file=sys.stderr)
-    if plot:
-        _draw(plot, found)
     if as_json:
         print_json({name: each.document() for name, each in found.items()})
     else:
         Console().print(_table(found))
+    if plot:
+        _draw(plot, found)
+    if not all(each.done for each in found.values()):
+        raise typer.Exit(1)
 
 
 def _table(found: dict[str, Outcome]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     kinds = list(next(iter(found.values())).spent)
-    for column in ("", "makespan", "records/s", "first warm", "jobs", "evictions", *kinds):
-        table.add_column(column, justify="right" if column else "left")
+    for column in ("", "seconds", "done", "records/s", "jobs", "evictions", *kinds):
+        table.add_column(column, justify="right" if column else "left", no_wrap=column in ("", "seconds", "done"))
     for name, each in found.items():
         table.add_row(
-            Text(name), f"{each.makespan:,.0f} s", f"{each.done / each.makespan:,.1f}",
-            f"{each.first_warm or 0:,.0f} s", f"{each.jobs:,}", f"{each.evictions:,}",
-            *(f"{each.spent[kind]:.0%}" for kind in kinds),
+            Text(name), f"{each.makespan:,.0f}", f"{each.done / each.records:.0%}", f"{each.done / each.makespan:,.1f}",
+            f"{each.jobs:,}", f"{each.evictions:,}", *(f"{share:.0%}" for share in each.shares.values()),
         )  # fmt: skip
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,10 +30,19 @@ def load(path: Path, model: type[Model]) -> Model:
     tree, content = _parse(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}:1: not a mapping of keys to values")
+    return _validated(path, tree, content, model)
+
+
+def part(path: Path, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
+    """What a part of a YAML file comes to, as a model; InputError as `load`, each problem at its place in that part."""
+    return _validated(path, _parse(path)[0], content, model, *keys)
+
+
+def _validated(path: Path, tree: Any, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise InputError(*_problems(path, tree, error)) from None
+        raise InputError(*_problems(path, tree, error, *keys)) from None
 
 
 def place(path: Path, *keys: str) -> str:
@@ -108,9 +117,9 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
     raise InputError(f"{path}:{line}: not YAML: {problem}")
 
 
-def _problems(path: Path, tree: yaml.Node | None, error: ValidationError) -> Iterator[str]:
+def _problems(path: Path, tree: yaml.Node | None, error: ValidationError, *where: str) -> Iterator[str]:
     for problem in error.errors():
-        line, keys = _find(tree, problem["loc"])
+        line, keys = _find(tree, (*where, *problem["loc"]))
         if problem["type"] == "missing":
             keys.append(str(problem["loc"][-1]))
         what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")

@@ -112,17 +112,18 @@ class Experiment:
         print(f"{self.name}: {told['seconds']} s; written to {folder}", file=sys.stderr)
 
 
-def arguments(what: str, name: str, repeat: int) -> argparse.ArgumentParser:
+def arguments(what: str, name: str, repeat: int | None = None) -> argparse.ArgumentParser:
     """What all experiments' commands have in common.
 
     Args:
         what: the command's description.
         name: the experiment's.
-        repeat: how often each measurement is made, by default.
+        repeat: how often each measurement is made, by default; None where it comes out the same each time.
     """
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--out", type=Path, default=Path("results") / name, help="folder for JSON, table and figure")
-    parser.add_argument("--repeat", type=int, default=repeat, help="runs of each measurement")
+    if repeat:
+        parser.add_argument("--repeat", type=int, default=repeat, help="runs of each measurement")
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from glide.config import SiteFile
-from glide.errors import GlideError
 from glide.simulate.cluster import Cluster
 from glide.simulate.factory import SimulatedFactory
 from glide.simulate.glidein import SimulatedGlidein
@@ -18,11 +17,7 @@ __all__ = ["Outcome", "Trace", "read", "simulate"]
 
 
 def simulate(trace: Trace, site: SiteFile) -> Outcome:
-    """Let a sweep run on a cluster that is nowhere, to its end or the trace's.
-
-    Raises:
-        GlideError: no lane was ever warm; the message is the factory's reason.
-    """
+    """Let a sweep run on a cluster that is nowhere, to its end or the trace's."""
     began = time.monotonic()
     world = World(trace, site)
     sweep = SimulatedSweep(world)
@@ -36,7 +31,7 @@ def simulate(trace: Trace, site: SiteFile) -> Outcome:
     world.env.run(until=finished | world.env.timeout(trace.until) | cluster.deserted)
     for glidein in cluster.glideins.values():
         glidein.close()
-    why = factory.waits.most_common(1)[0][0] if factory.waits else ""
+    why = "all nodes have gone" if cluster.deserted.triggered else "the trace has ended"
     if world.record.first_warm is None:
-        raise GlideError(f"no lane was ever warm: {why or 'no node came in time'}")
+        why += f", and no model was ever warm: {factory.waited or 'no node was there for long enough'}"
     return outcome(world.record, trace.workload.records, sweep.have, world.now, why, time.monotonic() - began)

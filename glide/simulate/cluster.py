@@ -51,6 +51,7 @@ class Cluster:
             self.glideins[glidein.job] = glidein
             self.idle[entry][glidein] = None
         self.world.record.glideins += count
+        self.world.changed += 1
         self._match(entry)
 
     def remove(self, jobs: tuple[str, ...]) -> None:
@@ -60,29 +61,38 @@ class Cluster:
                 self.idle[glidein.entry].pop(glidein, None)
                 if glidein.status == JobStatus.RUNNING:
                     glidein.end()
+                    self.ended.remove(glidein)  # who was removed is no sign of anything
                 else:
                     self._forget(glidein)
 
     def _life(self, nodes: Nodes, node: Node, number: int) -> Steps:
-        env, rng = self.world.env, self.world.random
+        env, chance = self.world.env, self.world.chance(node.name)
         yield env.timeout(nodes.arrive + number * nodes.every)
         leaves = None if nodes.leave is None else nodes.leave + number * nodes.leave_every
         while True:
             self.free[node.entry][node] = None
+            self._offer(node, 1)
             self._match(node.entry)
             if leaves is None and nodes.stay is None:
                 return
-            stay = rng.expovariate(1 / nodes.stay) if nodes.stay else max(0.0, (leaves or 0.0) - env.now)
+            stay = chance.expovariate(1 / nodes.stay) if nodes.stay else (leaves or 0.0) - env.now
             yield env.timeout(stay)
+            self._offer(node, -1)
             self.free[node.entry].pop(node, None)
             if node.glidein:
                 self._evict(node)
             if nodes.away is None:
                 break
-            yield env.timeout(rng.expovariate(1 / nodes.away))
+            yield env.timeout(chance.expovariate(1 / nodes.away))
         self.left -= 1
         if not self.left:
             self.deserted.succeed()
+
+    def _offer(self, node: Node, seats: int) -> None:
+        """A node with the files has come, or goes, and with it a place to fetch them from."""
+        files, offered = self.world.trace.files, self.world.seats
+        if offered and node.files and files and files.peers:
+            offered.put(1) if seats > 0 else offered.get(1)
 
     def _match(self, entry: str) -> None:
         if self.idle[entry] and self.free[entry] and entry not in self.matching:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
 from glide.factory.apply import KEEP_SECONDS
 from glide.factory.plan import plan
@@ -16,31 +16,37 @@ CALM_SECONDS = 30.0
 
 
 class SimulatedFactory:
-    """Looks, plans and acts in every cycle in which there may be something new."""
+    """Looks, plans and acts in every cycle in which there may be something new.
+
+    Which nodes a glidein avoids or prefers is not simulated.
+    """
 
     def __init__(self, world: World, cluster: Cluster, sweep: SimulatedSweep):
         self.world = world
         self.cluster = cluster
         self.sweep = sweep
-        self.waits: Counter[str] = Counter()  # reasons for doing nothing, by how often they were given
+        self.waited = ""  # why it did nothing, when it last did nothing
 
     def run(self) -> Steps:
         """Cycle by cycle, for ever."""
-        seen, looked = -1, -CALM_SECONDS
+        seen: Any = None
+        looked = 0.0
         while True:
-            if self.world.changed != seen or self.world.now - looked >= CALM_SECONDS:
-                seen, looked = self.world.changed, self.world.now
+            sight = self.world.changed, self.sweep.pressing
+            if sight != seen or self.world.now - looked >= CALM_SECONDS:
+                seen, looked = sight, self.world.now
                 self._cycle()
             yield self.world.env.timeout(self.world.site.interval)
 
     def _cycle(self) -> None:
         for action in plan(self.snapshot(), self.world.site):
-            if action.action == "submit" and not action.ids:
+            assert not (action.action == "submit" and action.ids), "there is one template, which all have"
+            if action.action == "submit":
                 self.cluster.submit(action.entry, action.count)
-            elif action.action in ("remove", "drain"):
+            elif action.action == "remove":
                 self.cluster.remove(action.ids)
             elif action.action == "wait":
-                self.waits[action.reason] += 1
+                self.waited = action.reason
 
     def snapshot(self) -> Snapshot:
         """One look at everything."""

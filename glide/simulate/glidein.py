@@ -10,7 +10,9 @@ from simpy import Interrupt, Process, Resource
 
 from glide.config import Entry
 from glide.factory import snapshot
+from glide.glidein.settings import SPREAD
 from glide.simulate.sweep import Carrier, SimulatedSweep
+from glide.simulate.trace import Device
 from glide.simulate.world import DIGEST, TEMPLATE, Steps, World
 from glide.vocabulary import JobStatus, State
 
@@ -46,6 +48,10 @@ class SimulatedGlidein:
         self.used: float = 0.0  # when the last job ended
         self.processes: list[Process] = []
         self.told: tuple[Any, list[snapshot.Lane]] = (None, [])
+        self.chance = world.chance(f"{entry.name} {self.job}")
+        self.retires: float = 0.0
+        self.host = ""
+        self.call: tuple[Carrier, float] | None = None  # what its engine computes, and since when
 
     # ---- as the factory sees it ------------------------------------------------------------------
 
@@ -53,16 +59,12 @@ class SimulatedGlidein:
     def glide_id(self) -> str:
         return f"{self.entry}-{self.job}" + (f"r{self.lives - 1}" if self.lives > 1 else "")
 
-    @property
-    def retires(self) -> float:
-        return self.since + self.settings.lifetime
-
     def seen(self) -> snapshot.Glidein:
         """As its job's ad tells."""
         warm = self.warm_seconds if self.status != JobStatus.RUNNING or self.state != State.WARM else self._warm()
         return snapshot.Glidein(
             self.cluster, self.proc, self.entry, DIGEST, self.status, self.lives, self.world.now - self.since,
-            state=self.outcome, host=self.node.name if self.node else "", warm_seconds=warm, served=self.served,
+            state=self.outcome, host=self.host, warm_seconds=warm, served=self.served,
             model=TEMPLATE.model,
         )  # fmt: skip
 
@@ -88,8 +90,10 @@ class SimulatedGlidein:
     def start(self, node: Node) -> None:
         """Begin a life on a node."""
         self.node, self.status, self.since = node, JobStatus.RUNNING, self.world.now
+        self.host = node.name
         self.lives += 1
-        self.served, self.state = 0, State.BLANK
+        self.served, self.state, self.outcome, self.warm_seconds = 0, State.BLANK, "", 0.0
+        self.retires = self.since + self.settings.lifetime * self.chance.uniform(1 - SPREAD, 1 + SPREAD)
         self.engine = Resource(self.world.env)
         self.processes = [self.world.env.process(self._become_warm(node))]
 
@@ -113,10 +117,10 @@ class SimulatedGlidein:
             assert self.node
             pace = self.world.device(self.node.device).record_seconds if self.served else 0.0
             self.sweep.lanes_gone(self.settings.lanes, pace)
-            self.world.record.warm.append((now, -1, self.node.device))
+            self.world.record.warm.append((now, -1))
             spent["warm"] += self.warm_seconds
         else:
-            spent["lost"] += now - self.since
+            spent["unborn"] += now - self.since
         self.state = State.BLANK
         for process in self.processes:
             if process.is_alive and process is not self.world.env.active_process:
@@ -125,11 +129,15 @@ class SimulatedGlidein:
 
     def close(self) -> None:
         """The simulation is over."""
-        if self.status == JobStatus.RUNNING:
-            if self.state == State.WARM:
-                self.world.record.spent["warm"] += self._warm()
-            else:
-                self.world.record.spent["starting"] += self.world.now - self.since
+        if self.status != JobStatus.RUNNING:
+            return
+        if self.state != State.WARM:
+            self.world.record.spent["starting"] += self.world.now - self.since
+            return
+        self.world.record.spent["warm"] += self._warm()
+        if self.call and self.node and self.world.trace.workload.results == "streamed":
+            (carrier, began), pace = self.call, self.world.device(self.node.device).record_seconds
+            self._served(min(carrier.records, int((self.world.now - began) / pace)), began, pace, self.node)
 
     def _warm(self) -> float:
         return self.world.now - self.warm_since
@@ -150,7 +158,7 @@ class SimulatedGlidein:
             return
         self.start_seconds = world.now - began
         world.record.spent["starting"] += world.now - self.since
-        world.record.warm.append((world.now, 1, node.device))
+        world.record.warm.append((world.now, 1))
         self.warm_since = self.used = world.now
         self._enter(State.WARM)
         self.outcome = State.WARM
@@ -171,7 +179,7 @@ class SimulatedGlidein:
             seat = world.seats.get(1)
             try:
                 yield seat
-                yield world.env.timeout(files.megabytes / files.node)
+                yield world.env.timeout(files.megabytes / world.rate)
             finally:
                 if seat.triggered:
                     world.seats.put(1)
@@ -189,13 +197,13 @@ class SimulatedGlidein:
         env = self.world.env
         claimed = False
         while True:
-            if env.now > self.retires:
+            if env.now >= self.retires:
                 break
             get = self.sweep.queue.get()
             claimed = claimed and get.triggered
             try:
                 if not get.triggered:
-                    yield get | env.timeout(self.settings.idle_seconds)
+                    yield get | env.timeout(min(self.settings.idle_seconds, self.retires - env.now))
             except Interrupt:
                 self.sweep.give_back(get)
                 return
@@ -230,19 +238,30 @@ class SimulatedGlidein:
         with self.engine.request() as turn:
             yield turn
             began = env.now
-            keep = world.trace.workload.keep
-            if keep == "nothing":
-                yield from self._fetch(node)
-            if keep != "state":
-                yield env.timeout(device.load_seconds)
+            try:
+                yield from self._load_again(device, node)
+            except Interrupt:
+                world.record.spent["lost"] += env.now - began
+                raise
             world.record.spent["loading"] += env.now - began
             began = env.now
+            self.call = carrier, began
             try:
                 yield env.timeout(carrier.records * device.record_seconds)
             except Interrupt:
                 self._interrupted(carrier, env.now - began, device.record_seconds, node)
                 raise
+            finally:
+                self.call = None
             self._served(carrier.records, began, device.record_seconds, node)
+
+    def _load_again(self, device: Device, node: Node) -> Steps:
+        """What a job does first where the state is not kept."""
+        keep = self.world.trace.workload.keep
+        if keep == "nothing":
+            yield from self._fetch(node)
+        if keep != "state":
+            yield self.world.env.timeout(device.load_seconds)
 
     def _interrupted(self, carrier: Carrier, seconds: float, pace: float, node: Node) -> None:
         """What had come out before is kept where results are streamed; what was in the engine goes with it."""

@@ -20,14 +20,14 @@ class Outcome:
     Attributes:
         done: records whose results are there, of `records`.
         makespan: until the last result was gathered, or until the end of what was simulated.
-        first_warm: until the first lane was warm; None if none ever was.
+        first_warm: until the first glidein was warm; None if none ever was.
         jobs, glideins: submitted.
         evictions: of glideins.
         lost_in_flight: records begun on a node that was lost, and done again elsewhere.
-        spent: glidein-hours as shares of all, by kind.
+        spent: glidein-seconds: serving, loading (all on the way to a warm model), lost with their node, idle.
         by_device: records by kind of GPU.
-        times, curve, lanes: seconds, and records done and warm glideins at them.
-        why: what held the factory back most often, where records are left.
+        times, curve, warm: seconds, and records done and warm glideins at them.
+        why: records are left, if any are.
         took: real seconds.
     """
 
@@ -47,6 +47,12 @@ class Outcome:
     why: str = ""
     took: float = 0.0
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the glideins' time, by kind."""
+        whole = sum(self.spent.values()) or 1.0
+        return {kind: seconds / whole for kind, seconds in self.spent.items()}
+
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
@@ -55,7 +61,7 @@ class Outcome:
             "records_per_s": round(self.done / self.makespan, 3) if self.makespan else 0.0,
             "jobs": self.jobs, "glideins": self.glideins, "evictions": self.evictions,
             "lost_in_flight": self.lost_in_flight,
-            "spent": {kind: round(share, 4) for kind, share in self.spent.items()},
+            "glidein_s": {kind: round(seconds, 1) for kind, seconds in self.spent.items()},
             "by_device": self.by_device, "why": self.why, "simulated_in_s": round(self.took, 3),
             "curve": [
                 [round(at, 1), round(done), warm]
@@ -68,17 +74,16 @@ def outcome(record: Record, records: int, have: int, makespan: float, why: str, 
     """The account of what was noted."""
     times = np.linspace(0.0, makespan, POINTS)
     spent = record.spent
-    idle = spent["warm"] - spent["serving"] - spent["loading"] - spent["lost"]
     kinds = {
-        "serving": spent["serving"], "loading": spent["starting"] + spent["loading"], "lost": spent["lost"],
-        "idle": max(0.0, idle),
+        "serving": spent["serving"], "loading": spent["starting"] + spent["loading"],
+        "lost": spent["unborn"] + spent["lost"],
+        "idle": spent["warm"] - spent["serving"] - spent["loading"] - spent["lost"],
     }  # fmt: skip
-    whole = sum(kinds.values()) or 1.0
     return Outcome(
         records, have, makespan, record.first_warm, record.jobs, record.glideins, record.evictions,
-        record.lost_in_flight, {kind: seconds / whole for kind, seconds in kinds.items()}, dict(record.by_device),
+        record.lost_in_flight, kinds, dict(record.by_device),
         tuple(times.tolist()), tuple(_done(record.served, times).tolist()),
-        tuple(_warm(((at, change) for at, change, _ in record.warm), times)), "" if have >= records else why, took,
+        tuple(_warm(record.warm, times)), "" if have >= records else why, took,
     )  # fmt: skip
 
 

@@ -40,6 +40,12 @@ class SimulatedSweep:
     def finished_all(self) -> bool:
         return self.have >= self.workload.records
 
+    @property
+    def pressing(self) -> tuple[bool, int]:
+        """What of the demand makes a difference to the factory: whether jobs wait, and how many could run at all."""
+        waiting = len(self.queue.items)
+        return waiting > 0, min(waiting + len(self.running), self.workload.glideins)
+
     def demand(self) -> tuple[Demand, ...]:
         """As the factory reads it from the queue."""
         if not self.queue.items and not self.running:
@@ -68,7 +74,7 @@ class SimulatedSweep:
         record = self.world.record
         expected = self.lanes or 2 * self.workload.glideins
         seconds = self.world.now - (record.first_warm or 0.0)
-        losses = eviction_rate(record.evictions, expected, seconds)
+        losses = eviction_rate(record.losses, expected, seconds)
         queued = len(self.queue.items) + len(self.running)
         wave = pack(
             self.unsent, expected, queued, list(self.paces.elements()), self.workload.batch, self.workload.fixed, losses
@@ -117,6 +123,7 @@ class SimulatedSweep:
     def lost(self, carrier: Carrier) -> None:
         """A lane is gone, with the job; what it had not done goes out anew."""
         self.running.discard(carrier)
+        self.world.record.losses += 1
         self.world.env.process(self._send_again(carrier))
 
     def _send_again(self, carrier: Carrier) -> Steps:

@@ -8,16 +8,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from glide.config import SiteFile, load, place
-from glide.config.reading import Name, Strict
+from glide.config.reading import Name, Strict, part
 from glide.errors import InputError
 from glide.invoke.pack import START_SECONDS
 from glide.template.spec import Keep
 
 
-class Device(Strict):
+class Part(Strict):
+    """A part of a trace; all of its numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Device(Part):
     """What a model costs on a kind of GPU.
 
     Attributes:
@@ -31,8 +37,10 @@ class Device(Strict):
     fetch_seconds: float = Field(0.0, ge=0)
 
 
-class Nodes(Strict):
+class Nodes(Part):
     """Nodes of a kind: each has room for one glidein, and takes the glidein with it when it goes, without a word.
+
+    One that comes back still has what was on its disk.
 
     Attributes:
         device: of each; one of the trace's devices.
@@ -62,10 +70,15 @@ class Nodes(Strict):
             raise ValueError("leave says when they go, and stay how long they are there; leave one of them out")
         if self.away is not None and self.stay is None:
             raise ValueError("away without stay; say how long they are there on average")
+        if self.leave_every and self.leave is None:
+            raise ValueError("leave_every without leave; say when the first is gone")
+        last = (self.count - 1) * (self.leave_every - self.every)
+        if self.leave is not None and self.leave + min(0.0, last) <= self.arrive:
+            raise ValueError("some are gone before they come; compare arrive and every with leave and leave_every")
         return self
 
 
-class Workload(Strict):
+class Workload(Part):
     """The sweep.
 
     Attributes:
@@ -91,7 +104,7 @@ class Workload(Strict):
         return None if self.pack == "auto" else self.pack * self.batch
 
 
-class Files(Strict):
+class Files(Part):
     """What has to be on a node before the model can be loaded.
 
     Attributes:
@@ -107,14 +120,7 @@ class Files(Strict):
     peers: bool = True
 
 
-# What benchmarks have measured of the costs below: their key, and how it becomes one.
-MEASURED = {
-    "job_each_per_s": ("start", lambda rate: 1 / rate),  # glide bench overhead
-    "median_s": ("loss", lambda seconds: seconds),  # glide bench recovery
-}
-
-
-class Costs(Strict):
+class Costs(Part):
     """What HTCondor and glide cost, in seconds.
 
     Attributes:
@@ -123,30 +129,32 @@ class Costs(Strict):
         turnover: of a lane, from one job to the next, beside what others' turns at the access point take.
         queue: from a glidein's submission to its start on a free node.
         glidein: from there to its model server.
-        loss: until a lost job's records are in the queue again.
+        loss: until a lost job's records are in the queue again; from there they are matched and started.
         stream: age of the results that a lost node takes with it.
         look: of the driver, for each ad of a job or lane that it reads.
         gather: until the last results are the user's.
-        measured: files with what `glide bench overhead|recovery --json` said, relative to the trace; they come first.
+        measured: files with what `glide bench overhead|recovery --json` said, relative to the trace; where they tell a
+            cost (start, loss), that counts.
     """
 
     start: float = Field(START_SECONDS, ge=0)
-    match: float = Field(1.0, ge=0)
+    match: float = Field(0.5, ge=0)
     turnover: float = Field(0.2, ge=0)
     queue: float = Field(2.0, ge=0)
     glidein: float = Field(4.0, ge=0)
-    loss: float = Field(0.7, ge=0)
+    loss: float = Field(0.2, ge=0)
     stream: float = Field(1.0, ge=0)
     look: float = Field(5e-5, ge=0)
     gather: float = Field(1.0, ge=0)
     measured: tuple[str, ...] = ()
 
 
-class Trace(Strict):
+class Trace(Part):
     """One simulation.
 
     Attributes:
-        site: the factory's file: its name, relative to this one, or its content.
+        site: the factory's file: its name, relative to this one, or its content. Whom it serves and what it keeps in
+            readiness (`owners`, `ready`) do not matter to the one sweep here; entries with a service are refused.
         devices: what the model costs on each kind of GPU.
         nodes: that come and go.
         workload: the sweep that begins at 0 s.
@@ -190,7 +198,7 @@ class TraceFile(Trace):
     """
 
     name: Name
-    variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    variants: dict[Name, dict[str, Any] | None] = Field(default_factory=dict)
 
 
 def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
@@ -204,19 +212,13 @@ def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
     found = {}
     for name, changes in (file.variants or {file.name: {}}).items():
         where = ("variants", name) if name in file.variants else ()
+        trace = part(path, _merged(base, changes or {}), Trace, *where)
         try:
-            trace = Trace.model_validate(_merged(base, changes))
-            trace = trace.model_copy(update={"costs": _measured(trace.costs, path.parent)})
-            site = trace.site if isinstance(trace.site, SiteFile) else load(path.parent / trace.site, SiteFile)
-            for each in trace.nodes:
-                if each.entry not in (None, *(entry.name for entry in site.entries)):
-                    raise ValueError(f"nodes: {site.site} has no entry {each.entry}")
-        except ValidationError as error:
-            problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-            raise InputError(*(f"{place(path, *where)}: {problem}" for problem in problems)) from None
+            costs = _measured(trace.costs, path.parent)
+            site = _site(trace, path.parent)
         except ValueError as error:
             raise InputError(f"{place(path, *where)}: {error}") from None
-        found[name] = trace, site
+        found[name] = trace.model_copy(update={"costs": costs}), site
     return found
 
 
@@ -228,16 +230,39 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def _site(trace: Trace, folder: Path) -> SiteFile:
+    """The site, less what concerns others than the one sweep; ValueError where that cannot be on its entries."""
+    site = trace.site if isinstance(trace.site, SiteFile) else load(folder / trace.site, SiteFile)
+    names = [entry.name for entry in site.entries]
+    for nodes in trace.nodes:
+        if nodes.entry not in (None, *names):
+            raise ValueError(f"nodes: {site.site} has no entry {nodes.entry}; it has {', '.join(names)}")
+    for entry in site.entries:
+        if entry.service:
+            raise ValueError(f"site: {entry.name} passes records on to a service, which no trace describes")
+    entries = [entry.model_copy(update={"ready": 0, "owners": ()}) for entry in site.entries]
+    return site.model_copy(update={"entries": entries})
+
+
 def _measured(costs: Costs, folder: Path) -> Costs:
-    """The costs, with those that benchmarks have measured; ValueError for a file that has none."""
-    found: dict[str, float] = {}
+    """The costs, with those that benchmarks have measured; ValueError for a file that tells none."""
     for name in costs.measured:
+        where = f"costs.measured: {folder / name}"
         try:
             told = json.loads((folder / name).read_text())
         except OSError as error:
-            raise ValueError(f"costs.measured: {folder / name}: {error.strerror}") from None
-        known = {cost: convert(told[key]) for key, (cost, convert) in MEASURED.items() if key in told}
-        if not known:
-            raise ValueError(f"costs.measured: {folder / name} has none of {', '.join(MEASURED)}")
-        found |= known
-    return costs.model_copy(update=found)
+            raise ValueError(f"{where}: {error.strerror}") from None
+        except ValueError:
+            raise ValueError(f"{where}: it is not JSON") from None
+        if isinstance(told, dict) and _is_positive(told.get("job_each_per_s")):  # glide bench overhead
+            costs = costs.model_copy(update={"start": 1 / told["job_each_per_s"]})
+        elif isinstance(told, dict) and "kills" in told and _is_positive(told.get("median_s")):  # glide bench recovery
+            known = costs.match + costs.start + costs.turnover  # until the records run again
+            costs = costs.model_copy(update={"loss": max(0.0, told["median_s"] - known)})
+        else:
+            raise ValueError(f"{where}: it has neither overhead's job_each_per_s nor recovery's median_s")
+    return costs
+
+
+def _is_positive(told: Any) -> bool:
+    return isinstance(told, (int, float)) and 0 < told < float("inf")

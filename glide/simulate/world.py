@@ -26,19 +26,23 @@ class Record:
 
     Attributes:
         served: from when to when an engine computed how many records that were kept.
-        safe: when how many results were out of their node's reach.
-        lanes: when how many lanes became warm, or fewer.
-        spent: glidein-seconds by kind: starting, loading, serving, lost, idle.
+        warm: when a glidein became warm (1), or was so no more (-1).
+        spent: glidein-seconds by kind: starting, of those that became warm, or may yet; unborn, of those that were lost
+            before; warm; and of these: loading, serving, lost.
         by_device: records by kind of GPU.
+        jobs, glideins: submitted.
+        evictions: of glideins; `losses` are those of their jobs.
+        lost_in_flight: records begun on a node that was lost, and done again elsewhere.
+        first_warm: when a glidein was first warm.
     """
 
     served: list[tuple[float, float, int]] = field(default_factory=list)
-    safe: list[tuple[float, int]] = field(default_factory=list)
-    warm: list[tuple[float, int, str]] = field(default_factory=list)
+    warm: list[tuple[float, int]] = field(default_factory=list)
     spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     by_device: Counter[str] = field(default_factory=Counter)
     jobs: int = 0
     evictions: int = 0
+    losses: int = 0
     lost_in_flight: int = 0
     glideins: int = 0
     first_warm: float | None = None
@@ -52,12 +56,13 @@ class World:
         self.trace = trace
         self.site = site
         self.epoch = trace.epoch
-        self.random = random.Random(trace.seed)
         self.record = Record()
         self.changed = 0
-        files = trace.files
-        # Who fetches takes a seat, which is a node's full rate; peers that have the files offer one more.
-        self.seats = simpy.Container(self.env, init=max(1, round(files.origin / files.node))) if files else None
+        # Who fetches takes a seat, which is a node's rate as far as the origin has that; a peer with the files has one.
+        self.seats, self.rate = None, 0.0
+        if files := trace.files:
+            seats = max(1, int(files.origin / files.node))
+            self.seats, self.rate = simpy.Container(self.env, init=seats), min(files.node, files.origin / seats)
 
     @property
     def now(self) -> float:
@@ -65,3 +70,7 @@ class World:
 
     def device(self, name: str) -> Device:
         return self.trace.devices[name]
+
+    def chance(self, of: str) -> random.Random:
+        """What is random about something, whatever else there is in the trace."""
+        return random.Random(f"{self.trace.seed} {of}")

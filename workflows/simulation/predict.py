@@ -20,7 +20,7 @@ COSTS = {"queue": 0, "glidein": 0}
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", "simulation", repeat=1)
+    parser = arguments(__doc__ or "", "simulation")
     parser.add_argument(
         "--runs", type=Path, default=Path("docs/results"), help="folder with what rq3, rq4 and rq5 left"
     )

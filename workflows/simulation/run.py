@@ -23,7 +23,7 @@ SAME = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name for 
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", "simulation", repeat=1).parse_args()
+    options = arguments(__doc__ or "", "simulation").parse_args()
     experiment = Experiment(
         "simulation", "The paper's experiments in simulation",
         "Do plan and packer take on the paper's cluster what the paper measured, and what would glide do there?",
@@ -41,7 +41,7 @@ def main() -> None:
         experiment.rows.append((f"{name}, {each.records:,} records", "s", "", "", "", round(each.makespan)))
         experiment.notes.append(
             f"{name}: {each.done:,} of {each.records:,} records in {each.makespan:,.0f} simulated seconds,"
-            f" {each.jobs:,} jobs, {each.evictions:,} evictions, {each.spent['serving']:.0%} of the glideins' time"
+            f" {each.jobs:,} jobs, {each.evictions:,} evictions, {each.shares['serving']:.0%} of the glideins' time"
             f" spent serving; simulated in {each.took:.0f} s."
         )
     storm = ours["stormy"]
