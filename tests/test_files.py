@@ -363,6 +363,19 @@ def test_what_is_kept_is_not_loaded_or_fetched_again(start, model, keep, loads, 
         assert sum(source.sent.values()) == reads * sum(SIZES.values())
 
 
+def test_a_job_that_comes_while_the_last_ones_engine_ends_is_served_by_another(start, tmp_path):
+    template = Template("noop", "noop", keep="files")
+    server = start(template)
+    server.reached(State.WARM)
+    records = [{"custom_id": str(number), "prompt": "text"} for number in range(4)]
+    for after in range(24):
+        eventually(lambda: not engines_of(server), "the end of the last one's engine")
+        first = server.call(records, template.digest)
+        first.end()
+        time.sleep(0.001 * after)  # engines are ended some 20 ms after their jobs
+        assert len(server.call(records, template.digest).results()) == 4
+
+
 def test_an_engine_that_dies_under_a_job_that_keeps_files_alone_is_replaced(start, model):
     options = {"crash_on": "POISON"}
     template = replace(described(model), keep="files", options=options)

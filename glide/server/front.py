@@ -234,7 +234,8 @@ class Front:
         """Keep one call running and one more waiting in the engine, so that it never waits for us."""
         while True:
             await engine.slots.acquire()
-            while not (items := self._take(warm["batch"], warm["window"])):
+            # One that is ending gets no more: what came meanwhile is the next one's.
+            while engine.unused or not (items := self._take(warm["batch"], warm["window"])):
                 self.work.clear()
                 await self.work.wait()
             options = {id(item.generate): item.generate for item in items}  # a job's are one object, and may be long

@@ -16,7 +16,7 @@ from glide.bench.factory import NODE
 from glide.bench.rig import Rig, rig
 from glide.condor import EmbeddedPool
 
-OTHERS = "executable = /bin/sleep\narguments = 86400\nMy.Important = True\nrequest_memory = 1\n"
+OTHERS = "executable = /bin/sleep\narguments = 86400\nMy.Important = True\nrequest_memory = 1\nrequest_disk = 1\n"
 TYPES = {FAST: 1, SLOW: 2}  # of slots: the classes of nodes
 START_SECONDS = 120.0  # for other people's first jobs to run
 
