@@ -16,7 +16,7 @@ from glide.template import Template
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows" / "stickyinvoc"
 COMMANDS = ("rq1", "rq2", "rq3", "rq4", "rq5")
-TINY = "import rq5; rq5.TRACES = {'low': ((0, 2), (4, 1))}; rq5.SECONDS = 6.0; rq5.main()"
+TINY = "import rq5; rq5.TRACES = {'low': ((0, 2), (4, 1))}; rq5.SECONDS = {'low': 6.0}; rq5.main()"
 
 
 @pytest.fixture

@@ -19,13 +19,14 @@ from glide.report.sweep.timeline import Series, lanes_over_time
 from glide.sweep.driver import Progress
 
 Trace = Sequence[tuple[float, int]]
-# How many nodes others leave, from which second on; half of them are slow. The paper's go up to 20, 92 and 186.
+# How many nodes others leave, from which second on; half of them are slow. The paper's go up to 20, 92 and 186; here
+# all nodes are on one machine, whose cores start a glidein or two a second, and would do nothing else.
 TRACES: dict[str, Trace] = {
     "low": ((0, 4), (15, 8), (30, 12), (45, 8), (60, 16), (75, 20)),
-    "medium": ((0, 8), (12, 20), (24, 32), (40, 20), (55, 40), (70, 48)),
-    "high": ((0, 16), (12, 40), (24, 64), (45, 96), (60, 72), (75, 96)),
+    "medium": ((0, 4), (20, 10), (40, 18), (60, 12), (80, 24), (110, 32)),
+    "high": ((0, 8), (20, 16), (40, 26), (60, 36), (80, 28), (100, 40), (130, 48)),
 }
-SECONDS = 95.0  # that the work would take on nodes that computed from the moment when they are left
+SECONDS = {"low": 95.0, "medium": 150.0, "high": 190.0}  # of work, on nodes that computed from when they are left
 RECORD_SECONDS = 0.2
 LOAD_SECONDS = 1.0
 INTERVAL = 10.0  # seconds, where the progress of intervals counts
@@ -44,7 +45,7 @@ def main() -> None:
     runs: dict[str, list[Run]] = {name: [] for name in chosen.traces}
     for _ in range(chosen.repeat):
         for name, same in runs.items():
-            same.append(follow(scaled(TRACES[name], chosen.scale), chosen.scale * SECONDS))
+            same.append(follow(scaled(TRACES[name], chosen.scale), chosen.scale * SECONDS[name]))
     for name, same in runs.items():
         experiment.rows.append((
             name, int(max(count for each in same for _, count in connected(each))), len(same[0].results),
@@ -63,8 +64,9 @@ def main() -> None:
         f" driver's view. The last {TAIL:.0%} of the records, when lanes run out of work, are left out.",
         "A node is taken away by a job that its pool ranks higher than a glidein, without a warning. The trace is of"
         " nodes that others leave; a glidein needs some seconds from there to its loaded model, and that is in no R².",
-        "The traces are short, and each has an amount of work of its own, where the paper's have the same: here a start"
-        " of so many glideins on few cores is not small against a minute and a half.",
+        "The traces are short, each has an amount of work of its own, where the paper's have the same, and they end at"
+        " fewer nodes than the paper's: all nodes are on one machine, and the start of so many glideins on its few"
+        " cores is not small against some minutes.",
         f"The engine is noop, {RECORD_SECONDS:g} s a record on fast nodes, twice that on slow ones.",
     ]
     experiment.data = {
