@@ -29,7 +29,7 @@ def test_what_was_measured_often_is_told_with_its_spread():
 
 
 def test_it_leaves_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--repeat", "2"])
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--out", str(tmp_path), "--repeat", "2"])
     monkeypatch.chdir(tmp_path)
     speedup = Measured((3.5, 3.9), "×")
     experiment = Experiment(

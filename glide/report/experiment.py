@@ -135,11 +135,10 @@ def number(value: float, unit: str = "") -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """As Markdown; what is no text stands right."""
-    marks = [
-        "---" if all(isinstance(row[at], str) for row in rows) and at == 0 else "--:" for at in range(len(columns))
-    ]
-    lines = [columns, marks, *([str(cell) for cell in row] for row in rows)]
+    """As Markdown; columns of numbers stand right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    numbers = [all(not row[at] or row[at][0] in "+-0123456789" for row in cells) for at in range(len(columns))]
+    lines = [columns, ["--:" if each else "---" for each in numbers], *cells]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
@@ -163,10 +162,11 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """What was typed, without where anything lies on this machine."""
-    script = Path(sys.argv[0])
+    script, words = Path(sys.argv[0]), iter(sys.argv[1:])
     with suppress(ValueError):
         script = script.resolve().relative_to(Path.cwd())
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    kept = [word for word in words if not word.startswith("--out=") and not (word == "--out" and next(words, word))]
+    return shlex.join(["python", str(script), *kept])
 
 
 def _processor() -> str:

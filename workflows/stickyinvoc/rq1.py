@@ -15,7 +15,7 @@ RECORDS = 560
 # Records of a task. Loading takes 2.6 times as long as inference in the paper's create-destroy tasks (139 s, of which
 # 38.7 s are a StickyInvoc task's: 10.4k s and 2.9k s, 1500 tasks, 20 GPUs); here some more, as a node has fewer tasks
 # over which the one load of StickyInvoc is spread.
-TASK = 20
+TASK = 14
 PAPER_LOADING = 139 / 38.7 - 1
 
 
