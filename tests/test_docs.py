@@ -94,14 +94,14 @@ def test_every_link_leads_somewhere_and_every_file_that_is_named_is_there(docume
             continue
         there = document.parent / path if path else document
         assert there.exists(), target
-        anchors = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in _headings(there)}
-        assert not heading or heading in anchors, target
+        assert not heading or heading in _anchors(there), target
     for named in re.findall(r"`((?:site_configs|submit_templates|workflows|glide|docs)/[\w./@-]+)`", text):
         assert (ROOT / named).exists(), named
 
 
-def _headings(document: Path) -> list[str]:
-    return [line for line in BLOCK.sub("", document.read_text()).splitlines() if line.startswith("#")]
+def _anchors(document: Path) -> set[str]:
+    headings = [line for line in BLOCK.sub("", document.read_text()).splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in headings}
 
 
 def test_what_root_does_is_nothing_else_and_its_units_are_sound(tmp_path: Path):
