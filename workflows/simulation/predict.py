@@ -52,20 +52,21 @@ def main() -> None:
 
 def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float]]]:
     """Each run by name, and what a load takes there by class of node."""
-    told = {name: json.loads((folder / f"{name}.json").read_text())["data"] for name in ("rq3", "rq4", "rq5")}
+    files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
+    told = {file.stem: json.loads(file.read_text())["data"] for file in files if file.exists()}
     (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 1000][:1]
     started = {  # beside the load that is known
         node: each["load_s"] - told["rq3"]["known"]["load_s"] * pace(told["rq3"]["known"], node)
         for node, each in calibration["classes"].items()
     }  # fmt: skip
-    for name in ("rq3", "rq4"):
+    for name in sorted(told.keys() & {"rq3", "rq4"}):
         known = told[name]["known"]
         load = {node: known["load_s"] * pace(known, node) + started[node] for node in started}
         for run in told[name]["runs"]:
             small = run["records"] < 1000 and run["finished"]  # a part of the work, of which the end is most
             if run is not calibration and not small:
                 yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']}", run, load
-    for name, runs in told["rq5"].items():
+    for name, runs in told.get("rq5", {}).items():
         for run in runs:
             yield f"rq5, {name} availability", run, {node: each["load_s"] for node, each in run["classes"].items()}
 
@@ -78,8 +79,8 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
     """The run's nodes and its sweep."""
     ready = run["keep"] == STATE and all(node["warm_s"] == node["arrive_s"] for node in run["nodes"])
     entries = [
-        {"name": name, "max_glideins": 1000, "max_idle": 1000, "submits_per_cycle": 1000, "lanes": run["lanes"],
-         "breaker": {"failures": 1000}}
+        {"name": name, "max_glideins": at_once(run, name), "max_idle": 1000, "submits_per_cycle": 1000,
+         "lanes": run["lanes"], "breaker": {"failures": 1000}}
         for name in run["classes"]
     ]  # fmt: skip
     nodes = [
@@ -99,6 +100,15 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
     })  # fmt: skip
     assert isinstance(made.site, SiteFile)
     return made, made.site
+
+
+def at_once(run: Mapping[str, Any], name: str) -> int:
+    """Most nodes of a class that were there at the same time."""
+    mine = [node for node in run["nodes"] if node["class"] == name]
+    return max(
+        sum(each["arrive_s"] <= node["arrive_s"] and (each["leave_s"] or 1e9) > node["arrive_s"] for each in mine)
+        for node in mine
+    )
 
 
 def figure(shown: Mapping[str, tuple[Mapping[str, Any], Any]]) -> Figure:
