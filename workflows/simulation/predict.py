@@ -43,8 +43,8 @@ def main() -> None:
         "What a simulation knows: when each node came and went, what a record and a load take on a class of nodes, how"
         " many records there are and what a job carries. Matching, starts, turnover, losses and gathering cost what"
         " `glide simulate` takes by default, which was measured in other runs; sizes of jobs are the packer's own.",
-        "StickyI/O's load is that of an engine in a process of its own, as RQ3's tasks of most inferences show it; that"
-        " run is therefore not among these.",
+        "StickyI/O's load is that of an engine in a process of its own, as RQ3's tasks of 100 show it; that run is"
+        " therefore not among these.",
     ]
     with style():
         experiment.leave(options.out, figure(shown))
@@ -54,7 +54,7 @@ def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, f
     """Each run by name, and what a load takes there by class of node."""
     files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
     told = {file.stem: json.loads(file.read_text())["data"] for file in files if file.exists()}
-    (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 1000][:1]
+    (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 100][:1]
     started = {  # beside the load that is known
         node: each["load_s"] - told["rq3"]["known"]["load_s"] * pace(told["rq3"]["known"], node)
         for node, each in calibration["classes"].items()
@@ -91,7 +91,7 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
         name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else load[name]}
         for name, each in run["classes"].items()
     }  # fmt: skip
-    batch = 1 if run["batch"] == "auto" else run["batch"]
+    batch = 1 if run["pack"] == "auto" else run["batch"]  # else it decides nothing, and the engine's own is 1
     work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
     left = max(run["records"], 1) if run["finished"] else 10 * run["done"][-1][1]
     made = Trace.model_validate({
