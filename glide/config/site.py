@@ -57,16 +57,17 @@ class Downtime(Strict):
 
     @model_validator(mode="after")
     def _ends_after_its_start(self) -> Downtime:
-        if _utc(self.end) <= _utc(self.start):
+        if unix_time(self.end) <= unix_time(self.start):
             raise ValueError("it ends before it starts")
         return self
 
     def contains(self, now: float) -> bool:
         """Whether it is on at this Unix time."""
-        return _utc(self.start) <= now < _utc(self.end)
+        return unix_time(self.start) <= now < unix_time(self.end)
 
 
-def _utc(time: datetime) -> float:
+def unix_time(time: datetime) -> float:
+    """A time that a user wrote; without a zone it is UTC."""
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
 
 

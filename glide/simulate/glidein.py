@@ -59,6 +59,11 @@ class SimulatedGlidein:
     def glide_id(self) -> str:
         return f"{self.entry}-{self.job}" + (f"r{self.lives - 1}" if self.lives > 1 else "")
 
+    @property
+    def pace(self) -> float:
+        """Seconds per record, as far as it has told: 0 before its first records."""
+        return self.world.device(self.node.device).record_seconds if self.node and self.served else 0.0
+
     def seen(self) -> snapshot.Glidein:
         """As its job's ad tells."""
         warm = self.warm_seconds if self.status != JobStatus.RUNNING or self.state != State.WARM else self._warm()
@@ -74,11 +79,10 @@ class SimulatedGlidein:
             return []
         seen = (self.lives, self.state, bool(self.served), tuple(self.busy))
         if self.told[0] != seen:  # few of thousands have changed since the last look
-            pace = self.world.device(self.node.device).record_seconds if self.served else 0.0
             self.told = seen, [
                 snapshot.Lane(
                     self.glide_id, self.entry, DIGEST, TEMPLATE.model, self.state, lane in self.busy,
-                    record_seconds=pace, start_seconds=self.start_seconds, name=f"slot{lane + 1}@{self.glide_id}",
+                    record_seconds=self.pace, start_seconds=self.start_seconds, name=f"slot{lane + 1}@{self.glide_id}",
                     retires=self.world.epoch + self.retires, served=self.served,
                 )
                 for lane in range(self.settings.lanes)
@@ -114,9 +118,7 @@ class SimulatedGlidein:
         now, spent = self.world.now, self.world.record.spent
         if self.state == State.WARM:
             self.warm_seconds = self._warm()
-            assert self.node
-            pace = self.world.device(self.node.device).record_seconds if self.served else 0.0
-            self.sweep.lanes_gone(self.settings.lanes, pace)
+            self.sweep.lanes_gone(self.settings.lanes, self.pace)
             self.world.record.warm.append((now, -1))
             spent["warm"] += self.warm_seconds
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from glide.config import SiteFile, load, place
 from glide.config.reading import Name, Strict, part
+from glide.config.site import unix_time
 from glide.errors import InputError
 from glide.invoke.pack import START_SECONDS
 from glide.template.spec import Keep
@@ -185,7 +186,7 @@ class Trace(Part):
     @property
     def epoch(self) -> float:
         """Unix time of 0 s."""
-        return self.begins.replace(tzinfo=self.begins.tzinfo or timezone.utc).timestamp()
+        return unix_time(self.begins)
 
 
 class TraceFile(Trace):
