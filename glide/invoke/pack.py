@@ -11,8 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PROBE_RECORDS = 32  # a job's size while nothing has been measured
 SHARE = 3  # a job takes 1/SHARE of a lane's part of what is left
+# While nothing has been measured, a job takes its share within these records: enough that fast lanes do not run dry
+# before their pace is known, and no more than slow ones can do.
+PROBE_RECORDS = (32, 128)
 # A job costs the access point about START_SECONDS whatever it carries; all lanes' jobs together may keep it busy for
 # AP_SHARE of the time, and the smallest job is worth many starts even where there is one lane.
 START_SECONDS = 0.06
@@ -66,7 +68,9 @@ def pack(
     if fixed is not None:
         return Wave(_cut(left, [fixed] * room), f"{fixed} records a job, as fixed by the sweep")
     if not paces:
-        return Wave(_cut(left, [PROBE_RECORDS] * room), f"{PROBE_RECORDS} records a job until their time is known")
+        least, most = PROBE_RECORDS
+        size = min(max(math.ceil(left / lanes / SHARE), least), most)
+        return Wave(_cut(left, [size] * room), f"{size} records a job until their time is known")
     slowest = max(paces)  # any lane may get any job, and the last one must not be long on the slowest
     if slowest == 0:
         return Wave((left,), f"all {left} records in one job: they take no time")
@@ -82,8 +86,9 @@ def pack(
         size = min(max(share, least), most, remaining)
         if size == 0:
             break
-        if remaining - size < least:  # no crumbs: a job of its own for them would end last
-            size = min(remaining, most)
+        if remaining - size < least:  # no crumbs, whose job would end last: two jobs alike, or one
+            half = batch * math.ceil(remaining / 2 / batch)
+            size = min(half if remaining - half >= 0.75 * least else remaining, most)
         sizes.append(size)
         remaining -= size
     pace = f"{1000 * min(paces):.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * min(paces) else "")

@@ -185,11 +185,11 @@ def run(
 
 
 def bring_up(bench: Rig, system: str, model: Mapping[str, Any], nodes: int) -> None:
-    """Have that many glideins there, with what the system keeps between tasks."""
+    """Have that many glideins there, with what the system keeps between tasks, and their pace known."""
     lanes = nodes * LANES[system]
 
     def watch(progress: Progress) -> None:
-        if progress.lanes.get(State.WARM, 0) >= lanes:
+        if progress.lanes.get(State.WARM, 0) >= lanes and progress.running >= lanes and progress.done >= lanes:
             raise Enough
 
     run(bench, system, model, 1000 * nodes, watch, glideins=nodes)
