@@ -87,6 +87,6 @@ def leave(out: str, began: float, ready: float, texts: Sequence[str], **more: An
     Path(out).write_text(json.dumps({**told, **more}, indent=1) + "\n")
 
 
-def leave_answers(out: str, began: float, answers: Sequence[Answer]) -> None:
+def leave_answers(out: str, began: float, answers: Sequence[Answer], **more: Any) -> None:
     """The same, for all tasks' answers in their order."""
-    leave(out, began, min(ready for _, ready in answers), [text for texts, _ in answers for text in texts])
+    leave(out, began, min(ready for _, ready in answers), [text for texts, _ in answers for text in texts], **more)

@@ -208,9 +208,10 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
         "From the first ready worker: by the worker's own clock, until the last result is in the caller's hands. From"
         " nothing: since the caller's script began, so with the start of the system, of glide's HTCondor pool as well.",
     ]
+    versions = [f"{case.system.name} {told[0]['version']}" for case, told in runs.items() if "version" in told[0]]
+    experiment.notes.append(f"Versions: {', '.join([*(each.needs for each in SYSTEMS if each.needs), *versions])}.")
     listed = [{"system": case.system.name, "records": case.records, "runs": told} for case, told in runs.items()]
-    pinned = [system.needs for system in SYSTEMS if system.needs]
-    experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "pinned": pinned, "cases": listed}
+    experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "cases": listed}
     return experiment
 
 
