@@ -12,11 +12,13 @@ FOLDER = Path(__file__).with_name("results")
 PAGE = Path(__file__).with_name("results.md")
 # In the order in which the papers ask; what is not here comes after.
 ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt", "it", "peers")
+GOALS = {"more": "≥ ", "less": "≤ ", "": ""}
 HEAD = """# Results
 
 Written by `make docs` from the JSON that the experiments left; each was run with the command beside it. Read ratios,
 not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
-runs, with the least and the most of them.
+runs, with the least and the most of them. Where ≥ or ≤ stands before a number from elsewhere, ours is meant to be so
+beside it; where it is not, it is in **bold**.
 """
 
 
@@ -33,13 +35,19 @@ def _compared(told: list[dict[str, Any]]) -> list[str]:
     rows = []
     for each in told:
         for row in each["compared"]:
-            here = str(Measured(tuple(row["here"]), row["unit"])) if row["here"] else ""
+            here = _here(row) if row["here"] else ""
             simulated = number(row["simulated"], row["unit"]) if row["simulated"] is not None else ""
-            rows.append(
-                (f"[{each['name']}](#{each['name']})", row["what"], number(row["paper"], row["unit"]), here, simulated)
-            )
+            elsewhere = GOALS[row["better"]] + number(row["paper"], row["unit"])
+            rows.append((f"[{each['name']}](#{each['name']})", row["what"], elsewhere, here, simulated))
     columns = ("experiment", "what", "elsewhere", "here", "simulated")
     return ["## Beside the papers' numbers\n", table(columns, rows)] if rows else []
+
+
+def _here(row: dict[str, Any]) -> str:
+    """What was measured here, in bold where it is not what it is meant to be."""
+    here = Measured(tuple(row["here"]), row["unit"])
+    short = {"more": here.median < row["paper"], "less": here.median > row["paper"], "": False}[row["better"]]
+    return f"**{here}**" if short else str(here)
 
 
 def _section(each: dict[str, Any]) -> str:

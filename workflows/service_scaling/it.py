@@ -11,8 +11,8 @@ from statistics import median
 
 from endpoint import GENERATE
 from endpoint import OPTIONS as ONE_AT_A_TIME
-from scaling import Run, Setting, Workload, account, figure, latencies, measure, options, share
-from services import MODEL, Claim, claims, told
+from scaling import Run, Setting, Workload, conduct, options, share
+from services import MODEL, Claim, claims
 
 from glide.report.experiment import Experiment, number
 
@@ -22,15 +22,11 @@ WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE)
 
 def main() -> None:
     asked = options(__doc__.splitlines()[0], "it", 64)
-    experiment = Experiment("it", "Inference time of services", "How much of a request's time is inference?")
-    runs = list(measure(WORK, asked.counts, asked.requests, asked.repeat))
-    found = account(experiment, runs)
-    experiment.compared += latencies(runs)
-    experiment.notes[:0] = told(list(compare(found, asked.counts)))
-    experiment.notes.append(
-        f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
+    note = f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
+    experiment = Experiment(
+        "it", "Inference time of services", "How much of a request's time is inference?", notes=[note]
     )
-    experiment.leave(asked.out, figure(found))
+    conduct(experiment, WORK, asked, compare)
 
 
 def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:

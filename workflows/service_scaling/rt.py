@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
-from scaling import PARTS, Run, Setting, Workload, account, figure, latencies, measure, options, share
-from services import Claim, told
+from scaling import PARTS, Run, Setting, Workload, conduct, options, share
+from services import Claim
 
 from glide.report.experiment import Experiment, number
 
@@ -21,11 +21,7 @@ WORK = Workload(lambda count: [f"request {each}" for each in range(count)])
 def main() -> None:
     asked = options(__doc__.splitlines()[0], "rt", 1024)
     experiment = Experiment("rt", "Response time of services", "Where does a request's time go without inference?")
-    runs = list(measure(WORK, asked.counts, asked.requests, asked.repeat))
-    found = account(experiment, runs)
-    experiment.compared += latencies(runs)
-    experiment.notes[:0] = told(list(compare(found, asked.counts)))
-    experiment.leave(asked.out, figure(found))
+    conduct(experiment, WORK, asked, compare)
 
 
 def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from endpoint import NAME as REMOTE
 from matplotlib.figure import Figure
-from services import Carriers, Clients, Endpoints, endpoints, say, services
+from services import Carriers, Claim, Clients, Endpoints, endpoints, say, services, told
 
 from glide.bench.rig import Rig
 from glide.report.experiment import Comparison, Experiment, Measured, arguments
@@ -91,12 +91,24 @@ class Run:
     latency: float = 0.0
 
 
+Compare = Callable[[Mapping[Setting, Sequence[Run]], Sequence[int]], Iterator[Claim]]  # with the paper, by counts
+
+
 def options(what: str, name: str, requests: int) -> argparse.Namespace:
     """The command line of both experiments."""
     parser = arguments(what, name, 1)
     parser.add_argument("--requests", type=int, default=requests, help="of each client")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of services; the last one of clients")
     return parser.parse_args()
+
+
+def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, compare: Compare) -> None:
+    """Measure as asked, and leave the account of it, with what the paper says first."""
+    runs = list(measure(work, asked.counts, asked.requests, asked.repeat))
+    found = account(experiment, runs)
+    experiment.compared += latencies(runs)
+    experiment.notes[:0] = told(list(compare(found, asked.counts)))
+    experiment.leave(asked.out, figure(found))
 
 
 def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -> Iterator[Run]:
