@@ -100,7 +100,7 @@ class Experiment:
         told: dict[str, Any] = {
             "name": self.name, "title": self.title, "question": self.question, "command": command(),
             "date": time.strftime("%Y-%m-%d", time.gmtime(self.began)), "seconds": round(time.time() - self.began),
-            "machine": machine(), "versions": versions(), "columns": list(self.columns),
+            "machine": machine(), "versions": versions(), "commit": commit(), "columns": list(self.columns),
             "rows": rows,
             "compared": [{**asdict(each), "here": each.here and list(each.here.runs)} for each in self.compared],
             "notes": self.notes, "data": self.data,
@@ -158,6 +158,14 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def commit() -> str:
+    """Of the working tree that this runs from, with a word where it has been changed since; empty where there is none."""
+    with suppress(OSError):
+        words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def command() -> str:
