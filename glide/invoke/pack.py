@@ -14,14 +14,14 @@ from dataclasses import dataclass
 SHARE = 3  # a job takes 1/SHARE of a lane's part of what is left
 # While nothing has been measured, a job takes its share within these records: enough that fast lanes do not run dry
 # before their pace is known, and no more than slow ones can do.
-PROBE_RECORDS = (32, 128)
+PROBE_RECORDS = (8, 128)
 # A job costs the access point about START_SECONDS whatever it carries; all lanes' jobs together may keep it busy for
 # AP_SHARE of the time, and the smallest job is worth many starts even where there is one lane.
 START_SECONDS = 0.06
 AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0
 # What a lost node had finished is safe, but the rest of its job has to be sent again: so jobs end, as a rule, before
-# their nodes do, and none is longer than
+# their nodes do, and none is longer than this, but where the access point could not start as many.
 LONGEST_SECONDS = 60.0
 # Jobs in the queue per lane: one runs, one more is there when it ends.
 AHEAD = 2
@@ -75,7 +75,9 @@ def pack(
     if slowest == 0:
         return Wave((left,), f"all {left} records in one job: they take no time")
     speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
-    shortest = max(SHORTEST_SECONDS, lanes * start_seconds / AP_SHARE)
+    work = left * lanes / speed  # seconds, for one lane
+    # Of the second length are so many jobs that their starts, one after the other, take as long as one of them runs.
+    shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, math.sqrt(work * start_seconds)))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
     least = batch * math.ceil(shortest * speed / lanes / batch)
     most = batch * max(1, int(longest / slowest / batch))
@@ -88,7 +90,7 @@ def pack(
             break
         if remaining - size < least:  # no crumbs, whose job would end last: two jobs alike, or one
             half = batch * math.ceil(remaining / 2 / batch)
-            size = min(half if remaining - half >= 0.75 * least else remaining, most)
+            size = min(half if remaining > most or remaining - half >= 0.75 * least else remaining, most)
         sizes.append(size)
         remaining -= size
     pace = f"{1000 * min(paces):.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * min(paces) else "")

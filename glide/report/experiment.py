@@ -161,7 +161,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the working tree that this runs from, with a word where it has been changed since; empty where there is none."""
+    """Of the working tree that this runs from, with a word where it was changed; empty where there is none."""
     with suppress(OSError):
         words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
         return subprocess.run(words, capture_output=True, text=True).stdout.strip()
