@@ -12,13 +12,13 @@ FOLDER = Path(__file__).with_name("results")
 PAGE = Path(__file__).with_name("results.md")
 # In the order in which the papers ask; what is not here comes after.
 ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt", "it", "peers")
-GOALS = {"more": "≥ ", "less": "≤ ", "": ""}
+GOALS = {"more": "≥", "less": "≤"}
 HEAD = """# Results
 
 Written by `make docs` from the JSON that the experiments left; each was run with the command beside it. Read ratios,
 not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
-runs, with the least and the most of them. Where ≥ or ≤ stands before a number from elsewhere, ours is meant to be so
-beside it; where it is not, it is in **bold**.
+runs, with the least and the most of them; one without is of a single run. What is not as it was meant to be is in
+**bold**. With `--out docs/results` a command leaves its numbers where `make docs` reads them.
 """
 
 
@@ -35,19 +35,23 @@ def _compared(told: list[dict[str, Any]]) -> list[str]:
     rows = []
     for each in told:
         for row in each["compared"]:
-            here = _here(row) if row["here"] else ""
+            here, meant = _here(row)
             simulated = number(row["simulated"], row["unit"]) if row["simulated"] is not None else ""
-            elsewhere = GOALS[row["better"]] + number(row["paper"], row["unit"])
-            rows.append((f"[{each['name']}](#{each['name']})", row["what"], elsewhere, here, simulated))
-    columns = ("experiment", "what", "elsewhere", "here", "simulated")
+            paper = number(row["paper"], row["unit"]) if row["paper"] is not None else ""
+            rows.append((f"[{each['name']}](#{each['name']})", row["what"], paper, meant, here, simulated))
+    columns = ("experiment", "what", "elsewhere", "meant", "here", "simulated")
     return ["## Beside the papers' numbers\n", table(columns, rows)] if rows else []
 
 
-def _here(row: dict[str, Any]) -> str:
-    """What was measured here, in bold where it is not what it is meant to be."""
-    here = Measured(tuple(row["here"]), row["unit"])
-    short = {"more": here.median < row["paper"], "less": here.median > row["paper"], "": False}[row["better"]]
-    return f"**{here}**" if short else str(here)
+def _here(row: dict[str, Any]) -> tuple[str, str]:
+    """What was measured here, in bold where it falls short, and what it is meant to be."""
+    goal, unit = row["paper"] if row["goal"] is None else row["goal"], row["unit"]
+    meant = f"{GOALS[row['better']]} {number(goal, unit)}" if row["better"] else ""
+    if not row["here"]:
+        return "", meant
+    here = Measured(tuple(row["here"]), unit)
+    short = here.median < goal if row["better"] == "more" else row["better"] == "less" and here.median > goal
+    return f"**{here}**" if short else str(here), meant
 
 
 def _section(each: dict[str, Any]) -> str:
@@ -61,7 +65,7 @@ def _section(each: dict[str, Any]) -> str:
         f"![{each['title']}](results/{each['name']}.png)\n",
         *(f"- {note}" for note in each["notes"]),
         "",
-        f"{each['date']}, {each['seconds']:,} s. {machine['cpu']}, {machine['cores']} cores,"
+        f"{each['date']}, commit {each['commit']}, {each['seconds']:,} s. {machine['cpu']}, {machine['cores']} cores,"
         f" {machine['memory_gb']} GB{gpus}; {', '.join(' '.join(package) for package in versions.items())}.\n",
     ]
     return "\n".join(lines)

@@ -208,6 +208,7 @@ def test_the_command_prints_json_and_draws(file, tmp_path):
         ("count: 2", "count: 2, leave: 5, stay: 5", "leave one of them out"),
         ("count: 2", "count: 2, arrive: 9, leave: 5", "some are gone before they come"),
         ("record_seconds: 0.1", "record_seconds: .inf", "finite number"),
+        ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "its model is warm after 90004 s"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
@@ -217,13 +218,23 @@ def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_costs_are_what_benchmarks_have_measured(file, tmp_path):
+@pytest.mark.parametrize("names", ["overhead.json, recovery.json", "recovery.json, overhead.json"])
+def test_costs_are_what_benchmarks_have_measured(file, tmp_path, names):
     (tmp_path / "overhead.json").write_text('{"job_each_per_s": 16.0, "runs": {}}')
     (tmp_path / "recovery.json").write_text('{"median_s": 0.8, "kills": 20}')
-    file.write_text(FILE + "costs: {measured: [overhead.json, recovery.json], start: 1}\n")
+    file.write_text(FILE + f"costs: {{measured: [{names}], start: 1}}\n")
     (each, _) = read(file)["fast"]
-    assert each.costs.start == 1 / 16
-    assert each.costs.loss == pytest.approx(0.8 - 0.5 - 0.2 - 1 / 16)  # matching and starting are costs of their own
+    assert each.costs.start == each.costs.turnover == 1 / 16
+    assert each.costs.loss == pytest.approx(0.8 - 0.5 - 2 / 16)  # matching and starting are costs of their own
+
+
+def test_with_measured_costs_the_benchmark_comes_out():
+    """As many jobs of a record each on two lanes in a second as `glide bench overhead` had measured."""
+    site = {**SITE, "entries": [{"name": "all", "max_glideins": 1, "lanes": 2}]}
+    costs, devices = {**FREE, "start": 1 / 16, "turnover": 1 / 16}, {"fast": {"record_seconds": 1e-6}}
+    work = {"records": 1600, "glideins": 1, "pack": 1}
+    done = ran(trace([{"device": "fast"}], work, site, costs=costs, devices=devices))
+    assert 1600 / (done.makespan - done.first_warm) == pytest.approx(16, rel=0.05)
 
 
 # ---- the paper -----------------------------------------------------------------------------------

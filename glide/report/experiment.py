@@ -55,19 +55,21 @@ class Comparison:
 
     Attributes:
         what: in words.
-        paper: their number.
+        paper: their number; None where they name none.
         unit: of both.
         here: the same on this machine; None where it was not run here.
         simulated: the same by `glide simulate`; None where it was not.
-        better: whether here it should be at least (`more`) or at most (`less`) theirs; empty where neither.
+        better: whether here it should be at least (`more`) or at most (`less`) that; empty where neither.
+        goal: what it should be so, where that is not their number.
     """
 
     what: str
-    paper: float
+    paper: float | None
     unit: str = ""
     here: Measured | None = None
     simulated: float | None = None
     better: str = ""
+    goal: float | None = None
 
 
 @dataclass

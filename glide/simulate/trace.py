@@ -14,6 +14,7 @@ from glide.config import SiteFile, load, place
 from glide.config.reading import Name, Strict, part
 from glide.config.site import unix_time
 from glide.errors import InputError
+from glide.glidein.settings import SPREAD
 from glide.invoke.pack import START_SECONDS
 from glide.template.spec import Keep
 
@@ -134,8 +135,8 @@ class Costs(Part):
         stream: age of the results that a lost node takes with it.
         look: of the driver, for each ad of a job or lane that it reads.
         gather: until the last results are the user's.
-        measured: files with what `glide bench overhead|recovery --json` said, relative to the trace; where they tell a
-            cost (start, loss), that counts.
+        measured: files with what `glide bench overhead|recovery --json` said, relative to the trace; where they tell
+            costs (start and turnover, loss), these count.
     """
 
     start: float = Field(START_SECONDS, ge=0)
@@ -217,6 +218,7 @@ def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
         try:
             costs = _measured(trace.costs, path.parent)
             site = _site(trace, path.parent)
+            _check_lifetimes(trace, site)
         except ValueError as error:
             raise InputError(f"{place(path, *where)}: {error}") from None
         found[name] = trace.model_copy(update={"costs": costs}), site
@@ -245,8 +247,22 @@ def _site(trace: Trace, folder: Path) -> SiteFile:
     return site.model_copy(update={"entries": entries})
 
 
+def _check_lifetimes(trace: Trace, site: SiteFile) -> None:
+    """ValueError where a model takes longer to be warm than a glidein lives."""
+    entries = {entry.name: entry for entry in site.entries}
+    for nodes in trace.nodes:
+        device, entry = trace.devices[nodes.device], entries[nodes.entry or site.entries[0].name]
+        seconds = device.fetch_seconds + device.load_seconds + trace.costs.glidein
+        if seconds >= entry.lifetime * (1 - SPREAD):
+            raise ValueError(
+                f"devices.{nodes.device}: its model is warm after {seconds:g} s, and glideins of {entry.name} take no"
+                f" jobs any more after {entry.lifetime * (1 - SPREAD):g} s (lifetime {entry.lifetime}, less 10 %)"
+            )
+
+
 def _measured(costs: Costs, folder: Path) -> Costs:
     """The costs, with those that benchmarks have measured; ValueError for a file that tells none."""
+    recovered: list[float] = []
     for name in costs.measured:
         where = f"costs.measured: {folder / name}"
         try:
@@ -256,12 +272,16 @@ def _measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: it is not JSON") from None
         if isinstance(told, dict) and _is_positive(told.get("job_each_per_s")):  # glide bench overhead
-            costs = costs.model_copy(update={"start": 1 / told["job_each_per_s"]})
+            # On two lanes: while one's job is started, the other turns to its next.
+            each = 1 / told["job_each_per_s"]
+            costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(told, dict) and "kills" in told and _is_positive(told.get("median_s")):  # glide bench recovery
-            known = costs.match + costs.start + costs.turnover  # until the records run again
-            costs = costs.model_copy(update={"loss": max(0.0, told["median_s"] - known)})
+            recovered.append(told["median_s"])
         else:
             raise ValueError(f"{where}: it has neither overhead's job_each_per_s nor recovery's median_s")
+    for seconds in recovered[-1:]:  # less what comes until the records run again, by whatever else was measured
+        rest = seconds - costs.match - costs.start - costs.turnover
+        costs = costs.model_copy(update={"loss": max(0.0, rest)})
     return costs
 
 

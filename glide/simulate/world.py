@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import simpy
@@ -61,7 +62,7 @@ class World:
         # Who fetches takes a seat, which is a node's rate as far as the origin has that; a peer with the files has one.
         self.seats, self.rate = None, 0.0
         if files := trace.files:
-            seats = max(1, int(files.origin / files.node))
+            seats = ceil(files.origin / files.node)
             self.seats, self.rate = simpy.Container(self.env, init=seats), min(files.node, files.origin / seats)
 
     @property

@@ -228,6 +228,8 @@ def where_glide_was(case: Case, told: Sequence[dict[str, Any]]) -> str:
     return (
         f"Of glide's {number(whole, 's')} for {case.records:,} prompts the busier engine computed {number(busy, 's')},"
         f" for {jobs:.0f} jobs in all; the driver knew of a warm lane for {number(known, 's')} (warm_makespan_s)."
+        " The others push tasks to workers that wait for them; here a lane that is warm says so to the collector, is"
+        " matched in the next negotiation, and each job is a process that HTCondor's daemons start on the same cores."
     )
 
 

@@ -53,6 +53,8 @@ def main() -> None:
 def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float]]]:
     """Each run by name, and what a load takes there by class of node."""
     files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
+    if not files[0].exists():
+        raise SystemExit(f"{files[0]}: not there; run workflows/stickyinvoc/rq3.py --out {folder} first")
     told = {file.stem: json.loads(file.read_text())["data"] for file in files if file.exists()}
     (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 100][:1]
     started = {  # beside the load that is known
@@ -93,10 +95,9 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
     }  # fmt: skip
     batch = 1 if run["pack"] == "auto" else run["batch"]  # else it decides nothing, and the engine's own is 1
     work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
-    left = max(run["records"], 1) if run["finished"] else 10 * run["done"][-1][1]
     made = Trace.model_validate({
         "site": {"site": "here", "interval": 1, "entries": entries}, "devices": devices, "nodes": nodes,
-        "workload": {"records": left, **work}, "costs": COSTS,
+        "workload": {"records": run["total"], **work}, "costs": COSTS,
     })  # fmt: skip
     assert isinstance(made.site, SiteFile)
     return made, made.site

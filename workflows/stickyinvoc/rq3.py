@@ -30,6 +30,7 @@ WAYS: dict[str, tuple[str, int | str]] = {
 }
 # A job for each of all records would take an hour: of these a part is done, and its time multiplied.
 PART = 0.02
+GOAL = 3.0  # percent: StickyInvoc's spread
 Times = dict[str, dict[int, list[float]]]
 
 
@@ -45,28 +46,27 @@ def main() -> None:
     told: list[dict[str, Any]] = []
     for name, (system, pack) in WAYS.items():
         for batch, part, made in measure(system, pack, batches, records, chosen.repeat):
-            times[name][batch].append(made.seconds / part)
+            times[name][batch].append(whole(made, part))
             told.append({"way": name, "batch": batch, "part": part, **made.told()})
     for batch in times[STICKY_IO]:
         experiment.rows.append((batch, *(Measured(tuple(times[name][batch])) for name in WAYS)))
     least = spread(times, STICKY_INVOC)
     experiment.compared = [
-        Comparison("StickyInvoc, slowest batch size over best, less one", 13.6, "%", least, better="less"),
+        Comparison("StickyInvoc, slowest batch size over best, less one", 13.6, "%", least, better="less", goal=GOAL),
         Comparison("the same with a job per batch", 13.6, "%", spread(times, A_JOB_EACH)),
         Comparison("StickyI/O, slowest batch size over best", 141.1 / 3.2, "×", worst_over_best(times, STICKY_IO)),
     ]
-    if least.median > 3:
-        experiment.notes.append(f"StickyInvoc's spread is {least.median:.1f} %: more than the 3 % meant.")
     experiment.notes += [
         "The paper's batch is the sweep's key `batch`: what a user puts into one invocation. Whatever that is, the"
-        " default `pack: auto` cuts the jobs by the measured pace: the number decides nothing on glide, and"
-        " StickyInvoc's times differ by chance alone. That is the column StickyInvoc.",
+        " default `pack: auto` cuts the jobs by the measured pace: the number decides nothing on glide, so"
+        " that StickyInvoc's times should differ by chance alone. That is the column StickyInvoc.",
         f"`pack: 1` makes each batch an HTCondor job, as StickyI/O's tasks are: that is the column {A_JOB_EACH!r}."
         " Jobs of one inference wait for the access point, which starts some 15 to 20 a second; jobs of 1000 leave"
         " lanes idle at the end.",
-        f"Batches of one in a job each: {PART:.0%} of the records are done, and the time is multiplied.",
-        "All glideins are connected before the first run, with what the system keeps: their start is RQ1's subject. The"
-        " engine takes each inference alone, whatever the batch.",
+        f"Batches of one in a job each: {PART:.0%} of the records are done, and the time from the first result on is"
+        " multiplied.",
+        "All glideins are connected before the first run, with what the system keeps, and their pace known: their start"
+        " is RQ1's subject. The engine takes each inference alone, whatever the batch.",
         f"The engine is noop: {1000 * RECORD_SECONDS:g} ms an inference on fast nodes, twice that on slow ones, and"
         f" {LOAD_SECONDS:g} s a load, with the real start of an engine's process before it.",
     ]
@@ -94,6 +94,12 @@ def measure(
                     run_ = run(bench, system, model, count, batch=batch, pack=pack, glideins=NODES)
                     made.append((batch, count / records, run_))
     return made
+
+
+def whole(made: Run, part: float) -> float:
+    """Seconds for all records, of a run that did a part of them."""
+    first = next(at for at, count in made.done if count)
+    return made.seconds if part == 1 else first + (made.seconds - first) / part
 
 
 def spread(times: Times, name: str) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections.abc import Sequence
 from math import ceil
 
 from cluster import cluster
@@ -50,21 +51,22 @@ def main() -> None:
             )),
         ))  # fmt: skip
     pairs = list(zip(runs[STICKY_INVOC], runs[STICKY_IO], strict=True))
-    done = Measured(tuple(one.done[-1][1] / other.done[-1][1] for one, other in pairs), "×")
-    in_tasks = Measured(tuple(one.done[-1][1] / max(1.0, ended_tasks(other)[-1][1]) for one, other in pairs), "×")
-    ahead = Measured(tuple(100 * share_ahead(one.done, other.done) for one, other in pairs), "%")
+    ended = over([(ended_tasks(one), ended_tasks(other)) for one, other in pairs])
+    streamed = [(one.done, other.done) for one, other in pairs]
+    ahead = Measured(tuple(100 * share_ahead(one, other) for one, other in streamed), "%")
     experiment.compared = [
-        Comparison("completed inferences, StickyInvoc over StickyI/O", 62.9 / 46, "×", in_tasks, better="more"),
-        Comparison("the same where StickyI/O's results are streamed, too", 62.9 / 46, "×", done),
-        Comparison("moments after the first result at which StickyInvoc is ahead", 100, "%", ahead, better="more"),
-    ]
-    if min(ahead.runs) < 100:
-        experiment.notes.append(f"StickyInvoc is ahead at {min(ahead.runs):.1f} % of the moments, not at all of them.")
+        Comparison("completed inferences, in tasks that ended, StickyInvoc over StickyI/O", 62.9 / 46, "×", ended,
+                   better="more"),
+        Comparison("the same, streamed as they come", 62.9 / 46, "×", over(streamed)),
+        Comparison("moments after the first result at which StickyInvoc is ahead, streamed", None, "%", ahead,
+                   better="more", goal=100.0),
+    ]  # fmt: skip
     experiment.notes += [
         "StickyI/O runs on glide here, whose jobs stream their results: what a lost node had finished is not lost, and"
-        " only the rest of its task is done again. The paper's tasks bring their results when they end; the first"
-        " comparison counts StickyI/O's records so, when their task has ended, and those that had ended on a lost node"
-        " not; the second one counts all that were streamed.",
+        " only the rest of its task is done again. The paper's tasks bring their results when they end; records are"
+        " counted so for both systems, too: when their task has ended.",
+        "The paper's StickyInvoc lost three GPUs early. Here both systems have all nodes until the first minute of"
+        " losses: its ratio would have been larger so.",
         f"A minute is {MINUTE:g} s here, and one record stands for five inferences: a task of 1000 is {TASK} records."
         " StickyInvoc's tasks are cut by glide (pack: auto).",
         "Both begin with all glideins connected, with what the system keeps between tasks: the files, or the state.",
@@ -118,6 +120,11 @@ def at(series: Series, moment: float) -> float:
     """The last value until then."""
     place = bisect_right([when for when, _ in series], moment)
     return series[place - 1][1] if place else 0.0
+
+
+def over(pairs: Sequence[tuple[Series, Series]]) -> Measured:
+    """How many times as many records one has at the end as the other."""
+    return Measured(tuple(one[-1][1] / max(1.0, other[-1][1]) for one, other in pairs), "×")
 
 
 def half_time(done: Series) -> float:

@@ -82,6 +82,7 @@ class Run:
     """A sweep that has run.
 
     Attributes:
+        total: how many records it was given.
         sizes: its keys `batch` and `pack`.
         results: those of its records that it has.
         summary: its own; empty if it was ended before it was done.
@@ -89,6 +90,7 @@ class Run:
 
     system: str
     lanes: int
+    total: int
     sizes: Mapping[str, Any]
     history: History
     results: Sequence[Mapping[str, Any]]
@@ -148,8 +150,8 @@ class Run:
             }  # fmt: skip
         return {
             "system": self.system, "keep": KEEP[self.system], "lanes": self.lanes, **self.sizes,
-            "records": len(self.results), "jobs": len(self.history.carriers), "finished": bool(self.summary),
-            "makespan_s": round(self.seconds, 2), "classes": classes, "nodes": nodes,
+            "total": self.total, "records": len(self.results), "jobs": len(self.history.carriers),
+            "finished": bool(self.summary), "makespan_s": round(self.seconds, 2), "classes": classes, "nodes": nodes,
             "done": [[round(at, 2), int(count)] for at, count in self.done],
         }  # fmt: skip
 
@@ -178,7 +180,7 @@ def run(
         summary = bench.sweep(records, {}, watch, model=kept, batch=batch, pack=pack, **changes)
     sweep = bench.results.sweep
     return Run(
-        system, lanes or LANES[system], {"batch": batch, "pack": pack},
+        system, lanes or LANES[system], records, {"batch": batch, "pack": pack},
         histories.read(read_lines(history_file(sweep))), list(read_results(sweep.out / "plain" / "results.jsonl")),
         summary,
     )  # fmt: skip
