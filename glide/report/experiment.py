@@ -139,7 +139,7 @@ def number(value: float, unit: str = "") -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """As Markdown; columns of numbers stand right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    numbers = [all(not row[at] or row[at][0] in "+-≥≤*0123456789" for row in cells) for at in range(len(columns))]
+    numbers = [all(not row[at] or row[at][0] in "+-–≥≤*0123456789" for row in cells) for at in range(len(columns))]
     lines = [columns, ["--:" if each else "---" for each in numbers], *cells]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
