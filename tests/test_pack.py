@@ -93,7 +93,8 @@ def test_of_those_few_wait_where_lanes_are_many():
 
 def _shortest(lanes: int, work: float = float("inf")) -> float:
     """Of a job, in seconds, where all that is left would take one lane so many."""
-    return max(SHORTEST_SECONDS, min(lanes * START_SECONDS / AP_SHARE, math.sqrt(work * START_SECONDS)))
+    last = max(work / max(1, lanes), math.sqrt(work * START_SECONDS))
+    return max(SHORTEST_SECONDS, min(lanes * START_SECONDS / AP_SHARE, last))
 
 
 def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
@@ -131,7 +132,7 @@ def test_jobs_carry_whole_engine_calls():
 
 def test_many_lanes_get_jobs_that_their_access_point_can_start():
     for lanes in (10, 100, 400, 4000):
-        wave = pack(10**10, lanes, 0, [0.01])
+        wave = pack(10**9, lanes, 0, [0.01])
         assert lanes / (wave.sizes[0] * 0.01) * START_SECONDS <= AP_SHARE * 1.001
 
 

@@ -76,8 +76,9 @@ def pack(
         return Wave((left,), f"all {left} records in one job: they take no time")
     speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
     work = left * lanes / speed  # seconds, for one lane
-    # Of the second length are so many jobs that their starts, one after the other, take as long as one of them runs.
-    shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, math.sqrt(work * start_seconds)))
+    # At the end a job each for the lanes; or fewer, so that all their starts take as long as one of them runs.
+    last = max(work / lanes, math.sqrt(work * start_seconds))
+    shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
     least = batch * math.ceil(shortest * speed / lanes / batch)
     most = batch * max(1, int(longest / slowest / batch))
