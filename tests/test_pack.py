@@ -142,6 +142,11 @@ def test_few_slow_records_are_for_more_than_a_few_lanes():
     assert 100 < len(sizes) < 200 and sum(sizes) == 1000
 
 
+def test_what_a_lost_node_has_left_over_is_not_cut_small_while_there_is_much_to_do():
+    assert len(pack(50, 400, 400, [1.0], undone=10**6).sizes) == 1
+    assert len(pack(50, 400, 400, [1.0]).sizes) > 10
+
+
 def test_where_nodes_do_not_last_jobs_are_short():
     calm, stormy = (max(pack(10**6, 4, 0, [0.01], eviction_rate=rate).sizes) * 0.01 for rate in (1e-6, 1 / 40))
     assert calm == LONGEST_SECONDS and stormy == 10.0

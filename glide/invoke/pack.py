@@ -46,6 +46,7 @@ def pack(
     fixed: int | None = None,
     eviction_rate: float = 0.0,
     start_seconds: float = START_SECONDS,
+    undone: int = 0,
 ) -> Wave:
     """Size the next wave.
 
@@ -58,6 +59,7 @@ def pack(
         fixed: records per job, when the user has fixed it.
         eviction_rate: losses per lane and second.
         start_seconds: what a job's start costs the access point.
+        undone: records without a result, those in jobs included.
     """
     lanes = max(1, lanes)
     room = (FIXED_AHEAD if fixed else lanes * AHEAD) - queued
@@ -75,7 +77,7 @@ def pack(
     if slowest == 0:
         return Wave((left,), f"all {left} records in one job: they take no time")
     speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
-    work = left * lanes / speed  # seconds, for one lane
+    work = max(left, undone) * lanes / speed  # seconds, for one lane
     # At the end a job each for the lanes; or fewer, so that all their starts take as long as one of them runs.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))

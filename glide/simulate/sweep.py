@@ -77,8 +77,9 @@ class SimulatedSweep:
         losses = eviction_rate(record.losses, expected, seconds)
         queued = len(self.queue.items) + len(self.running)
         wave = pack(
-            self.unsent, expected, queued, list(self.paces.elements()), self.workload.batch, self.workload.fixed, losses
-        )
+            self.unsent, expected, queued, list(self.paces.elements()), self.workload.batch, self.workload.fixed,
+            losses, undone=self.workload.records - self.have,
+        )  # fmt: skip
         for size in wave.sizes:
             self.queue.put(Carrier(size))
         self.unsent -= sum(wave.sizes)

@@ -254,7 +254,8 @@ class Driver:
         expected = len(warm) or 2 * self.work.glideins
         batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
         losses = eviction_rate(self.evictions, expected, time.monotonic() - (self.first_warm or self.started))
-        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses)
+        undone = self.work.total - len(self.work.have)
+        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses, undone=undone)
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
