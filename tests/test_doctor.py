@@ -17,6 +17,8 @@ import pytest
 
 from glide.condor import EmbeddedPool, processes, tokens
 from glide.doctor import Level
+from glide.doctor.checks.machines import clocks
+from glide.doctor.facts import Facts
 from glide.vocabulary import POOL_VARIABLE, Exit, Job, JobStatus, Machine
 from tests.conftest import eventually
 from tests.debian import fetched
@@ -306,6 +308,15 @@ def test_what_strangers_advertise(clinic):
     attributes = {Machine.ID: '"other-1.0"', Machine.ENTRY: '"other"', Machine.STATE: '"Warm"', Machine.TEMPLATE: '"T"'}
     with clinic.advertised(**attributes, MyCurrentTime='"noon"'):
         clinic.finds(("start", "critical", "START of other-1.0's lanes", "remove START"))
+
+
+def test_an_ad_that_comes_late_is_not_a_clock_that_is_behind():
+    def found(ahead: float) -> list[str]:
+        ad = {"MyType": "Machine", "Name": "slot1@node", "LastHeardFrom": 1000, "MyCurrentTime": 1000 + ahead}
+        return [finding.found for finding in clocks(Facts(ads=(ad,)))]
+
+    assert found(-10) == found(4) == []
+    assert "25 s behind the collector's" in found(-25)[0] and "10 s ahead of" in found(10)[0]
 
 
 def test_a_clock_here_that_is_wrong(clinic):

@@ -12,6 +12,7 @@ from glide.doctor.finding import Finding, Level, critical, warning
 GIGABYTE = 1e9
 LITTLE, NOTHING = 1e9, 1e8  # bytes free
 SKEW, BROKEN = 5.0, 60.0  # seconds; ads' times are whole seconds, and an ad takes a moment
+LATE = 15.0  # seconds that an ad may be on its way where machines are busy: it looks as if its clock were behind
 
 
 def daemons(facts: Facts) -> Iterator[Finding]:
@@ -50,7 +51,7 @@ def clocks(facts: Facts) -> Iterator[Finding]:
         if "MyCurrentTime" not in ad or "LastHeardFrom" not in ad or ad["MyType"] == "Collector":
             continue
         ahead = ad["MyCurrentTime"] - ad["LastHeardFrom"]
-        if abs(ahead) > SKEW:
+        if ahead > SKEW or -ahead > SKEW + LATE:
             yield _skewed(f"the clock of {ad['Name']} ({ad['MyType']})", ahead, "the collector's")
 
 
