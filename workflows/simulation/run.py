@@ -36,16 +36,15 @@ def main() -> None:
     )  # fmt: skip
     theirs, ours = outcomes("paper.yaml"), outcomes("glide.yaml")
     for name, told in PAPER.items():
-        unit = "records" if name.startswith("rq4") else "s"
-        simulated = value(theirs[name], unit)
-        here = value(ours[SAME[name]], unit) if name in SAME else None
+        unit = unit_of(name)
+        simulated = value(name, theirs[name])
+        here = value(name, ours[SAME[name]]) if name in SAME else None
         off = f"{simulated / told - 1:+.1%}"
         experiment.rows.append((name, unit, told, round(simulated), off, "" if here is None else round(here)))
         experiment.compared.append(Comparison(name, told, unit, simulated=round(simulated, 1)))
     for more, less in RATIOS:
-        over = [value(theirs[name], "records" if name.startswith("rq4") else "s") for name in (more, less)]
-        told = PAPER[more] / PAPER[less]
-        experiment.compared.append(Comparison(f"{more} over {less}", told, "×", simulated=over[0] / over[1]))
+        told, simulated = PAPER[more] / PAPER[less], value(more, theirs[more]) / value(less, theirs[less])
+        experiment.compared.append(Comparison(f"{more} over {less}", told, "×", simulated=simulated))
     for name, each in outcomes("scale.yaml").items():
         experiment.rows.append((f"{name}, {each.records:,} records", "s", "", "", "", round(each.makespan)))
         experiment.notes.append(
@@ -72,8 +71,12 @@ def outcomes(name: str) -> dict[str, Outcome]:
     return {variant: simulate(*each) for variant, each in read(HERE / name).items()}
 
 
-def value(outcome: Outcome, unit: str) -> float:
-    return outcome.makespan if unit == "s" else outcome.done
+def unit_of(name: str) -> str:
+    return "records" if name.startswith("rq4") else "s"
+
+
+def value(name: str, outcome: Outcome) -> float:
+    return outcome.makespan if unit_of(name) == "s" else outcome.done
 
 
 def figure(theirs: dict[str, Outcome]) -> Figure:
@@ -94,7 +97,7 @@ def figure(theirs: dict[str, Outcome]) -> Figure:
 
 def _deviations(axes: Axes, theirs: dict[str, Outcome]) -> None:
     names = list(PAPER)[::-1]
-    off = [value(theirs[name], "records" if name.startswith("rq4") else "s") / PAPER[name] - 1 for name in names]
+    off = [value(name, theirs[name]) / PAPER[name] - 1 for name in names]
     axes.axvspan(-10, 10, color=GREY, zorder=0, label="10 %")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.plot([100 * each for each in off], names, "o", color=BLUE)
