@@ -252,17 +252,18 @@ def _check_lifetimes(trace: Trace, site: SiteFile) -> None:
     entries = {entry.name: entry for entry in site.entries}
     for nodes in trace.nodes:
         device, entry = trace.devices[nodes.device], entries[nodes.entry or site.entries[0].name]
-        seconds = device.fetch_seconds + device.load_seconds + trace.costs.glidein
-        if seconds >= entry.lifetime * (1 - SPREAD):
+        start = device.fetch_seconds + device.load_seconds + trace.costs.glidein
+        retires = entry.lifetime * (1 - SPREAD)
+        if start >= retires:
             raise ValueError(
-                f"devices.{nodes.device}: its model is warm after {seconds:g} s, and glideins of {entry.name} take no"
-                f" jobs any more after {entry.lifetime * (1 - SPREAD):g} s (lifetime {entry.lifetime}, less 10 %)"
+                f"devices.{nodes.device}: its model is warm after {start:g} s, and glideins of {entry.name} take no"
+                f" jobs any more after {retires:g} s (lifetime {entry.lifetime}, less {SPREAD:.0%})"
             )
 
 
 def _measured(costs: Costs, folder: Path) -> Costs:
     """The costs, with those that benchmarks have measured; ValueError for a file that tells none."""
-    recovered: list[float] = []
+    recovery: float | None = None
     for name in costs.measured:
         where = f"costs.measured: {folder / name}"
         try:
@@ -276,13 +277,13 @@ def _measured(costs: Costs, folder: Path) -> Costs:
             each = 1 / told["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(told, dict) and "kills" in told and _is_positive(told.get("median_s")):  # glide bench recovery
-            recovered.append(told["median_s"])
+            recovery = told["median_s"]
         else:
             raise ValueError(f"{where}: it has neither overhead's job_each_per_s nor recovery's median_s")
-    for seconds in recovered[-1:]:  # less what comes until the records run again, by whatever else was measured
-        rest = seconds - costs.match - costs.start - costs.turnover
-        costs = costs.model_copy(update={"loss": max(0.0, rest)})
-    return costs
+    if recovery is None:
+        return costs
+    again = costs.match + costs.start + costs.turnover  # until the records run, by whatever else was measured
+    return costs.model_copy(update={"loss": max(0.0, recovery - again)})
 
 
 def _is_positive(told: Any) -> bool:
