@@ -167,6 +167,25 @@ def test_a_glidein_that_never_was_warm_has_no_device():
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["lost"]
 
 
+@pytest.mark.parametrize("after, end", [
+    # HTCondor puts back what it had started on another lane of it, or starts one more there before it knows.
+    ([line(40.5, carrier="r", status="idle"), line(41, lane="b@y", end="gone")], "lost"),
+    ([line(42, carrier="r", end="lost")], "lost"),
+    (carried("s", "b@y", 41, 45), ""),
+    ([*carried("s", "b@y", 41, 45), line(46, lane="b@y", end="gone")], "left"),
+], ids=["put back beside it", "matched when dead", "goes on", "goes on and leaves"])  # fmt: skip
+def test_a_glidein_is_lost_if_nothing_worked_on_it_after_a_loss(after, end):
+    started = {"on": "b@y", "queued": START + 11, "started": START + 39, "executing": START + 39}
+    told = [*TWO_LANES[:-2], line(39, carrier="r", job="r.0", records=10, status="running", starts=1, **started)]
+    history = histories.read([*told, *after, line(50, counts={}, end="stopped")])
+    assert {each.id: each.end for each in timeline.glideins(history)}["y"] == end
+
+
+def test_a_glidein_whose_jobs_were_put_back_and_that_is_gone_was_lost():
+    told = [*TWO_LANES[:-3], line(40, carrier="q", status="idle"), *TWO_LANES[-2:]]
+    assert [each.end for each in timeline.glideins(histories.read(told))] == ["", "lost"]
+
+
 # ---- what the driver writes ----------------------------------------------------------------------
 
 

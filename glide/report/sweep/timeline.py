@@ -231,13 +231,15 @@ def coarse(intervals: Sequence[Interval], step: float) -> list[Interval]:
 
 
 def _end(last: Lane, was_warm: bool, jobs: list[Stay]) -> str:
-    latest = max(jobs, key=lambda stay: stay.ended, default=None)
-    if any(stay.end == "lost" and latest and stay.ended == latest.ended for stay in jobs):
+    # Where HTCondor put a job back into its queue, a lane may have died or not; and it may match one to a dead lane.
+    worked = max((stay.ended for stay in jobs if stay.end not in LOST), default=0.0)
+    after = {stay.end for stay in jobs if stay.end in LOST and stay.ended >= worked}
+    if "lost" in after:
         return "lost"
     if last.phases[-1].kind == State.FAILED:
         return "failed"
     if last.end == "gone":
-        return "left" if was_warm else "lost"
+        return "left" if was_warm and not after else "lost"
     return ""
 
 
