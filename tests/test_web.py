@@ -153,6 +153,7 @@ def test_a_run_with_a_hostile_name_is_text_in_a_browser_and_an_endless_one_is_no
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.get_by_role("link", name=name).first.click()
     page.get_by_role("heading", name=f"Run {name}").wait_for()
+    page.wait_for_load_state()  # with its style, which makes it narrow
     assert [run["run"] for run in web.json()["queue"] if run["model"] == "hostile"] == [name]
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert page.evaluate("window.taken") is None
