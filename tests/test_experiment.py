@@ -6,7 +6,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from glide.report.experiment import Comparison, Experiment, Measured, number
+from glide.report.experiment import Comparison, Experiment, Measured, arguments, number, writable
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,31 @@ def test_it_leaves_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
         "try", "A try", "Does it?", ("system", "makespan"), [("a|b", Measured((1.0, 3.0), "s")), ("c", 1234)],
         [Comparison("speed-up", 3.6, "×", speedup)], ["It is one."], {"curve": [1, 2]},
     )  # fmt: skip
-    experiment.leave(tmp_path / "out", Figure())
+    experiment.leave(writable(str(tmp_path / "out")), Figure())
     told = json.loads((tmp_path / "out" / "try.json").read_text())
-    assert told["command"] == "python try.py --repeat 2" and told["machine"]["cores"] >= 1
+    assert told["command"] == ".venv/bin/python try.py --repeat 2" and told["machine"]["cores"] >= 1
     assert told["rows"] == [["a|b", "2.00 s (1.00–3.00)"], ["c", "1,234"]]
     assert told["compared"][0]["here"] == [3.5, 3.9] and told["versions"]["glide"]
     text = (tmp_path / "out" / "try.md").read_text()
     assert text.splitlines()[2] == r"| a\|b | 2.00 s (1.00–3.00) |" and text in capsys.readouterr().out
     assert (tmp_path / "out" / "try.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (("--repeat", "0"), "--repeat: invalid positive value: '0'"),
+    (("--repeat", "two"), "--repeat: invalid positive value: 'two'"),
+    (("--out", "/dev/null/there"), "--out: /dev/null/there: Not a directory"),
+])  # fmt: skip
+def test_what_can_not_be_is_said_before_anything_runs(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    parser = arguments("It tries.", "try", "A minute.", repeat=3)
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert says in capsys.readouterr().err
+
+
+def test_help_says_how_long_it_takes_and_what_is_usual(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = arguments("It tries.", "try", "A minute.", repeat=3).format_help()
+    assert "A minute." in told and "default: 3" in told and "default: results/try" in told
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -97,7 +98,6 @@ class Experiment:
 
     def leave(self, folder: Path, figure: Figure) -> None:
         """Write NAME.json, NAME.md (the table) and NAME.png, and print the table."""
-        folder.mkdir(parents=True, exist_ok=True)
         rows = [[_cell(cell) for cell in row] for row in self.rows]
         told: dict[str, Any] = {
             "name": self.name, "title": self.title, "question": self.question, "command": command(),
@@ -114,19 +114,40 @@ class Experiment:
         print(f"{self.name}: {told['seconds']} s; written to {folder}", file=sys.stderr)
 
 
-def arguments(what: str, name: str, repeat: int | None = None) -> argparse.ArgumentParser:
-    """What all experiments' commands have in common.
+def arguments(what: str, name: str, takes: str, repeat: int | None = None) -> argparse.ArgumentParser:
+    """What all experiments' commands have in common; one that is told to end stops what it has started, too.
 
     Args:
         what: the command's description.
         name: the experiment's.
+        takes: how long it runs on two cores, and what it starts there.
         repeat: how often each measurement is made, by default; None where it comes out the same each time.
     """
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--out", type=Path, default=Path("results") / name, help="folder for JSON, table and figure")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = argparse.ArgumentParser(
+        description=what, epilog=f"{takes} One that was interrupted leaves nothing, and begins anew.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", type=writable, default=f"results/{name}", help="folder for JSON, table and figure")
     if repeat:
-        parser.add_argument("--repeat", type=int, default=repeat, help="runs of each measurement")
+        parser.add_argument("--repeat", type=positive, default=repeat, help="runs of each measurement")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, of a command line."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def writable(text: str) -> Path:
+    """A folder that is there from now on: an experiment that can't leave its numbers does not begin."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise argparse.ArgumentTypeError(f"{text}: {why.strerror}") from None
+    return Path(text)
 
 
 def number(value: float, unit: str = "") -> str:
@@ -139,7 +160,7 @@ def number(value: float, unit: str = "") -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """As Markdown; columns of numbers stand right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    numbers = [all(not row[at] or row[at][0] in "+-–≥≤*0123456789" for row in cells) for at in range(len(columns))]
+    numbers = [all(not row[at] or row[at][0] in "+-–≥≤≈*0123456789" for row in cells) for at in range(len(columns))]
     lines = [columns, ["--:" if each else "---" for each in numbers], *cells]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
@@ -176,7 +197,7 @@ def command() -> str:
     with suppress(ValueError):
         script = script.resolve().relative_to(Path.cwd())
     kept = [word for word in words if not word.startswith("--out=") and not (word == "--out" and next(words, word))]
-    return shlex.join(["python", str(script), *kept])
+    return shlex.join([".venv/bin/python", str(script), *kept])
 
 
 def _processor() -> str:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 WORKERS = 2
 TASK = 100  # records of a task
 BATCH = 32  # rows of a padded batch
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")
 HERE = str(Path(__file__).resolve().parent)
 
 # A worker has one core. Before torch is imported, and inherited by what workers are started from.
@@ -73,18 +78,38 @@ def _greedy(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def leave(out: str, began: float, ready: float, texts: Sequence[str], **more: Any) -> None:
+def leave(
+    out: str,
+    began: float,
+    ready: float,
+    texts: Sequence[str],
+    versions: Mapping[str, str] = MappingProxyType({}),
+    **more: Any,
+) -> None:
     """Write down, now that the last result is in the caller's hands, how long that took.
 
     Args:
         began: when the system was started, Unix time.
         ready: when its first worker had the model.
+        versions: of what pip does not know.
         more: what else it has to tell.
     """
     ended = time.time()
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    told = {"makespan_s": ended - ready, "total_s": ended - began, "records": len(texts), "digest": digest}
+    told = {
+        "makespan_s": ended - ready, "total_s": ended - began, "records": len(texts), "digest": digest,
+        "versions": {**_versions(), **versions},
+    }  # fmt: skip
     Path(out).write_text(json.dumps({**told, **more}, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    """Of what the caller's interpreter has."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def leave_answers(out: str, began: float, answers: Sequence[Answer], **more: Any) -> None:

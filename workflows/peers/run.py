@@ -1,6 +1,6 @@
 """glide against its neighbours: the same prompts in the same run, through two workers of one core each.
 
-    python workflows/peers/run.py [--out DIR] [--repeat N]
+    .venv/bin/python workflows/peers/run.py [--out DIR] [--repeat N]
 
 A neighbour that is not there, or fails, is left out and named. The first run makes each an environment of its own.
 """
@@ -27,7 +27,7 @@ from infer import BATCH, HERE, TASK, WORKERS
 from matplotlib.figure import Figure
 
 from glide.condor.install import cache_dir
-from glide.report.experiment import Experiment, Measured, arguments, number
+from glide.report.experiment import Experiment, Measured, arguments, number, positive
 from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 PROMPTVERIFY = Path(HERE).parent / "promptverify"
@@ -195,8 +195,11 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
         cells = Measured(makespan, "s"), Measured(ratio, "×") if ratio else "", Measured(total, "s")
         experiment.rows.append((case.system.name, case.records, *cells))
         if ratio and median(ratio) < 1:
-            less = f"{case.system.name} took {number(median(ratio))} of glide's time for {case.records:,} prompts"
-            experiment.notes.append(f"{less}, {number(median(glide) - median(makespan), 's')} less.")
+            less = median(own - other for other, own in zip(makespan, glide, strict=False))
+            experiment.notes.append(
+                f"{case.system.name} took {number(median(ratio))} of glide's time for {case.records:,} prompts, and"
+                f" {number(less, 's')} less (each the median over the rounds)."
+            )
     experiment.notes += [
         *missing,
         *(where_glide_was(case, told) for case, told in runs.items() if case.system == GLIDE),
@@ -208,8 +211,8 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
         "From the first ready worker: by the worker's own clock, until the last result is in the caller's hands. From"
         " nothing: since the caller's script began, so with the start of the system, of glide's HTCondor pool as well.",
     ]
-    versions = [f"{case.system.name} {told[0]['version']}" for case, told in runs.items() if "version" in told[0]]
-    experiment.notes.append(f"Versions: {', '.join([*(each.needs for each in SYSTEMS if each.needs), *versions])}.")
+    versions = {case.system.name: told[0]["versions"] for case, told in runs.items()}
+    experiment.notes += [f"{name} ran on {', '.join(map(' '.join, each.items()))}." for name, each in versions.items()]
     listed = [{"system": case.system.name, "records": case.records, "runs": told} for case, told in runs.items()]
     experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "cases": listed}
     return experiment
@@ -255,15 +258,18 @@ def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
 
 
 def main() -> None:
-    parser = arguments("glide against its neighbours on the same work.", "peers", repeat=3)
+    parser = arguments(
+        "glide against its neighbours on the same work.", "peers",
+        "About 10 minutes on two cores, with what each system starts; the first time also 400 MB from the network.", 3,
+    )  # fmt: skip
     parser.add_argument(
         "--records",
         nargs="+",
-        type=int,
+        type=positive,
         default=RECORDS,
         help="prompts; all but the first for glide and the floor alone",
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=", ".join(each.name for each in SYSTEMS))
+    parser.add_argument("--only", nargs="+", choices=[each.name for each in SYSTEMS], help="these alone")
     parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="an interpreter that imports ndcctools")
     given, began = parser.parse_args(), time.time()
     first, *more = given.records

@@ -47,7 +47,7 @@ try:
     while not manager.empty():
         if done := manager.wait(5):
             answers[order[done.id]] = done.output
-    leave_answers(out, began, [answers[number] for number in sorted(answers)], version=vine.__version__)
+    leave_answers(out, began, [answers[number] for number in sorted(answers)], versions={"taskvine": vine.__version__})
 finally:
     for worker in workers:
         worker.terminate()

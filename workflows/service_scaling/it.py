@@ -22,7 +22,7 @@ WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE)
 
 
 def main() -> None:
-    asked = options(__doc__.splitlines()[0], "it", 64)
+    asked = options(__doc__.splitlines()[0], "it", minutes=6, requests=64)
     note = f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
     experiment = Experiment(
         "it", "Inference time of services", "How much of a request's time is inference?", notes=[note]

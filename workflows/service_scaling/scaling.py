@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from services import Carriers, Claim, Clients, Endpoints, endpoints, say, services, told
 
 from glide.bench.rig import Rig
-from glide.report.experiment import Comparison, Experiment, Measured, arguments
+from glide.report.experiment import Comparison, Experiment, Measured, arguments, positive
 from glide.report.sweep.figures import GREEN, ORANGE, RED, style
 from glide.template import Template
 
@@ -94,12 +94,16 @@ class Run:
 Compare = Callable[[Mapping[Setting, Sequence[Run]], Sequence[int]], Iterator[Claim]]  # with the paper, by counts
 
 
-def options(what: str, name: str, requests: int) -> argparse.Namespace:
+def options(what: str, name: str, minutes: int, requests: int) -> argparse.Namespace:
     """The command line of both experiments."""
-    parser = arguments(what, name, 1)
-    parser.add_argument("--requests", type=int, default=requests, help="of each client")
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of services; the last one of clients")
-    return parser.parse_args()
+    parser = arguments(what, name, f"About {minutes} minutes on two cores, on HTCondor pools of its own.", 1)
+    parser.add_argument("--requests", type=positive, default=requests, help="of each client")
+    parser.add_argument(
+        "--counts", type=positive, nargs="+", default=COUNTS, help="of services; as many clients as the most of them"
+    )
+    asked = parser.parse_args()
+    asked.counts = sorted(set(asked.counts))
+    return asked
 
 
 def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, compare: Compare) -> None:
@@ -196,23 +200,29 @@ def _own_way(work: Workload, remote: Endpoints, clients: int, requests: int) -> 
 def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[Run]]:
     """Fill the experiment's table and data; the runs by setting."""
     experiment.columns = (
-        "scaling", "services", "clients / services", "requests", "median", "95 %", *PARTS, "requests/s",
+        "scaling", "services", "clients / services", "requests", "median", "95 %", *PARTS, "added each way",
+        "requests/s",
     )  # fmt: skip
     found: dict[Setting, list[Run]] = {}
     for run in runs:
         found.setdefault((run.scaling, run.where, run.clients, run.services), []).append(run)
     for (scaling, where, clients, count), same in sorted(found.items(), key=lambda item: ORDER.index(item[0][0])):
         parts = [_milliseconds(same, part) for part in PARTS] if scaling != IN_JOBS else ["–"] * len(PARTS)
+        added = _milliseconds(same, "latency") if same[0].latency else "–"
         experiment.rows.append((
             scaling, where, f"{clients} / {count}", same[0].requests, _milliseconds(same, "median"),
-            _milliseconds(same, "p95"), *parts, Measured(tuple(run.rate for run in same)),
+            _milliseconds(same, "p95"), *parts, added, Measured(tuple(run.rate for run in same)),
         ))  # fmt: skip
     experiment.data["runs"] = [asdict(run) for run in runs]
     experiment.notes += [
         "A request at a time: a client on a lane hands in a ticket with one record, and the next when it has the "
         "result. In jobs, as glide does by itself: a client is an invocation job with all its records, whose time in "
         "the server is divided by their number; requests/s are from the submission of all jobs to their end.",
-        f"To what a remote service is asked and answers, its endpoint adds {LATENCY * 1e3:g} ms each way.",
+        f"To what a remote service is asked and answers, its endpoint adds {LATENCY * 1e3:g} ms each way: it sleeps so"
+        " long, and is woken later where many wait for the same cores. 'Added each way' is what came of it.",
+        "Communication is what a request spends between client and server (files, a socket; for remote services HTTP"
+        " and the added latency), service what it spends in the server, and in the endpoint, but not in the model;"
+        " inference is the engine's call where the service is local, and the endpoint's where it is remote.",
         f"All services, their clients and the pool share {len(os.sched_getaffinity(0))} cores.",
         "The parts are means, and add up to the mean and not to the median.",
     ]
@@ -231,9 +241,10 @@ def latencies(runs: Sequence[Run]) -> list[Comparison]:
     fewest = min(run.clients for run in runs)
     added = tuple(run.latency * 1e3 for run in runs if run.latency and run.clients == fewest and run.scaling == "weak")
     return [
-        Comparison("latency to a local service (here: loopback, one byte there and back)", 0.063, "ms",
-                   Measured((loopback() * 1e3,), "ms")),
-        Comparison("latency to a remote service (here: what was added, each way)", 0.47, "ms", Measured(added, "ms")),
+        Comparison("latency to a local service (here: a byte over loopback, one way)", 0.063, "ms",
+                   Measured((loopback() / 2 * 1e3,), "ms")),
+        Comparison(f"latency to a remote service (here: what was added one way, {fewest} client)", 0.47, "ms",
+                   Measured(added, "ms")),
     ]  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -64,7 +63,6 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
         lanes: of each, and so its clients at once.
         remote: options of the remote ones' engine.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the pool goes, however we are ended
     common: dict[str, Any] = {
         "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
         "breaker": {"failures": 100},  # else three of them come first, and the others when one of these is warm

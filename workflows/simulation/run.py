@@ -28,7 +28,7 @@ SAME = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name for 
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", "simulation").parse_args()
+    options = arguments(__doc__ or "", "simulation", "About a minute; nothing is started.").parse_args()
     experiment = Experiment(
         "simulation", "The paper's experiments in simulation",
         "Do plan and packer take on the paper's cluster what the paper measured, and what would glide do there?",
@@ -101,7 +101,11 @@ def _deviations(axes: Axes, theirs: dict[str, Outcome]) -> None:
     axes.axvspan(-10, 10, color=GREY, zorder=0, label="10 %")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.plot([100 * each for each in off], names, "o", color=BLUE)
-    axes.set(xlabel="simulated over the paper's, % off", xlim=(-25, 25), title="One set of parameters, eleven numbers")
+    axes.set(
+        xlabel="simulated over the paper's, % off",
+        xlim=(-25, 25),
+        title="Eight parameters, fitted to the first eight rows",
+    )
     axes.legend()
 
 

@@ -19,7 +19,7 @@ PAPER_SHARE = 100 * (1 - 38.7 / 139)  # of seconds a task, from its execution ti
 
 
 def main() -> None:
-    chosen = options(__doc__).parse_args()
+    chosen = options(__doc__, 10).parse_args()
     experiment = Experiment(
         "rq2", "Time of a task, and what it is spent on (Figures 8 and 9)", (__doc__ or "").strip(),
         ("system", "nodes", "tasks", "seconds a task", "deviation", "loading", "inference", "loading's share"),

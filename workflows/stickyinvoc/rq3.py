@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-from systems import COLOURS, HALF_PACE, LANES, STICKY_INVOC, STICKY_IO, Run, bring_up, entries, noop, options, run
+from systems import COLOURS, HALF_PACE, LANES, STICKY_INVOC, STICKY_IO, Run, bring_up, entries, noop, options, run, say
 
 from glide.bench.rig import rig
 from glide.report.experiment import Comparison, Experiment, Measured
@@ -35,7 +35,7 @@ Times = dict[str, dict[int, list[float]]]
 
 
 def main() -> None:
-    chosen = options(__doc__).parse_args()
+    chosen = options(__doc__, 11).parse_args()
     experiment = Experiment(
         "rq3", "Execution time by batch size (Figure 10)", (__doc__ or "").strip(),
         ("batch", *(f"{name} (s)" for name in WAYS)),
@@ -48,8 +48,12 @@ def main() -> None:
         for batch, part, made in measure(system, pack, batches, records, chosen.repeat):
             times[name][batch].append(whole(made, part))
             told.append({"way": name, "batch": batch, "part": part, **made.told()})
+    parts = {(each["way"], each["batch"]) for each in told if each["part"] < 1}
     for batch in times[STICKY_IO]:
-        experiment.rows.append((batch, *(Measured(tuple(times[name][batch])) for name in WAYS)))
+        cells = {name: Measured(tuple(times[name][batch])) for name in WAYS}
+        experiment.rows.append(
+            (batch, *(f"≈ {cell}" if (name, batch) in parts else cell for name, cell in cells.items()))
+        )
     least = spread(times, STICKY_INVOC)
     experiment.compared = [
         Comparison("StickyInvoc, slowest batch size over best, less one", 13.6, "%", least, better="less", goal=GOAL),
@@ -63,8 +67,8 @@ def main() -> None:
         f"`pack: 1` makes each batch an HTCondor job, as StickyI/O's tasks are: that is the column {A_JOB_EACH!r}."
         " Jobs of one inference wait for the access point, which starts some 15 to 20 a second; jobs of 1000 leave"
         " lanes idle at the end.",
-        f"Batches of one in a job each: {PART:.0%} of the records are done, and the time from the first result on is"
-        " multiplied.",
+        f"≈: batches of one in a job each. {PART:.0%} of the records are done, and the time from the first result on"
+        " is multiplied.",
         "All glideins are connected before the first run, with what the system keeps, and their pace known: their start"
         " is RQ1's subject. The engine takes each inference alone, whatever the batch.",
         f"The engine is noop: {1000 * RECORD_SECONDS:g} ms an inference on fast nodes, twice that on slow ones, and"
@@ -88,8 +92,9 @@ def measure(
         places = entries(Path(folder), NODES // 2, HALF_PACE)
         with rig(cores=NODES, entries=places, lanes=LANES[system]) as bench:
             bring_up(bench, system, model, NODES)
-            for _ in range(repeat):
+            for turn in range(repeat):
                 for batch in dict.fromkeys(batches):
+                    say(f"round {turn + 1} of {repeat}: {system}, batch {batch}, pack {pack}")
                     count = max(10 * NODES, round(records * PART)) if (batch, pack) == (1, 1) else records
                     run_ = run(bench, system, model, count, batch=batch, pack=pack, glideins=NODES)
                     made.append((batch, count / records, run_))

@@ -10,11 +10,11 @@ from math import ceil
 from cluster import cluster
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from systems import COLOURS, FAST, SLOW, STICKY_INVOC, STICKY_IO, Run, bring_up, noop, options, run
+from systems import COLOURS, FAST, SLOW, STICKY_INVOC, STICKY_IO, Run, bring_up, noop, options, run, say
 
 from glide.bench.rig import Enough
 from glide.report.experiment import Comparison, Experiment, Measured
-from glide.report.sweep.figures import INK, WIDTH, style
+from glide.report.sweep.figures import WIDTH, style
 from glide.report.sweep.timeline import Series
 from glide.sweep.driver import Progress
 
@@ -31,16 +31,17 @@ STEP = 0.5  # seconds between the moments that are compared
 
 
 def main() -> None:
-    chosen = options(__doc__).parse_args()
+    chosen = options(__doc__, 5).parse_args()
     nodes = max(2, round(NODES * chosen.scale))
     first = FIRST * max(chosen.scale, 0.2)
     experiment = Experiment(
         "rq4", "Completed inferences while nodes are lost (Figure 11)", (__doc__ or "").strip(),
-        ("system", "records done", "half of them after", "nodes lost", "jobs", "done in tasks that ended"),
+        ("system", "records done", "half of them after (s)", "nodes lost", "jobs", "done in tasks that ended"),
     )  # fmt: skip
     runs: dict[str, list[Run]] = {STICKY_IO: [], STICKY_INVOC: []}
-    for _ in range(chosen.repeat):
+    for turn in range(chosen.repeat):
         for system, same in runs.items():
+            say(f"round {turn + 1} of {chosen.repeat}: {system}, until {nodes} nodes are lost")
             same.append(lose_all(system, nodes, first, chosen.scale))
     for system, same in runs.items():
         experiment.rows.append((
@@ -76,7 +77,7 @@ def main() -> None:
     ]
     experiment.data = {
         "runs": [each.told() for pair in pairs for each in pair],
-        "in_ended_tasks": [ended_tasks(other) for _, other in pairs],
+        "in_ended_tasks": [ended_tasks(each) for pair in pairs for each in pair],
         "known": {"record_s": RECORD_SECONDS, "load_s": LOAD_SECONDS, "slow_pace": 2.0, "minute_s": MINUTE},
     }
     with style():
@@ -144,13 +145,13 @@ def figure(runs: dict[str, list[Run]]) -> Figure:
     drawn = Figure(figsize=(WIDTH, 3.6))
     above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for system, same in runs.items():
-        line(above, same[0].done, COLOURS[system], system)
+        line(above, same[0].done, COLOURS[system], f"{system}, streamed")
+        line(above, ended_tasks(same[0]), COLOURS[system], f"{system}, in tasks that ended", (0, (3, 2)))
         told = same[0].told()["nodes"]
         ends = sorted(node["leave_s"] or same[0].seconds for node in told)
         below.step(
             [0, *ends], [len(ends) - number for number in range(len(ends) + 1)], where="post", color=COLOURS[system]
         )
-    line(above, ended_tasks(runs[STICKY_IO][0]), INK, f"{STICKY_IO}, in tasks that ended", (0, (3, 2)))
     above.set(ylabel="completed records")
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     below.set(ylabel="nodes", xlabel=f"seconds ({MINUTE:g} s are a minute of the paper's)")

@@ -6,7 +6,6 @@ StickyInvoc has it loaded once per node. All three are glide, which differs in w
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +40,28 @@ PACES = {FAST: 1.0, SLOW: 2.0}
 HALF_PACE = {PACE_VARIABLE: str(PACES[SLOW])}
 
 
-def options(what: str | None, repeat: int = 1) -> ArgumentParser:
-    """An experiment's command line; the command ends in order when it is told to, too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = arguments(what or "", "stickyinvoc", repeat)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size, to try the command")
+def options(what: str | None, minutes: int) -> ArgumentParser:
+    """An experiment's command line.
+
+    Args:
+        minutes: that it takes on two cores.
+    """
+    takes = f"About {minutes} minutes on two cores, on HTCondor pools of its own."
+    parser = arguments(what or "", "stickyinvoc", takes, repeat=1)
+    parser.add_argument("--scale", type=share, default=1.0, help="share of the full size, to try the command")
     return parser
+
+
+def share(text: str) -> float:
+    """Of the full size."""
+    if not 0 < (number := float(text)) <= 1:
+        raise ValueError
+    return number
+
+
+def say(words: str) -> None:
+    """A line of progress."""
+    print(f"stickyinvoc: {words}", file=sys.stderr, flush=True)
 
 
 def entries(folder: Path, each: int, slow: Mapping[str, str], **common: Any) -> list[dict[str, Any]]:

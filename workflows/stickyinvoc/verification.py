@@ -7,14 +7,13 @@ server that gives RATE bytes a second to all together: the distributed filesyste
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from systems import KEEP, OLD_PROCESSOR, Run, entries, run
+from systems import KEEP, OLD_PROCESSOR, Run, entries, run, say
 
 from glide.bench.origin import origin
 from glide.bench.rig import rig
@@ -44,13 +43,13 @@ def runs(
         folder = Path(name)
         files = folder / "model"
         parameters = make_model(files, **sizes)
-        print(f"stickyinvoc: a model of {parameters / 1e6:.0f} M parameters", file=sys.stderr)
+        say(f"a model of {parameters / 1e6:.0f} M parameters")
         (files / MANIFEST).write_text(json.dumps(files_of(files, files)))
         nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN, request={"memory": 3000, "disk": 2000})
-        for _ in range(repeat):
+        for turn in range(repeat):
             found = []
             for system in KEEP:
-                print(f"stickyinvoc: {system}, {records} claims, {task} a task", file=sys.stderr)
+                say(f"round {turn + 1} of {repeat}: {system}, {records} claims, {task} a task")
                 with origin(files, RATE) as source, rig(cores=2, entries=nodes, lanes=lanes[system]) as bench:
                     model = {"name": "verifier", "engine": "transformers", "path": source.url, "options": OPTIONS}
                     claims = texts(records)
