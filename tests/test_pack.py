@@ -67,7 +67,7 @@ def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
 
 def test_queue_and_wave_together_stay_within_what_lanes_need_next():
     for left, lanes, queued, paces, fixed in GRID:
-        most = FIXED_AHEAD if fixed else AHEAD * max(1, lanes)
+        most = max(FIXED_AHEAD if fixed else 0, AHEAD * max(1, lanes))
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, paces, fixed)
 
@@ -77,6 +77,11 @@ def test_a_fixed_size_is_kept_but_for_the_last_job():
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if fixed and sizes:
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
+
+
+def test_a_fixed_size_leaves_no_lane_without_a_job_however_many_there_are():
+    lanes = 3 * FIXED_AHEAD
+    assert len(pack(10**6, lanes, 0, fixed=1).sizes) == AHEAD * lanes
 
 
 def test_jobs_are_small_until_something_has_been_measured():

@@ -62,7 +62,7 @@ def pack(
         undone: records without a result, those in jobs included.
     """
     lanes = max(1, lanes)
-    room = (FIXED_AHEAD if fixed else lanes * AHEAD) - queued
+    room = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
     if not paces and not fixed:  # jobs are small as yet: no more of them wait than the access point can start soon
         room = min(room, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
     if left <= 0 or room <= 0:
