@@ -128,6 +128,17 @@ def test_a_slow_lane_makes_the_last_jobs_smaller_and_not_the_sweep_slower():
     assert "10 to 100 ms" in mixed.reason
 
 
+def test_one_slow_lane_does_not_starve_many_fast_ones_of_job_starts():
+    """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
+    paces = [0.1] * 400 + [1.0]
+    size = pack(8_000_000, 401, 0, paces).sizes[0]
+    assert 401 / (size * 0.1) * START_SECONDS <= AP_SHARE * 1.01
+    # Less where the slow lane would still be at it when the others are done; of its 60 s when that is soon anyway.
+    left = 400_000
+    assert 60 < pack(left, 401, 0, paces).sizes[0] * 1.0 <= left / (400 / 0.1)
+    assert pack(100_000, 401, 0, paces).sizes[0] == LONGEST_SECONDS
+
+
 def test_jobs_carry_whole_engine_calls():
     for left, lanes in itertools.product((100, 1000, 10**5), (1, 4, 64)):
         sizes = pack(left, lanes, 0, [0.05], batch=48).sizes

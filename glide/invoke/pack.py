@@ -88,12 +88,14 @@ def pack(
     remaining = left
     for _ in range(room):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        size = min(max(share, least), most, remaining)
+        # What the access point needs counts for more, as long as the slowest lane is done with it when the others are.
+        cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
+        size = min(max(share, least), cap, remaining)
         if size == 0:
             break
         if remaining - size < least:  # no crumbs, whose job would end last: two jobs alike, or one
             half = batch * math.ceil(remaining / 2 / batch)
-            size = min(half if remaining > most or remaining - half >= 0.75 * least else remaining, most)
+            size = min(half if remaining > cap or remaining - half >= 0.75 * least else remaining, cap)
         sizes.append(size)
         remaining -= size
     pace = f"{1000 * min(paces):.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * min(paces) else "")
