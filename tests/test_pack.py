@@ -152,8 +152,15 @@ def test_many_lanes_get_jobs_that_their_access_point_can_start():
         assert lanes / (wave.sizes[0] * 0.01) * START_SECONDS <= AP_SHARE * 1.001
 
 
+def test_few_records_whose_time_is_unknown_are_for_all_lanes():
+    assert pack(16, 16, 0).sizes == (1,) * 16
+    assert pack(6, 16, 0).sizes == (1,) * 6
+    assert pack(64, 16, 0).sizes == (4,) * 16
+    assert pack(500, 500, 0).sizes[0] == PROBE_RECORDS[0]  # 500 jobs would take half a minute to start
+
+
 def test_few_slow_records_are_for_more_than_a_few_lanes():
-    assert len(pack(100, 20, 0).sizes) == 13
+    assert len(pack(100, 20, 0).sizes) == 20
     sizes = pack(1000, 20_000, 0, [1.0]).sizes
     assert 100 < len(sizes) < 200 and sum(sizes) == 1000
 

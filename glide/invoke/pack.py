@@ -71,6 +71,9 @@ def pack(
         return Wave(_cut(left, [fixed] * room), f"{fixed} records a job, as fixed by the sweep")
     if not paces:
         least, most = PROBE_RECORDS
+        # Fewer where there are not as many for each lane: they may take a minute each, and a run gets no more glideins
+        # than it has jobs. But no more jobs than can be started soon.
+        least = min(least, max(math.ceil(left / lanes), math.ceil(left * start_seconds / SHORTEST_SECONDS)))
         size = min(max(math.ceil(left / lanes / SHARE), least), most)
         return Wave(_cut(left, [size] * room), f"{size} records a job until their time is known")
     slowest = max(paces)  # any lane may get any job, and the last one must not be long on the slowest
