@@ -62,6 +62,20 @@ def test_each_result_goes_to_its_prompts_file_under_the_records_own_id(sweep):
     assert list(line) == list(FIELDS)
 
 
+def test_what_is_to_be_sent_is_what_has_neither_a_result_nor_a_job_and_what_is_done_first_is_not_looked_at_again(sweep):
+    results = begin(sweep, "run", resume=False)
+
+    def unsent(*on_their_way: str) -> list[str]:
+        return [request["custom_id"] for request in results.unsent(on_their_way)]
+
+    assert unsent() == EVERY
+    results.keep([answer("plain/a"), answer("plain/c/d")])
+    assert unsent("plain/b", "kind/b") == ["kind/a", "kind/c/d"] and results.settled == 1
+    assert unsent() == ["plain/b", "kind/a", "kind/b", "kind/c/d"]  # their jobs were lost
+    results.keep([answer("plain/b"), answer("kind/c/d")])
+    assert unsent() == ["kind/a", "kind/b"] and results.settled == 3
+
+
 def test_what_an_engine_adds_to_a_result_is_kept(sweep):
     results = begin(sweep, "run", resume=False)
     results.keep([answer("plain/a", scores={"yes": 0.75, "no": 0.25})])

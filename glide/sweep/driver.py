@@ -247,7 +247,8 @@ class Driver:
         parts = {carrier.part for carrier in queue} | self.finished
         self.carried = {part: ids for part, ids in self.carried.items() if part in parts}
         on_their_way = set().union(*self.carried.values())
-        left = self.work.total - len(self.work.have.keys() | on_their_way)
+        # Counted, for a union with all that is there takes the longer the more that is.
+        left = self.work.total - len(self.work.have) - sum(record not in self.work.have for record in on_their_way)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()

@@ -35,6 +35,7 @@ class Results(Work):
         super().__init__(sweep.template, sweep.file.glideins, fixed)
         self.sweep = sweep
         self.run = run
+        self.settled = 0  # so many records at the beginning have a result: no wave looks at them again
         self.history = History(history_file(sweep))
         known = {record.custom_id for record in sweep.records}
         for prompt in sweep.file.prompts:
@@ -52,11 +53,14 @@ class Results(Work):
         return self.sweep.total
 
     def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
-        for prompt in self.sweep.file.prompts:
-            for record in self.sweep.records:
-                wire_id = f"{prompt}/{record.custom_id}"
-                if wire_id not in self.have and wire_id not in on_their_way:
-                    yield self.sweep.request(prompt, record)
+        prompts, records = list(self.sweep.file.prompts), self.sweep.records
+        for number in range(self.settled, len(prompts) * len(records)):
+            prompt, record = prompts[number // len(records)], records[number % len(records)]
+            wire_id = f"{prompt}/{record.custom_id}"
+            if wire_id in self.have:
+                self.settled += number == self.settled
+            elif wire_id not in on_their_way:
+                yield self.sweep.request(prompt, record)
 
     @property
     def state_file(self) -> Path:
