@@ -160,7 +160,7 @@ class Driver:
     def _without_finished(self, queue: list[Carrier]) -> list[Carrier]:
         """Gather the carriers that have finished, and return the others."""
         finished = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
-        others = [carrier for carrier in queue if carrier not in finished]
+        others = [carrier for carrier in queue if carrier.status != JobStatus.COMPLETED]
         if not others or time.monotonic() - self.gathered > GATHER_SECONDS:
             self.carriers.gather(finished, self.work.keep)
             self.work.history.ended(finished, "gathered")
@@ -193,7 +193,7 @@ class Driver:
                 raise CondorError(f"job {held[0].job} is held, like others before it: {held[0].hold_reason}")
             self.carriers.remove(held, "held; its records are sent again")
             self.work.history.ended(held, "held")
-        return [carrier for carrier in queue if carrier not in held]
+        return [carrier for carrier in queue if carrier.status != JobStatus.HELD]
 
     def _without_lost(self, queue: list[Carrier]) -> list[Carrier]:
         """Save what carriers on dead nodes have streamed, and remove them: their other records go out anew.
@@ -214,7 +214,8 @@ class Driver:
             if carrier.lane in self.lanes:
                 self.avoid[self.lanes[carrier.lane][0]] = now
         self.carriers.remove(lost, "its node is gone; what it had not done is sent again")
-        return [carrier for carrier in queue if carrier not in lost]
+        without = {carrier.job for carrier in lost}
+        return [carrier for carrier in queue if carrier.job not in without]
 
     def _remind(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
         """Have carriers matched that wait although there is a lane."""
