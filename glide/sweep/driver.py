@@ -79,6 +79,7 @@ class Driver:
         self.holds = self.evictions = self.had = 0
         self.lost_in_flight = 0  # as far as their lanes had told: what began in a node's last second, nobody knows
         self.wave = Wave((), "")
+        self.full = False  # the lanes have work, and more is there
         self.first_warm: float | None = None
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
@@ -113,7 +114,9 @@ class Driver:
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.work.fresh.wait(EVENT_SECONDS):
+            if self.full:  # what is new can wait; each look costs the access point two queries
+                time.sleep(EVENT_SECONDS)
+            elif self.work.fresh.wait(EVENT_SECONDS):
                 self.work.fresh.clear()
                 return
             news = self.events.new()
@@ -143,6 +146,7 @@ class Driver:
         queue = self._without_lost(queue)
         self._peek(queue)
         self._remind(queue, lanes)
+        self.full = False
         if len(self.work.have) < self.work.total:
             self._supply(queue, lanes)
         self.work.history.saw_counts(
@@ -258,6 +262,7 @@ class Driver:
         losses = eviction_rate(self.evictions, expected, time.monotonic() - (self.first_warm or self.started))
         undone = self.work.total - len(self.work.have)
         wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses, undone=undone)
+        self.full = left > 0 and not wave.sizes
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
