@@ -155,7 +155,7 @@ def figure(runs: dict[str, list[Run]]) -> Figure:
     above.set(ylabel="completed records")
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     below.set(ylabel="nodes", xlabel=f"seconds ({MINUTE:g} s are a minute of the paper's)")
-    above.legend(loc="upper left")
+    above.legend(loc="lower right")
     for axes in (above, below):
         axes.grid(True)
     return drawn
