@@ -260,3 +260,9 @@ def test_and_the_one_with_a_load_for_each_inference_in_a_tenth_of_the_work():
 @pytest.mark.parametrize(("variant", "told"), {"rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900}.items())
 def test_and_what_is_done_when_a_gpu_goes_each_minute(variant, told):
     assert simulate(*read(PAPER)[variant]).done == pytest.approx(told, rel=0.1)
+
+
+def test_a_pace_is_known_after_an_engine_call_and_not_at_the_end_of_a_job():
+    nodes = [{"device": "fast", "count": 2}]
+    early, late = (ran(trace(nodes, {"records": 100_000, "glideins": 2, "batch": batch})) for batch in (1, 128))
+    assert early.done == late.done == 100_000 and early.jobs <= late.jobs

@@ -44,6 +44,7 @@ class SimulatedGlidein:
         self.warm_seconds: float = 0.0
         self.start_seconds: float = 0.0
         self.served = 0
+        self.pace = 0.0  # seconds per record, as it has told: 0 before its first engine call is over
         self.busy: set[int] = set()  # lanes with a job
         self.used: float = 0.0  # when the last job ended
         self.processes: list[Process] = []
@@ -58,11 +59,6 @@ class SimulatedGlidein:
     @property
     def glide_id(self) -> str:
         return f"{self.entry}-{self.job}" + (f"r{self.lives - 1}" if self.lives > 1 else "")
-
-    @property
-    def pace(self) -> float:
-        """Seconds per record, as far as it has told: 0 before its first records."""
-        return self.world.device(self.node.device).record_seconds if self.node and self.served else 0.0
 
     def seen(self) -> snapshot.Glidein:
         """As its job's ad tells."""
@@ -96,7 +92,7 @@ class SimulatedGlidein:
         self.node, self.status, self.since = node, JobStatus.RUNNING, self.world.now
         self.host = node.name
         self.lives += 1
-        self.served, self.state, self.outcome, self.warm_seconds = 0, State.BLANK, "", 0.0
+        self.served, self.pace, self.state, self.outcome, self.warm_seconds = 0, 0.0, State.BLANK, "", 0.0
         self.retires = self.since + self.settings.lifetime * self.chance.uniform(1 - SPREAD, 1 + SPREAD)
         self.engine = Resource(self.world.env)
         self.processes = [self.world.env.process(self._become_warm(node))]
@@ -249,7 +245,12 @@ class SimulatedGlidein:
             began = env.now
             self.call = carrier, began
             try:
-                yield env.timeout(carrier.records * device.record_seconds)
+                first = 0 if self.pace else min(world.trace.workload.batch, carrier.records)
+                if first:
+                    yield env.timeout(first * device.record_seconds)
+                    self.pace = device.record_seconds
+                    self.sweep.lanes_measured(self.settings.lanes, self.pace)
+                yield env.timeout((carrier.records - first) * device.record_seconds)
             except Interrupt:
                 self._interrupted(carrier, env.now - began, device.record_seconds, node)
                 raise
@@ -280,8 +281,6 @@ class SimulatedGlidein:
     def _served(self, records: int, began: float, pace: float, node: Node) -> None:
         record, streamed = self.world.record, self.world.trace.workload.results == "streamed"
         if records:
-            if not self.served and self.status == JobStatus.RUNNING:
-                self.sweep.lanes_measured(self.settings.lanes, pace)
             self.served += records
             end = began + records * pace
             record.served.append((began if streamed else end, end, records))

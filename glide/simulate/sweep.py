@@ -96,7 +96,7 @@ class SimulatedSweep:
         self._tell()
 
     def lanes_measured(self, lanes: int, pace: float) -> None:
-        """A glidein's first records have told what each takes; its lanes share the engine."""
+        """A glidein's first engine call has told what each takes; its lanes share the engine."""
         self.paces[pace * lanes] += lanes
 
     def lanes_gone(self, lanes: int, pace: float) -> None:
