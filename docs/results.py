@@ -18,8 +18,8 @@ HEAD = """# Results
 Written by `make docs` from the JSON that the experiments left; each was run with the command beside it. Read ratios,
 not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
 runs, with the least and the most of them; one without is of a single run. What is not as it was meant to be is in
-**bold**. With `--out docs/results` a command leaves its numbers where `make docs` reads them; `python` is the checkout's,
-`.venv/bin/python`.
+**bold**. With `--out docs/results` a command leaves its numbers where `make docs` reads them; `python` is the
+checkout's, `.venv/bin/python`.
 """
 
 
