@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from glide.sweep import driver
+from glide.condor import AccessPoint
+from glide.invoke.carriers import Carriers, Run
 from glide.sweep.calls import Calls
+from glide.sweep.driver import Driver
 from glide.template import Template
 
 
+@pytest.mark.pool
 @pytest.mark.parametrize("full", [False, True])
-def test_new_calls_are_worth_a_look_at_once_unless_the_lanes_have_work(monkeypatch, full):
-    monkeypatch.setattr(driver, "Collector", SimpleNamespace)
-    monkeypatch.setattr(driver, "EventLog", lambda: SimpleNamespace(readable=True, new=lambda: []))
+def test_new_calls_are_worth_a_look_at_once_unless_the_lanes_have_work(pool, tmp_path, full):
     calls = Calls(Template("m", "noop"), 1)
-    waiting = driver.Driver(calls, SimpleNamespace())
+    waiting = Driver(calls, Carriers(Run("waiting", calls.template, tmp_path, 1), AccessPoint()))
     waiting.full = full
     calls.add({"prompt": ""})
     waiting._wait()
