@@ -252,15 +252,15 @@ class Driver:
         parts = {carrier.part for carrier in queue} | self.finished
         self.carried = {part: ids for part, ids in self.carried.items() if part in parts}
         on_their_way = set().union(*self.carried.values())
+        undone = self.work.total - len(self.work.have)
         # Counted, for a union with all that is there takes the longer the more that is.
-        left = self.work.total - len(self.work.have) - sum(record not in self.work.have for record in on_their_way)
+        left = undone - sum(record not in self.work.have for record in on_their_way)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.work.glideins
         batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
         losses = eviction_rate(self.evictions, expected, time.monotonic() - (self.first_warm or self.started))
-        undone = self.work.total - len(self.work.have)
         wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses, undone=undone)
         self.full = left > 0 and not wave.sizes
         if wave.sizes:

@@ -16,7 +16,7 @@ from glide.simulate import Trace, simulate
 from glide.simulate.trace import Costs
 
 STATE = "state"
-CALIBRATION, PART = " (calibration)", " (part)"
+CALIBRATION, PART = "(calibration)", "(part)"  # of runs that are no fair trial
 # Of the costs of HTCondor and glide the usual ones are taken; glideins are there when the trace says.
 COSTS = {"queue": 0, "glidein": 0}
 TURNOVER = Costs().turnover
@@ -33,7 +33,7 @@ def main() -> None:
         ("run", "what", "measured", "simulated", "off", "jobs", "simulated"),
     )  # fmt: skip
     shown: dict[str, tuple[Mapping[str, Any], Any]] = {}
-    for name, run, load, known in found(options.runs):
+    for name, run, load in found(options.runs):
         outcome = simulate(*trace(run, load))
         lost = not run["finished"]
         measured, simulated = (
@@ -41,23 +41,23 @@ def main() -> None:
         )  # fmt: skip
         off = f"{simulated / measured - 1:+.1%}"
         what = "records done" if lost else "makespan, s"
-        experiment.rows.append((f"{name}{known}", what, measured, float(simulated), off, run["jobs"], outcome.jobs))
+        experiment.rows.append((name, what, measured, float(simulated), off, run["jobs"], outcome.jobs))
         shown.setdefault(name, (run, outcome))
     experiment.notes += [
         "What a simulation knows: when each node came and went, what a record and a load take on a class of nodes, how"
         " many records there are and what a job carries. Matching, starts, turnover, losses and gathering cost what"
         " `glide simulate` takes by default, which was measured in other runs; sizes of jobs are the packer's own.",
-        f"{CALIBRATION.strip()}: StickyI/O's load is that of an engine in a process of its own, as this run's tasks"
+        f"{CALIBRATION}: StickyI/O's load is that of an engine in a process of its own, as this run's tasks"
         " show it on average: their time without inference and without HTCondor's turnover.",
-        f"{PART.strip()}: batches of one in a job each, of which a fiftieth was run. Without a load, such a job is all"
+        f"{PART}: batches of one in a job each, of which a fiftieth was run. Without a load, such a job is all"
         " access point: the row says how well its usual cost is known.",
     ]
     with style():
         experiment.leave(options.out, figure(shown))
 
 
-def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float], str]]:
-    """Each run by name, what a load takes there by class of node, and a word where it is no fair trial."""
+def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float]]]:
+    """Each run by name, and what a load takes there by class of node."""
     files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
     if not files[0].exists():
         raise SystemExit(f"{files[0]}: not there; run workflows/stickyinvoc/rq3.py --out {folder} first")
@@ -72,11 +72,10 @@ def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, f
         load = {node: known["load_s"] * pace(known, node) + started[node] for node in started}
         for run in told[name]["runs"]:
             word = CALIBRATION if run is calibration else PART if run.get("part", 1) < 1 else ""
-            yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']}", run, load, word
+            yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']} {word}".rstrip(), run, load
     for name, runs in told.get("rq5", {}).items():
         for run in runs:
-            load = {node: each["load_s"] for node, each in run["classes"].items()}
-            yield f"rq5, {name} availability", run, load, ""
+            yield f"rq5, {name} availability", run, {node: each["load_s"] for node, each in run["classes"].items()}
 
 
 def pace(known: Mapping[str, float], node: str) -> float:

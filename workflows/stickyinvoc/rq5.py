@@ -135,19 +135,19 @@ def lost(run: Run) -> int:
 
 def cumulative(run: Run) -> float:
     """By each second."""
-    at, done = np.array(before_the_tail(run)).T
+    at, done = before_the_tail(run)
     return explained(lane_seconds(run, at), done)
 
 
 def time_squared(run: Run) -> float:
     """By each second, on what knows nothing of lanes."""
-    at, done = np.array(before_the_tail(run)).T
+    at, done = before_the_tail(run)
     return explained(at**2, done)
 
 
 def as_seen(run: Run) -> float:
     """Within intervals, what the driver has seen by their ends."""
-    at, done = np.array(before_the_tail(run)).T
+    at, done = before_the_tail(run)
     return in_intervals(run, lambda ends: np.interp(ends, at, done))
 
 
@@ -162,7 +162,7 @@ def as_served(run: Run) -> float:
 
 def in_intervals(run: Run, done: Callable[[np.ndarray], np.ndarray]) -> float:
     """R² of the records done within intervals on the lanes' seconds within them; `done` counts by moments."""
-    last = before_the_tail(run)[-1][0]
+    last = before_the_tail(run)[0][-1]
     ends = np.linspace(0.0, last, max(3, round(last / INTERVAL)) + 1)
     return explained(np.diff(lane_seconds(run, ends)), np.diff(done(ends)))
 
@@ -178,8 +178,9 @@ def r_squared(runs: Sequence[Run], fit: Callable[[Run], float]) -> Measured:
     return Measured(tuple(round(fit(run), 4) for run in runs))
 
 
-def before_the_tail(run: Run) -> Series:
-    return [point for point in run.done if point[1] <= (1 - TAIL) * len(run.results)]
+def before_the_tail(run: Run) -> np.ndarray:
+    """Moments, and how many records were done by each."""
+    return np.array([point for point in run.done if point[1] <= (1 - TAIL) * len(run.results)]).T
 
 
 def lane_seconds(run: Run, moments: np.ndarray) -> np.ndarray:
