@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check docs clean
+.PHONY: help setup demo test soak check docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -27,6 +27,18 @@ demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own
 test: setup  ## all tests, those on a real embedded pool included
 	$(BIN)/pytest -n 3 --dist loadfile
 
+# The newest Python here that has wheels of all that is pinned; what needs torch is for the first environment.
+NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 2>/dev/null && echo $$each && break; done)
+
+.venv-newest/ready: pyproject.toml constraints.txt
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openai,parquet,dev]'
+	@touch $@
+
+soak: setup $(if $(NEWEST),.venv-newest/ready)  ## what takes longer than CI waits: long tests, and all that needs no torch on the newest Python
+	$(BIN)/pytest -m soak --timeout 3600
+	$(if $(NEWEST),.venv-newest/bin/pytest -n 2 --dist loadfile)
+
 check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,5 +49,5 @@ docs: .venv/ready  ## write docs/reference.md from the program, and docs/results
 	$(BIN)/python docs/results.py
 
 clean:  ## remove what setup and tests made here (the HTCondor cache stays)
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache results
+	rm -rf .venv .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
