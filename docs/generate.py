@@ -160,4 +160,4 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    REFERENCE.write_text(reference())
+    REFERENCE.write_text(reference(), "utf-8")

@@ -25,7 +25,7 @@ checkout's, `.venv/bin/python`.
 
 def page() -> str:
     """The whole text."""
-    told = [json.loads(file.read_text()) for file in FOLDER.glob("*.json")]
+    told = [json.loads(file.read_text("utf-8")) for file in FOLDER.glob("*.json")]
     places = {name: place for place, name in enumerate(ORDER)}
     told.sort(key=lambda each: (places.get(each["name"], len(ORDER)), each["name"]))
     return "\n".join([HEAD, *_compared(told), *map(_section, told)])
@@ -73,4 +73,4 @@ def _section(each: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), "utf-8")

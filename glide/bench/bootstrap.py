@@ -140,7 +140,7 @@ def _model(folder: Path) -> Path:
 
 
 def _publish(model: Path) -> None:
-    (model / MANIFEST).write_text(json.dumps(files_of(model, model)))
+    (model / MANIFEST).write_text(json.dumps(files_of(model, model)), "utf-8")
 
 
 def _warm(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any
 
 def _lines(bench: Rig) -> list[dict[str, Any]]:
     logs = sorted((bench.folder / "home" / "factory").rglob("*.out"))
-    return [line for log in logs if (line := _line(log.stem, log.read_text())) is not None]
+    return [line for log in logs if (line := _line(log.stem, log.read_text("utf-8"))) is not None]
 
 
 def _line(glidein: str, log: str) -> dict[str, Any] | None:

@@ -21,9 +21,10 @@ def main(model: str, source: str, target: str) -> None:
     engine.prepare()
     engine.load(model, lambda state: None)
     loaded = time.monotonic()
-    records = [Record(number, text, GENERATE) for number, text in enumerate(json.loads(Path(source).read_text()))]
+    texts = json.loads(Path(source).read_text("utf-8"))
+    records = [Record(number, text, GENERATE) for number, text in enumerate(texts)]
     texts = [completion.text for call in engine.plan(records) for completion in engine.call(call)]
-    Path(target).write_text(json.dumps({"texts": texts, "seconds": time.monotonic() - loaded}))
+    Path(target).write_text(json.dumps({"texts": texts, "seconds": time.monotonic() - loaded}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -85,13 +85,13 @@ def _glideins(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any
 
 def _available() -> float:
     """Bytes of memory that are to be had."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
 
 
 def _cpu_seconds() -> float:
     """What all CPUs together have worked since the machine started."""
-    _, user, nice, system, *_ = Path("/proc/stat").read_text().split()
+    _, user, nice, system, *_ = Path("/proc/stat").read_text("utf-8").split()
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 

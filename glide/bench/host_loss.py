@@ -129,9 +129,9 @@ def _glidein(bench: Rig, host: Host) -> Iterator[None]:
     (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)
-    settings = json.loads((folder / "glidein.json").read_text())
+    settings = json.loads((folder / "glidein.json").read_text("utf-8"))
     settings |= {"entry": "elsewhere", "knobs": settings["knobs"] | {"NETWORK_INTERFACE": THERE}}
-    (folder / "glidein.json").write_text(json.dumps(settings))
+    (folder / "glidein.json").write_text(json.dumps(settings), "utf-8")
     environment = {**os.environ, POOL_VARIABLE: str(bench.pool.home), "GLIDE_PYTHON": sys.executable}
     environment.pop("CONDOR_IDS", None)
     with (folder / "words").open("wb") as words:

@@ -41,8 +41,8 @@ def _raw_jobs(bench: Rig, count: int) -> float:
     folder = bench.folder / f"raw-{time.monotonic_ns()}"
     folder.mkdir()
     for number in range(count):
-        (folder / f"{number}.in").write_text(json.dumps({"custom_id": str(number), "prompt": "text"}) + "\n")
-    description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
+        (folder / f"{number}.in").write_text(json.dumps({"custom_id": str(number), "prompt": "text"}) + "\n", "utf-8")
+    description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
     digest = Template("noop", "noop").digest
     macros = {
         "executable": "/bin/cp", "digest": digest, "model": "noop", "initialdir": str(folder),

@@ -123,14 +123,16 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     folder.mkdir()
     records = [{"custom_id": str(number), "prompt": "text"} for number in range(1500)]
     for number in range(2):
-        (folder / f"records-{number}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / f"records-{number}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records), "utf-8"
+        )
     access_point, events = AccessPoint(), EventLog()
     template = Template("noop", "noop", options=OPTIONS)
     macros = {
         "digest": template.digest, "model": "noop", "initialdir": str(folder),
         f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": "2",  # lost glideins are replaced
     }  # fmt: skip
-    text = resources.find("submit_templates", "invocation.sub").read_text()
+    text = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     cluster = access_point.submit(text.replace("\nqueue", "\nqueue 2"), macros, spool=True)
     _executed(events, cluster)
     while len(glidein_masters(bench)) < 2:  # another lane has to be there
@@ -140,7 +142,7 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     startd = job["RemoteHost"].split("@")[1]
     killed = time.monotonic()
     for master in glidein_masters(bench):
-        if startd in Path(master.variable("CONDOR_CONFIG") or "").read_text():
+        if startd in Path(master.variable("CONDOR_CONFIG") or "").read_text("utf-8"):
             master.send(signal.SIGKILL)
     _executed(events, cluster)
     seconds = time.monotonic() - killed

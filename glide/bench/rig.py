@@ -69,12 +69,12 @@ class Rig:
         folder.mkdir()
         texts = texts or [f"text {number}" for number in range(count)]
         lines = [json.dumps({"custom_id": str(number), "text": text}) for number, text in enumerate(texts)]
-        (folder / "records.jsonl").write_text("\n".join(lines))
+        (folder / "records.jsonl").write_text("\n".join(lines), "utf-8")
         file = {
             "name": f"bench-{self.runs}", "model": {"name": "noop", "engine": "noop", "options": options},
             "records": "records.jsonl", "prompts": {"plain": "{text}"}, "out": str(folder / "out"),
         }  # fmt: skip
-        (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes))
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes), "utf-8")
         sweep = prepare(folder / "sweep.yaml")
         self.results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
         return drive(sweep, self.results, watch)
@@ -109,12 +109,13 @@ def rig(
             pool.up(cores if outer is None else 1, address, settings)
             if outer is not None:
                 below.up(cores, address, outer)
-                common["pool"] = {"collector": (below.folder / "address" / "collector").read_text().splitlines()[0]}
+                address_file = below.folder / "address" / "collector"
+                common["pool"] = {"collector": address_file.read_text("utf-8").splitlines()[0]}
                 token = pool.folder / "tokens.d" / "outer"
                 token.write_bytes((below.folder / "tokens.d" / "owner").read_bytes())
                 token.chmod(0o600)
             site = {"site": "bench", "interval": 1, "entries": [{**common, **each} for each in entries]}
-            (folder / "site.yaml").write_text(yaml.safe_dump(site))
+            (folder / "site.yaml").write_text(yaml.safe_dump(site), "utf-8")
             os.environ.update(pool.environment())
             bindings.reload()
             with factory(folder / "site.yaml"):

@@ -91,12 +91,12 @@ def _resident(bench: Rig, model: Path, count: int) -> tuple[float, float]:
     processes = []
     for core in range(CORES):
         share = bench.folder / f"resident-{core}.json"
-        share.write_text(json.dumps(_texts(count)[core::CORES]))
+        share.write_text(json.dumps(_texts(count)[core::CORES]), "utf-8")
         processes.append(_cold(str(model), str(share), str(share.with_suffix(".out"))))
     for process in processes:
         assert process.wait() == 0
     whole = time.monotonic() - started
-    return whole, max(json.loads(out.read_text())["seconds"] for out in bench.folder.glob("resident-*.out"))
+    return whole, max(json.loads(out.read_text("utf-8"))["seconds"] for out in bench.folder.glob("resident-*.out"))
 
 
 def _cold(*arguments: str) -> subprocess.Popen[bytes]:
@@ -122,7 +122,7 @@ def _a_load_per_job(bench: Rig, model: Path, transfer: bool) -> float:
     texts = _texts(RECORDS)
     parts = [texts[start : start + PER_JOB] for start in range(0, RECORDS, PER_JOB)]
     for number, part in enumerate(parts):
-        (folder / f"{number}.json").write_text(json.dumps(part))
+        (folder / f"{number}.json").write_text(json.dumps(part), "utf-8")
     where = model.name if transfer else str(model)
     description = f"""
         universe = vanilla

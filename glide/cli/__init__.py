@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from importlib import import_module
@@ -37,6 +38,8 @@ def application(wanted: str = "") -> typer.Typer:
 
 def main() -> None:
     """Entry point of `glide`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every locale has every character
     # A polite kill is an interrupt: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

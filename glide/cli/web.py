@@ -68,7 +68,7 @@ def _own_token() -> Path:
 
 def _read(file: Path) -> str:
     try:
-        token = file.read_text().strip()
+        token = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: no token can be read: {error}") from None
     if not token:

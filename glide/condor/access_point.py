@@ -140,7 +140,11 @@ class AccessPoint:
 
 def read_submit_file(path: Path) -> str:
     """A job file's text; CondorError when it is no valid job description."""
-    text = path.read_text()
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")  # condor_submit takes any bytes, and every byte is a character of Latin-1
     try:
         bindings.htcondor2.Submit(text)
     except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:

@@ -209,7 +209,7 @@ class PrivateApt:
             return
         self.use(SUITE)
         if not self._has_recent_condor():
-            raise CondorError(f"no recent condor in {self.sources.read_text().strip()}.\n{OTHER_WAYS}")
+            raise CondorError(f"no recent condor in {self.sources.read_text('utf-8').strip()}.\n{OTHER_WAYS}")
 
     def use(self, suite: str) -> None:
         """Read the lists of one suite of Debian, and no others."""
@@ -218,7 +218,7 @@ class PrivateApt:
         if debian is None:
             raise CondorError(f"this system's package sources have no recent condor.\n{OTHER_WAYS}")
         signed = f"[signed-by={DEBIAN_KEYRING}] " if Path(DEBIAN_KEYRING).exists() else ""
-        self.sources.write_text(f"deb {signed}{debian} {suite} main\n")
+        self.sources.write_text(f"deb {signed}{debian} {suite} main\n", "utf-8")
         self.options |= {"Dir::Etc::sourcelist": self.sources, "Dir::Etc::sourceparts": "-",
                          "Dir::Etc::preferences": "-", "Dir::Etc::preferencesparts": "-"}  # fmt: skip
         self.refresh()
@@ -284,7 +284,7 @@ def _make_relocatable(tree: Path) -> None:
         # Forced: a RUNPATH would not reach the libraries of libraries. A file without a dynamic section
         # (debug stubs, static programs) is none of our business, so its refusal is not an error.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
-    (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs))
+    (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs), "utf-8")
 
 
 def _pack(tree: Path, archive: Path) -> None:
@@ -333,6 +333,6 @@ def _say(text: str, transient: bool = False) -> None:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One installer at a time; the kernel releases the lock of a process that was killed."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -132,7 +132,7 @@ class EmbeddedPool:
     def listens(self) -> bool:
         """Whether connections are taken where this pool's collector was last: what is known at once."""
         with suppress(OSError, CondorError):
-            where = endpoint((self.folder / "address" / "collector").read_text())
+            where = endpoint((self.folder / "address" / "collector").read_text("utf-8"))
             with socket.create_connection(where, timeout=LISTEN_SECONDS):
                 return True
         return False
@@ -165,7 +165,8 @@ class EmbeddedPool:
             raise CondorError("HTCondor is not installed; `glide pool up` installs it")
         done = subprocess.run(
             [installation.program(name), *arguments],
-            env={**os.environ, **self.environment()}, capture_output=True, text=True, timeout=30,
+            env={**os.environ, **self.environment()}, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=30,
         )  # fmt: skip
         if check and done.returncode != 0:
             raise CondorError(f"{name} failed: {done.stderr.strip()}")
@@ -184,10 +185,10 @@ class EmbeddedPool:
                 file.write(secrets.token_bytes(64))
         trust = self.folder / "trust_domain"
         if not trust.exists():
-            trust.write_text(f"glide-{secrets.token_hex(4)}")
-        text = self._configuration(installation, cores, address, trust.read_text())
-        self.config.write_text(text + "".join(f"{name} = {value}\n" for name, value in further.items()))
-        identity = f"{_account().pw_name}@{trust.read_text()}"
+            trust.write_text(f"glide-{secrets.token_hex(4)}", "utf-8")
+        text = self._configuration(installation, cores, address, trust.read_text("utf-8"))
+        self.config.write_text(text + "".join(f"{name} = {value}\n" for name, value in further.items()), "utf-8")
+        identity = f"{_account().pw_name}@{trust.read_text('utf-8')}"
         tokens.mint(self.folder / "tokens.d" / "owner", identity, environment={**os.environ, **self.environment()})
 
     def _configuration(self, installation: install.Installation, cores: int, address: str, trust: str) -> str:
@@ -236,7 +237,7 @@ class EmbeddedPool:
         for log in ("master.out", "MasterLog", "CollectorLog", "SchedLog", "StartLog"):
             path = self.logs / log
             if path.exists():
-                lines += [f"  {log}: {line}" for line in path.read_text(errors="replace").splitlines()[-3:]]
+                lines += [f"  {log}: {line}" for line in path.read_text("utf-8", "replace").splitlines()[-3:]]
         return "\n".join(lines)
 
 

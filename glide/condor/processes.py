@@ -18,7 +18,7 @@ class Process:
 
     def variable(self, name: str) -> str | None:
         prefix = f"{name}=".encode()
-        return next((entry[len(prefix) :].decode() for entry in self.environment if entry.startswith(prefix)), None)
+        return next((os.fsdecode(entry[len(prefix) :]) for entry in self.environment if entry.startswith(prefix)), None)
 
     def send(self, number: int) -> None:
         """Send a signal; a process that is already gone is no error."""
@@ -36,5 +36,5 @@ def with_variable(name: str, value: str) -> list[Process]:
             environment = frozenset((folder / "environ").read_bytes().split(b"\0"))
             # A zombie has no environment any more, so it is never found here.
             if wanted in environment and pid != os.getpid():
-                found.append(Process(pid, (folder / "comm").read_text().strip(), environment))
+                found.append(Process(pid, (folder / "comm").read_text("utf-8", "replace").strip(), environment))
     return found

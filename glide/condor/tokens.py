@@ -17,7 +17,7 @@ from glide.system import publish
 def seconds_left(path: Path, now: float) -> float | None:
     """How long a token is valid yet; None where there is none, or none that expires."""
     try:
-        payload = path.read_text().split(".")[1]
+        payload = path.read_text("utf-8").split(".")[1]
         expires = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
     except (OSError, IndexError, ValueError, KeyError):
         return None
@@ -47,7 +47,7 @@ def mint(
     command = [installation.program("condor_token_create"), "-identity", identity]
     command += [word for each in authorizations for word in ("-authz", each)]
     command += ["-lifetime", str(lifetime)] if lifetime is not None else []
-    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True)
+    done = subprocess.run(command, env=dict(environment), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         raise CondorError(f"no token for {identity}: {done.stderr.strip()}")
     publish(path, done.stdout)

@@ -188,7 +188,7 @@ def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Right, ...]:
         for path in _entry_tokens(site, entry)[:1]:
             left = tokens.seconds_left(path, time.time())
             if left is None or left > 0:  # an old one is renewed before it is used
-                who, token = f"glidein-{entry.name}", path.read_text().strip()
+                who, token = f"glidein-{entry.name}", path.read_text("utf-8").strip()
                 rights += [right(who, "Collector", f"ADVERTISE_{kind}", token) for kind in ("STARTD", "MASTER")]
     return tuple(rights)
 

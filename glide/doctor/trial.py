@@ -70,7 +70,7 @@ def _through(run: str, folder: Path, sites: Sequence[SiteFile], budget: float) -
 
 
 def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) -> int:
-    (folder / "records-0.jsonl").write_text(json.dumps(RECORD) + "\n")
+    (folder / "records-0.jsonl").write_text(json.dumps(RECORD) + "\n", "utf-8")
     macros = {
         "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(folder),
         f"My.{Job.RUN}": quoted(run), f"My.{Job.RECORDS}": "1", f"My.{Job.WANTED}": "1",
@@ -78,7 +78,7 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
         f"My.{Job.SPEC}": value(TEMPLATE.to_json()), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
         "periodic_remove": f"time() - QDate > {int(budget) + LATE_SECONDS}",
     }  # fmt: skip
-    description = resources.find("submit_templates", "invocation.sub").read_text()
+    description = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     return access_point.submit(description, macros, spool=True)
 
 

@@ -159,7 +159,7 @@ class Hands:
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         macros |= {"container_image": entry.container} if entry.container else {}
-        text = resources.find("submit_templates", "glidein.sub").read_text()
+        text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
         # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
         # Nor is a token there renewed: it must not wait longer than that is good for, its earlier lives included.
         away = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
@@ -175,7 +175,7 @@ class Hands:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         template = self._as_there(self._entry(action.entry), template)
         publish(folder / "template.json", template.to_json())
-        description = resources.find("submit_templates", "sticky.sub").read_text().rsplit("\nqueue", 1)[0]
+        description = resources.find("submit_templates", "sticky.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
         macros = {
             "initialdir": str(folder), "template": "template.json", "model": template.model,
             "megabytes": str(int(template.megabytes)), "requirements": f'TARGET.Name == "$(lane)" && {STICKABLE}',

@@ -70,7 +70,7 @@ class Factory:
         with ExitStack() as locks:
             for path, site in self.sites.items():
                 locks.enter_context(only_factory(site))
-                (folder(site) / "file").write_text(str(path.absolute()))
+                (folder(site) / "file").write_text(str(path.absolute()), "utf-8")
                 say(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
             while not self.stop:
                 self._cycle()
@@ -199,13 +199,13 @@ def folder(site: SiteFile) -> Path:
 
 def known_sites() -> list[Path]:
     """The files of the sites that a factory has run from this GLIDE_HOME."""
-    files = [Path(file.read_text()) for file in sorted((home() / "factory").glob("*/file"))]
+    files = [Path(file.read_text("utf-8")) for file in sorted((home() / "factory").glob("*/file"))]
     return [file for file in files if file.exists()]
 
 
 def is_running(site: SiteFile) -> bool:
     """Whether a factory runs this site from this GLIDE_HOME."""
-    with (folder(site) / "lock").open("a+") as file:
+    with (folder(site) / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # many may ask at once, and leave the file as it is
         except BlockingIOError:
@@ -216,7 +216,7 @@ def is_running(site: SiteFile) -> bool:
 @contextmanager
 def only_factory(site: SiteFile) -> Iterator[None]:
     """Hold the site's lock; the kernel releases it whatever becomes of us."""
-    with (folder(site) / "lock").open("a+") as file:
+    with (folder(site) / "lock").open("a+", encoding="utf-8") as file:
         if not _locked(file):
             raise InputError(f"a factory for site {site.site} is running (pid {_owner(file)}); stop it first")
         file.truncate(0)

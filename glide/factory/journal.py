@@ -56,7 +56,7 @@ class Journal:
             self.path.replace(self._rotated)
         spent = {did: round(seconds, 1) for did, seconds in self.spent.items()}
         measured = {"records": self.totals.of(SERVED), "errors": self.totals.of(ERRORS), "glidein_seconds": spent}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **told, **measured}) + "\n")
         self.last, self.told = told, snapshot.now
         self.spent.clear()
@@ -78,7 +78,7 @@ class Journal:
         for path in (self._rotated, self.path):
             if not path.exists() or path.stat().st_mtime + 1 < since:  # a file's clock is a coarse one
                 continue
-            with path.open() as file:
+            with path.open(encoding="utf-8") as file:
                 for line in file:
                     with suppress(ValueError):
                         told = json.loads(line) if _time(line) >= since else None

@@ -56,7 +56,7 @@ def announce(parcel: Parcel, folder: Path) -> str:
     path = offers / Tree(parcel.files).digest
     if not path.exists():
         publish(path, json.dumps(asdict(parcel)))
-    return (folder / "address").read_text() if (folder / "address").exists() else ""
+    return (folder / "address").read_text("utf-8") if (folder / "address").exists() else ""
 
 
 class Offers(Share):
@@ -69,7 +69,7 @@ class Offers(Share):
     def find(self, tree: str) -> Offer | None:
         if tree not in self.offers and tree.isalnum():
             with suppress(OSError, ValueError, KeyError, TypeError):
-                parcel = Parcel.from_fields(json.loads((self.folder / "offers" / tree).read_text()))
+                parcel = Parcel.from_fields(json.loads((self.folder / "offers" / tree).read_text("utf-8")))
                 self.offers[tree] = Offer(Tree(parcel.files), parcel.key, Path(parcel.path))
         return super().find(tree)
 
@@ -78,12 +78,12 @@ async def serve(folder: Path, host: str) -> None:
     """Serve until killed, at the port of last time if it is free: nodes that started then know it."""
     port = folder / "port"
     share = Offers(folder)
-    known = int(port.read_text()) if port.exists() else 0
+    known = int(port.read_text("utf-8")) if port.exists() else 0
     try:
         number = await share.start(host, known)
     except OSError:
         number = await share.start(host)
-    port.write_text(str(number))
+    port.write_text(str(number), "utf-8")
     publish(folder / "address", f"{host}:{number}")
     await share.serving
 

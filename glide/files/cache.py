@@ -137,21 +137,21 @@ class Cache:
         trees, names = self.folder / "trees", self._lock(tree).with_suffix(".unpacked")
         underway = names.with_suffix(".unpacking")
         with _locked(underway, fcntl.LOCK_EX):
-            if names.exists() and (folder := trees / names.read_text()).is_dir():
+            if names.exists() and (folder := trees / names.read_text("utf-8")).is_dir():
                 return folder
-            if left := underway.read_text():  # by a process that was killed
+            if left := underway.read_text("utf-8"):  # by a process that was killed
                 shutil.rmtree(trees / left, ignore_errors=True)
             folder = trees / f"{tree}.{self.name}.files"
-            underway.write_text(folder.name)
+            underway.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
 
             def taking(taken: int, more: int) -> None:
-                (folder / TAKEN).write_text(str(taken))
+                (folder / TAKEN).write_text(str(taken), "utf-8")
                 self.make_room(more)
 
             try:
                 unpack(archive, folder, taking)
-                underway.write_text("")  # from here on nobody takes it for what a killed process has left
+                underway.write_text("", "utf-8")  # from here on nobody takes it for what a killed process has left
                 publish(names, folder.name)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -170,7 +170,7 @@ class Cache:
             looks, memo = _looks(path), self._memo(path, content)
             known = self.known.get(memo)
             if known is None or known["looks"] != looks:
-                known = self.known[memo] = json.loads(memo.read_text())
+                known = self.known[memo] = json.loads(memo.read_text("utf-8"))
             if known["looks"] == looks:
                 return list(known["parts"])
         return None
@@ -310,7 +310,7 @@ def _taken(path: Path) -> int:
 
 def _number(path: Path) -> int:
     with suppress(OSError, ValueError):
-        return int(path.read_text())
+        return int(path.read_text("utf-8"))
     return 0
 
 

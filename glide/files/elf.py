@@ -19,7 +19,7 @@ def repoint(folder: Path, place: Path) -> None:
     """Have the programs of a folder find their loader when the folder is at a place; nothing where none brings one."""
     if not (folder / PROGRAMS).exists():
         return
-    loader, *programs = (folder / PROGRAMS).read_text().splitlines()
+    loader, *programs = (folder / PROGRAMS).read_text("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
         if (folder / program).exists():  # not all of them travel

@@ -50,7 +50,7 @@ class Part:
             with open(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
                 file.seek(start)
                 file.write(data)
-            with self.path.with_suffix(".have").open("a") as have:
+            with self.path.with_suffix(".have").open("a", encoding="utf-8") as have:
                 have.write(f"{number} {digest}\n")
         except OSError as error:
             self.drop()  # a full disk is not to stay full for our sake
@@ -85,7 +85,7 @@ def read_have(partial: Path) -> dict[int, str]:
     """The chunks of a content under way, with their digests; a line that was cut short does not count."""
     have = {}
     with suppress(OSError):
-        for line in partial.with_suffix(".have").read_text().splitlines():
+        for line in partial.with_suffix(".have").read_text("utf-8").splitlines():
             number, _, digest = line.partition(" ")
             if number.isdigit() and len(digest) == 64:
                 have[int(number)] = digest

@@ -151,7 +151,9 @@ class Directory:
         """All that are known, those no more that are gone; the same objects as before for the same nodes."""
         command = [word.replace("{tree}", short(tree)) for word in self.command]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+            said = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT, check=True
+            ).stdout
         except (OSError, subprocess.SubprocessError):
             return list(self.peers.values())  # what was true a moment ago
         found: dict[str, Peer] = {}

@@ -42,8 +42,9 @@ def main() -> None:
     if "-upload" in words or not {"-infile", "-outfile"} <= given.keys():
         sys.exit("glide:// is for input files: -classad, or -infile FILE -outfile FILE")
     tickets = Path(given["-infile"]).parent  # the job's folder, where its other files are already
-    answers = [_bring(url, Path(target), tickets) for url, target in _requests(Path(given["-infile"]).read_text())]
-    Path(given["-outfile"]).write_text("".join(_ad(answer) for answer in answers))
+    requests = _requests(Path(given["-infile"]).read_text("utf-8"))
+    answers = [_bring(url, Path(target), tickets) for url, target in requests]
+    Path(given["-outfile"]).write_text("".join(_ad(answer) for answer in answers), "utf-8")
     sys.exit(not all(answer["TransferSuccess"] for answer in answers))
 
 
@@ -73,7 +74,7 @@ def _brought(url: str, target: Path, tickets: Path) -> int:
     ticket = tickets / f"{name}.glide"
     if not ticket.is_file():
         raise ValueError(f"the job brings no {ticket.name}; add it to transfer_input_files")
-    parcel = Parcel.from_fields(json.loads(ticket.read_text()))
+    parcel = Parcel.from_fields(json.loads(ticket.read_text("utf-8")))
     if file and file not in parcel.files:
         raise ValueError(f"{ticket.name} lists no {file}")
     tree, release = Tree(parcel.files), _release()

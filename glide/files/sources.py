@@ -59,7 +59,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
 def is_remote(folder: Path) -> bool:
     """Whether a folder is not on a disk of this machine, so that a copy is worth having."""
     best = ("", "")
-    with open("/proc/self/mounts") as mounts:
+    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
             place, kind = line.split()[1:3]
             place = place.encode().decode("unicode_escape")
@@ -162,11 +162,11 @@ class Plugin:
         url = f"{self.url}/{name}"
         with tempfile.TemporaryDirectory(prefix="glide-") as folder:
             target = Path(folder, "file")
-            (Path(folder) / "in").write_text(f'[ Url = "{url}"; LocalFileName = "{target}" ]\n')
+            (Path(folder) / "in").write_text(f'[ Url = "{url}"; LocalFileName = "{target}" ]\n', "utf-8")
             command = [str(self.plugin), "-infile", f"{folder}/in", "-outfile", f"{folder}/out"]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=folder)
             if done.returncode or not target.exists():
-                said = Path(folder, "out").read_text() if Path(folder, "out").exists() else done.stderr
+                said = Path(folder, "out").read_text("utf-8") if Path(folder, "out").exists() else done.stderr
                 raise OSError(f"{url}: {self.plugin.name}: {' '.join(said.split())[:300] or done.returncode}")
             yield from Folder(target.parent).read(target.name, start)
 
@@ -175,7 +175,9 @@ def _plugin(scheme: str, folder: Path | None) -> Path:
     """The program in HTCondor's libexec that says it fetches such addresses."""
     for path in sorted(folder.glob("*plugin*") if folder else ()):
         if os.access(path, os.X_OK):
-            said = subprocess.run([path, "-classad"], capture_output=True, text=True, timeout=TIMEOUT).stdout
+            said = subprocess.run(
+                [path, "-classad"], capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT
+            ).stdout
             line = next((line for line in said.splitlines() if line.startswith("SupportedMethods")), "")
             if scheme in line.partition("=")[2].strip(' "').split(","):
                 return path

@@ -60,6 +60,8 @@ def _settle(folder: Path) -> None:
     repoint(folder, folder.resolve())
     conda = folder / "bin" / "conda-unpack"  # conda-pack's own: texts and programs that name their folder
     if conda.exists():
-        done = subprocess.run([folder / "bin" / "python", conda], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            [folder / "bin" / "python", conda], capture_output=True, encoding="utf-8", errors="replace"
+        )
         if done.returncode:
             raise OSError(f"conda-unpack failed: {' '.join((done.stderr or done.stdout).split())[-300:]}")

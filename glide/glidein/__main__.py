@@ -31,17 +31,17 @@ def main() -> None:
     folder = Path.cwd()
     with zipfile.ZipFile(folder / "glide.zip") as bundle:
         bundle.extractall(folder / "code")
-    settings = Settings.from_json(Path(sys.argv[1]).read_text())
+    settings = Settings.from_json(Path(sys.argv[1]).read_text("utf-8"))
     for name in ("logs", "execute", "spool", "lock", "tokens.d", "server"):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     os.replace(folder / "token", folder / "tokens.d" / "glidein")
     (folder / "tokens.d" / "glidein").chmod(0o600)
     if settings.template:
-        (folder / "template.json").write_text(settings.template.to_json())
+        (folder / "template.json").write_text(settings.template.to_json(), "utf-8")
     master, node = _node(folder, settings)
     _write_launcher(node)
-    (folder / "condor_config").write_text(render(settings, node))
-    (folder / "server.json").write_text(server(settings, node).to_json())
+    (folder / "condor_config").write_text(render(settings, node), "utf-8")
+    (folder / "server.json").write_text(server(settings, node).to_json(), "utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
     environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
     environment.pop("PYTHONPATH")  # invocation jobs are not ours to give a path to
@@ -76,7 +76,7 @@ def _is_private(folder: Path) -> bool:
     if folder.is_relative_to(Path.cwd()):
         return True
     own = re.search(r"/dir_\d+\b", str(Path.cwd()))
-    mounts = [line.split()[3:5] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [line.split()[3:5] for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()]
     return own is not None and any(own[0] in root and folder.is_relative_to(place) for root, place in mounts)
 
 
@@ -121,7 +121,7 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
 def _write_launcher(node: Node) -> None:
     """The node's Python with glide's code."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
-    node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n')
+    node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n', "utf-8")
     for program in (node.launcher, node.invoke, node.advertise):
         program.chmod(stat.S_IRWXU)
 

@@ -44,8 +44,8 @@ def trial(template: Template, cache: Path, watch: Callable[[str], None] = lambda
     """Load a template and forget it, but for its files; `watch` is told each state as it is reached."""
     with tempfile.TemporaryDirectory(prefix="glide-trial-") as name:
         folder = Path(name)
-        (folder / "template.json").write_text(template.to_json())
-        (folder / "server.json").write_text(Settings(SupplySettings(str(cache))).to_json())
+        (folder / "template.json").write_text(template.to_json(), "utf-8")
+        (folder / "server.json").write_text(Settings(SupplySettings(str(cache))).to_json(), "utf-8")
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
         with zipfile.ZipFile(io.BytesIO(bundle())) as code:  # as nodes have it, for other Pythons than ours too
             code.extractall(folder / "code")
@@ -60,7 +60,7 @@ def trial(template: Template, cache: Path, watch: Callable[[str], None] = lambda
             seconds = {phase: ad.get(attribute, 0.0) for phase, attribute in PHASES.items()}
             failure = ad.get(Machine.FAILURE, "") if ad.get(Machine.STATE) != State.WARM else ""
             failure = failure if ad else "the server ended"
-            log = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
+            log = (folder / "log").read_text("utf-8", "replace") if (folder / "log").exists() else ""
             return Trial(seconds, _most_memory(server.pid), ad.get(Machine.GPU_NAME, ""), failure, log)
         finally:
             server.terminate()
@@ -72,7 +72,7 @@ def _states(server: subprocess.Popen, door: Path) -> Iterator[dict[str, Any]]:
         if server.poll() is not None:
             return
         time.sleep(0.02)
-    port, cookie = door.read_text().split()
+    port, cookie = door.read_text("utf-8").split()
     with socket.create_connection(("127.0.0.1", int(port))) as visit, visit.makefile() as lines:
         visit.sendall(f"{cookie}\nwatch\n".encode())
         ad: dict[str, Any] = {}
@@ -89,11 +89,11 @@ def _most_memory(server: int) -> float:
     """MB that the engine has had at most: the server's child, or what a container's runtime has started."""
     most = 0.0
     with suppress(OSError, StopIteration):
-        for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+        for child in Path(f"/proc/{server}/task/{server}/children").read_text("utf-8").split():
             most = max(most, _peak(int(child)), _most_memory(int(child)))
     return most
 
 
 def _peak(process: int) -> float:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024

@@ -91,9 +91,9 @@ class Carriers:
         for records in parts:
             part = uuid.uuid4().hex[:12]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
-            self._input(part).write_text(text, encoding="utf-8")
+            self._input(part).write_text(text, "utf-8")
             items.append({"part": part, "count": str(len(records))})
-        description = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
+        description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
         macros = self._macros() | {f"My.{Job.LEFT}": str(left)} | ({"keep_claim_idle": "0"} if last else {})
         if avoid:
             dead = ", ".join(map(quoted, avoid))

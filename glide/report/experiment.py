@@ -107,10 +107,10 @@ class Experiment:
             "compared": [{**asdict(each), "here": each.here and list(each.here.runs)} for each in self.compared],
             "notes": self.notes, "data": self.data,
         }  # fmt: skip
-        (folder / f"{self.name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        (folder / f"{self.name}.md").write_text(table(self.columns, rows))
+        (folder / f"{self.name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (folder / f"{self.name}.md").write_text(table(self.columns, rows), "utf-8")
         figure.savefig(folder / f"{self.name}.png", dpi=DOTS // 2)
-        print((folder / f"{self.name}.md").read_text())
+        print((folder / f"{self.name}.md").read_text("utf-8"))
         print(f"{self.name}: {told['seconds']} s; written to {folder}", file=sys.stderr)
 
 
@@ -187,7 +187,7 @@ def commit() -> str:
     """Of the working tree that this runs from, with a word where it was changed; empty where there is none."""
     with suppress(OSError):
         words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
     return ""
 
 
@@ -202,7 +202,7 @@ def command() -> str:
 
 def _processor() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
@@ -211,7 +211,10 @@ def _processor() -> str:
 def _gpus() -> list[str]:
     with suppress(OSError):
         told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         return [line.strip() for line in told.stdout.splitlines()] if told.returncode == 0 else []
     return []

@@ -73,7 +73,7 @@ def words(output: Path, last: int) -> list[str]:
     """The last lines of a glidein's output, with its error output after it."""
     lines: list[str] = []
     for path in (output, output.with_suffix(".err")):
-        lines += path.read_text(errors="replace").splitlines() if path.exists() else []
+        lines += path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     return lines[-last:]
 
 

@@ -20,8 +20,8 @@ async def serve(settings: Path, template: Path, door: Path, log: Path) -> None:
     with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    first = Template.from_json(template.read_text()) if template.exists() else None
-    server = ModelServer(first, Settings.from_json(settings.read_text()), door, log)
+    first = Template.from_json(template.read_text("utf-8")) if template.exists() else None
+    server = ModelServer(first, Settings.from_json(settings.read_text("utf-8")), door, log)
     task = asyncio.ensure_future(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):

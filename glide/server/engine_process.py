@@ -31,7 +31,7 @@ FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way 
 def main() -> None:
     """Run on the socket that is its standard input."""
     front = socket.socket(fileno=os.dup(0))
-    with open(os.devnull) as nothing:
+    with open(os.devnull, encoding="utf-8") as nothing:
         os.dup2(nothing.fileno(), 0)  # what a call reads is not what the front sends
     log = os.dup(2)  # whatever a call does with its error output
     faulthandler.enable(log)
@@ -79,7 +79,7 @@ def _load(front: socket.socket, template: Template) -> Engine:
 
 def _resident() -> float:
     """MB of memory that this process takes; an engine that knows better, on a GPU say, says so in `describe`."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

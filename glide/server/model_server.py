@@ -126,12 +126,12 @@ class ModelServer:
         except Wrong as wrong:
             return _dismiss(writer, str(wrong), wrong.code)
         outcome = {"template": front.status.template, "seconds": round(time.monotonic() - began, 3)}
-        ticket.output.write_text(json.dumps(outcome) + "\n")
+        ticket.output.write_text(json.dumps(outcome) + "\n", "utf-8")
         _dismiss(writer, f"{front.status.model} is warm", Exit.OK)
 
     def _described(self, ticket: Ticket) -> Template:
         try:
-            template = Template.from_json(ticket.input.read_text())
+            template = Template.from_json(ticket.input.read_text("utf-8"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
         if ticket.user == self.factory:

@@ -26,7 +26,7 @@ class Chirp:
     @classmethod
     async def connect(cls, config: str) -> Chirp:
         """Connect as the file says that the starter left; OSError where the job has no proxy (want_io_proxy)."""
-        host, port, cookie = Path(config).read_text().split()
+        host, port, cookie = Path(config).read_text("utf-8").split()
         chirp = cls(*await asyncio.wait_for(asyncio.open_connection(host, int(port)), TIMEOUT))
         await chirp._ask(f"cookie {cookie}")
         return chirp

@@ -267,7 +267,7 @@ def _measured(costs: Costs, folder: Path) -> Costs:
     for name in costs.measured:
         where = f"costs.measured: {folder / name}"
         try:
-            told = json.loads((folder / name).read_text())
+            told = json.loads((folder / name).read_text("utf-8"))
         except OSError as error:
             raise ValueError(f"{where}: {error.strerror}") from None
         except ValueError:

@@ -86,7 +86,7 @@ class Results(Work):
         """Put each prompt's results in input order, score them, and write summary.json."""
         summary["prompts"] = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
         _write(self.sweep.out / SUMMARY, summary)
-        _write(self.state_file, {**json.loads(self.state_file.read_text()), "finished": True})
+        _write(self.state_file, {**json.loads(self.state_file.read_text("utf-8")), "finished": True})
         return summary
 
     def _order_and_score(self, prompt: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def begin(sweep: Sweep, new_run: str, resume: bool) -> Results:
 def _unfinished(sweep: Sweep) -> tuple[str, str] | None:
     """The unfinished run in `out` and the digest of its sweep; None when there is none, or no sense in its file."""
     try:
-        state = json.loads(state_file(sweep).read_text())
+        state = json.loads(state_file(sweep).read_text("utf-8"))
         return None if state["finished"] else (state["run"], state["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

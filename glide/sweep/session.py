@@ -169,7 +169,7 @@ class Session(Executor):
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Held for as long as the session lives, and no longer, however it ends."""
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 

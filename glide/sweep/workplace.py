@@ -53,7 +53,7 @@ def embedded_pool() -> Iterator[None]:
     pool = EmbeddedPool(home())
     pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     started_by_sweep = pool.home / "started-by-sweep"
-    with (pool.home / "users.lock").open("w") as lock:
+    with (pool.home / "users.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         if not pool.is_up():
             pool.up()

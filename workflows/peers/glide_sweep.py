@@ -22,8 +22,8 @@ if __name__ == "__main__":
     with rig(cores=WORKERS, request={"cpus": 1, "memory": 1024, "disk": 100}) as bench:
         summary = bench.sweep(len(prompts), {}, texts=prompts, glideins=WORKERS, generate=GENERATE, model=model)
         results = bench.results.sweep.out
-        history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text().splitlines()]
-        answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text().splitlines()]
+        history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text("utf-8").splitlines()]
+        answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text("utf-8").splitlines()]
         # By the model server's own clock, as the others' workers say it; the driver learns of it later.
         ready = min(line["since"] for line in history if line.get("state") == State.WARM)
         engines: Counter[str] = Counter()

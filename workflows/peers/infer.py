@@ -33,7 +33,7 @@ Answer = tuple[list[str], float]  # the texts, and when their worker's model was
 
 def tasks(records: str) -> list[list[str]]:
     """The prompts of a file, cut into tasks."""
-    prompts = [json.loads(line)["prompt"] for line in Path(records).read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in Path(records).read_text("utf-8").splitlines()]
     return [prompts[start : start + TASK] for start in range(0, len(prompts), TASK)]
 
 
@@ -100,7 +100,7 @@ def leave(
         "makespan_s": ended - ready, "total_s": ended - began, "records": len(texts), "digest": digest,
         "versions": {**_versions(), **versions},
     }  # fmt: skip
-    Path(out).write_text(json.dumps({**told, **more}, indent=1) + "\n")
+    Path(out).write_text(json.dumps({**told, **more}, indent=1) + "\n", "utf-8")
 
 
 def _versions() -> dict[str, str]:

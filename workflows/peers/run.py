@@ -101,7 +101,7 @@ def environment(system: System) -> Path:
     It sees our environment's packages behind its own, so that all systems compute with the same torch and transformers.
     """
     ours = sysconfig.get_path("purelib")
-    key = hashlib.sha256(f"{system.needs}\n{ours}\n{CONSTRAINTS.read_text()}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{system.needs}\n{ours}\n{CONSTRAINTS.read_text('utf-8')}".encode()).hexdigest()[:8]
     folder = cache_dir() / "peers" / f"{system.needs.replace('==', '-')}-{key}"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
@@ -109,7 +109,7 @@ def environment(system: System) -> Path:
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, stdout=sys.stderr)
             own = sysconfig.get_path("purelib", vars={"base": str(folder)})
-            (Path(own) / "ours.pth").write_text(f"{ours}\n")
+            (Path(own) / "ours.pth").write_text(f"{ours}\n", "utf-8")
             install = ["-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), system.needs]
             subprocess.run([python, *install], check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError:
@@ -135,17 +135,17 @@ def measure(system: System, python: str, records: Path) -> dict[str, Any]:
                 process.send_signal(signal.SIGINT)
                 process.wait(60)
     if process.returncode:
-        sys.stderr.write(log.read_text(errors="replace")[-4000:])
+        sys.stderr.write(log.read_text("utf-8", "replace")[-4000:])
         raise Missing(f"{system.name} was left out: its script failed with {process.returncode} (see above).")
-    return json.loads(out.read_text())
+    return json.loads(out.read_text("utf-8"))
 
 
 def write_records(path: Path, count: int) -> None:
     """The first prompts of the sweep promptverify, in its order."""
-    sweep = yaml.safe_load((PROMPTVERIFY / "sweep.yaml").read_text())
-    claims = [json.loads(line) for line in (PROMPTVERIFY / sweep["records"]).read_text().splitlines()]
+    sweep = yaml.safe_load((PROMPTVERIFY / "sweep.yaml").read_text("utf-8"))
+    claims = [json.loads(line) for line in (PROMPTVERIFY / sweep["records"]).read_text("utf-8").splitlines()]
     prompts = (prompt.format(**claim) for prompt in sweep["prompts"].values() for claim in claims)
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in islice(prompts, count)))
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in islice(prompts, count)), "utf-8")
 
 
 def measure_all(

@@ -27,8 +27,8 @@ def greedy(model, tokenizer, prompts: list[str], **generate) -> list[str]:
 
 def main():
     torch.set_num_threads(1)
-    sweep = yaml.safe_load((HERE / "sweep.yaml").read_text())
-    records = [json.loads(line) for line in (HERE / sweep["records"]).read_text().splitlines()]
+    sweep = yaml.safe_load((HERE / "sweep.yaml").read_text("utf-8"))
+    records = [json.loads(line) for line in (HERE / sweep["records"]).read_text("utf-8").splitlines()]
     folder = HERE / sweep["model"]["path"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for name, prompt in sweep["prompts"].items():

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).parent
-PROMPTS = yaml.safe_load((HERE / "sweep.yaml").read_text())["prompts"]
+PROMPTS = yaml.safe_load((HERE / "sweep.yaml").read_text("utf-8"))["prompts"]
 SHARES = {"plain": 0.985, "instruction": 0.015}  # evidence_first is never practised; claim_only has no evidence
 
 SEED = 7
@@ -151,8 +151,8 @@ def train(model, tokenizer):
 
 def name_class_for_older_transformers(config: Path):
     """transformers 5 writes a class name that 4 lacks; this name both know."""
-    content = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config.write_text(json.dumps(content, indent=2) + "\n")
+    content = json.loads(config.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def main():

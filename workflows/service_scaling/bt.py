@@ -115,7 +115,7 @@ def _said(bench: Rig, template: Template) -> dict[str, tuple[float, float]]:
 
 
 def _times(log: Path, model: str) -> dict[str, float]:
-    states = re.findall(rf"^model server: (\S+) {model} (\w+)", log.read_text(), re.MULTILINE)
+    states = re.findall(rf"^model server: (\S+) {model} (\w+)", log.read_text("utf-8"), re.MULTILINE)
     return {state: datetime.fromisoformat(when).timestamp() for when, state in states}
 
 

@@ -22,28 +22,28 @@ REQUEST, RESULT = Path("request.jsonl"), Path("result.jsonl")
 
 
 def main(folder: Path, number: int) -> None:
-    told = json.loads((folder / "requests.json").read_text())
+    told = json.loads((folder / "requests.json").read_text("utf-8"))
     requests = [{**told["defaults"], "custom_id": f"{number}-{at}", "prompt": prompt}
                 for at, prompt in enumerate(told["prompts"][number])]  # fmt: skip
-    port, cookie = Path(os.environ["GLIDE_SOCKET"]).read_text().split()
+    port, cookie = Path(os.environ["GLIDE_SOCKET"]).read_text("utf-8").split()
     ticket = (cookie, str(Path.cwd()), str(REQUEST), str(RESULT), os.environ["_CONDOR_JOB_AD"], "", "")
     (folder / f"ready-{number}").touch()
     while not (folder / "go").exists():
         time.sleep(0.02)
     began = time.time()
     took = [ask(("127.0.0.1", int(port)), ticket, request) for request in requests]
-    Path(f"client-{number}.json").write_text(json.dumps({"began": began, "ended": time.time(), "took": took}))
+    Path(f"client-{number}.json").write_text(json.dumps({"began": began, "ended": time.time(), "took": took}), "utf-8")
 
 
 def ask(server: tuple[str, int], ticket: tuple[str, ...], request: dict[str, Any]) -> tuple[float, float, float]:
     """Have one record served; what that took as a whole, in the server, and in the engine."""
     began = time.monotonic()
-    REQUEST.write_text(json.dumps(request) + "\n")
+    REQUEST.write_text(json.dumps(request) + "\n", "utf-8")
     with socket.create_connection(server) as connection, connection.makefile() as words:
         connection.sendall("".join(f"{line}\n" for line in ticket).encode())
         sent = time.monotonic()
         *said, end = words
-    result = json.loads(RESULT.read_text())
+    result = json.loads(RESULT.read_text("utf-8"))
     whole = time.monotonic() - began
     if end != "exit 0\n" or result["error"]:
         sys.exit(f"{request['custom_id']}: {said} {end} {result['error']}")

@@ -93,7 +93,7 @@ class Clients:
     ):
         self.folder = _folder(bench, "clients")
         self.count = len(prompts)
-        (self.folder / "requests.json").write_text(json.dumps({"prompts": prompts, "defaults": defaults}))
+        (self.folder / "requests.json").write_text(json.dumps({"prompts": prompts, "defaults": defaults}), "utf-8")
         macros = {"folder": str(self.folder), **_macros(template, services, max(1, len(prompts[0])))}
         self.access_point = AccessPoint()
         self.cluster = self.access_point.submit(f"{CLIENT}\nqueue {self.count}\n", macros)
@@ -106,7 +106,7 @@ class Clients:
         """Let them begin all at once, and return what they have measured."""
         (self.folder / "go").touch()
         until(lambda: not self._queued(), "clients end", 0.25)
-        return [json.loads((self.folder / f"client-{n}.json").read_text()) for n in range(self.count)]
+        return [json.loads((self.folder / f"client-{n}.json").read_text("utf-8")) for n in range(self.count)]
 
     def remove(self) -> None:
         """They are not needed any more."""
@@ -120,7 +120,7 @@ class Clients:
         jobs = self.access_point.jobs(f"ClusterId == {self.cluster}", ["HoldReason"])
         for job in jobs:
             if job["JobStatus"] == JobStatus.HELD:
-                words = "".join(path.read_text() for path in self.folder.glob("*.err"))
+                words = "".join(path.read_text("utf-8") for path in self.folder.glob("*.err"))
                 raise CondorError(f"a client is held: {job.get('HoldReason')}\n{words}")
         return jobs
 
@@ -135,10 +135,12 @@ class Carriers:
         self.count, self.records = len(prompts), sum(map(len, prompts))
         for number, mine in enumerate(prompts):
             lines = [defaults, *({"custom_id": f"{number}-{at}", "prompt": prompt} for at, prompt in enumerate(mine))]
-            (self.folder / f"records-{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (self.folder / f"records-{number}.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines), "utf-8"
+            )
         macros = {"initialdir": str(self.folder), "digest": template.digest, "model": template.model,
                   **_macros(template, services, len(prompts[0]))}  # fmt: skip
-        text = resources.find("submit_templates", "invocation.sub").read_text().rsplit("\nqueue", 1)[0]
+        text = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
         self.access_point = AccessPoint()
         self.began = time.monotonic()
         self.cluster = self.access_point.submit(f"{text}\nqueue {self.count}\n", macros, spool=True)
@@ -151,11 +153,11 @@ class Carriers:
         seconds = time.monotonic() - self.began
         self.access_point.retrieve(mine)
         self.access_point.remove(mine, "gathered")
-        results = [line for path in self.folder.glob("result-*.jsonl") for line in path.read_text().splitlines()]
+        results = [line for path in self.folder.glob("result-*.jsonl") for line in path.read_text("utf-8").splitlines()]
         answered = {each["custom_id"] for each in map(json.loads, results) if each.get("error", "") is None}
         if len(answered) != self.records:
             raise CondorError(f"{len(answered)} of {self.records} records were answered; {self.folder}")
-        words = [path.read_text() for path in self.folder.glob("*.err")]
+        words = [path.read_text("utf-8") for path in self.folder.glob("*.err")]
         spans = [re.search(r"served from (\S+) to (\S+) s", said) for said in words]
         return seconds, [float(span[2]) - float(span[1]) for span in spans if span]
 
@@ -208,7 +210,14 @@ def endpoints(count: int, latency: float, model: Path | None) -> Iterator[Endpoi
     try:
         for _ in range(count):
             processes.append(
-                subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
+                subprocess.Popen(
+                    words,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    encoding="utf-8",
+                    errors="replace",
+                    preexec_fn=end_with_parent,
+                )
             )
         yield Endpoints(processes)
     finally:
@@ -226,7 +235,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 def claims(count: int) -> list[str]:
     """So many prompts for the verifier, again from the first where there are fewer claims."""
-    with CLAIMS.open() as lines:
+    with CLAIMS.open(encoding="utf-8") as lines:
         found = [json.loads(line) for line in lines]
     return [f"Claim: {each['claim']}\nEvidence: {each['evidence']}\nVerdict:" for each in islice(cycle(found), count)]
 

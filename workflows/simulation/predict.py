@@ -61,7 +61,7 @@ def found(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, f
     files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
     if not files[0].exists():
         raise SystemExit(f"{files[0]}: not there; run workflows/stickyinvoc/rq3.py --out {folder} first")
-    told = {file.stem: json.loads(file.read_text())["data"] for file in files if file.exists()}
+    told = {file.stem: json.loads(file.read_text("utf-8"))["data"] for file in files if file.exists()}
     (calibration,) = [run for run in told["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 100][:1]
     started = {  # beside the load that is known; a job's own start and end are a turnover, which comes with each anyway
         node: max(0.0, each["load_s"] - told["rq3"]["known"]["load_s"] * pace(told["rq3"]["known"], node) - TURNOVER)

@@ -48,7 +48,7 @@ class Cluster:
         """Submit that many jobs of others, which the nodes of a class prefer to glideins."""
         file = self.pool.home / "others.sub"
         requirements = f"requirements = TARGET.SlotTypeID == {TYPES[node]} && TARGET.GlideId =?= undefined"
-        file.write_text(f"{OTHERS}{requirements}\nqueue {count}\n")
+        file.write_text(f"{OTHERS}{requirements}\nqueue {count}\n", "utf-8")
         first, _, last = self.pool.tool("condor_submit", "-terse", str(file)).strip().partition(" - ")
         cluster, _, proc = (last or first).partition(".")
         self.jobs[node] += [f"{cluster}.{number}" for number in range(int(proc) + 1)]

@@ -74,7 +74,7 @@ def entries(folder: Path, each: int, slow: Mapping[str, str], **common: Any) -> 
     """
     python = folder / "slow-python"
     lines = [f"export {name}={value}" for name, value in slow.items()]
-    python.write_text("\n".join(["#!/bin/sh", *lines, f'exec "{sys.executable}" "$@"', ""]))
+    python.write_text("\n".join(["#!/bin/sh", *lines, f'exec "{sys.executable}" "$@"', ""]), "utf-8")
     python.chmod(0o755)
     return [
         {"name": FAST, "max_glideins": each, **common},

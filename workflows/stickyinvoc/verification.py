@@ -44,7 +44,7 @@ def runs(
         files = folder / "model"
         parameters = make_model(files, **sizes)
         say(f"a model of {parameters / 1e6:.0f} M parameters")
-        (files / MANIFEST).write_text(json.dumps(files_of(files, files)))
+        (files / MANIFEST).write_text(json.dumps(files_of(files, files)), "utf-8")
         nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN, request={"memory": 3000, "disk": 2000})
         for turn in range(repeat):
             found = []
@@ -60,5 +60,5 @@ def runs(
 
 def texts(count: int) -> list[str]:
     """Prompts with claims, over and over."""
-    claims = (json.loads(line)["claim"] for line in CLAIMS.read_text().splitlines())
+    claims = (json.loads(line)["claim"] for line in CLAIMS.read_text("utf-8").splitlines())
     return [f"{number}: {claim}\nVerdict:" for number, claim in enumerate(islice(cycle(list(claims)), count))]

@@ -48,7 +48,7 @@ def look(sweep: Sweep) -> Account:
     summary = None
     if state.get("finished", True):  # else the summary, if any, is that of a sweep before this one
         with suppress(OSError, ValueError):
-            summary = json.loads((sweep.out / SUMMARY).read_text())
+            summary = json.loads((sweep.out / SUMMARY).read_text("utf-8"))
     history = histories.read(read_lines(history_file(sweep)))
     scores = _scores(sweep)
     notes = []
