@@ -95,6 +95,11 @@ class JobStatus:
     NAMES = ("?", "idle", "running", "removed", "completed", "held", "transferring", "suspended")
 
 
+# A completed job whose outputs are spooled stays in the queue until they are gathered, and at most this long.
+KEPT_SECONDS = 30 * 24 * 3600
+LEAVE_IN_QUEUE = f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {KEPT_SECONDS}"
+
+
 class Exit:
     """Exit codes of the programs users and HTCondor see."""
 

@@ -14,7 +14,7 @@ import typer
 from glide.condor import AccessPoint, connect
 from glide.condor.access_point import read_submit_file
 from glide.errors import CondorError, InputError
-from glide.vocabulary import Exit, JobStatus
+from glide.vocabulary import LEAVE_IN_QUEUE, Exit, JobStatus
 
 _ATTRIBUTES = ("ProcId", "JobStatus", "HoldReason", "SUBMIT_Iwd", "SUBMIT_TransferOutput", "TransferOutput")
 
@@ -34,7 +34,7 @@ def submit(
     file = file.absolute()
     os.chdir(file.parent)  # a job file's relative paths are relative to it
     access_point = AccessPoint()
-    cluster = access_point.submit(text, {"leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}"}, spool=True)
+    cluster = access_point.submit(text, {"leave_in_queue": LEAVE_IN_QUEUE}, spool=True)
     print(cluster)
     if watch:
         _watch(access_point, cluster)
