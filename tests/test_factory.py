@@ -19,7 +19,7 @@ from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
 from glide.condor.access_point import quoted, value
 from glide.config import SiteFile, load
-from glide.factory import look
+from glide.factory import ads
 from glide.factory.apply import Hands
 from glide.factory.look import take
 from glide.factory.plan import Action
@@ -273,10 +273,10 @@ def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, 
     description = "executable = /bin/true\nrequirements = false\nhold = true\nqueue 3\n"
     cluster = access_point.submit(description, {f"My.{Job.TEMPLATE}": '"T"'})
     glidein, moving, invoking = (f"ClusterId == {cluster} && ProcId == {proc}" for proc in range(3))
-    ad = {"MyType": '"Machine"', "MyAddress": '"<127.0.0.1:1>"'} | dict.fromkeys(look.LANE_ATTRIBUTES, nonsense)
+    ad = {"MyType": '"Machine"', "MyAddress": '"<127.0.0.1:1>"'} | dict.fromkeys(ads.LANE_ATTRIBUTES, nonsense)
     ad |= {"Name": '"odd"', Machine.ID: '"odd-1.0"', "State": '"Claimed"'}
     try:
-        for name in sorted({*look.JOB_ATTRIBUTES, "HoldReasonCode"} - {"ClusterId", "ProcId", "User", Job.ENTRY}):
+        for name in sorted({*ads.JOB_ATTRIBUTES, "HoldReasonCode"} - {"ClusterId", "ProcId", "User", Job.ENTRY}):
             access_point.schedd.edit(f"ClusterId == {cluster}", name, nonsense)
         access_point.schedd.edit(glidein, Job.ENTRY, '"odd"')
         access_point.schedd.edit(moving, "HoldReasonCode", "16")
@@ -299,14 +299,17 @@ def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, 
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_glideins_under_another_name_are_neither_ours_nor_absent(access_point, monkeypatch):
+def test_own_glideins_under_an_earlier_name_are_not_submitted_again(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
+    earlier = access_point.user.partition("@")[0]
     try:
         assert "mine" in {glidein.entry for glidein in take(lambda: access_point, Collector()).glideins}
         monkeypatch.setitem(access_point_module._USERS, str(access_point.location["MyAddress"]), "mallory@else")
-        seen = take(lambda: access_point, Collector())
+        seen = take(lambda: access_point, Collector(), earlier=[earlier])
         assert "queued under the name" in seen.failed[0] and not seen.glideins
+        seen = take(lambda: access_point, Collector())  # anybody's jobs, as a factory that never had this name sees it
+        assert not seen.failed and "mine" not in {glidein.entry for glidein in seen.glideins}
         seen = take(lambda: access_point, Collector(), whose="all")  # as people look who run no factory
         assert not seen.failed and "mine" in {glidein.entry for glidein in seen.glideins}
     finally:

@@ -82,7 +82,15 @@ class Hands:
 
     def look(self) -> Snapshot:
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
-        return take(self.access_point, self.collector, self.outer, owners)
+        accounts = self.folder / "accounts"
+        earlier = set(accounts.read_text("utf-8").split()) if accounts.exists() else set()
+        snapshot = take(self.access_point, self.collector, self.outer, owners, earlier=earlier)
+        if self.seed and not snapshot.failed:  # we are the factory
+            seen = [entry.name for entry in self.site.entries if entry.name not in snapshot.blind]
+            names = {self.of_entry(name).user.partition("@")[0] for name in seen}
+            if not names <= earlier:
+                publish(accounts, "\n".join(sorted(names | earlier)))
+        return snapshot
 
     def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
         """Do what is to be done, and return what HTCondor refused; the next cycle sees what came of it."""

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glide.files.sources import open_source
-from glide.template.spec import sound
+from glide.template import checks
 
 MANIFEST = "glide-files.json"
 # Of a hub's repository: what people read, and the same weights for other libraries.
@@ -35,8 +35,8 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
     except OSError as error:
         raise OSError(f"{error}; it lists the files there: glide template files FOLDER > FOLDER/{MANIFEST}") from None
     try:
-        return sound(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+        return checks.files(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}/{MANIFEST} is not what glide template files writes: {error}") from None
 
 

@@ -5,14 +5,15 @@ Standard library only: nodes read templates too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import re
 import stat
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
+from glide.template import checks
 from glide.vocabulary import State
 
 # Seconds that a healthy node stays below by far: for each phase on the way to Warm; and when it is Warm, without a word
@@ -64,8 +65,13 @@ class Parcel:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Parcel:
-        """Read what dataclasses.asdict made, or anybody else; ValueError, KeyError or TypeError for nonsense."""
-        return cls(**{**fields, "files": sound(fields["files"])})
+        """Read what dataclasses.asdict made, or anybody else.
+
+        Raises:
+            ValueError: it makes no sense.
+        """
+        checks.check(fields, checks.PARCEL, ("path", "files"), "the file set")
+        return cls(**{**fields, "files": checks.files(fields["files"])})
 
 
 @dataclass(frozen=True)
@@ -151,31 +157,20 @@ class Template:
 
     @classmethod
     def from_json(cls, text: str) -> Template:
-        """Read what to_json wrote, or anybody else; ValueError, KeyError or TypeError when it makes no sense."""
-        fields = json.loads(text)
-        fields["files"] = sound(fields["files"])
-        fields["function"] = Function(**fields["function"]) if fields.get("function") else None
-        fields["environment"] = Parcel.from_fields(fields["environment"]) if fields.get("environment") else None
+        """Read what to_json wrote, or anybody else.
+
+        Raises:
+            ValueError: it makes no sense: a type, a range or a name is wrong, or a field is unknown.
+        """
+        fields = checks.loaded(text)
+        checks.check(fields, checks.TEMPLATE, ("model", "engine", "files"), "the template")
+        fields["files"] = checks.files(fields["files"])
+        if fields.get("function") is not None:
+            checks.check(fields["function"], checks.FUNCTION, tuple(checks.FUNCTION), "the function")
+            fields["function"] = Function(**fields["function"])
+        if fields.get("environment") is not None:
+            fields["environment"] = Parcel.from_fields(fields["environment"])
         return cls(**fields)
-
-
-def sound(described: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """Descriptions of files as anybody may have written them; ValueError or TypeError where they make no sense."""
-    files = {name: (str(digest), int(size)) for name, (digest, size) in described.items()}
-    for name, (digest, size) in files.items():
-        if problem := _unsound(name, digest, size):
-            raise ValueError(problem)
-    return files
-
-
-def _unsound(name: str, digest: str, size: int) -> str:
-    """What is wrong with a description of a file that anybody may have written; nothing if it stays in its folder."""
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        return f"{name!r} is no name of a file within a folder"
-    if not re.fullmatch("[0-9a-f]{64}", digest) or size < 0:
-        return f"{name} has no sha256 and size"
-    return ""
 
 
 def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
@@ -186,7 +181,10 @@ def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
             continue
         status = each.stat()  # unlike is_file, it raises for a link to nothing
         if stat.S_ISREG(status.st_mode):
-            files[str(each.relative_to(root))] = (_sha256(each), status.st_size)
+            name = str(each.relative_to(root))
+            if not checks.is_file_name(name):
+                raise OSError(errno.EILSEQ, "its name has control characters or is not UTF-8; rename it", str(each))
+            files[name] = (_sha256(each), status.st_size)
     return files
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from glide.condor.names import MODEL
 from glide.factory.activity import Activity, activities
-from glide.factory.look import NAME
 from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
 from glide.report.status import records_per_second
@@ -143,4 +143,4 @@ def _gauge(name: str, told: str, values: Mapping[Any, float], *labels: str) -> M
 
 def _name(text: str) -> str:
     """A label that somebody else may have written, if it is a name."""
-    return text if not text or text in ENDS or NAME.fullmatch(text) else OTHER
+    return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

@@ -1,0 +1,152 @@
+"""Check a description of a template that anybody may have written: every type and range, before anything uses it.
+
+A job's ad brings it into the factory, a lane's job brings it to a node. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from glide.vocabulary import State
+
+LARGEST_TEXT = 16_000_000  # characters of a description; a job's ad with a function in it has 1.4 million
+LARGEST_NAME = 4096  # characters of a path, an address, a key, an owner
+LARGEST_SIZE = 10**15  # bytes of a file
+LONGEST_BUDGET = 1e9  # seconds
+DEEPEST = 50  # levels of an engine's options; deeper ones cannot be written again by every Python
+PHASES = (*State.COMING_UP, State.WARM)
+
+_NO_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+
+Check = Callable[[Any], bool]
+
+
+def loaded(text: object) -> dict[str, Any]:
+    """Read a JSON object that is finite, of a reasonable depth and length, and valid Unicode.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(text, str) or len(text) > LARGEST_TEXT:
+        raise ValueError("the description is no text, or it is too long")
+    try:
+        fields = json.loads(text, parse_constant=_refuse)
+        if not isinstance(fields, dict):
+            raise ValueError("the description is no JSON object")
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # neither 1e999 nor half a character
+    except RecursionError:
+        raise ValueError("the description is nested too deeply") from None
+    return fields
+
+
+def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tuple[str, ...], what: str) -> None:
+    """Raise ValueError unless all `needed` fields are there, none is unknown, and each is what is expected of it."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{what} is no JSON object")
+    if missing := [name for name in needed if name not in fields]:
+        raise ValueError(f"{what} has no {missing[0]}")
+    for name, value in fields.items():
+        if name not in expected:
+            raise ValueError(f"{what} has an unknown field {name!r:.40}")
+        if not expected[name](value):
+            raise ValueError(f"{what}: {name} cannot be {value!r:.80}")
+
+
+def files(described: Any) -> dict[str, tuple[str, int]]:
+    """Return descriptions of files: sha256 and size in bytes, by a name that stays within its folder.
+
+    Raises:
+        ValueError: one of them makes no sense.
+    """
+    if not isinstance(described, Mapping):
+        raise ValueError("the files are no JSON object")
+    found = {}
+    for name, each in described.items():
+        if not is_file_name(name):
+            raise ValueError(f"{name!r:.80} is no name of a file within a folder")
+        if not (isinstance(each, (list, tuple)) and len(each) == 2 and _is_digest(each[0]) and _is_size(each[1])):
+            raise ValueError(f"{name!r:.80} has no sha256 and size")
+        found[name] = (each[0], each[1])
+    return found
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether it names a file within a folder, in UTF-8."""
+    if not _is_line(name):
+        return False
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number that JSON has")
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_line(value: Any) -> bool:
+    """Whether it is a text of Unicode without line breaks and other control characters, as names and paths are."""
+    return isinstance(value, str) and len(value) <= LARGEST_NAME and re.search(_NO_LINE, value) is None
+
+
+def _is_name(value: Any) -> bool:
+    return bool(value) and _is_line(value)
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, dict) and _depth(value) <= DEEPEST
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+def _is_budgets(value: Any) -> bool:
+    return isinstance(value, dict) and all(phase in PHASES and _is_seconds(each) for phase, each in value.items())
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 < value <= LONGEST_BUDGET
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+FUNCTION: dict[str, Check] = {
+    "source": _is_text, "pickle": _is_text, "digest": _is_digest,
+    "python": _is_line, "cloudpickle": _is_line, "owner": _is_name,
+}  # fmt: skip
+# `files` are checked by `files`.
+PARCEL: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
+# What has a checker of its own is anything here.
+TEMPLATE: dict[str, Check] = {
+    "model": _is_name, "engine": _is_name, "path": _or_none(_is_line), "files": _anything, "options": _is_options,
+    "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),
+    "keep": lambda value: value in ("state", "files", "nothing"), "key": _is_line, "seed": _is_line,
+    "environment": _anything,
+}  # fmt: skip
