@@ -27,6 +27,21 @@ SITE = {
 }
 
 
+# Files whose tests mostly wait, the longest first: begun last, one of them would keep a single worker busy at the end.
+LONGEST = (
+    "test_docs.py", "test_two_pools.py", "test_web.py", "test_ssh.py", "test_end_to_end.py", "test_sticky.py",
+    "test_report.py", "test_fuzz.py", "test_nodes.py", "test_documented.py", "test_session.py", "test_poison.py",
+)  # fmt: skip
+# Threads of several processes that wait for each other on two cores take ten times as long as one thread each. HTCondor
+# sets the same for jobs that request one CPU.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fuzz", "tests/test_fuzz.py: how much to kill, and under what load")
     group.addoption("--kills", type=int, default=8)
