@@ -26,7 +26,7 @@ REFERENCE = Path(__file__).with_name("reference.md")
 WIDTH = 100
 OTHER_CODES = """
 Two commands mean something else by them. `glide doctor`: 1 warnings, 2 something is broken, 3 there is no pool to look
-at. `glide gather`: 3 some jobs have not finished.
+at. `glide gather`: 1 outputs of some jobs could not be brought, 3 some jobs have not finished.
 """
 SPELLED = {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "time", Any: "any"}
 HEAD = """# Reference

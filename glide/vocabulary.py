@@ -64,6 +64,8 @@ class Job:
     WANTED = "GlideWanted"  # most glideins that the run is to have at once
     MODEST = "GlideModest"  # no glidein is to unload its model or to go for it
     TIMED = "GlideTimed"  # its error output is to say from when to when the server had it
+    FOLDER = "GlideFolder"  # of the job file that glide submit was given
+    INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, while glide gather has its outputs written elsewhere
 
 
 class State:

@@ -115,6 +115,10 @@ class AccessPoint:
         """Bring the outputs of spooled jobs to the folder they were submitted from."""
         self._call("retrieve", constraint)
 
+    def edit(self, job: str, attribute: str, expression: str) -> None:
+        """Set an attribute in the ad of a job, named as cluster.proc."""
+        self._call("edit", job, attribute, expression)
+
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many."""
         result = self._call(
