@@ -32,6 +32,7 @@ def alone(tmp_path, monkeypatch):
     assert not left
 
 
+@pytest.mark.soak  # the notebook below runs the same lines
 def test_the_example_runs_as_a_script(alone, tmp_path):
     (tmp_path / "example.py").write_text(EXAMPLE)
     done = subprocess.run(
@@ -68,7 +69,7 @@ def _printed(client, cell: str) -> str:
     return "".join(texts)
 
 
-def test_the_papers_program_runs_with_another_import(alone):
+def test_the_papers_program_runs_with_another_import(factory):
     workflows = ROOT / "workflows" / "stickyinvoc"
     before, after = ((workflows / name).read_text().splitlines() for name in ("before.py", "after.py"))
     assert [(one, other) for one, other in zip(before, after, strict=True) if one != other] == [

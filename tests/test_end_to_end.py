@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -158,10 +159,14 @@ def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory,
     job += "requirements = TARGET.GlideTemplate =?= MY.GlideTemplate\nqueue 1\n"
     cluster = access_point.submit(job)
     try:
-        told = json.loads(glide("status", "--json").stdout)
-        mine = next(demand for demand in told["queue"] if demand["model"] == "ghost-model")
-        assert mine["idle"] == 1
-        assert "nobody serves ghost-model" in mine["why_idle"]
+
+        def mine() -> list[dict[str, Any]]:
+            told = json.loads(glide("status", "--json").stdout)
+            return [demand for demand in told["queue"] if demand["model"] == "ghost-model"]
+
+        (demand,) = eventually(mine, "status shows the job")
+        assert demand["idle"] == 1
+        assert "nobody serves ghost-model" in demand["why_idle"]
         assert access_point.jobs(f"ClusterId == {cluster}", ["JobStatus"])[0]["JobStatus"] == JobStatus.IDLE
     finally:
         access_point.remove(f"ClusterId == {cluster}", "test over")

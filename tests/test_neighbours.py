@@ -11,6 +11,7 @@ RUN = Path(__file__).resolve().parent.parent / "workflows" / "peers" / "run.py"
 
 
 @pytest.mark.pool
+@pytest.mark.soak
 def test_glide_and_plain_processes_agree_and_the_missing_are_named(tmp_path):
     names = ("glide", "two plain processes", "TaskVine functions")
     options = ["--repeat", "1", "--records", "60", "--taskvine", sys.executable, "--out", tmp_path, "--only", *names]

@@ -259,8 +259,8 @@ def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_n
             served = json.loads((sweep.folder / f"out-{number}" / "summary.json").read_text())["glideins"]
             assert sum(glidein["records"] for glidein in served) == 200
             assert len(access_point.jobs(mine, ["ClusterId"])) == 2, "no new glidein"
-            lanes = collector.lanes([Machine.MODEL, Machine.LOAD_SECONDS], f'{Machine.ENTRY} == "moving"')
-            assert {lane[Machine.MODEL] for lane in lanes} == {name} and len(lanes) == 4
+            here = f'{Machine.ENTRY} == "moving" && {Machine.MODEL} == "{name}"'
+            eventually(lambda here=here: len(collector.lanes(["Name"], here)) == 4, "all lanes have it")
         assert "idle glideins load it" in factory.log.read_text()
     finally:
         factory.stop()
