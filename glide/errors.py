@@ -7,14 +7,20 @@ GlideError
 └── InvocationError   a call failed on its node, and its own exception cannot be brought back
 """
 
+import os
+
 
 class GlideError(Exception):
     """Base of every error glide raises on purpose."""
 
 
 def mistake(error: Exception) -> str:
-    """What is said of an error that glide raised on no purpose, where the rest goes on."""
-    return f"an error in glide: {type(error).__name__}: {error}"
+    """What is said of an error that glide raised on no purpose, where the rest goes on: what it is, and its place."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})" if place else ""
+    return " ".join(f"an error in glide: {type(error).__name__}: {error}{where}".split())
 
 
 class InputError(GlideError):

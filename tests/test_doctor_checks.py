@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from glide.condor.bounded import Unseen, ask
 from glide.condor.configuration import Configuration
 from glide.condor.rights import Right
 from glide.config import SiteFile
-from glide.doctor.bounded import Unseen, ask
 from glide.doctor.checks import CHECKS, judge
 from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token, Trial
 from glide.doctor.finding import Level, worst

@@ -16,7 +16,7 @@ from rich.table import Table
 from glide.cli.options import AsJson, print_json
 from glide.condor import AccessPoint, connect, home, install
 from glide.errors import CondorError, GlideError, InputError
-from glide.factory.apply import key_to
+from glide.factory.folders import key_to
 from glide.factory.seed import announce
 from glide.files import Tree
 from glide.files.listing import MANIFEST

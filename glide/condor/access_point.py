@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.condor import bindings
+from glide.condor.bounded import isolated
 from glide.errors import CondorError
 from glide.vocabulary import JobStatus
 
@@ -50,11 +51,14 @@ class AccessPoint:
         """Who we are to this access point, as User@UidDomain."""
         address = str(self.location["MyAddress"])
         if address not in _USERS:
-            try:
-                _USERS[address] = str(bindings.htcondor2.ping(self.location, "WRITE")["MyRemoteUserName"])
-            except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
-                raise CondorError(f"the access point lets us not write: {error}") from None
+            _USERS[address] = isolated(self._ping)
         return _USERS[address]
+
+    def _ping(self) -> str:
+        try:
+            return str(bindings.htcondor2.ping(self.location, "WRITE")["MyRemoteUserName"])
+        except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
+            raise CondorError(f"access point denied WRITE authorization: {error}") from None
 
     def submit(
         self,

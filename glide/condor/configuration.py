@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from glide.condor import bindings
+from glide.condor.bounded import isolated
 from glide.condor.collector import located
 
 Value = bool | float | str
@@ -26,7 +29,10 @@ def configuration(daemon: str, names: Iterable[str]) -> Configuration:
     Raises:
         CondorError: there is none, or it does not answer.
     """
-    location = located(daemon)
+    return isolated(partial(_read, located(daemon), tuple(names)))
+
+
+def _read(location: Any, names: tuple[str, ...]) -> Configuration:
     try:
         told, asked = bindings.htcondor2.RemoteParam(location), True
     except (RuntimeError, bindings.htcondor2.HTCondorException):  # who may not read its configuration has this one

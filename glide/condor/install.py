@@ -29,6 +29,7 @@ OLDEST = 24
 SUITE = "forky"
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 BUNDLE = "condor.tar.gz"
+STEP_SECONDS = 600.0  # for one command of the installation; one package is downloaded at a time
 # What an access point or a reader needs, and a node does not.
 LEFT = tuple(
     f"condor/usr/{name}"
@@ -310,7 +311,10 @@ def _is_elf(path: Path) -> bool:
 
 
 def _run(command: list[str], **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, **options)
+    except subprocess.TimeoutExpired:
+        raise CondorError(f"{' '.join(command[:2])} took longer than {STEP_SECONDS:.0f} s\n{OTHER_WAYS}") from None
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-3:]
         raise CondorError(f"{' '.join(command[:2])} failed: {' / '.join(last)}\n{OTHER_WAYS}")

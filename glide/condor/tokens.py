@@ -13,6 +13,8 @@ from glide.condor import install
 from glide.errors import CondorError
 from glide.system import publish
 
+TOOL_SECONDS = 30.0
+
 
 def seconds_left(path: Path, now: float) -> float | None:
     """How long a token is valid yet; None where there is none, or none that expires."""
@@ -47,7 +49,15 @@ def mint(
     command = [installation.program("condor_token_create"), "-identity", identity]
     command += [word for each in authorizations for word in ("-authz", each)]
     command += ["-lifetime", str(lifetime)] if lifetime is not None else []
-    done = subprocess.run(command, env=dict(environment), capture_output=True, encoding="utf-8", errors="replace")
+    try:
+        done = subprocess.run(
+            command, env=dict(environment), capture_output=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, timeout=TOOL_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise CondorError(
+            f"no token for {identity}: condor_token_create took longer than {TOOL_SECONDS:.0f} s"
+        ) from None
     if done.returncode != 0:
         raise CondorError(f"no token for {identity}: {done.stderr.strip()}")
     publish(path, done.stdout)

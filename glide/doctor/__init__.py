@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glide.doctor.bounded import Unseen
+from glide.condor.bounded import Unseen
 from glide.doctor.checks import access, judge
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Level, Verdict, worst

@@ -16,10 +16,10 @@ from typing import Any
 from glide.condor import AccessPoint, Collector, EmbeddedPool, connect, home, install, tokens
 from glide.condor.access_point import parameter
 from glide.condor.bindings import version
+from glide.condor.bounded import Unseen, ask
 from glide.condor.configuration import configuration
 from glide.condor.rights import Right, right
 from glide.config import Entry, Login, SiteFile, load
-from glide.doctor.bounded import Unseen, ask
 from glide.doctor.checks import knobs
 from glide.doctor.facts import US, Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
 from glide.errors import CondorError, InputError

@@ -13,8 +13,8 @@ from pathlib import Path
 from glide import resources
 from glide.condor import AccessPoint
 from glide.condor.access_point import quoted, value
+from glide.condor.bounded import Unseen, ask
 from glide.config import SiteFile
-from glide.doctor.bounded import Unseen, ask
 from glide.doctor.facts import Trial
 from glide.errors import CondorError
 from glide.factory.snapshot import Snapshot

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
-import secrets
-import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,13 +14,13 @@ from glide import resources
 from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
 from glide.config import Entry, Login, Pool, SiteFile
-from glide.errors import CondorError
+from glide.errors import CondorError, mistake
+from glide.factory.folders import entry_folder, key_to, tidy
 from glide.factory.look import Queue, take
 from glide.factory.plan import Action
 from glide.factory.room import owners
 from glide.factory.seed import Seed
 from glide.factory.snapshot import Glidein, Snapshot
-from glide.files import Tree
 from glide.files.environment import environment
 from glide.files.unpack import is_archive
 from glide.glidein import bundle
@@ -94,12 +93,10 @@ class Hands:
 
     def apply(self, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
         """Do what is to be done, and return what HTCondor refused; the next cycle sees what came of it."""
-        refused = []
+        refused: list[str] = []
         for action in actions:
-            try:
+            with _apart(f"{action.entry}: cannot {action.action}", refused):  # no reason to leave out the others
                 self._do(action, snapshot)
-            except CondorError as error:  # no reason to leave out the others
-                refused.append(f"{action.entry}: cannot {action.action}: {error}")
         return refused
 
     def _do(self, action: Action, snapshot: Snapshot) -> None:
@@ -113,31 +110,46 @@ class Hands:
             for glide_id in action.ids:
                 self.collector.expunge(f"{Machine.ID} == {quoted(glide_id)}")
 
-    def care(self, snapshot: Snapshot) -> None:
-        """What each cycle needs whatever was decided: matches that were forgotten, tokens that age, logs to bring."""
+    def care(self, snapshot: Snapshot) -> list[str]:
+        """What each cycle needs whatever was decided: matches that were forgotten, tokens that age, logs to bring.
+
+        Returns:
+            What could not be done, and why.
+        """
+        refused: list[str] = []
         for entry in self.site.entries:
             if entry.name in snapshot.blind:
                 continue
             mine, ended = snapshot.of(entry.name)
             waiting = [glidein for glidein in mine if glidein.status == JobStatus.IDLE]
-            late = [glidein.age for glidein in waiting if glidein.age >= REMIND_SECONDS]
-            if any(age % REMIND_SECONDS < self.site.interval + 1 for age in late):
-                idle = f"{Job.ENTRY} == {quoted(entry.name)} && JobStatus == {JobStatus.IDLE}"
-                self.of_entry(entry.name).reconsider(idle, 0)
+            with _apart(f"{entry.name}: cannot remind the access point of waiting glideins", refused):
+                self._remind(entry, waiting)
             for template in {glidein.template for glidein in waiting}:
-                left = tokens.seconds_left(self._folder(entry, template) / "token", snapshot.now)
-                if left is not None and left < entry.lifetime * (1 + SPREAD) + QUEUE_SECONDS / 2:
-                    self._mint(entry, template)
-                    if entry.ssh:
-                        access_point_at(entry.ssh).send(self._folder(entry, template))
-            if entry.away:
-                self._fetch(entry, ended, snapshot.now)
+                with _apart(f"{entry.name}: cannot renew the token of waiting glideins", refused):
+                    self._renew(entry, template, snapshot.now)
+            with _apart(f"{entry.name}: cannot fetch the logs of glideins that have ended", refused):
+                if entry.away:
+                    self._fetch(entry, ended, snapshot.now)
+        return refused
+
+    def _remind(self, entry: Entry, waiting: Iterable[Glidein]) -> None:
+        late = [glidein.age for glidein in waiting if glidein.age >= REMIND_SECONDS]
+        if any(age % REMIND_SECONDS < self.site.interval + 1 for age in late):
+            idle = f"{Job.ENTRY} == {quoted(entry.name)} && JobStatus == {JobStatus.IDLE}"
+            self.of_entry(entry.name).reconsider(idle, 0)
+
+    def _renew(self, entry: Entry, template: str, now: float) -> None:
+        left = tokens.seconds_left(self._folder(entry, template) / "token", now)
+        if left is not None and left < entry.lifetime * (1 + SPREAD) + QUEUE_SECONDS / 2:
+            self._mint(entry, template)
+            if entry.ssh:
+                access_point_at(entry.ssh).send(self._folder(entry, template))
 
     def _entry(self, name: str) -> Entry:
         return next(entry for entry in self.site.entries if entry.name == name)
 
     def _folder(self, entry: Entry, template: str) -> Path:
-        return self.folder / entry.name / (template or "blank")[:16]
+        return entry_folder(self.folder, entry.name, template)
 
     def _remove(self, action: Action, snapshot: Snapshot) -> None:
         """Take glideins down, but for those of which a lane has been claimed since we looked."""
@@ -179,7 +191,7 @@ class Hands:
         template = snapshot.template(action.template)
         if template is None:
             return
-        folder = self.folder / action.entry / template.digest[:16]
+        folder = entry_folder(self.folder, action.entry, template.digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         template = self._as_there(self._entry(action.entry), template)
         publish(folder / "template.json", template.to_json())
@@ -204,7 +216,7 @@ class Hands:
         folder = self._folder(entry, digest)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         used = {glidein.template for glidein in (*snapshot.glideins, *snapshot.ended)}
-        _tidy(folder.parent, {folder, *(self._folder(entry, each) for each in used)}, snapshot.now - LOG_SECONDS)
+        tidy(folder.parent, {folder, *(self._folder(entry, each) for each in used)}, snapshot.now - LOG_SECONDS)
         release, archive = self._condor(entry)
         settings = Settings(
             entry=entry.name, site=self.site.site, collector=self.collector.address, trust_domain=_trust_domain(),
@@ -280,6 +292,18 @@ class Hands:
                 missing[job].touch()  # asked once; there may be none
 
 
+@contextmanager
+def _apart(what: str, refused: list[str]) -> Iterator[None]:
+    """Note why something failed, and go on: HTCondor refuses it, a disk is full, or glide itself is wrong."""
+    try:
+        yield
+    except (CondorError, OSError) as error:  # a full disk, or a process that cannot be started, is no mistake in glide
+        refused.append(f"{what}: {error}")
+    except Exception as error:
+        traceback.print_exc()
+        refused.append(f"{what}: {mistake(error)}")
+
+
 def _batches(jobs: Sequence[str]) -> list[Sequence[str]]:
     """Jobs in portions whose names fit into a command line."""
     return [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
@@ -289,26 +313,6 @@ def _batches(jobs: Sequence[str]) -> list[Sequence[str]]:
 def _described(name: str, looks: tuple[int, int, int] | None) -> Parcel:
     """A file is read in full for this, so once for as long as it looks the same."""
     return environment(name, Path("/"))
-
-
-def key_to(parcel: Parcel, folder: Path) -> str:
-    """What opens the doors of nodes that have a parcel from the factory that works in a folder."""
-    secret = folder / "peers"
-    if not secret.exists():
-        publish(secret, secrets.token_bytes(32))
-    return hmac.new(secret.read_bytes(), Tree(parcel.files).digest.encode(), "sha256").hexdigest()
-
-
-def _tidy(place: Path, used: Collection[Path], before: float) -> None:
-    """Delete what glideins of long ago have left of an entry's folders, and those that nobody uses any more."""
-    for folder in place.iterdir():
-        left = (*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.logs"))
-        old = [path for path in left if path.stat().st_mtime < before]
-        if folder not in used and len(old) == len(left) and folder.stat().st_mtime < before:
-            shutil.rmtree(folder)
-            continue
-        for path in old:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _trust_domain() -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from glide.condor import Collector, EventLog, home
 from glide.condor.event_log import ENDED
+from glide.condor.names import printable
 from glide.config import SiteFile, load
-from glide.errors import CondorError, InputError
+from glide.errors import CondorError, GlideError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
 from glide.factory.doubt import doubted, expected
@@ -26,6 +27,7 @@ from glide.factory.journal import Journal
 from glide.factory.plan import Action
 from glide.factory.seed import Seed
 from glide.factory.snapshot import Snapshot
+from glide.factory.watchdog import limited, notify
 from glide.files.share import address_towards
 
 EVENT_SECONDS = 0.2  # between looks into the access point's event log
@@ -52,6 +54,8 @@ class Factory:
         self.stop = False
         self.reload = False
         self.said: set[Action] = set()
+        self.refused: set[str] = set()  # in the cycle before
+        self.refusing: set[str] = set()  # in this one
         self.believed: dict[str, Snapshot] = {}  # by site: what the next look is compared with
         self.journals = {site.site: Journal(folder(site)) for site in self.sites.values()}
         self.events = EventLog()
@@ -72,13 +76,17 @@ class Factory:
                 locks.enter_context(only_factory(site))
                 (folder(site) / "file").write_text(str(path.absolute()), "utf-8")
                 say(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
+            notify("READY=1")
             while not self.stop:
-                self._cycle()
+                with limited():
+                    self._cycle()
                 if once:
                     return
                 self._wait()
+            notify("STOPPING=1")
             if self.drain:
-                self._drain()
+                with limited():
+                    self._drain()
             for seed in self.seeds.values():
                 seed.stop()
 
@@ -86,6 +94,7 @@ class Factory:
         """Until the next cycle is due; at once when a job ends, for it may have been a glidein with live ads."""
         deadline = time.monotonic() + min(site.interval for site in self.sites.values())
         while time.monotonic() < deadline and not self.stop and not self.reload:
+            notify("WATCHDOG=1")
             time.sleep(EVENT_SECONDS)
             if any(event.kind in ENDED and event.job in self.glideins for event in self.events.new()):
                 return
@@ -98,29 +107,45 @@ class Factory:
         glideins: set[str] = set()
         for site in self.sites.values():
             try:
-                hands = Hands(site, folder(site), self._seed(site))
-                closed = drained(site)
-                looked = hands.look()
-                snapshot = doubted(looked, self.believed.get(site.site), site, closed)
-                glideins |= {glidein.job for glidein in snapshot.glideins}
-                actions = policy.plan(snapshot, site, closed)
-                self._report(actions)
-                done += actions
-                refused = [] if snapshot.failed else hands.apply(actions, snapshot)
-                for refusal in refused:
-                    say(refusal)
-                self.journals[site.site].write(snapshot, actions, refused)
-                if not snapshot.failed and snapshot.blind == looked.blind:  # nothing is doubted
-                    self.believed[site.site] = expected(snapshot, actions, self.believed.get(site.site))
-                if not snapshot.failed:
-                    hands.care(snapshot)
-            except CondorError as error:
+                glideins |= self._attend(site, done)
+            except (GlideError, OSError) as error:
                 say(f"{site.site}: {error}")
             except Exception:  # a mistake of ours must not take a daemon down that glideins hang on
                 say(f"{site.site}: no action, because of an error in glide:")
-                traceback.print_exc()
+                with suppress(OSError):
+                    traceback.print_exc()
         self.said = {_stable(action) for action in done if action.action in ("wait", "drain")}
+        self.refused = self.refusing
+        self.refusing = set()
         self.glideins = glideins
+
+    def _attend(self, site: SiteFile, done: list[Action]) -> set[str]:
+        """Look, plan and act for one site; return its glideins' jobs, and add what was decided to `done`."""
+        hands = Hands(site, folder(site), self._seed(site))
+        closed = drained(site)
+        looked = hands.look()
+        snapshot = doubted(looked, self.believed.get(site.site), site, closed)
+        actions = policy.plan(snapshot, site, closed)
+        self._report(actions)
+        done += actions
+        refused = [] if snapshot.failed else hands.apply(actions, snapshot)
+        self._complain(site, refused)
+        if not snapshot.failed and snapshot.blind == looked.blind:  # nothing is doubted
+            self.believed[site.site] = expected(snapshot, actions, self.believed.get(site.site))
+        try:
+            self.journals[site.site].write(snapshot, actions, refused)
+        except OSError as error:  # it decides nothing
+            self._complain(site, [f"cannot write the journal: {error}"])
+        if not snapshot.failed:
+            self._complain(site, hands.care(snapshot))
+        return {glidein.job for glidein in snapshot.glideins}
+
+    def _complain(self, site: SiteFile, refused: list[str]) -> None:
+        """Say what could not be done, once for as long as it goes on."""
+        for refusal in refused:
+            if _timeless(refusal) not in self.refused | self.refusing:
+                say(f"{site.site}: {refusal}")
+        self.refusing |= set(map(_timeless, refused))
 
     def _seed(self, site: SiteFile) -> Seed:
         if site.site not in self.seeds:
@@ -171,7 +196,12 @@ class Factory:
 
 def _stable(action: Action) -> Action:
     """The action without the seconds in its reason, which pass."""
-    return replace(action, reason=re.sub(r"\d+ s\b", "", action.reason))
+    return replace(action, reason=_timeless(action.reason))
+
+
+def _timeless(text: str) -> str:
+    """A reason without the seconds in it."""
+    return re.sub(r"\d+ s\b", "", text)
 
 
 def drained(site: SiteFile) -> set[str]:
@@ -242,4 +272,6 @@ def _owner(file) -> str:
 
 def say(text: str) -> None:
     """One line of the factory's log."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {' '.join(text.split())}", file=sys.stderr, flush=True)
+    line = printable(" ".join(text.split()), 10_000)
+    with suppress(OSError):  # its disk may be full
+        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from glide.config import Entry, SiteFile
+from glide.errors import mistake
 from glide.factory import room as rooms
 from glide.factory.health import bad_nodes, diagnosed, nodes_with_files
 from glide.factory.room import Room
@@ -79,11 +80,14 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     taken: set[str] = set()  # idle glideins that are to load something
     owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
-        missing = _missing(template, snapshot, owners)
-        if missing > 0:
-            supplied, lack = _supply(template, missing, snapshot, whole, found, taken)
-            actions += supplied
-            lacks.append(lack)
+        try:
+            missing = _missing(template, snapshot, owners)
+            if missing > 0:
+                supplied, lack = _supply(template, missing, snapshot, whole, found, taken)
+                actions += supplied
+                lacks.append(lack)
+        except Exception as error:  # costs this template alone, for anybody may describe one
+            actions.append(Action("wait", ranked[0].name, template, 0, mistake(error)))
     for entry, space in found:
         actions += _ready(entry, snapshot, space, whole)
     for entry in seen:

@@ -1,6 +1,7 @@
-"""Questions asked all at once, each in a process of its own with a time limit.
+"""Calls in processes of their own with a time limit: several at once (`ask`), or one (`isolated`).
 
-HTCondor's bindings hold Python's lock for as long as a daemon does not answer, and a ping waits for ever.
+HTCondor's bindings hold Python's lock for as long as a daemon does not answer, so that no thread can watch them. Most
+calls give up after some 20 s by themselves; a ping and a question for the configuration wait for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
-from glide.errors import GlideError, mistake
+from glide.errors import CondorError, GlideError, mistake
 from glide.system import end_with_parent
+
+CALL_SECONDS = 20.0  # as HTCondor's own limit for a query
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,20 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
             process.kill()
             process.join()
             pipe.close()
+
+
+def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answer:
+    """Return what a call of the bindings returns; where this process is itself such a process, call directly.
+
+    Raises:
+        CondorError: the call took longer than `seconds`, or it raised an error.
+    """
+    if multiprocessing.current_process().daemon:
+        return call()
+    answer = ask({"call": call}, seconds)["call"]
+    if isinstance(answer, Unseen):
+        raise CondorError(answer.reason)
+    return answer
 
 
 def _received(pipe: Connection, deadline: float, seconds: float) -> Any:

@@ -1,0 +1,127 @@
+"""A factory that hangs, a daemon that does not answer, a disk that is full: it is noticed, and the rest goes on."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from glide.condor import AccessPoint
+from glide.condor import access_point as access_point_module
+from glide.condor.bounded import isolated
+from glide.config import SiteFile
+from glide.errors import CondorError
+from glide.factory import daemon
+from glide.factory.apply import Hands
+from glide.factory.daemon import Factory
+from glide.factory.plan import Action, plan
+from glide.factory.snapshot import Snapshot
+from glide.factory.watchdog import notify
+from glide.template import Template
+from tests.test_plan import demand, site
+
+HANGS = """
+import ctypes
+from glide.factory.watchdog import limited
+with limited(60):
+    pass
+print("went on", flush=True)
+with limited(0.5):
+    ctypes.PyDLL(None).sleep(600)  # a call that holds Python's lock, as the bindings do
+"""
+
+
+def test_a_hanging_cycle_ends_the_factory_with_its_place():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "went on\n"
+    assert "Timeout" in done.stderr and "line 8" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_systemd_is_notified(tmp_path, monkeypatch, kind):
+    address = str(tmp_path / "notify") if kind == "path" else f"@{tmp_path}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(address.replace("@", "\0", 1) if kind == "abstract" else address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        notify("READY=1")
+        assert channel.recv(100) == b"READY=1"
+    notify("WATCHDOG=1")  # that nobody listens any more is no error
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("WATCHDOG=1")
+
+
+def test_a_call_that_hangs_is_ended_and_one_within_it_is_direct():
+    with pytest.raises(CondorError, match="no answer within"):
+        isolated(lambda: time.sleep(600), 0.5)
+    assert isolated(lambda: isolated(lambda: 7)) == 7
+    with pytest.raises(CondorError, match=r"an error in glide: ZeroDivisionError.*test_watchdog\.py:\d+"):
+        isolated(lambda: 1 // 0)
+
+
+@pytest.mark.pool
+def test_an_access_point_that_does_not_answer_a_ping_holds_nobody_up(pool, monkeypatch):
+    """A socket that accepts and never answers, as a stopped daemon's."""
+    access_point = AccessPoint()
+    monkeypatch.setattr(access_point_module, "isolated", lambda call: isolated(call, 1.0))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        access_point.location["MyAddress"] = f"<127.0.0.1:{silent.getsockname()[1]}>"
+        with pytest.raises(CondorError, match="no answer within 1 s"):
+            _ = access_point.user
+
+
+class Broken(Template):
+    """Raises what nobody expects, as a description did that had not been checked."""
+
+    @property
+    def megabytes(self) -> float:
+        raise OverflowError("int too large to convert to float")
+
+
+def test_a_mistake_about_one_template_costs_that_template_alone():
+    demands = (demand("T", spec=Broken("m", "noop")), demand("U", 1))
+    small = site({"name": "here", "max_glideins": 4, "request": {"memory": 100}})
+    actions = {action.template: action for action in plan(Snapshot(demands=demands), small)}
+    assert actions["T"].action == "wait" and "an error in glide: OverflowError" in actions["T"].reason
+    assert (actions["U"].action, actions["U"].count) == ("submit", 1)
+
+
+@pytest.mark.pool
+def test_what_cannot_be_done_is_no_reason_to_leave_out_the_rest(pool, tmp_path, capsys):
+    one = SiteFile.model_validate({"site": "rest", "entries": [{"name": "here", "max_glideins": 1}]})
+    (tmp_path / "here").write_text("a file in the place of a folder")
+    snapshot = Snapshot(demands=(demand("T", spec=Template("m", "noop")),))
+    actions = [
+        Action("expunge", "here", "", 1, "not a tuple", ids=7),  # type: ignore[arg-type]
+        Action("submit", "here", "T", 1, "its folder cannot be made"),
+        Action("expunge", "here", "", 1, "a ghost", ids=("here-1.0",)),
+    ]
+    refused = Hands(one, tmp_path).apply(actions, snapshot)
+    assert len(refused) == 2
+    assert "an error in glide: TypeError" in refused[0] and "Traceback" in capsys.readouterr().err
+    assert "Not a directory" in refused[1] or "File exists" in refused[1]
+
+
+@pytest.mark.pool
+def test_a_full_disk_costs_the_journal_and_is_said_once(pool, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "full.yaml"
+    file.write_text("site: full\nentries: [{name: full, max_glideins: 0}]\n")
+    factory = Factory([file])
+    place = daemon.folder(factory.sites[file])
+    (place / "journal.jsonl").symlink_to("/dev/full")
+    for _ in range(3):
+        factory._cycle()
+    said = capsys.readouterr().err
+    assert said.count("cannot write the journal: [Errno 28] No space left on device") == 1
+    assert "Traceback" not in said
+    for seed in factory.seeds.values():
+        seed.stop()
+
+
+def test_a_log_on_a_full_disk_ends_nothing():
+    code = "from glide.factory.daemon import say; say('a line'); say('another'); print('went on')"
+    with open("/dev/full", "wb", buffering=0) as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full)
+    assert done.stdout == b"went on\n"
