@@ -10,12 +10,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn, overload
 
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.template import Template
+from glide.template.canonical import Known
 from glide.template.function import known, pickled, template_of
 
 TIMEOUT = 600.0  # seconds that a call may take, unless its invocation says something else
@@ -100,20 +100,20 @@ class Invocation:
 
         The function as it is now: helpers may have been redefined, in a notebook say. One object while it is the same.
         """
-        text = pickled(self.function, self.__name__, self._modules)
+        text = pickled(self.function, self.__name__, self._known)
         if text != self._generate["function"]:
             self._generate = {"function": text}
         return self._generate
 
     @functools.cached_property
-    def _modules(self) -> set[ModuleType]:
-        return known(self.function, self.__name__)[1]
+    def _known(self) -> Known:
+        return known(self.function, self.__name__)
 
     def prompt(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
         """The same for one call; TypeError when the function does not take such arguments, InputError as `pickled`."""
         self.signature.bind_partial(*arguments, **keywords)
         call, name = (arguments, dict(keywords)), f"the arguments of {self.__name__}"
-        return pickled(call, name, known(call, name)[1])
+        return pickled(call, name, known(call, name))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

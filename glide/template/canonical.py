@@ -10,13 +10,15 @@ from __future__ import annotations
 import dis
 import hashlib
 import importlib.metadata
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 
@@ -28,14 +30,28 @@ _CODE = (
 _NOT_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
 
 
-def digest(value: Any) -> tuple[str, set[ModuleType]]:
-    """sha256 over what a value is and does; and the modules of no installed package, which nodes lack, that it uses.
+class Known(NamedTuple):
+    """What is known of a value that is to travel.
+
+    Attributes:
+        digest: sha256 over what it is and does.
+        local: the modules that it uses, and that belong to no installed package: nodes lack them.
+        imported: those of them that its code imports when it runs, by name.
+    """
+
+    digest: str
+    local: set[ModuleType]
+    imported: dict[str, ModuleType]
+
+
+def digest(value: Any) -> Known:
+    """Return the digest of a value, and the modules that must travel with it.
 
     Raises:
         TypeError: something in it cannot be pickled, so it cannot travel either.
     """
     walk = _Walk()
-    return walk.of(value).hex(), walk.local
+    return Known(walk.of(value).hex(), walk.local, walk.imported)
 
 
 class _Walk:
@@ -44,6 +60,7 @@ class _Walk:
         self.open: dict[int, int] = {}  # position of the objects that are being walked: what refers back to them
         self.kept: list[Any] = []  # an id is an object's own only while that lives
         self.local: set[ModuleType] = set()
+        self.imported: dict[str, ModuleType] = {}
 
     def of(self, value: Any) -> bytes:
         if id(value) in self.open:
@@ -120,6 +137,9 @@ class _Walk:
         for name in sorted(_global_names(function.__code__)):
             if name in function.__globals__:
                 yield name.encode() + self.of(function.__globals__[name])
+        for module in _local_imports(function):
+            self.imported[module.__name__] = module
+            yield module.__name__.encode() + self.of(module)
 
     def _class(self, kind: type) -> Iterator[bytes]:
         yield f"{kind.__qualname__}".encode()
@@ -162,6 +182,42 @@ _NOT_MODULE = {
 }  # fmt: skip
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code has made; the others have no code to look at
 _DESCRIPTORS = ("member_descriptor", "getset_descriptor", "wrapper_descriptor")
+
+
+def _local_imports(function: FunctionType) -> Iterator[ModuleType]:
+    """The local modules that a function imports when it runs, packages before what is in them."""
+    package = function.__globals__.get("__package__") or ""
+    for level, names, module in _imports(function.__code__):
+        with suppress(Exception):  # an import that fails here may be one that is tried on nodes alone
+            whole = importlib.util.resolve_name("." * level + module, package)
+            within = [f"{whole}.{name}" for name in names or ()]
+            parts = whole.split(".")
+            for name in [".".join(parts[: count + 1]) for count in range(len(parts))] + within:
+                found = sys.modules.get(name) or _imported_if_local(name)
+                if isinstance(found, ModuleType) and _is_local(found):
+                    yield found
+
+
+def _imported_if_local(name: str) -> ModuleType | None:
+    """Import a module of the user's own; an installed one is on nodes, and may be slow to import."""
+    spec = importlib.util.find_spec(name)  # which imports its parents, of which this was asked before
+    places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    if any(place and not _is_installed(Path(place)) for place in places):
+        return importlib.import_module(name)
+    return None
+
+
+def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]]:
+    """Level, imported names and module of each import statement, as __import__ gets them."""
+    before: list[Any] = [None, None]
+    for each in dis.get_instructions(code):
+        if each.opname == "IMPORT_NAME":
+            yield before[-2], before[-1], each.argval
+        if each.opname != "EXTENDED_ARG":
+            before = [before[-1], each.argval]
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _imports(each)
 
 
 def _is_local(thing: ModuleType | type) -> bool:

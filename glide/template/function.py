@@ -19,8 +19,8 @@ from typing import Any
 import cloudpickle
 
 from glide.errors import InputError
-from glide.template.canonical import digest
-from glide.template.placed import Placed
+from glide.template.canonical import Known, digest
+from glide.template.placed import Placed, WithModules
 from glide.template.spec import Function, Template, files_of
 
 MOST_BYTES = 1 << 20  # of a pickled function: it stands in the ad of each of its jobs
@@ -47,14 +47,14 @@ def template_of(
     files = {key: each for path in paths if root for key, each in files_of(path, root).items()}
     call = (function, tuple(_placed(each, root) for each in arguments),
             {key: _placed(each, root) for key, each in sorted(keywords.items())})  # fmt: skip
-    code, modules = known(call, name)
-    text = pickled(call, name, modules)
+    knowledge = known(call, name)
+    text = pickled(call, name, knowledge)
     python = ".".join(platform.python_version_tuple()[:2])
-    made = Function(_source(function), text, code, python, cloudpickle.__version__, owner)
+    made = Function(_source(function), text, knowledge.digest, python, cloudpickle.__version__, owner)
     return Template(name, "python", str(root) if root else None, files, function=made)
 
 
-def known(value: Any, name: str) -> tuple[str, set[ModuleType]]:
+def known(value: Any, name: str) -> Known:
     """As glide.template.canonical.digest; InputError for what cannot travel."""
     try:
         return digest(value)
@@ -62,15 +62,16 @@ def known(value: Any, name: str) -> tuple[str, set[ModuleType]]:
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
 
 
-def pickled(value: Any, name: str, modules: set[ModuleType]) -> str:
-    """A value's pickle in base64, with the code of these modules.
+def pickled(value: Any, name: str, knowledge: Known) -> str:
+    """A value's pickle in base64, with the code of the modules that it needs.
 
     Raises:
         InputError: it cannot be pickled, or is too large to travel with each job.
     """
     try:
-        with _by_value(modules):
-            text = base64.b64encode(cloudpickle.dumps(value)).decode()
+        with _by_value(knowledge.local):
+            whole = WithModules(value, knowledge.imported) if knowledge.imported else value
+            text = base64.b64encode(cloudpickle.dumps(whole)).decode()
     except Exception as error:
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
     if len(text) > MOST_BYTES:

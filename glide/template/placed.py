@@ -1,9 +1,11 @@
-"""Files among a function's arguments, which may lie elsewhere on a node. Standard library only."""
+"""What nodes unpickle of a user's function, its arguments and its modules. Standard library only."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -22,3 +24,23 @@ class Placed:
 def on_node(argument: Any, root: str | None) -> Any:
     """The argument as the function is to get it where the template's files are in `root`."""
     return argument.on_node(root or "") if isinstance(argument, Placed) else argument
+
+
+@dataclass(frozen=True)
+class WithModules:
+    """A value and the user's own modules that its code imports when it runs, by name."""
+
+    value: Any
+    modules: dict[str, ModuleType]
+
+
+def opened(value: Any) -> Any:
+    """Return what was pickled, ready to be used: the modules that it imports can be imported from now on."""
+    if not isinstance(value, WithModules):
+        return value
+    sys.modules.update(value.modules)
+    for name, module in value.modules.items():
+        parent, _, last = name.rpartition(".")
+        if parent in value.modules:
+            setattr(value.modules[parent], last, module)
+    return value.value

@@ -12,22 +12,28 @@ import inspect
 import os
 import pickle
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
-from glide.server.engines import Completion, Record
+from glide.server.engines import Completion, Record, described, printable
 from glide.template import Template
-from glide.template.placed import on_node
+from glide.template.placed import on_node, opened
 from glide.template.spec import Function
 from glide.vocabulary import State
 
 OUTPUT_BYTES = 1 << 16  # of what a call prints, the last so many come back
+TRAPPED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE,
+    signal.SIGUSR1,
+)  # fmt: skip
 resident: dict[str, Any] = {}  # the state: of this process, which is the engine's own
 
 
@@ -53,11 +59,14 @@ class Python:
         if made is None:
             raise ValueError("this template has no function")
         _check_versions(made)
-        self.made = _unpickled(made.pickle)
+        # What a user's program pickles by reference to its __main__ is looked for there.
+        sys.modules["__main__"] = ModuleType("__main__")
+        self.made = opened(_unpickled(made.pickle))
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         phase(State.LOADING)
         function, arguments, keywords = self.made
+        _into_main(function)
         state = function(
             *(on_node(each, folder) for each in arguments),
             **{name: on_node(each, folder) for name, each in keywords.items()},
@@ -71,15 +80,17 @@ class Python:
 
     def call(self, records: Sequence[Record]) -> list[Completion]:
         (record,) = records
-        with _captured() as printed:
+        _reopen_streams()
+        with _captured() as printed, _restored():
             try:
-                function = self.function(record.generate["function"])
-                arguments, keywords = _unpickled(record.prompt)
+                function = opened(self.function(record.generate["function"]))
+                _into_main(function)
+                arguments, keywords = opened(_unpickled(record.prompt))
                 value = function(*arguments, **{**self._filled(function, arguments), **keywords})
                 outcome = {"value": _pickled(value)}
                 error = None
-            except (Exception, SystemExit) as raised:  # `sys.exit` in a call ends the call, not the state
-                error = {"type": type(raised).__name__, "message": str(raised)[:2000]}
+            except BaseException as raised:  # `sys.exit` in a call ends the call, not the state
+                error = described(raised)
                 outcome = {"traceback": _traceback(raised), "exception": _pickled_exception(raised)}
         return [Completion(None if error else "", 0, {**outcome, **printed}, error)]
 
@@ -90,6 +101,42 @@ class Python:
 
     def describe(self) -> dict[str, Any]:
         return {}
+
+
+def _into_main(function: Callable) -> None:
+    """Put what a function of a user's __main__ refers to into this process's: plain pickles name it so."""
+    names = getattr(function, "__globals__", {})
+    if names.get("__name__") == "__main__":
+        vars(sys.modules["__main__"]).update({name: each for name, each in names.items() if not name.startswith("__")})
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Undo afterwards what calls often change of their process, and the next call would not expect."""
+    environment = dict(os.environ)
+    path = list(sys.path)
+    streams = sys.stdin, sys.stdout, sys.stderr
+    handlers = {number: signal.getsignal(number) for number in TRAPPED}
+    folder = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.umask(mask)
+        with suppress(OSError):  # the call has closed all descriptors
+            os.fchdir(folder)
+            os.close(folder)
+        sys.stdin, sys.stdout, sys.stderr = streams
+        sys.path[:] = path
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 @lru_cache(64)
@@ -132,7 +179,7 @@ def _pickled_exception(error: BaseException) -> str:
         text = _pickled(error)
         _unpickled(text)
         return text
-    except Exception:
+    except BaseException:
         return ""
 
 
@@ -141,7 +188,17 @@ def _traceback(error: BaseException) -> str:
     first = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename == __file__:
         first = first.tb_next
-    return "".join(traceback.format_exception(type(error), error, first))
+    try:
+        return printable("".join(traceback.format_exception(type(error), error, first)))
+    except BaseException:  # an exception whose own methods raise
+        return printable("".join(traceback.format_tb(first)))
+
+
+def _reopen_streams() -> None:
+    """Bring back what an earlier call has closed."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name).closed:
+            setattr(sys, name, open(descriptor, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
 
 
 @contextmanager
@@ -152,20 +209,29 @@ def _captured() -> Iterator[dict[str, str]]:
         try:
             yield printed
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # the disk is full, or the call has closed it
+                    stream.flush()
 
 
 @contextmanager
 def _diverted(descriptor: int, printed: dict[str, str], name: str) -> Iterator[None]:
     saved = os.dup(descriptor)
-    with tempfile.TemporaryFile() as file:
+    try:
+        file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # this node's disk is full: the call is worth more than what it prints
+        file = open(os.devnull, "w+b")  # noqa: SIM115
+    with file:
         os.dup2(file.fileno(), descriptor)
         try:
             yield
         finally:
             os.dup2(saved, descriptor)
             os.close(saved)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_BYTES))
-            if text := file.read().decode(errors="replace"):
+            if file.seekable() and (text := _last(file)):
                 printed[name] = text
+
+
+def _last(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_BYTES))
+    return file.read().decode(errors="replace")
