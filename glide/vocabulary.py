@@ -116,5 +116,7 @@ class Exit:
 # Environment of every job on a lane, set by the glidein's startd: the file that says where the model server listens.
 SOCKET_VARIABLE = "GLIDE_SOCKET"
 ID_VARIABLE = "GLIDE_ID"
+# Environment of everything that an engine starts: which engine that was.
+ENGINE_VARIABLE = "GLIDE_ENGINE"
 # Environment of every process of an embedded pool; `glide pool down` finds strays by it.
 POOL_VARIABLE = "GLIDE_POOL_HOME"

@@ -111,10 +111,15 @@ class Server:
         eventually(lambda: self.now()[Machine.SERVED] > 0, "a record is served")
 
     @property
+    def keeper(self) -> int:
+        """The process that ends what the engine starts: the server's only child."""
+        (child,) = children(self.process.pid)
+        return child
+
+    @property
     def engine(self) -> int:
-        """The engine's process: the server's only child."""
-        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(child)
+        """The engine's process: its keeper's first child."""
+        return eventually(lambda: children(self.keeper), "the engine's process")[0]
 
     def stop(self) -> None:
         for process in (self.process, *(call.process for call in self.calls)):
@@ -135,6 +140,10 @@ def _updates(visit: socket.socket) -> Iterator[dict[str, Any]]:
             else:
                 name, value = line.split(" = ", 1)
                 attributes[name] = json.loads(value)
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def failure(server: Server) -> str:

@@ -75,7 +75,8 @@ def engines() -> list[processes.Process]:
     found = []
     for process in of_this_pool():
         with suppress(FileNotFoundError):  # it has ended meanwhile
-            if b"glide.server.engine_process" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            words = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            if b"glide.server.engine_process" in words and b"keeper.py" not in words:
                 found.append(process)
     return found
 

@@ -343,7 +343,8 @@ def processes_in(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             works = (process / "cwd").resolve().is_relative_to(folder)
-            if works and b"engine_process" in (process / "cmdline").read_bytes():
+            words = (process / "cmdline").read_bytes()
+            if works and b"engine_process" in words and b"keeper.py" not in words:
                 found.append(int(process.name))
     return found
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from glide.server.engine import end_strays
 from glide.server.model_server import ModelServer
 from glide.server.settings import Settings
 from glide.template import Template
@@ -20,6 +21,8 @@ async def serve(settings: Path, template: Path, door: Path, log: Path) -> None:
     with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115  in any locale
+    end_strays(log)
     first = Template.from_json(template.read_text("utf-8")) if template.exists() else None
     server = ModelServer(first, Settings.from_json(settings.read_text("utf-8")), door, log)
     task = asyncio.ensure_future(server.run())

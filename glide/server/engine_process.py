@@ -7,6 +7,7 @@ neither the clients' connections nor the lane's ad: the front says what happened
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -19,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from glide.server import engines, frames
-from glide.server.engines import Completion, Engine, Record
+from glide.server.engines import Completion, Engine, Record, described
 from glide.system import end_with_parent
 from glide.template import Template
 
 INTERRUPT = signal.SIGUSR1  # ends a call
 DUMP = signal.SIGUSR2  # has the stacks of all threads written to the log
 FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way to the front
+FLUSH_BYTES = 8_000_000  # or until they are so long together
+RESULT_BYTES = 64_000_000  # that a result may have: it becomes a line of a file on the access point
 
 
 def main() -> None:
     """Run on the socket that is its standard input."""
     front = socket.socket(fileno=os.dup(0))
+    os.register_at_fork(after_in_child=front.close)  # only this process speaks to the front
     with open(os.devnull, encoding="utf-8") as nothing:
         os.dup2(nothing.fileno(), 0)  # what a call reads is not what the front sends
     log = os.dup(2)  # whatever a call does with its error output
@@ -54,10 +58,13 @@ def _load(front: socket.socket, template: Template) -> Engine:
 
     try:
         started = time.monotonic()
-        engine = engines.build(template)
-        engine.prepare()
+        with _in_this_process():
+            engine = engines.build(template)
+            engine.prepare()
         front.sendall(frames.encode({"imported": time.monotonic() - started}))
-        engine.load(frames.receive(front)["folder"], phase)
+        folder = frames.receive(front)["folder"]
+        with _in_this_process():
+            engine.load(folder, phase)
         front.sendall(
             frames.encode(
                 {
@@ -77,6 +84,17 @@ def _load(front: socket.socket, template: Template) -> Engine:
     return engine
 
 
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """End a copy of this process in which a user's code returns that has forked: only the original goes on."""
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+
+
 def _resident() -> float:
     """MB of memory that this process takes; an engine that knows better, on a GPU say, says so in `describe`."""
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
@@ -86,19 +104,37 @@ def _resident() -> float:
 def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:
     done: list[tuple[int, dict[str, Any]]] = []
     flushed = started = time.monotonic()
+    size = 0
     for batch, results in _calls(front, engine, records):
-        done += zip([record.key for record in batch], results, strict=True)
-        if time.monotonic() - flushed > FLUSH_SECONDS:
-            front.sendall(frames.encode({"done": done}))
-            done, flushed = [], time.monotonic()
+        for record, result in zip(batch, results, strict=True):
+            checked, length = _checked(result)
+            done.append((record.key, checked))
+            size += length
+            if size > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
+                front.sendall(frames.encode({"done": done}))
+                done, size, flushed = [], 0, time.monotonic()
     hits = engine.describe().get("prefix_hits", 0.0)
     front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
+
+
+def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return a result and its length in bytes; instead of one that cannot be written, this record's error."""
+    try:
+        length = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
+        if length <= RESULT_BYTES:
+            return result, length
+        raise InvalidResult(f"the result has {length} bytes, and may have {RESULT_BYTES}; write it to a file instead")
+    except InvalidResult as error:
+        wrong = error
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        wrong = InvalidResult(f"the result is no text in UTF-8, or no JSON: {error}")
+    return _failure(wrong, result["seconds"]), 0
 
 
 def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Iterator[tuple[Sequence[Record], list]]:
     try:
         planned = engine.plan(records)
-    except Exception:  # one record spoils the plan: call each alone, and it alone will fail
+    except BaseException:  # one record spoils the plan: call each alone, and it alone will fail
         planned = [[record] for record in records]
     for batch in planned:
         yield batch, _isolated(front, engine, batch)
@@ -110,17 +146,21 @@ def _isolated(front: socket.socket, engine: Engine, batch: Sequence[Record]) -> 
     front.sendall(frames.encode({"begin": [record.key for record in batch]}))
     started = time.monotonic()
     try:
-        with _interruptible():
+        with _in_this_process(), _interruptible():
             completions = engine.call(batch)
         if len(completions) != len(batch):
             raise WrongCount(f"{len(completions)} texts for {len(batch)} records")
-    except Exception as error:
+    except BaseException as error:  # asyncio.CancelledError, say: the state is as it was
         if len(batch) == 1:
             return [_failure(error, time.monotonic() - started)]
         middle = len(batch) // 2
         return _isolated(front, engine, batch[:middle]) + _isolated(front, engine, batch[middle:])
     seconds = (time.monotonic() - started) / len(batch)
     return [_success(completion, seconds) for completion in completions]
+
+
+class InvalidResult(Exception):
+    """A result that cannot be written as a line of JSON in UTF-8, or is too long."""
 
 
 class WrongCount(Exception):
@@ -154,9 +194,8 @@ def _success(completion: Completion, seconds: float) -> dict[str, Any]:
     return {**completion.extra, **result, "seconds": round(seconds, 6)}
 
 
-def _failure(error: Exception, seconds: float) -> dict[str, Any]:
-    described = {"type": type(error).__name__, "message": str(error)[:2000]}
-    return {"text": None, "tokens": 0, "error": described, "seconds": round(seconds, 6)}
+def _failure(error: BaseException, seconds: float) -> dict[str, Any]:
+    return {"text": None, "tokens": 0, "error": described(error), "seconds": round(seconds, 6)}
 
 
 def last_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""How the server's front and its engine process talk: JSON frames with a length in front, over a socket pair."""
+"""How the server's front and its engine process talk: JSON frames with a length in front, over a socket pair.
+
+A user's code runs in the engine's process and may write anything into the channel, so the front checks what it reads.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import struct
 from typing import Any
 
 _LENGTH = struct.Struct("!I")
+LIMIT = 1 << 28  # bytes of a frame
 
 
 def encode(message: Any) -> bytes:
@@ -18,9 +22,19 @@ def encode(message: Any) -> bytes:
 
 
 async def read(reader: asyncio.StreamReader) -> Any:
-    """The next frame; asyncio.IncompleteReadError when the other side is gone."""
+    """Return the next frame.
+
+    Raises:
+        asyncio.IncompleteReadError: the other side has ended.
+        ValueError: what came is no frame.
+    """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return json.loads(await reader.readexactly(length))
+    if length > LIMIT:
+        raise ValueError(f"a frame of {length} bytes")
+    try:
+        return json.loads(await reader.readexactly(length))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a frame that is no JSON: {error}") from None
 
 
 def receive(connection: socket.socket) -> Any:

@@ -7,7 +7,7 @@ of the call that was running) to it in halves until the culprit is alone, and go
 from __future__ import annotations
 
 import asyncio
-import json
+import errno
 import time
 from collections import deque
 from collections.abc import Awaitable
@@ -24,13 +24,14 @@ from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
 from glide.server.supply import Supply, Unfetched
+from glide.server.suspects import next_calls
 from glide.server.ticket import Ticket
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
-QUEUE_LIMIT = 4096  # records a job may have waiting; more are read from its input as these get done
 CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
+# What a node's disk is to blame for, and no record: other nodes have other disks.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 T = TypeVar("T")
 BARREN_DEATHS = 20  # engine deaths in a row without a finished record, after which the glidein has failed
 
@@ -64,6 +65,7 @@ class Front:
         self.next_key = 0
         self.finished = 0
         self.told_errors = 0
+        self.living: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.living = asyncio.create_task(self._live())
@@ -74,9 +76,10 @@ class Front:
             self.status = self.status.entering(State.FAILED, "it was taken down while it loaded")
         self.settled.set()
         self._send_away()
-        self.living.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.living
+        if self.living is not None:
+            self.living.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.living
         self.supply.release(self.template)
 
     async def _live(self) -> None:
@@ -95,7 +98,7 @@ class Front:
             finished = self.finished
             try:
                 await self._engine_life()
-            except Exception as error:  # that this host can start no process, say
+            except OSError as error:  # that this host can start no process, say
                 self._enter(State.FAILED, f"no engine: {error!r}")
             barren = barren + 1 if self.finished == finished else 0
             if barren >= BARREN_DEATHS:
@@ -134,36 +137,10 @@ class Front:
         try:
             while True:
                 message = await engine.receive()
-                if "phase" in message:
-                    if self.lasting:  # else it is as good as warm to those who look for a lane
-                        self._enter(message["phase"])
-                elif "failed" in message:
-                    self._enter(State.FAILED, message["failed"])
-                elif "imported" in message:
-                    self.status = replace(self.status, import_seconds=message["imported"])
-                elif "warm" in message:
-                    warm = message["warm"]
-                    gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
-                    self.status = replace(self.status, gpu=gpu, batching=batching, batch=warm["batch"])
-                    self.megabytes = max(self.megabytes, warm["megabytes"])
-                    engine.warm = True
-                    if self.lasting:
-                        self._enter(State.WARM)
-                    else:
-                        took = self.status.load_seconds + time.time() - engine.started
-                        self.status = replace(self.status, load_seconds=took)
-                        tasks.append(asyncio.create_task(self._end_when_unused(engine)))
-                    tasks.append(asyncio.create_task(self._feed(engine, warm)))
-                elif "begin" in message:
-                    engine.begin(message["begin"])
-                else:
-                    self._finished(message["done"])
-                    if "idle" in message:
-                        self.status = replace(self.status, prefix_hits=message["prefix_hits"])
-                        first = not self.status.served
-                        engine.idle(message["idle"], self)
-                        if first:
-                            self.changed.set()  # jobs are small until their time is known
+                try:
+                    self._heed(engine, message, tasks)
+                except Exception as error:  # a user's code runs in the engine's process, and can write into its channel
+                    await engine.give_up(f"sent what makes no sense: {error!r}")
         except DeadEngine as death:
             if engine.unused:
                 if self.template.keep == "nothing":
@@ -181,6 +158,39 @@ class Front:
             for task in tasks:
                 task.cancel()
             await engine.stop()
+
+    def _heed(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
+        """Act on a message of the engine; some start a task for as long as it lives."""
+        if "phase" in message:
+            if self.lasting:  # else it is as good as warm to those who look for a lane
+                self._enter(message["phase"])
+        elif "failed" in message:
+            self._enter(State.FAILED, message["failed"])
+        elif "imported" in message:
+            self.status = replace(self.status, import_seconds=message["imported"])
+        elif "warm" in message:
+            warm = message["warm"]
+            gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
+            self.status = replace(self.status, gpu=gpu, batching=batching, batch=warm["batch"])
+            self.megabytes = max(self.megabytes, warm["megabytes"])
+            engine.warm = True
+            if self.lasting:
+                self._enter(State.WARM)
+            else:
+                took = self.status.load_seconds + time.monotonic() - engine.started
+                self.status = replace(self.status, load_seconds=took)
+                tasks.append(asyncio.create_task(self._end_when_unused(engine)))
+            tasks.append(asyncio.create_task(self._feed(engine, warm)))
+        elif "begin" in message:
+            engine.begin([int(key) for key in message["begin"]])
+        else:
+            self._finished(message["done"])
+            if "idle" in message:
+                self.status = replace(self.status, prefix_hits=message["prefix_hits"])
+                first = not self.status.served
+                engine.idle(message["idle"], self)
+                if first:
+                    self.changed.set()  # jobs are small until their time is known
 
     async def _end_when_unused(self, engine: EngineHandle) -> None:
         while self.jobs:
@@ -205,7 +215,8 @@ class Front:
         try:
             folder = await self._brought(files)
         except Unfetched:
-            return await engine.stop()
+            await engine.stop()
+            return
         if self.status.state != State.WARM:
             self._enter(State.IMPORTING)
         await engine.send({"folder": folder})
@@ -214,12 +225,13 @@ class Front:
         """No phase may take longer than its budget, and no call than the longest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
-            state = self.status.state
-            since = self.status.since
+            state, since = self.status.state, self.status.entered
+            if state == State.FAILED:
+                await engine.stop()
             if not self.lasting and not engine.warm:
                 state, since = State.LOADING, engine.started
             budget = self.template.budget(state) if state in State.COMING_UP else float("inf")
-            if state != State.FETCHING and time.time() - since > budget:
+            if state != State.FETCHING and time.monotonic() - since > budget:
                 await engine.give_up(f"was {state} for more than its {budget:g} s")
             if engine.silent > self.template.budget(State.WARM):
                 await engine.give_up(f"has said nothing for {engine.silent:.0f} s, and has records to serve")
@@ -228,7 +240,7 @@ class Front:
                 continue
             if all(item.job.gone for item in items):
                 engine.interrupt()  # nobody waits for it, and others may
-            await engine.hurry(max(item.timeout for item in items))
+            await engine.hurry(max(item.request.timeout for item in items))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
         """Keep one call running and one more waiting in the engine, so that it never waits for us."""
@@ -238,12 +250,13 @@ class Front:
             while engine.unused or not (items := self._take(warm["batch"], warm["window"])):
                 self.work.clear()
                 await self.work.wait()
-            options = {id(item.generate): item.generate for item in items}  # a job's are one object, and may be long
+            # A job's are one object, and may be long.
+            options = {id(item.request.generate): item.request.generate for item in items}
             kinds = {each: number for number, each in enumerate(options)}
             serve = []
             for item in items:
                 self.flying[self.next_key] = item
-                serve.append((self.next_key, item.prompt, kinds[id(item.generate)]))
+                serve.append((self.next_key, item.request.prompt, kinds[id(item.request.generate)]))
                 self.next_key += 1
                 item.job.results.begun += 1
             engine.sent(len(items))
@@ -257,20 +270,20 @@ class Front:
             return self.suspects.popleft()
         pace = self.status.record_seconds
         wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
-        items = oldest_first(self.jobs, wanted)
-        for job in {item.job for item in items}:
-            job.room.set()
-        return items
+        return oldest_first(self.jobs, wanted)
 
     def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
         for key, result in done:
-            item = self.flying.pop(key)
+            item = self.flying[key]
             job = item.job
-            job.unanswered -= 1
-            if job.gone:
-                continue
             stamp = {"glidein": job.ticket.glidein, "attempts": item.attempts}
-            job.results.add({"custom_id": item.custom_id, **result, **stamp})
+            try:
+                if not job.gone:
+                    job.results.add({"custom_id": item.request.custom_id, **result, **stamp})
+            except OSError as error:
+                self._unwritten(job, error)
+            del self.flying[key]
+            job.unanswered -= 1
             if job.unanswered == 0:
                 job.answered.set()
         self.finished += len(done)
@@ -284,20 +297,21 @@ class Front:
         suspects = [self.flying.pop(key) for key in begun if key in self.flying]
         suspects = [item for item in suspects if not item.job.gone]
         for item in reversed(self.flying.values()):
-            item.job.waiting.appendleft(item)
+            item.job.put_back(item)
         self.flying.clear()
-        if len(suspects) == 1:
-            suspects[0].deaths += 1
-        if len(suspects) == 1 and suspects[0].deaths == 1 and not death.own_doing:
-            self.suspects.appendleft(suspects)
-        elif len(suspects) == 1:
+        calls, culprit = next_calls(suspects, death.own_doing)
+        self.suspects.extendleft(reversed(calls))
+        if culprit is not None:
             error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
-            self.flying[-1] = suspects[0]
+            self.flying[-1] = culprit
             self._finished([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])
-        elif suspects:
-            middle = len(suspects) // 2
-            self.suspects.extendleft([suspects[middle:], suspects[:middle]])
         self.work.set()
+
+    def _unwritten(self, job: Job, error: OSError) -> None:
+        """A job's results cannot be written: it has to go elsewhere, and all jobs when it is the disk's fault."""
+        job.lose(f"its results cannot be written: {error}")
+        if error.errno in DISK_ERRORS and self.status.state != State.FAILED:
+            self._enter(State.FAILED, f"results cannot be written on this node: {error}")
 
     # ---- the jobs --------------------------------------------------------------------------------
 
@@ -309,15 +323,19 @@ class Front:
             return job.dismiss(Exit.SERVER_LOST)
         self.jobs.append(job)
         self.came.set()
-        serving = asyncio.create_task(self._serve(job))
+        serving = asyncio.create_task(job.serve(self.work))
         streaming = asyncio.create_task(job.results.run(job.say))
-        gone = asyncio.create_task(reader.read())  # a job has no more to say: an end of file is its death
+        gone = asyncio.create_task(_end_of(reader))
         try:
             await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 if ticket.timed:
                     job.say(f"served from {ticket.came:.6f} to {time.monotonic():.6f} s by this host's monotonic clock")
                 job.dismiss(serving.result())
+        except OSError as error:
+            self._unwritten(job, error)
+            job.say(job.problem)
+            writer.write(b"exit %d\n" % Exit.SERVER_LOST)
         finally:
             job.gone = True
             self.jobs.remove(job)
@@ -325,49 +343,8 @@ class Front:
             job.waiting.clear()
             for task in (serving, streaming, gone):
                 task.cancel()
-            job.results.close()
-
-    async def _serve(self, job: Job) -> int:
-        """Read a job's records, and return its exit code when they are answered."""
-        done = await job.results.earlier() if job.ticket.starts else set()
-        defaults: dict[str, Any] = {}
-        line = b""
-        try:
-            with job.ticket.input.open("rb") as lines:
-                for line in lines:
-                    if not line.strip():
-                        continue
-                    message = json.loads(line)
-                    if "custom_id" not in message:
-                        defaults = message
-                    elif message["custom_id"] not in done:
-                        self._queue(job, {**defaults, **message})
-                    while len(job.waiting) >= QUEUE_LIMIT:
-                        job.room.clear()
-                        await job.room.wait()
-        except (ValueError, KeyError, TypeError) as error:
-            job.say(f"wrong: {error!r} in {line[:200].decode(errors='replace').strip()}")
-            return Exit.INPUT
-        except OSError as error:
-            job.say(f"its records cannot be read: {error}")
-            return Exit.SERVER_LOST
-        while job.unanswered:
-            job.answered.clear()
-            await job.answered.wait()
-        return Exit.OK
-
-    def _queue(self, job: Job, record: dict[str, Any]) -> None:
-        if not isinstance(record["prompt"], str):
-            raise TypeError("prompt is not a string")
-        attempts = record.get("attempts", 0) + job.ticket.starts + 1
-        timeout = record.get("timeout", RECORD_TIMEOUT)
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise TypeError("timeout is not a number of seconds")
-        job.waiting.append(
-            Item(job, record["custom_id"], record["prompt"], record.get("generate", {}), timeout, attempts)
-        )
-        job.unanswered += 1
-        self.work.set()
+            with suppress(OSError):
+                job.results.close()
 
     # ---- who wants to know -----------------------------------------------------------------------
 
@@ -383,3 +360,9 @@ class Front:
         self.told_errors = self.status.errors
         if self.native:
             self.telling = asyncio.create_task(tell_outer_job(self.status))
+
+
+async def _end_of(reader: asyncio.StreamReader) -> None:
+    """Wait for a job's end of file, which is its death: it has nothing more to say."""
+    while await reader.read(1 << 12):
+        pass

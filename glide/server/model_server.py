@@ -16,17 +16,21 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from glide.server.engines import printable
 from glide.server.front import Front
-from glide.server.log import say
+from glide.server.log import say, trim
 from glide.server.outer_job import tell_outer_job
 from glide.server.settings import Settings
 from glide.server.status import Status
 from glide.server.supply import Supply
-from glide.server.ticket import Door, Ticket, Watch
+from glide.server.ticket import LINE_BYTES, Door, Ticket, Watch
+from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
 REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state or the first pace at once
+MOST_STRANGERS = 64  # connections that have not shown the secret yet; when more come, the oldest has to go
+TEMPLATE_BYTES = 64_000_000  # of a sticky job's input
 COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
 
 
@@ -61,24 +65,31 @@ class ModelServer:
         self.moving = asyncio.Lock()
         self.changed = asyncio.Event()
         self.supply = Supply(settings.supply, self.changed)
+        self.strangers: list[asyncio.StreamWriter] = []  # the oldest first
 
     async def run(self) -> None:
         """Listen."""
         await self.supply.start()
-        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0)
+        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._bring(self.template)] * len(self.lanes)
         else:  # a blank one is what it is meant to be as soon as it listens
             await tell_outer_job(replace(self.blank, state=State.WARM))
         self.door.open(visited.sockets[0].getsockname()[1])
-        leaving = asyncio.create_task(self._leave_when_idle())
+        tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
         try:
             await visited.serve_forever()
         finally:
-            leaving.cancel()
+            for task in tasks:
+                task.cancel()
             for front in self.fronts.values():
                 await front.stop()
             self.supply.stop()
+
+    async def _trim_log(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            trim(self.log)
 
     async def _leave_when_idle(self) -> None:
         """End the glidein, whose condor_master is our parent, when it has been of no use for long.
@@ -98,16 +109,39 @@ class ModelServer:
         os.kill(os.getppid(), signal.SIGTERM)
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if await self._is_known(reader, writer):
+                await self._attend(reader, writer)
         # Cancelled: the server is stopping, and streams would print a traceback for each connection
-        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
-            visitor = await self.door.visit(reader)
-            if isinstance(visitor, Watch):
-                await self._tell(writer)
-            elif visitor is not None and visitor.sticky:
-                await self._stick(visitor, writer)
-            elif visitor is not None:
-                await self._admit(visitor, reader, writer)
-        writer.close()
+        except (OSError, EOFError, asyncio.TimeoutError, asyncio.CancelledError):
+            pass
+        except Exception as error:
+            _dismiss(writer, f"refused: {error!r}", Exit.SERVER_LOST)
+        finally:
+            writer.close()
+
+    async def _is_known(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether a visitor shows the secret. Those who do not are bounded in number and time, and hear nothing."""
+        self.strangers.append(writer)
+        if len(self.strangers) > MOST_STRANGERS:
+            self.strangers[0].transport.abort()
+        try:
+            return await self.door.knows(reader)
+        except ValueError:  # a line without end
+            return False
+        finally:
+            self.strangers.remove(writer)
+
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visitor = await self.door.visit(reader)
+        if isinstance(visitor, Watch):
+            await self._tell(writer)
+        elif not 0 <= visitor.lane < len(self.lanes):
+            _dismiss(writer, f"refused: there is no lane {visitor.lane + 1}", Exit.SERVER_LOST)
+        elif visitor.sticky:
+            await self._stick(visitor, writer)
+        else:
+            await self._admit(visitor, reader, writer)
 
     async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front = self.fronts.get(ticket.template) if ticket.template else self.lanes[ticket.lane]
@@ -126,13 +160,15 @@ class ModelServer:
         except Wrong as wrong:
             return _dismiss(writer, str(wrong), wrong.code)
         outcome = {"template": front.status.template, "seconds": round(time.monotonic() - began, 3)}
-        ticket.output.write_text(json.dumps(outcome) + "\n", "utf-8")
+        with open_regular(ticket.output, "wb") as output:
+            output.write(json.dumps(outcome).encode() + b"\n")
         _dismiss(writer, f"{front.status.model} is warm", Exit.OK)
 
     def _described(self, ticket: Ticket) -> Template:
         try:
-            template = Template.from_json(ticket.input.read_text("utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            with open_regular(ticket.input) as file:
+                template = Template.from_json(file.read(TEMPLATE_BYTES).decode())
+        except (OSError, ValueError) as error:
             raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
         if ticket.user == self.factory:
             return template
@@ -147,8 +183,9 @@ class ModelServer:
             front = self.fronts.get(template.digest)
             if front is None or front.status.state == State.FAILED:
                 gone = self._in_its_way(template)
-                front = self._bring(template)
-                await self._take_down(gone, front)
+                front = self._new(template)
+                await self._take_down(gone, front)  # to the last process, before code of another owner starts
+                front.start()
             self.lanes[lane] = front
             self.changed.set()
             front.awaited += 1
@@ -184,9 +221,13 @@ class ModelServer:
         self.lanes = [before if each is None else each for each in self.lanes]
 
     def _bring(self, template: Template) -> Front:
+        front = self._new(template)
+        front.start()
+        return front
+
+    def _new(self, template: Template) -> Front:
         native = self.template is not None and template.digest == self.template.digest
         front = self.fronts[template.digest] = Front(template, self.supply, self.log, self.changed, native)
-        front.start()
         return front
 
     # ---- room ------------------------------------------------------------------------------------
@@ -264,4 +305,4 @@ class ModelServer:
 
 def _dismiss(writer: asyncio.StreamWriter, words: str, code: int) -> None:
     say(words)
-    writer.write(f"{' '.join(words.split())}\nexit {code}\n".encode())
+    writer.write(f"{printable(' '.join(words.split()))}\nexit {code}\n".encode())

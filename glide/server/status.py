@@ -12,7 +12,10 @@ from glide.vocabulary import Machine, State
 
 @dataclass(frozen=True)
 class Status:
-    """A snapshot. Seconds; `since` and `served_…` are Unix times; `record_seconds` is a moving average."""
+    """A snapshot. Seconds; `since` and `served_…` are Unix times; `record_seconds` is a moving average.
+
+    `entered` is when the state was entered, too, by the monotonic clock: durations are measured by that.
+    """
 
     template: str = ""
     model: str = ""
@@ -20,6 +23,7 @@ class Status:
     service: str = ""  # the url of the service that has the model, where it is not here
     state: str = State.BLANK
     since: float = field(default_factory=time.time)
+    entered: float = field(default_factory=time.monotonic)
     failure: str = ""
     gpu: str = ""
     batching: str = ""  # how prompts share the model: static or continuous
@@ -40,14 +44,14 @@ class Status:
 
     def entering(self, state: str, failure: str = "") -> Status:
         """This status in another state; the seconds spent in the one it leaves are added up."""
-        now = time.time()
-        spent = now - self.since
+        now = time.monotonic()
+        spent = now - self.entered
         times: dict[str, Any] = {
             State.FETCHING: {"fetch_seconds": self.fetch_seconds + spent},
             State.LOADING: {"load_seconds": self.load_seconds + spent},
             State.WARMING: {"warm_seconds": self.warm_seconds + spent},
         }.get(self.state, {})
-        return replace(self, state=state, failure=failure, since=now, **times)
+        return replace(self, state=state, failure=failure, since=time.time(), entered=now, **times)
 
     def served_more(self, records: int, seconds: float) -> Status:
         """This status after an engine call."""

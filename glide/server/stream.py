@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from glide.system import open_regular
 
 TIMEOUT = 60.0  # seconds the access point may take for an answer
 
@@ -75,39 +78,47 @@ class ResultStream:
 
     SECONDS = 1.0  # between appends; each costs the access point a few milliseconds
     RECORDS = 256  # or so many records, whichever comes first
+    PIECE = 4_000_000  # bytes of an append: each has to be there within TIMEOUT
 
     def __init__(self, output: Path, errors: str, chirp_config: str):
         """Args: output: the job's output file; errors: its error output's name on the access point."""
         self.name = output.name
         self.errors = errors
-        self.file = output.open("wb")
+        self.file = open_regular(output, "wb")
+        self.reading = open_regular(output)
         self.chirp_config = chirp_config
         self.chirp: Chirp | None = None
         self.begun = 0  # records that the engine was given: an account of what a node had begun when it was lost
         self.told = 0
-        self.unsent: list[bytes] = []
+        self.written = 0  # bytes in the output file; always whole lines
+        self.sent = 0  # of these on the access point, likewise
+        self.unsent = 0  # records
         self.full = asyncio.Event()
-        self.torn = b""
+        self.torn = b""  # what ends a line that may be half written on the access point
 
     async def earlier(self) -> set[str]:
         """Take over what an earlier start of this job has streamed, and return the ids of its records."""
+        results: dict[str, bytes] = {}
         with suppress(OSError, ValueError, EOFError, asyncio.TimeoutError):
             self.chirp = await self._connect()
-            results: dict[str, bytes] = {}
             for line in (await self.chirp.fetch(self.name)).split(b"\n"):
-                with suppress(ValueError, KeyError, TypeError):  # a torn line is no result
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # a torn line is no result
                     results.setdefault(json.loads(line)["custom_id"], line)
-            self.file.writelines(line + b"\n" for line in results.values())
-            return set(results)
-        return set()
+        for line in results.values():
+            self._write(line + b"\n")
+        self.sent = self.written
+        return set(results)
 
     def add(self, result: dict[str, Any]) -> None:
-        line = json.dumps(result, ensure_ascii=False).encode() + b"\n"
+        """Write a result; OSError when that is impossible."""
+        self._write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+        self.unsent += 1
+        if self.unsent >= self.RECORDS:
+            self.full.set()
+
+    def _write(self, line: bytes) -> None:
         self.file.write(line)
-        if self.chirp_config:
-            self.unsent.append(line)
-            if len(self.unsent) >= self.RECORDS:
-                self.full.set()
+        self.written += len(line)
 
     async def run(self, say: Callable[[str], None]) -> None:
         """Append what has come together when it is time; what fails is said, and tried again with the next."""
@@ -115,19 +126,36 @@ class ResultStream:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.full.wait(), self.SECONDS)
             self.full.clear()
-            lines, begun = len(self.unsent), self.begun
-            if not lines and begun == self.told:
+            if self.sent == self.written and self.begun == self.told:
                 continue
+            self.unsent = 0
             try:
+                self.file.flush()
                 self.chirp = self.chirp or await self._connect()
-                data = b"".join(self.unsent[:lines]) + b'{"begun": %d}\n' % begun
-                await self.chirp.append(self.name, self.torn + data)
-                self.torn, self.told = b"", begun
-                del self.unsent[:lines]
+                await self._append(self.chirp, self.written, self.begun)
             except (OSError, ValueError, asyncio.TimeoutError) as error:
                 say(f"results are not streamed: {error!r}")
-                self.torn, self.chirp = b"\n", None  # ends what was half written
+                self.torn, self.chirp = b"\n", None
                 await asyncio.sleep(self.SECONDS)
+
+    async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
+        """Bring the output file up to an offset to the access point, and how many records were begun."""
+        position = self.sent
+        account = b'{"begun": %d}\n' % begun
+        while True:
+            piece = os.pread(self.reading.fileno(), min(self.PIECE, end - position), position)
+            if position < end and not piece:
+                raise OSError(f"{self.name} has become shorter")
+            whole = piece.rfind(b"\n") + 1
+            piece = piece[: whole or len(piece)]  # a line may be longer than a piece
+            position += len(piece)
+            await chirp.append(self.name, self.torn + piece + (account if position == end else b""))
+            self.torn = b""
+            if whole:
+                self.sent = position
+            if position == end:
+                self.told = begun
+                return
 
     async def _connect(self) -> Chirp:
         chirp = await Chirp.connect(self.chirp_config)
@@ -137,6 +165,7 @@ class ResultStream:
 
     def close(self) -> None:
         """What is written is in the output file; only then may the job be told to end."""
-        self.file.close()
         if self.chirp is not None:
             self.chirp.close()
+        self.reading.close()
+        self.file.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from typing import Any
 from glide.files import Cache, Tree
 from glide.files.peers import short
 from glide.files.share import Offer, Share
+from glide.server.keeper import kept
 from glide.server.log import say
+from glide.system import end_with_parent
 from glide.template import Parcel, Template
 from glide.vocabulary import Machine
 
@@ -147,8 +151,10 @@ class Supply:
             "plugins": settings.plugins, "swarm": neighbours if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "glide.files", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
+            *kept([sys.executable, "-m", "glide.files"]),  # conda-unpack is a user's code
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            start_new_session=True, preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+        )  # fmt: skip
         said: dict[str, Any] = {}
         try:
             assert process.stdin and process.stdout
@@ -165,8 +171,9 @@ class Supply:
             say(f"no more of {what}: {_account(said)}")
             raise
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
             code = await process.wait()
         if "folder" not in said:
             raise Unfetched(said.get("failed") or f"the process that fetches them ended with {code}")

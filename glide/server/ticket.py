@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from glide.job_ad import read_ad
+from glide.server.engines import printable
 from glide.system import publish
 from glide.vocabulary import Job
 
-HAND_IN_SECONDS = 30.0  # a visitor who takes longer has no ticket
+HAND_IN_SECONDS = 10.0  # a visitor who takes longer has no ticket
+LINE_BYTES = 1 << 15  # of what a visitor says
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,22 @@ class Door:
     def open(self, port: int) -> None:
         publish(self.path, f"{port} {self.cookie}\n")
 
-    async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch | None:
-        """What a visitor wants; nothing from one who does not know the secret."""
+    async def knows(self, reader: asyncio.StreamReader) -> bool:
+        """Whether a visitor knows the secret: any account of this host can connect."""
+        (cookie,) = await _lines(reader, 1)
+        return hmac.compare_digest(cookie, self.cookie.encode())
+
+    async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch:
+        """What a visitor wants who knows the secret; ValueError where it makes no sense."""
         came = time.monotonic()
-        cookie, folder = await _lines(reader, 2)
-        if not hmac.compare_digest(cookie, self.cookie):
-            return None
+        (folder,) = map(os.fsdecode, await _lines(reader, 1))
         if folder == "watch":
             return Watch()
-        source, target, ad, chirp, glidein = await _lines(reader, 5)
+        source, target, ad, chirp, glidein = map(os.fsdecode, await _lines(reader, 5))
         job, machine = read_ad(ad), read_ad(ad and str(Path(ad).with_name(".machine.ad")))
         return Ticket(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
-            int(job.get("NumJobStarts", 0)), glidein, int(machine.get("SlotID", 1)) - 1,
+            int(job.get("NumJobStarts", 0)), printable(glidein), int(machine.get("SlotID", 1)) - 1,
             job.get(Job.STICKY) == "true", job.get("User", ""), came, job.get(Job.TIMED) == "true",
         )  # fmt: skip
 
@@ -81,5 +87,13 @@ class Door:
         self.path.unlink(missing_ok=True)
 
 
-async def _lines(reader: asyncio.StreamReader, count: int) -> list[str]:
-    return [(await asyncio.wait_for(reader.readline(), HAND_IN_SECONDS)).decode().rstrip("\n") for _ in range(count)]
+async def _lines(reader: asyncio.StreamReader, count: int) -> list[bytes]:
+    """The next lines; EOFError where there are no more, asyncio.TimeoutError where they do not come."""
+
+    async def read() -> list[bytes]:
+        lines = [await reader.readline() for _ in range(count)]
+        if not all(line.endswith(b"\n") for line in lines):
+            raise EOFError
+        return [line.rstrip(b"\n") for line in lines]
+
+    return await asyncio.wait_for(read(), HAND_IN_SECONDS)

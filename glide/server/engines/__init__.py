@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from glide.template import Template
 
+MESSAGE_LENGTH = 2000  # characters of an error's message
+
 
 @dataclass(frozen=True)
 class Record:
@@ -40,9 +42,23 @@ class Completion:
     error: dict[str, str] | None = None
 
     @classmethod
-    def failed(cls, error: Exception) -> Completion:
+    def failed(cls, error: BaseException) -> Completion:
         """A record that has failed alone: what `call` raises instead has the others of the call served again."""
-        return cls(None, 0, error={"type": type(error).__name__, "message": str(error)[:2000]})
+        return cls(None, 0, error=described(error))
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """Return type and message of an exception, as a result has them, whatever its own methods do."""
+    try:
+        message = str(error)[:MESSAGE_LENGTH]
+    except BaseException as another:
+        message = f"its message cannot be had: {type(another).__name__}"
+    return {"type": printable(type(error).__name__), "message": printable(message)}
+
+
+def printable(text: str) -> str:
+    """Return a text that can be encoded: a lone surrogate becomes its escape sequence."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class RecordError(Exception):
@@ -70,7 +86,7 @@ class Engine(Protocol):
         """Divide records into calls, in the order in which they are to be made."""
 
     def call(self, records: Sequence[Record]) -> list[Completion]:
-        """Serve one call; any exception concerns these records and leaves the state as it was."""
+        """Serve one call; any exception, BaseExceptions too, concerns these records and leaves the state as it was."""
 
     def describe(self) -> dict[str, Any]:
         """Facts about the loaded state for the machine ad: `gpu`, `batching`, and `prefix_hits` so far, where known."""

@@ -1,0 +1,107 @@
+"""The records of a job's input, checked: anybody may have written them.
+
+A line is a JSON object. One with a `custom_id` is a record; one without gives defaults for the records after it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glide.system import open_regular
+
+RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
+LINE_BYTES = 32_000_000
+DEPTH = 50  # of lists and objects within each other in `generate`
+LONGEST_TIMEOUT = 1e7  # seconds
+MOST_ATTEMPTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a record asks for. `timeout`: seconds of an engine call; `attempts`: how often it was begun before."""
+
+    custom_id: str
+    prompt: str
+    generate: dict[str, Any]
+    timeout: float
+    attempts: int
+
+
+class WrongInput(Exception):
+    """A line that is no record; the message says which, and why."""
+
+
+def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
+    """Yield each line's request, None for a line without one, and the line's length in bytes.
+
+    Raises:
+        WrongInput: a line makes no sense.
+        OSError: the file cannot be read.
+    """
+    defaults: dict[str, Any] = {}
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(LINE_BYTES + 1):
+            number += 1
+            try:
+                message = _parsed(line)
+                if "custom_id" not in message:
+                    defaults = message or defaults
+                    yield None, len(line)
+                else:
+                    yield _request({**defaults, **message}), len(line)
+            except ValueError as error:
+                excerpt = line[:200].decode(errors="replace").strip()
+                raise WrongInput(f"wrong: line {number}: {error}: {excerpt}") from None
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"it is longer than {LINE_BYTES} bytes")
+    if not line.strip():
+        return {}
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(message, dict):
+        raise ValueError("it is no JSON object")
+    return message
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    name, prompt = fields["custom_id"], fields.get("prompt")
+    generate, timeout = fields.get("generate", {}), fields.get("timeout", RECORD_TIMEOUT)
+    attempts = fields.get("attempts", 0)
+    if not isinstance(name, str):
+        raise ValueError("custom_id is not a string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError("custom_id cannot be encoded in UTF-8") from None
+    if not isinstance(prompt, str):
+        raise ValueError("prompt is not a string")
+    if not isinstance(generate, dict):
+        raise ValueError("generate is not an object")
+    if _is_deeper(generate, DEPTH):
+        raise ValueError(f"generate has more than {DEPTH} levels")
+    if not _is_number(timeout, (int, float)) or not 0 < timeout <= LONGEST_TIMEOUT:
+        raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
+    if not _is_number(attempts, int) or not 0 <= attempts <= MOST_ATTEMPTS:
+        raise ValueError(f"attempts is not a number up to {MOST_ATTEMPTS}")
+    return Request(name, prompt, generate, float(timeout), attempts)
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    within = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within)
