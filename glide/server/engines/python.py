@@ -198,7 +198,8 @@ def _reopen_streams() -> None:
     """Bring back what an earlier call has closed."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name).closed:
-            setattr(sys, name, open(descriptor, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
+            stream = open(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 @contextmanager
