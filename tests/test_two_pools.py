@@ -52,7 +52,7 @@ def test_the_factory_fills_from_zero_in_two_cycles_and_comes_down_to_zero(pools:
     for _ in range(2):
         factory.start("--once")
         factory.process.wait(60)
-    assert len(pools.glideins()) == 2
+    assert pools.submitted("filling") == 2
     factory.start()
     eventually(lambda: pools.jobs() == ["4", "4"], "both jobs ran")
     eventually(lambda: not pools.glideins() and not pools.lanes(), "without demand all are gone")

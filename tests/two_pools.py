@@ -63,6 +63,10 @@ class Pools:
         """Their statuses in the outer queue, those that have ended not among them."""
         return [each for each in self._query(self.outer, f"{Job.ENTRY} =!= undefined", "JobStatus") if each != "4"]
 
+    def submitted(self, entry: str) -> int:
+        """Return how many glideins of an entry are in the outer queue, whatever became of them."""
+        return len(self._query(self.outer, f'{Job.ENTRY} == "{entry}"', "ClusterId"))
+
     def jobs(self) -> list[str]:
         return self._query(self.overlay, "true", "JobStatus")
 
