@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import signal
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 
-def publish(path: Path, content: bytes | str, mode: int = 0o600) -> None:
-    """Write a file in one step, never readable by others: who reads it meanwhile gets the old or the new one whole."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+def publish(path: Path, content: bytes | str, mode: int = 0o600, durable: bool = True) -> None:
+    """Write a file in one step, never readable by others: who reads it meanwhile gets the old or the new one whole.
+
+    Args:
+        durable: whether it must outlive a crash of this machine, which takes two disk flushes.
+    """
+    with publishing(path, mode, durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-    fresh.replace(path)
+
+
+@contextmanager
+def publishing(path: Path, mode: int = 0o600, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place when the block ends without an exception; as `publish`."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in a folder outlive a crash of this machine."""
+    try:
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # it may be used without being read, and then cannot be flushed either
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that this file system flushes no folders
+            raise
+    finally:
+        os.close(number)
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:

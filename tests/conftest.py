@@ -157,18 +157,18 @@ class SweepFolder:
         self.file.write_text(yaml.safe_dump(sweep | changes, sort_keys=False, allow_unicode=True))
         return self
 
-    def start(self, command: str = "run") -> subprocess.Popen[str]:
+    def start(self, command: str = "run", *options: str) -> subprocess.Popen[str]:
         """The command line, started."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "glide", "sweep", command, str(self.file)],
+            [sys.executable, "-m", "glide", "sweep", command, str(self.file), *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
         )  # fmt: skip
         self.started.append(process)
         return process
 
-    def run(self, command: str = "run") -> subprocess.CompletedProcess[str]:
+    def run(self, command: str = "run", *options: str) -> subprocess.CompletedProcess[str]:
         """The command line, run to its end."""
-        process = self.start(command)
+        process = self.start(command, *options)
         output, errors = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

@@ -284,5 +284,5 @@ def test_a_sweep_whose_driver_was_killed_has_one_history_of_all_its_runs(factory
     events = Events(pool, history.runs[0].name)
     assert told["counts"]["jobs"] == len(events.submitted)
     assert told["counts"]["evictions"] == events.evictions == 0
-    assert sweep.run().returncode == Exit.OK  # anew
+    assert sweep.run("run", "--again").returncode == Exit.OK
     assert [run.found for run in written(sweep).runs] == [0]

@@ -76,8 +76,11 @@ class Rig:
         }  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes), "utf-8")
         sweep = prepare(folder / "sweep.yaml")
-        self.results = begin(sweep, f"bench-{os.getpid()}-{self.runs}", resume=False)
-        return drive(sweep, self.results, watch)
+        self.results = begin(sweep, f"bench-{os.getpid()}-{self.runs}")
+        try:
+            return drive(sweep, self.results, watch)
+        finally:
+            self.results.close()
 
 
 @contextmanager

@@ -187,7 +187,8 @@ class Cache:
     def remember(self, path: Path, content: str, parts: list[str]) -> None:
         """Note that a file was read and is what it should be."""
         memo = self._memo(path, content)
-        publish(memo, json.dumps({"looks": _looks(path), "parts": parts}))
+        # A memo that a crash has torn is not JSON, and the file is read again.
+        publish(memo, json.dumps({"looks": _looks(path), "parts": parts}), durable=False)
 
     def _memo(self, path: Path, content: str) -> Path:
         status = path.stat()  # all links to a file are one

@@ -218,7 +218,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file of JSON objects; a torn line is none."""
     with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 content = json.loads(line) if line.endswith("\n") else None
                 if isinstance(content, dict):
                     yield content

@@ -62,7 +62,7 @@ class Door:
         self.cookie = secrets.token_hex(16)
 
     def open(self, port: int) -> None:
-        publish(self.path, f"{port} {self.cookie}\n")
+        publish(self.path, f"{port} {self.cookie}\n", durable=False)
 
     async def knows(self, reader: asyncio.StreamReader) -> bool:
         """Whether a visitor knows the secret: any account of this host can connect."""

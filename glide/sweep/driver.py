@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -70,6 +71,7 @@ class Driver:
         self.glideins: dict[str, dict[str, Any]] = {}  # last ad by GlideId
         self.lanes: dict[str, tuple[str, float]] = {}  # GlideId by lane's Name, and when its ad was last seen
         self.carried: dict[str, set[str]] = {}  # ids by part, for the parts in the queue
+        self.outdated: set[str] = set()  # parts that ask what nobody asks any more
         self.finished: set[str] = set()  # parts whose carriers have ended and are to be gathered
         self.attempts: Counter[str] = Counter()  # how often a record was on a carrier that was lost
         self.disconnected: dict[str, float] = {}  # jobs that lost their node, and when (Unix time)
@@ -140,7 +142,9 @@ class Driver:
             self.jobs[carrier.job] = carrier.starts
             if carrier.part not in self.carried:
                 self.carried[carrier.part] = self.carriers.carried([carrier])
-        queue = self._without_held(self._without_finished(queue))
+                if not self.work.wants(self.carried[carrier.part]):
+                    self.outdated.add(carrier.part)
+        queue = self._without_held(self._without_finished(self._without_outdated(queue)))
         lanes = self._look_at_lanes()
         self.work.history.saw_lanes(lanes)
         queue = self._without_lost(queue)
@@ -186,6 +190,16 @@ class Driver:
             self.peeked[part] = now
 
     # ---- what goes wrong -------------------------------------------------------------------------
+
+    def _without_outdated(self, queue: list[Carrier]) -> list[Carrier]:
+        """Remove the jobs of an earlier driver that ask what nobody asks any more; what else they have is kept."""
+        outdated = [carrier for carrier in queue if carrier.part in self.outdated]
+        for carrier in outdated:
+            self.work.keep(self.carriers.peek(carrier)[0])
+        self.carriers.remove(outdated, "what it asks has changed")
+        self.work.history.ended(outdated, "removed")
+        self.outdated.clear()
+        return [carrier for carrier in queue if carrier not in outdated]
 
     def _without_held(self, queue: list[Carrier]) -> list[Carrier]:
         held = [carrier for carrier in queue if carrier.status == JobStatus.HELD]
@@ -311,6 +325,10 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
     file = sweep.file
     folder = sweep.out / ".glide" / "parts"
     run = Run(results.run, sweep.template, folder, file.glideins)
+    if results.abandoned:
+        with suppress(CondorError):
+            abandoned = Carriers(replace(run, name=results.abandoned), AccessPoint())
+            abandoned.remove(abandoned.queue(), "its sweep was started over")
     driver = Driver(results, Carriers(run, AccessPoint()))
     history = results.history
     history.begin(run=run.name, total=sweep.total, done=results.found)

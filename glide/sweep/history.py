@@ -7,6 +7,7 @@ or the `counts`; `end` says how a carrier or a run has ended. Nothing is decided
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,10 @@ class History:
         """A driver begins, or goes on with what another has left, maybe in the middle of a line."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            with self.path.open("a+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                torn = file.read(1) not in (b"", b"\n")
             self.file = self.path.open("a", encoding="utf-8")
             self.file.write("\n" * torn)
             self._add(facts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,29 @@ class Sweep:
     def total(self) -> int:
         return len(self.records) * len(self.file.prompts)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Changes whenever results of an earlier run would not be results of this one."""
-        parts = [self.template.digest, self.file.prompts, self.file.generate]
+        """Changes whenever the finished results of an earlier run would not be those of this one."""
+        parts = [self.template.digest, self.file.prompts, self.file.generate, self.file.expect]
         content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for record in self.records:
             content.update(json.dumps(record.fields, sort_keys=True, ensure_ascii=True).encode())
         return content.hexdigest()
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Where each record stands among all, by its custom_id."""
+        return {record.custom_id: number for number, record in enumerate(self.records)}
+
+    def fingerprints(self, prompt: str) -> array[int]:
+        """For each record 64 bits that change with whatever its result under a prompt depends on."""
+        common = hashlib.sha256(json.dumps([self.template.digest, self.file.generate], sort_keys=True).encode())
+        prints = array("Q")
+        for record in self.records:
+            content = common.copy()
+            content.update(reading.render(self.file.prompts[prompt], record.fields).encode())
+            prints.frombytes(content.digest()[: prints.itemsize])
+        return prints
 
     def request(self, prompt: str, record: Record) -> dict[str, Any]:
         """What travels of a record: an id that is unique over the prompts, and the filled prompt."""

@@ -58,6 +58,10 @@ class Work(ABC):
     def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
         """The records without a result that are in no job: `custom_id`, `prompt`, `generate`, `timeout` each."""
 
+    def wants(self, records: Collection[str]) -> bool:
+        """Whether all these records are still to be sent as they were; a sweep's file may have changed since."""
+        return True
+
     @abstractmethod
     def keep(self, results: Iterable[dict[str, Any]]) -> None:
         """Take results that have come, copies of earlier ones among them; only then are their jobs removed."""

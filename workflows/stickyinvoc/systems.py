@@ -24,7 +24,7 @@ from glide.report.sweep.history import History
 from glide.report.sweep.timeline import Series, glideins, records_done
 from glide.server.engines.noop import PACE_VARIABLE
 from glide.sweep.driver import Progress
-from glide.sweep.results import history_file
+from glide.sweep.out import history_file
 from glide.vocabulary import State
 
 CREATE_DESTROY, STICKY_IO, STICKY_INVOC = "create-destroy", "StickyI/O", "StickyInvoc"
@@ -196,7 +196,7 @@ def run(
     sweep = bench.results.sweep
     return Run(
         system, lanes or LANES[system], records, {"batch": batch, "pack": pack},
-        histories.read(read_lines(history_file(sweep))), list(read_results(sweep.out / "plain" / "results.jsonl")),
+        histories.read(read_lines(history_file(sweep.out))), list(read_results(sweep.out / "plain" / "results.jsonl")),
         summary,
     )  # fmt: skip
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from glide.config import SUMMARY
-from glide.invoke.carriers import read_lines, read_results
+from glide.invoke.carriers import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import History
 from glide.report.sweep.scores import Prompt, Scores, quantile, wilson
 from glide.report.sweep.timeline import Glidein
+from glide.sweep.out import history_file, read_state
 from glide.sweep.prepare import Sweep
-from glide.sweep.results import history_file, is_right, state_file
+from glide.sweep.standing import current, is_right, read_summary
 
 NO_HISTORY = "This folder has no history (.glide/history.jsonl), so that nothing can be shown over time."
-CHANGED = (
-    "The sweep file, or what it names, has changed since these results were made; accuracy is by what it says now."
-)
+CHANGED = "The sweep file, or what it names, has changed since; only results of what it asks now are shown."
 
 
 @dataclass(frozen=True)
@@ -44,32 +40,28 @@ class Account:
 
 def look(sweep: Sweep) -> Account:
     """Read what a sweep's folder holds, whether it has finished or not."""
-    state = next(read_lines(state_file(sweep)), {})
-    summary = None
-    if state.get("finished", True):  # else the summary, if any, is that of a sweep before this one
-        with suppress(OSError, ValueError):
-            summary = json.loads((sweep.out / SUMMARY).read_text("utf-8"))
-    history = histories.read(read_lines(history_file(sweep)))
+    state = read_state(sweep.out)
+    history = histories.read(read_lines(history_file(sweep.out)))
     scores = _scores(sweep)
     notes = []
     done = sum(prompt.done for prompt in scores.prompts.values())
+    # An unfinished sweep's summary, if any, is that of what it was before.
+    summary = read_summary(sweep) if (state is None or state.finished) and done == sweep.total else None
     if summary is None:
         notes.append(f"This sweep has not finished: {done:,} of {sweep.total:,} records have a result.")
     if not history.runs and (done or summary):
         notes.append(NO_HISTORY)
-    if state and state.get("digest") != sweep.digest:
+    if state is not None and state.digest != sweep.digest:
         notes.append(CHANGED)
     return Account(sweep, summary, history, scores, timeline.glideins(history), notes)
 
 
 def _scores(sweep: Sweep) -> Scores:
     scores = Scores()
-    records = {record.custom_id: record for record in sweep.records}
     for prompt in sweep.file.prompts:
-        scores.prompts[prompt] = Prompt(len(records), right=0 if sweep.file.expect else None)
-        for result in read_results(sweep.out / prompt / "results.jsonl"):
-            if record := records.get(result["custom_id"]):
-                scores.add(prompt, result, is_right(result, sweep, record) if sweep.file.expect else None)
+        scores.prompts[prompt] = Prompt(len(sweep.records), right=0 if sweep.file.expect else None)
+        for record, result in current(sweep, prompt):
+            scores.add(prompt, result, is_right(result, sweep, record) if sweep.file.expect else None)
     return scores
 
 
