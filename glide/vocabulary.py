@@ -21,7 +21,7 @@ class Machine:
     SOCKET = "GlideSocket"  # where the model server listens for them
     RECORD_SECONDS = "GlideRecordSeconds"  # seconds a record, moving average
     BATCH = "GlideBatch"  # records that an engine call should have
-    BATCHING = "GlideBatching"  # how prompts share the model: static or continuous
+    BATCHING = "GlideBatching"  # how prompts share the model: static, continuous, equal lengths or single
     PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were computed before
     SERVED = "GlideServed"  # records so far
     ERRORS = "GlideErrors"  # of them with an error

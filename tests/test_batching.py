@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glide.server import engines
 from glide.server.engines import Record
 from glide.server.engines.transformers import Transformers, continuous, generation, prefix
 from glide.server.engines.transformers.batching import Answer
 from glide.server.engines.transformers.prefix import common_prefix, with_prefixes
-from glide.server.engines.transformers.prompts import Prompt
-from glide.template import Template
-from glide.vocabulary import State
-from tests.models import tiny_llama, tiny_variant, with_template
-from tests.test_transformers import ODD
+from glide.server.engines.transformers.prompts import Prompt, PromptTooLong
+from tests.models import ODD, Plain, loaded, served, texts, tiny_llama, tiny_variant, with_template
 
 GENERATE = {"max_new_tokens": 12, "do_sample": False}
 CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
 OTHER = "Translate what follows into Latin, and say no more than that, whatever it is: "
-
-Plain = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +32,13 @@ def variant(llama: Path):
     return cache(lambda kind: tiny_variant(llama, llama.with_name(kind), kind))
 
 
-def plain_of(folder: Path) -> Plain:
-    """What plain transformers makes of a prompt alone."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-
-    def plain(prompt: str, **generate: Any) -> str:
-        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(**encoded, **generate)[0, encoded["input_ids"].shape[1] :]
-        return str(tokenizer.decode(output, skip_special_tokens=True))
-
-    return plain
-
-
 @pytest.fixture(scope="module")
 def plain(llama: Path) -> Plain:
-    return cache(plain_of(llama))
+    return Plain(llama)
 
 
-def loaded(folder: Path, **options: Any) -> Transformers:
-    engine: Any = engines.build(
-        Template("tiny", "transformers", str(folder), options={"dtype": "float32", "device": "cpu", **options})
-    )
-    engine.prepare()
-    engine.load(str(folder), lambda state: None)
-    return engine
-
-
-def served(engine: Transformers, prompts: list[str], **generate: Any) -> list[engines.Completion]:
-    """As the engine's process does it: a plan, then its calls; in the prompts' order."""
-    records = [Record(number, prompt, generate) for number, prompt in enumerate(prompts)]
-    done: dict[int, engines.Completion] = {}
-    for call in engine.plan(records):
-        done |= zip((record.key for record in call), engine.call(call), strict=True)
-    return [done[number] for number in range(len(prompts))]
-
-
-def texts(engine: Transformers, prompts: list[str], **generate: Any) -> list[str]:
-    return [completion.text for completion in served(engine, prompts, **generate)]
+def plain_texts(plain: Plain, prompts: list[str], **generate: Any) -> list[str]:
+    return [plain(prompt, **generate)[0] for prompt in prompts]
 
 
 # ---- shared prefixes -----------------------------------------------------------------------------
@@ -92,13 +52,12 @@ SHARING = {
 }
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8, 64])
-@pytest.mark.parametrize("batching", ["static", "continuous"])
+@pytest.mark.parametrize(("batching", "batch"), [("static", 3), ("static", 64), ("continuous", 8)])
 def test_texts_are_plain_transformers_texts_with_shared_prefixes_and_without(llama, plain, batching, batch):
     engine = loaded(llama, batching=batching, batch=batch)
     for again in range(2):  # the second time with what is known from the first
         for name, prompts in SHARING.items():
-            assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts], (name, again)
+            assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE), (name, again)
     facts = engine.describe()
     assert facts["batching"] == batching
     assert facts["prefix_hits"] > 0.15
@@ -127,32 +86,19 @@ def test_only_so_many_prefixes_are_kept_and_the_texts_stay_right(llama, plain, m
     for round in range(2):
         for number in range(4):
             prompts = [f"{number}{CLAIM} {letter}" for letter in "ab"]
-            assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts], round
+            assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE), round
     assert len(engine.task.padded.prefixes.kept) == 2
 
 
 def test_a_model_with_a_sliding_window_does_without_prefixes(variant, capfd):
     folder = variant("windowed")
-    plain = plain_of(folder)
+    plain = Plain(folder)
     for batching in ("static", "auto"):
         engine = loaded(folder, batching=batching, batch=8)
         assert "no shared prefixes" in capfd.readouterr().out
         prompts = SHARING["one template"]
-        assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
+        assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
         assert not engine.task.padded.prefixes.kept
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"repetition_penalty": 1.8}, {"num_beams": 3}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 12}],
-    ids=lambda options: next(iter(options)),
-)
-@pytest.mark.parametrize("batching", ["static", "continuous"])
-def test_options_mean_what_they_mean_without_a_shared_prefix(llama, plain, batching, options):
-    engine = loaded(llama, batching=batching, batch=4)
-    prompts = [CLAIM + text for text in ["", "a", "b b b", "Verdict:", "Verdict: it is"]]
-    options = {**GENERATE, **options}
-    assert texts(engine, prompts, **options) == [plain(text, **options) for text in prompts]
 
 
 def test_a_prefix_is_what_nearly_all_rows_begin_with():
@@ -178,12 +124,12 @@ def test_few_prompts_of_a_family_do_not_get_a_call_of_their_own():
 
 
 def test_a_way_is_chosen_and_why_is_said_in_a_line(llama, plain, capfd):
-    engine = loaded(llama, batch=8)
+    engine = loaded(llama, batch=8, device="all")  # without a GPU, all devices are one CPU
     (line,) = capfd.readouterr().out.splitlines()
     chosen = engine.describe()["batching"]
     assert line.startswith(f"transformers engine: {chosen} batching, as ")
     assert (engine.task.continuous is None) == (chosen == "static")
-    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+    assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
 class Unable:
@@ -205,7 +151,7 @@ def test_static_batching_is_chosen_where_continuous_fails(llama, plain, capfd, m
     engine = loaded(llama, batch=8)
     assert why in capfd.readouterr().out
     assert engine.describe()["batching"] == "static"
-    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+    assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
 def test_continuous_batching_that_is_asked_for_and_impossible_fails_the_load(llama, monkeypatch):
@@ -219,7 +165,7 @@ def test_when_continuous_batching_dies_calls_go_on_statically(llama, plain, capf
     processor = engine.task.continuous.manager.batch_processor
     processor.prepare_next_batch = lambda: 1 // 0
     for _ in range(2):
-        assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+        assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
     assert "ZeroDivisionError" in capfd.readouterr().out
     assert engine.describe()["batching"] == "static"
 
@@ -234,13 +180,13 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(llama, plain, monkeypa
         patch.setattr(engine.task.continuous, "_next", interrupted)
         with pytest.raises(TimeoutError):
             texts(engine, ODD, **{**GENERATE, "max_new_tokens": 300})
-    assert texts(engine, ODD, **GENERATE) == [plain(text, **GENERATE) for text in ODD]
+    assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
 def test_a_prompt_too_long_for_the_pages_is_served_statically(llama, plain):
     engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
     prompts = [CLAIM + OTHER, "Verdict:"]
-    assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
+    assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
 
 
 def test_the_unused_way_keeps_no_memory(llama, monkeypatch):
@@ -314,7 +260,7 @@ def test_an_embedding_is_the_mean_of_the_last_states_whatever_the_padding(llama,
         assert completion.extra["embedding"] == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["judge", "encoding-judge"])
+@pytest.mark.parametrize("kind", ["judge", "encoding-judge", "xlnet-judge"])
 def test_a_class_is_the_label_of_the_highest_score_whatever_the_padding(variant, kind):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -333,16 +279,19 @@ def test_a_class_is_the_label_of_the_highest_score_whatever_the_padding(variant,
     assert len({completion.text for completion in completions}) > 1
 
 
-def test_what_a_task_adds_is_in_the_result(start, variant):
-    from tests.test_transformers import ask
-
-    options = {"device": "cpu", "task": "classify"}
-    server = start(Template.of_folder("judge", "transformers", variant("judge"), options))
-    server.reached(State.WARM)
-    results = ask(server, ["hello", "x" * 5000])
-    assert set(results[0]["scores"]) == {"SUPPORTED", "REFUTED", "UNKNOWN"}
-    assert results[0]["text"] in results[0]["scores"] and results[0]["error"] is None
-    assert results[1]["error"]["type"] == "PromptTooLong" and "scores" not in results[1]
+def test_a_prompt_beyond_the_tokenizer_s_limit_is_refused_where_positions_begin_late(llama, variant):
+    """RoBERTa's table of 20 positions has 18 for a prompt; on a GPU a 19th would break the process."""
+    engine = loaded(variant("roberta"), task="embed", batch=4)
+    prompts = ["a" * length for length in (2, 17, 18, 19)]  # tokens, with the one that begins a text
+    records = [Record(number, prompt) for number, prompt in enumerate(prompts)]
+    lengths = [len(prompt.ids) for prompt in engine.encoder.encode(records)]
+    for record, length in zip(records, lengths, strict=True):
+        if length <= 18:
+            assert len(engine.call([record])[0].extra["embedding"]) == 32
+        else:
+            with pytest.raises(PromptTooLong, match="18"):
+                engine.call([record])
+    assert 18 in lengths and 19 in lengths
 
 
 # ---- chat ----------------------------------------------------------------------------------------
@@ -373,4 +322,4 @@ def test_windows_of_many_prompts_are_served_in_full(llama, plain):
     chance = random.Random(3)
     prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(60)]
     engine = loaded(llama, batch=16)
-    assert texts(engine, prompts, **GENERATE) == [plain(text, **GENERATE) for text in prompts]
+    assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)

@@ -130,7 +130,7 @@ class SweepFile(Strict):
         records: a JSON object a line, each with a unique string custom_id; also FEVER's own format, CSV, Parquet.
             Relative to the sweep file.
         prompts: by name. `{field}` takes a record's field, `{{` is a brace.
-        generate: options of the generation, as max_new_tokens or do_sample.
+        generate: options of the generation, as max_new_tokens or do_sample; text is greedy unless do_sample is true.
         expect: the field with the right answer, for the accuracy.
         out: folder of the results, relative to the working directory.
         glideins: how many may run at once; the site's limits still hold.

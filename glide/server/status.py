@@ -26,7 +26,7 @@ class Status:
     entered: float = field(default_factory=time.monotonic)
     failure: str = ""
     gpu: str = ""
-    batching: str = ""  # how prompts share the model: static or continuous
+    batching: str = ""  # how prompts share the model: static, continuous, equal lengths or single
     batch: int = 1  # records of an engine call that is worth making
     prefix_hits: float = 0.0  # share of the prompts' tokens that came from a prefix computed before
     served: int = 0

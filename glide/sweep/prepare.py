@@ -14,6 +14,7 @@ from glide.config import PHASES, ModelSpec, SweepFile, load, place
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import listing
+from glide.server import engines
 from glide.sweep import records as reading
 from glide.sweep.records import Record
 from glide.template import Template
@@ -85,6 +86,7 @@ def prepare(source: Path) -> Sweep:
         template = prepare_model(source)
     except InputError as error:
         problems += error.problems
+    problems += check_generate(source, file)
     path = source.parent / file.records
     try:
         records = reading.read(path)
@@ -96,6 +98,16 @@ def prepare(source: Path) -> Sweep:
     if problems:
         raise InputError(*problems)
     return Sweep(source, file, records, template)
+
+
+def check_generate(source: Path, file: SweepFile) -> list[str]:
+    """Return what is wrong with a sweep's options of `generate`, as far as this machine can know."""
+    folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
+    try:
+        engines.check_generate(file.model.engine, file.generate, folder)
+    except engines.WrongOption as error:
+        return [f"{place(source, 'generate', error.option)}: the {file.model.engine} engine refuses {error}"]
+    return []
 
 
 def prepare_model(source: Path) -> Template:

@@ -7,8 +7,9 @@ with fewer records. One for which that costs more than time answers with `Comple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from glide.template import Template
@@ -65,6 +66,18 @@ class RecordError(Exception):
     """A record that this engine refuses; the class's name is the error's type in the results."""
 
 
+class WrongOption(RecordError):
+    """An option of `generate` has a value that can't work."""
+
+    def __init__(self, option: str, why: str):
+        super().__init__(f"{option}: {why}")
+        self.option = option
+
+
+class UnknownOption(WrongOption):
+    """The engine has no such option of `generate`."""
+
+
 class Engine(Protocol):
     """The one extension point.
 
@@ -114,6 +127,20 @@ def engine_class(name: str) -> Any:
 
         return OpenAI
     raise ValueError(f"no engine {name!r}; there are noop, openai, python and transformers")
+
+
+def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Check a sweep's options of `generate` before anything is submitted.
+
+    Args:
+        folder: the model's, where this machine has it.
+
+    Raises:
+        WrongOption: no record could be served with this option.
+    """
+    check = getattr(engine_class(engine), "check_generate", None)  # an engine without one, as noop, has no options
+    if check is not None:
+        check(generate, folder)
 
 
 def build(template: Template) -> Engine:

@@ -14,7 +14,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from glide.errors import TemplateError
-from glide.server.engines import Completion, Record, RecordError
+from glide.server.engines import Completion, Record, RecordError, UnknownOption, WrongOption
 from glide.template import Template
 from glide.vocabulary import State
 
@@ -35,7 +35,7 @@ LONGEST_PAUSE = 60.0  # even where the service asks for more: it may be well aga
 READY_PAUSE = 10.0  # and while nothing but a question for its models is at stake
 RETRIED = (408, 409, 429)  # of the answers that blame the request; those that blame the service all are
 
-# What transformers calls an option, and what the API does. `do_sample: false` is temperature 0.
+# What transformers calls an option, and what the API does. `do_sample` decides on the temperature.
 API_NAMES = {
     "max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
     "stop": "stop", "stop_strings": "stop", "seed": "seed",
@@ -52,10 +52,6 @@ class NoAnswer(RecordError):
 
 class BadAnswer(RecordError):
     """The service says that it has served the record, but there is no completion in its answer."""
-
-
-class UnknownOption(RecordError):
-    """An option of `generate` that the API can't express."""
 
 
 class OpenAI:
@@ -98,6 +94,13 @@ class OpenAI:
                 raise ValueError("parallel must be 1 or more, and retries 0 or more")
             if self.system and not self.chat:
                 raise ValueError("a system message needs chat")
+
+    @staticmethod
+    def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Raise UnknownOption or WrongOption for an option that no request could be sent with."""
+        api_options(generate)
+        if generate.get("temperature") and "do_sample" not in generate:
+            raise WrongOption("temperature", "has no effect without do_sample: true; add that, or leave it out")
 
     def __init__(self, template: Template, options: Options):
         self.options = options
@@ -271,18 +274,23 @@ def read_key(path: Path) -> str:
     return key.decode("ascii")
 
 
-def api_options(generate: dict[str, Any]) -> dict[str, Any]:
-    """What the API calls the options of `generate`; UnknownOption for what it can't express.
+def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `generate` as the API names them.
 
-    What is not given is left to the service.
+    Without `do_sample: true` the temperature is 0: text is greedy, as on every engine. With it, what is not given is
+    left to the service.
+
+    Raises:
+        UnknownOption: the API can't express an option.
     """
     asked = {name: value for name, value in generate.items() if name != "do_sample"}
-    if unknown := sorted(asked.keys() - API_NAMES.keys()):
-        raise UnknownOption(f"no {', '.join(unknown)} in this API; there are do_sample, {', '.join(API_NAMES)}")
+    for name in asked:
+        if name not in API_NAMES:
+            raise UnknownOption(name, f"not in this API, which has do_sample, {', '.join(API_NAMES)}")
     if {"stop", "stop_strings"} <= asked.keys():
-        raise UnknownOption("stop and stop_strings are one option in this API; give one of them")
+        raise WrongOption("stop_strings", "stop and stop_strings are one option in this API; give one of them")
     options = {API_NAMES[name]: value for name, value in asked.items()}
-    return options if generate.get("do_sample", True) else {**options, "temperature": 0}
+    return options if generate.get("do_sample") else {**options, "temperature": 0}
 
 
 def backoff(attempt: int, wished: float = 0.0) -> float:

@@ -43,7 +43,7 @@ class Continuous:
         )
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(ends) or -1)
         self.ends = sorted(ends)
-        self.tokens = tokens
+        self.tokens = tokens  # of a prompt and its text; one with more would end the thread
         self.calls = 0
         self.reused = 0
         library = logging.getLogger("ContinuousBatchingLogger")
@@ -66,10 +66,6 @@ class Continuous:
             return found
 
         cache.search_prefix_match = counted  # nothing else says how many tokens were found
-
-    def holds(self, prompts: Sequence[Prompt], new: int) -> bool:
-        """Whether each of the prompts fits with `new` tokens: one that does not ends the thread."""
-        return max(len(prompt.ids) for prompt in prompts) + new <= self.tokens
 
     def ended(self) -> str:
         """Why the thread has ended, which it does at the first error; empty while it runs."""
@@ -97,6 +93,7 @@ class Continuous:
 
     def _ask(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
         ends = generate.get("eos_token_id", self.ends)
+        ends = [] if ends is None else ends  # with None the manager would take its own
         accepted = self.manager.add_request(
             prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=ends
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 NO_GPU = "10000"  # what HTCondor calls none, so that jobs without a GPU do not take one
@@ -40,6 +41,18 @@ def probe(device: str) -> None:
     ones = torch.ones(PROBE, PROBE, device=device)
     if (ones @ ones).sum().item() != PROBE**3:
         raise BrokenDevice(f"{device} computes what is wrong: a product of ones is not {PROBE**3}")
+
+
+def end_if_broken(device: str, error: Exception) -> None:
+    """End this process where a failed call has left the GPU unusable: every later call would fail, for no fault of
+    its own. The server starts another and calls with fewer records, until it has the one that did it."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        probe(device)
+    except Exception as broken:
+        print(f"transformers engine: {device} is unusable after {error!r:.500}: {broken!r:.500}", flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
 
 
 def facts(device: str) -> dict[str, Any]:

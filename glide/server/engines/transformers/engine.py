@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from glide.server.engines import Completion, Record
-from glide.server.engines.transformers.device import choose, facts, probe
+from glide.server.engines.transformers import loading
+from glide.server.engines.transformers.device import choose, end_if_broken, facts, probe
 from glide.server.engines.transformers.generation import Generation
 from glide.server.engines.transformers.heads import Classification, Embedding
+from glide.server.engines.transformers.options import check_generate
 from glide.server.engines.transformers.prompts import Encoder, Prompt
 from glide.template import Template
 from glide.vocabulary import State
@@ -28,7 +30,8 @@ class Transformers:
             (which needs accelerate): for models that are too large for one.
         batch: most records in one call of generate.
         batch_tokens: most prompt tokens, padding included, in one call.
-        batching: static (padded batches), continuous, or auto for the faster of them here, tried while warming up.
+        batching: static (padded batches; with a model whose texts padding would change, prompts of one length or single
+            ones), continuous, or auto for the faster of them here, tried while warming up.
         chat: the prompt is what the user says, in the tokenizer's chat template.
         system: what the template's system says, with `chat`.
         """
@@ -42,6 +45,8 @@ class Transformers:
         chat: bool = False
         system: str = ""
 
+    check_generate = staticmethod(check_generate)
+
     def __init__(self, template: Template, options: Options):
         self.options = options
         self.batch = options.batch
@@ -53,14 +58,7 @@ class Transformers:
         import transformers
 
         # Each name of transformers is imported when it is first asked for; here that costs nobody a second.
-        _ = transformers.AutoTokenizer, self._loader
-
-    @property
-    def _loader(self) -> Any:
-        import transformers
-
-        kind = {"generate": "ForCausalLM", "embed": "", "classify": "ForSequenceClassification"}[self.options.task]
-        return getattr(transformers, f"AutoModel{kind}")
+        _ = transformers.AutoTokenizer, loading.model_class(self.options.task)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         import torch
@@ -71,10 +69,10 @@ class Transformers:
         phase(State.LOADING)
         self.device = choose(options.device)
         probe(self.device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = loading.load_tokenizer(str(folder))
         self.encoder = Encoder(tokenizer, options.chat, options.system)
         dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-        model = self._loader.from_pretrained(folder, dtype=dtype, **self._placement()).eval()
+        model = loading.load_model(str(folder), options.task, dtype=dtype, **self._placement())
         if options.device != "all":
             model.to(self.device)
         probe(self.device)
@@ -85,7 +83,7 @@ class Transformers:
         else:
             head = Embedding if options.task == "embed" else Classification
             self.task = head(model, self.encoder, options.batch, options.batch_tokens)
-            self.call([Record(-1, "Hello.")])
+            self.task.warm_up()
 
     def _placement(self) -> dict[str, Any]:
         """Onto GPUs tensor by tensor from the mapped files, by several threads; else all of it by way of memory."""
@@ -99,9 +97,13 @@ class Transformers:
         return [[prompt.record for prompt in call] for call in calls]
 
     def call(self, records: Sequence[Record]) -> list[Completion]:
-        if all(record.key in self.planned for record in records):
-            return self.task.serve([self.planned[record.key] for record in records])
-        return self.task.serve(self.encoder.encode(records))
+        try:
+            if all(record.key in self.planned for record in records):
+                return self.task.serve([self.planned[record.key] for record in records])
+            return self.task.serve(self.encoder.encode(records))
+        except Exception as error:
+            end_if_broken(self.device, error)
+            raise
 
     def describe(self) -> dict[str, Any]:
         return {**facts(self.device), **self.task.describe()}

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from glide.server.engines import Completion
+from glide.server.engines import Completion, Record
+from glide.server.engines.transformers import positions
 from glide.server.engines.transformers.prompts import Encoder, Prompt, check, cut
+from glide.server.engines.transformers.sharing import LONGEST, Sharing, tolerance, try_rows
+
+WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then"
 
 
 class Head:
-    """Rows are padded on the right, where neither a causal model nor a position sees it, and masked."""
+    """Rows are padded on the right and masked, where the loaded model then says of each what it says of it alone."""
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         self.model = model
@@ -18,17 +22,37 @@ class Head:
         self.batch = batch
         self.batch_tokens = batch_tokens
         # An encoder's positions may begin at 2, so its table is longer than the prompts it takes.
-        positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self.context = min(positions, encoder.tokenizer.model_max_length)
+        self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
+        self.known = positions.known_tokens(model)
+        self.sharing = Sharing(stretch=positions.stretch(model))
+
+    def warm_up(self) -> None:
+        """Learn which rows may share a call."""
+        room = max(1, min(self.context, self.sharing.anywhere))
+        texts = [f"{n} {WORDS[n:]} {WORDS}" for n in range(3)]
+        rows = [prompt.ids[:room] for prompt in self.encoder.encode([Record(-1, text) for text in texts])]
+        rows = [row[:LONGEST] for row in rows]
+        allowed, why = try_rows(lambda rows: self._outputs(rows)[:, None], rows, tolerance(self.model))
+        self.sharing = self.sharing.limited(allowed)
+        if why:
+            print(f"transformers engine: batching with {allowed.company}: {why}", flush=True)
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        return cut(prompts, self.batch, self.batch_tokens)
+        def mixes(first: Prompt, prompt: Prompt) -> bool:
+            return self.sharing.allows(len(first.ids), len(prompt.ids), 0)
+
+        return cut(prompts, self.batch, self.batch_tokens, mixes)
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        check(prompts, lambda length: length, self.context, self.known)
+        return self._completions(self._outputs([prompt.ids for prompt in prompts]))
+
+    def _outputs(self, rows: Sequence[list[int]]) -> Any:
+        """What the model makes of rows of tokens, as (row, output)."""
         import torch
 
-        check(prompts, 0, self.context)
-        rows = [prompt.ids for prompt in prompts]
+        if self.sharing.stretch is not None:
+            positions.forget(self.model)
         width, padding = max(map(len, rows)), self._padding(rows)
         ids = [row + [padding] * (width - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
@@ -36,27 +60,32 @@ class Head:
         with torch.inference_mode():
             marked = torch.tensor(mask, device=device)
             output = self.model(input_ids=torch.tensor(ids, device=device), attention_mask=marked)
-            return self._completions(output, marked)
+            return self._of_each(output, marked)
 
     def describe(self) -> dict[str, Any]:
-        return {"batching": "static"}
+        return {"batching": self.sharing.rows.batching}
 
-    def _padding(self, rows: list[list[int]]) -> int:
+    def _padding(self, rows: Sequence[list[int]]) -> int:
         return self.encoder.padding
 
-    def _completions(self, output: Any, mask: Any) -> list[Completion]:
+    def _of_each(self, output: Any, mask: Any) -> Any:
+        raise NotImplementedError
+
+    def _completions(self, outputs: Any) -> list[Completion]:
         raise NotImplementedError
 
 
 class Embedding(Head):
     """The mean of a prompt's last hidden states, of length 1."""
 
-    def _completions(self, output: Any, mask: Any) -> list[Completion]:
+    def _of_each(self, output: Any, mask: Any) -> Any:
         weights = mask.unsqueeze(-1).float()
         mean = (output.last_hidden_state.float() * weights).sum(1) / weights.sum(1)
-        unit = mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def _completions(self, outputs: Any) -> list[Completion]:
         # Seven digits are what float32 has; more would only make the results longer.
-        return [Completion("", 0, {"embedding": [round(x, 7) for x in row]}) for row in unit.tolist()]
+        return [Completion("", 0, {"embedding": [round(x, 7) for x in row]}) for row in outputs.tolist()]
 
 
 class Classification(Head):
@@ -70,16 +99,18 @@ class Classification(Head):
         # One label, or several that may all be true, have a probability each; else they share one.
         self.independent = len(self.labels) == 1 or model.config.problem_type == "multi_label_classification"
 
-    def _padding(self, rows: list[list[int]]) -> int:
+    def _padding(self, rows: Sequence[list[int]]) -> int:
         """A decoder scores the last token that is not padding: where that is ours to choose, no prompt ends in it."""
         if self.unpadded:
             ends = {row[-1] for row in rows}
             self.config.pad_token_id = next(token for token in range(len(ends) + 1) if token not in ends)
         return int(self.config.pad_token_id)
 
-    def _completions(self, output: Any, mask: Any) -> list[Completion]:
-        logits = output.logits.float()
-        scores = logits.sigmoid() if self.independent else logits.softmax(-1)
+    def _of_each(self, output: Any, mask: Any) -> Any:
+        return output.logits.float()
+
+    def _completions(self, outputs: Any) -> list[Completion]:
+        scores = outputs.sigmoid() if self.independent else outputs.softmax(-1)
         completions = []
         for row in scores.tolist():
             by_label = dict(zip(self.labels, (round(score, 7) for score in row), strict=True))

@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from glide.server.engines.transformers.sharing import alike
 
-def spare(model: Any, first_logits: Callable[[], Any]) -> str:
+
+def spare(model: Any, first_logits: Callable[[], Any], tolerance: float) -> str:
     """Spare the block where the caller of `forward` said `logits_to_keep=1`; why this model can't, or nothing.
 
     Args:
         first_logits: logits of the first token after some prompts: the proof that it makes no difference.
+        tolerance: by how much they may differ all the same.
     """
     layers = getattr(model.base_model, "layers", None) or getattr(model.base_model, "h", None) or [None]
     block = getattr(layers[-1], "mlp", None)
@@ -31,15 +34,10 @@ def spare(model: Any, first_logits: Callable[[], Any]) -> str:
 
     hooks = [model.register_forward_pre_hook(see, with_kwargs=True), block.register_forward_pre_hook(cut)]
     try:
-        why = "" if alike(wanted, first_logits()) else "it says something else without"
+        why = "" if alike(wanted, first_logits(), tolerance) else "it says something else without"
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     if why:
         for hook in hooks:
             hook.remove()
     return why
-
-
-def alike(plain: Any, other: Any) -> bool:
-    """Whether logits differ by rounding, in bfloat16 a hundredth of their spread; a wrong position moves all of it."""
-    return bool((plain - other).abs().max() <= 0.1 * plain.std())

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glide.server.engines.transformers import positions
 from glide.server.engines.transformers.batching import Answer
-from glide.server.engines.transformers.last_layer import alike
 from glide.server.engines.transformers.prefix import PrefixCaches, with_prefixes
-from glide.server.engines.transformers.prompts import Prompt, cut
+from glide.server.engines.transformers.prompts import Encoder, Prompt, cut
+from glide.server.engines.transformers.sharing import Rows, Sharing, alike, tolerance
 
 NEARLY = 1.05  # of two batches as fast as can be measured the smaller is taken: its results come sooner
 Prefix = tuple[int, ...]
@@ -31,30 +32,36 @@ class Pace:
 class Padded:
     """Rows are [prefix][padding][rest]: positions come from the mask, so padding counts for nothing."""
 
-    name = "static"
-
-    def __init__(self, model: Any, padding: int, batch: int, batch_tokens: int):
+    def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         self.model = model
-        self.padding = padding
+        self.tokenizer = encoder.tokenizer
+        self.padding = encoder.padding
         self.batch = batch
         self.batch_tokens = batch_tokens
+        self.sharing = Sharing(stretch=positions.stretch(model))
+        self.tolerance = tolerance(model)
         self.prefixes = PrefixCaches(model)
         self.paces: list[Pace] = []  # as measured; without, the largest batch is taken for the best
 
-    def plan(self, prompts: Sequence[Prompt], new: int, shares: bool, pads: bool) -> list[list[Prompt]]:
+    @property
+    def name(self) -> str:
+        return self.sharing.rows.batching
+
+    def plan(self, prompts: Sequence[Prompt], new: int, shares: bool, rows: Rows) -> list[list[Prompt]]:
         """Calls for prompts with equal options.
 
         Args:
             new: tokens to generate.
             shares: whether they may go on from a shared prefix.
-            pads: whether rows of different lengths may be in one call.
+            rows: which the options allow in one call.
         """
+        sharing = self.sharing.limited(rows)
         families = [list(prompts)]
         if shares and self.prefixes.longest:
             families = with_prefixes(prompts, self.prefixes.kept, self.batch, self.prefixes.longest)
 
         def mixes(first: Prompt, prompt: Prompt) -> bool:
-            return pads or len(first.ids) == len(prompt.ids)
+            return sharing.allows(len(first.ids), len(prompt.ids), new)
 
         calls: list[list[Prompt]] = []
         for family in families:
@@ -85,15 +92,17 @@ class Padded:
         width, shared = max(map(len, rows)), len(prefix)
         ids = [row[:shared] + [self.padding] * (width - len(row)) + row[shared:] for row in rows]
         mask = [[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in rows]
-        options: dict[str, Any] = {"do_sample": False, **generate}
+        options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": False, **generate}
         fresh = False
         if prefix:
             options["past_key_values"], fresh = self.prefixes.take(prefix, len(rows))
+        if self.sharing.stretch is not None:
+            positions.forget(self.model)
         device = self.model.device
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device),
-                pad_token_id=self.padding, **options,
+                pad_token_id=self.padding, tokenizer=self.tokenizer, **options,
             )  # fmt: skip
         return output, fresh
 
@@ -104,7 +113,7 @@ class Padded:
         rows = [[*prefix, *row[shared:]] for row in rows]
         try:
             why = self.prefixes.probe(prefix)
-            if not why and not alike(self.first_logits(rows), self.first_logits(rows, prefix)):
+            if not why and not alike(self.first_logits(rows), self.first_logits(rows, prefix), self.tolerance):
                 why = "it goes on from a prefix otherwise than from the whole prompt"
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
@@ -114,6 +123,14 @@ class Padded:
         return why
 
     def first_logits(self, rows: Sequence[list[int]], prefix: Prefix = ()) -> Any:
-        """Logits of the token after each row."""
-        options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
-        return self._generate(rows, prefix, options)[0].logits[0].float()
+        """Logits of the token after each row, about their mean."""
+        return self.logits(rows, 1, prefix)[:, 0]
+
+    def logits(self, rows: Sequence[list[int]], steps: int, prefix: Prefix = ()) -> Any:
+        """Logits of the next tokens, as (row, step, token), about their mean: what all have in common says nothing."""
+        import torch
+
+        options = {"max_new_tokens": steps, "output_logits": True, "return_dict_in_generate": True}
+        logits = torch.stack(self._generate(rows, prefix, options)[0].logits, dim=1).float()
+        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # tokens that a model excludes have the lowest number there is
+        return logits - logits.mean(dim=-1, keepdim=True)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from glide.server.engines.transformers.positions import stretch
 from glide.server.engines.transformers.prompts import Prompt
 
 HEAD = 8  # prompts are compared when so many of their first tokens are equal
@@ -75,8 +76,7 @@ class PrefixCaches:
         # Windows, recurrent states and compressed keys lose or mix what a prefix needs.
         if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return "its cache is not of full attention alone"
-        rope = str(getattr(self.model.config.get_text_config(), "rope_parameters", None))
-        if "dynamic" in rope or "longrope" in rope:
+        if stretch(self.model) is not None:
             return "its positions depend on the prompt's length"
         layers: list[Any] = cache.layers
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]

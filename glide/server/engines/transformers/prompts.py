@@ -17,6 +17,10 @@ class EmptyPrompt(RecordError):
     """The tokenizer makes no token of the prompt, and has none to begin a text with."""
 
 
+class UnknownToken(RecordError):
+    """The tokenizer makes a token of the prompt that the model does not have."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A record's tokens; `prefix` are the first of them, where they are served from a shared cache."""
@@ -49,13 +53,30 @@ class Encoder:
         return [Prompt(record, row or begin) for record, row in zip(records, rows, strict=True)]
 
 
-def check(prompts: Iterable[Prompt], new: int, context: int) -> None:
-    """Raise what is wrong with a call: a prompt without tokens, or one that leaves no room for `new` ones."""
-    lengths = [len(prompt.ids) for prompt in prompts]
-    if not all(lengths):
-        raise EmptyPrompt("no token in the prompt, and this tokenizer has no beginning-of-text token")
-    if max(lengths) + new > context:
-        raise PromptTooLong(f"{max(lengths)} prompt tokens and {new} new ones exceed the model's {context}")
+def check(prompts: Iterable[Prompt], tokens: Callable[[int], int], context: int, known: int) -> None:
+    """Raise what is wrong with a call's prompts. On a GPU the last two would break the process for all later calls.
+
+    Args:
+        tokens: how many a prompt of so many tokens comes to with its text.
+        context: how many the model takes.
+        known: how many different tokens it has; the next number is none of them.
+
+    Raises:
+        EmptyPrompt: a prompt has no token.
+        PromptTooLong: a prompt leaves no room for its text.
+        UnknownToken: a token has no embedding.
+    """
+    for prompt in prompts:
+        length = len(prompt.ids)
+        if not length:
+            raise EmptyPrompt("no token in the prompt, and this tokenizer has no beginning-of-text token")
+        if (longest := tokens(length)) > context:
+            raise PromptTooLong(f"{length} prompt tokens and {longest - length} new ones exceed the model's {context}")
+        if (token := max(prompt.ids)) >= known:
+            raise UnknownToken(
+                f"the tokenizer makes token {token} of the prompt, and the model's embedding ends at {known - 1}: "
+                "they do not belong together"
+            )
 
 
 def cut(

@@ -1,0 +1,176 @@
+"""Options of `generate`: what each engine refuses before a node is asked, and what they mean where a model is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from glide.server.engines import UnknownOption, WrongOption, check_generate
+from glide.server.engines.transformers.options import KNOWN
+from tests.models import ODD, Plain, loaded, served, texts, tiny_llama
+
+CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
+PROMPTS = ["Verdict:", "hello", "", *(CLAIM + text for text in ["", "a", "b b b", "Verdict: it is"])]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Path) -> Plain:
+    return Plain(llama)
+
+
+@pytest.fixture(scope="module")
+def engine(llama: Path):
+    return cache(lambda batching: loaded(llama, batching=batching, batch=4))
+
+
+# ---- at check time -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "generate", "option", "words"),
+    [
+        ("transformers", {"max_tokens": 12}, "max_tokens", "did you mean max_new_tokens"),
+        ("transformers", {"stop": ["x"]}, "stop", "did you mean stop_strings"),
+        ("transformers", {"repetition_penality": 1.1}, "repetition_penality", "did you mean repetition_penalty"),
+        ("transformers", {"attention_mask": None}, "attention_mask", "no such option"),
+        ("transformers", {"max_new_tokens": "12"}, "max_new_tokens", "a whole number of 1 or more, and is '12'"),
+        ("transformers", {"max_new_tokens": 0}, "max_new_tokens", "1 or more"),
+        ("transformers", {"max_new_tokens": True}, "max_new_tokens", "1 or more"),
+        ("transformers", {"max_new_tokens": float("inf")}, "max_new_tokens", "1 or more"),
+        ("transformers", {"max_new_tokens": 10**7}, "max_new_tokens", "more than any model writes"),
+        ("transformers", {"max_length": 10**7}, "max_length", "more than any model writes"),
+        ("transformers", {"num_return_sequences": 2}, "num_return_sequences", "must not exceed num_beams"),
+        ("transformers", {"do_sample": "yes"}, "do_sample", "true or false"),
+        ("transformers", {"do_sample": True, "temperature": 0}, "temperature", "above 0"),
+        ("transformers", {"do_sample": True, "top_k": -1}, "top_k", "0 or more"),
+        ("transformers", {"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+        ("transformers", {"eos_token_id": "</s>"}, "eos_token_id", "a token's number"),
+        ("transformers", {"stop_strings": [""]}, "stop_strings", "a text"),
+        ("openai", {"num_beams": 2}, "num_beams", "not in this API"),
+        ("openai", {"stop": "a", "stop_strings": "b"}, "stop_strings", "give one of them"),
+        ("openai", {"temperature": 0.7}, "temperature", "no effect without do_sample"),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_work_is_refused_by_its_name(engine, generate, option, words):
+    with pytest.raises(WrongOption, match=words) as refused:
+        check_generate(engine, generate)
+    assert refused.value.option == option
+
+
+@pytest.mark.parametrize(
+    ("engine", "generate"),
+    [
+        ("transformers", dict.fromkeys(KNOWN)),
+        ("transformers", {"max_new_tokens": 12.0, "temperature": 0.7, "top_k": -1, "eos_token_id": []}),
+        ("transformers", {"do_sample": True, "temperature": 2, "top_p": 1, "num_return_sequences": 3}),
+        ("transformers", {"max_new_tokens": 1 << 20}),  # no folder, no context
+        ("openai", {"do_sample": True, "temperature": 0.7}),
+        ("openai", {"do_sample": False, "temperature": 0.7}),
+        ("noop", {"whatever": 1}),
+    ],
+)  # fmt: skip
+def test_an_option_that_may_work_is_accepted(engine, generate):
+    check_generate(engine, generate)
+
+
+def test_a_text_that_leaves_no_room_for_a_prompt_is_refused_where_the_model_is_at_hand(llama):
+    check_generate("transformers", {"max_new_tokens": 511}, llama)
+    for options in {"max_new_tokens": 512}, {"max_length": 513}:
+        with pytest.raises(WrongOption, match="context of 512"):
+            check_generate("transformers", options, llama)
+
+
+def test_the_options_are_those_of_the_library():
+    """Those that need code from a hub, or are no user's to set, are left out; a new one is to be decided on."""
+    from transformers import GenerationConfig
+
+    left_out = {
+        "assistant_confidence_threshold", "assistant_ensemble_weight", "assistant_lookbehind", "compile_config",
+        "constraints", "continuous_batching_config", "diversity_penalty", "dola_layers", "force_words_ids",
+        "is_assistant", "low_memory", "num_beam_groups", "penalty_alpha", "speculation_type", "target_lookbehind",
+        "token_healing", "transformers_version", "use_mtp",
+    } - KNOWN.keys()  # fmt: skip
+    library = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert library == KNOWN.keys() | left_out
+
+
+def test_options_are_checked_without_the_packages_that_only_nodes_need(llama):
+    check = (
+        "import sys; from pathlib import Path; from glide.server.engines import check_generate, engine_class\n"
+        f"check_generate('transformers', {{'max_new_tokens': 5}}, Path({str(llama)!r}))\n"
+        "check_generate('openai', {'max_new_tokens': 5})\n"
+        "engine_class('openai').Options(url='https://host/v1')\n"
+        "sys.exit(bool({'httpx2', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+# ---- with a model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 12.0, "min_new_tokens": 12},
+        {"max_new_tokens": 12, "repetition_penalty": 1.8},
+        {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
+        {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "sequence_bias": [[[1], 4.0]]},
+        {"max_new_tokens": 12, "suppress_tokens": [54, 49]},
+        {"max_new_tokens": 12, "eos_token_id": 54},
+        {"max_new_tokens": 40, "eos_token_id": None},
+        {"max_new_tokens": 12, "num_beams": 3},
+        {"max_new_tokens": 12, "do_sample": True, "top_k": 1},
+        {"max_new_tokens": 12, "stop_strings": ["e", "th"]},
+        {"max_new_tokens": 12, "num_beams": 2, "stop_strings": "e"},
+        {"max_new_tokens": 12, "prompt_lookup_num_tokens": 3},
+        {"max_length": 60},
+        {},
+    ],
+    ids=lambda options: " ".join(name for name in options if name != "max_new_tokens") or str(options),
+)
+@pytest.mark.parametrize("batching", ["static", "continuous"])
+def test_options_mean_what_they_mean_to_plain_transformers(engine, plain, batching, options):
+    completions = served(engine(batching), PROMPTS, **options)
+    assert [(one.text, one.tokens) for one in completions] == [plain(text, **options) for text in PROMPTS]
+
+
+def test_an_integer_is_as_good_as_a_number(engine, plain):
+    got = texts(engine("static"), ODD, max_new_tokens=8, repetition_penalty=2)
+    assert got == [plain(text, max_new_tokens=8, repetition_penalty=2.0)[0] for text in ODD]
+
+
+def test_what_does_not_concern_a_text_leaves_it_as_it_is(engine, plain):
+    idle = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
+    assert texts(engine("static"), PROMPTS, max_new_tokens=8, **idle) == [
+        plain(text, max_new_tokens=8)[0] for text in PROMPTS
+    ]
+
+
+def test_several_texts_of_a_prompt_are_its_choices(engine, plain):
+    options = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2}
+    for text, completion in zip(PROMPTS, served(engine("static"), PROMPTS, **options), strict=True):
+        wanted = plain.all(text, **options)
+        assert [choice["text"] for choice in completion.extra["choices"]] == [said for said, _ in wanted]
+        assert (completion.text, completion.tokens) == wanted[0]
+
+
+def test_sampling_samples(engine):
+    got = texts(engine("static"), ["hello"] * 12, max_new_tokens=12, do_sample=True, temperature=5)
+    assert len(set(got)) > 1
+
+
+def test_a_token_that_the_model_has_not_is_refused(engine):
+    with pytest.raises(WrongOption, match="no token 400000"):
+        served(engine("static"), ["hello"], forced_eos_token_id=400_000)
+    with pytest.raises(UnknownOption):
+        served(engine("static"), ["hello"], surprise=1)

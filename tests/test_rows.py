@@ -1,0 +1,227 @@
+"""Which rows share a call of the transformers engine, and where a text ends: as with each prompt alone."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.errors import TemplateError
+from glide.server.engines.transformers import stops
+from glide.server.engines.transformers.context import UNLIMITED, Stretch, context, context_of, stretch
+from glide.server.engines.transformers.prompts import UnknownToken
+from glide.server.engines.transformers.sharing import Rows, Sharing
+from tests.models import ODD, Plain, edited, loaded, served, texts, tiny_llama, tiny_variant
+
+GENERATE = {"max_new_tokens": 10, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def variant(llama: Path):
+    """Other models with the same tokenizer, by their kind."""
+    return cache(lambda kind: tiny_variant(llama, llama.with_name(kind), kind))
+
+
+def prompts(count: int, longest: int) -> list[str]:
+    chance = random.Random(count)
+    return ["".join(chance.choices("abcdefg hij", k=chance.randint(1, longest))) for _ in range(count)]
+
+
+def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
+    """How many tokens the rows of each call have."""
+    from glide.server.engines import Record
+
+    calls = engine.plan([Record(number, prompt, GENERATE) for number, prompt in enumerate(prompts)])
+    return [[len(engine.planned[record.key].ids) for record in call] for call in calls]
+
+
+# ---- padding and company -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "batching", "words"),
+    [("minimax", "equal lengths", "prompts of one length"), ("xlnet", "equal lengths", "prompts of one length"),
+     ("rwkv", "single", "one prompt a call"), ("windowed", "static", "")],
+)  # fmt: skip
+def test_rows_share_a_call_only_where_their_texts_stay_the_same(variant, capfd, kind, batching, words):
+    engine = loaded(variant(kind), batch=8, batching="static")
+    log = capfd.readouterr().out
+    assert (f"static batching with {words}: " in log) if words else ("static batching with" not in log)
+    assert engine.describe()["batching"] == batching
+    asked = [*prompts(12, 30), "b c d", "d c b", "c b d"]
+    calls = lengths_of_calls(engine, asked)
+    assert max(map(len, calls)) == {"single": 1, "equal lengths": max(map(len, calls)), "static": 8}[batching]
+    assert any(len(set(call)) > 1 for call in calls) == (batching == "static")
+    assert any(len(call) > 1 for call in calls) == (batching != "single")
+    plain = Plain(variant(kind))
+    wanted = [plain(prompt, **GENERATE)[0] for prompt in asked]
+    assert texts(engine, asked, **GENERATE) == wanted
+    assert len(set(wanted)) > 5
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_text_depends_neither_on_the_longest_row_nor_on_the_call_before(variant, kind):
+    """Both stretch positions beyond 32 tokens: of a whole call, and dynamic NTK of the calls after it, too."""
+    engine = loaded(variant(kind), batch=8)
+    asked = [*prompts(16, 70), "a" * 60, "b" * 60, "short", "x" * 40, "y" * 28]
+    for round in range(2):
+        got = texts(engine, asked, **GENERATE)
+        assert got == [Plain(variant(kind))(prompt, **GENERATE)[0] for prompt in asked], round
+    assert any(len(set(call)) > 1 for call in lengths_of_calls(engine, asked))  # short ones are still padded
+
+
+def test_rows_that_positions_tie_together_are_not_mixed():
+    assert Sharing().allows(1000, 1, 1000)
+    assert not Sharing(Rows.SINGLE).allows(5, 5, 1)
+    assert Sharing(Rows.EQUAL).allows(5, 5, 1) and not Sharing(Rows.EQUAL).allows(5, 4, 1)
+    for switches in (True, False):
+        tied = Sharing(stretch=Stretch(32, switches))
+        assert tied.allows(30, 3, 2) and not tied.allows(30, 3, 3) and tied.allows(40, 40, 9)
+        assert tied.allows(90, 33, 9) == switches  # all beyond: longrope has switched for each of them
+        assert not tied.allows(90, 32, 9)
+
+
+# ---- context -------------------------------------------------------------------------------------
+
+
+def rope(kind: str, factor: float, **more: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "factor": factor, **more}
+
+
+@pytest.mark.parametrize(
+    ("positions", "scaling", "tokens"),
+    [
+        (512, None, 512), (512, {"rope_type": "default"}, 512), (None, None, UNLIMITED), (-1, None, UNLIMITED),
+        (32, rope("yarn", 4.0, original_max_position_embeddings=32), 128),
+        (163840, rope("yarn", 40, original_max_position_embeddings=4096), 163840),
+        (2048, rope("dynamic", 2.0), 4096), (2048, {"type": "linear", "factor": 4.0}, 8192),
+        (131072, rope("llama3", 8.0, original_max_position_embeddings=8192), 131072),
+        (131072, rope("longrope", 32.0, original_max_position_embeddings=4096), 131072),
+        (2048, {"full": rope("dynamic", 2.0), "sliding": {"rope_type": "default"}}, 4096),
+    ],
+)  # fmt: skip
+def test_a_context_is_what_the_configuration_means(positions, scaling, tokens):
+    assert context(positions, scaling) == tokens
+
+
+def test_a_context_is_known_from_the_files_where_they_say_it(llama, variant, tmp_path):
+    assert context_of(llama) == 512 and context_of(variant("yarn")) == 256
+    assert context_of(variant("xlnet")) is None and context_of(tmp_path) is None
+    assert stretch(256, {"rope_type": "default"}) is None
+    assert stretch(256, rope("longrope", 2.0, original_max_position_embeddings=32)) == Stretch(32, switches=True)
+
+
+def test_prompts_up_to_the_extended_context_are_served(variant):
+    engine, plain = loaded(variant("yarn"), batch=8), Plain(variant("yarn"))
+    asked = prompts(12, 120)
+    assert texts(engine, asked, **GENERATE) == [plain(prompt, **GENERATE)[0] for prompt in asked]
+
+
+# ---- where a text ends ---------------------------------------------------------------------------
+
+
+def test_a_model_without_an_end_goes_on_past_the_tokenizer_s(llama, tmp_path):
+    folder = edited(llama, tmp_path / "m", config={"eos_token_id": None}, generation_config={"eos_token_id": None})
+    options = {"max_new_tokens": 60}
+    plain, ending = Plain(folder), Plain(llama)
+    wanted = [plain(prompt, **options) for prompt in ODD]
+    assert wanted != [ending(prompt, **options) for prompt in ODD]
+    for batching in "static", "continuous":
+        completions = served(loaded(folder, batching=batching, batch=6), ODD, **options)
+        assert [(completion.text, completion.tokens) for completion in completions] == wanted
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [{"stop_strings": ["e", "th"]}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 2}, {"do_sample": True},
+     {"return_dict_in_generate": True, "output_scores": True}, {"max_new_tokens": 5}, {"max_length": 60}],
+    ids=lambda defaults: next(iter(defaults)),
+)  # fmt: skip
+def test_a_model_s_own_generation_defaults_have_their_effect(llama, tmp_path, defaults):
+    folder = edited(llama, tmp_path / "m", generation_config=defaults)
+    options = {} if "max_new_tokens" in defaults else GENERATE
+    plain = Plain(folder)
+    plain.model.generation_config.return_dict_in_generate = False  # no matter of the text
+    completions = served(loaded(folder, batch=6), ODD, **options)
+    assert [(one.text, one.tokens) for one in completions] == [plain(prompt, **options) for prompt in ODD]
+
+
+def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(llama):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    prompt, row, filled = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the", " river flows", "x")
+    )
+    found = stops.Stops(tokenizer)
+    assert tokenizer.decode(found.until(prompt, row + filled, ["ver"])) == " river"
+    assert found.until(prompt, row, "never") == row
+    assert found.until(prompt, [], "x") == []
+    # It may begin in the prompt, as transformers looks at both.
+    assert len(found.until(prompt, row, ["the" + tokenizer.decode(row[:1])])) == 1
+
+
+# ---- one line instead of a page ------------------------------------------------------------------
+
+
+def test_tokens_that_the_model_has_not_are_the_prompt_s_error(llama, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = edited(llama, tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    engine = loaded(folder, batch=6)
+    with pytest.raises(UnknownToken, match=f"token {len(tokenizer) - 1} .* ends at {len(tokenizer) - 2}"):
+        served(engine, ["a <new> one"], **GENERATE)
+    assert texts(engine, ["Verdict:"], **GENERATE) == [Plain(llama)("Verdict:", **GENERATE)[0]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "options", "words"),
+    [
+        ("seq2seq", {}, {}, "needs a causal language model, and this is an encoder-decoder model of type t5"),
+        ("llama", {}, {"task": "classify"}, "have no weights score.weight"),
+        ("judge", {}, {}, "of LlamaForSequenceClassification, have no weights lm_head.weight"),
+        ("llama", {"model_type": "new", "auto_map": {"AutoConfig": "new.NewConfig"}}, {}, "brings its own Python code"),
+        ("llama", {"model_type": "new"}, {}, "the model can't be loaded: ValueError: The checkpoint you are trying"),
+        ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4}}, {}, "with awq, can't be loaded"),
+    ],
+    ids=["seq2seq", "no head", "another head", "own code", "unknown type", "quantized"],
+)  # fmt: skip
+def test_a_model_that_cannot_be_loaded_is_described_in_one_line(
+    llama, variant, tmp_path, kind, changed, options, words
+):
+    folder = edited(llama if kind == "llama" else variant(kind), tmp_path / "m", config=changed)
+    with pytest.raises(TemplateError) as refused:
+        loaded(folder, **options)
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
+
+
+def test_a_process_whose_gpu_is_unusable_ends():
+    """A stand-in for a GPU: where the failed call has broken it, even a small product fails."""
+    broken = (
+        "from glide.server.engines.transformers import device\n"
+        "def probe(_): raise RuntimeError('device-side assert')\n"
+        "device.end_if_broken('cpu', KeyError('a'))\n"
+        "device.probe = lambda _: None\n"
+        "device.end_if_broken('cuda', KeyError('b'))\n"
+        "device.probe = probe\n"
+        "device.end_if_broken('cuda', KeyError('c'))\n"
+        "print('still there')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
+    assert ended.returncode == -6
+    assert "unusable after KeyError('c')" in ended.stdout and "device-side assert" in ended.stdout
+    assert "still there" not in ended.stdout and "'b'" not in ended.stdout
