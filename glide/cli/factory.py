@@ -95,11 +95,18 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
 def logs(entry: str, last: Annotated[int, typer.Option(help="Lines of each glidein.")] = 10) -> None:
     """The last words of an entry's glideins, dead ones included. Example: glide factory logs local"""
     _fetch_logs(entry)
-    outputs = sorted((home() / "factory").glob(f"*/{entry}/*/*.out"), key=lambda path: path.stat().st_mtime)
+    outputs = [path for path in (home() / "factory").glob("*/*/*/*.out") if path.parent.parent.name == entry]
     if not outputs:
         raise InputError(f"no glidein of an entry {entry!r} has run from {home()}")
-    for path in outputs:
+    for path in sorted(outputs, key=_modified):
         print("\n".join([f"== {entry}-{path.stem}", *report.words(path, last)]))
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a running factory tidies up
+        return 0.0
 
 
 def _fetch_logs(entry: str) -> None:

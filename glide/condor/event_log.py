@@ -24,12 +24,18 @@ class Event:
 
 
 class EventLog:
-    """Follows the configured EVENT_LOG from now on; silent where there is none or it can't be read."""
+    """Follows an event log from now on; silent where there is none or it can't be read.
 
-    def __init__(self) -> None:
-        self.path = str(bindings.htcondor2.param.get("EVENT_LOG") or "")
+    All that it has shows in the queue too, later: whatever goes wrong here, there are no events, and nothing is raised.
+
+    Args:
+        path: by default the configured EVENT_LOG.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = str(bindings.htcondor2.param.get("EVENT_LOG") or "") if path is None else path
         self.log: Any = None
-        self.inode = 0
+        self.inode = self.size = 0
         self.new()
 
     @property
@@ -38,13 +44,27 @@ class EventLog:
 
     def new(self) -> list[Event]:
         """Events since the last look; never waits."""
-        if not os.access(self.path, os.R_OK):
-            return []  # a fresh access point has none before its first job
-        if self.log is None or self.inode != os.stat(self.path).st_ino:  # or it was rotated
-            self.log = bindings.htcondor2.JobEventLog(self.path)
-            self.inode = os.stat(self.path).st_ino
-        events = []
-        with suppress(ValueError):  # an event of a kind that these bindings do not know
-            for event in self.log.events(stop_after=0):
+        try:
+            status = os.stat(self.path)
+        except OSError:  # a fresh access point has none before its first job; rotated, it is absent for a moment
+            return self._read()
+        replaced = self.log is not None and (self.inode != status.st_ino or status.st_size < self.size)
+        events = self._read() if replaced and self.inode != status.st_ino else []  # the end of what was rotated away
+        if self.log is None or replaced:
+            self.log = self._opened()
+        self.inode, self.size = status.st_ino, status.st_size
+        return events + self._read()
+
+    def _opened(self) -> Any:
+        try:
+            return bindings.htcondor2.JobEventLog(self.path)
+        except (OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
+            return None
+
+    def _read(self) -> list[Event]:
+        """What the open log has beyond what was read; at an event that cannot be read, the next look goes on."""
+        events: list[Event] = []
+        with suppress(OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
+            for event in self.log.events(stop_after=0) if self.log is not None else ():
                 events.append(Event(event.type.name, f"{event.cluster}.{event.proc}", event.timestamp))
         return events

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from glide.condor import tokens
+from glide.condor.names import printable
 from glide.config import Entry, SiteFile
 from glide.factory import room as rooms
 from glide.factory.daemon import drained, folder, is_running
+from glide.factory.folders import entry_folder
 from glide.factory.health import bad_nodes, diagnosed
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
 LAST_WORDS = 12  # lines
+LONGEST_LINE = 1000  # characters
+TAIL_BYTES = 100_000  # of an output that are read
 
 
 def document(site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
@@ -43,8 +49,9 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     failures = [each for each in (*mine, *ended) if each.state == State.FAILED or (each in ended and not each.state)]
     latest = min(failures, key=lambda each: each.age, default=None)
     waiting = {glidein.template for glidein in mine if glidein.status == JobStatus.IDLE}
-    place = folder(site) / entry.name
-    expiries = [tokens.seconds_left(place / (template or "blank")[:16] / "token", time.time()) for template in waiting]
+    place = folder(site)
+    files = [entry_folder(place, entry.name, template) / "token" for template in waiting]
+    expiries = [tokens.seconds_left(file, time.time()) for file in files]
     return {
         "entry": entry.name,
         "glideins": dict(Counter(JobStatus.NAMES[glidein.status] for glidein in mine)),
@@ -64,17 +71,31 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def last_words(place: Path, glidein: Glidein) -> list[str]:
-    """The end of what a glidein has said, a traceback for instance, as far as it is on this machine."""
-    return words(place / glidein.template[:16] / f"{glidein.job}.out", LAST_WORDS)
+def last_words(site: Path, glidein: Glidein) -> list[str]:
+    """The end of a glidein's output, a traceback for instance, as far as it is on this machine.
+
+    Args:
+        site: the folder of its site.
+    """
+    return words(entry_folder(site, glidein.entry, glidein.template) / f"{glidein.job}.out", LAST_WORDS)
 
 
 def words(output: Path, last: int) -> list[str]:
-    """The last lines of a glidein's output, with its error output after it."""
+    """The last lines of a glidein's output, with its error output after it; safe to show on a terminal."""
     lines: list[str] = []
     for path in (output, output.with_suffix(".err")):
-        lines += path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        lines += [printable(line, LONGEST_LINE) for line in _end(path).splitlines()[-last:]]
     return lines[-last:]
+
+
+def _end(path: Path) -> str:
+    """The end of a file that a node writes, which may be of any length; empty where there is none."""
+    with suppress(OSError), path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        file.seek(start)
+        text = file.read(TAIL_BYTES).decode("utf-8", "replace")
+        return text.partition("\n")[2] if start and "\n" in text else text
+    return ""
 
 
 def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
@@ -86,7 +107,7 @@ def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
         when = "" if site["last_cycle_s"] is None else f"; its last cycle was {site['last_cycle_s']:.0f} s ago"
         notes.append(f"{site['site']}: its factory {alive}{when}")
         notes += [f"{site['site']}: no action: {why}" for why in site["unseen"]]
-        notes += [f"{site['site']}: HTCondor refused: {what}" for what in site["refused"]]
+        notes += [f"{site['site']}: not done: {what}" for what in site["refused"]]
         for entry in site["entries"]:
             told = ({name: str(count) for name, count in entry[kind].items()} for kind in ("glideins", "ended"))
             counts = (", ".join(f"{count} {name}" for name, count in each.items()) or "-" for each in told)

@@ -1,0 +1,58 @@
+"""The event log is followed whatever becomes of its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glide.condor import EventLog
+
+pytestmark = pytest.mark.pool
+
+
+def event(number: int) -> str:
+    return f"009 ({number:03d}.000.000) 11/28 11:11:11 Job was aborted.\n\tvia condor_rm\n...\n"
+
+
+def test_an_event_log_is_followed_through_rotation_truncation_and_garbage(pool, tmp_path: Path):
+    path, old = tmp_path / "EventLog", tmp_path / "EventLog.old"
+    log = EventLog(str(path))
+    assert log.new() == [] and not log.readable, "there is none yet"
+
+    def add(text: str) -> None:
+        with path.open("a") as file:
+            file.write(text)
+
+    def new() -> list[str]:
+        return [each.job for each in log.new()]
+
+    add(event(1))
+    assert new() == ["1.0"]
+    later = EventLog(str(path))
+    assert later.new() == [], "what was there before is no news"
+    add(event(2))
+    path.rename(old)
+    assert new() == ["2.0"] and new() == [], "absent for a moment, between rename and the next event"
+    add(event(3))
+    assert new() == ["3.0"]
+    add(event(4))
+    path.rename(old)
+    add(event(5))
+    assert new() == ["4.0", "5.0"], "rotated since the last look, with an event in either file"
+    path.write_text(event(6)[:30])
+    assert new() == [], "cut short, and an event that is half written"
+    add(event(6)[30:])
+    assert new() == ["6.0"]
+    add("garbage\n...\n")
+    assert new() == []
+    add(event(7))
+    new()
+    add(event(8))
+    assert new()[-1] == "8.0", "it goes on after an event that nobody can read"
+    path.unlink()
+    path.mkdir()
+    assert new() == []
+    path.rmdir()
+    add(event(9))
+    assert new() == ["9.0"]
