@@ -48,11 +48,12 @@ class Job:
     TEMPLATE = "GlideTemplate"  # digest of the template that it wants, or was sent with
     MODEL = "GlideModel"  # its name
     ENTRY = "GlideEntry"  # of a glidein: where it was submitted
-    STATE = "GlideState"  # of a glidein's server, as it told its job
-    STATE_SINCE = "GlideStateSince"  # Unix time of that
-    FAILURE = "GlideFailure"  # why it Failed
-    SERVED = "GlideServed"  # records so far
-    ERRORS = "GlideErrors"  # of them with an error
+    # What a glidein reports of itself. Of all attributes, a node may set only those that begin with Chirp.
+    STATE = "ChirpGlideState"  # of a glidein's server
+    STATE_SINCE = "ChirpGlideStateSince"  # Unix time of that
+    FAILURE = "ChirpGlideFailure"  # why it Failed
+    SERVED = "ChirpGlideServed"  # records so far
+    ERRORS = "ChirpGlideErrors"  # of them with an error
     SPEC = "GlideTemplateSpec"  # the template itself, from which a factory starts glideins
     STICKY = "GlideSticky"  # it brings a template to a lane
     BRINGS = "GlideBrings"  # the digest of that
@@ -113,6 +114,8 @@ class Exit:
     INTERRUPTED = 130  # what was started is stopped; a sweep goes on with `glide sweep resume`
 
 
+# What begins the identity of every glidein's token; the collector writes it into the ads that come with one.
+IDENTITY = "glidein-"
 # Environment of every job on a lane, set by the glidein's startd: the file that says where the model server listens.
 SOCKET_VARIABLE = "GLIDE_SOCKET"
 ID_VARIABLE = "GLIDE_ID"

@@ -145,14 +145,19 @@ def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_f
     assert told["room"] == 0 and "breaker open" in told["limit"] and told["ended"] == {"never warm": 2}
     assert "set the entry's 'python'" in command("factory", "logs", "dies").stdout
     python.symlink_to(sys.executable)
-    eventually(lambda: [job for job in glideins(access_point, "dies") if job.get(Job.STATE) == State.WARM], "it heals")
+    healed = f'{Machine.ENTRY} == "dies" && {Machine.STATE} == "{State.WARM}"'
+    eventually(lambda: Collector().lanes(["Name"], healed), "it heals")
 
 
 def test_records_that_fail_are_told_to_the_glideins_own_job(run_factory, ask, access_point):
-    factory = run_factory("failing", entry("errors"))
+    factory = run_factory("failing", entry("errors", idle_seconds=2))
     factory.start()
     ask(Template("failing", "noop", options={"raise_on": "text"}), records=20)
-    eventually(lambda: [job for job in glideins(access_point, "errors") if job.get(Job.ERRORS, 0) >= 8], "it says so")
+
+    def told() -> list[dict[str, Any]]:
+        return [job for job in glideins(access_point, "errors", JobStatus.COMPLETED) if job.get(Job.ERRORS, 0) >= 8]
+
+    eventually(told, "it says so when it ends, if not before")
 
 
 def test_a_glidein_whose_life_is_over_takes_no_job_and_is_replaced(run_factory, ask, access_point, collector):

@@ -14,7 +14,7 @@ import pytest
 from glide.condor import EmbeddedPool
 from glide.condor.access_point import value
 from glide.template import Template
-from glide.vocabulary import Job, State
+from glide.vocabulary import Job, Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 
@@ -69,12 +69,12 @@ def test_a_node_that_ends_every_glidein_is_left_out_and_the_other_works_on(nodes
             lambda: len(nodes.tool("condor_q", "-constraint", finished, "-af", "ProcId").split()) == 8,
             "the other node has done all jobs",
         )
+        assert State.WARM in nodes.tool("condor_status", "-af", Machine.STATE)
         told = json.loads(command("factory", "status", "--json", environment=environment).stdout)
     finally:
         factory.stop()
     (seen,) = told["sites"][0]["entries"]
     assert seen["avoided"] == ["bad.node"] and "fallen off the bus" in " ".join(seen["last_failure"]["last_words"])
-    glideins = nodes.tool("condor_q", "-constraint", f"{Job.ENTRY} =!= undefined", "-af", "LastRemoteHost", Job.STATE)
+    glideins = nodes.tool("condor_q", "-constraint", f"{Job.ENTRY} =!= undefined", "-af", "LastRemoteHost")
     places = Counter(line.split()[0].rpartition("@")[2] for line in glideins.splitlines() if "@" in line)
     assert places["bad.node"] == 2, places
-    assert State.WARM in glideins

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool, install
 from glide.condor.access_point import value
-from glide.invoke.carriers import read_results
+from glide.glidein.configuration import ANY_PROGRAM
+from glide.invoke.carriers import WARM, read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import eventually
+from tests.factory_rig import FactoryProcess, entry
 
 pytestmark = pytest.mark.pool
 
@@ -70,8 +72,17 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"custom_id": f"r{number}", "prompt": f"text {number}"} for number in range(count)]
 
 
+@pytest.fixture
+def open_lanes(factory: Path, tmp_path: Path) -> Iterator[str]:
+    """The name of an entry whose lanes run any program; other lanes run tickets alone."""
+    process = FactoryProcess(tmp_path, "opening", entry("open", knobs=ANY_PROGRAM))
+    process.start("--drain")
+    yield "open"
+    process.stop()
+
+
 def test_a_restart_skips_what_was_streamed_whole_and_does_again_what_was_torn(
-    submit, becomes, access_point: AccessPoint, tmp_path: Path
+    submit, becomes, open_lanes: str, access_point: AccessPoint, tmp_path: Path
 ):
     """The first start leaves what one that was killed in the middle of an append may leave, and finds no server."""
     earlier = {"text": "text 0", "tokens": 0, "error": None, "seconds": 0.0, "glidein": "lost", "attempts": 1}
@@ -89,7 +100,7 @@ def test_a_restart_skips_what_was_streamed_whole_and_does_again_what_was_torn(
     )
     client.chmod(0o700)
     ids = [record["custom_id"] for record in records(5)]
-    cluster = submit(records(5), executable=str(client))
+    cluster = submit(records(5), executable=str(client), requirements=f'{WARM} && TARGET.GlideEntry == "{open_lanes}"')
     becomes(cluster, JobStatus.COMPLETED)
     results = {result["custom_id"]: result for result in results_of(cluster, access_point, tmp_path)}
     assert {name: result["attempts"] for name, result in results.items()} == {"r0": 1, **dict.fromkeys(ids[1:], 2)}

@@ -3,6 +3,8 @@
 Each knob stands with the reason that moved it. Paths, names and addresses are in glide.condor.pool.
 """
 
+from glide.vocabulary import Job
+
 KNOBS: dict[str, dict[str, str]] = {
     "Matching in about a second instead of a minute; the cycle delay caps the other two": {
         "NEGOTIATOR_INTERVAL": "1",
@@ -44,6 +46,10 @@ KNOBS: dict[str, dict[str, str]] = {
         "SHUTDOWN_GRACEFUL_TIMEOUT": "10",
         "SHUTDOWN_FAST_TIMEOUT": "8",
     },
+    "What a glidein reports of itself is in its job's ad within a minute or two; by default it takes twenty": {
+        "STARTER_UPDATE_INTERVAL": "60",
+        "SHADOW_QUEUE_UPDATE_INTERVAL": "60",
+    },
     "The pool lives on one machine that runs other things": {
         "PID_SNAPSHOT_INTERVAL": "300",  # a look at the process table costs in proportion to all of it
         "PERIODIC_EXPR_INTERVAL": "10",
@@ -66,6 +72,43 @@ KNOBS: dict[str, dict[str, str]] = {
         "MAX_DEFAULT_LOG": "20 Mb",
     },
 }
+
+
+# Attributes of a queued job that no node may change, although want_io_proxy lets it write the rest: the access point's
+# PROTECTED_JOB_ATTRS. Not its IMMUTABLE_JOB_ATTRS: the schedd itself sets some of these while it spools a job's files.
+PROTECTED: dict[str, tuple[str, ...]] = {
+    "Which files a node reaches here; by itself, LimitDirectoryAccess keeps the others from having any effect": (
+        "LimitDirectoryAccess", "WantIOProxy", "WantRemoteUpdates", "StreamOut", "StreamErr",
+        "Iwd", "TransferInput", "TransferOutputRemaps", "OutputDestination", "Out", "Err", "In", "x509userproxy",
+    ),
+    "What the access point writes in the user's name, or removes": (
+        "UserLog", "DAGManNodesLog", "JobAdInformationAttrs", "OtherJobRemoveRequirements",
+    ),
+    "What the job's next node runs, as the user": (
+        "Cmd", "Args", "Arguments", "Env", "Environment", "TransferExecutable", "TransferPlugins", "Requirements",
+    ),
+    "When the job leaves the queue": (
+        "OnExitRemove", "OnExitHold", "PeriodicRemove", "PeriodicHold", "LeaveJobInQueue",
+    ),
+    "Where its outputs go when they are gathered": (
+        "TransferOutput", "SUBMIT_Iwd", "SUBMIT_TransferInput", "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps",
+        "SUBMIT_Out", "SUBMIT_Err", "SUBMIT_UserLog", "SUBMIT_Cmd",
+    ),
+    "What glide reads of a job": (
+        Job.TEMPLATE, Job.MODEL, Job.ENTRY, Job.SPEC, Job.STICKY, Job.BRINGS, Job.LANE, Job.RUN, Job.PART,
+        Job.RECORDS, Job.LEFT, Job.WANTED, Job.MODEST,
+    ),
+}  # fmt: skip
+# Without these a node gets at the user's other files, or has code of its own run as the user.
+VITAL = (
+    "LimitDirectoryAccess", "Iwd", "TransferInput", "UserLog", "Cmd", "Environment", "Requirements", "OnExitRemove",
+    "SUBMIT_Iwd", Job.SPEC,
+)  # fmt: skip
+
+
+def protected() -> str:
+    """Return the value of PROTECTED_JOB_ATTRS."""
+    return ", ".join(name for names in PROTECTED.values() for name in names)
 
 
 def rendered() -> str:

@@ -225,6 +225,8 @@ class EmbeddedPool:
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
             # To HTCondor, who may advertise may read; the queue is none of a glidein's business.
             "SCHEDD.DENY_READ": "glidein-*@$(TRUST_DOMAIN)",
+            # Nor does a node change what its job is.
+            "PROTECTED_JOB_ATTRS": knobs.protected(),
             # The execution point that glideins run on.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
             "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={self.home}"',

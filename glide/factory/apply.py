@@ -25,19 +25,21 @@ from glide.files.environment import environment
 from glide.files.unpack import is_archive
 from glide.glidein import bundle
 from glide.glidein.settings import SPREAD, Settings
+from glide.invoke.carriers import GLIDEIN
 from glide.ssh import LinkError, access_point_at
 from glide.system import publish
 from glide.template import Parcel, Template
-from glide.vocabulary import Job, JobStatus, Machine
+from glide.vocabulary import IDENTITY, Job, JobStatus, Machine
 
-QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this, and its token outlives that and its lifetime
+QUEUE_SECONDS = 7 * 86400  # a glidein waits no longer than this where its token is renewed meanwhile
+TOKEN_SECONDS = 86400  # by which a token outlives a glidein's lifetime; where it cannot be renewed none waits longer
 KEEP_SECONDS = 3600  # glideins that have ended stay in the queue for so long, or twice the breaker's back-off
 LOG_SECONDS = 7 * 86400  # and their logs on disk for so long
 MOVE_SECONDS = 120  # for a sticky job to get its lane: some pools negotiate once a minute
 SETTLE_SECONDS = 30  # for the lane's ad to say what it has got
 FORGET_SECONDS = 300  # after which a move that failed is tried again
 # As in submit_templates/sticky.sub.
-STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false"
+STICKABLE = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false && {GLIDEIN}"
 BATCH = 200  # jobs that are named in one command
 REMIND_SECONDS = 10.0  # between reminders of glideins that wait (AccessPoint.reconsider)
 
@@ -140,7 +142,7 @@ class Hands:
 
     def _renew(self, entry: Entry, template: str, now: float) -> None:
         left = tokens.seconds_left(self._folder(entry, template) / "token", now)
-        if left is not None and left < entry.lifetime * (1 + SPREAD) + QUEUE_SECONDS / 2:
+        if left is not None and left < entry.lifetime * (1 + SPREAD) + TOKEN_SECONDS / 2:
             self._mint(entry, template)
             if entry.ssh:
                 access_point_at(entry.ssh).send(self._folder(entry, template))
@@ -179,11 +181,13 @@ class Hands:
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
         macros |= {"container_image": entry.container} if entry.container else {}
+        if entry.container and entry.container.startswith("/"):  # an image that travels
+            macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
         text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
         # Another pool's access point has no files of ours but those that are sent to it, and keeps no streams for us.
         # Nor is a token there renewed: it must not wait longer than that is good for, its earlier lives included.
         away = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
-        macros |= away if entry.pool else {}
+        macros |= {**away, "queue_seconds": str(TOKEN_SECONDS)} if entry.pool else {}
         self.of_entry(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.away is not None)
 
     def _bring(self, action: Action, snapshot: Snapshot) -> None:
@@ -207,7 +211,7 @@ class Hands:
             # Until the lane's ad says what it has now.
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {SETTLE_SECONDS}",
         }  # fmt: skip
-        self.access_point().submit(description, macros, [{"lane": name} for name in action.ids])
+        self.access_point().submit(description, macros, [{"lane": name} for name in action.ids], spool=True)
 
     def _prepare(self, entry: Entry, template: Template | None, snapshot: Snapshot) -> Path:
         """Write the files that the glideins of an entry and template start from; blank ones have none."""
@@ -269,8 +273,8 @@ class Hands:
     def _mint(self, entry: Entry, template: str) -> None:
         """A token for glideins of this entry: named after it, so that it can be revoked without the others'."""
         path = self._folder(entry, template) / "token"
-        identity = f"glidein-{entry.name}@{_trust_domain()}"
-        lifetime = int(entry.lifetime * (1 + SPREAD)) + QUEUE_SECONDS
+        identity = f"{IDENTITY}{entry.name}@{_trust_domain()}"
+        lifetime = int(entry.lifetime * (1 + SPREAD)) + TOKEN_SECONDS
         tokens.mint(path, identity, ("ADVERTISE_STARTD", "ADVERTISE_MASTER"), lifetime)
 
     def _fetch(self, entry: Entry, ended: Iterable[Glidein], now: float) -> None:

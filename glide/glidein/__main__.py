@@ -17,7 +17,7 @@ from glide.files import Cache, Tree
 from glide.files.fetch import Wrong
 from glide.files.parcel import in_place, opened
 from glide.files.share import address_towards
-from glide.glidein.configuration import Node, cache_folder, cache_limit, render, server
+from glide.glidein.configuration import Node, cache_folder, cache_limit, preparation, render, server
 from glide.glidein.settings import SPREAD, Settings
 from glide.job_ad import read_ad
 from glide.template import Parcel
@@ -39,7 +39,7 @@ def main() -> None:
     if settings.template:
         (folder / "template.json").write_text(settings.template.to_json(), "utf-8")
     master, node = _node(folder, settings)
-    _write_launcher(node)
+    _write_programs(node)
     (folder / "condor_config").write_text(render(settings, node), "utf-8")
     (folder / "server.json").write_text(server(settings, node).to_json(), "utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
@@ -118,11 +118,12 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
     return release / folders[0]
 
 
-def _write_launcher(node: Node) -> None:
-    """The node's Python with glide's code."""
+def _write_programs(node: Node) -> None:
+    """Write what starts the node's Python with glide's code, and what the starter runs before each job."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
     node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n', "utf-8")
-    for program in (node.launcher, node.invoke, node.advertise):
+    node.prepare.write_text(preparation(node))
+    for program in (node.launcher, node.prepare, node.invoke, node.advertise):
         program.chmod(stat.S_IRWXU)
 
 

@@ -13,6 +13,27 @@ from glide.server import settings as server_settings
 from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
+# Attributes by which a job has a starter run something else than its program, or run it elsewhere.
+PROGRAMS = (
+    "PreCmd",
+    "PostCmd",
+    "ToolDaemonCmd",
+    "TransferPlugins",
+    "DockerImage",
+    "ContainerImage",
+    "SingularityImage",
+)
+# What a job must be to run on a lane. It is matched by the reference to the ticket, and activated by the ticket's path.
+TICKET = " && ".join((
+    "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
+    "TARGET.TransferExecutable =?= false", '(TARGET.Environment ?: "") == "" && (TARGET.Env ?: "") == ""',
+    'TARGET.ShouldTransferFiles == "YES"',
+    *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
+    *(f"TARGET.{name} =?= undefined" for name in PROGRAMS),
+))  # fmt: skip
+# The knobs of an entry whose lanes run whatever its owners submit, as the account of the glidein.
+ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -47,6 +68,11 @@ class Node:
         return self.folder / "code" / "glide" / "invoke" / "ticket.sh"
 
     @property
+    def prepare(self) -> Path:
+        """What the starter runs before each job of a lane."""
+        return self.folder / "prepare"
+
+    @property
     def advertise(self) -> Path:
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
@@ -73,6 +99,23 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
             plugins=str(node.libexec), environment=settings.environment,
         ),
     )  # fmt: skip
+
+
+def preparation(node: Node) -> str:
+    """Return the script whose output the starter puts into a job's ad before it runs the job.
+
+    START accepts jobs that look right. But a job may describe its program or environment by an expression that START
+    and the starter evaluate to different values, and BASH_ENV or LD_PRELOAD would run code before the ticket does.
+    """
+    return f"""#!/bin/sh
+echo 'Cmd = "{node.invoke}"
+TransferExecutable = false
+Environment = ""
+Env = ""
+ToolDaemonCmd = undefined
+PreCmd = undefined
+PostCmd = undefined'
+"""
 
 
 def render(settings: Settings, node: Node) -> str:
@@ -149,7 +192,10 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
                  f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
-                 f" && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
+                 f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
+        # Whoever submits: the ticket, and nothing else. A job's own keyword does not count where one is set here.
+        "GLIDE_RUNS": TICKET, "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB": str(node.prepare),
+        "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
         # Nothing about a lane's job is worth a look every few seconds.

@@ -18,10 +18,12 @@ from glide.condor import AccessPoint
 from glide.condor.access_point import any_of, quoted, value
 from glide.errors import CondorError
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus, Machine, State
+from glide.vocabulary import IDENTITY, Job, JobStatus, Machine, State
 
 # As in submit_templates/invocation.sub.
-WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
+# No other daemon of the pool passes for a lane, whatever it advertises.
+GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
+WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
 URGENT = 10  # the priority of carriers that have waited already
 COMMON = ("generate", "timeout")  # of a record, and mostly the same for all
 # When what happened to a job, in its ad; Unix time. Of the current or last start, where there were several.

@@ -6,6 +6,12 @@
 # Input and output are described in glide/server/ticket.py.
 
 output=$2
+# A job may name any file and any folder of the node; those of its own are what it gets.
+case $1$2 in */*) own="" ;; *) own=yes ;; esac
+if [ -z "$own" ] || ! [ . -ef "${_CONDOR_SCRATCH_DIR:-.}" ]; then
+    echo "input and output are files of the job's own folder, and given by name" >&2
+    exit 2
+fi
 
 # End, to be run again. The output file is going to replace what has been streamed, which therefore has to be in it.
 lost() {

@@ -12,7 +12,7 @@ from glide.vocabulary import Job
 
 
 async def tell_outer_job(status: Status) -> None:
-    """Set what the factory reads there; of a glidein that was started by hand nobody needs to know."""
+    """Report what the factory reads there; a glidein that was started by hand has no job to report to."""
     told: dict[str, str | int] = {
         Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,
         Job.STATE_SINCE: int(status.since), Job.STATE: status.state,
@@ -20,5 +20,5 @@ async def tell_outer_job(status: Status) -> None:
     with suppress(KeyError, OSError, ValueError, asyncio.TimeoutError):
         chirp = await Chirp.connect(os.environ["_CONDOR_CHIRP_CONFIG"])
         for name, value in told.items():
-            await chirp.set_attribute(name, value)
+            await chirp.report(name, value)
         chirp.close()

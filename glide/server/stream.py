@@ -17,6 +17,7 @@ from typing import Any
 from glide.system import open_regular
 
 TIMEOUT = 60.0  # seconds the access point may take for an answer
+LONGEST = 991  # bytes of a text that is reported: the starter refuses more than 993, the quotes included
 
 
 class Chirp:
@@ -51,10 +52,16 @@ class Chirp:
         finally:
             await self._ask(f"close {descriptor}")
 
-    async def set_attribute(self, name: str, value: str | int) -> None:
-        """Set an attribute of the job's ad in the queue."""
-        words = json.dumps(value[:1000] if isinstance(value, str) else value).replace("\\", "\\\\").replace(" ", "\\ ")
-        await self._ask(f"set_job_attr {name} {words}")
+    async def report(self, name: str, value: str | int) -> None:
+        """Set an attribute of the job's ad: in the queue it is after the starter's next update, or when the job ends.
+
+        Its name begins with `Chirp`. Other attributes, and sooner, can be set only with want_io_proxy, which would let
+        any code on the node change the job.
+        """
+        words = str(value) if isinstance(value, int) else _classad_string(value)
+        # The starter answers 1 where it refuses the name.
+        if await self._ask(f"set_job_attr_delayed {name} {_word(words)}") != 0:
+            raise OSError(f"the starter does not take {name}: CHIRP_DELAYED_UPDATE_PREFIX is not HTCondor's default")
 
     def close(self) -> None:
         self.writer.close()
@@ -71,6 +78,24 @@ class Chirp:
         if not line.endswith(b"\n"):
             raise OSError("the starter is gone")
         return line
+
+
+def _classad_string(text: str) -> str:
+    """Return the text in quotes, as much of it as the starter takes."""
+    parts: list[str] = []
+    room = LONGEST
+    for each in text:
+        part = f"\\{each}" if each in '"\\' else each if each.isprintable() else " "
+        room -= len(part.encode())
+        if room < 0:
+            break
+        parts.append(part)
+    return '"' + "".join(parts) + '"'
+
+
+def _word(text: str) -> str:
+    """Return the text as one word of a chirp request."""
+    return text.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 class ResultStream:

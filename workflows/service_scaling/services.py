@@ -29,6 +29,7 @@ from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint
 from glide.condor.access_point import value
 from glide.errors import CondorError
+from glide.glidein.configuration import ANY_PROGRAM
 from glide.system import end_with_parent
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -65,6 +66,7 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
     """
     common: dict[str, Any] = {
         "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
+        "knobs": ANY_PROGRAM,  # clients are programs of their own
         "breaker": {"failures": 100},  # else three of them come first, and the others when one of these is warm
         "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # one for each, as on hosts of their own
     }  # fmt: skip
