@@ -52,7 +52,7 @@ class Share:
     async def start(self, host: str, port: int = 0) -> int:
         """Listen at an address of this node; the port. OSError where that is taken."""
         server = await asyncio.start_server(self._visited, host, port)
-        self.serving = asyncio.create_task(server.serve_forever())
+        self.serving = asyncio.create_task(_serve(server))
         return int(server.sockets[0].getsockname()[1])
 
     def find(self, tree: str) -> Offer | None:
@@ -147,6 +147,14 @@ class Share:
             now = time.monotonic()
             self.next = max(now, self.next) + length / self.rate
             await asyncio.sleep(self.next - length / self.rate - now)
+
+
+async def _serve(server: asyncio.Server) -> None:
+    """Serve until cancelled. From Python 3.12 on, a cancelled `serve_forever` waits until every visitor has gone."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        server.close()
 
 
 def _say(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:

@@ -78,7 +78,8 @@ class ModelServer:
         self.door.open(visited.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
         try:
-            await visited.serve_forever()
+            # Not serve_forever: from Python 3.12 on its cancellation waits until every visitor has gone.
+            await asyncio.get_running_loop().create_future()
         finally:
             for task in tasks:
                 task.cancel()

@@ -139,7 +139,7 @@ def _anything(value: Any) -> bool:
 
 FUNCTION: dict[str, Check] = {
     "source": _is_text, "pickle": _is_text, "digest": _is_digest,
-    "python": _is_line, "cloudpickle": _is_line, "owner": _is_name,
+    "python": _is_line, "cloudpickle": _is_line, "owner": _is_line,
 }  # fmt: skip
 # `files` are checked by `files`.
 PARCEL: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
