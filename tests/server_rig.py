@@ -35,8 +35,8 @@ class Call:
             place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
             environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
         self.process = subprocess.Popen(
-            [str(TICKET), str(place.with_suffix(".in")), str(self.out)],
-            env=environment, stderr=subprocess.PIPE, text=True,
+            [str(TICKET), place.with_suffix(".in").name, self.out.name],
+            env=environment, stderr=subprocess.PIPE, text=True, cwd=server.folder,
         )  # fmt: skip
         server.calls.append(self)
 
@@ -68,6 +68,7 @@ class Server:
         template: Template | None,
         lanes: int = 1,
         memory: float = 0,
+        users_code: bool = True,
         **supply: Any,
     ):
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,12 @@ class Server:
         if template is not None:
             (folder / "template.json").write_text(template.to_json())
         (folder / "server.json").write_text(
-            Settings(SupplySettings(**{"cache": str(folder / "cache"), **supply}), lanes, memory or None).to_json()
+            Settings(
+                SupplySettings(**{"cache": str(folder / "cache"), **supply}),
+                lanes,
+                memory or None,
+                users_code=users_code,
+            ).to_json()
         )
         arguments = [folder / "server.json", folder / "template.json", self.door, self.log]
         self.process = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, arguments)])

@@ -145,6 +145,12 @@ def test_the_example_sweep_is_valid():
         ("noop\n  options: {record_seconds: 0.1", "openai\n  options: {url: http://h:port/v1", 5, ["Port", "'port'"]),
         ("noop\n  options: {record_seconds: 0.1", "openai\n  options: {url: http://me:key@h/v1", 5, ["key_file"]),
         ("noop\n  options: {record_seconds: 0.1", "openai\n  options: {url: http://h, parallel: 0", 5, ["parallel"]),
+        (
+            "noop\n  options: {record_seconds: 0.1",
+            "openai\n  options: {url: http://h, key_file: pool",
+            5,
+            ["`service`"],
+        ),
         ("name: tiny", "name: ../tiny", 1, ["name"]),
         ("name: tiny", "1: 2\nname: tiny", 1, ["1: ", "string"]),
         ("name: tiny", "name: [tiny]", 1, ["name", "string"]),

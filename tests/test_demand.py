@@ -11,7 +11,7 @@ from glide.factory import room as rooms
 from glide.factory.health import FAILED_RECORDS
 from glide.factory.plan import plan
 from glide.factory.snapshot import Glidein, Lane, Snapshot
-from glide.template import Template
+from glide.template import Parcel, Template
 from glide.vocabulary import JobStatus, State
 from tests.test_plan import IN_VAIN, RUNNING, brief, demand, glidein, ids, lane, site
 
@@ -91,6 +91,18 @@ def test_only_entries_that_serve_the_owner_get_glideins():
     assert [(action.action, action.entry) for action in plan(snapshot, both)] == [("submit", "there")]
     (wait,) = plan(Snapshot(demands=(demand(wanted=2, user="who@else"),), user="us@here"), both)
     assert wait.action == "wait" and wait.reason == "no entry serves who@else"
+
+
+def test_several_owners_get_no_glidein_for_a_users_code_unless_the_site_says_so():
+    code = Template("coded", "noop", environment=Parcel("/env"), user="us@here")
+    snapshot = Snapshot(demands=(demand(spec=code, user="us@here"),), user="us@here")
+    several = {"name": "here", "max_glideins": 4, "owners": ["us@here", "them@here"]}
+    (wait,) = plan(snapshot, site(several))
+    assert wait.action == "wait" and "coded brings a user's code" in wait.reason and "users_code" in wait.reason
+    for allowed in ({**several, "users_code": True}, {**several, "owners": ["us@here"]}):
+        assert [action.action for action in plan(snapshot, site(allowed))] == ["submit"]
+    plain = replace(snapshot, demands=(demand(spec=Template("plain", "noop"), user="us@here"),))
+    assert [action.action for action in plan(plain, site(several))] == ["submit"]
 
 
 def test_what_an_owner_wants_whom_nobody_serves_is_not_added_to_what_others_want():

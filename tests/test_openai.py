@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from glide.errors import TemplateError
 from glide.server.engines import Completion, Record
-from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, api_options, backoff, retry_after
+from glide.server.engines.openai import KEYS, LONGEST_PAUSE, OpenAI, api_options, backoff, retry_after
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
@@ -138,17 +138,18 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def serve(service: Service, start):
-    """Start a model server for the service."""
+    """Start a model server for the service: for a sweep's, or for an entry's."""
 
-    def serve(**options: Any):
-        return start(Template("m", "openai", options={"url": service.url, "ready_seconds": 30.0, **options}))
+    def serve(is_entrys: bool = False, **options: Any):
+        options = {"url": service.url, "ready_seconds": 30.0, **options}
+        return start(Template("m", "noop", service=options) if is_entrys else Template("m", "openai", options=options))
 
     return serve
 
 
 def engine(service: Service, **options: Any) -> OpenAI:
     """The engine alone, loaded."""
-    engine = OpenAI(Template("m", "openai"), OpenAI.Options(url=service.url, ready_seconds=10.0, **options))
+    engine = OpenAI(Template("m", "noop", service={}), OpenAI.Options(url=service.url, ready_seconds=10.0, **options))
     engine.prepare()
     engine.load(None, lambda state: None)
     return engine
@@ -162,10 +163,19 @@ def errors(results: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {result["custom_id"]: result["error"] for result in results if result["error"] is not None}
 
 
-def keyed(path: Path, key: str = KEY, mode: int = 0o600) -> str:
-    path.write_text(key + "\n")
-    path.chmod(mode)
-    return str(path)
+@pytest.fixture
+def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Put a key where glideins' keys lie, and return its name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def keyed(key: str = KEY, mode: int = 0o600) -> str:
+        path = KEYS.expanduser() / "key"
+        path.parent.mkdir(parents=True)
+        path.write_text(key + "\n")
+        path.chmod(mode)
+        return path.name
+
+    return keyed
 
 
 # ---- becoming ready ------------------------------------------------------------------------------
@@ -213,19 +223,19 @@ def test_a_model_server_whose_service_is_not_there_fails_and_says_so(service, se
 # ---- the key -------------------------------------------------------------------------------------
 
 
-def test_a_service_that_refuses_the_key_is_not_asked_again_and_the_key_is_not_repeated(service, serve, tmp_path):
+def test_a_service_that_refuses_the_key_is_not_asked_again_and_the_key_is_not_repeated(service, serve, keyed):
     service.key = "another"
-    server = serve(key_file=keyed(tmp_path / "key"), ready_seconds=600.0)
+    server = serve(is_entrys=True, key_file=keyed(), ready_seconds=600.0)
     words = failure(server)
-    assert service.url in words and "401" in words and "Bearer [key]" in words and str(tmp_path / "key") in words
+    assert service.url in words and "401" in words and "Bearer [key]" in words and "~/.glide/keys/key" in words
     assert len(service.asked) == 1
     assert KEY not in server.log.read_text()
 
 
-def test_the_key_reaches_the_service_and_nobody_else(service, serve, tmp_path):
+def test_the_key_reaches_the_service_and_nobody_else(service, serve, keyed):
     service.key = KEY
     service.troubles["says 1"] = [says(400, f"bad request with {KEY}")]
-    server = serve(key_file=keyed(tmp_path / "key"))
+    server = serve(is_entrys=True, key_file=keyed())
     states = server.states()
     told = [next(states)]
     while told[-1][Machine.STATE] != State.WARM:
@@ -245,16 +255,27 @@ def test_the_key_reaches_the_service_and_nobody_else(service, serve, tmp_path):
     [(KEY, 0o640, "mode 640"), (KEY, 0o604, "mode 604"), ("", 0o600, "does not hold a key"),
      (f"{KEY}\n{KEY}", 0o600, "does not hold a key"), (f"{KEY}é", 0o600, "does not hold a key")],
 )  # fmt: skip
-def test_a_key_file_that_others_may_read_or_that_has_no_key_is_refused(service, tmp_path, key, mode, words):
+def test_a_key_file_that_others_may_read_or_that_has_no_key_is_refused(service, keyed, key, mode, words):
     with pytest.raises(TemplateError, match=words) as refused:
-        engine(service, key_file=keyed(tmp_path / "key", key, mode))
+        engine(service, key_file=keyed(key, mode))
     assert KEY not in str(refused.value)
     assert service.asked == []
 
 
-def test_a_key_file_that_is_not_there_is_refused(service, tmp_path):
+def test_a_key_file_that_is_not_there_is_refused(service, keyed):
     with pytest.raises(TemplateError, match="nokey: No such file"):
-        engine(service, key_file=str(tmp_path / "nokey"))
+        engine(service, key_file="nokey")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../tokens.d/glidein", "..", ".", "a/b", "~"])
+def test_a_key_file_outside_its_folder_is_refused(name):
+    with pytest.raises(ValueError, match=r"name of a file in ~/\.glide/keys"):
+        OpenAI.Options(url="http://h", key_file=name)
+
+
+def test_a_sweeps_key_file_is_refused_on_the_node(service, serve, keyed):
+    assert "key_file is for the `service` of a site's entry" in failure(serve(key_file=keyed()))
+    assert service.asked == []
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
 from glide.server.settings import Settings
 from glide.server.supply import SupplySettings
-from glide.template import Template
+from glide.template import Parcel, Template
 from glide.template.function import template_of
 from glide.vocabulary import SOCKET_VARIABLE, Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -34,8 +34,8 @@ def serve(tmp_path: Path):
     """A model server with two lanes, blank or not; stopped whatever happens."""
     servers: list[Server] = []
 
-    def serve(template: Template | None = None) -> Server:
-        servers.append(Server(tmp_path / f"server-{len(servers)}", template, lanes=2, memory=ROOM))
+    def serve(template: Template | None = None, **settings: Any) -> Server:
+        servers.append(Server(tmp_path / f"server-{len(servers)}", template, lanes=2, memory=ROOM, **settings))
         return servers[-1]
 
     yield serve
@@ -153,9 +153,14 @@ def test_what_is_no_template_or_too_large_or_somebody_elses_code_is_refused(serv
         "hers is ada@here's, and this is mallory@here's job\n",
     )
     assert stick(server, code, user="ada@here")[0] == 0
+    environment = Template("packed", "noop", environment=Parcel("/nowhere/env"))
+    assert stick(server, environment, user="ada@here")[0] == Exit.INPUT  # nobody's, so anybody's
     broken = Template("broken", "noop")
     object.__setattr__(broken, "to_json", lambda: "{")
     assert stick(server, broken)[0] == Exit.INPUT
+    shared = serve(users_code=False)
+    code, words = stick(shared, code)
+    assert code == Exit.INPUT and "hers brings a user's code, which this entry does not allow" in words
 
 
 def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(serve, sized, tmp_path):

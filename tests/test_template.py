@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glide.template import Template
+from glide.template import Parcel, Template
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_a_folder_is_described_by_its_files_digests_and_sizes(folder):
     files = of(folder).files
     assert {name: size for name, (_, size) in files.items()} == {"config.json": 2, "deeper/weights.bin": 2560}
     assert files["config.json"][0] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+
+def test_an_environment_makes_a_template_its_users_alone(folder):
+    site, packed = of(folder), replace(of(folder), environment=Parcel("/env", {"env.tar.gz": ("0" * 64, 1)}))
+    assert site.of(lambda: "ada@here") == site and site.owner == "" and not site.has_code
+    hers, his = packed.of(lambda: "ada@here"), packed.of(lambda: "bob@here")
+    assert (hers.owner, his.owner, hers.has_code) == ("ada@here", "bob@here", True)
+    assert len({packed.digest, hers.digest, his.digest}) == 3
+    assert Template.from_json(hers.to_json()) == hers
 
 
 def test_the_digest_does_not_know_the_folders_place(folder, tmp_path):

@@ -136,7 +136,7 @@ def _write(file: Path, content: bytes | str, mode: int) -> None:
 def _template(source: str) -> Template:
     file, _, name = source.partition(".py:")
     if not name and not source.endswith(".py"):
-        return prepare_model(Path(source))
+        return prepare_model(Path(source)).of(_owner)
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -196,6 +196,8 @@ class Entry(Strict):
         condor: HTCondor's release folder on the nodes, or an archive with one here, which travels; by default this
             access point's private one, if it has one and they see it, else their own, else the private one travels.
         owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
+        users_code: whether several owners may bring code of their own (Python functions, environments). It runs as the
+            account that all share on a node, and there it can reach what the others have.
         idle_seconds: a glidein without a job for so long ends itself.
         lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job;
             it is gone when its last one has ended, and `idle_seconds` later at most.
@@ -222,6 +224,7 @@ class Entry(Strict):
     container: str | None = None
     condor: Place = None
     owners: tuple[str, ...] = ()
+    users_code: bool = False
     idle_seconds: int = Field(300, ge=1)
     lifetime: int = Field(86400, ge=60)
     ready: int = Field(0, ge=0)

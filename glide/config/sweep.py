@@ -18,6 +18,7 @@ from pydantic import (
 
 from glide.config.reading import Name, Strict
 from glide.server.engines import engine_class
+from glide.server.engines.openai import NOT_A_SITES
 from glide.template.spec import Keep
 from glide.vocabulary import State
 
@@ -77,6 +78,8 @@ class ModelSpec(Strict):
         engine = info.data.get("engine")
         if engine is None:  # refused itself
             return options
+        if engine == "openai" and "key_file" in options:
+            raise ValueError(f"{NOT_A_SITES}; leave it out, and ask the site's admin for an entry with that service")
         return checked_options(engine, options)
 
     @model_validator(mode="after")

@@ -229,7 +229,7 @@ class Hands:
             environment=self._parcel(entry.environment),
             idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
             cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
-            upload_megabytes=entry.cache.upload_megabytes, knobs=entry.knobs,
+            upload_megabytes=entry.cache.upload_megabytes, users_code=entry.users_code, knobs=entry.knobs,
         )  # fmt: skip
         self._mint(entry, digest)
         publish(folder / "glidein.json", settings.to_json())

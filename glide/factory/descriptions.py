@@ -79,7 +79,7 @@ def _of(access_point: AccessPoint, digest: str, user: str) -> Template | None:
         with suppress(ValueError):
             template = Template.from_json(job.get(Job.SPEC, ""))
             sound = template.digest == digest and names.MODEL.fullmatch(template.model)
-            own = not template.function or template.owner == user  # code runs for whom it is from alone
+            own = not template.has_code or template.owner == user  # code runs for whom it is from alone
             if sound and own:
                 return replace(template, service=None)  # where records go is the entry's to say
     return None

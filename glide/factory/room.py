@@ -69,6 +69,8 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Room:
         found.narrow(0, f"it serves {entry.service.serves} alone")
     elif described and not entry.service and most is not None and described.megabytes > most:
         found.narrow(0, f"{described.model} needs {described.megabytes:.0f} MB, and its glideins have {most} MB")
+    if described and described.has_code and len(owners(entry, snapshot)) > 1 and not entry.users_code:
+        found.narrow(0, f"{described.model} brings a user's code, and it serves several owners without users_code")
     alive, ended = ([each for each in kind if each.template == template] for kind in snapshot.of(entry.name))
     _narrow(found, judge(alive, ended, entry.breaker))
     return found

@@ -92,6 +92,7 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
     share = settings.upload_megabytes
     return server_settings.Settings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
+        users_code=settings.users_code or len(settings.owners) == 1,
         supply=SupplySettings(
             cache=node.cache, limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,

@@ -29,6 +29,7 @@ class Settings:
     cache: the folder on the node where files stay for the glideins to come; by default one of this account.
     cache_gigabytes: that it may take; None for most of its disk.
     upload_megabytes: a second that other nodes may take from it; None for no limit.
+    users_code: whether several owners may bring code of their own; one alone always may.
     knobs: further HTCondor configuration of this entry.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     cache: str | None = None
     cache_gigabytes: float | None = None
     upload_megabytes: float | None = None
+    users_code: bool = False
     knobs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -56,6 +56,7 @@ class ModelServer:
         self.memory = settings.memory
         self.idle_seconds = settings.idle_seconds
         self.factory = settings.factory
+        self.users_code = settings.users_code
         self.door = Door(door)
         self.log = log
         self.blank = Status()
@@ -171,9 +172,11 @@ class ModelServer:
                 template = Template.from_json(file.read(TEMPLATE_BYTES).decode())
         except (OSError, ValueError) as error:
             raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
+        if template.has_code and not self.users_code:
+            raise Wrong(f"{template.model} brings a user's code, which this entry does not allow", Exit.INPUT)
         if ticket.user == self.factory:
             return template
-        if template.function and template.owner != ticket.user:
+        if template.has_code and template.owner != ticket.user:
             raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
         return replace(template, service=None)
 

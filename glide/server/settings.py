@@ -17,6 +17,7 @@ class Settings:
     memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
     idle_seconds: without a job for so long, and nothing being loaded, the glidein ends itself; None for never.
     factory: the User who may bring code of others: their jobs have described it to the factory.
+    users_code: whether templates may bring code of a user: with several owners it reaches what others have here.
     """
 
     supply: SupplySettings
@@ -24,6 +25,7 @@ class Settings:
     memory: float | None = None
     idle_seconds: float | None = None
     factory: str = ""
+    users_code: bool = True
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

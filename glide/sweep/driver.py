@@ -324,12 +324,14 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
     """
     file = sweep.file
     folder = sweep.out / ".glide" / "parts"
-    run = Run(results.run, sweep.template, folder, file.glideins)
+    access_point = AccessPoint()
+    results.template = sweep.template.of(lambda: access_point.user)
+    run = Run(results.run, results.template, folder, file.glideins)
     if results.abandoned:
         with suppress(CondorError):
-            abandoned = Carriers(replace(run, name=results.abandoned), AccessPoint())
+            abandoned = Carriers(replace(run, name=results.abandoned), access_point)
             abandoned.remove(abandoned.queue(), "its sweep was started over")
-    driver = Driver(results, Carriers(run, AccessPoint()))
+    driver = Driver(results, Carriers(run, access_point))
     history = results.history
     history.begin(run=run.name, total=sweep.total, done=results.found)
     try:

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import json
 import stat
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,7 @@ class Template:
         key, seed: as a parcel's.
         environment: what the engine runs in, by default the node's own Python: an archive or an image that travels, or,
             without files, a folder or an image that the nodes have.
+        user: the User who has chosen the environment.
     """
 
     model: str
@@ -105,6 +107,7 @@ class Template:
     key: str = ""
     seed: str = ""
     environment: Parcel | None = None
+    user: str = ""
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -114,8 +117,17 @@ class Template:
 
     @property
     def owner(self) -> str:
-        """The one User whose jobs may use the state; empty when it has no owner's code in it."""
-        return self.function.owner if self.function else ""
+        """Return the one User whose jobs may use the state; empty when it has no user's code in it."""
+        return self.function.owner if self.function else self.user
+
+    @property
+    def has_code(self) -> bool:
+        """Whether it brings code of a user: a function, or an environment with whatever is in it."""
+        return self.function is not None or self.environment is not None
+
+    def of(self, user: Callable[[], str]) -> Template:
+        """Return it as the template of a user; one without an environment is anybody's, or its function's owner's."""
+        return replace(self, user=user()) if self.environment and not self.function else self
 
     @property
     def digest(self) -> str:
@@ -128,6 +140,8 @@ class Template:
             parts["environment"] = (
                 sorted(digest for digest, _ in self.environment.files.values()) or self.environment.path
             )
+        if self.user:
+            parts["user"] = self.user
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

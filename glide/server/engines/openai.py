@@ -33,6 +33,8 @@ CONNECT_SECONDS = 10.0  # a host that does not even say no is tried again, and n
 FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one
 LONGEST_PAUSE = 60.0  # even where the service asks for more: it may be well again, and a record has 600 s in all
 READY_PAUSE = 10.0  # and while nothing but a question for its models is at stake
+KEYS = Path("~/.glide/keys")  # on nodes, of the glideins' account
+NOT_A_SITES = "key_file is for the `service` of a site's entry: a sweep that named one could send any key to any url"
 RETRIED = (408, 409, 429)  # of the answers that blame the request; those that blame the service all are
 
 # What transformers calls an option, and what the API does. `do_sample` decides on the temperature.
@@ -62,7 +64,8 @@ class OpenAI:
         """
         url: the service's base as nodes reach it, such as http://host:8000/v1.
         model: what the service calls the model; by default what the template does.
-        key_file: a file on the node with the API key; nobody but its owner may read it.
+        key_file: the name of a file with the API key, which lies in ~/.glide/keys of the account that glideins have on
+            the nodes, and which nobody else may read. It is for the `service` of a site's entry, not for sweeps.
         chat: ask /chat/completions, the prompt being the user's message; else /completions.
         system: the system's message before it.
         parallel: requests at once.
@@ -86,7 +89,11 @@ class OpenAI:
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
             if "@" in address.netloc:  # first, as the other message quotes the url
-                raise ValueError("a url with a user or password would be seen by all; put the key into key_file")
+                raise ValueError(
+                    "a url with a user or password would be seen by all; a site's service may have a key_file"
+                )
+            if self.key_file and not re.fullmatch(r"[\w-][\w.-]*", self.key_file):
+                raise ValueError(f"key_file is the name of a file in {KEYS} on the nodes, not {self.key_file!r}")
             odd = address.query or address.fragment or address.port == 0
             if address.scheme not in ("http", "https") or not address.hostname or odd:
                 raise ValueError(f"the openai engine needs a url such as http://host:8000/v1, not {self.url!r}")
@@ -103,6 +110,8 @@ class OpenAI:
             raise WrongOption("temperature", "has no effect without do_sample: true; add that, or leave it out")
 
     def __init__(self, template: Template, options: Options):
+        if options.key_file and template.service is None:
+            raise TemplateError(NOT_A_SITES)
         self.options = options
         self.url = options.url.rstrip("/")
         self.model = options.model or template.model
@@ -118,7 +127,7 @@ class OpenAI:
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         phase(State.LOADING)
-        self.key = read_key(Path(self.options.key_file)) if self.options.key_file else ""
+        self.key = read_key(KEYS / self.options.key_file) if self.options.key_file else ""
         self.client = self.httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
@@ -157,7 +166,7 @@ class OpenAI:
             try:
                 response = await self._ask("GET", "models", max(1.0, min(left, self.options.request_seconds)))
                 if response.status_code in (401, 403):
-                    whom = f"the key in {self.options.key_file}" if self.key else "us, without a key_file"
+                    whom = f"the key in {KEYS / self.options.key_file}" if self.key else "us, without a key_file"
                     raise TemplateError(f"{self.url} refuses {whom}: {self._said(response)}")
                 if not (answer := self._lacks(response)):
                     return
