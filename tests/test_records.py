@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -171,8 +172,10 @@ def test_every_bad_line_is_named_with_its_number(write):
     assert [problem.split(":")[1] for problem in problems] == ["2", "3", "4", "5", "6", "7", "8", "9"]
     assert problems[0].startswith(":2: not JSON")
     assert problems[1] == ":3: not a JSON object"
-    for missing in problems[2:6]:
+    for missing in (*problems[2:4], problems[5]):
         assert "no custom_id" in missing
+    assert problems[2].endswith("; it has text")
+    assert problems[4] == ":6: custom_id 7 is a number; write it as a text"
     assert problems[6] == ":8: custom_id 'a' is line 1's too"
 
 
@@ -219,7 +222,7 @@ def test_bytes_that_are_not_utf8_are_said_to_be_so(write, name):
 @pytest.mark.parametrize("name", ["r.txt", "records", "r.xlsx"])
 def test_an_unknown_suffix_is_refused_with_those_that_are_known(write, name):
     (problem,) = problems_of(write(name, "x"))
-    assert ".jsonl, .json, .csv, .parquet" in problem
+    assert ".jsonl, .ndjson, .json, .csv, .tsv, .parquet" in problem
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
@@ -230,6 +233,65 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path, name):
 def test_a_folder_is_no_file_of_records(tmp_path):
     (tmp_path / "r.jsonl").mkdir()
     assert "directory" in problems_of(tmp_path / "r.jsonl")[0]
+
+
+@pytest.mark.parametrize("line", [
+    '{"custom_id": "b", "text": "first", "text": "second"}', '{"custom_id": "b", "custom_id": "c"}',
+    '{"custom_id": "b", "deep": [{"text": 1, "text": 1}]}',
+])  # fmt: skip
+def test_a_key_that_is_there_twice_is_refused_with_its_line(write, line):
+    (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + line))
+    assert problem in [f":2: {key!r} is there twice; remove or rename one" for key in ("text", "custom_id")]
+
+
+@pytest.mark.parametrize("name, sign", [("r.csv", ","), ("r.tsv", "\t")])
+def test_a_column_that_is_there_twice_is_refused(write, name, sign):
+    content = "custom_id,text,text\na,first,second\n".replace(",", sign)
+    assert problems_of(write(name, content)) == [":1: column 'text' is there twice; remove or rename one"]
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table([["a"], ["x"], ["y"]], names=["custom_id", "text", "text"])
+    parquet.write_table(table, tmp_path / "r.parquet")
+    assert problems_of(tmp_path / "r.parquet") == [":1: column 'text' is there twice; remove or rename one"]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("r.JSONL", '{"custom_id": "a", "t": "x y"}\n'), ("r.ndjson", '{"custom_id": "a", "t": "x y"}\n'),
+    ("r.Json", '{"custom_id": "a", "t": "x y"}'), ("r.CSV", "custom_id,t\na,x y\n"),
+    ("r.tsv", "custom_id\tt\na\tx y\n"),
+])  # fmt: skip
+def test_other_names_of_the_same_formats_are_read(write, name, content):
+    assert [record.fields for record in read(write(name, content))] == [{"custom_id": "a", "t": "x y"}]
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("r.json", '[{"custom_id": "a"}]', ":1: a JSON array; write one object a line: jq -c '.[]' r.json"),
+    ("r.json", '\n[\n{"custom_id": "a"}\n]', ":2: a JSON array; write one object a line: jq -c '.[]' r.json"),
+    ("r.json", '{\n"custom_id": "a"\n}', ":1: an object on several lines; write each on one: jq -c . r.json"),
+    ("r.csv", "custom_id;t\na;x\n", ":1: one column, 'custom_id;t'; its cells are divided by ';': use commas"),
+    ("r.csv", "custom_id\tt\na\tx\n", ":1: one column, 'custom_id\\tt'; its cells are divided by '\\t': use commas"),
+    ("r.jsonl.gz", b"\x1f\x8b", ": is compressed; unpack it first: gunzip -k r.jsonl.gz"),
+    ("r.jsonl.zst", b"", ": is compressed; unpack it first: unzstd r.jsonl.zst"),
+    ("r.jsonl", '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}',
+     ":1: a request of OpenAI's Batch API, which is not read yet; write its text into a field that a prompt names"),
+])  # fmt: skip
+def test_formats_that_are_not_read_say_what_they_are_and_what_to_do(write, name, content, says):
+    assert problems_of(write(name, content)) == [says]
+
+
+def test_reading_holds_neither_the_file_nor_its_text(write):
+    path = write("r.jsonl", '{"custom_id": "a"}\n' + (" " * 999_999 + "\n") * 64)
+    tracemalloc.start()
+    try:
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 8
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -245,7 +307,7 @@ def test_a_folder_is_no_file_of_records(tmp_path):
         ("{a}", {"a": 3}, "3"),
         ("{a}", {"a": 0.5}, "0.5"),
         ("{a}", {"a": True}, "true"),
-        ("{a}", {"a": None}, "null"),
+        ("{Customer Name}: {input-text}", {"Customer Name": "x", "input-text": "y"}, "x: y"),
         ("{a}", {"a": ["ö", {"k": 1}]}, '["ö", {"k": 1}]'),
         ("no field", {}, "no field"),
         ("", {}, ""),
@@ -266,6 +328,13 @@ def test_a_prompt_that_names_a_missing_field_points_to_the_first_record_without_
         "r.jsonl:7: no field 'claim', which prompt bad names; it has custom_id",
         "r.jsonl:1: no field 'evidence', which prompt worse names; it has claim, custom_id",
     ]
+
+
+def test_a_field_that_is_null_is_refused_like_one_that_is_missing():
+    records = [Record("a", {"custom_id": "a", "claim": ""}, 1), Record("b", {"custom_id": "b", "claim": None}, 2)]
+    (problem,) = check_prompts("r.jsonl", records, {"p": "{claim}"})
+    assert problem == "r.jsonl:2: field 'claim', which prompt p names, is null; give it a value, \"\" for none"
+    assert check_fields("r.jsonl", records, ["claim"], "expect names")
 
 
 def test_doubled_braces_name_no_field():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, Any, Literal
 
@@ -89,6 +90,7 @@ class ModelSpec(Strict):
         return self
 
 
+FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
 SUMMARY = "summary.json"  # in a sweep's `out`, beside a folder for each prompt
 
@@ -103,8 +105,8 @@ def prompt_fields(prompt: str) -> list[str]:
     for _, name, form, conversion in pieces:
         if name is None:
             continue
-        if form or conversion or not name.isidentifier():
-            raise ValueError(f"{{{name}}} is no field's name; {BRACES}")
+        if form or conversion or not FIELD.fullmatch(name):
+            raise ValueError(f"{{{name}}} is no field's name (a word, or words with ' ', '-' or '_' between); {BRACES}")
         names.append(name)
     return names
 

@@ -1,12 +1,13 @@
-"""Read records: JSON lines, FEVER's own files, CSV, Parquet; and fill them into prompts."""
+"""Read records: JSON lines, FEVER's own files, CSV, TSV, Parquet; and fill them into prompts."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import string
 import sys
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, time
@@ -14,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from glide.config import prompt_fields, read_text
+from glide.config import prompt_fields
 from glide.errors import InputError
 
 MOST_PROBLEMS = 20  # a file that is wrong throughout is wrong in the same way
@@ -32,18 +33,21 @@ class Record:
 
 
 def read(path: Path) -> list[Record]:
-    """Read a file of records by its suffix: .jsonl and .json, .csv, .parquet.
+    """Read a file of records by its suffix: .jsonl, .ndjson and .json, .csv, .tsv, .parquet.
 
     Raises:
         InputError: what can't be read, and each line that is no record, is without a custom_id, or has one that
             an earlier line has.
     """
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-        ".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".parquet": _parquet,
-    }  # fmt: skip
-    reader = readers.get(path.suffix)
+    suffix = path.suffix.lower()
+    reader = _READERS.get(suffix)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; name one file, and join the parts of a set before: cat DIR/* >FILE")
+    if suffix in _COMPRESSED:
+        raise InputError(f"{path}: is compressed; unpack it first: {_COMPRESSED[suffix]} {path.name}")
     if reader is None:
-        raise InputError(f"{path}: records are read from {', '.join(readers)}; {path.suffix or 'no suffix'} is unknown")
+        known = ", ".join(_READERS)
+        raise InputError(f"{path}: records are read from {known}; {path.suffix or 'no suffix'} is unknown")
     records: list[Record] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
@@ -73,10 +77,20 @@ def _record(row: Any, line: int) -> Record | str:
         return "not a JSON object"
     if _is_fever(row):
         row = _fever(row)
+    if _is_batch(row):
+        return "a request of OpenAI's Batch API, which is not read yet; write its text into a field that a prompt names"
     custom_id = row.get("custom_id")
+    if isinstance(custom_id, (int, float)) and not isinstance(custom_id, bool):
+        return f"custom_id {custom_id} is a number; write it as a text"
     if not isinstance(custom_id, str) or not custom_id:
-        return "no custom_id (a non-empty string, unique in the file), and not one of FEVER's own lines"
+        has = f"; it has {', '.join(sorted(row))}" if row and "custom_id" not in row else ""
+        return f"no custom_id (a non-empty text, unique in the file), and not one of FEVER's own lines{has:.200}"
     return Record(custom_id, row, line)
+
+
+def _is_batch(row: dict[str, Any]) -> bool:
+    """Whether this is a line of a file for OpenAI's Batch API."""
+    return {"method", "url", "body"} <= row.keys() and isinstance(row["body"], dict)
 
 
 def _is_fever(row: dict[str, Any]) -> bool:
@@ -111,18 +125,44 @@ class Unusable(Exception):
     """Why a line holds no record."""
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """A text file's lines, without a byte order mark, one at a time: the file may be larger than memory.
+
+    By "\n" alone: a text may contain what else Python takes for the end of a line.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
+                except UnicodeDecodeError as error:
+                    problem = f"{path}:{number}: not UTF-8: {error.reason}; save the file as UTF-8"
+                    raise InputError(problem) from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    # By "\n" alone: a text may contain what else Python takes for the end of a line.
-    for number, line in enumerate(io.StringIO(read_text(path), newline="\n"), 1):
-        if line.strip():
-            yield number, _json(line)
+    first = True
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        if first and line.strip()[0] == "[":
+            raise InputError(f"{path}:{number}: a JSON array; write one object a line: jq -c '.[]' {path.name}")
+        if first and line.strip() == "{":
+            raise InputError(f"{path}:{number}: an object on several lines; write each on one: jq -c . {path.name}")
+        first = False
+        yield number, _json(line)
 
 
 def _json(line: str) -> Any:
     try:
-        value = json.loads(line)
-        json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(line, object_pairs_hook=_once)
+        if "\\u" in line:  # nothing else makes half a character
+            json.dumps(value, ensure_ascii=False).encode()
         return value
+    except Unusable as error:
+        return error
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.end]
         return Unusable(f"{half!r} is half a character (a lone surrogate); complete it, or take it out")
@@ -132,12 +172,27 @@ def _json(line: str) -> Any:
         return Unusable(f"not JSON: {error}")
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of whose keys is there twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise Unusable(f"{_twice(key for key, _ in pairs)!r:.40} is there twice; remove or rename one")
+    return fields
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The name that most often is there more than once, if one is."""
+    name, times = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    return name if times > 1 else None
+
+
+def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)  # documents are longer than the module's 131072 characters
     # strict: a quote that is never closed would silently swallow the rest of the file
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = csv.reader(_lines(path), strict=True, delimiter=delimiter)
     try:
         names = next(rows, [])
+        _check_columns(path, names)
         for cells in rows:
             if len(cells) == len(names):
                 yield rows.line_num, dict(zip(names, cells, strict=True))
@@ -148,6 +203,18 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}:{rows.line_num}: not CSV: {error}") from None
 
 
+def _check_columns(path: Path, names: list[str]) -> None:
+    """Raise InputError for columns whose cells nobody could name."""
+    if (name := _twice(names)) is not None:
+        raise InputError(f"{path}:1: column {name!r:.40} is there twice; remove or rename one")
+    if len(names) == 1 and (sign := next((sign for sign in ";\t|" if sign in names[0]), None)):
+        raise InputError(f"{path}:1: one column, {names[0]!r:.80}; its cells are divided by {sign!r}: use commas")
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
+    return _csv(path, "\t")
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         from pyarrow import ArrowException, parquet
@@ -155,13 +222,24 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}: Parquet needs pyarrow: pip install 'glide[parquet]'") from None
     try:
         path.stat()  # pyarrow's own error for a missing file gives no reason
-        rows = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _plain(row)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (ArrowException, ValueError) as error:
         raise InputError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
-    for number, row in enumerate(rows, 1):
-        yield number, _plain(row)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _tsv,
+    ".parquet": _parquet,
+}  # fmt: skip
+_COMPRESSED = {".gz": "gunzip -k", ".zst": "unzstd", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
 
 
 def _plain(row: dict[str, Any]) -> Any:
@@ -198,12 +276,14 @@ def _text(value: Any) -> str:
 
 
 def check_fields(source: str, records: Iterable[Record], names: Iterable[str], why: str) -> list[str]:
-    """A problem for the first record that lacks one of the fields, or none."""
+    """A problem for the first record that lacks one of the fields, or has null there; or none."""
     for record in records:
         for name in names:
             if name not in record.fields:
                 has = ", ".join(sorted(record.fields))
                 return [f"{source}:{record.line}: no field {name!r}, which {why}; it has {has}"]
+            if record.fields[name] is None:
+                return [f'{source}:{record.line}: field {name!r}, which {why}, is null; give it a value, "" for none']
     return []
 
 
