@@ -404,6 +404,13 @@ def test_another_sweeps_results_are_not_touched(sweep, begin, tmp_path, changes,
     assert snapshot(tmp_path / "out.1") == before
 
 
+def test_again_makes_no_folder_where_nothing_was_computed(sweep, begin, tmp_path):
+    begin(sweep, "first")
+    other = make(tmp_path, name="other", model="other")
+    assert begin(replace(other, source=tmp_path / "t.yaml"), "second", again=True).run == "second"
+    assert not sweep.out.with_name("out.1").exists()
+
+
 def test_results_of_nobody_are_not_touched(sweep, begin):
     (sweep.out / "plain").mkdir(parents=True)
     (sweep.out / "plain" / "results.jsonl").write_text('{"custom_id": "a", "text": "mine"}\n')

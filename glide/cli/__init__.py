@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
@@ -50,5 +52,30 @@ def main() -> None:
     except GlideError as error:
         print(f"glide: {error}", file=sys.stderr)
         sys.exit(Exit.FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"glide: {_unusable(error)}", file=sys.stderr)
+        sys.exit(Exit.INPUT)
+    except UnicodeEncodeError as error:  # a file's name
+        what = f"{error.object!r} cannot be written in this locale ({error.encoding})"
+        print(f"glide: {what}; set LC_ALL=C.UTF-8", file=sys.stderr)
+        sys.exit(Exit.INPUT)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
+
+
+def _unusable(error: OSError) -> str:
+    """Say which file or folder cannot be used, and what names another one."""
+    from glide.condor import home
+    from glide.condor.install import cache_dir
+
+    path = Path(os.fsdecode(error.filename))
+    names = (("GLIDE_HOME", home()), ("XDG_CACHE_HOME", cache_dir()))
+    fix = next((f"; set {name} to a folder that you can write" for name, ours in names if _within(path, ours)), "")
+    return f"{path}: {error.strerror}{fix}"
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder's, or one on the way there that could not be made."""
+    return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

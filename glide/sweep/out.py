@@ -164,7 +164,7 @@ def _holder(file: IO[str]) -> str:
 
 
 def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
-    """Move a sweep's results, and what belongs to them, out of the way; return where to, None when there are none.
+    """Move a sweep's results, and what belongs to them, out of the way; return where to, None if nothing was computed.
 
     The new folder lies beside `out`. Other files in `out` stay where they are, another sweep's folder among them.
 
@@ -178,7 +178,8 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     mine = [out / prompt for prompt in found] + [out / SUMMARY, out / "report"]
     mine += [path for path in (out / OWN).iterdir() if path.name not in (LOCK, STATE)]
     mine = [path for path in [*mine, own(out, STATE)] if path.exists()]  # the last one says whose they are
-    if not found and not own(out, STATE).exists():
+    if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
+        own(out, STATE).unlink(missing_ok=True)
         return None
     aside = out
     try:
@@ -201,6 +202,18 @@ def _new_folder_beside(out: Path) -> Path:
             aside.mkdir()
             return aside
     raise AssertionError  # numbers do not end
+
+
+def has_lines(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def superseded_file(out: Path, prompt: str) -> Path:
+    return own(out, "superseded") / f"{prompt}.jsonl"
+
+
+def superseded_files(out: Path) -> list[Path]:
+    return sorted(own(out, "superseded").glob("*.jsonl"))
 
 
 def known_prompts(out: Path) -> list[str]:

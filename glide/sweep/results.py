@@ -28,6 +28,7 @@ from glide.sweep.out import (
     own,
     read_state,
     results_file,
+    superseded_file,
     unwritable,
     write_state,
 )
@@ -126,7 +127,7 @@ class Results(Work):
         self._write_retried()  # before the older one of two results goes: then nothing else says that both are there
         restored = 0
         for prompt, asked in self.asked.items():
-            if gone := lines.tidy(self.path(prompt), asked, found[prompt], _superseded(out, prompt)):
+            if gone := lines.tidy(self.path(prompt), asked, found[prompt], superseded_file(out, prompt)):
                 moved += gone
                 found[prompt] = lines.find(self.path(prompt), asked)
             if not asked.written:
@@ -150,7 +151,7 @@ class Results(Work):
         """Count a prompt's results, and mark those to be run again; return how many were brought back."""
         path, asked = self.path(prompt), self.asked[prompt]
         restored = 0
-        if NONE in found.places and (aside := _superseded(self.sweep.out, prompt)).exists():
+        if NONE in found.places and (aside := superseded_file(self.sweep.out, prompt)).exists():
             restored = lines.restore(path, asked, found, aside)
             found = lines.find(path, asked)
         for number, result in lines.answers(path, asked, found):
@@ -166,7 +167,7 @@ class Results(Work):
         out = self.sweep.out
         path, asked_file = results_file(out, prompt), requests_file(out, prompt)
         asked = requests.compare(asked_file, {}, array("Q"))
-        moved = lines.tidy(path, asked, lines.find(path, asked), _superseded(out, prompt))
+        moved = lines.tidy(path, asked, lines.find(path, asked), superseded_file(out, prompt))
         path.unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it
             path.parent.rmdir()
@@ -323,10 +324,6 @@ def begin(
     except BaseException:
         lock.close()
         raise
-
-
-def _superseded(out: Path, prompt: str) -> Path:
-    return own(out, "superseded") / f"{prompt}.jsonl"
 
 
 def _read_retried(out: Path) -> Iterator[tuple[str, str, str]]:

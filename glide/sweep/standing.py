@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import InputError
 from glide.invoke.carriers import read_lines
 from glide.sweep import lines, requests
-from glide.sweep.out import RunState, holder, read_state, results_file
+from glide.sweep.out import RunState, has_lines, holder, read_state, results_file
 from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record
 from glide.sweep.requests import Asked, requests_file
@@ -94,16 +93,12 @@ def check_whose(sweep: Sweep, state: RunState | None, asked: Mapping[str, Asked]
     known = any(any(each.same) for each in asked.values())
     if (name and source) or (known and (name or source or state is None)):
         return
-    if state is None and not any(_has_lines(results_file(sweep.out, prompt)) for prompt in asked):
+    if state is None and not any(has_lines(results_file(sweep.out, prompt)) for prompt in asked):
         return
     whose = f"the results of another sweep, {state.name} ({state.source})" if state else "results of an unknown sweep"
     raise InputError(
         f"{sweep.source}: {sweep.out} holds {whose}; name another `out`, or move them aside: glide sweep run --again"
     )
-
-
-def _has_lines(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 def read_summary(sweep: Sweep) -> dict[str, Any] | None:
