@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,69 @@ def test_bytes_that_are_not_utf8_are_said_to_be_so(refusal):
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: No such file"):
         load(tmp_path / "none.yaml", SweepFile)
+
+
+# ---- values that look like others ----------------------------------------------------------------
+
+ENTRY = "site: s\nentries:\n  - name: e\n    max_glideins: 1\n"
+TIMES = "    downtimes:\n      - {{start: {}, end: {}, reason: cooling}}\n"
+
+
+@pytest.mark.parametrize(
+    "start, end",
+    [("20270104", "20270105"), ("8:00", "18:00"), ("2027", "2028"), ("1e9", "2e9"), ("'20270104'", "true")],
+)
+def test_a_number_is_no_time(refusal, start, end):
+    said = refusal(ENTRY + TIMES.format(start, end), SiteFile)
+    assert [line for line, _ in said] == [6, 6] and all("as 2027-01-04 08:00" in text for _, text in said)
+
+
+@pytest.mark.parametrize(
+    "start, end", [("2027-01-04 08:00", "2027-01-04 18:00:00"), ("2027-01-04", "2027-01-05T08:00:00+01:00")]
+)
+def test_times_that_are_written_out_are_taken(tmp_path, start, end):
+    (tmp_path / "s.yaml").write_text(ENTRY + TIMES.format(start, end))
+    (downtime,) = load(tmp_path / "s.yaml", SiteFile).entries[0].downtimes
+    assert downtime.start.year == downtime.end.year == 2027
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lanes: true", "lanes: '2'", "lanes: 2.0", "lifetime: .inf", "ready: .nan", "ready: 1e400",
+        "request: {memory: true}", "breaker: {backoff_seconds: .inf}", "breaker: {backoff_seconds: '60'}",
+        "cache: {gigabytes: .inf}", "cache: {folder: \"/a\\nb\"}", "ssh: {host: h, seconds: .inf}",
+        "ssh: {host: \"h\\n\"}",
+        "python: \"/a\\nqueue 9\"", "container: ''", "owners: [\"ada\\\"@here\"]", "owners: [ada @here]",
+        "knobs: {\"A\\nB\": x}", "knobs: {A: \"x\\nB = y\"}", "pool: {collector: ''}",
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(refusal, line):
+    assert {at for at, _ in refusal(ENTRY + f"    {line}\n", SiteFile)} == {5}
+
+
+@pytest.mark.parametrize(
+    "text", ["Cpus >", "TARGET.Cpus >= 1 // at least one", "true) || (true", "", "$(HOME)", '"abc', "a; b", "A /* x"]
+)
+def test_requirements_that_htcondor_cannot_read_are_refused(refusal, text):
+    ((line, said),) = refusal(ENTRY + f"    requirements: {json.dumps(text)}\n", SiteFile)
+    assert line == 5 and "HTCondor cannot read" in said
+
+
+def test_requirements_may_have_several_lines(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        ENTRY + "    requirements: |\n      TARGET.Cpus >= 1 &&\n      TARGET.Memory > 10\n"
+    )
+    entry = load(tmp_path / "s.yaml", SiteFile).entries[0]
+    assert entry.requirements == "TARGET.Cpus >= 1 && TARGET.Memory > 10"
+
+
+@pytest.mark.parametrize("name", ["peers", "seed", "file", "lock", "drained", "journal.jsonl", "accounts"])
+def test_an_entry_is_not_called_like_a_file_of_the_factory(refusal, name):
+    ((line, said),) = refusal(ENTRY.replace("name: e", f"name: {name}"), SiteFile)
+    assert line == 3 and f"a file of its own that is called {name}" in said
+
+
+def test_a_site_behind_a_login_host_is_not_called_like_a_folder_there(refusal):
+    text = ENTRY.replace("site: s", "site: bundles")
+    assert "a file of its own" in refusal(text + "    ssh: {host: h}\n", SiteFile)[0][1]

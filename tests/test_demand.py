@@ -204,7 +204,7 @@ def test_a_glidein_that_is_being_removed_makes_the_room_and_no_second_one_is():
 def test_one_node_that_cannot_load_the_model_stops_nobody_where_others_can():
     well, ill = glidein(1), glidein(2)
     lanes = (lane(well, claimed=True), lane(ill, State.FAILED, failure="CUDA error"))
-    assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
+    assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 2)]
 
 
 def test_the_sites_limit_counts_an_entry_that_is_not_seen_as_full():

@@ -15,12 +15,14 @@ from hypothesis import strategies as some
 
 from glide.condor import names
 from glide.config import SiteFile
+from glide.errors import CondorError
 from glide.factory import ads
 from glide.factory.descriptions import chosen
 from glide.factory.look import take
 from glide.factory.plan import plan
 from glide.factory.totals import Totals
 from glide.report.status import document
+from glide.ssh.access_point import OUTPUT, job_file_line
 from glide.template import Template
 from glide.template.spec import Function
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -169,3 +171,29 @@ def test_names_that_htcondor_and_glide_use_are_allowed():
 def test_a_text_from_a_node_commands_no_terminal():
     assert names.printable("a\x1b[2J\x07b\n\tc\x9b\u202e\ud800é") == "a?[2J?b\n\tc???é"
     assert len(names.printable("a" * 10_000)) < 3000
+
+
+def test_a_line_of_a_job_file_stays_one_line():
+    assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
+    for value in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
+        with pytest.raises(CondorError, match="cannot have this value in one line"):
+            job_file_line("requirements", value)
+
+
+@pytest.mark.parametrize(
+    "place", ["../here/T/1.0", "site/../T/1.0", "/etc/here/T/1.0", "site/here/1.0", "site/he re/T/1.0", "s/h/.ssh/1.0",
+              "site/here/T/1.0\n", "site/here/T/x.0"]
+)  # fmt: skip
+def test_outputs_are_brought_to_folders_of_entries_alone(place):
+    assert OUTPUT.fullmatch("site/here/blank/12.0") and not OUTPUT.fullmatch(place)
+
+
+@given(some.text())
+@example("a 'b' \"c\" $(HOME)")
+def test_one_entry_that_fails_in_an_unknown_way_blinds_itself_alone(text):
+    def broken() -> Any:
+        raise ZeroDivisionError(text)
+
+    queue: Any = Queue([JOB], [], [], GOOD)
+    snapshot = take(lambda: queue, queue, [(broken, ["far"])])
+    assert not snapshot.failed and "an error in glide: ZeroDivisionError" in snapshot.blind["far"]

@@ -143,18 +143,37 @@ def test_full_entries_are_waited_for_with_their_limits():
     assert "here: its limit of 4" in action.reason
 
 
-def test_nothing_is_submitted_while_a_lane_says_the_template_cannot_be_loaded():
-    there = glidein(1)
-    failed = lane(there, State.FAILED, failure="OSError: no weights")
-    (action,) = plan(Snapshot((there,), (failed,), (demand(wanted=3),)), site())
-    assert (action.action, action.template) == ("wait", "T")
-    assert "OSError: no weights" in action.reason and there.glide_id in action.reason
+def test_one_host_where_a_template_does_not_load_is_tried_last():
+    there = glidein(1, host="n1", state=State.FAILED, failure="OSError: no weights")
+    failed = lane(there, State.FAILED, failure=there.failure)
+    (action,) = plan(Snapshot((there,), (failed,), (demand(wanted=1),)), site())
+    assert (action.action, action.template, action.count) == ("submit", "T", 1), "the failed one does not count"
+    assert action.last == ("n1",) and action.avoid == () and "rather not on n1" in action.reason
+    warm = glidein(2, host="n1", state=State.WARM)
+    both = Snapshot((there, warm), (failed, lane(warm, claimed=True)), (demand(wanted=2),))
+    (action,) = plan(both, site())
+    assert action.last == (), "there it loads at times"
+
+
+def test_a_template_that_loads_on_no_host_waits_with_hosts_and_reasons():
+    there = tuple(
+        glidein(
+            number, host=f"n{number}", state=State.FAILED, failure=f"OSError: no weights {number}", age=60.0 - number
+        )
+        for number in (1, 2, 3)
+    )
+    snapshot = Snapshot(there, tuple(lane(each, State.FAILED) for each in there), (demand(wanted=9),))
+    (action,) = plan(snapshot, site({"name": "here", "max_glideins": 9, "breaker": {"failures": 3}}))
+    assert (action.action, action.template) == ("wait", "T") and "breaker" in action.reason
+    for number in (1, 2, 3):
+        assert f"on n{number}: OSError: no weights {number}" in action.reason
 
 
 def test_a_template_that_cannot_be_loaded_is_not_in_the_way_of_others():
-    there = glidein(1)
-    snapshot = Snapshot((there,), (lane(there, State.FAILED),), (demand(wanted=3), demand("U", 1)))
-    assert ("submit", "U", 1) in brief(plan(snapshot, site()))
+    there = glidein(1, state=State.FAILED)
+    snapshot = Snapshot((there,), (lane(there, State.FAILED),), (demand(wanted=9), demand("U", 1)))
+    here = site({"name": "here", "max_glideins": 4, "breaker": {"failures": 3}})
+    assert ("submit", "U", 1) in brief(plan(snapshot, here))
 
 
 def test_jobs_that_do_not_describe_their_template_wait_with_a_reason():

@@ -54,6 +54,10 @@ CAUSES = {
     "not for this user": (seen(), View(site(owners=["eve@here"])), "no entry serves ada@here"),
     "downtime": (seen(), View(site(downtimes=[DOWN])), "here: down until 2099-01-01 12:00: new racks"),
     "closed by hand": (seen(), View(site(), frozenset({"here"})), "closed by `glide factory drain`"),
+    "refused": (
+        seen(), View(site(), refused=("here: cannot submit: HTCondor refuses the job: no such attribute",)),
+        "no glidein could be sent to here: HTCondor refuses the job: no such attribute",
+    ),
     "limit": (seen(), View(site(max_glideins=0)), "here: its limit of 0 glideins"),
     "breaker": (
         seen(ended=tuple(glidein(JobStatus.COMPLETED, proc=number, age=9.0, failure="no GPU") for number in range(3))),

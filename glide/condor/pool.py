@@ -21,21 +21,33 @@ from pathlib import Path
 
 from glide.condor import install, knobs, processes, tokens
 from glide.condor.collector import endpoint
+from glide.condor.names import in_environment
 from glide.condor.processes import Process
-from glide.errors import CondorError
+from glide.errors import CondorError, InputError
 from glide.vocabulary import POOL_VARIABLE, Machine
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
 LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
+UNUSABLE = ',"\\$'  # in the name of GLIDE_HOME: lists of files, quotes and macros of HTCondor
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
 
 
 def home() -> Path:
-    """GLIDE_HOME, by default under XDG_STATE_HOME."""
-    if chosen := os.environ.get("GLIDE_HOME"):
-        return Path(chosen).absolute()
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "glide"
+    """GLIDE_HOME, by default under XDG_STATE_HOME.
+
+    Raises:
+        InputError: its name has characters that separate or quote names in HTCondor's own files.
+    """
+    chosen = os.environ.get("GLIDE_HOME")
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    path = Path(chosen).absolute() if chosen else state / "glide"
+    if wrong := sorted({each for each in str(path) if each in UNUSABLE or not each.isprintable()}):
+        raise InputError(
+            f"GLIDE_HOME {str(path)!r}: HTCondor cannot use a folder with {' '.join(map(repr, wrong))} in its name;"
+            " set GLIDE_HOME to another one"
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ class EmbeddedPool:
             "PROTECTED_JOB_ATTRS": knobs.protected(),
             # The execution point that glideins run on.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
-            "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={self.home}"',
+            "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={in_environment(str(self.home))}"',
         }  # fmt: skip
         lines = [f"{name} = {value}" for name, value in settings.items()]
         return "\n".join(["# Written by glide pool up.", *lines, "", knobs.rendered(), ""])

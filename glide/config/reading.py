@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from glide.errors import InputError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+# Numbers as YAML has them: neither `true` nor "4", and no .inf or .nan.
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# A text that ends up in a job file, in HTCondor's configuration or in a path.
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -19,6 +26,16 @@ class Strict(BaseModel):
     """A mapping whose every key is known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _written_out(time: object) -> object:
+    """YAML takes 20270104, 2027 and 8:00 for numbers, and a number would be seconds since 1970."""
+    if isinstance(time, date) or (isinstance(time, str) and re.match(r"\d{4}-\d\d?-\d\d?", time)):
+        return time
+    raise ValueError("write date and time out, as 2027-01-04 08:00")
+
+
+Time = Annotated[datetime, BeforeValidator(_written_out)]
 
 
 def load(path: Path, model: type[Model]) -> Model:
@@ -137,7 +154,7 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
         if child is not None:
             name, tree = child
             line = name.start_mark.line + 1
-            keys.append(str(part))
+            keys.append(str(part) if str(part).isprintable() else repr(part))
     return line, keys
 
 

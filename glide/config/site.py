@@ -5,11 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from glide.config.reading import Name, Strict
+from glide.config.reading import Line, Name, Number, Strict, Time, Whole
 from glide.config.sweep import checked_options
 from glide.files.environment import REGISTRIES
+
+# What a factory keeps in its site's folder, beside a folder for each entry.
+OWN_FILES = (
+    "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
+)  # fmt: skip
 
 
 class Request(Strict):
@@ -23,11 +28,11 @@ class Request(Strict):
         gpu_memory: MB that each must have at least; by it is known what a model may take.
     """
 
-    cpus: int = Field(1, ge=1)
-    memory: int = Field(2048, ge=1)
-    disk: int = Field(1024, ge=1)
-    gpus: int = Field(0, ge=0)
-    gpu_memory: int | None = Field(None, ge=1)
+    cpus: Whole = Field(1, ge=1)
+    memory: Whole = Field(2048, ge=1)
+    disk: Whole = Field(1024, ge=1)
+    gpus: Whole = Field(0, ge=0)
+    gpu_memory: Whole | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _has_a_gpu(self) -> Request:
@@ -51,9 +56,9 @@ class Downtime(Strict):
         reason: what is told to those who wait.
     """
 
-    start: datetime
-    end: datetime
-    reason: str
+    start: Time
+    end: Time
+    reason: Line
 
     @model_validator(mode="after")
     def _ends_after_its_start(self) -> Downtime:
@@ -79,8 +84,8 @@ class Breaker(Strict):
         backoff_seconds: that while; twice as long after each further one.
     """
 
-    failures: int = Field(3, ge=1)
-    backoff_seconds: float = Field(600.0, gt=0)
+    failures: Whole = Field(3, ge=1)
+    backoff_seconds: Number = Field(600.0, gt=0)
 
 
 class Pool(Strict):
@@ -93,8 +98,8 @@ class Pool(Strict):
         schedd: name of its access point; may be left out where there is one.
     """
 
-    collector: str
-    schedd: str | None = None
+    collector: Line
+    schedd: Line | None = None
 
 
 class Login(Strict):
@@ -115,15 +120,15 @@ class Login(Strict):
         seconds: that a command may take there.
     """
 
-    host: str = Field(min_length=1)
-    user: str | None = None
-    port: int | None = Field(None, ge=1, le=65535)
-    key: str | None = None
-    jump: str | None = None
-    known_hosts: str | None = None
-    schedd: str | None = None
+    host: Line
+    user: Line | None = None
+    port: Whole | None = Field(None, ge=1, le=65535)
+    key: Line | None = None
+    jump: Line | None = None
+    known_hosts: Line | None = None
+    schedd: Line | None = None
     folder: str = Field(".glide", pattern=r"^[\w.@+/-]+$")
-    seconds: float = Field(30.0, gt=0)
+    seconds: Number = Field(30.0, gt=0)
 
     @property
     def name(self) -> str:
@@ -143,9 +148,9 @@ class Cache(Strict):
         upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
     """
 
-    folder: str | None = None
-    gigabytes: float | None = Field(None, gt=0)
-    upload_megabytes: float | None = Field(None, gt=0)
+    folder: Line | None = None
+    gigabytes: Number | None = Field(None, gt=0)
+    upload_megabytes: Number | None = Field(None, gt=0)
 
 
 class Service(Strict):
@@ -172,7 +177,36 @@ def _is_whole(name: str | None) -> str | None:
     raise ValueError(f"{name} is no whole path")
 
 
-Place = Annotated[str | None, AfterValidator(_is_whole)]
+def _is_free(name: str) -> str:
+    """An entry has a folder of its name in its site's folder."""
+    if name in OWN_FILES:
+        raise ValueError(f"the factory has a file of its own that is called {name}; give the entry another name")
+    return name
+
+
+def _is_expression(requirements: str) -> str:
+    """A ClassAd expression in one line, as a job file has it; a YAML block may have several."""
+    from glide.condor import bindings
+
+    line = " ".join(requirements.split("\n")).strip()
+    try:
+        for text in (line, f"({line}) && true"):  # as it is used, too: a comment would hide the parenthesis
+            bindings.classad2.ExprTree(text)
+    except (ValueError, RuntimeError, bindings.classad2.ClassAdException):
+        raise ValueError(
+            f"HTCondor cannot read {line!r}; check its operators and parentheses, remove comments"
+        ) from None
+    if problem := next((each for each in line if each < " " or each == "\x7f"), ""):
+        raise ValueError(f"remove the character {problem!r}")
+    return line
+
+
+Place = Annotated[Line | None, AfterValidator(_is_whole)]
+EntryName = Annotated[Name, AfterValidator(_is_free)]
+Requirements = Annotated[str, AfterValidator(_is_expression)]
+User = Annotated[str, StringConstraints(pattern=r"^[^\s\"\\$\x00-\x1f\x7f-\x9f]+$")]
+KnobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+KnobValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Entry(Strict):
@@ -211,30 +245,30 @@ class Entry(Strict):
         knobs: further HTCondor configuration of the glideins.
     """
 
-    name: Name
+    name: EntryName
     pool: Pool | None = None
     ssh: Login | None = None
     service: Service | None = None
-    max_glideins: int = Field(ge=0)
-    lanes: int = Field(2, ge=1)
+    max_glideins: Whole = Field(ge=0)
+    lanes: Whole = Field(2, ge=1)
     request: Request = Request()
-    requirements: str = "true"
-    python: str | None = None
+    requirements: Requirements = "true"
+    python: Line | None = None
     environment: Place = None
-    container: str | None = None
+    container: Line | None = None
     condor: Place = None
-    owners: tuple[str, ...] = ()
-    users_code: bool = False
-    idle_seconds: int = Field(300, ge=1)
-    lifetime: int = Field(86400, ge=60)
-    ready: int = Field(0, ge=0)
-    max_idle: int = Field(100, ge=1)
-    submits_per_cycle: int = Field(10, ge=1)
-    removals_per_cycle: int = Field(20, ge=1)
+    owners: tuple[User, ...] = ()
+    users_code: bool = Field(False, strict=True)
+    idle_seconds: Whole = Field(300, ge=1)
+    lifetime: Whole = Field(86400, ge=60)
+    ready: Whole = Field(0, ge=0)
+    max_idle: Whole = Field(100, ge=1)
+    submits_per_cycle: Whole = Field(10, ge=1)
+    removals_per_cycle: Whole = Field(20, ge=1)
     cache: Cache = Cache()
     downtimes: tuple[Downtime, ...] = ()
     breaker: Breaker = Breaker()
-    knobs: dict[str, str] = Field(default_factory=dict)
+    knobs: dict[KnobName, KnobValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> Entry:
@@ -259,9 +293,17 @@ class SiteFile(Strict):
     """
 
     site: Name
-    max_glideins: int | None = Field(None, ge=0)
-    interval: float = Field(2.0, gt=0)
+    max_glideins: Whole | None = Field(None, ge=0)
+    interval: Number = Field(2.0, gt=0)
     entries: list[Entry] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_a_free_name(self) -> SiteFile:
+        """Behind a login host, a site's folder is beside what all sites share there."""
+        shared = self.site in ("bundles", "lock", "access_point") or self.site.startswith("word.")
+        if shared and any(entry.ssh for entry in self.entries):
+            raise ValueError(f"glide has a file of its own that is called {self.site}; give the site another name")
+        return self
 
     @field_validator("entries")
     @classmethod

@@ -23,12 +23,12 @@ from glide.config import Entry, Login, SiteFile, load
 from glide.doctor.checks import knobs
 from glide.doctor.facts import US, Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
 from glide.errors import CondorError, InputError
-from glide.factory.daemon import drained, folder, is_running, known_sites
+from glide.factory.daemon import folder, known_sites
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Snapshot
 from glide.files.unpack import is_archive
-from glide.report.reasons import View
 from glide.report.status import look as look_at_status
+from glide.report.status import view
 from glide.ssh import access_point_at
 from glide.vocabulary import Job, JobStatus, Machine
 
@@ -104,7 +104,7 @@ def _site(path: Path) -> Site:
     journal = Journal(folder(site))
     told = journal.latest()
     return Site(
-        str(path), View(site, frozenset(drained(site)), is_running(site)), missing=tuple(_missing(site)),
+        str(path), view(site), missing=tuple(_missing(site)),
         cycle_age=journal.age(), troubles=(*told.get("unseen", ()), *told.get("refused", ())),
     )  # fmt: skip
 

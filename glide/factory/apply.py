@@ -13,6 +13,7 @@ from pathlib import Path
 from glide import resources
 from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
+from glide.condor.names import in_environment
 from glide.config import Entry, Login, Pool, SiteFile
 from glide.errors import CondorError, mistake
 from glide.factory.folders import entry_folder, key_to, tidy
@@ -171,12 +172,13 @@ class Hands:
             return
         folder = self._prepare(entry, template, snapshot)
         request = entry.request
+        python = entry.python or f"{sys.executable}:python3"
         macros = {
-            "folder": str(folder), "python": entry.python or f"{sys.executable}:python3", "entry": entry.name,
+            "folder": str(folder), "python": in_environment(python).replace("$", "$(DOLLAR)"), "entry": entry.name,
             "cpus": str(request.cpus), "gpus": str(request.gpus), "memory": f"{request.memory}MB",
             "disk": f"{request.disk}MB", "queue_seconds": str(QUEUE_SECONDS),
             "keep_seconds": str(int(max(KEEP_SECONDS, 2 * entry.breaker.backoff_seconds))),
-            "node_requirements": _requirements(entry, action.avoid), "node_rank": _rank(action.prefer),
+            "node_requirements": _requirements(entry, action.avoid), "node_rank": _rank(action.prefer, action.last),
             "digest": action.template, "model": template.model if template else "",
         }  # fmt: skip
         macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
@@ -328,9 +330,12 @@ def _requirements(entry: Entry, avoid: Iterable[str]) -> str:
     return f"({entry.requirements}) && !member(TARGET.Machine, {{{bad}}})" if bad else entry.requirements
 
 
-def _rank(prefer: Iterable[str]) -> str:
-    good = ", ".join(map(quoted, prefer))
-    return f"member(TARGET.Machine, {{{good}}}) =?= true" if good else "0"
+def _rank(prefer: Iterable[str], last: Iterable[str]) -> str:
+    """The nodes that are preferred before all others, and those that come after all others."""
+    good, bad = (", ".join(map(quoted, nodes)) for nodes in (prefer, last))
+    ranks = [f"ifThenElse(member(TARGET.Machine, {{{good}}}) =?= true, 1, 0)"] if good else []
+    ranks += [f"ifThenElse(member(TARGET.Machine, {{{bad}}}) =?= true, -1, 0)"] if bad else []
+    return " + ".join(ranks) or "0"
 
 
 def _private_condor() -> str | None:

@@ -220,16 +220,25 @@ def reopen(site: SiteFile, entry: str) -> None:
 
 
 def folder(site: SiteFile) -> Path:
-    """Where a site's factory keeps what it sends to nodes and what comes back (0700)."""
+    """Where a site's factory keeps what it sends to nodes and what comes back (0700).
+
+    Raises:
+        InputError: it cannot be made.
+    """
     path = home() / "factory" / site.site
-    for each in (home(), path.parent, path):  # a mode is for the last one alone
-        each.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        for each in (home(), path.parent, path):  # a mode is for the last one alone
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: {error.strerror}; set GLIDE_HOME to a folder that can be written"
+        ) from None
     return path
 
 
 def known_sites() -> list[Path]:
     """The files of the sites that a factory has run from this GLIDE_HOME."""
-    files = [Path(file.read_text("utf-8")) for file in sorted((home() / "factory").glob("*/file"))]
+    files = [Path(file.read_text("utf-8")) for file in sorted((home() / "factory").glob("*/file")) if file.is_file()]
     return [file for file in files if file.exists()]
 
 

@@ -16,6 +16,7 @@ from glide.vocabulary import JobStatus, State
 
 NODE_FAILURES = 2  # after so many, and no success, a node is left out where others of the entry do well
 LONGEST_BACKOFF = 86400.0
+MOST_TOLD = 3  # earlier failures, on other hosts, that a reason names
 FAILED_RECORDS = 5  # so many, and most of them, before a glidein's records are taken for its own fault
 
 
@@ -47,13 +48,20 @@ def judge(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Break
         room = max(0, breaker.failures - len(failures) - coming)
         return Verdict(room, f"{coming} glideins are on trial: none has been warm yet")
     latest = failures[-1]
-    why = f"{len(failures)} glideins in a row were never warm; the last one, {latest.glide_id}: "
-    why += latest.failure or latest.hold_reason
+    why = f"{len(failures)} glideins in a row were never warm; the last one, {_told(latest)}"
+    if others := dict.fromkeys(_told(each, False) for each in failures[-2::-1] if each.host != latest.host):
+        why += f"; before it, {'; '.join(list(others)[:MOST_TOLD])}"
     backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
     since = latest.age if latest not in failed_alive or _held(latest) else 0.0
     if since < backoff:
         return Verdict(0, f"breaker open for {backoff - since:.0f} s more: {why}", open=True)
     return Verdict(max(0, 1 - coming), f"breaker half open, {coming} on trial: {why}", open=True)
+
+
+def _told(failed: Glidein, named: bool = True) -> str:
+    """A failure: which glidein's it was, on which host, and why."""
+    host = f" on {failed.host}" if failed.host else ""
+    return f"{failed.glide_id if named else 'one'}{host}: {failed.failure or failed.hold_reason}"
 
 
 def _held(glidein: Glidein) -> bool:
@@ -93,3 +101,11 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
     """Nodes of an entry where the template has been warm in the last hour: its files are in their caches."""
     warm = (each for each in (*alive, *ended) if each.template == template and each.state == State.WARM)
     return tuple(sorted({each.host for each in warm}))
+
+
+def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
+    """Nodes of an entry where glideins of the template failed in the last hour, and none was warm."""
+    mine = [each for each in (*alive, *ended) if each.template == template and each.host]
+    good = {each.host for each in mine if each.state == State.WARM}
+    failed = {each.host for each in mine if each.state == State.FAILED or each.status == JobStatus.COMPLETED}
+    return tuple(sorted(failed - good))

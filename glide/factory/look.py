@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from glide.condor import AccessPoint, Collector
-from glide.errors import CondorError
+from glide.errors import CondorError, mistake
 from glide.factory.ads import (
     JOB_ATTRIBUTES,
     LANE_ATTRIBUTES,
@@ -70,6 +70,8 @@ def take(
             jobs += _believed(find_other(), f"{Job.ENTRY} =!= undefined", whose, earlier)
         except CondorError as error:
             blind |= dict.fromkeys(entries, str(error))
+        except Exception as error:  # costs these entries alone
+            blind |= dict.fromkeys(entries, mistake(error))
     brought = tuple(
         Move(job[Job.BRINGS], job[Job.LANE], job.get("HoldReason", "") if job["JobStatus"] == JobStatus.HELD else "")
         for job in moves

@@ -13,7 +13,7 @@ from typing import Any
 from glide.config import Entry, SiteFile
 from glide.errors import mistake
 from glide.factory import room as rooms
-from glide.factory.health import bad_nodes, diagnosed, nodes_with_files
+from glide.factory.health import bad_nodes, diagnosed, nodes_with_files, nodes_without_success
 from glide.factory.room import Room
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.files import Tree
@@ -30,8 +30,9 @@ class Action:
     """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing.
 
     A submission with `ids` is of sticky jobs, one for each of these lanes, which make `count` glideins that are there
-    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files. Who
-    waits because of a `full` entry gets a glidein when what is there has gone.
+    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files, and
+    `last` those to take only where no other is free. Who waits because of a `full` entry gets a glidein when what is
+    there has gone.
     """
 
     action: str
@@ -42,6 +43,7 @@ class Action:
     ids: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
     full: bool = False
 
     def public(self) -> dict[str, Any]:
@@ -132,7 +134,14 @@ def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     there |= {  # in a queue that is not seen now
         lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.entry in snapshot.blind
     }
-    return wanted - len(there - retiring)
+    return wanted - len(there - retiring - _in_vain(template, snapshot))
+
+
+def _in_vain(template: str, snapshot: Snapshot) -> set[str]:
+    """The glideins on which it does not load. One host may be the cause, so others are tried: the breaker's limit."""
+    found: list[Lane | Glidein] = [lane for lane in snapshot.lanes if lane.template == template]
+    found += [glidein for glidein in snapshot.glideins if template in snapshot.offers(glidein)]
+    return {each.glide_id for each in found if each.state == State.FAILED}
 
 
 def _work(template: str, snapshot: Snapshot) -> float:
@@ -158,11 +167,6 @@ def _supply(
 ) -> tuple[list[Action], Lack]:
     """Submit what is missing, entry by entry, or say why not and what full entries lack."""
     first = found[0][0].name
-    lanes = [lane for lane in snapshot.lanes if lane.template == template]
-    failed = [lane for lane in lanes if lane.state == State.FAILED]
-    if failed and not any(lane.state == State.WARM for lane in lanes):  # else it is the node
-        why = f"{failed[0].glide_id} could not load it: {failed[0].failure}"
-        return [Action("wait", failed[0].entry, template, missing, why)], Lack()
     demands = [demand for demand in snapshot.demands if demand.template == template]
     users = {demand.user for demand in demands}
     if not any(users & set(rooms.owners(entry, snapshot)) for entry, _ in found):
@@ -186,7 +190,10 @@ def _supply(
             avoid = bad_nodes(*snapshot.of(entry.name))
             reason = why + (f"; not on {', '.join(avoid)}, where they fail" if avoid else "")
             prefer = nodes_with_files(template, *snapshot.of(entry.name)) if files else ()
-            actions.append(Action("submit", entry.name, template, count, reason, avoid=avoid, prefer=prefer))
+            last = nodes_without_success(template, *snapshot.of(entry.name))
+            reason += f"; rather not on {', '.join(last)}, where it did not load" if last else ""
+            submit = Action("submit", entry.name, template, count, reason, avoid=avoid, prefer=prefer, last=last)
+            actions.append(submit)
             for each in (space, whole):
                 each.left -= count
             missing -= count

@@ -15,11 +15,18 @@ from glide.vocabulary import JobStatus, State
 
 @dataclass
 class View:
-    """A site whose factory has run from this GLIDE_HOME: its file, the entries closed by hand, whether it runs now."""
+    """A site whose factory has run from this GLIDE_HOME.
+
+    Attributes:
+        drained: entries closed by hand.
+        running: whether its factory runs now.
+        refused: what that could not do in its last cycle, and why, each as `ENTRY: cannot ACTION: WHY`.
+    """
 
     site: SiteFile
     drained: frozenset[str] = frozenset()
     running: bool = True
+    refused: tuple[str, ...] = ()
     _planned: tuple[Snapshot, list[Action]] | None = field(default=None, repr=False)
 
     def plan(self, snapshot: Snapshot) -> list[Action]:
@@ -40,7 +47,11 @@ def why_idle(demand: Demand, snapshot: Snapshot, views: Sequence[View] = ()) -> 
     if warm := [lane for lane in lanes if lane.state == State.WARM]:
         return _although_warm(warm, name, demand, snapshot, views)
     if failed := next((lane for lane in lanes if lane.state == State.FAILED), None):
-        return f"{name} could not be loaded on {failed.glide_id}: {failed.failure}"
+        where = next(
+            (f" ({each.host})" for each in snapshot.glideins if each.glide_id == failed.glide_id and each.host), ""
+        )
+        does = _what_the_factory_does(demand, snapshot, views)
+        return f"{name} could not be loaded on {failed.glide_id}{where}: {failed.failure}; {does}"
     glideins = [glidein for glidein in snapshot.glideins if glidein.template == demand.template]
     if held := next((glidein for glidein in glideins if glidein.status == JobStatus.HELD), None):
         return f"its glidein {held.job} is held: {held.hold_reason}"
@@ -100,9 +111,21 @@ def _what_the_factory_does(demand: Demand, snapshot: Snapshot, views: Sequence[V
     if not running:
         return f"no factory runs: glide factory run, for site {' or '.join(view.site.site for view in views)}"
     actions = [action for view in running for action in view.plan(snapshot)]
+    refused = [refusal for view in running for refusal in view.refused]
     mine = [action for action in actions if action.template == demand.template]
-    said = [f"the factory sends {each.count} to {each.entry}" for each in mine if each.action == "submit"]
+    said = [_sending(each, refused) for each in mine if each.action == "submit"]
     said += [each.reason for each in mine if each.action == "wait"]
     unseen = [each.reason for each in actions if each.action == "wait" and not each.template]
     glideins = f"{demand.wanted} glidein{'s' * (demand.wanted != 1)}"
     return "; ".join(said or unseen) or f"it wants no more than {glideins}, and no more than there is work for"
+
+
+def _sending(action: Action, refused: Sequence[str]) -> str:
+    """What becomes of a submission: that it is under way, or why the last one failed."""
+    begins = f"{action.entry}: cannot submit: "
+    why = next((refusal.removeprefix(begins) for refusal in refused if refusal.startswith(begins)), "")
+    return (
+        f"no glidein could be sent to {action.entry}: {why}"
+        if why
+        else f"the factory sends {action.count} to {action.entry}"
+    )

@@ -14,6 +14,7 @@ from glide.config import SiteFile, load
 from glide.errors import InputError
 from glide.factory.apply import Hands
 from glide.factory.daemon import drained, folder, is_running, known_sites
+from glide.factory.journal import Journal
 from glide.factory.look import take
 from glide.factory.snapshot import Demand, Lane, Snapshot
 from glide.report import factory
@@ -28,10 +29,16 @@ def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]
     if sites is None:
         sites, unread = _sites()
     outer = [each for site in sites for each in Hands(site, folder(site)).outer]
-    views = [View(site, frozenset(drained(site)), is_running(site)) for site in sites]
+    views = list(map(view, sites))
     # Who runs no factory looks at somebody else's.
     snapshot = take(AccessPoint, Collector(), outer, whose="ours" if views or unread else "all")
     return replace(snapshot, unread=unread), views
+
+
+def view(site: SiteFile) -> View:
+    """A site as its factory's folder has it."""
+    refused = Journal(folder(site)).latest().get("refused", [])
+    return View(site, frozenset(drained(site)), is_running(site), tuple(map(str, refused)))
 
 
 def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:

@@ -35,6 +35,8 @@ LOG_DAYS = 7
 LARGEST_LOG = 1_000_000  # bytes of a glidein's output that are brought here
 SUMS = "SHA256SUMS"
 TIMED_OUT = 124  # what `timeout` says of a command
+# The output of a glidein, in the folder of its site, entry and template: no name of it begins with a dot.
+OUTPUT = re.compile(r"(?:[A-Za-z0-9][\w.-]*/){3}\d{1,10}\.\d{1,10}", re.ASCII)
 ENTER = 'set -e; umask 077; mkdir -p "$0"; cd "$0"'
 
 
@@ -77,7 +79,10 @@ class RemoteAccessPoint:
             'cd "$0"; here=$(condor_config_val SCHEDD_HOST 2>/dev/null || hostname);'
             ' [ -s access_point ] || echo "$here" >access_point; echo "$here"; cat access_point; echo "$2" >"word.$1"'
         )
-        here, before = self._locked("-x", "sh", "-c", script, self._base, site, word).split()[-2:]
+        said = self._locked("-x", "sh", "-c", script, self._base, site, word).split()
+        if len(said) < 2:
+            raise CondorError(f"{self.login.name}: it does not say which access point it is: {' '.join(said)!r}")
+        here, before = said[-2:]
         if here != before and not self.login.schedd:
             raise CondorError(
                 f"{self.login.name}: this is {here}, and glideins were submitted at {before}; name `schedd`, or one"
@@ -100,7 +105,7 @@ class RemoteAccessPoint:
         remote = self.send(local)
         folders = {"folder": remote, "bundle": f"{self._base}/bundles/{version}"}
         text, _, queue = description.rstrip().rpartition("\nqueue")
-        lines = [f"{name} = {value}" for name, value in {**macros, **folders}.items()]
+        lines = [job_file_line(name, value) for name, value in {**macros, **folders}.items()]
         site = local.relative_to(home() / "factory").parts[0]
         self.claim(site)
         check = '[ "$(cat "$0")" = "$1" ] || { echo "another factory has begun to submit here" >&2; exit 1; }'
@@ -146,10 +151,10 @@ class RemoteAccessPoint:
         """Bring the ends of what glideins have said to the folders here that they were submitted from."""
         places = []
         for job in self.jobs(constraint, ["ClusterId", "ProcId", "Iwd", "User"]):
-            folder = PurePosixPath(str(job.get("Iwd")))
-            # Other users' jobs may say anything of themselves.
-            if job.get("User") == self.user and folder.is_relative_to(self._base) and ".." not in folder.parts:
-                name = f"{folder.relative_to(self._base)}/{job['ClusterId']}.{job['ProcId']}"
+            # Other users' jobs may say anything of themselves, and so may what runs on a node of its own job.
+            folder = str(job.get("Iwd")).removeprefix(f"{self._base}/")
+            name = f"{folder}/{job.get('ClusterId')}.{job.get('ProcId')}"
+            if job.get("User") == self.user and OUTPUT.fullmatch(name):
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
         said = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
@@ -158,7 +163,10 @@ class RemoteAccessPoint:
             if name in places:
                 path = home() / "factory" / name
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                path.write_bytes(base64.b64decode(content))
+                try:
+                    path.write_bytes(base64.b64decode(content))
+                except ValueError:
+                    raise CondorError(f"{self.login.name}: {name} does not come as base64: {content[:80]!r}") from None
 
     # ---- files there -------------------------------------------------------------------------------
 
@@ -200,7 +208,7 @@ class RemoteAccessPoint:
     def _forget(self, version: str) -> None:
         """Delete other bundles, but for those that jobs in the queue are to start from."""
         jobs = self.jobs(f"{Job.ENTRY} =!= undefined", ["Cmd"])
-        used = {PurePosixPath(job["Cmd"]).parent.name for job in jobs} | {version}
+        used = {PurePosixPath(str(job.get("Cmd"))).parent.name for job in jobs} | {version}
         if old := [f"{self._base}/bundles/{each}" for each in self.versions() if each not in used]:
             self.shell('rm -rf "$0" "$@"', *old)
 
@@ -265,6 +273,13 @@ class RemoteAccessPoint:
             late = f"no answer within {command[1]} s, or another command holds the lock there"
             raise CondorError(f"{self.login.name}: {late if said.code == TIMED_OUT else said.last_words}")
         return said.output
+
+
+def job_file_line(name: str, value: str) -> str:
+    """A line of a job file; CondorError where it would become several, which may say anything."""
+    if re.search(r"[\x00-\x1f\x7f]", value) or value.endswith("\\"):
+        raise CondorError(f"{name}: a job file cannot have this value in one line: {value!r:.200}")
+    return f"{name} = {value}"
 
 
 @cache
