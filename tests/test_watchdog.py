@@ -9,11 +9,12 @@ import time
 
 import pytest
 
-from glide.condor import AccessPoint
+from glide.condor import AccessPoint, home
 from glide.condor import access_point as access_point_module
 from glide.condor.bounded import isolated
+from glide.condor.names import in_environment
 from glide.config import SiteFile
-from glide.errors import CondorError
+from glide.errors import CondorError, InputError
 from glide.factory import daemon
 from glide.factory.apply import Hands
 from glide.factory.daemon import Factory
@@ -21,6 +22,7 @@ from glide.factory.plan import Action, plan
 from glide.factory.snapshot import Snapshot
 from glide.factory.watchdog import notify
 from glide.template import Template
+from tests.conftest import eventually
 from tests.test_plan import demand, site
 
 HANGS = """
@@ -125,3 +127,41 @@ def test_a_log_on_a_full_disk_ends_nothing():
     with open("/dev/full", "wb", buffering=0) as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full)
     assert done.stdout == b"went on\n"
+
+
+@pytest.mark.pool
+def test_a_value_with_spaces_and_quotes_reaches_a_jobs_environment(pool, access_point, tmp_path):
+    """As the factory gives the path of an interpreter, in a checkout that may be anywhere."""
+    path = '/a b/it\'s "q" $(HOME)/python:python3'
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    script = folder / "say.sh"
+    script.write_text('#!/bin/sh\nprintf %s "$GLIDE_PYTHON"\n')
+    script.chmod(0o700)
+    macros = {"folder": str(folder), "python": in_environment(path).replace("$", "$(DOLLAR)")}
+    description = (
+        "executable = $(folder)/say.sh\ntransfer_input_files = $(folder)/say.sh\ninitialdir = $(folder)\n"
+        'output = said\nenvironment = "GLIDE_PYTHON=$(python)"\nrequest_cpus = 1\n'
+        "request_memory = 10\nrequest_disk = 10\nqueue\n"
+    )
+    cluster = access_point.submit(description, macros)
+    try:
+        eventually(lambda: (folder / "said").exists() and (folder / "said").read_text() == path, "the job said it")
+    finally:
+        access_point.remove(f"ClusterId == {cluster}", "the test is over")
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a"b', "a$b", "a\\b", "a\nb"])
+def test_a_home_that_htcondor_cannot_use_is_an_error_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / name))
+    with pytest.raises(InputError, match="set GLIDE_HOME to another one"):
+        home()
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "it's fine"))
+    assert home() == tmp_path / "it's fine"
+
+
+def test_a_home_that_cannot_be_written_is_an_error_with_its_name(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(InputError, match=r"file/home: Not a directory; set GLIDE_HOME"):
+        daemon.folder(site())

@@ -32,7 +32,7 @@ from glide.web.sight import LOOK_SECONDS, Sight, View
 from tests.conftest import SweepFolder, eventually
 from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
-from tests.web_rig import WebProcess, stumbles, view_of
+from tests.web_rig import WebProcess, hangs, stumbles, view_of
 
 pool_test = pytest.mark.pool
 ROUTES = ("/", "/status.json", "/entry/here", "/entry/here.json", "/run?name=x", "/run.json?name=x", "/metrics",
@@ -224,6 +224,11 @@ def test_a_mistake_of_ours_is_told_and_the_next_look_is_a_look_again():
     see = Sight(stumbles)
     assert "an error in glide" in eventually(lambda: see().trouble, "it says so")
     eventually(lambda: see().answered, "it looks again")
+
+
+def test_a_look_that_hangs_is_ended_and_told():
+    see = Sight(hangs, longest=0.5)
+    eventually(lambda: "no answer from the pool within" in see().trouble, "it says so")
 
 
 def test_a_site_file_that_is_being_edited_hides_no_other_site(pool, tmp_path, monkeypatch):

@@ -82,3 +82,9 @@ def stumbles(pipe: Connection) -> None:
 def view_of(snapshot: Snapshot, *sites: SiteFile) -> View:
     """What pages and metrics show of a look like this, as the process that looks would tell it."""
     return View().after((snapshot, document(snapshot, [Site(site) for site in sites])))
+
+
+def hangs(pipe: Connection) -> None:
+    """Does not answer, as a call of the bindings to a daemon that is stopped."""
+    pipe.recv()
+    pipe.recv()

@@ -68,7 +68,7 @@ class Offers(Share):
 
     def find(self, tree: str) -> Offer | None:
         if tree not in self.offers and tree.isalnum():
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, RecursionError):
                 parcel = Parcel.from_fields(json.loads((self.folder / "offers" / tree).read_text("utf-8")))
                 self.offers[tree] = Offer(Tree(parcel.files), parcel.key, Path(parcel.path))
         return super().find(tree)

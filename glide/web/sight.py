@@ -17,6 +17,7 @@ from glide.report.status import document
 from glide.web.eyes import look_on, mistaken
 
 LOOK_SECONDS = 2.0  # at most one look so often, however many ask
+LONGEST_LOOK = 120.0  # seconds; each source gives up after 20, and there may be several
 PATIENCE_SECONDS = 3.0  # whoever asks waits no longer for a look, and gets the one before
 
 Run = tuple[str, str, str]  # name, user, template
@@ -81,10 +82,12 @@ class Sight:
 
     Args:
         looks: what the process that looks does, at the other end of a pipe.
+        longest: seconds that a look may take; after that its process is killed, and the next look starts another.
     """
 
-    def __init__(self, looks: Callable[[Connection], None] = look_on) -> None:
+    def __init__(self, looks: Callable[[Connection], None] = look_on, longest: float = LONGEST_LOOK) -> None:
         self._looks = looks
+        self._longest = longest
         self._view = View(trouble="the first look has not come back yet")
         self._changed = threading.Condition()
         self._begun = 0.0  # when the look that is under way began, monotonic; 0 while there is none
@@ -115,7 +118,14 @@ class Sight:
                     child.start()
                     theirs.close()
                 ours.send(None)
+                if not ours.poll(self._longest):
+                    child.kill()
+                    child.join()
+                    raise TimeoutError
                 view = self._view.after(ours.recv())
+            except TimeoutError:
+                child = None
+                view = self._view.after(f"no answer from the pool within {self._longest:.0f} s")
             except (EOFError, OSError):
                 child = None
                 view = self._view.after("the process that looks at the pool has died; the next look starts another")
