@@ -12,7 +12,7 @@ import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool
 from glide.condor.access_point import value
-from glide.condor.knobs import PROTECTED, VITAL
+from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import PROGRAMS
 from glide.invoke.carriers import read_results
 from glide.template import Template
@@ -209,6 +209,8 @@ def test_a_starter_that_changes_what_it_may_changes_nothing_that_counts(pool, ac
     finally:
         access_point.remove(job, "the test is over")
     assert set(VITAL) <= set(names.split())
+    line = f"\nPROTECTED_JOB_ATTRS = {protected()}\n"
+    assert line in (Path(__file__).parents[1] / "docs" / "admin.md").read_text("utf-8")
 
 
 def test_lanes_run_tickets_alone(pool, submit, finish, access_point, collector, tmp_path):

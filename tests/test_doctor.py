@@ -187,7 +187,7 @@ def test_knobs_of_the_running_daemons_with_what_they_cost(clinic):
         "NEGOTIATOR_UPDATE_INTERVAL": "300", "SCHEDD_INTERVAL": "300", "SCHEDD_MIN_INTERVAL": "5",
         "JOB_START_COUNT": "1", "JOB_START_DELAY": "2", "MAX_JOBS_RUNNING": "4", "MAX_JOBS_PER_OWNER": "8",
         "MAX_CONCURRENT_UPLOADS_PER_USER": "2", "GUIDANCE_KEEP_CALM_AND": "False", "CONDOR_FSYNC": "True",
-        "EVENT_LOG": "",
+        "EVENT_LOG": "", "PROTECTED_JOB_ATTRS": "",
     }  # fmt: skip
     with clinic.configured(**hurting):
         clinic.finds(
@@ -203,6 +203,7 @@ def test_knobs_of_the_running_daemons_with_what_they_cost(clinic):
             ("queue", "warning", "MAX_CONCURRENT_UPLOADS_PER_USER = 2: of 6", "MAX_CONCURRENT_UPLOADS_PER_USER = 0"),
             ("queue", "warning", "five seconds per job are lost", "GUIDANCE_KEEP_CALM_AND = True"),
             ("queue", "warning", "a disk flush for each job", "CONDOR_FSYNC = False"),
+            ("protection", "critical", "nodes can change LimitDirectoryAccess", "PROTECTED_JOB_ATTRS = Limit"),
             ("losses", "warning", "noticed 14 s later", "EVENT_LOG = $(LOG)/EventLog"),
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import pytest
 
 from glide.condor.bounded import Unseen, ask
 from glide.condor.configuration import Configuration
+from glide.condor.knobs import protected
 from glide.condor.rights import Right
 from glide.config import SiteFile
 from glide.doctor.checks import CHECKS, judge
@@ -33,10 +34,11 @@ QUICK = {
 STARTING = {
     "SCHEDD_INTERVAL": 30, "SCHEDD_MIN_INTERVAL": 2, "GUIDANCE_KEEP_CALM_AND": True, "MAX_JOBS_RUNNING": 10,
     "MAX_JOBS_PER_OWNER": 10, "MAX_CONCURRENT_UPLOADS_PER_USER": 4, "JOB_START_COUNT": 15, "JOB_START_DELAY": 1,
+    "PROTECTED_JOB_ATTRS": protected(),
 }  # fmt: skip
 JOB = {
     "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.IDLE, "TransferInput": "in", "TransferExecutable": False,
-    "TransferOutput": "out", "WantIOProxy": True,
+    "TransferOutput": "out", "WantIOProxy": True, "LimitDirectoryAccess": "/dev/null", "WantRemoteUpdates": False,
 }  # fmt: skip
 LANE = {
     "MyType": "Machine", "Name": "slot1@a", "CondorVersion": VERSION.format("25.14.1"), "LastHeardFrom": NOW,
@@ -86,6 +88,11 @@ def found(facts: Facts) -> list[str]:
     ]
 
 
+def test_either_list_of_the_access_point_protects_jobs():
+    kept = {"PROTECTED_JOB_ATTRS": "", "IMMUTABLE_JOB_ATTRS": protected().upper().replace(", ", " ")}
+    assert found(healthy(schedd=Configuration(STARTING | kept))) == []
+
+
 def test_nothing_is_found_where_everything_is_just_within_its_limits():
     assert found(healthy()) == [] and worst(judge(healthy())) == Level.OK
 
@@ -105,6 +112,15 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})}, "PER_USER = 3: of 4"),
         ({"schedd": Configuration(STARTING | {"USE_PROCD": False})}, "half as many jobs a second"),
         ({"schedd": Configuration({**STARTING, "GUIDANCE_KEEP_CALM_AND": ""})}, "five seconds per job"),
+        ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": ""})},
+         "protection critical nodes can change LimitDirectoryAccess, Iwd"),
+        ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": protected().replace(" Cmd,", "")})},
+         "protection critical nodes can change Cmd of"),
+        ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": "", "LIMIT_DIRECTORY_ACCESS": "/scratch"})},
+         "protection critical nodes can change UserLog, Cmd"),
+        ({"jobs": ({**JOB, "LimitDirectoryAccess": ""},)}, "jobs critical 1 invocation job (1.0) let their node read"),
+        ({"jobs": ({**JOB, "WantRemoteUpdates": True},)}, "jobs critical 1 invocation job (1.0) let whatever runs"),
+        ({"sites": (Site("s.yaml", View(site(knobs={"GLIDE_RUNS": "True"}))),)}, "and not tickets alone"),
         ({"embedded": True}, "CONDOR_FSYNC = True"),
         ({"event_log": EventLog("/log", False)}, "losses warning EVENT_LOG /log cannot be read"),
         ({"programs": Programs(VERSION.format("25.8.1"))}, "versions critical the bindings are 25.8.1"),

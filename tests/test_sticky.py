@@ -159,6 +159,7 @@ def test_what_is_no_template_or_too_large_or_somebody_elses_code_is_refused(serv
     object.__setattr__(broken, "to_json", lambda: "{")
     assert stick(server, broken)[0] == Exit.INPUT
     shared = serve(users_code=False)
+    assert lanes(shared) == {1: ("", State.BLANK), 2: ("", State.BLANK)}
     code, words = stick(shared, code)
     assert code == Exit.INPUT and "hers brings a user's code, which this entry does not allow" in words
 

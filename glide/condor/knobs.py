@@ -101,8 +101,7 @@ PROTECTED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Without these a node gets at the user's other files, or has code of its own run as the user.
 VITAL = (
-    "LimitDirectoryAccess", "Iwd", "TransferInput", "UserLog", "Cmd", "Environment", "Requirements", "OnExitRemove",
-    "SUBMIT_Iwd", Job.SPEC,
+    "LimitDirectoryAccess", "Iwd", "TransferInput", "UserLog", "Cmd", "Environment", "SUBMIT_Iwd", Job.SPEC,
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ _AD = (
 )  # fmt: skip
 _JOB = (
     "ClusterId", "ProcId", "HoldReason", "TransferInput", "TransferExecutable", "In", "TransferOutput",
-    "JobLeaseDuration", "WantIOProxy",
+    "JobLeaseDuration", "WantIOProxy", "LimitDirectoryAccess", "WantRemoteUpdates",
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
 _NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'

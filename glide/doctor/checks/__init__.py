@@ -47,6 +47,7 @@ CHECKS = (
     Check("rights", "what access point and collector let us and glideins do", ("rights",), access.rights),
     Check("matching", "the negotiator's intervals", ("negotiator",), knobs.matching, knobs.source),
     Check("queue", "the schedd's intervals and limits", ("schedd",), knobs.queue),
+    Check("protection", "what nodes may change in their jobs", ("schedd",), knobs.protection),
     Check("losses", "the access point's event log", ("event_log",), knobs.losses),
     Check("glidein knobs", "HTCondor's settings in site files", (), knobs.glideins),
     Check("jobs", "how invocation jobs are written", ("jobs", "schedd"), jobs.habits),

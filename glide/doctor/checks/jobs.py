@@ -47,6 +47,16 @@ HABITS: tuple[tuple[Callable[[Ad], bool], Level, str, str], ...] = (
         "cannot stream to the access point: with a lost lane all their records are lost, those that are finished too",
         "want_io_proxy = true",
     ),
+    (
+        lambda job: job.get("WantIOProxy") is True and not job.get("LimitDirectoryAccess"), Level.CRITICAL,
+        "let their node read and write every file here that their user can",
+        'My.LimitDirectoryAccess = "/dev/null"',
+    ),
+    (
+        lambda job: job.get("WantIOProxy") is True and job.get("WantRemoteUpdates") is not False, Level.CRITICAL,
+        "let whatever runs on their node change the job",
+        "My.WantRemoteUpdates = false",
+    ),
 )  # fmt: skip
 MANY_INPUTS = (
     "send more than one file to the node, the executable counted: five seconds per job are lost in most of them",

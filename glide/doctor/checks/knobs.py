@@ -5,13 +5,16 @@ The numbers were measured with glide's benchmarks on HTCondor 25.14.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from glide.condor.configuration import Configuration
+from glide.condor.knobs import VITAL, protected
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
+PROTECTING = ("PROTECTED_JOB_ATTRS", "IMMUTABLE_JOB_ATTRS")
 STARTS = 15.0  # jobs a second that an access point can start: less than that is the knob's fault
 
 
@@ -51,12 +54,18 @@ NEGOTIATOR = (*(knob.name for knob in MATCHING), "NEGOTIATOR_UPDATE_INTERVAL", "
 SCHEDD = (
     *(knob.name for knob in QUEUE), "JOB_START_COUNT", "JOB_START_DELAY", "MAX_JOBS_RUNNING", "MAX_JOBS_PER_OWNER",
     "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
+    *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
+LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")  # what an access point's own limit makes harmless
 # What an entry's `knobs` had better not say of its glideins.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
     "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after that many seconds each job waits for a match again"),
     "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs a second"),
     "UPDATE_INTERVAL": (lambda value: float(value) > 60, "what lanes are is known so many seconds late"),
+    "GLIDE_RUNS": (
+        lambda value: True,
+        "its lanes run programs of their owners, and not tickets alone, as the glideins' account",
+    ),
     "START": (lambda value: True, "it replaces the condition that a lane takes jobs of its own model and owner alone"),
 }
 
@@ -105,6 +114,19 @@ def queue(facts: Facts) -> Iterator[Finding]:
         yield warning(
             "CONDOR_FSYNC = True: a disk flush for each job of a queue that need not outlive a power cut",
             _write("CONDOR_FSYNC", "False", "embedded pool"),
+        )
+
+
+def protection(facts: Facts) -> Iterator[Finding]:
+    """What a node may change in a job that streams its results."""
+    told = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
+    kept = {name.lower() for name in re.split(r"[\s,]+", told)}
+    limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()  # which comes before a job's own
+    if missing := [name for name in VITAL if name.lower() not in kept and not (limit and name in LIMITED)]:
+        yield critical(
+            f"nodes can change {', '.join(missing)} of the jobs they run: with that they read and write the user's"
+            " files here, and run programs as the user on other nodes",
+            _write("PROTECTED_JOB_ATTRS", protected(), "access point"),
         )
 
 
