@@ -329,6 +329,16 @@ def test_a_value_of_another_kind_is_refused(refusal, line):
 
 
 @pytest.mark.parametrize(
+    "line",
+    ["glideins: true", "glideins: '2'", "timeout: .inf", "timeout: '60'", "batch: true", "pack: '4'", "pack: 1.5"],
+)
+def test_a_number_of_a_sweep_is_written_as_one(refusal, line):
+    key = line.partition(":")[0]
+    said = refusal(SWEEP.rstrip("\n") + f"\n{line}\n")
+    assert said and all(at == len(SWEEP.rstrip("\n").splitlines()) + 1 and key in text for at, text in said)
+
+
+@pytest.mark.parametrize(
     "text", ["Cpus >", "TARGET.Cpus >= 1 // at least one", "true) || (true", "", "$(HOME)", '"abc', "a; b", "A /* x"]
 )
 def test_requirements_that_htcondor_cannot_read_are_refused(refusal, text):

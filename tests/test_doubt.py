@@ -104,6 +104,7 @@ def test_a_journal_that_was_torn_is_read_to_its_last_whole_line(tmp_path):
     Journal(tmp_path).write(replace(BEFORE, failed=("later",)), [])
     Journal(tmp_path).write(replace(BEFORE, failed=("last",)), [])
     assert journal.latest()["unseen"] == ["last"]
+    assert [line["unseen"] for line in journal.lines()] == [[], ["later"], ["last"]]
 
 
 def test_a_journal_does_not_grow_for_ever(tmp_path, monkeypatch):

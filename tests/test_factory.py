@@ -183,6 +183,20 @@ def test_the_embedded_pool_is_found_without_being_told(run_factory, pool):
     assert (pool.home / "factory" / "finding" / "journal.jsonl").exists()
 
 
+def test_files_of_a_factory_are_refused_as_names_of_entries(run_factory, ask, pool):
+    factory = run_factory("tidy", entry("shelf"))
+    factory.start()
+    place = pool.home / "factory" / "tidy"
+    ask(Template("shelf", "noop"))
+    eventually(lambda: (place / "journal.jsonl").exists() and (place / "shelf").exists(), "it has submitted")
+    assert command("factory", "drain", "shelf").returncode == Exit.OK
+    own = {path.name for path in place.iterdir() if not path.name.startswith(".")} - {"shelf"}
+    assert {"lock", "file", "journal.jsonl", "drained", "peers", "accounts"} <= own
+    for name in own:
+        with pytest.raises(ValueError, match="a file of its own"):
+            SiteFile.model_validate({"site": "s", "entries": [{"name": name, "max_glideins": 1}]})
+
+
 def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point):
     factory = run_factory("closing", entry("door"))
     factory.start()

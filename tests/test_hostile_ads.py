@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
-from glide.condor import names
+from glide.condor import bindings, names
+from glide.condor.access_point import quoted, value
 from glide.config import SiteFile
 from glide.errors import CondorError
 from glide.factory import ads
@@ -175,9 +176,9 @@ def test_a_text_from_a_node_commands_no_terminal():
 
 def test_a_line_of_a_job_file_stays_one_line():
     assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
-    for value in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
+    for text in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
         with pytest.raises(CondorError, match="cannot have this value in one line"):
-            job_file_line("requirements", value)
+            job_file_line("requirements", text)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +198,18 @@ def test_one_entry_that_fails_in_an_unknown_way_blinds_itself_alone(text):
     queue: Any = Queue([JOB], [], [], GOOD)
     snapshot = take(lambda: queue, queue, [(broken, ["far"])])
     assert not snapshot.failed and "an error in glide: ZeroDivisionError" in snapshot.blind["far"]
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"])))
+@example('"; x = "\n\\')
+def test_a_quoted_text_is_one_string_in_one_line(text):
+    written = quoted(text)
+    assert bindings.classad2.ExprTree(written).eval() == text.replace("\0", "?")
+    assert "\n" not in written and "\r" not in written
+
+
+def test_a_value_of_a_job_file_is_one_line():
+    assert value('{"a": "b"}') == '"{\\"a\\": \\"b\\"}"'
+    for text in ("a\nqueue 9", "a\\"):
+        with pytest.raises(CondorError):
+            value(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -61,6 +63,15 @@ def test_a_call_that_hangs_is_ended_and_one_within_it_is_direct():
     assert isolated(lambda: isolated(lambda: 7)) == 7
     with pytest.raises(CondorError, match=r"an error in glide: ZeroDivisionError.*test_watchdog\.py:\d+"):
         isolated(lambda: 1 // 0)
+
+
+def test_a_fork_that_fails_is_an_error_like_others(monkeypatch):
+    def no_fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    with pytest.raises(CondorError, match="cannot start a process: Resource temporarily unavailable"):
+        isolated(lambda: 7)
 
 
 @pytest.mark.pool

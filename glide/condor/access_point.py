@@ -5,6 +5,7 @@ The bindings are used here, in the collector's module beside it, and nowhere els
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ SPOOLING_INPUT = 16  # HTCondor's hold code
 SPOOL_SECONDS = 45.0  # a client that spools for longer has died over it
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _USERS: dict[str, str] = {}  # who we are, by access point: that does not change while we live
 
 
@@ -167,13 +169,20 @@ def parameter(name: str) -> str | None:
 
 
 def value(text: str) -> str:
-    """A string as an attribute's value in a job file, where only quotes are escaped; it may not end in a backslash."""
+    """A string as an attribute's value in a job file, where only quotes are escaped.
+
+    Raises:
+        CondorError: it has a line break, or ends in a backslash: it would say more than one value.
+    """
+    if _CONTROL.search(text) or text.endswith("\\"):
+        raise CondorError(f"no attribute of a job can have this value in a job file: {text!r:.200}")
     return '"' + text.replace('"', '\\"') + '"'
 
 
 def quoted(text: str) -> str:
-    """A string in a ClassAd expression."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A string in a ClassAd expression, in one line whatever characters it has."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + _CONTROL.sub(lambda found: f"\\{ord(found[0]) or ord('?'):03o}", escaped) + '"'
 
 
 def any_of(jobs: Iterable[str]) -> str:

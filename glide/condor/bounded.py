@@ -52,11 +52,14 @@ def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answe
     """Return what a call of the bindings returns; where this process is itself such a process, call directly.
 
     Raises:
-        CondorError: the call took longer than `seconds`, or it raised an error.
+        CondorError: the call took longer than `seconds`, or it raised an error, or no process can be started.
     """
     if multiprocessing.current_process().daemon:
         return call()
-    answer = ask({"call": call}, seconds)["call"]
+    try:
+        answer = ask({"call": call}, seconds)["call"]
+    except OSError as error:
+        raise CondorError(f"cannot start a process: {error.strerror}") from None
     if isinstance(answer, Unseen):
         raise CondorError(answer.reason)
     return answer

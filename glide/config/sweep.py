@@ -10,14 +10,13 @@ from pydantic import (
     AfterValidator,
     Field,
     JsonValue,
-    PositiveFloat,
     TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )  # fmt: skip
 
-from glide.config.reading import Name, Strict
+from glide.config.reading import Name, Number, Strict, Whole
 from glide.server.engines import engine_class
 from glide.server.engines.openai import NOT_A_SITES
 from glide.template.spec import Keep
@@ -62,7 +61,9 @@ class ModelSpec(Strict):
     keep: Keep = "state"
     environment: str | None = None
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
-    budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], PositiveFloat] = Field(default_factory=dict)
+    budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
 
     @field_validator("engine")
     @classmethod
@@ -151,7 +152,7 @@ class SweepFile(Strict):
     generate: dict[str, JsonValue] = Field(default_factory=dict)
     expect: str | None = None
     out: str = "results"
-    glideins: int = Field(1, ge=1)
-    timeout: float = Field(600.0, gt=0)
-    batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    pack: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    glideins: Whole = Field(1, ge=1)
+    timeout: Number = Field(600.0, gt=0)
+    batch: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"
+    pack: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"

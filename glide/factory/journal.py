@@ -56,8 +56,12 @@ class Journal:
             self.path.replace(self._rotated)
         spent = {did: round(seconds, 1) for did, seconds in self.spent.items()}
         measured = {"records": self.totals.of(SERVED), "errors": self.totals.of(ERRORS), "glidein_seconds": spent}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **told, **measured}) + "\n")
+        line = json.dumps({"time": round(time.time(), 3), **told, **measured}) + "\n"
+        with self.path.open("ab+") as file:
+            # Where the disk was full, the last line may have no end.
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                line = "\n" + line
+            file.write(line.encode())
         self.last, self.told = told, snapshot.now
         self.spent.clear()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 15.0
 KEEPALIVE_SECONDS = 15
+MOST_BYTES = 1 << 28  # that a command may write; the queue of a large pool is a tenth of that
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds; a host that is down is not to be asked at every cycle
 
 
@@ -83,7 +84,9 @@ class Link:
             with suppress(OSError):  # it has ended without reading all, and says why
                 channel.sendall(stdin)
                 channel.shutdown_write()
-            output, errors = (file.read().decode(errors="replace") for file in _outputs(channel))
+            output, errors = (file.read(MOST_BYTES) for file in _outputs(channel))
+            if MOST_BYTES in (len(output), len(errors)):
+                raise OSError(f"a command there wrote more than {MOST_BYTES >> 20} MB")
             code = channel.recv_exit_status()
             channel.close()
         except Exception:
@@ -94,7 +97,7 @@ class Link:
             timer.cancel()
         if code == -1:
             raise TimeoutError if late.is_set() else EOFError
-        return Said(code, output, errors)
+        return Said(code, *(written.decode("utf-8", "replace") for written in (output, errors)))
 
     def close(self) -> None:
         """Give the connection up; the next command opens another one."""
