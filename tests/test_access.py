@@ -240,6 +240,11 @@ def test_lanes_run_tickets_alone(pool, submit, finish, access_point, collector, 
     dodging = f"ifThenElse(TARGET.{Machine.ID} =!= undefined, {{}}, {{}})"
     cunning = {
         "variable": submit("variable", **{"My.Environment": dodging.format('""', value(environment))}, **transferred),
+        "remapped": submit(
+            "remapped",
+            **{"My.TransferInputRemaps": dodging.format("undefined", value(f"evil.sh={mark}"))},
+            **transferred,
+        ),
         "outside": submit("outside", arguments=f"outside.jsonl {mark}"),
     }
     pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(fake))

@@ -13,16 +13,11 @@ from glide.server import settings as server_settings
 from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
-# Attributes by which a job has a starter run something else than its program, or run it elsewhere.
+# Attributes by which a job has a starter run something else than its program, or write outside the job's folder.
 PROGRAMS = (
-    "PreCmd",
-    "PostCmd",
-    "ToolDaemonCmd",
-    "TransferPlugins",
-    "DockerImage",
-    "ContainerImage",
-    "SingularityImage",
-)
+    "PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins", "DockerImage", "ContainerImage", "SingularityImage",
+    "TransferInputRemaps", "StarterUserLog", "ManifestDesired", "ManifestDir",
+)  # fmt: skip
 # What a job must be to run on a lane. It is matched by the reference to the ticket, and activated by the ticket's path.
 TICKET = " && ".join((
     "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
@@ -108,15 +103,10 @@ def preparation(node: Node) -> str:
     START accepts jobs that look right. But a job may describe its program or environment by an expression that START
     and the starter evaluate to different values, and BASH_ENV or LD_PRELOAD would run code before the ticket does.
     """
-    return f"""#!/bin/sh
-echo 'Cmd = "{node.invoke}"
-TransferExecutable = false
-Environment = ""
-Env = ""
-ToolDaemonCmd = undefined
-PreCmd = undefined
-PostCmd = undefined'
-"""
+    given = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
+    given |= dict.fromkeys(PROGRAMS, "undefined")
+    lines = "\n".join(f"{name} = {value}" for name, value in given.items())
+    return f"#!/bin/sh\necho '{lines}'\n"
 
 
 def render(settings: Settings, node: Node) -> str:
@@ -195,7 +185,8 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
         # Whoever submits: the ticket, and nothing else. A job's own keyword does not count where one is set here.
-        "GLIDE_RUNS": TICKET, "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB": str(node.prepare),
+        "GLIDE_RUNS": TICKET,
+        "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
