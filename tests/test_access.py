@@ -245,6 +245,8 @@ def test_lanes_run_tickets_alone(pool, submit, finish, access_point, collector, 
             **{"My.TransferInputRemaps": dodging.format("undefined", value(f"evil.sh={mark}"))},
             **transferred,
         ),
+        "errors": submit("errors", **{"My.TransferErr": dodging.format("true", "false"), "My.Err": value(str(mark))}),
+        "logged": submit("logged", **{"My.StarterUserLog": dodging.format("undefined", value(str(mark)))}),
         "outside": submit("outside", arguments=f"outside.jsonl {mark}"),
     }
     pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(fake))
