@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from glide.condor import AccessPoint, EmbeddedPool
+from glide.condor import AccessPoint, EmbeddedPool, bindings
 from glide.condor.access_point import value
 from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import PROGRAMS
 from glide.invoke.carriers import read_results
+from glide.server.stream import classad_string
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -167,6 +168,15 @@ def test_nodes_reach_only_what_their_job_is_for(pool, guarded, submit, finish, a
 
     for ad in eventually(told, "its glideins end"):
         assert ad[Job.STATE] == State.WARM and ad[Job.STATE_SINCE] > 0
+
+
+@pytest.mark.parametrize("text", ['a "b" \\', "two\nlines\x00", "é" * 2000, '"' * 2000, "\\" * 2000, "\ud800", ""])
+def test_a_report_is_one_string_that_the_starter_takes(text):
+    expression = classad_string(text)
+    assert len(expression.encode(errors="replace")) <= 993 and expression.isprintable()
+    found = bindings.classad2.ExprTree(expression).eval()
+    shown = "".join(each if each.isprintable() else " " for each in text)
+    assert isinstance(found, str) and shown.startswith(found) and len(found) >= min(len(text), 400)
 
 
 ROGUE = """#!/bin/sh

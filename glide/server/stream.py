@@ -58,7 +58,7 @@ class Chirp:
         Its name begins with `Chirp`. Other attributes, and sooner, can be set only with want_io_proxy, which would let
         any code on the node change the job.
         """
-        words = str(value) if isinstance(value, int) else _classad_string(value)
+        words = str(value) if isinstance(value, int) else classad_string(value)
         # The starter answers 1 where it refuses the name.
         if await self._ask(f"set_job_attr_delayed {name} {_word(words)}") != 0:
             raise OSError(f"the starter does not take {name}: CHIRP_DELAYED_UPDATE_PREFIX is not HTCondor's default")
@@ -80,7 +80,7 @@ class Chirp:
         return line
 
 
-def _classad_string(text: str) -> str:
+def classad_string(text: str) -> str:
     """Return the text in quotes, as much of it as the starter takes."""
     parts: list[str] = []
     room = LONGEST
