@@ -22,7 +22,7 @@ demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own
 	@set -e; export GLIDE_HOME=$$(mktemp -d -t glide-demo-XXXXXX); \
 	trap '$(BIN)/glide pool down >/dev/null; rm -rf "$$GLIDE_HOME"' EXIT; \
 	$(BIN)/glide pool up; eval "$$($(BIN)/glide pool env)"; \
-	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml
+	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml --again
 
 test: setup  ## all tests, those on a real embedded pool included
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
@@ -49,5 +49,5 @@ docs: .venv/ready  ## write docs/reference.md from the program, and docs/results
 	$(BIN)/python docs/results.py
 
 clean:  ## remove what setup and tests made here (the HTCondor cache stays)
-	rm -rf .venv .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache results
+	rm -rf .venv .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache results results.[0-9]*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

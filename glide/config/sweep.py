@@ -133,7 +133,7 @@ class SweepFile(Strict):
     Attributes:
         name: of its jobs, and of its report.
         model: what to load.
-        records: a JSON object a line, each with a unique string custom_id; also FEVER's own format, CSV, Parquet.
+        records: a JSON object a line, each with a unique string custom_id; also FEVER's own format, CSV, TSV, Parquet.
             Relative to the sweep file.
         prompts: by name. `{field}` takes a record's field, `{{` is a brace.
         generate: options of the generation, as max_new_tokens or do_sample; text is greedy unless do_sample is true.

@@ -122,7 +122,7 @@ def _write_programs(node: Node) -> None:
     """Write what starts the node's Python with glide's code, and what the starter runs before each job."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
     node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n', "utf-8")
-    node.prepare.write_text(preparation(node))
+    node.prepare.write_text(preparation(node), "utf-8")
     for program in (node.launcher, node.prepare, node.invoke, node.advertise):
         program.chmod(stat.S_IRWXU)
 
