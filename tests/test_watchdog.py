@@ -18,6 +18,7 @@ from glide.condor.names import in_environment
 from glide.config import SiteFile
 from glide.errors import CondorError, InputError
 from glide.factory import daemon
+from glide.factory import room as rooms
 from glide.factory.apply import Hands
 from glide.factory.daemon import Factory
 from glide.factory.plan import Action, plan
@@ -99,6 +100,18 @@ def test_a_mistake_about_one_template_costs_that_template_alone():
     actions = {action.template: action for action in plan(Snapshot(demands=demands), small)}
     assert actions["T"].action == "wait" and "an error in glide: OverflowError" in actions["T"].reason
     assert (actions["U"].action, actions["U"].count) == ("submit", 1)
+
+
+def test_a_mistake_about_one_entry_costs_that_entry_alone(monkeypatch):
+    right = rooms.of_entry
+    monkeypatch.setattr(
+        rooms, "of_entry", lambda entry, *rest: right(entry, *rest) if entry.name == "there" else 1 // 0
+    )
+    both = site({"name": "here", "max_glideins": 4}, {"name": "there", "max_glideins": 1})
+    submit, *_ = plan(Snapshot(demands=(demand(wanted=1),)), both)
+    assert (submit.action, submit.entry, submit.count) == ("submit", "there", 1)
+    (wait,) = plan(Snapshot(demands=(demand(wanted=1),)), site())
+    assert wait.action == "wait" and "an error in glide: ZeroDivisionError" in wait.reason
 
 
 @pytest.mark.pool

@@ -6,8 +6,9 @@ Needs neither clock nor HTCondor; `glide factory plan` prints its result and `ap
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from glide.config import Entry, SiteFile
@@ -77,7 +78,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     whole = rooms.of_site(site, snapshot)
     # Where glideins were worth most comes first, else the file's order counts.
     ranked = sorted(site.entries, key=lambda entry: -rooms.usefulness(entry, snapshot))
-    found = [(entry, rooms.of_entry(entry, snapshot, drained)) for entry in ranked]
+    found = [(entry, _room(entry, snapshot, drained)) for entry in ranked]
     lacks: list[Lack] = []
     taken: set[str] = set()  # idle glideins that are to load something
     owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
@@ -91,15 +92,31 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         except Exception as error:  # costs this template alone, for anybody may describe one
             actions.append(Action("wait", ranked[0].name, template, 0, mistake(error)))
     for entry, space in found:
-        actions += _ready(entry, snapshot, space, whole)
+        actions += _apart(entry.name, partial(_ready, entry, snapshot, space, whole))
     for entry in seen:
         mine = [lack for lack in lacks if entry.name in lack.entries]
-        retired = _retire(entry, snapshot, sum(lack.missing for lack in mine))[: entry.removals_per_cycle]
+        unmet = sum(lack.missing for lack in mine)
+        retired = _apart(entry.name, partial(_retire, entry, snapshot, unmet))[: entry.removals_per_cycle]
         actions += retired
-        gone = len(retired)
+        gone = sum(action.action == "remove" for action in retired)
         for lack in mine:
             lack.missing, gone = max(0, lack.missing - gone), max(0, gone - lack.missing)
     return actions
+
+
+def _apart(entry: str, decide: Callable[[], list[Action]]) -> list[Action]:
+    """One entry's actions; a mistake in glide costs this entry alone."""
+    try:
+        return decide()
+    except Exception as error:
+        return [Action("wait", entry, "", 0, mistake(error))]
+
+
+def _room(entry: Entry, snapshot: Snapshot, drained: Collection[str]) -> Room:
+    try:
+        return rooms.of_entry(entry, snapshot, drained)
+    except Exception as error:
+        return Room(0, mistake(error), full=False)
 
 
 def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[str] | None = None) -> list[Action]:
