@@ -6,6 +6,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import sys
@@ -121,7 +122,8 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
 def _write_programs(node: Node) -> None:
     """Write what starts the node's Python with glide's code, and what the starter runs before each job."""
     # HTCondor names its children after their role; Python finds its packages by its own name, so a shell between.
-    node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{node.folder}/code" exec "{node.python}" "$@"\n', "utf-8")
+    code, python = shlex.quote(f"{node.folder}/code"), shlex.quote(node.python)
+    node.launcher.write_text(f'#!/bin/sh\nPYTHONPATH={code} exec {python} "$@"\n', "utf-8")
     node.prepare.write_text(preparation(node), "utf-8")
     for program in (node.launcher, node.prepare, node.invoke, node.advertise):
         program.chmod(stat.S_IRWXU)

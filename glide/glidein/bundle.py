@@ -12,8 +12,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent
 # What runs on nodes, and nothing that needs more than the standard library and the engine's own packages.
 NODE_CODE = (
-    "__init__.py", "errors.py", "job_ad.py", "parsl.py", "system.py", "vocabulary.py", "files", "template", "server",
-    "glidein", "invoke/ticket.sh", "server/advertise.sh",
+    "__init__.py", "arguments.py", "errors.py", "job_ad.py", "parsl.py", "system.py", "vocabulary.py", "files",
+    "template", "server", "glidein", "invoke/ticket.sh", "server/advertise.sh",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from glide.arguments import arguments, environment
 from glide.files.cache import default_folder
 from glide.files.peers import directory_command
 from glide.glidein.settings import Settings
@@ -133,8 +134,10 @@ def _place(settings: Settings, node: Node) -> dict[str, str]:
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.launcher),
-        "MODELSERVER_ARGS": f"-m glide.server {node.folder}/server.json {node.folder}/template.json {node.door}"
-                            f" {node.log}",
+        "MODELSERVER_ARGS": arguments(
+            ["-m", "glide.server", f"{node.folder}/server.json", f"{node.folder}/template.json", str(node.door),
+             str(node.log)]
+        ),
         # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
@@ -161,8 +164,8 @@ def _pool(settings: Settings) -> dict[str, str]:
 
 
 def _lanes(settings: Settings, node: Node) -> dict[str, str]:
-    environment = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
-    environment |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
+    variables = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
+    variables |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
     own = f"{Machine.OWNER} =?= undefined || {Machine.OWNER} =?= TARGET.User"
     settled = ",".join((State.BLANK, State.WARM, State.FAILED))
     owners = " || ".join(f'TARGET.User =?= "{owner}"' for owner in settings.owners)
@@ -189,7 +192,7 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
-        "STARTER_JOB_ENVIRONMENT": f'"{" ".join(f"{name}={value}" for name, value in environment.items())}"',
+        "STARTER_JOB_ENVIRONMENT": environment(variables),
         # Nothing about a lane's job is worth a look every few seconds.
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
         # Each look at the process table costs in proportion to all processes of the node, other glideins' included.
@@ -203,7 +206,8 @@ def _server(settings: Settings, node: Node) -> dict[str, str]:
     return {
         # WaitForExit: the job never exits, and its every "- update:true" goes to the collector.
         "STARTD_CRON_JOBLIST": "GLIDE",
-        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise), "STARTD_CRON_GLIDE_ARGS": f"{node.door} {settings.lanes}",
+        "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise),
+        "STARTD_CRON_GLIDE_ARGS": arguments([str(node.door), str(settings.lanes)]),
         "STARTD_CRON_GLIDE_MODE": "WaitForExit", "STARTD_CRON_GLIDE_PERIOD": "1",
     }  # fmt: skip
 

@@ -12,8 +12,18 @@ if [ -z "$python" ]; then
     echo "glidein: no $GLIDE_PYTHON on this node; set the entry's 'python' to one that is there" >&2
     exit 1
 fi
-# The server's words go to the access point as they are written; tail ends with the process this one becomes.
+# What the server and its engines write goes to the access point at once, but no more than MOST bytes of it; after these
+# what the server itself reports, an engine's last words for example. All this ends with the process that this one becomes.
+MOST=5000000
 : >logs/ModelServerLog
-tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null &
+unbuffered=$(command -v stdbuf >/dev/null && echo "stdbuf -o0") || true
+tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null | {
+    $unbuffered head -c $MOST
+    grep -a --line-buffered '^model server:' | {
+        IFS= read -r line || exit 0
+        printf '\nglidein: no more than the first %s bytes, and what the server reports:\n%s\n' $MOST "$line"
+        $unbuffered head -c $MOST
+    }
+} 2>/dev/null &
 # By its whole path: a job may have no PATH, and then Python does not know where it is itself.
 PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json
