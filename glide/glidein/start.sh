@@ -19,7 +19,7 @@ MOST=5000000
 unbuffered=$(command -v stdbuf >/dev/null && echo "stdbuf -o0") || true
 tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null | {
     $unbuffered head -c $MOST
-    grep -a --line-buffered '^model server:' | {
+    grep -a --line-buffered 'model server:' | {
         IFS= read -r line || exit 0
         printf '\nglidein: no more than the first %s bytes, and what the server reports:\n%s\n' $MOST "$line"
         $unbuffered head -c $MOST

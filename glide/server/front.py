@@ -9,27 +9,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections import deque
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from glide.server.batcher import Batcher
 from glide.server.engine import DeadEngine, EngineHandle
+from glide.server.engines import printable
 from glide.server.environment import Unusable
-from glide.server.job import Item, Job, oldest_first
+from glide.server.job import Item, Job
 from glide.server.log import say
 from glide.server.outer_job import tell_outer_job
 from glide.server.status import Status
 from glide.server.stream import ResultStream
 from glide.server.supply import Supply, Unfetched
-from glide.server.suspects import next_calls
 from glide.server.ticket import Ticket
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
 # What a node's disk is to blame for, and no record: other nodes have other disks.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 T = TypeVar("T")
@@ -53,17 +52,13 @@ class Front:
         self.native = native
         service = template.service["url"] if template.service else ""
         self.status = Status(template=template.digest, model=template.model, service=service)
-        self.jobs: list[Job] = []  # the oldest first
-        self.suspects: deque[list[Item]] = deque()  # calls to make alone, before anything else
-        self.flying: dict[int, Item] = {}
-        self.work = asyncio.Event()
+        self.batcher = Batcher(self._unwritten)
+        self.jobs = self.batcher.jobs
         self.came = asyncio.Event()  # a job
         self.settled = asyncio.Event()  # it has been warm, or has failed
         self.awaited = 0  # sticky jobs that wait for it
         self.used = time.monotonic()  # when it last had a job
         self.megabytes = template.megabytes
-        self.next_key = 0
-        self.finished = 0
         self.told_errors = 0
         self.living: asyncio.Task[None] | None = None
 
@@ -95,12 +90,12 @@ class Front:
                 self.came.clear()
                 if not self.jobs:
                     await self.came.wait()
-            finished = self.finished
+            finished = self.batcher.finished
             try:
                 await self._engine_life()
             except OSError as error:  # that this host can start no process, say
                 self._enter(State.FAILED, f"no engine: {error!r}")
-            barren = barren + 1 if self.finished == finished else 0
+            barren = barren + 1 if self.batcher.finished == finished else 0
             if barren >= BARREN_DEATHS:
                 self._enter(State.FAILED, f"the engine died {barren} times in a row; last: {self.status.failure}")
         self._send_away()
@@ -153,7 +148,7 @@ class Front:
             elif self.status.state != State.FAILED:
                 if self.lasting:
                     self._enter(State.BLANK, f"the engine {death}")
-                self._suspect(engine.begun, death)
+                self._count_errors(self.batcher.bury(engine.begun, death))
         finally:
             for task in tasks:
                 task.cancel()
@@ -184,7 +179,7 @@ class Front:
         elif "begin" in message:
             engine.begin([int(key) for key in message["begin"]])
         else:
-            self._finished(message["done"])
+            self._count_errors(self.batcher.settle(message["done"]))
             if "idle" in message:
                 self.status = replace(self.status, prefix_hits=message["prefix_hits"])
                 first = not self.status.served
@@ -235,7 +230,7 @@ class Front:
                 await engine.give_up(f"was {state} for more than its {budget:g} s")
             if engine.silent > self.template.budget(State.WARM):
                 await engine.give_up(f"has said nothing for {engine.silent:.0f} s, and has records to serve")
-            items = [self.flying[key] for key in engine.begun if key in self.flying]
+            items = self.batcher.running(engine.begun)
             if engine.begun_at is None or not items:
                 continue
             if all(item.job.gone for item in items):
@@ -247,65 +242,22 @@ class Front:
         while True:
             await engine.slots.acquire()
             # One that is ending gets no more: what came meanwhile is the next one's.
-            while engine.unused or not (items := self._take(warm["batch"], warm["window"])):
-                self.work.clear()
-                await self.work.wait()
-            # A job's are one object, and may be long.
-            options = {id(item.request.generate): item.request.generate for item in items}
-            kinds = {each: number for number, each in enumerate(options)}
-            serve = []
-            for item in items:
-                self.flying[self.next_key] = item
-                serve.append((self.next_key, item.request.prompt, kinds[id(item.request.generate)]))
-                self.next_key += 1
-                item.job.results.begun += 1
+            while engine.unused or not (items := self._next(warm)):
+                self.batcher.work.clear()
+                await self.batcher.work.wait()
             engine.sent(len(items))
-            await engine.send({"serve": serve, "generate": list(options.values())})
-            if self.suspects:  # alone means alone: the next call goes out when this one has come back
+            await engine.send(self.batcher.request(items))
+            if self.batcher.suspects:  # alone means alone: the next call goes out when this one has come back
                 await engine.drained()
 
-    def _take(self, batch: int, window: int) -> list[Item]:
-        """The next records: suspects alone, else about CALL_SECONDS of the jobs' work."""
-        if self.suspects:
-            return self.suspects.popleft()
-        pace = self.status.record_seconds
-        wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
-        return oldest_first(self.jobs, wanted)
+    def _next(self, warm: dict[str, Any]) -> list[Item]:
+        return self.batcher.take(warm["batch"], warm["window"], self.status.record_seconds)
 
-    def _finished(self, done: list[tuple[int, dict[str, Any]]]) -> None:
-        for key, result in done:
-            item = self.flying[key]
-            job = item.job
-            stamp = {"glidein": job.ticket.glidein, "attempts": item.attempts}
-            try:
-                if not job.gone:
-                    job.results.add({"custom_id": item.request.custom_id, **result, **stamp})
-            except OSError as error:
-                self._unwritten(job, error)
-            del self.flying[key]
-            job.unanswered -= 1
-            if job.unanswered == 0:
-                job.answered.set()
-        self.finished += len(done)
-        if errors := sum(result["error"] is not None for _, result in done):
+    def _count_errors(self, errors: int) -> None:
+        if errors:
             self.status = replace(self.status, errors=self.status.errors + errors)
             if self.status.errors >= 2 * self.told_errors:  # each time is a transaction of the access point
                 self._tell_outer_job()
-
-    def _suspect(self, begun: list[int], death: DeadEngine) -> None:
-        """Sort what was in the dead engine: the running call's records are suspects, the others only wait."""
-        suspects = [self.flying.pop(key) for key in begun if key in self.flying]
-        suspects = [item for item in suspects if not item.job.gone]
-        for item in reversed(self.flying.values()):
-            item.job.put_back(item)
-        self.flying.clear()
-        calls, culprit = next_calls(suspects, death.own_doing)
-        self.suspects.extendleft(reversed(calls))
-        if culprit is not None:
-            error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
-            self.flying[-1] = culprit
-            self._finished([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])
-        self.work.set()
 
     def _unwritten(self, job: Job, error: OSError) -> None:
         """A job's results cannot be written: it has to go elsewhere, and all jobs when it is the disk's fault."""
@@ -317,13 +269,19 @@ class Front:
 
     async def admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a ticket until all its records have a result, or the job or this server is gone."""
-        job = Job(ticket, writer, ResultStream(ticket.output, f"{ticket.input.name}.err", ticket.chirp))
+        try:
+            results = ResultStream(ticket.output, f"{ticket.input.name}.err", ticket.chirp)
+        except OSError as error:
+            writer.write(printable(f"its results cannot be written: {error}").encode() + b"\n")
+            writer.write(b"exit %d\n" % Exit.SERVER_LOST)
+            return
+        job = Job(ticket, writer, results)
         if self.status.state == State.FAILED:
             job.say(f"refused: {self.status.failure}")
             return job.dismiss(Exit.SERVER_LOST)
         self.jobs.append(job)
         self.came.set()
-        serving = asyncio.create_task(job.serve(self.work))
+        serving = asyncio.create_task(job.serve(self.batcher.work))
         streaming = asyncio.create_task(job.results.run(job.say))
         gone = asyncio.create_task(_end_of(reader))
         try:

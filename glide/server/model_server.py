@@ -126,13 +126,14 @@ class ModelServer:
         """Whether a visitor shows the secret. Those who do not are bounded in number and time, and hear nothing."""
         self.strangers.append(writer)
         if len(self.strangers) > MOST_STRANGERS:
-            self.strangers[0].transport.abort()
+            self.strangers.pop(0).transport.abort()
         try:
             return await self.door.knows(reader)
         except ValueError:  # a line without end
             return False
         finally:
-            self.strangers.remove(writer)
+            if writer in self.strangers:
+                self.strangers.remove(writer)
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         visitor = await self.door.visit(reader)
