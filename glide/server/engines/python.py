@@ -113,7 +113,7 @@ def _into_main(function: Callable) -> None:
 @contextmanager
 def _restored() -> Iterator[None]:
     """Undo afterwards what calls often change of their process, and the next call would not expect."""
-    environment = dict(os.environ)
+    environment = dict(vars(os.environb)["_data"])  # itself: to decode it takes longer than all else here
     path = list(sys.path)
     streams = sys.stdin, sys.stdout, sys.stderr
     handlers = {number: signal.getsignal(number) for number in TRAPPED}
@@ -134,9 +134,9 @@ def _restored() -> Iterator[None]:
             os.close(folder)
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.path[:] = path
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
+        if vars(os.environb)["_data"] != environment:
+            os.environb.clear()
+            os.environb.update(environment)
 
 
 @lru_cache(64)
