@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -264,11 +265,17 @@ def _as_text(value: Any) -> str:
 def render(prompt: str, fields: dict[str, Any]) -> str:
     """Put a record's fields into a prompt; braces in the fields stay what they are."""
     parts = []
-    for text, name, _, _ in string.Formatter().parse(prompt):
+    for text, name in _pieces(prompt):
         parts.append(text)
         if name is not None:
             parts.append(_text(fields[name]))
     return "".join(parts)
+
+
+@lru_cache(64)
+def _pieces(prompt: str) -> list[tuple[str, str | None]]:
+    """A prompt's texts, each with the name of the field behind it."""
+    return [(text, name) for text, name, _, _ in string.Formatter().parse(prompt)]
 
 
 def _text(value: Any) -> str:

@@ -45,12 +45,15 @@ def standing(sweep: Sweep) -> Standing:
         InputError: it holds another sweep's results.
     """
     state, driver = read_state(sweep.out), holder(sweep.out)
+    asked = {prompt: asked_by(sweep, prompt) for prompt in sweep.file.prompts}
     if state is not None:
-        check_whose(sweep, state, {prompt: asked_by(sweep, prompt) for prompt in sweep.file.prompts})
+        check_whose(sweep, state, asked)
     done, errors = {}, {}
     for prompt in sweep.file.prompts:
-        failed = [result.get("error") is not None for _, result in current(sweep, prompt)]
-        done[prompt], errors[prompt] = len(failed), sum(failed)
+        done[prompt] = errors[prompt] = 0
+        for _, result in current(sweep, prompt, asked[prompt]):
+            done[prompt] += 1
+            errors[prompt] += result.get("error") is not None
     finished = state is not None and state.finished
     if driver:
         word = "running"
@@ -61,12 +64,12 @@ def standing(sweep: Sweep) -> Standing:
     return Standing(word, driver, done, errors)
 
 
-def current(sweep: Sweep, prompt: str) -> Iterator[tuple[Record, dict[str, Any]]]:
+def current(sweep: Sweep, prompt: str, asked: Asked | None = None) -> Iterator[tuple[Record, dict[str, Any]]]:
     """The results that are there for what a sweep file asks now, whether a driver works there or not.
 
     Where nothing says what results answer, they are taken for answers by their ids.
     """
-    path, asked = results_file(sweep.out, prompt), asked_by(sweep, prompt)
+    path, asked = results_file(sweep.out, prompt), asked or asked_by(sweep, prompt)
     if not requests_file(sweep.out, prompt).exists():
         asked = replace(asked, same=bytearray(b"\1") * len(asked.prints))
     for number, result in lines.answers(path, asked, lines.find(path, asked)):
