@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def preparation(node: Node) -> str:
     given = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
     given |= dict.fromkeys(PROGRAMS, "undefined")
     lines = "\n".join(f"{name} = {value}" for name, value in given.items())
-    return f"#!/bin/sh\necho '{lines}'\n"
+    return f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(lines)}\n"
 
 
 def render(settings: Settings, node: Node) -> str:
