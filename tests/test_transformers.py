@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from glide.sweep.prepare import prepare
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.models import ODD, Plain, tiny_llama
-from tests.server_rig import Server, assert_exactly_once, failure
+from tests.server_rig import Server, assert_exactly_once
 
 GENERATE = {"max_new_tokens": 24, "do_sample": False}
 
@@ -108,15 +107,6 @@ def test_options_that_make_no_sense_are_each_records_error_and_the_model_stays(w
     assert [result["error"]["type"] for result in results] == [type] * 3
     assert warm.engine == before
     assert ask(warm, ["Verdict:"], max_new_tokens=2)[0]["error"] is None
-
-
-def test_weights_that_are_torn_are_the_reason_of_a_failure(start, llama, tmp_path):
-    folder = tmp_path / "torn"
-    shutil.copytree(llama, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    words = failure(start(Template.of_folder("llama", "transformers", folder, {"device": "cpu"})))
-    assert "the model can't be loaded: SafetensorError" in words
 
 
 # ---- before anything is submitted ----------------------------------------------------------------

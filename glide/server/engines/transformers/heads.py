@@ -66,7 +66,7 @@ class Head:
         return {"batching": self.sharing.rows.batching}
 
     def _padding(self, rows: Sequence[list[int]]) -> int:
-        return self.encoder.padding
+        return self.encoder.padding(self.known)
 
     def _of_each(self, output: Any, mask: Any) -> Any:
         raise NotImplementedError

@@ -35,7 +35,7 @@ class Padded:
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         self.model = model
         self.tokenizer = encoder.tokenizer
-        self.padding = encoder.padding
+        self.padding = encoder.padding(positions.known_tokens(model))
         self.batch = batch
         self.batch_tokens = batch_tokens
         self.sharing = Sharing(stretch=positions.stretch(model))

@@ -39,8 +39,15 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.system = [{"role": "system", "content": system}] if system else []
-        first_known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-        self.padding = next(token for token in first_known if token is not None)
+
+    def padding(self, known: int) -> int:
+        """Return a token to pad with: the tokenizer's own, unless the model has no embedding for it.
+
+        Args:
+            known: how many different tokens the model has. A tokenizer's padding token was often added to it alone.
+        """
+        own = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
+        return next((token for token in own if token is not None and token < known), 0)
 
     def encode(self, records: Sequence[Record]) -> list[Prompt]:
         texts = [record.prompt for record in records]
