@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glide.condor import AccessPoint, EmbeddedPool, bindings
+from glide.condor import AccessPoint, EmbeddedPool, bindings, tokens
 from glide.condor.access_point import value
 from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import PROGRAMS
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.pool
 
 ENTRY = "guarded"
 TEMPLATE = Template("guarded", "noop", options={"record_seconds": 0.2})
-HERE = f'TARGET.{Machine.ENTRY} =?= "{ENTRY}"'
+LIFETIME = 86400 * 1.1  # seconds
 # Of an ad, what nothing on a node may have changed.
 KEPT = ("TransferInput", "Iwd", "Requirements", "OnExitRemove", "LimitDirectoryAccess", "Cmd", "Environment")
 
@@ -142,6 +143,11 @@ def test_nodes_reach_only_what_their_job_is_for(pool, guarded, submit, finish, a
     for request in (*outside, *changes, "getfile token", "set_job_attr_delayed TransferInput 1"):
         assert is_refused(outer, request), request
     assert Chirp(outer).ask("set_job_attr_delayed ChirpNote 1") == 0  # only this much
+
+    # What it has of the pool is good for a day longer than it lives.
+    (token, *_) = pool.home.glob(f"factory/{ENTRY}/{ENTRY}/*/token")
+    left = tokens.seconds_left(token, time.time())
+    assert left is not None and LIFETIME < left <= LIFETIME + 86400
 
     # The job starts again, and is what it was: what had been streamed is not computed again.
     tickets = [each for each in pool.processes() if each.name == "ticket.sh"]
