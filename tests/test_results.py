@@ -361,6 +361,7 @@ def test_a_lost_summary_is_made_again(sweep, begin):
 def test_again_moves_old_results_aside_and_nothing_of_others(sweep, begin):
     finished(begin(sweep, "first"))
     (sweep.out / "notes.txt").write_text("mine")
+    (sweep.out / "kind" / ".glide").mkdir()  # of a sweep whose `out` is that folder
     old = snapshot(sweep.out / "plain")
     for number in (1, 2):
         results = begin(sweep, "second", again=True)
@@ -370,7 +371,7 @@ def test_again_moves_old_results_aside_and_nothing_of_others(sweep, begin):
         assert json.loads((aside / "summary.json").read_text())["name"] == "s"
         finished(results)
         old = snapshot(sweep.out / "plain")
-    assert (sweep.out / "notes.txt").read_text() == "mine"
+    assert (sweep.out / "notes.txt").read_text() == "mine" and (sweep.out / "kind" / ".glide").is_dir()
     assert begin(sweep).abandoned is None
     results = begin(make(sweep.source.parent, prompts={"plain": "{text}", "new": "{text}"}))
     assert begin(results.sweep, "third", again=True).abandoned == "second"

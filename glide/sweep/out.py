@@ -175,7 +175,7 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
         InputError: they cannot be moved.
     """
     found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
-    mine = [out / prompt for prompt in found] + [out / SUMMARY, out / "report"]
+    mine = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
     mine += [path for path in (out / OWN).iterdir() if path.name not in (LOCK, STATE)]
     mine = [path for path in [*mine, own(out, STATE)] if path.exists()]  # the last one says whose they are
     if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
@@ -184,11 +184,14 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     aside = out
     try:
         aside = _new_folder_beside(out)
-        (aside / OWN).mkdir()
         for path in mine:
-            path.rename(aside / path.relative_to(out))
-        for folder in (aside / OWN, aside, out / OWN, out, out.parent):
+            target = aside / path.relative_to(out)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+        for folder in {path.parent for path in mine} | {out, out.parent}:
             sync_folder(folder)
+            if folder != out.parent:
+                sync_folder(aside / folder.relative_to(out))
     except OSError as error:
         problem = f"{error.filename or aside}: {error.strerror}"
         raise InputError(f"{out}: its results cannot be moved aside: {problem}; name another `out`") from None

@@ -15,7 +15,7 @@ from glide.report.sweep.scores import Prompt, Scores, quantile, wilson
 from glide.report.sweep.timeline import Glidein
 from glide.sweep.out import history_file, read_state
 from glide.sweep.prepare import Sweep
-from glide.sweep.standing import current, is_right, read_summary
+from glide.sweep.standing import asked_by, check_whose, current, is_right, read_summary
 
 NO_HISTORY = "This folder has no history (.glide/history.jsonl), so that nothing can be shown over time."
 CHANGED = "The sweep file, or what it names, has changed since; only results of what it asks now are shown."
@@ -39,8 +39,14 @@ class Account:
 
 
 def look(sweep: Sweep) -> Account:
-    """Read what a sweep's folder holds, whether it has finished or not."""
+    """Read what a sweep's folder holds, whether it has finished or not.
+
+    Raises:
+        InputError: it holds another sweep's results.
+    """
     state = read_state(sweep.out)
+    if state is not None:
+        check_whose(sweep, state, {prompt: asked_by(sweep, prompt) for prompt in sweep.file.prompts})
     history = histories.read(read_lines(history_file(sweep.out)))
     scores = _scores(sweep)
     notes = []
