@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from glide.config import SiteFile
+from glide.factory.daemon import folder, only_factory
+from glide.factory.journal import Journal
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.report.reasons import View, why_idle
-from glide.report.status import document
+from glide.report.status import document, view
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -130,3 +132,15 @@ def test_a_run_has_its_share_of_the_pace():
     ]
     waiting = document(seen())["queue"][0]
     assert (waiting["records_left"], waiting["records_per_second"], waiting["seconds_left"]) == (400, 0.0, None)
+
+
+def test_a_refused_submission_is_told_to_who_waits(tmp_path, monkeypatch):
+    """What HTCondor said to the factory in its last cycle, in the words of `glide status`."""
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    with only_factory(site()):
+        Journal(folder(site())).write(seen(), [], ["here: cannot submit: HTCondor refuses the job: Invalid log file"])
+        (told,) = document(seen(), [view(site())])["queue"]
+        assert "no glidein could be sent to here: HTCondor refuses the job: Invalid log file" in told["why_idle"]
+        Journal(folder(site())).write(seen(), [], [])
+        (told,) = document(seen(), [view(site())])["queue"]
+        assert "the factory sends 2 to here" in told["why_idle"]
