@@ -3,6 +3,7 @@
 GlideError
 ├── InputError        what the user wrote is wrong; nothing was submitted (exit code 2)
 ├── CondorError       HTCondor is missing, refuses, or does not answer
+│   └── Refused       HTCondor answers, and refuses or holds a job
 ├── TemplateError     a model could not be loaded on a node
 └── InvocationError   a call failed on its node, and its own exception cannot be brought back
 """
@@ -33,6 +34,10 @@ class InputError(GlideError):
 
 class CondorError(GlideError):
     """HTCondor is missing, refuses, or does not answer."""
+
+
+class Refused(CondorError):
+    """HTCondor answers, and refuses a job or holds it: waiting alone does not help."""
 
 
 class TemplateError(GlideError):

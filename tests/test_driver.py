@@ -9,6 +9,8 @@ from glide.invoke.carriers import Carriers, Run
 from glide.sweep.calls import Calls
 from glide.sweep.driver import Driver
 from glide.template import Template
+from glide.vocabulary import Exit
+from tests.conftest import eventually
 
 
 @pytest.mark.pool
@@ -20,3 +22,22 @@ def test_new_calls_are_worth_a_look_at_once_unless_the_lanes_have_work(pool, tmp
     calls.add({"prompt": ""})
     waiting._wait()
     assert calls.fresh.is_set() == full  # it was for that, or it is still to be seen
+
+
+@pytest.mark.pool
+def test_a_stopped_sweep_says_how_to_go_on_and_computes_nothing_again(factory, access_point, sweep):
+    records = [{"custom_id": f"r{each}", "text": f"text {each}"} for each in range(200)]
+    model = {"name": "stopped", "engine": "noop", "options": {"record_seconds": 0.05}}
+    process = sweep.write(records, model=model, name="stopped", pack=20).start()
+    results = sweep.out / "plain" / "results.jsonl"
+    eventually(lambda: results.exists() and results.read_text().count("\n") > 20, "results come in")
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == Exit.INTERRUPTED, errors
+    assert "glide sweep resume" in errors
+    assert not access_point.jobs('regexp("^stopped-", GlideRun) && JobStatus != 3', ["ClusterId"])
+    done = sweep.run("resume")
+    assert done.returncode == Exit.OK, done.stderr
+    assert [result["custom_id"] for result in sweep.results()] == [record["custom_id"] for record in records]
+    assert sweep.summary["recomputed"] == 0
+    assert not list((sweep.out / ".glide" / "parts").iterdir())

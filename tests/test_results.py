@@ -19,6 +19,7 @@ from glide.config import SweepFile
 from glide.errors import GlideError, InputError
 from glide.sweep import results as module
 from glide.sweep.lines import BLOCK, FIELDS, drop_torn_line
+from glide.sweep.outage import passes
 from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record
 from glide.sweep.results import Results
@@ -224,11 +225,20 @@ def test_half_a_character_in_a_text_is_kept_as_an_escape(sweep, begin):
     assert texts_of(results, "plain") == {"a": "\ud83d"}
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(sweep, begin, monkeypatch):
+def test_a_full_disk_keeps_all_results_or_none(sweep, begin, monkeypatch):
     results = begin(sweep)
-    monkeypatch.setattr(Results, "path", lambda self, prompt: Path("/dev/full"))
-    with pytest.raises(GlideError, match=r"/dev/full: No space left on device; .* glide sweep resume"):
-        keep(results, "plain/a")
+    path = Results.path
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Results, "path", lambda self, prompt: Path("/dev/full") if prompt == "kind" else path(self, prompt)
+        )
+        with pytest.raises(OSError, match="No space left on device") as full:
+            keep(results, "plain/a", "kind/a")
+    assert passes(full.value), "the driver waits"
+    assert results.path("plain").read_bytes() == b"" and not results.have and not results.tokens
+    keep(results, "plain/a", "kind/a")
+    assert have(results) == {"plain/a", "kind/a"} and results.recomputed == 0
+    assert [results.path(prompt).read_text().count("\n") for prompt in ("plain", "kind")] == [1, 1]
 
 
 # ---- the next driver -----------------------------------------------------------------------------

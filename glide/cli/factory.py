@@ -16,6 +16,7 @@ from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.apply import Hands
 from glide.factory.daemon import Factory, close, drained, folder, known_sites, reopen
+from glide.factory.users import serve_users
 from glide.report import factory as report
 from glide.ssh import access_point_at
 from glide.vocabulary import Job
@@ -30,13 +31,16 @@ def run(
     config: Sites,
     once: Annotated[bool, typer.Option("--once", help="One cycle, then leave.")] = False,
     drain: Annotated[bool, typer.Option("--drain", help="When stopped, take the glideins down.")] = False,
+    while_used: Annotated[bool, typer.Option("--while-used", help="Stop when no sweep or session uses it.")] = False,
 ) -> None:
     """Keep the wanted glideins up until SIGTERM; SIGHUP reads the files again.
 
     Example: glide factory run -c site_configs/local.yaml
     """
-    _sites(config)  # a mistake in a file is said first, pool or not
+    sites = _sites(config)  # a mistake in a file is said first, pool or not
     connect()
+    if while_used:
+        serve_users(sites)
     Factory(config, drain).run(once)
 
 

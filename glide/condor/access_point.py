@@ -13,7 +13,7 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import isolated
-from glide.errors import CondorError
+from glide.errors import CondorError, Refused
 from glide.vocabulary import JobStatus
 
 SPOOLING_INPUT = 16  # HTCondor's hold code
@@ -33,20 +33,44 @@ def plain(ad: Any) -> dict[str, Any]:
 
 
 class AccessPoint:
-    """One schedd: the configured pool's own, a named one of its collector, or one of another pool's collector."""
+    """One schedd: the configured pool's own, a named one of its collector, or one of another pool's collector.
+
+    After a call that failed the schedd is located again: a pool that was restarted has another address.
+    """
 
     def __init__(self, name: str | None = None, collector: str | None = None):
-        try:
-            kind = bindings.htcondor2.DaemonType.Schedd
-            found = bindings.htcondor2.Collector(collector) if collector else bindings.htcondor2.Collector()
-            if collector and not name:
-                (self.location,) = found.locateAll(kind)
-            else:
-                self.location = found.locate(kind, name) if name else found.locate(kind)
-            self.schedd = bindings.htcondor2.Schedd(self.location)
-        except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
-            where = f" in the pool of {collector}" if collector else ""
-            raise CondorError(f"no access point answers{where}: {error}") from None
+        self.name = name
+        self.collector = collector
+        self._found: tuple[Any, Any] | None = None
+        self._find()
+
+    def _find(self) -> tuple[Any, Any]:
+        """The schedd's location and the bindings' object for it."""
+        if self._found is None:
+            try:
+                kind = bindings.htcondor2.DaemonType.Schedd
+                pool = (
+                    bindings.htcondor2.Collector(self.collector) if self.collector else bindings.htcondor2.Collector()
+                )
+                if self.collector and not self.name:
+                    (location,) = pool.locateAll(kind)
+                else:
+                    location = pool.locate(kind, self.name) if self.name else pool.locate(kind)
+                self._found = location, bindings.htcondor2.Schedd(location)
+            except (RuntimeError, ValueError, TypeError, bindings.htcondor2.HTCondorException) as error:
+                where = f" in the pool of {self.collector}" if self.collector else ""
+                raise CondorError(f"no access point answers{where}: {error}") from None
+        return self._found
+
+    @property
+    def location(self) -> Any:
+        """Its ad, with its address."""
+        return self._find()[0]
+
+    @property
+    def schedd(self) -> Any:
+        """The bindings' object."""
+        return self._find()[1]
 
     @property
     def user(self) -> str:
@@ -77,7 +101,9 @@ class AccessPoint:
             spool: send the input files to the access point, which then needs nothing of this machine.
 
         Raises:
-            CondorError: HTCondor refuses; nothing is left in its queue.
+            Refused: HTCondor answers, and refuses the job.
+            CondorError: HTCondor does not answer.
+            Nothing is left in its queue, or what never got its input, which HTCondor holds.
         """
         try:
             submit = bindings.htcondor2.Submit(description)
@@ -88,13 +114,17 @@ class AccessPoint:
             else:
                 result = self.schedd.submit(submit, spool=spool)
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
-            raise CondorError(f"HTCondor refuses the job: {error}") from None
+            self._found = None
+            self.time()  # raises where it is away rather than unwilling
+            raise Refused(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:
             try:
                 self.schedd.spool(result)
             except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-                self.remove(f"ClusterId == {cluster}", "its input files could not be spooled")
+                self._found = None
+                with suppress(CondorError):  # else it is held, and removed by whoever sees that
+                    self.remove(f"ClusterId == {cluster}", "its input files could not be spooled")
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
 
@@ -145,6 +175,7 @@ class AccessPoint:
         try:
             return getattr(self.schedd, method)(*arguments, **options)
         except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
+            self._found = None
             raise CondorError(f"the access point does not {method}: {error}") from None
 
 

@@ -12,10 +12,14 @@ from glide.errors import CondorError
 
 
 class Collector:
-    """The configured pool's collector, or the one at an address."""
+    """The configured pool's collector, or the one at an address; looked for again after a call that failed."""
 
     def __init__(self, address: str | None = None):
-        self.collector = bindings.htcondor2.Collector(address) if address else bindings.htcondor2.Collector()
+        self.at = address
+        self.collector = self._find()
+
+    def _find(self) -> Any:
+        return bindings.htcondor2.Collector(self.at) if self.at else bindings.htcondor2.Collector()
 
     @property
     def address(self) -> str:
@@ -34,6 +38,12 @@ class Collector:
         found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
         return [plain(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
 
+    def age(self) -> float:
+        """Seconds since it was started, the last of them where there are several: it knows no ads from before."""
+        ads = [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Collector, "true", ["StatsLifetime"])]
+        known = [float(ad["StatsLifetime"]) for ad in ads if isinstance(ad.get("StatsLifetime"), int)]
+        return min(known, default=float("inf"))
+
     def expunge(self, constraint: str) -> None:
         """Remove machine ads at once, for a daemon that died cannot do it and they would keep matching."""
         ad = bindings.classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
@@ -44,6 +54,7 @@ class Collector:
         try:
             return getattr(self.collector, method)(*arguments)
         except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
+            self.collector = self._find()
             raise CondorError(f"the collector does not {method}: {error}") from None
 
 

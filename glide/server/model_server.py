@@ -31,6 +31,7 @@ from glide.vocabulary import Exit, State
 REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state or the first pace at once
 MOST_STRANGERS = 64  # connections that have not shown the secret yet; when more come, the oldest has to go
 TEMPLATE_BYTES = 64_000_000  # of a sticky job's input
+FAILED_SECONDS = 3.0  # a glidein that could load nothing stays until its pool has been told why
 COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
 
 
@@ -99,16 +100,23 @@ class ModelServer:
         Not the startd's STARTD_NOCLAIM_SHUTDOWN: that would end those that load for long, too.
         """
         used = time.monotonic()
-        while self.idle_seconds is None or time.monotonic() - used < self.idle_seconds:
+        while self.idle_seconds is None or time.monotonic() - used < self._patience:
             await asyncio.sleep(1.0)
             busy = len(self._idle()) < len(self.fronts)
             # A job may come and go between two looks.
             used = time.monotonic() if busy else max([used, *(each.used for each in self.fronts.values())])
-        say(f"no job for {self.idle_seconds:g} s")
+        say(f"no job for {self._patience:g} s")
         for front in self.fronts.values():
             if front.native:
                 await tell_outer_job(front.status)  # what it has served, of which ads tell now and then
         os.kill(os.getppid(), signal.SIGTERM)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds without a job after which to end: few where nothing can be served, so that another node may try."""
+        idle_seconds = self.idle_seconds or 0.0
+        states = {front.status.state for front in self.fronts.values()}
+        return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -126,7 +126,9 @@ class ResultStream:
         results: dict[str, bytes] = {}
         with suppress(OSError, ValueError, EOFError, asyncio.TimeoutError):
             self.chirp = await self._connect()
-            for line in (await self.chirp.fetch(self.name)).split(b"\n"):
+            content = await self.chirp.fetch(self.name)
+            self.torn = b"" if content.endswith(b"\n") else b"\n"
+            for line in content.split(b"\n"):
                 with suppress(ValueError, KeyError, TypeError, RecursionError):  # a torn line is no result
                     results.setdefault(json.loads(line)["custom_id"], line)
         for line in results.values():

@@ -32,9 +32,10 @@ LINE_BYTES = 1 << 15  # of what a visitor says
 class Ticket:
     """What a job asks for.
 
-    `template` is empty for a job that takes what there is; `starts` counts earlier starts; `lane` counts from 0; a
-    `sticky` job brings a template; `user` is whose it is. It `came` at this monotonic time, which a `timed` one
-    is told.
+    `template` is empty for a job that takes what there is; `starts` counts earlier starts. A job that is `resumed`
+    may have streamed results although it counts no start: an access point that was killed forgets some. `lane` counts
+    from 0; a `sticky` job brings a template; `user` is whose it is. It `came` at this monotonic time, which a `timed`
+    one is told.
     """
 
     input: Path
@@ -42,6 +43,7 @@ class Ticket:
     chirp: str
     template: str
     starts: int
+    resumed: bool
     glidein: str
     lane: int
     sticky: bool
@@ -79,8 +81,9 @@ class Door:
         job, machine = read_ad(ad), read_ad(ad and str(Path(ad).with_name(".machine.ad")))
         return Ticket(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
-            int(job.get("NumJobStarts", 0)), printable(glidein), int(machine.get("SlotID", 1)) - 1,
-            job.get(Job.STICKY) == "true", job.get("User", ""), came, job.get(Job.TIMED) == "true",
+            int(job.get("NumJobStarts", 0)), int(job.get("NumShadowStarts", 1)) > 1, printable(glidein),
+            int(machine.get("SlotID", 1)) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), came,
+            job.get(Job.TIMED) == "true",
         )  # fmt: skip
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from glide.errors import InvocationError
 from glide.sweep.work import Work
 from glide.template import Template
+
+_TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 
 class RemoteTraceback(Exception):
@@ -49,10 +51,16 @@ class Call(Future):
                 self.set_exception(_raised(result))
         except Exception as error:  # a value that cannot be unpickled here
             self.set_exception(error)
+        except BaseException as error:  # SystemExit, say: whatever its pickle does, it is this call's outcome alone
+            self.set_exception(InvocationError(type(error).__name__, str(error)))
 
 
 class Calls(Work):
-    """What a session has been given to do with one template."""
+    """What a session has been given to do with one template.
+
+    Values are unpickled in this process, which can run code that a node has chosen: they are taken from the session's
+    own jobs alone, for calls that are open.
+    """
 
     def __init__(self, template: Template, glideins: int):
         super().__init__(template, glideins)
@@ -109,9 +117,17 @@ class Calls(Work):
                 self.have[number] = 0
                 del self.open[number]
 
-    def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        for result in self.news(results):
-            self.open.pop(result["custom_id"]).end(result)
+    def complaint(self, result: dict[str, Any]) -> str:
+        """A call's result has its value, and all else as text."""
+        if result["error"] is None and not isinstance(result.get("value"), str):
+            return "`value` is not a string"
+        wrong = [name for name in _TEXTS if not isinstance(result.get(name, ""), str)]
+        return f"`{wrong[0]}` is not a string" if wrong else ""
+
+    def store(self, results: Collection[dict[str, Any]]) -> None:
+        for result in results:
+            if call := self.open.pop(result["custom_id"], None):
+                call.end(result)
 
 
 def _raised(result: dict[str, Any]) -> BaseException:

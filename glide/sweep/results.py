@@ -32,6 +32,7 @@ from glide.sweep.out import (
     unwritable,
     write_state,
 )
+from glide.sweep.outage import FULL
 from glide.sweep.prepare import Sweep
 from glide.sweep.requests import NONE, Asked, requests_file
 from glide.sweep.standing import AT_REST, asked_by, check_whose, is_right, read_summary
@@ -195,22 +196,35 @@ class Results(Work):
     # ---- what comes ------------------------------------------------------------------------------
 
     def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        """Make results durable; a copy of one that is there is left out, and another computation of it counted."""
-        added: dict[str, list[bytes]] = {}
-        for result in self.news(filter(None, map(self._checked, results))):
+        super().keep(filter(None, map(self._checked, results)))
+
+    def store(self, results: Collection[dict[str, Any]]) -> None:
+        """Append results and flush them to disk: all of them, or, where that fails, none."""
+        added: dict[Path, list[bytes]] = {}
+        for result in results:
             prompt, number = self._record(result["custom_id"]) or ("", 0)
             custom_id = self.sweep.records[number].custom_id
             kept = {**dict.fromkeys(FIELDS), **result, "custom_id": custom_id}  # these first, then the engine's own
-            added.setdefault(prompt, []).append(lines.to_line(kept))
-        for prompt, content in added.items():
-            try:
-                with self.path(prompt).open("ab") as file:
+            added.setdefault(self.path(prompt), []).append(lines.to_line(kept))
+        sizes: dict[Path, int] = {}
+        try:
+            for path, content in added.items():
+                with path.open("ab") as file:
+                    sizes[path] = file.tell()
                     file.writelines(content)
                     file.flush()
                     os.fsync(file.fileno())
-            except OSError as error:
-                problem = f"{self.path(prompt)}: {error.strerror}"
-                raise GlideError(f"{problem}; mend that, then: glide sweep resume {self.sweep.source}") from None
+        except OSError as error:
+            for path, size in sizes.items():
+                with suppress(OSError):  # a device
+                    os.truncate(path, size)
+            raise self._stuck(error) from None
+
+    def _stuck(self, error: OSError) -> Exception:
+        """What is raised for this error: itself where the disk is full, which the driver waits out."""
+        problem = f"{error.filename or self.sweep.out}: {error.strerror}"
+        mend = f"mend that, then: glide sweep resume {self.sweep.source}"
+        return error if error.errno in FULL else GlideError(f"{problem}; {mend}")
 
     def _checked(self, result: dict[str, Any]) -> dict[str, Any] | None:
         """A result as it may be kept; None when it is of no request that is made now."""
@@ -243,8 +257,7 @@ class Results(Work):
             publish(self.sweep.out / SUMMARY, json.dumps(whole) + "\n", 0o666)
             self._note_state(True)
         except OSError as error:
-            problem = f"{error.filename or self.sweep.out}: {error.strerror}"
-            raise GlideError(f"{problem}; mend that, then: glide sweep resume {self.sweep.source}") from None
+            raise self._stuck(error) from None
         return whole
 
     def _order_and_score(self, prompt: str) -> dict[str, Any]:

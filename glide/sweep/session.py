@@ -24,11 +24,13 @@ from typing import Any
 
 from glide.condor import AccessPoint, home
 from glide.condor.access_point import quoted
-from glide.errors import GlideError, InvocationError
+from glide.condor.bounded import isolated
+from glide.errors import CondorError, InvocationError
 from glide.invoke.carriers import Carriers, Run
 from glide.sweep.calls import Call, Calls
 from glide.sweep.driver import Driver, Progress
 from glide.sweep.functions import Invocation
+from glide.sweep.outage import Outage, passes
 from glide.sweep.workplace import workplace
 from glide.template import Template
 from glide.vocabulary import Job
@@ -60,6 +62,7 @@ class Session(Executor):
         self.lock = threading.RLock()  # a future's callback may submit more
         self.ended = threading.Event()
         self.closed = False
+        self.tidy = True  # no job is left
         self.invocation = lru_cache(64)(Invocation)  # of plain functions, which need no state
         self.template = lru_cache(64)(lambda state: state.template(self.user))
         ready: Future[str] = Future()
@@ -122,7 +125,7 @@ class Session(Executor):
                 stack.enter_context(workplace(site, pool))
                 access_point = AccessPoint()
                 _clear_away(self.folder.parent, access_point)
-                stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+                stack.callback(self._remove_folder)
                 self.folder.mkdir(parents=True, mode=0o700)
                 stack.enter_context(_locked(self.folder))
                 user = access_point.user
@@ -130,6 +133,11 @@ class Session(Executor):
                 return ready.set_exception(error)
             ready.set_result(user)
             self.ended.wait()
+
+    def _remove_folder(self) -> None:
+        """Unless jobs are left, because HTCondor did not answer: by the folder, the next session knows of them."""
+        if self.tidy:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _calls(self, template: Template) -> Calls:
         """Those of a template, with a driver that sees to them."""
@@ -154,16 +162,35 @@ class Session(Executor):
                 began = math.inf  # said once
 
         try:
-            run = Run(name, calls.template, self.folder / calls.template.digest, self.glideins)
-            driver = Driver(calls, Carriers(run, AccessPoint()))
+            folder = self.folder / calls.template.digest
+            run = Run(
+                name, calls.template, folder, self.glideins, answer_bytes=calls.answer_bytes, complaint=calls.complaint
+            )
+            driver = _driver(run, calls)
+            if driver is None:
+                return
             try:
                 driver.run(watch)
             finally:
-                with suppress(GlideError):
-                    driver.cancel("the session has ended")
+                self.tidy &= driver.stop("the session has ended")
         except BaseException as error:
             with self.lock:  # or a call would be added to what has failed
                 calls.fail(error)
+
+
+def _driver(run: Run, calls: Calls) -> Driver | None:
+    """A driver, as soon as HTCondor, which has answered this session before, does so again; None if none is needed."""
+    outage = Outage(run.name, lambda: isolated(lambda: AccessPoint().time()))
+    while not calls.finished:
+        try:
+            driver = Driver(calls, Carriers(run, AccessPoint()), met=True)
+            outage.over()
+            return driver
+        except (CondorError, OSError) as error:
+            if not passes(error):
+                raise
+            outage.wait(error, lambda: calls.finished)
+    return None
 
 
 @contextmanager

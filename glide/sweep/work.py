@@ -20,10 +20,13 @@ class Work(ABC):
         pack: records per job, where the user has fixed that.
         have: the ids that have a result, each with a hash of who computed it when.
         found: how many of them were there before.
+        answer_bytes: the longest that a record's result may be, as a line of a job's output.
         recomputed: results that came although there was one already.
         history: is told what the driver sees; not everybody keeps one.
         fresh: set when there is more to send than at the driver's last look.
     """
+
+    answer_bytes = 64 << 20
 
     def __init__(self, template: Template, glideins: int, pack: int | None = None):
         self.template = template
@@ -62,22 +65,37 @@ class Work(ABC):
         """Whether all these records are still to be sent as they were; a sweep's file may have changed since."""
         return True
 
+    def complaint(self, result: dict[str, Any]) -> str:
+        """What is wrong with a result beyond what is checked of each (glide.invoke.answers); empty if nothing is."""
+        return ""
+
     @abstractmethod
+    def store(self, results: Collection[dict[str, Any]]) -> None:
+        """Make results durable or hand them over, each id's only once; where that fails, none of them counts."""
+
     def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        """Take results that have come, copies of earlier ones among them; only then are their jobs removed."""
+        """Take results that have come, copies of earlier ones among them; only then are their jobs removed.
+
+        A copy is left out; another computation of a record that has a result is left out, and counted.
+        """
+        new: dict[str, dict[str, Any]] = {}
+        again = 0
+        for result in results:
+            record = result["custom_id"]
+            if record in self.have:
+                again += self.have[record] != _computation(result)
+            elif record in new:
+                again += _computation(new[record]) != _computation(result)
+            else:
+                new[record] = result
+        if new:
+            self.store(new.values())
+        self.recomputed += again
+        for record, result in new.items():
+            self.count(record, result)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
         """Jobs of these sizes have been sent, for this reason; not everybody keeps that."""
-
-    def news(self, results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Those of the results that are no copies, counted; another computation of one that is there counts as such."""
-        for result in results:
-            known = self.have.get(result["custom_id"])
-            if known is None:
-                self.count(result["custom_id"], result)
-                yield result
-            else:
-                self.recomputed += known != _computation(result)
 
     def count(self, record: str, result: dict[str, Any]) -> None:
         """A record's result is there."""

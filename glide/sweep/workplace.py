@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
+from glide.condor.names import printable
 from glide.config import SiteFile, load
 from glide.factory.daemon import folder, is_running
-from glide.system import end_with_parent
+from glide.factory.users import ends_by_itself, is_used, use
 from glide.vocabulary import POOL_VARIABLE
 
 STOP_SECONDS = 25.0
+WATCH_SECONDS = 1.0  # between looks whether there is a factory
+SOON_SECONDS = 30.0  # one that ends within that time fails for a reason, and the next one waits
+LONGEST_PAUSE = 60.0
+LAST_BYTES, LAST_LINES = 4096, 3  # of a factory's log
+_log = logging.getLogger("glide")
 _embedded: set[str] = set()  # the configurations that this process itself has put in force
 
 
@@ -76,24 +82,76 @@ def embedded_pool() -> Iterator[None]:
 
 @contextmanager
 def factory(site_file: Path) -> Iterator[None]:
-    """A factory for the site, unless one runs already; it ends with us, however we end."""
+    """A factory for the site: the one that runs already, else one that stays for as long as a run uses it."""
     site = load(site_file, SiteFile)
-    if is_running(site):
-        yield
-        return
-    with (folder(site) / "factory.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(site_file.absolute())],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, POOL_VARIABLE: str(home())}, preexec_fn=partial(end_with_parent, signal.SIGTERM),
-        )  # fmt: skip
-    try:
-        yield
-    finally:
-        process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with use(site):
+        keeper = Keeper(site, site_file)
+        keeper.start()
+        try:
+            yield
+        finally:
+            keeper.stop()
+    deadline = time.monotonic() + STOP_SECONDS
+    while ends_by_itself(site) and not is_used(site):  # what we have started is gone when we are
+        if time.monotonic() > deadline:
+            return keeper.kill()
+        time.sleep(0.1)
+
+
+class Keeper:
+    """Sees to it that a site has a factory, and starts one where it has none, also when it dies later."""
+
+    def __init__(self, site: SiteFile, site_file: Path):
+        self.site = site
+        self.log = folder(site) / "factory.log"
+        self.command = [sys.executable, "-m", "glide", "factory", "run", "--drain", "--while-used"]
+        self.command += ["-c", str(site_file.absolute())]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.failures = 0  # factories in a row that ended soon
+        self.started = 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name=f"factory {site.site}", daemon=True)
+
+    def start(self) -> None:
+        if not is_running(self.site):
+            self._start()
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self.ended.set()
+        self.thread.join()
+
+    def kill(self) -> None:
+        """End our own factory, which does not end by itself."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _start(self) -> None:
+        self.started = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, POOL_VARIABLE: str(home())},
+            )  # fmt: skip
+
+    def _watch(self) -> None:
+        while not self.ended.wait(WATCH_SECONDS):
+            alive = self.process is not None and self.process.poll() is None
+            if alive or is_running(self.site):
+                continue
+            self.failures = self.failures + 1 if time.monotonic() - self.started < SOON_SECONDS else 0
+            pause = min(LONGEST_PAUSE, 2.0**self.failures - 1)
+            _log.warning(
+                "the factory of site %s has ended, and is started again in %.0f s; the end of its log, %s:\n%s",
+                self.site.site, pause, self.log, self._last_words(),
+            )  # fmt: skip
+            if not self.ended.wait(pause):
+                self._start()
+
+    def _last_words(self) -> str:
+        with suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            return printable("\n".join(file.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]))
+        return ""

@@ -56,6 +56,7 @@ class Watch:
         return (
             f"{self.name} {bar} {progress.done}/{progress.total}{errors}{self._pace(progress, now)}"
             f" | jobs: {progress.running} running, {progress.idle} idle | lanes: {lanes}"
+            + (f" | {' '.join(progress.trouble.split())}" if progress.trouble else "")
         )
 
     def _pace(self, progress: Progress, now: float) -> str:
@@ -81,6 +82,8 @@ def result_table(summary: dict[str, Any]) -> Group:
         f" {sum(1 for glidein in summary['glideins'] if glidein['records'])} glideins, {summary['jobs']} jobs,"
         f" {summary['evictions']} evictions, {summary['recomputed']} recomputed"
     )
+    for glidein, count in summary.get("rejected_by", {}).items():
+        account += f"\n{count} lines from {glidein} were no valid results, and were ignored"
     ranked = sorted(summary["prompts"].items(), key=lambda item: -(item[1]["accuracy"] or 0))
     for name, prompt in ranked:
         accuracy = "-" if prompt["accuracy"] is None else f"{prompt['accuracy']:.3f}"

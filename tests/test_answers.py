@@ -1,0 +1,171 @@
+"""What a job's output says is checked: it was written on a node."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+import glide
+from glide.errors import InvocationError
+from glide.invoke import answers
+from glide.sweep.audit import MOST_UNANSWERED, Audit
+from glide.sweep.calls import Calls
+from glide.sweep.lanes import checked
+from glide.template import Template
+from glide.vocabulary import Machine
+
+IDS = {"a", "b"}
+GOOD = {
+    "custom_id": "a", "text": "x", "tokens": 1, "error": None, "glidein": "here-1.0", "attempts": 1, "seconds": 0.5,
+}  # fmt: skip
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps(GOOD | changes).encode() + b"\n"
+
+
+def read(folder: Path, *content: bytes, answer_bytes: int = 4096) -> answers.Answers:
+    (folder / "x.out").write_bytes(b"".join(content))
+    return answers.read(folder / "x.out", IDS, answer_bytes)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {}, {"text": "ö\u2028\n\0"}, {"text": ""}, {"tokens": 0}, {"seconds": 0}, {"embedding": [0.5, -1e-9]},
+        {"text": None, "error": {"type": "E", "message": "m" * 5000}}, {"glidein": ""}, {"text": "\U0001f989"},
+    ],
+)  # fmt: skip
+def test_a_result_is_read_as_it_is(tmp_path, right):
+    found = read(tmp_path, line(**right), answer_bytes=10000)
+    assert found.results == {"a": GOOD | right} and not found.rejected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        line(custom_id="c"), line(custom_id="../a"), line(custom_id=1), line(custom_id=["a"]),
+        line(text=7), line(text=None), line(text=["x"]), line(text="\ud800"),
+        line(tokens="x"), line(tokens=-1), line(tokens=True), line(tokens=None), line(tokens=10**400), line(tokens=1.5),
+        line(error="no"), line(error={}), line(error={"type": 1, "message": "m"}),
+        line(error={"type": "E", "message": "\udfff"}), line(error={"type": "E", "message": "m", "more": 1}),
+        line(seconds=float("nan")), line(seconds=float("inf")), line(seconds=-1), line(seconds="1"), line(seconds=True),
+        line(glidein=None), line(glidein="g" * 1001), line(attempts="1"), line(extra=float("-inf")),
+        b'{"seconds": 1e999, ' + line()[1:].replace(b'"seconds"', b'"other"'), line(extra="\ud800"),
+        line().replace(b'"x"', b'"\xc3"'), line().replace(b'"x"', b'"\xed\xa0\x80"'), b"\xff\xfe\n", b"[]\n", b"7\n",
+        b"nonsense\n", b"[" * 100_000 + b"\n", line()[:20] + line(),
+        b'{"begun": -1}\n', b'{"begun": "x"}\n', b'{"begun": true}\n', b"{}\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_result_is_rejected_and_the_next_line_counts(tmp_path, wrong):
+    found = read(tmp_path, wrong, line(custom_id="b"), answer_bytes=1 << 20)
+    assert list(found.results) == ["b"] and found.rejected == 1 and found.reason and not found.flood
+
+
+def test_copies_blank_lines_and_a_line_being_written_are_no_harm(tmp_path):
+    found = read(
+        tmp_path, b"\n", line(), line(), line(text="other"), b" \n", b'{"begun": 2}\n', line(custom_id="b")[:-9]
+    )
+    assert found.results == {"a": GOOD} and (found.rejected, found.begun) == (0, 2)
+    assert read(tmp_path, b'{"begun": 100}\n').begun == len(IDS)
+
+
+def test_a_flood_is_not_read_to_its_end(tmp_path):
+    too_long = read(tmp_path, line(), line(text="y" * 5000), line(custom_id="b"))
+    assert too_long.flood and list(too_long.results) == ["a"] and too_long.rejected == 1
+    with (tmp_path / "x.out").open("wb") as file:
+        file.write(line())
+        file.truncate(1 << 40)  # a terabyte without a line's end
+    assert answers.read(tmp_path / "x.out", IDS, 4096).flood
+    many = read(tmp_path, line(), b"\n" * (answers.limit(2, 4096) + 1), line(custom_id="b"))
+    assert many.flood and list(many.results) == ["a"]
+    assert not read(tmp_path).flood and answers.read(tmp_path, IDS, 4096) == answers.Answers()
+
+
+def test_a_record_that_nobody_answers_gets_an_error():
+    audit = Audit()
+    given_up = [
+        audit.given_up({"a", "b"} if time else {"a"}, "here-1.0 (node)", "torn") for time in range(MOST_UNANSWERED)
+    ]
+    assert [[result["custom_id"] for result in each] for each in given_up] == [[], [], ["a"]]
+    (result,) = given_up[-1]
+    assert not answers.problem(result) and "here-1.0 (node): torn" in result["error"]["message"]
+
+
+def test_a_lanes_ad_is_taken_without_what_is_wrong():
+    ad = {"Name": "slot1@here", Machine.ID: "here-1.0", Machine.BATCH: -1, Machine.RECORD_SECONDS: 1e300, "State": 7}
+    assert checked(ad) == {"Name": "slot1@here", Machine.ID: "here-1.0", "LastHeardFrom": 0, "State": ""}
+    assert checked(ad | {"Name": 'x" || true || "'}) is None and checked({"Name": "slot1@here"}) is None
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+
+class Exits:
+    """Unpickled, it ends the interpreter."""
+
+    def __reduce__(self):
+        return sys.exit, (3,)
+
+
+def test_a_call_takes_what_is_meant_for_it_alone():
+    calls = Calls(Template("m", "python"), 1)
+    first, second, third = (calls.add({"prompt": ""}) for _ in range(3))
+    assert (
+        calls.complaint(GOOD)
+        and calls.complaint(GOOD | {"value": "x", "stdout": 7})
+        and not calls.complaint(GOOD | {"error": {"type": "E", "message": ""}, "traceback": "t"})
+    )
+    for call in (first, second, third):
+        call.set_running_or_notify_cancel()
+    value = base64.b64encode(pickle.dumps(Exits())).decode()
+    results = [GOOD | {"custom_id": name, "value": value} for name in ("1", "999")]
+    calls.keep(
+        [*results, GOOD | {"custom_id": "2", "value": "nonsense"}, GOOD | {"custom_id": "3", "value": "gAROLg=="}]
+    )
+    assert isinstance(first.exception(), InvocationError) and first.exception().type == "SystemExit"
+    assert second.exception() is not None and third.result() is None
+
+
+def forge(kind: str) -> str:
+    """Runs on a node, and writes into the outputs of the jobs there what is not true."""
+    import json
+    import os
+    from pathlib import Path
+
+    outputs = list(Path.cwd().parent.glob("execute/**/*.out"))
+    mine = next(line for line in outputs[0].with_suffix(".in").read_text().splitlines() if "custom_id" in line)
+    own = json.loads(mine)["custom_id"]
+    lie = {"text": "", "tokens": 0, "error": None, "glidein": "x", "attempts": 1, "seconds": 0.0, "value": "gARLKi4="}
+    lies = {
+        "foreign": json.dumps({"custom_id": "999", **lie}).encode(),
+        "types": json.dumps({"custom_id": own, **lie, "tokens": "x"}).encode(),
+        "torn": json.dumps({"custom_id": own, **lie}).encode().replace(b'"x"', b'"\xc3"'),
+        "flood": b"y" * 8_000_000,
+    }
+    for path in outputs:
+        # Behind what the server writes next: its file's position is where it was.
+        with path.open("ab") as file:
+            file.write(b"\n" * 20000 + lies[kind] + b"\n")
+            os.fsync(file.fileno())
+    return f"{kind} in {len(outputs)} outputs"
+
+
+@pytest.mark.pool
+def test_a_node_that_lies_is_named_and_harms_nobody(factory, monkeypatch, caplog):
+    monkeypatch.setattr(Calls, "answer_bytes", 1 << 20)
+    with caplog.at_level(logging.WARNING, "glide"), glide.Session() as session:
+        for kind in ("foreign", "types", "torn", "flood"):
+            calls = [session.submit(forge, kind)] + [session.submit(divmod, number, 3) for number in range(5)]
+            assert calls[0].result(120).startswith(f"{kind} in ")
+            assert [call.result(120) for call in calls[1:]] == [divmod(number, 3) for number in range(5)]
+    told = [record.getMessage() for record in caplog.records if "here-" in record.getMessage()]
+    for reason in ("does not carry", "`tokens`", "not valid Unicode"):
+        assert any(reason in line and "no valid results" in line for line in told), (reason, told)
+    assert any("held" in line or "longer than" in line for line in told), told
