@@ -130,16 +130,18 @@ def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
     assert attributes[Machine.LOAD_SECONDS] >= 0.4
 
 
-@pytest.mark.parametrize("phase", [State.IMPORTING, State.LOADING, State.WARMING])
-def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start, phase):
-    template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
-    hung, crashed = start(template), start(replace(template, options={"crash_in": phase}))
-    assert failure(crashed).startswith("the engine was killed by signal 11 (SIGSEGV)")
-    assert f"while {phase}" in failure(crashed)
-    reason = failure(hung)
-    assert f"was {phase} for more than its 1 s, so it was killed; it was in File" in reason
-    assert "noop.py" in reason and "in _hang" in reason
-    assert "in main" in hung.log.read_text()  # the whole stack
+def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start):
+    servers = {}
+    for phase in (State.IMPORTING, State.LOADING, State.WARMING):
+        template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
+        servers[phase] = start(template), start(replace(template, options={"crash_in": phase}))
+    for phase, (hung, crashed) in servers.items():
+        assert failure(crashed).startswith("the engine was killed by signal 11 (SIGSEGV)")
+        assert f"while {phase}" in failure(crashed)
+        reason = failure(hung)
+        assert f"was {phase} for more than its 1 s, so it was killed; it was in File" in reason
+        assert "noop.py" in reason and "in _hang" in reason
+        assert "in main" in hung.log.read_text()  # the whole stack
 
 
 def test_an_engine_that_never_says_anything_is_given_up(start, tmp_path, monkeypatch):
