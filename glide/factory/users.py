@@ -44,7 +44,7 @@ def serve_users(sites: Sequence[SiteFile]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     for site in sites:  # for as long as this process lives
-        mine = _mark(site).open("w")
+        mine = _mark(site).open("w", encoding="utf-8")
         fcntl.flock(mine, fcntl.LOCK_EX)
         _held.append(mine)
     threading.Thread(target=watch, daemon=True, name="users").start()
@@ -52,7 +52,7 @@ def serve_users(sites: Sequence[SiteFile]) -> None:
 
 def ends_by_itself(site: SiteFile) -> bool:
     """Whether the site's factory is one that ends when nobody uses it."""
-    with _mark(site).open("a") as mark:
+    with _mark(site).open("a", encoding="utf-8") as mark:
         return not _takes(mark)
 
 
@@ -69,7 +69,7 @@ def _takes(file: IO[str]) -> bool:
 
 
 def _file(site: SiteFile) -> IO[str]:
-    return (folder(site) / "users.lock").open("a")
+    return (folder(site) / "users.lock").open("a", encoding="utf-8")
 
 
 def _mark(site: SiteFile) -> Path:
