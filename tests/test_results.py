@@ -444,6 +444,8 @@ def test_a_grown_sweep_computes_what_is_missing_and_keeps_the_rest(sweep, begin,
         finished(results, text="old")
     more = {"records": [*THREE[:1], ("new", "new"), *THREE[1:]], "prompts": {**sweep.file.prompts, "third": "3 {text}"}}
     grown = make(tmp_path, **more)
+    results.close()
+    assert standing(grown).state == ("changed" if end else "interrupted")
     results = begin(grown, "second")
     assert (results.run, results.found) == ("first", 6 if end else 2) and not results.notes
     assert standing(grown).state == "running"
