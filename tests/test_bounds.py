@@ -129,7 +129,7 @@ def test_what_blocks_or_is_not_there_costs_its_job_alone(start, tmp_path):
 
 
 def job(source: Path, output: Path) -> Job:
-    ticket = Ticket(source, output, "", "", 0, "here", 0, False, "", 0.0, False)
+    ticket = Ticket(source, output, "", "", 0, False, "here", 0, False, "", 0.0, False)
     return Job(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
 
 

@@ -51,7 +51,7 @@ class Job:
     async def serve(self, work: asyncio.Event) -> int:
         """Read the job's records, and return its exit code when they are answered; `work` is set for each record."""
         try:
-            done = await self.results.earlier() if self.ticket.starts else set()
+            done = await self.results.earlier() if self.ticket.starts or self.ticket.resumed else set()
             read = 0
             for request, size in requests(self.ticket.input):
                 if request is not None and request.custom_id not in done:
