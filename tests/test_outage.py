@@ -120,7 +120,7 @@ def through(pool: EmbeddedPool, sweep: SweepFolder, outages: list[str], seconds:
         waits, goes_on = said.count(" waits since "), said.count(" goes on after ")
         assert waits == goes_on and 1 <= waits <= len(outages), said
     summary = sweep.summary
-    assert summary["rejected"] == 0 and summary["recomputed"] <= 2 * 256 * len(outages), summary
+    assert summary["rejected"] == 0 and summary["recomputed"] <= 40 * len(outages), summary
     print(
         json.dumps({"outages": outages, "seconds": seconds, **summary}), errors, complaints, sep="\n", file=sys.stderr
     )

@@ -203,9 +203,9 @@ class Results(Work):
         added: dict[Path, list[bytes]] = {}
         for result in results:
             prompt, number = self._record(result["custom_id"]) or ("", 0)
-            custom_id = self.sweep.records[number].custom_id
-            kept = {**dict.fromkeys(FIELDS), **result, "custom_id": custom_id}  # these first, then the engine's own
-            added.setdefault(self.path(prompt), []).append(lines.to_line(kept))
+            kept = {**dict.fromkeys(FIELDS), **result}  # these first, then the engine's own
+            line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
+            added.setdefault(self.path(prompt), []).append(line)
         sizes: dict[Path, int] = {}
         try:
             for path, content in added.items():
@@ -222,9 +222,9 @@ class Results(Work):
 
     def _stuck(self, error: OSError) -> Exception:
         """What is raised for this error: itself where the disk is full, which the driver waits out."""
-        problem = f"{error.filename or self.sweep.out}: {error.strerror}"
-        mend = f"mend that, then: glide sweep resume {self.sweep.source}"
-        return error if error.errno in FULL else GlideError(f"{problem}; {mend}")
+        error.filename = error.filename or str(self.sweep.out)
+        mend = f"{error.filename}: {error.strerror}; mend that, then: glide sweep resume {self.sweep.source}"
+        return error if error.errno in FULL else GlideError(mend)
 
     def _checked(self, result: dict[str, Any]) -> dict[str, Any] | None:
         """A result as it may be kept; None when it is of no request that is made now."""
