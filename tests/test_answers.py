@@ -168,4 +168,4 @@ def test_a_node_that_lies_is_named_and_harms_nobody(factory, monkeypatch, caplog
     told = [record.getMessage() for record in caplog.records if "here-" in record.getMessage()]
     for reason in ("does not carry", "`tokens`", "not valid Unicode"):
         assert any(reason in line and "no valid results" in line for line in told), (reason, told)
-    assert any("held" in line or "longer than" in line for line in told), told
+    assert any("was held" in line or "longer than" in line for line in told), told

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from glide.condor.event_log import LOST, Event
+from glide.condor.names import printable
 from glide.errors import Refused
 from glide.invoke.answers import Answers
 from glide.invoke.carriers import Carrier, Carriers
@@ -113,28 +114,35 @@ class Intake:
             self._keep(answers)
             self.peeked[part] = now
             floods += [(running[part], answers)] if answers.flood else []
-        return self._without(queue, floods, "its output is longer than its records justify")
+        queue = self._without(queue, floods, "its output is longer than its records justify")
+        self._account(floods)
+        return queue
 
     def _keep(self, *answers: Answers) -> None:
         self.work.keep(result for each in answers for result in each.results.values())
 
     def _without(self, queue: list[Carrier], bad: list[tuple[Carrier, Answers]], reason: str) -> list[Carrier]:
-        """Remove carriers whose results are kept; what they have not answered is sent again, and counted as that."""
+        """Remove carriers whose results are kept; what they have not answered is sent again."""
         self.carriers.remove([carrier for carrier, _ in bad], reason)
         self.work.history.ended([carrier for carrier, _ in bad], "removed")
-        self._account(bad)
         gone = {carrier.job for carrier, _ in bad}
         return [carrier for carrier in queue if carrier.job not in gone]
 
+    def _note(self, carrier: Carrier, answers: Answers) -> set[str]:
+        """Note whose lane gave invalid answers, and avoid it; return the records that it has left without one."""
+        lane = carrier.lane or carrier.last_lane
+        missing = self.carried[carrier.part] - self.work.have.keys()
+        self.audit.note(self.lanes.name(lane), carrier.job, answers)
+        if missing and not self.lanes.is_alone(lane):
+            self.lanes.avoid(lane)
+        return missing
+
     def _account(self, ended: Sequence[tuple[Carrier, Answers]]) -> None:
-        """Note which lanes gave no valid answers; a record that is often left without one gets an error."""
+        """Note what was invalid; a record that is often left without an answer by jobs that end gets an error."""
         for carrier, answers in ended:
-            lane = carrier.lane or carrier.last_lane
-            missing = self.carried[carrier.part] - self.work.have.keys()
-            self.audit.note(self.lanes.name(lane), carrier.job, answers)
-            if missing and not self.lanes.is_alone(lane):
-                self.lanes.avoid(lane)
-            self.work.keep(self.audit.given_up(missing, self.lanes.name(lane), answers.reason))
+            missing = self._note(carrier, answers)
+            lane = self.lanes.name(carrier.lane or carrier.last_lane)
+            self.work.keep(self.audit.given_up(missing, lane, answers.reason))
 
     def without_outdated(self, queue: list[Carrier]) -> list[Carrier]:
         """Remove the jobs of an earlier driver that ask what nobody asks any more; what else they have is kept."""
@@ -156,13 +164,13 @@ class Intake:
         if self.holds > MOST_HOLDS:
             raise Refused(f"job {held[0].job} is held, like others before it: {held[0].hold_reason}")
         came = [(carrier, self.carriers.peek(carrier, self.carried[carrier.part])) for carrier in held]
-        for carrier in held:
-            lane = self.lanes.name(carrier.lane or carrier.last_lane)
-            _log.warning(
-                "job %s on %s is held, and its records are sent again: %s", carrier.job, lane, carrier.hold_reason
-            )
         self._keep(*(answers for _, answers in came))
-        return self._without(queue, came, "held; its records are sent again")
+        queue = self._without(queue, came, "held; its records are sent again")
+        for carrier, answers in came:
+            lane, why = self.lanes.name(carrier.lane or carrier.last_lane), printable(carrier.hold_reason)
+            _log.warning("job %s on %s was held, and its records are sent again: %s", carrier.job, lane, why)
+            self._note(carrier, answers)
+        return queue
 
     def without_lost(self, queue: list[Carrier]) -> list[Carrier]:
         """Save what carriers on dead nodes have streamed, and remove them: their other records go out anew.
