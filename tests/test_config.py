@@ -354,7 +354,9 @@ def test_requirements_may_have_several_lines(tmp_path):
     assert entry.requirements == "TARGET.Cpus >= 1 && TARGET.Memory > 10"
 
 
-@pytest.mark.parametrize("name", ["peers", "seed", "file", "lock", "drained", "journal.jsonl", "accounts"])
+@pytest.mark.parametrize(
+    "name", ["peers", "seed", "file", "lock", "drained", "journal.jsonl", "accounts", "users.lock"]
+)
 def test_an_entry_is_not_called_like_a_file_of_the_factory(refusal, name):
     ((line, said),) = refusal(ENTRY.replace("name: e", f"name: {name}"), SiteFile)
     assert line == 3 and f"a file of its own that is called {name}" in said

@@ -14,6 +14,7 @@ from glide.files.environment import REGISTRIES
 # What a factory keeps in its site's folder, beside a folder for each entry.
 OWN_FILES = (
     "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
+    "users.lock", "while-used.lock",
 )  # fmt: skip
 
 
