@@ -9,7 +9,7 @@ import pytest
 
 from glide.config import SiteFile
 from glide.factory.daemon import folder, only_factory
-from glide.factory.journal import Journal
+from glide.factory.journal import Journal, refusals
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.report.reasons import View, why_idle
 from glide.report.status import document, view
@@ -141,6 +141,7 @@ def test_a_refused_submission_is_told_to_who_waits(tmp_path, monkeypatch):
         Journal(folder(site())).write(seen(), [], ["here: cannot submit: HTCondor refuses the job: Invalid log file"])
         (told,) = document(seen(), [view(site())])["queue"]
         assert "no glidein could be sent to here: HTCondor refuses the job: Invalid log file" in told["why_idle"]
+        assert refusals(tmp_path) == ["here: cannot submit: HTCondor refuses the job: Invalid log file"]
         Journal(folder(site())).write(seen(), [], [])
         (told,) = document(seen(), [view(site())])["queue"]
-        assert "the factory sends 2 to here" in told["why_idle"]
+        assert "the factory sends 2 to here" in told["why_idle"] and refusals(tmp_path) == []

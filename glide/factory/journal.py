@@ -109,6 +109,17 @@ class Journal:
         return time.time() - self.path.stat().st_mtime if self.path.exists() else None
 
 
+def refusals(home: Path) -> list[str]:
+    """What the factories that work under a GLIDE_HOME could not do in their last cycle, and why."""
+    found: list[str] = []
+    for path in sorted((home / "factory").glob("*/journal.jsonl")):
+        journal = Journal(path.parent)
+        with suppress(OSError):  # it may be rotated just now
+            if (journal.age() or 0.0) < SILENCE_SECONDS:
+                found += map(str, journal.latest().get("refused", []))
+    return found
+
+
 def _time(line: str) -> float:
     """When a line was written, without reading it: a day has many. ValueError where it is torn."""
     return float(line.removeprefix('{"time": ').partition(",")[0])

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from glide.condor import AccessPoint, Collector, EventLog
+from glide.condor import AccessPoint, Collector, EventLog, home
 from glide.condor.bounded import isolated
 from glide.condor.event_log import ENDED, LOST
 from glide.errors import CondorError, GlideError, Refused
+from glide.factory.journal import refusals
 from glide.invoke.carriers import Carrier, Carriers, Run
 from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.sweep.intake import Intake
@@ -187,7 +188,7 @@ class Driver:
             lanes=dict(sorted(states.items())),
             running=sum(carrier.status == JobStatus.RUNNING for carrier in queue),
             idle=sum(carrier.status == JobStatus.IDLE for carrier in queue), wave=self.wave.reason,
-            trouble=self.lanes.trouble,
+            trouble=self.lanes.trouble or ("" if self.lanes.is_warm else "; ".join(refusals(home()))),
         )  # fmt: skip
 
     def _remind(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
