@@ -18,6 +18,7 @@ from glide.condor.access_point import quoted
 from glide.invoke.gather import STAGING
 from glide.invoke.outputs import named_twice, outputs, safe_remaps, within
 from glide.vocabulary import Exit, Job, JobStatus
+from tests.conftest import _in_force as in_force
 from tests.conftest import eventually
 
 JOB = """
@@ -236,6 +237,30 @@ def test_killed_gather_loses_and_doubles_nothing(tmp_path, access_point):
     expected |= {f"{cluster}.{number}/d/r.txt": f"{number}\n" for number in range(count)}
     assert {name: text for name, text in contents(got).items() if STAGING not in name} == expected
     assert (got / "jobs.log").read_text().count("Job terminated") == count
+
+
+@pytest.mark.pool
+def test_ads_that_nobody_may_change_are_gathered_by_way_of_their_folder(tmp_path, monkeypatch):
+    """As on an access point that protects where outputs go: there, HTCondor's client writes over what is there."""
+    monkeypatch.setenv("_CONDOR_IMMUTABLE_JOB_ATTRS", "SUBMIT_Iwd, SUBMIT_TransferOutputRemaps, SUBMIT_UserLog")
+    with in_force(tmp_path / "home", cores=2):
+        folder, got = tmp_path / "work", tmp_path / "got"
+        cluster = submitted(folder, """
+            arguments = "-c 'mkdir d; echo $(Process) >d/r.txt; echo $(Process) >n.txt'"
+            transfer_output_files = d, n.txt
+            transfer_output_remaps = "n.txt=n-$(Process).txt"
+            queue 2
+        """)  # fmt: skip
+        (folder / "n-1.txt").write_text("mine")
+        before = contents(folder)
+        done = glide("gather", cluster, "--to", got)
+        assert done.returncode == Exit.FAILED and f"move {folder}/n-1.txt away" in done.stderr
+        assert contents(folder) == before and contents(got) == {f"{cluster}.0/d/r.txt": "0\n", "n-0.txt": "0\n"}
+        (folder / "n-1.txt").unlink()
+        assert glide("gather", cluster, "--to", got).returncode == 0
+        apart = {f"{cluster}.{number}/d/r.txt" for number in range(2)}
+        assert contents(got).keys() == {*apart, "n-0.txt", "n-1.txt"}
+        assert contents(folder).keys() == {"jobs.sub"}
 
 
 @pytest.mark.pool

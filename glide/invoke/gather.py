@@ -22,9 +22,11 @@ from glide.condor import AccessPoint
 from glide.condor.access_point import quoted
 from glide.errors import CondorError, GlideError, InputError
 from glide.invoke.outputs import ATTRIBUTES, Outputs, named_twice, outputs
+from glide.system import open_regular, sync_folder
 from glide.vocabulary import LEAVE_IN_QUEUE, Job, JobStatus
 
 STAGING = ".glide-gather"
+LARGEST_LOG = 64 << 20  # bytes of events of one job; HTCondor writes some thousands
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # what file systems without hard links answer
 
 
@@ -98,7 +100,7 @@ class Gatherer:
                     self.failed(job.job, str(error))
                     return False
             for folder in self._place(job, ready, resumed):
-                _flush(folder)
+                sync_folder(folder)
         except OSError as error:
             raise GlideError(f"job {job.job} stays in the queue, as its outputs cannot be written: {error}") from None
         self.access_point.remove(_constraint(job), "gathered")
@@ -114,34 +116,69 @@ class Gatherer:
         partial.mkdir(mode=0o700)
         for target in job.remaps.values():
             (partial / target).parent.mkdir(parents=True, exist_ok=True)
-        self._point(job, partial)
         try:
-            self.access_point.retrieve(_constraint(job))
-            pointed = self.access_point.jobs(_constraint(job), ["SUBMIT_Iwd"])
-            if [ad.get("SUBMIT_Iwd") for ad in pointed] != [str(partial)]:
-                raise CondorError("another glide gather takes its outputs just now")
+            if self._point(job, partial):
+                self._retrieve_into(job, partial)
+            else:
+                self._retrieve_by_way_of(job, Path(job.initial_dir), partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            with suppress(CondorError):  # for condor_transfer_data
-                self.access_point.edit(job.job, "SUBMIT_Iwd", quoted(job.initial_dir))
             raise
         for path in _inside(partial):
             _settle(path)
-        _flush(partial)
+        sync_folder(partial)
         partial.rename(ready)
-        _flush(self.staging)
+        sync_folder(self.staging)
 
-    def _point(self, job: Outputs, folder: Path) -> None:
-        """Have HTCondor's client write a job's outputs into a folder. No node changes a completed job's ad."""
+    def _retrieve_into(self, job: Outputs, folder: Path) -> None:
+        """Retrieve a job's outputs, of which the ad names this folder."""
+        try:
+            self.access_point.retrieve(_constraint(job))
+            pointed = self.access_point.jobs(_constraint(job), ["SUBMIT_Iwd"])
+            if [ad.get("SUBMIT_Iwd") for ad in pointed] != [str(folder)]:
+                raise CondorError("another glide gather takes its outputs just now")
+        except BaseException:
+            with suppress(CondorError):  # for condor_transfer_data
+                self.access_point.edit(job.job, "SUBMIT_Iwd", quoted(job.initial_dir))
+            raise
+
+    def _retrieve_by_way_of(self, job: Outputs, home: Path, folder: Path) -> None:
+        """Retrieve a job's outputs into the folder that it was submitted from, where none of them may be yet."""
+        places = [(home / name, folder / name) for name in dict.fromkeys(job.brought)]
+        if not job.plain:
+            raise CondorError("it has outputs that belong elsewhere: use condor_transfer_data")
+        if taken := [str(place) for place, _ in places if os.path.lexists(place)]:
+            raise CondorError(f"this access point can only bring it by way of {home}: move {', '.join(taken)} away")
+        try:
+            self.access_point.retrieve(_constraint(job))
+        finally:
+            for place, target in places:
+                if os.path.lexists(place):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(place, target)
+
+    def _point(self, job: Outputs, folder: Path) -> bool:
+        """Have HTCondor's client write a job's outputs into a folder; return whether the access point allows it.
+
+        No node changes the ad of a completed job. What its owner may not change (PROTECTED_JOB_ATTRS) no node has
+        changed before, as nodes act in the owner's name.
+        """
         attributes = {
             "LeaveJobInQueue": LEAVE_IN_QUEUE,  # condor_submit's own expression ends with the first retrieval
-            Job.INITIAL_DIR: quoted(job.initial_dir),
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
             "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # where it goes is a remap
             "SUBMIT_Iwd": quoted(str(folder)),
         }
+        self.access_point.edit(job.job, Job.INITIAL_DIR, quoted(job.initial_dir))
+        protected = set()
         for attribute, expression in attributes.items():
-            self.access_point.edit(job.job, attribute, expression)
+            try:
+                self.access_point.edit(job.job, attribute, expression)
+            except CondorError as error:
+                if not re.search("(protected|immutable) attribute", str(error)):
+                    raise
+                protected.add(attribute)
+        return not protected - {"LeaveJobInQueue"}
 
     # ---- from there to where they belong ----
 
@@ -193,6 +230,8 @@ class Gatherer:
 
     def _append(self, source: Path, target: Path, resumed: bool) -> bool:
         """Add a job's events to the log that the cluster's jobs share; return whether there is one."""
+        if source.stat().st_size > LARGEST_LOG:
+            return False
         try:
             descriptor = os.open(target, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -235,15 +274,11 @@ def _settle(path: Path) -> None:
     mode = path.lstat().st_mode
     if not stat.S_ISLNK(mode):
         path.chmod(stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        sync_folder(path)
+    elif stat.S_ISREG(mode):
+        with open_regular(path) as file:
+            os.fsync(file.fileno())
 
 
 def _link(source: Path, target: Path) -> bool:

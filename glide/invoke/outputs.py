@@ -34,6 +34,8 @@ class Outputs:
         remaps: new names by name, relative to the job's own folder.
         log: name of its event log, relative to the job's own folder; empty if it has none.
         declared: names of the files that the job file lists, after the remaps, relative to the folder of results.
+        brought: names of what HTCondor brings, after the remaps, relative to the job's own folder.
+        plain: whether the remaps are those of the ad: none of them was changed or left out.
         problem: why it must not be retrieved; usually empty.
     """
 
@@ -44,6 +46,8 @@ class Outputs:
     remaps: Mapping[str, str]
     log: str
     declared: frozenset[str]
+    brought: tuple[str, ...]
+    plain: bool
     problem: str = ""
 
     @property
@@ -59,14 +63,18 @@ def outputs(ad: Mapping[str, Any]) -> Outputs:
     base = _text(ad, Job.FOLDER)
     folder = PurePosixPath(within(initial_dir, base) if base and initial_dir else "")
     remaps = safe_remaps(_text(ad, "SUBMIT_TransferOutputRemaps"), initial_dir)
+    pairs = [pair for pair in _text(ad, "SUBMIT_TransferOutputRemaps").split(";") if pair.strip()]
+    plain = all(
+        remaps.get(name.strip(" ")) == target.strip(" ") for name, _, target in (p.partition("=") for p in pairs)
+    )
     log = os.path.basename(_text(ad, "UserLog"))
     if log and (target := within(_text(ad, "SUBMIT_UserLog"), initial_dir)) not in ("", log):
         remaps.setdefault(log, target)
-    listed = [*_names(ad, "TransferOutput"), *(name for name in _streams(ad) if name != "/dev/null")]
-    names = (os.path.basename(name.rstrip("/")) for name in listed)
+    declared = _remapped([*_names(ad, "TransferOutput"), *_streams(ad)], remaps)
     return Outputs(
         job, _number(ad, "QDate"), initial_dir, folder, remaps, remaps.get(log, log),
-        frozenset(str(folder / remaps.get(name, name)) for name in names if name), _problem(ad),
+        frozenset(str(folder / name) for name in declared),
+        tuple(_remapped([*_sent(ad), *_streams(ad), log], remaps)), plain, _problem(ad),
     )  # fmt: skip
 
 
@@ -105,16 +113,26 @@ def _problem(ad: Mapping[str, Any]) -> str:
     """Return why a job's outputs must not be retrieved: what it would bring is not a file of the job's."""
     if not isinstance(ad.get("StageInFinish"), int):
         return "it was not spooled, so HTCondor has written its outputs to their places already: condor_rm ends it"
-    sent = _names(ad, "SpooledOutputFiles") if _text(ad, "SpooledOutputFiles") else _names(ad, "TransferOutput")
-    for name in (*sent, *(each for each in _streams(ad) if each != "/dev/null"), _text(ad, "UserLog")):
+    for name in (*_sent(ad), *_streams(ad), _text(ad, "UserLog")):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             return f"its ad names {name!r} as an output, which is not in its spool: a node may have changed the ad"
     return ""
 
 
+def _remapped(names: Iterable[str], remaps: Mapping[str, str]) -> list[str]:
+    """Names as HTCondor writes them: of a path the last part, or what it is remapped to."""
+    last = (os.path.basename(name.rstrip("/")) for name in names)
+    return [remaps.get(name, name) for name in last if name]
+
+
+def _sent(ad: Mapping[str, Any]) -> list[str]:
+    """What a completed job has in its spool, but for its output, error and log."""
+    return _names(ad, "SpooledOutputFiles") or _names(ad, "TransferOutput")
+
+
 def _streams(ad: Mapping[str, Any]) -> list[str]:
-    return [_text(ad, name) for name in ("Out", "Err") if _text(ad, name)]
+    return [_text(ad, name) for name in ("Out", "Err") if _text(ad, name) not in ("", "/dev/null")]
 
 
 def _names(ad: Mapping[str, Any], attribute: str) -> list[str]:
