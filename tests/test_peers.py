@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
-import os
 import shutil
 import socket
 import threading
@@ -147,17 +146,19 @@ def test_a_peer_killed_in_mid_transfer_is_replaced_by_another_or_the_source(node
 
 
 def test_chunks_that_are_corrupt_at_a_peer_do_not_reach_a_model(nodes, model, source):
-    """A disk that lies: the file looks as it did."""
+    """A disk that lies: the file is known as what it was."""
     (first,) = nodes.start()
     nodes.warm()
-    path = nodes.place(first) / "one.bin"
-    status = path.stat()
+    path, content = nodes.place(first) / "one.bin", nodes.template.files["one.bin"][0]
+    cache = Cache(first.folder / "cache")
+    parts = cache.parts(path, content)
+    assert parts
     path.chmod(0o600)
     with path.open("r+b") as file:
         file.seek(CHUNK + 1)
         file.write(b"?")
     path.chmod(0o400)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    cache.remember(path, content, parts)
     (newcomer,) = nodes.start()
     nodes.warm([newcomer])
     assert same(nodes.place(newcomer), model)

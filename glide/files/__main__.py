@@ -20,11 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from glide.errors import mistake
 from glide.files.cache import Cache
 from glide.files.fetch import Account, Swarm, Wrong
 from glide.files.parcel import in_place, opened
 from glide.files.peers import Directory
-from glide.system import end_with_parent
+from glide.system import end_with_parent, open_regular
 from glide.template import Parcel
 
 SAY_SECONDS = 0.5
@@ -46,12 +47,15 @@ def main() -> None:
     except (OSError, Wrong, ValueError) as error:
         say({"failed": f"{type(error).__name__}: {error}"})
         sys.exit(1)
+    except Exception as error:
+        say({"failed": mistake(error)})
+        raise
 
 
 def read_ahead(paths: Iterable[Path]) -> None:
     """Have the kernel read the files while the engine still imports what loads them."""
     for path in paths:
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), open_regular(path) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 

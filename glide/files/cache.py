@@ -19,14 +19,14 @@ import pwd
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from glide.files.part import Part
-from glide.files.tree import Tree, digests_of
-from glide.files.unpack import unpack
+from glide.files.tree import Tree, digesting
+from glide.files.unpack import unpack, unpacked_size
 from glide.system import publish
 from glide.vocabulary import POOL_VARIABLE
 
@@ -106,7 +106,7 @@ class Cache:
     def place(self, tree: Tree) -> Path | None:
         """The tree's folder, if all of it is here and as it was when it was verified."""
         folder = self.folder / "trees" / tree.digest
-        whole = all(self.knows(folder / name, content) for name, (content, _) in tree.files.items())
+        whole = all(self._is(folder / name, content, size) for name, (content, size) in tree.files.items())
         return folder if whole and folder.is_dir() else None
 
     def link(self, tree: Tree, content: str) -> None:
@@ -116,6 +116,7 @@ class Cache:
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content(content), building / name)
+                self.knows(building / name, content)  # with one link more
 
     def publish(self, tree: Tree) -> Path:
         """Make what has been linked the tree's folder, in one step."""
@@ -145,8 +146,13 @@ class Cache:
             underway.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
 
+            checked = False
+
             def taking(taken: int, more: int) -> None:
-                (folder / TAKEN).write_text(str(taken), "utf-8")
+                nonlocal checked
+                publish(folder / TAKEN, str(taken), durable=False)  # never into what the archive may have put there
+                if not checked and self._room() < more:  # nothing is evicted for what turns out to be too much
+                    more, checked = max(more, unpacked_size(archive) - taken), True
                 self.make_room(more)
 
             try:
@@ -173,16 +179,29 @@ class Cache:
                 known = self.known[memo] = json.loads(memo.read_text("utf-8"))
             if known["looks"] == looks:
                 return list(known["parts"])
+            if _linked(known["looks"], looks):
+                self.remember(path, content, known["parts"])
+                return list(known["parts"])
         return None
 
-    def verify(self, path: Path, content: str) -> bool:
+    def verify(self, path: Path, content: str, size: int) -> bool:
         """Whether a file, of this cache or not, is what it should be: read, unless that is known."""
+        for _ in self.verifying(path, content, size):
+            pass
+        return self.knows(path, content)
+
+    def verifying(self, path: Path, content: str, size: int) -> Generator[None, None, None]:
+        """The same in steps, a chunk each; afterwards the file is known, if it is what it should be.
+
+        Raises:
+            OSError: it can't be read, or is not a regular file.
+        """
         if self.knows(path, content):
-            return True
-        digest, parts = digests_of(path)
-        if digest == content:
+            return
+        looks = _looks(path)
+        digest, parts = yield from digesting(path, size)
+        if digest == content and _looks(path) == looks:
             self.remember(path, content, parts)
-        return digest == content
 
     def remember(self, path: Path, content: str, parts: list[str]) -> None:
         """Note that a file was read and is what it should be."""
@@ -200,9 +219,14 @@ class Cache:
         """Where a content is, if it is here."""
         return self.folder / "contents" / content
 
-    def has(self, content: str) -> bool:
-        """Whether it is here and as it was when it was verified."""
-        return self.knows(self.content(content), content)
+    def has(self, content: str, size: int) -> bool:
+        """Whether it is here, and what it should be."""
+        return self._is(self.content(content), content, size)
+
+    def _is(self, path: Path, content: str, size: int) -> bool:
+        with suppress(OSError):
+            return self.verify(path, content, size)
+        return False
 
     def partial(self, content: str) -> Path:
         return self.folder / "partial" / content
@@ -316,6 +340,13 @@ def _number(path: Path) -> int:
 
 
 def _looks(path: Path) -> list[int]:
-    """What changes when a file does."""
+    """What changes when a file does. Programs may set st_mtime back, but not st_ctime."""
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+    return [
+        status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev, status.st_ctime_ns, status.st_nlink,
+    ]  # fmt: skip
+
+
+def _linked(before: list[int], now: list[int]) -> bool:
+    """Whether what has changed of a file's looks is what links to it change: their number, and st_ctime."""
+    return len(before) == len(now) and before[:4] == now[:4] and before[5] != now[5]

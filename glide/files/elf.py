@@ -10,7 +10,10 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from glide.system import open_regular
+
 PROGRAMS = ".glide-programs"  # in the folder: the loader and the programs that need it, a line each, relative to it
+LARGEST_LIST = 16 << 20  # bytes
 ROOM = "/" * 1023  # a path that leaves room for any other
 _INTERP = 3  # PT_INTERP, the program header that names the loader
 
@@ -19,16 +22,22 @@ def repoint(folder: Path, place: Path) -> None:
     """Have the programs of a folder find their loader when the folder is at a place; nothing where none brings one."""
     if not (folder / PROGRAMS).exists():
         return
-    loader, *programs = (folder / PROGRAMS).read_text("utf-8").splitlines()
+    with open_regular(folder / PROGRAMS) as file:
+        loader, *programs = file.read(LARGEST_LIST).decode("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
-        if (folder / program).exists():  # not all of them travel
-            _write_loader(folder / program, path)
+        # Not all of them travel. And whoever made the folder may have listed what is not in it.
+        found = folder / program
+        if found.is_file() and not found.is_symlink() and folder.resolve() in found.resolve().parents:
+            _write_loader(found, path)
 
 
 def _write_loader(program: Path, path: bytes) -> None:
     with program.open("r+b") as file:
-        at, room = _loader(file)
+        try:
+            at, room = _loader(file)
+        except (struct.error, IndexError):
+            raise OSError(f"{program} is no program of 64 bits") from None
         if len(path) >= room:
             raise OSError(f"{path.decode()} is too long a path for programs to name their loader by")
         file.seek(at)

@@ -101,7 +101,7 @@ class Fetch:
         raise last
 
     def _gather(self) -> None:
-        absent = {content: size for content, size in self.tree.contents.items() if not self._link(content)}
+        absent = {content: size for content, size in self.tree.contents.items() if not self._link(content, size)}
         # What a killed process has left of them counts as there: it is part of what the cache takes.
         here = sum(part.stat().st_blocks * 512 for content in absent if (part := self.cache.partial(content)).exists())
         self.cache.make_room(max(0, sum(absent.values()) - here))
@@ -122,10 +122,10 @@ class Fetch:
                 name = self.tree.name(bad[0])
                 raise Wrong(f"{name} is not what the template was made of: its sha256 is not {bad[0]}")
 
-    def _link(self, content: str) -> bool:
+    def _link(self, content: str, size: int) -> bool:
         """Whether it is here already."""
         try:
-            if self.cache.has(content):
+            if self.cache.has(content, size):
                 self.cache.link(self.tree, content)
                 return True
         except FileNotFoundError:
@@ -200,7 +200,7 @@ class Fetch:
         others = [peer for peer in self.peers if peer not in first + near]
         for peer in first + near + random.sample(others, min(NEIGHBOURS - 2, len(others))):
             try:
-                peer.look(self.tree.digest, swarm.key)
+                peer.look(self.tree, swarm.key)
             except (OSError, Busy):
                 peer.strikes += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,8 @@ from glide.files.sources import open_source
 from glide.template import checks
 
 MANIFEST = "glide-files.json"
+LARGEST_MANIFEST = 64 << 20  # bytes: some 400,000 files
+MANIFEST_SECONDS = 300.0
 # Of a hub's repository: what people read, and the same weights for other libraries.
 UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.pdf", "*.png", "*.jpg", "onnx/*",
             "*.onnx", "*.gguf", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "coreml/*", "openvino/*",
@@ -31,13 +34,23 @@ def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
 
 def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
     try:
-        text = b"".join(open_source(path).read(MANIFEST, 0))
+        text = _read(path)
     except OSError as error:
         raise OSError(f"{error}; it lists the files there: glide template files FOLDER > FOLDER/{MANIFEST}") from None
     try:
         return checks.files(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}/{MANIFEST} is not what glide template files writes: {error}") from None
+
+
+def _read(path: str) -> bytes:
+    """The list at an address; no more than any list has, and not for ever."""
+    text, until = bytearray(), time.monotonic() + MANIFEST_SECONDS
+    for data in open_source(path).read(MANIFEST, 0):
+        text += data
+        if len(text) > LARGEST_MANIFEST or time.monotonic() > until:
+            raise OSError(f"{path}/{MANIFEST} has more than {LARGEST_MANIFEST} bytes, or takes too long")
+    return bytes(text)
 
 
 def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:

@@ -23,7 +23,7 @@ class Part:
         self.content = content
         self.size = size
         self.have: dict[int, str] = {}  # sha256 by chunk
-        if not cache.has(content):
+        if not cache.has(content, size):
             self._resume()
 
     def _resume(self) -> None:
@@ -32,13 +32,13 @@ class Part:
         if not self.have:
             return
         with suppress(OSError):
-            for number, data in enumerate(blocks(self.path, chunk_bytes(self.size))):
+            for number, data in enumerate(blocks(self.path, chunk_bytes(self.size), self.size)):
                 if number in self.have and hashlib.sha256(data).hexdigest() != self.have[number]:
                     del self.have[number]
 
     @property
     def missing(self) -> list[int]:
-        return [] if self.cache.has(self.content) else [n for n in chunks(self.size) if n not in self.have]
+        return [] if self.cache.has(self.content, self.size) else [n for n in chunks(self.size) if n not in self.have]
 
     def write(self, number: int, data: bytes) -> None:
         """Keep a chunk; OSError when the disk does not."""
@@ -65,11 +65,11 @@ class Part:
 
     def finish(self) -> bool:
         """Whether the whole is what it should be; then it is a content, else it is gone."""
-        if self.cache.has(self.content):
+        if self.cache.has(self.content, self.size):
             return True
         if self.size == 0:
             self.path.touch(mode=0o600)
-        digest, parts = digests_of(self.path)
+        digest, parts = digests_of(self.path, self.size)
         if digest != self.content:
             self.drop()
             return False

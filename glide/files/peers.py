@@ -11,20 +11,27 @@ import hmac
 import http.client
 import ipaddress
 import json
-import subprocess
+import re
+import socket
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glide.files.program import run
+from glide.files.tree import Tree, chunks
 from glide.vocabulary import Machine
 
 TIMEOUT = 5.0  # seconds in which a peer has to send something; who does not is left alone
+SLOWEST = 64 << 10  # bytes a second: a peer that sends less is left alone
+MOST_PEERS = 4096  # that a directory may name
 TOKEN_SECONDS = 600
 UNKNOWN = 128  # a distance
 STRIKES = 3  # failures in a row, after which a peer is left alone
 DIGEST = "Chunk-Digest"
+_GLIDE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 def short(tree: str) -> str:
@@ -47,6 +54,15 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
 
 def _mac(key: str, path: str, expiry: str) -> str:
     return hmac.new(key.encode(), f"{path}\n{expiry}".encode(), hashlib.sha256).hexdigest()
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IP address with a port, as peers are advertised."""
+    host, _, port = text.rpartition(":")
+    with suppress(ValueError):
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return re.fullmatch("[1-9][0-9]{0,4}", port) is not None and int(port) < 1 << 16
+    return False
 
 
 def distance(host: str, address: str) -> int:
@@ -88,16 +104,17 @@ class Peer:
         chunks = self.have.get(content, set())
         return chunks is None or chunk in chunks
 
-    def look(self, tree: str, key: str) -> None:
+    def look(self, tree: Tree, key: str) -> None:
         """See what it has; OSError when it does not say."""
-        answer, _ = self._ask(f"/{tree}/have", key, 1 << 24)
+        numbers = {content: chunks(size) for content, size in tree.contents.items()}
+        most = sum(100 + 8 * len(each) for each in numbers.values())
+        answer, _ = self._ask(f"/{tree.digest}/have", key, most)
         try:
-            have = json.loads(answer)
-            self.have = {str(name): None if some is None else set(some) for name, some in have.items()}
-            if self.whole and not have:  # its cache has been deleted
-                self.strikes = STRIKES
-        except (ValueError, TypeError, AttributeError) as error:
-            raise OSError(f"{self.glide_id} makes no sense: {error!r}") from None
+            self.have = {name: _chunks(some, numbers[name]) for name, some in json.loads(answer).items()}
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise OSError(f"{self.glide_id} makes no sense: {error!r:.200}") from None
+        if self.whole and not self.have:  # its cache has been deleted
+            self.strikes = STRIKES
 
     def chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
         """A chunk, as it was when the peer got it; Busy, or OSError when it is not to be had."""
@@ -110,7 +127,8 @@ class Peer:
         host, _, port = self.address.rpartition(":")
         self.asked += 1
         try:
-            with closing(http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.patience)) as connection:
+            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.patience)
+            with closing(connection), _time_limit(connection, self.patience + most / SLOWEST):
                 authorization = f"Bearer {token(key, path, time.time())}"
                 connection.request("GET", path, headers={"Authorization": authorization})
                 answer = connection.getresponse()
@@ -123,9 +141,37 @@ class Peer:
             self.strikes = STRIKES
             raise OSError(f"{self.glide_id} says nothing") from None
         except (http.client.HTTPException, ValueError) as error:
-            raise OSError(f"{self.glide_id}: {error!r}") from None
+            raise OSError(f"{self.glide_id}: {error!r:.200}") from None
         finally:
             self.asked -= 1
+
+
+def _chunks(some: object, numbers: range) -> set[int] | None:
+    """Chunks of a content that a peer says it has; ValueError for what is none."""
+    if some is None:
+        return None
+    if not isinstance(some, list) or not all(type(number) is int and number in numbers for number in some):
+        raise ValueError("no list of chunks")
+    return set(some)
+
+
+@contextmanager
+def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+    """Open a connection, and end it when its time is up, though something may come over it now and then."""
+    connection.connect()
+    connected = connection.sock  # http.client forgets it when it has the head of the answer
+
+    def end() -> None:
+        with suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def directory_command(programs: Path) -> list[str]:
@@ -151,21 +197,23 @@ class Directory:
         """All that are known, those no more that are gone; the same objects as before for the same nodes."""
         command = [word.replace("{tree}", short(tree)) for word in self.command]
         try:
-            said = subprocess.run(
-                command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT, check=True
-            ).stdout
-        except (OSError, subprocess.SubprocessError):
+            done = run(command, TIMEOUT)
+        except OSError:
+            done = None
+        if done is None or done.code:
             return list(self.peers.values())  # what was true a moment ago
         found: dict[str, Peer] = {}
-        for line in said.splitlines():
+        for line in done.output.splitlines():
             words = line.split()
-            if len(words) != 4 or ":" not in words[1]:
+            if len(words) != 4 or not _GLIDE_ID.fullmatch(words[0]) or not is_address(words[1]):
                 continue
+            if len(found) == MOST_PEERS:
+                break
             glide_id, address, shares, fetching = words
             known = self.peers.get(glide_id)
             peer = known if known and known.address == address else Peer(glide_id, address)
-            since = dict(each.split(":") for each in fetching.split(",") if ":" in each).get(short(tree), "")
-            peer.since = int(since) if since.isdecimal() else 0
+            since = dict(each.split(":", 1) for each in fetching.split(",") if ":" in each).get(short(tree), "")
+            peer.since = int(since) if re.fullmatch("[0-9]{1,12}", since) else 0
             peer.whole = not since and short(tree) in shares.split(",")
             found[glide_id] = peer
         self.peers = found

@@ -89,6 +89,7 @@ def _brought(url: str, target: Path, tickets: Path) -> int:
             place = target if file else target / each
             place.parent.mkdir(parents=True, exist_ok=True)
             _put(folder / each, place, cache)
+            cache.knows(folder / each, parcel.files[each][0])  # with one link more
     return sum(parcel.files[each][1] for each in wanted)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +21,16 @@ from glide.files.cache import Cache
 from glide.files.part import read_have
 from glide.files.peers import DIGEST, allows
 from glide.files.tree import CHUNK, Tree, extent
+from glide.system import open_regular
 
 UPLOADS = 4  # at the same time; who comes then is told to come again, or finds somebody else
+READERS = 4  # threads that verify files, a chunk of each in turn
+VERIFYING = 64  # files at the same time; who comes for more is told to come again
+CONNECTIONS = 256  # at the same time
+CONNECTIONS_EACH = 64  # of one address: its host may have several glideins
 REQUEST_SECONDS = 10.0
+LARGEST_REQUEST = 8192  # bytes
+VERIFY_SECONDS = 5.0  # who would have to wait longer for a file to be read is told to come again
 STALLED_SECONDS = 60.0  # for the bytes of the smallest chunks to be taken
 TURN_SECONDS = 1.0  # who would have to wait longer for the rate's sake is told to come again
 
@@ -46,12 +56,14 @@ class Share:
         self.rate = rate
         self.offers: dict[str, Offer] = {}  # by digest
         self.uploads = 0
-        self.verifying: dict[Path, asyncio.Future[bool]] = {}
+        self.connections: Counter[str] = Counter()  # by address
+        self.readers = ThreadPoolExecutor(READERS)
+        self.verifying: dict[Path, asyncio.Task[None]] = {}
         self.next = 0.0  # when the next upload may begin
 
     async def start(self, host: str, port: int = 0) -> int:
         """Listen at an address of this node; the port. OSError where that is taken."""
-        server = await asyncio.start_server(self._visited, host, port)
+        server = await asyncio.start_server(self._visited, host, port, limit=LARGEST_REQUEST)
         self.serving = asyncio.create_task(_serve(server))
         return int(server.sockets[0].getsockname()[1])
 
@@ -61,13 +73,25 @@ class Share:
 
     def stop(self) -> None:
         self.serving.cancel()
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError, asyncio.IncompleteReadError):
-            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS)).decode("latin-1")
-            await self._answer(head, writer)
-            await writer.drain()
-        writer.close()
+        peer = str((writer.get_extra_info("peername") or ("",))[0])
+        self.connections[peer] += 1
+        try:
+            if self.connections[peer] <= CONNECTIONS_EACH and self.connections.total() <= CONNECTIONS:
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS)
+                await self._answer(head.decode("latin-1"), writer)
+                writer.close()
+                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)  # for what is in buffers still
+        except (
+            OSError, ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        ):  # fmt: skip
+            pass  # somebody who is not, or no longer, interested; or who is no peer
+        finally:
+            writer.transport.abort()
+            self.connections[peer] -= 1
+            self.connections += Counter()  # forgets who has none
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")
@@ -81,7 +105,12 @@ class Share:
             return _say(writer, "403 Forbidden")
         if method == "GET" and rest == ["have"]:
             return _say(writer, "200 OK", json.dumps(self._have(offer)).encode())
-        if method == "GET" and len(rest) == 2 and rest[0] in offer.tree.contents and rest[1].isdecimal():
+        if (
+            method == "GET"
+            and len(rest) == 2
+            and rest[0] in offer.tree.contents
+            and re.fullmatch("[0-9]{1,9}", rest[1])
+        ):
             return await self._upload(offer, rest[0], int(rest[1]), writer)
         _say(writer, "404 Not Found")
 
@@ -102,24 +131,34 @@ class Share:
         """The digests of a verified file's chunks; None where there is no such file."""
         return self.cache.parts(self._place(offer, content), content)
 
-    async def _verified(self, offer: Offer, content: str) -> list[str] | None:
-        """The same, once a file that lies elsewhere than in the cache has been read before anybody gets of it."""
-        whole = self._whole(offer, content)
-        if whole is not None or offer.folder is None:
-            return whole
+    async def _verified(self, offer: Offer, content: str) -> bool:
+        """Whether a file that lies elsewhere than in the cache has been read, as it is before anybody gets of it."""
         path = self._place(offer, content)
+        if offer.folder is None or self._whole(offer, content) is not None:
+            return True
         if path not in self.verifying:
-            reading = asyncio.get_running_loop().run_in_executor(None, self.cache.verify, path, content)
-            self.verifying[path] = reading
-            reading.add_done_callback(lambda _: self.verifying.pop(path))
-        with suppress(OSError):
-            await asyncio.shield(self.verifying[path])
-        return self._whole(offer, content)
+            if len(self.verifying) >= VERIFYING:
+                return False
+            self.verifying[path] = asyncio.create_task(self._verify(path, content, offer.tree.contents[content]))
+        done, _ = await asyncio.wait([self.verifying[path]], timeout=VERIFY_SECONDS)
+        return bool(done)
+
+    async def _verify(self, path: Path, content: str, size: int) -> None:
+        """Read a file, a chunk at a time: however large it is, others come to be read meanwhile."""
+        reading, loop = self.cache.verifying(path, content, size), asyncio.get_running_loop()
+        try:
+            with suppress(OSError):
+                while await loop.run_in_executor(self.readers, next, reading, self) is not self:
+                    pass
+        finally:
+            del self.verifying[path]
 
     async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
+        if not await self._verified(offer, content):
+            return _say(writer, "503 Service Unavailable")
         if self.uploads >= UPLOADS or self.next - time.monotonic() > TURN_SECONDS:
             return _say(writer, "503 Service Unavailable")
-        whole = await self._verified(offer, content)
+        whole = self._whole(offer, content)
         if whole is not None:
             path, digest = self._place(offer, content), dict(enumerate(whole)).get(chunk)
         else:
@@ -130,7 +169,7 @@ class Share:
         start, length = extent(chunk, offer.tree.contents[content])
         self.uploads += 1
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 await self._wait_for_turn(length)
                 writer.write(_head("200 OK", length, f"{DIGEST}: {digest}\r\n"))
                 await writer.drain()

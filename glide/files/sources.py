@@ -6,7 +6,7 @@ Standard library only, but for the hub's own client.
 from __future__ import annotations
 
 import os
-import subprocess
+import re
 import tempfile
 import time
 import urllib.error
@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glide.files.peers import Busy, Peer
+from glide.files.program import run
 from glide.files.tree import Tree, chunk_bytes, extent
+from glide.system import open_regular
 
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
+PLUGIN_SECONDS = 600.0  # the same of a file transfer plugin, which may wait for a tape
 TRIES = 5  # in a row without a byte more
 PAUSE = 1.0  # seconds before the second of them, then twice as long each time
 NETWORK_FILESYSTEMS = (
@@ -61,8 +64,8 @@ def is_remote(folder: Path) -> bool:
     best = ("", "")
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
-            place, kind = line.split()[1:3]
-            place = place.encode().decode("unicode_escape")
+            _, place, kind, *_ = line.split()
+            place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
             inside = place == "/" or folder == Path(place) or Path(place) in folder.parents
             best = max(best, (place, kind), key=lambda mount: len(mount[0])) if inside else best
     return best[1] in NETWORK_FILESYSTEMS or best[1].startswith("fuse.")
@@ -75,7 +78,7 @@ class Folder:
         self.folder = folder
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        with (self.folder / name).open("rb") as file:
+        with open_regular(self.folder / name) as file:
             file.seek(start)
             while data := file.read(BLOCK):
                 yield data
@@ -120,7 +123,8 @@ class Web:
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             skip = start if start and answer.status == 200 else 0  # it begins at the beginning
-            left = int(answer.headers.get("Content-Length") or -1)
+            length = answer.headers.get("Content-Length", "")
+            left = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else -1
             while data := answer.read(BLOCK):
                 left -= len(data)
                 if skip:
@@ -161,23 +165,46 @@ class Plugin:
     def read(self, name: str, start: int) -> Iterator[bytes]:
         url = f"{self.url}/{name}"
         with tempfile.TemporaryDirectory(prefix="glide-") as folder:
-            target = Path(folder, "file")
-            (Path(folder) / "in").write_text(f'[ Url = "{url}"; LocalFileName = "{target}" ]\n', "utf-8")
-            command = [str(self.plugin), "-infile", f"{folder}/in", "-outfile", f"{folder}/out"]
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=folder)
-            if done.returncode or not target.exists():
-                said = Path(folder, "out").read_text("utf-8") if Path(folder, "out").exists() else done.stderr
-                raise OSError(f"{url}: {self.plugin.name}: {' '.join(said.split())[:300] or done.returncode}")
-            yield from Folder(target.parent).read(target.name, start)
+            work = Path(folder)
+            (work / "in").write_text(
+                f"[ Url = {_string(url)}; LocalFileName = {_string(folder + '/file')} ]\n", "utf-8"
+            )
+            command = [str(self.plugin), "-infile", f"{work}/in", "-outfile", f"{work}/out"]
+            done = run(command, PLUGIN_SECONDS, work, lambda: sum(_size(path) for path in work.iterdir()))
+            if done.code or not (work / "file").exists():
+                raise OSError(f"{url}: {self.plugin.name}: {_answer(work / 'out') or done.errors[:300] or done.code}")
+            yield from Folder(work).read("file", start)
+
+
+def _string(text: str) -> str:
+    """A text as ClassAds write it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _answer(path: Path) -> str:
+    """The beginning of what a plugin has written about its transfers."""
+    try:
+        with open_regular(path) as file:
+            return " ".join(file.read(BLOCK).decode("utf-8", "replace").split())[:300]
+    except OSError:
+        return ""
 
 
 def _plugin(scheme: str, folder: Path | None) -> Path:
     """The program in HTCondor's libexec that says it fetches such addresses."""
     for path in sorted(folder.glob("*plugin*") if folder else ()):
         if os.access(path, os.X_OK):
-            said = subprocess.run(
-                [path, "-classad"], capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT
-            ).stdout
+            try:
+                said = run([path, "-classad"], TIMEOUT).output
+            except OSError:  # it is of another machine's kind, or it hangs
+                continue
             line = next((line for line in said.splitlines() if line.startswith("SupportedMethods")), "")
             if scheme in line.partition("=")[2].strip(' "').split(","):
                 return path

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from glide.system import open_regular
 
 # Bytes: what is asked of a peer at a time, verified, and gone on from after a kill. Large files have larger ones: what
 # is known of a file is a line for each.
@@ -60,18 +62,39 @@ def extent(number: int, size: int) -> tuple[int, int]:
     return number * length, min(length, size - number * length)
 
 
-def digests_of(path: Path) -> tuple[str, list[str]]:
-    """sha256 of a file, and of its chunks; OSError when it can't be read."""
+def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[str]]]:
+    """Compute sha256 of a file, and of its chunks, a step for each chunk: others may have theirs read in between.
+
+    Args:
+        size: bytes that it should have; with another size it is not read, and its digest is empty.
+
+    Raises:
+        OSError: it can't be read, or is not a regular file.
+    """
+    if path.stat().st_size != size:
+        return "", []
     whole = hashlib.sha256()
     parts = []
-    for data in blocks(path, chunk_bytes(path.stat().st_size)):
+    for data in blocks(path, chunk_bytes(size), size):
         whole.update(data)
         parts.append(hashlib.sha256(data).hexdigest())
+        yield
     return whole.hexdigest(), parts
 
 
-def blocks(path: Path, length: int) -> Iterator[bytes]:
-    """A file's content in pieces of so many bytes."""
-    with path.open("rb") as file:
-        while data := file.read(length):
+def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
+    """The same in one go."""
+    steps = digesting(path, size)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def blocks(path: Path, length: int, most: int) -> Iterator[bytes]:
+    """A file's content in pieces of so many bytes, and no more than `most` in all."""
+    with open_regular(path) as file:
+        while most > 0 and (data := file.read(min(length, most))):
+            most -= len(data)
             yield data
