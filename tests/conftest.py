@@ -95,7 +95,7 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
 @pytest.fixture
 def own_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
     """A pool where nobody else's factory serves what a test asks for; it is the one in force meanwhile."""
-    with _in_force(tmp_path_factory.mktemp("own") / "home", cores=4) as pool:
+    with _in_force(tmp_path_factory.mktemp("own") / "home with spaces", cores=4) as pool:
         yield pool
 
 
