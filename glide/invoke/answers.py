@@ -106,11 +106,9 @@ def _take(line: bytes, ids: Collection[str], answers: Answers, complaint: Callab
     name = content["custom_id"]
     if not isinstance(name, str) or name not in ids:
         raise Rejected("a result for a record that the job does not carry")
-    if name in answers.results:
-        return  # streamed twice, or computed again after a restart
     if wrong := problem(content) or complaint(content):
         raise Rejected(f"a result whose {wrong}")
-    answers.results[name] = content
+    answers.results.setdefault(name, content)  # another one was streamed twice, or computed again after a restart
 
 
 def problem(result: dict[str, Any]) -> str:
