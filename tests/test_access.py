@@ -129,7 +129,7 @@ def test_nodes_reach_only_what_their_job_is_for(pool, guarded, submit, finish, a
         f"getfile {secret}", f"open {secret} r 0", f"open {target} wct 384", f"open {tmp_path}/new wc 384",
         f"unlink {target}", f"rename {target} stolen", f"mkdir {tmp_path}/new 448", f"rmall {tmp_path}",
         f"putfile {tmp_path}/new 384 0", f"getfile {other}/../job_queue.log", "getfile ../../../job_queue.log",
-        f"truncate {target} 0",
+        f"truncate {target} 0", f"link {secret} hard", f"link {target} hard",
     ]  # fmt: skip
     changes = [f"set_job_attr {name} true" for name in (*KEPT, "JobPrio")] + ["constrain false", "ulog words"]
     for request in (*outside, *changes, "set_job_attr_delayed TransferInput 1"):

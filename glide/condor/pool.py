@@ -6,6 +6,7 @@ loopback. Two of them with different GLIDE_HOMEs do not notice each other.
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import secrets
@@ -28,6 +29,7 @@ from glide.vocabulary import POOL_VARIABLE, Machine
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
 LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
+_log = logging.getLogger("glide")
 UNUSABLE = ',"\\$'  # in the name of GLIDE_HOME: lists of files, quotes and macros of HTCondor
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
@@ -99,7 +101,7 @@ class EmbeddedPool:
         self._write(installation, cores or os.cpu_count() or 1, address, settings)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
-                [*as_unprivileged(), installation.program("condor_master"), "-f"],
+                [*_with_own_mount(self.folder / "spool"), installation.program("condor_master"), "-f"],
                 env={**os.environ, "CONDOR_CONFIG": str(self.config), POOL_VARIABLE: str(self.home)},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
@@ -272,4 +274,26 @@ def as_unprivileged() -> list[str]:
     """
     if os.getuid() != 0:
         return []
-    return ["unshare", "--user", f"--map-user={_account().pw_uid}", f"--map-group={_account().pw_gid}"]
+    return _under(_account())
+
+
+def _under(account: pwd.struct_passwd) -> list[str]:
+    return ["unshare", "--user", f"--map-user={account.pw_uid}", f"--map-group={account.pw_gid}"]
+
+
+def _with_own_mount(folder: Path) -> list[str]:
+    """Return what to start a pool's master with, so that its daemons see a folder as a mount of its own.
+
+    A job's shadow checks no hard links, and makes one to any file of the user when the job's node asks for it; but
+    hard links end at mounts.
+    """
+    space = ["unshare", "--mount", "--propagation", "private"]
+    space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+    account = _under(_account())
+    start = [*space, "sh", "-c", 'mount --bind "$0" "$0" && exec "$@"', str(folder), *account]
+    if subprocess.run([*start, "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+        return start
+    _log.warning(
+        "no mount namespace on this host: code on a lane may read files of yours by hard links in the pool's spool"
+    )
+    return as_unprivileged()
