@@ -19,6 +19,7 @@ from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
+from tests.two_pools import daemons
 
 pytestmark = pytest.mark.pool
 
@@ -114,21 +115,28 @@ def test_a_full_access_point_holds_the_job_and_loses_nothing(
 ):
     before = submit(records(1))
     becomes(before, JobStatus.COMPLETED)
-    # The spool folder of the next job is a disk that takes its input, and not its results.
-    disk = pool.folder / "spool" / str(before + 1)
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k,mode=700", "tmpfs", disk], check=True)
+    # The spool folder of the next job is a disk that takes its input, and not its results. So are some more: the factory
+    # may submit a glidein first. Daemons see the spool in a mount namespace of their own.
+    disks = [pool.folder / "spool" / str(before + number) for number in range(1, 10)]
+    inside = ["nsenter", "--mount", "--target", str(daemons(pool, "condor_master")[0].pid)]
+    for disk in disks:
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=96k,mode=700", "tmpfs", disk]
+        subprocess.run([*inside, *mount], check=True)
     try:
         cluster = submit(records(1000))
-        assert cluster == before + 1
+        disk = pool.folder / "spool" / str(cluster)
+        assert disk in disks
         reason = becomes(cluster, JobStatus.HELD)["HoldReason"]
         assert "No space left" in reason or "errno: 28" in reason or "write" in reason, reason
-        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+        subprocess.run([*inside, "mount", "-o", "remount,size=10m", disk], check=True)
         pool.tool("condor_release", str(cluster))
         assert becomes(cluster, JobStatus.COMPLETED)["NumJobStarts"] >= 2
         results = results_of(cluster, access_point, tmp_path)
         assert sorted(result["custom_id"] for result in results) == sorted(f"r{number}" for number in range(1000))
         access_point.remove(f"ClusterId == {cluster}", "the test is over")
-        eventually(lambda: not any(disk.iterdir()), "its folder is gone")
+        left = [*inside, "ls", disk]
+        eventually(lambda: not subprocess.run(left, check=True, capture_output=True).stdout, "its folder is gone")
     finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+        for disk in disks:
+            subprocess.run([*inside, "umount", "-l", disk], check=True)
