@@ -115,8 +115,8 @@ def test_a_full_access_point_holds_the_job_and_loses_nothing(
 ):
     before = submit(records(1))
     becomes(before, JobStatus.COMPLETED)
-    # The spool folder of the next job is a disk that takes its input, and not its results. So are some more: the factory
-    # may submit a glidein first. Daemons see the spool in a mount namespace of their own.
+    # The spool folder of the next job is a disk that takes its input, and not its results. So are some more, as the
+    # factory may submit a glidein first. Daemons see the spool in a mount namespace of their own.
     disks = [pool.folder / "spool" / str(before + number) for number in range(1, 10)]
     inside = ["nsenter", "--mount", "--target", str(daemons(pool, "condor_master")[0].pid)]
     for disk in disks:
