@@ -25,7 +25,7 @@ demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own
 	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml --again
 
 test: setup  ## all tests, those on a real embedded pool included
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 # The newest Python here that has wheels of all that is pinned; what needs torch is for the first environment.
 NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 2>/dev/null && echo $$each && break; done)

@@ -90,6 +90,12 @@ def last_words(told: dict[str, Any]) -> Iterator[list[str]]:
     return (failure["last_words"] for failure in failures if failure and failure["last_words"] is not None)
 
 
+def last_failure(told: dict[str, Any]) -> str:
+    """The GlideId of the glidein whose failure a status shows for the entry of the shared pool."""
+    entries = (entry for site in told["sites"] for entry in site["entries"] if entry["entry"] == "here")
+    return next((entry["last_failure"] or {}).get("glidein", "") for entry in entries)
+
+
 def records(count: int) -> list[dict[str, str]]:
     return [{"custom_id": str(number), "text": "text"} for number in range(count)]
 
@@ -98,7 +104,9 @@ def records(count: int) -> list[dict[str, str]]:
 
 
 @pool_test
-def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, private, browser, complaints, sweep: SweepFolder):
+def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(
+    web, private, browser, complaints, sweep: SweepFolder, access_point
+):
     page = opened(browser, complaints)
     page.goto(f"{private.url}/?token={TOKEN}")
     page.get_by_role("link", name="here").first.wait_for()
@@ -106,7 +114,11 @@ def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(web, private, b
     crashing = {"name": "web-crash", "engine": "noop", "options": {"crash_in": State.LOADING}}
     assert sweep.write(records(10), model=crashing, glideins=1).run().returncode == Exit.FAILED
     page.get_by_text("SIGSEGV").first.wait_for(timeout=90000)
-    page.get_by_text("Its last words").first.click()
+    # The words of a later failure would be in another element.
+    crashing_now = f'{Job.ENTRY} =!= undefined && {Job.MODEL} == "web-crash" && JobStatus != {JobStatus.COMPLETED}'
+    eventually(lambda: not access_point.jobs(crashing_now, ["ProcId"]), "no further glidein is about to fail")
+    time.sleep(2 * LOOK_SECONDS)  # or it would be a look before that
+    page.locator(f"[id='words-{last_failure(private.json())}'] summary").click()
     assert "with --token-file they are shown" not in page.content()
     eventually(lambda: "with --token-file they are shown" in web.page(), "who shows no token is told how to see them")
     assert "<details" not in web.page() and not list(last_words(web.json()))
