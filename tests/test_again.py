@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -85,6 +86,7 @@ def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_
     records = noop_records(400)
     process = sweep.write(records, model=model).start()
     eventually(lambda: results_so_far(sweep) > 60, "results come in")
+    process.send_signal(signal.SIGSTOP)  # or it might finish before the others have looked
     second = sweep.run()
     assert second.returncode == Exit.INPUT and f"is in use by process {process.pid} on " in second.stderr
     assert status(sweep)["state"] == "running"

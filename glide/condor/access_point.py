@@ -13,6 +13,7 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import isolated
+from glide.condor.signals import undisturbed
 from glide.errors import CondorError, Refused
 from glide.vocabulary import JobStatus
 
@@ -44,6 +45,7 @@ class AccessPoint:
         self._found: tuple[Any, Any] | None = None
         self._find()
 
+    @undisturbed()
     def _find(self) -> tuple[Any, Any]:
         """The schedd's location and the bindings' object for it."""
         if self._found is None:
@@ -86,6 +88,7 @@ class AccessPoint:
         except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"access point denied WRITE authorization: {error}") from None
 
+    @undisturbed()
     def submit(
         self,
         description: str,
@@ -128,6 +131,7 @@ class AccessPoint:
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
 
+    @undisturbed()
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
         """Jobs in the queue, at most `limit` where that is given, each with those of the attributes it has.
 
@@ -142,6 +146,7 @@ class AccessPoint:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
 
+    @undisturbed()
     def time(self) -> int:
         """Unix time, by the access point's clock."""
         (summary,) = self._call("query", "false", [], opts=bindings.htcondor2.QueryOpts.SummaryOnly)
@@ -155,6 +160,7 @@ class AccessPoint:
         """Set an attribute in the ad of a job, named as cluster.proc."""
         self._call("edit", job, attribute, expression)
 
+    @undisturbed()
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs and return how many."""
         result = self._call(
@@ -171,6 +177,7 @@ class AccessPoint:
         with suppress(CondorError):
             self._call("edit", constraint, "JobPrio", str(priority))
 
+    @undisturbed()
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             return getattr(self.schedd, method)(*arguments, **options)

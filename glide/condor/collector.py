@@ -8,6 +8,7 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.access_point import plain
+from glide.condor.signals import undisturbed
 from glide.errors import CondorError
 
 
@@ -18,6 +19,7 @@ class Collector:
         self.at = address
         self.collector = self._find()
 
+    @undisturbed()
     def _find(self) -> Any:
         return bindings.htcondor2.Collector(self.at) if self.at else bindings.htcondor2.Collector()
 
@@ -27,10 +29,12 @@ class Collector:
         found = self._call("locate", bindings.htcondor2.DaemonType.Collector)
         return str(found["MyAddress"])
 
+    @undisturbed()
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
         """Machine ads of glideins' lanes."""
         return [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))]
 
+    @undisturbed()
     def ads(
         self, attributes: Iterable[str], expressions: Collection[str] = (), constraint: str = "true"
     ) -> list[dict[str, Any]]:
@@ -38,18 +42,21 @@ class Collector:
         found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
         return [plain(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
 
+    @undisturbed()
     def age(self) -> float:
         """Seconds since it was started, the last of them where there are several: it knows no ads from before."""
         ads = [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Collector, "true", ["StatsLifetime"])]
         known = [float(ad["StatsLifetime"]) for ad in ads if isinstance(ad.get("StatsLifetime"), int)]
         return min(known, default=float("inf"))
 
+    @undisturbed()
     def expunge(self, constraint: str) -> None:
         """Remove machine ads at once, for a daemon that died cannot do it and they would keep matching."""
         ad = bindings.classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
         ad["Requirements"] = bindings.classad2.ExprTree(constraint)
         self._call("advertise", [ad], "INVALIDATE_STARTD_ADS")
 
+    @undisturbed()
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.collector, method)(*arguments)
@@ -58,6 +65,7 @@ class Collector:
             raise CondorError(f"the collector does not {method}: {error}") from None
 
 
+@undisturbed()
 def located(daemon: str) -> Any:
     """Where the pool's daemon of a kind (Schedd, Negotiator, …) is, for the bindings.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glide.condor import bindings
+from glide.condor.signals import undisturbed
 
 # A shadow that has lost its starter writes these at once, long before the queue shows it.
 LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
@@ -55,12 +56,14 @@ class EventLog:
         self.inode, self.size = status.st_ino, status.st_size
         return events + self._read()
 
+    @undisturbed()
     def _opened(self) -> Any:
         try:
             return bindings.htcondor2.JobEventLog(self.path)
         except (OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
             return None
 
+    @undisturbed()
     def _read(self) -> list[Event]:
         """What the open log has beyond what was read; at an event that cannot be read, the next look goes on."""
         events: list[Event] = []
