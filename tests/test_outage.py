@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from glide.condor import EmbeddedPool
+from glide.condor.processes import Process
 from glide.vocabulary import Exit
 from tests.conftest import SITE, SweepFolder, eventually
 
@@ -56,7 +57,12 @@ def without_schedd(pool: EmbeddedPool) -> Iterator[None]:
     """The access point is dead; its master starts it again afterwards."""
     (master,) = pool._masters()
     own = {"CONDOR_CONFIG": str(pool.config)}
-    schedds = [each for each in pool.processes() if each.name == "condor_schedd"]
+
+    def schedd() -> list[Process]:  # without its children, which answer queries
+        found = [each for each in pool.processes() if each.name == "condor_schedd"]
+        return found if len(found) == 1 else []
+
+    schedds = eventually(schedd, "one schedd")
     assert [each.variable("CONDOR_CONFIG") for each in schedds] == list(own.values())
     master.send(signal.SIGSTOP)
     schedds[0].send(signal.SIGKILL)

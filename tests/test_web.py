@@ -234,7 +234,7 @@ def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_mistake_of_ours_is_told_and_the_next_look_is_a_look_again():
     see = Sight(stumbles)
-    assert "an error in glide" in eventually(lambda: see().trouble, "it says so")
+    eventually(lambda: "an error in glide" in see().trouble, "it says so")
     eventually(lambda: see().answered, "it looks again")
 
 

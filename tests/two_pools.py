@@ -67,6 +67,10 @@ class Pools:
         """Return how many glideins of an entry are in the outer queue, whatever became of them."""
         return len(self._query(self.outer, f'{Job.ENTRY} == "{entry}"', "ClusterId"))
 
+    def starts(self, entry: str) -> list[str]:
+        """Return how often each of an entry's glideins was started."""
+        return self._query(self.outer, f'{Job.ENTRY} == "{entry}"', "NumShadowStarts")
+
     def jobs(self) -> list[str]:
         return self._query(self.overlay, "true", "JobStatus")
 

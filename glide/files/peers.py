@@ -140,7 +140,7 @@ class Peer:
         except TimeoutError:
             self.strikes = STRIKES
             raise OSError(f"{self.glide_id} says nothing") from None
-        except (http.client.HTTPException, ValueError) as error:
+        except (http.client.HTTPException, ValueError, ConnectionError) as error:
             raise OSError(f"{self.glide_id}: {error!r:.200}") from None
         finally:
             self.asked -= 1

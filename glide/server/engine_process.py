@@ -48,7 +48,7 @@ def main() -> None:
             message = frames.receive(front)
             generate = message["generate"]
             _serve(front, engine, [Record(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]])
-    except EOFError:
+    except (EOFError, ConnectionError):  # the front has gone; what a call raises does not come here
         return
 
 
