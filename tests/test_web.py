@@ -197,6 +197,7 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
         assert "quiet" in web.page() and "does not answer" not in web.page()
         shown = opened(browser, [])
         shown.goto(web.url)
+        shown.get_by_role("link", name="quiet").wait_for(timeout=90000)  # the first look may take a while
         (schedd,) = [each.pid for each in own_pool.processes() if each.name == "condor_schedd"]
         os.kill(schedd, signal.SIGSTOP)
         try:
