@@ -161,7 +161,8 @@ def forge(kind: str) -> str:
 def test_a_node_that_lies_is_named_and_harms_nobody(factory, monkeypatch, caplog):
     monkeypatch.setattr(Calls, "answer_bytes", 1 << 20)
     with caplog.at_level(logging.WARNING, "glide"), glide.Session() as session:
-        for kind in ("foreign", "types", "torn", "flood"):
+        # Three times: the output that a call finds first may be another job's, to which its record is foreign.
+        for kind in ("foreign", "types", "torn", "flood") * 3:
             calls = [session.submit(forge, kind)] + [session.submit(divmod, number, 3) for number in range(5)]
             assert calls[0].result(120).startswith(f"{kind} in ")
             assert [call.result(120) for call in calls[1:]] == [divmod(number, 3) for number in range(5)]

@@ -127,7 +127,7 @@ def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
     assert [HEALTHY.index(state) for state in seen] == sorted(map(HEALTHY.index, seen))
     assert attributes[Machine.TEMPLATE] == server.template.digest
     assert attributes[Machine.MODEL] == "fake"
-    assert attributes[Machine.LOAD_SECONDS] >= 0.4
+    assert attributes[Machine.LOAD_SECONDS] > 0.3  # a phase is timed from where it is heard of
 
 
 def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start):
