@@ -37,7 +37,7 @@ NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 
 
 soak: setup $(if $(NEWEST),.venv-newest/ready)  ## what takes longer than CI waits: long tests, and all that needs no torch on the newest Python
 	$(BIN)/pytest -m soak --timeout 3600
-	$(if $(NEWEST),.venv-newest/bin/pytest -n 2 --dist loadfile)
+	$(if $(NEWEST),.venv-newest/bin/pytest -m 'not soak and not models' -n 6 --dist loadfile --no-loadscope-reorder)
 
 check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff check .

@@ -29,12 +29,16 @@ SITE = {
 
 # Files whose tests mostly wait, the longest first: begun last, one of them would keep a single worker busy at the end.
 LONGEST = (
-    "test_docs.py", "test_two_pools.py", "test_web.py", "test_ssh.py", "test_end_to_end.py", "test_sticky.py",
-    "test_report.py", "test_fuzz.py", "test_nodes.py", "test_documented.py", "test_session.py", "test_poison.py",
+    "test_docs.py", "test_two_pools.py", "test_ssh.py", "test_web.py", "test_end_to_end.py", "test_sticky.py",
+    "test_report.py", "test_doctor.py", "test_peers.py", "test_factory.py", "test_outage.py", "test_session.py",
+    "test_environment.py", "test_openai.py", "test_files.py", "test_again.py", "test_poison.py", "test_fuzz.py",
+    "test_nodes.py", "test_documented.py",
 )  # fmt: skip
 # Threads of several processes that wait for each other on two cores take ten times as long as one thread each. HTCondor
 # sets the same for jobs that request one CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of commands are run, each of which would compile the whole program first.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,9 +79,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
         yield pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def factory(pool: EmbeddedPool) -> Iterator[Path]:
-    """A running factory; the value is its log."""
+    """A running factory; the value is its log. Of a module, as others have factories of their own on the same pool."""
     site = pool.home / "site.yaml"
     site.write_text(yaml.safe_dump(SITE))
     log = pool.home / "factory.log"
@@ -194,7 +198,10 @@ def sweep(tmp_path: Path) -> Iterator[SweepFolder]:
 def eventually(condition: Callable[[], Any], what: str, budget: float = 90.0) -> Any:
     """Wait until the condition gives something true, and return it; the budget only bounds a failing test."""
     deadline = time.monotonic() + budget
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.1)
-    return found
+    while True:
+        began = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        assert now < deadline, f"never happened: {what}"
+        time.sleep(max(0.1, 2 * (now - began)))  # a look may be a command, which would take a core for itself

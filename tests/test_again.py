@@ -93,6 +93,8 @@ def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_
     process.kill()
     process.wait()
     found = results_so_far(sweep)
+    begun = (sweep.out / "plain" / "results.jsonl").read_text().split('"custom_id": "')[1:]
+    came = {rest.partition('"')[0] for rest in begun[:found]}
     run = run_of(sweep)
     mine = f'{Job.RUN} =?= "{run}"'
     assert access_point.jobs(mine, ["ClusterId"]), "jobs that ask what was asked are still there"
@@ -105,7 +107,9 @@ def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_
     # Those of the even records that had come were not computed again; the others lie aside.
     assert sweep.summary["resumed"] >= found // 3 and sweep.summary["recomputed"] == 0
     aside = [json.loads(line)["result"] for line in (sweep.out / ".glide/superseded/plain.jsonl").open()]
-    assert "r0" in {each["custom_id"] for each in aside}
+    asked = {each["custom_id"]: each["text"] for each in changed}
+    outdated = {record["custom_id"] for record in records if asked.get(record["custom_id"]) != record["text"]}
+    assert came & outdated and came & outdated <= {each["custom_id"] for each in aside}
     assert sweep.summary["resumed"] + len(aside) >= found
     assert max(Counter(each["custom_id"] for each in aside).values()) == 1
 

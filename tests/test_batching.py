@@ -16,6 +16,8 @@ from glide.server.engines.transformers.prefix import common_prefix, with_prefixe
 from glide.server.engines.transformers.prompts import Prompt, PromptTooLong
 from tests.models import ODD, Plain, loaded, served, texts, tiny_llama, tiny_variant, with_template
 
+pytestmark = pytest.mark.models
+
 GENERATE = {"max_new_tokens": 12, "do_sample": False}
 CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
 OTHER = "Translate what follows into Latin, and say no more than that, whatever it is: "

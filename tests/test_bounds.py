@@ -16,12 +16,13 @@ import pytest
 from glide.arguments import arguments, environment
 from glide.glidein.bundle import PACKAGE
 from glide.server.job import CALL_BYTES, QUEUE_BYTES, Job, oldest_first
-from glide.server.log import tail, trim
+from glide.server.log import trim
 from glide.server.model_server import MOST_STRANGERS
 from glide.server.records import LINE_BYTES
 from glide.server.stream import ResultStream
 from glide.server.ticket import LINE_BYTES as VISITOR_BYTES
 from glide.server.ticket import Ticket
+from glide.system import tail
 from glide.template import Template
 from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually

@@ -120,6 +120,7 @@ def test_order_attributes_and_equal_values_of_another_kind_count():
     assert digest({3, 1, 2}) == digest({1, 2, 3})
 
 
+@pytest.mark.models
 def test_tensors_count_by_type_shape_and_values():
     import torch
 

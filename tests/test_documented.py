@@ -32,7 +32,6 @@ def alone(tmp_path, monkeypatch):
     assert not left
 
 
-@pytest.mark.soak  # the notebook below runs the same lines
 def test_the_example_runs_as_a_script(alone, tmp_path):
     (tmp_path / "example.py").write_text(EXAMPLE)
     done = subprocess.run(
@@ -43,6 +42,7 @@ def test_the_example_runs_as_a_script(alone, tmp_path):
     assert len(lines) == 2 and set(lines) <= VERDICTS, done.stdout
 
 
+@pytest.mark.soak  # the script above runs the same lines
 def test_the_example_runs_in_a_notebook_and_so_does_a_second_session_of_it(alone):
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(ROOT), env=dict(os.environ))
     try:

@@ -53,13 +53,6 @@ def greedy(model: Path, texts: list[str], new_tokens: int) -> list[str]:
     return answers
 
 
-def drop_weights(path: Path, part: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    kept = {name: tensor for name, tensor in load_file(path).items() if part not in name}
-    save_file(kept, path, metadata={"format": "pt"})
-
-
 def of_this_pool() -> list[processes.Process]:
     return processes.with_variable(POOL_VARIABLE, os.environ["GLIDE_HOME"])
 
@@ -90,6 +83,7 @@ def results_so_far(sweep: SweepFolder) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.models
 def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
     tiny_llama(model, context=4096)
@@ -110,14 +104,14 @@ def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: Swe
 
 
 def test_a_model_at_an_address_is_fetched_once_for_a_host(factory, pool, sweep: SweepFolder):
-    model = tiny_llama(sweep.folder / "model", context=4096)
+    model = sweep.folder / "model"
+    model.mkdir()
+    for name, size in (("config.json", 300), ("model.safetensors", 3_000_000)):
+        (model / name).write_bytes(os.urandom(size))
     (model / MANIFEST).write_text(glide("template", "files", str(model)).stdout)
-    records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]
     with origin(model) as source:
-        sweep.write(
-            records, glideins=2, pack=2, batch=2, generate={"max_new_tokens": 4, "do_sample": False},
-            model={"name": "far", "engine": "transformers", "path": source.url, "options": {"dtype": "float32"}},
-        )  # fmt: skip
+        far = {"name": "far", "engine": "noop", "path": source.url, "options": {"record_seconds": 0.3}}
+        sweep.write(noop_records(48), glideins=2, pack=2, model=far)
         done = sweep.run()
         assert done.returncode == Exit.OK, done.stderr
 
@@ -127,8 +121,7 @@ def test_a_model_at_an_address_is_fetched_once_for_a_host(factory, pool, sweep: 
         eventually(lambda: warm() == 2, "both have it, though one may have been late for the work")
         sent = {name: count for name, count in source.sent.items() if name != MANIFEST}
     assert sent == {path.name: path.stat().st_size for path in model.iterdir() if path.name != MANIFEST}
-    results = sweep.results("plain")
-    assert [result["text"] for result in results] == greedy(model, [record["text"] for record in records], 4)
+    assert [result["text"] for result in sweep.results()] == [record["text"] for record in noop_records(48)]
 
 
 def test_an_address_without_a_model_is_one_line_before_anything_is_submitted(sweep: SweepFolder, tmp_path):
@@ -173,23 +166,9 @@ def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory,
         access_point.remove(f"ClusterId == {cluster}", "test over")
 
 
-@pytest.mark.parametrize("damage", ["corrupt", "unknown architecture", "too large for memory"])
-def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder, damage: str):
-    model = sweep.folder / "model"
-    tiny_llama(model)
-    config = json.loads((model / "config.json").read_text())
-    if damage == "corrupt":
-        weights = model / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:1000])
-    elif damage == "unknown architecture":
-        (model / "config.json").write_text(json.dumps(config | {"model_type": "no-such-thing"}))
-    else:
-        # Layers without weights are made anew, and these would be larger than any machine.
-        (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 1 << 42}))
-        drop_weights(model / "model.safetensors", ".mlp.")
-    name = f"bad-{damage.split()[0]}"
-    model_spec = {"name": name, "engine": "transformers", "path": "model"}
-    process = sweep.write(noop_records(3), model=model_spec).start()
+def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder):
+    model = {"name": "corrupt", "engine": "noop", "options": {"crash_in": "Loading"}}
+    process = sweep.write(noop_records(3), model=model).start()
 
     def failures() -> list[str]:
         told = json.loads(glide("status", "--json").stdout)
@@ -198,15 +177,14 @@ def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sw
     eventually(lambda: failures() or process.poll() is not None, "status shows the failure, or the sweep has ended")
     _, errors = process.communicate()
     assert process.returncode == Exit.FAILED
-    assert f"{name} cannot be loaded on here-" in errors
-    reason = {"corrupt": "safetensor", "unknown": "no-such-thing", "too": "memory"}[damage.split()[0]]
-    assert reason in errors.lower()
+    assert "corrupt cannot be loaded on here-" in errors and "SIGSEGV" in errors
 
 
 def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
-    tiny_llama(model)
-    sweep.write(noop_records(3), model={"name": "gone", "engine": "transformers", "path": "model"})
+    model.mkdir()
+    (model / "weights").write_text("of a model")
+    sweep.write(noop_records(3), model={"name": "gone", "engine": "noop", "path": "model"})
     process = sweep.start()
     eventually(lambda: (sweep.out / ".glide" / "run.json").exists(), "the sweep has been checked")
     shutil.rmtree(model)

@@ -33,14 +33,6 @@ from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 pytestmark = pytest.mark.pool
 
 
-@pytest.fixture(autouse=True, scope="module")
-def alone(pool: EmbeddedPool) -> Iterator[None]:
-    """Where other tests have a factory running on this pool, its entry is closed meanwhile."""
-    command("factory", "drain", "here")
-    yield
-    command("factory", "drain", "here", "--undo")
-
-
 @pytest.fixture
 def run_factory(
     pool: EmbeddedPool, tmp_path: Path, access_point: AccessPoint

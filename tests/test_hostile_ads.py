@@ -90,7 +90,7 @@ class Queue:
         return self.machines
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     some.lists(invocations | glideins, max_size=5), some.lists(moves, max_size=2), some.lists(lanes, max_size=4), specs
 )
@@ -110,7 +110,7 @@ def test_no_ad_stops_the_factory(jobs, moving, machines, spec):
         assert all(safe.fullmatch(each) for each in (lane.name, lane.glide_id, lane.entry, lane.template))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(specs)
 @example(GOOD.replace('"files": {}', HUGE))
 @example("[" * 100_000)

@@ -82,6 +82,7 @@ def test_an_option_that_may_work_is_accepted(engine, generate):
     check_generate(engine, generate)
 
 
+@pytest.mark.models
 def test_a_text_that_leaves_no_room_for_a_prompt_is_refused_where_the_model_is_at_hand(llama):
     check_generate("transformers", {"max_new_tokens": 511}, llama)
     for options in {"max_new_tokens": 512}, {"max_length": 513}:
@@ -89,6 +90,7 @@ def test_a_text_that_leaves_no_room_for_a_prompt_is_refused_where_the_model_is_a
             check_generate("transformers", options, llama)
 
 
+@pytest.mark.models
 def test_the_options_are_those_of_the_library():
     """Those that need code from a hub, or are no user's to set, are left out; a new one is to be decided on."""
     from transformers import GenerationConfig
@@ -103,6 +105,7 @@ def test_the_options_are_those_of_the_library():
     assert library == KNOWN.keys() | left_out
 
 
+@pytest.mark.models
 def test_options_are_checked_without_the_packages_that_only_nodes_need(llama):
     check = (
         "import sys; from pathlib import Path; from glide.server.engines import check_generate, engine_class\n"
@@ -117,6 +120,7 @@ def test_options_are_checked_without_the_packages_that_only_nodes_need(llama):
 # ---- with a model --------------------------------------------------------------------------------
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,11 +148,13 @@ def test_options_mean_what_they_mean_to_plain_transformers(engine, plain, batchi
     assert [(one.text, one.tokens) for one in completions] == [plain(text, **options) for text in PROMPTS]
 
 
+@pytest.mark.models
 def test_an_integer_is_as_good_as_a_number(engine, plain):
     got = texts(engine("static"), ODD, max_new_tokens=8, repetition_penalty=2)
     assert got == [plain(text, max_new_tokens=8, repetition_penalty=2.0)[0] for text in ODD]
 
 
+@pytest.mark.models
 def test_what_does_not_concern_a_text_leaves_it_as_it_is(engine, plain):
     idle = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
     assert texts(engine("static"), PROMPTS, max_new_tokens=8, **idle) == [
@@ -156,6 +162,7 @@ def test_what_does_not_concern_a_text_leaves_it_as_it_is(engine, plain):
     ]
 
 
+@pytest.mark.models
 def test_several_texts_of_a_prompt_are_its_choices(engine, plain):
     options = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2}
     for text, completion in zip(PROMPTS, served(engine("static"), PROMPTS, **options), strict=True):
@@ -164,11 +171,13 @@ def test_several_texts_of_a_prompt_are_its_choices(engine, plain):
         assert (completion.text, completion.tokens) == wanted[0]
 
 
+@pytest.mark.models
 def test_sampling_samples(engine):
     got = texts(engine("static"), ["hello"] * 12, max_new_tokens=12, do_sample=True, temperature=5)
     assert len(set(got)) > 1
 
 
+@pytest.mark.models
 def test_a_token_that_the_model_has_not_is_refused(engine):
     with pytest.raises(WrongOption, match="no token 400000"):
         served(engine("static"), ["hello"], forced_eos_token_id=400_000)

@@ -98,7 +98,7 @@ def applied(snapshot: Snapshot, actions: list[Action]) -> Snapshot:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
 def test_no_limit_is_ever_exceeded(snapshot: Snapshot, site: SiteFile):
     actions = plan(snapshot, site)
@@ -115,7 +115,7 @@ def test_no_limit_is_ever_exceeded(snapshot: Snapshot, site: SiteFile):
     assert site.max_glideins is None or total == 0 or len(snapshot.glideins) + total <= site.max_glideins
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
 def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
@@ -126,7 +126,7 @@ def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
     assert not removed(plan(snapshot, site)) & running
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
 def test_only_idle_lanes_of_what_nobody_wants_are_given_another_template(snapshot: Snapshot, site: SiteFile):
     wanted = {demand.template for demand in snapshot.demands}
@@ -155,7 +155,7 @@ def test_every_action_has_a_reason_of_one_line(snapshot: Snapshot, site: SiteFil
         assert action.reason.strip() and "\n" not in action.reason
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
 def test_the_same_sight_has_no_second_consequence(snapshot: Snapshot, site: SiteFile):
     """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""

@@ -18,6 +18,8 @@ from glide.server.engines.transformers.prompts import UnknownToken
 from glide.server.engines.transformers.sharing import Rows, Sharing
 from tests.models import ODD, Plain, edited, loaded, served, texts, tiny_llama, tiny_variant
 
+pytestmark = pytest.mark.models
+
 GENERATE = {"max_new_tokens": 10, "do_sample": False}
 
 
@@ -217,6 +219,17 @@ def test_weights_that_are_torn_are_the_reason(llama, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(TemplateError, match="the model can't be loaded: SafetensorError"):
         loaded(weights.parent)
+
+
+def test_weights_that_are_larger_than_any_machine_are_the_reason(llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = edited(llama, tmp_path / "large", config={"intermediate_size": 1 << 42})
+    weights = folder / "model.safetensors"  # layers without weights are made anew
+    kept = {name: tensor for name, tensor in load_file(weights).items() if ".mlp." not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(TemplateError, match="memory"):
+        loaded(folder)
 
 
 def test_a_process_whose_gpu_is_unusable_ends():

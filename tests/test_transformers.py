@@ -15,6 +15,8 @@ from glide.vocabulary import Machine, State
 from tests.models import ODD, Plain, tiny_llama
 from tests.server_rig import Server, assert_exactly_once
 
+pytestmark = pytest.mark.models
+
 GENERATE = {"max_new_tokens": 24, "do_sample": False}
 
 

@@ -119,6 +119,7 @@ def test_while_a_daemon_does_not_answer_nothing_is_done_and_status_says_why(pool
     assert pools.glideins() == ["2", "2"]
 
 
+@pytest.mark.soak  # it takes the minute that the factory doubts; tests/test_doubt.py has its decisions
 def test_a_queue_and_a_collector_that_have_forgotten_everything_are_not_believed(pools: Pools, working):
     """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
     lines = len(pools.journal(working))

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
+from glide.arguments import in_environment
 from glide.condor import AccessPoint, home
 from glide.condor import access_point as access_point_module
 from glide.condor.bounded import isolated
-from glide.condor.names import in_environment
 from glide.config import SiteFile
 from glide.errors import CondorError, InputError
 from glide.factory import daemon
