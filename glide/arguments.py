@@ -15,6 +15,11 @@ def environment(variables: Mapping[str, str]) -> str:
     return arguments(f"{name}={value}" for name, value in variables.items())
 
 
+def in_environment(value: str) -> str:
+    """Return a variable's value as job files have it behind the name in `environment = "NAME=$(value)"`."""
+    return _word(value).replace('"', '""')
+
+
 def _word(word: str) -> str:
     plain = word and not any(letter.isspace() or letter == "'" for letter in word)
     return word if plain else "'" + word.replace("'", "''") + "'"

@@ -9,7 +9,7 @@ import secrets
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -67,6 +67,19 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
     if mode == "wb":
         os.ftruncate(descriptor, 0)
     return open(descriptor, mode)
+
+
+def tail(path: Path, limit: int, since: int = 0) -> str:
+    """Return the last `limit` bytes of a log as text, but nothing before the offset `since`.
+
+    Nothing where it cannot be read. A log that is shorter than `since` was emptied meanwhile, and counts from its
+    beginning.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(since if since <= size else 0, size - limit))
+        return file.read(limit).decode(errors="replace")
+    return ""
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:

@@ -25,9 +25,3 @@ def printable(text: str, most: int = 2000) -> str:
         most: characters that are kept.
     """
     return _CONTROL.sub("?", text[:most])
-
-
-def in_environment(value: str) -> str:
-    """Return a variable's value as HTCondor's `environment = "NAME=…"` has it, whatever characters are in it."""
-    doubled = value.replace('"', '""').replace("'", "''")
-    return f"'{doubled}'" if doubled != value or " " in value or not value else value

@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from glide.arguments import environment
 from glide.condor import install, knobs, processes, tokens
 from glide.condor.collector import endpoint
-from glide.condor.names import in_environment
 from glide.condor.processes import Process
 from glide.errors import CondorError, InputError
 from glide.vocabulary import POOL_VARIABLE, Machine
@@ -243,7 +243,7 @@ class EmbeddedPool:
             "PROTECTED_JOB_ATTRS": knobs.protected(),
             # The execution point that glideins run on.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
-            "STARTER_JOB_ENVIRONMENT": f'"{POOL_VARIABLE}={in_environment(str(self.home))}"',
+            "STARTER_JOB_ENVIRONMENT": environment({POOL_VARIABLE: str(self.home)}),
         }  # fmt: skip
         lines = [f"{name} = {value}" for name, value in settings.items()]
         return "\n".join(["# Written by glide pool up.", *lines, "", knobs.rendered(), ""])

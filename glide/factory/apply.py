@@ -11,9 +11,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from glide import resources
+from glide.arguments import in_environment
 from glide.condor import AccessPoint, Collector, install, tokens
 from glide.condor.access_point import any_of, parameter, quoted
-from glide.condor.names import in_environment
 from glide.config import Entry, Login, Pool, SiteFile
 from glide.errors import CondorError, mistake
 from glide.factory.folders import entry_folder, key_to, tidy

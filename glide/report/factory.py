@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from glide.factory.folders import entry_folder
 from glide.factory.health import bad_nodes, diagnosed
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Glidein, Snapshot
+from glide.system import tail
 from glide.vocabulary import JobStatus, State
 
 LAST_WORDS = 12  # lines
@@ -84,18 +83,8 @@ def words(output: Path, last: int) -> list[str]:
     """The last lines of a glidein's output, with its error output after it; safe to show on a terminal."""
     lines: list[str] = []
     for path in (output, output.with_suffix(".err")):
-        lines += [printable(line, LONGEST_LINE) for line in _end(path).splitlines()[-last:]]
+        lines += [printable(line, LONGEST_LINE) for line in tail(path, TAIL_BYTES).splitlines()[-last:]]
     return lines[-last:]
-
-
-def _end(path: Path) -> str:
-    """The end of a file that a node writes, which may be of any length; empty where there is none."""
-    with suppress(OSError), path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-        file.seek(start)
-        text = file.read(TAIL_BYTES).decode("utf-8", "replace")
-        return text.partition("\n")[2] if start and "\n" in text else text
-    return ""
 
 
 def tables(sites: list[dict[str, Any]]) -> list[Table | str]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from glide.server import frames, keeper
 from glide.server.engine_process import DUMP, INTERRUPT
 from glide.server.environment import python
-from glide.server.log import FRONT, tail
-from glide.system import end_with_parent
+from glide.server.log import FRONT
+from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 

@@ -17,19 +17,6 @@ def say(words: str) -> None:
         print(f"{FRONT} {now} {words}".rstrip(), flush=True)
 
 
-def tail(log: Path, limit: int, since: int = 0) -> str:
-    """Return the last `limit` bytes of a log as text, but nothing before the offset `since`.
-
-    Nothing where it cannot be read. A log that is shorter than `since` was emptied meanwhile, and counts from its
-    beginning.
-    """
-    with suppress(OSError), log.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(since if since <= size else 0, size - limit))
-        return file.read(limit).decode(errors="replace")
-    return ""
-
-
 def trim(log: Path, limit: int = LIMIT) -> None:
     """Move a log's last bytes aside when it is too long, and empty it.
 

@@ -19,6 +19,7 @@ from glide.condor.names import printable
 from glide.config import SiteFile, load
 from glide.factory.daemon import folder, is_running
 from glide.factory.users import ends_by_itself, is_used, use
+from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE
 
 STOP_SECONDS = 25.0
@@ -151,7 +152,4 @@ class Keeper:
                 self._start()
 
     def _last_words(self) -> str:
-        with suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-            return printable("\n".join(file.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]))
-        return ""
+        return printable("\n".join(tail(self.log, LAST_BYTES).splitlines()[-LAST_LINES:]))
