@@ -147,7 +147,7 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**9 - 1, 10**12),)}, "disks warning"),
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**8 - 1, 10**12),)}, "disks critical"),
         ({"jobs": ({**JOB, "JobLeaseDuration": 2400},)}, "jobs warning 1 invocation job (1.0) have a lease"),
-        ({"jobs": ({**JOB, "JobStatus": JobStatus.HELD, "HoldReason": "no"},)}, "held jobs warning"),
+        ({"jobs": ({**JOB, "JobStatus": JobStatus.HELD, "HoldReason": "no\x1b[2J"},)}, "held jobs warning"),
         ({"nodes": {"here": (Node(1, 2047),)}}, "nodes critical here asks for memory: 2048 MB"),
         ({"nodes": {"here": ()}}, "nodes critical the pool of here has no machine"),
         ({"nodes": {"here": (Node(0, 4096), Node(1, 100))}}, "in one"),
@@ -173,7 +173,7 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
 )  # fmt: skip
 def test_one_step_beyond_a_limit_is_found_and_nothing_else(changes, words):
     (told,) = found(healthy(**changes))
-    assert words in told
+    assert words in told and "\x1b" not in told
 
 
 @pytest.mark.parametrize("place", [{"pool": POOL}, {"ssh": LOGIN}])

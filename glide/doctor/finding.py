@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from glide.condor.names import printable
+
 
 class Level(IntEnum):
     """How bad it is: the exit codes of programs that Nagios and its like run."""
@@ -18,11 +20,17 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What hurts, with what that costs; and the line to write, or the command to run, that ends it."""
+    """What hurts, with what that costs; and the line to write, or the command to run, that ends it.
+
+    What is found may have words in it that a node or another user has written.
+    """
 
     level: Level
     found: str
     fix: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "found", printable(self.found))
 
 
 def warning(found: str, fix: str) -> Finding:

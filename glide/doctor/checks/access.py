@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glide.doctor.facts import US, Facts
 from glide.doctor.finding import Finding, critical, warning
+from glide.factory.folders import entry_folder
 from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
@@ -32,7 +33,7 @@ def expiry(facts: Facts) -> Iterator[Finding]:
     """Tokens are good for long enough."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
     idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
-    waiting = {("", ""), *((glidein.entry, (glidein.template or "blank")[:16]) for glidein in idle)}
+    waiting = {("", ""), *((each.entry, entry_folder(Path(), each.entry, each.template).name) for each in idle)}
     for token in facts.tokens:
         if token.seconds_left is None or (token.entry, token.template) not in waiting:
             continue
