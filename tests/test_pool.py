@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from glide.condor import EmbeddedPool
+from glide.condor import AccessPoint, EmbeddedPool, bindings
+from glide.errors import CondorError, Refused
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.pool
@@ -97,6 +98,43 @@ def test_the_pool_is_its_owners_alone(pools):
         assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0, folder
     secrets = [pool.folder / "passwords.d" / "POOL", pool.folder / "tokens.d" / "owner"]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
+
+
+def test_a_tool_without_an_answer_is_an_error_with_its_name(pools, monkeypatch):
+    pool = pools[0]
+    pool.up(cores=1)
+    (schedd,) = [each for each in pool.processes() if each.name == "condor_schedd"]
+    monkeypatch.setattr("glide.condor.pool.TOOL_SECONDS", 0.5)
+    schedd.send(signal.SIGSTOP)
+    try:
+        with pytest.raises(CondorError, match="condor_q has no answer"):
+            pool.tool("condor_q")
+    finally:
+        schedd.send(signal.SIGCONT)
+
+
+def test_an_access_point_that_hangs_is_not_waited_for(pools, monkeypatch):
+    pool = pools[0]
+    pool.up(cores=1)
+    for name, text in pool.environment().items():
+        monkeypatch.setenv(name, text)
+    bindings.reload()
+    access_point = AccessPoint()
+    cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
+    (schedd,) = [each for each in pool.processes() if each.name == "condor_schedd"]
+    monkeypatch.setattr("glide.condor.access_point.CALL_SECONDS", 1.0)
+    schedd.send(signal.SIGSTOP)
+    try:
+        with pytest.raises(CondorError, match="no answer within 1 s"):
+            access_point.submit("executable = /bin/true\nhold = true\nqueue", seconds=1.0)
+        with pytest.raises(CondorError, match="no answer within"):
+            access_point.edit(f"{cluster}.0", "JobPrio", "7")
+    finally:
+        schedd.send(signal.SIGCONT)
+    (job,) = eventually(lambda: access_point.jobs("true", ["ClusterId", "JobPrio"]), "it answers again")
+    assert job["ClusterId"] == cluster
+    with pytest.raises(Refused, match="HTCondor refuses the job"):
+        access_point.submit("executable = /bin/true\nrequirements = ((\nqueue")
 
 
 def test_env_gives_a_shell_that_can_use_htcondors_tools(pools):

@@ -13,9 +13,12 @@ import typer
 
 from glide.condor import AccessPoint, connect
 from glide.condor.access_point import read_submit_file, value
+from glide.condor.names import printable
 from glide.errors import CondorError, InputError
 from glide.invoke.gather import Gatherer
 from glide.vocabulary import LEAVE_IN_QUEUE, Exit, Job, JobStatus
+
+SUBMIT_SECONDS = 6 * 3600.0  # a job may bring many gigabytes
 
 
 def submit(
@@ -38,7 +41,7 @@ def submit(
     access_point = AccessPoint()
     folder = value(str(file.parent)).replace("$", "$(DOLLAR)")
     macros = {"leave_in_queue": LEAVE_IN_QUEUE, f"My.{Job.FOLDER}": folder}
-    cluster = access_point.submit(text, macros, spool=True)
+    cluster = access_point.submit(text, macros, spool=True, seconds=SUBMIT_SECONDS)
     print(cluster)
     if watch:
         _watch(access_point, cluster)
@@ -55,7 +58,8 @@ def _watch(access_point: AccessPoint, cluster: int) -> None:
             told = line
         held = [job for job in jobs if job["JobStatus"] == JobStatus.HELD]
         if held and counts["completed"] + len(held) == len(jobs):
-            raise CondorError(f"job {cluster}.{held[0]['ProcId']} is held: {held[0].get('HoldReason', '')}")
+            why = printable(str(held[0].get("HoldReason", "")))
+            raise CondorError(f"job {cluster}.{held[0]['ProcId']} is held: {why}")
         if counts["completed"] == len(jobs):
             return
         time.sleep(0.5)

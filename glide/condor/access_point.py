@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.bounded import isolated
+from glide.condor.bounded import CALL_SECONDS, isolated
 from glide.condor.signals import undisturbed
 from glide.errors import CondorError, Refused
 from glide.vocabulary import JobStatus
 
 SPOOLING_INPUT = 16  # HTCondor's hold code
 SPOOL_SECONDS = 45.0  # a client that spools for longer has died over it
+SUBMIT_SECONDS = 60.0  # for a submission with little input; the bindings themselves would wait for ever
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -88,13 +90,13 @@ class AccessPoint:
         except (RuntimeError, KeyError, TypeError, bindings.htcondor2.HTCondorException) as error:
             raise CondorError(f"access point denied WRITE authorization: {error}") from None
 
-    @undisturbed()
     def submit(
         self,
         description: str,
         macros: Mapping[str, str] = {},
         items: Sequence[Mapping[str, str]] = (),
         spool: bool = False,
+        seconds: float = SUBMIT_SECONDS,
     ) -> int:
         """Submit a job file's text as one cluster and return its number.
 
@@ -102,12 +104,25 @@ class AccessPoint:
             macros: set over what the description says.
             items: one job each, as macros; without them the description's own queue statement counts.
             spool: send the input files to the access point, which then needs nothing of this machine.
+            seconds: how long that may take.
 
         Raises:
             Refused: HTCondor answers, and refuses the job.
-            CondorError: HTCondor does not answer.
+            CondorError: HTCondor does not answer in time.
             Nothing is left in its queue, or what never got its input, which HTCondor holds.
         """
+        try:
+            cluster = isolated(partial(self._submit, description, macros, items, spool), seconds)
+        except CondorError:
+            self._found = None
+            raise
+        if isinstance(cluster, Refused):
+            raise cluster
+        return cluster
+
+    def _submit(
+        self, description: str, macros: Mapping[str, str], items: Sequence[Mapping[str, str]], spool: bool
+    ) -> int | Refused:
         try:
             submit = bindings.htcondor2.Submit(description)
             for name, value in macros.items():
@@ -119,7 +134,7 @@ class AccessPoint:
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
             self.time()  # raises where it is away rather than unwilling
-            raise Refused(f"HTCondor refuses the job: {error}") from None
+            return Refused(f"HTCondor refuses the job: {error}")
         cluster = int(result.cluster())
         if spool:
             try:
@@ -157,8 +172,8 @@ class AccessPoint:
         self._call("retrieve", constraint)
 
     def edit(self, job: str, attribute: str, expression: str) -> None:
-        """Set an attribute in the ad of a job, named as cluster.proc."""
-        self._call("edit", job, attribute, expression)
+        """Set an attribute in the ad of a job, named as cluster.proc, or of those that a constraint selects."""
+        isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
 
     @undisturbed()
     def remove(self, constraint: str, reason: str) -> int:
@@ -175,7 +190,7 @@ class AccessPoint:
         runnable jobs: when a job comes, or a priority is set, or after 20 minutes. That none is left is no error.
         """
         with suppress(CondorError):
-            self._call("edit", constraint, "JobPrio", str(priority))
+            self.edit(constraint, "JobPrio", str(priority))
 
     @undisturbed()
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:

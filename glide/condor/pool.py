@@ -31,6 +31,7 @@ START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
 LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
 _log = logging.getLogger("glide")
 UNUSABLE = ',"\\$'  # in the name of GLIDE_HOME: lists of files, quotes and macros of HTCondor
+TOOL_SECONDS = 30.0  # for one of HTCondor's tools to end
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
 
@@ -177,11 +178,14 @@ class EmbeddedPool:
         installation = install.find()
         if installation is None:
             raise CondorError("HTCondor is not installed; `glide pool up` installs it")
-        done = subprocess.run(
-            [installation.program(name), *arguments],
-            env={**os.environ, **self.environment()}, capture_output=True, encoding="utf-8", errors="replace",
-            timeout=30,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [installation.program(name), *arguments],
+                env={**os.environ, **self.environment()}, capture_output=True, encoding="utf-8", errors="replace",
+                timeout=TOOL_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise CondorError(f"{name} has no answer within {TOOL_SECONDS:.0f} s") from None
         if check and done.returncode != 0:
             raise CondorError(f"{name} failed: {done.stderr.strip()}")
         return done.stdout

@@ -16,7 +16,7 @@ from typing import Any
 
 from glide import resources
 from glide.condor import AccessPoint
-from glide.condor.access_point import any_of, quoted, value
+from glide.condor.access_point import SUBMIT_SECONDS, any_of, quoted, value
 from glide.errors import CondorError, Refused
 from glide.invoke import answers
 from glide.invoke.answers import Answers
@@ -35,6 +35,7 @@ TIMES = {
     "completed": "CompletionDate",
 }  # fmt: skip
 MEGABYTE = 1 << 20
+SLOWEST = 100_000  # bytes/s that go to an access point at least
 # Attributes that make a retrieval write to other places, as they are and as a spooled job keeps the submitter's.
 ELSEWHERE = (
     "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
@@ -134,7 +135,9 @@ class Carriers:
             dead = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)
             macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
-        cluster = self.access_point.submit(description, macros, items, spool=True)
+        size = sum(self._input(item["part"]).stat().st_size for item in items)
+        seconds = SUBMIT_SECONDS + size / SLOWEST
+        cluster = self.access_point.submit(description, macros, items, spool=True, seconds=seconds)
         self.parts |= {f"{cluster}.{number}": item["part"] for number, item in enumerate(items)}
 
     def _macros(self) -> dict[str, str]:
