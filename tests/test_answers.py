@@ -134,35 +134,38 @@ def test_a_call_takes_what_is_meant_for_it_alone():
 
 
 def forge(kind: str) -> str:
-    """Runs on a node, and writes into the outputs of the jobs there what is not true."""
+    """Runs on a node, and writes into the outputs of the jobs there what is not true of their first record."""
     import json
     import os
+    from contextlib import suppress
     from pathlib import Path
 
-    outputs = list(Path.cwd().parent.glob("execute/**/*.out"))
-    mine = next(line for line in outputs[0].with_suffix(".in").read_text().splitlines() if "custom_id" in line)
-    own = json.loads(mine)["custom_id"]
     lie = {"text": "", "tokens": 0, "error": None, "glidein": "x", "attempts": 1, "seconds": 0.0, "value": "gARLKi4="}
-    lies = {
-        "foreign": json.dumps({"custom_id": "999", **lie}).encode(),
-        "types": json.dumps({"custom_id": own, **lie, "tokens": "x"}).encode(),
-        "torn": json.dumps({"custom_id": own, **lie}).encode().replace(b'"x"', b'"\xc3"'),
-        "flood": b"y" * 8_000_000,
-    }
-    for path in outputs:
-        # Behind what the server writes next: its file's position is where it was.
-        with path.open("ab") as file:
-            file.write(b"\n" * 20000 + lies[kind] + b"\n")
-            os.fsync(file.fileno())
-    return f"{kind} in {len(outputs)} outputs"
+    forged = 0
+    for path in Path.cwd().parent.glob("execute/**/*.out"):
+        with suppress(FileNotFoundError):  # the output of another job, which has ended
+            lines = path.with_suffix(".in").read_text().splitlines()
+            own = json.loads(next(line for line in lines if "custom_id" in line))["custom_id"]
+            lies = {
+                "foreign": json.dumps({"custom_id": "999", **lie}).encode(),
+                "types": json.dumps({"custom_id": own, **lie, "tokens": "x"}).encode(),
+                "torn": json.dumps({"custom_id": own, **lie}).encode().replace(b'"x"', b'"\xc3"'),
+                "flood": b"y" * 8_000_000,
+            }
+            # Behind what the server writes next: its file's position is where it was.
+            with path.open("r+b") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n" * 20000 + lies[kind] + b"\n")
+                os.fsync(file.fileno())
+            forged += 1
+    return f"{kind} in {forged} outputs"
 
 
 @pytest.mark.pool
 def test_a_node_that_lies_is_named_and_harms_nobody(factory, monkeypatch, caplog):
     monkeypatch.setattr(Calls, "answer_bytes", 1 << 20)
     with caplog.at_level(logging.WARNING, "glide"), glide.Session() as session:
-        # Three times: the output that a call finds first may be another job's, to which its record is foreign.
-        for kind in ("foreign", "types", "torn", "flood") * 3:
+        for kind in ("foreign", "types", "torn", "flood"):
             calls = [session.submit(forge, kind)] + [session.submit(divmod, number, 3) for number in range(5)]
             assert calls[0].result(120).startswith(f"{kind} in ")
             assert [call.result(120) for call in calls[1:]] == [divmod(number, 3) for number in range(5)]

@@ -255,7 +255,7 @@ def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFol
     # A warm lane first: a hand-written job names the digest that condor_status shows.
     keeper = sweep.write(noop_records(2), model={"name": "shared", "engine": "noop"}).start()
     assert keeper.wait() == Exit.OK
-    lane = next(lane for lane in collector.lanes(["GlideModel", "GlideTemplate"]) if lane["GlideModel"] == "shared")
+    (lane, *_) = eventually(lambda: collector.lanes(["GlideTemplate"], 'GlideModel == "shared"'), "a lane has it")
     (sweep.folder / "records-0.jsonl").write_text('{"custom_id": "hand", "prompt": "written"}\n')
     template = (SUBMIT_TEMPLATES / "invocation.sub").read_text()
     (sweep.folder / "invocation.sub").write_text(f"digest = {lane['GlideTemplate']}\nmodel = shared\n{template}")

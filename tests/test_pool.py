@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glide.condor import AccessPoint, EmbeddedPool, bindings
+from glide.condor import AccessPoint, EmbeddedPool
 from glide.errors import CondorError, Refused
 from tests.conftest import eventually
 
@@ -113,15 +113,10 @@ def test_a_tool_without_an_answer_is_an_error_with_its_name(pools, monkeypatch):
         schedd.send(signal.SIGCONT)
 
 
-def test_an_access_point_that_hangs_is_not_waited_for(pools, monkeypatch):
-    pool = pools[0]
-    pool.up(cores=1)
-    for name, text in pool.environment().items():
-        monkeypatch.setenv(name, text)
-    bindings.reload()
+def test_an_access_point_that_hangs_is_not_waited_for(own_pool, monkeypatch):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
-    (schedd,) = [each for each in pool.processes() if each.name == "condor_schedd"]
+    (schedd,) = [each for each in own_pool.processes() if each.name == "condor_schedd"]
     monkeypatch.setattr("glide.condor.access_point.CALL_SECONDS", 1.0)
     schedd.send(signal.SIGSTOP)
     try:

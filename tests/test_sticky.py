@@ -234,7 +234,7 @@ def test_two_models_on_one_glidein_serve_sweeps_at_once(own_pool, sweep, tmp_pat
         gone = lambda: not access_point.jobs(f"ClusterId == {cluster}", ["JobStatus"]) or access_point.jobs(ended, [])  # noqa: E731
         eventually(gone, "the sticky job has ended")
         mine = f'{Machine.ENTRY} == "both"'
-        models = lambda: {lane[Machine.MODEL] for lane in collector.lanes([Machine.MODEL], mine)}  # noqa: E731
+        models = lambda: {lane.get(Machine.MODEL) for lane in collector.lanes([Machine.MODEL], mine)}  # noqa: E731
         eventually(lambda: models() == {"first", "second"}, "each has a lane")
         second = sweep.start()
         (tmp_path / "other").mkdir()
