@@ -78,6 +78,16 @@ def pid() -> int:
     return os.getpid()
 
 
+def until_another_serves(run: Caller, engine: int) -> None:
+    """The old engine may take a call yet, in the moment before its keeper's end reaches it."""
+
+    def by_another() -> bool:
+        (answer,) = run(pid)
+        return answer["error"] is None and value(answer) != engine
+
+    eventually(by_another, "another engine serves")
+
+
 def is_running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -185,10 +195,10 @@ def test_a_daemon_lives_as_long_as_the_engine_and_no_longer(run):
         lambda: run(exits),
         lambda: os.kill(server.keeper, signal.SIGTERM),
     ):
-        (left,) = run(leaves_a_daemon)
+        left, engine = run(leaves_a_daemon, pid)
         assert is_running(value(left))
         end()
-        assert value(run(pid)[0])  # by another engine
+        until_another_serves(run, value(engine))
         assert not is_running(value(left))
 
 
@@ -201,10 +211,10 @@ def test_a_killed_server_leaves_no_daemon(start):
 
 
 def test_a_killed_keeper_leaves_nothing(run):
-    (left,) = run(leaves_a_marked_daemon)
+    left, engine = run(leaves_a_marked_daemon, pid)
     assert is_running(value(left))
     os.kill(run.server.keeper, signal.SIGKILL)
-    assert value(run(pid)[0])
+    until_another_serves(run, value(engine))
     assert not is_running(value(left))
 
 

@@ -47,6 +47,7 @@ def fetch(path: str, files: dict, cache: Path) -> Path:
     return Fetch(Cache(cache), Tree(files), open_source(path), None, lambda account: None).run()
 
 
+@pytest.mark.models
 def test_a_hubs_repository_is_pinned_listed_and_fetched_by_its_own_client(hub, model, tmp_path):
     (model / "README.md").write_text("what people read")
     (model / "pytorch_model.bin").write_text("the same weights")
@@ -64,6 +65,7 @@ def test_a_hubs_repository_is_pinned_listed_and_fetched_by_its_own_client(hub, m
     assert len(ranges) > 1 and all(asked.startswith("bytes=") for asked in ranges)
 
 
+@pytest.mark.models
 def test_a_hub_that_breaks_off_is_taken_up_where_it_broke(hub, model, tmp_path):
     script = (
         "from glide.files.listing import listing\nfrom tests.test_listing import fetch; from pathlib import Path\n"
