@@ -181,11 +181,14 @@ class Events:
         # A lost job that was removed has its last word when its shadow has asked the dead node three times.
         mine = ("condor_q", "-allusers", "-constraint", f'GlideRun == "{run}"', "-af", "ClusterId")
         eventually(lambda: not pool.tool(*mine).strip(), "the run's jobs have left the queue")
-        wanted = ("ClusterId", "ProcId", "NumShadowStarts")
+        wanted = ("ClusterId", "ProcId", "NumJobStarts", "NumShadowStarts")
         ended = pool.tool("condor_history", "-constraint", f'GlideRun == "{run}"', "-af", *wanted)
         ads = [told.split() for told in ended.splitlines()]
-        self.clusters = {int(cluster) for cluster, _, _ in ads}
-        self.starts = {f"{cluster}.{proc}": 0 if n == "undefined" else int(n) for cluster, proc, n in ads}
+        self.clusters = {int(cluster) for cluster, *_ in ads}
+        self.starts = {
+            f"{cluster}.{proc}": [0 if number == "undefined" else int(number) for number in numbers]
+            for cluster, proc, *numbers in ads
+        }
         self.executed: dict[str, list[int]] = {}
         self.ended: dict[str, list[int]] = {}
         self.kinds: dict[str, set[str]] = {}
@@ -205,10 +208,10 @@ class Events:
         }
 
     def evictions(self) -> range:
-        """How many there were: whether a lost job had started again when it was removed, its driver need not know."""
-        again = {job: max(0, starts - 1) for job, starts in self.starts.items()}
-        sure = len(self.lost) + sum(count for job, count in again.items() if job not in self.lost)
-        return range(sure, sure + sum(again[job] for job in self.lost & again.keys()) + 1)
+        """How many there were; not whether a lost job had started again, nor which start came to no execution."""
+        sure = len(self.lost) + sum(max(0, jobs - 1) for job, (jobs, _) in self.starts.items() if job not in self.lost)
+        most = len(self.lost) + sum(max(0, shadows - 1) for _, shadows in self.starts.values())
+        return range(sure, max(sure, most) + 1)
 
     @property
     def busy(self) -> int:
