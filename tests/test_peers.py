@@ -325,7 +325,7 @@ def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
         swarm = Swarm("me", int(time.time()), directory, KEY, "127.0.1.9")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Peer, "chunk", counted)
-            patch.setattr("glide.files.fetch.DOWNLOADS", 1)  # of several, who has less to do comes first
+            patch.setattr("glide.files.fetch.DOWNLOADS", 1)  # among several, the less busy peer is asked first
             Fetch(cache, wanted, Folder(given), swarm, lambda account: None).run()
         assert asked.count("127.0.1.7") > asked.count("127.200.0.1")
         assert near.process.poll() is None and far.process.poll() is None

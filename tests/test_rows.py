@@ -225,7 +225,7 @@ def test_weights_that_are_larger_than_any_machine_are_the_reason(llama, tmp_path
     from safetensors.torch import load_file, save_file
 
     folder = edited(llama, tmp_path / "large", config={"intermediate_size": 1 << 42})
-    weights = folder / "model.safetensors"  # layers without weights are made anew
+    weights = folder / "model.safetensors"  # a layer that has none here gets new ones of its full size
     kept = {name: tensor for name, tensor in load_file(weights).items() if ".mlp." not in name}
     save_file(kept, weights, metadata={"format": "pt"})
     with pytest.raises(TemplateError, match="memory"):
