@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,27 @@ def test_an_access_point_that_hangs_is_not_waited_for(own_pool, monkeypatch):
     assert job["ClusterId"] == cluster
     with pytest.raises(Refused, match="HTCondor refuses the job"):
         access_point.submit("executable = /bin/true\nrequirements = ((\nqueue")
+
+
+def test_an_edit_finds_an_access_point_that_has_another_address(own_pool):
+    access_point = AccessPoint()
+    cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
+    before = access_point.location["MyAddress"]
+    own_pool.down()
+    own_pool.up(cores=1)
+    with pytest.raises(CondorError):
+        access_point.edit(f"{cluster}.0", "JobPrio", "7")
+
+    def edited() -> bool:
+        with suppress(CondorError):
+            access_point.edit(f"{cluster}.0", "JobPrio", "7")
+            return True
+        return False
+
+    eventually(edited, "it is located again")
+    assert access_point.location["MyAddress"] != before
+    (job,) = access_point.jobs(f"ClusterId == {cluster}", ["JobPrio"])
+    assert job["JobPrio"] == 7
 
 
 def test_env_gives_a_shell_that_can_use_htcondors_tools(pools):

@@ -79,7 +79,7 @@ def test_a_fork_that_fails_is_an_error_like_others(monkeypatch):
 def test_an_access_point_that_does_not_answer_a_ping_holds_nobody_up(pool, monkeypatch):
     """A socket that accepts and never answers, as a stopped daemon's."""
     access_point = AccessPoint()
-    monkeypatch.setattr(access_point_module, "isolated", lambda call: isolated(call, 1.0))
+    monkeypatch.setattr(access_point_module, "CALL_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         access_point.location["MyAddress"] = f"<127.0.0.1:{silent.getsockname()[1]}>"
         with pytest.raises(CondorError, match="no answer within 1 s"):

@@ -6,14 +6,14 @@ The bindings are used here, in the collector's module beside it, and nowhere els
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.bounded import CALL_SECONDS, isolated
+from glide.condor.bounded import CALL_SECONDS, Answer, isolated
 from glide.condor.signals import undisturbed
 from glide.errors import CondorError, Refused
 from glide.vocabulary import JobStatus
@@ -81,7 +81,7 @@ class AccessPoint:
         """Who we are to this access point, as User@UidDomain."""
         address = str(self.location["MyAddress"])
         if address not in _USERS:
-            _USERS[address] = isolated(self._ping)
+            _USERS[address] = self._apart(self._ping, CALL_SECONDS)
         return _USERS[address]
 
     def _ping(self) -> str:
@@ -111,18 +111,11 @@ class AccessPoint:
             CondorError: HTCondor does not answer in time.
             Nothing is left in its queue, or what never got its input, which HTCondor holds.
         """
-        try:
-            cluster = isolated(partial(self._submit, description, macros, items, spool), seconds)
-        except CondorError:
-            self._found = None
-            raise
-        if isinstance(cluster, Refused):
-            raise cluster
-        return cluster
+        return self._apart(partial(self._submit, description, macros, items, spool), seconds)
 
     def _submit(
         self, description: str, macros: Mapping[str, str], items: Sequence[Mapping[str, str]], spool: bool
-    ) -> int | Refused:
+    ) -> int:
         try:
             submit = bindings.htcondor2.Submit(description)
             for name, value in macros.items():
@@ -134,7 +127,7 @@ class AccessPoint:
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
             self.time()  # raises where it is away rather than unwilling
-            return Refused(f"HTCondor refuses the job: {error}")
+            raise Refused(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:
             try:
@@ -173,7 +166,7 @@ class AccessPoint:
 
     def edit(self, job: str, attribute: str, expression: str) -> None:
         """Set an attribute in the ad of a job, named as cluster.proc, or of those that a constraint selects."""
-        isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
+        self._apart(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
 
     @undisturbed()
     def remove(self, constraint: str, reason: str) -> int:
@@ -191,6 +184,14 @@ class AccessPoint:
         """
         with suppress(CondorError):
             self.edit(constraint, "JobPrio", str(priority))
+
+    def _apart(self, call: Callable[[], Answer], seconds: float) -> Answer:
+        """Return what a call returns that has no time limit of its own; CondorError as `isolated`."""
+        try:
+            return isolated(call, seconds)
+        except CondorError:
+            self._found = None
+            raise
 
     @undisturbed()
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:

@@ -23,9 +23,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Unseen:
-    """Why there is no answer."""
+    """Why there is no answer, and which kind of error that is."""
 
     reason: str
+    kind: type[CondorError] = CondorError
 
 
 def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answe
     """Return what a call of the bindings returns; where this process is itself such a process, call directly.
 
     Raises:
-        CondorError: the call took longer than `seconds`, or it raised an error, or no process can be started.
+        CondorError: the call took longer than `seconds`, or it raised an error (one of CondorError's own kinds is
+            raised as what it is), or no process can be started.
     """
     if multiprocessing.current_process().daemon:
         return call()
@@ -61,7 +63,7 @@ def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answe
     except OSError as error:
         raise CondorError(f"cannot start a process: {error.strerror}") from None
     if isinstance(answer, Unseen):
-        raise CondorError(answer.reason)
+        raise answer.kind(answer.reason)
     return answer
 
 
@@ -80,6 +82,8 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
         signal.signal(number, signal.SIG_DFL)
     try:
         pipe.send(question())
+    except CondorError as error:
+        pipe.send(Unseen(str(error), type(error)))
     except (GlideError, OSError) as error:
         pipe.send(Unseen(str(error)))
     except Exception as error:  # a mistake of ours in one place is no reason to see nothing of the others
