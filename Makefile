@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := -n 6 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test soak check docs clean
 .DEFAULT_GOAL := help
@@ -25,7 +26,7 @@ demo: setup  ## a prompt sweep over warm glideins on an embedded pool of its own
 	$(BIN)/glide sweep run workflows/promptverify/sweep.yaml --site site_configs/local.yaml --again
 
 test: setup  ## all tests, those on a real embedded pool included
-	$(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(PARALLEL)
 
 # The newest Python here that has wheels of all that is pinned; what needs torch is for the first environment.
 NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 2>/dev/null && echo $$each && break; done)
@@ -37,7 +38,7 @@ NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 
 
 soak: setup $(if $(NEWEST),.venv-newest/ready)  ## what takes longer than CI waits: long tests, and all that needs no torch on the newest Python
 	$(BIN)/pytest -m soak --timeout 3600
-	$(if $(NEWEST),.venv-newest/bin/pytest -m 'not soak and not models' -n 6 --dist loadfile --no-loadscope-reorder)
+	$(if $(NEWEST),.venv-newest/bin/pytest -m 'not soak and not models' $(PARALLEL))
 
 check: .venv/ready  ## lint, format, types
 	$(BIN)/ruff check .

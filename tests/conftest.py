@@ -17,6 +17,7 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool, bindings
 from glide.template import Template
+from tests.models import Plain, tiny_llama
 
 SITE = {
     "site": "testing",
@@ -79,9 +80,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPool]:
         yield pool
 
 
-@pytest.fixture(scope="module")
-def factory(pool: EmbeddedPool) -> Iterator[Path]:
-    """A running factory; the value is its log. Of a module, as others have factories of their own on the same pool."""
+@contextmanager
+def factory_of(pool: EmbeddedPool) -> Iterator[Path]:
+    """A factory that runs for as long as this lasts; the value is its log."""
     site = pool.home / "site.yaml"
     site.write_text(yaml.safe_dump(SITE))
     log = pool.home / "factory.log"
@@ -94,6 +95,13 @@ def factory(pool: EmbeddedPool) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def factory(pool: EmbeddedPool) -> Iterator[Path]:
+    """A running factory. Of a module, as others have factories of their own on the same pool."""
+    with factory_of(pool) as log:
+        yield log
 
 
 @pytest.fixture
@@ -137,6 +145,18 @@ def start(tmp_path: Path):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model."""
+    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def plain(llama: Path) -> Plain:
+    """What plain transformers makes of a prompt with it."""
+    return Plain(llama)
 
 
 class SweepFolder:

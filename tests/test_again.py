@@ -93,8 +93,7 @@ def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_
     process.kill()
     process.wait()
     found = results_so_far(sweep)
-    begun = (sweep.out / "plain" / "results.jsonl").read_text().split('"custom_id": "')[1:]
-    came = {rest.partition('"')[0] for rest in begun[:found]}
+    came = {result["custom_id"] for result in read_results(sweep.out / "plain" / "results.jsonl")}
     run = run_of(sweep)
     mine = f'{Job.RUN} =?= "{run}"'
     assert access_point.jobs(mine, ["ClusterId"]), "jobs that ask what was asked are still there"

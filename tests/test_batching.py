@@ -34,11 +34,6 @@ def variant(llama: Path):
     return cache(lambda kind: tiny_variant(llama, llama.with_name(kind), kind))
 
 
-@pytest.fixture(scope="module")
-def plain(llama: Path) -> Plain:
-    return Plain(llama)
-
-
 def plain_texts(plain: Plain, prompts: list[str], **generate: Any) -> list[str]:
     return [plain(prompt, **generate)[0] for prompt in prompts]
 

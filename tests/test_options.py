@@ -11,20 +11,10 @@ import pytest
 
 from glide.server.engines import UnknownOption, WrongOption, check_generate
 from glide.server.engines.transformers.options import KNOWN
-from tests.models import ODD, Plain, loaded, served, texts, tiny_llama
+from tests.models import ODD, loaded, served, texts
 
 CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
 PROMPTS = ["Verdict:", "hello", "", *(CLAIM + text for text in ["", "a", "b b b", "Verdict: it is"])]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture(scope="module")
-def plain(llama: Path) -> Plain:
-    return Plain(llama)
 
 
 @pytest.fixture(scope="module")

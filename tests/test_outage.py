@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import yaml
 
 from glide.condor import EmbeddedPool
 from glide.condor.processes import Process
 from glide.vocabulary import Exit
-from tests.conftest import SITE, SweepFolder, eventually
+from tests.conftest import SweepFolder, eventually, factory_of
 
 pytestmark = pytest.mark.pool
 
@@ -36,20 +35,6 @@ with glide.Session() as session:
         Path(sys.argv[1]).write_text(str(number + 1))
 print("all", flush=True)
 """
-
-
-@contextmanager
-def factory_of(pool: EmbeddedPool) -> Iterator[None]:
-    """A factory for the pool, until the test is over."""
-    (pool.home / "site.yaml").write_text(yaml.safe_dump(SITE))
-    command = [sys.executable, "-m", "glide", "factory", "run", "--drain", "-c", str(pool.home / "site.yaml")]
-    with (pool.home / "factory.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 @contextmanager

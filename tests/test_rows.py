@@ -16,16 +16,11 @@ from glide.server.engines.transformers import stops
 from glide.server.engines.transformers.context import UNLIMITED, Stretch, context, context_of, stretch
 from glide.server.engines.transformers.prompts import UnknownToken
 from glide.server.engines.transformers.sharing import Rows, Sharing
-from tests.models import ODD, Plain, edited, loaded, served, texts, tiny_llama, tiny_variant
+from tests.models import ODD, Plain, edited, loaded, served, texts, tiny_variant
 
 pytestmark = pytest.mark.models
 
 GENERATE = {"max_new_tokens": 10, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="module")

@@ -12,22 +12,12 @@ from glide.server.engines.transformers.device import BrokenDevice, choose
 from glide.sweep.prepare import prepare
 from glide.template import Template
 from glide.vocabulary import Machine, State
-from tests.models import ODD, Plain, tiny_llama
+from tests.models import ODD
 from tests.server_rig import Server, assert_exactly_once
 
 pytestmark = pytest.mark.models
 
 GENERATE = {"max_new_tokens": 24, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture(scope="module")
-def plain(llama: Path) -> Plain:
-    return Plain(llama)
 
 
 @pytest.fixture(scope="module")

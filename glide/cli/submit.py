@@ -18,7 +18,7 @@ from glide.errors import CondorError, InputError
 from glide.invoke.gather import Gatherer
 from glide.vocabulary import LEAVE_IN_QUEUE, Exit, Job, JobStatus
 
-SUBMIT_SECONDS = 6 * 3600.0  # a job may bring many gigabytes
+UPLOAD_SECONDS = 6 * 3600.0  # a job may bring many gigabytes
 
 
 def submit(
@@ -41,7 +41,7 @@ def submit(
     access_point = AccessPoint()
     folder = value(str(file.parent)).replace("$", "$(DOLLAR)")
     macros = {"leave_in_queue": LEAVE_IN_QUEUE, f"My.{Job.FOLDER}": folder}
-    cluster = access_point.submit(text, macros, spool=True, seconds=SUBMIT_SECONDS)
+    cluster = access_point.submit(text, macros, spool=True, seconds=UPLOAD_SECONDS)
     print(cluster)
     if watch:
         _watch(access_point, cluster)

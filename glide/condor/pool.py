@@ -25,12 +25,14 @@ from glide.condor import install, knobs, processes, tokens
 from glide.condor.collector import endpoint
 from glide.condor.processes import Process
 from glide.errors import CondorError, InputError
+from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE, Machine
 
 START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
 LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
 _log = logging.getLogger("glide")
 UNUSABLE = ',"\\$'  # in the name of GLIDE_HOME: lists of files, quotes and macros of HTCondor
+LAST_BYTES = 1 << 16  # of a log, in which its last lines are
 TOOL_SECONDS = 30.0  # for one of HTCondor's tools to end
 REAP_SECONDS = 2.0  # until init has reaped what it inherited
 STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
@@ -255,9 +257,7 @@ class EmbeddedPool:
     def _last_words(self) -> str:
         lines: list[str] = []
         for log in ("master.out", "MasterLog", "CollectorLog", "SchedLog", "StartLog"):
-            path = self.logs / log
-            if path.exists():
-                lines += [f"  {log}: {line}" for line in path.read_text("utf-8", "replace").splitlines()[-3:]]
+            lines += [f"  {log}: {line}" for line in tail(self.logs / log, LAST_BYTES).splitlines()[-3:]]
         return "\n".join(lines)
 
 
