@@ -142,7 +142,9 @@ def forge(kind: str) -> str:
 
     lie = {"text": "", "tokens": 0, "error": None, "glidein": "x", "attempts": 1, "seconds": 0.0, "value": "gARLKi4="}
     forged = 0
-    for path in Path.cwd().parent.glob("execute/**/*.out"):
+    # Jobs end meanwhile: a walk leaves out the folders that have gone, where a glob would raise.
+    walk = os.walk(Path.cwd().parent / "execute")
+    for path in [Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".out")]:
         with suppress(FileNotFoundError):  # the output of another job, which has ended
             lines = path.with_suffix(".in").read_text().splitlines()
             own = json.loads(next(line for line in lines if "custom_id" in line))["custom_id"]
