@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from glide.condor import EmbeddedPool, processes, tokens
+from glide.condor import EmbeddedPool, tokens
 from glide.doctor import Level
 from glide.doctor.checks.machines import clocks
 from glide.doctor.facts import Facts
-from glide.vocabulary import POOL_VARIABLE, Exit, Job, JobStatus, Machine
+from glide.vocabulary import Exit, Job, JobStatus, Machine
 from tests.conftest import eventually
 from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
@@ -87,9 +87,8 @@ class Clinic:
         written.write_text(text)
         os.chown(written, owner.st_uid, owner.st_gid)
         written.replace(self.pool.config)
-        for process in self.pool.processes():
-            if process.name == "condor_master" and process.variable("CONDOR_CONFIG") == str(self.pool.config):
-                process.send(signal.SIGHUP)  # as condor_reconfig does, which root may not
+        for process in self.pool.daemons("condor_master"):
+            process.send(signal.SIGHUP)  # as condor_reconfig does, which root may not
 
     @contextmanager
     def job(self, *lines: str, without: tuple[str, ...] = ()) -> Iterator[str]:
@@ -345,7 +344,7 @@ def test_an_access_point_and_a_factory_that_hang_and_the_ghost_that_this_leaves(
         clinic.factory.process.send_signal(signal.SIGSTOP)
         try:
             (name, *_) = clinic.lanes()
-            for process in processes.with_variable(POOL_VARIABLE, str(clinic.pool.home)):
+            for process in clinic.pool.processes():
                 if (process.variable("CONDOR_CONFIG") or "").startswith(str(clinic.pool.folder / "execute")):
                     process.send(signal.SIGKILL)
             assert_a_schedd_that_hangs_is_found(clinic)  # meanwhile the others' silence grows
@@ -361,7 +360,7 @@ def test_an_access_point_and_a_factory_that_hang_and_the_ghost_that_this_leaves(
 
 def assert_a_schedd_that_hangs_is_found(clinic: Clinic) -> None:
     """Within the seconds that it has to answer, and what else there is to see is seen."""
-    (schedd,) = (process for process in clinic.pool.processes() if process.name == "condor_schedd")
+    (schedd,) = clinic.pool.daemons("condor_schedd")
     schedd.send(signal.SIGSTOP)
     try:
         told = clinic.examine("--quick", "--timeout", "7")

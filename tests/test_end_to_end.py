@@ -19,7 +19,7 @@ import yaml
 from glide.bench.origin import origin
 from glide.condor import EmbeddedPool, processes
 from glide.files.listing import MANIFEST
-from glide.vocabulary import POOL_VARIABLE, Exit, JobStatus, State
+from glide.vocabulary import Exit, JobStatus, State
 from tests.conftest import SweepFolder, eventually
 from tests.models import tiny_llama
 
@@ -53,20 +53,10 @@ def greedy(model: Path, texts: list[str], new_tokens: int) -> list[str]:
     return answers
 
 
-def of_this_pool() -> list[processes.Process]:
-    return processes.with_variable(POOL_VARIABLE, os.environ["GLIDE_HOME"])
-
-
-def masters() -> list[processes.Process]:
-    """The condor_masters of glideins."""
-    outer = str(EmbeddedPool(Path(os.environ["GLIDE_HOME"])).config)
-    return [p for p in of_this_pool() if p.name == "condor_master" and p.variable("CONDOR_CONFIG") != outer]
-
-
-def engines() -> list[processes.Process]:
+def engines(pool: EmbeddedPool) -> list[processes.Process]:
     """The engine processes of model servers."""
     found = []
-    for process in of_this_pool():
+    for process in pool.processes():
         with suppress(FileNotFoundError):  # it has ended meanwhile
             words = Path(f"/proc/{process.pid}/cmdline").read_bytes()
             if b"glide.server.engine_process" in words and b"keeper.py" not in words:
@@ -193,12 +183,12 @@ def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason
     assert "is in no such folder on this node: the access point says 404 Not Found" in errors
 
 
-def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, sweep: SweepFolder):
+def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, pool, sweep: SweepFolder):
     sweep.write(noop_records(3), model={"name": "killed", "engine": "noop", "options": {"load_seconds": 600}})
-    others = {engine.pid for engine in engines()}
+    others = {engine.pid for engine in engines(pool)}
     process = sweep.start()
     while process.poll() is None:  # wherever it is tried: on an idle glidein first, and then on new ones
-        for engine in engines():
+        for engine in engines(pool):
             if engine.pid not in others:
                 engine.send(signal.SIGKILL)
         time.sleep(0.5)
@@ -223,12 +213,12 @@ def test_wrong_input_is_said_with_its_line_and_nothing_is_submitted(pool, access
     assert access_point.jobs(f"substr(GlideRun, 0, size({run})) == {run}", ["ClusterId"]) == []
 
 
-def test_every_record_comes_once_when_a_glideins_master_is_killed(factory, sweep: SweepFolder):
+def test_every_record_comes_once_when_a_glideins_master_is_killed(factory, pool, sweep: SweepFolder):
     count = 600
     model = {"name": "doomed", "engine": "noop", "options": {"record_seconds": 0.02}}
     process = sweep.write(noop_records(count), model=model, glideins=2).start()
     eventually(lambda: results_so_far(sweep) > 30 or process.poll() is not None, "results come in")
-    masters()[0].send(signal.SIGKILL)
+    pool.glidein_masters()[0].send(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == Exit.OK, errors
     results = sweep.results()
@@ -269,14 +259,14 @@ def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFol
     assert again.returncode == Exit.INPUT and "gathered already" in again.stderr
 
 
-def test_what_a_running_job_has_finished_is_here_before_its_node_is_killed(factory, sweep: SweepFolder):
+def test_what_a_running_job_has_finished_is_here_before_its_node_is_killed(factory, pool, sweep: SweepFolder):
     count = 600
     model = {"name": "streamed", "engine": "noop", "options": {"record_seconds": 0.02}}
     process = sweep.write(noop_records(count), model=model, pack=count).start()
     eventually(lambda: results_so_far(sweep) > 30 or process.poll() is not None, "results of the only job come in")
     kept = results_so_far(sweep)
     assert kept < count and process.poll() is None
-    for master in masters():
+    for master in pool.glidein_masters():
         master.send(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == Exit.OK, errors

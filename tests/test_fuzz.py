@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glide.condor import EmbeddedPool, processes
+from glide.condor import EmbeddedPool
 from glide.condor.processes import Process
-from glide.vocabulary import POOL_VARIABLE, Exit
+from glide.vocabulary import Exit
 from tests.conftest import SITE, SweepFolder, eventually
 
 pytestmark = pytest.mark.pool
@@ -62,7 +62,7 @@ class Chaos:
         self.killed[kind] += 1
 
     def _processes(self) -> list[Process]:
-        return sorted(processes.with_variable(POOL_VARIABLE, str(self.pool.home)), key=lambda process: process.pid)
+        return sorted(self.pool.processes(), key=lambda process: process.pid)
 
     def _outer(self, process: Process) -> bool:
         return process.variable("CONDOR_CONFIG") == str(self.pool.config)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 
 from glide.condor import EmbeddedPool
-from glide.condor.processes import Process
 from glide.vocabulary import Exit
 from tests.conftest import SweepFolder, eventually, factory_of
 
@@ -40,17 +39,9 @@ print("all", flush=True)
 @contextmanager
 def without_schedd(pool: EmbeddedPool) -> Iterator[None]:
     """The access point is dead; its master starts it again afterwards."""
-    (master,) = pool._masters()
-    own = {"CONDOR_CONFIG": str(pool.config)}
-
-    def schedd() -> list[Process]:  # without its children, which answer queries
-        found = [each for each in pool.processes() if each.name == "condor_schedd"]
-        return found if len(found) == 1 else []
-
-    schedds = eventually(schedd, "one schedd")
-    assert [each.variable("CONDOR_CONFIG") for each in schedds] == list(own.values())
+    (master,), (schedd,) = pool.daemons("condor_master"), pool.daemons("condor_schedd")
     master.send(signal.SIGSTOP)
-    schedds[0].send(signal.SIGKILL)
+    schedd.send(signal.SIGKILL)
     try:
         yield
     finally:

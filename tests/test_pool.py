@@ -16,6 +16,7 @@ import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool
 from glide.errors import CondorError, Refused
+from glide.vocabulary import POOL_VARIABLE
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.pool
@@ -42,6 +43,30 @@ def test_two_pools_run_side_by_side_and_up_twice_is_harmless(pools):
     assert two.processes() == []
 
 
+FORKS = """
+import os, time
+from pathlib import Path
+Path("/proc/self/comm").write_text("condor_negotiator"[:15])
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_daemon_forks_is_not_taken_for_another_daemon(pools):
+    pool = pools[0]
+    own = {POOL_VARIABLE: str(pool.home), "CONDOR_CONFIG": str(pool.config)}
+    with subprocess.Popen([sys.executable, "-c", FORKS], env=own, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout
+        worker = int(daemon.stdout.readline())
+        try:
+            assert {each.pid for each in pool.processes()} == {daemon.pid, worker}
+            assert [each.pid for each in pool.daemons("condor_negotiator")] == [daemon.pid]
+        finally:
+            pool.down()  # ends what is the pool's
+
+
 def test_no_daemon_of_a_pool_at_rest_is_taken_for_dead(pools):
     pool = pools[0]
     pool.up(cores=1)
@@ -54,7 +79,7 @@ def test_a_pool_that_does_not_answer_for_a_while_is_waited_for_and_keeps_its_job
     pool = pools[0]
     pool.up(cores=1)
     before = daemons(pool)
-    (schedd,) = (process for process in pool.processes() if process.name == "condor_schedd")
+    (schedd,) = pool.daemons("condor_schedd")
     schedd.send(signal.SIGSTOP)
     pool.tool("condor_advertise", "INVALIDATE_SCHEDD_ADS", str(_all_ads(pool)))
     assert not pool.is_up()
@@ -68,8 +93,8 @@ def test_a_pool_that_does_not_answer_for_a_while_is_waited_for_and_keeps_its_job
 
 def daemons(pool: EmbeddedPool) -> set[int]:
     """Those that stay; others of its processes come and go."""
-    names = ("condor_master", "condor_collecto", "condor_negotiat", "condor_schedd", "condor_startd")
-    return {process.pid for process in pool.processes() if process.name in names}
+    names = ("condor_master", "condor_collector", "condor_negotiator", "condor_schedd", "condor_startd")
+    return {process.pid for name in names for process in pool.daemons(name)}
 
 
 def _all_ads(pool: EmbeddedPool) -> Path:
@@ -82,9 +107,8 @@ def test_down_after_the_master_was_killed_leaves_nothing_and_up_works_again(pool
     pool = pools[0]
     pool.up(cores=1)
     pool.tool("condor_status", "-any")
-    for process in pool.processes():
-        if process.name == "condor_master":
-            process.send(signal.SIGKILL)
+    (master,) = pool.daemons("condor_master")
+    master.send(signal.SIGKILL)
     pool.down()
     assert pool.processes() == []
     pool.up(cores=1)
@@ -104,7 +128,7 @@ def test_the_pool_is_its_owners_alone(pools):
 def test_a_tool_without_an_answer_is_an_error_with_its_name(pools, monkeypatch):
     pool = pools[0]
     pool.up(cores=1)
-    (schedd,) = [each for each in pool.processes() if each.name == "condor_schedd"]
+    (schedd,) = pool.daemons("condor_schedd")
     monkeypatch.setattr("glide.condor.pool.TOOL_SECONDS", 0.5)
     schedd.send(signal.SIGSTOP)
     try:
@@ -117,7 +141,7 @@ def test_a_tool_without_an_answer_is_an_error_with_its_name(pools, monkeypatch):
 def test_an_access_point_that_hangs_is_not_waited_for(own_pool, monkeypatch):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
-    (schedd,) = [each for each in own_pool.processes() if each.name == "condor_schedd"]
+    (schedd,) = own_pool.daemons("condor_schedd")
     monkeypatch.setattr("glide.condor.access_point.CALL_SECONDS", 1.0)
     schedd.send(signal.SIGSTOP)
     try:

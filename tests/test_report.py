@@ -27,7 +27,7 @@ from glide.sweep.prepare import prepare
 from glide.vocabulary import Exit, State
 from tests.conftest import SweepFolder, eventually
 from tests.debian import fetched
-from tests.test_end_to_end import glide, masters, noop_records, results_so_far
+from tests.test_end_to_end import glide, noop_records, results_so_far
 from tests.test_history import TWO_LANES, line
 
 
@@ -230,7 +230,7 @@ def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: Emb
     rng = random.Random(5)
     for enough in (100, 500):
         eventually(lambda: results_so_far(sweep) > enough or process.poll() is not None, "results come in")  # noqa: B023
-        rng.choice(masters()).send(signal.SIGKILL)
+        rng.choice(pool.glidein_masters()).send(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == Exit.RECORD_ERRORS, errors
     shown = glide("sweep", "report", str(sweep.file), "--json")

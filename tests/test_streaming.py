@@ -19,7 +19,6 @@ from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
-from tests.two_pools import daemons
 
 pytestmark = pytest.mark.pool
 
@@ -118,7 +117,7 @@ def test_a_full_access_point_holds_the_job_and_loses_nothing(
     # The spool folder of the next job is a disk that takes its input, and not its results. So are some more, as the
     # factory may submit a glidein first. Daemons see the spool in a mount namespace of their own.
     disks = [pool.folder / "spool" / str(before + number) for number in range(1, 10)]
-    inside = ["nsenter", "--mount", "--target", str(daemons(pool, "condor_master")[0].pid)]
+    inside = ["nsenter", "--mount", "--target", str(pool.daemons("condor_master")[0].pid)]
     for disk in disks:
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=96k,mode=700", "tmpfs", disk]

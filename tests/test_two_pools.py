@@ -17,7 +17,7 @@ from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, command
-from tests.two_pools import Pools, daemons, signalled
+from tests.two_pools import Pools, signalled
 
 pytestmark = pytest.mark.pool
 
@@ -124,7 +124,7 @@ def test_a_queue_and_a_collector_that_have_forgotten_everything_are_not_believed
     """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
     lines = len(pools.journal(working))
     queue = pools.outer.folder / "spool" / "job_queue.log"
-    (master,) = daemons(pools.outer, "condor_master")
+    (master,) = pools.outer.daemons("condor_master")
     master.send(signal.SIGSTOP)  # it would start another schedd before the queue is gone
     signalled(pools.outer, "condor_schedd", signal.SIGKILL)
     queue.unlink()

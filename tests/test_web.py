@@ -198,8 +198,8 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
         shown = opened(browser, [])
         shown.goto(web.url)
         shown.get_by_role("link", name="quiet").wait_for(timeout=90000)  # the first look may take a while
-        (schedd,) = [each.pid for each in own_pool.processes() if each.name == "condor_schedd"]
-        os.kill(schedd, signal.SIGSTOP)
+        (schedd,) = own_pool.daemons("condor_schedd")
+        schedd.send(signal.SIGSTOP)
         try:
             time.sleep(LOOK_SECONDS)  # or it would be the look before
             assert "quiet" in web.page()  # one is under way, for which nobody waits that long
@@ -214,7 +214,7 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
             assert "glide_pool_answers 0.0" in told and "glide_glideins{" not in told
         finally:
             os.kill(web.process.pid, signal.SIGCONT)
-            os.kill(schedd, signal.SIGCONT)
+            schedd.send(signal.SIGCONT)
         eventually(lambda: "does not answer" not in web.page(), "it answers again")
         (looking,) = _children(web.process.pid, "spawn_main")
         os.kill(looking, signal.SIGKILL)

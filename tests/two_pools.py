@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glide.condor import EmbeddedPool, processes
+from glide.condor import EmbeddedPool
 from glide.condor.access_point import value
 from glide.factory.journal import Journal
 from glide.template import Template
-from glide.vocabulary import POOL_VARIABLE, Job, Machine
+from glide.vocabulary import Job, Machine
 from tests.conftest import eventually
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 
@@ -112,11 +112,6 @@ def two_pools(folder: Path) -> Iterator[tuple[EmbeddedPool, EmbeddedPool]]:
         outer.down()
 
 
-def daemons(pool: EmbeddedPool, name: str) -> list[processes.Process]:
-    found = processes.with_variable(POOL_VARIABLE, str(pool.home))
-    return [each for each in found if each.name == name[:15] and each.variable("CONDOR_CONFIG") == str(pool.config)]
-
-
 def signalled(pool: EmbeddedPool, name: str, number: int) -> None:
-    for process in daemons(pool, name):
+    for process in pool.daemons(name):
         process.send(number)

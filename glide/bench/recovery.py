@@ -18,7 +18,7 @@ from glide.bench.rig import Enough, Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
 from glide.condor.access_point import any_of, value
 from glide.template import Template
-from glide.vocabulary import POOL_VARIABLE, SOCKET_VARIABLE, Job
+from glide.vocabulary import SOCKET_VARIABLE, Job
 
 KILLS = 20
 ALONE_SECONDS = 20.0  # in which a lost glidein is replaced, if it is at all
@@ -74,7 +74,7 @@ def _kill(bench: Rig, kills: int, seconds: list[float], over: threading.Event) -
     whole = time.monotonic()  # when all three were there
     while len(seconds) < kills and not over.is_set() and time.monotonic() - whole < ALONE_SECONDS:
         time.sleep(rng.uniform(2.0, 4.0))
-        masters = glidein_masters(bench)
+        masters = bench.pool.glidein_masters()
         at_work = [master for master in masters if _has_client(bench, master)]
         if len(masters) < 3 or not at_work:
             continue
@@ -90,8 +90,8 @@ def _kill(bench: Rig, kills: int, seconds: list[float], over: threading.Event) -
 def _has_client(bench: Rig, master: processes.Process) -> bool:
     """Whether an invocation's client runs on this glidein."""
     folder = str(Path(master.variable("CONDOR_CONFIG") or "").parent)
-    mine = processes.with_variable(POOL_VARIABLE, str(bench.pool.home))
-    return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in mine)
+    running = bench.pool.processes()
+    return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in running)
 
 
 def started_again(events: EventLog, finished: threading.Event) -> float | None:
@@ -135,13 +135,13 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     text = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     cluster = access_point.submit(text.replace("\nqueue", "\nqueue 2"), macros, spool=True)
     _executed(events, cluster)
-    while len(glidein_masters(bench)) < 2:  # another lane has to be there
+    while len(bench.pool.glidein_masters()) < 2:  # another lane has to be there
         time.sleep(0.2)
     time.sleep(5.0)
     (job,) = access_point.jobs(f"ClusterId == {cluster} && ProcId == 0", ["RemoteHost"])
     startd = job["RemoteHost"].split("@")[1]
     killed = time.monotonic()
-    for master in glidein_masters(bench):
+    for master in bench.pool.glidein_masters():
         if startd in Path(master.variable("CONDOR_CONFIG") or "").read_text("utf-8"):
             master.send(signal.SIGKILL)
     _executed(events, cluster)
@@ -154,10 +154,3 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
 def _executed(events: EventLog, cluster: int) -> None:
     while not any(event.kind == "EXECUTE" and event.job == f"{cluster}.0" for event in events.new()):
         time.sleep(0.05)
-
-
-def glidein_masters(bench: Rig) -> list[processes.Process]:
-    """The condor_masters of this pool's glideins."""
-    mine = processes.with_variable(POOL_VARIABLE, str(bench.pool.home))
-    outer = str(bench.pool.config)
-    return [each for each in mine if each.name == "condor_master" and each.variable("CONDOR_CONFIG") != outer]

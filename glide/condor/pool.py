@@ -90,7 +90,7 @@ class EmbeddedPool:
         if self.is_up():
             return
         deadline = time.monotonic() + START_BUDGET
-        while masters := self._masters():  # its jobs are somebody's: it is waited for, never replaced
+        while masters := self.daemons("condor_master"):  # its jobs are somebody's: it is waited for, never replaced
             time.sleep(0.2)
             if self.is_up():
                 return
@@ -117,7 +117,7 @@ class EmbeddedPool:
 
     def down(self) -> None:
         """Stop the pool: in order if its master still lives, else by force. Leaves no process and no lock."""
-        mine = self._masters()
+        mine = self.daemons("condor_master")
         for process in mine:
             process.send(signal.SIGQUIT)  # HTCondor's fast shutdown
         deadline = time.monotonic() + STOP_BUDGET
@@ -158,10 +158,16 @@ class EmbeddedPool:
         """Every process of this pool, glideins and jobs included."""
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
-    def _masters(self) -> list[Process]:
-        """The pool's own condor_master, without those of glideins."""
-        masters = [process for process in self.processes() if process.name == "condor_master"]
-        return [process for process in masters if process.variable("CONDOR_CONFIG") == str(self.config)]
+    def daemons(self, name: str) -> list[Process]:
+        """The pool's own daemons of this name, such as condor_schedd, without those of glideins."""
+        return [each for each in processes.daemons(self.processes(), name) if self._is_own(each)]
+
+    def glidein_masters(self) -> list[Process]:
+        """The condor_master of each glidein."""
+        return [each for each in processes.daemons(self.processes(), "condor_master") if not self._is_own(each)]
+
+    def _is_own(self, process: Process) -> bool:
+        return process.variable("CONDOR_CONFIG") == str(self.config)
 
     # ---- talking to it ---------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+NAME_LENGTH = 15  # what Linux keeps of a program's name
+
 
 @dataclass(frozen=True)
 class Process:
@@ -15,6 +17,7 @@ class Process:
     pid: int
     name: str
     environment: frozenset[bytes]
+    parent: int
 
     def variable(self, name: str) -> str | None:
         prefix = f"{name}=".encode()
@@ -36,5 +39,14 @@ def with_variable(name: str, value: str) -> list[Process]:
             environment = frozenset((folder / "environ").read_bytes().split(b"\0"))
             # A zombie has no environment any more, so it is never found here.
             if wanted in environment and pid != os.getpid():
-                found.append(Process(pid, (folder / "comm").read_text("utf-8", "replace").strip(), environment))
+                name = (folder / "comm").read_text("utf-8", "replace").strip()
+                parent = int((folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+                found.append(Process(pid, name, environment, parent))
     return found
+
+
+def daemons(found: list[Process], name: str) -> list[Process]:
+    """Of these the daemons of a name, without what they fork: that has their name until it runs another program."""
+    named = [process for process in found if process.name == name[:NAME_LENGTH]]
+    forked = {process.pid for process in named}
+    return [process for process in named if process.parent not in forked]
