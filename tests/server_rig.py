@@ -118,14 +118,18 @@ class Server:
 
     @property
     def keeper(self) -> int:
-        """The process that ends what the engine starts: the server's only child."""
-        (child,) = children(self.process.pid)
+        """The process that ends what the engine starts: the server's only child. Between two engines it has none."""
+        (child,) = eventually(lambda: children(self.process.pid), "the engine's keeper")
         return child
 
     @property
     def engine(self) -> int:
         """The engine's process: its keeper's first child."""
         return eventually(lambda: children(self.keeper), "the engine's process")[0]
+
+    def another_engine(self, than: int) -> int:
+        """Wait until an engine has taken the place of a killed one."""
+        return eventually(lambda: (engine := self.engine) != than and engine, "another engine")
 
     def stop(self) -> None:
         for process in (self.process, *(call.process for call in self.calls)):
@@ -149,7 +153,9 @@ def _updates(visit: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    with suppress(OSError):  # it has ended meanwhile
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
 
 
 def failure(server: Server) -> str:

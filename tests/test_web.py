@@ -216,11 +216,11 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
             os.kill(web.process.pid, signal.SIGCONT)
             schedd.send(signal.SIGCONT)
         eventually(lambda: "does not answer" not in web.page(), "it answers again")
-        (looking,) = _children(web.process.pid, "spawn_main")
+        looking = _child(web.process.pid, "spawn_main")
         os.kill(looking, signal.SIGKILL)
         eventually(lambda: "has died" in web.page(), "it says so")
         eventually(lambda: "has died" not in web.page(), "another process looks")
-        (looking,) = _children(web.process.pid, "spawn_main")
+        looking = _child(web.process.pid, "spawn_main")
         web.process.kill()
         eventually(lambda: not Path(f"/proc/{looking}").exists(), "it ends with whom it looks for")
 
@@ -286,11 +286,16 @@ def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monk
     assert True in answers and not is_running(site)
 
 
-def _children(pid: int, words: str) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-ww", "--ppid", str(pid), "-o", "pid=", "-o", "args="], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if words in line]
+def _child(pid: int, words: str) -> int:
+    """The child with these words in its arguments, which may be about to be replaced."""
+
+    def children() -> list[int]:
+        told = ["ps", "-ww", "--ppid", str(pid), "-o", "pid=", "-o", "args="]
+        listed = subprocess.run(told, capture_output=True, text=True).stdout
+        return [int(line.split()[0]) for line in listed.splitlines() if words in line]
+
+    (child,) = eventually(children, words)
+    return child
 
 
 # ---- who may read it -----------------------------------------------------------------------------
