@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from glide.template import Template
-from glide.vocabulary import Exit, Machine, State
+from glide.vocabulary import SOCKET_VARIABLE, Exit, Machine, State
 from tests.conftest import eventually
-from tests.server_rig import assert_exactly_once, failure
+from tests.server_rig import TICKET, assert_exactly_once, failure
 
+ADVERTISE = TICKET.parents[1] / "server" / "advertise.sh"
 HEALTHY = [*State.COMING_UP, State.WARM]
 
 
@@ -89,6 +95,39 @@ def test_a_client_without_a_server_says_so(tmp_path, start):
     server.process.wait()
     code, words = server.call(records(1)).end()
     assert code == Exit.SERVER_LOST and "no model server" in words
+
+
+@pytest.fixture
+def dying(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A server that dies when somebody has connected, before shells, which are slow here, have written anything."""
+    (tmp_path / "slow").write_text('trap "sleep 0.2" DEBUG\n')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def close_each() -> None:
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        thread = Thread(target=close_each)
+        thread.start()
+        (tmp_path / "door").write_text(f"{server.getsockname()[1]} cookie\n")
+        yield {**os.environ, SOCKET_VARIABLE: str(tmp_path / "door"), "BASH_ENV": str(tmp_path / "slow")}
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_client_whose_server_dies_as_it_connects_asks_to_be_run_again(tmp_path, dying):
+    done = subprocess.run([TICKET, "in", "out"], env=dying, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == Exit.SERVER_LOST and "went away" in done.stderr
+
+
+def test_a_lane_whose_server_dies_as_it_connects_says_so_and_goes_on(tmp_path, dying):
+    command = [ADVERTISE, tmp_path / "door", "1"]
+    with subprocess.Popen(command, env=dying, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        blank = [line for line, _ in zip(process.stdout, range(8), strict=False) if line == 'GlideState = "Blank"\n']
+        process.kill()
+    assert len(blank) == 2
 
 
 def test_a_record_without_prompt_ends_its_call_and_no_other(start):

@@ -5,6 +5,7 @@
 # A shell, because a job's start is what an access point's throughput hangs on, and Python's would double its cost.
 # Input and output are described in glide/server/ticket.py.
 
+trap '' PIPE  # a server that dies while it is written to is one that went away
 output=$2
 # A job may name any file and any folder of the node; those of its own are what it gets.
 case $1$2 in */*) own="" ;; *) own=yes ;; esac
@@ -29,7 +30,7 @@ lost() {
 if ! { read -r port cookie <"$GLIDE_SOCKET" && exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null; then
     lost "no model server on this lane"
 fi
-printf '%s\n' "$cookie" "$PWD" "$1" "$output" "${_CONDOR_JOB_AD-}" "${_CONDOR_CHIRP_CONFIG-}" "${GLIDE_ID-}" >&3
+printf '%s\n' "$cookie" "$PWD" "$1" "$output" "${_CONDOR_JOB_AD-}" "${_CONDOR_CHIRP_CONFIG-}" "${GLIDE_ID-}" >&3 2>/dev/null
 while IFS= read -r line <&3; do
     case $line in
     "exit 75") lost "another lane may serve this job" ;;

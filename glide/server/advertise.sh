@@ -7,7 +7,7 @@
 
 while :; do
     if { read -r port cookie <"$1" && exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null; then
-        printf '%s\nwatch\n' "$cookie" >&3
+        (printf '%s\nwatch\n' "$cookie" >&3) 2>/dev/null  # in a shell of its own, which SIGPIPE may end
         while IFS= read -r line <&3; do printf '%s\n' "$line"; done
         exec 3>&-
     fi
