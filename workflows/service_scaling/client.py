@@ -40,8 +40,8 @@ def ask(server: tuple[str, int], ticket: tuple[str, ...], request: dict[str, Any
     began = time.monotonic()
     REQUEST.write_text(json.dumps(request) + "\n", "utf-8")
     with socket.create_connection(server) as connection, connection.makefile() as words:
+        sent = time.monotonic()  # before it is sent: the server may have served it before this process goes on
         connection.sendall("".join(f"{line}\n" for line in ticket).encode())
-        sent = time.monotonic()
         *said, end = words
     result = json.loads(RESULT.read_text("utf-8"))
     whole = time.monotonic() - began
