@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from what the program itself says: its models, its vocabulary, its --help. `make docs`."""
+"""Write docs/reference.md from the program: its models, its vocabulary and its help texts. `make docs` runs this."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from glide.simulate import trace
 REFERENCE = Path(__file__).with_name("reference.md")
 WIDTH = 100
 OTHER_CODES = """
-Two commands mean something else by them. `glide doctor`: 1 warnings, 2 something is broken, 3 there is no pool to look
-at. `glide gather`: 1 outputs of some jobs could not be brought, 3 some jobs have not finished.
+Two commands have other exit codes. `glide doctor`: 1 warnings, 2 something is broken, 3 no pool to check.
+`glide gather`: 1 outputs of some jobs could not be fetched, 3 some jobs have not finished.
 """
 SPELLED = {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "time", Any: "any"}
 HEAD = """# Reference
 
-Written by `make docs` from the program itself; what is said here is what it checks.
+`make docs` writes this page from the program itself.
 """
 SITE = (
-    site.SiteFile, site.Entry, site.Request, site.Pool, site.Login, site.Service, site.Cache, site.Downtime,
+    site.SiteFile, site.Entry, site.ResourceRequest, site.Pool, site.Login, site.ServiceSettings, site.CacheSettings,
+    site.Downtime,
     site.Breaker,
 )  # fmt: skip
 SWEEP = (sweep.SweepFile, sweep.ModelSpec)
@@ -108,7 +109,7 @@ def _constants(group: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _docstring(owner: type, heading: str = "Attributes:") -> tuple[str, dict[str, str]]:
-    """What a docstring says before its list of attributes, and what it says of each of these."""
+    """Return the text of a docstring before its list of attributes, and the text of each attribute."""
     whole = inspect.getdoc(owner) or ""
     said, _, listed = whole.partition(heading) if heading else ("", "", whole)
     attributes: dict[str, str] = {}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glide.report.experiment import Measured, number, table
+from glide.report.experiment import Measurement, number, table
 
 FOLDER = Path(__file__).with_name("results")
 PAGE = Path(__file__).with_name("results.md")
@@ -15,10 +15,10 @@ ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt
 GOALS = {"more": "≥", "less": "≤"}
 HEAD = """# Results
 
-Written by `make docs` from the JSON that the experiments left; each was run with the command beside it. Read ratios,
+`make docs` writes this page from the JSON of the experiments. Each was run with the command beside it. Read ratios,
 not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
-runs, with the least and the most of them; one without is of a single run. What is not as it was meant to be is in
-**bold**. With `--out docs/results` a command leaves its numbers where `make docs` reads them; `python` is the
+runs, with the lowest and the highest value; one without comes from a single run. A number that misses its goal is in
+**bold**. With `--out docs/results`, a command writes its numbers where `make docs` reads them. `python` is the
 checkout's, `.venv/bin/python`.
 """
 
@@ -45,12 +45,12 @@ def _compared(told: list[dict[str, Any]]) -> list[str]:
 
 
 def _here(row: dict[str, Any]) -> tuple[str, str]:
-    """What was measured here, in bold where it falls short, and what it is meant to be."""
+    """Return the number that was measured here, in bold if it misses its goal, and the goal."""
     goal, unit = row["paper"] if row["goal"] is None else row["goal"], row["unit"]
     meant = f"{GOALS[row['better']]} {number(goal, unit)}" if row["better"] else ""
     if not row["here"]:
         return "", meant
-    here = Measured(tuple(row["here"]), unit)
+    here = Measurement(tuple(row["here"]), unit)
     short = here.median < goal if row["better"] == "more" else row["better"] == "less" and here.median > goal
     return f"**{here}**" if short else str(here), meant
 

@@ -1,4 +1,4 @@
-"""glide: HTCondor-native glideins that hold a model in memory, and invocations that find it warm."""
+"""glide keeps models in the memory of HTCondor glideins, and runs each invocation where its model is already loaded."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ __all__ = ["Session", "invocation", "sticky"]
 
 
 def __getattr__(name: str) -> Any:
-    """On first use, for nodes import this package too, and have nothing of what a session needs."""
+    """Import a public name when it is first used.
+
+    Nodes import this package too, but nodes lack the packages that a session needs.
+    """
     if name not in _PUBLIC:
         raise AttributeError(f"module 'glide' has no attribute {name!r}")
     from importlib import import_module

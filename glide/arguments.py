@@ -1,4 +1,7 @@
-"""Words as HTCondor reads them: its "new" syntax for arguments and environments. Standard library only."""
+"""Write arguments and environments in HTCondor's "new" syntax, which allows spaces and quotes.
+
+This module uses only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ from collections.abc import Iterable, Mapping
 
 
 def arguments(words: Iterable[str]) -> str:
-    """Return words in the syntax of condor_submit's `arguments`, which keeps blanks and quotes in them."""
+    """Return these words as a value of `arguments` in a job file. A word may contain spaces and quotes."""
     return '"' + " ".join(map(_word, words)).replace('"', '""') + '"'
 
 
 def environment(variables: Mapping[str, str]) -> str:
-    """Return variables in the syntax of condor_submit's `environment`."""
+    """Return these variables as a value of `environment` in a job file."""
     return arguments(f"{name}={value}" for name, value in variables.items())
 
 
 def in_environment(value: str) -> str:
-    """Return a variable's value as job files have it behind the name in `environment = "NAME=$(value)"`."""
+    """Quote the value of an environment variable for a job file that contains `environment = "NAME=$(value)"`."""
     return _word(value).replace('"', '""')
 
 

@@ -1,22 +1,25 @@
-"""What can go wrong, as a tree; every message says what, where, and what to do next.
+"""Exceptions that glide raises on purpose. Each message gives the problem, the place of the problem, and the next step.
 
 GlideError
-├── InputError        what the user wrote is wrong; nothing was submitted (exit code 2)
-├── CondorError       HTCondor is missing, refuses, or does not answer
-│   └── Refused       HTCondor answers, and refuses or holds a job
-├── TemplateError     a model could not be loaded on a node
-└── InvocationError   a call failed on its node, and its own exception cannot be brought back
+├── InputError          the user's input is wrong; nothing was submitted (exit code 2)
+├── CondorError         HTCondor is missing, refuses a request, or does not answer
+│   └── CondorRefused   HTCondor answers, but refuses or holds a job
+├── TemplateError       a model could not be loaded on a node
+└── InvocationError     a call failed on its node, and the exception that the call raised cannot be sent back
 """
 
 import os
 
 
 class GlideError(Exception):
-    """Base of every error glide raises on purpose."""
+    """Base class of all errors that glide raises on purpose."""
 
 
-def mistake(error: Exception) -> str:
-    """What is said of an error that glide raised on no purpose, where the rest goes on: what it is, and its place."""
+def describe_bug(error: Exception) -> str:
+    """Return a text of one line with an unexpected exception and the source line that raised the exception.
+
+    If code must continue after a bug in glide, the code reports the bug with this text.
+    """
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
@@ -25,7 +28,11 @@ def mistake(error: Exception) -> str:
 
 
 class InputError(GlideError):
-    """One or more problems in what the user wrote, each a line naming file, place and fix."""
+    """The user's input has one or more problems.
+
+    Attributes:
+        problems: one line for each problem, with the file, the place in the file, and the fix.
+    """
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -33,19 +40,24 @@ class InputError(GlideError):
 
 
 class CondorError(GlideError):
-    """HTCondor is missing, refuses, or does not answer."""
+    """HTCondor is missing, refuses a request, or does not answer."""
 
 
-class Refused(CondorError):
-    """HTCondor answers, and refuses a job or holds it: waiting alone does not help."""
+class CondorRefused(CondorError):
+    """HTCondor answers, but refuses or holds a job. Waiting alone does not help."""
 
 
 class TemplateError(GlideError):
-    """A template could not be materialised on a node; the message is the node's own reason."""
+    """A template could not be loaded on a node. The message is the reason that the node gave."""
 
 
 class InvocationError(GlideError):
-    """A call failed on its node; `type` is the exception's name there, or EngineDied, or RecordTimeout."""
+    """A call failed on its node.
+
+    Attributes:
+        type: name of the exception's class on the node. The name is EngineDied if the engine died during the call, and
+            RecordTimeout if the call took too long.
+    """
 
     def __init__(self, type: str, message: str):
         super().__init__(f"{type}: {message}")

@@ -1,4 +1,4 @@
-"""The ad of a job, as its starter leaves it beside the job."""
+"""Read the job ad that HTCondor's starter writes into the job's folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from glide.system import open_regular
 
-LIMIT = 1 << 24  # bytes: a job's ad may hold a template
+LIMIT = 1 << 24  # maximum number of bytes that are read; an ad can be large because it can contain a template
 
 
 def read_ad(path: str | None) -> dict[str, str]:
-    """An ad's simple attributes as text; none where there is no such file."""
+    """Return the attributes of the ad in a file, or an empty dict if the file cannot be read. All values are texts."""
     with suppress(OSError), open_regular(Path(path or "")) as file:
         lines = file.read(LIMIT).decode(errors="replace").split("\n")
         pairs = (line.partition(" = ") for line in lines)

@@ -1,10 +1,11 @@
-"""Programs written for StickyInvoc in Parsl, unchanged but for the import: `python_app` and its `parsl_spec`.
+"""Let glide run programs that were written for Parsl with StickyInvoc. Only the import line of a program changes:
 
     from glide.parsl import load_variable_from_state_manager, python_app
 
-An app's call returns a future, as there. Its state is that of `parsl_spec["template"]`: {"fn", "args", "kwargs"}. All
-calls of a program are one session (glide.Session), which is there from the first of them to the program's end. Nodes
-import this module too, for the second name; so it imports nothing that they lack.
+A call of an app returns a future, as in Parsl. `parsl_spec["template"]` is a dict with the keys "fn", "args" and
+"kwargs". This dict describes the state that the call needs. All calls of a program share one session (glide.Session).
+The session begins with the first call and ends with the program. Nodes import this module too, because apps call
+`load_variable_from_state_manager` on nodes. So this module must not import packages that nodes lack.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from glide.server.engines.python import resident
 
 
 def load_variable_from_state_manager(name: str) -> Any:
-    """A value of the state that the running app uses; KeyError when the template's function returned none of that name.
+    """Return one value of the state that the running app uses. Call this only inside an app.
 
-    In this process, where no app runs, there is none.
+    Raises:
+        KeyError: the template's function returned no value with this name.
     """
     if name not in resident:
         raise KeyError(f"the state has no {name!r}; it has {', '.join(sorted(resident)) or 'nothing'}")
@@ -29,7 +31,7 @@ def load_variable_from_state_manager(name: str) -> Any:
 
 
 def python_app(function: Callable[..., Any]) -> Callable[..., Future]:
-    """Make a function an app: called, it runs where its `parsl_spec`'s state is warm."""
+    """Turn a function into an app. A call of the app runs on a lane that has loaded the state of the `parsl_spec`."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -37,7 +39,8 @@ def python_app(function: Callable[..., Any]) -> Callable[..., Future]:
         bound = signature.bind(*arguments, **keywords)
         spec = bound.arguments.get("parsl_spec")
         if spec is not None:
-            bound.arguments["parsl_spec"] = None  # it says what to load, and that is loaded
+            # The function does not need the spec, because the state is loaded before the function runs.
+            bound.arguments["parsl_spec"] = None
         return _session().submit(_invocation(function, spec), *bound.args, **bound.kwargs)
 
     return app
@@ -47,13 +50,14 @@ _invocations: dict[tuple[Callable[..., Any], int], tuple[Any, Any]] = {}
 
 
 def _invocation(function: Callable[..., Any], spec: Any) -> Any:
-    from glide.sweep.functions import NO_STATE, Invocation, State
+    from glide.sweep.functions import NO_STATE, Invocation, StickyState
 
     key = (function, id(spec))
     if key not in _invocations:
         template = spec["template"] if spec else None
-        state = State(template["fn"], tuple(template["args"]), template["kwargs"]) if template else NO_STATE
-        _invocations[key] = (Invocation(function, state), spec)  # the spec too, so that its id remains its own
+        state = StickyState(template["fn"], tuple(template["args"]), template["kwargs"]) if template else NO_STATE
+        # Store the spec too, so that Python does not delete it. A new object could get the id() of a deleted spec.
+        _invocations[key] = (Invocation(function, state), spec)
     return _invocations[key][0]
 
 

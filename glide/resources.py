@@ -1,4 +1,4 @@
-"""Files that come with glide but are meant to be read and copied by people: job files and site files."""
+"""Find the job files and site files that come with glide. Users can also read and copy these files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 
 def find(folder: str, name: str) -> Path:
-    """Path of a file of submit_templates/ or site_configs/: in a checkout, else where the wheel puts them."""
+    """Return the path of a file in the folder `submit_templates` or `site_configs`.
+
+    A checkout contains these folders. The wheel installs them under `sys.prefix`.
+    """
     checkout = Path(__file__).resolve().parent.parent / folder / name
     return checkout if checkout.exists() else Path(sys.prefix) / "share" / "glide" / folder / name

@@ -1,4 +1,7 @@
-"""What the operating system does for several rooms. Standard library only."""
+"""Functions for work with the operating system. Several packages of glide use these functions.
+
+This module uses only the standard library, so that code on nodes can import it.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from typing import IO, BinaryIO
 
 
 def publish(path: Path, content: bytes | str, mode: int = 0o600, durable: bool = True) -> None:
-    """Write a file in one step, never readable by others: who reads it meanwhile gets the old or the new one whole.
+    """Write a file in one step. At any time, readers of the file get either the old content or the new content.
 
     Args:
-        durable: whether it must outlive a crash of this machine, which takes two disk flushes.
+        mode: permissions of the file. By default only the owner can read the file.
+        durable: whether the new content must survive a crash of this machine. A durable write takes two disk flushes.
     """
     with publishing(path, mode, durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -26,7 +30,10 @@ def publish(path: Path, content: bytes | str, mode: int = 0o600, durable: bool =
 
 @contextmanager
 def publishing(path: Path, mode: int = 0o600, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place when the block ends without an exception; as `publish`."""
+    """Yield a temporary file for writing. If the block ends without an exception, rename the temporary file to `path`.
+
+    The arguments have the same meaning as in `publish`.
+    """
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -43,22 +50,29 @@ def publishing(path: Path, mode: int = 0o600, durable: bool = True) -> Iterator[
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in a folder outlive a crash of this machine."""
+    """Flush a folder to disk, so that a crash of this machine cannot undo the creation or removal of files there."""
     try:
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # it may be used without being read, and then cannot be flushed either
+    except PermissionError:  # this account cannot read the folder, and a flush needs read access
         return
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which says that this file system flushes no folders
+        if error.errno != errno.EINVAL:  # EINVAL means that this file system cannot flush folders
             raise
     finally:
         os.close(number)
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a file that somebody else has named ("rb" or "wb"); OSError for what could block, a FIFO or a device."""
+    """Open a regular file at a path that comes from an untrusted source.
+
+    Args:
+        mode: "rb" or "wb".
+
+    Raises:
+        OSError: the file cannot be opened, or is not a regular file. A FIFO or a device could block the caller forever.
+    """
     flags = os.O_RDONLY if mode == "rb" else os.O_WRONLY | os.O_CREAT
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -70,10 +84,10 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 def tail(path: Path, limit: int, since: int = 0) -> str:
-    """Return the last `limit` bytes of a log as text, but nothing before the offset `since`.
+    """Return the last `limit` bytes of a log as text. Leave out the bytes before the offset `since`.
 
-    Nothing where it cannot be read. A log that is shorter than `since` was emptied meanwhile, and counts from its
-    beginning.
+    If the log cannot be read, return an empty text. If the log is shorter than `since`, leave out no bytes, because the
+    log was emptied and written again.
     """
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -83,5 +97,8 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when the thread that has started it is gone."""
-    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+    """Make the kernel send a signal to this process when the parent thread ends.
+
+    The parent thread is the thread that started this process.
+    """
+    ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG

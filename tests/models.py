@@ -188,7 +188,7 @@ def loaded(folder: Path, **options: Any) -> Any:
 
 def served(engine: Any, prompts: Sequence[str], **generate: Any) -> list[engines.Completion]:
     """Serve prompts as the engine's process does it: a plan, then its calls; in the prompts' order."""
-    records = [engines.Record(number, prompt, generate) for number, prompt in enumerate(prompts)]
+    records = [engines.EngineRecord(number, prompt, generate) for number, prompt in enumerate(prompts)]
     done: dict[int, engines.Completion] = {}
     for call in engine.plan(records):
         done |= zip((record.key for record in call), engine.call(call), strict=True)

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glide.invoke.carriers import read_results
-from glide.server.settings import Settings
+from glide.invoke.jobs import read_results
+from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
@@ -80,7 +80,7 @@ class Server:
         if template is not None:
             (folder / "template.json").write_text(template.to_json())
         (folder / "server.json").write_text(
-            Settings(
+            ServerSettings(
                 SupplySettings(**{"cache": str(folder / "cache"), **supply}),
                 lanes,
                 memory or None,

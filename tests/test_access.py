@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool, bindings, tokens
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.condor.knobs import PROTECTED, VITAL, protected
-from glide.glidein.configuration import PROGRAMS
-from glide.invoke.carriers import read_results
+from glide.glidein.configuration import FORBIDDEN_ATTRIBUTES
+from glide.invoke.jobs import read_results
 from glide.server.stream import classad_string
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
@@ -66,7 +66,7 @@ def submit(guarded: FactoryProcess, access_point: AccessPoint, tmp_path: Path) -
         macros = {
             "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(tmp_path),
             "records": f"{name}.jsonl", "results": f"{name}.out", "leave_in_queue": "JobStatus == 4",
-            f"My.{Job.SPEC}": value(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
+            f"My.{Job.SPEC}": job_file_value(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
         }  # fmt: skip
         cluster = access_point.submit(DESCRIPTION, macros, spool=True)
         clusters.append(f"ClusterId == {cluster}")
@@ -110,7 +110,7 @@ def is_refused(config: Path, request: str) -> bool:
     return answer == 1 if request.startswith("set_job_attr_delayed") else answer < 0
 
 
-def test_nodes_reach_only_what_their_job_is_for(pool, guarded, submit, finish, access_point, tmp_path):
+def test_chirp_refuses_outside_files_and_protected_attributes(pool, guarded, submit, finish, access_point, tmp_path):
     secret, target = tmp_path / "secret", tmp_path / "target"
     secret.write_text("secret")
     target.write_text("target")
@@ -174,7 +174,7 @@ def test_nodes_reach_only_what_their_job_is_for(pool, guarded, submit, finish, a
 
 
 @pytest.mark.parametrize("text", ['a "b" \\', "two\nlines\x00", "é" * 2000, '"' * 2000, "\\" * 2000, "\ud800", ""])
-def test_a_report_is_one_string_that_the_starter_takes(text):
+def test_classad_string_is_valid_printable_and_short(text):
     expression = classad_string(text)
     assert len(expression.encode(errors="replace")) <= 993 and expression.isprintable()
     found = bindings.classad2.ExprTree(expression).eval()
@@ -194,7 +194,7 @@ exit 0
 """
 
 
-def test_a_starter_that_changes_what_it_may_changes_nothing_that_counts(pool, access_point, tmp_path):
+def test_rogue_starter_cannot_change_protected_job_attributes(pool, access_point, tmp_path):
     """By its job's word this one may change all, as a node's own starter can with any job that streams."""
     chirp = pool.tool("condor_config_val", "LIBEXEC").strip() + "/condor_chirp"
     (tmp_path / "secret").write_text("secret")
@@ -226,7 +226,7 @@ def test_a_starter_that_changes_what_it_may_changes_nothing_that_counts(pool, ac
     assert line in (Path(__file__).parents[1] / "docs" / "admin.md").read_text("utf-8")
 
 
-def test_lanes_run_tickets_alone(pool, submit, finish, access_point, collector, tmp_path):
+def test_lanes_run_no_program_except_the_ticket(pool, submit, finish, access_point, collector, tmp_path):
     mark = tmp_path / "mark"
     evil = tmp_path / "evil.sh"
     evil.write_text(f"#!/bin/sh\ntouch {mark}\n")
@@ -246,20 +246,24 @@ def test_lanes_run_tickets_alone(pool, submit, finish, access_point, collector, 
         "sent": submit("sent", executable=str(evil), transfer_executable="true"),
         "environment": submit("environment", environment=f'"{environment}"', **transferred),
         "elsewhere": submit("elsewhere", **{"My.ShouldTransferFiles": '"NO"'}),
-        "error": submit("error", **{"My.TransferErr": "false", "My.Err": value(str(mark))}),
-        **{name: submit(name, **{f"My.{name}": value(str(evil))}) for name in PROGRAMS},
+        "error": submit("error", **{"My.TransferErr": "false", "My.Err": job_file_value(str(mark))}),
+        **{name: submit(name, **{f"My.{name}": job_file_value(str(evil))}) for name in FORBIDDEN_ATTRIBUTES},
     }
     # These look right to START, and would not to the starter.
     dodging = f"ifThenElse(TARGET.{Machine.ID} =!= undefined, {{}}, {{}})"
     cunning = {
-        "variable": submit("variable", **{"My.Environment": dodging.format('""', value(environment))}, **transferred),
+        "variable": submit(
+            "variable", **{"My.Environment": dodging.format('""', job_file_value(environment))}, **transferred
+        ),
         "remapped": submit(
             "remapped",
-            **{"My.TransferInputRemaps": dodging.format("undefined", value(f"evil.sh={mark}"))},
+            **{"My.TransferInputRemaps": dodging.format("undefined", job_file_value(f"evil.sh={mark}"))},
             **transferred,
         ),
-        "errors": submit("errors", **{"My.TransferErr": dodging.format("true", "false"), "My.Err": value(str(mark))}),
-        "logged": submit("logged", **{"My.StarterUserLog": dodging.format("undefined", value(str(mark)))}),
+        "errors": submit(
+            "errors", **{"My.TransferErr": dodging.format("true", "false"), "My.Err": job_file_value(str(mark))}
+        ),
+        "logged": submit("logged", **{"My.StarterUserLog": dodging.format("undefined", job_file_value(str(mark)))}),
         "outside": submit("outside", arguments=f"outside.jsonl {mark}"),
     }
     pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(fake))

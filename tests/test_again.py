@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from glide.condor import AccessPoint
-from glide.invoke.carriers import read_results
+from glide.invoke.jobs import read_results
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
-from glide.sweep.results import begin
+from glide.sweep.results import open_results
 from glide.vocabulary import Exit, Job
 from tests.conftest import SweepFolder, eventually
 from tests.test_end_to_end import glide, noop_records, results_so_far
@@ -30,9 +30,7 @@ def status(sweep: SweepFolder) -> dict:
     return json.loads(glide("sweep", "status", str(sweep.file), "--json").stdout)
 
 
-def test_a_finished_sweep_needs_no_pool_and_its_errors_are_run_again_on_demand(
-    factory, sweep: SweepFolder, monkeypatch
-):
+def test_finished_sweep_reruns_errors_only_on_request(factory, sweep: SweepFolder, monkeypatch):
     model = {"name": "again", "engine": "noop", "options": {"record_seconds": 2.0, "raise_on": "POISON"}}
     records = [{"custom_id": "bad", "text": "POISON"}, {"custom_id": "slow", "text": "slow"}]
     first = sweep.write(records, model=model, glideins=1, timeout=0.2).run()
@@ -79,7 +77,7 @@ def run_of(sweep: SweepFolder) -> str:
     return json.loads((sweep.out / ".glide" / "run.json").read_text())["run"]
 
 
-def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_it_asks(
+def test_sweep_edited_during_run_recomputes_only_changed_records(
     factory, sweep: SweepFolder, access_point: AccessPoint
 ):
     model = {"name": "edited", "engine": "noop", "options": {"record_seconds": 0.02}}
@@ -113,7 +111,7 @@ def test_a_sweep_whose_file_changes_while_its_jobs_run_gets_the_answers_to_what_
     assert max(Counter(each["custom_id"] for each in aside).values()) == 1
 
 
-def test_results_and_their_folders_are_on_disk_before_their_jobs_go(factory, sweep: SweepFolder, monkeypatch):
+def test_results_are_on_disk_before_jobs_are_removed(factory, sweep: SweepFolder, monkeypatch):
     events: list[str] = []
     fsync, remove = os.fsync, AccessPoint.remove
 
@@ -128,7 +126,7 @@ def test_results_and_their_folders_are_on_disk_before_their_jobs_go(factory, swe
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(AccessPoint, "remove", noted_remove)
     prepared = prepare(sweep.write(noop_records(50), pack=25, batch=5).file)
-    results = begin(prepared, "fsync-order")
+    results = open_results(prepared, "fsync-order")
     drive(prepared, results, lambda progress: None)
     results.close()
     file = sweep.out / "plain" / "results.jsonl"

@@ -30,9 +30,9 @@ def line(**changes: object) -> bytes:
     return json.dumps(GOOD | changes).encode() + b"\n"
 
 
-def read(folder: Path, *content: bytes, answer_bytes: int = 4096) -> answers.Answers:
+def read(folder: Path, *content: bytes, max_result_bytes: int = 4096) -> answers.OutputContent:
     (folder / "x.out").write_bytes(b"".join(content))
-    return answers.read(folder / "x.out", IDS, answer_bytes)
+    return answers.read(folder / "x.out", IDS, max_result_bytes)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def read(folder: Path, *content: bytes, answer_bytes: int = 4096) -> answers.Ans
         {"text": None, "error": {"type": "E", "message": "m" * 5000}}, {"glidein": ""}, {"text": "\U0001f989"},
     ],
 )  # fmt: skip
-def test_a_result_is_read_as_it_is(tmp_path, right):
-    found = read(tmp_path, line(**right), answer_bytes=10000)
+def test_valid_result_is_read_unchanged(tmp_path, right):
+    found = read(tmp_path, line(**right), max_result_bytes=10000)
     assert found.results == {"a": GOOD | right} and not found.rejected
 
 
@@ -63,12 +63,12 @@ def test_a_result_is_read_as_it_is(tmp_path, right):
         b'{"begun": -1}\n', b'{"begun": "x"}\n', b'{"begun": true}\n', b"{}\n",
     ],
 )  # fmt: skip
-def test_what_is_no_result_is_rejected_and_the_next_line_counts(tmp_path, wrong):
-    found = read(tmp_path, wrong, line(custom_id="b"), answer_bytes=1 << 20)
-    assert list(found.results) == ["b"] and found.rejected == 1 and found.reason and not found.flood
+def test_invalid_line_is_rejected_and_next_line_read(tmp_path, wrong):
+    found = read(tmp_path, wrong, line(custom_id="b"), max_result_bytes=1 << 20)
+    assert list(found.results) == ["b"] and found.rejected == 1 and found.reason and not found.too_long
 
 
-def test_copies_blank_lines_and_a_line_being_written_are_no_harm(tmp_path):
+def test_repeated_blank_and_unfinished_lines_are_ignored(tmp_path):
     found = read(
         tmp_path, b"\n", line(), line(), line(text="other"), b" \n", b'{"begun": 2}\n', line(custom_id="b")[:-9]
     )
@@ -76,29 +76,30 @@ def test_copies_blank_lines_and_a_line_being_written_are_no_harm(tmp_path):
     assert read(tmp_path, b'{"begun": 100}\n').begun == len(IDS)
 
 
-def test_a_flood_is_not_read_to_its_end(tmp_path):
+def test_oversized_output_is_not_read_completely(tmp_path):
     too_long = read(tmp_path, line(), line(text="y" * 5000), line(custom_id="b"))
-    assert too_long.flood and list(too_long.results) == ["a"] and too_long.rejected == 1
+    assert too_long.too_long and list(too_long.results) == ["a"] and too_long.rejected == 1
     with (tmp_path / "x.out").open("wb") as file:
         file.write(line())
         file.truncate(1 << 40)  # a terabyte without a line's end
-    assert answers.read(tmp_path / "x.out", IDS, 4096).flood
-    many = read(tmp_path, line(), b"\n" * (answers.limit(2, 4096) + 1), line(custom_id="b"))
-    assert many.flood and list(many.results) == ["a"]
-    assert not read(tmp_path).flood and answers.read(tmp_path, IDS, 4096) == answers.Answers()
+    assert answers.read(tmp_path / "x.out", IDS, 4096).too_long
+    many = read(tmp_path, line(), b"\n" * (answers.output_limit(2, 4096) + 1), line(custom_id="b"))
+    assert many.too_long and list(many.results) == ["a"]
+    assert not read(tmp_path).too_long and answers.read(tmp_path, IDS, 4096) == answers.OutputContent()
 
 
-def test_a_record_that_nobody_answers_gets_an_error():
+def test_record_gets_error_after_repeated_missing_answers():
     audit = Audit()
     given_up = [
-        audit.given_up({"a", "b"} if time else {"a"}, "here-1.0 (node)", "torn") for time in range(MOST_UNANSWERED)
+        audit.count_unanswered({"a", "b"} if time else {"a"}, "here-1.0 (node)", "torn")
+        for time in range(MOST_UNANSWERED)
     ]
     assert [[result["custom_id"] for result in each] for each in given_up] == [[], [], ["a"]]
     (result,) = given_up[-1]
     assert not answers.problem(result) and "here-1.0 (node): torn" in result["error"]["message"]
 
 
-def test_a_lanes_ad_is_taken_without_what_is_wrong():
+def test_lane_ad_is_used_without_invalid_attributes():
     ad = {"Name": "slot1@here", Machine.ID: "here-1.0", Machine.BATCH: -1, Machine.RECORD_SECONDS: 1e300, "State": 7}
     assert checked(ad) == {"Name": "slot1@here", Machine.ID: "here-1.0", "LastHeardFrom": 0, "State": ""}
     assert checked(ad | {"Name": 'x" || true || "'}) is None and checked({"Name": "slot1@here"}) is None
@@ -114,19 +115,19 @@ class Exits:
         return sys.exit, (3,)
 
 
-def test_a_call_takes_what_is_meant_for_it_alone():
+def test_bad_value_fails_only_its_own_call():
     calls = Calls(Template("m", "python"), 1)
     first, second, third = (calls.add({"prompt": ""}) for _ in range(3))
     assert (
-        calls.complaint(GOOD)
-        and calls.complaint(GOOD | {"value": "x", "stdout": 7})
-        and not calls.complaint(GOOD | {"error": {"type": "E", "message": ""}, "traceback": "t"})
+        calls.check_result(GOOD)
+        and calls.check_result(GOOD | {"value": "x", "stdout": 7})
+        and not calls.check_result(GOOD | {"error": {"type": "E", "message": ""}, "traceback": "t"})
     )
     for call in (first, second, third):
         call.set_running_or_notify_cancel()
     value = base64.b64encode(pickle.dumps(Exits())).decode()
     results = [GOOD | {"custom_id": name, "value": value} for name in ("1", "999")]
-    calls.keep(
+    calls.store(
         [*results, GOOD | {"custom_id": "2", "value": "nonsense"}, GOOD | {"custom_id": "3", "value": "gAROLg=="}]
     )
     assert isinstance(first.exception(), InvocationError) and first.exception().type == "SystemExit"
@@ -164,14 +165,14 @@ def forge(kind: str) -> str:
 
 
 @pytest.mark.pool
-def test_a_node_that_lies_is_named_and_harms_nobody(factory, monkeypatch, caplog):
-    monkeypatch.setattr(Calls, "answer_bytes", 1 << 20)
+def test_forged_output_is_logged_and_harms_no_call(factory, monkeypatch, caplog):
+    monkeypatch.setattr(Calls, "max_result_bytes", 1 << 20)
     with caplog.at_level(logging.WARNING, "glide"), glide.Session() as session:
         for kind in ("foreign", "types", "torn", "flood"):
             calls = [session.submit(forge, kind)] + [session.submit(divmod, number, 3) for number in range(5)]
             assert calls[0].result(120).startswith(f"{kind} in ")
             assert [call.result(120) for call in calls[1:]] == [divmod(number, 3) for number in range(5)]
     told = [record.getMessage() for record in caplog.records if "here-" in record.getMessage()]
-    for reason in ("does not carry", "`tokens`", "not valid Unicode"):
+    for reason in ("is not in the job", "`tokens`", "not valid Unicode"):
         assert any(reason in line and "no valid results" in line for line in told), (reason, told)
     assert any("was held" in line or "longer than" in line for line in told), told

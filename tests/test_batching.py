@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from glide.server.engines import Record
+from glide.server.engines import EngineRecord
 from glide.server.engines.transformers import Transformers, continuous, generation, prefix
-from glide.server.engines.transformers.batching import Answer
-from glide.server.engines.transformers.prefix import common_prefix, with_prefixes
+from glide.server.engines.transformers.batching import Generated
+from glide.server.engines.transformers.prefix import common_prefix, group_by_prefix
 from glide.server.engines.transformers.prompts import Prompt, PromptTooLong
 from tests.models import ODD, Plain, loaded, served, texts, tiny_llama, tiny_variant, with_template
 
@@ -50,7 +50,7 @@ SHARING = {
 
 
 @pytest.mark.parametrize(("batching", "batch"), [("static", 3), ("static", 64), ("continuous", 8)])
-def test_texts_are_plain_transformers_texts_with_shared_prefixes_and_without(llama, plain, batching, batch):
+def test_shared_prefixes_do_not_change_generated_texts(llama, plain, batching, batch):
     engine = loaded(llama, batching=batching, batch=batch)
     for again in range(2):  # the second time with what is known from the first
         for name, prompts in SHARING.items():
@@ -60,44 +60,44 @@ def test_texts_are_plain_transformers_texts_with_shared_prefixes_and_without(lla
     assert facts["prefix_hits"] > 0.15
 
 
-def test_what_is_reused_is_counted(llama):
+def test_reused_prefix_tokens_are_counted(llama):
     engine = loaded(llama, batching="static", batch=8)
-    length = len(engine.encoder.encode([Record(0, CLAIM)])[0].ids)
-    (call,) = engine.plan([Record(number, CLAIM + letter, GENERATE) for number, letter in enumerate("abcd")])
+    length = len(engine.encoder.encode([EngineRecord(0, CLAIM)])[0].ids)
+    (call,) = engine.plan([EngineRecord(number, CLAIM + letter, GENERATE) for number, letter in enumerate("abcd")])
     assert len({engine.planned[record.key].prefix for record in call}) == 1
     assert len(engine.planned[0].prefix) == length
     engine.call(call)
     assert engine.describe()["prefix_hits"] == pytest.approx(3 * length / (4 * (length + 1)))  # one had to compute it
 
 
-def test_a_known_prefix_stays_while_prompts_share_some_more_by_chance(llama):
+def test_known_prefix_is_kept_despite_chance_overlap(llama):
     engine = loaded(llama, batching="static", batch=8)
     for window in ("abcd", ["e1", "e2"], ["zz1", "zz2"], "f"):
         texts(engine, [CLAIM + rest for rest in window], **GENERATE)
-    assert len(engine.task.padded.prefixes.kept) == 1
+    assert len(engine.task.padded.prefixes.cached) == 1
 
 
-def test_only_so_many_prefixes_are_kept_and_the_texts_stay_right(llama, plain, monkeypatch):
-    monkeypatch.setattr(prefix, "PREFIXES", 2)
+def test_prefix_cache_is_bounded_and_texts_stay_correct(llama, plain, monkeypatch):
+    monkeypatch.setattr(prefix, "MAX_PREFIXES", 2)
     engine = loaded(llama, batching="static", batch=4)
     for round in range(2):
         for number in range(4):
             prompts = [f"{number}{CLAIM} {letter}" for letter in "ab"]
             assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE), round
-    assert len(engine.task.padded.prefixes.kept) == 2
+    assert len(engine.task.padded.prefixes.cached) == 2
 
 
-def test_a_model_with_a_sliding_window_does_without_prefixes(variant, capfd):
+def test_sliding_window_model_uses_no_prefixes(variant, capfd):
     folder = variant("windowed")
     plain = Plain(folder)
     engine = loaded(folder, batch=8)
     assert "no shared prefixes" in capfd.readouterr().out
     prompts = SHARING["one template"][:8]
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
-    assert not engine.task.padded.prefixes.kept
+    assert not engine.task.padded.prefixes.cached
 
 
-def test_a_prefix_is_what_nearly_all_rows_begin_with():
+def test_common_prefix_is_shared_by_nearly_all_rows():
     rows = [[*range(20), 100 + number] for number in range(16)]
     assert common_prefix(rows, (), 1000) == tuple(range(20))
     assert common_prefix([*rows, [0, 1], [5, 6]], (), 1000) == tuple(range(20))  # two strays
@@ -108,22 +108,22 @@ def test_a_prefix_is_what_nearly_all_rows_begin_with():
     assert common_prefix([[1] * 20, [1] * 20], (), 1000) == (1,) * 19  # a token is left
 
 
-def test_few_prompts_of_a_family_do_not_get_a_call_of_their_own():
-    families = [[Prompt(Record(n, ""), [family] * 20 + [n]) for n in range(3)] for family in range(4)]
+def test_small_prompt_families_share_one_call():
+    families = [[Prompt(EngineRecord(n, ""), [family] * 20 + [n]) for n in range(3)] for family in range(4)]
     mixed = [prompt for family in families for prompt in family]
-    assert len(with_prefixes(mixed, (), 64, 1000)) == 1
-    assert len(with_prefixes(mixed, (), 4, 1000)) == 4
-    assert with_prefixes(families[0], (), 64, 1000)[0][0].prefix == (0,) * 20  # there are no others
+    assert len(group_by_prefix(mixed, (), 64, 1000)) == 1
+    assert len(group_by_prefix(mixed, (), 4, 1000)) == 4
+    assert group_by_prefix(families[0], (), 64, 1000)[0][0].prefix == (0,) * 20  # there are no others
 
 
 # ---- the choice of batching ----------------------------------------------------------------------
 
 
-def test_a_way_is_chosen_and_why_is_said_in_a_line(llama, plain, capfd):
+def test_chosen_batching_is_logged_with_its_reason(llama, plain, capfd):
     engine = loaded(llama, batch=8, device="all")  # without a GPU, all devices are one CPU
     (line,) = capfd.readouterr().out.splitlines()
     chosen = engine.describe()["batching"]
-    assert line.startswith(f"transformers engine: {chosen} batching, as ")
+    assert line.startswith(f"transformers engine: {chosen} batching: ")
     assert (engine.task.continuous is None) == (chosen == "static")
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
@@ -134,15 +134,15 @@ class Unable:
 
 
 class Babbling(continuous.Continuous):
-    def generate(self, prompts: Any, generate: Any, within: float | None = None) -> Answer:
-        answer = super().generate(prompts, generate, within)
-        return Answer([[*row[:-1], row[-1] ^ 2] for row in answer.rows], 0)
+    def generate(self, prompts: Any, generate: Any, timeout: float | None = None) -> Generated:
+        answer = super().generate(prompts, generate, timeout)
+        return Generated([[*row[:-1], row[-1] ^ 2] for row in answer.rows], 0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [(Unable, "MemoryError: no room for pages"), (Babbling, "says something else")]
+    ("kind", "why"), [(Unable, "MemoryError: no room for pages"), (Babbling, "generates other tokens")]
 )
-def test_static_batching_is_chosen_where_continuous_fails(llama, plain, capfd, monkeypatch, kind, why):
+def test_static_batching_replaces_failing_continuous_batching(llama, plain, capfd, monkeypatch, kind, why):
     monkeypatch.setattr(generation, "Continuous", kind)
     engine = loaded(llama, batch=8)
     assert why in capfd.readouterr().out
@@ -150,13 +150,13 @@ def test_static_batching_is_chosen_where_continuous_fails(llama, plain, capfd, m
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
-def test_continuous_batching_that_is_asked_for_and_impossible_fails_the_load(llama, monkeypatch):
+def test_load_fails_when_requested_continuous_batching_is_impossible(llama, monkeypatch):
     monkeypatch.setattr(generation, "Continuous", Unable)
     with pytest.raises(MemoryError, match="no room"):
         loaded(llama, batching="continuous")
 
 
-def test_when_continuous_batching_dies_calls_go_on_statically(llama, plain, capfd):
+def test_static_batching_serves_after_continuous_batching_dies(llama, plain, capfd):
     engine = loaded(llama, batching="continuous", batch=8)
     processor = engine.task.continuous.manager.batch_processor
     processor.prepare_next_batch = lambda: 1 // 0
@@ -166,26 +166,26 @@ def test_when_continuous_batching_dies_calls_go_on_statically(llama, plain, capf
     assert engine.describe()["batching"] == "static"
 
 
-def test_a_call_that_is_interrupted_leaves_nothing_behind(llama, plain, monkeypatch):
+def test_interrupted_call_does_not_affect_next_call(llama, plain, monkeypatch):
     engine = loaded(llama, batching="continuous", batch=8)
 
     def interrupted(deadline: float | None) -> Any:
         raise TimeoutError("a record's time is over")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.task.continuous, "_next", interrupted)
+        patch.setattr(engine.task.continuous, "_next_finished", interrupted)
         with pytest.raises(TimeoutError):
             texts(engine, ODD, **{**GENERATE, "max_new_tokens": 300})
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
-def test_a_prompt_too_long_for_the_pages_is_served_statically(llama, plain):
+def test_prompt_too_long_for_pages_is_served_statically(llama, plain):
     engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
     prompts = [CLAIM + OTHER, "Verdict:"]
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
 
 
-def test_the_unused_way_keeps_no_memory(llama, monkeypatch):
+def test_unused_continuous_batching_releases_its_memory(llama, monkeypatch):
     started: list[continuous.Continuous] = []
 
     class Seen(Babbling):
@@ -215,7 +215,7 @@ def rows_of_the_last_block(engine: Transformers, prompts: list[str], **generate:
     return seen
 
 
-def test_only_what_the_next_token_needs_is_computed_in_the_last_layer(llama):
+def test_last_layer_computes_only_positions_it_needs(llama):
     engine = loaded(llama, batching="static", batch=8)
     assert rows_of_the_last_block(engine, [CLAIM, OTHER], **GENERATE) == [1] * GENERATE["max_new_tokens"]
     # Guesses are judged by logits of more positions than the last.
@@ -223,7 +223,7 @@ def test_only_what_the_next_token_needs_is_computed_in_the_last_layer(llama):
     assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
 
 
-def test_a_model_whose_last_layer_needs_all_positions_is_computed_in_full(llama, capfd, monkeypatch):
+def test_last_layer_is_computed_fully_when_results_differ(llama, capfd, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
@@ -233,7 +233,10 @@ def test_a_model_whose_last_layer_needs_all_positions_is_computed_in_full(llama,
 
     monkeypatch.setattr(LlamaMLP, "forward", mixing)
     engine = loaded(llama, batching="static", batch=8)
-    assert "the last layer of this model is computed in full: it says something else" in capfd.readouterr().out
+    assert (
+        "the last layer of this model is computed for all positions: skipping positions changes its logits"
+        in capfd.readouterr().out
+    )
     assert rows_of_the_last_block(engine, [CLAIM], max_new_tokens=1)[0] > 1
 
 
@@ -241,7 +244,7 @@ def test_a_model_whose_last_layer_needs_all_positions_is_computed_in_full(llama,
 
 
 @pytest.mark.parametrize("kind", ["llama", "encoder"])
-def test_an_embedding_is_the_mean_of_the_last_states_whatever_the_padding(llama, variant, kind):
+def test_embedding_is_mean_of_states_despite_padding(llama, variant, kind):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -257,7 +260,7 @@ def test_an_embedding_is_the_mean_of_the_last_states_whatever_the_padding(llama,
 
 
 @pytest.mark.parametrize("kind", ["judge", "encoding-judge", "xlnet-judge"])
-def test_a_class_is_the_label_of_the_highest_score_whatever_the_padding(variant, kind):
+def test_class_is_highest_scoring_label_despite_padding(variant, kind):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -275,11 +278,11 @@ def test_a_class_is_the_label_of_the_highest_score_whatever_the_padding(variant,
     assert len({completion.text for completion in completions}) > 1
 
 
-def test_a_prompt_beyond_the_tokenizer_s_limit_is_refused_where_positions_begin_late(llama, variant):
+def test_prompt_beyond_roberta_position_limit_is_refused(llama, variant):
     """RoBERTa's table of 20 positions has 18 for a prompt; on a GPU a 19th would break the process."""
     engine = loaded(variant("roberta"), task="embed", batch=4)
     prompts = ["a" * length for length in (2, 17, 18, 19)]  # tokens, with the one that begins a text
-    records = [Record(number, prompt) for number, prompt in enumerate(prompts)]
+    records = [EngineRecord(number, prompt) for number, prompt in enumerate(prompts)]
     lengths = [len(prompt.ids) for prompt in engine.encoder.encode(records)]
     for record, length in zip(records, lengths, strict=True):
         if length <= 18:
@@ -294,7 +297,7 @@ def test_a_prompt_beyond_the_tokenizer_s_limit_is_refused_where_positions_begin_
 
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
-def test_a_chat_is_the_template_with_the_prompt_in_it(llama, system):
+def test_chat_inserts_prompt_into_chat_template(llama, system):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     engine = loaded(llama, chat=True, system=system, batch=6, batching="static")
@@ -309,12 +312,12 @@ def test_a_chat_is_the_template_with_the_prompt_in_it(llama, system):
         assert text == tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_a_chat_without_a_template_fails_the_load(tmp_path):
+def test_loading_fails_if_chat_has_no_template(tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
         loaded(tiny_llama(tmp_path / "llama"), chat=True)
 
 
-def test_windows_of_many_prompts_are_served_in_full(llama, plain):
+def test_many_mixed_prompts_match_plain_transformers_texts(llama, plain):
     chance = random.Random(3)
     prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(40)]
     engine = loaded(llama, batch=16)

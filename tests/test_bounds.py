@@ -15,13 +15,13 @@ import pytest
 
 from glide.arguments import arguments, environment
 from glide.glidein.bundle import PACKAGE
-from glide.server.job import CALL_BYTES, QUEUE_BYTES, Job, oldest_first
+from glide.server.job import CALL_BYTES, QUEUE_BYTES, ServedJob, oldest_first
 from glide.server.log import trim
-from glide.server.model_server import MOST_STRANGERS
+from glide.server.model_server import MOST_UNAUTHENTICATED
 from glide.server.records import LINE_BYTES
 from glide.server.stream import ResultStream
 from glide.server.ticket import LINE_BYTES as VISITOR_BYTES
-from glide.server.ticket import Ticket
+from glide.server.ticket import JobRequest
 from glide.system import tail
 from glide.template import Template
 from glide.vocabulary import Exit, Machine, State
@@ -50,7 +50,7 @@ def descriptors(server: Server) -> int:
 # ---- strangers -----------------------------------------------------------------------------------
 
 
-def test_strangers_are_few_hear_nothing_and_leave_no_trace(start):
+def test_unauthenticated_connections_are_limited_and_get_no_data(start):
     server = start()
     server.reached(State.WARM)
     before = descriptors(server)
@@ -60,9 +60,9 @@ def test_strangers_are_few_hear_nothing_and_leave_no_trace(start):
             visit.sendall(said)
             with suppress(ConnectionResetError):  # it has not read to the end
                 assert visit.recv(1) == b""
-    silent = [connected(server)[0] for _ in range(3 * MOST_STRANGERS)]
+    silent = [connected(server)[0] for _ in range(3 * MOST_UNAUTHENTICATED)]
     assert len(server.call([{"custom_id": "a", "prompt": "text"}]).results()) == 1
-    eventually(lambda: descriptors(server) <= before + MOST_STRANGERS, "the oldest have to go")
+    eventually(lambda: descriptors(server) <= before + MOST_UNAUTHENTICATED, "the oldest have to go")
     for visit in silent:
         visit.close()
     eventually(lambda: descriptors(server) <= before, "the descriptors are closed")
@@ -95,7 +95,7 @@ WRONG_LINES = {
 }
 
 
-def test_a_wrong_line_ends_its_job_with_its_number_and_nothing_else(start, tmp_path):
+def test_wrong_input_line_is_reported_with_its_number(start, tmp_path):
     server = start()
     server.reached(State.WARM)
     source, output = tmp_path / "in", tmp_path / "out"
@@ -103,14 +103,14 @@ def test_a_wrong_line_ends_its_job_with_its_number_and_nothing_else(start, tmp_p
         source.write_bytes(GOOD + b"\n" + line)
         *words, last = handed_in(server, source, output).splitlines()
         assert last == f"exit {Exit.INPUT}", name
-        assert f"wrong: line {4 if name == 'default' else 3}: " in words[0] and len(words[0]) < 1000, name
+        assert f"wrong input: line {4 if name == 'default' else 3}: " in words[0] and len(words[0]) < 1000, name
     source.write_bytes(GOOD)
     assert handed_in(server, source, output) == "exit 0\n"
     assert "Traceback" not in server.log.read_text("utf-8")
     assert server.log.read_text("utf-8").count("Loading") == 1
 
 
-def test_what_blocks_or_is_not_there_costs_its_job_alone(start, tmp_path):
+def test_blocking_or_missing_file_fails_only_its_job(start, tmp_path):
     server = start()
     server.reached(State.WARM)
     fifo, output, ad = tmp_path / "fifo", tmp_path / "out", tmp_path / ".job.ad"
@@ -129,12 +129,12 @@ def test_what_blocks_or_is_not_there_costs_its_job_alone(start, tmp_path):
     assert handed_in(server, tmp_path / "in", output) == "exit 0\n"
 
 
-def job(source: Path, output: Path) -> Job:
-    ticket = Ticket(source, output, "", "", 0, False, "here", 0, False, "", 0.0, False)
-    return Job(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
+def job(source: Path, output: Path) -> ServedJob:
+    ticket = JobRequest(source, output, "", "", 0, False, "here", 0, False, "", 0.0, False)
+    return ServedJob(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
 
 
-def test_a_queue_and_a_call_are_bounded_in_bytes(tmp_path):
+def test_queue_and_call_are_bounded_in_bytes(tmp_path):
     source = tmp_path / "in"
     with source.open("wb") as file:
         for number in range(100):
@@ -178,7 +178,7 @@ class Breaking:
         self.content += data
 
 
-def test_results_arrive_whole_whatever_their_length_and_wherever_it_breaks(tmp_path, monkeypatch):
+def test_result_lines_arrive_complete_despite_broken_connections(tmp_path, monkeypatch):
     monkeypatch.setattr(ResultStream, "PIECE", 1000)
     stream = ResultStream(tmp_path / "out", "err", "chirp")
     texts = ["", "x" * 300, "y" * 5000, "z" * 999] * 5
@@ -189,11 +189,11 @@ def test_results_arrive_whole_whatever_their_length_and_wherever_it_breaks(tmp_p
             stream.add({"custom_id": str(number), "text": text})
             stream.begun += 1
             stream.file.flush()
-            while stream.told < stream.begun:
+            while stream.reported_begun < stream.begun:
                 try:
                     await stream._append(point, stream.written, stream.begun)  # type: ignore[arg-type]
                 except OSError:
-                    stream.torn = b"\n"
+                    stream.line_break = b"\n"
 
     asyncio.run(stream_all())
     seen: dict[str, str] = {}
@@ -208,7 +208,7 @@ def test_results_arrive_whole_whatever_their_length_and_wherever_it_breaks(tmp_p
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a job a disk of its own to fill")
-def test_a_full_disk_is_its_nodes_failure_and_no_records(start, tmp_path):
+def test_full_disk_is_reported_as_node_failure(start, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     server = start()
@@ -231,7 +231,7 @@ def failure_after(server: Server) -> str:
 # ---- logs ----------------------------------------------------------------------------------------
 
 
-def test_a_log_is_kept_short_while_it_is_written_and_read_from_its_end(tmp_path):
+def test_log_is_trimmed_and_tail_reads_its_end(tmp_path):
     log = tmp_path / "log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 50)
@@ -249,7 +249,7 @@ def test_a_log_is_kept_short_while_it_is_written_and_read_from_its_end(tmp_path)
     assert tail(tmp_path / "missing", 100) == ""
 
 
-def test_an_access_point_gets_the_first_of_a_long_log_and_what_the_server_reports(tmp_path):
+def test_start_script_limits_log_but_keeps_server_reports(tmp_path):
     """By start.sh itself, with a program in a folder with spaces in place of Python."""
     folder = tmp_path / "a folder"
     folder.mkdir()
@@ -279,13 +279,13 @@ def test_an_access_point_gets_the_first_of_a_long_log_and_what_the_server_report
         (folder / "end").touch()
         process.wait(60)
     assert 5_000_000 < output.stat().st_size < 5_001_000
-    assert b"no more than the first 5000000 bytes" in output.read_bytes()
+    assert b"log shortened to its first 5000000 bytes" in output.read_bytes()
 
 
 # ---- clocks and names ----------------------------------------------------------------------------
 
 
-def test_a_step_of_the_clock_fails_no_load(start, tmp_path, monkeypatch):
+def test_clock_step_does_not_disturb_loading(start, tmp_path, monkeypatch):
     steps = "import time\nreal, began = time.time, time.monotonic()\n"
     steps += "time.time = lambda: real() + (1e6 if time.monotonic() > began + 0.5 else 0)\n"
     (tmp_path / "sitecustomize.py").write_text(steps, "utf-8")
@@ -295,7 +295,7 @@ def test_a_step_of_the_clock_fails_no_load(start, tmp_path, monkeypatch):
     assert 2.4 < warm[Machine.LOAD_SECONDS] < 1e5
 
 
-def test_a_state_of_a_node_with_spaces_in_its_folders_is_served(tmp_path):
+def test_server_works_in_folder_with_special_characters(tmp_path):
     server = Server(tmp_path / 'a node\'s "folder"', Template("m", "noop"))
     try:
         server.reached(State.WARM)
@@ -304,6 +304,6 @@ def test_a_state_of_a_node_with_spaces_in_its_folders_is_served(tmp_path):
         server.stop()
 
 
-def test_words_for_htcondor_keep_blanks_and_quotes():
+def test_htcondor_arguments_and_environment_keep_blanks_and_quotes():
     assert arguments(["a", "b c", "it's", 'say "x"', ""]) == "\"a 'b c' 'it''s' 'say \"\"x\"\"' ''\""
     assert environment({"A": "b", "C": "d e"}) == "\"A=b 'C=d e'\""

@@ -70,7 +70,7 @@ def run(tmp_path_factory):
 def value(result: dict[str, Any]) -> Any:
     """As a session's future gives it."""
     call = Call({})
-    call.end(result)
+    call.set_outcome(result)
     return call.result(0)
 
 
@@ -111,7 +111,7 @@ def raises(error: BaseException) -> None:
     raise error
 
 
-def test_base_exceptions_end_the_call_and_keep_the_state(run):
+def test_base_exception_ends_call_and_keeps_state(run):
     kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Own)
     first, *errors, last = run(pid, *((raises, (kind("stop"),)) for kind in kinds), pid)
     for kind, error in zip(kinds, errors, strict=True):
@@ -120,13 +120,13 @@ def test_base_exceptions_end_the_call_and_keep_the_state(run):
     assert value(first) == value(last)
 
 
-def test_base_exceptions_while_loading_are_the_reason_of_a_failure(start):
+def test_base_exception_while_loading_is_failure_reason(start):
     server = start(template_of("ill", raises, (asyncio.CancelledError("stop"),), {}, OWNER))
     reason = next(ad for ad in server.states() if ad[Machine.STATE] == State.FAILED)[Machine.FAILURE]
     assert reason == "asyncio.exceptions.CancelledError: stop"
 
 
-def test_exceptions_that_cannot_be_written_are_those_calls_errors(run):
+def test_unprintable_exception_fails_only_its_own_call(run):
     results = run((raises, (ValueError("\ud800"),)), (raises, (Unspeakable(),)), pid)
     assert [result["error"] and result["error"]["type"] for result in results] == ["ValueError", "Unspeakable", None]
     assert results[0]["error"]["message"] == "\\ud800"
@@ -145,7 +145,7 @@ def forks_and_raises() -> str:
     return "original"
 
 
-def test_a_forked_copy_of_the_engine_never_answers(run):
+def test_forked_engine_copy_never_answers(run):
     results = run(pid, forks, forks_and_raises, pid)
     assert [value(result) for result in results[1:3]] == ["original", "original"]
     assert value(results[0]) == value(results[3])
@@ -161,7 +161,7 @@ def exits() -> None:
     os._exit(9)
 
 
-def test_a_child_that_outlives_the_engine_keeps_no_call_waiting(run):
+def test_child_outliving_engine_is_killed_and_blocks_nothing(run):
     (left,) = run(leaves_a_child)
     died, after = run(exits, pid)
     assert died["error"]["type"] == "EngineDied" and "exited with code 9" in died["error"]["message"]
@@ -188,7 +188,7 @@ def leaves_a_marked_daemon() -> int:
     return int(process.stdout.readline())
 
 
-def test_a_daemon_lives_as_long_as_the_engine_and_no_longer(run):
+def test_daemon_of_call_ends_with_its_engine(run):
     server = run.server
     for end in (
         lambda: os.kill(server.engine, signal.SIGKILL),
@@ -202,7 +202,7 @@ def test_a_daemon_lives_as_long_as_the_engine_and_no_longer(run):
         assert not is_running(value(left))
 
 
-def test_a_killed_server_leaves_no_daemon(start):
+def test_killed_server_leaves_no_daemon(start):
     run = Caller(start(state()))
     (left,) = run(leaves_a_daemon)
     assert is_running(value(left))
@@ -210,7 +210,7 @@ def test_a_killed_server_leaves_no_daemon(start):
     eventually(lambda: not is_running(value(left)), "nothing is left of a killed server")
 
 
-def test_a_killed_keeper_leaves_nothing(run):
+def test_killed_keeper_leaves_no_daemon(run):
     left, engine = run(leaves_a_marked_daemon, pid)
     assert is_running(value(left))
     os.kill(run.server.keeper, signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_a_killed_keeper_leaves_nothing(run):
     assert not is_running(value(left))
 
 
-def test_a_server_ends_what_an_earlier_one_has_left(start, tmp_path):
+def test_server_kills_processes_of_earlier_server(start, tmp_path):
     log = tmp_path / "0" / "server.log"
     stray = subprocess.Popen(["sleep", "600"], env={ENGINE_VARIABLE: f"{log}#0123"}, start_new_session=True)
     server = start()
@@ -227,7 +227,7 @@ def test_a_server_ends_what_an_earlier_one_has_left(start, tmp_path):
     assert stray.wait(60) == -signal.SIGKILL
 
 
-def test_another_owners_engine_starts_beside_nothing_of_the_former(tmp_path):
+def test_owner_change_kills_processes_of_previous_owner(tmp_path):
     server = Server(tmp_path / "server", state(), lanes=1)
     try:
         server.reached(State.WARM)
@@ -275,7 +275,7 @@ def hangs() -> None:
         time.sleep(0.1)
 
 
-def test_a_call_finds_the_process_as_the_one_before_found_it(run):
+def test_process_changes_by_call_are_undone(run):
     before, _, after = run(looks, spoils, looks)
     assert value(before) == value(after)
     assert before["stdout"] == after["stdout"] == "heard\n"
@@ -319,7 +319,7 @@ json.dump([NO_STATE.template("ada@here").to_json(), list(records())], sys.stdout
 """
 
 
-def test_modules_imported_within_functions_and_pickles_by_name_travel(start, tmp_path):
+def test_lazy_imports_and_pickles_by_name_work_remotely(start, tmp_path):
     (tmp_path / "package").mkdir()
     for name, text in {
         "script.py": SCRIPT,
@@ -346,7 +346,7 @@ def test_modules_imported_within_functions_and_pickles_by_name_travel(start, tmp
     ["\ud83d", float("nan"), float("inf"), 10**5000, b"bytes", {1, 2}, "x" * 64_000_001],
     ids=["surrogate", "nan", "inf", "huge", "bytes", "set", "long"],
 )
-def test_results_that_cannot_be_written_become_errors(wrong):
+def test_invalid_result_becomes_error(wrong):
     result = {"text": "", "tokens": 0, "error": None, "seconds": 0.1, "extra": wrong}
     checked, _ = _checked(result)
     assert checked["text"] is None and checked["error"]["type"] == "InvalidResult"
@@ -354,7 +354,7 @@ def test_results_that_cannot_be_written_become_errors(wrong):
     assert _checked({**result, "extra": "\U0001f989"})[0]["extra"] == "\U0001f989"
 
 
-def test_a_text_that_is_no_utf8_is_its_records_error_alone(start):
+def test_text_with_invalid_utf8_fails_only_its_record(start):
     server = start()
     server.reached(State.WARM)
     sent = [{"custom_id": str(n), "prompt": "\udcff" if n == 3 else "text"} for n in range(9)]
@@ -370,7 +370,7 @@ def writes_into_the_channel() -> None:
             os.write(int(link.name), pickle.dumps({"done": 1}))
 
 
-def test_what_an_engine_should_not_say_ends_it_and_not_the_server(run):
+def test_unexpected_engine_frame_ends_engine_not_server(run):
     (first,) = run(pid)
     wrong, last = run(writes_into_the_channel, pid)
     assert wrong["error"]["type"] == "EngineDied" and "sent a frame" in wrong["error"]["message"]

@@ -65,7 +65,7 @@ def digests(tmp_path: Path):
     return digests
 
 
-def test_every_process_finds_the_same_and_different_things_differ(digests):
+def test_digests_agree_between_processes_and_are_unique(digests):
     first = digests()
     assert digests() == first == digests("\n\n# further down\n" + HEAD)
     assert len(set(first.values())) == len(first)
@@ -84,12 +84,12 @@ def test_every_process_finds_the_same_and_different_things_differ(digests):
         ('T = typing.TypeVar("T")', 'T = typing.TypeVar("T", bound=int)', {"generic"}),
     ],
 )
-def test_what_does_something_else_has_another_digest(digests, old, new, changed):
+def test_changed_definition_changes_only_dependent_digests(digests, old, new, changed):
     before, after = digests(), digests(HEAD.replace(old, new))
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-def test_modules_that_are_not_installed_count_with_all_that_is_in_them(digests):
+def test_digest_includes_contents_of_local_modules(digests):
     before = digests()
     for changes in ({"beside": BESIDE.replace("'b'", "'c'")}, {"other": "def scrub(text): return text.lower()\n"}):
         after = digests(**changes)
@@ -98,7 +98,7 @@ def test_modules_that_are_not_installed_count_with_all_that_is_in_them(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_the_modules_that_have_to_travel_are_named(tmp_path, monkeypatch):
+def test_digest_lists_modules_to_transfer(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +107,7 @@ def test_the_modules_that_have_to_travel_are_named(tmp_path, monkeypatch):
     assert {module.__name__ for module in digest(travelling.go)[1]} == {"travelling", "second"}
 
 
-def test_order_attributes_and_equal_values_of_another_kind_count():
+def test_digest_depends_on_order_attributes_and_type():
     def plain():
         return 1
 
@@ -121,7 +121,7 @@ def test_order_attributes_and_equal_values_of_another_kind_count():
 
 
 @pytest.mark.models
-def test_tensors_count_by_type_shape_and_values():
+def test_tensor_digest_depends_on_type_shape_and_values():
     import torch
 
     values = torch.arange(12.0)
@@ -131,6 +131,6 @@ def test_tensors_count_by_type_shape_and_values():
     assert len({digest(value)[0] for value in other}) == len(other)
 
 
-def test_what_cannot_travel_is_named():
+def test_digest_error_names_unpicklable_type():
     with pytest.raises(TypeError, match="cannot pickle 'generator'"):
         digest(number for number in range(3))

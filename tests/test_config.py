@@ -54,21 +54,21 @@ def refusal(tmp_path: Path):
     return refusal
 
 
-def test_a_good_sweep_is_read_with_its_defaults(tmp_path):
+def test_valid_sweep_is_loaded_with_defaults(tmp_path):
     (tmp_path / "s.yaml").write_text(SWEEP)
     sweep = load(tmp_path / "s.yaml", SweepFile)
     assert (sweep.name, sweep.glideins, sweep.batch, sweep.pack, sweep.out) == ("tiny", 1, "auto", "auto", "results")
     assert list(sweep.prompts) == ["one", "two"]
 
 
-def test_a_good_site_is_read_with_its_defaults(tmp_path):
+def test_valid_site_is_loaded_with_defaults(tmp_path):
     (tmp_path / "s.yaml").write_text(SITE)
     site = load(tmp_path / "s.yaml", SiteFile)
     assert [entry.name for entry in site.entries] == ["first", "second"]
     assert [entry.request.cpus for entry in site.entries] == [1, 2]
 
 
-def test_the_sites_that_come_with_glide_are_valid():
+def test_shipped_site_files_are_valid():
     files = resources.find("site_configs", "local.yaml").parent.glob("*.yaml")
     sites = {site.site: site.entries[0] for site in (load(file, SiteFile) for file in files)}
     assert sites.keys() == {"local", "service", "campus", "open-pool", "behind-ssh", "whole-node"}
@@ -80,33 +80,33 @@ def test_the_sites_that_come_with_glide_are_valid():
     assert service is not None and service.serves == "tiny-verifier" and service.options["parallel"] == 16
 
 
-def test_an_entry_is_in_one_place(refusal):
+def test_entry_with_both_pool_and_ssh_is_refused(refusal):
     text = SITE.replace("name: second", "name: second\n    pool: {collector: a}\n    ssh: {host: b}")
-    assert refusal(text, SiteFile) == [(6, "entries.1: pool and ssh are two places; leave one of them out")]
+    assert refusal(text, SiteFile) == [(6, "entries.1: an entry has either pool or ssh; remove one of them")]
 
 
 @pytest.mark.parametrize("key", ["condor", "environment"])
-def test_what_a_daemon_is_to_read_is_named_by_its_whole_path(tmp_path, key):
+def test_condor_and_environment_must_be_absolute_paths(tmp_path, key):
     for name in ("env.tar.gz", "https://example.org/env.tar.gz"):
         (tmp_path / "s.yaml").write_text(f"site: s\nentries:\n  - {{name: a, max_glideins: 1, {key}: '{name}'}}\n")
-        with pytest.raises(InputError, match=rf"s.yaml:3: .*{name} is no whole path"):
+        with pytest.raises(InputError, match=rf"s.yaml:3: .*{name} is not an absolute path"):
             load(tmp_path / "s.yaml", SiteFile)
 
 
-def test_a_service_whose_options_make_no_sense_is_a_mistake(tmp_path):
+def test_service_with_invalid_options_is_refused(tmp_path):
     wrong = "site: s\nentries:\n  - {name: a, max_glideins: 1, service: {serves: m, options: {url: 'vllm:8000'}}}\n"
     (tmp_path / "s.yaml").write_text(wrong)
     with pytest.raises(InputError, match=r"s.yaml:3: .*needs a url such as"):
         load(tmp_path / "s.yaml", SiteFile)
 
 
-def test_memory_of_a_gpu_that_is_not_asked_for_is_a_mistake(tmp_path):
+def test_gpu_memory_without_gpus_is_refused(tmp_path):
     (tmp_path / "s.yaml").write_text("site: s\nentries:\n  - {name: a, max_glideins: 1, request: {gpu_memory: 8000}}\n")
     with pytest.raises(InputError, match="gpu_memory without gpus"):
         load(tmp_path / "s.yaml", SiteFile)
 
 
-def test_the_example_sweep_is_valid():
+def test_example_sweep_is_valid():
     folder = Path(__file__).resolve().parent.parent / "workflows" / "promptverify"
     assert load(folder / "sweep.yaml", SweepFile).name == "promptverify"
 
@@ -173,7 +173,7 @@ def test_the_example_sweep_is_valid():
         ('"{text}"', '"\\ud83d"', 8, ["half a character"]),
     ],
 )
-def test_a_bad_sweep_is_refused_at_its_line(refusal, old, new, line, words):
+def test_bad_sweep_is_refused_with_line_number(refusal, old, new, line, words):
     assert old in SWEEP
     said = refusal(SWEEP.replace(old, new, 1))
     found = [text for at, text in said if at == line]
@@ -182,40 +182,40 @@ def test_a_bad_sweep_is_refused_at_its_line(refusal, old, new, line, words):
 
 @pytest.mark.parametrize("key", ["glideins", "batch", "pack"])
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_a_number_that_makes_no_sense_is_refused_at_its_line(refusal, key, value):
+def test_invalid_number_is_refused_with_line_number(refusal, key, value):
     said = refusal(f"{SWEEP}{key}: {value}\n")
     assert said and all(line == 10 and words.startswith(f"{key}: ") for line, words in said), said
 
 
-def test_a_prompt_whose_name_begins_like_a_type_keeps_its_place(refusal):
+def test_error_keeps_prompt_name_that_resembles_type(refusal):
     said = refusal(SWEEP.replace("  two:", "  int-two: 3\n  two:"))
     assert said == [(9, "prompts.int-two: Input should be a valid string")]
 
 
-def test_a_sweep_without_prompts_is_refused(refusal):
+def test_sweep_without_prompts_is_refused(refusal):
     said = refusal(SWEEP.split("prompts:")[0] + "prompts: {}\n")
     assert [line for line, _ in said] == [7] and "prompts" in said[0][1]
 
 
-def test_a_transformers_model_needs_a_folder(refusal):
+def test_transformers_model_without_path_is_refused(refusal):
     ((line, words),) = refusal(SWEEP.replace("engine: noop", "engine: transformers").replace("record_seconds: 0.1", ""))
     assert line == 2 and "path" in words
 
 
-def test_an_option_in_quotes_becomes_the_number_that_the_engine_needs(tmp_path):
+def test_quoted_option_is_converted_to_number(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(SWEEP.replace("0.1}", '"0.1"}'))
     assert load(path, SweepFile).model.options == {"record_seconds": 0.1}
 
 
-def test_a_key_may_override_a_merged_one(tmp_path):
+def test_key_overrides_merged_yaml_key(tmp_path):
     text = "site: here\nentries:\n  - &first {name: first, max_glideins: 2}\n  - {<<: *first, name: second}\n"
     (tmp_path / "s.yaml").write_text(text)
     entries = load(tmp_path / "s.yaml", SiteFile).entries
     assert [(entry.name, entry.max_glideins) for entry in entries] == [("first", 2), ("second", 2)]
 
 
-def test_several_mistakes_are_all_said(refusal):
+def test_all_mistakes_in_file_are_reported(refusal):
     text = SWEEP.replace("records:", "record:").replace("name: tiny", "name: 5") + "glideins: 0\n"
     assert {line for line, _ in refusal(text)} == {1, 6, 10}
 
@@ -238,14 +238,14 @@ def test_several_mistakes_are_all_said(refusal):
         ("name: second", "name: sec ond", 6, ["name"]),
     ],
 )
-def test_a_bad_site_is_refused_at_its_line(refusal, old, new, line, words):
+def test_bad_site_is_refused_with_line_number(refusal, old, new, line, words):
     assert old in SITE
     said = refusal(SITE.replace(old, new, 1), SiteFile)
     found = [text for at, text in said if at == line]
     assert any(all(word in text for word in words) for text in found), said
 
 
-def test_a_site_without_entries_is_refused(refusal):
+def test_site_without_entries_is_refused(refusal):
     assert [line for line, _ in refusal("site: here\nentries: []\n", SiteFile)] == [2]
 
 
@@ -253,7 +253,7 @@ def test_a_site_without_entries_is_refused(refusal):
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "just words\n", "7\n"])
-def test_a_file_that_is_no_mapping_is_refused(refusal, text):
+def test_file_without_mapping_is_refused(refusal, text):
     ((line, words),) = refusal(text)
     assert line == 1 and "mapping" in words
 
@@ -274,17 +274,17 @@ def test_a_file_that_is_no_mapping_is_refused(refusal, text):
         ("out: " + "[" * 1000, 1),
     ],
 )
-def test_a_file_that_is_not_yaml_is_refused_at_its_line(refusal, text, line):
+def test_invalid_yaml_is_refused_with_line_number(refusal, text, line):
     ((at, words),) = refusal(text)
     assert at == line and words.startswith("not YAML: ")
 
 
-def test_bytes_that_are_not_utf8_are_said_to_be_so(refusal):
+def test_invalid_utf8_is_refused_with_line_number(refusal):
     ((line, words),) = refusal(b"out: x\nname: caf\xe9\n")
     assert line == 2 and words.startswith("not UTF-8")
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: No such file"):
         load(tmp_path / "none.yaml", SweepFile)
 
@@ -299,7 +299,7 @@ TIMES = "    downtimes:\n      - {{start: {}, end: {}, reason: cooling}}\n"
     "start, end",
     [("20270104", "20270105"), ("8:00", "18:00"), ("2027", "2028"), ("1e9", "2e9"), ("'20270104'", "true")],
 )
-def test_a_number_is_no_time(refusal, start, end):
+def test_number_is_refused_as_time(refusal, start, end):
     said = refusal(ENTRY + TIMES.format(start, end), SiteFile)
     assert [line for line, _ in said] == [6, 6] and all("as 2027-01-04 08:00" in text for _, text in said)
 
@@ -307,7 +307,7 @@ def test_a_number_is_no_time(refusal, start, end):
 @pytest.mark.parametrize(
     "start, end", [("2027-01-04 08:00", "2027-01-04 18:00:00"), ("2027-01-04", "2027-01-05T08:00:00+01:00")]
 )
-def test_times_that_are_written_out_are_taken(tmp_path, start, end):
+def test_iso_dates_and_times_are_accepted(tmp_path, start, end):
     (tmp_path / "s.yaml").write_text(ENTRY + TIMES.format(start, end))
     (downtime,) = load(tmp_path / "s.yaml", SiteFile).entries[0].downtimes
     assert downtime.start.year == downtime.end.year == 2027
@@ -324,7 +324,7 @@ def test_times_that_are_written_out_are_taken(tmp_path, start, end):
         "knobs: {\"A\\nB\": x}", "knobs: {A: \"x\\nB = y\"}", "pool: {collector: ''}",
     ],
 )  # fmt: skip
-def test_a_value_of_another_kind_is_refused(refusal, line):
+def test_invalid_entry_value_is_refused_with_line_number(refusal, line):
     assert {at for at, _ in refusal(ENTRY + f"    {line}\n", SiteFile)} == {5}
 
 
@@ -332,7 +332,7 @@ def test_a_value_of_another_kind_is_refused(refusal, line):
     "line",
     ["glideins: true", "glideins: '2'", "timeout: .inf", "timeout: '60'", "batch: true", "pack: '4'", "pack: 1.5"],
 )
-def test_a_number_of_a_sweep_is_written_as_one(refusal, line):
+def test_sweep_number_of_wrong_type_is_refused(refusal, line):
     key = line.partition(":")[0]
     said = refusal(SWEEP.rstrip("\n") + f"\n{line}\n")
     assert said and all(at == len(SWEEP.rstrip("\n").splitlines()) + 1 and key in text for at, text in said)
@@ -341,12 +341,12 @@ def test_a_number_of_a_sweep_is_written_as_one(refusal, line):
 @pytest.mark.parametrize(
     "text", ["Cpus >", "TARGET.Cpus >= 1 // at least one", "true) || (true", "", "$(HOME)", '"abc', "a; b", "A /* x"]
 )
-def test_requirements_that_htcondor_cannot_read_are_refused(refusal, text):
+def test_invalid_requirements_expression_is_refused(refusal, text):
     ((line, said),) = refusal(ENTRY + f"    requirements: {json.dumps(text)}\n", SiteFile)
     assert line == 5 and "HTCondor cannot read" in said
 
 
-def test_requirements_may_have_several_lines(tmp_path):
+def test_requirements_may_span_several_lines(tmp_path):
     (tmp_path / "s.yaml").write_text(
         ENTRY + "    requirements: |\n      TARGET.Cpus >= 1 &&\n      TARGET.Memory > 10\n"
     )
@@ -357,11 +357,11 @@ def test_requirements_may_have_several_lines(tmp_path):
 @pytest.mark.parametrize(
     "name", ["peers", "seed", "file", "lock", "drained", "journal.jsonl", "accounts", "users.lock"]
 )
-def test_an_entry_is_not_called_like_a_file_of_the_factory(refusal, name):
+def test_entry_named_like_factory_file_is_refused(refusal, name):
     ((line, said),) = refusal(ENTRY.replace("name: e", f"name: {name}"), SiteFile)
-    assert line == 3 and f"a file of its own that is called {name}" in said
+    assert line == 3 and f"a file of its own called {name}" in said
 
 
-def test_a_site_behind_a_login_host_is_not_called_like_a_folder_there(refusal):
+def test_ssh_site_named_like_remote_folder_is_refused(refusal):
     text = ENTRY.replace("site: s", "site: bundles")
     assert "a file of its own" in refusal(text + "    ssh: {host: h}\n", SiteFile)[0][1]

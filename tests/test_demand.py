@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from glide.config import SiteFile
-from glide.factory import room as rooms
+from glide.factory import headroom
 from glide.factory.health import FAILED_RECORDS
 from glide.factory.plan import plan
 from glide.factory.snapshot import Glidein, Lane, Snapshot
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 from glide.vocabulary import JobStatus, State
 from tests.test_plan import IN_VAIN, RUNNING, brief, demand, glidein, ids, lane, site
 
@@ -23,34 +23,34 @@ def measured(of: Glidein, record_seconds: float = 1.0, start_seconds: float = 60
 
 
 @pytest.mark.parametrize("records, submitted", [(30, 0), (119, 0), (130, 1), (200, 2), (10_000, 3)])
-def test_no_glidein_is_submitted_that_would_be_warm_when_the_work_is_done(records, submitted):
+def test_glideins_ready_after_work_ends_are_not_submitted(records, submitted):
     """One glidein of 1 s a record is there, and another takes 60 s to start."""
     there = glidein(1)
     snapshot = Snapshot((there,), (measured(there),), (demand(wanted=4, records=records),))
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
 
-def test_while_nothing_is_measured_or_nothing_is_there_what_is_wanted_counts():
+def test_wanted_count_applies_while_nothing_is_measured():
     assert brief(plan(Snapshot(demands=(demand(wanted=3, records=1),)), site())) == [("submit", "T", 3)]
     there = glidein(1)
     unmeasured = Snapshot((there,), (lane(there),), (demand(wanted=3, records=1),))
     assert brief(plan(unmeasured, site())) == [("submit", "T", 2)]
 
 
-def test_a_reason_says_how_much_work_there_is():
+def test_submission_reason_includes_amount_of_work():
     there = glidein(1)
     (action,) = plan(Snapshot((there,), (measured(there),), (demand(wanted=2, records=500),)), site())
     assert action.reason == "10 jobs of model want 1 more glideins for 500 s of work"
 
 
-def test_jobs_that_run_already_use_no_further_glidein():
+def test_running_jobs_need_no_further_glidein():
     busy = glidein(1)
     lanes = (lane(busy, claimed=True), lane(busy, claimed=True))
     assert plan(Snapshot((busy,), lanes, (demand(wanted=2, idle=0, running=2),)), site()) == []
     assert brief(plan(Snapshot((busy,), lanes, (demand(wanted=2, idle=1, running=2),)), site())) == [("submit", "T", 1)]
 
 
-def test_a_glidein_that_takes_no_more_jobs_is_replaced_and_counted():
+def test_retiring_glidein_is_replaced_but_counts_against_limit():
     retiring = glidein(1)
     lanes = (measured(retiring, retires=900.0),)
     snapshot = Snapshot((retiring,), lanes, (demand(wanted=1, records=10_000),), now=1000.0)
@@ -60,30 +60,30 @@ def test_a_glidein_that_takes_no_more_jobs_is_replaced_and_counted():
     assert plan(replace(snapshot, now=800.0), site()) == []
 
 
-def test_where_some_are_in_the_way_those_go_first_whose_life_is_almost_over():
+def test_idle_glidein_near_retirement_is_removed_first():
     there = tuple(glidein(proc, "U") for proc in (1, 2, 3))
     lanes = tuple(lane(of, retires=float(at)) for of, at in zip(there, (300, 100, 200), strict=True))
-    snapshot = Snapshot(there, lanes, (demand(wanted=1),), moves=(IN_VAIN,))
+    snapshot = Snapshot(there, lanes, (demand(wanted=1),), retargets=(IN_VAIN,))
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == ["7.2"]
 
 
-def test_an_idle_glidein_is_in_nobodys_way_where_the_model_has_no_place():
+def test_idle_glidein_stays_when_model_cannot_fit():
     large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
     small = {"name": "here", "max_glideins": 1, "request": {"memory": 8000}}
     there = glidein(1, "U")
-    snapshot = Snapshot((there,), (lane(there),), (demand(wanted=1, spec=large),), moves=(IN_VAIN,))
+    snapshot = Snapshot((there,), (lane(there),), (demand(wanted=1, spec=large),), retargets=(IN_VAIN,))
     assert ids(plan(snapshot, site(small)), "remove") == []
     assert ids(plan(snapshot, site({**small, "request": {"memory": 16000}})), "remove") == ["7.1"]
 
 
-def test_glideins_of_an_entry_that_is_not_seen_are_not_supplied_again_elsewhere():
+def test_glideins_of_unavailable_entry_are_not_replaced_elsewhere():
     both = site({"name": "here", "max_glideins": 4}, {"name": "there", "max_glideins": 4})
     lanes = (lane(glidein(1), claimed=True), lane(glidein(2), claimed=True))
-    snapshot = Snapshot((), lanes, (demand(wanted=3),), blind={"here": "timeout"})
+    snapshot = Snapshot((), lanes, (demand(wanted=3),), unavailable_entries={"here": "timeout"})
     assert [(a.action, a.entry, a.count) for a in plan(snapshot, both)] == [("wait", "here", 0), ("submit", "there", 1)]
 
 
-def test_only_entries_that_serve_the_owner_get_glideins():
+def test_only_entries_that_serve_owner_get_glideins():
     both = site(
         {"name": "here", "max_glideins": 4, "owners": ["them@here"]}, {"name": "there", "max_glideins": 1},
     )  # fmt: skip
@@ -93,24 +93,24 @@ def test_only_entries_that_serve_the_owner_get_glideins():
     assert wait.action == "wait" and wait.reason == "no entry serves who@else"
 
 
-def test_several_owners_get_no_glidein_for_a_users_code_unless_the_site_says_so():
-    code = Template("coded", "noop", environment=Parcel("/env"), user="us@here")
+def test_shared_entry_runs_user_code_only_if_allowed():
+    code = Template("coded", "noop", environment=FileSet("/env"), user="us@here")
     snapshot = Snapshot(demands=(demand(spec=code, user="us@here"),), user="us@here")
     several = {"name": "here", "max_glideins": 4, "owners": ["us@here", "them@here"]}
     (wait,) = plan(snapshot, site(several))
-    assert wait.action == "wait" and "coded brings a user's code" in wait.reason and "users_code" in wait.reason
+    assert wait.action == "wait" and "coded contains a user's code" in wait.reason and "users_code" in wait.reason
     for allowed in ({**several, "users_code": True}, {**several, "owners": ["us@here"]}):
         assert [action.action for action in plan(snapshot, site(allowed))] == ["submit"]
     plain = replace(snapshot, demands=(demand(spec=Template("plain", "noop"), user="us@here"),))
     assert [action.action for action in plan(plain, site(several))] == ["submit"]
 
 
-def test_what_an_owner_wants_whom_nobody_serves_is_not_added_to_what_others_want():
+def test_demand_of_unserved_owner_is_not_added():
     demands = (demand(wanted=3, user="who@else"), demand(wanted=1, run="other", user="us@here"))
     assert brief(plan(Snapshot(demands=demands, user="us@here"), site())) == [("submit", "T", 1)]
 
 
-def test_an_entry_whose_memory_is_too_small_for_the_model_gets_none():
+def test_entry_with_insufficient_memory_gets_no_glidein():
     large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
     small = {"name": "small", "max_glideins": 4, "request": {"gpus": 1, "gpu_memory": 8000}}
     (wait,) = plan(Snapshot(demands=(demand(spec=large),)), site(small))
@@ -120,15 +120,15 @@ def test_an_entry_whose_memory_is_too_small_for_the_model_gets_none():
     assert (submit.action, submit.entry) == ("submit", "unknown")
 
 
-def test_in_a_downtime_idle_glideins_of_another_model_are_still_there_to_load_it():
+def test_downtime_allows_retarget_of_idle_glidein():
     there = glidein(1, "U")
     snapshot = Snapshot((there,), (lane(there, name="one"),), (demand(),))
     down = {"start": "2020-01-01", "end": "2030-01-01", "reason": "repairs"}
     (move,) = plan(replace(snapshot, now=1.6e9), site({"name": "here", "max_glideins": 4, "downtimes": [down]}))
-    assert move.action == "submit" and move.ids == ("one",)
+    assert move.action == "submit" and move.slots == ("one",)
 
 
-def test_the_entry_where_glideins_stayed_warm_comes_first():
+def test_entry_with_longer_warm_glideins_comes_first():
     both = site({"name": "here", "max_glideins": 9}, {"name": "there", "max_glideins": 9})
     early = [replace(glidein(proc, status=JobStatus.COMPLETED, **WARM), warm_seconds=20.0) for proc in range(5)]
     long = [
@@ -136,17 +136,19 @@ def test_the_entry_where_glideins_stayed_warm_comes_first():
         for proc in range(5)
     ]
     snapshot = Snapshot(demands=(demand(wanted=1),), ended=(*early, *long))
-    here, there = (rooms.usefulness(entry, snapshot) for entry in both.entries)
+    here, there = (headroom.usefulness(entry, snapshot) for entry in both.entries)
     assert 0 < here < 0.5 < there < 1
     assert [action.entry for action in plan(snapshot, both)] == ["there"]
-    assert rooms.usefulness(both.entries[0], Snapshot()) == 0.5
+    assert headroom.usefulness(both.entries[0], Snapshot()) == 0.5
 
 
-def test_a_glidein_is_worth_what_it_was_warm_for():
-    assert rooms.worth(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
-    assert rooms.worth(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(0.1)
-    assert rooms.worth(replace(glidein(1, **WARM), status=JobStatus.IDLE, warm_seconds=60.0)) == pytest.approx(0.1)
-    assert rooms.worth(glidein(1, status=JobStatus.COMPLETED)) == 0
+def test_glidein_score_depends_on_warm_time():
+    assert headroom.score(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
+    assert headroom.score(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(
+        0.1
+    )
+    assert headroom.score(replace(glidein(1, **WARM), status=JobStatus.IDLE, warm_seconds=60.0)) == pytest.approx(0.1)
+    assert headroom.score(glidein(1, status=JobStatus.COMPLETED)) == 0
 
 
 # ---- records that fail ---------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def serving(proc: int, served: int, errors: int, host: str, status: int = RUNNIN
     return glidein(proc, status=status, host=host, served=served, errors=errors, state=State.WARM)
 
 
-def test_a_node_where_records_fail_that_others_serve_is_left_out_and_its_glidein_goes_when_it_is_free():
+def test_failing_node_is_avoided_and_its_glidein_removed():
     well = serving(1, 500, 2, "good")
     ill = [serving(2, 40, 40, "bad"), serving(3, 0, 9, "bad", JobStatus.COMPLETED)]
     snapshot = Snapshot((well, ill[0]), (lane(well, claimed=True), lane(ill[0])), (demand(wanted=3),), ended=(ill[1],))
@@ -164,18 +166,18 @@ def test_a_node_where_records_fail_that_others_serve_is_left_out_and_its_glidein
     (submit,) = [action for action in actions if action.action == "submit"]
     assert submit.avoid == ("bad",)
     (remove,) = [action for action in actions if action.action == "remove"]
-    assert remove.ids == ("7.2",) and "40 of the 40 records it served failed" in remove.reason
+    assert remove.jobs == ("7.2",) and "40 of the 40 records it served failed" in remove.reason
     claimed = replace(snapshot, lanes=(lane(well, claimed=True), lane(ill[0], claimed=True)))
     assert not [action for action in plan(claimed, site()) if action.action == "remove"]
 
 
-def test_records_that_fail_everywhere_are_nobodys_fault():
+def test_records_failing_everywhere_blame_no_node():
     there = tuple(serving(proc, 50, 50, f"n{proc}") for proc in (1, 2))
     lanes = tuple(lane(of) for of in there)
     assert brief(plan(Snapshot(there, lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
 
 
-def test_a_breaker_opens_where_records_fail_that_others_serve():
+def test_breaker_opens_for_entry_where_records_fail():
     well = serving(1, 500, 0, "good")
     ill = tuple(
         replace(serving(2 + n, FAILED_RECORDS, FAILED_RECORDS, f"n{n}", JobStatus.COMPLETED), entry="there", age=10.0)
@@ -191,9 +193,9 @@ def test_a_breaker_opens_where_records_fail_that_others_serve():
 # ---- what is about to change, and what is not seen -----------------------------------------------
 
 
-def test_a_glidein_that_is_being_removed_makes_the_room_and_no_second_one_is():
+def test_pending_removal_prevents_second_removal():
     there = (glidein(1, "U", JobStatus.REMOVED), glidein(2, "U"), glidein(3, "U"))
-    snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),), moves=(IN_VAIN,))
+    snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),), retargets=(IN_VAIN,))
     full = site({"name": "here", "max_glideins": 3})
     assert ids(plan(snapshot, full), "remove") == []
     assert ids(plan(replace(snapshot, glideins=there[1:]), site({"name": "here", "max_glideins": 2})), "remove") == [
@@ -201,15 +203,15 @@ def test_a_glidein_that_is_being_removed_makes_the_room_and_no_second_one_is():
     ]
 
 
-def test_one_node_that_cannot_load_the_model_stops_nobody_where_others_can():
+def test_one_failed_node_does_not_stop_submissions():
     well, ill = glidein(1), glidein(2)
     lanes = (lane(well, claimed=True), lane(ill, State.FAILED, failure="CUDA error"))
     assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 2)]
 
 
-def test_the_sites_limit_counts_an_entry_that_is_not_seen_as_full():
+def test_site_limit_counts_unavailable_entry_as_full():
     both = SiteFile.model_validate(
         {"site": "s", "max_glideins": 4, "entries": [{"name": n, "max_glideins": 3} for n in ("here", "there")]}
     )
-    actions = plan(Snapshot(demands=(demand(wanted=4),), blind={"here": "timeout"}), both)
+    actions = plan(Snapshot(demands=(demand(wanted=4),), unavailable_entries={"here": "timeout"}), both)
     assert [(each.entry, each.count) for each in actions if each.action == "submit"] == [("there", 1)]

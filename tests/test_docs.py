@@ -70,18 +70,18 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.pool
-def test_every_command_of_the_readme_runs(alone: tuple[Path, dict[str, str]]):
+def test_every_readme_command_runs(alone: tuple[Path, dict[str, str]]):
     assert "report.html" in run(commands(STORY[:1]), *alone)
 
 
 @pytest.mark.pool
 @pytest.mark.soak
-def test_every_command_runs(alone: tuple[Path, dict[str, str]]):
+def test_every_documented_command_runs(alone: tuple[Path, dict[str, str]]):
     said = run(commands(STORY), *alone)
     assert "report.html" in said and '"custom_id": "a"' in said, said
 
 
-def test_what_is_generated_is_what_the_program_and_the_experiments_say_now():
+def test_generated_pages_are_up_to_date():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         from generate import REFERENCE, reference
@@ -93,7 +93,7 @@ def test_what_is_generated_is_what_the_program_and_the_experiments_say_now():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_leads_somewhere_and_every_file_that_is_named_is_there(document: Path):
+def test_links_and_named_files_exist(document: Path):
     text = document.read_text()
     for target in LINK.findall(text):
         path, _, heading = target.partition("#")
@@ -111,7 +111,7 @@ def _anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in headings}
 
 
-def test_what_root_does_is_nothing_else_and_its_units_are_sound(tmp_path: Path):
+def test_root_commands_are_known_and_units_valid(tmp_path: Path):
     lines = [line for text in DOCUMENTS for kind, _, block in BLOCK.findall(text.read_text()) if kind == "console"
              for line in block.splitlines()]  # fmt: skip
     assert lines and {line.split()[1] for line in lines if line.startswith("# ")} == ROOTS

@@ -25,7 +25,7 @@ from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
 
 pytestmark = pytest.mark.pool
-Found = set[tuple[str, str, str]]
+ResultIndex = set[tuple[str, str, str]]
 
 
 class Clinic:
@@ -146,7 +146,7 @@ LEVELS = ("ok", "warning", "critical")
 
 def findings(told: dict[str, Any]) -> list[dict[str, Any]]:
     unseen = [
-        {"check": check["check"], "level": "warning", "found": f"not seen: {check['not_seen']}", "fix": ""}
+        {"check": check["check"], "level": "warning", "found": f"not checked: {check['not_seen']}", "fix": ""}
         for check in told["checks"]
         if check["not_seen"]
     ]
@@ -171,16 +171,16 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
         pool.down()
 
 
-def test_a_healthy_pool_is_healthy_and_the_test_record_leaves_nothing(clinic):
+def test_doctor_passes_healthy_pool_and_cleans_up(clinic):
     told = clinic.examine("--wait", "300")
     assert findings(told) == [] and told["level"] == "ok"
     assert "back in" in next(check["looked_at"] for check in told["checks"] if check["check"] == "trial")
     assert clinic.query(f"{Job.RUN} =!= undefined") == [] and list(clinic.temporary.iterdir()) == []
     done = command("doctor", "--quick", environment=clinic.environment)
-    assert done.returncode == 0 and "nothing hurts" in done.stdout
+    assert done.returncode == 0 and "no problems" in done.stdout
 
 
-def test_knobs_of_the_running_daemons_with_what_they_cost(clinic):
+def test_doctor_reports_harmful_daemon_settings(clinic):
     hurting = {
         "NEGOTIATOR_INTERVAL": "60", "NEGOTIATOR_CYCLE_DELAY": "20", "NEGOTIATOR_MIN_INTERVAL": "5",
         "NEGOTIATOR_UPDATE_INTERVAL": "300", "SCHEDD_INTERVAL": "300", "SCHEDD_MIN_INTERVAL": "5",
@@ -191,23 +191,24 @@ def test_knobs_of_the_running_daemons_with_what_they_cost(clinic):
     with clinic.configured(**hurting):
         clinic.finds(
             ("matching", "warning", "NEGOTIATOR_INTERVAL = 60: a job", "NEGOTIATOR_INTERVAL = 2"),
-            ("matching", "warning", "NEGOTIATOR_CYCLE_DELAY = 20: no two", "NEGOTIATOR_CYCLE_DELAY = 0"),
+            ("matching", "warning", "NEGOTIATOR_CYCLE_DELAY = 20: the negotiator", "NEGOTIATOR_CYCLE_DELAY = 0"),
             ("matching", "warning", "NEGOTIATOR_MIN_INTERVAL = 5: a request", "NEGOTIATOR_MIN_INTERVAL = 1"),
-            ("matching", "warning", "is taken for dead", "NEGOTIATOR_UPDATE_INTERVAL = 15"),
-            ("queue", "warning", "SCHEDD_INTERVAL = 300: what", "SCHEDD_INTERVAL = 5"),
+            ("matching", "warning", "takes the negotiator for dead", "NEGOTIATOR_UPDATE_INTERVAL = 15"),
+            ("queue", "warning", "SCHEDD_INTERVAL = 300: work", "SCHEDD_INTERVAL = 5"),
             ("queue", "warning", "SCHEDD_MIN_INTERVAL = 5: new", "SCHEDD_MIN_INTERVAL = 1"),
-            ("queue", "warning", "0.5 jobs start a second", "JOB_START_DELAY = 0"),
-            ("queue", "warning", "MAX_JOBS_RUNNING = 4: of 9 jobs", "MAX_JOBS_RUNNING = 18"),
-            ("queue", "warning", "MAX_JOBS_PER_OWNER = 8: of 9 jobs", "MAX_JOBS_PER_OWNER = 18"),
-            ("queue", "warning", "MAX_CONCURRENT_UPLOADS_PER_USER = 2: of 6", "MAX_CONCURRENT_UPLOADS_PER_USER = 0"),
-            ("queue", "warning", "five seconds per job are lost", "GUIDANCE_KEEP_CALM_AND = True"),
-            ("queue", "warning", "a disk flush for each job", "CONDOR_FSYNC = False"),
+            ("queue", "warning", "0.5 jobs start per second", "JOB_START_DELAY = 0"),
+            ("queue", "warning", "MAX_JOBS_RUNNING = 4: too low for 9 jobs", "MAX_JOBS_RUNNING = 18"),
+            ("queue", "warning", "MAX_JOBS_PER_OWNER = 8: too low for 9 jobs", "MAX_JOBS_PER_OWNER = 18"),
+            ("queue", "warning", "MAX_CONCURRENT_UPLOADS_PER_USER = 2: too low for 6",
+             "MAX_CONCURRENT_UPLOADS_PER_USER = 0"),
+            ("queue", "warning", "lose five seconds to a race", "GUIDANCE_KEEP_CALM_AND = True"),
+            ("queue", "warning", "each job costs a disk flush", "CONDOR_FSYNC = False"),
             ("protection", "critical", "nodes can change LimitDirectoryAccess", "PROTECTED_JOB_ATTRS = Limit"),
             ("losses", "warning", "noticed 14 s later", "EVENT_LOG = $(LOG)/EventLog"),
         )  # fmt: skip
 
 
-def test_jobs_that_cost_more_than_they_need(clinic):
+def test_doctor_reports_inefficient_invocation_jobs(clinic):
     with (
         clinic.configured(GUIDANCE_KEEP_CALM_AND="False"),
         clinic.job(without=("transfer_output_files",)) as silent,
@@ -220,16 +221,16 @@ def test_jobs_that_cost_more_than_they_need(clinic):
         undefined = "job_lease_duration = undefined"
         output, inputs = "transfer_output_files = $(results) in the job file", "one file in transfer_input_files"
         clinic.finds(
-            ("jobs", "warning", one.format(silent, "do not name their outputs: one second"), output),
+            ("jobs", "warning", one.format(silent, "do not name their output files: the starter"), output),
             ("jobs", "critical", one.format(dropped, "have job_lease_duration = 0: the lane drops"), undefined),
-            ("jobs", "warning", one.format(default, "have a lease: from a lost lane"), undefined),
+            ("jobs", "warning", one.format(default, "have a job lease: after a lost lane"), undefined),
             ("jobs", "warning", one.format(default, "cannot stream"), "want_io_proxy = true"),
             ("jobs", "warning", one.format(laden, "send more than one file"), inputs),
-            ("queue", "warning", "five seconds per job", "GUIDANCE_KEEP_CALM_AND = True"),
+            ("queue", "warning", "lose five seconds to a race", "GUIDANCE_KEEP_CALM_AND = True"),
         )
 
 
-def test_what_is_held(clinic):
+def test_doctor_reports_held_jobs_and_glideins(clinic):
     (glidein, *_) = clinic.query(f"{Job.ENTRY} =!= undefined && JobStatus == {JobStatus.RUNNING}")
     with clinic.job() as cluster:
         clinic.pool.tool("condor_hold", "-reason", "[red]no[/red] quota", cluster, glidein)
@@ -240,7 +241,7 @@ def test_what_is_held(clinic):
         clinic.pool.tool("condor_rm", glidein)
 
 
-def test_secrets_that_others_can_read(clinic):
+def test_doctor_reports_readable_secrets(clinic):
     (token, *_) = clinic.pool.home.glob("factory/*/*/*/token")
     clinic.pool.home.chmod(0o755)
     token.chmod(0o644)
@@ -257,7 +258,7 @@ def test_secrets_that_others_can_read(clinic):
     assert told["level"] == "unknown" and f"chmod 600 {own}" in told["not_seen"]
 
 
-def test_a_token_that_is_about_to_expire(clinic):
+def test_doctor_reports_token_about_to_expire(clinic):
     path = clinic.pool.folder / "tokens.d" / "zz-visitor"
     domain = (clinic.pool.folder / "trust_domain").read_text()
     tokens.mint(path, f"visitor@{domain}", lifetime=7200, environment=clinic.environment)
@@ -267,7 +268,7 @@ def test_a_token_that_is_about_to_expire(clinic):
         path.unlink()
 
 
-def test_glideins_that_may_not_advertise(clinic):
+def test_doctor_reports_missing_advertise_permission(clinic):
     with clinic.configured(ALLOW_ADVERTISE_MASTER="$(OWNER)"):
         clinic.finds(
             (
@@ -279,7 +280,7 @@ def test_glideins_that_may_not_advertise(clinic):
         )
 
 
-def test_a_site_file_that_asks_for_what_is_not_there(clinic, tmp_path):
+def test_doctor_reports_impossible_site_file_requests(clinic, tmp_path):
     entries = (
         entry("ward"),
         entry("gpus", request={"gpus": 1, "memory": 600}),
@@ -291,14 +292,14 @@ def test_a_site_file_that_asks_for_what_is_not_there(clinic, tmp_path):
         clinic.finds(
             ("nodes", "critical", "gpus asks for gpus: 1", "feature:GPUs"),
             ("nodes", "critical", "large asks for memory: 10000000 MB", "memory: "),
-            ("site files", "critical", f"{tmp_path}/env.tar.gz is not there", "put it there"),
+            ("site files", "critical", f"{tmp_path}/env.tar.gz does not exist", "create it"),
             ("glidein knobs", "warning", "CLAIM_WORKLIFE = 1200", "remove CLAIM_WORKLIFE"),
         )
     with clinic.site({**entry("ward"), "colour": "red"}):
         clinic.finds(("site files", "critical", "clinic.yaml:2: entries.0.colour: unknown key", "correct"))
 
 
-def test_what_strangers_advertise(clinic):
+def test_doctor_reports_problems_in_other_machines_ads(clinic):
     old = '"$CondorVersion: 23.10.1 2024-10-01 $"'
     with clinic.advertised(CondorVersion=old, MyCurrentTime=str(int(time.time()) + 90)):
         clinic.finds(
@@ -310,23 +311,23 @@ def test_what_strangers_advertise(clinic):
         clinic.finds(("start", "critical", "START of other-1.0's lanes", "remove START"))
 
 
-def test_an_ad_that_comes_late_is_not_a_clock_that_is_behind():
+def test_late_ad_is_not_reported_as_slow_clock():
     def found(ahead: float) -> list[str]:
         ad = {"MyType": "Machine", "Name": "slot1@node", "LastHeardFrom": 1000, "MyCurrentTime": 1000 + ahead}
-        return [finding.found for finding in clocks(Facts(ads=(ad,)))]
+        return [finding.problem for finding in clocks(Facts(ads=(ad,)))]
 
     assert found(-10) == found(4) == []
     assert "25 s behind the collector's" in found(-25)[0] and "10 s ahead of" in found(10)[0]
 
 
-def test_a_clock_here_that_is_wrong(clinic):
+def test_doctor_reports_wrong_local_clock(clinic):
     library = next(fetched("libfaketime").root.glob("usr/lib/*/faketime/libfaketime.so.1"))
     wrong = {"LD_PRELOAD": str(library), "FAKETIME": "-20s", "PYTHONDONTWRITEBYTECODE": "1"}
     clinic.finds(("clocks", "warning", "the access point's clock is 2", "chronyc makestep"), environment=wrong)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
-def test_a_disk_that_is_full(clinic, tmp_path):
+def test_doctor_reports_full_disk(clinic, tmp_path):
     (tmp_path / "glide").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", tmp_path / "glide"], check=True)
     try:
@@ -338,7 +339,7 @@ def test_a_disk_that_is_full(clinic, tmp_path):
         subprocess.run(["umount", "-l", tmp_path / "glide"], check=True)
 
 
-def test_an_access_point_and_a_factory_that_hang_and_the_ghost_that_this_leaves(clinic):
+def test_doctor_reports_hanging_daemons_and_ghost_lanes(clinic):
     with clinic.configured(CLASSAD_LIFETIME="600"):
         clinic.finds()
         clinic.factory.process.send_signal(signal.SIGSTOP)
@@ -350,7 +351,7 @@ def test_an_access_point_and_a_factory_that_hang_and_the_ghost_that_this_leaves(
             assert_a_schedd_that_hangs_is_found(clinic)  # meanwhile the others' silence grows
             clinic.finds(
                 ("ghosts", "critical", "have been silent for", "glide factory run"),
-                ("factories", "critical", "has not got through a cycle for", "glide factory run again"),
+                ("factories", "critical", "has not completed a cycle for", "`glide factory run` again"),
             )
             assert name in clinic.lanes()
         finally:
@@ -366,7 +367,7 @@ def assert_a_schedd_that_hangs_is_found(clinic: Clinic) -> None:
         told = clinic.examine("--quick", "--timeout", "7")
     finally:
         schedd.send(signal.SIGCONT)
-    (found,) = (each for each in findings(told) if "not seen" not in each["found"])
+    (found,) = (each for each in findings(told) if "not checked" not in each["found"])
     assert told["level"] == found["level"] == "critical"
     assert "the schedd does not answer: no answer within 7 s" in found["found"]
     assert "condor_restart -schedd" in found["fix"]
@@ -375,7 +376,7 @@ def assert_a_schedd_that_hangs_is_found(clinic: Clinic) -> None:
     assert {"queue", "jobs", "rights", "factories"} <= blind and {"disks", "versions", "clocks", "site files"} <= seen
 
 
-def test_a_factory_that_has_stopped(clinic):
+def test_doctor_reports_stopped_factory(clinic):
     clinic.factory.stop()
     try:
         fix = f"glide factory run -c {clinic.factory.file}"
@@ -387,7 +388,7 @@ def test_a_factory_that_has_stopped(clinic):
     clinic.finds()
 
 
-def test_a_test_record_that_does_not_get_through_says_where_it_is_and_is_gone_even_when_interrupted(clinic):
+def test_doctor_explains_stuck_record_and_always_removes_it(clinic):
     broken = {**entry("broken", python="/nowhere/python"), "breaker": {"failures": 1, "backoff_seconds": 600}}
     with clinic.site(entry("closed"), broken):
         command("factory", "drain", "closed", environment=clinic.environment)
@@ -395,7 +396,7 @@ def test_a_test_record_that_does_not_get_through_says_where_it_is_and_is_gone_ev
         clinic.factory.says("read again")
         process = subprocess.Popen([sys.executable, "-m", "glide", "doctor"], env=clinic.environment)
         # Its job is one for which nobody's model is unloaded.
-        eventually(lambda: clinic.query(f"{Job.RUN} =!= undefined && {Job.MODEST}"), "its job waits")
+        eventually(lambda: clinic.query(f"{Job.RUN} =!= undefined && {Job.BEST_EFFORT}"), "its job waits")
         ended = f'{Job.ENTRY} == "broken" && JobStatus == {JobStatus.COMPLETED}'
         eventually(lambda: clinic.query(ended), "its glidein has failed")
         process.terminate()
@@ -412,7 +413,7 @@ def test_a_test_record_that_does_not_get_through_says_where_it_is_and_is_gone_ev
 
 
 @pytest.mark.parametrize("config", [None, "COLLECTOR_HOST = 127.0.0.1:1\nLOG = /tmp\n"])
-def test_where_there_is_no_pool_it_says_so_in_one_line(tmp_path, config):
+def test_doctor_without_pool_prints_one_line(tmp_path, config):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CONDOR", "_CONDOR"))}
     environment["GLIDE_HOME"] = str(tmp_path)
     if config:

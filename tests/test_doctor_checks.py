@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from glide.condor.bounded import Unseen, ask
+from glide.condor.bounded import NoReply, ask
 from glide.condor.configuration import Configuration
 from glide.condor.knobs import protected
-from glide.condor.rights import Right
+from glide.condor.rights import Authorization
 from glide.config import SiteFile
 from glide.doctor.checks import CHECKS, judge
-from glide.doctor.facts import Disk, EventLog, Facts, Folder, Node, Programs, Site, Token, Trial
+from glide.doctor.facts import Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token, TrialOutcome
 from glide.doctor.finding import Level, worst
-from glide.doctor.trial import TEMPLATE, stuck
+from glide.doctor.trial import TEMPLATE, why_stuck
 from glide.errors import CondorError
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
-from glide.report.reasons import View
+from glide.report.reasons import QueueView
 from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
 
@@ -58,7 +58,7 @@ LOGIN = {"host": "there", "user": "me", "schedd": "ap"}
 
 def away(**place: Any) -> tuple[Site, ...]:
     """The site, with its glideins in another pool's queue."""
-    return (Site("s.yaml", View(site(**place))),)
+    return (Site("s.yaml", QueueView(site(**place))),)
 
 
 def waiting(template: str) -> Glidein:
@@ -68,13 +68,15 @@ def waiting(template: str) -> Glidein:
 def healthy(**changes: Any) -> Facts:
     """Everything just within its limits."""
     facts = Facts(
-        now=NOW, programs=Programs(VERSION.format("25.8.2")), sites=(Site("s.yaml", View(site()), cycle_age=29.0),),
-        folders=(Folder("/home", 0o700), Folder("/token", 0o400)), tokens=(Token("/t", 7 * 86400.0), Token("/u")),
+        now=NOW, programs=Programs(VERSION.format("25.8.2")),
+        sites=(Site("s.yaml", QueueView(site()), cycle_age=29.0),),
+        folders=(PrivatePath("/home", 0o700), PrivatePath("/token", 0o400)),
+        tokens=(Token("/t", 7 * 86400.0), Token("/u")),
         disks=(Disk("/home", "GLIDE_HOME", 10**9, 10**12),), ads=(LANE,), negotiator=Configuration(QUICK),
-        schedd=Configuration(STARTING), event_log=EventLog("/log", True),
-        rights=(Right("we", "Schedd", "WRITE", True),),
-        clock=-5.0, jobs=(JOB,), nodes={"here": (Node(1, 2048),)}, snapshot=Snapshot((RUNNING,), now=NOW),
-        trial=Trial(3.0),
+        schedd=Configuration(STARTING), event_log=EventLogState("/log", True),
+        rights=(Authorization("we", "Schedd", "WRITE", True),),
+        clock=-5.0, jobs=(JOB,), nodes={"here": (SlotOffer(1, 2048),)}, snapshot=Snapshot((RUNNING,), now=NOW),
+        trial=TrialOutcome(3.0),
     )  # fmt: skip
     return replace(facts, **changes)
 
@@ -82,18 +84,18 @@ def healthy(**changes: Any) -> Facts:
 def found(facts: Facts) -> list[str]:
     """Check, level, and what was found, of everything that was."""
     return [
-        f"{verdict.check} {finding.level.name.lower()} {finding.found} -> {finding.fix}"
+        f"{verdict.check} {finding.level.name.lower()} {finding.problem} -> {finding.fix}"
         for verdict in judge(facts)
         for finding in verdict.findings
     ]
 
 
-def test_either_list_of_the_access_point_protects_jobs():
+def test_immutable_job_attributes_count_as_protected():
     kept = {"PROTECTED_JOB_ATTRS": "", "IMMUTABLE_JOB_ATTRS": protected().upper().replace(", ", " ")}
     assert found(healthy(schedd=Configuration(STARTING | kept))) == []
 
 
-def test_nothing_is_found_where_everything_is_just_within_its_limits():
+def test_values_within_limits_cause_no_finding():
     assert found(healthy()) == [] and worst(judge(healthy())) == Level.OK
 
 
@@ -102,16 +104,18 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
     [
         *(({"negotiator": Configuration(QUICK | {name: QUICK[name] + 1})}, f"matching warning {name} = ")
           for name in ("NEGOTIATOR_INTERVAL", "NEGOTIATOR_CYCLE_DELAY", "NEGOTIATOR_MIN_INTERVAL")),
-        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_UPDATE_INTERVAL": 60})}, "taken for dead"),
-        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_INTERVAL": 60}, asked=False)}, "does not tell its own"),
+        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_UPDATE_INTERVAL": 60})}, "takes the negotiator for dead"),
+        ({"negotiator": Configuration(QUICK | {"NEGOTIATOR_INTERVAL": 60}, from_daemon=False)},
+         "does not report its own"),
         *(({"schedd": Configuration(STARTING | {name: STARTING[name] + 1})}, f"queue warning {name} = ")
           for name in ("SCHEDD_INTERVAL", "SCHEDD_MIN_INTERVAL")),
-        ({"schedd": Configuration(STARTING | {"JOB_START_COUNT": 14})}, "14 jobs start a second"),
-        ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 5})}, "queue warning MAX_JOBS_RUNNING = 5: of 6"),
+        ({"schedd": Configuration(STARTING | {"JOB_START_COUNT": 14})}, "14 jobs start per second"),
+        ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 5})},
+         "queue warning MAX_JOBS_RUNNING = 5: too low for 6"),
         ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 0})}, "queue critical MAX_JOBS_RUNNING = 0"),
-        ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})}, "PER_USER = 3: of 4"),
-        ({"schedd": Configuration(STARTING | {"USE_PROCD": False})}, "half as many jobs a second"),
-        ({"schedd": Configuration({**STARTING, "GUIDANCE_KEEP_CALM_AND": ""})}, "five seconds per job"),
+        ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})}, "PER_USER = 3: too low for 4"),
+        ({"schedd": Configuration(STARTING | {"USE_PROCD": False})}, "half as many jobs start per second"),
+        ({"schedd": Configuration({**STARTING, "GUIDANCE_KEEP_CALM_AND": ""})}, "lose five seconds to a race"),
         ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": ""})},
          "protection critical nodes can change LimitDirectoryAccess, Iwd"),
         ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": protected().replace(" Cmd,", "")})},
@@ -119,10 +123,10 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": "", "LIMIT_DIRECTORY_ACCESS": "/scratch"})},
          "protection critical nodes can change UserLog, Cmd"),
         ({"jobs": ({**JOB, "LimitDirectoryAccess": ""},)}, "jobs critical 1 invocation job (1.0) let their node read"),
-        ({"jobs": ({**JOB, "WantRemoteUpdates": True},)}, "jobs critical 1 invocation job (1.0) let whatever runs"),
-        ({"sites": (Site("s.yaml", View(site(knobs={"GLIDE_RUNS": "True"}))),)}, "and not tickets alone"),
+        ({"jobs": ({**JOB, "WantRemoteUpdates": True},)}, "jobs critical 1 invocation job (1.0) let any program"),
+        ({"sites": (Site("s.yaml", QueueView(site(knobs={"GLIDE_RUNS": "True"}))),)}, "not only glide's own client"),
         ({"embedded": True}, "CONDOR_FSYNC = True"),
-        ({"event_log": EventLog("/log", False)}, "losses warning EVENT_LOG /log cannot be read"),
+        ({"event_log": EventLogState("/log", False)}, "losses warning EVENT_LOG /log cannot be read"),
         ({"programs": Programs(VERSION.format("25.8.1"))}, "versions critical the bindings are 25.8.1"),
         ({"programs": Programs(VERSION.format("25.8.2"), "0.5")}, "pip uninstall classad"),
         ({"programs": Programs(VERSION.format("27.0.0")),
@@ -137,24 +141,25 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
         ({"ads": ({**LANE, "LastHeardFrom": NOW - 36, "MyCurrentTime": NOW - 36},), "snapshot": Snapshot(now=NOW)},
          "ghosts critical the lanes of here-1.0 have been silent for 31 s"),
         ({"clock": 5.5}, "the access point's clock is 6 s ahead of this machine's"),
-        ({"folders": (Folder("/home", 0o710),)}, "secrets critical /home has mode 710"),
-        ({"folders": (Folder("/home", 0o700, mine=False),)}, "belongs to another account -> chown"),
+        ({"folders": (PrivatePath("/home", 0o710),)}, "secrets critical /home has mode 710"),
+        ({"folders": (PrivatePath("/home", 0o700, mine=False),)}, "belongs to another account -> chown"),
         ({"tokens": (Token("/t/mine", 7 * 86400.0 - 1),)}, "tokens warning this account's token, /t/mine, expires"),
         ({"tokens": (Token("/t/mine", 0.0),)}, "tokens critical"),
         *(({"tokens": (Token("/t", 86399.0, "here", name),), "snapshot": Snapshot((RUNNING, waiting(template)))},
            "the token of here's waiting glideins") for name, template in (("blank", ""), ("D" * 16, "D" * 40))),
-        ({"rights": (Right("we", "Schedd", "WRITE", False),)}, "rights critical the access point does not grant"),
+        ({"rights": (Authorization("we", "Schedd", "WRITE", False),)},
+         "rights critical the access point does not grant"),
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**9 - 1, 10**12),)}, "disks warning"),
         ({"disks": (Disk("/home", "GLIDE_HOME", 10**8 - 1, 10**12),)}, "disks critical"),
-        ({"jobs": ({**JOB, "JobLeaseDuration": 2400},)}, "jobs warning 1 invocation job (1.0) have a lease"),
+        ({"jobs": ({**JOB, "JobLeaseDuration": 2400},)}, "jobs warning 1 invocation job (1.0) have a job lease"),
         ({"jobs": ({**JOB, "JobStatus": JobStatus.HELD, "HoldReason": "no\x1b[2J"},)}, "held jobs warning"),
-        ({"nodes": {"here": (Node(1, 2047),)}}, "nodes critical here asks for memory: 2048 MB"),
+        ({"nodes": {"here": (SlotOffer(1, 2047),)}}, "nodes critical here asks for memory: 2048 MB"),
         ({"nodes": {"here": ()}}, "nodes critical the pool of here has no machine"),
-        ({"nodes": {"here": (Node(0, 4096), Node(1, 100))}}, "in one"),
-        ({"sites": (Site("s.yaml", View(site()), cycle_age=31.0),)}, "has not got through a cycle for 31 s"),
-        ({"sites": (Site("s.yaml", View(site(), running=False)),)}, "factories warning no factory runs for s"),
-        ({"sites": (Site("s.yaml", View(site()), troubles=("refused",)),)}, "did not act: refused"),
-        ({"sites": (Site("s.yaml", View(site(knobs={"CLAIM_WORKLIFE": "1200"}))),)}, "glidein knobs warning"),
+        ({"nodes": {"here": (SlotOffer(0, 4096), SlotOffer(1, 100))}}, "on one machine"),
+        ({"sites": (Site("s.yaml", QueueView(site()), cycle_age=31.0),)}, "has not completed a cycle for 31 s"),
+        ({"sites": (Site("s.yaml", QueueView(site(), running=False)),)}, "factories warning no factory runs for s"),
+        ({"sites": (Site("s.yaml", QueueView(site()), troubles=("refused",)),)}, "did not act: refused"),
+        ({"sites": (Site("s.yaml", QueueView(site(knobs={"CLAIM_WORKLIFE": "1200"}))),)}, "glidein knobs warning"),
         ({"snapshot": Snapshot((replace(RUNNING, status=JobStatus.HELD, hold_reason="why"),))}, "is held: why"),
         ({"snapshot": Snapshot((RUNNING,), (Lane("here-1.0", "here", "T", "m", State.FAILED, False, "why"),))},
          "glideins warning m could not be loaded on here-1.0: why"),
@@ -164,53 +169,56 @@ def test_nothing_is_found_where_everything_is_just_within_its_limits():
             (away(pool={"collector": "b"}),
              "condor_release -pool b -name $(condor_status -pool b -schedd -af Name) 1.0"),
             (away(ssh=LOGIN), "on me@there (ap): condor_release -name ap 1.0"))),
-        *(({"sites": elsewhere, "snapshot": Snapshot((RUNNING,), blind={"here": "no"})}, f"correct the `{key}` of here")
+        *(({"sites": elsewhere, "snapshot": Snapshot((RUNNING,), unavailable_entries={"here": "no"})},
+           f"correct the `{key}` of here")
           for elsewhere, key in ((away(pool=POOL), "pool"), (away(ssh=LOGIN), "ssh"))),
         ({"sites": away(ssh=LOGIN), "nodes": {"here": ()}}, "or correct the `ssh` of here"),
-        ({"trial": Trial(120.0, "queued", coming=True)}, "trial warning"),
-        ({"trial": Trial(120.0, "nobody")}, "trial critical a test record did not come back in 120 s: nobody"),
+        ({"trial": TrialOutcome(120.0, "queued", in_progress=True)}, "trial warning"),
+        ({"trial": TrialOutcome(120.0, "nobody")}, "trial critical a test record did not come back in 120 s: nobody"),
     ],
 )  # fmt: skip
-def test_one_step_beyond_a_limit_is_found_and_nothing_else(changes, words):
+def test_value_beyond_limit_causes_exactly_one_finding(changes, words):
     (told,) = found(healthy(**changes))
     assert words in told and "\x1b" not in told
 
 
 @pytest.mark.parametrize("place", [{"pool": POOL}, {"ssh": LOGIN}])
-def test_glideins_in_another_queue_are_no_jobs_of_this_access_point(place):
+def test_remote_glideins_do_not_count_toward_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_tokens_of_glideins_that_do_not_wait_may_expire():
+def test_expiring_token_without_waiting_glidein_is_ignored():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 
-def test_a_full_pool_is_a_warning_and_one_that_cannot_take_the_record_is_not():
+def test_full_pool_is_warning_but_impossible_placement_critical():
     """The trial's job waits, and the entry has its two glideins."""
-    demand = Demand(TEMPLATE.digest, TEMPLATE.model, "r", "", 1, 0, 1, TEMPLATE, 1, modest=True)
-    others = replace(demand, template="T", run="other", modest=False)
+    demand = Demand(TEMPLATE.digest, TEMPLATE.model, "r", "", 1, 0, 1, TEMPLATE, 1, best_effort=True)
+    others = replace(demand, template="T", run="other", best_effort=False)
     busy = tuple(replace(RUNNING, proc=proc) for proc in range(2))
     lanes = tuple(Lane(each.glide_id, "here", "T", "m", State.WARM, True) for each in busy)
     for claimed in (True, False):  # idle models are not unloaded for it
         there = tuple(replace(lane, claimed=claimed) for lane in lanes)
-        told = stuck("r", Snapshot(busy, there, (others, demand) if claimed else (demand,)), [View(site())], 9.0)
-        assert told.coming and told.stuck.startswith("full just now: no glidein for glide-doctor: no entry has room")
+        demands = (others, demand) if claimed else (demand,)
+        told = why_stuck("r", Snapshot(busy, there, demands), [QueueView(site())], 9.0)
+        assert told.in_progress
+        assert told.stuck.startswith("full just now: no glidein for glide-doctor: no entry has room")
         assert " warning " in found(healthy(trial=told))[0]
     moved = tuple(replace(lane, template=TEMPLATE.digest, state=State.LOADING) for lane in lanes)
-    assert stuck("r", Snapshot(busy, moved, (demand,)), [View(site())], 9.0).coming
+    assert why_stuck("r", Snapshot(busy, moved, (demand,)), [QueueView(site())], 9.0).in_progress
     for snapshot, view in (
-        (Snapshot((), (), (demand,)), View(site(), frozenset({"here"}))),
-        (Snapshot((), (), (demand,)), View(site(max_glideins=0))),
-        (Snapshot(busy, lanes, (demand,)), View(site(), running=False)),
-        (Snapshot(busy, tuple(replace(lane, state=State.FAILED) for lane in lanes), (demand,)), View(site())),
+        (Snapshot((), (), (demand,)), QueueView(site(), frozenset({"here"}))),
+        (Snapshot((), (), (demand,)), QueueView(site(max_glideins=0))),
+        (Snapshot(busy, lanes, (demand,)), QueueView(site(), running=False)),
+        (Snapshot(busy, tuple(replace(lane, state=State.FAILED) for lane in lanes), (demand,)), QueueView(site())),
     ):
-        told = stuck("r", snapshot, [view], 9.0)
-        assert not told.coming and " critical " in found(healthy(trial=told))[0], told
+        told = why_stuck("r", snapshot, [view], 9.0)
+        assert not told.in_progress and " critical " in found(healthy(trial=told))[0], told
 
 
-def test_an_ad_that_breaks_a_check_breaks_no_other():
+def test_ad_breaking_one_check_leaves_others_working():
     odd = healthy(jobs=({**JOB, "JobLeaseDuration": "x"},), clock=6.0)
-    unseen = {verdict.check: verdict.unseen for verdict in judge(odd) if verdict.unseen}
+    unseen = {verdict.check: verdict.unavailable for verdict in judge(odd) if verdict.unavailable}
     assert list(unseen) == ["jobs"] and unseen["jobs"].startswith("an error in glide: TypeError: ")
     assert [line.split()[0] for line in found(odd)] == ["clocks"] and worst(judge(odd)) == Level.WARNING
 
@@ -219,28 +227,28 @@ def test_an_ad_that_breaks_a_check_breaks_no_other():
     ("seconds", "told"),
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (90, "1 min 30 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")],
 )
-def test_seconds_for_people(seconds, told):
+def test_duration_shows_two_largest_units(seconds, told):
     assert duration(seconds) == told
 
 
-def test_models_that_run_on_the_cpu_although_their_entry_asks_for_a_gpu():
-    asking = (Site("s.yaml", View(site(request={"gpus": 1}))),)
+def test_model_on_cpu_despite_gpu_request_is_reported():
+    asking = (Site("s.yaml", QueueView(site(request={"gpus": 1}))),)
     lane = {**LANE, Machine.BATCHING: "static"}
-    nodes = {"here": (Node(1, 2048, 1),)}
+    nodes = {"here": (SlotOffer(1, 2048, 1),)}
     (told,) = found(healthy(sites=asking, ads=(lane,), nodes=nodes))
     assert "GPUs critical here-1.0 asked for a GPU" in told
     assert found(healthy(sites=asking, ads=({**lane, Machine.GPU_NAME: "H200"},), nodes=nodes)) == []
     assert "gpus: 1, and no machine" in found(healthy(sites=asking))[0]
 
 
-def test_what_was_not_seen_is_said_by_the_checks_that_need_it_and_breaks_no_other():
+def test_missing_facts_are_reported_by_checks_needing_them():
     for name in ("jobs", "snapshot", "rights", "trial"):
-        verdicts = judge(healthy(unseen={name: "it hides"}))
-        assert [verdict.unseen for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]
+        verdicts = judge(healthy(unavailable={name: "it hides"}))
+        assert [verdict.unavailable for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]
         assert worst(verdicts) == Level.WARNING
 
 
-def test_questions_that_hang_die_or_fail_cost_the_others_nothing():
+def test_failed_questions_do_not_affect_other_answers():
     def hang() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         time.sleep(3600)
@@ -250,6 +258,6 @@ def test_questions_that_hang_die_or_fail_cost_the_others_nothing():
 
     questions = {"answer": lambda: 42, "hang": hang, "die": lambda: os.kill(os.getpid(), 9), "refuse": refuse}
     answers = ask(questions, 2.0)
-    assert answers["answer"] == 42 and answers["hang"] == Unseen("no answer within 2 s")
-    assert answers["refuse"] == Unseen("no") and isinstance(answers["die"], Unseen)
-    assert isinstance(ask({"mistake": lambda: 1 // 0}, 2.0)["mistake"], Unseen)
+    assert answers["answer"] == 42 and answers["hang"] == NoReply("no answer within 2 s")
+    assert answers["refuse"] == NoReply("no") and isinstance(answers["die"], NoReply)
+    assert isinstance(ask({"mistake": lambda: 1 // 0}, 2.0)["mistake"], NoReply)

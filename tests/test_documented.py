@@ -32,7 +32,7 @@ def alone(tmp_path, monkeypatch):
     assert not left
 
 
-def test_the_example_runs_as_a_script(alone, tmp_path):
+def test_readme_example_runs_as_script(alone, tmp_path):
     (tmp_path / "example.py").write_text(EXAMPLE)
     done = subprocess.run(
         [sys.executable, tmp_path / "example.py"], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
@@ -43,7 +43,7 @@ def test_the_example_runs_as_a_script(alone, tmp_path):
 
 
 @pytest.mark.soak  # the script above runs the same lines
-def test_the_example_runs_in_a_notebook_and_so_does_a_second_session_of_it(alone):
+def test_readme_example_runs_twice_in_notebook(alone):
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(ROOT), env=dict(os.environ))
     try:
         head, tail = EXAMPLE.split("with glide.Session")
@@ -69,7 +69,7 @@ def _printed(client, cell: str) -> str:
     return "".join(texts)
 
 
-def test_the_papers_program_runs_with_another_import(factory):
+def test_paper_program_runs_with_changed_import(factory):
     workflows = ROOT / "workflows" / "stickyinvoc"
     before, after = ((workflows / name).read_text().splitlines() for name in ("before.py", "after.py"))
     assert [(one, other) for one, other in zip(before, after, strict=True) if one != other] == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glide.condor import AccessPoint
-from glide.invoke.carriers import Carriers, Run
+from glide.invoke.jobs import RunJobs, RunSpec
 from glide.sweep.calls import Calls
 from glide.sweep.driver import Driver
 from glide.template import Template
@@ -15,17 +15,17 @@ from tests.conftest import eventually
 
 @pytest.mark.pool
 @pytest.mark.parametrize("full", [False, True])
-def test_new_calls_are_worth_a_look_at_once_unless_the_lanes_have_work(pool, tmp_path, full):
+def test_new_call_wakes_driver_unless_lanes_are_full(pool, tmp_path, full):
     calls = Calls(Template("m", "noop"), 1)
-    waiting = Driver(calls, Carriers(Run("waiting", calls.template, tmp_path, 1), AccessPoint()))
-    waiting.full = full
+    waiting = Driver(calls, RunJobs(RunSpec("waiting", calls.template, tmp_path, 1), AccessPoint()))
+    waiting.lanes_full = full
     calls.add({"prompt": ""})
     waiting._wait()
-    assert calls.fresh.is_set() == full  # it was for that, or it is still to be seen
+    assert calls.new_work.is_set() == full  # it was for that, or it is still to be seen
 
 
 @pytest.mark.pool
-def test_a_stopped_sweep_says_how_to_go_on_and_computes_nothing_again(factory, access_point, sweep):
+def test_stopped_sweep_resumes_without_recomputation(factory, access_point, sweep):
     records = [{"custom_id": f"r{each}", "text": f"text {each}"} for each in range(200)]
     model = {"name": "stopped", "engine": "noop", "options": {"record_seconds": 0.05}}
     process = sweep.write(records, model=model, name="stopped", pack=20).start()

@@ -53,7 +53,7 @@ def _is_text(call: ast.Call, words: dict[str | None, ast.expr], last: str, metho
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_every_text_names_its_encoding(path):
+def test_every_text_operation_names_its_encoding(path):
     found = [f"{path}:{call.lineno}: {ast.unparse(call)}" for call in without_encoding(path.read_text("utf-8"))]
     assert not found, "\n".join(found)
 
@@ -68,12 +68,12 @@ def test_every_text_names_its_encoding(path):
         ("NamedTemporaryFile('w')", 1), ("NamedTemporaryFile()", 0), ("TextIOWrapper(pipe)", 1),
     ],
 )  # fmt: skip
-def test_guard_finds_texts_without_encoding(source, count):
+def test_guard_finds_calls_without_encoding(source, count):
     assert len(list(without_encoding(source))) == count
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {}], ids=["C", ""])
-def test_locale_changes_nothing_about_a_sweep(tmp_path, locale):
+def test_locale_does_not_affect_sweep(tmp_path, locale):
     (tmp_path / "r.jsonl").write_text('{"custom_id": "größe", "text": "日本"}\n', "utf-8")
     sweep = 'name: s\nmodel: {name: m, engine: noop}\nrecords: r.jsonl\nprompts: {"plain": "Übersetze: {text}{oh}"}\n'
     (tmp_path / "s.yaml").write_text(sweep, "utf-8")

@@ -74,7 +74,7 @@ def results_so_far(sweep: SweepFolder) -> int:
 
 
 @pytest.mark.models
-def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: SweepFolder):
+def test_sweep_texts_match_plain_transformers_for_odd_input(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
     tiny_llama(model, context=4096)
     records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]
@@ -93,7 +93,7 @@ def test_texts_equal_plain_transformers_greedy_for_odd_input(factory, sweep: Swe
         assert all(result["error"] is None and result["glidein"].startswith("here-") for result in results)
 
 
-def test_a_model_at_an_address_is_fetched_once_for_a_host(factory, pool, sweep: SweepFolder):
+def test_model_at_url_is_fetched_once_per_host(factory, pool, sweep: SweepFolder):
     model = sweep.folder / "model"
     model.mkdir()
     for name, size in (("config.json", 300), ("model.safetensors", 3_000_000)):
@@ -114,7 +114,7 @@ def test_a_model_at_an_address_is_fetched_once_for_a_host(factory, pool, sweep: 
     assert [result["text"] for result in sweep.results()] == [record["text"] for record in noop_records(48)]
 
 
-def test_an_address_without_a_model_is_one_line_before_anything_is_submitted(sweep: SweepFolder, tmp_path):
+def test_url_without_model_fails_before_submission(sweep: SweepFolder, tmp_path):
     with origin(tmp_path) as source:
         sweep.write(noop_records(2), model={"name": "gone", "engine": "noop", "path": source.url})
         done = sweep.run()
@@ -123,7 +123,7 @@ def test_an_address_without_a_model_is_one_line_before_anything_is_submitted(swe
     assert "sweep.yaml:" in line and source.url in line and "glide template files" in line
 
 
-def test_status_shows_the_way_to_warm(factory, pool, sweep: SweepFolder):
+def test_condor_status_shows_loading_before_warm(factory, pool, sweep: SweepFolder):
     sweep.write(noop_records(4), model={"name": "slow", "engine": "noop", "options": {"load_seconds": 4}})
     process = sweep.start()
     seen: set[str] = set()
@@ -138,7 +138,7 @@ def test_status_shows_the_way_to_warm(factory, pool, sweep: SweepFolder):
     assert State.LOADING in seen
 
 
-def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory, access_point):
+def test_status_explains_idle_job_for_unserved_model(factory, access_point):
     job = 'executable = /bin/true\nMy.GlideModel = "ghost-model"\nMy.GlideTemplate = "0123"\n'
     job += "requirements = TARGET.GlideTemplate =?= MY.GlideTemplate\nqueue 1\n"
     cluster = access_point.submit(job)
@@ -150,13 +150,13 @@ def test_a_job_for_a_model_nobody_serves_stays_idle_and_status_says_why(factory,
 
         (demand,) = eventually(mine, "status shows the job")
         assert demand["idle"] == 1
-        assert "nobody serves ghost-model" in demand["why_idle"]
+        assert "no glidein has ghost-model" in demand["why_idle"]
         assert access_point.jobs(f"ClusterId == {cluster}", ["JobStatus"])[0]["JobStatus"] == JobStatus.IDLE
     finally:
         access_point.remove(f"ClusterId == {cluster}", "test over")
 
 
-def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder):
+def test_unloadable_template_stops_sweep_with_reason(factory, sweep: SweepFolder):
     model = {"name": "corrupt", "engine": "noop", "options": {"crash_in": "Loading"}}
     process = sweep.write(noop_records(3), model=model).start()
 
@@ -170,7 +170,7 @@ def test_a_template_that_cannot_load_stops_the_sweep_with_the_reason(factory, sw
     assert "corrupt cannot be loaded on here-" in errors and "SIGSEGV" in errors
 
 
-def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason(factory, sweep: SweepFolder):
+def test_missing_model_folder_stops_sweep_with_reason(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
     model.mkdir()
     (model / "weights").write_text("of a model")
@@ -180,10 +180,10 @@ def test_a_model_folder_that_is_gone_on_the_node_stops_the_sweep_with_the_reason
     shutil.rmtree(model)
     _, errors = process.communicate()
     assert process.returncode == Exit.FAILED
-    assert "is in no such folder on this node: the access point says 404 Not Found" in errors
+    assert "is not in that folder on this node: the access point answered 404 Not Found" in errors
 
 
-def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal(factory, pool, sweep: SweepFolder):
+def test_sweep_reports_signal_that_kills_loading_engine(factory, pool, sweep: SweepFolder):
     sweep.write(noop_records(3), model={"name": "killed", "engine": "noop", "options": {"load_seconds": 600}})
     others = {engine.pid for engine in engines(pool)}
     process = sweep.start()
@@ -197,7 +197,7 @@ def test_an_engine_that_is_killed_while_it_loads_stops_the_sweep_with_the_signal
     assert "signal 9" in errors and "memory" in errors
 
 
-def test_wrong_input_is_said_with_its_line_and_nothing_is_submitted(pool, access_point, sweep: SweepFolder):
+def test_wrong_input_is_reported_before_submission(pool, access_point, sweep: SweepFolder):
     sweep.write(noop_records(2), prompts={"plain": "{text}", "typo": "{txet}"})
     (sweep.folder / "records.jsonl").write_text(
         '{"custom_id": "a", "text": "x"}\n{"custom_id": "a", "text": "y"}\nnot json\n{"text": "no id"}\n'
@@ -213,7 +213,7 @@ def test_wrong_input_is_said_with_its_line_and_nothing_is_submitted(pool, access
     assert access_point.jobs(f"substr(GlideRun, 0, size({run})) == {run}", ["ClusterId"]) == []
 
 
-def test_every_record_comes_once_when_a_glideins_master_is_killed(factory, pool, sweep: SweepFolder):
+def test_killed_glidein_master_neither_loses_nor_repeats_records(factory, pool, sweep: SweepFolder):
     count = 600
     model = {"name": "doomed", "engine": "noop", "options": {"record_seconds": 0.02}}
     process = sweep.write(noop_records(count), model=model, glideins=2).start()
@@ -226,7 +226,7 @@ def test_every_record_comes_once_when_a_glideins_master_is_killed(factory, pool,
     assert all(result["text"] == f"text {result['custom_id'][1:]}" for result in results)
 
 
-def test_a_sweep_whose_driver_was_killed_goes_on_where_it_was(factory, sweep: SweepFolder):
+def test_sweep_resumes_after_killed_driver(factory, sweep: SweepFolder):
     model = {"name": "resumed", "engine": "noop", "options": {"record_seconds": 0.02}}
     sweep.write(noop_records(400), model=model)
     process = sweep.start()
@@ -241,7 +241,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_where_it_was(factory, sweep: Sw
     assert sweep.summary["recomputed"] == 0
 
 
-def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFolder, collector):
+def test_handwritten_job_file_is_served_and_gathered(factory, sweep: SweepFolder, collector):
     # A warm lane first: a hand-written job names the digest that condor_status shows.
     keeper = sweep.write(noop_records(2), model={"name": "shared", "engine": "noop"}).start()
     assert keeper.wait() == Exit.OK
@@ -259,7 +259,7 @@ def test_a_hand_written_job_file_is_served_and_gathered(factory, sweep: SweepFol
     assert again.returncode == Exit.INPUT and "gathered already" in again.stderr
 
 
-def test_what_a_running_job_has_finished_is_here_before_its_node_is_killed(factory, pool, sweep: SweepFolder):
+def test_streamed_results_survive_killed_node(factory, pool, sweep: SweepFolder):
     count = 600
     model = {"name": "streamed", "engine": "noop", "options": {"record_seconds": 0.02}}
     process = sweep.write(noop_records(count), model=model, pack=count).start()

@@ -25,10 +25,10 @@ from glide.bench.origin import origin
 from glide.condor import AccessPoint, Collector, install
 from glide.condor.access_point import quoted
 from glide.errors import InputError
-from glide.files import Cache, NoRoom, Tree
+from glide.files import Cache, CacheFull, Tree
 from glide.files.environment import SANDBOX, environment
 from glide.files.tree import CHUNK
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 from glide.template.spec import files_of
 from glide.vocabulary import Machine, State
 from tests.apptainer import program_folder
@@ -61,8 +61,8 @@ def pack(folder: Path, archive: Path, name: str = ".") -> Path:
     return archive
 
 
-def in_environment(parcel: Parcel, **options: Any) -> Template:
-    return Template("there", "noop", options=options, environment=parcel)
+def in_environment(file_set: FileSet, **options: Any) -> Template:
+    return Template("there", "noop", options=options, environment=file_set)
 
 
 def variable(process: int, name: str) -> str:
@@ -73,7 +73,7 @@ def variable(process: int, name: str) -> str:
 # ---- as users name it ----------------------------------------------------------------------------
 
 
-def test_it_is_known_by_what_is_in_it(packed, venv, tmp_path):
+def test_environment_digest_depends_on_archive_contents(packed, venv, tmp_path):
     first = in_environment(environment(packed.name, packed.parent))
     (tmp_path / packed.name).symlink_to(packed)
     assert in_environment(environment(str(tmp_path / packed.name), Path())).digest == first.digest
@@ -81,7 +81,7 @@ def test_it_is_known_by_what_is_in_it(packed, venv, tmp_path):
     assert Template.from_json(first.to_json()) == first
 
 
-def test_what_is_none_is_refused_before_anything_is_submitted(tmp_path):
+def test_invalid_environment_is_refused_before_submission(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "torn.tar.gz").write_bytes(b"no archive")
     (tmp_path / "env.zip").write_bytes(b"PK")
@@ -96,23 +96,23 @@ def test_what_is_none_is_refused_before_anything_is_submitted(tmp_path):
         glide.sticky(environment=str(tmp_path / "missing.tar.gz"))(lambda: {})().template("ada@here")
 
 
-def test_what_only_nodes_have_is_not_looked_for_here():
+def test_node_only_environments_are_accepted_unchecked():
     for name in ("/cvmfs/software.example/envs/llm", "/cvmfs/images.example/llm.sif", "docker://example/llm:1"):
-        assert environment(name, Path()) == Parcel(name)
+        assert environment(name, Path()) == FileSet(name)
 
 
 # ---- on a node -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [".", "env"])
-def test_an_archive_is_unpacked_once_per_host(start, venv, tmp_path, name):
-    parcel = environment(str(pack(venv, tmp_path / "env.tar.gz", name)), Path())
-    servers = [start(in_environment(parcel), {"cache": str(tmp_path / "cache")}) for _ in range(3)]
+def test_environment_archive_is_unpacked_once_per_host(start, venv, tmp_path, name):
+    file_set = environment(str(pack(venv, tmp_path / "env.tar.gz", name)), Path())
+    servers = [start(in_environment(file_set), {"cache": str(tmp_path / "cache")}) for _ in range(3)]
     for server in servers:
         server.reached(State.WARM)
     (folder,) = (tmp_path / "cache" / "trees").glob("*.files")
     first = (folder / ".glide-bytes").stat()
-    servers.append(start(in_environment(parcel), {"cache": str(tmp_path / "cache")}))
+    servers.append(start(in_environment(file_set), {"cache": str(tmp_path / "cache")}))
     servers[-1].reached(State.WARM)
     assert (folder / ".glide-bytes").stat() == first
     assert {variable(server.engine, "VIRTUAL_ENV") for server in servers} == {str((folder / name).resolve())}
@@ -120,28 +120,28 @@ def test_an_archive_is_unpacked_once_per_host(start, venv, tmp_path, name):
     assert [server.call(records).results()[0]["text"] for server in servers] == ["text"] * 4
 
 
-def test_a_folder_that_is_there_is_used_as_it_is(start, venv, tmp_path):
+def test_existing_environment_folder_is_used_directly(start, venv, tmp_path):
     server = start(in_environment(environment(str(venv), Path())), {"cache": str(tmp_path / "cache")})
     server.reached(State.WARM)
     assert variable(server.engine, "VIRTUAL_ENV") == str(venv)
     assert not list((tmp_path / "cache" / "trees").iterdir())
 
 
-def test_a_folder_or_a_container_runtime_that_a_node_lacks_is_the_reason_of_a_failure(start, tmp_path, monkeypatch):
-    assert "/nowhere/env has no bin/python" in failure(start(in_environment(Parcel("/nowhere/env"))))
+def test_missing_environment_or_container_runtime_is_failure_reason(start, tmp_path, monkeypatch):
+    assert "/nowhere/env has no bin/python" in failure(start(in_environment(FileSet("/nowhere/env"))))
     monkeypatch.setenv("PATH", str(tmp_path))
-    reason = failure(start(in_environment(Parcel("docker://example/llm:1"))))
+    reason = failure(start(in_environment(FileSet("docker://example/llm:1"))))
     assert reason == "no apptainer or singularity on this node's PATH, which docker://example/llm:1 needs"
 
 
-def test_it_is_fetched_beside_the_models_files(start, packed, tmp_path):
+def test_environment_is_fetched_with_model_files(start, packed, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(random.Random(1).randbytes(CHUNK))
     with origin(model) as web, origin(packed.parent) as archive:
         files = files_of(packed, packed.parent)
         template = replace(
-            Template.of_folder("there", "noop", model, {}), path=web.url, environment=Parcel(archive.url, files)
+            Template.of_folder("there", "noop", model, {}), path=web.url, environment=FileSet(archive.url, files)
         )
         server = start(template, {"cache": str(tmp_path / "cache")})
         server.reached(State.WARM)
@@ -149,7 +149,7 @@ def test_it_is_fetched_beside_the_models_files(start, packed, tmp_path):
     assert "there's environment: " in server.log.read_text() and "there's files: 4 MB" in server.log.read_text()
 
 
-def test_what_cannot_be_unpacked_is_the_reason_of_a_failure_and_leaves_nothing(start, packed, tmp_path):
+def test_corrupt_archive_is_failure_reason_and_leaves_nothing(start, packed, tmp_path):
     torn = tmp_path / "torn.tar.gz"
     torn.write_bytes(packed.read_bytes()[:-2000])
     reason = failure(start(in_environment(environment(str(torn), Path())), {"cache": str(tmp_path / "cache")}))
@@ -157,14 +157,14 @@ def test_what_cannot_be_unpacked_is_the_reason_of_a_failure_and_leaves_nothing(s
     assert not list((tmp_path / "cache" / "trees").glob("*.files"))
 
 
-def test_an_unpacking_that_was_killed_is_begun_again(tmp_path):
+def test_killed_unpacking_is_restarted_without_leftovers(tmp_path):
     source = tmp_path / "env"
     (source / "bin").mkdir(parents=True)
     for number in range(300):
         (source / f"file-{number}").write_bytes(os.urandom(1 << 18))
     (source / "bin" / "python").write_text("#!/bin/sh\n")
-    parcel = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
-    template, chance = Template("m", "noop", parcel.path, parcel.files), random.Random(2)
+    file_set = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
+    template, chance = Template("m", "noop", file_set.path, file_set.files), random.Random(2)
     known: set[Path] = set()
     for _ in range(5):
         process = Process(tmp_path / "cache", template, open=True)
@@ -176,56 +176,56 @@ def test_an_unpacking_that_was_killed_is_begun_again(tmp_path):
     assert all((place / each.name).read_bytes() == each.read_bytes() for each in source.glob("file-*"))
 
 
-def test_what_is_unpacked_counts_as_taken_and_goes_with_its_archive(packed, tmp_path):
-    parcel = environment(str(packed), Path())
-    digest = Tree(parcel.files).digest
+def test_unpacked_files_count_toward_limit_and_are_evicted(packed, tmp_path):
+    file_set = environment(str(packed), Path())
+    digest = Tree(file_set.files).digest
     cache = Cache(tmp_path / "cache", limit=31 << 20)
-    with pytest.raises(NoRoom):  # it is unpacked in steps of that much
+    with pytest.raises(CacheFull):  # it is unpacked in steps of that much
         cache.unpack(digest, packed)
     assert not list((tmp_path / "cache" / "trees").glob("*.files"))
     cache = Cache(tmp_path / "cache", limit=64 << 20)
-    with cache.used(digest):
+    with cache.in_use(digest):
         folder = cache.unpack(digest, packed)
         taken = int((folder / ".glide-bytes").read_text())
         assert taken == sum(
             path.stat().st_size for path in folder.rglob("[!.]*") if path.is_file() and not path.is_symlink()
         )
-        with pytest.raises(NoRoom):
+        with pytest.raises(CacheFull):
             cache.make_room((64 << 20) - taken + 1)
         assert folder.exists()
     cache.make_room((64 << 20) - taken + 1)
     assert not folder.exists()
 
 
-def test_conda_unpack_is_run_where_it_came_to_lie(tmp_path):
+def test_conda_unpack_runs_in_final_folder(tmp_path):
     source = tmp_path / "env"
     (source / "bin").mkdir(parents=True)
     (source / "bin" / "python").symlink_to(sys.executable)
     (source / "bin" / "conda-unpack").write_text("import sys; open(sys.argv[0] + '.ran', 'a').write(sys.argv[0])\n")
-    parcel = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
-    process = Process(tmp_path / "cache", Template("m", "noop", parcel.path, parcel.files), open=True)
+    file_set = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
+    process = Process(tmp_path / "cache", Template("m", "noop", file_set.path, file_set.files), open=True)
     place = Path(process.end()["place"])
     assert (place / "bin" / "conda-unpack.ran").read_text() == str(place / "bin" / "conda-unpack")
 
 
-def test_what_an_archive_of_folders_that_nobody_may_write_to_holds_is_there(tmp_path):
+def test_unpacked_read_only_folders_become_writable(tmp_path):
     source = tmp_path / "env"
     (source / "bin").mkdir(parents=True)
     (source / "bin" / "python").write_text("#!/bin/sh\n")
     (source / "bin" / "python").chmod(0o444)
     (source / "bin").chmod(0o555)
-    parcel = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
-    process = Process(tmp_path / "cache", Template("m", "noop", parcel.path, parcel.files), open=True)
+    file_set = environment(str(pack(source, tmp_path / "env.tar.gz")), Path())
+    process = Process(tmp_path / "cache", Template("m", "noop", file_set.path, file_set.files), open=True)
     place = Path(process.end()["place"])
     assert os.stat(place / "bin").st_mode & 0o700 == 0o700 and os.access(place / "bin" / "python", os.W_OK)
 
 
-def test_an_environment_of_a_python_that_is_not_here_says_so(start, venv, tmp_path):
+def test_environment_with_missing_python_fails_with_reason(start, venv, tmp_path):
     copy = tmp_path / "copy"
     (copy / "bin").mkdir(parents=True)
     (copy / "bin" / "python").symlink_to("/nowhere/python3.99")
-    reason = failure(start(in_environment(Parcel(str(copy)))))
-    assert "of a Python that this node lacks: its bin/python leads to /nowhere/python3.99" in reason
+    reason = failure(start(in_environment(FileSet(str(copy)))))
+    assert "needs a Python that this node lacks: its bin/python is a link to /nowhere/python3.99" in reason
 
 
 # ---- on a pool -----------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_functions_run_in_their_environment(factory, packed):
 
 
 @pytest.mark.pool
-def test_an_entrys_environment_is_that_of_models_which_name_none(own_pool, sweep, packed, tmp_path):
+def test_entry_environment_applies_to_models_without_one(own_pool, sweep, packed, tmp_path):
     factory = FactoryProcess(tmp_path, "given", entry("given", environment=str(packed)))
     factory.start()
     try:
@@ -261,7 +261,7 @@ def test_an_entrys_environment_is_that_of_models_which_name_none(own_pool, sweep
 
 
 @pytest.mark.pool
-def test_htcondor_travels_to_nodes_that_have_none(own_pool, tmp_path):
+def test_htcondor_is_sent_to_nodes_without_it(own_pool, tmp_path):
     archive = install.bundle()
     assert archive, "HTCondor is not glide's own here"
     factory = FactoryProcess(
@@ -275,7 +275,7 @@ def test_htcondor_travels_to_nodes_that_have_none(own_pool, tmp_path):
         with glide.Session() as session:  # whose jobs the same HTCondor runs
             assert list(session.map(abs, [-1, 2])) == [1, 2]
         # What it runs from is in use, though no process holds a file of it by the cache's own means.
-        with pytest.raises(NoRoom):
+        with pytest.raises(CacheFull):
             Cache(tmp_path / "node", limit=1).make_room(1)
         assert set(masters) <= set(glideins(tmp_path / "node"))  # and one for that which is no longer ready
     finally:
@@ -317,11 +317,11 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_an_engine_in_a_container_loads_serves_times_out_and_ends_as_any_other(start, image, tmp_path):
+def test_engine_in_container_works_like_any_other(start, image, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(b"x")
-    template = replace(Template.of_folder("there", "noop", model, {"hang_on": "HANG"}), environment=Parcel(str(image)))
+    template = replace(Template.of_folder("there", "noop", model, {"hang_on": "HANG"}), environment=FileSet(str(image)))
     server = start(template)
     server.reached(State.WARM)
     inside = [process for process in processes_in(server.folder) if Path(f"/proc/{process}/root/{SANDBOX}").is_dir()]
@@ -357,7 +357,7 @@ def elsewhere() -> Iterator[Path]:
 
 
 @pytest.mark.pool
-def test_a_glidein_in_a_container_that_has_no_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
+def test_glidein_runs_in_container_without_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
     monkeypatch.setenv("_CONDOR_SINGULARITY", str(program_folder() / "apptainer"))
     monkeypatch.setenv("_CONDOR_SINGULARITY_BIND_EXPR", f'"{os.environ["APPTAINER_BIND"]}"')
     monkeypatch.setenv("_CONDOR_EXECUTE", str(elsewhere))

@@ -15,44 +15,44 @@ def event(number: int) -> str:
     return f"009 ({number:03d}.000.000) 11/28 11:11:11 Job was aborted.\n\tvia condor_rm\n...\n"
 
 
-def test_an_event_log_is_followed_through_rotation_truncation_and_garbage(pool, tmp_path: Path):
+def test_event_log_reader_survives_rotation_truncation_and_garbage(pool, tmp_path: Path):
     path, old = tmp_path / "EventLog", tmp_path / "EventLog.old"
     log = EventLog(str(path))
-    assert log.new() == [] and not log.readable, "there is none yet"
+    assert log.new_events() == [] and not log.readable, "there is none yet"
 
     def add(text: str) -> None:
         with path.open("a") as file:
             file.write(text)
 
-    def new() -> list[str]:
-        return [each.job for each in log.new()]
+    def new_events() -> list[str]:
+        return [each.job for each in log.new_events()]
 
     add(event(1))
-    assert new() == ["1.0"]
+    assert new_events() == ["1.0"]
     later = EventLog(str(path))
-    assert later.new() == [], "what was there before is no news"
+    assert later.new_events() == [], "what was there before is no news"
     add(event(2))
     path.rename(old)
-    assert new() == ["2.0"] and new() == [], "absent for a moment, between rename and the next event"
+    assert new_events() == ["2.0"] and new_events() == [], "absent for a moment, between rename and the next event"
     add(event(3))
-    assert new() == ["3.0"]
+    assert new_events() == ["3.0"]
     add(event(4))
     path.rename(old)
     add(event(5))
-    assert new() == ["4.0", "5.0"], "rotated since the last look, with an event in either file"
+    assert new_events() == ["4.0", "5.0"], "rotated since the last look, with an event in either file"
     path.write_text(event(6)[:30])
-    assert new() == [], "cut short, and an event that is half written"
+    assert new_events() == [], "cut short, and an event that is half written"
     add(event(6)[30:])
-    assert new() == ["6.0"]
+    assert new_events() == ["6.0"]
     add("garbage\n...\n")
-    assert new() == []
+    assert new_events() == []
     add(event(7))
-    new()
+    new_events()
     add(event(8))
-    assert new()[-1] == "8.0", "it goes on after an event that nobody can read"
+    assert new_events()[-1] == "8.0", "it goes on after an event that nobody can read"
     path.unlink()
     path.mkdir()
-    assert new() == []
+    assert new_events() == []
     path.rmdir()
     add(event(9))
-    assert new() == ["9.0"]
+    assert new_events() == ["9.0"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from glide.report.experiment import Comparison, Experiment, Measured, arguments, number, writable
+from glide.report.experiment import Comparison, Experiment, Measurement, arguments, number, writable
 
 
 @pytest.mark.parametrize(
@@ -19,24 +19,24 @@ from glide.report.experiment import Comparison, Experiment, Measured, arguments,
         (0, "%", "0.000%"),
     ],
 )
-def test_numbers_have_three_digits_that_count(value, unit, told):
+def test_numbers_have_three_significant_digits(value, unit, told):
     assert number(value, unit) == told
 
 
-def test_what_was_measured_often_is_told_with_its_spread():
-    assert str(Measured((3.0, 1.0, 2.0), "s")) == "2.00 s (1.00–3.00)"
-    assert str(Measured((3.0,), "s")) == "3.00 s"
+def test_repeated_measurement_is_shown_with_range():
+    assert str(Measurement((3.0, 1.0, 2.0), "s")) == "2.00 s (1.00–3.00)"
+    assert str(Measurement((3.0,), "s")) == "3.00 s"
 
 
-def test_it_leaves_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
+def test_experiment_writes_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--out", str(tmp_path), "--repeat", "2"])
     monkeypatch.chdir(tmp_path)
-    speedup = Measured((3.5, 3.9), "×")
+    speedup = Measurement((3.5, 3.9), "×")
     experiment = Experiment(
-        "try", "A try", "Does it?", ("system", "makespan"), [("a|b", Measured((1.0, 3.0), "s")), ("c", 1234)],
+        "try", "A try", "Does it?", ("system", "makespan"), [("a|b", Measurement((1.0, 3.0), "s")), ("c", 1234)],
         [Comparison("speed-up", 3.6, "×", speedup)], ["It is one."], {"curve": [1, 2]},
     )  # fmt: skip
-    experiment.leave(writable(str(tmp_path / "out")), Figure())
+    experiment.write(writable(str(tmp_path / "out")), Figure())
     told = json.loads((tmp_path / "out" / "try.json").read_text())
     assert told["command"] == ".venv/bin/python try.py --repeat 2" and told["machine"]["cores"] >= 1
     assert told["rows"] == [["a|b", "2.00 s (1.00–3.00)"], ["c", "1,234"]]
@@ -51,7 +51,7 @@ def test_it_leaves_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
     (("--repeat", "two"), "--repeat: invalid positive value: 'two'"),
     (("--out", "/dev/null/there"), "--out: /dev/null/there: Not a directory"),
 ])  # fmt: skip
-def test_what_can_not_be_is_said_before_anything_runs(tmp_path, monkeypatch, capsys, words, says):
+def test_invalid_experiment_arguments_are_refused_early(tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
     parser = arguments("It tries.", "try", "A minute.", repeat=3)
     with pytest.raises(SystemExit):
@@ -59,7 +59,7 @@ def test_what_can_not_be_is_said_before_anything_runs(tmp_path, monkeypatch, cap
     assert says in capsys.readouterr().err
 
 
-def test_help_says_how_long_it_takes_and_what_is_usual(tmp_path, monkeypatch):
+def test_experiment_help_shows_duration_and_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = arguments("It tries.", "try", "A minute.", repeat=3).format_help()
     assert "A minute." in told and "default: 3" in told and "default: results/try" in told

@@ -17,12 +17,14 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
-from glide.condor.access_point import quoted, value
+from glide.condor.access_point import job_file_value, quoted
 from glide.config import SiteFile, load
 from glide.factory import ads
-from glide.factory.apply import Hands
-from glide.factory.look import take
-from glide.factory.plan import Action
+from glide.factory.act import apply
+from glide.factory.actions import Submit
+from glide.factory.housekeeping import housekeeping
+from glide.factory.observe import observe
+from glide.factory.site_client import SiteClient
 from glide.factory.totals import Totals
 from glide.report.status import document as status
 from glide.template import Template
@@ -62,7 +64,7 @@ def ask(access_point: AccessPoint, tmp_path: Path) -> Iterator[Callable[..., int
             (tmp_path / f"records-{number}.jsonl").write_text("".join(lines))
         macros = {
             "digest": template.digest, "model": template.model, "initialdir": str(tmp_path),
-            f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": str(jobs),
+            f"My.{Job.SPEC}": job_file_value(template.to_json()), f"My.{Job.WANTED}": str(jobs),
             "leave_in_queue": "JobStatus == 4",
         }  # fmt: skip
         clusters.append(access_point.submit(DESCRIPTION.replace("\nqueue", f"\nqueue {jobs}"), macros, spool=True))
@@ -82,7 +84,7 @@ RUNNING = (JobStatus.IDLE, JobStatus.RUNNING)
 SLOW = {"record_seconds": 0.5}
 
 
-def test_sigterm_leaves_glideins_to_their_work_and_drain_takes_them_down(run_factory, ask, access_point):
+def test_sigterm_keeps_glideins_and_drain_removes_them(run_factory, ask, access_point):
     factory = run_factory("leaving", entry("stay"))
     factory.start()
     cluster = ask(Template("stay", "noop", options=SLOW), records=60)
@@ -98,7 +100,7 @@ def test_sigterm_leaves_glideins_to_their_work_and_drain_takes_them_down(run_fac
     eventually(lambda: not glideins(access_point, "stay", *RUNNING), "the glidein is gone")
 
 
-def test_a_factory_killed_at_any_time_submits_nothing_twice(run_factory, ask, access_point):
+def test_killed_factory_submits_nothing_twice(run_factory, ask, access_point):
     factory = run_factory("mortal", entry("twice", max_glideins=2))
     ask(Template("twice", "noop", options=SLOW), jobs=2, records=40)
     for _ in range(4):  # between its submission and its next look, as like as not
@@ -110,21 +112,21 @@ def test_a_factory_killed_at_any_time_submits_nothing_twice(run_factory, ask, ac
     assert len(glideins(access_point, "twice")) == 2
 
 
-def test_a_file_is_read_again_at_sighup_and_a_bad_one_changes_nothing(run_factory, ask, access_point):
+def test_sighup_reloads_file_unless_it_is_invalid(run_factory, ask, access_point):
     factory = run_factory("reading", entry("again", max_glideins=0))
     factory.start()
     ask(Template("again", "noop"))
     factory.says("limit of 0 glideins")
     factory.file.write_text("site: reading\nentries: none\n")
     factory.process.send_signal(signal.SIGHUP)
-    assert "stays in force" in factory.says("is not taken over")
+    assert "the earlier version stays active" in factory.says("not reloaded")
     factory.write(entry("again", max_glideins=1))
     factory.process.send_signal(signal.SIGHUP)
     factory.says("read again")
     eventually(lambda: glideins(access_point, "again"), "a glidein is submitted")
 
 
-def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_factory, ask, access_point, tmp_path):
+def test_breaker_opens_after_failures_and_closes_after_success(run_factory, ask, access_point, tmp_path):
     python = tmp_path / "python"
     breaker = {"failures": 2, "backoff_seconds": 6}
     factory = run_factory("breaking", entry("dies", python=str(python), breaker=breaker))
@@ -141,7 +143,7 @@ def test_an_entry_whose_glideins_die_is_left_alone_until_the_cause_is_gone(run_f
     eventually(lambda: Collector().lanes(["Name"], healed), "it heals")
 
 
-def test_records_that_fail_are_told_to_the_glideins_own_job(run_factory, ask, access_point):
+def test_failed_records_are_reported_to_outer_job(run_factory, ask, access_point):
     factory = run_factory("failing", entry("errors", idle_seconds=2))
     factory.start()
     ask(Template("failing", "noop", options={"raise_on": "text"}), records=20)
@@ -152,7 +154,7 @@ def test_records_that_fail_are_told_to_the_glideins_own_job(run_factory, ask, ac
     eventually(told, "it says so when it ends, if not before")
 
 
-def test_a_glidein_whose_life_is_over_takes_no_job_and_is_replaced(run_factory, ask, access_point, collector):
+def test_retired_glidein_takes_no_job_and_is_replaced(run_factory, ask, access_point, collector):
     factory = run_factory("retiring", entry("old", max_glideins=1, knobs={Machine.RETIRES: "1"}))
     factory.start()
     cluster = ask(Template("old", "noop"))
@@ -166,7 +168,7 @@ def test_a_glidein_whose_life_is_over_takes_no_job_and_is_replaced(run_factory, 
     assert len(glideins(access_point, "old", *RUNNING)) == 2
 
 
-def test_the_embedded_pool_is_found_without_being_told(run_factory, pool):
+def test_factory_finds_embedded_pool_by_itself(run_factory, pool):
     factory = run_factory("finding", entry("found"))
     hidden = {name: value for name, value in os.environ.items() if name != "CONDOR_CONFIG"}
     factory.environment = {**hidden, "GLIDE_HOME": str(pool.home)}
@@ -175,7 +177,7 @@ def test_the_embedded_pool_is_found_without_being_told(run_factory, pool):
     assert (pool.home / "factory" / "finding" / "journal.jsonl").exists()
 
 
-def test_files_of_a_factory_are_refused_as_names_of_entries(run_factory, ask, pool):
+def test_factory_file_names_are_refused_as_entry_names(run_factory, ask, pool):
     factory = run_factory("tidy", entry("shelf"))
     factory.start()
     place = pool.home / "factory" / "tidy"
@@ -189,7 +191,7 @@ def test_files_of_a_factory_are_refused_as_names_of_entries(run_factory, ask, po
             SiteFile.model_validate({"site": "s", "entries": [{"name": name, "max_glideins": 1}]})
 
 
-def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point):
+def test_drain_closes_entry_and_undo_reopens_it(run_factory, ask, access_point):
     factory = run_factory("closing", entry("door"))
     factory.start()
     ask(Template("door", "noop", options=SLOW), records=60)
@@ -202,7 +204,7 @@ def test_drain_closes_an_entry_and_undo_opens_it(run_factory, ask, access_point)
     assert command("factory", "drain", "nowhere").returncode == Exit.INPUT
 
 
-def test_a_glideins_token_is_good_for_advertising_and_nothing_else(run_factory, ask, access_point, pool, tmp_path):
+def test_glidein_token_allows_only_advertising(run_factory, ask, access_point, pool, tmp_path):
     factory = run_factory("guarding", entry("token"))
     factory.start()
     ask(Template("token", "noop"))
@@ -232,19 +234,19 @@ def test_a_glideins_token_is_good_for_advertising_and_nothing_else(run_factory, 
     Collector().expunge('Name == "slot1@stolen"')
 
 
-def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_factory, ask, access_point, tmp_path):
+def test_unlisted_owner_job_never_runs_on_entry(run_factory, ask, access_point, tmp_path):
     factory = run_factory("owners", entry("listed", owners=["somebody@else"]))
     factory.start()
     template = Template("listed", "noop")
     cluster = ask(template)
     factory.says("no entry serves")
     factory.stop()
-    hands = Hands(load(factory.file, SiteFile), tmp_path)
-    by_anybody = take(AccessPoint, Collector())
-    assert hands.apply([Action("submit", "listed", template.digest, 1, "nevertheless")], by_anybody) == []
+    client = SiteClient(load(factory.file, SiteFile), tmp_path)
+    by_anybody = observe(AccessPoint, Collector())
+    assert apply(client, [Submit("listed", template.digest, 1, "nevertheless")], by_anybody) == []
     eventually(
         lambda: (
-            hands.care(hands.look())
+            housekeeping(client, client.observe())
             or Collector().lanes(["Name"], f'{Machine.ENTRY} == "listed" && {Machine.STATE} == "{State.WARM}"')
         ),
         "its lanes are warm",
@@ -264,13 +266,13 @@ def test_a_job_of_an_owner_who_is_not_on_the_entrys_list_never_runs_there(run_fa
         {f"My.{Job.TEMPLATE}": '"T"', f"My.{Job.MODEL}": r'"x\"\n+Evil = 1"'},
     ],
 )
-def test_jobs_that_are_not_what_they_should_be_are_not_seen(access_point, attributes):
+def test_factory_ignores_jobs_with_malformed_attributes(access_point, attributes):
     """Any user's job is an input of the factory."""
     description = "executable = /bin/true\nrequirements = false\nqueue\n"
     cluster = access_point.submit(description, attributes)
     try:
-        snapshot = take(lambda: access_point, Collector())
-        assert not snapshot.failed
+        snapshot = observe(lambda: access_point, Collector())
+        assert not snapshot.unavailable_sources
         assert "T" not in {demand.template for demand in snapshot.demands}
     finally:
         access_point.remove(f"ClusterId == {cluster}", "the test is over")
@@ -280,7 +282,7 @@ NONSENSE = ("1e-320", '"text"', "-7", "16", 'real("INF")', "{ 1, { 2 } }", "[ a 
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, pool, nonsense):
+def test_nonsense_ad_values_do_not_break_observation(access_point, pool, nonsense):
     description = "executable = /bin/true\nrequirements = false\nhold = true\nqueue 3\n"
     cluster = access_point.submit(description, {f"My.{Job.TEMPLATE}": '"T"'})
     glidein, moving, invoking = (f"ClusterId == {cluster} && ProcId == {proc}" for proc in range(3))
@@ -298,8 +300,8 @@ def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, 
         (pool.home / "odd.ad").write_text("".join(f"{name} = {text}\n" for name, text in ad.items()))
         pool.tool("condor_advertise", "-tcp", "UPDATE_STARTD_AD", str(pool.home / "odd.ad"))
         eventually(lambda: Collector().lanes(["Name"], 'Name == "odd"'), "it advertises")
-        snapshot = take(lambda: access_point, Collector())
-        assert not snapshot.failed and "odd" in {lane.name for lane in snapshot.lanes}
+        snapshot = observe(lambda: access_point, Collector())
+        assert not snapshot.unavailable_sources and "odd" in {lane.name for lane in snapshot.lanes}
         assert f"{cluster}.0" in {each.job for each in (*snapshot.glideins, *snapshot.ended)}
         Totals().add(snapshot)
         assert json.dumps(status(snapshot), allow_nan=False)
@@ -310,18 +312,18 @@ def test_what_runs_on_a_lane_may_write_into_ads_and_costs_no_look(access_point, 
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_own_glideins_under_an_earlier_name_are_not_submitted_again(access_point, monkeypatch):
+def test_glideins_of_earlier_account_make_queue_unavailable(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]
     try:
-        assert "mine" in {glidein.entry for glidein in take(lambda: access_point, Collector()).glideins}
+        assert "mine" in {glidein.entry for glidein in observe(lambda: access_point, Collector()).glideins}
         monkeypatch.setitem(access_point_module._USERS, str(access_point.location["MyAddress"]), "mallory@else")
-        seen = take(lambda: access_point, Collector(), earlier=[earlier])
-        assert "queued under the name" in seen.failed[0] and not seen.glideins
-        seen = take(lambda: access_point, Collector())  # anybody's jobs, as a factory that never had this name sees it
-        assert not seen.failed and "mine" not in {glidein.entry for glidein in seen.glideins}
-        seen = take(lambda: access_point, Collector(), whose="all")  # as people look who run no factory
-        assert not seen.failed and "mine" in {glidein.entry for glidein in seen.glideins}
+        seen = observe(lambda: access_point, Collector(), earlier_accounts=[earlier])
+        assert "queued under the name" in seen.unavailable_sources[0] and not seen.glideins
+        seen = observe(lambda: access_point, Collector())  # all users' jobs, as for a factory that never had this name
+        assert not seen.unavailable_sources and "mine" not in {glidein.entry for glidein in seen.glideins}
+        seen = observe(lambda: access_point, Collector(), accounts="all")  # as people look who run no factory
+        assert not seen.unavailable_sources and "mine" in {glidein.entry for glidein in seen.glideins}
     finally:
         access_point.remove(f"ClusterId == {cluster}", "the test is over")

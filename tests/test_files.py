@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from glide.bench.origin import origin
-from glide.files import Cache, NoRoom, Tree
-from glide.files.fetch import Account, Fetch, Wrong
-from glide.files.sources import Folder, Web, open_source
+from glide.files import Cache, CacheFull, Tree
+from glide.files.fetch import Fetch, FetchAccount, WrongContent
+from glide.files.sources import FolderSource, WebSource, open_source
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -56,7 +56,7 @@ def tree(folder: Path) -> Tree:
     return Tree(described(folder).files)
 
 
-def fetched(cache: Cache, wanted: Tree, source: Any) -> tuple[Path, Account]:
+def fetched(cache: Cache, wanted: Tree, source: Any) -> tuple[Path, FetchAccount]:
     fetch = Fetch(cache, wanted, source, None, lambda account: None)
     return fetch.run(), fetch.account
 
@@ -74,7 +74,7 @@ class Process:
 
     def __init__(self, cache: Path, template: Template, limit: int | None = None, **request: Any):
         request = {
-            "parcel": asdict(template.parcel), "cache": {"folder": str(cache), "limit": limit}, "plugins": None,
+            "parcel": asdict(template.file_set), "cache": {"folder": str(cache), "limit": limit}, "plugins": None,
             "swarm": None, "open": False, **request,
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -101,10 +101,10 @@ class Process:
 
 
 @pytest.mark.parametrize("kind", ["folder", "web", "web without ranges"])
-def test_a_tree_comes_as_it_is_and_once(model, cache, kind):
+def test_file_tree_is_fetched_correctly_and_only_once(model, cache, kind):
     with origin(model) as server:
         server.ranges = kind == "web"
-        source = Folder(model) if kind == "folder" else Web(server.url)
+        source = FolderSource(model) if kind == "folder" else WebSource(server.url)
         folder, account = fetched(cache, tree(model), source)
         assert same(folder, model) and account.source == account.size == sum(SIZES.values())
         again, account = fetched(cache, tree(model), source)
@@ -114,39 +114,39 @@ def test_a_tree_comes_as_it_is_and_once(model, cache, kind):
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in folder.rglob("*") if path.is_file())
 
 
-def test_contents_that_another_tree_has_are_not_fetched_again(model, cache, tmp_path):
-    fetched(cache, tree(model), Folder(model))
+def test_contents_shared_with_cached_tree_are_not_refetched(model, cache, tmp_path):
+    fetched(cache, tree(model), FolderSource(model))
     other = shutil.copytree(model, tmp_path / "other")
     (other / "config.json").write_text("{}")
     shutil.copy(other / "weights/two.bin", other / "twice.bin")
-    folder, account = fetched(cache, tree(other), Folder(other))
+    folder, account = fetched(cache, tree(other), FolderSource(other))
     assert same(folder, other) and account.source == 2
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(model, cache):
+def test_broken_download_resumes_at_its_position(model, cache):
     with origin(model) as server:
         server.cut, server.cuts = CHUNK // 2, 3
-        folder, _ = fetched(cache, tree(model), Web(server.url))
+        folder, _ = fetched(cache, tree(model), WebSource(server.url))
         assert same(folder, model)
         assert sum(server.sent.values()) < sum(SIZES.values()) + CHUNK
         assert any(wanted.startswith("bytes=") and wanted != "bytes=0-" for _, wanted in server.requests)
 
 
-def test_a_server_that_is_ill_for_a_moment_is_asked_again(model, cache):
+def test_temporary_server_error_is_retried(model, cache):
     with origin(model) as server:
         server.status, server.failures = 503, 2
-        assert same(fetched(cache, tree(model), Web(server.url))[0], model)
+        assert same(fetched(cache, tree(model), WebSource(server.url))[0], model)
 
 
-def test_what_is_not_there_is_said_at_once_with_its_address(model, cache):
+def test_missing_file_is_reported_with_its_url(model, cache):
     with origin(model) as server, pytest.raises(OSError, match=f"{server.url}/config.json: .*404"):
         wanted = tree(model)
         (model / "config.json").unlink()
-        fetched(cache, wanted, Web(server.url))
+        fetched(cache, wanted, WebSource(server.url))
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "short", "long"])
-def test_what_the_source_gives_is_verified(model, cache, fault):
+def test_fetched_content_is_verified(model, cache, fault):
     wanted = tree(model)
     path = model / "weights/one.bin"
     data = bytearray(path.read_bytes())
@@ -154,14 +154,14 @@ def test_what_the_source_gives_is_verified(model, cache, fault):
     path.write_bytes({"corrupt": data, "short": path.read_bytes()[:-1], "long": path.read_bytes() + b"x"}[fault])
     with origin(model) as server:
         if fault == "long":  # what is too much is not read
-            assert fetched(cache, wanted, Web(server.url))[0]
+            assert fetched(cache, wanted, WebSource(server.url))[0]
             return
-        with pytest.raises(Wrong, match=r"weights/one.bin"):
-            fetched(cache, wanted, Web(server.url))
-    assert cache.place(wanted) is None and not cache.trees
+        with pytest.raises(WrongContent, match=r"weights/one.bin"):
+            fetched(cache, wanted, WebSource(server.url))
+    assert cache.tree_folder(wanted) is None and not cache.trees
 
 
-def test_a_path_is_a_whole_one_or_an_address():
+def test_model_path_with_unknown_scheme_is_refused():
     with pytest.raises(ValueError, match="begins with https://, hf:// or osdf://"):
         open_source("ftp://host/model")
 
@@ -169,7 +169,7 @@ def test_a_path_is_a_whole_one_or_an_address():
 # ---- killed at any byte --------------------------------------------------------------------------
 
 
-def test_what_a_killed_process_had_is_not_read_again(model, tmp_path):
+def test_data_fetched_before_kill_is_not_refetched(model, tmp_path):
     template = None
     with origin(model, rate=8e6) as server:
         template = described(model, server.url)
@@ -184,7 +184,7 @@ def test_what_a_killed_process_had_is_not_read_again(model, tmp_path):
         assert sum(server.sent.values()) < sum(SIZES.values()) + 6 * CHUNK  # what was under way, and in sockets
 
 
-def test_two_processes_that_want_the_same_read_it_once(model, tmp_path):
+def test_processes_wanting_same_files_fetch_them_once(model, tmp_path):
     with origin(model, rate=20e6) as server:
         template = described(model, server.url)
         processes = [Process(tmp_path / "cache", template) for _ in range(4)]
@@ -193,7 +193,7 @@ def test_two_processes_that_want_the_same_read_it_once(model, tmp_path):
         assert sum(server.sent.values()) == sum(SIZES.values())
 
 
-def test_one_that_waits_goes_on_where_a_killed_one_was(model, tmp_path):
+def test_waiting_process_continues_fetch_of_killed_process(model, tmp_path):
     with origin(model, rate=8e6) as server:
         template = described(model, server.url)
         first = Process(tmp_path / "cache", template)
@@ -208,7 +208,7 @@ def test_one_that_waits_goes_on_where_a_killed_one_was(model, tmp_path):
 # ---- the cache -----------------------------------------------------------------------------------
 
 
-def test_a_cache_that_is_somebody_elses_or_open_to_others_is_refused(tmp_path):
+def test_foreign_or_shared_cache_folder_is_refused(tmp_path):
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="0700"):
         Cache(tmp_path / "open")
@@ -217,37 +217,37 @@ def test_a_cache_that_is_somebody_elses_or_open_to_others_is_refused(tmp_path):
         Cache(tmp_path / "link")
 
 
-def test_what_changed_in_the_cache_is_fetched_again(model, cache):
-    folder, _ = fetched(cache, tree(model), Folder(model))
+def test_changed_cache_file_is_fetched_again(model, cache):
+    folder, _ = fetched(cache, tree(model), FolderSource(model))
     changed = folder / "weights/two.bin"
     changed.chmod(0o600)
     changed.write_bytes(b"x" * CHUNK)
-    folder, account = fetched(cache, tree(model), Folder(model))
+    folder, account = fetched(cache, tree(model), FolderSource(model))
     assert same(folder, model) and account.source == CHUNK
 
 
-def test_a_deleted_cache_is_filled_again(model, cache, tmp_path):
-    fetched(cache, tree(model), Folder(model))
+def test_deleted_cache_is_filled_again(model, cache, tmp_path):
+    fetched(cache, tree(model), FolderSource(model))
     shutil.rmtree(cache.folder)
-    assert same(fetched(Cache(tmp_path / "cache"), tree(model), Folder(model))[0], model)
+    assert same(fetched(Cache(tmp_path / "cache"), tree(model), FolderSource(model))[0], model)
 
 
-def test_what_was_used_least_recently_makes_room_and_never_what_is_in_use(tmp_path):
+def test_cache_evicts_oldest_tree_but_none_in_use(tmp_path):
     models = [written(tmp_path / f"model-{number}", {"file": CHUNK}, number) for number in range(4)]
     trees = [tree(model) for model in models]
     cache = Cache(tmp_path / "cache", limit=2 * CHUNK + 100_000)
     for number in (0, 1):
-        with cache.used(trees[number].digest):
-            fetched(cache, trees[number], Folder(models[number]))
+        with cache.in_use(trees[number].digest):
+            fetched(cache, trees[number], FolderSource(models[number]))
         os.utime(cache.folder / "trees" / f"{trees[number].digest}.lock", (number, number))
-    with cache.used(trees[0].digest), cache.used(trees[2].digest):
-        fetched(cache, trees[2], Folder(models[2]))
-        assert cache.place(trees[0]) and cache.place(trees[2]) and not cache.place(trees[1])
-        with pytest.raises(NoRoom, match="4 MB are needed and 0 MB are to be had"):
-            fetched(cache, trees[3], Folder(models[3]))
-    with cache.used(trees[3].digest):
-        assert same(fetched(cache, trees[3], Folder(models[3]))[0], models[3])
-    assert not cache.place(trees[0])
+    with cache.in_use(trees[0].digest), cache.in_use(trees[2].digest):
+        fetched(cache, trees[2], FolderSource(models[2]))
+        assert cache.tree_folder(trees[0]) and cache.tree_folder(trees[2]) and not cache.tree_folder(trees[1])
+        with pytest.raises(CacheFull, match="4 MB are needed and 0 MB are available"):
+            fetched(cache, trees[3], FolderSource(models[3]))
+    with cache.in_use(trees[3].digest):
+        assert same(fetched(cache, trees[3], FolderSource(models[3]))[0], models[3])
+    assert not cache.tree_folder(trees[0])
 
 
 def _taken(folder: Path) -> int:
@@ -255,7 +255,7 @@ def _taken(folder: Path) -> int:
     return sum(512 * path.stat().st_blocks for path in folder.glob("*"))
 
 
-def test_what_killed_processes_left_makes_room(model, tmp_path):
+def test_leftovers_of_killed_fetch_are_evicted(model, tmp_path):
     with origin(model, rate=8e6) as server:
         process = Process(tmp_path / "cache", described(model, server.url))
         eventually(lambda: _taken(tmp_path / "cache" / "partial") > 1_000_000, "a megabyte has come")
@@ -263,12 +263,12 @@ def test_what_killed_processes_left_makes_room(model, tmp_path):
     cache = Cache(tmp_path / "cache", limit=CHUNK + 100_000)
     other = written(tmp_path / "other", {"file": CHUNK}, 9)
     assert list((cache.folder / "partial").iterdir())
-    fetched(cache, tree(other), Folder(other))
+    fetched(cache, tree(other), FolderSource(other))
     assert not list((cache.folder / "partial").glob("*.have"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
-def test_a_full_disk_is_one_error_and_leaves_room_to_others(model, tmp_path):
+def test_full_disk_is_reported_and_space_released(model, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", disk], check=True)
@@ -295,28 +295,28 @@ def test_a_full_disk_is_one_error_and_leaves_room_to_others(model, tmp_path):
 # ---- where they are ------------------------------------------------------------------------------
 
 
-def test_a_folder_on_this_hosts_disk_is_used_where_it_is_and_read_once(model, tmp_path):
+def test_folder_on_local_disk_is_used_in_place(model, tmp_path):
     said = Process(tmp_path / "cache", described(model)).end()
     assert said == {"folder": str(model), "place": str(model)}
     cache = Cache(tmp_path / "cache")
-    assert all(cache.knows(model / name, content) for name, (content, _) in described(model).files.items())
+    assert all(cache.is_verified(model / name, content) for name, (content, _) in described(model).files.items())
 
 
-def test_a_folder_that_changed_since_is_refused(model, tmp_path):
+def test_changed_local_folder_is_refused(model, tmp_path):
     template = described(model)
     Process(tmp_path / "cache", template).end()
     (model / "weights/two.bin").write_bytes(b"y" * CHUNK)
     said = Process(tmp_path / "cache", template).end()
-    assert "weights/two.bin is not what the template was made of: it has changed since" in said["failed"]
+    assert "weights/two.bin is not the file that the template describes: it has changed since" in said["failed"]
 
 
-def test_a_cache_that_cannot_be_used_is_the_reason_of_a_failure(start, model):
+def test_unusable_cache_is_failure_reason(start, model):
     (model.parent / "cache").write_text("no folder")
     reason = failure(start(described(model), {"cache": str(model.parent / "cache")}))
     assert "the node's cache cannot be used" in reason and str(model.parent / "cache") in reason
 
 
-def test_two_templates_of_the_same_files_at_once(start, model):
+def test_templates_with_same_files_fetch_once(start, model):
     with origin(model, rate=20e6) as source:
         first = described(model, source.url)
         server = start(first, {"cache": str(model.parent / "cache")})
@@ -325,7 +325,7 @@ def test_two_templates_of_the_same_files_at_once(start, model):
         assert sum(source.sent.values()) == sum(SIZES.values())
 
 
-def test_how_far_it_is_is_told(start, model):
+def test_fetch_progress_is_advertised(start, model):
     with origin(model, rate=5e6) as source:
         server = start(described(model, source.url), {"cache": str(model.parent / "cache")})
         told = []
@@ -337,7 +337,7 @@ def test_how_far_it_is_is_told(start, model):
     assert len(set(shares)) >= 3 and shares == sorted(shares) and told[-1] is None
 
 
-def test_a_stalled_source_ends_with_the_budget(start, model):
+def test_stalled_fetch_fails_after_its_time_budget(start, model):
     """In a real model server."""
     with origin(model) as server:
         server.stall = CHUNK
@@ -349,7 +349,7 @@ def test_a_stalled_source_ends_with_the_budget(start, model):
 
 
 @pytest.mark.parametrize(("keep", "loads", "reads"), [("state", 1, 1), ("files", 3, 1), ("nothing", 3, 3)])
-def test_what_is_kept_is_not_loaded_or_fetched_again(start, model, keep, loads, reads):
+def test_kept_files_or_state_are_not_loaded_again(start, model, keep, loads, reads):
     with origin(model) as source:
         template = replace(described(model, source.url), keep=keep, options={"load_seconds": 0.3})
         server = start(template, {"cache": str(model.parent / "cache")})
@@ -363,7 +363,7 @@ def test_what_is_kept_is_not_loaded_or_fetched_again(start, model, keep, loads, 
         assert sum(source.sent.values()) == reads * sum(SIZES.values())
 
 
-def test_a_job_that_comes_while_the_last_ones_engine_ends_is_served_by_another(start, tmp_path):
+def test_job_arriving_during_engine_shutdown_is_served(start, tmp_path):
     template = Template("noop", "noop", keep="files")
     server = start(template)
     server.reached(State.WARM)
@@ -376,7 +376,7 @@ def test_a_job_that_comes_while_the_last_ones_engine_ends_is_served_by_another(s
         assert len(server.call(records, template.digest).results()) == 4
 
 
-def test_an_engine_that_dies_under_a_job_that_keeps_files_alone_is_replaced(start, model):
+def test_engine_death_with_kept_files_fails_one_record(start, model):
     options = {"crash_on": "POISON"}
     template = replace(described(model), keep="files", options=options)
     server = start(template, {"cache": str(model.parent / "cache")})

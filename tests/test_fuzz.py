@@ -121,7 +121,7 @@ def chaos(pool: EmbeddedPool, sweep: SweepFolder, request: pytest.FixtureRequest
 
 
 @pytest.mark.timeout(1800)
-def test_every_record_comes_once_whatever_is_killed(chaos: Chaos, request: pytest.FixtureRequest):
+def test_random_kills_neither_lose_nor_repeat_records(chaos: Chaos, request: pytest.FixtureRequest):
     count, kills, seed = (request.config.getoption(name) for name in ("--records", "--kills", "--seed"))
     rng = random.Random(seed)
     results = chaos.sweep.out / "plain" / "results.jsonl"

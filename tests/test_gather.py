@@ -16,7 +16,7 @@ import pytest
 from glide.condor import AccessPoint, EmbeddedPool
 from glide.condor.access_point import quoted
 from glide.invoke.gather import STAGING
-from glide.invoke.outputs import named_twice, outputs, safe_remaps, within
+from glide.invoke.outputs import outputs, safe_remaps, shared_names, within
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import _in_force as in_force
 from tests.conftest import eventually
@@ -66,16 +66,16 @@ def left(access_point: AccessPoint, cluster: int) -> set[int]:
         ("../here/a", "a"),
     ],
 )  # fmt: skip
-def test_path_within_stays_within(path, name):
+def test_output_path_stays_within_folder(path, name):
     assert within(path, "/here") == name
 
 
-def test_remaps_cannot_leave_the_folder():
+def test_output_remaps_cannot_leave_folder():
     text = r"a=../../b; c = d/e ;f=/root/.bashrc;;g;h=i=j;k\=l=m;n=o\;p;q=..;r=/here/s;t=u" + "\n" + "/../../v"
     assert safe_remaps(text, "/here") == {"a": "b", "c": "d/e", "f": ".bashrc", "r": "s"}
 
 
-def test_ad_changed_by_a_node_names_no_place():
+def test_forged_job_ad_cannot_redirect_outputs():
     ad = {
         "ClusterId": 7, "ProcId": 1, "QDate": "x", "StageInFinish": 5, "SUBMIT_Iwd": "/root/.ssh", "TransferOutput": 3,
         "SUBMIT_TransferOutputRemaps": "keys=/root/.ssh/authorized_keys", "UserLog": "keys",
@@ -95,7 +95,7 @@ def test_ad_changed_by_a_node_names_no_place():
     assert "not spooled" in outputs({**ad, "StageInFinish": None}).problem
 
 
-def test_names_that_several_jobs_list_are_known():
+def test_output_names_shared_by_jobs_are_detected():
     ad = {
         "ClusterId": 7,
         "StageInFinish": 5,
@@ -104,16 +104,16 @@ def test_names_that_several_jobs_list_are_known():
         "Out": "_condor_stdout",
     }
     ads = [ad | {"ProcId": n, "SUBMIT_TransferOutputRemaps": f"_condor_stdout=o/{n}.out"} for n in range(2)]
-    assert named_twice(map(outputs, ads)) == {"r.txt", "d"}
+    assert shared_names(map(outputs, ads)) == {"r.txt", "d"}
     apart = [ad | {"ProcId": n, "SUBMIT_Iwd": f"/w/run{n}", Job.FOLDER: "/w"} for n in range(2)]
-    assert named_twice(map(outputs, apart)) == set()
+    assert shared_names(map(outputs, apart)) == set()
 
 
 # ---- on a pool -----------------------------------------------------------------------------------
 
 
 @pytest.mark.pool
-def test_outputs_keep_their_names_and_never_meet(tmp_path, access_point):
+def test_gathered_outputs_keep_names_and_overwrite_nothing(tmp_path, access_point):
     """Remaps, folders, what several jobs name, what was there before; the spool's log of each job."""
     folder, got = tmp_path / 'a "$(wor)k"', tmp_path / "got"
     cluster = submitted(folder, """
@@ -138,7 +138,7 @@ def test_outputs_keep_their_names_and_never_meet(tmp_path, access_point):
 
 
 @pytest.mark.pool
-def test_initial_dirs_and_unnamed_files_are_kept(tmp_path, access_point):
+def test_gather_keeps_initial_directories_and_unlisted_files(tmp_path, access_point):
     folder, got = tmp_path / "work", tmp_path / "got"
     for number in range(3):
         (folder / f"run{number}").mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_initial_dirs_and_unnamed_files_are_kept(tmp_path, access_point):
 
 
 @pytest.mark.pool
-def test_plain_jobs_changed_by_a_node_harm_nothing(tmp_path, pool: EmbeddedPool, access_point: AccessPoint):
+def test_gather_writes_nothing_outside_for_tampered_jobs(tmp_path, pool: EmbeddedPool, access_point: AccessPoint):
     """condor_submit's own jobs: two as a hostile node may leave them, one that lost an output, one as it should be."""
     folder, got, precious = tmp_path / "work", tmp_path / "got", tmp_path / "precious"
     folder.mkdir(), precious.mkdir()
@@ -207,7 +207,7 @@ def test_plain_jobs_changed_by_a_node_harm_nothing(tmp_path, pool: EmbeddedPool,
 
 
 @pytest.mark.pool
-def test_killed_gather_loses_and_doubles_nothing(tmp_path, access_point):
+def test_killed_gather_neither_loses_nor_duplicates_outputs(tmp_path, access_point):
     """Killed at any moment until it comes through; two in the same folder do not work at the same time."""
     folder, got = tmp_path / "work", tmp_path / "got"
     cluster = submitted(folder, """
@@ -240,7 +240,7 @@ def test_killed_gather_loses_and_doubles_nothing(tmp_path, access_point):
 
 
 @pytest.mark.pool
-def test_ads_that_nobody_may_change_are_gathered_by_way_of_their_folder(tmp_path, monkeypatch):
+def test_gather_with_immutable_attributes_overwrites_nothing(tmp_path, monkeypatch):
     """As on an access point that protects where outputs go: there, HTCondor's client writes over what is there."""
     monkeypatch.setenv("_CONDOR_IMMUTABLE_JOB_ATTRS", "SUBMIT_Iwd, SUBMIT_TransferOutputRemaps, SUBMIT_UserLog")
     with in_force(tmp_path / "home", cores=2):
@@ -264,7 +264,7 @@ def test_ads_that_nobody_may_change_are_gathered_by_way_of_their_folder(tmp_path
 
 
 @pytest.mark.pool
-def test_gather_without_a_place_keeps_the_jobs(tmp_path, access_point):
+def test_gather_into_unwritable_folder_keeps_jobs(tmp_path, access_point):
     cluster = submitted(tmp_path / "work", """
         arguments = "-c 'echo x >r.txt'"
         transfer_output_files = r.txt

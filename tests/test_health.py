@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glide.config import Breaker, SiteFile
-from glide.factory.health import bad_nodes, judge
+from glide.factory.health import bad_nodes, breaker_state
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Snapshot
 from glide.template import Template
@@ -32,40 +32,40 @@ def demand(wanted: int) -> Demand:
     return Demand("T", "model", "run", "", idle=50, running=0, wanted=wanted, spec=Template("model", "noop"))
 
 
-def test_an_entry_without_a_success_is_tried_a_few_at_a_time():
-    assert judge([], [], BREAKER).room == 3
-    assert judge([alive(1), alive(2)], [], BREAKER).room == 1
-    assert judge([alive(1), alive(2)], [ended(1, 5)], BREAKER).room == 0
-    assert judge([alive(1, State.WARM)], [], BREAKER).room is None
+def test_unproven_entry_gets_few_glideins_at_once():
+    assert breaker_state([], [], BREAKER).allowed == 3
+    assert breaker_state([alive(1), alive(2)], [], BREAKER).allowed == 1
+    assert breaker_state([alive(1), alive(2)], [ended(1, 5)], BREAKER).allowed == 0
+    assert breaker_state([alive(1, State.WARM)], [], BREAKER).allowed is None
 
 
-def test_failures_in_a_row_open_the_breaker_and_say_why():
-    verdict = judge([], [ended(1, 30), ended(2, 20), ended(3, 10)], BREAKER)
-    assert verdict.open and verdict.room == 0
+def test_repeated_failures_open_breaker_with_reason():
+    verdict = breaker_state([], [ended(1, 30), ended(2, 20), ended(3, 10)], BREAKER)
+    assert verdict.open and verdict.allowed == 0
     assert "590 s" in verdict.reason and "here-1.3" in verdict.reason and "no GPU" in verdict.reason
 
 
-def test_after_the_backoff_one_is_tried_and_each_further_failure_doubles_it():
+def test_breaker_allows_one_retry_and_doubles_backoff():
     three = [ended(number, 700 + number) for number in range(3)]
-    assert judge([], three, BREAKER).room == 1
-    assert judge([alive(9)], three, BREAKER).room == 0
+    assert breaker_state([], three, BREAKER).allowed == 1
+    assert breaker_state([alive(9)], three, BREAKER).allowed == 0
     four = [*three, ended(4, 650)]
-    assert judge([], four, BREAKER).room == 0
-    assert judge([], [replace(each, age=each.age + 600) for each in four], BREAKER).room == 1
+    assert breaker_state([], four, BREAKER).allowed == 0
+    assert breaker_state([], [replace(each, age=each.age + 600) for each in four], BREAKER).allowed == 1
 
 
-def test_a_success_closes_the_breaker_and_forgets_what_was_before():
+def test_success_closes_breaker_and_clears_earlier_failures():
     failures = [ended(number, 100 + number) for number in range(5)]
-    assert judge([], [*failures, ended(9, 50, State.WARM)], BREAKER).room is None
-    assert judge([alive(9, State.WARM)], failures, BREAKER).room is None
-    assert judge([], [*failures, ended(9, 500, State.WARM)], BREAKER).open
+    assert breaker_state([], [*failures, ended(9, 50, State.WARM)], BREAKER).allowed is None
+    assert breaker_state([alive(9, State.WARM)], failures, BREAKER).allowed is None
+    assert breaker_state([], [*failures, ended(9, 500, State.WARM)], BREAKER).open
 
 
-def test_a_glidein_that_was_warm_has_not_failed_however_it_ended_and_however_soon():
-    assert judge([], [ended(number, 1, State.WARM) for number in range(50)], BREAKER).room is None
+def test_glidein_once_warm_is_never_a_failure():
+    assert breaker_state([], [ended(number, 1, State.WARM) for number in range(50)], BREAKER).allowed is None
 
 
-def test_at_most_three_submissions_in_ten_minutes_where_glideins_always_die():
+def test_failing_entry_gets_three_submissions_in_ten_minutes():
     gone: list[Glidein] = []
     submissions = 0
     for second in range(0, 600, 2):
@@ -76,14 +76,14 @@ def test_at_most_three_submissions_in_ten_minutes_where_glideins_always_die():
     assert submissions == 3
 
 
-def test_a_template_that_cannot_load_does_not_close_the_entry_for_others():
+def test_unloadable_template_does_not_close_entry_for_others():
     failures = tuple(replace(ended(number, 10, State.FAILED), template="broken") for number in range(4))
     actions = plan(Snapshot(demands=(demand(2), replace(demand(2), template="broken")), ended=failures), site())
     assert [(action.action, action.template) for action in actions] == [("submit", "T"), ("wait", "broken")]
     assert "breaker open" in actions[1].reason
 
 
-def test_a_node_that_fails_is_left_out_where_others_do_well_and_only_there():
+def test_failing_node_is_avoided_only_if_others_succeed():
     failures = [ended(1, 10, host="bad"), ended(2, 20, host="bad")]
     assert bad_nodes([alive(9, State.WARM, host="good")], failures) == ("bad",)
     assert bad_nodes([], failures) == ()
@@ -95,14 +95,14 @@ def test_a_node_that_fails_is_left_out_where_others_do_well_and_only_there():
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 @pytest.mark.parametrize("status", [JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD])
-def test_limits_are_exact_whatever_state_glideins_are_in(limit, status):
+def test_entry_limit_counts_glideins_in_every_state(limit, status):
     for there in range(limit + 1):
         mine = tuple(alive(proc, State.WARM, status=status) for proc in range(there))
         actions = plan(Snapshot(mine, (), (demand(9),)), site(max_glideins=limit))
         assert sum(action.count for action in actions if action.action == "submit") == limit - there
 
 
-def test_nothing_is_submitted_in_a_downtime():
+def test_downtime_prevents_submissions():
     downtime = {"start": "2026-11-21 08:00", "end": "2026-11-21 10:00", "reason": "new switches"}
     noon, nine = 1795262400.0, 1795251600.0
     down = site(downtimes=[downtime])
@@ -112,6 +112,6 @@ def test_nothing_is_submitted_in_a_downtime():
     assert submit.action == "submit"
 
 
-def test_a_drained_entry_stays_empty():
+def test_drained_entry_gets_no_glidein():
     (wait,) = plan(Snapshot(demands=(demand(1),)), site(), drained=["here"])
     assert wait.action == "wait" and "--undo" in wait.reason

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glide.invoke.carriers import Carrier, read_lines
+from glide.invoke.jobs import InvocationJob, read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval
@@ -51,7 +51,7 @@ TWO_LANES = [
 ]  # fmt: skip
 
 
-def test_a_history_becomes_lanes_carriers_and_series():
+def test_history_yields_lanes_jobs_and_series():
     history = histories.read(TWO_LANES)
     assert history.seconds == 50
     assert timeline.records_done(history) == [(0, 0), (30, 20), (50, 40)]
@@ -69,7 +69,7 @@ def test_a_history_becomes_lanes_carriers_and_series():
     ]  # fmt: skip
 
 
-def test_goodput_is_all_the_time_that_lanes_were_there():
+def test_goodput_accounts_for_all_connected_time():
     history = histories.read(TWO_LANES)
     goodput = timeline.goodput(history)
     assert goodput["GPU X"] == {"productive": 20, "loading": 8, "lost": 0, "idle": 20}
@@ -78,7 +78,7 @@ def test_goodput_is_all_the_time_that_lanes_were_there():
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
 
-def test_a_model_that_is_loaded_for_each_job_is_loading_then():
+def test_model_loaded_per_job_counts_as_loading():
     told = [line(0, run="r"), lane(0, "a@x", State.WARM), line(1, lane="a@x", load=0.0), *carried("p", "a@x", 2, 12)]
     told += [line(15, lane="a@x", load=6.0), *carried("q", "a@x", 15, 20), line(20, counts={}, end="finished")]
     history = histories.read(told)
@@ -87,17 +87,17 @@ def test_a_model_that_is_loaded_for_each_job_is_loading_then():
     assert (spent[State.LOADING], spent["engine"], spent[timeline.SERVING], spent[timeline.IDLE]) == (6, 7, 2, 5)
 
 
-def test_what_is_too_short_to_be_seen_is_what_most_around_it_is():
+def test_short_intervals_merge_into_their_surroundings():
     short = [Interval(10 + n, 10 + n + 0.75 * (n % 2 or 1 / 3), "ab"[n % 2]) for n in range(8)]
-    (serving,) = timeline.coarse([Interval(7, 10, "b"), *short, Interval(18, 19.5, "b")], 4.0)
+    (serving,) = timeline.coarsen([Interval(7, 10, "b"), *short, Interval(18, 19.5, "b")], 4.0)
     assert (serving.start, serving.end, serving.kind) == (7, 19.5, "b")
     distinct = [Interval(0, 10, "a"), Interval(10, 30, "b"), Interval(30, 31, "a")]
-    assert timeline.coarse(distinct, 0.5) == distinct
+    assert timeline.coarsen(distinct, 0.5) == distinct
 
 
-def test_what_time_was_spent_on_adds_up():
+def test_time_spent_by_jobs_and_glideins_adds_up():
     history = histories.read(TWO_LANES)
-    jobs = timeline.spent_by_carriers(history, engine=15.0)
+    jobs = timeline.spent_by_jobs(history, engine=15.0)
     assert jobs == pytest.approx({"waiting": 10, "starting": 0, "engine": 15, "sharing": 13, "lost": 12})
     found = timeline.glideins(history)
     spent = timeline.spent_by_glideins(found, {"x": 15.0})
@@ -105,7 +105,7 @@ def test_what_time_was_spent_on_adds_up():
     assert sum(spent.values()) == pytest.approx(sum(each.ended - each.start for each in found))
 
 
-def test_phases_that_nobody_saw_are_known_by_their_seconds():
+def test_unseen_phases_are_derived_from_their_durations():
     told = [line(0, run="r"), lane(30, "a@x", State.WARM, 29, born=START + 3, fetch=4.0, load=10.0, warm=2.0)]
     (one,) = histories.read([*told, line(60, counts={}, end="stopped")]).lanes
     assert [(phase.kind, phase.start, phase.end) for phase in one.phases] == [
@@ -116,7 +116,7 @@ def test_phases_that_nobody_saw_are_known_by_their_seconds():
     assert glidein.warm == 0 and timeline.goodput(histories.read(late))[CPU]["loading"] == 0  # before the sweep
 
 
-def test_the_clock_stands_still_while_no_driver_runs():
+def test_history_clock_stops_while_no_driver_runs():
     told = [
         line(0, run="r", done=0), lane(1, "a@x", State.WARM),
         line(5, carrier="p", job="1.0", records=9, status="running", starts=1, on="a@x", queued=START + 4,
@@ -132,13 +132,13 @@ def test_the_clock_stands_still_while_no_driver_runs():
     assert history.seconds == 30 and history.resumed == (10,)
     assert timeline.records_done(history) == [(0, 0), (10, 3), (10, 5), (30, 9)]
     assert history.counts[-1][1]["recomputed"] == 3  # each driver counts its own
-    (carrier,) = history.carriers
-    assert [(stay.started, stay.ended, stay.end) for stay in carrier.stays] == [(5, 18, "gathered")]
+    (job,) = history.jobs
+    assert [(each.started, each.ended, each.end) for each in job.executions] == [(5, 18, "gathered")]
     (glidein,) = timeline.glideins(history)
     assert glidein.end == "" and glidein.seconds(timeline.SERVING) == 13
 
 
-def test_a_lane_that_comes_back_is_not_counted_twice():
+def test_returning_lane_is_not_counted_twice():
     told = [
         line(0, run="r"),
         lane(1, "a@x", State.WARM),
@@ -150,18 +150,18 @@ def test_a_lane_that_comes_back_is_not_counted_twice():
     assert timeline.lanes_over_time(history)["warm"] == [(0, 0), (1, 1), (10, 1), (20, 0)]
 
 
-def test_a_job_that_starts_again_is_an_eviction():
+def test_restarted_job_counts_as_eviction():
     told = [*TWO_LANES[:5], *carried("p", "a@x", 10, 20)[:1], line(15, carrier="p", status="idle", started=None)]
     told += [line(18, carrier="p", status="running", starts=2, on="b@y", started=START + 18, executing=START + 18)]
     told += [line(25, carrier="p", status="completed", completed=START + 24, end="gathered")]
-    (carrier,) = histories.read(told).carriers
-    assert [(stay.lane, stay.started, stay.ended, stay.end) for stay in carrier.stays] == [
+    (job,) = histories.read(told).jobs
+    assert [(each.lane, each.started, each.ended, each.end) for each in job.executions] == [
         ("a@x", 10, 15, "evicted"), ("b@y", 18, 24, "gathered")
     ]  # fmt: skip
-    assert carrier.evictions == 1
+    assert job.evictions == 1
 
 
-def test_a_glidein_that_never_was_warm_has_no_device():
+def test_glidein_never_warm_has_unknown_device():
     told = [line(0, run="r"), lane(1, "a@x", State.LOADING), line(9, lane="a@x", end="gone"), line(10, counts={})]
     assert timeline.goodput(histories.read(told)) == {UNKNOWN: {"productive": 0, "loading": 8, "lost": 0, "idle": 0}}
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["lost"]
@@ -174,14 +174,14 @@ def test_a_glidein_that_never_was_warm_has_no_device():
     (carried("s", "b@y", 41, 45), ""),
     ([*carried("s", "b@y", 41, 45), line(46, lane="b@y", end="gone")], "left"),
 ], ids=["put back beside it", "matched when dead", "goes on", "goes on and leaves"])  # fmt: skip
-def test_a_glidein_is_lost_if_nothing_worked_on_it_after_a_loss(after, end):
+def test_glidein_without_work_after_loss_counts_as_lost(after, end):
     started = {"on": "b@y", "queued": START + 11, "started": START + 39, "executing": START + 39}
     told = [*TWO_LANES[:-2], line(39, carrier="r", job="r.0", records=10, status="running", starts=1, **started)]
     history = histories.read([*told, *after, line(50, counts={}, end="stopped")])
     assert {each.id: each.end for each in timeline.glideins(history)}["y"] == end
 
 
-def test_a_glidein_whose_jobs_were_put_back_and_that_is_gone_was_lost():
+def test_glidein_gone_after_job_requeue_is_lost():
     told = [*TWO_LANES[:-3], line(40, carrier="q", status="idle"), *TWO_LANES[-2:]]
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["", "lost"]
 
@@ -189,23 +189,23 @@ def test_a_glidein_whose_jobs_were_put_back_and_that_is_gone_was_lost():
 # ---- what the driver writes ----------------------------------------------------------------------
 
 
-def carrier(part: str, status: int = JobStatus.RUNNING, on: str = "a@x", **times: int) -> Carrier:
-    return Carrier(f"{part}.0", part, status, 10, int(status != JobStatus.IDLE), 0.0, on, times=times)
+def carrier(part: str, status: int = JobStatus.RUNNING, on: str = "a@x", **times: int) -> InvocationJob:
+    return InvocationJob(f"{part}.0", part, status, 10, int(status != JobStatus.IDLE), 0.0, on, times=times)
 
 
 AD = {"Name": "a@x", "State": "Claimed", Machine.ID: "x", Machine.STATE: State.WARM, Machine.STATE_SINCE: 7}
 
 
-def test_only_what_is_new_is_written(tmp_path):
-    history = writing.History(tmp_path / "h.jsonl")
+def test_history_writes_only_changes(tmp_path):
+    history = writing.HistoryWriter(tmp_path / "h.jsonl")
     history.begin(run="r", done=0)
     for done in range(100_000):  # far more often than a driver looks
-        history.saw_queue([carrier("p")])
-        history.saw_lanes([AD])
-        history.saw_counts(done=done)
-    history.ended([carrier("p")], "lost", at=START, begun=3, saved=1)
-    history.saw_queue([])
-    history.saw_lanes([])
+        history.write_queue([carrier("p")])
+        history.write_lanes([AD])
+        history.write_counts(done=done)
+    history.write_ended([carrier("p")], "lost", at=START, begun=3, saved=1)
+    history.write_queue([])
+    history.write_lanes([])
     history.close("finished")
     told = list(read_lines(tmp_path / "h.jsonl"))
     counts = [each["counts"]["done"] for each in told if "counts" in each]
@@ -216,33 +216,33 @@ def test_only_what_is_new_is_written(tmp_path):
     assert [each.get("end") for each in told if "lane" in each] == [None, "gone"]
 
 
-def test_a_driver_that_was_killed_in_the_middle_of_a_line_is_gone_on_with(tmp_path):
+def test_history_continues_after_incomplete_last_line(tmp_path):
     path = tmp_path / "h.jsonl"
-    first = writing.History(path)
+    first = writing.HistoryWriter(path)
     first.begin(run="r", done=0)
-    first.saw_lanes([AD])
-    first.saw_counts(done=1)
+    first.write_lanes([AD])
+    first.write_counts(done=1)
     with path.open("a") as file:
         file.write('{"at": 1800000000.0, "carrier": "p", "sta')
-    second = writing.History(path)
+    second = writing.HistoryWriter(path)
     second.begin(run="r", done=1)
-    second.saw_lanes([AD])
-    second.saw_queue([carrier("p", JobStatus.IDLE)])
-    second.saw_queue([])
+    second.write_lanes([AD])
+    second.write_queue([carrier("p", JobStatus.IDLE)])
+    second.write_queue([])
     second.close("stopped")
     history = histories.read(read_lines(path))
     assert [run.end for run in history.runs] == ["", "stopped"]
     assert [each.glidein for each in history.lanes] == ["x", "x"]
-    assert [each.end for each in history.carriers] == ["removed"]
+    assert [each.end for each in history.jobs] == ["removed"]
 
 
-def test_who_needs_no_history_has_none(tmp_path, monkeypatch):
+def test_history_writer_without_file_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    history = writing.History()
+    history = writing.HistoryWriter()
     history.begin(run="r")
-    history.saw_queue([carrier("p")])
-    history.saw_lanes([AD])
-    history.saw_counts(done=1)
-    history.ended([carrier("p")], "gathered")
+    history.write_queue([carrier("p")])
+    history.write_lanes([AD])
+    history.write_counts(done=1)
+    history.write_ended([carrier("p")], "gathered")
     history.close("finished")
     assert list(tmp_path.iterdir()) == []

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
 from glide.condor import bindings, names
-from glide.condor.access_point import quoted, value
+from glide.condor.access_point import job_file_value, quoted
 from glide.config import SiteFile
 from glide.errors import CondorError
 from glide.factory import ads
-from glide.factory.descriptions import chosen
-from glide.factory.look import take
+from glide.factory.descriptions import choose_description
+from glide.factory.observe import observe
 from glide.factory.plan import plan
 from glide.factory.totals import Totals
 from glide.report.status import document
@@ -53,7 +53,7 @@ def ad_of(attributes: Iterable[str], right: dict[str, Any]) -> some.SearchStrate
 JOB = {"ClusterId": 7, "ProcId": 1, "JobStatus": JobStatus.IDLE, "User": US, "ServerTime": 100, Job.TEMPLATE: "T"}
 invocations = ad_of(ads.JOB_ATTRIBUTES, JOB)
 glideins = ad_of(ads.JOB_ATTRIBUTES, {**JOB, "JobStatus": JobStatus.RUNNING, Job.ENTRY: "here", "NumShadowStarts": 1})
-moves = ad_of(ads.MOVE_ATTRIBUTES, {**JOB, Job.BRINGS: "T", Job.LANE: "slot1@here"})
+moves = ad_of(ads.RETARGET_ATTRIBUTES, {**JOB, Job.BRINGS: "T", Job.LANE: "slot1@here"})
 lanes = ad_of(
     ads.LANE_ATTRIBUTES,
     {"Name": "slot1@here", Machine.ID: "here-7.1", Machine.ENTRY: "here", Machine.TEMPLATE: "T", "State": "Claimed",
@@ -94,17 +94,18 @@ class Queue:
 @given(
     some.lists(invocations | glideins, max_size=5), some.lists(moves, max_size=2), some.lists(lanes, max_size=4), specs
 )
-def test_no_ad_stops_the_factory(jobs, moving, machines, spec):
+def test_hostile_ads_never_stop_factory(jobs, moving, machines, spec):
     queue: Any = Queue(jobs, moving, machines, spec)
-    snapshot = take(lambda: queue, queue)
-    assert not snapshot.failed
+    snapshot = observe(lambda: queue, queue)
+    assert not snapshot.unavailable_sources
     actions = plan(snapshot, SITE)
     Totals().add(snapshot)
     assert json.dumps(document(snapshot), allow_nan=False)
     safe = re.compile(r"[\w.@:+-]*", re.ASCII)
     for action in actions:
         assert "an error in glide" not in action.reason
-        assert all(safe.fullmatch(each) for each in (action.entry, *action.ids, *action.avoid, *action.prefer))
+        named = [each for value in vars(action).values() if isinstance(value, tuple) for each in value]
+        assert all(safe.fullmatch(each) for each in (action.entry, *named))
         assert safe.fullmatch(action.template) and "/" not in action.template
     for lane in snapshot.lanes:
         assert all(safe.fullmatch(each) for each in (lane.name, lane.glide_id, lane.entry, lane.template))
@@ -115,7 +116,7 @@ def test_no_ad_stops_the_factory(jobs, moving, machines, spec):
 @example(GOOD.replace('"files": {}', HUGE))
 @example("[" * 100_000)
 @example(GOOD.replace('"options": {}', '"options": ' + '{"a":' * 400 + "1" + "}" * 400))
-def test_a_description_is_refused_as_a_whole_or_can_be_used(text):
+def test_hostile_description_is_refused_or_usable(text):
     try:
         template = Template.from_json(text)
     except ValueError:
@@ -139,42 +140,42 @@ FUNCTION = asdict(Function("", "cGlja2xl", "0" * 64, "3.11", "3.1", US))
         {"environment": "env"}, {"key": None}, {"seed": ["a"]}, {"service": "http://x"}, {"more": 1},
     ],
 )  # fmt: skip
-def test_a_field_of_the_wrong_type_or_range_is_refused(wrong):
+def test_template_field_with_invalid_value_is_refused(wrong):
     good = asdict(Template("m", "python")) | {"function": FUNCTION}
     assert Template.from_json(json.dumps(good)).owner == US
     with pytest.raises(ValueError):
         Template.from_json(json.dumps(good | wrong))
 
 
-def test_a_wrong_description_does_not_displace_a_right_one(tmp_path: Path):
+def test_wrong_description_does_not_displace_correct_one(tmp_path: Path):
     (tmp_path / "weights").write_bytes(b"1234")
     right = Template("m", "noop", str(tmp_path), {"weights": ("0" * 64, 4)})
     wrong = replace(right, files={"weights": ("0" * 64, 10**15)})
     assert wrong.digest == right.digest, "sizes are no part of it"
-    assert chosen([wrong, right]) == right, "the files are here"
+    assert choose_description([wrong, right]) == right, "the files are here"
     away = [replace(each, path="hf://org/model@1") for each in (wrong, right)]
-    assert chosen([away[0], away[1], away[1]]) == away[1], "most users say so"
-    assert chosen([away[1], away[0]]) == away[1], "the oldest job says so"
-    assert chosen([replace(right, key="k"), right]).key == "k", "what the factory sets itself makes no difference"
+    assert choose_description([away[0], away[1], away[1]]) == away[1], "most users say so"
+    assert choose_description([away[1], away[0]]) == away[1], "the oldest job says so"
+    assert choose_description([replace(right, key="k"), right]).key == "k", "the factory sets keys itself"
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:8], "a b", "a'b", "a;b", "a`b", "-rf", ".", ".."])
-def test_names_from_ads_have_no_special_characters(text):
+def test_names_with_special_characters_are_refused(text):
     patterns = (names.SLOT, names.GLIDE_ID, names.ENTRY, names.DIGEST)
     assert not [pattern.pattern for pattern in patterns if pattern.fullmatch(text)]
 
 
-def test_names_that_htcondor_and_glide_use_are_allowed():
+def test_real_slot_and_glidein_names_are_allowed():
     assert all(map(names.SLOT.fullmatch, ("slot1_2@n1.example.org", "slot1@glide-here-7-1-ab12cd", "slot1@123@n1")))
     assert all(map(names.GLIDE_ID.fullmatch, ("here-7.1", "a.b-c-7.1r3")))
 
 
-def test_a_text_from_a_node_commands_no_terminal():
+def test_printable_replaces_control_characters_and_shortens_text():
     assert names.printable("a\x1b[2J\x07b\n\tc\x9b\u202e\ud800é") == "a?[2J?b\n\tc???é"
     assert len(names.printable("a" * 10_000)) < 3000
 
 
-def test_a_line_of_a_job_file_stays_one_line():
+def test_job_file_line_rejects_line_breaks():
     assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
     for text in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
         with pytest.raises(CondorError, match="cannot have this value in one line"):
@@ -185,31 +186,32 @@ def test_a_line_of_a_job_file_stays_one_line():
     "place", ["../here/T/1.0", "site/../T/1.0", "/etc/here/T/1.0", "site/here/1.0", "site/he re/T/1.0", "s/h/.ssh/1.0",
               "site/here/T/1.0\n", "site/here/T/x.0"]
 )  # fmt: skip
-def test_outputs_are_brought_to_folders_of_entries_alone(place):
+def test_outputs_are_stored_only_in_entry_folders(place):
     assert OUTPUT.fullmatch("site/here/blank/12.0") and not OUTPUT.fullmatch(place)
 
 
 @given(some.text())
 @example("a 'b' \"c\" $(HOME)")
-def test_one_entry_that_fails_in_an_unknown_way_blinds_itself_alone(text):
+def test_unexpected_entry_error_hides_only_that_entry(text):
     def broken() -> Any:
         raise ZeroDivisionError(text)
 
     queue: Any = Queue([JOB], [], [], GOOD)
-    snapshot = take(lambda: queue, queue, [(broken, ["far"])])
-    assert not snapshot.failed and "an error in glide: ZeroDivisionError" in snapshot.blind["far"]
+    snapshot = observe(lambda: queue, queue, [(broken, ["far"])])
+    assert not snapshot.unavailable_sources
+    assert "an error in glide: ZeroDivisionError" in snapshot.unavailable_entries["far"]
 
 
 @given(some.text(some.characters(exclude_categories=["Cs"])))
 @example('"; x = "\n\\')
-def test_a_quoted_text_is_one_string_in_one_line(text):
+def test_quoted_text_stays_one_classad_string(text):
     written = quoted(text)
     assert bindings.classad2.ExprTree(written).eval() == text.replace("\0", "?")
     assert "\n" not in written and "\r" not in written
 
 
-def test_a_value_of_a_job_file_is_one_line():
-    assert value('{"a": "b"}') == '"{\\"a\\": \\"b\\"}"'
+def test_job_file_value_rejects_line_breaks():
+    assert job_file_value('{"a": "b"}') == '"{\\"a\\": \\"b\\"}"'
     for text in ("a\nqueue 9", "a\\"):
         with pytest.raises(CondorError):
-            value(text)
+            job_file_value(text)

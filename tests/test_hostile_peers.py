@@ -20,12 +20,12 @@ from glide.bench.origin import origin
 from glide.factory.seed import Seed
 from glide.files import Cache, Tree
 from glide.files.listing import MANIFEST, listing
-from glide.files.peers import Busy, Directory, Peer, Refused, is_address, token
+from glide.files.peers import Directory, Peer, PeerBusy, PeerRefused, is_address, token
 from glide.files.program import MOST_OUTPUT, run
 from glide.files.share import CONNECTIONS_EACH
-from glide.files.sources import Folder, open_source
+from glide.files.sources import FolderSource, open_source
 from glide.files.tree import CHUNK
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 from tests.conftest import eventually
 from tests.test_files import Process, described, fetched, same, tree, written
 from tests.test_hostile_archives import running
@@ -56,7 +56,7 @@ def descriptors(seed: Seed) -> int:
     return len(os.listdir(f"/proc/{seed.process.pid}/fd"))
 
 
-def test_offers_that_are_no_files_stop_nobody(tmp_path, model, seed):
+def test_unreadable_offered_files_do_not_block_seed(tmp_path, model, seed):
     """A pipe, a device and files that take days to read: more of them than a seed has threads."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -66,14 +66,15 @@ def test_offers_that_are_no_files_stop_nobody(tmp_path, model, seed):
             file.truncate(1 << 40)
         names[f"huge-{number}"] = 1 << 40
     digests = {name: f"{number:064x}" for number, name in enumerate(names)}
-    offered = Parcel(str(tmp_path), {name: (digests[name], size) for name, size in names.items()}, KEY)
+    offered = FileSet(str(tmp_path), {name: (digests[name], size) for name, size in names.items()}, KEY)
     honest = replace(described(model), key=KEY)
-    address, _ = seed.offer(offered), seed.offer(honest.parcel)
+    address, _ = seed.offer(offered), seed.offer(honest.file_set)
 
-    def ask(parcel: Parcel, name: str) -> bytes | None:
-        content, size = parcel.files[name]
-        with suppress(Busy):
-            return Peer("seed", address, patience=60).chunk(Tree(parcel.files).digest, content, 0, min(size, 300), KEY)
+    def ask(file_set: FileSet, name: str) -> bytes | None:
+        content, size = file_set.files[name]
+        with suppress(PeerBusy):
+            digest = Tree(file_set.files).digest
+            return Peer("seed", address, timeout=60).fetch_chunk(digest, content, 0, min(size, 300), KEY)
         return None
 
     huge = [name for name in names if name.startswith("huge")]
@@ -81,21 +82,21 @@ def test_offers_that_are_no_files_stop_nobody(tmp_path, model, seed):
     for thread in started:
         thread.start()
     for name in ("pipe", "zero"):
-        with pytest.raises(Refused, match="404"):
+        with pytest.raises(PeerRefused, match="404"):
             eventually(lambda name=name: ask(offered, name), "an answer")
-    given = eventually(lambda: ask(honest.parcel, "config.json"), "its turn among those that take days")
+    given = eventually(lambda: ask(honest.file_set, "config.json"), "its turn among those that take days")
     assert given == (model / "config.json").read_bytes()
     for thread in started:
         thread.join()
 
 
-def test_what_is_no_file_is_read_by_nobody(tmp_path, model):
+def test_special_files_are_never_read(tmp_path, model):
     os.mkfifo(tmp_path / "pipe")
-    parcel = {"pipe": (SHA, 5)}
-    said = Process(tmp_path / "cache", Template("m", "noop", str(tmp_path), parcel)).end()
+    file_set = {"pipe": (SHA, 5)}
+    said = Process(tmp_path / "cache", Template("m", "noop", str(tmp_path), file_set)).end()
     assert "no regular file" in said["failed"] or "has changed since" in said["failed"]
     with pytest.raises(OSError, match="no regular file"):
-        next(Folder(tmp_path).read("pipe", 0))
+        next(FolderSource(tmp_path).read("pipe", 0))
     cache = Cache(tmp_path / "other")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name, size in (("pipe", 0), ("zero", 0)):
@@ -114,12 +115,12 @@ def test_what_is_no_file_is_read_by_nobody(tmp_path, model):
         b"GET {path}\xb2 HTTP/1.1\r\nAuthorization: {token}\r\n\r\n",
     ],
 )  # fmt: skip
-def test_requests_that_are_none_end_quietly(model, seed, sent):
+def test_malformed_requests_leave_seed_working(model, seed, sent):
     template = replace(described(model), key=KEY)
-    address = seed.offer(template.parcel)
+    address = seed.offer(template.file_set)
     host, _, port = address.rpartition(":")
     whole, (content, size) = Tree(template.files), template.files["config.json"]
-    Peer("seed", address).look(whole, KEY)
+    Peer("seed", address).refresh(whole, KEY)
     before = descriptors(seed)
     path = f"/{whole.digest}/{content}/"
     number = sent.split(b" HTTP")[0].split(b"}")[-1].decode("latin-1") if b"{path}" in sent else ""
@@ -130,13 +131,14 @@ def test_requests_that_are_none_end_quietly(model, seed, sent):
             answer = connection.recv(100)
             assert not answer or answer.startswith((b"HTTP/1.1 403", b"HTTP/1.1 404")), answer
     eventually(lambda: descriptors(seed) <= before, "the end of its connections")
-    assert Peer("seed", address).chunk(whole.digest, content, 0, size, KEY) == (model / "config.json").read_bytes()
+    given = Peer("seed", address).fetch_chunk(whole.digest, content, 0, size, KEY)
+    assert given == (model / "config.json").read_bytes()
 
 
-def test_connections_held_open_keep_nobody_out(model, seed):
+def test_held_connections_do_not_block_other_hosts(model, seed):
     """One host opens as many as it can; another one is served."""
     template = replace(described(model), key=KEY)
-    host, _, port = seed.offer(template.parcel).rpartition(":")
+    host, _, port = seed.offer(template.file_set).rpartition(":")
     with ExitStack() as stack:
         held = [
             stack.enter_context(socket.create_connection((host, int(port)), 60, ("127.0.0.2", 0)))
@@ -144,7 +146,7 @@ def test_connections_held_open_keep_nobody_out(model, seed):
         ]
         ended = [connection for connection in held[CONNECTIONS_EACH:] if connection.recv(1) == b""]
         assert len(ended) == 40
-        Peer("seed", f"{host}:{port}", patience=60).look(Tree(template.files), KEY)
+        Peer("seed", f"{host}:{port}", timeout=60).refresh(Tree(template.files), KEY)
 
 
 # ---- what peers answer ---------------------------------------------------------------------------
@@ -183,26 +185,26 @@ def saying(body: str) -> Callable[[socket.socket], None]:
         "[NaN]", "[" * 100_000,
     ],
 )  # fmt: skip
-def test_peer_that_lists_no_chunks_is_left_alone(model, some):
+def test_peer_with_invalid_chunk_list_is_ignored(model, some):
     wanted, content = tree(model), described(model).files["one.bin"][0]
     peer = Liar(saying(f'{{"{content}": {some}}}')).peer
     with pytest.raises(OSError, match="liar"):
-        peer.look(wanted, KEY)
-    assert not peer.have
+        peer.refresh(wanted, KEY)
+    assert not peer.available
 
 
-def test_peer_that_lists_chunks_has_those(model):
+def test_peer_offers_exactly_its_listed_chunks(model):
     wanted, files = tree(model), described(model).files
     one, other = files["one.bin"][0], files["config.json"][0]
     peer = Liar(saying(json.dumps({one: [0, 1], other: None}))).peer
-    peer.look(wanted, KEY)
-    assert peer.have == {one: {0, 1}, other: None}
+    peer.refresh(wanted, KEY)
+    assert peer.available == {one: {0, 1}, other: None}
     stranger = Liar(saying(json.dumps({SHA: None}))).peer
-    with pytest.raises(OSError, match="makes no sense"):
-        stranger.look(wanted, KEY)
+    with pytest.raises(OSError, match="sent an invalid list of chunks"):
+        stranger.refresh(wanted, KEY)
 
 
-def test_peer_that_drips_is_not_waited_for(model, monkeypatch):
+def test_very_slow_peer_is_abandoned(model, monkeypatch):
     """It says something now and then, and would for ever."""
     monkeypatch.setattr("glide.files.peers.SLOWEST", 1 << 30)
     content, finished = described(model).files["one.bin"][0], []
@@ -214,13 +216,13 @@ def test_peer_that_drips_is_not_waited_for(model, monkeypatch):
             time.sleep(0.1)
         finished.append(True)
 
-    peer = replace(Liar(drip).peer, patience=0.5)
+    peer = replace(Liar(drip).peer, timeout=0.5)
     with pytest.raises(OSError, match="liar"):
-        peer.chunk(tree(model).digest, content, 0, CHUNK, KEY)
+        peer.fetch_chunk(tree(model).digest, content, 0, CHUNK, KEY)
     assert not finished
 
 
-def test_fetch_among_liars_gets_what_is_right(model, tmp_path):
+def test_fetch_succeeds_despite_lying_peers(model, tmp_path):
     """A directory with every kind of line; chunks that are not what they should be."""
     big = written(tmp_path / "big", {"one.bin": 9 * CHUNK})
     wanted, short = tree(big), tree(big).digest[:16]
@@ -236,7 +238,7 @@ def test_fetch_among_liars_gets_what_is_right(model, tmp_path):
     ]  # fmt: skip
     (tmp_path / "ads").write_bytes(b"".join(line.replace(b"%s", short.encode()) + b"\n" for line in lines))
     directory = Directory(["cat", str(tmp_path / "ads")])
-    assert [peer.glide_id for peer in directory.look(wanted.digest)] == ["good", "many", "colons", "liar"]
+    assert [peer.glide_id for peer in directory.refresh(wanted.digest)] == ["good", "many", "colons", "liar"]
     swarm = {"glide_id": "me", "since": int(time.time()), "directory": directory.command, "key": KEY, "host": ""}
     with origin(big) as server:
         said = Process(tmp_path / "cache", described(big, server.url), swarm=swarm).end()
@@ -251,26 +253,26 @@ def test_fetch_among_liars_gets_what_is_right(model, tmp_path):
         ("10.0.0.1:65536", False), ("10.0.0.1:1e3", False), ("http://10.0.0.1:80", False), ("10.0.0.1/x:80", False),
     ],
 )  # fmt: skip
-def test_addresses_of_peers(address, right):
+def test_peer_address_must_be_ip_and_port(address, right):
     assert is_address(address) is right
 
 
 # ---- programs and sources ------------------------------------------------------------------------
 
 
-def test_programs_that_hang_flood_or_leave_children_are_ended(tmp_path):
+def test_program_time_output_and_children_are_limited(tmp_path):
     flood = run(["sh", "-c", "sleep 1000 & echo $! >child; yes | head -c 9000000; echo done >&2"], 60, tmp_path)
     assert flood.code == 0 and len(flood.output) == MOST_OUTPUT and flood.errors == "done\n"
     eventually(lambda: not running(int((tmp_path / "child").read_text())), "the end of what it left behind")
     looks: list[int] = []
 
-    def moved() -> int:
+    def progress() -> int:
         """Progress at the first looks, and none after them."""
         looks.append(1)
         return min(len(looks), 4)
 
     with pytest.raises(TimeoutError, match="sleep has not ended in 0"):
-        run(["sleep", "1000"], 0.3, moved=moved)
+        run(["sleep", "1000"], 0.3, progress=progress)
     assert len(looks) > 4, "what moves has the time again"
     words = ["sh", "-c", f"echo $$ >{tmp_path}/pid; exec sleep 1000"]
     started = subprocess.Popen([sys.executable, "-c", f"from glide.files.program import run; run({words}, 999)"])
@@ -281,7 +283,7 @@ def test_programs_that_hang_flood_or_leave_children_are_ended(tmp_path):
     eventually(lambda: not running(child), "its end with its parent")
 
 
-def test_file_transfer_plugin_that_hangs_or_answers_nonsense(tmp_path, monkeypatch):
+def test_hanging_or_broken_plugin_raises_error(tmp_path, monkeypatch):
     plugins = tmp_path / "libexec"
     plugins.mkdir()
     for name, script in {
@@ -302,7 +304,7 @@ def test_file_transfer_plugin_that_hangs_or_answers_nonsense(tmp_path, monkeypat
         next(source.read("a", 0))
 
 
-def test_list_of_files_without_end_is_refused(tmp_path, monkeypatch):
+def test_oversized_file_list_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("glide.files.listing.LARGEST_MANIFEST", 1000)
     (tmp_path / MANIFEST).write_text(json.dumps({f"file-{number}": [SHA, 1] for number in range(100)}))
     with origin(tmp_path) as server, pytest.raises(OSError, match="more than 1000 bytes"):
@@ -312,9 +314,9 @@ def test_list_of_files_without_end_is_refused(tmp_path, monkeypatch):
 # ---- the cache -----------------------------------------------------------------------------------
 
 
-def test_content_changed_in_place_is_noticed_whatever_its_times(tmp_path, model):
+def test_cache_detects_changes_despite_restored_file_times(tmp_path, model):
     cache, wanted = Cache(tmp_path / "cache"), tree(model)
-    folder, _ = fetched(cache, wanted, Folder(model))
+    folder, _ = fetched(cache, wanted, FolderSource(model))
     path = folder / "one.bin"
     status = path.stat()
     assert status.st_mode & 0o777 == 0o400
@@ -324,21 +326,21 @@ def test_content_changed_in_place_is_noticed_whatever_its_times(tmp_path, model)
     path.chmod(0o400)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_mtime_ns == status.st_mtime_ns and path.stat().st_size == status.st_size
-    assert not Cache(tmp_path / "cache").knows(path, described(model).files["one.bin"][0])
-    folder, account = fetched(Cache(tmp_path / "cache"), wanted, Folder(model))
+    assert not Cache(tmp_path / "cache").is_verified(path, described(model).files["one.bin"][0])
+    folder, account = fetched(Cache(tmp_path / "cache"), wanted, FolderSource(model))
     assert same(folder, model) and account.source == CHUNK + 17
 
 
-def test_links_to_contents_cost_no_second_reading(tmp_path, model, monkeypatch):
+def test_hard_links_cause_no_second_verification(tmp_path, model, monkeypatch):
     """What jobs get are links; they come and go."""
     cache, wanted = Cache(tmp_path / "cache"), tree(model)
-    folder, _ = fetched(cache, wanted, Folder(model))
+    folder, _ = fetched(cache, wanted, FolderSource(model))
     monkeypatch.setattr("glide.files.cache.digesting", None)
     content = described(model).files["one.bin"][0]
     for number in range(3):
-        assert Cache(tmp_path / "cache").place(wanted) == folder
+        assert Cache(tmp_path / "cache").tree_folder(wanted) == folder
         os.link(folder / "one.bin", tmp_path / f"job-{number}")
-        assert cache.knows(folder / "one.bin", content)
+        assert cache.is_verified(folder / "one.bin", content)
     for number in range(3):
         (tmp_path / f"job-{number}").unlink()
-    assert Cache(tmp_path / "cache").place(wanted) == folder
+    assert Cache(tmp_path / "cache").tree_folder(wanted) == folder

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glide.factory.folders import entry_folder
+from glide.factory.home import entry_folder
 from glide.factory.snapshot import Glidein
-from glide.report.factory import LONGEST_LINE, last_words, words
+from glide.report.factory import LONGEST_LINE, last_lines, last_output
 from glide.vocabulary import JobStatus
 
 
-def test_last_words_of_a_blank_glidein_are_found(tmp_path: Path):
+def test_last_output_of_blank_glidein_is_found(tmp_path: Path):
     """A blank one has no template, and its folder has a name of its own."""
     for template in ("", "0" * 64):
         glidein = Glidein(7, 1, "here", template, JobStatus.COMPLETED)
         folder = entry_folder(tmp_path, "here", template)
         folder.mkdir(parents=True)
         (folder / "7.1.out").write_text(f"said by {template or 'a blank one'}\n")
-        assert last_words(tmp_path, glidein) == [f"said by {template or 'a blank one'}"]
-    assert last_words(tmp_path, Glidein(8, 1, "here", "", JobStatus.COMPLETED)) == []
+        assert last_output(tmp_path, glidein) == [f"said by {template or 'a blank one'}"]
+    assert last_output(tmp_path, Glidein(8, 1, "here", "", JobStatus.COMPLETED)) == []
 
 
-def test_only_the_end_of_a_huge_output_is_read(tmp_path: Path):
+def test_only_end_of_huge_output_is_read(tmp_path: Path):
     output = tmp_path / "1.0.out"
     with output.open("wb") as file:
         file.truncate(1 << 40)  # a hole: who reads it whole needs a terabyte of memory
         file.seek(0, 2)
         file.write(b"\nalmost the end\n" + b"x" * 5000 + b"\n\x1b]0;title\x07\x1b[2J\xff\xfe the end\n")
     output.with_suffix(".err").write_bytes(b"Traceback\r\n")
-    lines = words(output, 4)
+    lines = last_lines(output, 4)
     assert lines[0] == "almost the end" and len(lines[1]) == LONGEST_LINE
     assert lines[2] == "?]0;title??[2J\ufffd\ufffd the end" and lines[3] == "Traceback"

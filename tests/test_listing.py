@@ -48,7 +48,7 @@ def fetch(path: str, files: dict, cache: Path) -> Path:
 
 
 @pytest.mark.models
-def test_a_hubs_repository_is_pinned_listed_and_fetched_by_its_own_client(hub, model, tmp_path):
+def test_hub_repository_is_pinned_listed_and_fetched(hub, model, tmp_path):
     (model / "README.md").write_text("what people read")
     (model / "pytorch_model.bin").write_text("the same weights")
     script = (
@@ -66,7 +66,7 @@ def test_a_hubs_repository_is_pinned_listed_and_fetched_by_its_own_client(hub, m
 
 
 @pytest.mark.models
-def test_a_hub_that_breaks_off_is_taken_up_where_it_broke(hub, model, tmp_path):
+def test_broken_hub_download_is_resumed(hub, model, tmp_path):
     script = (
         "from glide.files.listing import listing\nfrom tests.test_listing import fetch; from pathlib import Path\n"
         f"print(fetch(*listing('hf://glide/tiny@main'), Path({str(tmp_path / 'cache')!r})))"
@@ -76,12 +76,12 @@ def test_a_hub_that_breaks_off_is_taken_up_where_it_broke(hub, model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "tiny"])
-def test_what_is_not_on_the_hub_is_one_error_with_the_address(hub, tmp_path, name):
+def test_missing_hub_repository_is_reported_with_address(hub, tmp_path, name):
     said = in_a_process(hub, tmp_path / "home", f"from glide.files.listing import listing; listing('hf://{name}')")
     assert f"hf://{name}: " in said.splitlines()[-1]
 
 
-def test_a_folder_behind_a_web_server_needs_a_list_of_its_files(model):
+def test_web_folder_requires_list_of_its_files(model):
     with origin(model) as server:
         with pytest.raises(OSError, match=f"404.*glide template files FOLDER > FOLDER/{MANIFEST}"):
             listing(server.url)
@@ -98,15 +98,15 @@ def test_a_folder_behind_a_web_server_needs_a_list_of_its_files(model):
         {"a": 1}, [],
     ],
 )  # fmt: skip
-def test_a_list_that_makes_no_sense_is_refused(model, files):
+def test_invalid_list_of_files_is_refused(model, files):
     (model / MANIFEST).write_text(json.dumps(files))
     with origin(model) as server, pytest.raises(ValueError, match=MANIFEST):
         listing(server.url)
 
 
-def test_a_plugin_of_htcondors_fetches_what_it_says_it_can(model, tmp_path):
+def test_htcondor_plugin_fetches_its_supported_schemes(model, tmp_path):
     """A plugin of HTCondor's protocol, for a scheme that this machine's own programs do not know."""
-    from glide.files.sources import Plugin
+    from glide.files.sources import PluginSource
 
     plugins = tmp_path / "libexec"
     plugins.mkdir()
@@ -121,10 +121,10 @@ def test_a_plugin_of_htcondors_fetches_what_it_says_it_can(model, tmp_path):
         f'cp "{model}/${{url##*/}}" "$target" || {{ echo "[ TransferError = \\"none such\\" ]" >"$4"; exit 1; }}\n'
     )
     program.chmod(0o700)
-    source = Plugin("osdf:///models/tiny", plugins)
+    source = PluginSource("osdf:///models/tiny", plugins)
     assert b"".join(source.read(WEIGHTS, 0)) == (model / WEIGHTS).read_bytes()
     assert b"".join(source.read(WEIGHTS, CHUNK)) == (model / WEIGHTS).read_bytes()[CHUNK:]
     with pytest.raises(OSError, match=r"osdf:///models/tiny/other: fake_plugin: .*none such"):
         list(source.read("other", 0))
-    with pytest.raises(FileNotFoundError, match=r"no file transfer plugin .* fetches osdf://"):
-        Plugin("osdf:///x", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file transfer plugin .* supports osdf://"):
+        PluginSource("osdf:///x", tmp_path)

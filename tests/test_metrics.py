@@ -19,16 +19,16 @@ import yaml
 
 from glide.config import SiteFile
 from glide.factory.activity import Activity
-from glide.factory.health import diagnosed
+from glide.factory.health import mark_failing_glideins
 from glide.factory.journal import SILENCE_SECONDS, Journal
-from glide.factory.look import read
+from glide.factory.observe import build_snapshot
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
-from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, Count, Totals
-from glide.report.reasons import View as Site
+from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, MetricKey, Totals
+from glide.report.reasons import QueueView as Site
 from glide.report.status import document
 from glide.vocabulary import Job, JobStatus, State
-from glide.web.chart import Chart, Series, nice
-from glide.web.history import GAP_SECONDS, STEPS, drawn
+from glide.web.chart import Chart, Series, round_up
+from glide.web.history import GAP_SECONDS, STEPS, build_charts
 from glide.web.metrics import exposition
 from tests.conftest import SweepFolder, eventually
 from tests.debian import Fetched, fetched
@@ -59,7 +59,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.pool
-def test_prometheus_scrapes_with_the_token_and_knows_what_the_dashboard_asks_for(
+def test_prometheus_scrapes_metrics_that_dashboard_queries(
     factory, sweep: SweepFolder, prometheus: Fetched, tmp_path: Path
 ):
     token = tmp_path / "token"
@@ -92,7 +92,7 @@ def test_prometheus_scrapes_with_the_token_and_knows_what_the_dashboard_asks_for
 LATER = {"glide_entry_token_expiry_seconds", "glide_jobs", "glide_lanes", "glide_records_left"}
 
 
-def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: Fetched, own_home: Path):
+def test_dashboard_metrics_exist_and_reveal_no_secrets(prometheus: Fetched, own_home: Path):
     demand = Demand("T", "model", "secret-run", "ada@lab", 2, 1, 1, records=300)
     strangers = tuple(replace(demand, template=f"{number}", model=f"secret-{number}") for number in range(3))
     strangers += (replace(demand, model="secret-name-of-theirs"),)
@@ -102,7 +102,7 @@ def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: F
     snapshot = Snapshot((GLIDEIN, held), (LANE, odd), (demand, *strangers), ended=(ended,), now=1000.0, user="ada@lab")
     Journal(own_home / "factory" / "lab").write(snapshot, [])
     view = view_of(snapshot, SITE)
-    view.told["sites"][0]["entries"][0]["token_hours"] = 2.0
+    view.status["sites"][0]["entries"][0]["token_hours"] = 2.0
     text = exposition(lambda: view).decode()
     assert checked(prometheus, text) == ""
     told = {line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")}
@@ -118,18 +118,18 @@ def test_all_that_the_dashboard_asks_for_is_told_of_a_pool_at_work(prometheus: F
     assert "secret" not in text and "ada" not in text and "Nonsense" not in text
 
 
-def test_what_the_pool_does_not_answer_is_left_out_and_what_was_counted_stays(prometheus: Fetched, own_home: Path):
+def test_metrics_omit_unanswered_values_but_keep_counters(prometheus: Fetched, own_home: Path):
     seen = view_of(Snapshot((GLIDEIN,), (replace(LANE, served=7),), now=1000.0), SITE)
-    text = exposition(lambda: seen.after("no access point answers")).decode()
+    text = exposition(lambda: seen.updated("no access point answers")).decode()
     assert checked(prometheus, text) == ""
     assert "glide_pool_answers 0.0" in text and "glide_glideins{" not in text and "glide_lanes{" not in text
     assert 'glide_records_served_total{entry="here",model="model",site="lab"} 7.0' in text
-    blind = Snapshot(failed=("no access point answers",), now=1002.0)
-    later = seen.after((blind, document(blind, [Site(SITE, running=True)])))
-    (site,) = later.told["sites"]
+    blind = Snapshot(unavailable_sources=("no access point answers",), now=1002.0)
+    later = seen.updated((blind, document(blind, [Site(SITE, running=True)])))
+    (site,) = later.status["sites"]
     assert later.trouble == "no access point answers" and later.at == 1000.0 and not later.answered
     assert site["entries"][0]["glideins"] == {"running": 1} and "no access point answers" in site["unseen"]
-    assert later.after((seen.snapshot, dict(seen.told))).answered
+    assert later.updated((seen.snapshot, dict(seen.status))).answered
 
 
 def checked(prometheus: Fetched, text: str) -> str:
@@ -209,33 +209,33 @@ class Server:
 # ---- counters ------------------------------------------------------------------------------------
 
 
-def test_no_counter_falls_when_glideins_end_or_vanish_or_lose_their_ads():
+def test_counters_never_decrease_when_glideins_end():
     ended = replace(GLIDEIN, status=JobStatus.COMPLETED, served=80, errors=1, state=State.WARM)
     looks = [
         Snapshot((GLIDEIN,), (replace(LANE, served=50, errors=1),), now=1.0),
         Snapshot((GLIDEIN,), (replace(LANE, served=100, errors=2), replace(LANE, served=100, errors=2)), now=2.0),
         Snapshot((replace(GLIDEIN, served=80),), (), now=3.0),  # its job has been told less
-        Snapshot(failed=("timeout",), now=4.0),
-        Snapshot((replace(GLIDEIN, started=2),), (replace(LANE, glide_id="here-1.0r1", served=10),), now=5.0),
+        Snapshot(unavailable_sources=("timeout",), now=4.0),
+        Snapshot((replace(GLIDEIN, starts=2),), (replace(LANE, glide_id="here-1.0r1", served=10),), now=5.0),
         Snapshot((), (), ended=(ended,), now=6.0),
         Snapshot(now=7.0),
         Snapshot((), (), ended=(ended,), now=8.0),
     ]
     totals = Totals()
-    before: dict[Count, int] = {}
+    before: dict[MetricKey, int] = {}
     for look in looks:
         totals.add(look)
         assert all(totals.counts[count] >= number for count, number in before.items())
         before = dict(totals.counts)
     assert before == {
-        Count(SERVED, "here", "model"): 110,
-        Count(ERRORS, "here", "model"): 2,
-        Count(EVICTED, "here"): 1,
-        Count(ENDED, "here", ENDS[0]): 1,
+        MetricKey(SERVED, "here", "model"): 110,
+        MetricKey(ERRORS, "here", "model"): 2,
+        MetricKey(EVICTED, "here"): 1,
+        MetricKey(ENDED, "here", ENDS[0]): 1,
     }
 
 
-def test_a_records_model_is_what_glideins_call_it_and_no_name_counts_it_twice():
+def test_no_record_counts_twice_when_model_name_changes():
     nameless = replace(LANE, model="", served=100, errors=7)
     stranger = Demand("T", "theirs", "run", "eve@lab", 1, 0, 1)
     totals = Totals()
@@ -245,10 +245,10 @@ def test_a_records_model_is_what_glideins_call_it_and_no_name_counts_it_twice():
     assert {count.label: number for count, number in totals.counts.items() if count.kind == SERVED} == {
         "": 100, "model": 30
     }  # fmt: skip
-    assert totals.of(ERRORS) == 7
+    assert totals.total(ERRORS) == 7
 
 
-def test_what_a_glidein_served_on_the_node_that_it_lost_is_counted_once_and_not_held_against_it():
+def test_records_before_eviction_count_once_and_blame_nobody():
     job = {
         "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.RUNNING, "ServerTime": 300, "NumShadowStarts": 1,
         "JobCurrentStartDate": 100, Job.ENTRY: "here", Job.TEMPLATE: "T", Job.MODEL: "model", Job.STATE: State.WARM,
@@ -258,17 +258,17 @@ def test_what_a_glidein_served_on_the_node_that_it_lost_is_counted_once_and_not_
     evicted = job | {"NumShadowStarts": 2, "JobCurrentStartDate": 200}
     totals = Totals()
     for ads in ([job, well], [evicted, well], [evicted | {Job.STATE_SINCE: 210, Job.SERVED: 5, Job.ERRORS: 0}, well]):
-        seen = read(ads, [], {})
+        seen = build_snapshot(ads, [], {})
         totals.add(seen)
-    assert totals.counts[Count(SERVED, "here", "model")] == 80 + 80 + 5 and totals.of(ERRORS) == 70
-    assert diagnosed(read([job, well], [], {})).glideins[0].state == State.FAILED
-    assert diagnosed(read([evicted, well], [], {})).glideins[0].state == ""
+    assert totals.counts[MetricKey(SERVED, "here", "model")] == 80 + 80 + 5 and totals.total(ERRORS) == 70
+    assert mark_failing_glideins(build_snapshot([job, well], [], {})).glideins[0].state == State.FAILED
+    assert mark_failing_glideins(build_snapshot([evicted, well], [], {})).glideins[0].state == ""
 
 
 # ---- the journal, and what is drawn from it ------------------------------------------------------
 
 
-def test_the_journal_adds_up_what_is_no_news_and_tells_it_once_a_minute(tmp_path):
+def test_journal_summarizes_unchanged_state_once_per_minute(tmp_path):
     journal = Journal(tmp_path)
     for second in range(0, 200, 2):
         busy = replace(LANE, served=second * 5, claimed=second < 60)
@@ -278,13 +278,13 @@ def test_the_journal_adds_up_what_is_no_news_and_tells_it_once_a_minute(tmp_path
     assert [line["glidein_seconds"] for line in rest] == [
         {Activity.SERVING: 58.0, Activity.IDLE: 2.0}, {Activity.IDLE: 60.0}, {Activity.IDLE: 60.0},
     ]  # fmt: skip
-    journal.write(Snapshot((replace(GLIDEIN, started=2),), (), now=1202.0), [])
+    journal.write(Snapshot((replace(GLIDEIN, starts=2),), (), now=1202.0), [])
     assert journal.latest()["evictions"] == 1
     written = journal.latest()["time"]
     assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
 
 
-def test_the_last_line_of_a_long_journal_is_read_without_the_others(tmp_path):
+def test_last_journal_line_is_read_without_others(tmp_path):
     journal = Journal(tmp_path)
     long = json.dumps({"time": 1.0, "actions": ["ä" * 100_000]})
     for torn in ("", '{"time": 2.0, "act', "\n\n"):
@@ -314,7 +314,7 @@ def test_charts_show_levels_rates_shares_and_gaps():
         line(130.0, records=600, evictions=2, glideins={"here": {"running": 1, "idle": 1}, "other": {"idle": 9}}),
         line(1500.0, records=5),
     ]
-    glideins, lanes, pace, shares, evictions = drawn(lines, ["here"], 0.0, step)
+    glideins, lanes, pace, shares, evictions = build_charts(lines, ["here"], 0.0, step)
     running, idle, held = (each.values for each in glideins.series)
     assert running[:9] == [None, None, None, None, 2, 2, 2, 2, 1] and idle[8:10] == [1, 1] and set(held) == {0, None}
     assert lanes.series[0].values[4] == 4 and lanes.series[1].values[4] == 0
@@ -324,13 +324,13 @@ def test_charts_show_levels_rates_shares_and_gaps():
     assert shares.series[0].values[4:8] == [75.0] * 4 and shares.series[1].values[4] == 25.0
     assert evictions.series[0].values[8] == 2 and sum(filter(None, evictions.series[0].values)) == 2
     assert all(len(series.values) == STEPS for chart in (glideins, lanes, pace) for series in chart.series)
-    unseen = drawn([line(0.0, glideins={}, lanes={}, unseen=["no access point answers"])], ["here"], 0.0, step)
+    unseen = build_charts([line(0.0, glideins={}, lanes={}, unseen=["no access point answers"])], ["here"], 0.0, step)
     assert set(unseen[0].series[0].values) == {None}
 
 
-def test_a_line_of_an_older_journal_has_levels_and_nothing_to_add_up():
+def test_older_journal_lines_show_levels_only():
     old = {"time": 0.0, "glideins": {"here": {"running": 1}}, "lanes": {}, "unseen": []}
-    glideins, _, pace, shares, evictions = drawn(
+    glideins, _, pace, shares, evictions = build_charts(
         [old, {**old, "time": 50.0}, line(90.0, records=7)], ["here"], 0.0, 15.0
     )
     assert glideins.series[0].values[0] == 1 and set(pace.series[0].values) == {0.0, None}
@@ -338,7 +338,7 @@ def test_a_line_of_an_older_journal_has_levels_and_nothing_to_add_up():
 
 
 @pytest.mark.parametrize("kind", ["stack", "line", "bars"])
-def test_a_chart_is_xml_within_its_bounds_whatever_the_values(kind):
+def test_chart_is_valid_svg_for_any_values(kind):
     hostile = "<&\"'>"
     for values in ([], [None], [0.0], [None, 0.3, 2e9, None, 1.0], [5.0] * 3):
         chart = Chart(hostile, kind, [Series(hostile, "green", values), Series("b", "sky", values)], 0.0, 60.0, hostile)
@@ -352,9 +352,9 @@ def test_a_chart_is_xml_within_its_bounds_whatever_the_values(kind):
 
 
 @pytest.mark.parametrize("highest, top", [(0, 2), (0.3, 0.4), (1, 1), (7, 8), (9, 10), (41, 60), (1234, 2000)])
-def test_an_axis_ends_at_a_round_number(highest, top):
-    assert nice(highest) == pytest.approx(top)
+def test_axis_ends_at_round_number(highest, top):
+    assert round_up(highest) == pytest.approx(top)
 
 
-def test_silence_is_shorter_than_a_gap():
+def test_journal_writes_before_chart_shows_gap():
     assert 2 * SILENCE_SECONDS < GAP_SECONDS

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glide.condor import EmbeddedPool
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.template import Template
 from glide.vocabulary import Job, Machine, State
 from tests.conftest import eventually
@@ -44,7 +44,7 @@ def nodes(tmp_path: Path) -> Iterator[EmbeddedPool]:
         pool.down()
 
 
-def test_a_node_that_ends_every_glidein_is_left_out_and_the_other_works_on(nodes: EmbeddedPool, tmp_path: Path):
+def test_failing_node_is_avoided_while_other_works(nodes: EmbeddedPool, tmp_path: Path):
     environment = {**os.environ, **nodes.environment(), "GLIDE_HOME": str(nodes.home)}
     python = tmp_path / "python"
     python.write_text(PYTHON.format(python=sys.executable))
@@ -53,7 +53,7 @@ def test_a_node_that_ends_every_glidein_is_left_out_and_the_other_works_on(nodes
     for number in range(8):
         lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(60))
         (tmp_path / f"records-{number}.jsonl").write_text("".join(lines))
-    further = f"My.{Job.SPEC} = {value(template.to_json())}\nMy.{Job.WANTED} = 4\nqueue 8"
+    further = f"My.{Job.SPEC} = {job_file_value(template.to_json())}\nMy.{Job.WANTED} = 4\nqueue 8"
     text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
     (tmp_path / "ask.sub").write_text(text.replace("$(model)", template.model))
     assert command("submit", str(tmp_path / "ask.sub"), environment=environment).returncode == 0
@@ -63,7 +63,7 @@ def test_a_node_that_ends_every_glidein_is_left_out_and_the_other_works_on(nodes
     )
     factory.start()
     try:
-        assert "bad.node" in factory.says("not on bad.node, where they fail")
+        assert "bad.node" in factory.says("not on bad.node, where glideins fail")
         finished = f"{Job.ENTRY} =?= undefined && JobStatus == 4"
         eventually(
             lambda: len(nodes.tool("condor_q", "-constraint", finished, "-af", "ProcId").split()) == 8,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from glide.errors import TemplateError
-from glide.server.engines import Completion, Record
+from glide.server.engines import Completion, EngineRecord
 from glide.server.engines.openai import KEYS, LONGEST_PAUSE, OpenAI, api_options, backoff, retry_after
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -181,7 +181,7 @@ def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 # ---- becoming ready ------------------------------------------------------------------------------
 
 
-def test_a_service_that_is_not_ready_is_waited_for(service, serve):
+def test_server_waits_until_service_is_ready(service, serve):
     service.unready = [says(503, "loading"), RESET, *[says(404)] * 999]
     server = serve()
     eventually(lambda: len(service.asked) > 3, "the service is asked again")
@@ -197,13 +197,13 @@ def test_a_service_that_is_not_ready_is_waited_for(service, serve):
     "unready, options, words",
     [
         ([says(503, "loading weights")] * 99, {}, "503 loading weights"),
-        ([HANG] * 9, {"request_seconds": 1.0}, "nothing within 1 s"),
+        ([HANG] * 9, {"request_seconds": 1.0}, "no answer within 1 s"),
         ([RESET] * 99, {}, "Error"),
-        ([], {"model": "unheard-of"}, "no model unheard-of, but m, other"),
+        ([], {"model": "unheard-of"}, "no model unheard-of; it has m, other"),
     ],
     ids=["busy", "hanging", "resetting", "another-model"],
 )
-def test_a_service_that_does_not_become_ready_is_an_error_with_its_last_answer(service, unready, options, words):
+def test_unready_service_error_includes_last_answer(service, unready, options, words):
     service.unready = unready
     alone = OpenAI(Template("m", "openai"), OpenAI.Options(url=service.url, ready_seconds=1.2, **options))
     with pytest.raises(TemplateError) as refused:
@@ -213,7 +213,7 @@ def test_a_service_that_does_not_become_ready_is_an_error_with_its_last_answer(s
         assert part in str(refused.value)
 
 
-def test_a_model_server_whose_service_is_not_there_fails_and_says_so(service, serve):
+def test_model_server_fails_with_reason_without_service(service, serve):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     words = failure(serve(url=nobody, ready_seconds=1.0))
@@ -223,7 +223,7 @@ def test_a_model_server_whose_service_is_not_there_fails_and_says_so(service, se
 # ---- the key -------------------------------------------------------------------------------------
 
 
-def test_a_service_that_refuses_the_key_is_not_asked_again_and_the_key_is_not_repeated(service, serve, keyed):
+def test_refused_key_is_not_retried_or_logged(service, serve, keyed):
     service.key = "another"
     server = serve(is_entrys=True, key_file=keyed(), ready_seconds=600.0)
     words = failure(server)
@@ -232,7 +232,7 @@ def test_a_service_that_refuses_the_key_is_not_asked_again_and_the_key_is_not_re
     assert KEY not in server.log.read_text()
 
 
-def test_the_key_reaches_the_service_and_nobody_else(service, serve, keyed):
+def test_key_reaches_only_the_service(service, serve, keyed):
     service.key = KEY
     service.troubles["says 1"] = [says(400, f"bad request with {KEY}")]
     server = serve(is_entrys=True, key_file=keyed())
@@ -255,25 +255,25 @@ def test_the_key_reaches_the_service_and_nobody_else(service, serve, keyed):
     [(KEY, 0o640, "mode 640"), (KEY, 0o604, "mode 604"), ("", 0o600, "does not hold a key"),
      (f"{KEY}\n{KEY}", 0o600, "does not hold a key"), (f"{KEY}é", 0o600, "does not hold a key")],
 )  # fmt: skip
-def test_a_key_file_that_others_may_read_or_that_has_no_key_is_refused(service, keyed, key, mode, words):
+def test_unprotected_or_invalid_key_file_is_refused(service, keyed, key, mode, words):
     with pytest.raises(TemplateError, match=words) as refused:
         engine(service, key_file=keyed(key, mode))
     assert KEY not in str(refused.value)
     assert service.asked == []
 
 
-def test_a_key_file_that_is_not_there_is_refused(service, keyed):
+def test_missing_key_file_is_refused(service, keyed):
     with pytest.raises(TemplateError, match="nokey: No such file"):
         engine(service, key_file="nokey")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../tokens.d/glidein", "..", ".", "a/b", "~"])
-def test_a_key_file_outside_its_folder_is_refused(name):
+def test_key_file_outside_its_folder_is_refused(name):
     with pytest.raises(ValueError, match=r"name of a file in ~/\.glide/keys"):
         OpenAI.Options(url="http://h", key_file=name)
 
 
-def test_a_sweeps_key_file_is_refused_on_the_node(service, serve, keyed):
+def test_key_file_in_sweep_is_refused_on_node(service, serve, keyed):
     assert "key_file is for the `service` of a site's entry" in failure(serve(key_file=keyed()))
     assert service.asked == []
 
@@ -281,7 +281,7 @@ def test_a_sweeps_key_file_is_refused_on_the_node(service, serve, keyed):
 # ---- records -------------------------------------------------------------------------------------
 
 
-def test_each_record_comes_back_once_from_a_service_that_is_busy_broken_and_slow(service, serve):
+def test_unreliable_service_answers_each_record_once(service, serve):
     ways = [[says(429, retry_after="1")], [says(500)], [says(503), says(502)], [RESET], [HANG], [says(429), RESET]]
     service.troubles = {f"says {n * 7}": list(way) for n, way in enumerate(ways)}
     server = serve(parallel=8, request_seconds=3.0)
@@ -295,7 +295,7 @@ def test_each_record_comes_back_once_from_a_service_that_is_busy_broken_and_slow
     assert service.connections < len(sent)
 
 
-def test_a_record_that_the_service_refuses_is_the_only_one_that_fails_and_no_other_is_asked_twice(service, serve):
+def test_refused_record_fails_alone_without_retries(service, serve):
     service.troubles["says 5"] = [says(400, "this prompt is too long")] * 9
     server = serve(parallel=8)
     server.reached(State.WARM)
@@ -304,17 +304,17 @@ def test_a_record_that_the_service_refuses_is_the_only_one_that_fails_and_no_oth
     assert [len(service.times(f"says {n}")) for n in range(16)] == [1] * 16
 
 
-def test_a_record_that_is_never_answered_gets_a_typed_error_and_the_others_their_texts(service, serve):
+def test_unanswered_record_gets_typed_error_after_retries(service, serve):
     service.troubles = {"says 0": [says(500, "out of memory")] * 9, "says 1": [RESET] * 9}
     server = serve(parallel=4, retries=1)
     server.reached(State.WARM)
     found = errors(server.call(records(8)).results())
     assert {name: error["type"] for name, error in found.items()} == {"r0": "NoAnswer", "r1": "NoAnswer"}
-    assert found["r0"]["message"] == "2 tries; the last: 500 out of memory"
+    assert found["r0"]["message"] == "no completion after 2 tries; last answer: 500 out of memory"
     assert [len(service.times(f"says {n}")) for n in range(8)] == [2, 2, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_record_over_its_timeout_is_cancelled_and_the_answers_of_the_others_are_kept(service, serve):
+def test_record_timeout_cancels_only_its_own_request(service, serve):
     service.troubles["says 2"] = [HANG]
     server = serve(parallel=4)
     server.reached(State.WARM)
@@ -329,17 +329,17 @@ def test_a_record_over_its_timeout_is_cancelled_and_the_answers_of_the_others_ar
     assert server.engine == pid
 
 
-def test_a_service_that_limits_requests_per_second_serves_them_all(service):
+def test_rate_limited_service_serves_all_records(service):
     service.rate = 20.0
-    calls = [[Record(n, f"says {n}") for n in range(first, first + 4)] for first in (0, 4, 8)]
+    calls = [[EngineRecord(n, f"says {n}") for n in range(first, first + 4)] for first in (0, 4, 8)]
     asking = engine(service, parallel=4)
     assert [asking.call(call) for call in calls] == [[Completion(r.prompt, 3) for r in call] for call in calls]
     assert set(service.served.values()) == {1}
 
 
-def test_a_request_that_the_service_is_too_busy_for_holds_up_the_others_too(service):
+def test_busy_answer_delays_other_requests_too(service):
     service.troubles = {"busy": [says(429, retry_after="2")], "broken": [says(503)]}
-    assert engine(service).call([Record(0, "busy"), Record(1, "broken")]) == [
+    assert engine(service).call([EngineRecord(0, "busy"), EngineRecord(1, "broken")]) == [
         Completion("busy", 3), Completion("broken", 3)
     ]  # fmt: skip
     refused = service.times("busy")[0]
@@ -351,26 +351,26 @@ def test_a_request_that_the_service_is_too_busy_for_holds_up_the_others_too(serv
     [("<html>sign in</html>", "200 <html>"), ('{"choices": []}', "choices"), ("[]", "200"),
      ('{"choices": [{"message": {"content": ["a"]}}]}', "content")],
 )  # fmt: skip
-def test_an_answer_without_a_completion_is_an_error_of_its_own(service, body, words):
+def test_answer_without_completion_is_bad_answer_error(service, body, words):
     service.troubles["p"] = [(200, body)]
-    (outcome,) = engine(service).call([Record(0, "p")])
+    (outcome,) = engine(service).call([EngineRecord(0, "p")])
     assert outcome.error["type"] == "BadAnswer" and words in outcome.error["message"]
 
 
 # ---- what is asked -------------------------------------------------------------------------------
 
 
-def test_a_chat_has_the_system_s_message_and_no_content_is_no_text(service):
+def test_chat_sends_system_message_and_accepts_empty_content(service):
     asking = engine(service, model="other", system="Be brief.")
-    assert asking.call([Record(0, "", {"max_new_tokens": 4, "do_sample": False})]) == [Completion("", 3)]
+    assert asking.call([EngineRecord(0, "", {"max_new_tokens": 4, "do_sample": False})]) == [Completion("", 3)]
     (_, path, body) = service.asked[-1]
     assert path == "/v1/chat/completions"
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}]
     assert body == {"model": "other", "messages": messages, "max_tokens": 4, "temperature": 0}
 
 
-def test_without_chat_the_prompt_goes_as_it_is(service):
-    assert engine(service, chat=False).call([Record(0, "Once upon")]) == [Completion("Once upon", 3)]
+def test_prompt_is_sent_unchanged_without_chat(service):
+    assert engine(service, chat=False).call([EngineRecord(0, "Once upon")]) == [Completion("Once upon", 3)]
     assert service.asked[-1][1:] == ("/v1/completions", {"model": "m", "prompt": "Once upon", "temperature": 0})
 
 
@@ -389,12 +389,12 @@ def test_without_chat_the_prompt_goes_as_it_is(service):
         ({"do_sample": True, "stop_strings": ["a", "b"]}, {"stop": ["a", "b"]}),
     ],
 )
-def test_options_have_the_names_of_the_api(generate, asked):
+def test_generate_options_get_openai_names(generate, asked):
     assert api_options(generate) == asked
 
 
-def test_a_record_with_an_unknown_option_fails_alone_and_unasked(service):
-    bad, good = engine(service).call([Record(0, "bad", {"num_beams": 2}), Record(1, "good")])
+def test_unknown_option_fails_its_record_without_request(service):
+    bad, good = engine(service).call([EngineRecord(0, "bad", {"num_beams": 2}), EngineRecord(1, "good")])
     assert bad.error["type"] == "UnknownOption" and "num_beams" in bad.error["message"]
     assert good == Completion("good", 3)
     assert service.times("bad") == []
@@ -403,27 +403,25 @@ def test_a_record_with_an_unknown_option_fails_alone_and_unasked(service):
 # ---- pauses --------------------------------------------------------------------------------------
 
 
-def test_retry_after_is_read_as_seconds_or_as_a_date_and_rubbish_is_ignored():
+def test_retry_after_header_accepts_seconds_or_date():
     now = 1_700_000_000.0
     assert retry_after("7", now) == 7 and retry_after("1.5", now) == 1.5
     assert retry_after(formatdate(now + 30, usegmt=True), now) == 30
     assert [retry_after(rubbish, now) for rubbish in ("", "soon", "Mon, 99 Foo 2026")] == [0, 0, 0]
 
 
-def test_a_pause_grows_respects_the_service_and_has_an_end():
+def test_backoff_grows_and_obeys_retry_after():
     assert backoff(0) < backoff(2) < backoff(4) < backoff(6)
-    assert backoff(0, wished=20) == 20
-    for wished in (0.0, 1e9, float("inf"), float("nan"), -1e9):
-        assert backoff(5000, wished) == LONGEST_PAUSE
+    assert backoff(0, requested=20) == 20
+    for requested in (0.0, 1e9, float("inf"), float("nan"), -1e9):
+        assert backoff(5000, requested) == LONGEST_PAUSE
 
 
 # ---- beside glideins -----------------------------------------------------------------------------
 
 
 @pytest.mark.pool
-def test_a_service_takes_part_in_a_sweep_beside_glideins_and_one_that_never_gets_ready_is_reported(
-    own_pool, service, sweep, tmp_path
-):
+def test_service_shares_sweep_and_missing_service_is_reported(own_pool, service, sweep, tmp_path):
     model = {"name": "m", "engine": "noop", "options": {"record_seconds": 0.02}}
     service.rate = 40
     service.unready = [says(503)] * 3

@@ -32,7 +32,7 @@ def engine(llama: Path):
         ("transformers", {"stop": ["x"]}, "stop", "did you mean stop_strings"),
         ("transformers", {"repetition_penality": 1.1}, "repetition_penality", "did you mean repetition_penalty"),
         ("transformers", {"attention_mask": None}, "attention_mask", "no such option"),
-        ("transformers", {"max_new_tokens": "12"}, "max_new_tokens", "a whole number of 1 or more, and is '12'"),
+        ("transformers", {"max_new_tokens": "12"}, "max_new_tokens", "a whole number of 1 or more, but is '12'"),
         ("transformers", {"max_new_tokens": 0}, "max_new_tokens", "1 or more"),
         ("transformers", {"max_new_tokens": True}, "max_new_tokens", "1 or more"),
         ("transformers", {"max_new_tokens": float("inf")}, "max_new_tokens", "1 or more"),
@@ -50,7 +50,7 @@ def engine(llama: Path):
         ("openai", {"temperature": 0.7}, "temperature", "no effect without do_sample"),
     ],
 )  # fmt: skip
-def test_an_option_that_cannot_work_is_refused_by_its_name(engine, generate, option, words):
+def test_generate_option_that_cannot_work_is_refused(engine, generate, option, words):
     with pytest.raises(WrongOption, match=words) as refused:
         check_generate(engine, generate)
     assert refused.value.option == option
@@ -68,12 +68,12 @@ def test_an_option_that_cannot_work_is_refused_by_its_name(engine, generate, opt
         ("noop", {"whatever": 1}),
     ],
 )  # fmt: skip
-def test_an_option_that_may_work_is_accepted(engine, generate):
+def test_generate_option_that_may_work_is_accepted(engine, generate):
     check_generate(engine, generate)
 
 
 @pytest.mark.models
-def test_a_text_that_leaves_no_room_for_a_prompt_is_refused_where_the_model_is_at_hand(llama):
+def test_token_limit_filling_whole_context_is_refused(llama):
     check_generate("transformers", {"max_new_tokens": 511}, llama)
     for options in {"max_new_tokens": 512}, {"max_length": 513}:
         with pytest.raises(WrongOption, match="context of 512"):
@@ -81,7 +81,7 @@ def test_a_text_that_leaves_no_room_for_a_prompt_is_refused_where_the_model_is_a
 
 
 @pytest.mark.models
-def test_the_options_are_those_of_the_library():
+def test_known_options_match_transformers_library():
     """Those that need code from a hub, or are no user's to set, are left out; a new one is to be decided on."""
     from transformers import GenerationConfig
 
@@ -96,7 +96,7 @@ def test_the_options_are_those_of_the_library():
 
 
 @pytest.mark.models
-def test_options_are_checked_without_the_packages_that_only_nodes_need(llama):
+def test_option_check_imports_no_node_only_packages(llama):
     check = (
         "import sys; from pathlib import Path; from glide.server.engines import check_generate, engine_class\n"
         f"check_generate('transformers', {{'max_new_tokens': 5}}, Path({str(llama)!r}))\n"
@@ -133,19 +133,19 @@ def test_options_are_checked_without_the_packages_that_only_nodes_need(llama):
     ids=lambda options: " ".join(name for name in options if name != "max_new_tokens") or str(options),
 )
 @pytest.mark.parametrize("batching", ["static", "continuous"])
-def test_options_mean_what_they_mean_to_plain_transformers(engine, plain, batching, options):
+def test_generate_options_give_same_results_as_plain_transformers(engine, plain, batching, options):
     completions = served(engine(batching), PROMPTS, **options)
     assert [(one.text, one.tokens) for one in completions] == [plain(text, **options) for text in PROMPTS]
 
 
 @pytest.mark.models
-def test_an_integer_is_as_good_as_a_number(engine, plain):
+def test_integer_is_accepted_for_decimal_option(engine, plain):
     got = texts(engine("static"), ODD, max_new_tokens=8, repetition_penalty=2)
     assert got == [plain(text, max_new_tokens=8, repetition_penalty=2.0)[0] for text in ODD]
 
 
 @pytest.mark.models
-def test_what_does_not_concern_a_text_leaves_it_as_it_is(engine, plain):
+def test_options_unrelated_to_text_do_not_change_it(engine, plain):
     idle = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
     assert texts(engine("static"), PROMPTS, max_new_tokens=8, **idle) == [
         plain(text, max_new_tokens=8)[0] for text in PROMPTS
@@ -153,7 +153,7 @@ def test_what_does_not_concern_a_text_leaves_it_as_it_is(engine, plain):
 
 
 @pytest.mark.models
-def test_several_texts_of_a_prompt_are_its_choices(engine, plain):
+def test_multiple_returned_sequences_become_choices(engine, plain):
     options = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2}
     for text, completion in zip(PROMPTS, served(engine("static"), PROMPTS, **options), strict=True):
         wanted = plain.all(text, **options)
@@ -162,13 +162,13 @@ def test_several_texts_of_a_prompt_are_its_choices(engine, plain):
 
 
 @pytest.mark.models
-def test_sampling_samples(engine):
+def test_sampling_produces_different_texts(engine):
     got = texts(engine("static"), ["hello"] * 12, max_new_tokens=12, do_sample=True, temperature=5)
     assert len(set(got)) > 1
 
 
 @pytest.mark.models
-def test_a_token_that_the_model_has_not_is_refused(engine):
+def test_unknown_token_and_unknown_option_are_refused(engine):
     with pytest.raises(WrongOption, match="no token 400000"):
         served(engine("static"), ["hello"], forced_eos_token_id=400_000)
     with pytest.raises(UnknownOption):

@@ -99,7 +99,7 @@ def through(pool: EmbeddedPool, sweep: SweepFolder, outages: list[str], seconds:
     assert all(result["error"] is None for result in sweep.results())
     assert (session.returncode, printed) == (0, "all\n"), complaints
     for said in (errors, complaints):
-        waits, goes_on = said.count(" waits since "), said.count(" goes on after ")
+        waits, goes_on = said.count(" paused since "), said.count(" resumed after ")
         assert waits == goes_on and 1 <= waits <= len(outages), said
     summary = sweep.summary
     assert summary["rejected"] == 0 and summary["recomputed"] <= 40 * len(outages), summary
@@ -108,12 +108,12 @@ def through(pool: EmbeddedPool, sweep: SweepFolder, outages: list[str], seconds:
     )
 
 
-def test_sweep_and_session_outlive_access_point_and_pool(own_pool: EmbeddedPool, sweep: SweepFolder):
+def test_sweep_and_session_survive_schedd_and_pool_restart(own_pool: EmbeddedPool, sweep: SweepFolder):
     through(own_pool, sweep, ["schedd", "pool"], 3)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_ten_minutes_without_htcondor_lose_nothing(own_pool: EmbeddedPool, sweep: SweepFolder, outage: str):
+def test_ten_minute_outage_loses_no_results(own_pool: EmbeddedPool, sweep: SweepFolder, outage: str):
     through(own_pool, sweep, [outage], 600)

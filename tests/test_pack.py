@@ -33,7 +33,7 @@ GRID = [
 ]
 
 
-def test_no_wave_carries_more_than_what_is_left_and_no_job_carries_nothing():
+def test_wave_has_no_empty_jobs():
     for left, *rest in GRID:
         lanes, queued, paces, fixed = rest
         for batch in (1, 48):
@@ -42,7 +42,7 @@ def test_no_wave_carries_more_than_what_is_left_and_no_job_carries_nothing():
             assert all(size > 0 for size in sizes), (left, *rest)
 
 
-def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
+def test_job_sizes_decrease_except_the_last():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)
@@ -50,14 +50,14 @@ def test_jobs_never_grow_but_for_crumbs_that_the_last_takes_along():
             assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * min(paces) < _shortest(lanes)
 
 
-def test_there_is_always_a_reason_and_it_is_one_line():
+def test_pack_always_gives_a_reason_of_one_line():
     for inputs in GRID:
         left, lanes, queued, paces, fixed = inputs
         reason = pack(left, lanes, queued, paces, fixed=fixed).reason
         assert reason and "\n" not in reason, inputs
 
 
-def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
+def test_wave_is_submitted_only_if_queue_needs_it():
     for left, lanes, queued, paces, fixed in GRID:
         if fixed is None and queued >= AHEAD * max(1, lanes):
             assert pack(left, lanes, queued, paces, fixed=fixed).sizes == ()
@@ -65,33 +65,33 @@ def test_no_wave_goes_out_when_enough_is_queued_and_one_does_when_nothing_is():
             assert pack(left, lanes, queued, paces, fixed=fixed).sizes
 
 
-def test_queue_and_wave_together_stay_within_what_lanes_need_next():
+def test_queue_plus_wave_stays_within_lanes_need():
     for left, lanes, queued, paces, fixed in GRID:
         most = max(FIXED_AHEAD if fixed else 0, AHEAD * max(1, lanes))
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, paces, fixed)
 
 
-def test_a_fixed_size_is_kept_but_for_the_last_job():
+def test_fixed_job_size_is_kept_except_the_last():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if fixed and sizes:
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
 
 
-def test_a_fixed_size_leaves_no_lane_without_a_job_however_many_there_are():
+def test_fixed_job_size_supplies_every_lane():
     lanes = 3 * FIXED_AHEAD
     assert len(pack(10**6, lanes, 0, fixed=1).sizes) == AHEAD * lanes
 
 
-def test_jobs_are_small_until_something_has_been_measured():
+def test_jobs_are_small_before_first_measurement():
     least, most = PROBE_RECORDS
     assert set(pack(10_000, 4, 0).sizes) == {most}
     assert set(pack(4 * SHARE * 50, 4, 0).sizes) == {50}
     assert set(pack(60, 4, 0).sizes[:-1]) == {least}
 
 
-def test_of_those_few_wait_where_lanes_are_many():
+def test_few_probe_jobs_wait_beyond_number_of_lanes():
     assert len(pack(10**6, 4, 0).sizes) == 8
     assert 500 < len(pack(10**6, 500, 0).sizes) < 550
 
@@ -102,7 +102,7 @@ def _shortest(lanes: int, work: float = float("inf")) -> float:
     return max(SHORTEST_SECONDS, min(lanes * START_SECONDS / AP_SHARE, last))
 
 
-def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
+def test_job_duration_stays_within_shortest_and_longest():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if not sizes or fixed or len(paces) != 1 or not paces[0]:
@@ -116,11 +116,11 @@ def test_a_job_is_worth_its_start_and_bounded_by_what_a_lost_node_may_cost():
             taken += size
 
 
-def test_the_first_job_takes_its_share():
+def test_first_job_gets_its_share_of_records():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
-def test_a_slow_lane_makes_the_last_jobs_smaller_and_not_the_sweep_slower():
+def test_slow_lane_makes_jobs_smaller():
     """Three lanes of 10 ms and one of 100: together they serve 31 records in 100 ms."""
     even, mixed = pack(31_000, 4, 0, [0.01] * 4), pack(31_000, 4, 0, [0.01, 0.01, 0.01, 0.1])
     assert mixed.sizes[0] == 31_000 // 31 // SHARE + 1
@@ -128,7 +128,7 @@ def test_a_slow_lane_makes_the_last_jobs_smaller_and_not_the_sweep_slower():
     assert "10 to 100 ms" in mixed.reason
 
 
-def test_one_slow_lane_does_not_starve_many_fast_ones_of_job_starts():
+def test_slow_lane_does_not_exceed_job_start_rate():
     """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
@@ -139,38 +139,38 @@ def test_one_slow_lane_does_not_starve_many_fast_ones_of_job_starts():
     assert pack(100_000, 401, 0, paces).sizes[0] == LONGEST_SECONDS
 
 
-def test_jobs_carry_whole_engine_calls():
+def test_job_sizes_are_multiples_of_engine_batch():
     for left, lanes in itertools.product((100, 1000, 10**5), (1, 4, 64)):
         sizes = pack(left, lanes, 0, [0.05], batch=48).sizes
         assert all(size % 48 == 0 for size in sizes[:-1])
         assert sizes[-1] % 48 == 0 or sum(sizes) == left
 
 
-def test_many_lanes_get_jobs_that_their_access_point_can_start():
+def test_jobs_for_many_lanes_respect_job_start_rate():
     for lanes in (10, 100, 400, 4000):
         wave = pack(10**9, lanes, 0, [0.01])
         assert lanes / (wave.sizes[0] * 0.01) * START_SECONDS <= AP_SHARE * 1.001
 
 
-def test_few_records_whose_time_is_unknown_are_for_all_lanes():
+def test_few_unmeasured_records_are_spread_over_all_lanes():
     assert pack(16, 16, 0).sizes == (1,) * 16
     assert pack(6, 16, 0).sizes == (1,) * 6
     assert pack(64, 16, 0).sizes == (4,) * 16
     assert pack(500, 500, 0).sizes[0] == PROBE_RECORDS[0]  # 500 jobs would take half a minute to start
 
 
-def test_few_slow_records_are_for_more_than_a_few_lanes():
+def test_few_slow_records_are_spread_over_many_lanes():
     assert len(pack(100, 20, 0).sizes) == 20
     sizes = pack(1000, 20_000, 0, [1.0]).sizes
     assert 100 < len(sizes) < 200 and sum(sizes) == 1000
 
 
-def test_what_a_lost_node_has_left_over_is_not_cut_small_while_there_is_much_to_do():
-    assert len(pack(50, 400, 400, [1.0], undone=10**6).sizes) == 1
+def test_leftover_records_form_one_job_during_large_sweep():
+    assert len(pack(50, 400, 400, [1.0], unfinished=10**6).sizes) == 1
     assert len(pack(50, 400, 400, [1.0]).sizes) > 10
 
 
-def test_where_nodes_do_not_last_jobs_are_short():
+def test_frequent_evictions_make_jobs_shorter():
     calm, stormy = (max(pack(10**6, 4, 0, [0.01], eviction_rate=rate).sizes) * 0.01 for rate in (1e-6, 1 / 40))
     assert calm == LONGEST_SECONDS and stormy == 10.0
 
@@ -206,7 +206,7 @@ def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll
 @pytest.mark.parametrize("records", [10, 1000, 20_000])
 @pytest.mark.parametrize("lanes", [1, 2, 7, 32])
 @pytest.mark.parametrize("seconds", [0.002, 0.05, 0.5])
-def test_lanes_finish_together(records, lanes, seconds):
+def test_lanes_finish_close_to_ideal_time(records, lanes, seconds):
     makespan, jobs = simulate(records, lanes, seconds)
     ideal = -(-records // lanes) * seconds
     # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
@@ -218,11 +218,11 @@ def test_lanes_finish_together(records, lanes, seconds):
 
 
 @pytest.mark.parametrize("lanes", [2, 8])
-def test_long_sweeps_come_within_a_tenth_of_the_ideal(lanes):
+def test_long_sweep_takes_at_most_ten_percent_longer(lanes):
     makespan, _ = simulate(20_000, lanes, 0.05)
     assert makespan <= 1.1 * 20_000 * 0.05 / lanes
 
 
-def test_a_sweep_takes_few_jobs():
+def test_sweep_uses_few_jobs():
     _, jobs = simulate(20_000, 8, 0.05)
     assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS

@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DISTRIBUTIONS = {"classad2": "htcondor", "htcondor2": "htcondor", "yaml": "pyyaml"}
 
 
-def test_every_import_is_declared() -> None:
+def test_every_imported_package_is_declared_dependency() -> None:
     declared = {_name(each) for each in _requirements()}
     imported = {DISTRIBUTIONS.get(module, _name(module)) for module in _imported(ROOT / "glide")}
     assert imported - declared == set()
@@ -40,7 +40,7 @@ def test_constraints_pin_every_installed_requirement() -> None:
     assert {name: version for name, version in installed.items() if pins.get(name) != version} == {}
 
 
-def test_promised_python_is_the_one_development_uses() -> None:
+def test_required_python_version_includes_running_one() -> None:
     """The oldest Python that is promised runs all tests; `make soak` runs them on the newest, too."""
     promised = re.fullmatch(r">=(3\.\d+)", PROJECT["requires-python"])
     assert promised and sys.version_info[:2] >= tuple(map(int, promised[1].split(".")))

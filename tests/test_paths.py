@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from glide.glidein.configuration import Node, preparation
+from glide.glidein.configuration import GlideinNode, prepare_script
 
 
-def test_the_script_before_a_job_names_its_program_in_any_folder(tmp_path: Path):
+def test_prepare_script_works_in_folder_with_special_characters(tmp_path: Path):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
-    node = Node(folder, "here-1.0", "glide-here", "python3", folder, folder, folder, 1, "cache")
+    node = GlideinNode(folder, "here-1.0", "glide-here", "python3", folder, folder, folder, 1, "cache")
     script = folder / "prepare"
-    script.write_text(preparation(node))
+    script.write_text(prepare_script(node))
     done = subprocess.run(["sh", str(script)], capture_output=True, text=True, check=True)
     assert f'Cmd = "{node.invoke}"' in done.stdout.splitlines()

@@ -22,7 +22,7 @@ from glide.factory.seed import Seed
 from glide.files import Cache, Tree
 from glide.files.fetch import Fetch, Swarm
 from glide.files.peers import Directory, Peer, distance, token
-from glide.files.sources import Folder
+from glide.files.sources import FolderSource
 from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -78,7 +78,7 @@ class Nodes:
 
     def place(self, server: Server) -> Path:
         cache = Cache(server.folder / "cache")
-        place = cache.place(Tree(self.template.files))
+        place = cache.tree_folder(Tree(self.template.files))
         assert place, "the tree is not whole"
         return place
 
@@ -102,14 +102,14 @@ def nodes(tmp_path: Path, model: Path, source: Origin) -> Iterator[Nodes]:
         server.stop()
 
 
-def test_nodes_that_start_together_read_the_source_about_once(nodes, model, source):
+def test_nodes_starting_together_read_source_about_once(nodes, model, source):
     nodes.start(6)
     nodes.warm()
     assert all(same(nodes.place(server), model) for server in nodes.servers)
     assert sum(source.sent.values()) <= 2 * sum(SIZES.values())
 
 
-def test_a_newcomer_reads_nothing_from_the_source_where_a_peer_has_it(nodes, model, source):
+def test_new_node_fetches_everything_from_its_peer(nodes, model, source):
     nodes.warm(nodes.start())
     before = sum(source.sent.values())
     (newcomer,) = nodes.start()
@@ -118,7 +118,7 @@ def test_a_newcomer_reads_nothing_from_the_source_where_a_peer_has_it(nodes, mod
     assert sum(source.sent.values()) == before
 
 
-def test_who_keeps_nothing_takes_from_no_peer_and_gives_to_none(nodes, model, source):
+def test_template_that_keeps_nothing_uses_no_peers(nodes, model, source):
     nodes.template = replace(nodes.template, keep="nothing")
     for _ in range(2):
         nodes.warm(nodes.start())
@@ -126,7 +126,7 @@ def test_who_keeps_nothing_takes_from_no_peer_and_gives_to_none(nodes, model, so
     assert not any(ad.get(Machine.SHARES) for ad in nodes.ads.values())
 
 
-def test_a_source_that_says_nothing_any_more_is_not_waited_for(nodes, model, source):
+def test_stalled_source_does_not_delay_fetch_from_peer(nodes, model, source):
     nodes.warm(nodes.start())
     source.stall = 0
     (newcomer,) = nodes.start()
@@ -134,7 +134,7 @@ def test_a_source_that_says_nothing_any_more_is_not_waited_for(nodes, model, sou
     assert same(nodes.place(newcomer), model)
 
 
-def test_a_peer_killed_in_mid_transfer_is_replaced_by_another_or_the_source(nodes, model, source):
+def test_fetch_continues_after_peers_are_killed(nodes, model, source):
     first, second = nodes.start(2, upload_rate=4e6)
     nodes.warm()
     (newcomer,) = nodes.start()
@@ -145,26 +145,26 @@ def test_a_peer_killed_in_mid_transfer_is_replaced_by_another_or_the_source(node
     assert same(nodes.place(newcomer), model)
 
 
-def test_chunks_that_are_corrupt_at_a_peer_do_not_reach_a_model(nodes, model, source):
+def test_corrupt_chunk_of_peer_is_not_accepted(nodes, model, source):
     """A disk that lies: the file is known as what it was."""
     (first,) = nodes.start()
     nodes.warm()
     path, content = nodes.place(first) / "one.bin", nodes.template.files["one.bin"][0]
     cache = Cache(first.folder / "cache")
-    parts = cache.parts(path, content)
+    parts = cache.chunk_digests(path, content)
     assert parts
     path.chmod(0o600)
     with path.open("r+b") as file:
         file.seek(CHUNK + 1)
         file.write(b"?")
     path.chmod(0o400)
-    cache.remember(path, content, parts)
+    cache.mark_verified(path, content, parts)
     (newcomer,) = nodes.start()
     nodes.warm([newcomer])
     assert same(nodes.place(newcomer), model)
 
 
-def test_a_cache_that_is_deleted_under_a_server_makes_it_no_peer_and_no_harm(nodes, model, source):
+def test_peer_with_deleted_cache_does_not_prevent_fetch(nodes, model, source):
     (first,) = nodes.start()
     nodes.warm()
     shutil.rmtree(first.folder / "cache")
@@ -189,7 +189,7 @@ def answer(address: str, path: str, authorization: str = "") -> tuple[int, bytes
         connection.close()
 
 
-def test_a_stranger_gets_nothing(nodes, model):
+def test_peer_serves_only_valid_tokens_and_known_files(nodes, model):
     nodes.start()
     nodes.warm()
     address = nodes.ads["node-0"][Machine.PEER]
@@ -221,7 +221,7 @@ def test_a_stranger_gets_nothing(nodes, model):
     assert answer(address, "//etc/passwd", bearer("//etc/passwd"))[0] == 403
 
 
-def test_a_peer_that_says_nothing_or_nonsense_is_left_alone(nodes, model, source):
+def test_fetch_succeeds_despite_silent_and_nonsense_peers(nodes, model, source):
     """Two liars stand in the collector before anybody else."""
     silent = socket.create_server(("127.0.0.1", 0))
     babbler = socket.create_server(("127.0.0.1", 0))
@@ -243,15 +243,15 @@ def test_a_peer_that_says_nothing_or_nonsense_is_left_alone(nodes, model, source
     assert same(nodes.place(nodes.servers[0]), model)
 
 
-def test_uploads_keep_to_their_rate(nodes, model):
+def test_uploads_stay_within_their_rate_limit(nodes, model):
     nodes.start(upload_rate=10e6)
     nodes.warm()
-    (peer,) = Directory(["sh", "-c", f"cat {nodes.folder}/ads/*"]).look(Tree(nodes.template.files).digest)
+    (peer,) = Directory(["sh", "-c", f"cat {nodes.folder}/ads/*"]).refresh(Tree(nodes.template.files).digest)
     tree, content = Tree(nodes.template.files), nodes.template.files["one.bin"][0]
     started = time.monotonic()
     for number in range(4):
         assert isinstance(peer, Peer)
-        assert len(peer.chunk(tree.digest, content, number, CHUNK, KEY)) == CHUNK
+        assert len(peer.fetch_chunk(tree.digest, content, number, CHUNK, KEY)) == CHUNK
     assert time.monotonic() - started > 3 * CHUNK / 10e6  # the first is free
 
 
@@ -270,9 +270,9 @@ def seed(tmp_path: Path) -> Iterator[Seed]:
     seed.stop()
 
 
-def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, seed):
+def test_nodes_without_shared_folder_fetch_from_access_point(tmp_path, model, seed):
     template = replace(described(model), key=KEY)
-    nodes = Nodes(tmp_path, hidden(replace(template, seed=seed.offer(template.parcel))))
+    nodes = Nodes(tmp_path, hidden(replace(template, seed=seed.offer(template.file_set))))
     try:
         nodes.start(3)
         nodes.warm()
@@ -282,32 +282,32 @@ def test_nodes_without_the_folder_get_it_from_the_access_point(tmp_path, model, 
             server.stop()
 
 
-def test_an_access_points_seed_comes_back_where_it_was_and_knows_its_offers(model, seed):
+def test_killed_seed_restarts_with_same_address_and_offers(model, seed):
     template = replace(described(model), key=KEY)
-    address = seed.offer(template.parcel)
+    address = seed.offer(template.file_set)
     assert seed.process
     seed.process.kill()
     seed.process.wait()
-    assert seed.offer(template.parcel) == address
+    assert seed.offer(template.file_set) == address
     tree, content = Tree(template.files), template.files["config.json"][0]
-    assert Peer("seed", address).chunk(tree.digest, content, 0, 300, KEY) == (model / "config.json").read_bytes()
+    assert Peer("seed", address).fetch_chunk(tree.digest, content, 0, 300, KEY) == (model / "config.json").read_bytes()
 
 
-def test_an_access_point_gives_no_file_that_is_not_what_the_template_says(tmp_path, model, seed):
+def test_seed_refuses_file_with_different_digest(tmp_path, model, seed):
     """Who describes a file of the factory's account does not get it: its sha256 is what one would have to know."""
     secret = tmp_path / "secret"
     secret.write_text("a token")
     guess = Template("m", "noop", str(tmp_path), {"secret": ("0" * 64, 7)}, key=KEY)
-    address, tree = seed.offer(guess.parcel), Tree(guess.files)
+    address, tree = seed.offer(guess.file_set), Tree(guess.files)
     with pytest.raises(OSError, match="404"):
-        Peer("seed", address).chunk(tree.digest, "0" * 64, 0, 7, KEY)
+        Peer("seed", address).fetch_chunk(tree.digest, "0" * 64, 0, 7, KEY)
     assert answer(address, f"/{'../offers/' + tree.digest}/have")[0] == 403
 
 
 # ---- whom to ask ---------------------------------------------------------------------------------
 
 
-def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
+def test_nearer_peer_serves_more_chunks(tmp_path, model, source):
     nodes = Nodes(tmp_path, described(model, source.url))
     try:
         near, far = nodes.start(1, host="127.0.1.7")[0], nodes.start(1, host="127.200.0.1")[0]
@@ -316,7 +316,7 @@ def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
         cache, wanted = Cache(tmp_path / "own"), Tree(described(model).files)
         directory = Directory(["sh", "-c", f"cat {tmp_path}/ads/*"])
         asked: list[str] = []
-        plain = Peer.chunk
+        plain = Peer.fetch_chunk
 
         def counted(self: Peer, *arguments: Any) -> bytes:
             asked.append(self.address.partition(":")[0])
@@ -324,9 +324,9 @@ def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
 
         swarm = Swarm("me", int(time.time()), directory, KEY, "127.0.1.9")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Peer, "chunk", counted)
+            patch.setattr(Peer, "fetch_chunk", counted)
             patch.setattr("glide.files.fetch.DOWNLOADS", 1)  # among several, the less busy peer is asked first
-            Fetch(cache, wanted, Folder(given), swarm, lambda account: None).run()
+            Fetch(cache, wanted, FolderSource(given), swarm, lambda account: None).run()
         assert asked.count("127.0.1.7") > asked.count("127.200.0.1")
         assert near.process.poll() is None and far.process.poll() is None
     finally:
@@ -341,5 +341,5 @@ def test_the_nearer_of_two_peers_gives_most(tmp_path, model, source):
         ("fd00::1", "[fd00::2]:4000", 2), ("10.1.2.3", "[fd00::2]:4000", 128), ("", "10.1.2.3:4000", 128),
     ],
 )  # fmt: skip
-def test_distance(host, address, bits):
+def test_distance_counts_bits_from_first_difference(host, address, bits):
     assert distance(host, address) == bits

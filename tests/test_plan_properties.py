@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from glide.config import SiteFile
-from glide.factory.plan import Action, plan
-from glide.factory.snapshot import Demand, Glidein, Lane, Move, Snapshot
+from glide.factory.actions import Action, Expunge, Remove, Retarget, Submit
+from glide.factory.plan import plan
+from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot, StickyJob
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -37,7 +38,7 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     def glidein(proc: int, status: int) -> Glidein:
         return Glidein(
             1, proc, draw(some.sampled_from(ENTRIES)), draw(some.sampled_from(TEMPLATES)), status,
-            started=int(status != JobStatus.IDLE), age=draw(some.floats(0, 5000)),
+            starts=int(status != JobStatus.IDLE), age=draw(some.floats(0, 5000)),
             state=draw(some.sampled_from(("", State.WARM, State.FAILED))), failure="why",
             host=draw(some.sampled_from(HOSTS)), warm_seconds=draw(some.floats(0, 5000)),
             served=draw(some.integers(0, 40)), errors=draw(some.integers(0, 20)),
@@ -61,46 +62,45 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     )  # fmt: skip
     blind = {name: "timeout" for name in ENTRIES if draw(some.integers(0, 9)) == 0}
     moves = tuple(
-        Move(draw(some.sampled_from(TEMPLATES)), lane.name, draw(some.sampled_from(("", "", "it does not load"))))
+        StickyJob(draw(some.sampled_from(TEMPLATES)), lane.name, draw(some.sampled_from(("", "", "it does not load"))))
         for lane in lanes if draw(some.integers(0, 3)) == 0
     )  # fmt: skip
-    return Snapshot(alive, lanes, demands, ended=ended, now=1e9, blind=blind, moves=moves)
+    return Snapshot(alive, lanes, demands, ended=ended, now=1e9, unavailable_entries=blind, retargets=moves)
 
 
 def submitted(actions: list[Action], entry: str) -> int:
     """New glideins."""
-    mine = [action for action in actions if (action.action, action.entry) == ("submit", entry)]
-    return sum(action.count for action in mine if not action.ids)
+    return sum(action.count for action in actions if isinstance(action, Submit) and action.entry == entry)
 
 
 def moved(actions: list[Action]) -> dict[str, str]:
     """The templates that lanes are to get."""
-    return {name: action.template for action in actions if action.action == "submit" for name in action.ids}
+    return {name: action.template for action in actions if isinstance(action, Retarget) for name in action.slots}
 
 
 def removed(actions: list[Action]) -> set[str]:
-    return {job for action in actions if action.action == "remove" for job in action.ids}
+    return {job for action in actions if isinstance(action, Remove) for job in action.jobs}
 
 
 def applied(snapshot: Snapshot, actions: list[Action]) -> Snapshot:
     """The next look: what was submitted waits, lanes have what they were brought, what was removed is gone."""
-    new = [action for action in actions if action.action == "submit" and not action.ids]
+    new = [action for action in actions if isinstance(action, Submit)]
     submissions = [action for action in new for _ in range(action.count)]
     lanes = [replace(each, template=moved(actions).get(each.name, each.template)) for each in snapshot.lanes]
     fresh = [Glidein(2, proc, action.entry, action.template, JobStatus.IDLE) for proc, action in enumerate(submissions)]
     gone = removed(actions)
-    ghosts = {ghost for action in actions if action.action == "expunge" for ghost in action.ids}
+    ghosts = {ghost for action in actions if isinstance(action, Expunge) for ghost in action.glide_ids}
     return replace(
         snapshot,
         glideins=(*(glidein for glidein in snapshot.glideins if glidein.job not in gone), *fresh),
         lanes=tuple(lane for lane in lanes if lane.glide_id not in ghosts),
-        moves=tuple(move for move in snapshot.moves if move.lane not in moved(actions)),
+        retargets=tuple(move for move in snapshot.retargets if move.lane not in moved(actions)),
     )
 
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_no_limit_is_ever_exceeded(snapshot: Snapshot, site: SiteFile):
+def test_plan_never_exceeds_any_limit(snapshot: Snapshot, site: SiteFile):
     actions = plan(snapshot, site)
     for entry in site.entries:
         mine = [glidein for glidein in snapshot.glideins if glidein.entry == entry.name]
@@ -117,7 +117,7 @@ def test_no_limit_is_ever_exceeded(snapshot: Snapshot, site: SiteFile):
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
+def test_plan_never_removes_running_claimed_glidein(snapshot: Snapshot, site: SiteFile):
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     running = {
         glidein.job for glidein in snapshot.glideins
@@ -128,36 +128,36 @@ def test_no_claimed_lane_is_ever_removed(snapshot: Snapshot, site: SiteFile):
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_only_idle_lanes_of_what_nobody_wants_are_given_another_template(snapshot: Snapshot, site: SiteFile):
+def test_only_idle_unwanted_lanes_are_retargeted(snapshot: Snapshot, site: SiteFile):
     wanted = {demand.template for demand in snapshot.demands}
     lanes = {lane.name: lane for lane in snapshot.lanes}
-    coming = {move.lane for move in snapshot.moves if not move.hold_reason and move.template in wanted}
+    coming = {move.lane for move in snapshot.retargets if not move.hold_reason and move.template in wanted}
     for name in moved(plan(snapshot, site)):
         assert not lanes[name].claimed and lanes[name].template not in wanted and lanes[name].retires > snapshot.now
-        assert name not in coming and lanes[name].entry not in snapshot.blind
+        assert name not in coming and lanes[name].entry not in snapshot.unavailable_entries
 
 
 @given(snapshots(), sites())
-def test_a_failed_source_is_no_reason_to_act(snapshot: Snapshot, site: SiteFile):
-    actions = plan(replace(snapshot, failed=("collector: timeout",)), site)
+def test_unavailable_source_allows_only_wait_actions(snapshot: Snapshot, site: SiteFile):
+    actions = plan(replace(snapshot, unavailable_sources=("collector: timeout",)), site)
     assert {action.action for action in actions} == {"wait"}
 
 
 @given(snapshots(), sites())
-def test_an_entry_that_is_not_seen_is_no_place_to_act(snapshot: Snapshot, site: SiteFile):
+def test_unavailable_entry_gets_only_wait_actions(snapshot: Snapshot, site: SiteFile):
     for action in plan(snapshot, site):
-        assert action.action == "wait" or action.entry not in snapshot.blind
+        assert action.action == "wait" or action.entry not in snapshot.unavailable_entries
 
 
 @given(snapshots(), sites())
-def test_every_action_has_a_reason_of_one_line(snapshot: Snapshot, site: SiteFile):
+def test_every_action_has_reason_of_one_line(snapshot: Snapshot, site: SiteFile):
     for action in plan(snapshot, site):
         assert action.reason.strip() and "\n" not in action.reason
 
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_the_same_sight_has_no_second_consequence(snapshot: Snapshot, site: SiteFile):
+def test_repeated_planning_becomes_stable_and_removes_nothing_new(snapshot: Snapshot, site: SiteFile):
     """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""
     started: set[str] = set()
     for _ in range(40):

@@ -50,9 +50,9 @@ class Job:
         node.mkdir()
 
     def ticket(self, template: Template, name: str = "model.glide") -> None:
-        parcel = template.parcel
+        file_set = template.file_set
         (self.folder / name).write_text(
-            json.dumps({"path": parcel.path, "files": parcel.files, "key": parcel.key, "seed": parcel.seed})
+            json.dumps({"path": file_set.path, "files": file_set.files, "key": file_set.key, "seed": file_set.seed})
         )
 
     def transfers(self, *urls: str, **variables: str) -> tuple[int, list[str]]:
@@ -74,12 +74,12 @@ def model(tmp_path: Path) -> Path:
     return written(tmp_path / "here" / "model", SIZES)
 
 
-def test_it_says_what_it_can(job):
+def test_plugin_advertises_its_capabilities(job):
     said = job.run("-classad").stdout
     assert 'SupportedMethods = "glide"' in said and "MultipleFileSupport = true" in said
 
 
-def test_a_folder_and_a_file_of_it_come_once_for_all_jobs_of_a_host(job, model):
+def test_plugin_fetches_files_once_per_host(job, model):
     with origin(model) as source:
         job.ticket(described(model, source.url))
         code, answers = job.transfers("glide://model", "glide://model/weights/two.bin")
@@ -96,7 +96,7 @@ def test_a_folder_and_a_file_of_it_come_once_for_all_jobs_of_a_host(job, model):
     assert linked.stat().st_nlink == 3 and not linked.stat().st_mode & stat.S_IWUSR  # its own, a content, a tree
 
 
-def test_what_a_job_does_to_its_files_does_not_reach_the_next(job, model):
+def test_files_changed_by_job_are_restored_for_next(job, model):
     with origin(model) as source:
         job.ticket(described(model, source.url))
         job.transfers("glide://model")
@@ -108,7 +108,7 @@ def test_what_a_job_does_to_its_files_does_not_reach_the_next(job, model):
     assert same(job.folder / "model", model)
 
 
-def test_a_users_own_folder_is_copied(job, model):
+def test_local_folder_is_copied_and_stays_unchanged(job, model):
     job.ticket(described(model))
     assert job.transfers("glide://model")[0] == 0
     spoilt = job.folder / "model" / "config.json"
@@ -118,7 +118,7 @@ def test_a_users_own_folder_is_copied(job, model):
     assert job.transfers("glide://other/config.json", "glide://other/config.json")[0] == 0
 
 
-def test_where_accounts_are_shared_nothing_stays(job, model):
+def test_plugin_keeps_no_files_on_shared_account(job, model):
     with origin(model) as source:
         job.ticket(described(model, source.url))
         (job.folder / ".job.ad").write_text('Owner = "somebody"\n')
@@ -130,14 +130,14 @@ def test_where_accounts_are_shared_nothing_stays(job, model):
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("glide://model", "the job brings no model.glide; add it to transfer_input_files"),
+        ("glide://model", "the job has no model.glide; add it to transfer_input_files"),
         ("glide://torn", "Expecting value"),
         ("glide://outside", "'../evil' is no name of a file within a folder"),
         ("glide://gone", "gone/config.json: HTTP Error 404"),
         ("glide://gone/other.bin", "gone.glide lists no other.bin"),
     ],
 )
-def test_what_cannot_be_had_is_one_error_that_names_it(job, model, url, why):
+def test_failed_plugin_transfer_reports_one_specific_error(job, model, url, why):
     (job.folder / "torn.glide").write_text("")
     evil = {"../evil": ("0" * 64, 1)}
     job.ticket(Template("m", "noop", str(model), evil), "outside.glide")
@@ -147,7 +147,7 @@ def test_what_cannot_be_had_is_one_error_that_names_it(job, model, url, why):
     assert code == 1 and "TransferSuccess = false" in answer and why in answer, answer
 
 
-def test_it_uploads_nothing(job):
+def test_plugin_refuses_uploads(job):
     done = job.run("-infile", "in", "-outfile", "out", "-upload")
     assert done.returncode == 1 and "glide:// is for input files" in done.stderr
 
@@ -155,7 +155,7 @@ def test_it_uploads_nothing(job):
 # ---- tickets -------------------------------------------------------------------------------------
 
 
-def test_a_ticket_opens_its_own_files_alone(tmp_path, monkeypatch, model):
+def test_ticket_contains_its_files_and_key_of_site(tmp_path, monkeypatch, model):
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {
@@ -167,7 +167,7 @@ def test_a_ticket_opens_its_own_files_alone(tmp_path, monkeypatch, model):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
     words = ["template", "ticket", str(tmp_path / "sweep.yaml"), str(tmp_path / "model.glide")]
     done = command(*words)
-    assert done.returncode == 0 and "no factory has run here" in done.stderr
+    assert done.returncode == 0 and "no factory has run with this GLIDE_HOME" in done.stderr
     assert json.loads((tmp_path / "model.glide").read_text())["key"] == ""
     for site in ("one", "two"):
         (tmp_path / "home" / "factory" / site).mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_a_ticket_opens_its_own_files_alone(tmp_path, monkeypatch, model):
 
 
 @pytest.mark.pool
-def test_an_ordinary_job_gets_a_models_files_by_its_own_plugin(monkeypatch, request, tmp_path, model, plugin):
+def test_ordinary_job_fetches_model_with_its_own_plugin(monkeypatch, request, tmp_path, model, plugin):
     monkeypatch.setenv("_CONDOR_ENABLE_URL_TRANSFERS", "True")  # as everywhere but on an embedded pool
     pool: EmbeddedPool = request.getfixturevalue("own_pool")
     job = Job(tmp_path / "job", tmp_path / "node")
@@ -206,7 +206,7 @@ def test_an_ordinary_job_gets_a_models_files_by_its_own_plugin(monkeypatch, requ
 
 
 @pytest.mark.pool
-def test_an_ordinary_job_gets_them_from_glideins(monkeypatch, request, sweep, tmp_path, plugin):
+def test_ordinary_job_fetches_model_files_from_glideins(monkeypatch, request, sweep, tmp_path, plugin):
     monkeypatch.setenv("_CONDOR_ENABLE_URL_TRANSFERS", "True")
     request.getfixturevalue("own_pool")
     model = written(tmp_path / "model", {"weights": 10 * CHUNK})

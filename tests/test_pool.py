@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool
-from glide.errors import CondorError, Refused
+from glide.errors import CondorError, CondorRefused
 from glide.vocabulary import POOL_VARIABLE
 from tests.conftest import eventually
 
@@ -31,7 +31,7 @@ def pools(tmp_path: Path):
         pool.down()
 
 
-def test_two_pools_run_side_by_side_and_up_twice_is_harmless(pools):
+def test_two_pools_coexist_and_repeated_up_changes_nothing(pools):
     one, two = pools
     for pool in pools:
         pool.up(cores=1)
@@ -54,7 +54,7 @@ time.sleep(60)
 """
 
 
-def test_what_a_daemon_forks_is_not_taken_for_another_daemon(pools):
+def test_forked_child_of_daemon_is_not_listed_separately(pools):
     pool = pools[0]
     own = {POOL_VARIABLE: str(pool.home), "CONDOR_CONFIG": str(pool.config)}
     with subprocess.Popen([sys.executable, "-c", FORKS], env=own, stdout=subprocess.PIPE) as daemon:
@@ -67,7 +67,7 @@ def test_what_a_daemon_forks_is_not_taken_for_another_daemon(pools):
             pool.down()  # ends what is the pool's
 
 
-def test_no_daemon_of_a_pool_at_rest_is_taken_for_dead(pools):
+def test_daemons_update_ads_well_before_they_expire(pools):
     pool = pools[0]
     pool.up(cores=1)
     names = ("UPDATE_INTERVAL", "MASTER_UPDATE_INTERVAL", "NEGOTIATOR_UPDATE_INTERVAL", "SCHEDD_INTERVAL")
@@ -75,7 +75,7 @@ def test_no_daemon_of_a_pool_at_rest_is_taken_for_dead(pools):
     assert max(told) * 3 < int(pool.tool("condor_config_val", "CLASSAD_LIFETIME"))
 
 
-def test_a_pool_that_does_not_answer_for_a_while_is_waited_for_and_keeps_its_jobs(pools):
+def test_up_waits_for_stopped_schedd_without_restart(pools):
     pool = pools[0]
     pool.up(cores=1)
     before = daemons(pool)
@@ -103,7 +103,7 @@ def _all_ads(pool: EmbeddedPool) -> Path:
     return ad
 
 
-def test_down_after_the_master_was_killed_leaves_nothing_and_up_works_again(pools):
+def test_pool_restarts_cleanly_after_master_was_killed(pools):
     pool = pools[0]
     pool.up(cores=1)
     pool.tool("condor_status", "-any")
@@ -115,7 +115,7 @@ def test_down_after_the_master_was_killed_leaves_nothing_and_up_works_again(pool
     assert pool.is_up()
 
 
-def test_the_pool_is_its_owners_alone(pools):
+def test_pool_files_are_accessible_only_to_owner(pools):
     pool = pools[0]
     pool.up(cores=1)
     folders = (pool.home, *(pool.folder / name for name in (".", "passwords.d", "tokens.d", "spool", "log")))
@@ -125,20 +125,20 @@ def test_the_pool_is_its_owners_alone(pools):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
 
 
-def test_a_tool_without_an_answer_is_an_error_with_its_name(pools, monkeypatch):
+def test_unanswered_tool_raises_error_with_its_name(pools, monkeypatch):
     pool = pools[0]
     pool.up(cores=1)
     (schedd,) = pool.daemons("condor_schedd")
     monkeypatch.setattr("glide.condor.pool.TOOL_SECONDS", 0.5)
     schedd.send(signal.SIGSTOP)
     try:
-        with pytest.raises(CondorError, match="condor_q has no answer"):
+        with pytest.raises(CondorError, match="condor_q has not ended"):
             pool.tool("condor_q")
     finally:
         schedd.send(signal.SIGCONT)
 
 
-def test_an_access_point_that_hangs_is_not_waited_for(own_pool, monkeypatch):
+def test_hanging_access_point_raises_error_after_timeout(own_pool, monkeypatch):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
     (schedd,) = own_pool.daemons("condor_schedd")
@@ -153,11 +153,11 @@ def test_an_access_point_that_hangs_is_not_waited_for(own_pool, monkeypatch):
         schedd.send(signal.SIGCONT)
     (job,) = eventually(lambda: access_point.jobs("true", ["ClusterId", "JobPrio"]), "it answers again")
     assert job["ClusterId"] == cluster
-    with pytest.raises(Refused, match="HTCondor refuses the job"):
+    with pytest.raises(CondorRefused, match="HTCondor refuses the job"):
         access_point.submit("executable = /bin/true\nrequirements = ((\nqueue")
 
 
-def test_an_edit_finds_an_access_point_that_has_another_address(own_pool):
+def test_edit_finds_access_point_at_new_address(own_pool):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
     before = access_point.location["MyAddress"]
@@ -178,7 +178,7 @@ def test_an_edit_finds_an_access_point_that_has_another_address(own_pool):
     assert job["JobPrio"] == 7
 
 
-def test_env_gives_a_shell_that_can_use_htcondors_tools(pools):
+def test_pool_env_makes_htcondor_tools_usable_in_shell(pools):
     pool = pools[0]
     pool.up(cores=1)
     script = f'eval "$({sys.executable} -m glide pool env)" && condor_q -totals && condor_status -af Name'

@@ -46,7 +46,7 @@ def problems_of(source: Path) -> list[str]:
 NOOP = {"name": "m", "engine": "noop"}
 
 
-def test_a_good_sweep_is_prepared_from_paths_beside_its_file(write, tmp_path, monkeypatch):
+def test_sweep_paths_are_relative_to_sweep_file(write, tmp_path, monkeypatch):
     source = write()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -57,7 +57,7 @@ def test_a_good_sweep_is_prepared_from_paths_beside_its_file(write, tmp_path, mo
     assert sweep.out == tmp_path / "elsewhere" / "results"
 
 
-def test_a_request_carries_an_id_unique_over_the_prompts_and_the_filled_prompt(write):
+def test_request_has_unique_id_and_filled_prompt(write):
     sweep = prepare(write())
     requests = [sweep.request(prompt, record) for prompt in sweep.file.prompts for record in sweep.records]
     asked = {"custom_id": "plain/b", "prompt": "two {x}", "generate": sweep.file.generate, "timeout": 600.0}
@@ -65,45 +65,45 @@ def test_a_request_carries_an_id_unique_over_the_prompts_and_the_filled_prompt(w
     assert len({request["custom_id"] for request in requests}) == sweep.total
 
 
-def test_an_engine_without_files_needs_no_folder(write):
+def test_engine_without_files_needs_no_model_folder(write):
     assert prepare(write(model=NOOP)).template.path is None
 
 
-def test_a_missing_model_folder_is_named(write, tmp_path):
+def test_missing_model_folder_is_reported_with_its_path(write, tmp_path):
     (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "gone"}))
-    assert problem == f"{tmp_path / 's.yaml'}:5: model.path: {tmp_path / 'gone'} is no folder"
+    assert problem == f"{tmp_path / 's.yaml'}:5: model.path: {tmp_path / 'gone'} is not a folder"
 
 
-def test_a_model_that_is_a_file_is_no_folder(write, tmp_path):
+def test_model_path_to_file_is_refused(write, tmp_path):
     (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "model/config.json"}))
-    assert "no folder" in problem
+    assert "not a folder" in problem
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe{}"])
-def test_a_model_whose_configuration_is_not_json_is_unreadable(write, tmp_path, content):
+def test_model_with_invalid_config_json_is_refused(write, tmp_path, content):
     (tmp_path / "model" / "config.json").write_bytes(content)
     (problem,) = problems_of(write())
     assert str(tmp_path / "model" / "config.json") in problem and "not JSON" in problem
 
 
-def test_a_model_without_configuration_is_unreadable(write, tmp_path):
+def test_model_without_config_json_is_refused(write, tmp_path):
     (tmp_path / "model" / "config.json").unlink()
     (problem,) = problems_of(write())
     assert "config.json" in problem and "No such file" in problem
 
 
-def test_a_model_without_weights_is_unreadable(write, tmp_path):
+def test_model_without_weights_is_refused(write, tmp_path):
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "model.gguf")
     (problem,) = problems_of(write())
     assert problem.startswith(f"{tmp_path / 's.yaml'}:5: ") and "no weights" in problem
 
 
-def test_a_remote_model_is_refused_while_it_is_not_supported(write):
+def test_model_with_unsupported_url_is_refused(write):
     (problem,) = problems_of(write(model={"name": "m", "engine": "transformers", "path": "hf://who/what"}))
     assert "hf://who/what" in problem
 
 
-def test_all_problems_are_said_at_once(write, tmp_path):
+def test_model_and_record_problems_are_reported_together(write, tmp_path):
     records = '{"custom_id": "a", "text": "x"}\nnot json\n{"custom_id": "a", "text": "x"}\n'
     problems = problems_of(write(records, model={"name": "m", "engine": "transformers", "path": "gone"}))
     assert len(problems) == 3
@@ -112,7 +112,7 @@ def test_all_problems_are_said_at_once(write, tmp_path):
     assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:3: custom_id 'a'")
 
 
-def test_fields_and_model_are_said_at_once(write, tmp_path):
+def test_missing_fields_and_model_are_reported_together(write, tmp_path):
     model = {"name": "m", "engine": "transformers", "path": "gone"}
     problems = problems_of(write(model=model, prompts={"p": "{no}"}, expect="verdict"))
     assert len(problems) == 3
@@ -120,7 +120,7 @@ def test_fields_and_model_are_said_at_once(write, tmp_path):
     assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:1: no field 'verdict', which expect names")
 
 
-def test_a_missing_file_of_records_is_named(write, tmp_path):
+def test_missing_records_file_is_reported_with_its_path(write, tmp_path):
     source = write(model=NOOP)
     (tmp_path / "r.jsonl").unlink()
     (problem,) = problems_of(source)
@@ -130,7 +130,7 @@ def test_a_missing_file_of_records_is_named(write, tmp_path):
 # ---- the digest by which results are known -------------------------------------------------------
 
 
-def test_the_digest_stays_when_nothing_that_matters_changes(write):
+def test_sweep_digest_ignores_settings_that_keep_results(write):
     before = prepare(write()).digest
     assert prepare(write(glideins=4, batch=2, pack=3, out="elsewhere")).digest == before
 
@@ -146,6 +146,6 @@ def test_the_digest_stays_when_nothing_that_matters_changes(write):
         {"records": [RECORDS[0], {**RECORDS[1], "text": "2"}]},
     ],
 )
-def test_the_digest_changes_with_what_makes_the_results(write, changes):
+def test_sweep_digest_changes_with_settings_that_affect_results(write, changes):
     before = prepare(write()).digest
     assert prepare(write(**changes)).digest != before

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from glide.config import SiteFile
-from glide.factory.daemon import folder, only_factory
+from glide.factory.home import factory_lock, folder
 from glide.factory.journal import Journal, refusals
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
-from glide.report.reasons import View, why_idle
-from glide.report.status import document, view
+from glide.report.reasons import QueueView, why_idle
+from glide.report.status import document, queue_view
 from glide.template import Template
 from glide.vocabulary import JobStatus, State
 
@@ -45,83 +45,94 @@ DOWN = {"start": "1970-01-01", "end": "2099-01-01 12:00", "reason": "new racks"}
 FULL = seen(glideins=(RUNNING,), lanes=(lane(claimed=True),), demand=replace(DEMAND, running=1))
 
 CAUSES = {
-    "nothing is seen": (seen(failed=("no access point answers",)), View(site()), "not all is seen: no access point"),
-    "nobody describes it": (seen(replace(DEMAND, spec=None)), View(site()), "does not describe it (GlideTemplateSpec)"),
-    "no factory ever": (seen(), None, "no factory has run from this GLIDE_HOME (glide factory run -c SITE.yaml)"),
-    "no factory now": (seen(), View(site(), running=False), "no factory runs: glide factory run, for site lab"),
+    "nothing is seen": (
+        seen(unavailable_sources=("no access point answers",)), QueueView(site()),
+        "the pool cannot be read completely: no access point",
+    ),
+    "nobody describes it": (
+        seen(replace(DEMAND, spec=None)), QueueView(site()), "does not describe it (GlideTemplateSpec)",
+    ),
+    "no factory ever": (
+        seen(), None, "no factory has run with this GLIDE_HOME: start one (glide factory run -c SITE.yaml)",
+    ),
+    "no factory now": (
+        seen(), QueueView(site(), running=False), "no factory runs: start one for site lab (glide factory run)",
+    ),
     "too large": (
-        seen(), View(site(request={"gpus": 1, "gpu_memory": 8000})),
+        seen(), QueueView(site(request={"gpus": 1, "gpu_memory": 8000})),
         "no entry has room: here: tiny-verifier needs 12000 MB, and its glideins have 8000 MB",
     ),
-    "not for this user": (seen(), View(site(owners=["eve@here"])), "no entry serves ada@here"),
-    "downtime": (seen(), View(site(downtimes=[DOWN])), "here: down until 2099-01-01 12:00: new racks"),
-    "closed by hand": (seen(), View(site(), frozenset({"here"})), "closed by `glide factory drain`"),
+    "not for this user": (seen(), QueueView(site(owners=["eve@here"])), "no entry serves ada@here"),
+    "downtime": (seen(), QueueView(site(downtimes=[DOWN])), "here: down until 2099-01-01 12:00: new racks"),
+    "closed by hand": (seen(), QueueView(site(), frozenset({"here"})), "closed by `glide factory drain`"),
     "refused": (
-        seen(), View(site(), refused=("here: cannot submit: HTCondor refuses the job: no such attribute",)),
+        seen(), QueueView(site(), refused=("here: cannot submit: HTCondor refuses the job: no such attribute",)),
         "no glidein could be sent to here: HTCondor refuses the job: no such attribute",
     ),
-    "limit": (seen(), View(site(max_glideins=0)), "here: its limit of 0 glideins"),
+    "limit": (seen(), QueueView(site(max_glideins=0)), "here: its limit of 0 glideins"),
     "breaker": (
         seen(ended=tuple(glidein(JobStatus.COMPLETED, proc=number, age=9.0, failure="no GPU") for number in range(3))),
-        View(site()),
+        QueueView(site()),
         "breaker open for 591 s more: 3 glideins in a row were never warm; the last one, here-1.2: no GPU",
     ),
     "other pool away": (
-        seen(blind={"here": "no access point answers in the pool of far.example"}), View(site()),
-        "no view: no access point answers in the pool of far.example",
+        seen(unavailable_entries={"here": "no access point answers in the pool of far.example"}), QueueView(site()),
+        "cannot observe its queue: no access point answers in the pool of far.example",
     ),
-    "about to come": (seen(), View(site()), "the factory sends 2 to here"),
+    "about to come": (seen(), QueueView(site()), "the factory submits 2 to here"),
     "held": (
-        seen(glideins=(glidein(JobStatus.HELD, hold_reason="disk full"),)), View(site()),
+        seen(glideins=(glidein(JobStatus.HELD, hold_reason="disk full"),)), QueueView(site()),
         "its glidein 1.0 is held: disk full",
     ),
     "no node": (
-        seen(glideins=(glidein(JobStatus.IDLE, started=0, age=95.0),)), View(site()),
+        seen(glideins=(glidein(JobStatus.IDLE, starts=0, age=95.0),)), QueueView(site()),
         "its 1 glideins wait in the queue of here, the first for 95 s: no node is free, or none suits"
         " (condor_q -better-analyze 1.0)",
     ),
     "fetching": (
-        seen(glideins=(glidein(JobStatus.RUNNING),), lanes=(lane(state=State.FETCHING, fetched=0.3),)), View(site()),
+        seen(glideins=(glidein(JobStatus.RUNNING),), lanes=(lane(state=State.FETCHING, fetched=0.3),)),
+        QueueView(site()),
         "no lane is warm yet; its glideins: 1 running, 1 Fetching (30%)",
     ),
     "does not load": (
-        seen(lanes=(lane(state=State.FAILED, failure="OSError: no config.json"),)), View(site()),
+        seen(lanes=(lane(state=State.FAILED, failure="OSError: no config.json"),)), QueueView(site()),
         "tiny-verifier could not be loaded on here-1.0: OSError: no config.json",
     ),
     "busy, and no more wanted": (
-        replace(FULL, demands=(replace(DEMAND, running=1, wanted=1),)), View(site()),
-        "1 of 1 warm lanes are busy; it wants no more than 1 glidein",
+        replace(FULL, demands=(replace(DEMAND, running=1, wanted=1),)), QueueView(site()),
+        "1 of 1 warm lanes are busy; the run wants at most 1 glidein",
     ),
     "busy, and no room": (
-        FULL, View(site(max_glideins=1)), "1 of 1 warm lanes are busy; no entry has room: here: its limit of 1",
+        FULL, QueueView(site(max_glideins=1)), "1 of 1 warm lanes are busy; no entry has room: here: its limit of 1",
     ),
     "next match": (
-        seen(glideins=(RUNNING,), lanes=(lane(),)), View(site()), "warm lanes are there; the next match is due",
+        seen(glideins=(RUNNING,), lanes=(lane(),)), QueueView(site()),
+        "warm lanes are free; HTCondor has not matched the jobs yet",
     ),
     "lanes of others": (
-        seen(glideins=(RUNNING,), lanes=(lane(),)), View(site(owners=["eve@here"])),
+        seen(glideins=(RUNNING,), lanes=(lane(),)), QueueView(site(owners=["eve@here"])),
         "here has tiny-verifier and does not serve ada@here (its `owners`); no entry serves ada@here",
     ),
     "old age": (
-        seen(glideins=(RUNNING,), lanes=(lane(retires=900.0),)), View(site()),
-        "take no further job, as their life is over; the factory sends 2 to here",
+        seen(glideins=(RUNNING,), lanes=(lane(retires=900.0),)), QueueView(site()),
+        "accept no more jobs, because their lifetime is over; the factory submits 2 to here",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_cause_is_told(cause):
+def test_idle_job_gets_correct_reason(cause):
     snapshot, view, words = CAUSES[cause]
     (demand,) = snapshot.demands
     assert words in why_idle(demand, snapshot, [view] if view else [])
 
 
-def test_what_does_not_wait_has_no_reason():
+def test_running_jobs_get_no_idle_reason():
     snapshot = seen(replace(DEMAND, idle=0, running=1))
     assert why_idle(snapshot.demands[0], snapshot) == ""
 
 
-def test_a_run_has_its_share_of_the_pace():
+def test_run_throughput_and_eta_follow_its_jobs():
     lanes = tuple(lane(glide_id=f"here-{n}.0", claimed=n < 4, record_seconds=0.5) for n in range(5))
     other = replace(DEMAND, run="run-2", running=3, records=900)
     told = document(seen(lanes=lanes, demands=(replace(DEMAND, running=1), other)))
@@ -134,14 +145,14 @@ def test_a_run_has_its_share_of_the_pace():
     assert (waiting["records_left"], waiting["records_per_second"], waiting["seconds_left"]) == (400, 0.0, None)
 
 
-def test_a_refused_submission_is_told_to_who_waits(tmp_path, monkeypatch):
+def test_status_shows_refused_submission_until_next_cycle(tmp_path, monkeypatch):
     """What HTCondor said to the factory in its last cycle, in the words of `glide status`."""
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
-    with only_factory(site()):
+    with factory_lock(site()):
         Journal(folder(site())).write(seen(), [], ["here: cannot submit: HTCondor refuses the job: Invalid log file"])
-        (told,) = document(seen(), [view(site())])["queue"]
+        (told,) = document(seen(), [queue_view(site())])["queue"]
         assert "no glidein could be sent to here: HTCondor refuses the job: Invalid log file" in told["why_idle"]
         assert refusals(tmp_path) == ["here: cannot submit: HTCondor refuses the job: Invalid log file"]
         Journal(folder(site())).write(seen(), [], [])
-        (told,) = document(seen(), [view(site())])["queue"]
-        assert "the factory sends 2 to here" in told["why_idle"] and refusals(tmp_path) == []
+        (told,) = document(seen(), [queue_view(site())])["queue"]
+        assert "the factory submits 2 to here" in told["why_idle"] and refusals(tmp_path) == []

@@ -34,7 +34,7 @@ def problems_of(path: Path) -> list[str]:
 # ---- formats -------------------------------------------------------------------------------------
 
 
-def test_json_lines_become_records_that_know_their_line(write):
+def test_json_lines_become_records_with_line_numbers(write):
     path = write("r.jsonl", '{"custom_id": "a", "n": 1}\n\n  \n{"custom_id": "b", "n": [1, {"x": null}]}\n')
     assert read(path) == [
         Record("a", {"custom_id": "a", "n": 1}, 1),
@@ -45,11 +45,11 @@ def test_json_lines_become_records_that_know_their_line(write):
 @pytest.mark.parametrize(
     "content", ['{"custom_id": "a"}\n{"custom_id": "b"}', '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n']
 )
-def test_lines_may_end_as_on_windows_and_the_last_one_not_at_all(write, content):
+def test_windows_and_missing_last_line_ends_are_accepted(write, content):
     assert [(record.custom_id, record.line) for record in read(write("r.json", content))] == [("a", 1), ("b", 2)]
 
 
-def test_a_line_separator_within_a_text_is_text(write):
+def test_unicode_line_separator_does_not_split_record(write):
     path = write("r.jsonl", '{"custom_id": "a", "t": "one\u2028two\x85three"}\n{"custom_id": "b", "t": ""}\n')
     assert [record.fields["t"] for record in read(path)] == ["one\u2028two\x85three", ""]
 
@@ -58,7 +58,7 @@ def test_a_line_separator_within_a_text_is_text(write):
     "name, content",
     [("r.jsonl", '{"custom_id": "a", "t": "x"}\n'), ("r.csv", "custom_id,t\na,x\n")],
 )
-def test_a_byte_order_mark_is_no_part_of_the_first_record(write, name, content):
+def test_byte_order_mark_is_ignored(write, name, content):
     path = write(name, b"\xef\xbb\xbf" + content.encode())
     assert [record.fields for record in read(path)] == [{"custom_id": "a", "t": "x"}]
 
@@ -73,17 +73,17 @@ def test_csv_rows_become_records_of_strings(write):
     assert records[1].line == 4
 
 
-def test_csv_rows_with_too_many_or_too_few_cells_are_refused_by_line(write):
+def test_csv_row_with_wrong_cell_count_is_refused(write):
     problems = problems_of(write("r.csv", "custom_id,t\na,x\nb,y,surplus\n\nc\n"))
     assert [problem.split(" columns")[0] for problem in problems] == [":3: 3 cells for 2", ":5: 1 cells for 2"]
 
 
-def test_a_quote_that_is_never_closed_swallows_no_records(write):
+def test_unclosed_csv_quote_is_refused(write):
     (problem,) = problems_of(write("r.csv", 'custom_id,t\na,"x\nb,y\n'))
     assert "not CSV" in problem
 
 
-def test_csv_cells_may_be_long(write):
+def test_long_csv_cell_is_accepted(write):
     text = "word " * 40_000
     assert read(write("r.csv", f"custom_id,t\na,{text}\n"))[0].fields["t"] == text
 
@@ -97,7 +97,7 @@ def test_parquet_rows_become_records(tmp_path):
     assert [(record.fields, record.line) for record in read(tmp_path / "r.parquet")] == [(rows[0], 1), (rows[1], 2)]
 
 
-def test_parquets_dates_and_decimals_become_text(tmp_path):
+def test_parquet_dates_and_decimals_become_text(tmp_path):
     from datetime import date, datetime
     from decimal import Decimal
 
@@ -116,7 +116,7 @@ def test_parquets_dates_and_decimals_become_text(tmp_path):
     }  # fmt: skip
 
 
-def test_parquets_bytes_are_refused_by_row(tmp_path):
+def test_parquet_bytes_value_is_refused_with_row_number(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -126,11 +126,11 @@ def test_parquets_bytes_are_refused_by_row(tmp_path):
     assert problem.startswith(":2: b'raw' is neither text nor a number")
 
 
-def test_a_file_that_is_not_parquet_is_said_to_be_none(write):
+def test_invalid_parquet_file_is_reported(write):
     assert problems_of(write("r.parquet", b"PAR1 or not"))[0].startswith(": not Parquet: ")
 
 
-def test_fevers_own_lines_get_id_evidence_and_verdict(write):
+def test_fever_line_gets_id_evidence_and_label(write):
     row = {
         "id": 75397,
         "verifiable": "VERIFIABLE",
@@ -148,13 +148,13 @@ def test_fevers_own_lines_get_id_evidence_and_verdict(write):
     assert record.fields["label"] == FEVER_LABELS["SUPPORTS"]
 
 
-def test_fevers_lines_without_evidence_have_an_empty_one(write):
+def test_fever_line_without_evidence_gets_empty_evidence(write):
     row = {"id": 1, "label": "NOT ENOUGH INFO", "claim": "c", "evidence": [[[5, None, None, None]]]}
     (record,) = read(write("train.jsonl", json.dumps(row)))
     assert (record.fields["evidence"], record.fields["label"]) == ("", "NOT ENOUGH INFO")
 
 
-def test_fevers_test_files_have_no_label_to_expect(write):
+def test_missing_label_in_fever_test_file_is_reported(write):
     row = {"id": 1, "claim": "c", "evidence": []}
     problems = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names")
     assert problems == ["r:1: no field 'label', which expect names; it has claim, custom_id, evidence, id"]
@@ -163,7 +163,7 @@ def test_fevers_test_files_have_no_label_to_expect(write):
 # ---- what is wrong -------------------------------------------------------------------------------
 
 
-def test_every_bad_line_is_named_with_its_number(write):
+def test_every_bad_record_is_reported_with_line_number(write):
     lines = [
         '{"custom_id": "a"}', "{not json", '["custom_id"]', '{"text": "nobody"}', '{"custom_id": ""}',
         '{"custom_id": 7}', '{"custom_id": null}', '{"custom_id": "a"}', '"a"', '{"custom_id": "z"}',
@@ -175,28 +175,28 @@ def test_every_bad_line_is_named_with_its_number(write):
     for missing in (*problems[2:4], problems[5]):
         assert "no custom_id" in missing
     assert problems[2].endswith("; it has text")
-    assert problems[4] == ":6: custom_id 7 is a number; write it as a text"
-    assert problems[6] == ":8: custom_id 'a' is line 1's too"
+    assert problems[4] == ":6: custom_id 7 is a number; write it as text, in quotes"
+    assert problems[6] == ":8: custom_id 'a' is also in line 1"
 
 
 @pytest.mark.parametrize("evidence", [[1], [[1]], [None], ["Somewhere"], [[["a", "b"]]]])
-def test_a_line_that_only_resembles_fevers_is_named_like_any_other(write, evidence):
+def test_malformed_line_of_fever_file_is_reported(write, evidence):
     line = {"id": 7, "claim": "c", "evidence": evidence}
     problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + json.dumps(line)))
     assert len(problems) == 1 and problems[0].startswith(":2: no custom_id")
 
 
-def test_a_text_that_is_no_unicode_is_refused_by_line(write):
+def test_record_with_lone_surrogate_is_refused(write):
     (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": "\\ud83d"}\n'))
     assert problem.startswith(":2: '\\ud83d' is half a character")
 
 
-def test_a_line_nested_too_deeply_is_refused_like_any_other(write):
+def test_too_deeply_nested_line_is_refused(write):
     (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + "[" * 100_000))
     assert problem == ":2: not JSON: nested too deeply"
 
 
-def test_a_file_wrong_throughout_is_told_in_few_lines(write):
+def test_number_of_reported_record_problems_is_limited(write):
     problems = problems_of(write("r.jsonl", "nonsense\n" * 1000))
     assert len(problems) == MOST_PROBLEMS + 1
     assert problems[-1] == f": … and {1000 - MOST_PROBLEMS} more"
@@ -205,32 +205,32 @@ def test_a_file_wrong_throughout_is_told_in_few_lines(write):
 @pytest.mark.parametrize(
     "name, content", [("r.jsonl", ""), ("r.jsonl", "\n \n"), ("r.csv", ""), ("r.csv", "custom_id\n")]
 )
-def test_a_file_without_records_is_refused(write, name, content):
-    assert problems_of(write(name, content)) == [": no records in it"]
+def test_file_without_records_is_refused(write, name, content):
+    assert problems_of(write(name, content)) == [": the file has no records"]
 
 
-def test_a_csv_without_custom_id_names_each_row(write):
+def test_csv_without_custom_id_reports_each_row(write):
     problems = problems_of(write("r.csv", "id,t\na,x\nb,y\n"))
     assert [problem.split(":")[1] for problem in problems] == ["2", "3"]
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
-def test_bytes_that_are_not_utf8_are_said_to_be_so(write, name):
+def test_records_with_invalid_utf8_are_refused(write, name):
     assert problems_of(write(name, b'custom_id\n"caf\xe9"\n'))[0].startswith(":2: not UTF-8")
 
 
 @pytest.mark.parametrize("name", ["r.txt", "records", "r.xlsx"])
-def test_an_unknown_suffix_is_refused_with_those_that_are_known(write, name):
+def test_unknown_file_suffix_error_lists_known_suffixes(write, name):
     (problem,) = problems_of(write(name, "x"))
     assert ".jsonl, .ndjson, .json, .csv, .tsv, .parquet" in problem
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
-def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path, name):
+def test_nonexistent_records_file_is_reported(tmp_path, name):
     assert "No such file" in problems_of(tmp_path / name)[0]
 
 
-def test_a_folder_is_no_file_of_records(tmp_path):
+def test_folder_as_records_file_is_refused(tmp_path):
     (tmp_path / "r.jsonl").mkdir()
     assert "directory" in problems_of(tmp_path / "r.jsonl")[0]
 
@@ -239,24 +239,24 @@ def test_a_folder_is_no_file_of_records(tmp_path):
     '{"custom_id": "b", "text": "first", "text": "second"}', '{"custom_id": "b", "custom_id": "c"}',
     '{"custom_id": "b", "deep": [{"text": 1, "text": 1}]}',
 ])  # fmt: skip
-def test_a_key_that_is_there_twice_is_refused_with_its_line(write, line):
+def test_duplicate_json_key_is_refused_with_line_number(write, line):
     (problem,) = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + line))
-    assert problem in [f":2: {key!r} is there twice; remove or rename one" for key in ("text", "custom_id")]
+    assert problem in [f":2: {key!r} is given twice; remove or rename one" for key in ("text", "custom_id")]
 
 
 @pytest.mark.parametrize("name, sign", [("r.csv", ","), ("r.tsv", "\t")])
-def test_a_column_that_is_there_twice_is_refused(write, name, sign):
+def test_duplicate_csv_column_is_refused(write, name, sign):
     content = "custom_id,text,text\na,first,second\n".replace(",", sign)
-    assert problems_of(write(name, content)) == [":1: column 'text' is there twice; remove or rename one"]
+    assert problems_of(write(name, content)) == [":1: column 'text' is given twice; remove or rename one"]
 
 
-def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
+def test_duplicate_parquet_column_is_refused(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
     table = pyarrow.table([["a"], ["x"], ["y"]], names=["custom_id", "text", "text"])
     parquet.write_table(table, tmp_path / "r.parquet")
-    assert problems_of(tmp_path / "r.parquet") == [":1: column 'text' is there twice; remove or rename one"]
+    assert problems_of(tmp_path / "r.parquet") == [":1: column 'text' is given twice; remove or rename one"]
 
 
 @pytest.mark.parametrize("name, content", [
@@ -264,26 +264,26 @@ def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
     ("r.Json", '{"custom_id": "a", "t": "x y"}'), ("r.CSV", "custom_id,t\na,x y\n"),
     ("r.tsv", "custom_id\tt\na\tx y\n"),
 ])  # fmt: skip
-def test_other_names_of_the_same_formats_are_read(write, name, content):
+def test_alternative_file_suffixes_are_accepted(write, name, content):
     assert [record.fields for record in read(write(name, content))] == [{"custom_id": "a", "t": "x y"}]
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("r.json", '[{"custom_id": "a"}]', ":1: a JSON array; write one object a line: jq -c '.[]' r.json"),
-    ("r.json", '\n[\n{"custom_id": "a"}\n]', ":2: a JSON array; write one object a line: jq -c '.[]' r.json"),
-    ("r.json", '{\n"custom_id": "a"\n}', ":1: an object on several lines; write each on one: jq -c . r.json"),
-    ("r.csv", "custom_id;t\na;x\n", ":1: one column, 'custom_id;t'; its cells are divided by ';': use commas"),
-    ("r.csv", "custom_id\tt\na\tx\n", ":1: one column, 'custom_id\\tt'; its cells are divided by '\\t': use commas"),
+    ("r.json", '[{"custom_id": "a"}]', ":1: a JSON array; write one object per line: jq -c '.[]' r.json"),
+    ("r.json", '\n[\n{"custom_id": "a"}\n]', ":2: a JSON array; write one object per line: jq -c '.[]' r.json"),
+    ("r.json", '{\n"custom_id": "a"\n}', ":1: an object on several lines; write one per line: jq -c . r.json"),
+    ("r.csv", "custom_id;t\na;x\n", ":1: one column, 'custom_id;t': its cells are separated by ';'; use commas"),
+    ("r.csv", "custom_id\tt\na\tx\n", ":1: one column, 'custom_id\\tt': its cells are separated by '\\t'; use commas"),
     ("r.jsonl.gz", b"\x1f\x8b", ": is compressed; unpack it first: gunzip -k r.jsonl.gz"),
     ("r.jsonl.zst", b"", ": is compressed; unpack it first: unzstd r.jsonl.zst"),
     ("r.jsonl", '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}',
-     ":1: a request of OpenAI's Batch API, which is not read yet; write its text into a field that a prompt names"),
+     ":1: requests of OpenAI's Batch API are not supported; write their text into a field that a prompt names"),
 ])  # fmt: skip
-def test_formats_that_are_not_read_say_what_they_are_and_what_to_do(write, name, content, says):
+def test_unsupported_record_format_error_suggests_conversion(write, name, content, says):
     assert problems_of(write(name, content)) == [says]
 
 
-def test_reading_holds_neither_the_file_nor_its_text(write):
+def test_reading_records_needs_little_memory(write):
     path = write("r.jsonl", '{"custom_id": "a"}\n' + (" " * 999_999 + "\n") * 64)
     tracemalloc.start()
     try:
@@ -315,14 +315,14 @@ def test_reading_holds_neither_the_file_nor_its_text(write):
         ("{größe}", {"größe": "🦉"}, "🦉"),
     ],
 )
-def test_a_prompt_takes_fields_as_they_are(prompt, fields, text):
+def test_prompt_inserts_field_values_unchanged(prompt, fields, text):
     assert render(prompt, fields) == text
 
 
 RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custom_id": "b"}, 7)]
 
 
-def test_a_prompt_that_names_a_missing_field_points_to_the_first_record_without_it():
+def test_missing_prompt_field_is_reported_with_first_record():
     problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
     assert problems == [
         "r.jsonl:7: no field 'claim', which prompt bad names; it has custom_id",
@@ -330,18 +330,18 @@ def test_a_prompt_that_names_a_missing_field_points_to_the_first_record_without_
     ]
 
 
-def test_a_field_that_is_null_is_refused_like_one_that_is_missing():
+def test_null_field_is_refused_like_missing_field():
     records = [Record("a", {"custom_id": "a", "claim": ""}, 1), Record("b", {"custom_id": "b", "claim": None}, 2)]
     (problem,) = check_prompts("r.jsonl", records, {"p": "{claim}"})
     assert problem == "r.jsonl:2: field 'claim', which prompt p names, is null; give it a value, \"\" for none"
     assert check_fields("r.jsonl", records, ["claim"], "expect names")
 
 
-def test_doubled_braces_name_no_field():
+def test_doubled_braces_refer_to_no_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_an_expected_field_must_be_there():
+def test_missing_expected_field_is_reported():
     assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
         "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
     ]

@@ -15,14 +15,14 @@ from playwright.sync_api import sync_playwright
 
 from glide.condor import EmbeddedPool, bindings
 from glide.condor.event_log import LOST
-from glide.invoke.carriers import read_lines
+from glide.invoke.jobs import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
-from glide.report.sweep.account import NO_HISTORY, document, look
-from glide.report.sweep.history import History, Interval
-from glide.report.sweep.page import MOST_GLIDEINS, PAGE, most_telling, write
-from glide.report.sweep.scores import folded, wilson
-from glide.report.sweep.timeline import CPU, Glidein
+from glide.report.sweep.history import Interval, SweepHistory
+from glide.report.sweep.page import MOST_GLIDEINS, PAGE, select_glideins, write
+from glide.report.sweep.report import NO_HISTORY, document, load_report
+from glide.report.sweep.scores import normalize, wilson
+from glide.report.sweep.timeline import CPU, GlideinTimeline
 from glide.sweep.prepare import prepare
 from glide.vocabulary import Exit, State
 from tests.conftest import SweepFolder, eventually
@@ -31,7 +31,7 @@ from tests.test_end_to_end import glide, noop_records, results_so_far
 from tests.test_history import TWO_LANES, line
 
 
-def test_wilsons_interval():
+def test_wilson_interval_matches_published_values():
     # Newcombe (1998), table I.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
@@ -47,17 +47,17 @@ def test_wilsons_interval():
     ("commit 3f2a9bc81d is gone", "commit 77e0aa12bc3\nis gone"),
     ("claim-a: too long", "claim-b: too long"),
 ])  # fmt: skip
-def test_messages_of_one_cause_are_one(message, other):
-    assert folded(message, "claim-a") == folded(other, "claim-b")
-    assert folded("out of memory") != folded("out of time")
+def test_error_messages_of_same_cause_become_equal(message, other):
+    assert normalize(message, "claim-a") == normalize(other, "claim-b")
+    assert normalize("out of memory") != normalize("out of time")
 
 
-def test_most_telling_are_the_lost_and_the_slow():
-    def glidein(number: int, end: str = "", warm: float = 5.0) -> Glidein:
-        return Glidein(f"g{number:03}", CPU, 2, (Interval(number, number + 9, State.WARM),), warm, end)
+def test_lost_and_slowest_glideins_are_selected_for_report():
+    def glidein(number: int, end: str = "", warm: float = 5.0) -> GlideinTimeline:
+        return GlideinTimeline(f"g{number:03}", CPU, 2, (Interval(number, number + 9, State.WARM),), warm, end)
 
     every = [glidein(n, "lost" if n % 50 == 7 else "", 90.0 if n == 123 else 5.0) for n in range(300)]
-    chosen = most_telling(every)
+    chosen = select_glideins(every)
     assert len(chosen) == MOST_GLIDEINS and chosen == [each for each in every if each in chosen]
     assert {7, 57, 107, 123, 157, 207, 257} <= {int(each.id[1:]) for each in chosen}
 
@@ -100,10 +100,10 @@ def browser():
         browser.close()
 
 
-def test_the_page_is_harmless_needs_nothing_and_fits(browser, sweep: SweepFolder):
+def test_report_page_is_safe_and_needs_no_network(browser, sweep: SweepFolder):
     told = [{**each, "device": HOSTILE} if each.get("lane") == "a@x" else each for each in TWO_LANES]
     lay(sweep, told, 20, prompts={"plain": "{text}", "other": "{text}!"}, expect="label")
-    write(look(prepare(sweep.file)), sweep.out / "report")
+    write(load_report(prepare(sweep.file)), sweep.out / "report")
     context = browser.new_context(viewport={"width": 400, "height": 800}, offline=True)
     page = context.new_page()
     said: list[str] = []
@@ -134,11 +134,11 @@ def test_the_page_is_harmless_needs_nothing_and_fits(browser, sweep: SweepFolder
     context.close()
 
 
-def test_the_same_folder_gives_the_same_page(sweep: SweepFolder):
+def test_report_page_is_reproducible(sweep: SweepFolder):
     lay(sweep, TWO_LANES, 20)
     pages = []
     for folder in (sweep.folder / "one", sweep.folder / "two"):
-        write(look(prepare(sweep.file)), folder)
+        write(load_report(prepare(sweep.file)), folder)
         pages.append((folder / PAGE).read_bytes())
         for png in ("progress", "tasks", "breakdown", "goodput", "glideins"):
             assert (folder / f"{png}.png").read_bytes().startswith(b"\x89PNG")
@@ -147,9 +147,9 @@ def test_the_same_folder_gives_the_same_page(sweep: SweepFolder):
     assert b"64," not in pages[0]
 
 
-def test_errors_are_told_by_cause(sweep: SweepFolder):
+def test_report_groups_errors_by_cause(sweep: SweepFolder):
     lay(sweep, TWO_LANES, 20, prompts={"plain": "{text}", "other": "{text}!"})
-    (cause,) = document(look(prepare(sweep.file)))["errors"]
+    (cause,) = document(load_report(prepare(sweep.file)))["errors"]
     assert (cause["count"], cause["prompts"], cause["type"]) == (4, {"plain": 2, "other": 2}, HOSTILE)
     assert cause["example"] == f"{HOSTILE}0" and "\n" not in cause["message"] and len(cause["message"]) <= 300
 
@@ -160,7 +160,7 @@ def test_errors_are_told_by_cause(sweep: SweepFolder):
     (TWO_LANES[:7], 4, "4 of 20 records have a result"),
     ([], 20, NO_HISTORY),
 ], ids=["nothing", "just begun", "interrupted", "without a history"])  # fmt: skip
-def test_what_is_missing_is_said(sweep: SweepFolder, told, done, says):
+def test_report_mentions_missing_results_or_history(sweep: SweepFolder, told, done, says):
     lay(sweep, told, done, expect="label")
     shown = glide("sweep", "report", str(sweep.file), "--to", str(sweep.folder / "there"))
     assert shown.returncode == Exit.OK, shown.stderr
@@ -218,12 +218,12 @@ class Events:
         return sum(self.ended[job][0] - times[-1] for job, times in self.executed.items() if job in self.ended)
 
 
-def written(sweep: SweepFolder) -> History:
+def written(sweep: SweepFolder) -> SweepHistory:
     return histories.read(read_lines(sweep.out / ".glide" / "history.jsonl"))
 
 
 @pytest.mark.pool
-def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: EmbeddedPool, sweep: SweepFolder):
+def test_report_agrees_with_event_log_and_results(factory, pool: EmbeddedPool, sweep: SweepFolder):
     count = 1200
     model = {"name": "reported", "engine": "noop", "options": {"record_seconds": 0.03, "raise_on": "text 77"}}
     process = sweep.write(noop_records(count), model=model, glideins=3, expect="text").start()
@@ -243,25 +243,25 @@ def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: Emb
 
     assert counts["jobs"] == told["jobs"] == len(events.submitted)
     assert counts["evictions"] == told["evictions"] > 0 and told["evictions"] in events.evictions()
-    lost = {each.job for each in history.carriers if each.end == "lost"}
+    lost = {each.job for each in history.jobs if each.end == "lost"}
     assert lost == events.lost
     assert timeline.records_done(history)[-1] == (pytest.approx(history.seconds, abs=0.01), count)
     done = [records for _, records in timeline.records_done(history)]
     assert done == sorted(done) and len(set(done)) > 5
     of_glideins = {each["id"]: each["records"] for each in told["report"]["glideins"] if each["records"]}
     assert of_glideins == Counter(result["glidein"] for result in results)
-    hosts = {stay.lane for each in history.carriers for stay in each.stays if stay.end in timeline.LOST}
+    hosts = {run.lane for each in history.jobs for run in each.executions if run.end in timeline.LOST}
     of_lost = {re.sub(r".*@glide-(.*)-(\d+)-(\d+)-[0-9a-f]+@.*", r"\1-\2.\3", host) for host in hosts}
     assert {each["id"] for each in told["report"]["glideins"] if each["end"] == "lost"} == of_lost
     # Times in ads and in the log are whole seconds, of moments that need not be the same to the second.
     began = history.runs[0].began
-    stays = {each.job: each.stays[-1] for each in history.carriers if each.stays}
-    assert events.ended.keys() - stays.keys() <= events.lost  # a driver need not have seen those run
-    unseen = {job for job, stay in stays.items() if stay.executing is None}
+    executions = {each.job: each.executions[-1] for each in history.jobs if each.executions}
+    assert events.ended.keys() - executions.keys() <= events.lost  # a driver need not have seen those run
+    unseen = {job for job, run in executions.items() if run.executing is None}
     assert unseen <= events.lost  # of a lost one, it need not have heard that it ran
-    for job in (events.ended.keys() & stays.keys()) - unseen:
-        assert began + stays[job].executing == pytest.approx(events.executed[job][-1], abs=2)
-        assert began + stays[job].ended == pytest.approx(events.ended[job][0], abs=2)
+    for job in (events.ended.keys() & executions.keys()) - unseen:
+        assert began + executions[job].executing == pytest.approx(events.executed[job][-1], abs=2)
+        assert began + executions[job].ended == pytest.approx(events.ended[job][0], abs=2)
     assert told["report"]["tasks"]["busy_s"] == pytest.approx(events.busy, abs=len(events.submitted))
     engine = sum(result["seconds"] for result in results)
     assert sum(each["engine_s"] for each in told["report"]["glideins"]) == pytest.approx(engine, abs=0.01)
@@ -274,7 +274,7 @@ def test_a_report_says_what_the_event_log_and_the_results_say(factory, pool: Emb
 
 
 @pytest.mark.pool
-def test_a_sweep_whose_driver_was_killed_has_one_history_of_all_its_runs(factory, pool, sweep: SweepFolder):
+def test_resumed_sweep_keeps_one_history_of_all_runs(factory, pool, sweep: SweepFolder):
     model = {"name": "twice", "engine": "noop", "options": {"record_seconds": 0.03}}
     process = sweep.write(noop_records(400), model=model).start()
     eventually(lambda: results_so_far(sweep) > 50, "results come in")

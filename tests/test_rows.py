@@ -13,9 +13,9 @@ import pytest
 
 from glide.errors import TemplateError
 from glide.server.engines.transformers import stops
-from glide.server.engines.transformers.context import UNLIMITED, Stretch, context, context_of, stretch
+from glide.server.engines.transformers.context import UNLIMITED, DynamicRope, context, context_of, dynamic_rope
 from glide.server.engines.transformers.prompts import UnknownToken
-from glide.server.engines.transformers.sharing import Rows, Sharing
+from glide.server.engines.transformers.sharing import RowRule, RowSharing
 from tests.models import ODD, Plain, edited, loaded, served, texts, tiny_variant
 
 pytestmark = pytest.mark.models
@@ -36,9 +36,9 @@ def prompts(count: int, longest: int) -> list[str]:
 
 def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
     """How many tokens the rows of each call have."""
-    from glide.server.engines import Record
+    from glide.server.engines import EngineRecord
 
-    calls = engine.plan([Record(number, prompt, GENERATE) for number, prompt in enumerate(prompts)])
+    calls = engine.plan([EngineRecord(number, prompt, GENERATE) for number, prompt in enumerate(prompts)])
     return [[len(engine.planned[record.key].ids) for record in call] for call in calls]
 
 
@@ -47,13 +47,13 @@ def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("kind", "batching", "words"),
-    [("minimax", "equal lengths", "prompts of one length"), ("xlnet", "equal lengths", "prompts of one length"),
-     ("rwkv", "single", "one prompt a call"), ("windowed", "static", "")],
+    [("minimax", "equal lengths", "prompts of equal length"), ("xlnet", "equal lengths", "prompts of equal length"),
+     ("rwkv", "single", "one prompt per call"), ("windowed", "static", "")],
 )  # fmt: skip
-def test_rows_share_a_call_only_where_their_texts_stay_the_same(variant, capfd, kind, batching, words):
+def test_rows_share_call_only_if_texts_stay_unchanged(variant, capfd, kind, batching, words):
     engine = loaded(variant(kind), batch=8, batching="static")
     log = capfd.readouterr().out
-    assert (f"static batching with {words}: " in log) if words else ("static batching with" not in log)
+    assert (f"static batches have {words}: " in log) if words else ("static batches have" not in log)
     assert engine.describe()["batching"] == batching
     asked = [*prompts(12, 30), "b c d", "d c b", "c b d"]
     calls = lengths_of_calls(engine, asked)
@@ -67,7 +67,7 @@ def test_rows_share_a_call_only_where_their_texts_stay_the_same(variant, capfd, 
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_a_text_depends_neither_on_the_longest_row_nor_on_the_call_before(variant, kind):
+def test_generated_text_is_independent_of_other_rows(variant, kind):
     """Both stretch positions beyond 32 tokens: of a whole call, and dynamic NTK of the calls after it, too."""
     engine = loaded(variant(kind), batch=8, batching="static")
     asked = [*prompts(8, 70), "a" * 60, "b" * 60, "short", "x" * 40, "y" * 28]
@@ -77,12 +77,12 @@ def test_a_text_depends_neither_on_the_longest_row_nor_on_the_call_before(varian
     assert any(len(set(call)) > 1 for call in lengths_of_calls(engine, asked))  # short ones are still padded
 
 
-def test_rows_that_positions_tie_together_are_not_mixed():
-    assert Sharing().allows(1000, 1, 1000)
-    assert not Sharing(Rows.SINGLE).allows(5, 5, 1)
-    assert Sharing(Rows.EQUAL).allows(5, 5, 1) and not Sharing(Rows.EQUAL).allows(5, 4, 1)
+def test_row_sharing_rule_limits_different_lengths():
+    assert RowSharing().allows(1000, 1, 1000)
+    assert not RowSharing(RowRule.SINGLE).allows(5, 5, 1)
+    assert RowSharing(RowRule.EQUAL).allows(5, 5, 1) and not RowSharing(RowRule.EQUAL).allows(5, 4, 1)
     for switches in (True, False):
-        tied = Sharing(stretch=Stretch(32, switches))
+        tied = RowSharing(dynamic_rope=DynamicRope(32, switches))
         assert tied.allows(30, 3, 2) and not tied.allows(30, 3, 3) and tied.allows(40, 40, 9)
         assert tied.allows(90, 33, 9) == switches  # all beyond: longrope has switched for each of them
         assert not tied.allows(90, 32, 9)
@@ -107,21 +107,23 @@ def rope(kind: str, factor: float, **more: Any) -> dict[str, Any]:
         (2048, {"full": rope("dynamic", 2.0), "sliding": {"rope_type": "default"}}, 4096),
     ],
 )  # fmt: skip
-def test_a_context_is_what_the_configuration_means(positions, scaling, tokens):
+def test_context_length_follows_model_configuration(positions, scaling, tokens):
     assert context(positions, scaling) == tokens
 
 
-def test_a_context_is_known_from_the_files_where_they_say_it(llama, variant, tmp_path):
+def test_context_length_is_read_from_model_files(llama, variant, tmp_path):
     assert context_of(llama) == 512 and context_of(variant("yarn")) == 256
     assert context_of(variant("xlnet")) is None and context_of(tmp_path) is None
-    assert stretch(256, {"rope_type": "default"}) is None
-    assert stretch(256, rope("longrope", 2.0, original_max_position_embeddings=32)) == Stretch(32, switches=True)
+    assert dynamic_rope(256, {"rope_type": "default"}) is None
+    assert dynamic_rope(256, rope("longrope", 2.0, original_max_position_embeddings=32)) == DynamicRope(
+        32, switches=True
+    )
 
 
-def test_prompts_up_to_the_extended_context_are_served(variant):
+def test_prompts_up_to_extended_context_are_served(variant):
     engine, plain = loaded(variant("yarn"), batch=8, batching="static"), Plain(variant("yarn"))
     # Of this type the tokenizer has a padding token of its own, for which the model has no embedding.
-    assert engine.encoder.tokenizer.pad_token_id == engine.task.known > engine.task.padded.padding
+    assert engine.encoder.tokenizer.pad_token_id == engine.task.vocabulary_size > engine.task.padded.padding_token
     assert engine.describe()["batching"] == "static"
     asked = prompts(8, 120)
     assert texts(engine, asked, **GENERATE) == [plain(prompt, **GENERATE)[0] for prompt in asked]
@@ -130,7 +132,7 @@ def test_prompts_up_to_the_extended_context_are_served(variant):
 # ---- where a text ends ---------------------------------------------------------------------------
 
 
-def test_a_model_without_an_end_goes_on_past_the_tokenizer_s(llama, tmp_path):
+def test_model_without_end_token_ignores_tokenizer_end_token(llama, tmp_path):
     folder = edited(llama, tmp_path / "m", config={"eos_token_id": None}, generation_config={"eos_token_id": None})
     options, asked = {"max_new_tokens": 30}, ODD[:8]
     plain, ending = Plain(folder), Plain(llama)
@@ -147,7 +149,7 @@ def test_a_model_without_an_end_goes_on_past_the_tokenizer_s(llama, tmp_path):
      {"return_dict_in_generate": True, "output_scores": True}, {"max_new_tokens": 5}, {"max_length": 60}],
     ids=lambda defaults: next(iter(defaults)),
 )  # fmt: skip
-def test_a_model_s_own_generation_defaults_have_their_effect(llama, tmp_path, defaults):
+def test_generation_defaults_of_model_take_effect(llama, tmp_path, defaults):
     folder = edited(llama, tmp_path / "m", generation_config=defaults)
     options = {} if "max_new_tokens" in defaults else GENERATE
     plain = Plain(folder)
@@ -156,25 +158,25 @@ def test_a_model_s_own_generation_defaults_have_their_effect(llama, tmp_path, de
     assert [(one.text, one.tokens) for one in completions] == [plain(prompt, **options) for prompt in ODD[:6]]
 
 
-def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(llama):
+def test_text_ends_with_token_that_completes_stop_string(llama):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(llama)
     prompt, row, filled = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the", " river flows", "x")
     )
-    found = stops.Stops(tokenizer)
-    assert tokenizer.decode(found.until(prompt, row + filled, ["ver"])) == " river"
-    assert found.until(prompt, row, "never") == row
-    assert found.until(prompt, [], "x") == []
+    found = stops.StopStrings(tokenizer)
+    assert tokenizer.decode(found.truncate(prompt, row + filled, ["ver"])) == " river"
+    assert found.truncate(prompt, row, "never") == row
+    assert found.truncate(prompt, [], "x") == []
     # It may begin in the prompt, as transformers looks at both.
-    assert len(found.until(prompt, row, ["the" + tokenizer.decode(row[:1])])) == 1
+    assert len(found.truncate(prompt, row, ["the" + tokenizer.decode(row[:1])])) == 1
 
 
 # ---- one line instead of a page ------------------------------------------------------------------
 
 
-def test_tokens_that_the_model_has_not_are_the_prompt_s_error(llama, tmp_path):
+def test_token_beyond_vocabulary_fails_only_its_prompt(llama, tmp_path):
     from transformers import AutoTokenizer
 
     folder = edited(llama, tmp_path / "m")
@@ -190,7 +192,7 @@ def test_tokens_that_the_model_has_not_are_the_prompt_s_error(llama, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changed", "options", "words"),
     [
-        ("seq2seq", {}, {}, "needs a causal language model, and this is an encoder-decoder model of type t5"),
+        ("seq2seq", {}, {}, "needs a causal language model, but this is an encoder-decoder model of type t5"),
         ("llama", {}, {"task": "classify"}, "have no weights score.weight"),
         ("judge", {}, {}, "of LlamaForSequenceClassification, have no weights lm_head.weight"),
         ("llama", {"model_type": "new", "auto_map": {"AutoConfig": "new.NewConfig"}}, {}, "brings its own Python code"),
@@ -199,9 +201,7 @@ def test_tokens_that_the_model_has_not_are_the_prompt_s_error(llama, tmp_path):
     ],
     ids=["seq2seq", "no head", "another head", "own code", "unknown type", "quantized"],
 )  # fmt: skip
-def test_a_model_that_cannot_be_loaded_is_described_in_one_line(
-    llama, variant, tmp_path, kind, changed, options, words
-):
+def test_unloadable_model_error_is_one_line(llama, variant, tmp_path, kind, changed, options, words):
     folder = edited(llama if kind == "llama" else variant(kind), tmp_path / "m", config=changed)
     with pytest.raises(TemplateError) as refused:
         loaded(folder, **options)
@@ -209,14 +209,14 @@ def test_a_model_that_cannot_be_loaded_is_described_in_one_line(
     assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
 
 
-def test_weights_that_are_torn_are_the_reason(llama, tmp_path):
+def test_truncated_weights_file_is_load_failure_reason(llama, tmp_path):
     weights = edited(llama, tmp_path / "torn") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(TemplateError, match="the model can't be loaded: SafetensorError"):
         loaded(weights.parent)
 
 
-def test_weights_that_are_larger_than_any_machine_are_the_reason(llama, tmp_path):
+def test_insufficient_memory_is_load_failure_reason(llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = edited(llama, tmp_path / "large", config={"intermediate_size": 1 << 42})
@@ -227,7 +227,7 @@ def test_weights_that_are_larger_than_any_machine_are_the_reason(llama, tmp_path
         loaded(folder)
 
 
-def test_a_process_whose_gpu_is_unusable_ends():
+def test_process_with_broken_gpu_aborts():
     """A stand-in for a GPU: where the failed call has broken it, even a small product fails."""
     broken = (
         "from glide.server.engines.transformers import device\n"

@@ -36,7 +36,7 @@ def echoes(results: list[dict[str, Any]]) -> dict[str, str]:
 # ---- serving -------------------------------------------------------------------------------------
 
 
-def test_clients_at_once_get_exactly_their_own_results(start):
+def test_concurrent_clients_get_exactly_their_own_results(start):
     server = start(record_seconds=0.001, parallel=8)
     server.reached(State.WARM)
     sent = [[{"custom_id": f"r{n}", "prompt": f"{client}:{n}"} for n in range(150)] for client in range(6)]
@@ -46,7 +46,7 @@ def test_clients_at_once_get_exactly_their_own_results(start):
         assert echoes(results) == {record["custom_id"]: record["prompt"] for record in mine}
 
 
-def test_twenty_thousand_records_come_back_from_one_call(start):
+def test_one_call_returns_twenty_thousand_results(start):
     server = start()
     sent = records(20_000)
     server.reached(State.WARM)
@@ -56,13 +56,13 @@ def test_twenty_thousand_records_come_back_from_one_call(start):
     eventually(lambda: server.now()[Machine.SERVED] == 20_000, "all are counted")
 
 
-def test_a_client_that_comes_before_the_model_waits_for_it(start):
+def test_client_waits_until_model_is_loaded(start):
     server = start(load_seconds=0.5)
     server.states()
     assert echoes(server.call(records(3)).results()) == {f"r{n}": f"r says {n}" for n in range(3)}
 
 
-def test_odd_texts_come_back_as_they_went(start):
+def test_unusual_texts_are_returned_unchanged(start):
     texts = ["", "\n", "\r\n", "{x} {{", "🦉", "שלום", "\u2028\x85\x0b", "\x00", '"\\', "x" * 300_000]
     server = start()
     server.reached(State.WARM)
@@ -70,7 +70,7 @@ def test_odd_texts_come_back_as_they_went(start):
     assert [echoes(results)[str(n)] for n in range(len(texts))] == texts
 
 
-def test_a_record_without_company_and_a_call_without_records_are_served(start):
+def test_single_record_and_empty_call_are_served(start):
     server = start()
     server.reached(State.WARM)
     assert server.call([]).results() == []
@@ -78,7 +78,7 @@ def test_a_record_without_company_and_a_call_without_records_are_served(start):
     assert result["glidein"] == "here-1.0" and result["attempts"] == 1 and result["seconds"] >= 0
 
 
-def test_a_job_of_another_template_is_refused_and_one_of_this_template_is_not(start):
+def test_job_of_another_template_is_refused(start):
     server = start()
     server.reached(State.WARM)
     code, words = server.call(records(3), template="0" * 64).end()
@@ -88,7 +88,7 @@ def test_a_job_of_another_template_is_refused_and_one_of_this_template_is_not(st
     assert {result["attempts"] for result in results} == {3}
 
 
-def test_a_client_without_a_server_says_so(tmp_path, start):
+def test_client_reports_missing_model_server(tmp_path, start):
     server = start()
     server.reached(State.WARM)
     server.process.kill()
@@ -99,7 +99,7 @@ def test_a_client_without_a_server_says_so(tmp_path, start):
 
 @pytest.fixture
 def dying(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A server that dies when somebody has connected, before shells, which are slow here, have written anything."""
+    """A server that closes each connection before the shell script, which is slowed down, has written anything."""
     (tmp_path / "slow").write_text('trap "sleep 0.2" DEBUG\n')
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -116,12 +116,12 @@ def dying(tmp_path: Path) -> Iterator[dict[str, str]]:
     thread.join()
 
 
-def test_a_client_whose_server_dies_as_it_connects_asks_to_be_run_again(tmp_path, dying):
+def test_client_of_dying_server_asks_for_rerun(tmp_path, dying):
     done = subprocess.run([TICKET, "in", "out"], env=dying, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert done.returncode == Exit.SERVER_LOST and "went away" in done.stderr
 
 
-def test_a_lane_whose_server_dies_as_it_connects_says_so_and_goes_on(tmp_path, dying):
+def test_lane_of_dying_server_advertises_blank_and_continues(tmp_path, dying):
     command = [ADVERTISE, tmp_path / "door", "1"]
     with subprocess.Popen(command, env=dying, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -130,7 +130,7 @@ def test_a_lane_whose_server_dies_as_it_connects_says_so_and_goes_on(tmp_path, d
     assert len(blank) == 2
 
 
-def test_a_record_without_prompt_ends_its_call_and_no_other(start):
+def test_record_without_prompt_fails_only_its_own_call(start):
     server = start(record_seconds=0.002)
     server.reached(State.WARM)
     good = server.call(records(100))
@@ -139,7 +139,7 @@ def test_a_record_without_prompt_ends_its_call_and_no_other(start):
     assert len(good.results()) == 100
 
 
-def test_what_a_killed_client_left_is_not_computed(start):
+def test_remaining_records_of_killed_client_are_not_computed(start):
     server = start(record_seconds=0.002)
     server.reached(State.WARM)
     call = server.call(records(1500))
@@ -155,7 +155,7 @@ def test_what_a_killed_client_left_is_not_computed(start):
 # ---- states --------------------------------------------------------------------------------------
 
 
-def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
+def test_server_reports_states_in_order_with_load_time(start):
     server = start(load_seconds=0.4)
     seen = []
     for attributes in server.states():
@@ -169,7 +169,7 @@ def test_a_server_passes_through_the_states_in_order_and_says_how_long(start):
     assert attributes[Machine.LOAD_SECONDS] > 0.3  # a phase is timed from where it is heard of
 
 
-def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start):
+def test_hanging_or_crashing_load_phase_is_failure_reason(start):
     servers = {}
     for phase in (State.IMPORTING, State.LOADING, State.WARMING):
         template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
@@ -178,28 +178,28 @@ def test_a_phase_that_hangs_or_crashes_is_the_reason_of_a_failure(start):
         assert failure(crashed).startswith("the engine was killed by signal 11 (SIGSEGV)")
         assert f"while {phase}" in failure(crashed)
         reason = failure(hung)
-        assert f"was {phase} for more than its 1 s, so it was killed; it was in File" in reason
+        assert f"was {phase} for more than its time limit of 1 s, so it was killed; it was in File" in reason
         assert "noop.py" in reason and "in _hang" in reason
         assert "in main" in hung.log.read_text()  # the whole stack
 
 
-def test_an_engine_that_never_says_anything_is_given_up(start, tmp_path, monkeypatch):
+def test_engine_without_any_message_is_abandoned(start, tmp_path, monkeypatch):
     slow = 'import sys, time\nif "glide.server.engine_process" in sys.orig_argv:\n    time.sleep(3600)\n'
     (tmp_path / "sitecustomize.py").write_text(slow)  # as on a file system that does not answer
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server = start(Template("mute", "noop", budgets={State.IMPORTING: 1.0}))
-    assert "was Importing for more than its 1 s" in failure(server)
+    assert "was Importing for more than its time limit of 1 s" in failure(server)
 
 
-def test_an_engine_that_takes_a_call_and_does_not_begin_it_is_replaced(start):
+def test_stopped_engine_is_replaced_and_call_completes(start):
     server = start(Template("stuck", "noop", budgets={State.WARM: 1.0}))
     server.reached(State.WARM)
     os.kill(server.engine, signal.SIGSTOP)
     assert len(server.call(records(10)).results()) == 10
-    assert "has said nothing for" in server.log.read_text() and "so it was killed" in server.log.read_text()
+    assert "has sent no message for" in server.log.read_text() and "so it was killed" in server.log.read_text()
 
 
-def test_the_call_of_a_job_that_is_gone_does_not_keep_others_waiting(start):
+def test_hanging_call_of_killed_client_blocks_nobody(start):
     server = start(hang_on="HANG", record_seconds=0.001)
     server.reached(State.WARM)
     gone = server.call([*records(1), {"custom_id": "hangs", "prompt": "HANG"}])
@@ -209,7 +209,7 @@ def test_the_call_of_a_job_that_is_gone_does_not_keep_others_waiting(start):
     assert server.log.read_text().count("Loading") == 1  # interrupted, and the state has survived
 
 
-def test_the_pace_is_measured(start):
+def test_server_advertises_record_and_busy_seconds(start):
     server = start(record_seconds=0.01)
     server.reached(State.WARM)
     server.call(records(60)).results()
@@ -218,7 +218,7 @@ def test_the_pace_is_measured(start):
     assert now[Machine.BUSY_SECONDS] > 60 * 0.005
 
 
-def test_a_missing_file_is_the_reason_of_a_failure(start, tmp_path):
+def test_missing_model_file_is_failure_reason(start, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights.bin").write_bytes(b"x" * 100)
@@ -236,11 +236,11 @@ def test_a_missing_file_is_the_reason_of_a_failure(start, tmp_path):
         (Template("m", "noop", options={"load_seconds": "long"}), "TypeError"),
     ],
 )
-def test_a_template_that_makes_no_sense_is_the_reason_of_a_failure(start, template, reason):
+def test_invalid_template_is_failure_reason(start, template, reason):
     assert reason in failure(start(template))
 
 
-def test_a_client_of_a_server_that_has_failed_is_sent_away(start):
+def test_failed_server_rejects_its_clients(start):
     server = start(Template("m", "nope"))
     server.states()
     before = server.call(records(1))
@@ -253,7 +253,7 @@ def test_a_client_of_a_server_that_has_failed_is_sent_away(start):
 # ---- deaths --------------------------------------------------------------------------------------
 
 
-def test_no_client_notices_that_the_engine_was_killed(start):
+def test_killed_engine_is_replaced_without_client_errors(start):
     server = start(record_seconds=0.02, parallel=8)
     server.reached(State.WARM)
     sent = [records(200, f"c{client}-") for client in range(3)]
@@ -270,7 +270,7 @@ def test_no_client_notices_that_the_engine_was_killed(start):
     assert "SIGKILL" in server.log.read_text()
 
 
-def test_a_record_that_is_alone_in_a_killed_engine_has_at_worst_a_typed_error(start):
+def test_killed_engine_costs_at_most_one_record_error(start):
     server = start(record_seconds=0.01, parallel=1)
     server.reached(State.WARM)
     sent = records(150)
@@ -283,7 +283,7 @@ def test_a_record_that_is_alone_in_a_killed_engine_has_at_worst_a_typed_error(st
     assert errors in ([], ["EngineDied"])
 
 
-def test_an_engine_killed_again_and_again_still_loses_nothing(start):
+def test_repeatedly_killed_engine_loses_no_record(start):
     server = start(record_seconds=0.02, parallel=8)
     server.reached(State.WARM)
     sent = records(1200)
@@ -300,7 +300,7 @@ def test_an_engine_killed_again_and_again_still_loses_nothing(start):
     assert echoes(results) == {record["custom_id"]: record["prompt"] for record in sent}
 
 
-def test_a_client_whose_server_is_killed_keeps_whole_lines_and_asks_to_be_run_again(start):
+def test_client_of_killed_server_keeps_complete_results(start):
     server = start(record_seconds=0.01, parallel=4)
     server.reached(State.WARM)
     sent = records(2000)
@@ -315,7 +315,7 @@ def test_a_client_whose_server_is_killed_keeps_whole_lines_and_asks_to_be_run_ag
         assert set(ids) <= {record["custom_id"] for record in sent}
 
 
-def test_a_server_asked_to_end_leaves_nothing_behind(start):
+def test_terminated_server_leaves_nothing_behind(start):
     server = start(record_seconds=0.01)
     server.reached(State.WARM)
     watching = server.states()

@@ -52,7 +52,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], d
         process.wait()
 
 
-def test_a_client_learns_what_its_requests_took_in_the_server_and_in_the_engine(start, tmp_path):
+def test_client_gets_server_and_engine_times_of_requests(start, tmp_path):
     server = start(Template("noop", "noop", options={"record_seconds": 0.02}))
     server.reached(State.WARM)
     prompts = [["not mine"], ["one", "two", "three"]]
@@ -68,13 +68,13 @@ def test_a_client_learns_what_its_requests_took_in_the_server_and_in_the_engine(
     assert told["ended"] - told["began"] > sum(took[0] for took in told["took"])
 
 
-def test_a_job_that_does_not_ask_for_times_is_told_none(start):
+def test_job_without_timing_request_gets_no_times(start):
     server = start()
     server.reached(State.WARM)
     assert server.call([{"custom_id": "one", "prompt": "one"}]).end() == (0, "")
 
 
-def test_an_endpoint_accounts_for_its_requests():
+def test_endpoint_reports_number_and_times_of_requests():
     endpoint = subprocess.Popen([sys.executable, SCRIPTS / "endpoint.py", "0.005"], stdout=subprocess.PIPE, text=True)
     assert endpoint.stdout is not None
     with endpoint, endpoint.stdout:
@@ -97,7 +97,7 @@ def asked(url: str, **body: Any) -> dict[str, Any]:
 
 
 @pytest.mark.pool
-def test_bootstrap_times_are_those_of_each_service(left):
+def test_bootstrap_experiment_measures_start_of_each_service(left):
     told = left("bt")
     (start,) = told["data"]["starts"]
     assert start["init"] >= 0.5 and start["launch"] > 0
@@ -105,7 +105,7 @@ def test_bootstrap_times_are_those_of_each_service(left):
 
 
 @pytest.mark.pool
-def test_response_times_are_divided_into_their_parts(left):
+def test_response_times_split_into_communication_service_and_inference(left):
     told = left("rt")
     runs = told["data"]["runs"]
     settings = {(run["scaling"], run["where"]) for run in runs}
@@ -120,12 +120,12 @@ def test_response_times_are_divided_into_their_parts(left):
 
 
 @pytest.mark.pool
-def test_jobs_bring_all_records_of_their_clients(pool, factory, tmp_path, monkeypatch):
+def test_invocation_jobs_return_all_records_of_their_clients(pool, factory, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    from services import Carriers
+    from services import InvocationJobs
 
     template = Template("carried", "noop", options={"record_seconds": 0.001})
-    carriers = Carriers(Rig(tmp_path, pool, pool), template, 1, [["a", "b"], ["c", "d"]], generate={})
-    seconds, served = carriers.run()
-    assert carriers.records == 4 and len(served) == 2
+    jobs = InvocationJobs(Rig(tmp_path, pool, pool), template, 1, [["a", "b"], ["c", "d"]], generate={})
+    seconds, served = jobs.run()
+    assert jobs.records == 4 and len(served) == 2
     assert seconds > max(served) >= min(served) > 0.001

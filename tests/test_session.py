@@ -37,7 +37,7 @@ def state_that_counts(folder: Path, **values):
     return counted(str(folder / "loads"), **values), lambda: (folder / "loads").read_text().count("loaded")
 
 
-def test_a_thousand_calls_of_which_some_raise_one_exits_and_one_hangs(factory, tmp_path):
+def test_only_bad_calls_among_thousand_fail(factory, tmp_path):
     state, loads = state_that_counts(tmp_path, base=1000)
 
     @glide.invocation(state=state, timeout=3)
@@ -66,7 +66,7 @@ def test_a_thousand_calls_of_which_some_raise_one_exits_and_one_hangs(factory, t
     assert loads() == 2  # once, and once for the exit
 
 
-def test_results_come_in_order_and_as_they_complete_and_what_is_printed_comes_with_them(session, capfd):
+def test_call_results_include_printed_output_and_keep_order(session, capfd):
     @glide.invocation()
     def talk(number):
         print("from Python", number)
@@ -81,7 +81,7 @@ def test_results_come_in_order_and_as_they_complete_and_what_is_printed_comes_wi
     assert "from" not in capfd.readouterr().out
 
 
-def test_plain_functions_and_functions_of_local_modules_travel(session, tmp_path, monkeypatch):
+def test_calls_use_current_state_of_functions_and_modules(session, tmp_path, monkeypatch):
     (tmp_path / "beside.py").write_text(BESIDE)
     monkeypatch.syspath_prepend(tmp_path)
     import beside  # a module that no node has
@@ -100,7 +100,7 @@ def test_plain_functions_and_functions_of_local_modules_travel(session, tmp_path
     assert session.submit(call).result(60) == 5, "so does an invocation: helpers change in notebooks"
 
 
-def test_what_cannot_travel_or_is_called_wrongly_is_said_at_once(session):
+def test_unpicklable_or_wrong_call_is_refused_immediately(session):
     import threading
 
     @glide.invocation()
@@ -117,12 +117,12 @@ def test_what_cannot_travel_or_is_called_wrongly_is_said_at_once(session):
         session.submit(take, threading.Lock())
     with pytest.raises(InputError, match="take is an invocation, and a node calls functions"):
         session.submit(nested, 1)
-    with pytest.raises(InputError, match="have it read them from a file"):
+    with pytest.raises(InputError, match="let it read large ones from a file"):
         session.submit(take, bytes(2_000_000))
     assert session.submit(take, 1).result(60) == 1  # and none of it has hurt
 
 
-def test_a_cancelled_call_is_never_made_and_a_session_that_is_shut_down_takes_none(factory, tmp_path):
+def test_cancelled_call_never_runs_and_shutdown_refuses_calls(factory, tmp_path):
     @glide.invocation()
     def mark(number):
         (tmp_path / str(number)).touch()
@@ -137,7 +137,7 @@ def test_a_cancelled_call_is_never_made_and_a_session_that_is_shut_down_takes_no
         session.submit(mark, 1)
 
 
-def test_a_session_that_is_left_by_an_exception_does_not_wait_and_leaves_no_job(factory, access_point):
+def test_exception_in_session_fails_calls_and_removes_jobs(factory, access_point):
     with pytest.raises(ZeroDivisionError), glide.Session() as session:
         call = session.submit(time.sleep, 3600)
         eventually(call.running, "it is on its way")
@@ -173,7 +173,7 @@ os._exit(9)
 """
 
 
-def test_jobs_of_a_killed_session_are_removed_by_the_next(factory, access_point, tmp_path):
+def test_next_session_removes_jobs_of_killed_session(factory, access_point, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     done = subprocess.run([sys.executable, tmp_path / "killed.py"], capture_output=True, text=True)
     mine = f'regexp("^{done.stdout.strip()}", GlideRun) && JobStatus < 3'
@@ -183,7 +183,7 @@ def test_jobs_of_a_killed_session_are_removed_by_the_next(factory, access_point,
         eventually(lambda: not access_point.jobs(mine, ["ClusterId"]), "its jobs are gone")
 
 
-def test_state_that_cannot_be_made_fails_the_calls_with_the_nodes_reason(session, tmp_path):
+def test_state_loading_error_fails_call_with_reason(session, tmp_path):
     @glide.sticky
     def broken():
         raise OSError("the weights are gone")
@@ -230,7 +230,7 @@ def drive(folder: Path, text: str = DRIVER) -> tuple[str, str]:
     return digest, result
 
 
-def test_equal_state_of_two_drivers_is_loaded_once_and_of_another_argument_or_helper_never_shared(factory, tmp_path):
+def test_sessions_share_only_equal_state(factory, tmp_path):
     digest, result = drive(tmp_path)
     assert result == "HELLO!"
     assert drive(tmp_path) == (digest, "HELLO!")  # another process, with other random hashes
@@ -244,7 +244,7 @@ def test_equal_state_of_two_drivers_is_loaded_once_and_of_another_argument_or_he
     assert (tmp_path / "loads").read_text().count("loaded") == 4
 
 
-def test_files_that_arguments_name_count_by_content(tmp_path):
+def test_template_digest_depends_on_contents_of_argument_files(tmp_path):
     @glide.sticky
     def of_file(path):
         return {"path": path}
@@ -259,7 +259,7 @@ def test_files_that_arguments_name_count_by_content(tmp_path):
     assert of_file(tmp_path / "two" / "one").template("you").digest != first.digest
 
 
-def test_an_invocation_can_be_tried_out_here():
+def test_invocation_can_be_called_locally():
     @glide.sticky
     def numbers(base):
         return {"base": base, "unused": 0}

@@ -8,17 +8,17 @@ import threading
 
 import pytest
 
-from glide.condor.signals import undisturbed
+from glide.condor.signals import defer_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupts_wait_for_the_end_of_a_call(number):
+def test_signal_is_deferred_until_call_ends(number):
     before = signal.signal(number, signal.default_int_handler)
     steps: list[str] = []
 
-    @undisturbed()
+    @defer_signals()
     def call() -> None:
-        with undisturbed():
+        with defer_signals():
             os.kill(os.getpid(), number)
             steps.append("inner")
         steps.append("outer")
@@ -32,12 +32,12 @@ def test_interrupts_wait_for_the_end_of_a_call(number):
         signal.signal(number, before)
 
 
-def test_other_threads_leave_handlers_alone():
+def test_deferring_signals_in_thread_keeps_handlers():
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []
 
     def call() -> None:
-        with undisturbed():
+        with defer_signals():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=call)

@@ -34,7 +34,7 @@ def ran(trace: Trace) -> Any:
     return simulate(trace, trace.site)
 
 
-def test_one_lane_takes_what_its_parts_take():
+def test_makespan_of_one_lane_is_sum_of_parts():
     costs = {**FREE, "start": 0.5, "match": 2, "turnover": 0.25, "queue": 3, "glidein": 4, "gather": 1}
     devices = {"fast": {"record_seconds": 0.1, "load_seconds": 7, "fetch_seconds": 11}}
     work = {"records": 1000, "glideins": 1, "pack": 100}
@@ -49,19 +49,19 @@ def test_one_lane_takes_what_its_parts_take():
         assert seconds[keep] == pytest.approx(3 + 4 + 2 + exact + 0.25 + 1, abs=0.3), keep
 
 
-def test_the_engine_of_two_lanes_is_one_engine():
+def test_two_lanes_of_glidein_share_one_engine():
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 1, "lanes": 2}]}
     done = ran(trace([{"device": "fast"}], {"records": 2000, "glideins": 1, "pack": 100}, site))
     assert done.makespan == pytest.approx(200, abs=2) and done.by_device == {"fast": 2000}
 
 
-def test_two_kinds_share_the_work_by_their_speed():
+def test_two_device_types_share_work_by_speed():
     done = ran(trace([{"device": "fast"}, {"device": "slow"}], {"records": 40_000, "glideins": 2}))
     assert done.by_device["fast"] / done.by_device["slow"] == pytest.approx(3, rel=0.05)
     assert done.makespan == pytest.approx(40_000 / (10 + 1 / 0.3), rel=0.02)
 
 
-def test_no_limit_of_the_site_is_exceeded_and_downtimes_hold():
+def test_simulation_respects_site_limits_and_downtimes():
     site = {"site": "sim", "entries": [{"name": "all", "max_glideins": 3, "lanes": 1, "downtimes": [
         {"start": "2027-01-01 00:00", "end": "2027-01-01 00:10", "reason": "maintenance"}
     ]}]}  # fmt: skip
@@ -70,7 +70,7 @@ def test_no_limit_of_the_site_is_exceeded_and_downtimes_hold():
     assert done.makespan == pytest.approx(600 + 9000 / 30, rel=0.1)
 
 
-def test_what_a_lost_node_had_streamed_is_kept_and_what_it_was_to_bring_home_is_not():
+def test_lost_node_loses_only_results_not_streamed():
     nodes = [{"device": "fast", "leave": 55}, {"device": "fast", "arrive": 60}]
     work = {"records": 1000, "glideins": 1, "pack": 1000}
     streamed = ran(trace(nodes, work))
@@ -81,13 +81,13 @@ def test_what_a_lost_node_had_streamed_is_kept_and_what_it_was_to_bring_home_is_
     assert streamed.by_device == brought.by_device == {"fast": 1000}
 
 
-def test_when_the_last_node_has_gone_it_ends_and_says_what_is_left():
+def test_simulation_ends_when_last_node_leaves():
     done = ran(trace([{"device": "fast", "count": 2, "leave": 50}], {"records": 10_000, "glideins": 2}))
     assert done.done == pytest.approx(1000, abs=50) and done.makespan == 50
     assert done.curve[-1] == pytest.approx(done.done) and done.warm[-1] == 0
 
 
-def test_peers_spare_the_origin():
+def test_peer_transfers_make_all_glideins_warm_sooner():
     files = {"megabytes": 1000, "origin": 100, "node": 100}
     work = {"records": 100_000, "glideins": 32}
     alone, peers = (
@@ -102,14 +102,14 @@ def test_peers_spare_the_origin():
     assert at["alone"] == pytest.approx(320, abs=5) and at["peers"] == pytest.approx(60, abs=5)
 
 
-def test_where_nothing_can_ever_be_warm_the_factorys_reason_is_told():
+def test_simulation_reports_reason_if_no_model_becomes_warm():
     site = {"site": "sim", "entries": [{"name": "closed", "max_glideins": 0}]}
     done = ran(trace([{"device": "fast"}], {"records": 1, "glideins": 1}, site, until=3600))
     assert (done.done, done.makespan, done.first_warm) == (0, 3600, None)
     assert "no model was ever warm: no entry has room: closed: its limit of 0 glideins" in done.why
 
 
-def test_what_a_running_job_has_streamed_counts_at_the_end_of_the_trace():
+def test_streamed_results_of_unfinished_job_are_counted():
     work = {"records": 1000, "glideins": 1, "pack": 1000}
     streamed = ran(trace([{"device": "fast"}], work, until=60))
     brought = ran(trace([{"device": "fast"}], {**work, "results": "brought home"}, until=60))
@@ -117,13 +117,13 @@ def test_what_a_running_job_has_streamed_counts_at_the_end_of_the_trace():
     assert streamed.spent["serving"] == pytest.approx(60, abs=2) and brought.spent["idle"] == pytest.approx(60, abs=2)
 
 
-def test_glideins_that_come_together_do_not_end_together():
+def test_glideins_started_together_end_at_different_times():
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 20, "lanes": 1, "lifetime": 600}]}
     done = ran(trace([{"device": "fast", "count": 20}], {"records": 400_000, "glideins": 20, "pack": 50}, site))
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_ready_and_owners_of_a_site_are_others_concern(file):
+def test_simulation_ignores_ready_and_owners(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])
@@ -146,7 +146,7 @@ work = some.fixed_dictionaries(
 
 @given(some.lists(nodes, min_size=1, max_size=4), work, some.integers(1, 3), some.integers(0, 5))
 @settings(max_examples=30, deadline=None)
-def test_whatever_comes_and_goes_each_record_is_done_once_or_left(nodes, work, lanes, seed):
+def test_any_trace_computes_each_record_at_most_once(nodes, work, lanes, seed):
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 6, "lanes": lanes, "idle_seconds": 60}]}
     costs = {"start": 0.06, "turnover": 0.1}
     each = trace(nodes, work, site, seed=seed, costs=costs, until=5000)
@@ -183,7 +183,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "trace.yaml"
 
 
-def test_the_command_prints_json_and_draws(file, tmp_path):
+def test_simulate_command_prints_json_and_writes_plot(file, tmp_path):
     done = glide("simulate", str(file), "--json", "--plot", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -198,20 +198,20 @@ def test_the_command_prints_json_and_draws(file, tmp_path):
     ("old", "new", "told"),
     [
         ("count: 2", "count: 0", "trace.yaml:6: nodes.0.count"),
-        ("- {device: A10", "- {device: A11", "there are nodes with 'A11'; devices are A10"),
+        ("- {device: A10", "- {device: A11", "nodes have the unknown device 'A11'; use one of A10"),
         ("site: site.yaml", "site: other.yaml", "other.yaml"),
         ("device: A10, count", "device: A10, entry: gone, count", "sim has no entry"),
         ("slow: {devices", "slow: {device", "trace.yaml:10: variants.slow.device: unknown key"),
         ("A10: {record_seconds: 0.2}", "A10: {record_seconds: 0}", "variants.slow.devices.A10.record_seconds: Input"),
         ("workload:", "costs: {measured: [none.json]}\nworkload:", "none.json: No such file"),
-        ("workload:", "costs: {measured: [trace.yaml]}\nworkload:", "trace.yaml: it is not JSON"),
-        ("count: 2", "count: 2, leave: 5, stay: 5", "leave one of them out"),
-        ("count: 2", "count: 2, arrive: 9, leave: 5", "some are gone before they come"),
+        ("workload:", "costs: {measured: [trace.yaml]}\nworkload:", "trace.yaml: not JSON"),
+        ("count: 2", "count: 2, leave: 5, stay: 5", "remove one of them"),
+        ("count: 2", "count: 2, arrive: 9, leave: 5", "some nodes leave before they arrive"),
         ("record_seconds: 0.1", "record_seconds: .inf", "finite number"),
         ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "its model is warm after 90004 s"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
+def test_trace_mistake_is_reported_in_one_line(file, old, new, told):
     file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(InputError) as error:
         read(file)
@@ -219,7 +219,7 @@ def test_a_mistake_is_one_line_with_file_and_line(file, old, new, told):
 
 
 @pytest.mark.parametrize("names", ["overhead.json, recovery.json", "recovery.json, overhead.json"])
-def test_costs_are_what_benchmarks_have_measured(file, tmp_path, names):
+def test_simulation_costs_are_read_from_benchmark_results(file, tmp_path, names):
     (tmp_path / "overhead.json").write_text('{"job_each_per_s": 16.0, "runs": {}}')
     (tmp_path / "recovery.json").write_text('{"median_s": 0.8, "kills": 20}')
     file.write_text(FILE + f"costs: {{measured: [{names}], start: 1}}\n")
@@ -228,7 +228,7 @@ def test_costs_are_what_benchmarks_have_measured(file, tmp_path, names):
     assert each.costs.loss == pytest.approx(0.8 - 0.5 - 2 / 16)  # matching and starting are costs of their own
 
 
-def test_with_measured_costs_the_benchmark_comes_out():
+def test_simulation_reproduces_measured_job_rate():
     """As many jobs of a record each on two lanes in a second as `glide bench overhead` had measured."""
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 1, "lanes": 2}]}
     costs, devices = {**FREE, "start": 1 / 16, "turnover": 1 / 16}, {"fast": {"record_seconds": 1e-6}}
@@ -246,11 +246,11 @@ SECONDS = {
 
 
 @pytest.mark.parametrize(("variant", "told"), SECONDS.items())
-def test_the_papers_makespans_come_out(variant, told):
+def test_simulation_reproduces_makespans_of_paper(variant, told):
     assert simulate(*read(PAPER)[variant]).makespan == pytest.approx(told, rel=0.1)
 
 
-def test_and_the_one_with_a_load_for_each_inference_in_a_tenth_of_the_work():
+def test_simulation_reproduces_makespan_with_load_per_inference():
     each, site = read(PAPER)["rq3-sticky-io-1"]
     workload = each.workload.model_copy(update={"records": each.workload.records // 10})
     done = simulate(each.model_copy(update={"workload": workload}), site)
@@ -258,11 +258,11 @@ def test_and_the_one_with_a_load_for_each_inference_in_a_tenth_of_the_work():
 
 
 @pytest.mark.parametrize(("variant", "told"), {"rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900}.items())
-def test_and_what_is_done_when_a_gpu_goes_each_minute(variant, told):
+def test_simulation_reproduces_paper_results_with_departing_gpus(variant, told):
     assert simulate(*read(PAPER)[variant]).done == pytest.approx(told, rel=0.1)
 
 
-def test_a_slow_lane_tells_its_pace_after_an_engine_call_and_not_at_the_end_of_its_first_job():
+def test_slow_lane_soon_makes_simulated_jobs_smaller():
     devices = {"fast": {"record_seconds": 0.1}, "slow": {"record_seconds": 10.0}}
     nodes = [{"device": "fast", "count": 4}, {"device": "slow"}]
     done = ran(trace(nodes, {"records": 2000, "glideins": 5}, devices=devices))

@@ -17,9 +17,9 @@ import yaml
 from glide.condor import EmbeddedPool, install, tokens
 from glide.config import Login
 from glide.errors import CondorError
-from glide.ssh import LinkError, access_point_at
+from glide.ssh import SshError, access_point_at
 from glide.ssh.access_point import RemoteAccessPoint
-from glide.ssh.link import Link
+from glide.ssh.link import SshLink
 from glide.template import Template
 from glide.vocabulary import Exit
 from tests.conftest import eventually
@@ -67,7 +67,7 @@ def site(pools: Pools, verb: str, file: str) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
 
-def test_a_check_says_in_one_table_what_is_there_and_what_is_not(pools: Pools, host: LoginHost):
+def test_site_check_shows_findings_and_missing_gpus(pools: Pools, host: LoginHost):
     code, told = site(pools, "check", site_file(pools.folder, **host.login()))
     (answers,) = told.values()
     found = {answer["question"]: answer["found"] for answer in answers}
@@ -83,7 +83,7 @@ def test_a_check_says_in_one_table_what_is_there_and_what_is_not(pools: Pools, h
     assert "our collector" in table and "no GPUs" in table
 
 
-def test_the_doctor_looks_at_nodes_queue_and_tokens_there_and_not_here(pools: Pools, host: LoginHost):
+def test_doctor_examines_nodes_queue_and_tokens_over_ssh(pools: Pools, host: LoginHost):
     factory = pools.factory("far", ssh=host.login(), ready=1)
     pools.important(seconds=3600)
     occupied = ("-constraint", "Important && JobStatus == 2", "-af", "ClusterId")
@@ -122,7 +122,7 @@ def test_the_doctor_looks_at_nodes_queue_and_tokens_there_and_not_here(pools: Po
     pools.outer.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(pools.folder / "gone"))
 
 
-def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools, host: LoginHost):
+def test_deploy_repairs_damaged_bundle_and_removes_unused_one(pools: Pools, host: LoginHost):
     file = site_file(pools.folder, **host.login())
     code, told = site(pools, "deploy", file)
     (version,) = told.values()
@@ -144,7 +144,7 @@ def test_a_bundle_is_verified_mended_and_goes_when_no_job_names_it(pools: Pools,
     assert sorted(path.name for path in bundles.iterdir()) == sorted([version, named.name])
 
 
-def test_glideins_go_there_are_evicted_come_back_and_go_over_one_connection(pools: Pools, host: LoginHost):
+def test_ssh_glideins_survive_eviction_over_one_connection(pools: Pools, host: LoginHost):
     factory = pools.factory("away", ssh=host.login(), idle_seconds=4)
     factory.start()
     pools.ask(Template("away", "noop", options={"record_seconds": 0.2}), records=120)
@@ -167,7 +167,7 @@ def test_glideins_go_there_are_evicted_come_back_and_go_over_one_connection(pool
     assert token.read_text().strip() not in factory.log.read_text()
 
 
-def test_a_submission_that_was_cut_is_not_made_twice(pools: Pools, host: LoginHost, tmp_path: Path):
+def test_submission_interrupted_by_broken_link_is_not_repeated(pools: Pools, host: LoginHost, tmp_path: Path):
     """The link breaks while condor_submit runs there, which goes on without it."""
     marker, slow = tmp_path / "submitting", tmp_path / "slow"
     slow.mkdir()
@@ -191,12 +191,12 @@ def test_a_submission_that_was_cut_is_not_made_twice(pools: Pools, host: LoginHo
     eventually(lambda: pools.journal(factory)[-1]["glideins"] == {"cut": {"running": 1}}, "it is seen")
     assert pools.outer.tool("condor_q", "-allusers", "-af", "ClusterId", "GlideEntry").count("cut") == 1
     drained = command("factory", "drain", "cut", environment=pools.environment)
-    assert "1 glideins are going down" in drained.stdout, drained.stderr
+    assert "1 glideins are being removed" in drained.stdout, drained.stderr
     eventually(lambda: not pools.glideins(), "it is removed there")
     command("factory", "drain", "cut", "--undo", environment=pools.environment)
 
 
-def test_a_submission_that_comes_late_is_none(pools: Pools, host: LoginHost):
+def test_delayed_submission_creates_no_second_glidein(pools: Pools, host: LoginHost):
     """Its shell takes long to start; when it has, the factory has looked again and submitted anew."""
     (host.home / ".bashrc").write_text(LATE)
     factory = pools.factory("late", ssh=host.login(seconds=4), idle_seconds=60)
@@ -213,16 +213,16 @@ def _commands_of(host: LoginHost) -> str:
     return subprocess.run(["pgrep", "-a", "-f", str(host.home)], capture_output=True, text=True).stdout
 
 
-def test_another_host_of_that_name_is_not_taken_for_the_first(pools: Pools, host: LoginHost):
+def test_different_access_point_behind_login_host_is_refused(pools: Pools, host: LoginHost):
     access_point = RemoteAccessPoint(Login(**host.login()))
-    access_point.claim("here")
+    access_point.fence("here")
     (host.home / ".glide" / "access_point").write_text("login7.cluster\n")
     with pytest.raises(CondorError, match=r"glideins were submitted at login7\.cluster; name `schedd`"):
-        RemoteAccessPoint(Login(**host.login())).claim("here")
-    RemoteAccessPoint(Login(**host.login(schedd="ap2"))).claim("here")
+        RemoteAccessPoint(Login(**host.login())).fence("here")
+    RemoteAccessPoint(Login(**host.login(schedd="ap2"))).fence("here")
 
 
-def test_what_another_job_says_of_its_folder_is_not_believed(pools: Pools, host: LoginHost, tmp_path: Path):
+def test_outputs_of_job_with_forged_folder_are_ignored(pools: Pools, host: LoginHost, tmp_path: Path):
     access_point = RemoteAccessPoint(Login(**host.login()))
     access_point.versions()
     (tmp_path / "stray").mkdir()
@@ -238,18 +238,18 @@ def test_what_another_job_says_of_its_folder_is_not_believed(pools: Pools, host:
     assert not list(pools.overlay.home.parent.parent.glob(f"*/{number}.0.out"))
 
 
-def test_a_host_that_freezes_while_it_is_sent_something_holds_nobody_up(host: LoginHost):
-    link = Link(Login(**host.login(seconds=2)))
+def test_frozen_login_host_causes_timeout_error(host: LoginHost):
+    link = SshLink(Login(**host.login(seconds=2)))
     assert link.run("cat", b"here").output == "here"
     host.signal(signal.SIGSTOP)
     try:
-        with pytest.raises(LinkError, match="no answer within 2 s"):
+        with pytest.raises(SshError, match="no answer within 2 s"):
             link.run("cat >/dev/null", bytes(20_000_000))
     finally:
         host.signal(signal.SIGCONT)
 
 
-def test_a_host_that_does_not_answer_stops_its_own_entries_alone(pools: Pools, host: LoginHost):
+def test_unresponsive_login_host_blocks_only_its_own_entries(pools: Pools, host: LoginHost):
     near = entry("near", pool={"collector": pools.address}, owners=[])
     token = pools.overlay.folder / "tokens.d" / "outer"
     token.write_bytes((pools.outer.folder / "tokens.d" / "owner").read_bytes())
@@ -260,7 +260,7 @@ def test_a_host_that_does_not_answer_stops_its_own_entries_alone(pools: Pools, h
         factory.start()
         pools.ask(Template("silent", "noop"))
         eventually(lambda: pools.jobs() == ["4"], "the job ran on the other entry's glidein")
-        assert "no view" in factory.log.read_text()
+        assert "cannot observe its queue" in factory.log.read_text()
         submitted = {a["entry"] for line in pools.journal(factory) for a in line["actions"] if a["action"] == "submit"}
         assert submitted == {"near"}
     finally:
@@ -269,9 +269,9 @@ def test_a_host_that_does_not_answer_stops_its_own_entries_alone(pools: Pools, h
     eventually(lambda: not pools.unseen(), "it is seen again")
 
 
-def test_another_host_key_than_the_known_one_is_refused_and_so_is_an_unknown_one(pools: Pools, host: LoginHost):
+def test_changed_or_unknown_host_key_is_refused(pools: Pools, host: LoginHost):
     login = Login(**host.login())
-    assert Link(login).run("echo here").output == "here\n"
+    assert SshLink(login).run("echo here").output == "here\n"
     host.stop()
     host.change_key()
     host.start()
@@ -281,46 +281,46 @@ def test_another_host_key_than_the_known_one_is_refused_and_so_is_an_unknown_one
     assert code == Exit.FAILED and "is not the one in" in answer["fix"]
     assert "is not the one in" in command("site", "deploy", file, environment=pools.environment).stderr
     host.known_hosts.write_text("")
-    with pytest.raises(LinkError, match="its host key is unknown"):
-        Link(login).run("echo here")
+    with pytest.raises(SshError, match="its host key is unknown"):
+        SshLink(login).run("echo here")
     assert not (host.home / ".glide").exists(), "nothing was done there"
 
 
-def test_a_jump_host_is_gone_through_and_its_key_is_checked_too(host: LoginHost, tmp_path: Path):
+def test_jump_host_is_used_and_its_key_checked(host: LoginHost, tmp_path: Path):
     inner = LoginHost(tmp_path / "inner", AuthorizedKeysFile=str(host.folder / "id_ed25519.pub")).start()
     try:
         known = tmp_path / "known"
         known.write_text(host.known_hosts.read_text() + inner.known_hosts.read_text())
         jump = f"{host.user}@127.0.0.1:{host.port}"
         through = Login(**{**host.login(jump=jump, known_hosts=str(known)), "port": inner.port})
-        assert Link(through).run("pwd").output.strip() == str(inner.home)
+        assert SshLink(through).run("pwd").output.strip() == str(inner.home)
         assert host.accepted() == inner.accepted() == 1
         inner.stop()
-        with pytest.raises(LinkError):
-            Link(through).run("pwd")
+        with pytest.raises(SshError):
+            SshLink(through).run("pwd")
         eventually(lambda: len(host.sessions()) <= SESSIONS, "what was opened on the way is closed again")
         known.write_text(inner.known_hosts.read_text())
-        with pytest.raises(LinkError, match="host key is unknown"):
-            Link(through).run("pwd")
+        with pytest.raises(SshError, match="host key is unknown"):
+            SshLink(through).run("pwd")
         assert host.accepted() == 2
     finally:
         inner.stop()
 
 
-def test_another_key_is_refused_and_a_host_that_is_down_is_left_alone_for_a_while(host: LoginHost, tmp_path: Path):
+def test_wrong_key_and_immediate_reconnection_are_refused(host: LoginHost, tmp_path: Path):
     stranger = LoginHost(tmp_path / "stranger")
-    with pytest.raises(LinkError, match="does not accept us"):
-        Link(Login(**host.login(key=str(stranger.key)))).run("true")
-    link = Link(Login(**host.login()))
+    with pytest.raises(SshError, match="the host refuses the login"):
+        SshLink(Login(**host.login(key=str(stranger.key)))).run("true")
+    link = SshLink(Login(**host.login()))
     host.stop()
-    with pytest.raises(LinkError) as first:
+    with pytest.raises(SshError) as first:
         link.run("true")
     host.start()
-    with pytest.raises(LinkError) as second:
+    with pytest.raises(SshError) as second:
         link.run("true")
     assert str(first.value) == str(second.value) and host.accepted() == 0
 
 
-def test_what_a_command_says_there_is_the_error_here(host: LoginHost):
+def test_error_output_of_remote_command_becomes_exception(host: LoginHost):
     with pytest.raises(CondorError, match="no such folder"):
         access_point_at(Login(**host.login())).shell("echo no such folder >&2; exit 1")

@@ -16,9 +16,9 @@ import pytest
 from glide import resources
 from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import quoted
-from glide.server.settings import Settings
+from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 from glide.template.function import template_of
 from glide.vocabulary import SOCKET_VARIABLE, Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
@@ -26,7 +26,7 @@ from tests.factory_rig import FactoryProcess, entry
 from tests.server_rig import TICKET, Server
 
 ROOM = 100.0  # MB; each template here has 40 MB of files
-NO_ROOM = "no room: other states are in use\nanother lane may serve this job\n"
+NO_ROOM = "no room: other templates are in use\nanother lane may serve this job\n"
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"custom_id": str(number), "prompt": f"text {number}"} for number in range(count)]
 
 
-def test_blank_lanes_become_what_sticky_jobs_bring(serve, sized):
+def test_sticky_jobs_load_their_templates_on_blank_lanes(serve, sized):
     server, one, other = serve(), sized("one"), sized("other")
     assert lanes(server) == {1: ("", State.BLANK), 2: ("", State.BLANK)}
     assert server.call(records(1), one.digest).end()[0] == Exit.SERVER_LOST
@@ -102,7 +102,7 @@ def test_blank_lanes_become_what_sticky_jobs_bring(serve, sized):
     assert server.log.read_text().count("Loading") == 2
 
 
-def test_what_has_been_idle_longest_makes_room_and_what_serves_never(serve, sized):
+def test_only_idle_templates_are_evicted_to_make_room(serve, sized):
     busy, idle, third, fourth = (sized(name, record_seconds=0.05) for name in ("busy", "idle", "third", "fourth"))
     server = serve(busy)
     server.reached(State.WARM)
@@ -120,7 +120,7 @@ def test_what_has_been_idle_longest_makes_room_and_what_serves_never(serve, size
     assert stick(server, busy, 1)[0] == 0 and server.call(records(3), busy.digest).results()
 
 
-def test_lanes_of_what_made_room_are_the_newcomers_and_resident_state_comes_back_at_once(serve, sized):
+def test_lanes_are_reassigned_and_resident_template_returns_immediately(serve, sized):
     first, second, third = sized("first"), sized("second"), sized("third")
     server = serve(first)
     server.reached(State.WARM)
@@ -132,7 +132,7 @@ def test_lanes_of_what_made_room_are_the_newcomers_and_resident_state_comes_back
     assert lanes(server)[2] == ("third", State.WARM)
 
 
-def test_a_template_that_does_not_load_leaves_the_lane_what_it_was(serve, sized):
+def test_template_that_fails_to_load_changes_no_lane(serve, sized):
     server = serve(sized("well"))
     server.reached(State.WARM)
     code, words = stick(server, Template("ill", "noop", options={"crash_in": State.LOADING}), 1)
@@ -141,19 +141,19 @@ def test_a_template_that_does_not_load_leaves_the_lane_what_it_was(serve, sized)
     assert server.call(records(5), server.template.digest).results()
 
 
-def test_what_is_no_template_or_too_large_or_somebody_elses_code_is_refused(serve, sized, tmp_path):
+def test_invalid_oversized_or_foreign_template_is_refused(serve, sized, tmp_path):
     server = serve()
     assert ads(server)[1][Machine.ROOM] == ROOM
     vast = Template("vast", "noop", files={"weights": ("0" * 64, 200_000_000)})
     code, words = stick(server, vast)
-    assert code == Exit.SERVER_LOST and "vast needs 200 MB, and there are 100" in words
+    assert code == Exit.SERVER_LOST and "vast needs 200 MB, but this glidein has 100 MB" in words
     code = template_of("hers", dict, (), {}, "ada@here")
     assert stick(server, code, user="mallory@here") == (
         Exit.INPUT,
-        "hers is ada@here's, and this is mallory@here's job\n",
+        "hers has code of ada@here; a job of mallory@here may not load it\n",
     )
     assert stick(server, code, user="ada@here")[0] == 0
-    environment = Template("packed", "noop", environment=Parcel("/nowhere/env"))
+    environment = Template("packed", "noop", environment=FileSet("/nowhere/env"))
     assert stick(server, environment, user="ada@here")[0] == Exit.INPUT  # nobody's, so anybody's
     broken = Template("broken", "noop")
     object.__setattr__(broken, "to_json", lambda: "{")
@@ -164,7 +164,7 @@ def test_what_is_no_template_or_too_large_or_somebody_elses_code_is_refused(serv
     assert code == Exit.INPUT and "hers brings a user's code, which this entry does not allow" in words
 
 
-def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(serve, sized, tmp_path):
+def test_loading_template_is_not_evicted_and_becomes_warm(serve, sized, tmp_path):
     slow, quick = sized("slow", load_seconds=3), sized("quick")
     server = Server(tmp_path / "one-at-a-time", None, lanes=2, memory=0)
     try:
@@ -180,11 +180,11 @@ def test_a_state_that_is_being_loaded_is_in_nobodys_way_and_its_job_always_ends(
         server.stop()
 
 
-def test_a_server_that_nobody_uses_ends_its_glidein_but_never_while_it_loads(tmp_path):
+def test_idle_server_stops_its_glidein_only_after_loading(tmp_path):
     """Its parent stands for condor_master."""
     (tmp_path / "template.json").write_text(Template("slow", "noop", options={"load_seconds": 3}).to_json())
     (tmp_path / "server.json").write_text(
-        Settings(SupplySettings(str(tmp_path / "cache")), lanes=2, idle_seconds=1).to_json()
+        ServerSettings(SupplySettings(str(tmp_path / "cache")), lanes=2, idle_seconds=1).to_json()
     )
     paths = [tmp_path / name for name in ("server.json", "template.json", "door", "log")]
     words = [sys.executable, "-m", "glide.server", *map(str, paths)]
@@ -198,7 +198,7 @@ def test_a_server_that_nobody_uses_ends_its_glidein_but_never_while_it_loads(tmp
     assert log.index("slow Warm") < log.index("no job for 1 s")
 
 
-def test_code_of_one_owner_has_no_neighbour_of_anothers(serve, sized):
+def test_code_of_different_owners_never_shares_server(serve, sized):
     server = serve(sized("open"))
     server.reached(State.WARM)
     hers, his = (template_of(user, dict, (), {}, f"{user}@here") for user in ("ada", "bob"))
@@ -211,7 +211,7 @@ def test_code_of_one_owner_has_no_neighbour_of_anothers(serve, sized):
 
 
 @pytest.mark.pool
-def test_two_models_on_one_glidein_serve_sweeps_at_once(own_pool, sweep, tmp_path):
+def test_two_models_on_one_glidein_serve_concurrently(own_pool, sweep, tmp_path):
     """By hand, with plain job files: no factory acts on what it sees here but that there is one glidein."""
     factory = FactoryProcess(
         tmp_path, "two-models", entry("both", max_glideins=1, request={"memory": 600, "disk": 100})
@@ -250,7 +250,7 @@ def test_two_models_on_one_glidein_serve_sweeps_at_once(own_pool, sweep, tmp_pat
 
 
 @pytest.mark.pool
-def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_new_job(own_pool, sweep, tmp_path):
+def test_idle_glideins_are_retargeted_between_models_without_submissions(own_pool, sweep, tmp_path):
     factory = FactoryProcess(tmp_path, "moving", entry("moving", max_glideins=2, idle_seconds=120))
     text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(200)]
     access_point, collector = AccessPoint(), Collector()
@@ -273,7 +273,7 @@ def test_glideins_follow_demand_from_one_model_to_the_other_and_back_without_a_n
 
 
 @pytest.mark.pool
-def test_a_glidein_that_is_kept_ready_serves_what_comes_and_another_takes_its_place(own_pool, sweep, tmp_path):
+def test_ready_glidein_serves_newly_requested_model(own_pool, sweep, tmp_path):
     mine = f'{Job.ENTRY} == "ready"'
     factory = FactoryProcess(tmp_path, "readiness", entry("ready", max_glideins=2, ready=1, idle_seconds=120))
     access_point, collector = AccessPoint(), Collector()

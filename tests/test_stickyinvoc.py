@@ -26,7 +26,7 @@ def experiments(monkeypatch):
 
 
 @pytest.mark.pool
-def test_an_experiment_on_nodes_that_are_taken_away_leaves_all_of_its_parts(tmp_path: Path):
+def test_experiment_with_lost_nodes_writes_all_its_files(tmp_path: Path):
     words = [sys.executable, "-c", TINY, "--traces", "low", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -40,12 +40,12 @@ def test_an_experiment_on_nodes_that_are_taken_away_leaves_all_of_its_parts(tmp_
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_is_a_question(experiments, name: str):
+def test_each_experiment_command_docstring_is_a_question(experiments, name: str):
     command = importlib.import_module(name)
     assert command.__doc__.startswith(f"{name.upper()}: ") and command.__doc__.endswith("?") and callable(command.main)
 
 
-def test_a_noop_node_takes_its_own_time(monkeypatch):
+def test_noop_engine_is_slowed_by_pace_variable(monkeypatch):
     options = Noop.Options(load_seconds=1.0, record_seconds=0.5)
     assert Noop(Template("fake", "noop"), options).options == options
     monkeypatch.setenv(PACE_VARIABLE, "3")
@@ -53,7 +53,7 @@ def test_a_noop_node_takes_its_own_time(monkeypatch):
     assert (slow.load_seconds, slow.record_seconds) == (3.0, 1.5)
 
 
-def test_who_is_ahead_is_looked_at_from_the_first_result_on(experiments):
+def test_share_ahead_counts_from_first_result(experiments):
     from rq4 import share_ahead
 
     ahead, behind = [(0.0, 0.0), (1.0, 10.0), (5.0, 50.0)], [(0.0, 0.0), (2.0, 9.0), (5.0, 40.0)]
@@ -62,7 +62,7 @@ def test_who_is_ahead_is_looked_at_from_the_first_result_on(experiments):
     assert 0.0 < share_ahead(ahead, [(0.0, 0.0), (3.0, 20.0), (5.0, 20.0)]) < 1.0
 
 
-def test_a_line_explains_what_is_proportional_and_not_what_is_not(experiments):
+def test_explained_variance_is_one_only_for_proportional_data(experiments):
     from rq5 import explained
 
     there = np.arange(1.0, 20.0)
@@ -70,7 +70,7 @@ def test_a_line_explains_what_is_proportional_and_not_what_is_not(experiments):
     assert explained(there, there**2) < 0.95
 
 
-def test_a_spread_is_of_the_sizes_of_one_round(experiments):
+def test_spread_compares_sizes_within_one_round(experiments):
     from rq3 import spread
 
     times = {"one": {1: [11.0, 20.0], 100: [10.0, 20.0]}}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from glide.condor import AccessPoint, EmbeddedPool, install
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.glidein.configuration import ANY_PROGRAM
-from glide.invoke.carriers import WARM, read_results
+from glide.invoke.jobs import WARM, read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import eventually
@@ -37,7 +37,7 @@ def submit(factory: Path, access_point: AccessPoint, tmp_path: Path):
         macros = {
             "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(tmp_path),
             "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
-            f"My.{Job.SPEC}": value(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
+            f"My.{Job.SPEC}": job_file_value(TEMPLATE.to_json()), f"My.{Job.WANTED}": "1", **changes,
         }  # fmt: skip
         clusters.append(access_point.submit(DESCRIPTION, macros, spool=True))
         return clusters[-1]
@@ -81,7 +81,7 @@ def open_lanes(factory: Path, tmp_path: Path) -> Iterator[str]:
     process.stop()
 
 
-def test_a_restart_skips_what_was_streamed_whole_and_does_again_what_was_torn(
+def test_restarted_job_skips_only_completely_streamed_results(
     submit, becomes, open_lanes: str, access_point: AccessPoint, tmp_path: Path
 ):
     """The first start leaves what one that was killed in the middle of an append may leave, and finds no server."""
@@ -109,7 +109,7 @@ def test_a_restart_skips_what_was_streamed_whole_and_does_again_what_was_torn(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a job a disk of its own to fill")
-def test_a_full_access_point_holds_the_job_and_loses_nothing(
+def test_full_spool_disk_holds_job_without_losing_results(
     submit, becomes, access_point: AccessPoint, pool: EmbeddedPool, tmp_path: Path
 ):
     before = submit(records(1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 
 
 @pytest.fixture
@@ -25,28 +25,28 @@ def of(folder: Path) -> Template:
     return Template.of_folder("m", "noop", folder, {"parallel": 2})
 
 
-def test_a_folder_is_described_by_its_files_digests_and_sizes(folder):
+def test_template_lists_digest_and_size_of_each_file(folder):
     files = of(folder).files
     assert {name: size for name, (_, size) in files.items()} == {"config.json": 2, "deeper/weights.bin": 2560}
     assert files["config.json"][0] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
 
-def test_an_environment_makes_a_template_its_users_alone(folder):
-    site, packed = of(folder), replace(of(folder), environment=Parcel("/env", {"env.tar.gz": ("0" * 64, 1)}))
-    assert site.of(lambda: "ada@here") == site and site.owner == "" and not site.has_code
-    hers, his = packed.of(lambda: "ada@here"), packed.of(lambda: "bob@here")
+def test_environment_makes_template_specific_to_its_user(folder):
+    site, packed = of(folder), replace(of(folder), environment=FileSet("/env", {"env.tar.gz": ("0" * 64, 1)}))
+    assert site.for_user(lambda: "ada@here") == site and site.owner == "" and not site.has_code
+    hers, his = packed.for_user(lambda: "ada@here"), packed.for_user(lambda: "bob@here")
     assert (hers.owner, his.owner, hers.has_code) == ("ada@here", "bob@here", True)
     assert len({packed.digest, hers.digest, his.digest}) == 3
     assert Template.from_json(hers.to_json()) == hers
 
 
-def test_the_digest_does_not_know_the_folders_place(folder, tmp_path):
+def test_template_digest_is_independent_of_folder_path(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert of(tmp_path / "elsewhere").path != of(folder).path
     assert of(tmp_path / "elsewhere").digest == of(folder).digest
 
 
-def test_hidden_files_do_not_count(folder):
+def test_hidden_files_do_not_affect_template_digest(folder):
     before = of(folder).digest
     (folder / ".cache").mkdir()
     (folder / ".cache" / "x").write_text("x")
@@ -54,7 +54,7 @@ def test_hidden_files_do_not_count(folder):
     assert of(folder).digest == before
 
 
-def test_the_digest_changes_with_one_byte_of_the_same_size(folder):
+def test_template_digest_changes_with_one_byte(folder):
     before = of(folder).digest
     content = bytearray((folder / "deeper" / "weights.bin").read_bytes())
     content[1000] ^= 1
@@ -62,13 +62,13 @@ def test_the_digest_changes_with_one_byte_of_the_same_size(folder):
     assert of(folder).digest != before
 
 
-def test_the_digest_changes_with_a_files_name(folder):
+def test_template_digest_changes_with_file_name(folder):
     before = of(folder).digest
     (folder / "config.json").rename(folder / "configuration.json")
     assert of(folder).digest != before
 
 
-def test_the_digest_changes_with_another_file(folder):
+def test_template_digest_changes_with_additional_file(folder):
     before = of(folder).digest
     (folder / "empty").touch()
     assert of(folder).digest != before
@@ -78,16 +78,16 @@ def test_the_digest_changes_with_another_file(folder):
     "change",
     [{"engine": "transformers"}, {"model": "other"}, {"options": {"parallel": 3}}, {"options": {}}],
 )
-def test_the_digest_changes_with_engine_name_and_options(folder, change):
+def test_template_digest_changes_with_engine_model_and_options(folder, change):
     assert replace(of(folder), **change).digest != of(folder).digest
 
 
-def test_the_digest_does_not_depend_on_the_order_of_options():
+def test_template_digest_is_independent_of_option_order():
     one, two = Template("m", "e", options={"a": 1, "b": 2}), Template("m", "e", options={"b": 2, "a": 1})
     assert one.digest == two.digest
 
 
-def test_a_template_survives_json(folder):
+def test_template_survives_json_round_trip(folder):
     template = replace(of(folder), options={"nested": {"x": [1, None, "ö\u2028"]}, "f": 0.1})
     again = Template.from_json(template.to_json())
     assert again == template
@@ -96,12 +96,12 @@ def test_a_template_survives_json(folder):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"model": "m"}', '{"files": {}, "surprise": 1}'])
-def test_what_is_no_template_is_refused(text):
+def test_invalid_template_json_is_refused(text):
     with pytest.raises((ValueError, KeyError, TypeError)):
         Template.from_json(text)
 
 
-def test_a_link_to_nothing_is_a_file_that_cannot_be_read(folder):
+def test_broken_link_in_model_folder_raises_error(folder):
     (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         of(folder)
@@ -114,7 +114,7 @@ def test_a_link_to_nothing_is_a_file_that_cannot_be_read(folder):
         ("", "0" * 64, 1), ("a\0b", "0" * 64, 1), ("a", "../../contents", 1), ("a", "0" * 63, 1), ("a", "0" * 64, -1),
     ],
 )  # fmt: skip
-def test_what_would_leave_its_folder_is_no_template(name, digest, size):
+def test_template_with_unsafe_file_entry_is_refused(name, digest, size):
     with pytest.raises(ValueError):
         Template.from_json(Template("m", "noop", "/model", {name: (digest, size)}).to_json())
 
@@ -122,6 +122,6 @@ def test_what_would_leave_its_folder_is_no_template(name, digest, size):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"files": {"a": ["00", "big"]}, "model": "m", "engine": "noop"}', "7", ""]
 )
-def test_what_is_no_template_is_an_error_that_can_be_caught(text):
+def test_malformed_template_json_raises_catchable_exception(text):
     with pytest.raises((ValueError, KeyError, TypeError, RecursionError)):
         Template.from_json(text)

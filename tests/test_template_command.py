@@ -44,7 +44,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "glide", "template", *map(str, words)], capture_output=True, text=True)
 
 
-def test_a_function_is_checked_in_a_process_of_its_own(code):
+def test_template_check_loads_function_and_reports_times(code):
     done = command("check", "--json", f"{code}:slow")
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["failure"] == "" and told["megabytes"] > 5
@@ -53,14 +53,14 @@ def test_a_function_is_checked_in_a_process_of_its_own(code):
     assert "numbers: Loading" in done.stderr and "numbers: Warm" in done.stderr
 
 
-def test_what_does_not_load_is_said_with_its_traceback(code):
+def test_template_check_shows_traceback_of_failed_load(code):
     done = command("check", f"{code}:broken")
     assert done.returncode == 1
     assert "numbers does not load: ValueError: a base below zero" in done.stderr
     assert 'raise ValueError("a base below zero")' in done.stderr
 
 
-def test_digest_and_description_are_of_the_state_and_not_of_the_file(code, tmp_path):
+def test_function_template_digest_depends_only_on_its_state(code, tmp_path):
     first = command("digest", f"{code}:add").stdout.strip()
     assert len(first) == 64 and command("digest", f"{code}:slow").stdout.strip() != first
     code.write_text("# moved down\n\n" + CODE.replace("number + base", "number - base"))
@@ -77,12 +77,12 @@ def test_digest_and_description_are_of_the_state_and_not_of_the_file(code, tmp_p
     ("source", "words"), [("{code}:nothing", "name one of its invocations"), ("nowhere.py:x", "no such file"),
                           ("{code}", "name one of its invocations"), ("nowhere.yaml", "nowhere.yaml")],
 )  # fmt: skip
-def test_what_is_not_there_is_said_in_one_line(code, source, words):
+def test_missing_template_source_is_reported_in_one_line(code, source, words):
     done = command("digest", source.format(code=code))
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_sweeps_model_is_a_template_too(tmp_path):
+def test_template_command_accepts_sweep_file(tmp_path):
     (tmp_path / "sweep.yaml").write_text(
         "name: s\nmodel: {name: m, engine: noop, options: {load_seconds: 0.3}, budgets: {load: 5}}\n"
         "records: none.jsonl\nprompts: {plain: text}\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glide.errors import InputError
-from glide.server.engines.transformers.device import BrokenDevice, choose
+from glide.server.engines.transformers.device import BrokenDevice, choose_device
 from glide.sweep.prepare import prepare
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -38,7 +38,7 @@ def ask(server: Server, prompts: list[str], **generate: Any) -> list[dict[str, A
     return sorted(results, key=lambda result: int(result["custom_id"]))
 
 
-def test_texts_of_a_server_are_plain_transformers_texts_and_its_ad_describes_them(warm, plain):
+def test_served_texts_equal_those_of_transformers(warm, plain):
     shared = "".join(ODD[3:6]) * 2
     for prompts in ODD, [shared + text for text in ODD]:
         results = ask(warm, prompts, **GENERATE)
@@ -50,13 +50,13 @@ def test_texts_of_a_server_are_plain_transformers_texts_and_its_ad_describes_the
     assert 0 < ad[Machine.PREFIX_HITS] < 1
 
 
-def test_the_tiny_model_says_different_things_and_sometimes_stops_by_itself(plain):
+def test_tiny_model_generates_varied_texts_and_lengths(plain):
     said = [plain(text, **GENERATE) for text in ODD]
     assert len({text for text, _ in said}) > len(set(ODD)) / 2
     assert {tokens for _, tokens in said} > {24}
 
 
-def test_a_prompt_too_long_for_the_model_has_an_error_and_its_neighbours_have_texts(warm, plain):
+def test_too_long_prompt_fails_only_its_own_record(warm, plain):
     prompts = ["before", "x" * 2000, "Verdict:", "y " * 1000, "after"]
     results = ask(warm, prompts, **GENERATE)
     assert [result["error"] and result["error"]["type"] for result in results] == [
@@ -68,7 +68,7 @@ def test_a_prompt_too_long_for_the_model_has_an_error_and_its_neighbours_have_te
         assert results[n]["text"] == plain(prompts[n], **GENERATE)[0]
 
 
-def test_records_with_different_options_are_not_mixed_in_one_call(warm):
+def test_each_record_is_served_with_its_own_options(warm):
     lengths = [1, 5, 2, 5, 1, 9, 3]
     sent = [
         {"custom_id": str(n), "prompt": "hello", "generate": {"max_new_tokens": length, "min_new_tokens": length}}
@@ -80,7 +80,7 @@ def test_records_with_different_options_are_not_mixed_in_one_call(warm):
     }
 
 
-def test_several_texts_of_a_prompt_are_choices_of_its_result(warm, plain):
+def test_result_lists_all_returned_sequences_as_choices(warm, plain):
     options = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
     for result, prompt in zip(ask(warm, ["one", "and two"], **options), ["one", "and two"], strict=True):
         wanted = [text for text, _ in plain.all(prompt, **options)]
@@ -93,7 +93,7 @@ def test_several_texts_of_a_prompt_are_choices_of_its_result(warm, plain):
     [({"surprise": 1}, "UnknownOption"), ({"max_new_tokens": "many"}, "WrongOption"),
      ({"eos_token_id": 400_000}, "WrongOption"), ({"cache_implementation": "nowhere"}, "ValueError")],
 )  # fmt: skip
-def test_options_that_make_no_sense_are_each_records_error_and_the_model_stays(warm, options, type):
+def test_invalid_options_fail_records_but_keep_engine(warm, options, type):
     before = warm.engine
     results = ask(warm, ["one", "two", "three"], **options)
     assert [result["error"]["type"] for result in results] == [type] * 3
@@ -112,7 +112,7 @@ def test_options_that_make_no_sense_are_each_records_error_and_the_model_stays(w
         ("{max_new_tokens: 600}", "600 tokens do not fit the model's context of 512"),
     ],
 )  # fmt: skip
-def test_a_sweep_with_options_that_cannot_work_is_refused(llama, tmp_path, generate, words):
+def test_sweep_with_impossible_options_is_refused(llama, tmp_path, generate, words):
     (tmp_path / "records.jsonl").write_text('{"custom_id": "a"}\n', encoding="utf-8")
     (tmp_path / "sweep.yaml").write_text(
         f"name: s\nmodel: {{name: m, engine: transformers, path: {llama}}}\nrecords: records.jsonl\n"
@@ -128,12 +128,12 @@ def test_a_sweep_with_options_that_cannot_work_is_refused(llama, tmp_path, gener
 # ---- devices -------------------------------------------------------------------------------------
 
 
-def test_a_job_that_htcondor_has_given_no_gpu_uses_the_cpu(monkeypatch):
+def test_cpu_is_used_without_assigned_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "10000")
-    assert choose("auto") == choose("all") == "cpu"
+    assert choose_device("auto") == choose_device("all") == "cpu"
 
 
-def test_an_assigned_gpu_that_torch_does_not_see_is_the_reason_of_a_failure(monkeypatch):
+def test_loading_fails_if_torch_sees_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c0ffee")
-    with pytest.raises(BrokenDevice, match="GPU GPU-c0ffee is assigned, and torch sees none"):
-        choose("auto")
+    with pytest.raises(BrokenDevice, match="GPU GPU-c0ffee is assigned, but torch sees none"):
+        choose_device("auto")

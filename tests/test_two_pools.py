@@ -35,7 +35,7 @@ def pools(both: tuple[EmbeddedPool, EmbeddedPool], tmp_path: Path) -> Iterator[P
     pools.clear()
 
 
-def test_one_pools_token_is_of_no_use_in_the_other(both: tuple[EmbeddedPool, EmbeddedPool]):
+def test_token_of_one_pool_is_refused_by_other(both: tuple[EmbeddedPool, EmbeddedPool]):
     for mine, other in (both, both[::-1]):
         address = (other.folder / "address" / "collector").read_text().splitlines()[0]
         environment = {**os.environ, **mine.environment()}
@@ -46,7 +46,7 @@ def test_one_pools_token_is_of_no_use_in_the_other(both: tuple[EmbeddedPool, Emb
             assert "Error" in refused.stdout + refused.stderr, (tool, refused.stdout)
 
 
-def test_the_factory_fills_from_zero_in_two_cycles_and_comes_down_to_zero(pools: Pools):
+def test_factory_scales_with_demand_and_down_to_zero(pools: Pools):
     factory = pools.factory("filling", idle_seconds=4)
     pools.ask(Template("filling", "noop", options={"record_seconds": 0.2}), jobs=2, records=20, wanted=2)
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_the_factory_fills_from_zero_in_two_cycles_and_comes_down_to_zero(pools:
     assert "Warm" in command("factory", "logs", "filling", environment=pools.environment).stdout
 
 
-def test_a_glidein_that_the_outer_pool_takes_away_is_seen_forgotten_and_back(pools: Pools):
+def test_evicted_glidein_returns_and_finishes_its_job(pools: Pools):
     factory = pools.factory("taken")
     factory.start()
     pools.ask(Template("taken", "noop", options={"record_seconds": 0.5}), records=60)
@@ -105,7 +105,7 @@ def nothing_done_since(pools: Pools, factory: FactoryProcess, lines: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["condor_collector", "condor_schedd"])
-def test_while_a_daemon_does_not_answer_nothing_is_done_and_status_says_why(pools: Pools, working, name: str):
+def test_factory_only_waits_while_daemon_is_unresponsive(pools: Pools, working, name: str):
     lines = len(pools.journal(working))
     signalled(pools.overlay, name, signal.SIGSTOP)
     try:
@@ -119,8 +119,8 @@ def test_while_a_daemon_does_not_answer_nothing_is_done_and_status_says_why(pool
     assert pools.glideins() == ["2", "2"]
 
 
-@pytest.mark.soak  # it takes the minute that the factory doubts; tests/test_doubt.py has its decisions
-def test_a_queue_and_a_collector_that_have_forgotten_everything_are_not_believed(pools: Pools, working):
+@pytest.mark.soak  # it takes the minute that the factory doubts; tests/test_plausibility.py has its decisions
+def test_emptied_queue_and_collector_are_accepted_only_later(pools: Pools, working):
     """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
     lines = len(pools.journal(working))
     queue = pools.outer.folder / "spool" / "job_queue.log"
@@ -138,7 +138,7 @@ def test_a_queue_and_a_collector_that_have_forgotten_everything_are_not_believed
     eventually(lambda: not pools.unseen(), "nothing is doubted any more")
 
 
-def test_an_expired_token_and_a_revoked_one_are_refused(pools: Pools, tmp_path: Path):
+def test_expired_and_revoked_tokens_are_refused(pools: Pools, tmp_path: Path):
     ad = tmp_path / "ad"
     ad.write_text('MyType = "Machine"\nName = "slot1@stolen"\nMachine = "stolen"\nMyAddress = "<127.0.0.1:1>"\n')
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glide.cli import _unusable
+from glide.cli import _describe_os_error
 from glide.vocabulary import Exit
 
 SWEEP = "name: s\nmodel: {name: m, engine: noop}\nrecords: r.jsonl\nprompts: {plain: x}\nout: OUT\n"
@@ -36,13 +36,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [("sweep", "run", "s.yaml"), ("pool", "up")])
-def test_a_home_that_cannot_be_made_is_named_with_its_variable(folder, command):
+def test_unusable_home_error_suggests_glide_home_variable(folder, command):
     home = folder / "file" / "home"
     line = refused(folder, *command, GLIDE_HOME=str(home))
     assert line.startswith(f"glide: {home}") and "set GLIDE_HOME to a folder that you can write" in line
 
 
-def test_an_out_that_cannot_be_made_is_named_with_its_key(folder):
+def test_unusable_output_folder_error_suggests_out_setting(folder):
     (folder / "s.yaml").write_text(SWEEP.replace("OUT", "file/out"))
     line = refused(folder, "sweep", "run", "s.yaml", GLIDE_HOME=str(folder / "home"))
     assert (
@@ -51,7 +51,7 @@ def test_an_out_that_cannot_be_made_is_named_with_its_key(folder):
     assert not (folder / "home").exists()
 
 
-def test_a_name_that_the_locale_cannot_write_is_one_line(folder):
+def test_file_name_outside_locale_is_one_line_error(folder):
     (folder / "s.yaml").write_text(SWEEP.replace("r.jsonl", "größe.jsonl"), "utf-8")
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert refused(folder, "sweep", "status", "s.yaml", **locale).endswith("set LC_ALL=C.UTF-8")
@@ -64,7 +64,7 @@ def test_a_name_that_the_locale_cannot_write_is_one_line(folder):
     ("/elsewhere", ""),
     ("/", ""),
 ])  # fmt: skip
-def test_the_variable_is_named_whose_folder_it_is(monkeypatch, path, fix):
+def test_os_error_suggests_variable_of_its_folder(monkeypatch, path, fix):
     monkeypatch.setenv("GLIDE_HOME", "/h/glide")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert _unusable(PermissionError(13, "Permission denied", path)) == f"{path}: Permission denied{fix}"
+    assert _describe_os_error(PermissionError(13, "Permission denied", path)) == f"{path}: Permission denied{fix}"

@@ -17,11 +17,13 @@ from glide.condor import access_point as access_point_module
 from glide.condor.bounded import isolated
 from glide.config import SiteFile
 from glide.errors import CondorError, InputError
-from glide.factory import daemon
-from glide.factory import room as rooms
-from glide.factory.apply import Hands
-from glide.factory.daemon import Factory
-from glide.factory.plan import Action, plan
+from glide.factory import headroom
+from glide.factory.act import apply
+from glide.factory.actions import Expunge, Submit
+from glide.factory.home import folder
+from glide.factory.loop import Factory
+from glide.factory.plan import plan
+from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
 from glide.factory.watchdog import notify
 from glide.template import Template
@@ -30,16 +32,16 @@ from tests.test_plan import demand, site
 
 HANGS = """
 import ctypes
-from glide.factory.watchdog import limited
-with limited(60):
+from glide.factory.watchdog import time_limit
+with time_limit(60):
     pass
 print("went on", flush=True)
-with limited(0.5):
+with time_limit(0.5):
     ctypes.PyDLL(None).sleep(600)  # a call that holds Python's lock, as the bindings do
 """
 
 
-def test_a_hanging_cycle_ends_the_factory_with_its_place():
+def test_hanging_cycle_ends_factory_with_stack_trace():
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "went on\n"
     assert "Timeout" in done.stderr and "line 8" in done.stderr
@@ -58,7 +60,7 @@ def test_systemd_is_notified(tmp_path, monkeypatch, kind):
     notify("WATCHDOG=1")
 
 
-def test_a_call_that_hangs_is_ended_and_one_within_it_is_direct():
+def test_isolated_call_has_time_limit_and_reports_errors():
     with pytest.raises(CondorError, match="no answer within"):
         isolated(lambda: time.sleep(600), 0.5)
     assert isolated(lambda: isolated(lambda: 7)) == 7
@@ -66,7 +68,7 @@ def test_a_call_that_hangs_is_ended_and_one_within_it_is_direct():
         isolated(lambda: 1 // 0)
 
 
-def test_a_fork_that_fails_is_an_error_like_others(monkeypatch):
+def test_failed_fork_raises_condor_error(monkeypatch):
     def no_fork() -> int:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
@@ -76,7 +78,7 @@ def test_a_fork_that_fails_is_an_error_like_others(monkeypatch):
 
 
 @pytest.mark.pool
-def test_an_access_point_that_does_not_answer_a_ping_holds_nobody_up(pool, monkeypatch):
+def test_unanswered_access_point_ping_raises_timeout_error(pool, monkeypatch):
     """A socket that accepts and never answers, as a stopped daemon's."""
     access_point = AccessPoint()
     monkeypatch.setattr(access_point_module, "CALL_SECONDS", 1.0)
@@ -94,7 +96,7 @@ class Broken(Template):
         raise OverflowError("int too large to convert to float")
 
 
-def test_a_mistake_about_one_template_costs_that_template_alone():
+def test_error_in_one_template_affects_no_other():
     demands = (demand("T", spec=Broken("m", "noop")), demand("U", 1))
     small = site({"name": "here", "max_glideins": 4, "request": {"memory": 100}})
     actions = {action.template: action for action in plan(Snapshot(demands=demands), small)}
@@ -102,10 +104,10 @@ def test_a_mistake_about_one_template_costs_that_template_alone():
     assert (actions["U"].action, actions["U"].count) == ("submit", 1)
 
 
-def test_a_mistake_about_one_entry_costs_that_entry_alone(monkeypatch):
-    right = rooms.of_entry
+def test_error_in_one_entry_affects_no_other(monkeypatch):
+    right = headroom.of_entry
     monkeypatch.setattr(
-        rooms, "of_entry", lambda entry, *rest: right(entry, *rest) if entry.name == "there" else 1 // 0
+        headroom, "of_entry", lambda entry, *rest: right(entry, *rest) if entry.name == "there" else 1 // 0
     )
     both = site({"name": "here", "max_glideins": 4}, {"name": "there", "max_glideins": 1})
     submit, *_ = plan(Snapshot(demands=(demand(wanted=1),)), both)
@@ -115,27 +117,27 @@ def test_a_mistake_about_one_entry_costs_that_entry_alone(monkeypatch):
 
 
 @pytest.mark.pool
-def test_what_cannot_be_done_is_no_reason_to_leave_out_the_rest(pool, tmp_path, capsys):
+def test_failed_action_does_not_prevent_later_actions(pool, tmp_path, capsys):
     one = SiteFile.model_validate({"site": "rest", "entries": [{"name": "here", "max_glideins": 1}]})
     (tmp_path / "here").write_text("a file in the place of a folder")
     snapshot = Snapshot(demands=(demand("T", spec=Template("m", "noop")),))
     actions = [
-        Action("expunge", "here", "", 1, "not a tuple", ids=7),  # type: ignore[arg-type]
-        Action("submit", "here", "T", 1, "its folder cannot be made"),
-        Action("expunge", "here", "", 1, "a ghost", ids=("here-1.0",)),
+        Expunge("here", "", 1, "not a tuple", glide_ids=7),  # type: ignore[arg-type]
+        Submit("here", "T", 1, "its folder cannot be made"),
+        Expunge("here", "", 1, "a ghost", glide_ids=("here-1.0",)),
     ]
-    refused = Hands(one, tmp_path).apply(actions, snapshot)
+    refused = apply(SiteClient(one, tmp_path), actions, snapshot)
     assert len(refused) == 2
     assert "an error in glide: TypeError" in refused[0] and "Traceback" in capsys.readouterr().err
     assert "Not a directory" in refused[1] or "File exists" in refused[1]
 
 
 @pytest.mark.pool
-def test_a_full_disk_costs_the_journal_and_is_said_once(pool, tmp_path, monkeypatch, capsys):
+def test_full_disk_journal_error_is_logged_once(pool, tmp_path, monkeypatch, capsys):
     file = tmp_path / "full.yaml"
     file.write_text("site: full\nentries: [{name: full, max_glideins: 0}]\n")
     factory = Factory([file])
-    place = daemon.folder(factory.sites[file])
+    place = folder(factory.sites[file])
     (place / "journal.jsonl").symlink_to("/dev/full")
     for _ in range(3):
         factory._cycle()
@@ -146,15 +148,15 @@ def test_a_full_disk_costs_the_journal_and_is_said_once(pool, tmp_path, monkeypa
         seed.stop()
 
 
-def test_a_log_on_a_full_disk_ends_nothing():
-    code = "from glide.factory.daemon import say; say('a line'); say('another'); print('went on')"
+def test_log_on_full_disk_does_not_stop_factory():
+    code = "from glide.factory.loop import log; log('a line'); log('another'); print('went on')"
     with open("/dev/full", "wb", buffering=0) as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full)
     assert done.stdout == b"went on\n"
 
 
 @pytest.mark.pool
-def test_a_value_with_spaces_and_quotes_reaches_a_jobs_environment(pool, access_point, tmp_path):
+def test_job_environment_keeps_spaces_and_quotes(pool, access_point, tmp_path):
     """As the factory gives the path of an interpreter, in a checkout that may be anywhere."""
     path = '/a b/it\'s "q" $(HOME)/python:python3'
     folder = tmp_path / "it's a folder"
@@ -176,7 +178,7 @@ def test_a_value_with_spaces_and_quotes_reaches_a_jobs_environment(pool, access_
 
 
 @pytest.mark.parametrize("name", ["a,b", 'a"b', "a$b", "a\\b", "a\nb"])
-def test_a_home_that_htcondor_cannot_use_is_an_error_at_once(tmp_path, monkeypatch, name):
+def test_home_name_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / name))
     with pytest.raises(InputError, match="set GLIDE_HOME to another one"):
         home()
@@ -184,8 +186,8 @@ def test_a_home_that_htcondor_cannot_use_is_an_error_at_once(tmp_path, monkeypat
     assert home() == tmp_path / "it's fine"
 
 
-def test_a_home_that_cannot_be_written_is_an_error_with_its_name(tmp_path, monkeypatch):
+def test_unwritable_home_is_reported_with_its_path(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(InputError, match=r"file/home: Not a directory; set GLIDE_HOME"):
-        daemon.folder(site())
+        folder(site())

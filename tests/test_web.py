@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.config import SiteFile
 from glide.factory.activity import Activity, activities
-from glide.factory.daemon import is_running, only_factory
+from glide.factory.home import factory_lock, is_running
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
-from glide.report.status import document, look
+from glide.report.status import document, observe_pool
 from glide.vocabulary import Exit, Job, JobStatus, State
 from glide.web import pages
 from glide.web.chart import Chart, Series
 from glide.web.guard import COOKIE
-from glide.web.sight import LOOK_SECONDS, Sight, View
+from glide.web.snapshot_cache import REFRESH_SECONDS, PoolView, SnapshotCache
 from tests.conftest import SweepFolder, eventually
 from tests.debian import fetched
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
@@ -104,7 +104,7 @@ def records(count: int) -> list[dict[str, str]]:
 
 
 @pool_test
-def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(
+def test_web_page_updates_itself_and_keeps_details_open(
     web, private, browser, complaints, sweep: SweepFolder, access_point
 ):
     page = opened(browser, complaints)
@@ -117,10 +117,10 @@ def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(
     # The words of a later failure would be in another element.
     crashing_now = f'{Job.ENTRY} =!= undefined && {Job.MODEL} == "web-crash" && JobStatus != {JobStatus.COMPLETED}'
     eventually(lambda: not access_point.jobs(crashing_now, ["ProcId"]), "no further glidein is about to fail")
-    time.sleep(2 * LOOK_SECONDS)  # or it would be a look before that
+    time.sleep(2 * REFRESH_SECONDS)  # or it would be a look before that
     page.locator(f"[id='words-{last_failure(private.json())}'] summary").click()
-    assert "with --token-file they are shown" not in page.content()
-    eventually(lambda: "with --token-file they are shown" in web.page(), "who shows no token is told how to see them")
+    assert "with --token-file to show its output" not in page.content()
+    eventually(lambda: "with --token-file to show its output" in web.page(), "without a token it says how to see them")
     assert "<details" not in web.page() and not list(last_words(web.json()))
     assert any(last_words(private.json()))
     working = {"name": "web-live", "engine": "noop", "options": {"record_seconds": 0.05}}
@@ -137,7 +137,7 @@ def test_a_page_keeps_itself_up_to_date_and_what_was_opened_open(
 @pool_test
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1300])
-def test_no_page_is_wider_than_its_window(web, browser, complaints, tmp_path, scheme, width):
+def test_web_pages_fit_their_window_width(web, browser, complaints, tmp_path, scheme, width):
     page = opened(browser, complaints, viewport={"width": width, "height": 800}, color_scheme=scheme)
     for name, path in (("overview", "/?hours=6"), ("entry", "/entry/here")):
         page.goto(web.url + path)
@@ -148,14 +148,12 @@ def test_no_page_is_wider_than_its_window(web, browser, complaints, tmp_path, sc
 
 
 @pool_test
-def test_a_run_with_a_hostile_name_is_text_in_a_browser_and_an_endless_one_is_none(
-    web, browser, complaints, access_point, tmp_path
-):
+def test_hostile_run_name_is_shown_as_plain_text(web, browser, complaints, access_point, tmp_path):
     name = HOSTILE + "x" * 100
     text = DESCRIPTION.replace("$(digest)", "nobody-has-it").replace("$(model)", "hostile")
     (tmp_path / "records-0.jsonl").write_text('{"custom_id": "a", "prompt": "text"}\n')
     for run, count in (("endless", 'real("INF")'), (name, "1")):
-        further = f"\nMy.{Job.RUN} = {value(run)}\nMy.{Job.RECORDS} = {count}\nqueue"
+        further = f"\nMy.{Job.RUN} = {job_file_value(run)}\nMy.{Job.RECORDS} = {count}\nqueue"
         (tmp_path / "hostile.sub").write_text(text.replace("\nqueue", further))
         done = command("submit", str(tmp_path / "hostile.sub"))
         assert done.returncode == 0, done.stderr
@@ -176,7 +174,7 @@ def test_a_run_with_a_hostile_name_is_text_in_a_browser_and_an_endless_one_is_no
 
 
 @pool_test
-def test_the_json_is_that_of_the_command_and_of_an_entry(web):
+def test_web_json_contains_status_of_pool_and_entry(web):
     told = web.json()
     assert {"entries", "lanes", "queue", "sites", "failures"} < told.keys() and told["age_s"] < 60
     (site,) = [site for site in told["sites"] if site["site"] == "testing"]
@@ -186,9 +184,7 @@ def test_the_json_is_that_of_the_command_and_of_an_entry(web):
 
 
 @pool_test
-def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw_and_why_not_more(
-    own_pool, browser, tmp_path
-):
+def test_web_page_shows_last_state_and_current_trouble(own_pool, browser, tmp_path):
     """A schedd that hangs costs who looks its whole timeout, and who reads a moment."""
     factory = FactoryProcess(tmp_path, "hanging", entry("quiet"))
     factory.start("--once")
@@ -201,7 +197,7 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
         (schedd,) = own_pool.daemons("condor_schedd")
         schedd.send(signal.SIGSTOP)
         try:
-            time.sleep(LOOK_SECONDS)  # or it would be the look before
+            time.sleep(REFRESH_SECONDS)  # or it would be the look before
             assert "quiet" in web.page()  # one is under way, for which nobody waits that long
             os.kill(web.process.pid, signal.SIGSTOP)
             shown.get_by_text("is not reachable since").wait_for(timeout=90000)
@@ -225,7 +221,7 @@ def test_where_the_pool_or_the_server_does_not_answer_the_page_shows_what_it_saw
         eventually(lambda: not Path(f"/proc/{looking}").exists(), "it ends with whom it looks for")
 
 
-def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
+def test_web_page_without_pool_suggests_starting_one(tmp_path, monkeypatch):
     monkeypatch.delenv("CONDOR_CONFIG", raising=False)
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
     with WebProcess(tmp_path / "log") as web:
@@ -233,18 +229,18 @@ def test_without_a_pool_it_is_up_and_says_what_to_do(tmp_path, monkeypatch):
         assert "glide_pool_answers 0.0" in web.page("/metrics")
 
 
-def test_a_mistake_of_ours_is_told_and_the_next_look_is_a_look_again():
-    see = Sight(stumbles)
+def test_snapshot_error_is_reported_and_next_attempt_succeeds():
+    see = SnapshotCache(stumbles)
     eventually(lambda: "an error in glide" in see().trouble, "it says so")
     eventually(lambda: see().answered, "it looks again")
 
 
-def test_a_look_that_hangs_is_ended_and_told():
-    see = Sight(hangs, longest=0.5)
+def test_hanging_observation_ends_with_timeout_message():
+    see = SnapshotCache(hangs, timeout=0.5)
     eventually(lambda: "no answer from the pool within" in see().trouble, "it says so")
 
 
-def test_a_site_file_that_is_being_edited_hides_no_other_site(pool, tmp_path, monkeypatch):
+def test_invalid_site_file_hides_no_other_site(pool, tmp_path, monkeypatch):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
     for name, entries in (
         ("lab", "[{name: here, max_glideins: 1}]"),
@@ -253,18 +249,18 @@ def test_a_site_file_that_is_being_edited_hides_no_other_site(pool, tmp_path, mo
         (tmp_path / f"{name}.yaml").write_text(f"site: {name}\nentries: {entries}\n")
         (tmp_path / "factory" / name).mkdir(parents=True)
         (tmp_path / "factory" / name / "file").write_text(str(tmp_path / f"{name}.yaml"))
-    snapshot, views = look()
+    snapshot, views = observe_pool()
     told = document(snapshot, views)
     (problem,) = told["unseen"]
     assert problem.startswith(f"{tmp_path}/torn.yaml:2: ") and "max" in problem
-    assert [site["site"] for site in told["sites"]] == ["lab"] and not snapshot.failed
-    page = pages.overview(View().after((snapshot, told)), lambda site, entries: [], 1)
+    assert [site["site"] for site in told["sites"]] == ["lab"] and not snapshot.unavailable_sources
+    page = pages.overview(PoolView().updated((snapshot, told)), lambda site, entries: [], 1)
     assert "/entry/here" in page and f"{tmp_path}/torn.yaml:2: " in page
     done = command("status")
     assert done.returncode == 0 and "torn.yaml:2: " in done.stdout.replace("\n", "")
 
 
-def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monkeypatch):
+def test_checking_factory_lock_never_prevents_factory_start(tmp_path, monkeypatch):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
     site = SiteFile.model_validate({"site": "lab", "entries": [{"name": "here", "max_glideins": 1}]})
     answers: set[bool] = set()
@@ -278,7 +274,7 @@ def test_who_asks_whether_a_factory_runs_keeps_none_from_starting(tmp_path, monk
     asking.start()
     try:
         for _ in range(50):
-            with only_factory(site):
+            with factory_lock(site):
                 assert is_running(site)
     finally:
         over.set()
@@ -303,7 +299,7 @@ def _child(pid: int, words: str) -> int:
 
 @pool_test
 @pytest.mark.parametrize("path", ROUTES)
-def test_nothing_but_reading(web, path):
+def test_web_server_allows_only_reading(web, path):
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"):
         status, headers, _ = web.ask(path, method)
         assert status == 405 and headers["allow"] == "GET, HEAD"
@@ -314,14 +310,14 @@ def test_nothing_but_reading(web, path):
 
 
 @pool_test
-def test_a_page_of_another_name_that_resolves_here_gets_nothing(web):
+def test_web_server_refuses_unknown_host_names(web):
     for host in ("attacker.example", f"attacker.example:{web.port}", "127.0.0.1.attacker.example", ""):
         assert web.ask("/status.json", headers={"Host": host})[0] == 421
     for host in ("localhost", f"LOCALHOST:{web.port}", "127.0.0.1", f"[::1]:{web.port}"):
         assert web.ask("/status.json", headers={"Host": host})[0] == 200
 
 
-def test_off_this_machine_it_asks_for_a_token_and_never_says_it(tmp_path, monkeypatch):
+def test_remote_web_access_needs_token_that_stays_secret(tmp_path, monkeypatch):
     monkeypatch.delenv("CONDOR_CONFIG", raising=False)
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "home"))
     with WebProcess(tmp_path / "log", "--host", "0.0.0.0") as web:
@@ -348,7 +344,7 @@ def test_off_this_machine_it_asks_for_a_token_and_never_says_it(tmp_path, monkey
 
 
 @pytest.mark.parametrize("content, mode, why", [("", 0o600, "empty"), ("x", 0o644, "others can read it")])
-def test_a_token_that_is_none_is_not_taken(tmp_path, content, mode, why):
+def test_invalid_token_file_is_refused(tmp_path, content, mode, why):
     file = tmp_path / "token"
     file.write_text(content)
     file.chmod(mode)
@@ -371,7 +367,7 @@ class Elements(HTMLParser):
         self.found |= {tag, *(name for name, _ in attributes)}
 
 
-def test_what_users_wrote_is_nowhere_markup(tmp_path, monkeypatch):
+def test_user_text_never_becomes_html_markup(tmp_path, monkeypatch):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
     digest = "0" * 64
     lane = Lane("here-1.0", "here", digest, HOSTILE, State.FAILED, False, HOSTILE, name=HOSTILE)
@@ -385,7 +381,7 @@ def test_what_users_wrote_is_nowhere_markup(tmp_path, monkeypatch):
         {"site": "lab", "entries": [{"name": "here", "max_glideins": 2, "downtimes": [down]}]}
     )
     view = view_of(Snapshot((held,), (lane, warm), (demand,), ended=(ended, odd), now=time.time(), user="ada"), site)
-    told = view.told["sites"][0]
+    told = view.status["sites"][0]
     told |= {"unseen": [HOSTILE], "refused": [HOSTILE]}
     told["entries"][0]["last_failure"]["last_words"] = [HOSTILE, HOSTILE]
     view = replace(view, trouble=HOSTILE)
@@ -405,7 +401,7 @@ def test_what_users_wrote_is_nowhere_markup(tmp_path, monkeypatch):
         assert not Elements(page).found & {"onerror", "onload", "onclick", "style"}, name
 
 
-def test_what_a_running_glidein_does_is_what_the_best_of_its_lanes_does():
+def test_glidein_activity_is_that_of_best_lane():
     glidein = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
     lane = Lane("here-1.0", "here", "T", "model", State.WARM, False)
     blank = replace(lane, state=State.BLANK, template="")
@@ -427,7 +423,7 @@ def test_what_a_running_glidein_does_is_what_the_best_of_its_lanes_does():
 # ---- as it is installed --------------------------------------------------------------------------
 
 
-def test_templates_and_static_files_come_with_the_package(tmp_path):
+def test_package_includes_templates_and_static_files(tmp_path):
     root = Path(pages.__file__).parents[2]
     built = subprocess.run(
         [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "--build-lib", str(tmp_path)],

@@ -34,7 +34,7 @@ def start(folder: Path, home: Path, name: str, seconds: float) -> subprocess.Pop
 
 
 @pytest.mark.pool
-def test_a_shared_factory_outlives_its_starter_and_is_replaced_when_it_dies(tmp_path):
+def test_shared_factory_outlives_its_starter_and_is_replaced(tmp_path):
     home = tmp_path / "home"
     site = home / "factory" / "local"
     pool = EmbeddedPool(home)

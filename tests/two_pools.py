@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.condor import EmbeddedPool
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.factory.journal import Journal
 from glide.template import Template
 from glide.vocabulary import Job, Machine
@@ -53,7 +53,7 @@ class Pools:
         for number in range(jobs):
             lines = (json.dumps({"custom_id": str(each), "prompt": "text"}) + "\n" for each in range(records))
             (folder / f"records-{number}.jsonl").write_text("".join(lines))
-        further = f"My.{Job.SPEC} = {value(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
+        further = f"My.{Job.SPEC} = {job_file_value(template.to_json())}\nMy.{Job.WANTED} = {wanted}\nqueue {jobs}"
         text = DESCRIPTION.replace("\nqueue", f"\n{further}").replace("$(digest)", template.digest)
         (folder / "ask.sub").write_text(text.replace("$(model)", template.model))
         done = command("submit", str(folder / "ask.sub"), environment=self.environment)

@@ -13,9 +13,9 @@ from typing import Any
 
 from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
-from glide.report.reasons import View as Site
+from glide.report.reasons import QueueView as Site
 from glide.report.status import document
-from glide.web.sight import View
+from glide.web.snapshot_cache import PoolView
 
 
 class WebProcess:
@@ -79,9 +79,9 @@ def stumbles(pipe: Connection) -> None:
         pipe.send(answer)
 
 
-def view_of(snapshot: Snapshot, *sites: SiteFile) -> View:
+def view_of(snapshot: Snapshot, *sites: SiteFile) -> PoolView:
     """What pages and metrics show of a look like this, as the process that looks would tell it."""
-    return View().after((snapshot, document(snapshot, [Site(site) for site in sites])))
+    return PoolView().updated((snapshot, document(snapshot, [Site(site) for site in sites])))
 
 
 def hangs(pipe: Connection) -> None:

@@ -1,4 +1,7 @@
-"""Benchmarks, most on a pool of their own, each with its baseline in the same run: read the ratios, not the seconds."""
+"""The benchmarks of glide. Most benchmarks start their own pool.
+
+Each benchmark also measures its baseline in the same run. Compare ratios, because the seconds depend on the machine.
+"""
 
 from collections.abc import Callable
 from typing import Any

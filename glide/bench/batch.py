@@ -1,4 +1,4 @@
-"""Does the batch size matter? The same records in batches of 1, 10, 100, 1000 and auto, against the ideal."""
+"""Measure whether the batch size changes the makespan. Sweeps run the same records with several batch sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ BATCHES = (1, 10, 100, 1000, "auto")
 
 
 def batch(repeat: int, records: int = 4000, record_seconds: float = 0.02, glideins: int = 2) -> dict[str, Any]:
-    """Makespans from the first warm lane to the last result gathered, over the ideal: records × seconds ÷ glideins."""
+    """Measure the makespan of a sweep for each batch size.
+
+    The makespan is the time from the first warm lane to the last result. It is divided by the ideal makespan, which is
+    records × seconds per record ÷ glideins.
+    """
     ideal = records * record_seconds / glideins
     options = {"record_seconds": record_seconds}
     makespans: dict[str, list[float]] = {str(size): [] for size in BATCHES}
     with rig() as bench:
-        bench.sweep(64 * glideins, options, glideins=glideins)  # the glideins are up and warm
+        bench.sweep(64 * glideins, options, glideins=glideins)  # this sweep only starts the glideins
         for _ in range(repeat):
-            for size in BATCHES:  # in turn, so that a slow minute of the machine is everyone's
+            for size in BATCHES:  # each repetition runs all sizes, so that a slow minute affects all sizes
                 summary = bench.sweep(records, options, glideins=glideins, batch=size)
                 makespans[str(size)].append(summary["warm_makespan_s"])
     medians = {size: median(times) for size, times in makespans.items()}

@@ -1,6 +1,7 @@
-"""What batching is worth: prompts a second of plain transformers, one by one and in padded batches, and of our engine.
+"""Measure the benefit of batching: the prompts per second of plain transformers and of glide's engine.
 
-On one core, without a pool. The loop of single prompts runs over every tenth prompt; its rate is that of those.
+Plain transformers computes single prompts in a loop, or padded batches. Everything runs on one core, without a pool.
+The loop computes only every tenth prompt. Its rate counts only these prompts.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from statistics import median
 from typing import Any
 
 from glide.bench.sticky import make_model
-from glide.server.engines import Record
+from glide.server.engines import EngineRecord
 from glide.server.engines.transformers import Transformers
 from glide.template import Template
 
 PROMPTS = 2000
-LOOP = 10  # the loop runs over one prompt in so many
-TOKENS = 40  # of a prompt, give or take SPREAD
-SPREAD = 6
-SHARED = "The verdict of a judge: "[: TOKENS // 2]  # half of a prompt, where they share their beginning
+LOOP = 10  # the loop of single prompts computes one prompt in ten
+TOKENS = 40  # average number of tokens in a prompt
+SPREAD = 6  # maximum difference between a prompt's number of tokens and the average
+SHARED = "The verdict of a judge: "[: TOKENS // 2]  # in one of the comparisons, all prompts begin with this text
 BATCHES = (32, 128, 256)
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
-# About 4 M parameters, random enough that texts differ from prompt to prompt.
+# The model has about 4 M parameters. Because of the large initializer range, each prompt gives a different text.
 SIZES = {
     "vocab_size": 258, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5,
     "num_attention_heads": 4, "initializer_range": 0.1,
 }  # fmt: skip
 
-Way = Callable[[list[str]], list[str]]
+Way = Callable[[list[str]], list[str]]  # a function that takes prompts and returns their completions
 
 
 def batching(repeat: int) -> dict[str, Any]:
-    """Prompts a second of each way, and the medians of what ours is over the others in the same round.
+    """Measure the prompts per second of each way, and the median ratio of glide's rate to the rate of each other way.
 
     Args:
-        repeat: rounds, in each of which every way has its turn: a slow minute of the machine is everyone's.
+        repeat: number of rounds. Each round measures every way once, so that a slow minute affects all ways.
     """
-    # An engine's words go to a glidein's log; here they are no part of the result.
+    # The engine prints to standard output, which is a log in a glidein. Here standard output must have only the result.
     with _one_core(), redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="glide-bench-") as folder:
         parameters = make_model(Path(folder), **SIZES)
         report: dict[str, Any] = {
@@ -57,7 +58,7 @@ def batching(repeat: int) -> dict[str, Any]:
 
 
 def _texts(shared: str) -> list[str]:
-    """Texts of random letters: a byte is a token of this model's."""
+    """Return texts that begin with `shared` and continue with random letters. For the model, each byte is a token."""
     chance = random.Random(7)
     return [
         shared + "".join(chance.choices("abcdefghij ", k=TOKENS + chance.randint(-SPREAD, SPREAD) - len(shared)))
@@ -72,15 +73,15 @@ def _compare(folder: Path, texts: list[str], repeat: int) -> dict[str, Any]:
     plain = _Plain(folder)
     ways: dict[str, Way] = {"loop": lambda texts: plain.padded(texts[::LOOP], 1)}
     ways |= {f"padded_{size}": partial(plain.padded, size=size) for size in BATCHES}
-    ways["ours"] = lambda texts: _ours(engine, texts)
-    said: dict[str, list[str]] = {}
+    ways["ours"] = lambda texts: _with_engine(engine, texts)
+    completions: dict[str, list[str]] = {}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(1 + repeat):
         for name, way in ways.items():
             started = time.perf_counter()
-            said[name] = way(texts)
-            rate = len(said[name]) / (time.perf_counter() - started)
-            if number:  # the first round is for warming up, and for the texts
+            completions[name] = way(texts)
+            rate = len(completions[name]) / (time.perf_counter() - started)
+            if number:  # the first round only warms up
                 rates[name].append(rate)
     padded = [max(each) for each in zip(*(rates[f"padded_{size}"] for size in BATCHES), strict=True)]
     facts = engine.describe()
@@ -88,9 +89,9 @@ def _compare(folder: Path, texts: list[str], repeat: int) -> dict[str, Any]:
         "prompts_per_s": {name: round(median(each), 1) for name, each in rates.items()},
         "ours_over_loop": _ratio(rates["ours"], rates["loop"]),
         "ours_over_best_padded": _ratio(rates["ours"], padded),
-        "same_texts": said["ours"][::LOOP] == said["loop"]
-        and all(said["ours"] == said[f"padded_{size}"] for size in BATCHES),
-        "different_texts": len(set(said["ours"])),
+        "same_texts": completions["ours"][::LOOP] == completions["loop"]
+        and all(completions["ours"] == completions[f"padded_{size}"] for size in BATCHES),
+        "different_texts": len(set(completions["ours"])),
         "batching": facts["batching"],
         "prefix_hits": round(facts["prefix_hits"], 3),
     }
@@ -101,7 +102,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 class _Plain:
-    """The model as anybody would use it: `generate` on batches sorted by length."""
+    """The model in plain transformers. `padded` calls `generate` for batches of prompts that are sorted by length."""
 
     def __init__(self, folder: Path):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,7 +113,7 @@ class _Plain:
 
     def padded(self, texts: list[str], size: int) -> list[str]:
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-        said = [""] * len(texts)
+        completions = [""] * len(texts)
         for start in range(0, len(order), size):
             part = order[start : start + size]
             inputs = self.tokenizer(
@@ -121,24 +122,24 @@ class _Plain:
             output = self.model.generate(**inputs, **GENERATE, pad_token_id=self.tokenizer.pad_token_id)
             decoded = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for number, text in zip(part, decoded, strict=True):
-                said[number] = text
-        return said
+                completions[number] = text
+        return completions
 
 
-def _ours(engine: Transformers, texts: list[str]) -> list[str]:
-    """In windows, as a model server sends them."""
-    said = [""] * len(texts)
-    records = [Record(number, text, GENERATE) for number, text in enumerate(texts)]
+def _with_engine(engine: Transformers, texts: list[str]) -> list[str]:
+    """Compute the completions with glide's engine. The engine gets windows of records, as in a model server."""
+    completions = [""] * len(texts)
+    records = [EngineRecord(number, text, GENERATE) for number, text in enumerate(texts)]
     for start in range(0, len(records), engine.window):
         for call in engine.plan(records[start : start + engine.window]):
             for record, completion in zip(call, engine.call(call), strict=True):
-                said[record.key] = completion.text or ""
-    return said
+                completions[record.key] = completion.text or ""
+    return completions
 
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """For the tokenizer's and torch's threads alike."""
+    """Restrict this process to one core while the context lasts. The threads of tokenizer and torch share this core."""
     import torch
 
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()

@@ -1,7 +1,8 @@
-"""How long a glidein takes from its first step to Warm: cold, from peers, from its host's cache, many at once.
+"""Measure how long glideins take to become warm.
 
-The source is a web server that gives so many bytes a second, to all together. Without peers, `n` glideins would take
-`n` times as long as one, and would read it `n` times.
+The model's files come from a web server (the source), from peers, or from the cache of the glidein's host. All clients
+of the source share its limited rate. So without peers, `n` glideins that start together would take `n` times as long
+as one glidein, and would read the source `n` times.
 """
 
 from __future__ import annotations
@@ -28,34 +29,35 @@ from glide.vocabulary import State
 
 MEGABYTES = 200
 FILES = 4
-RATE = 20e6  # bytes a second
-COUNTS = (1, 4, 16)
-STREAM_SECONDS = 10.0  # for the last words of glideins to be on the access point
-OWN = "$_CONDOR_SCRATCH_DIR/cache"  # a cache for each glidein, as on separate hosts
-ACCOUNT = re.compile(r"'s files: (\d+) MB, (\d+) from the cache, (\d+) from the source, (\d+) from peers")
+RATE = 20e6  # bytes per second that the source sends to all clients together
+COUNTS = (1, 4, 16)  # numbers of glideins that start together
+STREAM_SECONDS = 10.0  # time limit of the wait for the glideins' output, in seconds
+OWN_CACHE = "$_CONDOR_SCRATCH_DIR/cache"  # folder of a glidein's own cache, as if each glidein had its own host
+FETCHED = re.compile(r"'s files: (\d+) MB, (\d+) from the cache, (\d+) from the source, (\d+) from peers")
 
 
 def bootstrap(repeat: int) -> dict[str, Any]:
-    """Seconds from Fetching to Warm, how often the source was read, and a line for each glidein.
+    """Measure the seconds from the state Fetching to the state Warm, and how often the source is read.
 
-    `waves` are glideins that start together with empty caches; `newcomer` finds a peer that has all; `cached` finds
-    it on its own host; `transformers` loads a model from its host's cache, in memory or on disk alone (_chains).
+    In `waves`, several glideins start together, and their caches are empty. A `newcomer` finds all files at a peer, and
+    a `cached` glidein finds all files on its own host. In `transformers`, a glidein loads a model from the cache of its
+    host. The files are in memory, or only on disk.
     """
-    overlaps = [_transformers() for _ in range(repeat)]
-    runs = [_run(count) for _ in range(repeat) for count in COUNTS]
+    overlaps = [_from_cache() for _ in range(repeat)]
+    runs = [_together(count) for _ in range(repeat) for count in COUNTS]
     alone = median(run["worst_s"] for run in runs if run["glideins"] == 1)
     for run in runs:
         run["over_one_fetch"] = round(run["worst_s"] / alone, 3)
     return {
         "megabytes": MEGABYTES, "source_mb_per_s": RATE / 1e6, "bytes_over_bandwidth_s": MEGABYTES * 1e6 / RATE,
-        "waves": runs, **_later(), "transformers": overlaps,
+        "waves": runs, **_one_after_another(), "transformers": overlaps,
     }  # fmt: skip
 
 
-def _run(count: int) -> dict[str, Any]:
-    """So many glideins at once, each with an empty cache of its own."""
-    with rig(cores=count, cache={"folder": OWN}) as bench, origin(_model(bench.folder), RATE) as source:
-        lines = _warm(bench, source.url, count)
+def _together(count: int) -> dict[str, Any]:
+    """Start `count` glideins together. Each glidein has its own empty cache."""
+    with rig(cores=count, cache={"folder": OWN_CACHE}) as bench, origin(_write_model(bench.folder), RATE) as source:
+        lines = _start_glideins(bench, source.url, count)
         reads = sum(source.sent.values()) / (MEGABYTES * 1e6)
         return {
             "glideins": count, "worst_s": max(line["total_s"] for line in lines), "source_reads": round(reads, 3),
@@ -63,41 +65,50 @@ def _run(count: int) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def _later() -> dict[str, Any]:
-    """One that comes when another has all: on another host, and on the same."""
+def _one_after_another() -> dict[str, Any]:
+    """Start a second glidein when the first glidein has all files.
+
+    Do this twice. In the first trial, each glidein has its own cache, as if it had its own host. In the second trial,
+    both glideins share the cache of their host.
+    """
     found = {}
-    for name, cache in (("newcomer", OWN), ("cached", None)):
-        with rig(cores=2, cache={"folder": cache}) as bench, origin(_model(bench.folder), RATE) as source:
-            first = _warm(bench, source.url, 1)
+    for name, cache in (("newcomer", OWN_CACHE), ("cached", None)):
+        with rig(cores=2, cache={"folder": cache}) as bench, origin(_write_model(bench.folder), RATE) as source:
+            first = _start_glideins(bench, source.url, 1)
             before = sum(source.sent.values())
-            both = _warm(bench, source.url, 2)
+            both = _start_glideins(bench, source.url, 2)
             (second,) = [line for line in both if line["glidein"] != first[0]["glidein"]]
             found[name] = {**second, "source_bytes": sum(source.sent.values()) - before}
     return found
 
 
-def _transformers() -> dict[str, Any]:
-    """With the host's cache full: its files in the kernel's page cache, and on its disk alone."""
+def _from_cache() -> dict[str, Any]:
+    """Load a model twice from the host's cache. First its files are in the kernel's page cache, then only on disk."""
     with rig(cores=1, request={"memory": 4000, "disk": 2000}) as bench:
         model = bench.folder / "model"
         parameters = make_model(model)
-        _publish(model)
+        _write_listing(model)
         with origin(model) as source:
             options = {"dtype": "float32", "device": "cpu"}
             found = {}
             for name in ("filling", "cached", "cached_on_disk"):
                 bench.drain()
-                read = _read(bench.folder / "home" / "cache" / "contents") if name == "cached_on_disk" else 0.0
+                contents = bench.folder / "home" / "cache" / "contents"
+                read = _seconds_to_read(contents) if name == "cached_on_disk" else 0.0
                 summary, lines = _sweep(bench, source.url, 1, "transformers", options)
-                found[name] = _chains(summary["glideins"][-1], lines[-1], read)
+                found[name] = _phases(summary["glideins"][-1], lines[-1], read)
         return {"parameters": parameters, "cached": found["cached"], "cached_on_disk": found["cached_on_disk"]}
 
 
-def _chains(phases: dict[str, float], line: dict[str, Any], read: float) -> dict[str, float]:
-    """Seconds by phase; `overlap` is the time to what is loaded over that of the longer chain.
+def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict[str, float]:
+    """Return the seconds of each phase, and `overlap`.
 
-    One chain is importing and then loading, the other getting the files, reading them and then loading. Warming up
-    comes after both, and does not count.
+    `overlap` is the time until the model is loaded, divided by the time of the longer of two chains. The first chain
+    imports packages and loads the model. The second chain fetches the files, reads them and loads the model. The
+    warm-up comes after both chains, and is left out.
+
+    Args:
+        read: seconds that it takes to read the files from disk.
     """
     loaded = line["total_s"] - line["warming_s"]
     longer = max(phases["import_s"], phases["fetch_s"] + read) + phases["load_s"]
@@ -108,48 +119,52 @@ def _chains(phases: dict[str, float], line: dict[str, Any], read: float) -> dict
     }  # fmt: skip
 
 
-def _read(folder: Path) -> float:
-    """Have files on the disk alone, and return the seconds that reading them takes."""
-    _leave_memory(folder)
+def _seconds_to_read(folder: Path) -> float:
+    """Return the seconds that it takes to read a folder's files from disk. Afterwards remove the files from memory."""
+    _drop_from_memory(folder)
     began = time.monotonic()
     for path in folder.iterdir():
         with path.open("rb") as file:
             while file.read(1 << 22):
                 pass
     seconds = time.monotonic() - began
-    _leave_memory(folder)
+    _drop_from_memory(folder)
     return seconds
 
 
-def _leave_memory(folder: Path) -> None:
+def _drop_from_memory(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not yet on the disk cannot leave the memory
+            os.fsync(file.fileno())  # the kernel drops only pages that are already on disk
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _model(folder: Path) -> Path:
-    """Files of random bytes, with the list of them that a web server needs."""
+def _write_model(folder: Path) -> Path:
+    """Write model files of random bytes, and the list of these files. A model at a web address needs this list."""
     model = folder / "model"
     model.mkdir()
     chance = random.Random(1)
     for number in range(FILES):
         (model / f"part-{number}.bin").write_bytes(chance.randbytes(int(MEGABYTES * 1e6) // FILES))
-    _publish(model)
+    _write_listing(model)
     return model
 
 
-def _publish(model: Path) -> None:
+def _write_listing(model: Path) -> None:
     (model / MANIFEST).write_text(json.dumps(files_of(model, model)), "utf-8")
 
 
-def _warm(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
-    """Have so many glideins that hold it; when each of them was in which state."""
+def _start_glideins(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
+    """Start glideins until `count` of them have the model, and return the timeline of each glidein."""
     return _sweep(bench, url, count, "noop", {"record_seconds": 0.05})[1]
 
 
 def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
-    """Until all glideins are warm; there is a job for each, as none waits for glideins that have no job to take."""
+    """Run a sweep, and return its summary and the timelines of its glideins.
+
+    With the noop engine, the sweep stops when all glideins are warm, and the summary is None. The sweep has many jobs,
+    because the factory submits no more glideins than the jobs can use.
+    """
 
     def watch(progress: Progress) -> None:
         if engine == "noop" and progress.lanes.get(State.WARM, 0) >= 2 * count:
@@ -160,18 +175,24 @@ def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any
     with suppress(Enough):
         summary = bench.sweep(count * 40, {}, watch, model=model, glideins=count, pack=1)
     deadline = time.monotonic() + STREAM_SECONDS
-    while len(lines := _lines(bench)) < count and time.monotonic() < deadline:
+    while len(lines := _timelines(bench)) < count and time.monotonic() < deadline:
         time.sleep(0.2)
     return summary, lines
 
 
-def _lines(bench: Rig) -> list[dict[str, Any]]:
+def _timelines(bench: Rig) -> list[dict[str, Any]]:
     logs = sorted((bench.folder / "home" / "factory").rglob("*.out"))
-    return [line for log in logs if (line := _line(log.stem, log.read_text("utf-8"))) is not None]
+    return [line for log in logs if (line := _timeline(log.stem, log.read_text("utf-8"))) is not None]
 
 
-def _line(glidein: str, log: str) -> dict[str, Any] | None:
-    """When a glidein was in which state, in seconds since it began to fetch, and from where its files came."""
+def _timeline(glidein: str, log: str) -> dict[str, Any] | None:
+    """Return when a glidein entered its states, and where its files came from; None if the glidein was never warm.
+
+    The seconds count from the beginning of the state Fetching.
+
+    Args:
+        log: the glidein's output.
+    """
     times = {
         state: datetime.fromisoformat(found[1]).timestamp()
         for state in (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING, State.WARM)
@@ -180,10 +201,10 @@ def _line(glidein: str, log: str) -> dict[str, Any] | None:
     if State.WARM not in times:
         return None
     start = times[State.FETCHING]
-    account: Sequence[str] = found.groups() if (found := ACCOUNT.search(log)) else ("0",) * 4
+    fetched: Sequence[str] = found.groups() if (found := FETCHED.search(log)) else ("0",) * 4
     return {
         "glidein": glidein, "began": start, "fetched_s": round(times[State.IMPORTING] - start, 3),
         "total_s": round(times[State.WARM] - start, 3),
         "warming_s": round(times[State.WARM] - times.get(State.WARMING, times[State.WARM]), 3),
-        **{f"{name}_mb": int(number) for name, number in zip(("cache", "source", "peers"), account[1:], strict=True)},
+        **{f"{name}_mb": int(number) for name, number in zip(("cache", "source", "peers"), fetched[1:], strict=True)},
     }  # fmt: skip

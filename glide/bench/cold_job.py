@@ -1,6 +1,6 @@
-"""`python -m glide.bench.cold_job MODEL TEXTS.json OUT.json`: load a model, serve the texts, forget the model.
+"""`python -m glide.bench.cold_job MODEL TEXTS.json OUT.json`: load a model, compute the texts, and end.
 
-OUT: `{"texts": […], "seconds": …}`; the seconds are those of serving.
+The program writes `{"texts": […], "seconds": …}` into OUT.json. The seconds do not include the loading of the model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from glide.bench.sticky import GENERATE, OPTIONS
-from glide.server.engines import Record
+from glide.server.engines import EngineRecord
 from glide.server.engines.transformers import Transformers
 from glide.template import Template
 
@@ -22,7 +22,7 @@ def main(model: str, source: str, target: str) -> None:
     engine.load(model, lambda state: None)
     loaded = time.monotonic()
     texts = json.loads(Path(source).read_text("utf-8"))
-    records = [Record(number, text, GENERATE) for number, text in enumerate(texts)]
+    records = [EngineRecord(number, text, GENERATE) for number, text in enumerate(texts)]
     texts = [completion.text for call in engine.plan(records) for completion in engine.call(call)]
     Path(target).write_text(json.dumps({"texts": texts, "seconds": time.monotonic() - loaded}), "utf-8")
 

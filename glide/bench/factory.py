@@ -1,4 +1,4 @@
-"""What a factory costs: a plan over a huge pool, and hundreds of glideins that it brings up on this one machine."""
+"""Measure what a factory costs: a plan for a huge pool, and hundreds of real glideins on this machine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any
 
 from glide.bench.rig import Rig, rig
 from glide.config import SiteFile
-from glide.factory.look import read
+from glide.factory.observe import build_snapshot
 from glide.factory.plan import plan
 from glide.sweep.driver import Progress
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 
-CALL = 8  # records of an engine call, as on a GPU
-NODE = Path(__file__).with_name("node.sh")
-MEMORY_SHARE = 0.9  # of the memory that is available may be taken
-PAUSE = 2.0  # seconds between points of the timeline
+CALL = 8  # number of records in an engine call; an engine on a GPU also computes several records in a call
+NODE_WRAPPER = Path(__file__).with_name("node.sh")
+MEMORY_SHARE = 0.9  # share of the available memory that all glideins together may use
+PAUSE = 2.0  # seconds between two points of the timeline
 
 
 def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, Any]:
-    """A plan of 10,000 glideins and 100,000 jobs; then so many glideins from nothing, each time with a sweep on them.
+    """Measure a plan for 10,000 glideins and 100,000 jobs, then the start of many glideins that run a sweep.
 
-    The second number is cut to what fits into the memory. The glideins are real but for their nodes, which are
-    namespaces of this machine, and the work is noop. The sweep's jobs are of one size, a job per lane: how jobs are cut
-    is measured by `glide bench batch`.
+    The glideins are real, but their nodes are namespaces of this machine, and the engine is noop. The sweep has one job
+    per lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
+
+    Args:
+        glideins: two numbers of glideins. The second number is reduced if that many glideins do not fit into memory.
     """
     first, most = glideins
     measured = {"plan": _plan(repeat), str(first): _scale(first)}
@@ -38,18 +40,19 @@ def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, An
 
 
 def _scale(glideins: int) -> dict[str, Any]:
-    # Slots are cut in pieces of 128 MB; what glideins really take is measured.
-    settings = {"USER_JOB_WRAPPER": str(NODE), "MEMORY": str(256 * glideins)}
+    # A glidein requests 64 MB, and HTCondor rounds the memory of a slot up to a multiple of 128 MB. So 256 MB for each
+    # glidein are enough. The benchmark measures the memory that glideins really use.
+    settings = {"USER_JOB_WRAPPER": str(NODE_WRAPPER), "MEMORY": str(256 * glideins)}
     request = {"memory": 64, "disk": 1}
     with rig(
         cores=glideins, settings=settings, request=request, max_idle=glideins, submits_per_cycle=glideins
     ) as bench:
-        return _glideins(bench, glideins)
+        return _measure(bench, glideins)
 
 
-def _glideins(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
+def _measure(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
     lanes = 2 * glideins
-    # Work for longer than it takes to bring them all up, which takes longer the fuller the machine is.
+    # The sweep must last longer than the start of all glideins. The more glideins run, the slower the next ones start.
     record_seconds = 0.5 * max(1.0, glideins / 186) ** 2
     started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
     timeline: list[dict[str, float]] = []
@@ -84,19 +87,19 @@ def _glideins(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any
 
 
 def _available() -> float:
-    """Bytes of memory that are to be had."""
+    """Return the bytes of memory that are available."""
     lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
 
 
 def _cpu_seconds() -> float:
-    """What all CPUs together have worked since the machine started."""
+    """Return the busy seconds of all CPUs together since the machine started."""
     _, user, nice, system, *_ = Path("/proc/stat").read_text("utf-8").split()
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str, float]:
-    """Seconds from the ads to the actions, and the memory that takes, ads included."""
+    """Measure the seconds that it takes to plan actions from ads, and the peak memory, which includes the ads."""
     templates = {template.digest: template for template in (Template(f"model-{n}", "noop") for n in range(10))}
     entries = [{"name": f"entry-{number}", "max_glideins": glideins, "max_idle": glideins} for number in range(10)]
     site = SiteFile.model_validate({"site": "bench", "entries": entries})
@@ -104,18 +107,21 @@ def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str,
     for _ in range(repeat):
         ads = _ads(glideins, jobs, list(templates))
         started = time.monotonic()
-        actions = plan(read(*ads, templates), site)
+        actions = plan(build_snapshot(*ads, templates), site)
         seconds.append(time.monotonic() - started)
         assert any(action.action == "submit" for action in actions)
     tracemalloc.start()
-    plan(read(*_ads(glideins, jobs, list(templates)), templates), site)
+    plan(build_snapshot(*_ads(glideins, jobs, list(templates)), templates), site)
     megabytes = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     return {"glideins": glideins, "jobs": jobs, "seconds": round(median(seconds), 3), "mb": round(megabytes)}
 
 
 def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[dict], list[dict]]:
-    """Ads of a large pool: half of the glideins run, with two lanes each, and the jobs are idle."""
+    """Return the ads of the queue of a large pool, and the ads of its lanes.
+
+    Half of the glideins run, and each running glidein has two lanes. All jobs are idle.
+    """
     common = {"ServerTime": 2000, "EnteredCurrentStatus": 1000}
     queue = [
         {

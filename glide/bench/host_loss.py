@@ -1,6 +1,7 @@
-"""How long until the records of a host run again that vanishes without a word: no FIN, no RST, packets just end.
+"""Measure how long it takes until the records of a lost host run again, if the host sends neither FIN nor RST.
 
-The host is a network namespace (root only); cutting it off is giving both ends of its cable a wrong neighbour.
+The host is a network namespace, so the benchmark needs root. To cut off the host, the benchmark gives both ends of the
+host's virtual cable a wrong neighbour address.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from glide.bench.recovery import OPTIONS, started_again
+from glide.bench.recovery import OPTIONS, wait_for_restart
 from glide.bench.rig import Rig, rig
 from glide.condor import Collector, EventLog
 from glide.condor.pool import as_unprivileged
@@ -27,15 +28,15 @@ from glide.vocabulary import POOL_VARIABLE, Machine, State
 
 HERE, THERE = "10.98.76.1", "10.98.76.2"
 JOBS = LANES = 3
-NOBODY = "02:00:00:00:00:99"  # a hardware address that no interface has
+UNUSED_ADDRESS = "02:00:00:00:00:99"  # a hardware address that no interface has
 
 
 class Host:
-    """A network namespace with a cable to this one."""
+    """A network namespace. A virtual cable (veth) connects it to the namespace of this process."""
 
     def __init__(self) -> None:
         self.name = f"glide-{secrets.token_hex(3)}"
-        self.outer, self.inner = f"{self.name}-o", f"{self.name}-i"  # the cable's ends
+        self.outer, self.inner = f"{self.name}-o", f"{self.name}-i"  # names of the two ends of the cable
 
     def inside(self, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *command]
@@ -50,8 +51,8 @@ class Host:
             _run(*self.inside("ip", "link", "set", device, "up"))
 
     def cut(self) -> None:
-        """From now on no packet arrives, in either direction, and nobody is told."""
-        neighbour = ("lladdr", NOBODY, "nud", "permanent", "dev")
+        """Drop all packets in both directions from now on. Neither side gets an error."""
+        neighbour = ("lladdr", UNUSED_ADDRESS, "nud", "permanent", "dev")
         _run("ip", "neigh", "replace", THERE, *neighbour, self.outer)
         _run(*self.inside("ip", "neigh", "replace", HERE, *neighbour, self.inner))
 
@@ -65,13 +66,14 @@ class Host:
 
 
 def host_loss(repeat: int) -> dict[str, Any]:
-    """Seconds from the cut to the next start of the lost host's records, over `repeat` losses.
+    """Measure the seconds from the cut until the records of the lost host start again. Repeat this `repeat` times.
 
-    They are bounded by what comes first: TCP's keepalive (10 s, and net.ipv4.tcp_keepalive_intvl of the access point,
-    75 s unless an admin has set it), or the driver's notice that the host's lanes are silent while others speak.
+    TCP's keepalive or the driver notices the loss. The keepalive needs 10 s plus the access point's
+    net.ipv4.tcp_keepalive_intvl (by default 75 s). The driver notices the loss when the lanes of one host send no more
+    updates while the lanes of other hosts still send updates.
     """
     if os.getuid() != 0 or shutil.which("ip") is None:
-        raise InputError("this benchmark makes network namespaces: it needs root, and iproute2's ip")
+        raise InputError("cannot make network namespaces: root and `ip` are needed; run as root and install iproute2")
     host = Host()
     losses = []
     try:
@@ -94,7 +96,10 @@ def host_loss(repeat: int) -> dict[str, Any]:
 
 
 def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
-    """All jobs are on the host when it is cut off; a glidein here, which they bring up, has lanes free for them."""
+    """Cut off the host while it runs all jobs of a sweep.
+
+    For these jobs, the factory has also started a glidein on this machine. The lanes of the latter glidein are free.
+    """
     bench.drain()
     seconds: list[float] = []
     finished = threading.Event()
@@ -114,18 +119,18 @@ def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
 
 
 def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
-    time.sleep(8.0)  # its lanes are at work, and those here are warm
+    time.sleep(8.0)  # after this time, the lanes of the host compute, and the lanes of this machine are warm
     events = EventLog()
     cut = time.monotonic()
     host.cut()
-    if (again := started_again(events, finished)) is not None:
-        seconds.append(again - cut)
+    if (restarted := wait_for_restart(events, finished)) is not None:
+        seconds.append(restarted - cut)
         print(f"bench: the records of the lost host run again after {seconds[0]:.3f} s", file=sys.stderr)
 
 
 @contextmanager
 def _glidein(bench: Rig, host: Host) -> Iterator[None]:
-    """A glidein on the host, started there by hand from what the factory sends to its own."""
+    """Run a glidein on the host while the context lasts. It uses a copy of the files that the factory has prepared."""
     (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)
@@ -134,9 +139,9 @@ def _glidein(bench: Rig, host: Host) -> Iterator[None]:
     (folder / "glidein.json").write_text(json.dumps(settings), "utf-8")
     environment = {**os.environ, POOL_VARIABLE: str(bench.pool.home), "GLIDE_PYTHON": sys.executable}
     environment.pop("CONDOR_IDS", None)
-    with (folder / "words").open("wb") as words:
+    with (folder / "output").open("wb") as output:
         glidein = subprocess.Popen(
-            host.inside(*as_unprivileged(), "sh", "start.sh"), cwd=folder, env=environment, stdout=words, stderr=words
+            host.inside(*as_unprivileged(), "sh", "start.sh"), cwd=folder, env=environment, stdout=output, stderr=output
         )
     try:
         collector, warm = Collector(), f'{Machine.ENTRY} == "elsewhere" && {Machine.STATE} == "{State.WARM}"'

@@ -1,4 +1,5 @@
 #!/bin/sh
-# A node of its own for each glidein: it sees its own processes only, as on a machine that it has to itself. Else each
-# one's procd reads the whole machine's process table at every job start, and hundreds of them do nothing else.
+# Run a glidein in a process namespace of its own, where it sees only its own processes, as on a machine of its own.
+# Without this, each glidein's procd reads the process table of the whole machine at every job start. With hundreds of
+# glideins that takes all CPU time.
 exec unshare --user --map-current-user --pid --fork --kill-child --mount-proc "$@"

@@ -1,4 +1,7 @@
-"""A small web server for tests and benchmarks of fetching: a folder, with ranges, a rate, and whatever can go wrong."""
+"""A small web server for tests and benchmarks of fetching.
+
+The server serves the files of a folder and supports byte ranges. It can limit its rate, and produce errors on purpose.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,20 @@ BLOCK = 1 << 16
 
 
 class Origin(ThreadingHTTPServer):
-    """Serves a folder.
+    """A web server for a folder.
 
     Attributes:
-        rate: bytes a second that all answers together take; None for no limit.
-        sent: bytes so far, by name.
-        status: answered instead, if it is an error.
-        cut: an answer's connection is closed after so many bytes, this many times more.
-        stall: answers stop for ever after so many bytes.
-        ranges: whether it knows them.
-        hub: of what model hub's repository the folder is: its name, its commit, and which files lie in large storage.
+        rate: limit for all answers together, in bytes per second; None for no limit.
+        sent: for the name of each file, the number of bytes sent so far.
+        requests: file name and Range header of each request so far.
+        status: HTTP status of the next `failures` answers.
+        failures: number of the next answers that fail.
+        cut: number of bytes after which the server closes the connection of an answer that is cut.
+        cuts: number of the next answers that are cut.
+        stall: number of bytes after which the server sends no more, but keeps the connection open; None to send all.
+        ranges: whether the server supports Range headers.
+        hub: if the server acts as a model hub: the name and commit of the repository that the folder represents, and
+            the names of the files that are in large file storage. None for a plain web server.
     """
 
     daemon_threads = True
@@ -45,30 +52,31 @@ class Origin(ThreadingHTTPServer):
         self.stall: int | None = None
         self.ranges = True
         self.hub: tuple[str, str, tuple[str, ...]] | None = None
-        self.pace = threading.Lock()
-        self.free = 0.0
+        self.rate_lock = threading.Lock()
+        self.free_at = 0.0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def wait_for_turn(self, length: int) -> None:
+        """Wait until `length` more bytes may be sent without exceeding the rate."""
         if self.rate is None:
             return
-        with self.pace:
-            self.free = max(time.monotonic(), self.free) + length / self.rate
-            until = self.free
+        with self.rate_lock:
+            self.free_at = max(time.monotonic(), self.free_at) + length / self.rate
+            until = self.free_at
         time.sleep(max(0.0, until - time.monotonic()))
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has enough closes its connection, which is no error."""
+        """Report an error, but ignore connections that clients close early."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager
 def origin(folder: Path, rate: float | None = None) -> Iterator[Origin]:
-    """A web server of a folder while this lasts."""
+    """Run a web server for a folder while the context lasts."""
     server = Origin(folder, rate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -83,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.server.hub and self.path.startswith("/api/models/"):
-            return self._tell()
+            return self._send_repository()
         name = self._name()
         self.server.requests.append((name, self.headers.get("Range", "")))
         path = self.server.folder / name
@@ -113,20 +121,20 @@ class _Handler(BaseHTTPRequestHandler):
     # ---- a model hub's protocol ------------------------------------------------------------------
 
     def do_POST(self) -> None:
-        """`paths-info`: of these paths."""
+        """Answer a `paths-info` request of the hub's protocol: describe the files at the paths in the request."""
         asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
         paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
-        self._say([entry for path in paths if (entry := self._entry("path", path))])
+        self._send_json([entry for path in paths if (entry := self._entry("path", path))])
 
-    def _tell(self) -> None:
+    def _send_repository(self) -> None:
         assert self.server.hub
         name, commit, _ = self.server.hub
         if not self.path.startswith(f"/api/models/{name}"):
             return self.send_error(404)
         files = [str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*") if path.is_file()]
         if "/tree/" in self.path:
-            return self._say([self._entry("path", file) for file in files])
-        self._say({"id": name, "sha": commit, "siblings": [self._entry("rfilename", file) for file in files]})
+            return self._send_json([self._entry("path", file) for file in files])
+        self._send_json({"id": name, "sha": commit, "siblings": [self._entry("rfilename", file) for file in files]})
 
     def _entry(self, key: str, name: str) -> dict[str, object] | None:
         assert self.server.hub
@@ -139,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
         return entry
 
-    def _say(self, answer: object) -> None:
+    def _send_json(self, answer: object) -> None:
         body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -148,19 +156,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _send(self, name: str, path: Path, start: int, end: int) -> None:
-        gone = 0
+        sent = 0
         with path.open("rb") as file:
             file.seek(start)
-            while data := file.read(min(BLOCK, end - start - gone)):
-                if self.server.cuts and gone >= self.server.cut:
+            while data := file.read(min(BLOCK, end - start - sent)):
+                if self.server.cuts and sent >= self.server.cut:
                     self.server.cuts -= 1
                     self.close_connection = True
                     return
-                while self.server.stall is not None and gone >= self.server.stall:
+                while self.server.stall is not None and sent >= self.server.stall:
                     time.sleep(0.05)
                 self.server.wait_for_turn(len(data))
                 self.wfile.write(data)
-                gone += len(data)
+                sent += len(data)
                 self.server.sent[name] = self.server.sent.get(name, 0) + len(data)
 
     def do_HEAD(self) -> None:

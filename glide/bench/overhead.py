@@ -1,4 +1,9 @@
-"""What the path costs: a job each against raw HTCondor jobs, free records against the bare engine, busy time."""
+"""Measure the overhead that glide adds to HTCondor and to an engine.
+
+The benchmark measures three numbers. The first is the rate of jobs with one record each, compared with plain HTCondor
+jobs. The second is the rate of records that take no time, compared with the engine alone. The third is the share of
+time in which an engine is busy.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +15,26 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, Collector
-from glide.server.engines import Record
+from glide.server.engines import EngineRecord
 from glide.server.engines.noop import Noop
 from glide.template import Template
 from glide.vocabulary import JobStatus, Machine
 
-# Lanes run tickets alone, so raw jobs have two slots of the pool's own, which are too small for a glidein.
+# Lanes run only invocation jobs. So the pool has two small slots for plain jobs. They are too small for a glidein.
 SLOTS = {
     "SLOT_TYPE_1": "cpus=1, mem=75%, disk=75%", "SLOT_TYPE_2": "cpus=1, mem=64, disk=5%", "NUM_SLOTS_TYPE_2": "2",
 }  # fmt: skip
 
 
 def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, Any]:
-    """One glidein with two lanes. Rates are medians; each ratio is within one run."""
+    """Measure the overhead with one glidein that has two lanes.
+
+    Rates are medians over the runs. The two numbers of a ratio come from the same run.
+    """
     with rig(cores=3, settings=SLOTS) as bench:
         bench.sweep(64, {}, glideins=1)
-        # Raw before and after, for a machine that gets slower as it goes is nobody's merit.
-        runs = [(_raw_jobs(bench, jobs), _jobs_each(bench, jobs), _raw_jobs(bench, jobs)) for _ in range(repeat)]
+        # Measure plain jobs before and after each sweep, so that the ratio stays the same if the machine gets slower.
+        runs = [(_raw_jobs(bench, jobs), _single_jobs(bench, jobs), _raw_jobs(bench, jobs)) for _ in range(repeat)]
         pairs = [((before + after) / 2, each) for before, each, after in runs]
         free = [_free_records(bench, records) for _ in range(repeat)]
         busy = [_busy_share(bench, number) for number in range(repeat)]
@@ -42,7 +50,10 @@ def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, 
 
 
 def _raw_jobs(bench: Rig, count: int) -> float:
-    """Jobs/s of HTCondor alone: the same file shape on as many slots, /bin/cp for a client; submit to gathered."""
+    """Return the jobs per second of HTCondor alone, from the submission until the outputs are retrieved.
+
+    The jobs have the same files as invocation jobs and the same number of slots, but run /bin/cp.
+    """
     folder = bench.folder / f"raw-{time.monotonic_ns()}"
     folder.mkdir()
     for number in range(count):
@@ -67,18 +78,19 @@ def _raw_jobs(bench: Rig, count: int) -> float:
     return count / seconds
 
 
-def _jobs_each(bench: Rig, count: int) -> float:
+def _single_jobs(bench: Rig, count: int) -> float:
+    """Return the jobs per second of a sweep whose jobs have one record each."""
     return count / float(bench.sweep(count, {}, glideins=1, pack=1, batch=1)["makespan_s"])
 
 
 def _free_records(bench: Rig, count: int) -> float:
-    """Records/s of one glidein when a record costs nothing: input, output, stream, gatherer."""
+    """Return the records per second of one glidein when a record takes no time in the engine."""
     return count / float(bench.sweep(count, {}, glideins=1, pack=count // 4)["warm_makespan_s"])
 
 
 def _bare_engine(count: int) -> float:
     engine = Noop(Template("noop", "noop"), Noop.Options())
-    records = [Record(number, f"text {number}") for number in range(count)]
+    records = [EngineRecord(number, f"text {number}") for number in range(count)]
     started = time.monotonic()
     for call in engine.plan(records):
         engine.call(call)
@@ -86,12 +98,12 @@ def _bare_engine(count: int) -> float:
 
 
 def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
-    """How much of the time between its first and its last record a fresh glidein's engine works."""
-    options = {"record_seconds": 0.02 + number * 1e-6}  # another template each time, so another glidein
+    """Return the share of time in which a new glidein's engine computes, between the first and the last record."""
+    options = {"record_seconds": 0.02 + number * 1e-6}  # each number gives a new template, so a new glidein starts
     bench.sweep(count, options, glideins=1)
     collector = Collector()
     mine = f'{Machine.TEMPLATE} == "{Template("noop", "noop", options=options).digest}" && {Machine.SERVED} == {count}'
     while not (lanes := collector.lanes([Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL], mine)):
-        time.sleep(0.25)  # the ad follows within two seconds
+        time.sleep(0.25)  # the ad is updated within two seconds
     lane = lanes[0]
     return float(lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE]))

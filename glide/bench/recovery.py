@@ -1,4 +1,4 @@
-"""How long until the records of a killed glidein run again: with the driver, and for a plain HTCondor job."""
+"""Measure how long it takes until the records of a killed glidein run again, with and without a driver."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Enough, Rig, rig
 from glide.condor import AccessPoint, EventLog, processes
-from glide.condor.access_point import any_of, value
+from glide.condor.access_point import any_of, job_file_value
 from glide.template import Template
 from glide.vocabulary import SOCKET_VARIABLE, Job
 
 KILLS = 20
-ALONE_SECONDS = 20.0  # in which a lost glidein is replaced, if it is at all
+REPLACE_SECONDS = 20.0  # seconds; if a lost glidein is not replaced within this time, it will not be replaced
 OPTIONS = {"record_seconds": 0.02}
 
 
 def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
-    """Seconds from kill -9 of a glidein's master to its records' next start, over `kills` kills.
+    """Measure the seconds from the kill -9 of a glidein's master until the glidein's records start again.
 
     Args:
-        repeat: how often the same is measured for a plain HTCondor job.
+        repeat: number of measurements with a plain HTCondor job, which has no driver.
+        kills: number of measurements with a driver.
     """
     with rig(cores=3) as bench:
         seconds: list[float] = []
@@ -49,59 +50,67 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 
 
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
-    """Three glideins and as many long carriers, so that lanes are free; kill one at work, again and again.
+    """Run a sweep with three long jobs on three glideins, so that some lanes are free. Kill busy glideins one by one.
 
-    Until there are enough, or the free lanes have taken all so fast that the factory saw no job wait and so nothing to
-    replace the glidein for: the next sweep brings it.
+    The sweep ends after enough kills, or when a glidein was not replaced. If the free lanes take the lost records very
+    fast, the factory sees no waiting job and does not replace the glidein. Then the next sweep starts the missing
+    glidein.
     """
-    over = threading.Event()
-    killer = threading.Thread(target=_kill, args=(bench, kills, seconds, over), daemon=True)
+    finished = threading.Event()
+    killer = threading.Thread(target=_kill, args=(bench, kills, seconds, finished), daemon=True)
 
     def watch(progress: Any) -> None:
         if progress.done and killer.ident is None:
             killer.start()
-        if over.is_set():
+        if finished.is_set():
             raise Enough
 
-    records = kills * 20 * 50  # twenty seconds a kill, more than it and its successor's start will take
+    # The records of a job take 20 s per kill. This is longer than a kill and the start of the new glidein together.
+    records = kills * 20 * 50
     with suppress(Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
-    over.set()
+    finished.set()
 
 
-def _kill(bench: Rig, kills: int, seconds: list[float], over: threading.Event) -> None:
+def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
     rng = random.Random(1)
-    whole = time.monotonic()  # when all three were there
-    while len(seconds) < kills and not over.is_set() and time.monotonic() - whole < ALONE_SECONDS:
+    complete_at = time.monotonic()  # the latest monotonic time when all three glideins ran
+    while len(seconds) < kills and not finished.is_set() and time.monotonic() - complete_at < REPLACE_SECONDS:
         time.sleep(rng.uniform(2.0, 4.0))
         masters = bench.pool.glidein_masters()
         at_work = [master for master in masters if _has_client(bench, master)]
         if len(masters) < 3 or not at_work:
             continue
         events = EventLog()
-        whole = killed = time.monotonic()
+        complete_at = killed = time.monotonic()
         rng.choice(at_work).send(signal.SIGKILL)
-        if (again := started_again(events, over)) is not None:
-            seconds.append(again - killed)
+        if (restarted := wait_for_restart(events, finished)) is not None:
+            seconds.append(restarted - killed)
             print(f"bench: kill {len(seconds)}: {seconds[-1]:.3f} s", file=sys.stderr)
-    over.set()
+    finished.set()
 
 
 def _has_client(bench: Rig, master: processes.Process) -> bool:
-    """Whether an invocation's client runs on this glidein."""
+    """Return whether an invocation job runs on the glidein to which a master process belongs."""
     folder = str(Path(master.variable("CONDOR_CONFIG") or "").parent)
     running = bench.pool.processes()
     return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in running)
 
 
-def started_again(events: EventLog, finished: threading.Event) -> float | None:
-    """When a carrier has started that was submitted after the loss: all before it were sent out at once."""
+def wait_for_restart(events: EventLog, finished: threading.Event) -> float | None:
+    """Wait for the start of an invocation job that was submitted after the loss.
+
+    Such a job carries lost records, because the driver submitted all original jobs of the sweep before the loss.
+
+    Returns:
+        The monotonic time of this start; None if no such job starts within 120 s, or if the sweep has finished.
+    """
     access_point = AccessPoint()
     replaced: set[str] = set()
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not finished.is_set():
-        for event in events.new():
-            if event.kind == "SUBMIT" and _is_carrier(access_point, event.job):
+        for event in events.new_events():
+            if event.kind == "SUBMIT" and _is_invocation_job(access_point, event.job):
                 replaced.add(event.job)
             elif event.kind == "EXECUTE" and event.job in replaced:
                 return time.monotonic()
@@ -109,15 +118,15 @@ def started_again(events: EventLog, finished: threading.Event) -> float | None:
     return None
 
 
-def _is_carrier(access_point: AccessPoint, job: str) -> bool:
-    """The glidein that the factory submits in place of the dead one is none."""
+def _is_invocation_job(access_point: AccessPoint, job: str) -> bool:
+    """Return whether a job carries records. A job without records is a glidein that replaces the killed glidein."""
     return bool(access_point.jobs(f"{any_of([job])} && {Job.PART} =!= undefined", ["ProcId"]))
 
 
 def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
-    """A job of submit_templates/invocation.sub without a driver: HTCondor alone brings it to another lane.
+    """Submit submit_templates/invocation.sub without a driver, so that HTCondor alone finds a new lane for a lost job.
 
-    There are two, for two glideins; the first one's is killed.
+    Two jobs run on two glideins, and the glidein of the first job is killed.
     """
     folder = bench.folder / f"plain-{time.monotonic_ns()}"
     folder.mkdir()
@@ -130,12 +139,12 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     template = Template("noop", "noop", options=OPTIONS)
     macros = {
         "digest": template.digest, "model": "noop", "initialdir": str(folder),
-        f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": "2",  # lost glideins are replaced
+        f"My.{Job.SPEC}": job_file_value(template.to_json()), f"My.{Job.WANTED}": "2",  # the factory keeps two glideins
     }  # fmt: skip
     text = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     cluster = access_point.submit(text.replace("\nqueue", "\nqueue 2"), macros, spool=True)
-    _executed(events, cluster)
-    while len(bench.pool.glidein_masters()) < 2:  # another lane has to be there
+    _wait_for_start(events, cluster)
+    while len(bench.pool.glidein_masters()) < 2:  # the job needs a second glidein to which it can move
         time.sleep(0.2)
     time.sleep(5.0)
     (job,) = access_point.jobs(f"ClusterId == {cluster} && ProcId == 0", ["RemoteHost"])
@@ -144,13 +153,13 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     for master in bench.pool.glidein_masters():
         if startd in Path(master.variable("CONDOR_CONFIG") or "").read_text("utf-8"):
             master.send(signal.SIGKILL)
-    _executed(events, cluster)
+    _wait_for_start(events, cluster)
     seconds = time.monotonic() - killed
     (job,) = access_point.jobs(f"ClusterId == {cluster} && ProcId == 0", ["NumShadowStarts"])
     access_point.remove(f"ClusterId == {cluster}", "measured")
     return {"seconds": round(seconds, 3), "shadow_starts": job["NumShadowStarts"]}
 
 
-def _executed(events: EventLog, cluster: int) -> None:
-    while not any(event.kind == "EXECUTE" and event.job == f"{cluster}.0" for event in events.new()):
+def _wait_for_start(events: EventLog, cluster: int) -> None:
+    while not any(event.kind == "EXECUTE" and event.job == f"{cluster}.0" for event in events.new_events()):
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What every benchmark stands on: an embedded pool, a factory, and sweeps of noop records."""
+"""The common setup of all benchmarks: an embedded pool, a factory, and sweeps of noop records."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ import yaml
 
 from glide.condor import AccessPoint, EmbeddedPool, bindings
 from glide.config import SiteFile, load
-from glide.factory.daemon import close, reopen
+from glide.factory.home import close, reopen
 from glide.sweep.driver import Progress, drive
 from glide.sweep.prepare import prepare
-from glide.sweep.results import begin
+from glide.sweep.results import open_results
 from glide.sweep.workplace import factory
 from glide.vocabulary import Job
 
 
 class Enough(KeyboardInterrupt):
-    """Tells a sweep to stop, as its user would."""
+    """An exception that stops a sweep in the same way as Ctrl-C."""
 
 
 class Rig:
-    """A pool with a factory; `folder` is the benchmark's own and goes with it.
+    """A pool with a factory, for one benchmark.
 
     Attributes:
-        pool: which glideins join.
-        outer: on which they run; may be the same.
+        folder: the benchmark's own folder, which is deleted at the end of the benchmark.
+        pool: the pool that glideins join.
+        outer: the pool on whose nodes glideins run. It may be the same pool as `pool`.
+        runs: number of sweeps so far.
     """
 
     def __init__(self, folder: Path, pool: EmbeddedPool, outer: EmbeddedPool):
@@ -44,9 +46,9 @@ class Rig:
         self.runs = 0
 
     def drain(self) -> None:
-        """Take all glideins down, so that what comes next starts cold and has the cores to itself."""
+        """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        close(site, "bench")  # or the factory would doubt that they are gone
+        close(site, "bench")  # if the entry were open, the factory would reject the empty queue as implausible
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):
@@ -62,7 +64,14 @@ class Rig:
         texts: Sequence[str] = (),
         **changes: Any,
     ) -> dict[str, Any]:
-        """Run a sweep of `count` noop records and return its summary; `changes` replace the sweep file's keys."""
+        """Run a sweep of `count` noop records and return its summary.
+
+        Args:
+            options: options of the noop engine.
+            watch: a function that is called with the progress in each cycle of the driver. It may raise Enough.
+            texts: texts of the records; if empty, the texts are `text 0`, `text 1` and so on.
+            changes: keys of the sweep file that override the default keys.
+        """
         self.runs += 1
         print(f"bench: sweep {self.runs}, {count} records, {options or 'no options'}, {changes}", file=sys.stderr)
         folder = self.folder / f"run-{self.runs}"
@@ -76,7 +85,7 @@ class Rig:
         }  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes), "utf-8")
         sweep = prepare(folder / "sweep.yaml")
-        self.results = begin(sweep, f"bench-{os.getpid()}-{self.runs}")
+        self.results = open_results(sweep, f"bench-{os.getpid()}-{self.runs}")
         try:
             return drive(sweep, self.results, watch)
         finally:
@@ -93,13 +102,17 @@ def rig(
     entries: Sequence[Mapping[str, Any]] = ({"name": "bench"},),
     **entry: Any,
 ) -> Iterator[Rig]:
-    """A fresh pool that offers `cores`, and a factory for it; noop glideins only sleep, so cores may exceed CPUs.
+    """Start a new pool and a factory for it, and stop both at the end.
 
     Args:
+        cores: number of CPU cores that the pool offers. The machine may have fewer, because noop engines only sleep.
+        idle_seconds: value of the key `idle_seconds` in all entries.
+        address: address at which the pool listens.
         settings: further HTCondor configuration of the pool.
-        outer: that of a second pool, if there is to be one: it has the cores, and glideins are submitted to it.
-        entries: keys of each of the site's entries.
-        entry: further keys of all of them.
+        outer: HTCondor configuration of a second pool. The second pool has the cores, and glideins are submitted to it.
+            If `outer` is None, glideins are submitted to the pool that they join.
+        entries: keys of each entry of the site.
+        entry: further keys of all entries.
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
@@ -124,11 +137,11 @@ def rig(
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool, below)
         finally:
-            # Impatience now would leave the pools behind.
-            heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+            # Ignore these signals now, because a second Ctrl-C would leave the pools running.
+            handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
             for each in dict.fromkeys((pool, below)):
                 each.down()
-            for number, handler in heard.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
             os.environ.clear()
             os.environ.update(before)

@@ -1,8 +1,9 @@
-"""What sticky state is worth: the same inferences with the model loaded by every job, or once per glidein.
+"""Measure the benefit of sticky state. The same inferences run in four ways on two cores.
 
-Four ways, on two cores: `create_destroy` (each job is sent the model's files and loads them), `sticky_io` (the
-files are on the node, each job loads them), `sticky` (glide), and `resident` (a plain process per core that
-loads once: nothing can be faster). Create-destroy and StickyI/O are the task models of Phung and Thain's paper.
+In `create_destroy`, HTCondor sends the model's files to each job, and the job loads the model. In `sticky_io`, the
+files are on the node, and each job loads the model. In `sticky`, glide loads the model once per glidein. In `resident`,
+a plain process on each core loads the model once, so no way can be faster. Create-destroy and StickyI/O are task models
+from a paper by Phung and Thain.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from glide.vocabulary import JobStatus
 
 CORES = 2
 RECORDS = 384
-LONG = 6 * RECORDS  # for the comparison of inferences alone
+LONG = 6 * RECORDS  # number of records for the comparison of the inferences alone
 PER_JOB = 8
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}
 
 
 def sticky(repeat: int) -> dict[str, Any]:
-    """Makespans from nothing to the last result, and what each is over `sticky`.
+    """Measure the makespan of each way, and divide it by the makespan of `sticky`.
 
-    `warm_sticky_over_resident` compares the inferences alone: from the first warm lane to the last result gathered,
-    over the time that the plain processes serve.
+    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` compares the inferences
+    alone. It is the time from the first warm lane to the last gathered result, divided by the time in which the plain
+    processes compute.
     """
     seconds: dict[str, list[float]] = {}
     serving: dict[str, list[float]] = {}
@@ -42,8 +44,8 @@ def sticky(repeat: int) -> dict[str, Any]:
             for name, way in (("resident", _resident), ("sticky", _sticky)):
                 seconds.setdefault(name, []).append(way(bench, model, RECORDS)[0])
                 serving.setdefault(name, []).append(way(bench, model, LONG)[1])
-            seconds.setdefault("sticky_io", []).append(_a_load_per_job(bench, model, transfer=False))
-            seconds.setdefault("create_destroy", []).append(_a_load_per_job(bench, model, transfer=True))
+            seconds.setdefault("sticky_io", []).append(_load_in_each_job(bench, model, transfer=False))
+            seconds.setdefault("create_destroy", []).append(_load_in_each_job(bench, model, transfer=True))
     medians = {name: median(times) for name, times in seconds.items()}
     return {
         "records": RECORDS, "records_per_job": PER_JOB, "parameters": parameters, "seconds": seconds,
@@ -54,10 +56,10 @@ def sticky(repeat: int) -> dict[str, Any]:
 
 
 def make_model(folder: Path, **sizes: Any) -> int:
-    """Save a Llama of random weights with the tokenizer of bytes; the number of its parameters.
+    """Save a Llama model with random weights and a tokenizer of bytes. Return the number of the model's parameters.
 
     Args:
-        sizes: changes to the configuration, which makes about 180 M parameters.
+        sizes: changes to the model's configuration. Without changes, the model has about 180 M parameters.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -85,27 +87,36 @@ def _texts(count: int) -> list[str]:
 
 
 def _resident(bench: Rig, model: Path, count: int) -> tuple[float, float]:
-    """A plain process per core, each with its share of the records and its own model."""
+    """Run a plain process on each core. Each process has its own model and a share of the records.
+
+    Returns:
+        The seconds from the start to the end of all processes, and the seconds in which the slowest process computed.
+    """
     bench.drain()
     started = time.monotonic()
     processes = []
     for core in range(CORES):
         share = bench.folder / f"resident-{core}.json"
         share.write_text(json.dumps(_texts(count)[core::CORES]), "utf-8")
-        processes.append(_cold(str(model), str(share), str(share.with_suffix(".out"))))
+        processes.append(_start_cold_job(str(model), str(share), str(share.with_suffix(".out"))))
     for process in processes:
         assert process.wait() == 0
     whole = time.monotonic() - started
     return whole, max(json.loads(out.read_text("utf-8"))["seconds"] for out in bench.folder.glob("resident-*.out"))
 
 
-def _cold(*arguments: str) -> subprocess.Popen[bytes]:
-    words = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments]
-    return subprocess.Popen(words, stdout=sys.stderr)  # an engine's words are no part of the result
+def _start_cold_job(*arguments: str) -> subprocess.Popen[bytes]:
+    command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments]
+    return subprocess.Popen(command, stdout=sys.stderr)  # the engine's output must not mix with the result
 
 
 def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
-    """Glideins from nothing: their start, the model's load and the last result gathered are all in it."""
+    """Run a sweep on new glideins.
+
+    Returns:
+        Two numbers of seconds until the last result is gathered. The first number counts from the start, so it includes
+        the start of the glideins and the loading of the model. The second number counts from the first warm lane.
+    """
     bench.drain()
     started = time.monotonic()
     summary = bench.sweep(
@@ -115,7 +126,12 @@ def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
     return time.monotonic() - started, summary["warm_makespan_s"]
 
 
-def _a_load_per_job(bench: Rig, model: Path, transfer: bool) -> float:
+def _load_in_each_job(bench: Rig, model: Path, transfer: bool) -> float:
+    """Run HTCondor jobs that each load the model, and return the seconds until the last job has ended.
+
+    Args:
+        transfer: whether HTCondor sends the model's files with each job. Otherwise the jobs read them on the node.
+    """
     bench.drain()
     folder = bench.folder / f"jobs-{time.monotonic_ns()}"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The command line: one file per noun. Here only what all of them share: errors, JSON, exit codes."""
+"""The command line. Each noun has its own module. This module turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import typer
 from glide.errors import GlideError, InputError
 from glide.vocabulary import Exit
 
-# Where each is; imported when it is asked for, as all together take longer than most of them.
+# For each command: its module. Only the module of the wanted command is imported, because importing all modules takes
+# longer than most commands take.
 COMMANDS = {
     "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "template": "template",
     "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench",
@@ -23,12 +24,16 @@ COMMANDS = {
 
 
 def application(wanted: str = "") -> typer.Typer:
-    """The commands: the one that is wanted, if it is one, else all."""
+    """Return the typer application with one command, or with all commands.
+
+    Args:
+        wanted: name of the command. If no command has this name, the application has all commands.
+    """
     app = typer.Typer(
-        help="Warm models on preemptible GPUs, through HTCondor. Example: glide sweep run sweep.yaml",
+        help="Run prompts through warm models on preemptible GPUs, with HTCondor. Example: glide sweep run sweep.yaml",
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     )  # fmt: skip
-    app.callback()(lambda: None)  # else a single command would be the program itself
+    app.callback()(lambda: None)  # without a callback, typer would not accept the name of a single command
     for name in [wanted] if wanted in COMMANDS else COMMANDS:
         module = import_module(f"glide.cli.{COMMANDS[name]}")
         if group := getattr(module, "app", None):
@@ -39,10 +44,11 @@ def application(wanted: str = "") -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of `glide`."""
+    """Run `glide`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: not every locale has every character
-    # A polite kill is an interrupt: what was started is stopped.
+        # A user's text may have characters that the locale cannot encode. Escape them, as Python does on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # Treat SIGTERM like Ctrl-C, so that a command stops what it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         application(sys.argv[1] if len(sys.argv) > 1 else "")()
@@ -55,9 +61,9 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"glide: {_unusable(error)}", file=sys.stderr)
+        print(f"glide: {_describe_os_error(error)}", file=sys.stderr)
         sys.exit(Exit.INPUT)
-    except UnicodeEncodeError as error:  # a file's name
+    except UnicodeEncodeError as error:  # the name of a file has characters that the locale cannot encode
         what = f"{error.object!r} cannot be written in this locale ({error.encoding})"
         print(f"glide: {what}; set LC_ALL=C.UTF-8", file=sys.stderr)
         sys.exit(Exit.INPUT)
@@ -65,17 +71,17 @@ def main() -> None:
         sys.exit(Exit.INTERRUPTED)
 
 
-def _unusable(error: OSError) -> str:
-    """Say which file or folder cannot be used, and what names another one."""
+def _describe_os_error(error: OSError) -> str:
+    """Return a message with the file and the cause. If a variable sets the file's folder, name also this variable."""
     from glide.condor import home
     from glide.condor.install import cache_dir
 
     path = Path(os.fsdecode(error.filename))
-    names = (("GLIDE_HOME", home()), ("XDG_CACHE_HOME", cache_dir()))
-    fix = next((f"; set {name} to a folder that you can write" for name, ours in names if _within(path, ours)), "")
+    folders = (("GLIDE_HOME", home()), ("XDG_CACHE_HOME", cache_dir()))
+    fix = next((f"; set {name} to a folder that you can write" for name, own in folders if _concerns(path, own)), "")
     return f"{path}: {error.strerror}{fix}"
 
 
-def _within(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder's, or one on the way there that could not be made."""
+def _concerns(path: Path, folder: Path) -> bool:
+    """Return whether an error at a path concerns a folder: the path is in the folder, or is a parent of the folder."""
     return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

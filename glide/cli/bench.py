@@ -1,4 +1,4 @@
-"""glide bench: measure on this machine, with the baseline in the same run."""
+"""glide bench: run a benchmark on this machine. The same run also measures the baseline of the benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def bench(
 ) -> None:
     """Run one benchmark on an embedded pool of its own. Example: glide bench overhead --json"""
     if name not in BENCHMARKS:
-        raise InputError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise InputError(f"no benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
     measured = BENCHMARKS[name](repeat)
     if as_json:
         print_json(measured)

@@ -1,4 +1,4 @@
-"""glide factory: the daemon that turns idle GPUs into warm lanes."""
+"""glide factory: run the daemon that submits glideins, inspect it, and close entries."""
 
 from __future__ import annotations
 
@@ -14,43 +14,51 @@ from glide.condor.access_point import quoted
 from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
-from glide.factory.apply import Hands
-from glide.factory.daemon import Factory, close, drained, folder, known_sites, reopen
-from glide.factory.users import serve_users
+from glide.factory.act import apply
+from glide.factory.home import close, drained, folder, known_sites, reopen
+from glide.factory.loop import Factory
+from glide.factory.site_client import SiteClient
+from glide.factory.users import stop_when_unused
 from glide.report import factory as report
 from glide.ssh import access_point_at
 from glide.vocabulary import Job
 
 app = typer.Typer(
-    help="The glidein factory. Example: glide factory run -c site_configs/local.yaml", no_args_is_help=True
+    help="Run and inspect the glidein factory. Example: glide factory run -c site_configs/local.yaml",
+    no_args_is_help=True,
 )
 
 
 @app.command()
 def run(
     config: Sites,
-    once: Annotated[bool, typer.Option("--once", help="One cycle, then leave.")] = False,
-    drain: Annotated[bool, typer.Option("--drain", help="When stopped, take the glideins down.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Run one cycle, then exit.")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Remove all glideins when stopped.")] = False,
     while_used: Annotated[bool, typer.Option("--while-used", help="Stop when no sweep or session uses it.")] = False,
 ) -> None:
-    """Keep the wanted glideins up until SIGTERM; SIGHUP reads the files again.
+    """Run the factory until SIGTERM. It submits the glideins that jobs want. SIGHUP makes it read the site files again.
 
     Example: glide factory run -c site_configs/local.yaml
     """
-    sites = _sites(config)  # a mistake in a file is said first, pool or not
+    sites = _sites(config)  # do this before connect(), so that a mistake in a file is reported even without a pool
     connect()
     if while_used:
-        serve_users(sites)
+        stop_when_unused(sites)
     Factory(config, drain).run(once)
 
 
 @app.command()
 def plan(config: Sites, as_json: AsJson = False) -> None:
-    """What the factory would do, and why; changes nothing. Example: glide factory plan -c site_configs/local.yaml"""
+    """Print what the factory would do, and why. Example: glide factory plan -c site_configs/local.yaml
+
+    This command changes nothing.
+    """
     sites = _sites(config)
     connect()
     actions = [
-        action for site in sites for action in policy.plan(Hands(site, folder(site)).look(), site, drained(site))
+        action
+        for site in sites
+        for action in policy.plan(SiteClient(site, folder(site)).observe(), site, drained(site))
     ]
     if as_json:
         print_json([action.public() for action in actions])
@@ -62,19 +70,19 @@ def plan(config: Sites, as_json: AsJson = False) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Entries: glideins, limits, breakers, downtimes, failures. Example: glide factory status --json"""
+    """Show each entry's glideins, the limit on their number, and the last failure. Example: glide factory status"""
     sites = _sites(known_sites())
     connect()
-    told = [report.document(site, Hands(site, folder(site)).look()) for site in sites]
+    documents = [report.document(site, SiteClient(site, folder(site)).observe()) for site in sites]
     if as_json:
-        print_json({"sites": told})
+        print_json({"sites": documents})
         return
-    Console(markup=False).print(*report.tables(told), sep="\n")
+    Console(markup=False).print(*report.tables(documents), sep="\n")
 
 
 @app.command()
 def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open the entry again.")] = False) -> None:
-    """Close an entry and take its glideins down. Example: glide factory drain local"""
+    """Close an entry and remove its glideins. Example: glide factory drain local"""
     sites = [site for site in _sites(known_sites()) if any(each.name == entry for each in site.entries)]
     if not sites:
         raise InputError(f"no factory has run an entry {entry!r} from {home()}")
@@ -85,36 +93,36 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
             print(f"{entry} is open")
             continue
         close(site, entry)
-        hands = Hands(site, folder(site))
-        snapshot = hands.look()
-        if unseen := [*snapshot.failed, *filter(None, [snapshot.blind.get(entry)])]:
-            raise CondorError(f"{entry} is closed; its glideins are still there: {unseen[0]}")
+        client = SiteClient(site, folder(site))
+        snapshot = client.observe()
+        if unseen := [*snapshot.unavailable_sources, *filter(None, [snapshot.unavailable_entries.get(entry)])]:
+            raise CondorError(f"{entry} is closed, but its glideins are not removed: {unseen[0]}")
         actions = policy.drain(snapshot, site, "drained by an admin", [entry])
-        if refused := hands.apply(actions, snapshot):
+        if refused := apply(client, actions, snapshot):
             raise CondorError("; ".join(refused))
-        print(f"{entry} is closed; {sum(action.count for action in actions)} glideins are going down")
+        print(f"{entry} is closed; {sum(action.count for action in actions)} glideins are being removed")
 
 
 @app.command()
-def logs(entry: str, last: Annotated[int, typer.Option(help="Lines of each glidein.")] = 10) -> None:
-    """The last words of an entry's glideins, dead ones included. Example: glide factory logs local"""
+def logs(entry: str, last: Annotated[int, typer.Option(help="Number of lines of each glidein.")] = 10) -> None:
+    """Print the last output of all glideins of an entry, including ended ones. Example: glide factory logs local"""
     _fetch_logs(entry)
     outputs = [path for path in (home() / "factory").glob("*/*/*/*.out") if path.parent.parent.name == entry]
     if not outputs:
         raise InputError(f"no glidein of an entry {entry!r} has run from {home()}")
     for path in sorted(outputs, key=_modified):
-        print("\n".join([f"== {entry}-{path.stem}", *report.words(path, last)]))
+        print("\n".join([f"== {entry}-{path.stem}", *report.last_lines(path, last)]))
 
 
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # a running factory tidies up
+    except FileNotFoundError:  # a running factory has just deleted the file
         return 0.0
 
 
 def _fetch_logs(entry: str) -> None:
-    """What glideins have said that run behind a login host is there."""
+    """If an entry has a login host, copy the output of the entry's glideins from that host to this machine."""
     for site in _sites(known_sites()):
         for each in site.entries:
             if each.name == entry and each.ssh:

@@ -1,4 +1,4 @@
-"""glide simulate: what a sweep would do on a cluster that is not there."""
+"""glide simulate: predict how a sweep would run on a described cluster."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from glide.simulate import simulate as simulated
 
 
 def simulate(
-    trace: Annotated[Path, typer.Argument(help="Nodes that come and go, what a model costs on them, and a sweep.")],
+    trace: Annotated[
+        Path, typer.Argument(help="A file with nodes that come and go, a model's costs on them, and a sweep.")
+    ],
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw records and glideins over time into this PNG.")] = None,
 ) -> None:
-    """Let the factory's plan and the packer run a sweep on a trace. Example: glide simulate cluster.yaml --plot a.png
+    """Simulate a sweep on the nodes of a trace. Example: glide simulate cluster.yaml --plot a.png
 
-    Times are simulated ones. What the nodes do is the trace's word; what glide decides is its own code's. Where a sweep
-    gets nothing done at all, the exit code is 1.
+    The trace describes when nodes come and go. glide's own code decides which glideins and jobs are submitted, and how
+    records are packed into jobs. All times are simulated. Exit code 1: a variant has finished no record.
     """
     if plot and (plot.suffix != ".png" or not plot.parent.is_dir()):
-        raise InputError(f"{plot}: name a file that ends with .png, in a folder that is there")
+        raise InputError(f"{plot}: name a file that ends with .png, in a folder that exists")
     found: dict[str, Outcome] = {}
     for name, (each, site) in read(trace).items():
         found[name] = simulated(each, site)
-        told = f"{name}: {found[name].done:,} records in {duration(found[name].makespan)}"
+        line = f"{name}: {found[name].done:,} records in {duration(found[name].makespan)}"
         left = found[name].records - found[name].done
-        told += f", {left:,} are left: {found[name].why}" if left else ""
-        print(f"{told}; simulated in {found[name].took:.1f} s", file=sys.stderr)
+        line += f", {left:,} are left: {found[name].why}" if left else ""
+        print(f"{line}; simulated in {found[name].took:.1f} s", file=sys.stderr)
     if as_json:
         print_json({name: each.document() for name, each in found.items()})
     else:
@@ -61,6 +63,6 @@ def _table(found: dict[str, Outcome]) -> Table:
 
 
 def _draw(file: Path, found: dict[str, Outcome]) -> None:
-    from glide.report.simulation import draw  # matplotlib takes its time
+    from glide.report.simulation import draw  # the import is here, because importing matplotlib is slow
 
     draw(file, {name: (each.times, each.curve, each.warm) for name, each in found.items()})

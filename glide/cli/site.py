@@ -1,4 +1,4 @@
-"""glide site: what is at the other end of an entry that is reached by SSH."""
+"""glide site: check and prepare the login hosts of entries that are reached by SSH."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from glide.ssh.check import check as ask
 from glide.vocabulary import Exit
 
 app = typer.Typer(
-    help="Sites behind a login host. Example: glide site check site_configs/ssh.yaml", no_args_is_help=True
+    help="Check and prepare sites behind a login host. Example: glide site check site_configs/ssh.yaml",
+    no_args_is_help=True,
 )
 
 Site = Annotated[Path, typer.Argument(help="The site file.")]
@@ -26,30 +27,31 @@ Site = Annotated[Path, typer.Argument(help="The site file.")]
 
 @app.command()
 def check(site: Site, as_json: AsJson = False) -> None:
-    """What the login hosts of a site have, in one table. Example: glide site check site_configs/ssh.yaml
+    """Check the login hosts of a site, and print a table. Example: glide site check site_configs/ssh.yaml
 
-    Exit 0: all is well; 1: something is not, and the table says what to do.
+    Exit 0: no problem was found. Exit 1: a problem was found, and the table shows what to do.
     """
     logins = _logins(site)
     connect()
-    told = {login.name: ask(login, entries) for login, entries in logins.items()}
+    checked = {login.name: ask(login, entries) for login, entries in logins.items()}
     if as_json:
-        print_json({name: [vars(answer) for answer in answers] for name, answers in told.items()})
+        print_json({name: [vars(answer) for answer in answers] for name, answers in checked.items()})
     else:
         table = Table("host", "what", "found", "to do")
-        for name, answers in told.items():
+        for name, answers in checked.items():
             for answer in answers:
                 table.add_row(name, answer.question, answer.found, answer.fix)
         Console(markup=False).print(table)
-    if any(answer.fix for answers in told.values() for answer in answers):
+    if any(answer.fix for answers in checked.values() for answer in answers):
         raise typer.Exit(Exit.FAILED)
 
 
 @app.command()
 def deploy(site: Site, as_json: AsJson = False) -> None:
-    """Put what glideins start from there, verified; what no job needs any more goes.
+    """Copy glide's code for glideins to the login hosts of a site. Example: glide site deploy site_configs/ssh.yaml
 
-    The factory does the same when it first submits. Example: glide site deploy site_configs/ssh.yaml
+    The command verifies each copy, and deletes older versions that no queued job uses. The factory does the same before
+    its first submission.
     """
     versions = {login.name: access_point_at(login).deploy() for login in _logins(site)}
     if as_json:
@@ -64,5 +66,5 @@ def _logins(site: Path) -> dict[Login, list[Entry]]:
         if entry.ssh:
             found.setdefault(entry.ssh, []).append(entry)
     if not found:
-        raise InputError(f"{site}: no entry is reached by ssh; there is nothing to look at")
+        raise InputError(f"{site}: no entry has `ssh`, so it has no login host to check")
     return found

@@ -1,4 +1,4 @@
-"""glide status: entries, glideins, lanes, runs, and why what waits is waiting."""
+"""glide status: entries, glideins, lanes, runs, and why jobs wait."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from rich.live import Live
 from glide.cli.options import AsJson, print_json
 from glide.condor import connect
 from glide.report import factory
-from glide.report.status import document, look, tables
+from glide.report.status import document, observe_pool, tables
 
 WATCH_SECONDS = 2.0
 
 
 def status(
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until interrupted.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until interrupted.")] = False,
 ) -> None:
-    """Entries, glideins, lanes by model, runs with pace and rest, and why jobs wait. Example: glide status --watch"""
+    """Show entries, glideins, lanes by model, runs with throughput and ETA, and why jobs wait.
+
+    Example: glide status --watch
+    """
     connect()
     if as_json:
-        return print_json(document(*look()))
-    console = Console(markup=False)  # what users wrote is none
+        return print_json(document(*observe_pool()))
+    console = Console(markup=False)  # rich must not interpret brackets in users' texts as markup
     if not watch:
-        return console.print(*_shown(document(*look())), sep="\n")
-    with (
-        Live(Group(*_shown(document(*look()))), auto_refresh=False, console=Console(markup=False)) as live,
-        suppress(KeyboardInterrupt),
-    ):
+        return console.print(*_renderables(document(*observe_pool())), sep="\n")
+    group = Group(*_renderables(document(*observe_pool())))
+    with Live(group, auto_refresh=False, console=Console(markup=False)) as live, suppress(KeyboardInterrupt):
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(Group(*_shown(document(*look()))), refresh=True)
+            live.update(Group(*_renderables(document(*observe_pool()))), refresh=True)
 
 
-def _shown(told: dict[str, Any]) -> list[Any]:
-    return [*(factory.tables(told["sites"]) if told["sites"] else ()), *tables(told)]
+def _renderables(status: dict[str, Any]) -> list[Any]:
+    return [*(factory.tables(status["sites"]) if status["sites"] else ()), *tables(status)]

@@ -1,4 +1,4 @@
-"""glide submit and glide gather: hand-written job files, spooled, and their results."""
+"""glide submit and glide gather: submit hand-written job files with spooling, and fetch their results."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Annotated
 import typer
 
 from glide.condor import AccessPoint, connect
-from glide.condor.access_point import read_submit_file, value
+from glide.condor.access_point import job_file_value, read_submit_file
 from glide.condor.names import printable
 from glide.errors import CondorError, InputError
 from glide.invoke.gather import Gatherer
 from glide.vocabulary import LEAVE_IN_QUEUE, Exit, Job, JobStatus
 
-UPLOAD_SECONDS = 6 * 3600.0  # a job may bring many gigabytes
+UPLOAD_SECONDS = 6 * 3600.0  # time limit for uploading input files, in seconds; jobs may have many gigabytes of input
 
 
 def submit(
     file: Annotated[Path, typer.Argument(help="A condor_submit-style file.")],
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until all jobs have ended.")] = False,
 ) -> None:
-    """Submit a job file, spooled. Example: glide submit invocation.sub --watch
+    """Submit a job file with spooling, and print the cluster id. Example: glide submit invocation.sub --watch
 
-    Completed jobs stay in the queue until glide gather brings their outputs, and at most 30 days.
+    Completed jobs stay in the queue until `glide gather` fetches their outputs, but at most 30 days.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -37,9 +37,9 @@ def submit(
     except CondorError as error:
         raise InputError(str(error)) from None
     file = file.absolute()
-    os.chdir(file.parent)  # a job file's relative paths are relative to it
+    os.chdir(file.parent)  # relative paths in a job file are relative to its folder
     access_point = AccessPoint()
-    folder = value(str(file.parent)).replace("$", "$(DOLLAR)")
+    folder = job_file_value(str(file.parent)).replace("$", "$(DOLLAR)")
     macros = {"leave_in_queue": LEAVE_IN_QUEUE, f"My.{Job.FOLDER}": folder}
     cluster = access_point.submit(text, macros, spool=True, seconds=UPLOAD_SECONDS)
     print(cluster)
@@ -48,14 +48,14 @@ def submit(
 
 
 def _watch(access_point: AccessPoint, cluster: int) -> None:
-    told = ""
+    shown = ""
     while True:
         jobs = access_point.jobs(f"ClusterId == {cluster}", ["ProcId", "HoldReason"])
         counts = {name: sum(JobStatus.NAMES[job["JobStatus"]] == name for job in jobs) for name in JobStatus.NAMES}
         line = f"cluster {cluster}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        if line != told:
+        if line != shown:
             print(line, file=sys.stderr, flush=True)
-            told = line
+            shown = line
         held = [job for job in jobs if job["JobStatus"] == JobStatus.HELD]
         if held and counts["completed"] + len(held) == len(jobs):
             why = printable(str(held[0].get("HoldReason", "")))
@@ -69,20 +69,21 @@ def gather(
     cluster: Annotated[int, typer.Argument(help="The number that glide submit printed.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the results.")],
 ) -> None:
-    """Bring a cluster's finished results home, each job's once. Example: glide gather 17 --to results
+    """Fetch the outputs of a cluster's completed jobs. Example: glide gather 17 --to results
 
-    All that HTCondor brings is brought: the files that the job file lists (or new files, if it lists none), output,
-    error and log. A job's files keep their names and go into a folder named like its initialdir, if that is not the
-    job file's own folder. Nothing is overwritten: a file whose name several jobs list, or that is there already, goes
-    into a folder of its job, CLUSTER.PROC. The events of jobs that share a log are in one log.
+    The command fetches the output, error and log files of each job, and the files that the job file lists. If the job
+    file lists no files, the command fetches all files that the job has created. Files keep their names. If the
+    initialdir of a job is not the folder of the job file, the job's files go into a folder with the initialdir's name.
+    Nothing is overwritten. If several jobs list the same file, or if a file exists already, the file goes into a folder
+    CLUSTER.PROC of its job. Jobs that share a log get one common log.
 
-    Jobs leave the queue when their results are on disk. Exit 3 while some are unfinished: gather again later. Exit 1
-    if a job's outputs could not be brought: the job stays in the queue, and the others are gathered.
+    A job leaves the queue when its outputs are on disk. Exit 3: some jobs have not completed; gather again later.
+    Exit 1: the outputs of a job could not be fetched. That job stays in the queue, and all other jobs are gathered.
     """
     connect()
     access_point = AccessPoint()
     if not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"], limit=1):
-        raise InputError(f"no cluster {cluster} in the queue: wrong number, or gathered already")
+        raise InputError(f"no cluster {cluster} in the queue: the number is wrong, or it is gathered already")
     failed: list[str] = []
 
     def report(job: str, cause: str) -> None:

@@ -1,4 +1,4 @@
-"""glide sweep: records through prompts through a warm model."""
+"""glide sweep: run each record with each prompt through a warm model, and report on the results."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
 from glide.config import SiteFile, load
-from glide.invoke.carriers import read_lines
-from glide.report.sweep.account import look
+from glide.invoke.jobs import read_lines
 from glide.report.sweep.page import PAGE, write
-from glide.report.sweep.progress import Watch, result_table
+from glide.report.sweep.progress import ProgressDisplay, result_table
+from glide.report.sweep.report import load_report
 from glide.sweep.driver import drive
-from glide.sweep.out import own
+from glide.sweep.out import internal_path
 from glide.sweep.prepare import prepare
-from glide.sweep.results import Results, begin
-from glide.sweep.standing import standing
+from glide.sweep.results import Results, open_results
+from glide.sweep.status import sweep_status
 from glide.sweep.workplace import workplace
 from glide.vocabulary import Exit
 
-app = typer.Typer(help="Batch inference sweeps. Example: glide sweep run sweep.yaml", no_args_is_help=True)
+app = typer.Typer(help="Run batch inference sweeps. Example: glide sweep run sweep.yaml", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="The sweep file.")]
-To = Annotated[Path | None, typer.Option("--to", help="The folder to write to; by default `report` in its results.")]
-Site = Annotated[Path | None, typer.Option("--site", help="Run a factory for this site meanwhile.")]
+To = Annotated[Path | None, typer.Option("--to", help="Output folder; by default `report` in the sweep's `out`.")]
+Site = Annotated[Path | None, typer.Option("--site", help="A site file: run a factory for it while the sweep runs.")]
 
 
 @app.command()
@@ -40,81 +40,86 @@ def run(
     again: Annotated[bool, typer.Option("--again", help="Move old results aside and compute all records.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a sweep: all of it, or what has no result yet. Example: glide sweep run workflows/promptverify/sweep.yaml
+    """Run all records of a sweep that have no result. Example: glide sweep run workflows/promptverify/sweep.yaml
 
-    Results that are there stay, as long as their request is the same: those of an interrupted sweep, and of one whose
-    prompts or records have grown. A finished sweep only prints its table.
+    A result is kept as long as its request is the same. So the command completes an interrupted sweep, or a sweep with
+    new records or prompts. If the sweep has finished, the command only prints the table of results.
 
-    Exit 0: every record has a result; 3: finished, and some records have an error; 2: the input is wrong, nothing
-    was submitted; 1: it could not go on; 130: interrupted, go on with `glide sweep resume`.
+    Exit 0: every record has a result. 3: the sweep has finished, and some results are errors. 2: the input is wrong,
+    and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted; continue with `glide sweep resume`.
     """
     _run(file, site, as_json, again=again)
 
 
 @app.command()
 def resume(file: File, site: Site = None, as_json: AsJson = False) -> None:
-    """Go on with an interrupted sweep: `run` that never begins one. Example: glide sweep resume sweep.yaml"""
+    """Continue an interrupted sweep. Example: glide sweep resume sweep.yaml
+
+    The command does the same as `run`, but refuses a sweep that was never started.
+    """
     _run(file, site, as_json, resume=True)
 
 
 @app.command()
 def retry(
     file: File,
-    only: Annotated[str | None, typer.Option("--only", metavar="TYPE", help="Errors of this type alone.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="TYPE", help="Run only records with an error of this type.")
+    ] = None,
     site: Site = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the records that have an error again. Example: glide sweep retry sweep.yaml --only RecordTimeout
+    """Run again all records whose result is an error. Example: glide sweep retry sweep.yaml --only RecordTimeout
 
-    All other results stay, and an error stays until its record has a new result. Exit codes are those of `run`.
+    All other results are kept. An error is kept until its record has a new result. The exit codes are those of `run`.
     """
     _run(file, site, as_json, resume=True, retry=True, only=only)
 
 
 @app.command()
 def status(file: File, as_json: AsJson = False) -> None:
-    """How far a sweep is, how many records its jobs carry, and why. Example: glide sweep status sweep.yaml"""
+    """Show a sweep's progress, and how its records are packed into jobs. Example: glide sweep status sweep.yaml"""
     sweep = prepare(file)
-    told = standing(sweep)
-    wave = next(read_lines(own(sweep.out, "wave.json")), {"sizes": [], "reason": "no jobs yet"})
+    progress = sweep_status(sweep)
+    wave = next(read_lines(internal_path(sweep.out, "wave.json")), {"sizes": [], "reason": "no jobs yet"})
     if as_json:
-        print_json({"name": sweep.file.name, "records": len(sweep.records), **asdict(told), "wave": wave})
+        print_json({"name": sweep.file.name, "records": len(sweep.records), **asdict(progress), "wave": wave})
         return
-    for prompt, count in told.done.items():
-        errors = f", {told.errors[prompt]} errors" if told.errors[prompt] else ""
+    for prompt, count in progress.done.items():
+        errors = f", {progress.errors[prompt]} errors" if progress.errors[prompt] else ""
         print(f"{prompt}: {count} of {len(sweep.records)}{errors}")
-    by = f" by {told.driver}" if told.driver else ""
-    print(f"{told.state}{by}; last jobs: {', '.join(map(str, wave['sizes'][:8]))} ({wave['reason']})")
+    by = f" by {progress.driver}" if progress.driver else ""
+    print(f"{progress.state}{by}; last jobs: {', '.join(map(str, wave['sizes'][:8]))} ({wave['reason']})")
 
 
 @app.command()
 def report(file: File, to: To = None, as_json: AsJson = False) -> None:
-    """Where a sweep's time went, how good its prompts are, and what went wrong: as a page with figures.
+    """Write a report with figures: where a sweep's time went, the accuracy of its prompts, and its errors.
 
     Example: glide sweep report sweep.yaml --to /tmp/report
 
-    Writes report.html, which needs no other file, and the figures as PNGs; of a sweep that has not finished, too.
+    The command writes report.html, which needs no other file, and each figure as a PNG. The sweep may be unfinished.
     """
-    account = look(prepare(file))
-    folder = to or account.sweep.out / "report"
-    told = write(account, folder)
+    loaded = load_report(prepare(file))
+    folder = to or loaded.sweep.out / "report"
+    document = write(loaded, folder)
     page = str(folder / PAGE)
     if as_json:
-        print_json({**(account.summary or {}), "report": {**told, "page": page}})
+        print_json({**(loaded.summary or {}), "report": {**document, "page": page}})
         return
-    if account.summary is not None:
-        Console(markup=False).print(result_table(account.summary))
-    print("\n".join([*account.notes, page]))
+    if loaded.summary is not None:
+        Console(markup=False).print(result_table(loaded.summary))
+    print("\n".join([*loaded.notes, page]))
 
 
 def _run(file: Path, site: Path | None, as_json: bool, only: str | None = None, **how: bool) -> None:
     sweep = prepare(file)
     if site is not None:
-        load(site, SiteFile)  # a wrong site file is said before anything starts
-    with closing(begin(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", only=only, **how)) as results:
+        load(site, SiteFile)  # report a mistake in the site file before anything starts
+    with closing(open_results(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", only=only, **how)) as results:
         for note in results.notes:
             print(note, file=sys.stderr)
-        summary = _at_rest(file, results) if results.finished else _drive(file, site, results)
+        summary = _finished(file, results) if results.finished else _drive(file, site, results)
         if as_json:
             print_json(summary)
         else:
@@ -126,20 +131,20 @@ def _run(file: Path, site: Path | None, as_json: bool, only: str | None = None, 
 
 def _drive(file: Path, site: Path | None, results: Results) -> dict[str, Any]:
     total = results.total
-    if results.found:
-        print(f"resumed: {results.found} of {total} records need not be done again", file=sys.stderr)
+    if results.resumed:
+        print(f"resumed: {results.resumed} of {total} records have a result", file=sys.stderr)
     try:
-        with workplace(site), Watch(results.sweep.file.name) as watch:
-            return drive(results.sweep, results, watch)
+        with workplace(site), ProgressDisplay(results.sweep.file.name) as display:
+            return drive(results.sweep, results, display)
     except KeyboardInterrupt:
-        done = f"{len(results.have)} of {total} records are done"
-        print(f"\ninterrupted: {done}; go on with: glide sweep resume {file}", file=sys.stderr)
+        done = f"{len(results.done)} of {total} records are done"
+        print(f"\ninterrupted: {done}; to continue: glide sweep resume {file}", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def _at_rest(file: Path, results: Results) -> dict[str, Any]:
+def _finished(file: Path, results: Results) -> dict[str, Any]:
     print(
         f"finished: all {results.total} records have a result; to start over: glide sweep run {file} --again",
         file=sys.stderr,
     )
-    return results.at_rest()
+    return results.finished_summary()

@@ -1,4 +1,4 @@
-"""glide template: what a model or a sticky function is to the nodes, and whether it loads."""
+"""glide template: show the template of a model or of a sticky function, and test whether it loads."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from rich.table import Table
 from glide.cli.options import AsJson, print_json
 from glide.condor import AccessPoint, connect, home, install
 from glide.errors import CondorError, GlideError, InputError
-from glide.factory.folders import key_to
-from glide.factory.seed import announce
+from glide.factory.home import file_set_key
+from glide.factory.seed import write_offer
 from glide.files import Tree
 from glide.files.listing import MANIFEST
-from glide.files.peers import short
+from glide.files.peers import short_digest
 from glide.glidein import bundle
 from glide.glidein.trial import trial
-from glide.sweep.functions import Invocation, State
+from glide.sweep.functions import Invocation, StickyState
 from glide.sweep.prepare import prepare_model
 from glide.system import publish
 from glide.template import Template
 from glide.template.spec import files_of
 
-app = typer.Typer(help="Templates of sticky state. Example: glide template check sweep.yaml", no_args_is_help=True)
+app = typer.Typer(
+    help="Show and test templates, the descriptions of what nodes load. Example: glide template check sweep.yaml",
+    no_args_is_help=True,
+)
 
 Source = Annotated[str, typer.Argument(help="A sweep file, or FILE.py:NAME of an invocation or a state.")]
 
 
 @app.command()
 def show(source: Source, as_json: AsJson = False) -> None:
-    """What nodes are told. Example: glide template show infer.py:verdict
+    """Print a template. Example: glide template show infer.py:verdict
 
-    With --json as a sticky job takes it there, pickles and all (submit_templates/sticky.sub).
+    With --json, the template is complete and includes pickled functions. A sticky job carries a template in this form
+    (submit_templates/sticky.sub).
     """
     template = _template(source)
     if as_json:
@@ -47,43 +51,46 @@ def show(source: Source, as_json: AsJson = False) -> None:
     document = dataclasses.asdict(template)
     if document["function"]:
         document["function"]["pickle"] = f"{len(document['function']['pickle'])} characters"
-    print_json({"digest": template.digest, "tree": short(Tree(template.files).digest), **document})
+    print_json({"digest": template.digest, "tree": short_digest(Tree(template.files).digest), **document})
 
 
 @app.command()
 def digest(source: Source) -> None:
-    """The digest alone, as lanes advertise it (GlideTemplate). Example: glide template digest sweep.yaml"""
+    """Print a template's digest, as lanes advertise it in GlideTemplate. Example: glide template digest sweep.yaml"""
     print(_template(source).digest)
 
 
 @app.command()
 def check(source: Source, as_json: AsJson = False) -> None:
-    """Load it once here, in a process that is thrown away. Example: glide template check sweep.yaml
+    """Load a template once on this machine, in a separate process. Example: glide template check sweep.yaml
 
-    Says how long each phase took and how much memory it needs. Exit 1: it does not load.
+    The command prints the seconds of each phase, and the memory that was used. Exit 1: the template does not load.
     """
     template = _template(source)
-    made = trial(
+    result = trial(
         template,
         install.cache_dir() / "files",
-        watch=lambda state: print(f"{template.model}: {state}", file=sys.stderr),
+        on_state=lambda state: print(f"{template.model}: {state}", file=sys.stderr),
     )
     if as_json:
-        print_json({**dataclasses.asdict(made), "digest": template.digest, "log": made.log[-2000:]})
+        print_json({**dataclasses.asdict(result), "digest": template.digest, "log": result.log[-2000:]})
     else:
         table = Table("phase", "seconds")
-        for phase, seconds in made.seconds.items():
+        for phase, seconds in result.seconds.items():
             table.add_row(phase, f"{seconds:.2f}")
-        table.add_row("memory", f"{made.megabytes:.0f} MB")
+        table.add_row("memory", f"{result.megabytes:.0f} MB")
         Console().print(table)
-    if made.failure:
-        print(made.log, file=sys.stderr)
-        raise GlideError(f"{template.model} does not load: {made.failure}")
+    if result.failure:
+        print(result.log, file=sys.stderr)
+        raise GlideError(f"{template.model} does not load: {result.failure}")
 
 
 @app.command()
 def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> None:
-    """The list of a model's files, for a web server. Example: glide template files model > model/glide-files.json"""
+    """Print the list of a model's files. A web server must serve this list in the same folder as the files.
+
+    Example: glide template files model > model/glide-files.json
+    """
     try:
         found = files_of(folder, folder)
     except OSError as error:
@@ -94,17 +101,21 @@ def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> 
 @app.command()
 def ticket(
     source: Source,
-    file: Annotated[Path, typer.Argument(help="NAME.glide, for glide://NAME.")],
-    site: Annotated[str, typer.Option(help="Whose factory's nodes may be asked, where several have run here.")] = "",
+    file: Annotated[Path, typer.Argument(help="Output file NAME.glide; jobs then use glide://NAME.")],
+    site: Annotated[
+        str, typer.Option(help="Site whose nodes may serve the files, if factories of several sites have run here.")
+    ] = "",
 ) -> None:
-    """What an ordinary job shows for a model's files. Example: glide template ticket sweep.yaml tiny.glide
+    """Write a ticket, with which an ordinary job gets a model's files.
 
-    It holds a key to these files, so it is for your jobs alone (submit_templates/files.sub).
+    Example: glide template ticket sweep.yaml tiny.glide
+
+    The ticket contains a key to these files. Give the ticket only to your own jobs (submit_templates/files.sub).
     """
     if file.suffix != ".glide":
-        raise InputError(f"{file}: name it NAME.glide; jobs then write glide://NAME")
-    parcel = _template(source).parcel
-    if not parcel.files:
+        raise InputError(f"{file}: the name must end with .glide; jobs then use glide://NAME")
+    file_set = _template(source).file_set
+    if not file_set.files:
         raise InputError(f"{source}: its model has no files")
     factories = sorted(path.parent for path in (home() / "factory").glob(f"{site or '*'}/peers"))
     if site and not factories:
@@ -112,17 +123,21 @@ def ticket(
     if len(factories) > 1:
         raise InputError(f"several factories have run here; add --site {' or --site '.join(f.name for f in factories)}")
     if factories:
-        parcel = dataclasses.replace(parcel, key=key_to(parcel, factories[0]))
-        if parcel.path.startswith("/"):
-            parcel = dataclasses.replace(parcel, seed=announce(parcel, factories[0] / "seed"))
+        file_set = dataclasses.replace(file_set, key=file_set_key(file_set, factories[0]))
+        if file_set.path.startswith("/"):
+            file_set = dataclasses.replace(file_set, seed=write_offer(file_set, factories[0] / "seed"))
     else:
-        print("glide: no factory has run here, so jobs ask no nodes: each host reads its source once", file=sys.stderr)
-    _write(file, json.dumps(dataclasses.asdict(parcel)), 0o600)
+        print(
+            "glide: no factory has run with this GLIDE_HOME, so jobs get the files from the source, not from nodes:"
+            " each host reads it once",
+            file=sys.stderr,
+        )
+    _write(file, json.dumps(dataclasses.asdict(file_set)), 0o600)
 
 
 @app.command()
-def plugin(file: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
-    """HTCondor's file transfer plugin for glide://, which jobs bring. Example: glide template plugin glide_plugin"""
+def plugin(file: Annotated[Path, typer.Argument(help="Output file.")]) -> None:
+    """Write the file transfer plugin that jobs carry for glide:// URLs. Example: glide template plugin glide_plugin"""
     _write(file, bundle.plugin(), 0o755)
 
 
@@ -136,11 +151,11 @@ def _write(file: Path, content: bytes | str, mode: int) -> None:
 def _template(source: str) -> Template:
     file, _, name = source.partition(".py:")
     if not name and not source.endswith(".py"):
-        return prepare_model(Path(source)).of(_owner)
+        return prepare_model(Path(source)).for_user(_owner)
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    sys.path.insert(0, str(path.parent.resolve()))  # as where it is run itself
+    sys.path.insert(0, str(path.parent.resolve()))  # Python does the same when it runs a script
     content = runpy.run_path(str(path), run_name="glide_template")
     states = {key: state for key, each in content.items() if (state := _state(each))}
     if not name and len(set(map(id, states.values()))) == 1:
@@ -150,15 +165,18 @@ def _template(source: str) -> Template:
     return states[name].template(_owner())
 
 
-def _state(thing: Any) -> State | None:
-    return thing.state if isinstance(thing, Invocation) else thing if isinstance(thing, State) else None
+def _state(thing: Any) -> StickyState | None:
+    return thing.state if isinstance(thing, Invocation) else thing if isinstance(thing, StickyState) else None
 
 
 def _owner() -> str:
-    """Who we are to the pool in force; without one, nobody, which is another template than anybody's."""
+    """Return the user's name in the active pool; empty without a pool. The name is a part of the template's digest."""
     try:
         connect()
         return AccessPoint().user
     except CondorError:
-        print("glide: no pool is up, so this is the template of no owner: its digest differs there", file=sys.stderr)
+        print(
+            "glide: no pool is up, so this template has no owner; with a pool it has one, and another digest",
+            file=sys.stderr,
+        )
         return ""

@@ -1,4 +1,4 @@
-"""glide web: the factory in a browser, and for Prometheus."""
+"""glide web: the pool's status in a browser, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from glide.errors import InputError
 from glide.system import publish
 from glide.web.app import application
 from glide.web.guard import is_loopback
-from glide.web.sight import Sight
+from glide.web.snapshot_cache import SnapshotCache
 
 PORT = 8450
 
 
 def web(
     host: Annotated[
-        str, typer.Option(help="Address or name to listen on; off this machine a token is asked for.")
+        str,
+        typer.Option(help="Address or name to listen on. If other machines can reach it, clients must send a token."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")] = PORT,
     token_file: Annotated[
-        Path | None, typer.Option(help="Ask for the token in this file; glideins' last words are shown.")
+        Path | None,
+        typer.Option(help="File with a token that clients must send. With a token, pages show glideins' output."),
     ] = None,
 ) -> None:
-    """A page of entries, lanes, runs and failures that keeps itself up to date, and /metrics. Example: glide web
+    """Serve a live page of entries, lanes, runs and failures, and /metrics for Prometheus. Example: glide web
 
-    It only reads, and only this machine reaches it, unless --host names another address. SIGTERM or Ctrl-C ends it.
+    The pages are read-only. Only this machine can reach them, unless --host names another address. SIGTERM or Ctrl-C
+    ends the server.
     """
     try:
         off_machine = not is_loopback(host)
@@ -48,17 +51,17 @@ def web(
     address = f"[{host}]" if ":" in host else host
     print(f"glide web: http://{address}:{listening.getsockname()[1]}/", flush=True)
     if token:
-        print(f"its token is in {token_file}; in a browser, open /?token=… once", flush=True)
+        print(f"the token is in {token_file}; in a browser, open /?token=… once", flush=True)
     settings = uvicorn.Config(
-        application(Sight(), names, token), log_level="warning", access_log=False, server_header=False,
+        application(SnapshotCache(), names, token), log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, lifespan="off", timeout_graceful_shutdown=1,
     )  # fmt: skip
-    with suppress(KeyboardInterrupt):  # being stopped is how it ends
+    with suppress(KeyboardInterrupt):  # Ctrl-C or SIGTERM is the normal end of the server
         uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _own_token() -> Path:
-    """The token of this GLIDE_HOME, made when it is first asked for."""
+    """Return the path of the file with the token of this GLIDE_HOME. Create the file if it is missing."""
     file = home() / "web" / "token"
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
@@ -70,9 +73,9 @@ def _read(file: Path) -> str:
     try:
         token = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: no token can be read: {error}") from None
+        raise InputError(f"{file}: cannot read the token: {error}") from None
     if not token:
-        raise InputError(f"{file}: it is empty; put a token into it that nobody guesses")
+        raise InputError(f"{file}: the file is empty; write a secret token into it")
     if file.stat().st_mode & 0o077:
-        raise InputError(f"{file}: others can read it; chmod 600 {file}")
+        raise InputError(f"{file}: others can read it; run chmod 600 {file}")
     return token

@@ -1,4 +1,9 @@
-"""The only room that talks to HTCondor: finding it, an embedded pool of it, its queue, its collector."""
+"""Use HTCondor on the access point: find or install HTCondor, run an embedded pool, use the queue and the collector.
+
+Only glide.condor.bindings imports HTCondor's Python bindings. Other packages use HTCondor without the bindings:
+glide.ssh runs HTCondor's commands on login hosts, glide.files.peers runs condor_status, glide.glidein starts HTCondor's
+daemons, and glide.server.stream writes to a job's spool with HTCondor's chirp protocol.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +21,18 @@ __all__ = ["AccessPoint", "Collector", "EmbeddedPool", "EventLog", "configured",
 
 
 def configured() -> bool:
-    """Whether this machine or its user has chosen a pool other than glide's embedded one."""
+    """Return whether CONDOR_CONFIG or /etc/condor/condor_config configures a pool."""
     return "CONDOR_CONFIG" in os.environ or Path("/etc/condor/condor_config").exists()
 
 
 def connect() -> None:
-    """Point the bindings at the pool in force: CONDOR_CONFIG, a running embedded pool, the system's own.
+    """Choose the pool that the bindings use.
+
+    The choice is the pool in CONDOR_CONFIG. If CONDOR_CONFIG is not set, the choice is a running embedded pool, or else
+    the system's pool.
 
     Raises:
-        CondorError: there is none.
+        CondorError: none of these pools exists.
     """
     if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).listens():
         os.environ.update(pool.environment())

@@ -1,6 +1,6 @@
-"""The access point's queue through the bindings: submit, spool, query, retrieve, remove.
+"""Use the queue of an access point through HTCondor's bindings: submit, spool, query, retrieve and remove jobs.
 
-The bindings are used here, in the collector's module beside it, and nowhere else.
+The modules collector, configuration, event_log and rights use the bindings for other daemons and files.
 """
 
 from __future__ import annotations
@@ -14,31 +14,40 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import CALL_SECONDS, Answer, isolated
-from glide.condor.signals import undisturbed
-from glide.errors import CondorError, Refused
+from glide.condor.signals import defer_signals
+from glide.errors import CondorError, CondorRefused
 from glide.vocabulary import JobStatus
 
-SPOOLING_INPUT = 16  # HTCondor's hold code
-SPOOL_SECONDS = 45.0  # a client that spools for longer has died over it
-SUBMIT_SECONDS = 60.0  # for a submission with little input; the bindings themselves would wait for ever
+SPOOLING_INPUT = 16  # HTCondor's hold code of a job whose input is being spooled
+SPOOL_SECONDS = 45.0  # if a client spools input for a longer time, in seconds, the client was probably killed
+SUBMIT_SECONDS = 60.0  # time limit of a submission with little input, in seconds; the bindings have no time limit
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # who we are, by access point: that does not change while we live
+_USERS: dict[str, str] = {}  # this account's User, by the access point's address; a User never changes
 
 
-def plain(ad: Any) -> dict[str, Any]:
-    """A ClassAd as a dict of Python values; what is undefined or an error is left out."""
+def ad_to_dict(ad: Any) -> dict[str, Any]:
+    """Return a ClassAd as a dict of Python values. Leave out attributes whose value is undefined or an error."""
     expression, nothing = bindings.classad2.ExprTree, bindings.classad2.Value
-    # Most are values already; to evaluate all of a large queue's would take six times as long.
+    # Evaluate only expressions, because most attributes are plain values. For a large queue, the evaluation of all
+    # attributes would take six times as long.
     values = ((name, ad.eval(name) if isinstance(value, expression) else value) for name, value in ad.items())
     return {name: value for name, value in values if not isinstance(value, nothing)}
 
 
 class AccessPoint:
-    """One schedd: the configured pool's own, a named one of its collector, or one of another pool's collector.
+    """A schedd of the configured pool or of another pool.
 
-    After a call that failed the schedd is located again: a pool that was restarted has another address.
+    After a failed call, the schedd is located again, because a restarted pool has new addresses.
+
+    Args:
+        name: the schedd's name. None stands for the default schedd of the configured pool, or for the only schedd of
+            another pool.
+        collector: address of another pool's collector; None for the configured pool.
+
+    Raises:
+        CondorError: the schedd does not answer.
     """
 
     def __init__(self, name: str | None = None, collector: str | None = None):
@@ -47,9 +56,9 @@ class AccessPoint:
         self._found: tuple[Any, Any] | None = None
         self._find()
 
-    @undisturbed()
+    @defer_signals()
     def _find(self) -> tuple[Any, Any]:
-        """The schedd's location and the bindings' object for it."""
+        """Return the schedd's location and the bindings' object for it."""
         if self._found is None:
             try:
                 kind = bindings.htcondor2.DaemonType.Schedd
@@ -68,20 +77,20 @@ class AccessPoint:
 
     @property
     def location(self) -> Any:
-        """Its ad, with its address."""
+        """The schedd's location ad, which contains its address."""
         return self._find()[0]
 
     @property
     def schedd(self) -> Any:
-        """The bindings' object."""
+        """The bindings' object for the schedd."""
         return self._find()[1]
 
     @property
     def user(self) -> str:
-        """Who we are to this access point, as User@UidDomain."""
+        """This account's name at the access point, as User@UidDomain."""
         address = str(self.location["MyAddress"])
         if address not in _USERS:
-            _USERS[address] = self._apart(self._ping, CALL_SECONDS)
+            _USERS[address] = self._isolated(self._ping, CALL_SECONDS)
         return _USERS[address]
 
     def _ping(self) -> str:
@@ -98,20 +107,22 @@ class AccessPoint:
         spool: bool = False,
         seconds: float = SUBMIT_SECONDS,
     ) -> int:
-        """Submit a job file's text as one cluster and return its number.
+        """Submit the text of a job file as one cluster, and return the cluster's number.
+
+        If the submission fails, the queue contains no job of this cluster, or only held jobs that lack their input.
 
         Args:
-            macros: set over what the description says.
-            items: one job each, as macros; without them the description's own queue statement counts.
-            spool: send the input files to the access point, which then needs nothing of this machine.
-            seconds: how long that may take.
+            macros: values for macros. These values replace the values in the description.
+            items: one item for each job, with further macros for this job. Without items, the queue statement in the
+                description decides how many jobs are submitted.
+            spool: whether to send the input files to the access point, so that the jobs do not need this machine.
+            seconds: time limit of the submission, in seconds.
 
         Raises:
-            Refused: HTCondor answers, and refuses the job.
-            CondorError: HTCondor does not answer in time.
-            Nothing is left in its queue, or what never got its input, which HTCondor holds.
+            CondorRefused: HTCondor answers and refuses the job.
+            CondorError: HTCondor does not answer in time, or the input files could not be spooled.
         """
-        return self._apart(partial(self._submit, description, macros, items, spool), seconds)
+        return self._isolated(partial(self._submit, description, macros, items, spool), seconds)
 
     def _submit(
         self, description: str, macros: Mapping[str, str], items: Sequence[Mapping[str, str]], spool: bool
@@ -126,89 +137,100 @@ class AccessPoint:
                 result = self.schedd.submit(submit, spool=spool)
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
-            self.time()  # raises where it is away rather than unwilling
-            raise Refused(f"HTCondor refuses the job: {error}") from None
+            self.time()  # raises CondorError if HTCondor does not answer at all
+            raise CondorRefused(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:
             try:
                 self.schedd.spool(result)
             except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
                 self._found = None
-                with suppress(CondorError):  # else it is held, and removed by whoever sees that
+                with suppress(CondorError):  # if the jobs cannot be removed, they stay held
                     self.remove(f"ClusterId == {cluster}", "its input files could not be spooled")
                 raise CondorError(f"the input files could not be spooled: {error}") from None
         return cluster
 
-    @undisturbed()
+    @defer_signals()
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
-        """Jobs in the queue, at most `limit` where that is given, each with those of the attributes it has.
+        """Return the jobs that a constraint selects. A job has only the requested attributes that its ad defines.
 
-        A job whose input is still being spooled is formally held; here it is what it is to its user, idle.
+        While the input of a job is being spooled, HTCondor holds the job. For the first SPOOL_SECONDS, this method
+        returns such a job as idle.
+
+        Args:
+            limit: maximum number of jobs; -1 for all jobs.
         """
         wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
-        jobs = [plain(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
+        jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            with suppress(KeyError, TypeError):  # a job's owner may write anything there
+            with suppress(KeyError, TypeError):  # a job's owner can set these attributes to any value
                 if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
 
-    @undisturbed()
+    @defer_signals()
     def time(self) -> int:
-        """Unix time, by the access point's clock."""
+        """Return the Unix time of the access point's clock."""
         (summary,) = self._call("query", "false", [], opts=bindings.htcondor2.QueryOpts.SummaryOnly)
         return int(summary["ServerTime"])
 
     def retrieve(self, constraint: str) -> None:
-        """Bring the outputs of spooled jobs to the folder they were submitted from."""
+        """Copy the outputs of spooled jobs to the folders from which the jobs were submitted."""
         self._call("retrieve", constraint)
 
     def edit(self, job: str, attribute: str, expression: str) -> None:
-        """Set an attribute in the ad of a job, named as cluster.proc, or of those that a constraint selects."""
-        self._apart(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
+        """Set an attribute of a job (cluster.proc), or of all jobs that a constraint selects."""
+        self._isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
 
-    @undisturbed()
+    @defer_signals()
     def remove(self, constraint: str, reason: str) -> int:
-        """Remove jobs and return how many."""
+        """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         result = self._call(
             "act", bindings.htcondor2.JobAction.Remove, constraint, reason=(reason, 0)
-        )  # a bare text is not passed on
+        )  # if the reason is not a tuple, the bindings ignore it
         return int(result.get("TotalSuccess", 0))
 
     def reconsider(self, constraint: str, priority: int) -> None:
-        """Have idle jobs negotiated for again, with this priority.
+        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again.
 
-        A schedd of 25.14 takes a job whose match the other side refused for matched until it rebuilds its list of
-        runnable jobs: when a job comes, or a priority is set, or after 20 minutes. That none is left is no error.
+        If no job is left, do nothing.
+
+        If a slot refuses a matched job, the schedd of HTCondor 25.14 still considers the job matched until the schedd
+        rebuilds its list of runnable jobs. The schedd rebuilds the list when a job arrives, when a priority is set, and
+        after 20 minutes.
         """
         with suppress(CondorError):
             self.edit(constraint, "JobPrio", str(priority))
 
-    def _apart(self, call: Callable[[], Answer], seconds: float) -> Answer:
-        """Return what a call returns that has no time limit of its own; CondorError as `isolated`."""
+    def _isolated(self, call: Callable[[], Answer], seconds: float) -> Answer:
+        """Run a call of the bindings with a time limit, and return the result. The bindings themselves set no limit.
+
+        Raises:
+            CondorError: for the same reasons as in `isolated`.
+        """
         try:
             return isolated(call, seconds)
         except CondorError:
             self._found = None
             raise
 
-    @undisturbed()
+    @defer_signals()
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             return getattr(self.schedd, method)(*arguments, **options)
         except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
-            raise CondorError(f"the access point does not {method}: {error}") from None
+            raise CondorError(f"access point: {method} failed: {error}") from None
 
 
 def read_submit_file(path: Path) -> str:
-    """A job file's text; CondorError when it is no valid job description."""
+    """Return the text of a job file. Raise CondorError if the text is not a valid job description."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        text = content.decode("latin-1")  # condor_submit takes any bytes, and every byte is a character of Latin-1
+        text = content.decode("latin-1")  # condor_submit accepts any bytes, and Latin-1 has a character for each byte
     try:
         bindings.htcondor2.Submit(text)
     except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
@@ -217,28 +239,32 @@ def read_submit_file(path: Path) -> str:
 
 
 def parameter(name: str) -> str | None:
-    """A value of the configuration that is in force, such as UID_DOMAIN."""
+    """Return a parameter of HTCondor's configuration, such as UID_DOMAIN; None if the parameter is not defined."""
     value = bindings.htcondor2.param.get(name)
     return None if value is None else str(value)
 
 
-def value(text: str) -> str:
-    """A string as an attribute's value in a job file, where only quotes are escaped.
+def job_file_value(text: str) -> str:
+    """Put a text into quotes, so that a job file can set an attribute to this text. Escape only quotes in the text.
 
     Raises:
-        CondorError: it has a line break, or ends in a backslash: it would say more than one value.
+        CondorError: the text contains a control character or ends with a backslash. Such a text could change the next
+            lines of the job file.
     """
     if _CONTROL.search(text) or text.endswith("\\"):
-        raise CondorError(f"no attribute of a job can have this value in a job file: {text!r:.200}")
+        raise CondorError(f"a job file cannot have this value for an attribute: {text!r:.200}")
     return '"' + text.replace('"', '\\"') + '"'
 
 
 def quoted(text: str) -> str:
-    """A string in a ClassAd expression, in one line whatever characters it has."""
+    """Return a text as a string literal for a ClassAd expression.
+
+    Control characters are escaped, so that the literal has only one line.
+    """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + _CONTROL.sub(lambda found: f"\\{ord(found[0]) or ord('?'):03o}", escaped) + '"'
 
 
 def any_of(jobs: Iterable[str]) -> str:
-    """The constraint that selects these jobs, each named as cluster.proc."""
+    """Return the constraint that selects these jobs. Each job is given as cluster.proc."""
     return " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in jobs)

@@ -1,7 +1,8 @@
-"""htcondor2 and classad2, imported on first use: they read HTCondor's configuration at that moment.
+"""Import htcondor2 and classad2 only when a program first uses them.
 
-So `glide.condor.connect` can choose the pool in a process that has long imported everything else. (Imported
-without any configuration they would set CONDOR_CONFIG to /dev/null for this process and its children.)
+The import reads HTCondor's configuration. So a late import allows `glide.condor.connect` to choose the pool after the
+rest of glide was imported. If HTCondor has no configuration, the import of htcondor2 sets CONDOR_CONFIG to /dev/null
+for this process and its children.
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ import importlib
 import os
 from typing import Any
 
-QUERY_SECONDS = "20"  # how long a collector may take to answer, as with a schedd; HTCondor's own default is 60
+QUERY_SECONDS = "20"  # time limit for an answer of the collector, in seconds; HTCondor's default is 60
 
 
 def __getattr__(name: str) -> Any:
     if name not in ("htcondor2", "classad2"):
         raise AttributeError(name)
-    globals()[name] = module = importlib.import_module(name)  # from now on found without this function
+    globals()[name] = module = importlib.import_module(name)  # Python calls this function only for missing names
     if name == "htcondor2":
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
     return module
 
 
 def reload() -> None:
-    """Have the configuration read again, for another pool may be in force than when that was done."""
+    """Read HTCondor's configuration again, because CONDOR_CONFIG may name a different pool now."""
     if module := globals().get("htcondor2"):
         module.reload_config(os.environ.get("CONDOR_CONFIG"))
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
 
 
 def version() -> str:
-    """HTCondor's, of which the bindings are."""
+    """Return the version of HTCondor that the bindings belong to."""
     return str(__getattr__("htcondor2").version())

@@ -1,7 +1,7 @@
-"""Calls in processes of their own with a time limit: several at once (`ask`), or one (`isolated`).
+"""Run calls with a time limit, each in its own process. `ask` runs several calls together. `isolated` runs one call.
 
-HTCondor's bindings hold Python's lock for as long as a daemon does not answer, so that no thread can watch them. Most
-calls give up after some 20 s by themselves; a ping and a question for the configuration wait for ever.
+HTCondor's bindings hold Python's global lock until a daemon answers. So no thread of the same process can interrupt a
+call. Most calls give up by themselves after about 20 s. A ping and a query for a daemon's configuration never give up.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from glide.errors import CondorError, GlideError, mistake
+from glide.errors import CondorError, GlideError, describe_bug
 from glide.system import end_with_parent
 
-CALL_SECONDS = 20.0  # as HTCondor's own limit for a query
+CALL_SECONDS = 20.0  # default time limit of a call, in seconds; the bindings have about the same limit for a query
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """Why there is no answer, and which kind of error that is."""
+class NoReply:
+    """The reason why a call has no answer, and the class of the error to raise."""
 
     reason: str
     kind: type[CondorError] = CondorError
 
 
 def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """The answers, and Unseen for who raised an error or took longer than so many seconds."""
+    """Run the calls at the same time, and return the results by the names of the calls.
+
+    If a call raises an error or takes longer than `seconds`, the result of this call is a NoReply.
+    """
     processes = multiprocessing.get_context("fork")
     asked = {}
     for name, question in questions.items():
@@ -41,7 +44,7 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
         asked[name] = process, here
     deadline = time.monotonic() + seconds
     try:
-        return {name: _received(pipe, deadline, seconds) for name, (_, pipe) in asked.items()}
+        return {name: _receive(pipe, deadline, seconds) for name, (_, pipe) in asked.items()}
     finally:
         for process, pipe in asked.values():
             process.kill()
@@ -50,11 +53,13 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
 
 
 def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answer:
-    """Return what a call of the bindings returns; where this process is itself such a process, call directly.
+    """Run a call of the bindings in its own process, and return the result.
+
+    If `ask` started the current process, run the call in the current process.
 
     Raises:
-        CondorError: the call took longer than `seconds`, or it raised an error (one of CondorError's own kinds is
-            raised as what it is), or no process can be started.
+        CondorError: the call raised an error or took longer than `seconds`, or no process can be started. If the call
+            raised a subclass of CondorError, an error of this subclass is raised.
     """
     if multiprocessing.current_process().daemon:
         return call()
@@ -62,18 +67,18 @@ def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answe
         answer = ask({"call": call}, seconds)["call"]
     except OSError as error:
         raise CondorError(f"cannot start a process: {error.strerror}") from None
-    if isinstance(answer, Unseen):
+    if isinstance(answer, NoReply):
         raise answer.kind(answer.reason)
     return answer
 
 
-def _received(pipe: Connection, deadline: float, seconds: float) -> Any:
+def _receive(pipe: Connection, deadline: float, seconds: float) -> Any:
     try:
         if pipe.poll(max(0.0, deadline - time.monotonic())):
             return pipe.recv()
-        return Unseen(f"no answer within {seconds:.0f} s")
+        return NoReply(f"no answer within {seconds:.0f} s")
     except EOFError:
-        return Unseen("who asked has died over it")
+        return NoReply("the process that made the call crashed")
 
 
 def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
@@ -83,8 +88,9 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     try:
         pipe.send(question())
     except CondorError as error:
-        pipe.send(Unseen(str(error), type(error)))
+        pipe.send(NoReply(str(error), type(error)))
     except (GlideError, OSError) as error:
-        pipe.send(Unseen(str(error)))
-    except Exception as error:  # a mistake of ours in one place is no reason to see nothing of the others
-        pipe.send(Unseen(mistake(error)))
+        pipe.send(NoReply(str(error)))
+    except Exception as error:
+        # If a bug in glide raises an exception here, the result is its description, so that the other calls continue.
+        pipe.send(NoReply(describe_bug(error)))

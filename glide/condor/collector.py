@@ -1,4 +1,4 @@
-"""The pool's collector: who advertises what, and the removal of ads whose daemon is gone."""
+"""Query the ads in a pool's collector, and remove the ads of daemons that no longer run."""
 
 from __future__ import annotations
 
@@ -7,80 +7,105 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.access_point import plain
-from glide.condor.signals import undisturbed
+from glide.condor.access_point import ad_to_dict
+from glide.condor.signals import defer_signals
 from glide.errors import CondorError
 
 
 class Collector:
-    """The configured pool's collector, or the one at an address; looked for again after a call that failed."""
+    """The collector of the configured pool, or the collector at an address.
+
+    After a failed call, the collector is located again.
+    """
 
     def __init__(self, address: str | None = None):
-        self.at = address
+        self.given_address = address
         self.collector = self._find()
 
-    @undisturbed()
+    @defer_signals()
     def _find(self) -> Any:
-        return bindings.htcondor2.Collector(self.at) if self.at else bindings.htcondor2.Collector()
+        given = self.given_address
+        return bindings.htcondor2.Collector(given) if given else bindings.htcondor2.Collector()
 
     @property
     def address(self) -> str:
-        """Where daemons on other machines reach it."""
+        """The address at which daemons on other machines reach the collector, in HTCondor's notation."""
         found = self._call("locate", bindings.htcondor2.DaemonType.Collector)
         return str(found["MyAddress"])
 
-    @undisturbed()
+    @defer_signals()
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
-        """Machine ads of glideins' lanes."""
-        return [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))]
+        """Return the machine ads of lanes. An ad contains only the requested attributes that the lane defines."""
+        found = self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))
+        return [ad_to_dict(ad) for ad in found]
 
-    @undisturbed()
+    @defer_signals()
     def ads(
         self, attributes: Iterable[str], expressions: Collection[str] = (), constraint: str = "true"
     ) -> list[dict[str, Any]]:
-        """Ads of all kinds of daemons; `expressions` are attributes that are wanted as they are written."""
-        found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
-        return [plain(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
+        """Return ads of all kinds of daemons.
 
-    @undisturbed()
+        Args:
+            attributes: names of attributes whose values are returned.
+            expressions: names of further attributes. For each of these, the text of the expression is returned.
+        """
+        found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
+        return [ad_to_dict(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
+
+    @defer_signals()
     def age(self) -> float:
-        """Seconds since it was started, the last of them where there are several: it knows no ads from before."""
-        ads = [plain(ad) for ad in self._call("query", bindings.htcondor2.AdType.Collector, "true", ["StatsLifetime"])]
+        """Return the seconds since the collector started. When the collector restarts, it loses all its ads.
+
+        If the pool has several collectors, return the age of the youngest collector. If no collector reports its age,
+        return infinity.
+        """
+        found = self._call("query", bindings.htcondor2.AdType.Collector, "true", ["StatsLifetime"])
+        ads = [ad_to_dict(ad) for ad in found]
         known = [float(ad["StatsLifetime"]) for ad in ads if isinstance(ad.get("StatsLifetime"), int)]
         return min(known, default=float("inf"))
 
-    @undisturbed()
+    @defer_signals()
     def expunge(self, constraint: str) -> None:
-        """Remove machine ads at once, for a daemon that died cannot do it and they would keep matching."""
+        """Remove the machine ads that a constraint selects.
+
+        If the ads of a dead daemon are not removed, jobs can match these ads until the ads expire.
+        """
         ad = bindings.classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
         ad["Requirements"] = bindings.classad2.ExprTree(constraint)
         self._call("advertise", [ad], "INVALIDATE_STARTD_ADS")
 
-    @undisturbed()
+    @defer_signals()
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.collector, method)(*arguments)
         except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
             self.collector = self._find()
-            raise CondorError(f"the collector does not {method}: {error}") from None
+            raise CondorError(f"collector: {method} failed: {error}") from None
 
 
-@undisturbed()
-def located(daemon: str) -> Any:
-    """Where the pool's daemon of a kind (Schedd, Negotiator, …) is, for the bindings.
+@defer_signals()
+def locate(daemon: str) -> Any:
+    """Return the location of a daemon of the pool. Calls of the bindings need this location.
+
+    Args:
+        daemon: kind of the daemon: Schedd, Negotiator, …
 
     Raises:
-        CondorError: there is none.
+        CondorError: the collector does not answer, or it has no ad of such a daemon.
     """
     try:
         return bindings.htcondor2.Collector().locate(getattr(bindings.htcondor2.DaemonType, daemon))
     except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-        raise CondorError(f"the pool has no {daemon.lower()} that answers: {error}") from None
+        raise CondorError(f"the collector does not locate a {daemon.lower()}: {error}") from None
 
 
-def endpoint(address: str) -> tuple[str, int]:
-    """Host and port of an address in HTCondor's notation; CondorError where it is none."""
+def parse_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of an address in HTCondor's notation.
+
+    Raises:
+        CondorError: the text is not an address in this notation.
+    """
     found = re.match(r"<?(?:\[(.+?)\]|([^:>?]+)):(\d+)", address)
     if found is None:
-        raise CondorError(f"no address of a daemon: {address}")
+        raise CondorError(f"not the address of a daemon: {address}")
     return found[1] or found[2], int(found[3])

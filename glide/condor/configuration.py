@@ -1,4 +1,4 @@
-"""The configuration that HTCondor runs with: asked from the daemon that it is for, else this machine's own."""
+"""Read the configuration of a daemon. If the daemon refuses to show it, read the configuration of this machine."""
 
 from __future__ import annotations
 
@@ -10,38 +10,47 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import isolated
-from glide.condor.collector import located
+from glide.condor.collector import locate
 
 Value = bool | float | str
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Parameters by name, those that are not defined left out; `asked` says whether the daemon itself has told them."""
+    """Values of HTCondor's configuration parameters.
+
+    Attributes:
+        values: the value of each parameter, by name. Parameters that are not defined are left out.
+        from_daemon: whether the daemon itself has reported the values. If not, this machine's files contain the values.
+    """
 
     values: dict[str, Value] = field(default_factory=dict)
-    asked: bool = True
+    from_daemon: bool = True
 
 
 def configuration(daemon: str, names: Iterable[str]) -> Configuration:
-    """What a daemon of the pool (Schedd, Negotiator, …) runs with.
+    """Return configuration parameters of a daemon of the pool.
+
+    Args:
+        daemon: kind of the daemon: Schedd, Negotiator, …
+        names: names of the parameters.
 
     Raises:
-        CondorError: there is none, or it does not answer.
+        CondorError: the pool has no such daemon, or the daemon does not answer.
     """
-    return isolated(partial(_read, located(daemon), tuple(names)))
+    return isolated(partial(_read, locate(daemon), tuple(names)))
 
 
 def _read(location: Any, names: tuple[str, ...]) -> Configuration:
     try:
-        told, asked = bindings.htcondor2.RemoteParam(location), True
-    except (RuntimeError, bindings.htcondor2.HTCondorException):  # who may not read its configuration has this one
-        told, asked = bindings.htcondor2.param, False
-    return Configuration({name: _value(str(told[name])) for name in names if name in told}, asked)
+        found, from_daemon = bindings.htcondor2.RemoteParam(location), True
+    except (RuntimeError, bindings.htcondor2.HTCondorException):  # the daemon refuses to show its configuration
+        found, from_daemon = bindings.htcondor2.param, False
+    return Configuration({name: _value(str(found[name])) for name in names if name in found}, from_daemon)
 
 
 def _value(text: str) -> Value:
-    """What a parameter's text comes to: many are expressions."""
+    """Evaluate the text of a parameter. Return the value if it is a number or a boolean, else return the text."""
     with suppress(ValueError, RuntimeError, bindings.classad2.ClassAdException):
         found = bindings.classad2.ExprTree(text).eval()
         if isinstance(found, bool | int | float):

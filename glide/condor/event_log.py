@@ -1,4 +1,7 @@
-"""The access point's own event log: the first to know that a job's node is gone. Not every user may read it."""
+"""Read the access point's event log, which shows the loss of a node earlier than the queue does.
+
+Not every user has the right to read this log.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from glide.condor import bindings
-from glide.condor.signals import undisturbed
+from glide.condor.signals import defer_signals
 
-# A shadow that has lost its starter writes these at once, long before the queue shows it.
+# A shadow writes these events as soon as it loses the connection to its starter. The queue shows the loss much later.
 LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
 ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXCEPTION", *LOST)
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to which job, and when (Unix time)."""
+    """One event of a job.
+
+    Attributes:
+        kind: HTCondor's name of the event, such as JOB_TERMINATED.
+        job: the job, as cluster.proc.
+        at: Unix time of the event.
+    """
 
     kind: str
     job: str
@@ -25,47 +34,51 @@ class Event:
 
 
 class EventLog:
-    """Follows an event log from now on; silent where there is none or it can't be read.
+    """A reader of an event log. It returns only events that are written after the reader was created.
 
-    All that it has shows in the queue too, later: whatever goes wrong here, there are no events, and nothing is raised.
+    If the log does not exist or cannot be read, the reader returns no events and raises no error, because the queue
+    shows the same facts later.
 
     Args:
-        path: by default the configured EVENT_LOG.
+        path: path of the log; None for the configured EVENT_LOG.
     """
 
     def __init__(self, path: str | None = None) -> None:
         self.path = str(bindings.htcondor2.param.get("EVENT_LOG") or "") if path is None else path
         self.log: Any = None
         self.inode = self.size = 0
-        self.new()
+        self.new_events()
 
     @property
     def readable(self) -> bool:
         return self.log is not None
 
-    def new(self) -> list[Event]:
-        """Events since the last look; never waits."""
+    def new_events(self) -> list[Event]:
+        """Return the events that were written since the last call. Do not wait for new events."""
         try:
             status = os.stat(self.path)
-        except OSError:  # a fresh access point has none before its first job; rotated, it is absent for a moment
+        except OSError:  # the log does not exist before the first job, and for a moment when it is rotated
             return self._read()
         replaced = self.log is not None and (self.inode != status.st_ino or status.st_size < self.size)
-        events = self._read() if replaced and self.inode != status.st_ino else []  # the end of what was rotated away
+        events = self._read() if replaced and self.inode != status.st_ino else []  # unread events of the rotated file
         if self.log is None or replaced:
-            self.log = self._opened()
+            self.log = self._open_log()
         self.inode, self.size = status.st_ino, status.st_size
         return events + self._read()
 
-    @undisturbed()
-    def _opened(self) -> Any:
+    @defer_signals()
+    def _open_log(self) -> Any:
         try:
             return bindings.htcondor2.JobEventLog(self.path)
         except (OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
             return None
 
-    @undisturbed()
+    @defer_signals()
     def _read(self) -> list[Event]:
-        """What the open log has beyond what was read; at an event that cannot be read, the next look goes on."""
+        """Return the unread events of the open log.
+
+        If an event cannot be read, return the events before it. The next call continues after the unreadable event.
+        """
         events: list[Event] = []
         with suppress(OSError, RuntimeError, ValueError, bindings.htcondor2.HTCondorException):
             for event in self.log.events(stop_after=0) if self.log is not None else ():

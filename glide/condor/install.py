@@ -1,9 +1,10 @@
-"""Find HTCondor, or install it privately: no root, nothing outside glide's own cache folder.
+"""Find HTCondor, or install it privately: without root, and only in glide's own cache folder.
 
-The private install takes Debian's packages of `condor` and the libraries it needs, unpacks them with
-`dpkg-deb -x`, and points each program's interpreter and library path into the unpacked tree. What comes of
-it runs wherever it lies, so it is packed for nodes as well. Nothing is registered with the system. apt
-downloads and verifies (its keyrings, its checksums) with private state.
+The private installation uses Debian's package `condor` and the packages of the libraries that `condor` needs.
+`dpkg-deb -x` unpacks the packages. Then each program is changed so that its interpreter and its library path are in the
+unpacked folder. The programs can run from any folder, so an archive of the unpacked folder is made for nodes. Nothing
+is registered with the system. apt downloads the packages, and verifies the packages with the system's keyrings and with
+checksums. apt's state is in glide's folder.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from pathlib import Path
 from glide.errors import CondorError
 from glide.files.elf import PROGRAMS, ROOM, repoint
 
-# Debian's stable suite has a version too old for these bindings, so a system whose own suites have none
-# of at least version OLDEST gets it, libraries included, from this one.
+# The HTCondor in Debian's stable suite is too old for the bindings. If the system's own suites have no HTCondor of
+# version OLDEST or newer, HTCondor and its libraries are downloaded from SUITE.
 OLDEST = 24
 SUITE = "forky"
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 BUNDLE = "condor.tar.gz"
-STEP_SECONDS = 600.0  # for one command of the installation; one package is downloaded at a time
-# What an access point or a reader needs, and a node does not.
-LEFT = tuple(
+STEP_SECONDS = 600.0  # time limit of one command of the installation, in seconds; one command downloads one package
+# Nodes do not need these programs and folders, because only access points and central managers use them, or because
+# they contain documentation.
+NOT_ON_NODES = tuple(
     f"condor/usr/{name}"
     for name in (
         "include", "lib/python3", "sbin/condor_collector", "sbin/condor_gridmanager", "sbin/condor_negotiator",
@@ -48,7 +50,7 @@ OTHER_WAYS = """Other ways to get HTCondor, after which glide finds it on the PA
 
 @dataclass(frozen=True)
 class Installation:
-    """Where one HTCondor's programs are. `release_dir` is what HTCondor calls RELEASE_DIR."""
+    """The folders of one HTCondor installation. `release_dir` is HTCondor's RELEASE_DIR."""
 
     release_dir: Path
     libexec: Path
@@ -56,7 +58,7 @@ class Installation:
 
     @property
     def is_private(self) -> bool:
-        """Whether it is glide's own, in its cache."""
+        """Return whether this is glide's private installation, which is in glide's cache folder."""
         return self.release_dir.is_relative_to(cache_dir())
 
     @property
@@ -68,14 +70,14 @@ class Installation:
         return self.release_dir / "bin"
 
     def program(self, name: str) -> str:
-        """Full path of a program such as condor_master; CondorError when this install lacks it."""
+        """Return the absolute path of a program such as condor_master. Raise CondorError if the program is missing."""
         for folder in (self.sbin, self.bin, self.libexec):
             if (folder / name).exists():
                 return str(folder / name)
         raise CondorError(f"{self.release_dir} has no {name}; is this HTCondor installation complete?")
 
     def paths(self) -> dict[str, str]:
-        """The configuration macros that every daemon of this installation needs."""
+        """Return the configuration macros that every daemon of this installation needs."""
         return {
             "RELEASE_DIR": str(self.release_dir),
             "BIN": "$(RELEASE_DIR)/bin",
@@ -87,14 +89,15 @@ class Installation:
 
 
 def cache_dir() -> Path:
-    """Folder of everything glide downloads: XDG_CACHE_HOME/glide."""
+    """Return the folder for all files that glide downloads: XDG_CACHE_HOME/glide."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glide"
 
 
 def find() -> Installation | None:
-    """GLIDE_CONDOR, then the PATH, then the private install; None when there is none of them.
+    """Return the installation in GLIDE_CONDOR, else that on the PATH, else the private installation, else None.
 
-    Raises CondorError when GLIDE_CONDOR is set but holds no HTCondor.
+    Raises:
+        CondorError: GLIDE_CONDOR is set, but that folder contains no HTCondor.
     """
     if chosen := os.environ.get("GLIDE_CONDOR"):
         found = _installation_at(Path(chosen))
@@ -107,12 +110,12 @@ def find() -> Installation | None:
 
 
 def ensure() -> Installation:
-    """The HTCondor to use, installed privately first if there is none."""
+    """Return the HTCondor installation to use. If none is found, install HTCondor privately."""
     return find() or _install(cache_dir() / "condor")
 
 
 def bundle() -> Path | None:
-    """The archive of the private install, for nodes that have no HTCondor, if that is the one in use here."""
+    """Return the archive of HTCondor for nodes without HTCondor; None if the private installation is not in use."""
     archive = cache_dir() / BUNDLE
     found = find()
     return archive if found and found.is_private and archive.exists() else None
@@ -137,7 +140,7 @@ def _folder_with(pattern: str, release: Path, folders: tuple[str, ...]) -> Path:
     return (release / folders[0]).resolve()
 
 
-# ---- the private install -------------------------------------------------------------------------
+# ---- the private installation --------------------------------------------------------------------
 
 
 def _install(prefix: Path) -> Installation:
@@ -146,7 +149,7 @@ def _install(prefix: Path) -> Installation:
             raise CondorError(f"no HTCondor found, and this system has no {tool} to fetch one.\n{OTHER_WAYS}")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with _lock(prefix.parent / "condor.lock"):
-        if found := _installation_at(prefix):  # somebody else was faster
+        if found := _installation_at(prefix):  # another process installed HTCondor during the wait
             return found
         apt = PrivateApt(prefix.parent / "apt")
         apt.update()
@@ -158,17 +161,18 @@ def _install(prefix: Path) -> Installation:
         shutil.rmtree(prefix.parent / "apt", ignore_errors=True)
     installed = _installation_at(prefix)
     if installed is None:
-        raise CondorError(f"the packages put no condor_master into {prefix}.\n{OTHER_WAYS}")
+        raise CondorError(f"the packages contain no condor_master; {prefix} is incomplete.\n{OTHER_WAYS}")
     version = _run([installed.program("condor_version")], env={**os.environ, "CONDOR_CONFIG": "/dev/null"})
-    _say(f"{version.split(' 20')[0].strip('$ ')} is in {prefix}")
+    _report(f"{version.split(' 20')[0].strip('$ ')} is in {prefix}")
     return installed
 
 
 def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> None:
-    """Make packages a folder that runs wherever it is put, once it is told (glide.files.elf.repoint).
+    """Unpack packages into one folder.
 
     Args:
-        relocatable: else it needs LD_LIBRARY_PATH, and programs are as they were.
+        relocatable: whether to change the programs so that glide.files.elf.repoint can make them run in any folder. If
+            false, the programs stay unchanged and need LD_LIBRARY_PATH.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for number, archive in enumerate(archives, 1):
@@ -179,7 +183,7 @@ def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> 
 
 
 class PrivateApt:
-    """apt with its lists, cache and sources in a folder of our own, and the system's own keyrings."""
+    """apt with the system's keyrings. The lists, the cache and the sources of this apt are in a folder of glide."""
 
     def __init__(self, state: Path):
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -190,7 +194,7 @@ class PrivateApt:
         self.options: dict[str, object] = {
             "Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status",
             "Dir::Cache": state / "cache",
-            # root's apt drops to _apt, which may not enter a user's own cache folder
+            # If root runs apt, apt by default switches to the account _apt, which cannot access a user's cache folder.
             "APT::Sandbox::User": "root", "Acquire::Languages": "none", "Acquire::Retries": "3",
         }  # fmt: skip
 
@@ -199,12 +203,12 @@ class PrivateApt:
         return [program, "-q", *flags, *arguments]
 
     def refresh(self) -> None:
-        """Read the lists of the suites in use, which are the system's own until `use`."""
-        _say("reading package lists", transient=True)
+        """Read the package lists of the suites in use. Before a call to `use`, these are the system's own suites."""
+        _report("reading package lists", transient=True)
         _run(self.command("apt-get", "update"))
 
     def update(self) -> None:
-        """Read the lists of the system's own suites; where they have no recent condor, those of SUITE."""
+        """Read the package lists of the system's own suites. If they have no recent condor, read the lists of SUITE."""
         self.refresh()
         if self._has_recent_condor():
             return
@@ -213,7 +217,7 @@ class PrivateApt:
             raise CondorError(f"no recent condor in {self.sources.read_text('utf-8').strip()}.\n{OTHER_WAYS}")
 
     def use(self, suite: str) -> None:
-        """Read the lists of one suite of Debian, and no others."""
+        """Use only this suite of Debian, and read its package lists."""
         sites = _run(self.command("apt-get", "indextargets", "--format", "$(SITE)")).split()
         debian = next((site for site in sites if site.rstrip("/").endswith("/debian")), None)
         if debian is None:
@@ -225,14 +229,14 @@ class PrivateApt:
         self.refresh()
 
     def download(self, *packages: str) -> list[Path]:
-        """Fetch packages and the libraries that they need; what an interrupted run fetched is kept."""
+        """Download packages and all needed libraries. Skip files that an earlier, interrupted run has downloaded."""
         names = sorted({name for package in packages for name in self._library_closure(package)})
         archives = self.state / "archives"
         archives.mkdir(exist_ok=True)
         for number, name in enumerate(names, 1):
             _progress("downloading", number, len(names))
-            _run(self.command("apt-get", "download", name), cwd=archives)  # not again what is there
-        _say(f"downloaded {len(names)} packages")
+            _run(self.command("apt-get", "download", name), cwd=archives)  # apt-get does nothing if the file exists
+        _report(f"downloaded {len(names)} packages")
         return sorted(archives.glob("*.deb"))
 
     def _has_recent_condor(self) -> bool:
@@ -241,7 +245,7 @@ class PrivateApt:
         return candidate is not None and int(candidate[1]) >= OLDEST
 
     def _library_closure(self, package: str) -> list[str]:
-        """The package and, recursively, the libraries it depends on: not perl, python or init scripts."""
+        """Return a package and the libraries that it needs, also indirectly, but no perl, python or init scripts."""
         text = _run(self.command("apt-cache", "depends", "--recurse", "--important", package))
         needs: dict[str, list[str]] = {}
         current = ""
@@ -262,7 +266,7 @@ class PrivateApt:
 
 
 def _make_relocatable(tree: Path) -> None:
-    """Point every ELF file's library path into the tree, and leave room in programs for their loader's path."""
+    """Set the library path in ELF files to folders of the tree. Reserve space for the loader's path in programs."""
     for link in [path for path in tree.rglob("*") if path.is_symlink()]:
         target = os.readlink(link)
         if target.startswith("/") and (tree / target.lstrip("/")).exists():
@@ -282,18 +286,18 @@ def _make_relocatable(tree: Path) -> None:
         change = ["--set-interpreter", ROOM] if kind.returncode == 0 else []
         programs += [path] if change else []
         rpath = ":".join(f"$ORIGIN/{os.path.relpath(folder, path.parent)}" for folder in folders)
-        # Forced: a RUNPATH would not reach the libraries of libraries. A file without a dynamic section
-        # (debug stubs, static programs) is none of our business, so its refusal is not an error.
+        # --force-rpath is needed, because a RUNPATH does not apply to the libraries that a library needs. If a file has
+        # no dynamic section (debug stub, static program), patchelf fails. The failure is ignored: no change is needed.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
     (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs), "utf-8")
 
 
 def _pack(tree: Path, archive: Path) -> None:
-    """Make the archive that travels to nodes."""
-    _say("packing it for nodes", transient=True)
+    """Make the archive of HTCondor for nodes."""
+    _report("packing it for nodes", transient=True)
     fresh = archive.with_suffix(".new")
     with tarfile.open(fresh, "w:gz", compresslevel=3) as bundle:
-        bundle.add(tree, "condor", filter=lambda member: None if member.name.startswith(LEFT) else member)
+        bundle.add(tree, "condor", filter=lambda member: None if member.name.startswith(NOT_ON_NODES) else member)
     fresh.replace(archive)
 
 
@@ -314,7 +318,7 @@ def _run(command: list[str], **options) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, **options)
     except subprocess.TimeoutExpired:
-        raise CondorError(f"{' '.join(command[:2])} took longer than {STEP_SECONDS:.0f} s\n{OTHER_WAYS}") from None
+        raise CondorError(f"{' '.join(command[:2])} has not ended within {STEP_SECONDS:.0f} s\n{OTHER_WAYS}") from None
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-3:]
         raise CondorError(f"{' '.join(command[:2])} failed: {' / '.join(last)}\n{OTHER_WAYS}")
@@ -323,10 +327,10 @@ def _run(command: list[str], **options) -> str:
 
 def _progress(what: str, number: int, total: int) -> None:
     if sys.stderr.isatty() or number % 10 == 0:
-        _say(f"{what} package {number} of {total}", transient=True)
+        _report(f"{what} package {number} of {total}", transient=True)
 
 
-def _say(text: str, transient: bool = False) -> None:
+def _report(text: str, transient: bool = False) -> None:
     tty = sys.stderr.isatty()
     if tty:
         print(f"\r\x1b[KHTCondor: {text}", end="" if transient else "\n", file=sys.stderr, flush=True)
@@ -336,7 +340,7 @@ def _say(text: str, transient: bool = False) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One installer at a time; the kernel releases the lock of a process that was killed."""
+    """Hold a lock, so that only one process installs at a time. When the process ends, the kernel releases the lock."""
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

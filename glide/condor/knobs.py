@@ -1,70 +1,74 @@
-"""HTCondor's defaults are for hour-long jobs on a campus; these are the settings an embedded pool runs with.
+"""Settings of an embedded pool. They replace HTCondor's defaults, which suit a campus pool where a job takes an hour.
 
-Each knob stands with the reason that moved it. Paths, names and addresses are in glide.condor.pool.
+Settings with the same reason are in one group. Paths, names and addresses are in glide.condor.pool.
 """
 
 from glide.vocabulary import Job
 
 KNOBS: dict[str, dict[str, str]] = {
-    "Matching in about a second instead of a minute; the cycle delay caps the other two": {
+    "Match in about a second instead of a minute; the cycle delay is a lower limit of the two intervals": {
         "NEGOTIATOR_INTERVAL": "1",
         "NEGOTIATOR_MIN_INTERVAL": "0",
         "NEGOTIATOR_CYCLE_DELAY": "0",
         "SCHEDD_INTERVAL": "5",
         "SCHEDD_MIN_INTERVAL": "1",
     },
-    "A claim serves job after job; sticky state gains nothing from a fresh match": {
+    "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",
-        # Otherwise a starter that asks its shadow how to go on, before that has reaped its own file transfer, is told
-        # to ask again in 5 s: a race that jobs with several input files mostly lose, and others at times.
+        # A starter asks its shadow for guidance. If the shadow has not yet reaped its file transfer, the shadow answers
+        # by default that the starter must ask again in 5 s. This pause would delay most jobs with several input files,
+        # and some jobs with fewer input files. This setting prevents the pause.
         "GUIDANCE_KEEP_CALM_AND": "True",
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",
     },
-    "One user may use the whole access point: it is theirs": {
+    "One user may use the whole access point, which is their own": {
         "MAX_CONCURRENT_UPLOADS_PER_USER": "0",
         "MAX_CONCURRENT_UPLOADS": "100",
         "MAX_CONCURRENT_DOWNLOADS": "100",
     },
-    "Ads of a glidein that died are gone after a minute, not after fifteen": {
+    "Ads of a glidein that died expire after one minute instead of fifteen": {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
-        "NEGOTIATOR_UPDATE_INTERVAL": "15",  # by default 300: it would be taken for dead most of the time
+        # With the default of 300 s, the negotiator's ad would be expired most of the time.
+        "NEGOTIATOR_UPDATE_INTERVAL": "15",
     },
-    "A daemon that died is back in a second": {
+    "A daemon that died is restarted after a second": {
         "MASTER_BACKOFF_CONSTANT": "1",
         "MASTER_BACKOFF_CEILING": "30",
     },
-    "A dead host is noticed in half a minute": {
+    "A dead host is noticed within half a minute": {
         "TCP_KEEPALIVE_INTERVAL": "10",
         "STARTD_CONTACT_TIMEOUT": "10",
     },
-    "A glidein that is removed may bring its logs home, but not linger": {
+    "A removed glidein has time to transfer its logs, and not longer": {
         "MachineMaxVacateTime": "10",
         "KILLING_TIMEOUT": "10",
         "SHUTDOWN_GRACEFUL_TIMEOUT": "10",
         "SHUTDOWN_FAST_TIMEOUT": "8",
     },
-    "What a glidein reports of itself is in its job's ad within a minute or two; by default it takes twenty": {
+    "A glidein's report is in its job's ad after one or two minutes instead of twenty": {
         "STARTER_UPDATE_INTERVAL": "60",
         "SHADOW_QUEUE_UPDATE_INTERVAL": "60",
     },
-    "The pool lives on one machine that runs other things": {
-        "PID_SNAPSHOT_INTERVAL": "300",  # a look at the process table costs in proportion to all of it
+    "The pool shares one machine with other programs": {
+        "PID_SNAPSHOT_INTERVAL": "300",  # each snapshot takes time, because it reads all processes of the machine
         "PERIODIC_EXPR_INTERVAL": "10",
         "START": "True",
         "SUSPEND": "False",
         "PREEMPT": "False",
         "KILL": "False",
         "RUNBENCHMARKS": "False",
-        "CONDOR_FSYNC": "False",  # a queue that outlives a power cut is not worth a disk flush per job
+        # A disk flush for each job takes too long. Disk flushes would only protect the queue from a power failure.
+        "CONDOR_FSYNC": "False",
         "MASTER_CHECK_NEW_EXEC_INTERVAL": "86400",
         "PREEN": "",
         "MAIL": "/bin/true",
         "SENDMAIL": "/bin/true",
-        # Asking 15 plugins, Java and the container runtimes for their abilities delays every start. (An empty
-        # FILETRANSFER_PLUGINS instead crashes the starter of 25.14.)
+        # Without these settings, every start would take longer, because HTCondor would ask 15 plugins, Java and the
+        # container runtimes for their capabilities. Do not set FILETRANSFER_PLUGINS to an empty value instead, because
+        # this crashes the starter of HTCondor 25.14.
         "ENABLE_URL_TRANSFERS": "False",
         "JAVA": "",
         "DOCKER": "",
@@ -74,32 +78,33 @@ KNOBS: dict[str, dict[str, str]] = {
 }
 
 
-# Attributes of a queued job that no node may change, although want_io_proxy lets it write the rest: the access point's
-# PROTECTED_JOB_ATTRS. Not its IMMUTABLE_JOB_ATTRS: the schedd itself sets some of these while it spools a job's files.
+# No node may change these attributes of a queued job. want_io_proxy allows a node to change all other attributes of its
+# job. The access point's PROTECTED_JOB_ATTRS lists the protected attributes. IMMUTABLE_JOB_ATTRS cannot list them,
+# because the schedd itself sets some of these attributes when it spools a job's files.
 PROTECTED: dict[str, tuple[str, ...]] = {
-    "Which files a node reaches here; by itself, LimitDirectoryAccess keeps the others from having any effect": (
+    "Which files of the access point a node reaches; LimitDirectoryAccess alone makes the others harmless": (
         "LimitDirectoryAccess", "WantIOProxy", "WantRemoteUpdates", "StreamOut", "StreamErr",
         "Iwd", "TransferInput", "TransferOutputRemaps", "OutputDestination", "Out", "Err", "In", "x509userproxy",
     ),
-    "What the access point writes in the user's name, or removes": (
+    "Which files the access point writes as the user, and which jobs it removes": (
         "UserLog", "DAGManNodesLog", "JobAdInformationAttrs", "OtherJobRemoveRequirements",
     ),
-    "What the job's next node runs, as the user": (
+    "What the job's next node runs as the user": (
         "Cmd", "Args", "Arguments", "Env", "Environment", "TransferExecutable", "TransferPlugins", "Requirements",
     ),
     "When the job leaves the queue": (
         "OnExitRemove", "OnExitHold", "PeriodicRemove", "PeriodicHold", "LeaveJobInQueue",
     ),
-    "Where its outputs go when they are gathered": (
+    "Where the job's outputs are written when they are gathered": (
         "TransferOutput", "SUBMIT_Iwd", "SUBMIT_TransferInput", "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps",
         "SUBMIT_Out", "SUBMIT_Err", "SUBMIT_UserLog", "SUBMIT_Cmd",
     ),
     "What glide reads of a job": (
         Job.TEMPLATE, Job.MODEL, Job.ENTRY, Job.SPEC, Job.STICKY, Job.BRINGS, Job.LANE, Job.RUN, Job.PART,
-        Job.RECORDS, Job.LEFT, Job.WANTED, Job.MODEST,
+        Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT,
     ),
 }  # fmt: skip
-# Without these a node gets at the user's other files, or has code of its own run as the user.
+# If one of these attributes is not protected, a node can access any file of the user, or run any code as the user.
 VITAL = (
     "LimitDirectoryAccess", "Iwd", "TransferInput", "UserLog", "Cmd", "Environment", "SUBMIT_Iwd", Job.SPEC,
 )  # fmt: skip
@@ -111,7 +116,7 @@ def protected() -> str:
 
 
 def rendered() -> str:
-    """The table as a piece of HTCondor configuration, reasons as comments."""
+    """Return KNOBS as HTCondor configuration, with the reasons as comments."""
     return "\n".join(
         "\n".join([f"# {reason}", *(f"{name} = {value}" for name, value in knobs.items())])
         for reason, knobs in KNOBS.items()

@@ -1,7 +1,7 @@
-"""An embedded pool: one machine's own HTCondor, started and stopped without touching the system.
+"""Start and stop an embedded pool: an HTCondor pool on one machine, which needs no change to the system.
 
-Everything is under GLIDE_HOME (0700): configuration, signing key, queue, logs. No fixed port; bound to
-loopback. Two of them with different GLIDE_HOMEs do not notice each other.
+All files of the pool are in GLIDE_HOME (mode 0700): configuration, signing key, queue and logs. The pool has no fixed
+port, and by default it listens only on the loopback address. Pools with different GLIDE_HOMEs are independent.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from pathlib import Path
 
 from glide.arguments import environment
 from glide.condor import install, knobs, processes, tokens
-from glide.condor.collector import endpoint
+from glide.condor.collector import parse_address
 from glide.condor.processes import Process
 from glide.errors import CondorError, InputError
 from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE, Machine
 
-START_BUDGET = 45.0  # seconds from start to a schedd and a startd that answer
-LISTEN_SECONDS = 2.0  # for the kernel to take a connection, whatever the collector is doing
+START_BUDGET = 45.0  # time limit from the start until the schedd and the startd answer, in seconds
+LISTEN_SECONDS = 2.0  # time limit to connect, in seconds; the kernel accepts connections even if the collector is busy
 _log = logging.getLogger("glide")
-UNUSABLE = ',"\\$'  # in the name of GLIDE_HOME: lists of files, quotes and macros of HTCondor
-LAST_BYTES = 1 << 16  # of a log, in which its last lines are
-TOOL_SECONDS = 30.0  # for one of HTCondor's tools to end
-REAP_SECONDS = 2.0  # until init has reaped what it inherited
-STOP_BUDGET = 8.0  # seconds an orderly stop may take before the rest is killed
+FORBIDDEN = ',"\\$'  # characters that GLIDE_HOME must not contain; HTCondor uses them for lists, quotes and macros
+LAST_BYTES = 1 << 16  # number of bytes that are read from the end of a log to get its last lines
+TOOL_SECONDS = 30.0  # time limit of one of HTCondor's tools, in seconds
+REAP_SECONDS = 2.0  # time limit for init to reap the processes that it inherited, in seconds
+STOP_BUDGET = 8.0  # time limit of an orderly stop, in seconds; after this time, the remaining processes are killed
 
 
 def home() -> Path:
-    """GLIDE_HOME, by default under XDG_STATE_HOME.
+    """Return GLIDE_HOME, or by default a folder in XDG_STATE_HOME.
 
     Raises:
-        InputError: its name has characters that separate or quote names in HTCondor's own files.
+        InputError: the path contains a character that HTCondor's own files use as a separator or a quote.
     """
     chosen = os.environ.get("GLIDE_HOME")
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
     path = Path(chosen).absolute() if chosen else state / "glide"
-    if wrong := sorted({each for each in str(path) if each in UNUSABLE or not each.isprintable()}):
+    if wrong := sorted({each for each in str(path) if each in FORBIDDEN or not each.isprintable()}):
         raise InputError(
             f"GLIDE_HOME {str(path)!r}: HTCondor cannot use a folder with {' '.join(map(repr, wrong))} in its name;"
             " set GLIDE_HOME to another one"
@@ -57,7 +57,7 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class EmbeddedPool:
-    """The pool whose state is in one folder. Holds nothing else, so it survives any caller."""
+    """An embedded pool. All its state is in one folder, so any process can create this object to use the pool."""
 
     home: Path
 
@@ -76,21 +76,21 @@ class EmbeddedPool:
     # ---- starting and stopping -------------------------------------------------------------------
 
     def up(self, cores: int | None = None, address: str = "127.0.0.1", settings: Mapping[str, str] = {}) -> None:
-        """Start the pool and wait until its queue and its slots answer; harmless when it is up, or only busy.
+        """Start the pool and wait until its queue and its slots answer. Do nothing if the pool is up already.
 
         Args:
-            cores: CPUs that the pool's own execution point offers; all of the machine's by default.
-            address: of this machine, at which the pool listens.
+            cores: number of CPUs that the pool's own execution point offers; None for all CPUs of the machine.
+            address: the address of this machine at which the pool listens.
             settings: further HTCondor configuration.
 
         Raises:
-            CondorError: it did not come up within START_BUDGET, and the message has the log's last lines; or it
-                runs and does not answer.
+            CondorError: the pool did not start within START_BUDGET, or a pool that runs already does not answer. If the
+                pool did not start, the message contains the last lines of the pool's logs.
         """
         if self.is_up():
             return
         deadline = time.monotonic() + START_BUDGET
-        while masters := self.daemons("condor_master"):  # its jobs are somebody's: it is waited for, never replaced
+        while masters := self.daemons("condor_master"):  # wait for the running pool, because it may have jobs
             time.sleep(0.2)
             if self.is_up():
                 return
@@ -100,7 +100,7 @@ class EmbeddedPool:
                     f"answer; {self.logs} may say why, and `glide pool down` ends it"
                 )
         installation = install.ensure()
-        self.down()  # whatever an earlier life left
+        self.down()  # remove processes and locks of an earlier pool in this folder
         self._write(installation, cores or os.cpu_count() or 1, address, settings)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
@@ -112,24 +112,24 @@ class EmbeddedPool:
         while not self.is_up():
             if master.poll() is not None or time.monotonic() > deadline:
                 self.down()
-                raise CondorError(f"the embedded pool did not start; {self.logs} says:\n{self._last_words()}")
+                raise CondorError(f"the embedded pool did not start; {self.logs} says:\n{self._log_ends()}")
             time.sleep(0.2)
 
     def down(self) -> None:
-        """Stop the pool: in order if its master still lives, else by force. Leaves no process and no lock."""
+        """Stop the pool, and remove its locks. Kill the processes that the master does not stop."""
         mine = self.daemons("condor_master")
         for process in mine:
-            process.send(signal.SIGQUIT)  # HTCondor's fast shutdown
+            process.send(signal.SIGQUIT)  # SIGQUIT means a fast shutdown
         deadline = time.monotonic() + STOP_BUDGET
         while mine and self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
-        # A pool whose master was killed has daemons, jobs and glideins left that nobody stops.
+        # If the master was killed, the pool's daemons, jobs and glideins still run, and no other code stops them.
         while left := self.processes():
             for process in left:
                 process.send(signal.SIGKILL)
             time.sleep(0.05)
         for process in mine:
-            with suppress(ChildProcessError):  # ours to reap if we started it, init's otherwise
+            with suppress(ChildProcessError):  # init reaps a master that is no child of this process
                 os.waitpid(process.pid, 0)
         deadline = time.monotonic() + REAP_SECONDS
         while any(Path(f"/proc/{process.pid}").exists() for process in mine) and time.monotonic() < deadline:
@@ -138,41 +138,41 @@ class EmbeddedPool:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def is_up(self) -> bool:
-        """Whether collector, schedd and an execution point of this pool answer."""
+        """Return whether the collector, schedd, negotiator and an execution point of this pool answer."""
         if not any(self.folder.glob("address/*")):
             return False
-        # Not those of hundreds of glideins.
+        # Leave out the ads of glideins, because a pool may have hundreds of glideins.
         own = f'{Machine.ID} =?= undefined && MyType =!= "DaemonMaster"'
         status = self.tool("condor_status", "-any", "-constraint", own, "-af", "MyType", check=False).split()
         return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
 
     def listens(self) -> bool:
-        """Whether connections are taken where this pool's collector was last: what is known at once."""
+        """Return whether the last known address of the collector accepts connections. This is a quick check."""
         with suppress(OSError, CondorError):
-            where = endpoint((self.folder / "address" / "collector").read_text("utf-8"))
+            where = parse_address((self.folder / "address" / "collector").read_text("utf-8"))
             with socket.create_connection(where, timeout=LISTEN_SECONDS):
                 return True
         return False
 
     def processes(self) -> list[Process]:
-        """Every process of this pool, glideins and jobs included."""
+        """Return every process of this pool, including glideins and jobs."""
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
     def daemons(self, name: str) -> list[Process]:
-        """The pool's own daemons of this name, such as condor_schedd, without those of glideins."""
+        """Return the pool's own daemons with a name such as condor_schedd. Leave out the daemons of glideins."""
         return [each for each in processes.daemons(self.processes(), name) if self._is_own(each)]
 
     def glidein_masters(self) -> list[Process]:
-        """The condor_master of each glidein."""
+        """Return the condor_master of each glidein."""
         return [each for each in processes.daemons(self.processes(), "condor_master") if not self._is_own(each)]
 
     def _is_own(self, process: Process) -> bool:
         return process.variable("CONDOR_CONFIG") == str(self.config)
 
-    # ---- talking to it ---------------------------------------------------------------------------
+    # ---- clients ---------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """What a client of this pool needs in its environment."""
+        """Return the environment variables that a client of this pool needs."""
         installation = install.find()
         variables = {"CONDOR_CONFIG": str(self.config)}
         if os.getuid() == 0:
@@ -182,7 +182,11 @@ class EmbeddedPool:
         return variables
 
     def tool(self, name: str, *arguments: str, check: bool = True) -> str:
-        """Run one of HTCondor's own tools against this pool and return what it printed."""
+        """Run one of HTCondor's tools for this pool, and return the tool's output.
+
+        Raises:
+            CondorError: the tool did not end in time, or it failed and `check` is true.
+        """
         installation = install.find()
         if installation is None:
             raise CondorError("HTCondor is not installed; `glide pool up` installs it")
@@ -193,7 +197,7 @@ class EmbeddedPool:
                 timeout=TOOL_SECONDS,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise CondorError(f"{name} has no answer within {TOOL_SECONDS:.0f} s") from None
+            raise CondorError(f"{name} has not ended within {TOOL_SECONDS:.0f} s") from None
         if check and done.returncode != 0:
             raise CondorError(f"{name} failed: {done.stderr.strip()}")
         return done.stdout
@@ -224,7 +228,7 @@ class EmbeddedPool:
             "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/run", "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "",
             "DAEMON_LIST": "MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD",
             "EVENT_LOG": "$(LOG)/EventLog", "EVENT_LOG_MAX_SIZE": "100000000",
-            # No fixed port: the collector takes a free one and says where in its address file.
+            # No port is fixed. The collector chooses a free port and writes it into its address file.
             "CONDOR_HOST": address, "COLLECTOR_HOST": "$(CONDOR_HOST):0", "NETWORK_INTERFACE": address,
             "USE_SHARED_PORT": "True", "SHARED_PORT_PORT": "0", "DAEMON_SOCKET_DIR": "auto",
             "COLLECTOR_ADDRESS_FILE": "$(LOCAL_DIR)/address/collector",
@@ -234,8 +238,8 @@ class EmbeddedPool:
             "PROCD_ADDRESS": "$(RUN)/procd",
             "COLLECTOR_NAME": f"glide {trust}",
             "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
-            # Who may: this account does all; a glidein's token may only advertise. Tokens come first, because
-            # root's clients cannot prove by file system that they are the account root's pool runs as.
+            # This account may do everything. A glidein's token allows only to advertise. IDTOKENS come before FS,
+            # because root's pool runs as an unprivileged account, and FS cannot authenticate root as that account.
             "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
             "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
             "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
@@ -249,18 +253,18 @@ class EmbeddedPool:
             "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
-            # To HTCondor, who may advertise may read; the queue is none of a glidein's business.
+            # By default, every account that may advertise may also read. But glideins do not need to read the queue.
             "SCHEDD.DENY_READ": "glidein-*@$(TRUST_DOMAIN)",
-            # Nor does a node change what its job is.
+            # A node must not change these attributes of its job.
             "PROTECTED_JOB_ATTRS": knobs.protected(),
-            # The execution point that glideins run on.
+            # These settings are for the execution point, which runs glideins.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
             "STARTER_JOB_ENVIRONMENT": environment({POOL_VARIABLE: str(self.home)}),
         }  # fmt: skip
         lines = [f"{name} = {value}" for name, value in settings.items()]
         return "\n".join(["# Written by glide pool up.", *lines, "", knobs.rendered(), ""])
 
-    def _last_words(self) -> str:
+    def _log_ends(self) -> str:
         lines: list[str] = []
         for log in ("master.out", "MasterLog", "CollectorLog", "SchedLog", "StartLog"):
             lines += [f"  {log}: {line}" for line in tail(self.logs / log, LAST_BYTES).splitlines()[-3:]]
@@ -268,19 +272,20 @@ class EmbeddedPool:
 
 
 def _account() -> pwd.struct_passwd:
-    """Whom the pool's daemons and jobs run as: this user, or for root an unprivileged account."""
+    """Return the account of the pool's daemons and jobs: this user's account, or an unprivileged account for root."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid())
     for name in ("daemon", "nobody"):
         with suppress(KeyError):
             return pwd.getpwnam(name)
-    raise CondorError("root needs an unprivileged account (daemon or nobody) for HTCondor, and there is none")
+    raise CondorError("root needs an unprivileged account for HTCondor, but this system has neither daemon nor nobody")
 
 
 def as_unprivileged() -> list[str]:
-    """HTCondor refuses to run root's jobs, so root's pool runs under another name in a user namespace.
+    """Return a command prefix that runs a command as an unprivileged account; empty if this user is not root.
 
-    To the kernel it stays root's own (files, signals), to HTCondor it is a personal pool of that account.
+    HTCondor refuses to run jobs of root. So root's pool runs as an unprivileged account in a user namespace. For the
+    kernel, the pool's files and processes belong to root. For HTCondor, the pool is a personal pool of that account.
     """
     if os.getuid() != 0:
         return []
@@ -292,10 +297,10 @@ def _under(account: pwd.struct_passwd) -> list[str]:
 
 
 def _with_own_mount(folder: Path) -> list[str]:
-    """Return what to start a pool's master with, so that its daemons see a folder as a mount of its own.
+    """Return a command prefix for a pool's master. The prefix makes the folder a separate mount for the pool's daemons.
 
-    A job's shadow checks no hard links, and makes one to any file of the user when the job's node asks for it; but
-    hard links end at mounts.
+    A shadow does not check hard links. If a job's node asks for a hard link to a file of the user, the shadow makes the
+    link. The separate mount prevents such links, because a hard link cannot lead to a different mount.
     """
     space = ["unshare", "--mount", "--propagation", "private"]
     space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]
@@ -304,6 +309,6 @@ def _with_own_mount(folder: Path) -> list[str]:
     if subprocess.run([*start, "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
         return start
     _log.warning(
-        "no mount namespace on this host: code on a lane may read files of yours by hard links in the pool's spool"
+        "this host allows no mount namespace: code on a lane may read your files through hard links in the pool's spool"
     )
     return as_unprivileged()

@@ -1,4 +1,7 @@
-"""Processes found by what they are, read from /proc: a pid file may be stale, an environment is not."""
+"""Find processes by their environment, which is read from /proc.
+
+Unlike a pid file, the environment of a process is never out of date.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME_LENGTH = 15  # what Linux keeps of a program's name
+NAME_LENGTH = 15  # number of characters of a program's name that Linux stores for a process
 
 
 @dataclass(frozen=True)
 class Process:
-    """A running process and the environment it was started with."""
+    """A running process and the environment that it was started with."""
 
     pid: int
     name: str
@@ -20,24 +23,25 @@ class Process:
     parent: int
 
     def variable(self, name: str) -> str | None:
+        """Return the value of an environment variable; None if it is not set."""
         prefix = f"{name}=".encode()
         return next((os.fsdecode(entry[len(prefix) :]) for entry in self.environment if entry.startswith(prefix)), None)
 
     def send(self, number: int) -> None:
-        """Send a signal; a process that is already gone is no error."""
+        """Send a signal to the process. Do nothing if the process has ended."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
 
 def with_variable(name: str, value: str) -> list[Process]:
-    """All live processes of ours whose environment has name=value, except this one."""
+    """Return all live processes of this account whose environment has name=value, except this process."""
     wanted = f"{name}={value}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
-        with suppress(OSError):  # ended meanwhile, or another user's
+        with suppress(OSError):  # the process has just ended, or belongs to another user
             environment = frozenset((folder / "environ").read_bytes().split(b"\0"))
-            # A zombie has no environment any more, so it is never found here.
+            # A zombie has no environment, so this condition is false for a zombie.
             if wanted in environment and pid != os.getpid():
                 name = (folder / "comm").read_text("utf-8", "replace").strip()
                 parent = int((folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
@@ -46,7 +50,10 @@ def with_variable(name: str, value: str) -> list[Process]:
 
 
 def daemons(found: list[Process], name: str) -> list[Process]:
-    """Of these the daemons of a name, without what they fork: that has their name until it runs another program."""
+    """Return the daemons with this name from a list of processes.
+
+    Children of a daemon are left out. A forked child has the name of the daemon until the child runs another program.
+    """
     named = [process for process in found if process.name == name[:NAME_LENGTH]]
     forked = {process.pid for process in named}
     return [process for process in named if process.parent not in forked]

@@ -1,4 +1,4 @@
-"""What this account, or the bearer of a token, may do in a pool."""
+"""Ask daemons whether this account, or the bearer of a token, has an authorization level."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Any
 
 from glide.condor import bindings
 from glide.condor.bounded import isolated
-from glide.condor.collector import located
+from glide.condor.collector import locate
 
 
 @dataclass(frozen=True)
-class Right:
-    """An authorization level (READ, ADVERTISE_STARTD, …) that a daemon grants, or does not."""
+class Authorization:
+    """A daemon's answer to the question whether it grants an authorization level.
+
+    Attributes:
+        who: readable description of the identity that asked.
+        daemon: Schedd or Collector.
+        level: READ, WRITE, ADVERTISE_STARTD, …
+        granted: whether the daemon grants the level.
+    """
 
     who: str
     daemon: str
@@ -21,18 +28,20 @@ class Right:
     granted: bool
 
 
-def right(who: str, daemon: str, level: str, token: str | None = None) -> Right:
-    """Ask a daemon of the pool (Schedd, Collector) whether it grants a level.
+def check_authorization(who: str, daemon: str, level: str, token: str | None = None) -> Authorization:
+    """Ask a daemon of the pool whether it grants an authorization level.
 
     Args:
-        who: for people, whose right it is.
-        token: instead of what this account has.
+        who: readable description of the identity that asks.
+        daemon: Schedd or Collector.
+        level: READ, WRITE, ADVERTISE_STARTD, …
+        token: the token to authenticate with; None for this account's own credentials.
 
     Raises:
-        CondorError: there is no such daemon, or it does not answer.
+        CondorError: the pool has no such daemon, or the daemon does not answer.
     """
-    location = located(daemon)
-    return Right(who, daemon, level, isolated(partial(_granted, location, level, token)))
+    location = locate(daemon)
+    return Authorization(who, daemon, level, isolated(partial(_granted, location, level, token)))
 
 
 def _granted(location: Any, level: str, token: str | None) -> bool:

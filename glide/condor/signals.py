@@ -1,4 +1,4 @@
-"""Keep signals out of the bindings."""
+"""Keep signal handlers from running inside HTCondor's bindings."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Handle an interrupt that comes meanwhile at the end; also a decorator.
+def defer_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM to the end of the `with` block or to the end of the decorated function.
 
-    The bindings of 25.14 make Python objects while they read an answer. Python runs a signal's handler there, and when
-    that raises KeyboardInterrupt, they go on with no object, which is a segmentation fault.
+    The bindings of HTCondor 25.14 create Python objects while they read an answer. At that point, Python may run a
+    signal handler. If the handler raises KeyboardInterrupt, the bindings continue without the object, and crash with a
+    segmentation fault.
     """
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers only in the main thread
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in INTERRUPTS}
-    handled = [number for number, handler in before.items() if callable(handler)]  # else the kernel acts by itself
+    # Only signals with a Python handler are deferred. The kernel handles all other signals.
+    handled = [number for number, handler in before.items() if callable(handler)]
     for number in handled:
-        signal.signal(number, lambda number, _: came.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield
     finally:
         for number in handled:
             signal.signal(number, before[number])
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])

@@ -1,4 +1,4 @@
-"""IDTOKENs signed with the pool's key."""
+"""Create HTCondor's IDTOKENs with the pool's signing key, and find out when a token expires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOOL_SECONDS = 30.0
 
 
 def seconds_left(path: Path, now: float) -> float | None:
-    """How long a token is valid yet; None where there is none, or none that expires."""
+    """Return the seconds until a token expires; None if the file contains no token or if the token never expires."""
     try:
         payload = path.read_text("utf-8").split(".")[1]
         expires = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
@@ -33,15 +33,16 @@ def mint(
     lifetime: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Write a token to a file that only this account can read.
+    """Create a token and write it to a file that only this account can read.
 
     Args:
-        identity: whom the bearer is, as user@trust-domain.
-        authorizations: all that it may be used for (ADVERTISE_STARTD, …); everything when empty.
-        lifetime: seconds until it expires; never when None.
+        identity: the bearer's identity, as user@trust-domain.
+        authorizations: the only levels that the token grants (ADVERTISE_STARTD, …); empty for all levels.
+        lifetime: seconds until the token expires; None for a token that never expires.
+        environment: environment variables for condor_token_create, including the pool's CONDOR_CONFIG.
 
     Raises:
-        CondorError: the key can't be read by this account, or there is none.
+        CondorError: HTCondor is not installed, or the pool's signing key does not exist or cannot be read.
     """
     installation = install.find()
     if installation is None:
@@ -56,7 +57,7 @@ def mint(
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CondorError(
-            f"no token for {identity}: condor_token_create took longer than {TOOL_SECONDS:.0f} s"
+            f"no token for {identity}: condor_token_create has not ended within {TOOL_SECONDS:.0f} s"
         ) from None
     if done.returncode != 0:
         raise CondorError(f"no token for {identity}: {done.stderr.strip()}")

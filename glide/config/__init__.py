@@ -1,10 +1,13 @@
-"""The files users write, as pydantic models: extra keys are refused, and an error names file, line and fix."""
+"""Pydantic models of the YAML files that users and admins write.
 
-from glide.config.reading import load, place, read_text
+An unknown key is an error. Each error message names the file, the line and a fix.
+"""
+
+from glide.config.reading import load, position, read_text
 from glide.config.site import Breaker, Entry, Login, Pool, SiteFile
 from glide.config.sweep import PHASES, SUMMARY, ModelSpec, SweepFile, prompt_fields
 
 __all__ = [
     "PHASES", "SUMMARY", "Breaker", "Entry", "Login", "ModelSpec", "Pool", "SiteFile", "SweepFile",
-    "load", "place", "prompt_fields", "read_text",
+    "load", "position", "prompt_fields", "read_text",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""YAML files as pydantic models, with errors that name file and line."""
+"""Read YAML files as pydantic models. Each error names the file and the line."""
 
 from __future__ import annotations
 
@@ -14,44 +14,55 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from glide.errors import InputError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-# Numbers as YAML has them: neither `true` nor "4", and no .inf or .nan.
-Whole = Annotated[int, Field(strict=True)]
+# Without `strict`, pydantic would also accept `true` and "4" as numbers. Number also refuses .inf and .nan.
+Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# A text that ends up in a job file, in HTCondor's configuration or in a path.
+# One line of text. Such texts become part of job files, of HTCondor's configuration or of paths. Therefore control
+# characters are refused.
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A mapping whose every key is known."""
+    """A mapping in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _written_out(time: object) -> object:
-    """YAML takes 20270104, 2027 and 8:00 for numbers, and a number would be seconds since 1970."""
+def _full_date(time: object) -> object:
+    """Accept only a full date, with or without a time.
+
+    Numbers are refused. YAML reads 20270104, 2027 and 8:00 as numbers, and pydantic reads numbers as Unix times.
+    """
     if isinstance(time, date) or (isinstance(time, str) and re.match(r"\d{4}-\d\d?-\d\d?", time)):
         return time
-    raise ValueError("write date and time out, as 2027-01-04 08:00")
+    raise ValueError("not a date and time; write it in full, as 2027-01-04 08:00")
 
 
-Time = Annotated[datetime, BeforeValidator(_written_out)]
+Time = Annotated[datetime, BeforeValidator(_full_date)]
 
 
 def load(path: Path, model: type[Model]) -> Model:
     """Read a YAML file as a model.
 
     Raises:
-        InputError: each problem as `file:line: what is wrong`.
+        InputError: the file has problems. The error names each problem as `file:line: what is wrong`.
     """
     tree, content = _parse(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}:1: not a mapping of keys to values")
+        raise InputError(f"{path}:1: not a mapping; write `key: value` lines")
     return _validated(path, tree, content, model)
 
 
-def part(path: Path, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
-    """What a part of a YAML file comes to, as a model; InputError as `load`, each problem at its place in that part."""
+def load_part(path: Path, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
+    """Validate content that was built from one part of a YAML file.
+
+    Args:
+        keys: the keys that lead to this part of the file. The lines in error messages are lines of this part.
+
+    Raises:
+        InputError: the content has problems. The error names each problem as `file:line: what is wrong`.
+    """
     return _validated(path, _parse(path)[0], content, model, *keys)
 
 
@@ -62,17 +73,20 @@ def _validated(path: Path, tree: Any, content: Mapping[str, Any], model: type[Mo
         raise InputError(*_problems(path, tree, error, *keys)) from None
 
 
-def place(path: Path, *keys: str) -> str:
-    """Where in a YAML file something is, as `file:line: key.key`, for problems that show after `load`."""
+def position(path: Path, *keys: str) -> str:
+    """Return the place of a key in a YAML file, as `file:line: key.key`.
+
+    Messages about errors that `load` cannot find contain this place.
+    """
     line, found = _find(_parse(path)[0], keys)
     return f"{path}:{line}: {'.'.join(found)}"
 
 
 def read_text(path: Path) -> str:
-    """A text file's content, without a byte order mark.
+    """Return the content of a text file without its byte order mark.
 
     Raises:
-        InputError: it can't be read, or is not UTF-8.
+        InputError: the file cannot be read, or is not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -85,16 +99,20 @@ def read_text(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML, less its silence about keys that are there twice and its tracebacks for values like 2024-13-45."""
+    """PyYAML's safe loader with further checks.
 
-    # At composition: later, keys merged with `<<` are in the mapping too, and those may be overridden.
+    If a key is given twice, PyYAML ignores this mistake. For a value such as 2024-13-45, PyYAML raises an error without
+    a line number. This loader reports both mistakes with their line numbers.
+    """
+
+    # Compare the keys before `<<` merges other keys into the mapping. The mapping may override these merged keys.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise _not_yaml(key, f"{key.value!r:.40} is there twice; remove or rename one")
+                    raise _not_yaml(key, f"key {key.value!r:.40} is given twice; remove or rename one")
                 seen.add((key.tag, key.value))
         return node
 
@@ -102,16 +120,16 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_scalar(node)
         try:
             value.encode()
-        except UnicodeEncodeError:  # YAML can write "\ud83d", UTF-8 can't
-            raise _not_yaml(node, f"{value!r:.40} has half a character; complete it, or take it out") from None
+        except UnicodeEncodeError:  # YAML can contain "\ud83d", but UTF-8 cannot
+            raise _not_yaml(node, f"{value!r:.40} has half a character; complete or remove it") from None
         return value
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # whatever int(), date() and their like raise
+        except (ValueError, LookupError, AttributeError):  # int(), date() and other functions raise such errors
             kind = node.tag.rpartition(":")[2]
-            raise _not_yaml(node, f"{node.value!r:.40} is no {kind}; put a text in quotes") from None
+            raise _not_yaml(node, f"{node.value!r:.40} is not a valid {kind}; put text in quotes") from None
 
 
 def _not_yaml(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
@@ -119,7 +137,7 @@ def _not_yaml(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
-    """A YAML file as a tree, which knows lines, and as its content."""
+    """Parse a YAML file. Return its tree of nodes, which contains the line numbers, and its content."""
     text = read_text(path)
     try:
         loader = _Loader(text)
@@ -144,9 +162,10 @@ def _problems(path: Path, tree: yaml.Node | None, error: ValidationError, *where
 
 
 def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, list[str]]:
-    """The line of what pydantic calls by this location, and its keys.
+    """Return the line and the keys of a location in the file. Errors of pydantic contain such locations.
 
-    Only those that the file has: pydantic also names a union's branches, as if they were keys.
+    Some parts of a location do not exist in the file, because pydantic treats the members of a union as keys. Such
+    parts are ignored.
     """
     line, keys = tree.start_mark.line + 1 if tree else 1, []
     for part in location:
@@ -159,7 +178,10 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
 
 
 def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
-    """The node that names a part of a mapping or sequence, and the part; a later key overrides a merged one."""
+    """Return the key node and the value node of a key or an index. Return None if `node` has no such key or index.
+
+    A key of the mapping itself overrides a key that `<<` merges into the mapping.
+    """
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):

@@ -1,4 +1,4 @@
-"""A site file: the entries where a factory may submit glideins, and their limits."""
+"""Models of a site file, which lists the entries to which a factory may submit glideins, and their limits."""
 
 from __future__ import annotations
 
@@ -7,54 +7,60 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from glide.config.reading import Line, Name, Number, Strict, Time, Whole
+from glide.config.reading import Integer, Line, Name, Number, Strict, Time
 from glide.config.sweep import checked_options
 from glide.files.environment import REGISTRIES
 
-# What a factory keeps in its site's folder, beside a folder for each entry.
-OWN_FILES = (
+# Names of files that a factory keeps in the folder of its site. This folder also contains a folder for each entry, with
+# the name of the entry. So no entry may have one of these names.
+RESERVED_NAMES = (
     "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
     "users.lock", "while-used.lock",
 )  # fmt: skip
 
 
-class Request(Strict):
-    """What a glidein asks its outer pool for.
+class ResourceRequest(Strict):
+    """The resources that each glidein requests from its outer pool.
 
     Attributes:
-        cpus: cores.
-        memory: MB.
-        disk: MB, for what is fetched and unpacked, too, unless `cache` names a folder elsewhere.
-        gpus: how many; a model is on one of them, unless its options say `device: all`.
-        gpu_memory: MB that each must have at least; by it is known what a model may take.
+        cpus: number of CPU cores.
+        memory: main memory in MB. If the entry has no GPUs, the files of a model must fit into this memory.
+        disk: disk space in MB. This space must also hold fetched and unpacked files, unless `cache` names a
+            folder outside this space.
+        gpus: number of GPUs. A model uses one GPU, or all GPUs if the model's options contain `device: all`.
+        gpu_memory: minimum memory of each GPU in MB. The files of a model must fit into gpu_memory × gpus. By default
+            there is no minimum. Without a minimum, an entry with GPUs accepts models of any size, and each glidein of
+            the entry holds only one model at a time.
     """
 
-    cpus: Whole = Field(1, ge=1)
-    memory: Whole = Field(2048, ge=1)
-    disk: Whole = Field(1024, ge=1)
-    gpus: Whole = Field(0, ge=0)
-    gpu_memory: Whole | None = Field(None, ge=1)
+    cpus: Integer = Field(1, ge=1)
+    memory: Integer = Field(2048, ge=1)
+    disk: Integer = Field(1024, ge=1)
+    gpus: Integer = Field(0, ge=0)
+    gpu_memory: Integer | None = Field(None, ge=1)
 
     @model_validator(mode="after")
-    def _has_a_gpu(self) -> Request:
+    def _has_a_gpu(self) -> ResourceRequest:
         if self.gpu_memory is not None and self.gpus == 0:
-            raise ValueError("gpu_memory without gpus; set gpus: 1, or leave it out")
+            raise ValueError("gpu_memory without gpus; set gpus: 1, or remove gpu_memory")
         return self
 
     @property
     def model_memory(self) -> int | None:
-        """MB that a model may take here, on all GPUs together; None where nobody knows."""
+        """Return the memory in MB that a model may use, on all GPUs together. None: the GPUs' memory is unknown."""
         if self.gpus:
             return self.gpu_memory and self.gpu_memory * self.gpus
         return self.memory
 
 
 class Downtime(Strict):
-    """When nothing is submitted to an entry.
+    """A period in which the factory submits no glideins to an entry. Queued and running glideins stay.
 
     Attributes:
-        start, end: as 2027-01-04 08:00; times without a zone are UTC.
-        reason: what is told to those who wait.
+        start: date and time at which the downtime begins, in the format 2027-01-04 08:00. A time without a time zone is
+            UTC.
+        end: date and time at which the downtime ends, in the same format.
+        reason: text that is shown to users whose jobs wait.
     """
 
     start: Time
@@ -64,39 +70,42 @@ class Downtime(Strict):
     @model_validator(mode="after")
     def _ends_after_its_start(self) -> Downtime:
         if unix_time(self.end) <= unix_time(self.start):
-            raise ValueError("it ends before it starts")
+            raise ValueError("end is not after start; correct one of them")
         return self
 
     def contains(self, now: float) -> bool:
-        """Whether it is on at this Unix time."""
+        """Return whether the downtime includes this Unix time."""
         return unix_time(self.start) <= now < unix_time(self.end)
 
 
 def unix_time(time: datetime) -> float:
-    """A time that a user wrote; without a zone it is UTC."""
+    """Return a date and time as Unix time. A time without a time zone is UTC."""
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
 
 
 class Breaker(Strict):
-    """When to stop trying.
+    """The circuit breaker. It stops submissions while the glideins of an entry, or of one model in an entry, fail.
 
     Attributes:
-        failures: glideins in a row that were never warm, after which nothing is submitted for a while.
-        backoff_seconds: that while; twice as long after each further one.
+        failures: number of glideins that must fail in a row until the breaker opens. A glidein fails if it never
+            becomes warm. Until one glidein has been warm, the factory tries at most this number of glideins at the same
+            time.
+        backoff_seconds: time for which the breaker stays open, in seconds. The time doubles after each further failure,
+            up to one day. When the time is over, the factory tries one glidein.
     """
 
-    failures: Whole = Field(3, ge=1)
+    failures: Integer = Field(3, ge=1)
     backoff_seconds: Number = Field(600.0, gt=0)
 
 
 class Pool(Strict):
-    """Another pool than the one that glideins join.
+    """An outer pool. Glideins are submitted to this pool, and join another pool.
 
-    The factory needs a token of that pool; what glideins start from is spooled to its access point.
+    The factory needs a token of this pool, and sends the files of each glidein to the pool's access point.
 
     Attributes:
-        collector: its address.
-        schedd: name of its access point; may be left out where there is one.
+        collector: address of the pool's collector.
+        schedd: name of the pool's access point. The name is needed only if the pool has more than one access point.
     """
 
     collector: Line
@@ -104,26 +113,28 @@ class Pool(Strict):
 
 
 class Login(Strict):
-    """A host to log in to by SSH, whose access point takes glideins: HTCondor's own commands are used there.
+    """A login host. The factory logs in there by SSH, and submits glideins with HTCondor's own commands.
 
-    What SSH's own configuration (`~/.ssh/config`) says of the host counts, too. Host keys are always checked: one that
-    is not known, or not the known one, is refused.
+    SSH's own configuration (`~/.ssh/config`) applies, too. Host keys are always checked. The factory refuses a host if
+    the host's key is unknown, or if the key differs from the known key.
 
     Attributes:
-        host: its name or address.
-        user, port: by default as SSH's configuration has them.
-        key: file of the private key; by default SSH's agent and usual files. A daemon has no agent, and no
-            passphrase.
-        jump: the host to go through, as [user@]host[:port].
-        known_hosts: file of host keys; by default the account's own.
-        schedd: name of the access point, where the host's configured one is not meant.
-        folder: of ours on it, relative to the home folder; its nodes need not see it.
-        seconds: that a command may take there.
+        host: name or address of the login host.
+        user: user name on the login host. By default SSH's configuration decides.
+        port: port of the SSH server. By default SSH's configuration decides.
+        key: file with the private key. By default SSH's agent and usual key files are used. A daemon has no agent,
+            so it needs a key without a passphrase.
+        jump: host through which SSH connects, in the form [user@]host[:port]. By default SSH's configuration decides.
+        known_hosts: file with the known host keys. By default SSH's own file of the account is used.
+        schedd: name of the access point. By default HTCondor's configuration on the login host decides.
+        folder: folder for glide's files on the login host, relative to the home folder. Nodes need no access to this
+            folder.
+        seconds: time limit of one command on the login host, in seconds.
     """
 
     host: Line
     user: Line | None = None
-    port: Whole | None = Field(None, ge=1, le=65535)
+    port: Integer | None = Field(None, ge=1, le=65535)
     key: Line | None = None
     jump: Line | None = None
     known_hosts: Line | None = None
@@ -133,20 +144,23 @@ class Login(Strict):
 
     @property
     def name(self) -> str:
-        """The host, with what tells it from others of that name."""
+        """Return the host, with user, port and access point if they are set. Several logins may have the same host."""
         user, port = f"{self.user}@" if self.user else "", f":{self.port}" if self.port else ""
         return f"{user}{self.host}{port}{f' ({self.schedd})' if self.schedd else ''}"
 
 
-class Cache(Strict):
-    """Where the files of models stay on a node, for all glideins there and those to come.
+class CacheSettings(Strict):
+    """The cache of files on a node. The glideins on the node share the cache. Later glideins use the cache again.
 
     Attributes:
-        folder: on a disk of the node, where it may begin with a variable of the node's (`$SCRATCH/glide`); by default
-            one of the glideins' account in /var/tmp. A folder must be named for files to stay where that account is not
-            their owner's own (`nobody`), or where HTCondor gives each job its own /var/tmp (MOUNT_UNDER_SCRATCH).
-        gigabytes: that it may take; by default 95 % of its disk.
-        upload_megabytes: a second that other nodes may take from each glidein; by default no limit.
+        folder: folder on a disk of the node. The path may begin with an environment variable of the node
+            (`$SCRATCH/glide`). By default each account has a folder in /var/tmp. In two cases you must name a folder,
+            because otherwise the files are deleted when the glidein ends. In the first case, glideins share their
+            account with other jobs (`nobody`). In the second case, HTCondor gives each job its own /var/tmp
+            (MOUNT_UNDER_SCRATCH).
+        gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
+        upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
+            no limit.
     """
 
     folder: Line | None = None
@@ -154,12 +168,14 @@ class Cache(Strict):
     upload_megabytes: Number | None = Field(None, gt=0)
 
 
-class Service(Strict):
-    """A model that is served elsewhere: an entry's glideins pass records on to it, beside others that load it.
+class ServiceSettings(Strict):
+    """A service outside the pool that serves a model. The glideins of the entry pass records on to the service.
+
+    Glideins of other entries can load the same model at the same time.
 
     Attributes:
-        serves: the model, by the name that sweeps give it (GlideModel).
-        options: those of the openai engine: url, model, key_file, …
+        serves: name of the model in sweeps (GlideModel).
+        options: options of the openai engine, such as url, model or key_file.
     """
 
     serves: Name
@@ -167,43 +183,48 @@ class Service(Strict):
 
     @field_validator("options")
     @classmethod
-    def _of_the_engine(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _checked_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         return checked_options("openai", options)
 
 
-def _is_whole(name: str | None) -> str | None:
-    """Site files may lie anywhere, and what they name is read by a daemon that waits for no web server."""
+def _is_absolute(name: str | None) -> str | None:
+    """Accept an absolute path, or an image of a registry.
+
+    A relative path is ambiguous, because a site file may be in any folder. A web address is refused, because the
+    factory must not wait for a web server.
+    """
     if name is None or name.startswith(("/", *REGISTRIES)):
         return name
-    raise ValueError(f"{name} is no whole path")
+    raise ValueError(f"{name} is not an absolute path; begin it with / (an image: with {', '.join(REGISTRIES)})")
 
 
-def _is_free(name: str) -> str:
-    """An entry has a folder of its name in its site's folder."""
-    if name in OWN_FILES:
-        raise ValueError(f"the factory has a file of its own that is called {name}; give the entry another name")
+def _is_not_reserved(name: str) -> str:
+    """Accept the name of an entry, unless a file in the site's folder has this name."""
+    if name in RESERVED_NAMES:
+        raise ValueError(f"the factory has a file of its own called {name}; give the entry another name")
     return name
 
 
 def _is_expression(requirements: str) -> str:
-    """A ClassAd expression in one line, as a job file has it; a YAML block may have several."""
+    """Return a ClassAd expression as one line, because job files need one line. In YAML it may have more lines."""
     from glide.condor import bindings
 
     line = " ".join(requirements.split("\n")).strip()
     try:
-        for text in (line, f"({line}) && true"):  # as it is used, too: a comment would hide the parenthesis
+        # The second text has the form that job files use. In this form, a comment would hide the parenthesis.
+        for text in (line, f"({line}) && true"):
             bindings.classad2.ExprTree(text)
     except (ValueError, RuntimeError, bindings.classad2.ClassAdException):
         raise ValueError(
-            f"HTCondor cannot read {line!r}; check its operators and parentheses, remove comments"
+            f"HTCondor cannot read {line!r}; check its operators and parentheses, and remove comments"
         ) from None
     if problem := next((each for each in line if each < " " or each == "\x7f"), ""):
         raise ValueError(f"remove the character {problem!r}")
     return line
 
 
-Place = Annotated[Line | None, AfterValidator(_is_whole)]
-EntryName = Annotated[Name, AfterValidator(_is_free)]
+AbsolutePath = Annotated[Line | None, AfterValidator(_is_absolute)]
+EntryName = Annotated[Name, AfterValidator(_is_not_reserved)]
 Requirements = Annotated[str, AfterValidator(_is_expression)]
 User = Annotated[str, StringConstraints(pattern=r"^[^\s\"\\$\x00-\x1f\x7f-\x9f]+$")]
 KnobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
@@ -211,99 +232,111 @@ KnobValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Entry(Strict):
-    """One place where the factory may submit glideins.
+    """A place to which the factory may submit glideins, with its limits.
 
     Attributes:
-        name: by which limits, logs, metrics and glideins speak of it; one alone has it, over all sites of an account.
-        pool: where its glideins are submitted; by default the pool that they join.
-        ssh: the same, where only a login host reaches the access point.
-        service: what its glideins pass records on to, instead of loading a model.
-        max_glideins: at most so many in the queue, running or not.
-        lanes: slots of a glidein that share its model server; two hide a job's turnover.
-        request: what a glidein asks for.
-        requirements: further HTCondor requirements on the nodes.
-        python: an interpreter on the nodes that imports the engine's packages; by default the factory's own, where
-            nodes see it, else python3.
-        environment: what engines run in, where a model names nothing else: a packed environment or an image here, which
-            travels, or a folder or an image that nodes have (glide.files.environment); by default the nodes' `python`.
-        container: image that HTCondor runs the glideins in, as container_image of a job file; nodes choose Docker or
-            Apptainer. HTCondor need not be in it.
-        condor: HTCondor's release folder on the nodes, or an archive with one here, which travels; by default this
-            access point's private one, if it has one and they see it, else their own, else the private one travels.
-        owners: whose jobs the lanes serve (User, as in condor_q); by default the factory's own account.
-        users_code: whether several owners may bring code of their own (Python functions, environments). It runs as the
-            account that all share on a node, and there it can reach what the others have.
-        idle_seconds: a glidein without a job for so long ends itself.
-        lifetime: after about so many seconds (10 % more or less, so that not all go at once) it takes no further job;
-            it is gone when its last one has ended, and `idle_seconds` later at most.
-        ready: so many glideins are kept in readiness, without a model or idle, for whatever is wanted next.
-        max_idle: at most so many of them waiting in the outer pool's queue.
-        submits_per_cycle: at most so many submissions at once, so that a wrong view cannot flood a site.
-        removals_per_cycle: the same for removals.
-        cache: where files of models stay on the nodes.
-        downtimes: when nothing is submitted.
-        breaker: when to stop trying.
-        knobs: further HTCondor configuration of the glideins.
+        name: name of the entry in limits, logs, metrics and GlideIds. The name must be unique over all sites of the
+            factory's account.
+        pool: outer pool to which the glideins are submitted. By default the pool that the glideins join.
+        ssh: login host of the outer pool, if the pool's access point can be reached only from this host. By default
+            none. An entry cannot have both `pool` and `ssh`.
+        service: service outside the pool to which the glideins pass records on. By default glideins load a model.
+        max_glideins: maximum number of glideins in the queue, running or not.
+        lanes: number of lanes (slots) of a glidein. The lanes share one model server. With two lanes, one job computes
+            while another job starts or ends.
+        request: resources that each glidein requests.
+        requirements: further ClassAd requirements that a node must meet.
+        python: Python interpreter on the nodes. The interpreter must be able to import the engine's packages. The
+            default is the path of the factory's own interpreter if a node has this path, otherwise python3.
+        environment: environment in which engines run if the model does not name an environment. The value can be the
+            absolute path of a packed environment or an image on this host. This file is sent to the nodes. The value
+            can also be the absolute path of a folder or an image that the nodes have, or an image of a registry
+            (docker://…). By default engines run in the `python` of the nodes.
+        container: container image in which HTCondor runs the glideins, written like container_image in a job file. The
+            nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
+            container.
+        condor: absolute path of HTCondor's release folder on the nodes, or of an archive on this host. The archive
+            contains a release, and is sent to the nodes. By default a node uses the private HTCondor of this access
+            point if the node can see the folder of this HTCondor. Otherwise the node uses its own HTCondor, or the
+            private HTCondor is sent to the node.
+        owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
+            only the factory's own account.
+        users_code: whether users of an entry with several owners may bring code of their own (Python functions,
+            environments). On a node all owners share one account, so this code can read the files of other owners.
+        idle_seconds: seconds without a job after which a glidein ends itself. If a glidein was submitted without a
+            model (`ready`), it waits for its whole lifetime instead.
+        lifetime: seconds after which a glidein accepts no further job. Each glidein gets up to 10 % more or less, so
+            that glideins do not all end together. A glidein ends at most `idle_seconds` after its last job.
+        ready: number of glideins that the factory keeps ready for the next model that jobs want. A ready glidein is
+            idle, or has no model.
+        max_idle: maximum number of glideins that wait in the outer pool's queue.
+        submits_per_cycle: maximum number of glideins that are submitted in one cycle of the factory. This limit
+            prevents that a wrong view of the pool floods a site.
+        removals_per_cycle: maximum number of glideins that are removed in one cycle of the factory.
+        cache: cache of model files on the nodes.
+        downtimes: periods in which nothing is submitted. By default none.
+        breaker: circuit breaker, which stops submissions while glideins fail.
+        knobs: further HTCondor settings of the glideins, by name. They override glide's own settings. By default none.
     """
 
     name: EntryName
     pool: Pool | None = None
     ssh: Login | None = None
-    service: Service | None = None
-    max_glideins: Whole = Field(ge=0)
-    lanes: Whole = Field(2, ge=1)
-    request: Request = Request()
+    service: ServiceSettings | None = None
+    max_glideins: Integer = Field(ge=0)
+    lanes: Integer = Field(2, ge=1)
+    request: ResourceRequest = ResourceRequest()
     requirements: Requirements = "true"
     python: Line | None = None
-    environment: Place = None
+    environment: AbsolutePath = None
     container: Line | None = None
-    condor: Place = None
+    condor: AbsolutePath = None
     owners: tuple[User, ...] = ()
     users_code: bool = Field(False, strict=True)
-    idle_seconds: Whole = Field(300, ge=1)
-    lifetime: Whole = Field(86400, ge=60)
-    ready: Whole = Field(0, ge=0)
-    max_idle: Whole = Field(100, ge=1)
-    submits_per_cycle: Whole = Field(10, ge=1)
-    removals_per_cycle: Whole = Field(20, ge=1)
-    cache: Cache = Cache()
+    idle_seconds: Integer = Field(300, ge=1)
+    lifetime: Integer = Field(86400, ge=60)
+    ready: Integer = Field(0, ge=0)
+    max_idle: Integer = Field(100, ge=1)
+    submits_per_cycle: Integer = Field(10, ge=1)
+    removals_per_cycle: Integer = Field(20, ge=1)
+    cache: CacheSettings = CacheSettings()
     downtimes: tuple[Downtime, ...] = ()
     breaker: Breaker = Breaker()
     knobs: dict[KnobName, KnobValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _is_in_one_place(self) -> Entry:
+    def _has_one_outer_pool(self) -> Entry:
         if self.pool and self.ssh:
-            raise ValueError("pool and ssh are two places; leave one of them out")
+            raise ValueError("an entry has either pool or ssh; remove one of them")
         return self
 
     @property
-    def away(self) -> Pool | Login | None:
-        """Where its glideins are submitted, unless it is the pool that they join."""
+    def outer_pool(self) -> Pool | Login | None:
+        """Return the pool to which glideins are submitted. Return None if glideins join the same pool."""
         return self.pool or self.ssh
 
 
 class SiteFile(Strict):
-    """One site.
+    """A site, which consists of the entries that one factory supplies with glideins.
 
     Attributes:
-        site: its name.
-        max_glideins: a limit over all entries.
-        interval: of the factory's cycles, in seconds.
-        entries: where glideins may be submitted.
+        site: name of the site.
+        max_glideins: maximum number of glideins of all entries together. By default no limit.
+        interval: seconds between two cycles of the factory.
+        entries: places to which glideins may be submitted; at least one.
     """
 
     site: Name
-    max_glideins: Whole | None = Field(None, ge=0)
+    max_glideins: Integer | None = Field(None, ge=0)
     interval: Number = Field(2.0, gt=0)
     entries: list[Entry] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _has_a_free_name(self) -> SiteFile:
-        """Behind a login host, a site's folder is beside what all sites share there."""
+    def _has_no_reserved_name(self) -> SiteFile:
+        """Refuse a site's name if glide has a file with this name in the same folder of a login host."""
         shared = self.site in ("bundles", "lock", "access_point") or self.site.startswith("word.")
         if shared and any(entry.ssh for entry in self.entries):
-            raise ValueError(f"glide has a file of its own that is called {self.site}; give the site another name")
+            raise ValueError(f"glide has a file of its own called {self.site}; give the site another name")
         return self
 
     @field_validator("entries")
@@ -312,5 +345,5 @@ class SiteFile(Strict):
         names = [entry.name for entry in entries]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two entries are named {name}")
+                raise ValueError(f"two entries are named {name}; rename one")
         return entries

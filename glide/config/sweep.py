@@ -1,4 +1,4 @@
-"""A sweep file."""
+"""Models of a sweep file, which describes the model, the records and the prompts of a sweep."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from glide.config.reading import Name, Number, Strict, Whole
+from glide.config.reading import Integer, Name, Number, Strict
 from glide.server.engines import engine_class
-from glide.server.engines.openai import NOT_A_SITES
+from glide.server.engines.openai import KEY_FILE_REFUSED
 from glide.template.spec import Keep
 from glide.vocabulary import State
 
@@ -29,30 +29,41 @@ PHASES = {
 
 
 def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """An engine's options as it will get them; ValueError for what it does not have or understand."""
+    """Return the options of an engine, converted to the types that the engine expects.
+
+    Raises:
+        ValueError: the engine does not have an option, or a value has a wrong type.
+    """
     known = engine_class(engine).Options
     names = sorted(known.__dataclass_fields__)
     for key in options:
         if key not in names:
-            raise ValueError(f"{engine} has no option {key!r}; it has {', '.join(names)}")
+            raise ValueError(f"{engine} has no option {key!r}; use {', '.join(names)}")
     checked = TypeAdapter(known).validate_python(options)
     return {key: getattr(checked, key) for key in options}
 
 
 class ModelSpec(Strict):
-    """What to load.
+    """The model of a sweep, and how to load it.
 
     Attributes:
-        name: as it is advertised (GlideModel).
-        engine: transformers, openai (a model served elsewhere) or noop (a fake that takes known time).
-        path: the model's folder in the Hugging Face format, relative to the sweep file; or hf://, https://, osdf://.
-        keep: what stays on a node from job to job: the loaded state, its files alone (each job loads the model), or
-            nothing (each job fetches it, too, unless it lies on the node's disk). To see what sticky state is worth;
-            with `lanes: 1`, as two jobs at a time share what they load.
-        environment: what the engine runs in, by default the nodes' own Python: a packed venv or conda environment, an
-            Apptainer image, or a folder that nodes have.
-        options: the engine's own.
-        budgets: seconds that a phase (fetch, import, load, warm, serve) may take before it counts as hanging.
+        name: name of the model, which lanes advertise as GlideModel.
+        engine: engine that runs the model. `transformers` loads the model on the node. `openai` is for a model that a
+            service outside the pool serves. `noop` is a fake engine that takes a known time.
+        path: folder of the model in the Hugging Face format, relative to the sweep file, or an address (hf://, https://
+            or osdf://). The transformers engine requires a path.
+        keep: part of the model that stays on a node after a job. `state` keeps the loaded model. `files` keeps only the
+            files, so that each job loads the model. `nothing` keeps neither the model nor the files, so that each job
+            also fetches files that are not on a disk of the node. Use `files` and `nothing` only to measure the benefit
+            of kept state. With these values, set `lanes: 1` in the site file, because two jobs at the same time would
+            share the loaded model.
+        environment: environment in which the engine runs. It is a packed venv or conda environment, an Apptainer image,
+            or a folder that the nodes have. By default the environment of the entry, or the nodes' own Python if the
+            entry has no environment.
+        options: options of the engine.
+        budgets: time limit of each phase of a model server, in seconds. If a phase takes longer, it has failed. By
+            default fetch 7200, import 900, load 3600, warm 1800 and serve 300. In the phase `serve`, a warm engine must
+            send a message within this time while records wait for the engine.
     """
 
     name: Name
@@ -60,7 +71,7 @@ class ModelSpec(Strict):
     path: str | None = None
     keep: Keep = "state"
     environment: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may insist on one
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may require an option
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict
     )
@@ -70,34 +81,38 @@ class ModelSpec(Strict):
     def _known_engine(cls, engine: str) -> str:
         engine_class(engine)
         if engine == "python":
-            raise ValueError("the python engine serves glide.Session; a file names noop, openai or transformers")
+            raise ValueError("the python engine is only for glide.Session; use noop, openai or transformers")
         return engine
 
     @field_validator("options")
     @classmethod
     def _checked_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """As the engine will get them: what is accepted for a number here must be one there."""
+        """Convert the options to the types that the engine expects. A number in quotes becomes a number."""
         engine = info.data.get("engine")
-        if engine is None:  # refused itself
+        if engine is None:  # the validator of `engine` has refused its value
             return options
         if engine == "openai" and "key_file" in options:
-            raise ValueError(f"{NOT_A_SITES}; leave it out, and ask the site's admin for an entry with that service")
+            raise ValueError(f"{KEY_FILE_REFUSED}; remove it, and ask the site's admin for an entry with that service")
         return checked_options(engine, options)
 
     @model_validator(mode="after")
     def _has_a_path(self) -> ModelSpec:
         if self.engine == "transformers" and self.path is None:
-            raise ValueError("the transformers engine needs a path: the model's folder")
+            raise ValueError("the transformers engine needs a path; name the model's folder or its address")
         return self
 
 
 FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
-SUMMARY = "summary.json"  # in a sweep's `out`, beside a folder for each prompt
+SUMMARY = "summary.json"  # file in the `out` folder of a sweep; the `out` folder also contains a folder for each prompt
 
 
 def prompt_fields(prompt: str) -> list[str]:
-    """The names of the `{field}`s in a prompt; ValueError when a brace is neither a field nor doubled."""
+    """Return the names of the `{field}`s in a prompt.
+
+    Raises:
+        ValueError: a brace does not belong to a field and is not doubled.
+    """
     try:
         pieces = list(string.Formatter().parse(prompt))
     except ValueError as error:
@@ -107,42 +122,49 @@ def prompt_fields(prompt: str) -> list[str]:
         if name is None:
             continue
         if form or conversion or not FIELD.fullmatch(name):
-            raise ValueError(f"{{{name}}} is no field's name (a word, or words with ' ', '-' or '_' between); {BRACES}")
+            raise ValueError(
+                f"{{{name}}} is not the name of a field (one word, or words with ' ', '-' or '_' between); {BRACES}"
+            )
         names.append(name)
     return names
 
 
-def _plain_fields(prompt: str) -> str:
+def _has_only_fields(prompt: str) -> str:
     prompt_fields(prompt)
     return prompt
 
 
-def _no_other_file(name: str) -> str:
+def _is_not_the_summary(name: str) -> str:
     if name == SUMMARY:
-        raise ValueError(f"{name} is what the sweep's summary is called; give the prompt another name")
+        raise ValueError(f"the sweep's summary is the file {name}; give the prompt another name")
     return name
 
 
-PromptName = Annotated[Name, AfterValidator(_no_other_file)]
-Prompt = Annotated[str, AfterValidator(_plain_fields)]
+PromptName = Annotated[Name, AfterValidator(_is_not_the_summary)]
+Prompt = Annotated[str, AfterValidator(_has_only_fields)]
 
 
 class SweepFile(Strict):
-    """A sweep: every record once per prompt.
+    """A sweep, which runs each record with each prompt.
 
     Attributes:
-        name: of its jobs, and of its report.
-        model: what to load.
-        records: a JSON object a line, each with a unique string custom_id; also FEVER's own format, CSV, TSV, Parquet.
-            Relative to the sweep file.
-        prompts: by name. `{field}` takes a record's field, `{{` is a brace.
-        generate: options of the generation, as max_new_tokens or do_sample; text is greedy unless do_sample is true.
-        expect: the field with the right answer, for the accuracy.
-        out: folder of the results, relative to the working directory.
-        glideins: how many may run at once; the site's limits still hold.
-        timeout: seconds that one engine call may take.
-        batch: records per engine call, and unit of retry.
-        pack: engine calls per HTCondor job.
+        name: name of the sweep, for its jobs and its report.
+        model: model to load.
+        records: file with the records, relative to the sweep file. Each line is a JSON object with a unique text
+            custom_id. CSV, TSV and Parquet files, and files in FEVER's own format are accepted, too.
+        prompts: texts of the prompts, by name. `{field}` stands for a field of the record. Write `{{` and `}}` for
+            braces.
+        generate: options of text generation, such as max_new_tokens or do_sample. Generation is greedy unless do_sample
+            is true.
+        expect: name of the field that contains the right answer of a record. The accuracy of each prompt is computed
+            from these answers. By default no accuracy is computed.
+        out: folder for the results, relative to the working directory.
+        glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
+        timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
+        batch: number of records in a batch, if `pack` is a number. If `pack` is `auto`, `batch` has no effect, because
+            the engine chooses the number of records in each call.
+        pack: number of batches in an HTCondor job. `auto` chooses the size of jobs from measured times. With a number,
+            a job carries pack × batch records, or pack records if `batch` is `auto`.
     """
 
     name: Name
@@ -152,7 +174,7 @@ class SweepFile(Strict):
     generate: dict[str, JsonValue] = Field(default_factory=dict)
     expect: str | None = None
     out: str = "results"
-    glideins: Whole = Field(1, ge=1)
+    glideins: Integer = Field(1, ge=1)
     timeout: Number = Field(600.0, gt=0)
-    batch: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"
-    pack: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"
+    batch: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
+    pack: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"

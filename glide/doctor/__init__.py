@@ -1,4 +1,4 @@
-"""What of this pool hurts glide's jobs, and the fix: gather the facts, judge them, say it."""
+"""glide doctor: gather facts about the pool, run checks on them, and report problems with their fixes."""
 
 from __future__ import annotations
 
@@ -7,58 +7,62 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glide.condor.bounded import Unseen
+from glide.condor.bounded import NoReply
 from glide.doctor.checks import access, judge
 from glide.doctor.facts import Facts
-from glide.doctor.finding import Level, Verdict, worst
-from glide.doctor.look import TIMEOUT, gather
-from glide.doctor.trial import attempt
+from glide.doctor.finding import Diagnosis, Level, worst
+from glide.doctor.observe import TIMEOUT, gather_facts
+from glide.doctor.trial import send_test_record
 from glide.errors import CondorError
 
-__all__ = ["TIMEOUT", "Level", "Verdict", "document", "examine", "worst"]
+__all__ = ["TIMEOUT", "Diagnosis", "Level", "document", "examine", "worst"]
 
 
-def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TIMEOUT) -> list[Verdict]:
-    """Look at everything, and judge it.
+def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TIMEOUT) -> list[Diagnosis]:
+    """Gather facts about the pool and run all checks on them.
 
     Args:
-        files: of sites; by default those whose factories have run from this GLIDE_HOME.
-        budget: seconds for a record that goes the whole way; 0 for none.
-        timeout: seconds for all other questions.
+        files: paths of site files; if empty, all site files whose factories have run with this GLIDE_HOME.
+        budget: time limit of the test record, in seconds; 0 to send no test record.
+        timeout: time limit of all queries together, except for the test record, in seconds.
 
     Raises:
-        CondorError: there is no pool to look at; with what may be the cause here, a token that HTCondor refuses say.
+        CondorError: no pool was found. The message also names possible causes on this machine, such as an expired
+            token.
     """
-    facts = gather(files, timeout)
-    if "ads" in facts.unseen:
-        reasons = [f"{each.found}; {each.fix}" for each in (*access.secrets(facts), *access.expiry(facts))]
-        raise CondorError(f"no pool to look at: {'; '.join([facts.unseen['ads'], *reasons])}")
+    facts = gather_facts(files, timeout)
+    if "ads" in facts.unavailable:
+        reasons = [f"{each.problem}; {each.fix}" for each in (*access.secrets(facts), *access.expiry(facts))]
+        raise CondorError(f"no pool can be examined: {'; '.join([facts.unavailable['ads'], *reasons])}")
     return judge(_with_trial(facts, budget) if budget else facts)
 
 
 def _with_trial(facts: Facts, budget: float) -> Facts:
-    """Where no factory runs, a record would only wait; and that is found anyway."""
-    if facts.unseen.get("snapshot") or not any(view.running for view in facts.views):
+    """Send a test record, and return the facts with its outcome.
+
+    If no factory runs, send no test record, because it would only wait. The check `factories` reports the problem.
+    """
+    if facts.unavailable.get("snapshot") or not any(view.running for view in facts.views):
         return facts
-    told = attempt(facts.files, budget)
-    if isinstance(told, Unseen):
-        return replace(facts, unseen={**facts.unseen, "trial": told.reason})
-    return replace(facts, trial=told)
+    outcome = send_test_record(facts.files, budget)
+    if isinstance(outcome, NoReply):
+        return replace(facts, unavailable={**facts.unavailable, "trial": outcome.reason})
+    return replace(facts, trial=outcome)
 
 
-def document(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The verdicts as one JSON document."""
+def document(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+    """Return the diagnoses as one JSON document."""
     return {
-        "level": worst(verdicts).name.lower(),
+        "level": worst(diagnoses).name.lower(),
         "checks": [
             {
-                "check": verdict.check, "looked_at": verdict.looked, "level": verdict.level.name.lower(),
-                "not_seen": verdict.unseen or None,
+                "check": diagnosis.check, "looked_at": diagnosis.subject, "level": diagnosis.level.name.lower(),
+                "not_seen": diagnosis.unavailable or None,
                 "findings": [
-                    {"level": found.level.name.lower(), "found": found.found, "fix": found.fix}
-                    for found in verdict.findings
+                    {"level": finding.level.name.lower(), "found": finding.problem, "fix": finding.fix}
+                    for finding in diagnosis.findings
                 ],
             }
-            for verdict in verdicts
+            for diagnosis in diagnoses
         ],
     }  # fmt: skip

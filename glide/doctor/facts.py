@@ -1,4 +1,4 @@
-"""What the doctor judges by, as plain values; who gathers them is glide.doctor.look."""
+"""The facts that the doctor's checks need, as plain values. glide.doctor.observe gathers these facts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glide.condor.configuration import Configuration
-from glide.condor.rights import Right
+from glide.condor.rights import Authorization
 from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
-from glide.report.reasons import View
+from glide.report.reasons import QueueView
 
-US = "this account"  # among those whose rights are asked for
+US = "this account"  # the name of this account in Authorization.who and in findings
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Versions of what is installed here: the bindings, and the registry's unrelated project `classad`, if it is."""
+    """Versions of installed Python packages.
+
+    Attributes:
+        bindings: version of HTCondor's Python bindings.
+        classad: version of the PyPI project `classad`, which is unrelated to HTCondor; empty if it is not installed.
+    """
 
     bindings: str = ""
     classad: str = ""
@@ -25,17 +30,19 @@ class Programs:
 
 @dataclass(frozen=True)
 class Site:
-    """A site's file, and its factory.
+    """A site file and its factory.
 
     Attributes:
-        problems: of the file, a line each.
-        missing: files of this machine that it names and that are not there.
-        cycle_age: seconds since the factory's last cycle; None where there was none.
-        troubles: what the factory did not see then, and what HTCondor refused it.
+        file: path of the site file.
+        view: the site and the state of its factory; None if the site file has mistakes.
+        problems: the mistakes in the site file, one line each.
+        missing: paths on this machine that the site file names but that do not exist.
+        cycle_age: seconds since the factory's last cycle; None if the factory has had no cycle.
+        troubles: sources that the factory could not read in its last cycle, and actions that HTCondor refused.
     """
 
     file: str
-    view: View | None = None
+    view: QueueView | None = None
     problems: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     cycle_age: float | None = None
@@ -43,8 +50,13 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder or a file with secrets: its permissions, and whether it is this account's."""
+class PrivatePath:
+    """A folder or file with secrets.
+
+    Attributes:
+        mode: permission bits of the folder or file.
+        mine: whether this account owns the folder or file.
+    """
 
     path: str
     mode: int
@@ -53,9 +65,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class Token:
-    """A token, of this account or of an entry's glideins; seconds are None where it never expires.
+    """A token of this account, or of an entry's glideins.
 
-    `template` is the name of their folder: the digest's first sixteen letters, or blank.
+    Attributes:
+        seconds_left: seconds until the token expires; None if it never expires.
+        entry: name of the entry whose glideins use the token; empty for a token of this account.
+        template: name of the folder with the token, if the token is for glideins: the first sixteen characters of their
+            template's digest, or `blank`.
     """
 
     path: str
@@ -66,7 +82,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of the disk under a folder, and what the folder is."""
+    """The disk that holds a folder.
+
+    Attributes:
+        path: path of the folder.
+        what: a phrase that describes the purpose of the folder.
+        free, total: free space and size of the disk, in bytes.
+    """
 
     path: str
     what: str
@@ -75,8 +97,15 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Node:
-    """What a slot of a pool offers glideins. Memory in MB, that of each GPU too."""
+class SlotOffer:
+    """The resources that a slot of a pool offers to a glidein.
+
+    Attributes:
+        cpus: number of CPU cores.
+        memory: memory in MB.
+        gpus: number of GPUs.
+        gpu_memory: memory of each GPU in MB; None if the slot does not advertise this number.
+    """
 
     cpus: float = 0.0
     memory: float = 0.0
@@ -85,61 +114,74 @@ class Node:
 
 
 @dataclass(frozen=True)
-class EventLog:
-    """The access point's event log; an empty path where none is configured."""
+class EventLogState:
+    """The access point's event log.
+
+    Attributes:
+        path: path of the event log; empty if no event log is configured.
+        readable: whether this account can read the event log.
+    """
 
     path: str = ""
     readable: bool = False
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What became of the test record, after how many seconds; `stuck` says where it was then, if it did not come back.
+class TrialOutcome:
+    """The outcome of the test record.
 
-    `coming` where a glidein for it is on its way, waits for a node, or for others' to go.
+    Attributes:
+        seconds: seconds until the result came back, or until the doctor stopped waiting.
+        stuck: why the result did not come back; empty if it came back.
+        in_progress: true if nothing is wrong and the record only needs more time. For example, its glidein is starting
+            or waits for a node, or glideins of other templates use all places.
     """
 
     seconds: float = 0.0
     stuck: str = ""
-    coming: bool = False
+    in_progress: bool = False
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that was to be seen; `unseen` says why the rest was not, by the name of what is missing here.
+    """All facts that could be gathered.
 
     Attributes:
-        embedded: whether it is an embedded pool of glide's.
-        ads: of all daemons: MyType, Name, CondorVersion, LastHeardFrom, MyCurrentTime, and what lanes say.
-        clock: seconds by which the access point's clock is ahead of ours.
+        now: Unix time when the facts were gathered.
+        embedded: whether the pool is glide's embedded pool.
+        ads: ads of all daemons and lanes. Each ad has only the attributes that the checks use.
+        clock: seconds by which the access point's clock is ahead of this machine's clock.
         jobs: ads of invocation jobs.
-        nodes: what the pools have that entries submit to, by entry.
+        nodes: for each entry, the slots of the pool to which the entry submits. The key is the name of the entry.
+        unavailable: reasons why facts could not be gathered. The key is the name of a fact. The attribute with this
+            name then has its default value.
     """
 
     now: float = 0.0
     embedded: bool = False
     programs: Programs = Programs()
     sites: tuple[Site, ...] = ()
-    folders: tuple[Folder, ...] = ()
+    folders: tuple[PrivatePath, ...] = ()
     tokens: tuple[Token, ...] = ()
     disks: tuple[Disk, ...] = ()
     ads: tuple[Mapping[str, Any], ...] = ()
     negotiator: Configuration = field(default_factory=Configuration)
     schedd: Configuration = field(default_factory=Configuration)
-    event_log: EventLog = EventLog()
-    rights: tuple[Right, ...] = ()
+    event_log: EventLogState = EventLogState()
+    rights: tuple[Authorization, ...] = ()
     clock: float = 0.0
     jobs: tuple[Mapping[str, Any], ...] = ()
-    nodes: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    nodes: Mapping[str, tuple[SlotOffer, ...]] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
-    trial: Trial | None = None
-    unseen: Mapping[str, str] = field(default_factory=dict)
+    trial: TrialOutcome | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def views(self) -> list[View]:
-        """The sites whose files are in order, and their factories."""
+    def views(self) -> list[QueueView]:
+        """The sites whose files have no mistakes, with the states of their factories."""
         return [site.view for site in self.sites if site.view]
 
     @property
     def files(self) -> list[SiteFile]:
+        """The site files that have no mistakes."""
         return [view.site for view in self.views]

@@ -1,4 +1,4 @@
-"""What the doctor says: a finding, how bad it is, and the checks' verdicts."""
+"""The results of checks: findings with their levels, and one diagnosis per check."""
 
 from __future__ import annotations
 
@@ -10,51 +10,62 @@ from glide.condor.names import printable
 
 
 class Level(IntEnum):
-    """How bad it is: the exit codes of programs that Nagios and its like run."""
+    """How bad a problem is. The numbers are the exit codes that Nagios and similar programs expect."""
 
     OK = 0
-    WARNING = 1  # it costs something, or what is there was not to be seen
-    CRITICAL = 2  # work does not get done
-    UNKNOWN = 3  # there is no pool to look at
+    WARNING = 1  # the problem costs time or results, or a check could not be made
+    CRITICAL = 2  # because of the problem, work is not completed or is not safe
+    UNKNOWN = 3  # no pool was found
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What hurts, with what that costs; and the line to write, or the command to run, that ends it.
+    """A problem with its fix.
 
-    What is found may have words in it that a node or another user has written.
+    Attributes:
+        problem: what is wrong, and its effect. Unprintable characters are replaced, because a node or another user may
+            have written a part of this text.
+        fix: the line to write or the command to run.
     """
 
     level: Level
-    found: str
+    problem: str
     fix: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "found", printable(self.found))
+        object.__setattr__(self, "problem", printable(self.problem))
 
 
-def warning(found: str, fix: str) -> Finding:
-    return Finding(Level.WARNING, found, fix)
+def warning(problem: str, fix: str) -> Finding:
+    return Finding(Level.WARNING, problem, fix)
 
 
-def critical(found: str, fix: str) -> Finding:
-    return Finding(Level.CRITICAL, found, fix)
+def critical(problem: str, fix: str) -> Finding:
+    return Finding(Level.CRITICAL, problem, fix)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A check, what it looked at, and what it found; `unseen` says why it could not look."""
+class Diagnosis:
+    """The result of one check.
+
+    Attributes:
+        check: name of the check.
+        subject: a phrase that describes what the check looked at.
+        unavailable: why the check could not be made; empty if it was made.
+    """
 
     check: str
-    looked: str
+    subject: str
     findings: tuple[Finding, ...] = ()
-    unseen: str = ""
+    unavailable: str = ""
 
     @property
     def level(self) -> Level:
-        least = Level.WARNING if self.unseen else Level.OK
+        """The worst level of the findings; at least WARNING if the check could not be made."""
+        least = Level.WARNING if self.unavailable else Level.OK
         return max([least, *(finding.level for finding in self.findings)])
 
 
-def worst(verdicts: Sequence[Verdict]) -> Level:
-    return max((verdict.level for verdict in verdicts), default=Level.OK)
+def worst(diagnoses: Sequence[Diagnosis]) -> Level:
+    """Return the worst level of some diagnoses."""
+    return max((diagnosis.level for diagnosis in diagnoses), default=Level.OK)

@@ -1,4 +1,7 @@
-"""One record of the noop engine through the real path: queue, factory, glidein, warm lane, and back."""
+"""Send a test record of the noop engine, and wait for its result.
+
+The record takes the same way as a user's record: through the queue, the factory and a glidein to a warm lane.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +15,46 @@ from pathlib import Path
 
 from glide import resources
 from glide.condor import AccessPoint
-from glide.condor.access_point import quoted, value
-from glide.condor.bounded import Unseen, ask
+from glide.condor.access_point import job_file_value, quoted
+from glide.condor.bounded import NoReply, ask
 from glide.config import SiteFile
-from glide.doctor.facts import Trial
+from glide.doctor.facts import TrialOutcome
 from glide.errors import CondorError
+from glide.factory.actions import Wait
 from glide.factory.snapshot import Snapshot
-from glide.invoke.carriers import read_results
-from glide.report.reasons import View, phase, why_idle
-from glide.report.status import look
+from glide.invoke.jobs import read_results
+from glide.report.reasons import QueueView, phase, why_idle
+from glide.report.status import observe_pool
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
-REMOVAL_SECONDS = 30.0  # that a removal may take
-LATE_SECONDS = 600  # after the budget a job that could not be removed removes itself
-PAUSE = 1.0  # seconds between looks
+REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
+LATE_SECONDS = 600  # seconds after the budget when HTCondor removes the test job, if the doctor has not removed it
+PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
 
-def attempt(sites: Sequence[SiteFile], budget: float) -> Trial | Unseen:
-    """Send the record and wait for it; afterwards its job is out of the queue and its files are gone, whatever happens.
+def send_test_record(sites: Sequence[SiteFile], budget: float) -> TrialOutcome | NoReply:
+    """Send the test record and wait for its result. Afterwards always remove the record's job and files.
 
     Args:
-        budget: seconds to wait.
+        budget: time limit for the result, in seconds.
     """
     run = f"doctor-{secrets.token_hex(6)}"
     with tempfile.TemporaryDirectory(prefix="glide-doctor-") as folder:
         try:
-            question = partial(_through, run, Path(folder), sites, budget)
+            question = partial(_send_and_wait, run, Path(folder), sites, budget)
             return ask({"trial": question}, budget + REMOVAL_SECONDS)["trial"]
         finally:
-            ask({"removal": partial(_removed, run)}, REMOVAL_SECONDS)
+            ask({"removal": partial(_remove_job, run)}, REMOVAL_SECONDS)
 
 
-def _removed(run: str) -> int:
-    return AccessPoint().remove(f"{Job.RUN} == {quoted(run)}", "glide doctor has seen enough")
+def _remove_job(run: str) -> int:
+    return AccessPoint().remove(f"{Job.RUN} == {quoted(run)}", "glide doctor has ended")
 
 
-def _through(run: str, folder: Path, sites: Sequence[SiteFile], budget: float) -> Trial:
+def _send_and_wait(run: str, folder: Path, sites: Sequence[SiteFile], budget: float) -> TrialOutcome:
     access_point = AccessPoint()
     began = time.monotonic()
     cluster = _submit(run, folder, access_point, budget)
@@ -59,14 +63,14 @@ def _through(run: str, folder: Path, sites: Sequence[SiteFile], budget: float) -
         (job,) = access_point.jobs(f"ClusterId == {cluster}", ["HoldReason", "RemoteHost"])
         if job["JobStatus"] == JobStatus.COMPLETED:
             access_point.retrieve(f"ClusterId == {cluster}")
-            back = [result["custom_id"] for result in read_results(folder / "result-0.jsonl")]
-            return Trial(seconds, "" if back == ["doctor"] else "its job ended without its result")
+            returned = [result["custom_id"] for result in read_results(folder / "result-0.jsonl")]
+            return TrialOutcome(seconds, "" if returned == ["doctor"] else "its job ended without its result")
         if job["JobStatus"] == JobStatus.HELD:
-            return Trial(seconds, f"its job is held: {job.get('HoldReason')}")
+            return TrialOutcome(seconds, f"its job is held: {job.get('HoldReason')}")
         time.sleep(PAUSE)
     if job["JobStatus"] == JobStatus.RUNNING:
-        return Trial(budget, f"its job runs on {job.get('RemoteHost')} and does not end", coming=True)
-    return stuck(run, *look(sites), budget)
+        return TrialOutcome(budget, f"its job runs on {job.get('RemoteHost')} and does not end", in_progress=True)
+    return why_stuck(run, *observe_pool(sites), budget)
 
 
 def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) -> int:
@@ -74,29 +78,37 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
     macros = {
         "digest": TEMPLATE.digest, "model": TEMPLATE.model, "initialdir": str(folder),
         f"My.{Job.RUN}": quoted(run), f"My.{Job.RECORDS}": "1", f"My.{Job.WANTED}": "1",
-        f"My.{Job.MODEST}": "true",
-        f"My.{Job.SPEC}": value(TEMPLATE.to_json()), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
+        f"My.{Job.BEST_EFFORT}": "true",
+        f"My.{Job.SPEC}": job_file_value(TEMPLATE.to_json()), "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
         "periodic_remove": f"time() - QDate > {int(budget) + LATE_SECONDS}",
     }  # fmt: skip
     description = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     return access_point.submit(description, macros, spool=True)
 
 
-def stuck(run: str, snapshot: Snapshot, views: Sequence[View], budget: float) -> Trial:
-    """Where an idle job's glidein is."""
+def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: float) -> TrialOutcome:
+    """Return the outcome of a test record whose job is still idle. The outcome contains the reason.
+
+    Args:
+        run: name of the run to which the test record's job belongs.
+        budget: seconds that the doctor has waited.
+
+    Raises:
+        CondorError: the job is not in the queue, or the queue cannot be read.
+    """
     demand = next((demand for demand in snapshot.demands if demand.run == run), None)
     if demand is None:
-        raise CondorError(snapshot.failed[0] if snapshot.failed else "its job has left the queue")
+        raise CondorError(next(iter(snapshot.unavailable_sources), "its job has left the queue"))
     lanes = sorted({phase(lane) for lane in snapshot.lanes if lane.template == demand.template})
-    glideins = [glidein for glidein in snapshot.glideins if demand.template in snapshot.offers(glidein)]
-    coming = any(glidein.status in (JobStatus.IDLE, JobStatus.RUNNING) for glidein in glideins)
+    glideins = [glidein for glidein in snapshot.glideins if demand.template in snapshot.templates_of(glidein)]
+    starting = any(glidein.status in (JobStatus.IDLE, JobStatus.RUNNING) for glidein in glideins)
     full = _is_full(demand.template, snapshot, views)
     reason = f"{'full just now: ' if full else ''}{why_idle(demand, snapshot, views)}"
-    return Trial(budget, f"{reason}{f' (lanes: {lanes})' if lanes else ''}", coming or full)
+    return TrialOutcome(budget, f"{reason}{f' (lanes: {lanes})' if lanes else ''}", starting or full)
 
 
-def _is_full(template: str, snapshot: Snapshot, views: Sequence[View]) -> bool:
-    """Whether all that is wrong is that others have all glideins, which are well."""
+def _is_full(template: str, snapshot: Snapshot, views: Sequence[QueueView]) -> bool:
+    """Return whether the test record waits only because healthy glideins of other templates use all places."""
     actions = [action for view in views if view.running for action in view.plan(snapshot)]
-    waits = any(action.template == template and action.full for action in actions)
+    waits = any(isinstance(action, Wait) and action.full and action.template == template for action in actions)
     return waits and any(lane.state == State.WARM for lane in snapshot.lanes)

@@ -1,1 +1,4 @@
-"""The factory: snapshot → plan → apply. `plan` is a pure function and the whole policy."""
+"""The factory submits and removes glideins. Each cycle has three steps: observe, plan, apply.
+
+The step `plan` is a pure function that contains the whole policy.
+"""

@@ -1,4 +1,4 @@
-"""What running glideins do with the nodes that they have: the account of goodput."""
+"""Classify the activity of each running glidein. This shows how much of a glidein's time is useful work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from glide.vocabulary import JobStatus, State
 
 
 class Activity:
-    """What a running glidein does."""
+    """Activities of a running glidein. The journal, the charts and the metrics use these values as keys."""
 
     SERVING = "serving"
-    IDLE = "idle"  # warm, or kept in readiness without a model
+    IDLE = "idle"  # the glidein is warm but has no job, or the glidein is kept ready without a model
     COMING = "getting ready"
     LOST = "failed or no lane"
 
@@ -21,17 +21,20 @@ class Activity:
 
 
 def activities(snapshot: Snapshot) -> dict[str, Counter[str]]:
-    """How many running glideins of each entry do what."""
+    """Return, for each entry, the number of running glideins with each activity."""
     found: dict[str, Counter[str]] = {}
     for glidein in snapshot.glideins:
         if glidein.status == JobStatus.RUNNING:
-            did = activity(glidein, snapshot.lanes_of.get(glidein.glide_id, ()))
-            found.setdefault(glidein.entry, Counter())[did] += 1
+            doing = activity(glidein, snapshot.lanes_of.get(glidein.glide_id, ()))
+            found.setdefault(glidein.entry, Counter())[doing] += 1
     return found
 
 
 def activity(glidein: Glidein, lanes: Collection[Lane]) -> str:
-    """What a running glidein with these lanes does; the best of them counts, for they share its node."""
+    """Return the activity of a running glidein.
+
+    All lanes of a glidein share one node. So the activity of the glidein is the activity of its most useful lane.
+    """
     states = {lane.state for lane in lanes}
     if any(lane.claimed and lane.state in (State.WARM, State.DRAINING) for lane in lanes):
         return Activity.SERVING

@@ -1,9 +1,13 @@
-"""Find the descriptions of templates in the queue, and choose among those that several users give of one template.
+"""Find descriptions of templates in the queue. If several users describe the same template, choose one description.
 
-Where its files lie, their sizes, and the time that it may take to load are not in a template's digest. So a user can
-describe a template wrongly that others ask for too. Nothing wrong is ever loaded, as nodes check each file's sha256;
-but with a wrong path or size nothing loads at all. The choice keeps that from those who describe it rightly: one
-description a user counts, files that are here confirm or contradict it, then most users win, then the oldest job.
+A template's digest does not cover the path of the files, the sizes of the files, or the time limit for loading. So a
+user can submit a wrong description of a template that other users also want. Nodes never load wrong files, because they
+check the sha256 of each file. But if the description has a wrong path or size, the template does not load at all.
+
+The choice protects the users whose description is right. Each user has one vote. If files on this host confirm a
+description, this description wins over all others. If files on this host contradict a description, this description
+loses. Otherwise the description of most users wins. If several descriptions have equally many users, the description
+that has the oldest job wins.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ from glide.condor.access_point import quoted
 from glide.template import Template
 from glide.vocabulary import Job
 
-DESCRIPTIONS = 10  # jobs of a user, and users, that are looked at for one template
+# The maximum number of users whose jobs the factory reads for each template. This is also the maximum number of jobs
+# that the factory reads for each user.
+MAX_DESCRIPTIONS = 10
 
 
-def described(
+def find_templates(
     access_point: AccessPoint, jobs: Iterable[Mapping[str, Any]], owners: Collection[str]
 ) -> dict[str, Template]:
-    """The templates that invocation jobs ask for and describe, by digest.
+    """Return the templates that invocation jobs ask for, by digest. Leave out templates that no job describes.
 
     Args:
-        owners: whose jobs may describe a template; none is anybody.
+        jobs: ads of invocation jobs.
+        owners: the Users whose jobs may describe a template; empty for all users.
 
     Raises:
         CondorError: the access point does not answer.
@@ -39,28 +46,36 @@ def described(
         if not owners or user in owners:
             users.setdefault(job[Job.TEMPLATE], {})[user] = None
     found = {}
-    for digest, each in users.items():
-        given = [_of(access_point, digest, user) for user in list(each)[:DESCRIPTIONS]]
-        if sound := [template for template in given if template is not None]:
-            found[digest] = chosen(sound)
+    for digest, askers in users.items():
+        given = [_find_description(access_point, digest, user) for user in list(askers)[:MAX_DESCRIPTIONS]]
+        if valid := [template for template in given if template is not None]:
+            found[digest] = choose_description(valid)
     return found
 
 
-def chosen(templates: Sequence[Template]) -> Template:
-    """The description to go by, of one that each user gave, that of the oldest job first."""
-    plain = list(map(_plain, templates))
+def choose_description(templates: Sequence[Template]) -> Template:
+    """Choose one of the descriptions of a template.
+
+    Args:
+        templates: one description from each user. The description from the user with the oldest job is first.
+    """
+    plain = list(map(_comparable, templates))
     if all(each == plain[0] for each in plain):
         return templates[0]
-    return max(templates, key=lambda each: (_confirmed(each), plain.count(_plain(each))))
+    return max(templates, key=lambda each: (_file_check(each), plain.count(_comparable(each))))
 
 
-def _plain(template: Template) -> Template:
-    """Without what users write each in their own way, and what the factory sets."""
+def _comparable(template: Template) -> Template:
+    """Return the template without the fields that the factory sets and without those that differ between users."""
     return replace(template, function=None, key="", seed="")
 
 
-def _confirmed(template: Template) -> int:
-    """1 where its files are on this host with these sizes, -1 where they are here and have other sizes, else 0."""
+def _file_check(template: Template) -> int:
+    """Compare the file sizes in a description with the files on this host.
+
+    Returns:
+        1 if all sizes are right, -1 if a size is wrong, and 0 if the files are not on this host.
+    """
     path = template.path or ""
     if not path.startswith("/") or not template.files:
         return 0
@@ -71,15 +86,18 @@ def _confirmed(template: Template) -> int:
     return 1 if all(here == size for here, size in sizes) else -1
 
 
-def _of(access_point: AccessPoint, digest: str, user: str) -> Template | None:
-    """The template as a user's jobs describe it. Not from all of them: a description may be long."""
+def _find_description(access_point: AccessPoint, digest: str, user: str) -> Template | None:
+    """Return the template that a user's jobs describe; None if no job of the user has a valid description.
+
+    Read at most MAX_DESCRIPTIONS jobs, because a description can be long.
+    """
     constraint = f"{Job.TEMPLATE} == {quoted(digest)} && {Job.SPEC} =!= undefined && {Job.ENTRY} =?= undefined"
     constraint += f" && User == {quoted(user)}"
-    for job in access_point.jobs(constraint, [Job.SPEC], limit=DESCRIPTIONS):
+    for job in access_point.jobs(constraint, [Job.SPEC], limit=MAX_DESCRIPTIONS):
         with suppress(ValueError):
             template = Template.from_json(job.get(Job.SPEC, ""))
-            sound = template.digest == digest and names.MODEL.fullmatch(template.model)
-            own = not template.has_code or template.owner == user  # code runs for whom it is from alone
-            if sound and own:
-                return replace(template, service=None)  # where records go is the entry's to say
+            is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
+            is_allowed = not template.has_code or template.owner == user  # a user's code may run only for this user
+            if is_valid and is_allowed:
+                return replace(template, service=None)  # the entry decides whether a service computes the records
     return None

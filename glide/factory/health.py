@@ -1,7 +1,8 @@
-"""Whether an entry, a template on it, or a node deserves another glidein: judged by outcome, never by speed.
+"""Use the outcomes of earlier glideins to decide whether an entry, a template or a node gets another glidein.
 
-A glidein has done well once it was warm, however short it lived: preemption is nobody's fault. It has failed when it
-ended, or gave up, before. Everything is read from jobs in the queue, where ended glideins stay for an hour.
+A glidein succeeded if it was ever warm, no matter for how long, because a preemption is not the glidein's fault. A
+glidein failed if it ended or gave up before it was warm, no matter how slow it was. The factory reads the outcomes from
+the outer jobs in the queue. The outer job of an ended glidein stays in the queue for at least an hour.
 """
 
 from __future__ import annotations
@@ -14,29 +15,44 @@ from glide.config import Breaker
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
-NODE_FAILURES = 2  # after so many, and no success, a node is left out where others of the entry do well
-LONGEST_BACKOFF = 86400.0
-MOST_TOLD = 3  # earlier failures, on other hosts, that a reason names
-FAILED_RECORDS = 5  # so many, and most of them, before a glidein's records are taken for its own fault
+# Number of failures without a success after which the factory avoids a node. The factory avoids no node of an entry
+# before a glidein has succeeded on this entry.
+NODE_FAILURES = 2
+LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
+MOST_EARLIER_FAILURES = 3  # maximum number of earlier failures on other hosts that a breaker's reason names
+# A glidein is failing if at least this number of its records failed. The failed records must also be more than half of
+# the records that the glidein served.
+FAILED_RECORDS = 5
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """At most `room` more glideins (None: no limit of this kind), and why; `open` says that a breaker is."""
+class BreakerState:
+    """The decision of a circuit breaker about more glideins.
 
-    room: int | None = None
+    Attributes:
+        allowed: number of further glideins that are allowed; None for no limit.
+        reason: why no more glideins are allowed.
+        open: whether the breaker is open or half open.
+    """
+
+    allowed: int | None = None
     reason: str = ""
     open: bool = False
 
 
-def judge(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> Verdict:
-    """How many more glideins may be tried of a kind, of which these are alive and those have ended.
+def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> BreakerState:
+    """Decide how many more glideins of a kind may be tried. A kind is an entry, or a template on an entry.
 
-    Until one has been warm, at most `breaker.failures` are tried at once. After as many failures in a row the breaker
-    opens, for `backoff_seconds`, and twice as long after each further failure; then one glidein is tried.
+    Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
+    `breaker.failures` failures in a row, the breaker opens for `breaker.backoff_seconds`. Each further failure doubles
+    this time. When this time is over, the breaker is half open, which means that one glidein is tried.
+
+    Args:
+        alive: glideins of this kind in the queue.
+        ended: glideins of this kind that have ended.
     """
-    failed_alive = [each for each in alive if each.state == State.FAILED or (_held(each) and not each.state)]
-    coming = sum(not glidein.state and not _held(glidein) for glidein in alive)
+    failed_alive = [each for each in alive if each.state == State.FAILED or (_is_held(each) and not each.state)]
+    untested = sum(not glidein.state and not _is_held(glidein) for glidein in alive)
     warm_ages = [glidein.age for glidein in ended if glidein.state == State.WARM]
     warm_ages += [0.0 for glidein in alive if glidein.state == State.WARM]
     last_warm = min(warm_ages, default=float("inf"))
@@ -44,67 +60,83 @@ def judge(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Break
     failures = sorted(failures, key=lambda glidein: glidein.age, reverse=True) + failed_alive
     if len(failures) < breaker.failures:
         if warm_ages:
-            return Verdict()
-        room = max(0, breaker.failures - len(failures) - coming)
-        return Verdict(room, f"{coming} glideins are on trial: none has been warm yet")
+            return BreakerState()
+        allowed = max(0, breaker.failures - len(failures) - untested)
+        return BreakerState(allowed, f"{untested} glideins are on trial: none has been warm yet")
     latest = failures[-1]
-    why = f"{len(failures)} glideins in a row were never warm; the last one, {_told(latest)}"
-    if others := dict.fromkeys(_told(each, False) for each in failures[-2::-1] if each.host != latest.host):
-        why += f"; before it, {'; '.join(list(others)[:MOST_TOLD])}"
+    why = f"{len(failures)} glideins in a row were never warm; the last one, {_describe_failure(latest)}"
+    earlier = (_describe_failure(each, False) for each in failures[-2::-1] if each.host != latest.host)
+    if others := list(dict.fromkeys(earlier)):
+        why += f"; before it, {'; '.join(others[:MOST_EARLIER_FAILURES])}"
     backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
-    since = latest.age if latest not in failed_alive or _held(latest) else 0.0
+    # The latest failure may be a Failed glidein that still runs. In this case the backoff begins now.
+    since = latest.age if latest not in failed_alive or _is_held(latest) else 0.0
     if since < backoff:
-        return Verdict(0, f"breaker open for {backoff - since:.0f} s more: {why}", open=True)
-    return Verdict(max(0, 1 - coming), f"breaker half open, {coming} on trial: {why}", open=True)
+        return BreakerState(0, f"circuit breaker open for {backoff - since:.0f} s more: {why}", open=True)
+    return BreakerState(max(0, 1 - untested), f"circuit breaker half open, {untested} on trial: {why}", open=True)
 
 
-def _told(failed: Glidein, named: bool = True) -> str:
-    """A failure: which glidein's it was, on which host, and why."""
+def _describe_failure(failed: Glidein, named: bool = True) -> str:
+    """Return a text with the glidein, the host and the reason of a failure.
+
+    Args:
+        named: whether the text contains the GlideId. If not, the text contains "one" in place of the GlideId.
+    """
     host = f" on {failed.host}" if failed.host else ""
     return f"{failed.glide_id if named else 'one'}{host}: {failed.failure or failed.hold_reason}"
 
 
-def _held(glidein: Glidein) -> bool:
+def _is_held(glidein: Glidein) -> bool:
     return glidein.status == JobStatus.HELD
 
 
-def diagnosed(snapshot: Snapshot) -> Snapshot:
-    """Call those glideins Failed whose records fail, where other glideins serve the same template well."""
+def mark_failing_glideins(snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot with failing glideins marked as Failed.
+
+    A glidein is failing if most of its records fail. A failing glidein is marked only if another glidein serves the
+    same template well.
+    """
     glideins = (*snapshot.glideins, *snapshot.ended)
-    well = {each.template for each in glideins if each.served - each.errors >= FAILED_RECORDS and not _ails(each)}
+    served_well = {
+        each.template for each in glideins if each.served - each.errors >= FAILED_RECORDS and not _is_failing(each)
+    }
 
-    def judged(glidein: Glidein) -> Glidein:
-        if glidein.template not in well or not _ails(glidein):
+    def marked(glidein: Glidein) -> Glidein:
+        if glidein.template not in served_well or not _is_failing(glidein):
             return glidein
-        told = f"{glidein.errors} of the {max(glidein.served, glidein.errors)} records it served failed"
-        return replace(glidein, state=State.FAILED, failure=f"{told}, while others serve them well")
+        failed = f"{glidein.errors} of the {max(glidein.served, glidein.errors)} records it served failed"
+        failure = f"{failed}, while other glideins serve this template well"
+        return replace(glidein, state=State.FAILED, failure=failure)
 
-    return replace(snapshot, glideins=tuple(map(judged, snapshot.glideins)), ended=tuple(map(judged, snapshot.ended)))
+    return replace(snapshot, glideins=tuple(map(marked, snapshot.glideins)), ended=tuple(map(marked, snapshot.ended)))
 
 
-def _ails(glidein: Glidein) -> bool:
+def _is_failing(glidein: Glidein) -> bool:
     return glidein.errors >= FAILED_RECORDS and glidein.errors > 0.5 * glidein.served
 
 
 def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Nodes of an entry on which glideins fail, while on others they do well."""
+    """Return the nodes of an entry on which glideins fail. If no glidein of the entry succeeds, return no nodes."""
     glideins = [*alive, *ended]
     good = {glidein.host for glidein in glideins if glidein.state == State.WARM}
-    if not good:  # it is not the nodes
+    if not good:  # glideins succeed nowhere, so the nodes are not the cause
         return ()
-    gone = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
-    bad = Counter(glidein.host for glidein in gone if glidein.state != State.WARM and glidein.host)
+    over = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
+    bad = Counter(glidein.host for glidein in over if glidein.state != State.WARM and glidein.host)
     return tuple(sorted(host for host, count in bad.items() if count >= NODE_FAILURES and host not in good))
 
 
 def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Nodes of an entry where the template has been warm in the last hour: its files are in their caches."""
+    """Return the nodes of an entry where the template was warm in the last hour.
+
+    The caches of these nodes contain the template's files.
+    """
     warm = (each for each in (*alive, *ended) if each.template == template and each.state == State.WARM)
     return tuple(sorted({each.host for each in warm}))
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Nodes of an entry where glideins of the template failed in the last hour, and none was warm."""
+    """Return the nodes of an entry where the template failed in the last hour and was never warm."""
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}
     failed = {each.host for each in mine if each.state == State.FAILED or each.status == JobStatus.COMPLETED}

@@ -1,6 +1,6 @@
-"""What a factory saw and did, cycle by cycle, as JSON lines: for `glide factory status`, timelines and other programs.
+"""Write and read the factory's journal: JSON lines with the observations and the actions of the cycles.
 
-The factory itself decides nothing by it.
+`glide factory status`, the charts and other programs read the journal. The factory's decisions do not depend on it.
 """
 
 from __future__ import annotations
@@ -15,88 +15,94 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from glide.factory.actions import Action
 from glide.factory.activity import activities
-from glide.factory.plan import Action
 from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED, Totals
 from glide.vocabulary import JobStatus
 
-SILENCE_SECONDS = 60.0  # without news, a line so often, for what is only measured
-BLOCK = 65536  # bytes that are read for the last line, at first
-LARGEST = 10_000_000  # bytes; what is older than that goes to journal.jsonl.1, and what is there goes
+SILENCE_SECONDS = 60.0  # maximum time between two lines, in seconds, even if nothing changes
+BLOCK = 65536  # number of bytes that are first read from the end of the file to find the last line
+# Maximum size of the journal, in bytes. A larger journal is renamed to journal.jsonl.1. An existing journal.jsonl.1 is
+# replaced.
+LARGEST = 10_000_000
 
 
 class Journal:
-    """A site's journal in its factory's folder. A cycle like the one before only touches the file, most of the time.
+    """The journal of a site, which is a file in the site's folder.
 
-    What is counted (`evictions`, `ended`, `records`, `errors`) starts anew with each factory; `glidein_seconds` are
-    those since the line before, by what running glideins did (`glide.factory.activity`).
+    A cycle without a change usually writes no line and only updates the file's modification time. The counts
+    `evictions`, `ended`, `records` and `errors` are 0 when a factory starts. `glidein_seconds` contains, for each
+    activity in `glide.factory.activity`, the seconds that glideins have spent on it since the previous line.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "journal.jsonl"
-        self.last: dict[str, Any] = {}
+        self.last_line: dict[str, Any] = {}
         self.totals = Totals()
-        self.spent: Counter[str] = Counter()
-        self.cycle = self.told = 0.0  # Unix times of the last cycle, and of the last that has a line
+        self.glidein_seconds: Counter[str] = Counter()
+        self.cycle_time = self.line_time = 0.0  # Unix times of the last cycle and of the last line
 
     def write(self, snapshot: Snapshot, actions: Collection[Action], refused: Collection[str] = ()) -> None:
-        """Add a line, if anything is new or none was added for a while, and note that there was a cycle.
+        """Record a cycle. Write a line if something changed, or if no line was written for SILENCE_SECONDS.
 
         Args:
-            refused: what HTCondor did not do of the actions.
+            refused: the errors of the actions.
         """
         self._measure(snapshot)
-        counted = {"evictions": self.totals.of(EVICTED), "ended": self.totals.of(ENDED)}
-        told = {**describe(snapshot, actions), "refused": list(refused), **counted}
-        news = not self.path.exists() or _stable(told) != _stable(self.last)
-        if not news and snapshot.now - self.told < SILENCE_SECONDS:
+        counted = {"evictions": self.totals.total(EVICTED), "ended": self.totals.total(ENDED)}
+        fields = {**describe_cycle(snapshot, actions), "refused": list(refused), **counted}
+        changed = not self.path.exists() or _without_seconds(fields) != _without_seconds(self.last_line)
+        if not changed and snapshot.now - self.line_time < SILENCE_SECONDS:
             return os.utime(self.path)
         if self.path.exists() and self.path.stat().st_size > LARGEST:
             self.path.replace(self._rotated)
-        spent = {did: round(seconds, 1) for did, seconds in self.spent.items()}
-        measured = {"records": self.totals.of(SERVED), "errors": self.totals.of(ERRORS), "glidein_seconds": spent}
-        line = json.dumps({"time": round(time.time(), 3), **told, **measured}) + "\n"
+        spent = {activity: round(seconds, 1) for activity, seconds in self.glidein_seconds.items()}
+        measured = {"records": self.totals.total(SERVED), "errors": self.totals.total(ERRORS), "glidein_seconds": spent}
+        line = json.dumps({"time": round(time.time(), 3), **fields, **measured}) + "\n"
         with self.path.open("ab+") as file:
-            # Where the disk was full, the last line may have no end.
+            # If the last line is incomplete because the disk was full, begin a new line.
             if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 line = "\n" + line
             file.write(line.encode())
-        self.last, self.told = told, snapshot.now
-        self.spent.clear()
+        self.last_line, self.line_time = fields, snapshot.now
+        self.glidein_seconds.clear()
 
     def _measure(self, snapshot: Snapshot) -> None:
-        """Add up what happened since the cycle before, which is not news in itself."""
+        """Update the counts and the seconds of each activity.
+
+        If only records, errors or seconds change, no line is written.
+        """
         self.totals.add(snapshot)
-        seconds = min(snapshot.now - self.cycle, SILENCE_SECONDS) if self.cycle else 0.0
-        for counts in () if snapshot.failed else activities(snapshot).values():
-            self.spent.update({did: count * seconds for did, count in counts.items()})
-        self.cycle = snapshot.now
+        seconds = min(snapshot.now - self.cycle_time, SILENCE_SECONDS) if self.cycle_time else 0.0
+        for counts in () if snapshot.unavailable_sources else activities(snapshot).values():
+            self.glidein_seconds.update({activity: count * seconds for activity, count in counts.items()})
+        self.cycle_time = snapshot.now
 
     @property
     def _rotated(self) -> Path:
         return self.path.with_suffix(".jsonl.1")
 
     def lines(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
-        """The journal from its beginning, or from a Unix time on; a torn line is none."""
+        """Yield the lines that were written since a Unix time. Leave out incomplete lines."""
         for path in (self._rotated, self.path):
-            if not path.exists() or path.stat().st_mtime + 1 < since:  # a file's clock is a coarse one
+            if not path.exists() or path.stat().st_mtime + 1 < since:  # 1 s is added because file times are coarse
                 continue
             with path.open(encoding="utf-8") as file:
                 for line in file:
                     with suppress(ValueError):
-                        told = json.loads(line) if _time(line) >= since else None
-                        if isinstance(told, dict):
-                            yield told
+                        fields = json.loads(line) if _time(line) >= since else None
+                        if isinstance(fields, dict):
+                            yield fields
 
     def latest(self) -> dict[str, Any]:
-        """The last line; empty where there is none."""
+        """Return the last complete line, or an empty dict if the journal has no complete line."""
         if not self.path.exists():
             return {}
         with self.path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             start, length = end, BLOCK
-            while start:  # further back, until there is a whole one
+            while start:  # read further back until a complete line is found
                 start = file.seek(max(0, end - length))
                 for line in reversed(file.read(end - start).split(b"\n")[bool(start) :]):
                     with suppress(ValueError):
@@ -105,33 +111,37 @@ class Journal:
         return {}
 
     def age(self) -> float | None:
-        """Seconds since the last cycle; None where there was none."""
+        """Return the seconds since the last cycle; None before the first cycle."""
         return time.time() - self.path.stat().st_mtime if self.path.exists() else None
 
 
 def refusals(home: Path) -> list[str]:
-    """What the factories that work under a GLIDE_HOME could not do in their last cycle, and why."""
+    """Return the errors of the last cycle of every factory that runs with this GLIDE_HOME."""
     found: list[str] = []
     for path in sorted((home / "factory").glob("*/journal.jsonl")):
         journal = Journal(path.parent)
-        with suppress(OSError):  # it may be rotated just now
+        with suppress(OSError):  # the journal may be rotated at this moment
             if (journal.age() or 0.0) < SILENCE_SECONDS:
                 found += map(str, journal.latest().get("refused", []))
     return found
 
 
 def _time(line: str) -> float:
-    """When a line was written, without reading it: a day has many. ValueError where it is torn."""
+    """Return the Unix time of a line. Do not parse the whole line, because a journal has many lines.
+
+    Raises:
+        ValueError: the line is incomplete.
+    """
     return float(line.removeprefix('{"time": ').partition(",")[0])
 
 
-def _stable(told: dict[str, Any]) -> str:
-    """Without the seconds in reasons, which pass."""
-    return re.sub(r"\d+ s\b", "", json.dumps(told))
+def _without_seconds(fields: dict[str, Any]) -> str:
+    """Return the fields as JSON. Leave out the seconds in reasons, because these seconds change in each cycle."""
+    return re.sub(r"\d+ s\b", "", json.dumps(fields))
 
 
-def describe(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
-    """A cycle: glideins by entry and status, lanes by model and state, jobs by model, what was not seen, actions."""
+def describe_cycle(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
+    """Return the fields of a line: counts of glideins, lanes and jobs, unavailable sources and entries, and actions."""
     entries: dict[str, Counter[str]] = {}
     for glidein in snapshot.glideins:
         entries.setdefault(glidein.entry, Counter())[JobStatus.NAMES[glidein.status]] += 1
@@ -141,10 +151,11 @@ def describe(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
     demand: Counter[str] = Counter()
     for each in snapshot.demands:
         demand[snapshot.models.get(each.template, OTHER)] += each.jobs
+    unavailable = [f"{entry}: {why}" for entry, why in snapshot.unavailable_entries.items()]
     return {
         "glideins": {entry: dict(states) for entry, states in sorted(entries.items())},
         "lanes": {model: dict(states) for model, states in sorted(lanes.items())},
         "jobs": dict(demand),
-        "unseen": [*snapshot.failed, *(f"{entry}: {why}" for entry, why in snapshot.blind.items())],
+        "unseen": [*snapshot.unavailable_sources, *unavailable],
         "actions": [action.public() for action in actions],
     }

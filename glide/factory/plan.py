@@ -1,177 +1,165 @@
-"""The factory's policy: a pure function from what it sees to what it would do, with a reason for each.
+"""Decide what the factory does. The function `plan` turns a snapshot into actions. Each action has a reason.
 
-Needs neither clock nor HTCondor; `glide factory plan` prints its result and `apply` carries it out.
+The function needs neither a clock nor HTCondor. `glide factory plan` prints the actions. glide.factory.act carries out
+the actions. If a bug raises an exception, only one template or one entry is affected. Each cycle has these steps:
+1. Do nothing if the collector or the queue of the overlay pool is unavailable. If only the queue of an entry is
+   unavailable, do nothing on this entry.
+2. Expunge the machine ads of glideins whose outer job no longer runs.
+3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. Use the best entry
+   first.
+4. Submit blank glideins on entries that keep some glideins ready.
+5. Remove useless glideins. Also remove idle glideins if unmet demand needs their places.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from glide.config import Entry, SiteFile
-from glide.errors import mistake
-from glide.factory import room as rooms
-from glide.factory.health import bad_nodes, diagnosed, nodes_with_files, nodes_without_success
-from glide.factory.room import Room
+from glide.errors import describe_bug
+from glide.factory import headroom
+from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit, Wait
+from glide.factory.headroom import Headroom
+from glide.factory.health import bad_nodes, mark_failing_glideins, nodes_with_files, nodes_without_success
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.files import Tree
-from glide.files.peers import short
+from glide.files.peers import short_digest
 from glide.vocabulary import JobStatus, State
 
-GHOST_SECONDS = 20.0  # an outer job that started so recently may have ads of a life we have not seen yet
+START_GRACE_SECONDS = 20.0  # time after a glidein's start in which lanes' ads may be newer than the queue, in seconds
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
-_PUBLIC = ("action", "entry", "template", "count", "reason")
-
-
-@dataclass(frozen=True)
-class Action:
-    """What to do: submit `count` glideins, remove or expunge those in `ids`, or wait, which is to do nothing.
-
-    A submission with `ids` is of sticky jobs, one for each of these lanes, which make `count` glideins that are there
-    the template's. `avoid` names nodes that the submitted ones must not run on, `prefer` those that have its files, and
-    `last` those to take only where no other is free. Who waits because of a `full` entry gets a glidein when what is
-    there has gone.
-    """
-
-    action: str
-    entry: str
-    template: str
-    count: int
-    reason: str
-    ids: tuple[str, ...] = ()
-    avoid: tuple[str, ...] = ()
-    prefer: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()
-    full: bool = False
-
-    def public(self) -> dict[str, Any]:
-        """The fields that `glide factory plan --json` prints."""
-        return {name: value for name, value in asdict(self).items() if name in _PUBLIC}
+_Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
 
 
 @dataclass
-class Lack:
-    """So many glideins are missing which these entries could have, if they were not full."""
+class UnmetDemand:
+    """The number of glideins that a template still needs, and the full entries that could serve the template."""
 
     missing: int = 0
     entries: frozenset[str] = frozenset()
 
 
 def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> list[Action]:
-    """What the factory does about what it sees; nothing at all when it does not see everything.
+    """Return the factory's actions for a snapshot.
 
     Args:
         drained: entries that an admin has closed.
     """
-    if snapshot.failed:
-        return [Action("wait", entry.name, "", 0, f"no view: {snapshot.failed[0]}") for entry in site.entries]
-    snapshot = diagnosed(snapshot)
-    seen = [entry for entry in site.entries if entry.name not in snapshot.blind]
-    actions = [
-        Action("wait", entry.name, "", 0, f"no view: {snapshot.blind[entry.name]}")
-        for entry in site.entries if entry not in seen
+    if snapshot.unavailable_sources:
+        reason = f"cannot observe the pool: {snapshot.unavailable_sources[0]}"
+        return [Wait(entry.name, "", 0, reason) for entry in site.entries]
+    snapshot = mark_failing_glideins(snapshot)
+    available = [entry for entry in site.entries if entry.name not in snapshot.unavailable_entries]
+    actions: list[Action] = [
+        Wait(entry.name, "", 0, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
+        for entry in site.entries if entry not in available
     ]  # fmt: skip
-    actions += _expunge(snapshot, seen)
-    whole = rooms.of_site(site, snapshot)
-    # Where glideins were worth most comes first, else the file's order counts.
-    ranked = sorted(site.entries, key=lambda entry: -rooms.usefulness(entry, snapshot))
-    found = [(entry, _room(entry, snapshot, drained)) for entry in ranked]
-    lacks: list[Lack] = []
-    taken: set[str] = set()  # idle glideins that are to load something
-    owners = {owner for entry in site.entries for owner in rooms.owners(entry, snapshot)}
+    actions += _expunge_stale_ads(snapshot, available)
+    site_headroom = headroom.of_site(site, snapshot)
+    # If entries are equally useful, they keep the order of the site file.
+    best_first = sorted(site.entries, key=lambda entry: -headroom.usefulness(entry, snapshot))
+    ranked = [(entry, _entry_headroom(entry, snapshot, drained)) for entry in best_first]
+    unmet_demands: list[UnmetDemand] = []
+    retargeted: set[str] = set()  # GlideIds of the idle glideins that this plan retargets
+    owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         try:
-            missing = _missing(template, snapshot, owners)
+            missing = _missing_glideins(template, snapshot, owners)
             if missing > 0:
-                supplied, lack = _supply(template, missing, snapshot, whole, found, taken)
-                actions += supplied
-                lacks.append(lack)
-        except Exception as error:  # costs this template alone, for anybody may describe one
-            actions.append(Action("wait", ranked[0].name, template, 0, mistake(error)))
-    for entry, space in found:
-        actions += _apart(entry.name, partial(_ready, entry, snapshot, space, whole))
-    for entry in seen:
-        mine = [lack for lack in lacks if entry.name in lack.entries]
-        unmet = sum(lack.missing for lack in mine)
-        retired = _apart(entry.name, partial(_retire, entry, snapshot, unmet))[: entry.removals_per_cycle]
-        actions += retired
-        gone = sum(action.action == "remove" for action in retired)
-        for lack in mine:
-            lack.missing, gone = max(0, lack.missing - gone), max(0, gone - lack.missing)
+                supply, unmet = _meet_demand(template, missing, snapshot, site_headroom, ranked, retargeted)
+                actions += supply
+                unmet_demands.append(unmet)
+        except Exception as error:  # any user can describe a template, so a bug must affect only this template
+            actions.append(Wait(best_first[0].name, template, 0, describe_bug(error)))
+    for entry, entry_headroom in ranked:
+        actions += _isolated(entry.name, partial(_keep_ready, entry, snapshot, entry_headroom, site_headroom))
+    for entry in available:
+        waiting = [unmet for unmet in unmet_demands if entry.name in unmet.entries]
+        missing = sum(unmet.missing for unmet in waiting)
+        removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
+        actions += removals
+        freed = sum(isinstance(action, Remove) for action in removals)
+        for unmet in waiting:  # on later entries, do not free a second place for the same glidein
+            unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
 
 
-def _apart(entry: str, decide: Callable[[], list[Action]]) -> list[Action]:
-    """One entry's actions; a mistake in glide costs this entry alone."""
+def _isolated(entry: str, decide: Callable[[], list[Action]]) -> list[Action]:
+    """Call `decide`, and return its actions for an entry. If `decide` raises an exception, return a Wait instead."""
     try:
         return decide()
     except Exception as error:
-        return [Action("wait", entry, "", 0, mistake(error))]
+        return [Wait(entry, "", 0, describe_bug(error))]
 
 
-def _room(entry: Entry, snapshot: Snapshot, drained: Collection[str]) -> Room:
+def _entry_headroom(entry: Entry, snapshot: Snapshot, drained: Collection[str]) -> Headroom:
     try:
-        return rooms.of_entry(entry, snapshot, drained)
+        return headroom.of_entry(entry, snapshot, drained)
     except Exception as error:
-        return Room(0, mistake(error), full=False)
+        return Headroom(0, describe_bug(error), full=False)
 
 
 def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[str] | None = None) -> list[Action]:
-    """Take down every glidein of the site, or of these entries of it."""
-    actions = []
+    """Return the actions that remove all glideins of these entries. If `entries` is None, the whole site is drained."""
+    actions: list[Action] = []
     for entry in site.entries:
         ids = tuple(glidein.job for glidein in snapshot.glideins if glidein.entry == entry.name)
         if ids and (entries is None or entry.name in entries):
-            actions.append(Action("drain", entry.name, "", len(ids), reason, ids))
+            actions.append(Drain(entry.name, "", len(ids), reason, ids))
     return actions
 
 
-# ---- demand --------------------------------------------------------------------------------------
+def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
+    """Return how many more glideins the runs of a template can use. If no more are needed, the result is 0 or less.
 
+    A run can use at most one glidein for each job. A running job never moves to another glidein, so all runs together
+    can use the busy glideins and one more glidein for each idle job. The work for each glidein must take at least as
+    long as the start of a glidein. A glidein does not count as existing if it has retired, or if it could not load the
+    template.
 
-def _missing(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
-    """How many more glideins the template's runs want.
-
-    They cannot use more than have jobs now and idle jobs are there, for a running job stays where it is; nor one that
-    would become warm when their records are done. Where one of these owners' runs wants some, others' do not count.
+    Args:
+        owners: the Users that the site serves. If one of these Users wants the template, only their demand counts.
     """
     demands = [demand for demand in snapshot.demands if demand.template == template]
     demands = [demand for demand in demands if demand.user in owners] or demands
     wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
     busy = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.claimed}
     wanted = min(wanted, len(busy) + sum(demand.idle for demand in demands))
-    start, work = _start_seconds(template, snapshot), _work(template, snapshot)
+    start, work = _start_seconds(template, snapshot), _work_seconds(template, snapshot)
     if work < wanted * start:
         wanted = max(1, int(work / start))
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
-    there = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.offers(glidein)}
-    there |= {  # in a queue that is not seen now
-        lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.entry in snapshot.blind
-    }
-    return wanted - len(there - retiring - _in_vain(template, snapshot))
+    existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
+    # The queue of an unavailable entry is not known. Instead, count the glideins whose lanes advertise.
+    unavailable = [lane for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries]
+    existing |= {lane.glide_id for lane in unavailable if lane.template == template}
+    return wanted - len(existing - retiring - _failed_glideins(template, snapshot))
 
 
-def _in_vain(template: str, snapshot: Snapshot) -> set[str]:
-    """The glideins on which it does not load. One host may be the cause, so others are tried: the breaker's limit."""
-    found: list[Lane | Glidein] = [lane for lane in snapshot.lanes if lane.template == template]
-    found += [glidein for glidein in snapshot.glideins if template in snapshot.offers(glidein)]
-    return {each.glide_id for each in found if each.state == State.FAILED}
+def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:
+    """Return the GlideIds of the glideins where the template did not load.
+
+    The hosts of these glideins may be the cause. So the plan does not count these glideins, and submits further ones.
+    """
+    holders: list[Lane | Glidein] = [lane for lane in snapshot.lanes if lane.template == template]
+    holders += [glidein for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)]
+    return {each.glide_id for each in holders if each.state == State.FAILED}
 
 
-def _work(template: str, snapshot: Snapshot) -> float:
-    """Seconds that one glidein would take for all records the template's jobs have, by the measured paces."""
-    paces = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
-    known = [pace for pace in paces.values() if pace > 0]
+def _work_seconds(template: str, snapshot: Snapshot) -> float:
+    """Return the seconds that one glidein would need for all remaining records; infinity if nothing is measured yet."""
+    measured = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
+    known = [seconds for seconds in measured.values() if seconds > 0]
     if not known:
-        return float("inf")  # nothing measured
+        return float("inf")
     return sum(demand.records for demand in snapshot.demands if demand.template == template) * sum(known) / len(known)
 
 
 def _start_seconds(template: str, snapshot: Snapshot) -> float:
-    """How long its warm glideins took to become warm, on average; 0 where none is."""
+    """Return the mean start time of the template's warm glideins, in seconds; 0 if no glidein is warm."""
     warm = {
         lane.glide_id: lane.start_seconds
         for lane in snapshot.lanes if lane.template == template and lane.state == State.WARM
@@ -179,157 +167,177 @@ def _start_seconds(template: str, snapshot: Snapshot) -> float:
     return sum(warm.values()) / len(warm) if warm else 0.0
 
 
-def _supply(
-    template: str, missing: int, snapshot: Snapshot, whole: Room, found: list[tuple[Entry, Room]], taken: set[str]
-) -> tuple[list[Action], Lack]:
-    """Submit what is missing, entry by entry, or say why not and what full entries lack."""
-    first = found[0][0].name
+def _meet_demand(
+    template: str, missing: int, snapshot: Snapshot, site_headroom: Headroom, ranked: _Ranked, retargeted: set[str]
+) -> tuple[list[Action], UnmetDemand]:
+    """Return the actions for a template that needs more glideins, and the demand that remains unmet.
+
+    The actions retarget idle glideins and submit new ones, entry by entry. If neither is possible, the only action is a
+    Wait with the reasons.
+    """
+    first = ranked[0][0].name
     demands = [demand for demand in snapshot.demands if demand.template == template]
     users = {demand.user for demand in demands}
-    if not any(users & set(rooms.owners(entry, snapshot)) for entry, _ in found):
-        return [Action("wait", first, template, missing, f"no entry serves {', '.join(sorted(users))}")], Lack()
+    if not any(users & set(headroom.owners(entry, snapshot)) for entry, _ in ranked):
+        return [Wait(first, template, missing, f"no entry serves {', '.join(sorted(users))}")], UnmetDemand()
     if not any(demand.spec for demand in demands):
-        why = "jobs ask for it without describing it (GlideTemplateSpec), and no glidein holds it"
-        return [Action("wait", first, template, missing, why)], Lack()
-    described = snapshot.template(template)
-    files = bool(described and described.files)
+        reason = "no glidein can be started: its jobs do not describe the template (GlideTemplateSpec)"
+        return [Wait(first, template, missing, reason)], UnmetDemand()
+    described = snapshot.description(template)
+    has_files = bool(described and described.files)
     limits = []
-    full = set()
+    full_entries = set()
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
-    work = _work(template, snapshot)
+    work = _work_seconds(template, snapshot)
     why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
-    actions = _move(template, missing, why, snapshot, found, taken)
+    actions = _retarget_idle(template, missing, why, snapshot, ranked, retargeted)  # a retarget is faster than a start
     missing -= sum(action.count for action in actions)
-    for entry, space in found if missing else ():
-        own = rooms.of_template(entry, template, snapshot)
-        count = min(missing, space.left, whole.left, own.left)
+    for entry, entry_headroom in ranked if missing else ():
+        template_headroom = headroom.of_template(entry, template, snapshot)
+        count = min(missing, entry_headroom.left, site_headroom.left, template_headroom.left)
         if count > 0:
-            avoid = bad_nodes(*snapshot.of(entry.name))
-            reason = why + (f"; not on {', '.join(avoid)}, where they fail" if avoid else "")
-            prefer = nodes_with_files(template, *snapshot.of(entry.name)) if files else ()
-            last = nodes_without_success(template, *snapshot.of(entry.name))
-            reason += f"; rather not on {', '.join(last)}, where it did not load" if last else ""
-            submit = Action("submit", entry.name, template, count, reason, avoid=avoid, prefer=prefer, last=last)
-            actions.append(submit)
-            for each in (space, whole):
-                each.left -= count
+            groups = snapshot.glideins_of(entry.name)
+            avoid = bad_nodes(*groups)
+            prefer = nodes_with_files(template, *groups) if has_files else ()
+            last_resort = nodes_without_success(template, *groups)
+            reason = why + (f"; not on {', '.join(avoid)}, where glideins fail" if avoid else "")
+            reason += f"; rather not on {', '.join(last_resort)}, where it did not load" if last_resort else ""
+            actions.append(Submit(entry.name, template, count, reason, avoid, prefer, last_resort))
+            entry_headroom.left -= count
+            site_headroom.left -= count
             missing -= count
         else:
-            tightest = min((own, space, whole), key=lambda each: each.left)
+            tightest = min((template_headroom, entry_headroom, site_headroom), key=lambda each: each.left)
             limits.append(f"{entry.name}: {tightest.limit}")
             if tightest.full:
-                full.add(entry.name)
+                full_entries.add(entry.name)
     if missing > 0 and not actions:
         reason = "no entry has room: " + "; ".join(limits)
-        modest = all(demand.modest for demand in demands)
-        lack = Lack() if modest else Lack(missing, frozenset(full))
-        return [Action("wait", first, template, missing, reason, full=bool(full))], lack
-    return actions, Lack()
+        best_effort = all(demand.best_effort for demand in demands)
+        unmet = UnmetDemand() if best_effort else UnmetDemand(missing, frozenset(full_entries))
+        return [Wait(first, template, missing, reason, full=bool(full_entries))], unmet
+    return actions, UnmetDemand()
 
 
-def _move(
-    template: str, missing: int, why: str, snapshot: Snapshot, found: list[tuple[Entry, Room]], taken: set[str]
+def _retarget_idle(
+    template: str, missing: int, why: str, snapshot: Snapshot, ranked: _Ranked, retargeted: set[str]
 ) -> list[Action]:
-    """Have idle glideins, of templates that nobody wants just now, load this one: that is sooner than new ones."""
-    if any(move.template == template and move.hold_reason for move in snapshot.moves):
-        return []  # it did not load; glideins of its own will say more
+    """Return the actions that make idle glideins load a template, if their present templates are not in demand.
+
+    If the template has only best-effort demand, use only blank glideins, so that no glidein unloads its model.
+    """
+    if any(each.template == template and each.hold_reason for each in snapshot.retargets):
+        return []  # a sticky job has failed; the plan submits new glideins instead, because their logs show the reason
     wanted = {demand.template for demand in snapshot.demands}
-    modest = all(demand.modest for demand in snapshot.demands if demand.template == template)
+    best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
     lanes = snapshot.lanes_of
-    described = snapshot.template(template)
-    trees = [Tree(parcel.files) for parcel in described.parcels] if described else []
-    sizes = {short(tree.digest): tree.size for tree in trees}
-    actions = []
-    for entry, _ in found:
-        if entry.name in snapshot.blind:
+    described = snapshot.description(template)
+    trees = [Tree(file_set.files) for file_set in described.file_sets] if described else []
+    sizes = {short_digest(tree.digest): tree.size for tree in trees}
+    actions: list[Action] = []
+    for entry, _ in ranked:
+        if entry.name in snapshot.unavailable_entries:
             continue
-        count = min(missing, entry.submits_per_cycle, rooms.of_template(entry, template, snapshot).left)
-        running = [each for each in snapshot.of(entry.name)[0] if each.status == JobStatus.RUNNING]
-        unwanted = [each for each in running if not snapshot.offers(each) & wanted]
-        unwanted = [each for each in unwanted if not modest or snapshot.offers(each) == {""}]
-        free = [each for each in unwanted if each.glide_id not in taken]
+        limit = min(missing, entry.submits_per_cycle, headroom.of_template(entry, template, snapshot).left)
+        running = [each for each in snapshot.glideins_of(entry.name)[0] if each.status == JobStatus.RUNNING]
+        unwanted = [each for each in running if not snapshot.templates_of(each) & wanted]
+        unwanted = [each for each in unwanted if not best_effort or snapshot.templates_of(each) == {""}]
+        free = [each for each in unwanted if each.glide_id not in retargeted]
         idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
-        idle = sorted(idle, key=lambda each: _suits(lanes[each.glide_id][0], sizes))[: max(0, count)]
+        idle = sorted(idle, key=lambda each: _retarget_rank(lanes[each.glide_id][0], sizes))[: max(0, limit)]
         if idle:
             missing -= len(idle)
-            taken |= {each.glide_id for each in idle}
-            names = tuple(lane.name for each in idle for lane in lanes[each.glide_id])
+            retargeted |= {each.glide_id for each in idle}
+            slots = tuple(lane.name for each in idle for lane in lanes[each.glide_id])
             reason = f"{why}; idle glideins load it: {', '.join(each.glide_id for each in idle)}"
-            actions.append(Action("submit", entry.name, template, len(idle), reason, names))
+            actions.append(Retarget(entry.name, template, len(idle), reason, slots))
     return actions
 
 
-def _suits(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
-    """A glidein's place among those that might load something: whose host has most of it, then who stays longest."""
+def _retarget_rank(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
+    """Return a sort key for a lane's glidein.
+
+    Glideins on hosts with more bytes of the template's files come first. If hosts have equally many bytes, the glidein
+    that retires later comes first.
+    """
     return -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
 
 
 def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
-    """Whether a glidein is up, does nothing, and has some of its life left."""
+    """Return whether a glidein is idle.
+
+    An idle glidein has at least one lane. Each of its lanes is warm or blank, has no job and has not retired.
+    """
     settled = all(lane.state in (State.WARM, State.BLANK) and not lane.claimed for lane in lanes)
     return bool(lanes) and settled and all(lane.retires > snapshot.now for lane in lanes)
 
 
-def _ready(entry: Entry, snapshot: Snapshot, space: Room, whole: Room) -> list[Action]:
-    """Blank glideins, where fewer are idle than the entry is to have in readiness."""
+def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:
+    """Return the action that submits blank glideins, if an entry has fewer free glideins than `entry.ready`."""
     wanted = {demand.template for demand in snapshot.demands}
-    spare = [each for each in snapshot.of(entry.name)[0] if not snapshot.offers(each) & wanted]
+    unwanted = [each for each in snapshot.glideins_of(entry.name)[0] if not snapshot.templates_of(each) & wanted]
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
-    missing = entry.ready - sum(each.glide_id not in claimed for each in spare)
-    count = min(missing, space.left, whole.left)
+    missing = entry.ready - sum(each.glide_id not in claimed for each in unwanted)
+    count = min(missing, entry_headroom.left, site_headroom.left)
     if count <= 0:
         return []
-    whole.left -= count
-    return [Action("submit", entry.name, "", count, f"{entry.ready} are to be ready, without a model or idle")]
+    site_headroom.left -= count
+    return [Submit(entry.name, "", count, f"it keeps {entry.ready} glideins ready, without a model or idle")]
 
 
-# ---- what is of no use ---------------------------------------------------------------------------
+def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
+    """Return the actions that remove useless glideins.
 
+    A glidein is useless if it is held or failing, or if it is queued and no job wants its template. If unmet demand
+    needs places, idle glideins are also removed, in the order of their retirement. The remaining idle glideins stay,
+    because idle glideins end by themselves after the entry's idle_seconds.
 
-def _retire(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
-    """Remove what is of no use: held glideins, queued ones nobody wants, and `unmet` idle ones in others' way.
-
-    A warm glidein that is merely idle stays: it ends itself after the entry's idle_seconds. Where some have to go, the
-    first are those that have the least of their life left.
+    Args:
+        unmet: number of places that other templates need on this entry.
     """
     wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
-    mine = sorted(snapshot.of(entry.name)[0], key=lambda glidein: retires.get(glidein.glide_id, float("inf")))
-    unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)  # they are about to make room
+    mine = sorted(snapshot.glideins_of(entry.name)[0], key=lambda each: retires.get(each.glide_id, float("inf")))
+    # Some glideins are already being removed, and will soon free their places.
+    unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)
     actions = []
     for glidein in (glidein for glidein in mine if glidein.status != JobStatus.REMOVED):
         if glidein.status == JobStatus.HELD:
-            # Until then it stays, to be seen and to be counted: removed at once it would be replaced at once.
+            # Keep a held glidein for a while, so that people can see it and so that it counts as a failure. If the
+            # glidein was removed immediately, the plan would immediately submit a new glidein.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
         elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
             actions.append(_remove(glidein, glidein.failure))
-        elif snapshot.offers(glidein) & wanted:
+        elif snapshot.templates_of(glidein) & wanted:
             continue
         elif glidein.status == JobStatus.IDLE:
             actions.append(_remove(glidein, "still queued, and no job wants its template any more"))
         elif glidein.glide_id not in claimed and len(actions) < unmet:
-            actions.append(_remove(glidein, "idle, and in the way of a template that jobs wait for"))
+            actions.append(_remove(glidein, "idle, and jobs that wait for another template need its place"))
     return actions
 
 
 def _remove(glidein: Glidein, reason: str) -> Action:
-    return Action("remove", glidein.entry, glidein.template, 1, reason, (glidein.job,))
+    return Remove(glidein.entry, glidein.template, 1, reason, (glidein.job,))
 
 
-def _expunge(snapshot: Snapshot, seen: Collection[Entry]) -> list[Action]:
-    """Ads of a glidein whose outer job does not run any more still match jobs, which then wait for a ghost."""
-    entries = {entry.name for entry in seen}
+def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list[Action]:
+    """Return the actions that expunge the machine ads of glideins whose outer job no longer runs.
+
+    Otherwise a job could match such an ad, and then the job would wait for a slot that no longer exists.
+    """
+    entries = {entry.name for entry in available}
     alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _RUNNING}
-    # Between a start and the queue's knowing of it the numbers differ; such a glidein gets the doubt's benefit.
-    starting = [g for g in snapshot.glideins if g.status in _RUNNING and g.age < GHOST_SECONDS]
+    # Soon after a start, the ads may have the new GlideId while the queue still has the old number of starts.
+    starting = [g for g in snapshot.glideins if g.status in _RUNNING and g.age < START_GRACE_SECONDS]
     young = {f"{glidein.entry}-{glidein.cluster}.{glidein.proc}" for glidein in starting}
-    ghosts = sorted({lane.glide_id for lane in snapshot.lanes if lane.entry in entries} - alive)
-    ghosts = [ghost for ghost in ghosts if re.sub(r"r\d+$", "", ghost) not in young]
+    stale = sorted({lane.glide_id for lane in snapshot.lanes if lane.entry in entries} - alive)
+    stale = [glide_id for glide_id in stale if re.sub(r"r\d+$", "", glide_id) not in young]
     return [
-        Action("expunge", _entry_of(ghost, snapshot), "", 1, f"{ghost} has no running job any more", (ghost,))
-        for ghost in ghosts
+        Expunge(_entry_of(each, snapshot), "", 1, f"{each} advertises, but has no running job", (each,))
+        for each in stale
     ]
 
 

@@ -1,7 +1,8 @@
-"""What the access point itself gives to nodes: files of models that lie there, where no file system is shared.
+"""Run the seed, a file server on the access point. If nodes have no shared file system, the seed sends them models.
 
-A process of its own, `python -m glide.factory.seed FOLDER HOST`: HTCondor's bindings hold Python's lock for as long as
-they wait. Offers are files, so that neither it nor the factory has anything to remember.
+The seed is a separate process, `python -m glide.factory.seed FOLDER HOST`. A thread of the factory could not serve
+files all the time, because HTCondor's bindings hold Python's global lock while they wait. Each offer is a file in the
+seed's folder, so that no offer is lost when the factory or the seed restarts.
 """
 
 from __future__ import annotations
@@ -16,32 +17,41 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glide.files import Cache, Tree
-from glide.files.share import Offer, Share
+from glide.files.share import ChunkServer, SharedTree
 from glide.system import end_with_parent, publish
-from glide.template import Parcel
+from glide.template import FileSet
 
-START_SECONDS = 10.0
+START_SECONDS = 10.0  # time limit for the start of the seed's process, in seconds
 
 
 class Seed:
-    """The factory's handle on it; `folder` is its own, 0700."""
+    """The seed's process, which the factory starts and stops.
+
+    Args:
+        folder: the seed's own folder (mode 0700).
+        host: address at which nodes reach this access point.
+    """
 
     def __init__(self, folder: Path, host: str):
         self.folder = folder
         self.host = host
         self.process: subprocess.Popen[bytes] | None = None
 
-    def offer(self, parcel: Parcel) -> str:
-        """Let nodes with the parcel's key have its files; at which address."""
+    def offer(self, file_set: FileSet) -> str:
+        """Offer a file set to nodes that have the key of the file set. If the seed does not run, start it.
+
+        Returns:
+            The seed's address, or "" if the seed did not start within START_SECONDS.
+        """
         address = self.folder / "address"
         if self.process is None or self.process.poll() is not None:
             address.unlink(missing_ok=True)
-            words = [sys.executable, "-m", "glide.factory.seed", str(self.folder), self.host]
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "glide.factory.seed", str(self.folder), self.host]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         while not address.exists() and time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.02)
-        return announce(parcel, self.folder)
+        return write_offer(file_set, self.folder)
 
     def stop(self) -> None:
         if self.process:
@@ -49,43 +59,50 @@ class Seed:
             self.process.wait()
 
 
-def announce(parcel: Parcel, folder: Path) -> str:
-    """Have the process that works in a folder give a parcel, if there is one; at which address."""
+def write_offer(file_set: FileSet, folder: Path) -> str:
+    """Write the offer of a file set into a seed's folder.
+
+    Returns:
+        The seed's address, or "" if no seed has run with this folder.
+    """
     offers = folder / "offers"
     offers.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = offers / Tree(parcel.files).digest
+    path = offers / Tree(file_set.files).digest
     if not path.exists():
-        publish(path, json.dumps(asdict(parcel)))
+        publish(path, json.dumps(asdict(file_set)))
     return (folder / "address").read_text("utf-8") if (folder / "address").exists() else ""
 
 
-class Offers(Share):
-    """A share of what the factory has written down."""
+class SharedTrees(ChunkServer):
+    """A chunk server for the file sets that have an offer in the seed's folder."""
 
     def __init__(self, folder: Path):
         super().__init__(Cache(folder / "cache"))
         self.folder = folder
 
-    def find(self, tree: str) -> Offer | None:
+    def find(self, tree: str) -> SharedTree | None:
         if tree not in self.offers and tree.isalnum():
             with suppress(OSError, ValueError, RecursionError):
-                parcel = Parcel.from_fields(json.loads((self.folder / "offers" / tree).read_text("utf-8")))
-                self.offers[tree] = Offer(Tree(parcel.files), parcel.key, Path(parcel.path))
+                file_set = FileSet.from_fields(json.loads((self.folder / "offers" / tree).read_text("utf-8")))
+                self.offers[tree] = SharedTree(Tree(file_set.files), file_set.key, Path(file_set.path))
         return super().find(tree)
 
 
 async def serve(folder: Path, host: str) -> None:
-    """Serve until killed, at the port of last time if it is free: nodes that started then know it."""
+    """Serve files until the process is killed.
+
+    Use the port of the seed's last run again if this port is free, because earlier glideins still connect to this port.
+    """
     port = folder / "port"
-    share = Offers(folder)
-    known = int(port.read_text("utf-8")) if port.exists() else 0
+    server = SharedTrees(folder)
+    earlier = int(port.read_text("utf-8")) if port.exists() else 0
     try:
-        number = await share.start(host, known)
+        number = await server.start(host, earlier)
     except OSError:
-        number = await share.start(host)
+        number = await server.start(host)
     port.write_text(str(number), "utf-8")
     publish(folder / "address", f"{host}:{number}")
-    await share.serving
+    await server.serving
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What the factory sees, as plain values: glideins, lanes, demand. Nothing is remembered between looks."""
+"""An observation of the pool as plain values: glideins, lanes and demand.
+
+Each cycle of the factory builds a new snapshot.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,24 @@ from functools import cached_property
 
 from glide.template import Template
 
-OTHER = "other"  # model of a template that no glidein has, where models are counted
+OTHER = "other"  # in counts for each model, this name stands for all models that no glidein has
 
 
 @dataclass(frozen=True)
 class Glidein:
-    """An outer job. `started` counts its starts; `age` is seconds in its status.
+    """A glidein, described by its outer job.
 
-    `state` is the last that its server told the job, Warm or Failed, and empty if it never came so far; `warm_seconds`
-    is how long it has been warm, or was; `served` counts records, of which `errors` failed.
+    Attributes:
+        template: digest of the template that the glidein was submitted with; empty for a blank glidein.
+        status: HTCondor's JobStatus of the outer job.
+        starts: number of times that the job has started to run.
+        age: seconds since the job got its present status.
+        state: the last state that the model server reported to the job: Warm or Failed. Empty before the first report.
+        failure: why the glidein failed, or how its job ended.
+        warm_seconds: seconds for which the glidein has been warm, or was warm before it ended.
+        served: number of records served, including the records whose result is an error.
+        errors: number of served records whose result is an error.
+        model: name of the model that the glidein was submitted with.
     """
 
     cluster: int
@@ -24,7 +36,7 @@ class Glidein:
     entry: str
     template: str
     status: int
-    started: int = 0
+    starts: int = 0
     age: float = 0.0
     hold_reason: str = ""
     state: str = ""
@@ -33,7 +45,7 @@ class Glidein:
     warm_seconds: float = 0.0
     served: int = 0
     errors: int = 0
-    model: str = ""  # that it was sent with
+    model: str = ""
 
     @property
     def job(self) -> str:
@@ -41,14 +53,25 @@ class Glidein:
 
     @property
     def glide_id(self) -> str:
-        """The GlideId that its present life advertises."""
-        restarts = f"r{self.started - 1}" if self.started > 1 else ""
+        """The GlideId that the glidein's lanes advertise after the last start. Each restart changes the GlideId."""
+        restarts = f"r{self.starts - 1}" if self.starts > 1 else ""
         return f"{self.entry}-{self.cluster}.{self.proc}{restarts}"
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A slot of a glidein, as the collector has it."""
+    """A slot of a glidein, described by its machine ad in the collector.
+
+    Attributes:
+        state: state of the model server.
+        since: Unix time of the last change of state.
+        record_seconds: seconds per record; 0 before the first engine call has ended.
+        start_seconds: total time to fetch, import, load and warm up, in seconds.
+        retires: Unix time after which the lane accepts no new job.
+        name: name of the slot.
+        fetched: bytes that have arrived divided by all bytes to fetch, from 0 to 1; None if the lane is not fetching.
+        cached: short digests of the file sets that are on the lane's host.
+    """
 
     glide_id: str
     entry: str
@@ -57,31 +80,44 @@ class Lane:
     state: str
     claimed: bool
     failure: str = ""
-    since: float = 0.0  # Unix time of its state
+    since: float = 0.0
     record_seconds: float = 0.0
-    start_seconds: float = 0.0  # what fetching, loading and warming up took
-    retires: float = float("inf")  # Unix time from when on it takes no further job
+    start_seconds: float = 0.0
+    retires: float = float("inf")
     served: int = 0
     errors: int = 0
-    name: str = ""  # of the slot
-    fetched: float | None = None  # share of what it is fetching
-    cached: tuple[str, ...] = ()  # short names of the trees of files that its host has
+    name: str = ""
+    fetched: float | None = None
+    cached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Move:
-    """A sticky job of ours in the queue: brings a template to a lane."""
+class StickyJob:
+    """A sticky job that this factory submitted and that is in the queue.
+
+    Attributes:
+        template: digest of the template to load.
+        lane: name of the slot that the job is for.
+        hold_reason: why the job is held; empty if the job is not held. A held job has failed: it claimed no slot, or
+            the template did not load.
+    """
 
     template: str
     lane: str
-    hold_reason: str = ""  # where it is held, because the template did not load there
+    hold_reason: str = ""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One run's unfinished invocation jobs for one template; `records` are those in them and those still to come.
+    """The unfinished invocation jobs of one run for one template.
 
-    A `modest` one is served with what nobody else has: no idle glidein unloads its model, or goes, for it.
+    Attributes:
+        idle: number of jobs that wait.
+        running: number of jobs that run.
+        wanted: maximum number of glideins that the run may have at the same time.
+        spec: the template as the jobs describe it; None if no description was found.
+        records: number of records in these jobs, plus the run's records that are in no job yet.
+        best_effort: whether the demand is best effort. If so, no glidein is removed and no model is unloaded for it.
     """
 
     template: str
@@ -93,7 +129,7 @@ class Demand:
     wanted: int
     spec: Template | None = None
     records: int = 0
-    modest: bool = False
+    best_effort: bool = False
 
     @property
     def jobs(self) -> int:
@@ -102,37 +138,43 @@ class Demand:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One consistent look.
+    """The state of the pool that the queues and the collector report at one moment.
 
     Attributes:
-        failed: which source did not answer, or can't be believed; then no action is safe.
-        moves: sticky jobs that are under way, or were of no avail.
-        blind: the same for single entries, whose glideins are in another pool's queue.
-        ended: the glideins of the last hour that are no more; their age is the time since then.
-        unread: what is wrong with site files; their factories go on with what they read before.
-        now: Unix time.
-        user: who the factory is to the access point.
+        unavailable_sources: reasons why the access point or the collector is unavailable: it did not answer, or its
+            answer was implausible. If this is not empty, no action is safe.
+        unavailable_entries: the reason for each entry whose own queue is unavailable.
+        ended: glideins that ended in the last hour. The `age` of such a glidein is the time since it ended.
+        retargets: sticky jobs in the queue.
+        config_errors: errors in site files. A running factory continues with the earlier version of its site file.
+        now: Unix time of this observation.
+        user: the factory's User at the access point.
     """
 
     glideins: tuple[Glidein, ...] = ()
     lanes: tuple[Lane, ...] = ()
     demands: tuple[Demand, ...] = ()
-    failed: tuple[str, ...] = ()
+    unavailable_sources: tuple[str, ...] = ()
     ended: tuple[Glidein, ...] = ()
     now: float = 0.0
     user: str = ""
-    blind: Mapping[str, str] = field(default_factory=dict)
-    moves: tuple[Move, ...] = ()
-    unread: tuple[str, ...] = ()
+    unavailable_entries: Mapping[str, str] = field(default_factory=dict)
+    retargets: tuple[StickyJob, ...] = ()
+    config_errors: tuple[str, ...] = ()
 
-    def offers(self, glidein: Glidein) -> set[str]:
-        """The templates that a glidein has, or is about to have: what it was sent for until its lanes know more."""
-        mine = self.lanes_of.get(glidein.glide_id, [])
-        return {self._coming.get(lane.name, lane.template or glidein.template) for lane in mine} or {glidein.template}
+    def templates_of(self, glidein: Glidein) -> set[str]:
+        """Return the digests of the templates that a glidein has or is about to load.
+
+        Before the lanes advertise a template, the glidein counts as having the template that it was submitted with. If
+        a lane has a sticky job that is not held, the lane counts as having the sticky job's template.
+        """
+        lanes = self.lanes_of.get(glidein.glide_id, [])
+        templates = {self._retargeted.get(lane.name, lane.template or glidein.template) for lane in lanes}
+        return templates or {glidein.template}
 
     @cached_property
     def lanes_of(self) -> dict[str, list[Lane]]:
-        """The lanes of each glidein that has some, by GlideId."""
+        """For each GlideId, the lanes that advertise this GlideId."""
         found: dict[str, list[Lane]] = {}
         for lane in self.lanes:
             found.setdefault(lane.glide_id, []).append(lane)
@@ -140,21 +182,21 @@ class Snapshot:
 
     @cached_property
     def models(self) -> dict[str, str]:
-        """The model of each template that glideins have, by name; jobs may call it anything."""
-        told: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]  # the last one's word holds
-        return {each.template: each.model for each in told if each.template and each.model}
+        """For each template, the model name that glideins report. Names from users' jobs are not trusted."""
+        holders: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]  # later names replace earlier ones
+        return {each.template: each.model for each in holders if each.template and each.model}
 
     @cached_property
-    def _coming(self) -> dict[str, str]:
-        return {move.lane: move.template for move in self.moves if not move.hold_reason}
+    def _retargeted(self) -> dict[str, str]:
+        return {each.lane: each.template for each in self.retargets if not each.hold_reason}
 
-    def of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
-        """An entry's glideins: those that are, and those that have ended."""
+    def glideins_of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
+        """Return two lists of an entry's glideins: those in the queue, and those that have ended."""
         return (
             [glidein for glidein in self.glideins if glidein.entry == entry],
             [glidein for glidein in self.ended if glidein.entry == entry],
         )
 
-    def template(self, digest: str) -> Template | None:
-        """The template of that digest, as the jobs that want it describe it."""
+    def description(self, digest: str) -> Template | None:
+        """Return the description of the template with this digest; None if no job describes the template."""
         return next((demand.spec for demand in self.demands if demand.template == digest and demand.spec), None)

@@ -1,4 +1,7 @@
-"""Counts that only grow, of glideins that come and go: added up from one look to the next."""
+"""Count events and served records of all glideins that a factory has had.
+
+The counters never decrease, even if glideins disappear. Each snapshot adds the increase since the previous snapshot.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,16 @@ from typing import NamedTuple
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.vocabulary import State
 
-FORGET_SECONDS = 86400.0  # nothing of a glidein that was not seen for so long comes back
+FORGET_SECONDS = 86400.0  # if no snapshot contains a glidein for this time, in seconds, the glidein is forgotten
 
 
-class Count(NamedTuple):
-    """What is counted; `label` is a model for records, and how they ended for glideins that have."""
+class MetricKey(NamedTuple):
+    """The name of a counter.
+
+    Attributes:
+        kind: SERVED, ERRORS, EVICTED or ENDED.
+        label: the model's name for SERVED and ERRORS, one of ENDS for ENDED, and empty for EVICTED.
+    """
 
     kind: str
     entry: str
@@ -21,43 +29,48 @@ class Count(NamedTuple):
 
 
 SERVED, ERRORS, EVICTED, ENDED = "served", "errors", "evicted", "ended"
-ENDS = (State.WARM, State.FAILED, "never warm")  # how far a glidein that has ended had come
+ENDS = (State.WARM, State.FAILED, "never warm")  # possible last states of a glidein that has ended
 
 
 class Totals:
-    """Adds up what glideins say of themselves.
+    """The sums of the counts that glideins report.
 
-    Each one's highest word counts: what its job knows lags behind what its lanes advertise, and neither may be
-    counted twice. A model that a glidein loads a second time is counted again from where it was. What is counted
-    before its model is known has none, and stays so.
+    A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. Only the maximum of
+    the reported counts is added, so that nothing is counted twice. If a glidein loads a template for the second time,
+    the new counts are added only after they exceed the earlier maximum. If a count was added before the model's name
+    was known, this count stays without a name.
     """
 
     def __init__(self) -> None:
-        self.counts: Counter[Count] = Counter()
-        self._heights: dict[tuple[str, str], tuple[float, float]] = {}  # of a kind and who; and when each was seen last
+        self.counts: Counter[MetricKey] = Counter()
+        # For each kind and reporter, this dict contains the largest reported count and the last report's Unix time.
+        self._maxima: dict[tuple[str, str], tuple[float, float]] = {}
         self._models: dict[str, str] = {}
 
     def add(self, snapshot: Snapshot) -> None:
-        """Count what is new in a look."""
-        self._models = snapshot.models | self._models  # a template's first name stays
-        for count, who, height in self._said(snapshot):
-            before, _ = self._heights.get((count.kind, who), (0.0, 0.0))
-            self.counts[count] += max(0, int(height - before))
-            self._heights[count.kind, who] = max(before, height), snapshot.now
-        self._heights = {key: each for key, each in self._heights.items() if snapshot.now - each[1] < FORGET_SECONDS}
+        """Add the increase of each count since the last snapshot."""
+        self._models = snapshot.models | self._models  # a template keeps the first model name that was reported
+        for key, reporter, value in self._reported(snapshot):
+            before, _ = self._maxima.get((key.kind, reporter), (0.0, 0.0))
+            self.counts[key] += max(0, int(value - before))
+            self._maxima[key.kind, reporter] = max(before, value), snapshot.now
+        self._maxima = {key: each for key, each in self._maxima.items() if snapshot.now - each[1] < FORGET_SECONDS}
 
-    def of(self, kind: str) -> int:
-        """All of a kind together."""
-        return sum(number for count, number in self.counts.items() if count.kind == kind)
+    def total(self, kind: str) -> int:
+        """Return the sum of all counters of a kind."""
+        return sum(number for key, number in self.counts.items() if key.kind == kind)
 
-    def _said(self, snapshot: Snapshot) -> Iterator[tuple[Count, str, float]]:
-        """What is counted, of whom, and how high it stands."""
+    def _reported(self, snapshot: Snapshot) -> Iterator[tuple[MetricKey, str, float]]:
+        """Yield the counter, the reporter and the value of each reported count.
+
+        The reporter identifies a job, or it identifies a glidein with a template.
+        """
         for glidein in (*snapshot.glideins, *snapshot.ended):
-            yield Count(EVICTED, glidein.entry), glidein.job, max(0, glidein.started - 1)
+            yield MetricKey(EVICTED, glidein.entry), glidein.job, max(0, glidein.starts - 1)
         for glidein in snapshot.ended:
-            yield Count(ENDED, glidein.entry, glidein.state if glidein.state in ENDS else ENDS[-1]), glidein.job, 1
+            yield MetricKey(ENDED, glidein.entry, glidein.state if glidein.state in ENDS else ENDS[-1]), glidein.job, 1
         served: list[Lane | Glidein] = [*snapshot.lanes, *snapshot.glideins, *snapshot.ended]
         for each in served:
             model = self._models.get(each.template, "")
-            yield Count(SERVED, each.entry, model), f"{each.glide_id} {each.template}", each.served
-            yield Count(ERRORS, each.entry, model), f"{each.glide_id} {each.template}", each.errors
+            yield MetricKey(SERVED, each.entry, model), f"{each.glide_id} {each.template}", each.served
+            yield MetricKey(ERRORS, each.entry, model), f"{each.glide_id} {each.template}", each.errors

@@ -1,6 +1,7 @@
-"""Who uses a site's factory: runs share the one that the first of them has started, and it ends after the last.
+"""Find out whether a site's factory is in use. Several runs share the factory that the first run started.
 
-A user holds a shared lock, which the kernel releases however it ends.
+A factory with `--while-used` ends when its last user has ended. A user is a process that holds a shared lock on a file.
+The kernel releases this lock when the process ends, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -16,50 +17,54 @@ from pathlib import Path
 from typing import IO
 
 from glide.config import SiteFile
-from glide.factory.daemon import folder
+from glide.factory.home import folder
 
-LOOK_SECONDS = 0.5  # between looks whether somebody uses it
+POLL_SECONDS = 0.5  # seconds between two checks whether the factory is in use
 
 
 @contextmanager
-def use(site: SiteFile) -> Iterator[None]:
-    """Have a factory that was started with `--while-used` stay."""
-    with _file(site) as users:
+def use_factory(site: SiteFile) -> Iterator[None]:
+    """Make this process a user of the site's factory while the block runs."""
+    with _users_file(site) as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         yield
 
 
 def is_used(site: SiteFile) -> bool:
-    """Whether somebody uses it."""
-    with _file(site) as users:
-        return not _takes(users)
+    """Return whether a process uses the site's factory."""
+    with _users_file(site) as users:
+        return not _is_free(users)
 
 
-def serve_users(sites: Sequence[SiteFile]) -> None:
-    """Send this process, a factory of these sites, a SIGTERM when nobody uses any of them."""
+def stop_when_unused(sites: Sequence[SiteFile]) -> None:
+    """Send SIGTERM to this process when no process uses the factories of these sites any more.
+
+    This process is the factory of all these sites.
+    """
 
     def watch() -> None:
         while any(is_used(site) for site in sites):
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    for site in sites:  # for as long as this process lives
-        mine = _mark(site).open("w", encoding="utf-8")
-        fcntl.flock(mine, fcntl.LOCK_EX)
-        _held.append(mine)
+    for site in sites:  # this process holds these locks until it ends
+        file = _while_used_file(site).open("w", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _locks.append(file)
     threading.Thread(target=watch, daemon=True, name="users").start()
 
 
-def ends_by_itself(site: SiteFile) -> bool:
-    """Whether the site's factory is one that ends when nobody uses it."""
-    with _mark(site).open("a", encoding="utf-8") as mark:
-        return not _takes(mark)
+def ends_when_unused(site: SiteFile) -> bool:
+    """Return whether the site's factory runs with `--while-used`."""
+    with _while_used_file(site).open("a", encoding="utf-8") as file:
+        return not _is_free(file)
 
 
-_held: list[IO[str]] = []
+_locks: list[IO[str]] = []
 
 
-def _takes(file: IO[str]) -> bool:
+def _is_free(file: IO[str]) -> bool:
+    """Return whether no other process holds a lock on the file."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,9 +73,9 @@ def _takes(file: IO[str]) -> bool:
     return True
 
 
-def _file(site: SiteFile) -> IO[str]:
+def _users_file(site: SiteFile) -> IO[str]:
     return (folder(site) / "users.lock").open("a", encoding="utf-8")
 
 
-def _mark(site: SiteFile) -> Path:
+def _while_used_file(site: SiteFile) -> Path:
     return folder(site) / "while-used.lock"

@@ -1,7 +1,8 @@
-"""Notice a factory that hangs: end it with a traceback, so that what started it can start it again.
+"""If the factory hangs, end its process and log a traceback. Then the program that started the factory can restart it.
 
-HTCondor's bindings hold Python's lock while they wait, so neither a thread nor a signal's handler can act meanwhile;
-faulthandler's timer needs no lock. systemd watches from outside, by the messages that sd_notify(3) describes.
+HTCondor's bindings hold Python's global lock while they wait. During this time no thread and no signal handler can run,
+but faulthandler's timer needs no lock. systemd can also watch the process, because the factory sends the messages of
+sd_notify(3).
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-CYCLE_SECONDS = 900.0  # of one cycle, in which large files may be read and sent; WatchdogSec of the unit is longer
+# The time limit of one cycle, in seconds. The time limit is long because a cycle may read and send large files. The
+# systemd unit has a longer WatchdogSec.
+CYCLE_SECONDS = 900.0
 
 
 @contextmanager
-def limited(seconds: float = CYCLE_SECONDS) -> Iterator[None]:
-    """End this process (exit code 1, all tracebacks in its log) if what is done here takes longer."""
+def time_limit(seconds: float = CYCLE_SECONDS) -> Iterator[None]:
+    """End this process if the block takes longer than `seconds`.
+
+    The process logs the tracebacks of all its threads and ends with exit code 1.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
@@ -26,7 +32,7 @@ def limited(seconds: float = CYCLE_SECONDS) -> Iterator[None]:
 
 
 def notify(message: str) -> None:
-    """Tell systemd `READY=1`, `WATCHDOG=1` or `STOPPING=1`; nothing where it did not start this process."""
+    """Send `READY=1`, `WATCHDOG=1` or `STOPPING=1` to systemd, if systemd started this process."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

@@ -1,6 +1,6 @@
-"""Getting a template's files to the node: its cache, other nodes that have them, and where they come from at first."""
+"""Bring a template's files to a node. The files come from the node's cache, from other nodes, or from a source."""
 
-from glide.files.cache import Cache, NoRoom
+from glide.files.cache import Cache, CacheFull
 from glide.files.tree import Tree
 
-__all__ = ["Cache", "NoRoom", "Tree"]
+__all__ = ["Cache", "CacheFull", "Tree"]

@@ -1,9 +1,19 @@
-"""`python -m glide.files`: get a parcel in place. A process of its own, as hashing and disks take their time.
+"""The program `python -m glide.files`, which fetches a file set.
 
-On its input a JSON object: `parcel`, `cache` (folder and limit), `plugins`, `swarm` (or null), and `open`, for an
-environment: then what counts is what is in the archive, or the one file itself where it is none. On its output a line
-of JSON each: `{"size", "cached", "source", "peers"}` in bytes while it goes on, and in the end `{"folder", "place"}`,
-which differ where it has been opened, or `{"failed"}`.
+A fetch runs in a separate process, because hashing and disk access take long. The program reads one JSON object from
+its standard input. The object has these keys:
+
+    parcel    the file set
+    cache     folder and limit of the cache
+    plugins   path of HTCondor's libexec folder, which contains the file transfer plugins; or null
+    swarm     the fields of glide.files.fetch.Swarm; or null if no peers are asked
+    open      true if the file set is an environment. An environment has one file. An archive is unpacked
+
+The program writes lines of JSON to its standard output. During the fetch, each line contains four numbers of bytes:
+`size`, `cached`, `source` and `peers`. If the fetch fails, the last line contains `failed`, which is an error message.
+Otherwise the last line contains the paths `folder` and `place`. `folder` contains the files. If `open` is false,
+`place` is the same folder. If `open` is true, `place` is the folder with the unpacked files. If the file is not an
+archive, `place` is the path of the file.
 """
 
 from __future__ import annotations
@@ -20,15 +30,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glide.errors import mistake
+from glide.errors import describe_bug
 from glide.files.cache import Cache
-from glide.files.fetch import Account, Swarm, Wrong
-from glide.files.parcel import in_place, opened
+from glide.files.fetch import FetchAccount, Swarm, WrongContent
+from glide.files.file_set import ensure_local, unpacked
 from glide.files.peers import Directory
 from glide.system import end_with_parent, open_regular
-from glide.template import Parcel
+from glide.template import FileSet
 
-SAY_SECONDS = 0.5
+REPORT_SECONDS = 0.5  # minimum time between two reports of progress, in seconds
 
 
 def main() -> None:
@@ -37,40 +47,41 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         cache = Cache(Path(request["cache"]["folder"]), request["cache"]["limit"])
-        parcel = Parcel.from_fields(request["parcel"])
+        file_set = FileSet.from_fields(request["parcel"])
         plugins, known = request["plugins"], request["swarm"]
         swarm = Swarm(**{**known, "directory": Directory(known["directory"])}) if known else None
-        folder = in_place(parcel, cache, Path(plugins) if plugins else None, swarm, Teller().tell)
-        say({"folder": str(folder), "place": str(opened(parcel, folder, cache) if request["open"] else folder)})
+        folder = ensure_local(file_set, cache, Path(plugins) if plugins else None, swarm, ProgressLog().report)
+        place = unpacked(file_set, folder, cache) if request["open"] else folder
+        write_message({"folder": str(folder), "place": str(place)})
         if not request["open"]:
-            read_ahead(folder / name for name in parcel.files)
-    except (OSError, Wrong, ValueError) as error:
-        say({"failed": f"{type(error).__name__}: {error}"})
+            read_ahead(folder / name for name in file_set.files)
+    except (OSError, WrongContent, ValueError) as error:
+        write_message({"failed": f"{type(error).__name__}: {error}"})
         sys.exit(1)
     except Exception as error:
-        say({"failed": mistake(error)})
+        write_message({"failed": describe_bug(error)})
         raise
 
 
 def read_ahead(paths: Iterable[Path]) -> None:
-    """Have the kernel read the files while the engine still imports what loads them."""
+    """Ask the kernel to read the files into memory while the engine imports its libraries."""
     for path in paths:
         with suppress(OSError), open_regular(path) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-class Teller:
-    """Says how it goes, but not all the time."""
+class ProgressLog:
+    """Reports the progress of a fetch, at most once in REPORT_SECONDS. The end of the fetch is always reported."""
 
-    said = 0.0
+    reported_at = 0.0  # time of the last report, by time.monotonic()
 
-    def tell(self, account: Account) -> None:
-        if time.monotonic() - self.said > SAY_SECONDS or account.complete:
-            self.said = time.monotonic()
-            say(asdict(account))
+    def report(self, account: FetchAccount) -> None:
+        if time.monotonic() - self.reported_at > REPORT_SECONDS or account.complete:
+            self.reported_at = time.monotonic()
+            write_message(asdict(account))
 
 
-def say(message: dict[str, Any]) -> None:
+def write_message(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 

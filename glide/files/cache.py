@@ -1,12 +1,18 @@
-"""A node's cache: contents by sha256, shared by all glideins of one account on one host, and by those that come later.
+"""A node's cache of files. All glideins of one account on one host share the cache. Later glideins use it again.
 
-    contents/SHA    a complete, verified file, read-only
-    partial/SHA     one under way, with the chunks it has (.have) and a lock; who finds it goes on with it
-    known/…         what was verified when a file looked as it does: it is not read again until it changes
-    trees/DIGEST/   a folder of hard links to contents: what an engine is given; DIGEST.lock is held by who uses it
-    trees/DIGEST.…/  one that is being made, or what was in a tree that is an archive, which DIGEST.unpacked then names
+A *tree* is a folder of files, such as the files of a model. DIGEST is the sha256 of a tree (`Tree.digest`). A *content*
+is the data of a file without the name. SHA is the sha256 of these data. Several trees may contain the same content.
 
-Locks are flock's, so a killed process leaves none. What is used least recently makes room, never what is in use.
+    contents/SHA            a complete, verified and read-only file with this content
+    partial/SHA             a file that is being fetched. SHA.have lists the chunks that are already written
+    known/…                 stat data and chunk digests of a verified file. Changed stat data cause a new verification
+    trees/DIGEST/           a complete tree for engines. Its files are hard links to contents
+    trees/DIGEST.…/         a tree that is still incomplete
+    trees/DIGEST.….files/   the unpacked files of an archive. DIGEST.unpacked contains the name of this folder
+    trees/DIGEST.lock       a lock file. Each process that uses the tree or its unpacked files holds the lock
+
+The locks use flock, so the kernel releases the locks of a killed process. The least recently used tree is evicted
+first. A tree in use is never evicted.
 """
 
 from __future__ import annotations
@@ -24,20 +30,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from glide.files.part import Part
 from glide.files.tree import Tree, digesting
 from glide.files.unpack import unpack, unpacked_size
 from glide.system import publish
 from glide.vocabulary import POOL_VARIABLE
 
-TAKEN = ".glide-bytes"  # in what has been or is being unpacked: how much
-SPARE = 0.05  # of its disk is left to others where no limit is given
+SIZE_FILE = ".glide-bytes"  # file with the number of bytes unpacked so far; each folder of unpacked files has one
+RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has no limit
 
 
 def default_folder(owner: str) -> Path | None:
-    """This account's on this host; None where it is not that of the job's owner, and so everybody's.
+    """Return the folder of this account's cache on this host. In an embedded pool, return a folder of the pool.
 
-    An embedded pool's goes with the pool.
+    If the name of this account is not `owner`, return None, because jobs of several owners may run as this account.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -47,26 +52,26 @@ def default_folder(owner: str) -> Path | None:
     return None
 
 
-class NoRoom(OSError):
-    """Nothing more can be evicted, and it does not suffice."""
+class CacheFull(OSError):
+    """The cache has too little free space, and all files in it are in use."""
 
 
 class Cache:
-    """The cache in a folder.
+    """A cache of files in a folder.
 
     Args:
-        folder: made if need be, for this account alone.
-        limit: bytes that it may take; None for all of the disk but SPARE.
+        folder: the folder of the cache. If it does not exist, it is created with access for this account only.
+        limit: maximum size of the cache in bytes. None: the size of the disk minus RESERVED_SHARE.
 
     Raises:
-        OSError: the folder can't be made, or is somebody else's.
+        OSError: the folder cannot be created, or another account owns it or has access to it.
     """
 
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder = folder
         self.limit = limit
-        self.name = secrets.token_hex(8)  # not our pid: hosts' containers have pids of their own
-        self.known: dict[Path, dict[str, Any]] = {}  # memos that have been read: peers ask for chunk after chunk
+        self.name = secrets.token_hex(8)  # random part of folder names; processes in two containers may have equal pids
+        self.memos: dict[Path, dict[str, Any]] = {}  # contents of the files in known/, by path
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -74,11 +79,11 @@ class Cache:
         for name in ("contents", "partial", "known", "trees"):
             (folder / name).mkdir(exist_ok=True, mode=0o700)
 
-    # ---- whole trees -----------------------------------------------------------------------------
+    # ---- trees -----------------------------------------------------------------------------------
 
     @contextmanager
-    def used(self, tree: str) -> Iterator[None]:
-        """While this lasts, a tree is not evicted; it counts as used now."""
+    def in_use(self, tree: str) -> Iterator[None]:
+        """Protect a tree from eviction inside the `with` block. The tree counts as used now."""
         descriptor = self.hold(tree)
         try:
             yield
@@ -86,43 +91,43 @@ class Cache:
             os.close(descriptor)
 
     def hold(self, tree: str) -> int:
-        """The same for as long as the descriptor that this returns is open, in whatever process."""
-        descriptor = _lock(self._lock(tree), fcntl.LOCK_SH)
-        os.utime(self._lock(tree))
+        """Protect a tree from eviction as long as a process has the returned file descriptor open."""
+        descriptor = _lock(self._lock_path(tree), fcntl.LOCK_SH)
+        os.utime(self._lock_path(tree))
         return descriptor
 
-    def _lock(self, tree: str) -> Path:
+    def _lock_path(self, tree: str) -> Path:
         return self.folder / "trees" / f"{tree}.lock"
 
     @property
     def trees(self) -> list[str]:
-        """The digests of the trees that are here, the one used last first."""
+        """Return the digests of the cached trees, most recently used first."""
         return [lock.stem for lock in self._locks if lock.with_suffix("").is_dir()]
 
     @property
     def _locks(self) -> list[Path]:
-        return sorted((self.folder / "trees").glob("*.lock"), key=_used, reverse=True)
+        return sorted((self.folder / "trees").glob("*.lock"), key=_last_use, reverse=True)
 
-    def place(self, tree: Tree) -> Path | None:
-        """The tree's folder, if all of it is here and as it was when it was verified."""
+    def tree_folder(self, tree: Tree) -> Path | None:
+        """Return the tree's folder. Return None if the folder or one of its files is missing or damaged."""
         folder = self.folder / "trees" / tree.digest
-        whole = all(self._is(folder / name, content, size) for name, (content, size) in tree.files.items())
-        return folder if whole and folder.is_dir() else None
+        complete = all(self._is_valid(folder / name, content, size) for name, (content, size) in tree.files.items())
+        return folder if complete and folder.is_dir() else None
 
     def link(self, tree: Tree, content: str) -> None:
-        """Put a content that is here into the folder to be, which also keeps it from being evicted."""
+        """Link a cached content into the tree's incomplete folder. The link also protects the content from eviction."""
         building = self._building(tree)
         for name, (digest, _) in tree.files.items():
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
-                os.link(self.content(content), building / name)
-                self.knows(building / name, content)  # with one link more
+                os.link(self.content_path(content), building / name)
+                self.is_verified(building / name, content)  # the memo must contain the new number of links
 
     def publish(self, tree: Tree) -> Path:
-        """Make what has been linked the tree's folder, in one step."""
+        """Move the complete folder of links to the tree's final path in one step, and return this path."""
         folder = self.folder / "trees" / tree.digest
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another process was faster: then that is the tree's folder
+        with suppress(OSError):  # if this fails, another process has published the tree, and that folder is used
             self._building(tree).rename(folder)
         shutil.rmtree(self._building(tree), ignore_errors=True)
         return folder
@@ -131,139 +136,129 @@ class Cache:
         return self.folder / "trees" / f"{tree.digest}.{self.name}"
 
     def unpack(self, tree: str, archive: Path) -> Path:
-        """The folder with what is in an archive, unpacked once for all who come; OSError when that fails.
-
-        Never where it was before: that may be in use, though something has deleted a part of it.
-        """
-        trees, names = self.folder / "trees", self._lock(tree).with_suffix(".unpacked")
-        underway = names.with_suffix(".unpacking")
-        with _locked(underway, fcntl.LOCK_EX):
-            if names.exists() and (folder := trees / names.read_text("utf-8")).is_dir():
+        """Return the folder of an archive's files. Unpack the archive if this folder is missing. May raise OSError."""
+        trees, finished = self.folder / "trees", self._lock_path(tree).with_suffix(".unpacked")
+        unfinished = finished.with_suffix(".unpacking")  # like `finished`, this file contains the name of a folder
+        with locked(unfinished, fcntl.LOCK_EX):
+            if finished.exists() and (folder := trees / finished.read_text("utf-8")).is_dir():
                 return folder
-            if left := underway.read_text("utf-8"):  # by a process that was killed
-                shutil.rmtree(trees / left, ignore_errors=True)
-            folder = trees / f"{tree}.{self.name}.files"
-            underway.write_text(folder.name, "utf-8")
+            if leftover := unfinished.read_text("utf-8"):  # a killed process left the folder with this name
+                shutil.rmtree(trees / leftover, ignore_errors=True)
+            folder = trees / f"{tree}.{self.name}.files"  # a new name, because jobs may use an older, damaged folder
+            unfinished.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
 
             checked = False
 
-            def taking(taken: int, more: int) -> None:
+            def reserve(taken: int, more: int) -> None:
                 nonlocal checked
-                publish(folder / TAKEN, str(taken), durable=False)  # never into what the archive may have put there
-                if not checked and self._room() < more:  # nothing is evicted for what turns out to be too much
+                publish(folder / SIZE_FILE, str(taken), durable=False)  # publish never follows a link at this path
+                if not checked and self._free_bytes() < more:
+                    # Read the whole archive first, so that no tree is evicted for an archive that is too large.
                     more, checked = max(more, unpacked_size(archive) - taken), True
                 self.make_room(more)
 
             try:
-                unpack(archive, folder, taking)
-                underway.write_text("", "utf-8")  # from here on nobody takes it for what a killed process has left
-                publish(names, folder.name)
+                unpack(archive, folder, reserve)
+                unfinished.write_text("", "utf-8")  # from now on no process deletes this folder as a leftover
+                publish(finished, folder.name)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         return folder
 
-    # ---- what has been verified ------------------------------------------------------------------
+    # ---- verified files --------------------------------------------------------------------------
 
-    def knows(self, path: Path, content: str) -> bool:
-        """Whether a file has been verified, and has not changed since."""
-        return self.parts(path, content) is not None
+    def is_verified(self, path: Path, content: str) -> bool:
+        """Return whether a file has been verified and has not changed after the verification."""
+        return self.chunk_digests(path, content) is not None
 
-    def parts(self, path: Path, content: str) -> list[str] | None:
-        """sha256 of each chunk of a verified file; None when it is not one."""
+    def chunk_digests(self, path: Path, content: str) -> list[str] | None:
+        """Return the sha256 of each chunk of a file. Return None if the file is not verified (`is_verified`)."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            looks, memo = _looks(path), self._memo(path, content)
-            known = self.known.get(memo)
-            if known is None or known["looks"] != looks:
-                known = self.known[memo] = json.loads(memo.read_text("utf-8"))
-            if known["looks"] == looks:
-                return list(known["parts"])
-            if _linked(known["looks"], looks):
-                self.remember(path, content, known["parts"])
-                return list(known["parts"])
+            signature, path_of_memo = _signature(path), self._memo_path(path, content)
+            memo = self.memos.get(path_of_memo)
+            if memo is None or memo["looks"] != signature:
+                memo = self.memos[path_of_memo] = json.loads(path_of_memo.read_text("utf-8"))
+            if memo["looks"] == signature:
+                return list(memo["parts"])
+            if _only_links_differ(memo["looks"], signature):
+                self.mark_verified(path, content, memo["parts"])
+                return list(memo["parts"])
         return None
 
     def verify(self, path: Path, content: str, size: int) -> bool:
-        """Whether a file, of this cache or not, is what it should be: read, unless that is known."""
+        """Return whether a file, inside or outside this cache, has this content. A verified file is not read again."""
         for _ in self.verifying(path, content, size):
             pass
-        return self.knows(path, content)
+        return self.is_verified(path, content)
 
     def verifying(self, path: Path, content: str, size: int) -> Generator[None, None, None]:
-        """The same in steps, a chunk each; afterwards the file is known, if it is what it should be.
+        """Verify a file. Yield after each chunk. At the end, mark the file as verified if its sha256 is `content`.
 
-        Raises:
-            OSError: it can't be read, or is not a regular file.
+        Raises OSError if the file cannot be read or is not a regular file.
         """
-        if self.knows(path, content):
+        if self.is_verified(path, content):
             return
-        looks = _looks(path)
+        before = _signature(path)
         digest, parts = yield from digesting(path, size)
-        if digest == content and _looks(path) == looks:
-            self.remember(path, content, parts)
+        if digest == content and _signature(path) == before:
+            self.mark_verified(path, content, parts)
 
-    def remember(self, path: Path, content: str, parts: list[str]) -> None:
-        """Note that a file was read and is what it should be."""
-        memo = self._memo(path, content)
-        # A memo that a crash has torn is not JSON, and the file is read again.
-        publish(memo, json.dumps({"looks": _looks(path), "parts": parts}), durable=False)
+    def mark_verified(self, path: Path, content: str, parts: list[str]) -> None:
+        """Record that a file was read and has this content. `parts` contains the digests of the file's chunks."""
+        memo = self._memo_path(path, content)
+        # The memo need not be durable. If a crash makes the memo invalid JSON, the file is read and verified again.
+        publish(memo, json.dumps({"looks": _signature(path), "parts": parts}), durable=False)
 
-    def _memo(self, path: Path, content: str) -> Path:
-        status = path.stat()  # all links to a file are one
+    def _memo_path(self, path: Path, content: str) -> Path:
+        status = path.stat()  # the memo's name contains the inode, so all links to a file share one memo
         return self.folder / "known" / f"{content}-{status.st_dev}-{status.st_ino}"
 
     # ---- single contents -------------------------------------------------------------------------
 
-    def content(self, content: str) -> Path:
-        """Where a content is, if it is here."""
+    def content_path(self, content: str) -> Path:
+        """Return the path of a content's file. The file exists only if the content is cached."""
         return self.folder / "contents" / content
 
     def has(self, content: str, size: int) -> bool:
-        """Whether it is here, and what it should be."""
-        return self._is(self.content(content), content, size)
+        """Return whether a content is cached and intact."""
+        return self._is_valid(self.content_path(content), content, size)
 
-    def _is(self, path: Path, content: str, size: int) -> bool:
+    def _is_valid(self, path: Path, content: str, size: int) -> bool:
         with suppress(OSError):
             return self.verify(path, content, size)
         return False
 
-    def partial(self, content: str) -> Path:
+    def partial_path(self, content: str) -> Path:
         return self.folder / "partial" / content
 
-    @contextmanager
-    def part(self, content: str, size: int) -> Iterator[Part]:
-        """A content under way, for this process alone: others wait here until it is done with it."""
-        path = self.partial(content)
-        with _locked(path.with_suffix(".lock"), fcntl.LOCK_EX):
-            yield Part(self, path, content, size)
-
-    # ---- room ------------------------------------------------------------------------------------
+    # ---- space -----------------------------------------------------------------------------------
 
     def make_room(self, needed: int) -> None:
-        """Evict what is used least recently until so many bytes fit; NoRoom when it does not suffice."""
+        """Evict the least recently used trees until `needed` bytes are free. Raises CacheFull if this is impossible."""
         victims = list(reversed(self._locks))
-        for part in (self.folder / "partial").glob("*.lock"):  # of a process that was killed, and nobody came again
+        for part in (self.folder / "partial").glob("*.lock"):  # leftovers of killed processes are evicted first
             victims.insert(0, part)
         for lock in victims:
-            if self._room() >= needed:
+            if self._free_bytes() >= needed:
                 return
-            with suppress(BlockingIOError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                self._forget(lock)
-        if (room := self._room()) < needed:
-            raise NoRoom(
-                errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {max(0, room) / 1e6:.0f} MB are to be had, as"
-                " the rest is in use", str(self.folder),
+            with suppress(BlockingIOError), locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                self._delete(lock)
+        if (free := self._free_bytes()) < needed:
+            raise CacheFull(
+                errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {max(0, free) / 1e6:.0f} MB are available, as"
+                " the rest is in use; give the cache more space", str(self.folder),
             )  # fmt: skip
 
-    def forget(self, tree: str) -> None:
-        """Delete a tree, if nobody else uses it."""
-        with suppress(BlockingIOError), _locked(self._lock(tree), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            self._forget(self._lock(tree))
+    def delete_tree(self, tree: str) -> None:
+        """Delete a tree, unless a process uses the tree."""
+        with suppress(BlockingIOError), locked(self._lock_path(tree), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            self._delete(self._lock_path(tree))
 
-    def _forget(self, lock: Path) -> None:
-        """Delete a tree or a part, and contents that no other tree needs."""
-        for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # what killed processes left, too
+    def _delete(self, lock: Path) -> None:
+        """Delete the tree or the partial file that a lock protects. Delete the contents to which no tree links."""
+        for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # also leftovers of killed processes
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path != lock:
@@ -272,23 +267,24 @@ class Cache:
             lock.unlink()
         for path in (self.folder / "contents").iterdir():
             with suppress(OSError):
-                if path.stat().st_nlink == 1 and not _is_locked(self.partial(path.name).with_suffix(".lock")):
-                    self._memo(path, path.name).unlink(missing_ok=True)
+                if path.stat().st_nlink == 1 and not _is_locked(self.partial_path(path.name).with_suffix(".lock")):
+                    self._memo_path(path, path.name).unlink(missing_ok=True)
                     path.unlink()
 
-    def _room(self) -> int:
+    def _free_bytes(self) -> int:
+        """Return the number of bytes that still fit on the disk and within the limit of the cache."""
         disk = os.statvfs(self.folder)
         free = disk.f_bavail * disk.f_frsize
         if self.limit is None:
-            return free - int(SPARE * disk.f_blocks * disk.f_frsize)
+            return free - int(RESERVED_SHARE * disk.f_blocks * disk.f_frsize)
         kept = [*(self.folder / "contents").iterdir(), *(self.folder / "partial").iterdir()]
-        unpacked = sum(_number(path) for path in (self.folder / "trees").glob(f"*/{TAKEN}"))
-        return min(free, self.limit - sum(_taken(path) for path in kept) - unpacked)
+        unpacked = sum(_read_number(path) for path in (self.folder / "trees").glob(f"*/{SIZE_FILE}"))
+        return min(free, self.limit - sum(_disk_bytes(path) for path in kept) - unpacked)
 
 
 @contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
-    """Hold a lock file."""
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Lock a file inside the `with` block. `how` contains the flags for flock."""
     descriptor = _lock(path, how)
     try:
         yield
@@ -307,7 +303,8 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who evicts has deleted it meanwhile
+        # Another process has evicted the tree or the partial file, and has deleted this lock file. Lock a new file.
+        os.close(descriptor)
 
 
 def _is_locked(path: Path) -> bool:
@@ -321,32 +318,32 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _used(path: Path) -> float:
+def _last_use(path: Path) -> float:
     with suppress(FileNotFoundError):
         return path.stat().st_mtime
     return 0.0
 
 
-def _taken(path: Path) -> int:
+def _disk_bytes(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_blocks * 512
     return 0
 
 
-def _number(path: Path) -> int:
+def _read_number(path: Path) -> int:
     with suppress(OSError, ValueError):
         return int(path.read_text("utf-8"))
     return 0
 
 
-def _looks(path: Path) -> list[int]:
-    """What changes when a file does. Programs may set st_mtime back, but not st_ctime."""
+def _signature(path: Path) -> list[int]:
+    """Return stat data that change when a file changes. st_ctime is included, because programs can reset st_mtime."""
     status = path.stat()
     return [
         status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev, status.st_ctime_ns, status.st_nlink,
     ]  # fmt: skip
 
 
-def _linked(before: list[int], now: list[int]) -> bool:
-    """Whether what has changed of a file's looks is what links to it change: their number, and st_ctime."""
+def _only_links_differ(before: list[int], now: list[int]) -> bool:
+    """Return whether two signatures differ only in st_nlink and st_ctime. A new or removed link changes only these."""
     return len(before) == len(now) and before[:4] == now[:4] and before[5] != now[5]

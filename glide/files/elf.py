@@ -1,7 +1,9 @@
-"""Programs that bring their own dynamic loader: which one, is written in each as a whole path.
+"""Write the path of the dynamic loader into programs that have a loader of their own.
 
-The kernel wants it so. Room for any path is left in them where they are prepared (glide.condor.install), and the path
-is written where they come to lie. Standard library only.
+A program must contain the absolute path of its loader. This path is not known before the program is in its final
+folder. So glide.condor.install reserves space for the path in each program, and `repoint` writes the path later.
+
+This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -12,21 +14,29 @@ from typing import BinaryIO
 
 from glide.system import open_regular
 
-PROGRAMS = ".glide-programs"  # in the folder: the loader and the programs that need it, a line each, relative to it
-LARGEST_LIST = 16 << 20  # bytes
-ROOM = "/" * 1023  # a path that leaves room for any other
-_INTERP = 3  # PT_INTERP, the program header that names the loader
+# Name of a file in the folder of the programs. The first line of this file is the path of the loader. Each further line
+# is the path of a program that needs this loader. The paths are relative to the folder.
+PROGRAMS = ".glide-programs"
+LARGEST_LIST = 16 << 20  # maximum number of bytes that are read from the PROGRAMS file
+ROOM = "/" * 1023  # placeholder for the loader's path; real paths are much shorter
+_INTERP = 3  # PT_INTERP, the type of the program header that contains the loader's path
 
 
 def repoint(folder: Path, place: Path) -> None:
-    """Have the programs of a folder find their loader when the folder is at a place; nothing where none brings one."""
+    """Write the path of the loader into the programs of a folder.
+
+    Do nothing if the folder has no PROGRAMS file.
+
+    Args:
+        place: the path that the folder has when the programs run.
+    """
     if not (folder / PROGRAMS).exists():
         return
     with open_regular(folder / PROGRAMS) as file:
         loader, *programs = file.read(LARGEST_LIST).decode("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
-        # Not all of them travel. And whoever made the folder may have listed what is not in it.
+        # The list may name programs that this node does not have. A malicious list may name files outside the folder.
         found = folder / program
         if found.is_file() and not found.is_symlink() and folder.resolve() in found.resolve().parents:
             _write_loader(found, path)
@@ -37,15 +47,15 @@ def _write_loader(program: Path, path: bytes) -> None:
         try:
             at, room = _loader(file)
         except (struct.error, IndexError):
-            raise OSError(f"{program} is no program of 64 bits") from None
+            raise OSError(f"{program} is not a 64-bit program") from None
         if len(path) >= room:
-            raise OSError(f"{path.decode()} is too long a path for programs to name their loader by")
+            raise OSError(f"{path.decode()} is too long for the path of a loader, which has at most {room - 1} bytes")
         file.seek(at)
         file.write(path.ljust(room, b"\0"))
 
 
 def _loader(file: BinaryIO) -> tuple[int, int]:
-    """Where a 64-bit ELF program names its loader, and how much room there is."""
+    """Return the offset of the loader's path in a 64-bit ELF program, and the number of bytes for this path."""
     head = file.read(0x40)
     order = "<" if head[5] == 1 else ">"
     (headers,) = struct.unpack_from(f"{order}Q", head, 0x20)
@@ -55,4 +65,4 @@ def _loader(file: BinaryIO) -> tuple[int, int]:
         kind, _, at, _, _, room = struct.unpack_from(f"{order}IIQQQQ", file.read(size))
         if kind == _INTERP:
             return at, room
-    raise OSError("a program that names no loader")
+    raise OSError("a program without the path of a loader")

@@ -1,4 +1,4 @@
-"""What engines are to run in, as users and admins name it."""
+"""Make a file set from the name of an engine's environment. A user or an admin has written this name."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from pathlib import Path
 
 from glide.files.listing import listing
 from glide.files.unpack import BROKEN, SUFFIXES, is_archive
-from glide.template import Parcel
+from glide.template import FileSet
 from glide.template.spec import files_of
 
-SANDBOX = ".singularity.d"  # what a folder has that is a container's, and no packed environment
-REGISTRIES = ("docker://", "oras://", "library://")  # of which the node's container runtime fetches images
+SANDBOX = ".singularity.d"  # name of a folder that is in unpacked container images, but not in Python environments
+REGISTRIES = ("docker://", "oras://", "library://")  # prefixes of images that the container runtime fetches
 IMAGES = (".sif", ".simg", ".sqfs")
 
 
-def environment(name: str, parent: Path) -> Parcel:
-    """What nodes are told of an environment.
+def environment(name: str, parent: Path) -> FileSet:
+    """Return the file set of an environment.
+
+    If the name is the path or the address of an archive (SUFFIXES) or an image (IMAGES), the file set contains this
+    file, and nodes fetch the file. In three other cases nodes fetch nothing, and the file set has no files:
+
+    - The name is an image of a registry.
+    - The name is a folder that contains bin/python or the files of a container.
+    - The name is the absolute path of a folder or an image that exists only on the nodes.
 
     Args:
-        name: an archive (SUFFIXES) or an image (IMAGES), which travel, their names relative to `parent` or at an
-            address; an image of a registry; or a folder with bin/python or a container's files. Of a folder or an image
-            that is not here the whole path will do: nodes have it.
+        name: the name that the user or the admin has written.
+        parent: folder to which the name is relative if it is a relative path.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the name has no such form, or the file cannot be read.
     """
     if name.startswith(REGISTRIES):
-        return Parcel(name)
+        return FileSet(name)
     if "://" in name:
         return _at_address(name)
     path = (parent / Path(name).expanduser()).absolute()
     if not path.exists() and Path(name).is_absolute() and not is_archive(name):
-        return Parcel(name)
+        return FileSet(name)
     try:
         if path.is_dir():
             if not (path / "bin" / "python").exists() and not (path / SANDBOX).is_dir():
-                raise ValueError(f"{path} has no bin/python, so it is no environment")
-            return Parcel(str(path))
+                raise ValueError(f"{path} has no bin/python, so it is not an environment")
+            return FileSet(str(path))
         if is_archive(path.name):
             with tarfile.open(path) as archive:
                 archive.next()
         else:
             _check_image(path.name)
-        return Parcel(str(path.parent), files_of(path, path.parent))
+        return FileSet(str(path.parent), files_of(path, path.parent))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except BROKEN as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from None
 
 
-def _at_address(name: str) -> Parcel:
+def _at_address(name: str) -> FileSet:
     folder, _, file = name.rpartition("/")
     if not is_archive(file):
         _check_image(file)
@@ -59,8 +65,8 @@ def _at_address(name: str) -> Parcel:
     except OSError as error:
         raise ValueError(str(error)) from None
     if file not in files:
-        raise ValueError(f"{path} has no {file}, or does not list it")
-    return Parcel(path, {file: files[file]})
+        raise ValueError(f"{path} has no {file}, or its list of files does not contain it")
+    return FileSet(path, {file: files[file]})
 
 
 def _check_image(name: str) -> None:

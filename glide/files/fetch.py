@@ -1,8 +1,9 @@
-"""Fetch a tree: from the cache, from peers, from its source, in this order; many nodes at once read the source once.
+"""Fetch a tree from the cache, from peers and from the tree's source. Many nodes together read the source only once.
 
-Of those that fetch the same tree at the same time, the one that began first reads the source; the others take from it
-and from each other what is there so far, chunk by chunk. Who is not known to the others yet reads on anywhere: what
-it gets is somebody's share. Who sees no progress reads the source too. Standard library only.
+If no node has the complete tree, the node that began first reads the source from the beginning to the end. The other
+nodes copy chunks from this first node and from each other. At first, a new node is not visible to its peers. During
+this time, the new node reads the source at random places, so that it gets chunks that other nodes lack. If a node gets
+no chunk for a long time, it also reads the source. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -16,28 +17,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.files.cache import Cache
-from glide.files.part import Part
-from glide.files.peers import STRIKES, UNKNOWN, Busy, Directory, Peer, distance
+from glide.files.partial_file import PartialFile, partial_file
+from glide.files.peers import MOST_FAILURES, UNKNOWN_DISTANCE, Directory, Peer, PeerBusy, distance
 from glide.files.sources import Source
 from glide.files.tree import Tree, chunks, extent
 
-HERD_BYTES = 32 << 20  # a tree smaller than this is no herd's meal: everybody reads the source
-DOWNLOADS = 3  # from peers at the same time
-NEIGHBOURS = 4  # peers that are asked what they have
-LOOK_SECONDS = 1.0  # between looks at what they have
-DIRECTORY_SECONDS = 3.0  # between looks at who there is
-SEEN_SECONDS = 8.0  # in which the collector should know of us, or else it is no help
-READER_SECONDS = 1.0  # for the source's reader to end when all is there
-STALLED_SECONDS = 15.0  # without a chunk from anybody
+SWARM_BYTES = 32 << 20  # minimum size in bytes of a tree that nodes fetch from peers
+DOWNLOADS = 3  # number of simultaneous downloads from peers
+QUERIED_PEERS = 4  # maximum number of peers that are queried in a round; a query asks which chunks the peer has
+QUERY_SECONDS = 1.0  # seconds between two rounds of queries
+DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
+VISIBLE_SECONDS = 8.0  # seconds after which a node counts as visible, even if the collector does not list the node
+READER_SECONDS = 1.0  # maximum seconds to wait until the thread that reads the source ends
+STALLED_SECONDS = 15.0  # seconds without a new chunk until a node reads the source, times a random factor from 1 to 2
 
 
-class Wrong(Exception):
-    """The source has not, or does not give, what the template says."""
+class WrongContent(Exception):
+    """The content of a file is not the content that the template describes."""
 
 
 @dataclass(frozen=True)
 class Swarm:
-    """Who we are to our peers, since when, how they are found, the key that opens their doors, and our address."""
+    """The name of this node, and the data that this node needs to reach its peers.
+
+    Attributes:
+        glide_id: name of this node.
+        since: Unix time when this node began to fetch.
+        directory: object that lists the peers.
+        key: key that signs the requests to peers.
+        host: IP address of this node; empty if it is unknown.
+    """
 
     glide_id: str
     since: int
@@ -47,8 +56,15 @@ class Swarm:
 
 
 @dataclass
-class Account:
-    """Bytes of a tree: in all, here when we began, and from whom the rest came."""
+class FetchAccount:
+    """The number of bytes of a tree, and how many of these bytes came from each place.
+
+    Attributes:
+        size: number of bytes of the tree.
+        cached: bytes that were in the cache when the fetch began.
+        source: bytes that were read from the source.
+        peers: bytes that were received from peers.
+    """
 
     size: int
     cached: int = 0
@@ -61,69 +77,77 @@ class Account:
 
 
 class Fetch:
-    """One tree on its way to the cache.
+    """The fetch of one tree into the cache.
 
     Args:
-        swarm: None to ask no peers.
-        say: is told the account now and then.
+        swarm: this node and its peers. None: no peers are asked.
+        report: function that is called several times a second with the number of bytes so far.
     """
 
-    def __init__(self, cache: Cache, tree: Tree, source: Source, swarm: Swarm | None, say: Callable[[Account], None]):
+    def __init__(
+        self, cache: Cache, tree: Tree, source: Source, swarm: Swarm | None, report: Callable[[FetchAccount], None]
+    ):
         self.cache = cache
         self.tree = tree
         self.source = source
-        self.swarm = swarm if swarm and tree.size >= HERD_BYTES else None
-        self.say = say
-        self.account = Account(tree.size)
-        self.parts: dict[str, Part] = {}
-        self.missing: dict[str, set[int]] = {}
-        self.underway: set[tuple[str, int]] = set()
+        self.swarm = swarm if swarm and tree.size >= SWARM_BYTES else None
+        self.report = report
+        self.account = FetchAccount(tree.size)
+        self.partial_files: dict[str, PartialFile] = {}  # the keys are the sha256 of the contents
+        self.missing: dict[str, set[int]] = {}  # numbers of the missing chunks of each content
+        self.in_flight: set[tuple[str, int]] = set()  # content and number of each chunk that a peer is sending
         self.peers: list[Peer] = []
         self.lock = threading.RLock()
         self.progress = threading.Condition(self.lock)
-        self.moved = time.monotonic()  # when the last chunk came
-        self.patience = STALLED_SECONDS * random.uniform(1, 2)
-        self.failure: BaseException | None = None  # the source's, or the disk's
-        self.reads = False  # the source
-        self.orderly = self.swarm is None  # from the beginning on
+        self.last_chunk_at = time.monotonic()
+        self.stall_seconds = STALLED_SECONDS * random.uniform(1, 2)
+        self.failure: BaseException | None = None  # an error of the source or of this node's disk
+        self.reads_source = False
+        self.in_order = self.swarm is None  # True: read the source from its beginning; False: at random places
 
     def run(self) -> Path:
-        """The tree's folder; OSError or Wrong when it is not to be had."""
-        for _ in range(3):  # what is here may be evicted, or deleted, before it is linked
-            if folder := self.cache.place(self.tree):
+        """Fetch the tree and return its folder.
+
+        Raises:
+            OSError: the source or the disk of this node failed, or the cache is full.
+            WrongContent: the content at the source is not the content that the template describes.
+        """
+        for _ in range(3):  # try again if a cached content is deleted before it is linked
+            if folder := self.cache.tree_folder(self.tree):
                 self.account.cached = self.tree.size
                 return folder
             try:
-                self._gather()
+                self._fetch_missing()
                 return self.cache.publish(self.tree)
             except FileNotFoundError as error:
                 last = error
         raise last
 
-    def _gather(self) -> None:
+    def _fetch_missing(self) -> None:
         absent = {content: size for content, size in self.tree.contents.items() if not self._link(content, size)}
-        # What a killed process has left of them counts as there: it is part of what the cache takes.
-        here = sum(part.stat().st_blocks * 512 for content in absent if (part := self.cache.partial(content)).exists())
+        # A killed process may have left chunks, which already use space of the cache. Do not reserve this space again.
+        paths = [self.cache.partial_path(content) for content in absent]
+        here = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
         self.cache.make_room(max(0, sum(absent.values()) - here))
         with ExitStack() as stack:
-            for content, size in sorted(absent.items()):  # in one order, so that no two wait for each other
-                self.parts[content] = stack.enter_context(self.cache.part(content, size))
-            self.missing = {content: set(part.missing) for content, part in self.parts.items()}
-            self.account = Account(self.tree.size)
-            self.account.cached = self.tree.size - self._left()
-            self._fill()
-            bad = [content for content in self.parts if not self._finish(content)]
-            if bad and self.account.peers:  # whoever it was, the source knows better
+            for content, size in sorted(absent.items()):  # the same order in all processes prevents deadlocks
+                self.partial_files[content] = stack.enter_context(partial_file(self.cache, content, size))
+            self.missing = {content: set(part.missing) for content, part in self.partial_files.items()}
+            self.account = FetchAccount(self.tree.size)
+            self.account.cached = self.tree.size - self._missing_bytes()
+            self._fill_gaps()
+            bad = [content for content in self.partial_files if not self._finish(content)]
+            if bad and self.account.peers:  # a peer may have sent wrong data, so read these files from the source only
                 self.swarm = None
                 self.missing = {content: set(chunks(self.tree.contents[content])) for content in bad}
-                self._fill()
+                self._fill_gaps()
                 bad = [content for content in bad if not self._finish(content)]
             if bad:
                 name = self.tree.name(bad[0])
-                raise Wrong(f"{name} is not what the template was made of: its sha256 is not {bad[0]}")
+                raise WrongContent(f"{name} is not the file that the template describes: its sha256 is not {bad[0]}")
 
     def _link(self, content: str, size: int) -> bool:
-        """Whether it is here already."""
+        """If a content is cached, link it into the tree and return True. Otherwise return False."""
         try:
             if self.cache.has(content, size):
                 self.cache.link(self.tree, content)
@@ -133,171 +157,184 @@ class Fetch:
         return False
 
     def _finish(self, content: str) -> bool:
-        whole = self.parts[content].finish()
-        if whole:
+        valid = self.partial_files[content].finish()
+        if valid:
             self.cache.link(self.tree, content)
-        return whole
+        return valid
 
-    def _lacks(self) -> bool:
+    def _is_incomplete(self) -> bool:
         return any(self.missing.values())
 
-    def _left(self) -> int:
-        """Bytes that are missing: a walk over all chunks."""
+    def _missing_bytes(self) -> int:
         sizes = self.tree.contents
         return sum(extent(number, sizes[content])[1] for content, some in self.missing.items() for number in some)
 
-    # ---- who does what ---------------------------------------------------------------------------
+    # ---- coordination ----------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        """Have what is missing brought; who brings it are threads."""
-        if not self._lacks():
+    def _fill_gaps(self) -> None:
+        """Fetch all missing chunks. Other threads fetch from the source and peers. This thread coordinates them."""
+        if not self._is_incomplete():
             return
         self.failure = None
-        self.moved = time.monotonic()
+        self.last_chunk_at = time.monotonic()
         reader = threading.Thread(target=self._read_source, daemon=True)
         downloads = DOWNLOADS if self.swarm else 0
-        workers = [threading.Thread(target=self._ask_peers, daemon=True) for _ in range(downloads)]
+        workers = [threading.Thread(target=self._fetch_from_peers, daemon=True) for _ in range(downloads)]
         for thread in (reader, *workers):
             thread.start()
-        looked = begun = time.monotonic()
-        asked = float("-inf")
-        while self._lacks() and self.failure is None:
+        queried_at = began = time.monotonic()
+        listed_at = float("-inf")
+        while self._is_incomplete() and self.failure is None:
             now = time.monotonic()
-            if self.swarm and now - asked >= DIRECTORY_SECONDS:
-                asked = now
-                self._meet(self.swarm, now - begun)
-            if self.swarm and now - looked >= LOOK_SECONDS:
-                looked = now
-                self._look_around(self.swarm)
+            if self.swarm and now - listed_at >= DIRECTORY_SECONDS:
+                listed_at = now
+                self._update_peers(self.swarm, now - began)
+            if self.swarm and now - queried_at >= QUERY_SECONDS:
+                queried_at = now
+                self._query_peers(self.swarm)
             with self.progress:
-                self.reads = self.swarm is None or self.reads or now - self.moved > self.patience
+                stalled = now - self.last_chunk_at > self.stall_seconds
+                self.reads_source = self.swarm is None or self.reads_source or stalled
                 self.progress.notify_all()
                 self.progress.wait(0.2)
-            self.say(self.account)
+            self.report(self.account)
         with self.progress:
             self.progress.notify_all()
         for thread in workers:
             thread.join()
-        reader.join(READER_SECONDS)  # a source that says nothing is not waited for when others gave all
-        if self._lacks() and self.failure is not None:
+        reader.join(READER_SECONDS)  # do not wait longer, because the source may never answer
+        if self._is_incomplete() and self.failure is not None:
             raise self.failure
 
-    def _meet(self, swarm: Swarm, waited: float) -> None:
-        """See who there is, and whether it is on us to read the source."""
-        known = swarm.directory.look(self.tree.digest)
-        others = [peer for peer in known if peer.glide_id != swarm.glide_id and peer.strikes < STRIKES]
-        visible = waited > SEEN_SECONDS or any(peer.glide_id == swarm.glide_id for peer in known)
+    def _update_peers(self, swarm: Swarm, waited: float) -> None:
+        """Update the list of peers, and decide whether this node reads the source.
+
+        Args:
+            waited: seconds since the fetch began.
+        """
+        known = swarm.directory.refresh(self.tree.digest)
+        others = [peer for peer in known if peer.glide_id != swarm.glide_id and peer.failures < MOST_FAILURES]
+        visible = waited > VISIBLE_SECONDS or any(peer.glide_id == swarm.glide_id for peer in known)
         earlier = [peer for peer in others if (peer.since, peer.glide_id) < (swarm.since, swarm.glide_id)]
         with self.lock:
             self.peers = others
-            self.orderly = visible and not earlier
-            self.reads = not any(peer.whole for peer in others) and (self.orderly or not visible)
+            self.in_order = visible and not earlier
+            self.reads_source = not any(peer.has_all for peer in others) and (self.in_order or not visible)
 
-    def _look_around(self, swarm: Swarm) -> None:
-        """Ask some of them what they have: one that has all or most, the nearest, and others by chance."""
-        first = sorted(self.peers, key=lambda peer: (not peer.whole, peer.since, self._distance(peer)))[:1]
+    def _query_peers(self, swarm: Swarm) -> None:
+        """Ask up to QUERIED_PEERS peers which chunks they have.
+
+        The first peer has the complete tree. If no peer has the complete tree, the first peer is the peer that began
+        first. The second peer is the nearest of the remaining peers. All further peers are random.
+        """
+        first = sorted(self.peers, key=lambda peer: (not peer.has_all, peer.since, self._distance(peer)))[:1]
         near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]
         others = [peer for peer in self.peers if peer not in first + near]
-        for peer in first + near + random.sample(others, min(NEIGHBOURS - 2, len(others))):
+        for peer in first + near + random.sample(others, min(QUERIED_PEERS - 2, len(others))):
             try:
-                peer.look(self.tree, swarm.key)
-            except (OSError, Busy):
-                peer.strikes += 1
+                peer.refresh(self.tree, swarm.key)
+            except (OSError, PeerBusy):
+                peer.failures += 1
 
     # ---- the source ------------------------------------------------------------------------------
 
     def _read_source(self) -> None:
-        """Read what is missing and nobody else is to read, in order, for as long as it is on us."""
+        """Read missing chunks from the source whenever `reads_source` is true, until no chunk is missing."""
         try:
-            while run := self._next_run():
+            while run := self._next_to_read():
                 content, first = run
                 self._read(content, first)
-        except BaseException as error:  # the disk's, too: it is the coordinator's to say
+        except BaseException as error:  # the coordinating thread raises this error
             with self.progress:
                 self.failure = error
                 self.progress.notify_all()
 
-    def _next_run(self) -> tuple[str, int] | None:
-        """Where to read, once it is on us; None when there is nothing left."""
+    def _next_to_read(self) -> tuple[str, int] | None:
+        """Wait until this node must read the source. Return a content and the number of a chunk, or None at the end."""
         with self.progress:
-            while self.failure is None and self._lacks():
-                free = [(c, n) for c in sorted(self.missing) for n in sorted(self.missing[c] - self._busy(c))]
-                if self.reads and free:
-                    return free[0] if self.orderly else random.choice(free)
+            while self.failure is None and self._is_incomplete():
+                free = [(content, n) for content in sorted(self.missing) for n in sorted(self._unassigned(content))]
+                if self.reads_source and free:
+                    return free[0] if self.in_order else random.choice(free)
                 self.progress.wait(0.2)
         return None
 
-    def _busy(self, content: str) -> set[int]:
-        return {number for each, number in self.underway if each == content}
+    def _unassigned(self, content: str) -> set[int]:
+        """Return the numbers of the missing chunks that no peer is sending."""
+        return self.missing[content] - {number for each, number in self.in_flight if each == content}
 
     def _read(self, content: str, number: int) -> None:
-        """Read from a chunk on, until one comes that is not missing any more."""
+        """Read a content from chunk `number` on. Stop before a chunk that this node has or that a peer is sending."""
         size, name = self.tree.contents[content], self.tree.name(content)
         buffer = bytearray()
         for data in self.source.read(name, extent(number, size)[0]):
             buffer += data
             while len(buffer) >= (length := extent(number, size)[1]) > 0:
-                self._keep(content, number, bytes(buffer[:length]))
+                self._store(content, number, bytes(buffer[:length]))
                 self.account.source += length
                 del buffer[:length]
                 number += 1
                 with self.lock:
-                    if not self.reads or self.failure or number not in self.missing[content] - self._busy(content):
+                    if not self.reads_source or self.failure or number not in self._unassigned(content):
                         return
-        raise Wrong(f"{name} ends after {extent(number, size)[0] + len(buffer)} bytes, and should have {size}")
+        raise WrongContent(f"{name} ends after {extent(number, size)[0] + len(buffer)} of {size} bytes")
 
-    def _keep(self, content: str, number: int, data: bytes) -> None:
+    def _store(self, content: str, number: int, data: bytes) -> None:
         with self.lock:
             if number not in self.missing[content]:
                 return
-        self.parts[content].write(number, data)
+        self.partial_files[content].write(number, data)
         with self.progress:
             self.missing[content].discard(number)
-            self.moved = time.monotonic()
+            self.last_chunk_at = time.monotonic()
             self.progress.notify_all()
 
     # ---- peers -----------------------------------------------------------------------------------
 
-    def _ask_peers(self) -> None:
+    def _fetch_from_peers(self) -> None:
         assert self.swarm
         while (job := self._next_chunk()) is not None:
             peer, content, number = job
             length = extent(number, self.tree.contents[content])[1]
             try:
-                data = peer.chunk(self.tree.digest, content, number, length, self.swarm.key)
-                self._keep(content, number, data)
-                peer.strikes = 0
+                data = peer.fetch_chunk(self.tree.digest, content, number, length, self.swarm.key)
+                self._store(content, number, data)
+                peer.failures = 0
                 with self.lock:
                     self.account.peers += length
-            except Busy:
-                peer.rests = time.monotonic() + random.uniform(0.05, 0.2)
+            except PeerBusy:
+                peer.busy_until = time.monotonic() + random.uniform(0.05, 0.2)
             except OSError as error:
-                if error.filename is not None:  # the disk's
+                if error.filename is not None:  # this node's disk has failed, not the peer
                     with self.progress:
                         self.failure = error
-                peer.strikes += 1
-                peer.have = {}
+                peer.failures += 1
+                peer.available = {}
             finally:
                 with self.progress:
-                    self.underway.discard((content, number))
+                    self.in_flight.discard((content, number))
                     self.progress.notify_all()
 
     def _next_chunk(self) -> tuple[Peer, str, int] | None:
-        """A chunk that somebody has, and who; by chance, so that those who start together soon have different ones."""
+        """Wait until a peer has a missing chunk. Return the peer, the content and the chunk's number.
+
+        Return None at the end of the fetch. The chunk is chosen at random. So if several nodes start together, each
+        node soon has other chunks than its peers, and the nodes can exchange these chunks.
+        """
         with self.progress:
-            while self.failure is None and self._lacks():
+            while self.failure is None and self._is_incomplete():
                 now = time.monotonic()
-                ready = [peer for peer in self.peers if peer.strikes < STRIKES and peer.rests < now]
-                wanted = [(c, n) for c, some in self.missing.items() for n in some if (c, n) not in self.underway]
+                ready = [peer for peer in self.peers if peer.failures < MOST_FAILURES and peer.busy_until < now]
+                wanted = [(c, n) for c, some in self.missing.items() for n in some if (c, n) not in self.in_flight]
                 start = random.randrange(len(wanted) or 1)
                 for content, number in (*wanted[start:], *wanted[:start]):
-                    able = [peer for peer in ready if peer.has(content, number)]
+                    able = [peer for peer in ready if peer.has_chunk(content, number)]
                     if able:
-                        self.underway.add((content, number))
-                        best = min(able, key=lambda peer: (peer.asked, self._distance(peer), random.random()))
+                        self.in_flight.add((content, number))
+                        best = min(able, key=lambda peer: (peer.in_flight, self._distance(peer), random.random()))
                         return best, content, number
                 self.progress.wait(0.1)
         return None
 
     def _distance(self, peer: Peer) -> int:
-        return distance(self.swarm.host, peer.address) if self.swarm else UNKNOWN
+        return distance(self.swarm.host, peer.address) if self.swarm else UNKNOWN_DISTANCE

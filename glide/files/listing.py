@@ -1,4 +1,4 @@
-"""What files are at an address: asked once, where a template is made, so that all nodes know what is right."""
+"""List the files at an address. A template's files are listed only once, so that all nodes expect the same files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from glide.files.sources import open_source
 from glide.template import checks
 
 MANIFEST = "glide-files.json"
-LARGEST_MANIFEST = 64 << 20  # bytes: some 400,000 files
-MANIFEST_SECONDS = 300.0
-# Of a hub's repository: what people read, and the same weights for other libraries.
+LARGEST_MANIFEST = 64 << 20  # maximum size of a manifest in bytes, enough for about 400,000 files
+MANIFEST_SECONDS = 300.0  # time limit for reading a manifest, in seconds
+# Patterns of files that are ignored in the repositories of a hub, because no engine needs such files. These are texts
+# for people, and weights for other libraries.
 UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.pdf", "*.png", "*.jpg", "onnx/*",
             "*.onnx", "*.gguf", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "coreml/*", "openvino/*",
             "original/*", "runs/*")  # fmt: skip
 
 
 def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
-    """The address as nodes are to use it, and its files: sha256 and size by name.
+    """Return the address that nodes must use, and the sha256 and size in bytes of each file at this address.
 
-    A hub's revision is pinned. Other servers need a file MANIFEST beside the model's, as `glide template files` writes.
+    If the address is a repository of a hub, the returned address contains a fixed revision. Any other server must have
+    the file MANIFEST in the folder of the model's files. `glide template files` writes this file.
 
     Raises:
-        OSError: it cannot be read; ValueError: it makes no sense. Both name the address.
+        OSError: the list of files cannot be read. The message contains the address.
+        ValueError: the address or the list is malformed. The message contains the address.
     """
     return _of_hub(path) if path.startswith("hf://") else (path.rstrip("/"), _of_manifest(path.rstrip("/")))
 
@@ -36,7 +39,9 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
     try:
         text = _read(path)
     except OSError as error:
-        raise OSError(f"{error}; it lists the files there: glide template files FOLDER > FOLDER/{MANIFEST}") from None
+        raise OSError(
+            f"{error}; this file must list the model's files: glide template files FOLDER > FOLDER/{MANIFEST}"
+        ) from None
     try:
         return checks.files(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -44,12 +49,14 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
 
 
 def _read(path: str) -> bytes:
-    """The list at an address; no more than any list has, and not for ever."""
+    """Read the manifest at an address, up to LARGEST_MANIFEST bytes and for at most about MANIFEST_SECONDS."""
     text, until = bytearray(), time.monotonic() + MANIFEST_SECONDS
     for data in open_source(path).read(MANIFEST, 0):
         text += data
         if len(text) > LARGEST_MANIFEST or time.monotonic() > until:
-            raise OSError(f"{path}/{MANIFEST} has more than {LARGEST_MANIFEST} bytes, or takes too long")
+            raise OSError(
+                f"{path}/{MANIFEST} has more than {LARGEST_MANIFEST} bytes, or takes more than {MANIFEST_SECONDS:.0f} s"
+            )
     return bytes(text)
 
 
@@ -68,16 +75,17 @@ def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
         for file in _wanted(found.siblings):
             if file.lfs:
                 files[file.rfilename] = (str(file.lfs.sha256), int(file.lfs.size))
-            else:  # the hub knows small files by git's digest
+            else:  # the hub reports no sha256 of a small file, so download the file
                 local = Path(hf_hub_download(repository, file.rfilename, revision=found.sha))
                 files[file.rfilename] = (hashlib.sha256(local.read_bytes()).hexdigest(), local.stat().st_size)
-    except Exception as error:  # the client's own, of many kinds
+    except Exception as error:  # the client raises many exception classes of its own
         raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     return f"hf://{repository}@{found.sha}", files
 
 
 def _wanted(files: list[Any]) -> list[Any]:
     kept = [file for file in files if not any(PurePosixPath(file.rfilename).match(each) for each in UNWANTED)]
-    if any(file.rfilename.endswith(".safetensors") for file in kept):  # the same weights, only slower
+    if any(file.rfilename.endswith(".safetensors") for file in kept):
+        # Leave out the other formats. These files contain the same weights as .safetensors files, but load more slowly.
         kept = [file for file in kept if PurePosixPath(file.rfilename).suffix not in (".bin", ".pt", ".pth")]
     return kept

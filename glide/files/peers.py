@@ -1,7 +1,8 @@
-"""Other nodes that have a tree, or get it just now: who they are, what they have, and a chunk of it.
+"""Find the peers of a node, ask them which chunks they have, and get chunks from them.
 
-Each asks with a bearer token that it makes itself: when it ends, and an HMAC of that and of what is asked for, by a key
-that the factory gives to the glideins that are to have that tree. Standard library only.
+A peer is another node that has a tree or is fetching the tree. Each request to a peer contains a bearer token. The
+token consists of an expiry time, and of an HMAC of this time and the requested path. The factory makes the key of the
+HMAC, and gives the key only to glideins that may have the tree. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -24,32 +25,33 @@ from glide.files.program import run
 from glide.files.tree import Tree, chunks
 from glide.vocabulary import Machine
 
-TIMEOUT = 5.0  # seconds in which a peer has to send something; who does not is left alone
-SLOWEST = 64 << 10  # bytes a second: a peer that sends less is left alone
-MOST_PEERS = 4096  # that a directory may name
-TOKEN_SECONDS = 600
-UNKNOWN = 128  # a distance
-STRIKES = 3  # failures in a row, after which a peer is left alone
-DIGEST = "Chunk-Digest"
+TIMEOUT = 5.0  # maximum seconds without a byte; if a peer exceeds this time, it is not asked again
+SLOWEST = 64 << 10  # minimum rate of a peer in bytes per second; the connection to a slower peer is closed
+MOST_PEERS = 4096  # maximum number of peers that are read from one answer of the directory
+TOKEN_SECONDS = 600  # seconds for which a token is valid
+UNKNOWN_DISTANCE = 128  # the largest possible distance, which is returned if an address is unknown
+MOST_FAILURES = 3  # number of failures in a row after which a peer is not asked again
+DIGEST_HEADER = "Chunk-Digest"
 _GLIDE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
-def short(tree: str) -> str:
-    """A tree as ads name it."""
+def short_digest(tree: str) -> str:
+    """Return the short form of a tree's digest. Ads contain this form."""
     return tree[:16]
 
 
 def token(key: str, path: str, now: float) -> str:
-    """The right to a path for a while."""
+    """Return a bearer token for requests of this path. The token is valid for TOKEN_SECONDS from `now` on."""
     expiry = str(int(now) + TOKEN_SECONDS)
     return f"{expiry}.{_mac(key, path, expiry)}"
 
 
 def allows(key: str, path: str, given: str, now: float) -> bool:
-    """Whether a token is this key's, for this path, and not expired."""
+    """Return whether a token is for this path, was made with this key, and has not expired."""
     expiry, _, mac = given.partition(".")
-    right = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    return right and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS  # clocks differ
+    authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
+    # The factor is 2, because the clock of the node that made the token may be ahead of this node's clock.
+    return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 
 def _mac(key: str, path: str, expiry: str) -> str:
@@ -57,7 +59,7 @@ def _mac(key: str, path: str, expiry: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Whether it is an IP address with a port, as peers are advertised."""
+    """Return whether a text is an IP address with a port. Peers advertise such a text."""
     host, _, port = text.rpartition(":")
     with suppress(ValueError):
         ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
@@ -66,100 +68,126 @@ def is_address(text: str) -> bool:
 
 
 def distance(host: str, address: str) -> int:
-    """How far a host is from an address with a port: bits from the first on that differ. A rack shares the others."""
+    """Return the distance between a host and an address with a port.
+
+    The first bits of the two IP addresses are equal. The distance is the number of bits after these equal bits. Hosts
+    in the same rack have a small distance, because only the last bits of their addresses differ.
+    """
     with suppress(ValueError):
-        ours, theirs = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
-        if ours.version == theirs.version:
-            return (int(ours) ^ int(theirs)).bit_length()
-    return UNKNOWN
+        first, second = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+        if first.version == second.version:
+            return (int(first) ^ int(second)).bit_length()
+    return UNKNOWN_DISTANCE
 
 
-class Busy(Exception):
-    """It has its hands full: no fault, but somebody else may have the chunk too."""
+class PeerBusy(Exception):
+    """The peer has answered that it is busy. A later request may succeed."""
 
 
-class Refused(OSError):
-    """It answers, and does not give it; `code` is HTTP's."""
+class PeerRefused(OSError):
+    """The peer answered with an error. `code` is the HTTP status."""
 
-    def __init__(self, words: str, code: int):
-        super().__init__(words)
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
         self.code = code
 
 
 @dataclass(eq=False)
 class Peer:
-    """A node; `since` is when it began, `whole` whether it says that it has all. `have` is what it was seen to have."""
+    """A node that has a tree or is fetching it.
+
+    Attributes:
+        glide_id: name of the node.
+        address: IP address and port of the node.
+        since: Unix time when the node began to fetch the tree; 0 if the node is not fetching the tree.
+        has_all: whether the node advertises the complete tree.
+        available: the numbers of the chunks that the node has of each content. None: the node has all chunks.
+        timeout: time limit in seconds for the next bytes of an answer.
+        failures: number of failed requests in a row.
+        in_flight: number of requests to the node that have no answer yet.
+        busy_until: time, by time.monotonic(), until which the node is not asked for chunks, because it was busy.
+    """
 
     glide_id: str
     address: str
     since: int = 0
-    whole: bool = False
-    have: dict[str, set[int] | None] = field(default_factory=dict)  # chunks by content; None for all
-    patience: float = TIMEOUT
-    strikes: int = 0
-    asked: int = 0  # requests of ours that are under way
-    rests: float = 0.0  # until when it is left in peace, as it had its hands full (time.monotonic)
+    has_all: bool = False
+    available: dict[str, set[int] | None] = field(default_factory=dict)
+    timeout: float = TIMEOUT
+    failures: int = 0
+    in_flight: int = 0
+    busy_until: float = 0.0
 
-    def has(self, content: str, chunk: int) -> bool:
-        chunks = self.have.get(content, set())
+    def has_chunk(self, content: str, chunk: int) -> bool:
+        chunks = self.available.get(content, set())
         return chunks is None or chunk in chunks
 
-    def look(self, tree: Tree, key: str) -> None:
-        """See what it has; OSError when it does not say."""
+    def refresh(self, tree: Tree, key: str) -> None:
+        """Ask the peer which chunks it has.
+
+        Raises:
+            PeerBusy: the peer is busy.
+            OSError: the peer sends no valid answer.
+        """
         numbers = {content: chunks(size) for content, size in tree.contents.items()}
         most = sum(100 + 8 * len(each) for each in numbers.values())
-        answer, _ = self._ask(f"/{tree.digest}/have", key, most)
+        answer, _ = self._get(f"/{tree.digest}/have", key, most)
         try:
-            self.have = {name: _chunks(some, numbers[name]) for name, some in json.loads(answer).items()}
+            self.available = {name: _chunk_numbers(some, numbers[name]) for name, some in json.loads(answer).items()}
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-            raise OSError(f"{self.glide_id} makes no sense: {error!r:.200}") from None
-        if self.whole and not self.have:  # its cache has been deleted
-            self.strikes = STRIKES
+            raise OSError(f"{self.glide_id} sent an invalid list of chunks: {error!r:.200}") from None
+        if self.has_all and not self.available:  # the peer's cache has been deleted, so do not ask this peer again
+            self.failures = MOST_FAILURES
 
-    def chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
-        """A chunk, as it was when the peer got it; Busy, or OSError when it is not to be had."""
-        data, digest = self._ask(f"/{tree}/{content}/{chunk}", key, length)
+    def fetch_chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
+        """Get a chunk from the peer, and compare its sha256 with the digest that the peer sends.
+
+        Raises:
+            PeerBusy: the peer is busy.
+            OSError: the peer does not send the chunk, or the sha256 differs from the digest.
+        """
+        data, digest = self._get(f"/{tree}/{content}/{chunk}", key, length)
         if len(data) != length or hashlib.sha256(data).hexdigest() != digest:
-            raise OSError(f"{self.glide_id} sent a chunk that is not what it was")
+            raise OSError(f"{self.glide_id} sent a chunk with a wrong length or checksum")
         return data
 
-    def _ask(self, path: str, key: str, most: int) -> tuple[bytes, str]:
+    def _get(self, path: str, key: str, most: int) -> tuple[bytes, str]:
         host, _, port = self.address.rpartition(":")
-        self.asked += 1
+        self.in_flight += 1
         try:
-            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.patience)
-            with closing(connection), _time_limit(connection, self.patience + most / SLOWEST):
+            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.timeout)
+            with closing(connection), _time_limit(connection, self.timeout + most / SLOWEST):
                 authorization = f"Bearer {token(key, path, time.time())}"
                 connection.request("GET", path, headers={"Authorization": authorization})
                 answer = connection.getresponse()
                 if answer.status == http.client.SERVICE_UNAVAILABLE:
-                    raise Busy
+                    raise PeerBusy
                 if answer.status != http.client.OK:
-                    raise Refused(f"{self.glide_id} says {answer.status} {answer.reason}", answer.status)
-                return answer.read(most + 1), answer.getheader(DIGEST, "")
+                    raise PeerRefused(f"{self.glide_id} answered {answer.status} {answer.reason}", answer.status)
+                return answer.read(most + 1), answer.getheader(DIGEST_HEADER, "")
         except TimeoutError:
-            self.strikes = STRIKES
-            raise OSError(f"{self.glide_id} says nothing") from None
+            self.failures = MOST_FAILURES
+            raise OSError(f"{self.glide_id} does not answer within {self.timeout:g} s") from None
         except (http.client.HTTPException, ValueError, ConnectionError) as error:
             raise OSError(f"{self.glide_id}: {error!r:.200}") from None
         finally:
-            self.asked -= 1
+            self.in_flight -= 1
 
 
-def _chunks(some: object, numbers: range) -> set[int] | None:
-    """Chunks of a content that a peer says it has; ValueError for what is none."""
+def _chunk_numbers(some: object, numbers: range) -> set[int] | None:
+    """Return the chunk numbers in an answer, or None for all chunks. Raises ValueError if the answer is invalid."""
     if some is None:
         return None
     if not isinstance(some, list) or not all(type(number) is int and number in numbers for number in some):
-        raise ValueError("no list of chunks")
+        raise ValueError("not a list of chunks")
     return set(some)
 
 
 @contextmanager
 def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
-    """Open a connection, and end it when its time is up, though something may come over it now and then."""
+    """Open a connection. After this number of seconds, close the connection, even if bytes still arrive."""
     connection.connect()
-    connected = connection.sock  # http.client forgets it when it has the head of the answer
+    connected = connection.sock  # http.client forgets its socket after the headers of the answer
 
     def end() -> None:
         with suppress(OSError):
@@ -175,33 +203,37 @@ def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Itera
 
 
 def directory_command(programs: Path) -> list[str]:
-    """What a Directory runs, of the HTCondor whose programs lie in a folder."""
+    """Return the command for a Directory. `programs` is the folder that contains condor_status."""
     sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
     names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
     return [str(programs / "condor_status"), "-constraint", sharing, "-af", *names]
 
 
 class Directory:
-    """Who has a tree, as a command says: condor_status, which asks the pool's collector.
+    """Lists the nodes that have a tree or are fetching the tree. The list comes from the pool's collector.
 
     Args:
-        command: prints a line `GlideId GlidePeer GlideShares GlideFetching` for each lane; `{tree}` in it is replaced
-            by the tree's short name.
+        command: command that prints a line `GlideId GlidePeer GlideShares GlideFetching` for each lane. `{tree}` in the
+            command is replaced by the short digest of the tree.
     """
 
     def __init__(self, command: Sequence[str]):
         self.command = command
         self.peers: dict[str, Peer] = {}
 
-    def look(self, tree: str) -> list[Peer]:
-        """All that are known, those no more that are gone; the same objects as before for the same nodes."""
-        command = [word.replace("{tree}", short(tree)) for word in self.command]
+    def refresh(self, tree: str) -> list[Peer]:
+        """Run the command and return the peers that the command lists.
+
+        If an earlier call returned the same peer, return the same Peer object again. If the command fails, return the
+        peers of the last successful call.
+        """
+        command = [word.replace("{tree}", short_digest(tree)) for word in self.command]
         try:
             done = run(command, TIMEOUT)
         except OSError:
             done = None
         if done is None or done.code:
-            return list(self.peers.values())  # what was true a moment ago
+            return list(self.peers.values())
         found: dict[str, Peer] = {}
         for line in done.output.splitlines():
             words = line.split()
@@ -212,9 +244,9 @@ class Directory:
             glide_id, address, shares, fetching = words
             known = self.peers.get(glide_id)
             peer = known if known and known.address == address else Peer(glide_id, address)
-            since = dict(each.split(":", 1) for each in fetching.split(",") if ":" in each).get(short(tree), "")
+            since = dict(each.split(":", 1) for each in fetching.split(",") if ":" in each).get(short_digest(tree), "")
             peer.since = int(since) if re.fullmatch("[0-9]{1,12}", since) else 0
-            peer.whole = not since and short(tree) in shares.split(",")
+            peer.has_all = not since and short_digest(tree) in shares.split(",")
             found[glide_id] = peer
         self.peers = found
         return list(found.values())

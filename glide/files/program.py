@@ -1,4 +1,7 @@
-"""Run a program that may hang, print without end, or leave processes behind. Standard library only."""
+"""Run a program that may hang, print without limit, or leave processes behind.
+
+This module uses only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from pathlib import Path
 
 from glide.system import end_with_parent
 
-MOST_OUTPUT = 4 << 20  # bytes that are kept of what a program prints
-POLL_SECONDS = 0.5  # between looks at whether it is still at work
+MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept of the output; the error output has the same limit
+POLL_SECONDS = 0.5  # seconds between two checks of the program's progress
 BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a program ended, and the first MOST_OUTPUT bytes of what it printed."""
+class ProgramOutput:
+    """The exit code of a program, and the first MOST_OUTPUT bytes of its output and of its error output."""
 
     code: int
     output: str
@@ -29,17 +32,22 @@ class Done:
 
 
 def run(
-    command: Sequence[str | Path], seconds: float, cwd: Path | None = None, moved: Callable[[], object] = lambda: None
-) -> Done:
-    """Run a program, in a process group that ends with it, and with the thread that calls this.
+    command: Sequence[str | Path],
+    seconds: float,
+    cwd: Path | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> ProgramOutput:
+    """Run a program in a process group of its own. When the program ends or its time is over, kill the whole group.
+
+    If the calling thread ends before the program, the kernel kills the program.
 
     Args:
-        seconds: in which it has to end, counted anew whenever `moved` returns another value than before.
-        moved: tells how far it is.
+        seconds: time limit in seconds. The time starts again whenever `progress` returns a new value.
+        progress: function that returns a measure of the program's progress.
 
     Raises:
-        OSError: it cannot be started.
-        TimeoutError: it has not ended in time.
+        OSError: the program cannot be started.
+        TimeoutError: the program has not ended in time.
     """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
@@ -51,16 +59,16 @@ def run(
         for pipe in kept:
             os.set_blocking(pipe, False)
             pipes.register(pipe, selectors.EVENT_READ)
-        since, before = time.monotonic(), moved()
+        since, before = time.monotonic(), progress()
         try:
             while process.poll() is None:
                 for key, _ in pipes.select(POLL_SECONDS) if pipes.get_map() else ():
-                    if not _drained(key.fd, kept[key.fd]):
+                    if not _read_available(key.fd, kept[key.fd]):
                         pipes.unregister(key.fd)
                 if not pipes.get_map():
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(POLL_SECONDS)
-                if (now := moved()) != before:
+                if (now := progress()) != before:
                     since, before = time.monotonic(), now
                 if time.monotonic() - since > seconds and process.poll() is None:
                     raise TimeoutError(f"{Path(command[0]).name} has not ended in {seconds:g} s")
@@ -69,13 +77,13 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         for pipe, text in kept.items():
-            _drained(pipe, text)  # what it printed last
+            _read_available(pipe, text)  # read the output that is left
     output, errors = (bytes(text).decode("utf-8", "replace") for text in kept.values())
-    return Done(process.returncode, output, errors)
+    return ProgramOutput(process.returncode, output, errors)
 
 
-def _drained(pipe: int, kept: bytearray) -> bool:
-    """Read what a program has printed, though not for ever; return whether more may come."""
+def _read_available(pipe: int, kept: bytearray) -> bool:
+    """Read the available output of a pipe, up to a limit. Return whether the pipe is still open."""
     for _ in range(2 * MOST_OUTPUT // BLOCK):
         try:
             data = os.read(pipe, BLOCK)

@@ -1,7 +1,8 @@
-"""What a node gives to its peers: chunks of the trees that it has a key for, and of those that it is just getting.
+"""Send chunks of a node's trees to the node's peers. The node may still be fetching these trees.
 
-A little HTTP, as sendfile does the work: `GET /TREE/have` and `GET /TREE/CONTENT/CHUNK`, each with a bearer token.
-Nothing that is asked for becomes a path: trees and contents are looked up. Standard library only.
+The server accepts two HTTP requests, `GET /TREE/have` and `GET /TREE/CONTENT/CHUNK`. Each request must contain a bearer
+token. The server sends chunks with sendfile. It accepts only known trees and contents, so a request cannot choose the
+path of a file. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -18,64 +19,72 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.files.cache import Cache
-from glide.files.part import read_have
-from glide.files.peers import DIGEST, allows
+from glide.files.partial_file import read_digests
+from glide.files.peers import DIGEST_HEADER, allows
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
 
-UPLOADS = 4  # at the same time; who comes then is told to come again, or finds somebody else
-READERS = 4  # threads that verify files, a chunk of each in turn
-VERIFYING = 64  # files at the same time; who comes for more is told to come again
-CONNECTIONS = 256  # at the same time
-CONNECTIONS_EACH = 64  # of one address: its host may have several glideins
-REQUEST_SECONDS = 10.0
-LARGEST_REQUEST = 8192  # bytes
-VERIFY_SECONDS = 5.0  # who would have to wait longer for a file to be read is told to come again
-STALLED_SECONDS = 60.0  # for the bytes of the smallest chunks to be taken
-TURN_SECONDS = 1.0  # who would have to wait longer for the rate's sake is told to come again
+# If a request exceeds one of these four limits, the answer is 503, and the peer asks again or asks another node.
+UPLOADS = 4  # maximum number of simultaneous uploads
+VERIFYING = 64  # maximum number of files that are verified at the same time
+VERIFY_SECONDS = 5.0  # maximum seconds that a request waits until a file is verified
+TURN_SECONDS = 1.0  # maximum seconds that a request waits because the upload rate is limited
+
+READERS = 4  # number of threads that verify files; after each chunk, a thread may change to another file
+CONNECTIONS = 256  # maximum number of simultaneous connections
+CONNECTIONS_EACH = 64  # maximum number of connections from one address; several glideins may have the same address
+REQUEST_SECONDS = 10.0  # time limit in seconds for the arrival of a request
+LARGEST_REQUEST = 8192  # maximum size of a request in bytes
+STALLED_SECONDS = 60.0  # time limit in seconds for sending CHUNK bytes; larger chunks have proportionally more time
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A tree that is shared: its key, and the folder where it lies if that is not the cache."""
+class SharedTree:
+    """A tree that a node offers to its peers.
+
+    Attributes:
+        tree: names, contents and sizes of the files.
+        key: key that authenticates the requests of peers.
+        folder: folder that contains the tree's files. None: the files are in the node's cache.
+    """
 
     tree: Tree
     key: str
     folder: Path | None = None
 
 
-class Share:
-    """The server.
+class ChunkServer:
+    """The server that sends chunks from a node to its peers.
 
     Args:
-        rate: bytes a second that all uploads together may take; None for no limit.
+        rate: maximum bytes per second of all uploads together. None: no limit.
     """
 
     def __init__(self, cache: Cache, rate: float | None = None):
         self.cache = cache
         self.rate = rate
-        self.offers: dict[str, Offer] = {}  # by digest
+        self.offers: dict[str, SharedTree] = {}  # offered trees by digest
         self.uploads = 0
-        self.connections: Counter[str] = Counter()  # by address
+        self.connections: Counter[str] = Counter()  # number of connections by address
         self.readers = ThreadPoolExecutor(READERS)
         self.verifying: dict[Path, asyncio.Task[None]] = {}
-        self.next = 0.0  # when the next upload may begin
+        self.next_upload = 0.0  # time when the next upload may begin, by time.monotonic()
 
     async def start(self, host: str, port: int = 0) -> int:
-        """Listen at an address of this node; the port. OSError where that is taken."""
-        server = await asyncio.start_server(self._visited, host, port, limit=LARGEST_REQUEST)
+        """Listen at an address of this node and return the port. Raises OSError if the port is in use."""
+        server = await asyncio.start_server(self._handle_connection, host, port, limit=LARGEST_REQUEST)
         self.serving = asyncio.create_task(_serve(server))
         return int(server.sockets[0].getsockname()[1])
 
-    def find(self, tree: str) -> Offer | None:
-        """What is offered of a tree."""
+    def find(self, tree: str) -> SharedTree | None:
+        """Return the offered tree with this digest, or None if there is no such tree."""
         return self.offers.get(tree)
 
     def stop(self) -> None:
         self.serving.cancel()
         self.readers.shutdown(wait=False, cancel_futures=True)
 
-    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = str((writer.get_extra_info("peername") or ("",))[0])
         self.connections[peer] += 1
         try:
@@ -83,15 +92,15 @@ class Share:
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS)
                 await self._answer(head.decode("latin-1"), writer)
                 writer.close()
-                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)  # for what is in buffers still
+                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)  # wait until all data are sent
         except (
             OSError, ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
         ):  # fmt: skip
-            pass  # somebody who is not, or no longer, interested; or who is no peer
+            pass  # the client has closed the connection, is too slow, or does not speak the protocol
         finally:
             writer.transport.abort()
             self.connections[peer] -= 1
-            self.connections += Counter()  # forgets who has none
+            self.connections += Counter()  # this removes addresses without connections
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")
@@ -100,11 +109,11 @@ class Share:
         given = headers.get("authorization", "").removeprefix("Bearer ")
         _, tree, *rest = path.split("/")
         offer = self.find(tree)
-        # Who guesses a tree learns no more than who guesses a token.
+        # An unknown tree and a wrong token get the same answer, so that nobody can find out which trees exist here.
         if offer is None or not allows(offer.key, path, given, time.time()):
-            return _say(writer, "403 Forbidden")
+            return _respond(writer, "403 Forbidden")
         if method == "GET" and rest == ["have"]:
-            return _say(writer, "200 OK", json.dumps(self._have(offer)).encode())
+            return _respond(writer, "200 OK", json.dumps(self._available_chunks(offer)).encode())
         if (
             method == "GET"
             and len(rest) == 2
@@ -112,29 +121,29 @@ class Share:
             and re.fullmatch("[0-9]{1,9}", rest[1])
         ):
             return await self._upload(offer, rest[0], int(rest[1]), writer)
-        _say(writer, "404 Not Found")
+        _respond(writer, "404 Not Found")
 
-    def _have(self, offer: Offer) -> dict[str, list[int] | None]:
-        """The chunks of each content that are here; None for all of them."""
+    def _available_chunks(self, offer: SharedTree) -> dict[str, list[int] | None]:
+        """Return the numbers of the chunks that this node has of each content. None stands for all chunks."""
         have: dict[str, list[int] | None] = {}
         for content in offer.tree.contents:
-            if self._whole(offer, content) is not None:
+            if self._verified_digests(offer, content) is not None:
                 have[content] = None
-            elif some := read_have(self.cache.partial(content)):
+            elif some := read_digests(self.cache.partial_path(content)):
                 have[content] = sorted(some)
         return have
 
-    def _place(self, offer: Offer, content: str) -> Path:
-        return offer.folder / offer.tree.name(content) if offer.folder else self.cache.content(content)
+    def _path(self, offer: SharedTree, content: str) -> Path:
+        return offer.folder / offer.tree.name(content) if offer.folder else self.cache.content_path(content)
 
-    def _whole(self, offer: Offer, content: str) -> list[str] | None:
-        """The digests of a verified file's chunks; None where there is no such file."""
-        return self.cache.parts(self._place(offer, content), content)
+    def _verified_digests(self, offer: SharedTree, content: str) -> list[str] | None:
+        """Return the digests of the chunks of a file, or None if the file does not exist or is not verified."""
+        return self.cache.chunk_digests(self._path(offer, content), content)
 
-    async def _verified(self, offer: Offer, content: str) -> bool:
-        """Whether a file that lies elsewhere than in the cache has been read, as it is before anybody gets of it."""
-        path = self._place(offer, content)
-        if offer.folder is None or self._whole(offer, content) is not None:
+    async def _ensure_verified(self, offer: SharedTree, content: str) -> bool:
+        """If a file is outside the cache, wait until the file is verified. Return False if this takes too long."""
+        path = self._path(offer, content)
+        if offer.folder is None or self._verified_digests(offer, content) is not None:
             return True
         if path not in self.verifying:
             if len(self.verifying) >= VERIFYING:
@@ -144,7 +153,7 @@ class Share:
         return bool(done)
 
     async def _verify(self, path: Path, content: str, size: int) -> None:
-        """Read a file, a chunk at a time: however large it is, others come to be read meanwhile."""
+        """Verify a file chunk by chunk, so that other files can be verified between the chunks of a large file."""
         reading, loop = self.cache.verifying(path, content, size), asyncio.get_running_loop()
         try:
             with suppress(OSError):
@@ -153,50 +162,53 @@ class Share:
         finally:
             del self.verifying[path]
 
-    async def _upload(self, offer: Offer, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
-        if not await self._verified(offer, content):
-            return _say(writer, "503 Service Unavailable")
-        if self.uploads >= UPLOADS or self.next - time.monotonic() > TURN_SECONDS:
-            return _say(writer, "503 Service Unavailable")
-        whole = self._whole(offer, content)
+    async def _upload(self, offer: SharedTree, content: str, chunk: int, writer: asyncio.StreamWriter) -> None:
+        if not await self._ensure_verified(offer, content):
+            return _respond(writer, "503 Service Unavailable")
+        if self.uploads >= UPLOADS or self.next_upload - time.monotonic() > TURN_SECONDS:
+            return _respond(writer, "503 Service Unavailable")
+        whole = self._verified_digests(offer, content)
         if whole is not None:
-            path, digest = self._place(offer, content), dict(enumerate(whole)).get(chunk)
+            path, digest = self._path(offer, content), dict(enumerate(whole)).get(chunk)
         else:
-            path = self.cache.partial(content)
-            digest = read_have(path).get(chunk)
+            path = self.cache.partial_path(content)
+            digest = read_digests(path).get(chunk)
         if digest is None:
-            return _say(writer, "404 Not Found")
+            return _respond(writer, "404 Not Found")
         start, length = extent(chunk, offer.tree.contents[content])
         self.uploads += 1
         try:
             with open_regular(path) as file:
                 await self._wait_for_turn(length)
-                writer.write(_head("200 OK", length, f"{DIGEST}: {digest}\r\n"))
+                writer.write(_head("200 OK", length, f"{DIGEST_HEADER}: {digest}\r\n"))
                 await writer.drain()
                 sending = asyncio.get_running_loop().sendfile(writer.transport, file, start, length)
                 await asyncio.wait_for(sending, STALLED_SECONDS * max(1, length / CHUNK))
-        except FileNotFoundError:  # somebody has deleted the cache
-            _say(writer, "404 Not Found")
+        except FileNotFoundError:  # the cache was deleted
+            _respond(writer, "404 Not Found")
         finally:
             self.uploads -= 1
 
     async def _wait_for_turn(self, length: int) -> None:
-        """Uploads follow each other so that they keep to the rate."""
+        """Wait before an upload, so that all uploads together do not exceed the rate."""
         if self.rate:
             now = time.monotonic()
-            self.next = max(now, self.next) + length / self.rate
-            await asyncio.sleep(self.next - length / self.rate - now)
+            self.next_upload = max(now, self.next_upload) + length / self.rate
+            await asyncio.sleep(self.next_upload - length / self.rate - now)
 
 
 async def _serve(server: asyncio.Server) -> None:
-    """Serve until cancelled. From Python 3.12 on, a cancelled `serve_forever` waits until every visitor has gone."""
+    """Keep the server open until this task is cancelled.
+
+    `serve_forever` is not used, because in Python 3.12 and later its cancellation waits until all connections end.
+    """
     try:
         await asyncio.get_running_loop().create_future()
     finally:
         server.close()
 
 
-def _say(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
+def _respond(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
     writer.write(_head(status, len(body)) + body)
 
 
@@ -205,11 +217,14 @@ def _head(status: str, length: int, more: str = "") -> bytes:
 
 
 def address_towards(collector: str) -> str:
-    """This machine's address on the way to a pool's collector: where the pool's other machines reach it, if they do."""
+    """Return the IP address that this machine uses to reach a pool's collector, or 127.0.0.1 if there is no route.
+
+    If other machines of the pool can reach this machine at all, they can reach this machine at this address.
+    """
     host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            way.connect((host, 9))  # sends nothing
+            probe.connect((host, 9))  # this sends no packet
         except OSError:
             return "127.0.0.1"
-        return str(way.getsockname()[0])
+        return str(probe.getsockname()[0])

@@ -1,6 +1,6 @@
-"""Where a template's files come from when no peer has them: a folder, a web server, a model hub, HTCondor's plugins.
+"""Read a template's files from their source. A source is a folder, a web server, a model hub or a file transfer plugin.
 
-Standard library only, but for the hub's own client.
+This module uses only the standard library. For a model hub, it also uses the hub's own client.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
-from glide.files.peers import Busy, Peer
+from glide.files.peers import Peer, PeerBusy
 from glide.files.program import run
 from glide.files.tree import Tree, chunk_bytes, extent
 from glide.system import open_regular
 
-BLOCK = 1 << 20
-TIMEOUT = 60.0  # seconds without a byte
-PLUGIN_SECONDS = 600.0  # the same of a file transfer plugin, which may wait for a tape
-TRIES = 5  # in a row without a byte more
-PAUSE = 1.0  # seconds before the second of them, then twice as long each time
+BLOCK = 1 << 20  # number of bytes that are read in one step
+TIMEOUT = 60.0  # seconds without a byte after which an attempt to read fails
+PLUGIN_SECONDS = 600.0  # seconds without a byte after which a file transfer plugin is killed; it may wait for a tape
+TRIES = 5  # number of attempts in a row; if none of them reads a byte, reading fails
+PAUSE = 1.0  # pause before the second attempt, in seconds; the pause doubles before each further attempt
 NETWORK_FILESYSTEMS = (
     "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "beegfs_nodev", "panfs", "wekafs", "afs", "cifs", "smb3",
     "9p", "glusterfs", "orangefs", "virtiofs",
@@ -34,33 +34,39 @@ NETWORK_FILESYSTEMS = (
 
 
 class Source(Protocol):
-    """What files are read from."""
+    """A place from which files are read."""
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        """A file from an offset on, in pieces; OSError, naming what was tried, when it can't be read."""
+        """Yield the data of a file in pieces, from the offset `start` on. An OSError names the file or its address."""
 
 
 def open_source(path: str, plugins: Path | None = None, seed: Source | None = None) -> Source:
-    """The source that a template's path names.
+    """Return the source for a template's path.
 
     Args:
-        plugins: HTCondor's libexec, with its file transfer plugins.
-        seed: what has a folder's files, where they are not on this node.
+        plugins: HTCondor's libexec folder, which contains its file transfer plugins.
+        seed: source of the files if the path is a folder that does not exist on this node.
+
+    Raises:
+        ValueError: the path is neither absolute nor an address of a known kind.
+        FileNotFoundError: no plugin supports the address.
     """
     scheme = path.partition("://")[0]
     if path.startswith("/"):
-        return seed or Folder(Path(path))
+        return seed or FolderSource(Path(path))
     if scheme in ("http", "https"):
-        return Web(path)
+        return WebSource(path)
     if scheme == "hf":
-        return Hub(path)
+        return HubSource(path)
     if scheme == "osdf":
-        return Plugin(path, plugins)
-    raise ValueError(f"{path}: a model is a folder's whole path, or begins with https://, hf:// or osdf://")
+        return PluginSource(path, plugins)
+    raise ValueError(
+        f"{path}: the path of a model is a folder's absolute path, or begins with https://, hf:// or osdf://"
+    )
 
 
 def is_remote(folder: Path) -> bool:
-    """Whether a folder is not on a disk of this machine, so that a copy is worth having."""
+    """Return whether a folder is on a network file system. In this case a copy on this machine is faster."""
     best = ("", "")
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
@@ -71,7 +77,7 @@ def is_remote(folder: Path) -> bool:
     return best[1] in NETWORK_FILESYSTEMS or best[1].startswith("fuse.")
 
 
-class Folder:
+class FolderSource:
     """A folder of a file system."""
 
     def __init__(self, folder: Path):
@@ -84,16 +90,17 @@ class Folder:
                 yield data
 
 
-class AccessPoint:
-    """A folder of the access point, of which the factory gives what the template names (glide.factory.seed)."""
+class AccessPointSource:
+    """A folder of the access point. The factory's file server (glide.factory.seed) sends the files."""
 
     def __init__(self, address: str, tree: Tree, key: str):
-        self.peer = Peer("the access point", address, patience=TIMEOUT)  # it reads a file in full before it gives any
+        # The timeout is longer than for other peers, because this server verifies a whole file before it sends a chunk.
+        self.peer = Peer("the access point", address, timeout=TIMEOUT)
         self.tree = tree
         self.key = key
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        return resumed(lambda at: self._stream(name, at), start, f"{name} is in no such folder on this node")
+        return resuming(lambda at: self._stream(name, at), start, f"{name} is not in that folder on this node")
 
     def _stream(self, name: str, start: int) -> Iterator[bytes]:
         content, size = self.tree.files[name]
@@ -101,28 +108,31 @@ class AccessPoint:
             number = start // chunk_bytes(size)
             begin, length = extent(number, size)
             try:
-                data = self.peer.chunk(self.tree.digest, content, number, length, self.key)
-            except Busy:
+                data = self.peer.fetch_chunk(self.tree.digest, content, number, length, self.key)
+            except PeerBusy:
                 time.sleep(0.2)
                 continue
             yield data[start - begin :]
             start = begin + length
 
 
-class Web:
-    """A folder behind a web server, which need not know ranges but had better."""
+class WebSource:
+    """A folder of a web server.
+
+    If the server does not support ranges, resuming is slow, because the server sends the whole file again.
+    """
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
         url = f"{self.url}/{urllib.parse.quote(name)}"
-        return resumed(lambda at: self._stream(url, at), start, url)
+        return resuming(lambda at: self._stream(url, at), start, url)
 
     def _stream(self, url: str, start: int) -> Iterator[bytes]:
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            skip = start if start and answer.status == 200 else 0  # it begins at the beginning
+            skip = start if start and answer.status == 200 else 0  # status 200 means that the answer is the whole file
             length = answer.headers.get("Content-Length", "")
             left = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else -1
             while data := answer.read(BLOCK):
@@ -131,19 +141,19 @@ class Web:
                     skip, data = max(0, skip - len(data)), data[skip:]
                 if data:
                     yield data
-            if left > 0:  # http.client takes a connection that breaks for the end
+            if left > 0:  # http.client reports a broken connection as the end of the file
                 raise OSError(f"{left} bytes are missing")
 
 
-class Hub:
-    """A repository of a model hub, `hf://ORGANISATION/NAME@REVISION`, by the hub's own client."""
+class HubSource:
+    """A repository of a model hub, `hf://ORGANISATION/NAME@REVISION`. The hub's own client reads the files."""
 
     def __init__(self, url: str):
         self.place = url.partition("://")[2]
         self.client: Any = None
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        return resumed(lambda at: self._stream(f"{self.place}/{name}", at), start, f"hf://{self.place}/{name}")
+        return resuming(lambda at: self._stream(f"{self.place}/{name}", at), start, f"hf://{self.place}/{name}")
 
     def _stream(self, path: str, start: int) -> Iterator[bytes]:
         from huggingface_hub import HfFileSystem
@@ -155,29 +165,31 @@ class Hub:
                 yield data
 
 
-class Plugin:
-    """Whatever one of HTCondor's file transfer plugins fetches: whole files, as that is what they do."""
+class PluginSource:
+    """An address that one of HTCondor's file transfer plugins supports. The plugins fetch only whole files."""
 
     def __init__(self, url: str, plugins: Path | None):
         self.url = url.rstrip("/")
-        self.plugin = _plugin(url.partition("://")[0], plugins)
+        self.plugin = _find_plugin(url.partition("://")[0], plugins)
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
         url = f"{self.url}/{name}"
         with tempfile.TemporaryDirectory(prefix="glide-") as folder:
             work = Path(folder)
             (work / "in").write_text(
-                f"[ Url = {_string(url)}; LocalFileName = {_string(folder + '/file')} ]\n", "utf-8"
+                f"[ Url = {_classad_string(url)}; LocalFileName = {_classad_string(folder + '/file')} ]\n", "utf-8"
             )
             command = [str(self.plugin), "-infile", f"{work}/in", "-outfile", f"{work}/out"]
             done = run(command, PLUGIN_SECONDS, work, lambda: sum(_size(path) for path in work.iterdir()))
             if done.code or not (work / "file").exists():
-                raise OSError(f"{url}: {self.plugin.name}: {_answer(work / 'out') or done.errors[:300] or done.code}")
-            yield from Folder(work).read("file", start)
+                raise OSError(
+                    f"{url}: {self.plugin.name}: {_plugin_message(work / 'out') or done.errors[:300] or done.code}"
+                )
+            yield from FolderSource(work).read("file", start)
 
 
-def _string(text: str) -> str:
-    """A text as ClassAds write it."""
+def _classad_string(text: str) -> str:
+    """Return a text as a quoted ClassAd string."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -188,8 +200,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _answer(path: Path) -> str:
-    """The beginning of what a plugin has written about its transfers."""
+def _plugin_message(path: Path) -> str:
+    """Return the first 300 characters of a plugin's report about its transfers."""
     try:
         with open_regular(path) as file:
             return " ".join(file.read(BLOCK).decode("utf-8", "replace").split())[:300]
@@ -197,22 +209,31 @@ def _answer(path: Path) -> str:
         return ""
 
 
-def _plugin(scheme: str, folder: Path | None) -> Path:
-    """The program in HTCondor's libexec that says it fetches such addresses."""
+def _find_plugin(scheme: str, folder: Path | None) -> Path:
+    """Return the plugin that supports this kind of address. `folder` is HTCondor's libexec folder."""
     for path in sorted(folder.glob("*plugin*") if folder else ()):
         if os.access(path, os.X_OK):
             try:
-                said = run([path, "-classad"], TIMEOUT).output
-            except OSError:  # it is of another machine's kind, or it hangs
+                output = run([path, "-classad"], TIMEOUT).output
+            except OSError:  # the plugin hangs, or is built for another kind of machine
                 continue
-            line = next((line for line in said.splitlines() if line.startswith("SupportedMethods")), "")
+            line = next((line for line in output.splitlines() if line.startswith("SupportedMethods")), "")
             if scheme in line.partition("=")[2].strip(' "').split(","):
                 return path
-    raise FileNotFoundError(f"no file transfer plugin of this node's HTCondor fetches {scheme}://")
+    raise FileNotFoundError(f"no file transfer plugin of this node's HTCondor supports {scheme}://")
 
 
-def resumed(stream: Callable[[int], Iterator[bytes]], start: int, what: str) -> Iterator[bytes]:
-    """A stream that goes on where it broke, for as long as there is progress; OSError when there is none."""
+def resuming(stream: Callable[[int], Iterator[bytes]], start: int, what: str) -> Iterator[bytes]:
+    """Yield the data of a stream. If the stream breaks, open it again at the same offset.
+
+    Args:
+        stream: function that opens the stream at an offset.
+        start: the first offset.
+        what: name of the stream in error messages.
+
+    Raises:
+        OSError: TRIES attempts in a row read nothing, or the source refuses the request.
+    """
     at, failures = start, 0
     while True:
         try:
@@ -221,7 +242,7 @@ def resumed(stream: Callable[[int], Iterator[bytes]], start: int, what: str) -> 
                 at, failures = at + len(data), 0
             return
         except (OSError, HTTPException) as error:
-            answer = getattr(error, "response", None)  # of the hub's client
+            answer = getattr(error, "response", None)  # errors of the hub's client have this attribute
             status = int(getattr(error, "code", 0) or getattr(answer, "status_code", 0) or 500)
             failures += 1
             if failures == TRIES or (400 <= status < 500 and status not in (408, 425, 429)):

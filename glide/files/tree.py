@@ -1,4 +1,7 @@
-"""A tree of files by content, and its chunks: what travels. Standard library only."""
+"""Trees of files, and the chunks of files that nodes exchange.
+
+This module uses only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,32 @@ from pathlib import Path
 
 from glide.system import open_regular
 
-# Bytes: what is asked of a peer at a time, verified, and gone on from after a kill. Large files have larger ones: what
-# is known of a file is a line for each.
-CHUNK = 4 << 20
-LARGEST_CHUNK = 64 << 20
-MOST_CHUNKS = 512
+# Nodes request and verify files chunk by chunk. If a process is killed, a later process does not fetch the complete
+# chunks again. Large files have larger chunks, because the cache writes one line of text for each chunk.
+CHUNK = 4 << 20  # minimum size of a chunk in bytes
+LARGEST_CHUNK = 64 << 20  # maximum size of a chunk in bytes
+MOST_CHUNKS = 512  # maximum number of chunks of a file; a file with chunks of LARGEST_CHUNK bytes may have more
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Files by name relative to the tree's folder: (sha256, size in bytes)."""
+    """A folder of files.
+
+    Attributes:
+        files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
+    """
 
     files: dict[str, tuple[str, int]]
 
     @property
     def digest(self) -> str:
-        """sha256 over names and contents: equal trees have equal folders."""
+        """Return the sha256 over all names and contents. Trees with equal digests have equal files."""
         content = {name: digest for name, (digest, _) in self.files.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def contents(self) -> dict[str, int]:
-        """Sizes by sha256: a content that stands there under several names is needed once."""
+        """Return the size in bytes of each content, by sha256. If several files share a content, it occurs once."""
         return dict(self.files.values())
 
     @property
@@ -39,12 +46,12 @@ class Tree:
         return sum(self.contents.values())
 
     def name(self, content: str) -> str:
-        """A name that a content has."""
+        """Return the name of the first file that has this content."""
         return next(name for name, (digest, _) in self.files.items() if digest == content)
 
 
 def chunk_bytes(size: int) -> int:
-    """How long the chunks of a file of this size are, but for the last."""
+    """Return the size of a chunk in bytes. `size` is the size of the file. The last chunk may be shorter."""
     length = CHUNK
     while length < LARGEST_CHUNK and size > length * MOST_CHUNKS:
         length *= 2
@@ -52,24 +59,24 @@ def chunk_bytes(size: int) -> int:
 
 
 def chunks(size: int) -> range:
-    """The numbers of a file's chunks."""
+    """Return the numbers of all chunks of a file. `size` is the size of the file in bytes."""
     return range(-(-size // chunk_bytes(size)))
 
 
 def extent(number: int, size: int) -> tuple[int, int]:
-    """Where a chunk begins, and how long it is."""
+    """Return the offset and the length of a chunk in bytes. `size` is the size of the file."""
     length = chunk_bytes(size)
     return number * length, min(length, size - number * length)
 
 
 def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[str]]]:
-    """Compute sha256 of a file, and of its chunks, a step for each chunk: others may have theirs read in between.
+    """Compute the sha256 of a file and of its chunks. Yield after each chunk, so that a caller can alternate files.
 
     Args:
-        size: bytes that it should have; with another size it is not read, and its digest is empty.
+        size: the expected size in bytes. If the file has another size, it is not read, and the digest is empty.
 
     Raises:
-        OSError: it can't be read, or is not a regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     if path.stat().st_size != size:
         return "", []
@@ -83,7 +90,7 @@ def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[st
 
 
 def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
-    """The same in one go."""
+    """Return the sha256 of a file and of each of its chunks, as `digesting` computes them."""
     steps = digesting(path, size)
     while True:
         try:
@@ -93,7 +100,7 @@ def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
 
 
 def blocks(path: Path, length: int, most: int) -> Iterator[bytes]:
-    """A file's content in pieces of so many bytes, and no more than `most` in all."""
+    """Yield the data of a file in pieces of `length` bytes. Stop after `most` bytes in total."""
     with open_regular(path) as file:
         while most > 0 and (data := file.read(min(length, most))):
             most -= len(data)

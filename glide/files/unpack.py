@@ -1,8 +1,8 @@
-"""Archives of programs, which are to run where they are unpacked: packed environments, and HTCondor itself.
+"""Unpack an archive into the folder where its programs will run. The archive contains an environment or HTCondor.
 
-Who has made an archive is nobody to trust: the account that unpacks it has other users' files. So nothing is written
-outside of the folder, neither by name nor through a link that is in the archive; tarfile's own filters leave the latter
-to some extent open. Standard library only.
+An archive is not trusted, because the account that unpacks it also has files of other users. So nothing is written
+outside the folder, even if the name of a member or a link leads there. The filters of tarfile are not used, because
+they do not stop all links that lead out of the folder. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -27,54 +27,55 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BROKEN = (
     tarfile.TarError, EOFError, ValueError, lzma.LZMAError, zlib.error, struct.error, ArithmeticError, LookupError,
     RecursionError,
-)  # what damaged archives raise  # fmt: skip
-STEP = 32 << 20  # bytes for which room is made at a time
-# An archive may be this many times its size when it is unpacked, or have LEAST bytes: packed environments have 3 to 5
-# times, and small ones of mostly zeros more.
+)  # exceptions that damaged archives cause  # fmt: skip
+STEP = 32 << 20  # number of bytes that are reserved in advance
+# The maximum size of the unpacked files is RATIO times the size of the archive, but at least LEAST bytes. Environments
+# have a ratio of 3 to 5. LEAST is needed, because a small archive that contains mostly zeros has a higher ratio.
 RATIO = 25
 LEAST = 1 << 30
-BLOCK = 4096  # bytes that a file of one byte takes, as links and folders do
-LARGEST_HEADER = 16 << 20  # bytes that tarfile may read at a time: of a header, as contents are read in pieces
-CONDA_SECONDS = 1800.0
+BLOCK = 4096  # number of bytes that are counted for each file, link or folder in addition to its content
+LARGEST_HEADER = 16 << 20  # maximum size in bytes of a header in an archive; tarfile reads a whole header into memory
+CONDA_SECONDS = 1800.0  # time limit of conda-unpack, in seconds
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file of this name is unpacked on the node."""
+    """Return whether a file with this name is an archive that nodes unpack."""
     return name.endswith(SUFFIXES)
 
 
-def unpack(archive: Path, folder: Path, taking: Callable[[int, int], None]) -> None:
-    """Unpack an archive, and have its programs know where they are now.
+def unpack(archive: Path, folder: Path, reserve: Callable[[int, int], None]) -> None:
+    """Unpack an archive into a folder, and write the path of the folder into the unpacked programs.
 
     Args:
-        taking: is told bytes that have been taken, and how many more there have to be room for.
+        reserve: function that makes space. The first argument is the number of bytes that are already written. The
+            second argument is the number of bytes that must be free for the next files.
 
     Raises:
-        OSError: it is damaged, has more in it than an archive of its size can have, or a name or link in it that leads
-            out of the folder; or the disk is full.
+        OSError: the archive is damaged, its files are too large, a name leads out of the folder (directly or through a
+            link), or the disk is full.
     """
     taken = promised = 0
-    real: set[Path] = {folder}
+    made: set[Path] = {folder}
     try:
         for archived, member in _members(archive):
             needed = max(0, member.size)
             if taken + needed >= promised:
-                taking(taken, needed + STEP)
+                reserve(taken, needed + STEP)
                 promised = taken + needed + STEP
-            _extract(archived, member, folder, real)
+            _extract(archived, member, folder, made)
             taken += needed
-        taking(taken, 0)
-        _settle(root(folder))
+        reserve(taken, 0)
+        _relocate(content_root(folder))
     except BROKEN as error:
         raise OSError(f"{archive.name} cannot be unpacked: {error}") from None
 
 
 def unpacked_size(archive: Path) -> int:
-    """Bytes that an archive takes when it is unpacked: all of it is read.
+    """Return the total size of an archive's files in bytes. This reads the whole archive.
 
     Raises:
-        OSError: as unpack does.
+        OSError: the archive is damaged, or its files are too large.
     """
     try:
         return sum(max(0, member.size) for _, member in _members(archive))
@@ -83,7 +84,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """What is in an archive; an error as soon as that is more than an archive of its size can have."""
+    """Yield an archive's members. Raises ValueError if the members are too large for the size of the archive."""
     limit = max(LEAST, RATIO * archive.stat().st_size)
     taken = 0
     with (
@@ -91,10 +92,10 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]
         tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as archived,
     ):
         for member in archived:
-            cast(Any, archived).members = []  # tarfile would keep all
+            cast(Any, archived).members = []  # otherwise tarfile would keep all members in memory
             taken += BLOCK + max(0, member.size)
             if taken > limit:
-                raise ValueError(f"more than {limit / 1e6:.0f} MB are in it, {RATIO} times its size")
+                raise ValueError(f"more than {limit / 1e6:.0f} MB are in it, too many for an archive of its size")
             yield archived, member
 
 
@@ -103,13 +104,13 @@ def _decompressed(archive: Path) -> Iterator[IO[bytes]]:
     with archive.open("rb") as file:
         head = file.read(8)
         file.seek(0)
-        opened: Callable[..., Any] | None = next((each for magic, each in _COMPRESSED if head.startswith(magic)), None)
-        with opened(file) if opened else file as stream:
+        opener: Callable[..., Any] | None = next((each for magic, each in _COMPRESSED if head.startswith(magic)), None)
+        with opener(file) if opener else file as stream:
             yield stream
 
 
 class _Headers:
-    """A stream as tarfile reads it, who believes what a header says of its own length."""
+    """A stream that refuses headers above LARGEST_HEADER. tarfile itself would accept headers of any size."""
 
     def __init__(self, stream: IO[bytes]):
         self.stream = stream
@@ -117,71 +118,75 @@ class _Headers:
 
     def read(self, size: int) -> bytes:
         if size > LARGEST_HEADER:
-            raise ValueError("a header in it has no end")
+            raise ValueError(f"a header in it is longer than {LARGEST_HEADER} bytes")
         return self.stream.read(size)
 
 
-def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, real: set[Path]) -> None:
-    target = _place(folder, member.name, real)
+def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, made: set[Path]) -> None:
+    target = _place(folder, member.name, made)
     if target == folder:
         return
     if member.isdir():
-        if target not in real:
-            _vacate(target)
+        if target not in made:
+            _clear(target)
             target.mkdir()
-            real.add(target)
-        target.chmod(member.mode & 0o777 | 0o700)  # what is left to do writes, and one day it is to be deleted
+            made.add(target)
+        target.chmod(member.mode & 0o777 | 0o700)  # writable, because files are created and deleted in this folder
         return
-    _vacate(target)
+    _clear(target)
     if member.issym():
-        target.symlink_to(member.linkname)  # it may lead anywhere: a packed venv's to the Python that it was made of
+        # A link may lead anywhere, for example from a packed venv to its Python. _place refuses paths through links.
+        target.symlink_to(member.linkname)
     elif member.islnk():
-        os.link(_place(folder, member.linkname, real), target, follow_symlinks=False)
+        os.link(_place(folder, member.linkname, made), target, follow_symlinks=False)
     elif member.isreg():
         content = archived.extractfile(member)
         assert content is not None
         with content, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
             os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)
-        os.utime(target, (member.mtime, member.mtime))  # compiled modules know their sources by it
+        os.utime(target, (member.mtime, member.mtime))  # Python compares this time with the time in compiled modules
     else:
         raise ValueError(f"{member.name!r} is neither a file, a folder nor a link")
 
 
-def _place(folder: Path, name: str, real: set[Path]) -> Path:
-    """Where a member belongs, its folder made; ValueError where that is not within the folder, or behind a link.
+def _place(folder: Path, name: str, made: set[Path]) -> Path:
+    """Return the path of a member, and create the folders above this path.
 
     Args:
-        real: folders that were made here.
+        made: the folders that were created so far.
+
+    Raises:
+        ValueError: the path is outside `folder`, or a folder above the path is a link.
     """
     path = PurePosixPath(name.lstrip("/"))
     if ".." in path.parts:
-        raise ValueError(f"{name!r} is outside of it")
+        raise ValueError(f"{name!r} is outside of the folder")
     for above in reversed((folder / path).parents[: len(path.parts) - 1] if path.parts else ()):
-        if above not in real:
+        if above not in made:
             if above.is_symlink():
-                raise ValueError(f"{name!r} is behind a link")
+                raise ValueError(f"{name!r} is in a folder that is a link")
             above.mkdir()
-            real.add(above)
+            made.add(above)
     return folder / path
 
 
-def _vacate(target: Path) -> None:
-    """Have nothing at a name: what a link there leads to is not to be written."""
+def _clear(target: Path) -> None:
+    """Delete the file or link at this path, so that nothing is written through a link."""
     target.unlink(missing_ok=True)
 
 
-def root(folder: Path) -> Path:
-    """Where what was unpacked begins: some pack a folder, some what is in it."""
+def content_root(folder: Path) -> Path:
+    """Return the top folder of the unpacked files. If an archive contains only one folder, return that folder."""
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     alone = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
     return inside[0] if alone and inside[0].name not in ("bin", "usr") else folder
 
 
-def _settle(folder: Path) -> None:
-    """What has to be done once where it is going to stay."""
+def _relocate(folder: Path) -> None:
+    """Replace the former path of the folder by its present path in all programs and texts."""
     repoint(folder, folder.resolve())
-    conda = folder / "bin" / "conda-unpack"  # conda-pack's own: texts and programs that name their folder
+    conda = folder / "bin" / "conda-unpack"  # conda-pack puts this program into its archives
     if conda.exists():
         done = run([folder / "bin" / "python", conda], CONDA_SECONDS)
         if done.code:

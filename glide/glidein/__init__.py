@@ -1,1 +1,1 @@
-"""What runs on a node before and around the model server, and turns an outer job into lanes of the pool."""
+"""The code that turns an outer job into a glidein with lanes. The code runs on a node before the model server."""

@@ -1,4 +1,4 @@
-"""The HTCondor configuration of a glidein: a pure function of where it landed and what it was told."""
+"""Compute the HTCondor configuration of a glidein from the glidein's settings and a description of its node."""
 
 from __future__ import annotations
 
@@ -10,31 +10,47 @@ from pathlib import Path
 from glide.arguments import arguments, environment
 from glide.files.cache import default_folder
 from glide.files.peers import directory_command
-from glide.glidein.settings import Settings
-from glide.server import settings as server_settings
+from glide.glidein.settings import GlideinSettings
+from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
-# Attributes by which a job has a starter run something else than its program, or write outside the job's folder.
-PROGRAMS = (
+# With these attributes, a job could make the starter run any program, or write files outside the job's folder.
+FORBIDDEN_ATTRIBUTES = (
     "PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins", "DockerImage", "ContainerImage", "SingularityImage",
     "TransferInputRemaps", "StarterUserLog", "ManifestDesired", "ManifestDir",
 )  # fmt: skip
-# What a job must be to run on a lane. It is matched by the reference to the ticket, and activated by the ticket's path.
-TICKET = " && ".join((
+# A job must meet these conditions to run on a lane. The job's program must be the ticket. When START is evaluated for a
+# match, Cmd is the reference $$(GlideInvoke) to the ticket. When a claim is activated, Cmd is the path of the ticket.
+TICKET_REQUIREMENTS = " && ".join((
     "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
     "TARGET.TransferExecutable =?= false", '(TARGET.Environment ?: "") == "" && (TARGET.Env ?: "") == ""',
     'TARGET.ShouldTransferFiles == "YES"',
     *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
-    *(f"TARGET.{name} =?= undefined" for name in PROGRAMS),
+    *(f"TARGET.{name} =?= undefined" for name in FORBIDDEN_ATTRIBUTES),
 ))  # fmt: skip
-# The knobs of an entry whose lanes run whatever its owners submit, as the account of the glidein.
+# With these knobs, the lanes of an entry run any program that the entry's owners submit. Such a program runs under the
+# account of the glidein.
 ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
 
 
 @dataclass(frozen=True)
-class Node:
-    """Where a glidein landed: its scratch folder, its unique name, the programs it found."""
+class GlideinNode:
+    """The node on which a glidein runs, and the names and files of the glidein on this node.
+
+    Attributes:
+        folder: the outer job's scratch folder.
+        daemon_name: name of the glidein's HTCondor daemons. The name is different at each start of the glidein.
+        python: path of the Python that runs the model server.
+        release_dir: HTCondor's release folder.
+        libexec: folder `libexec` of the release.
+        lib: folder `lib` of the release.
+        retires: Unix time after which the lanes accept no further job.
+        cache: folder in which files stay for later glideins.
+        host: address of this node, as other nodes of the pool see it.
+        pool_home: GLIDE_HOME of the embedded pool to which the glidein belongs; None if the glidein belongs to another
+            pool. With this value, `glide pool down` finds processes that are left over.
+    """
 
     folder: Path
     glide_id: str
@@ -43,13 +59,14 @@ class Node:
     release_dir: Path
     libexec: Path
     lib: Path
-    retires: int  # Unix time from when on it takes no further job
-    cache: str  # where files stay
-    host: str = "127.0.0.1"  # its address, as other nodes of the pool see it
-    pool_home: str | None = None  # of the embedded pool it runs on: `glide pool down` finds its strays by it
+    retires: int
+    cache: str
+    host: str = "127.0.0.1"
+    pool_home: str | None = None
 
     @property
-    def door(self) -> Path:
+    def endpoint(self) -> Path:
+        """File that contains the model server's port and secret."""
         return self.folder / "server" / "door"
 
     @property
@@ -57,37 +74,43 @@ class Node:
         return self.folder / "logs" / "ModelServerLog"
 
     @property
-    def launcher(self) -> Path:
+    def python_launcher(self) -> Path:
+        """Script that starts the node's Python with glide's code."""
         return self.folder / "python"
 
     @property
     def invoke(self) -> Path:
+        """Path of the ticket, which invocation jobs run."""
         return self.folder / "code" / "glide" / "invoke" / "ticket.sh"
 
     @property
-    def prepare(self) -> Path:
-        """What the starter runs before each job of a lane."""
+    def prepare_hook(self) -> Path:
+        """Script that the starter runs before each job of a lane."""
         return self.folder / "prepare"
 
     @property
     def advertise(self) -> Path:
+        """Script that updates the ads of the lanes. The startd runs the script as a cron job."""
         return self.folder / "code" / "glide" / "server" / "advertise.sh"
 
 
-def cache_folder(settings: Settings, owner: str) -> str:
-    """Where files stay on this node for the glideins of an owner; for this one alone where accounts are shared."""
+def cache_folder(settings: GlideinSettings, owner: str) -> str:
+    """Return the folder in which files stay on this node for later glideins of an owner.
+
+    If the entry names no folder, and this account also runs jobs of other owners, the cache is in the job's folder.
+    """
     return os.path.expandvars(settings.cache) if settings.cache else str(default_folder(owner) or Path.cwd() / "cache")
 
 
-def cache_limit(settings: Settings) -> int | None:
-    """Bytes that they may take; None for most of the disk."""
+def cache_limit(settings: GlideinSettings) -> int | None:
+    """Return the maximum size of the cache in bytes; None if the cache may use most of its disk."""
     return int(settings.cache_gigabytes * 1e9) if settings.cache_gigabytes else None
 
 
-def server(settings: Settings, node: Node) -> server_settings.Settings:
-    """What the model server is told."""
+def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSettings:
+    """Return the settings of the glidein's model server."""
     share = settings.upload_megabytes
-    return server_settings.Settings(
+    return ServerSettings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
         users_code=settings.users_code or len(settings.owners) == 1,
         supply=SupplySettings(
@@ -99,20 +122,21 @@ def server(settings: Settings, node: Node) -> server_settings.Settings:
     )  # fmt: skip
 
 
-def preparation(node: Node) -> str:
-    """Return the script whose output the starter puts into a job's ad before it runs the job.
+def prepare_script(node: GlideinNode) -> str:
+    """Return a script that the starter runs before each job. The starter puts the script's output into the job's ad.
 
-    START accepts jobs that look right. But a job may describe its program or environment by an expression that START
-    and the starter evaluate to different values, and BASH_ENV or LD_PRELOAD would run code before the ticket does.
+    START accepts only jobs that run the ticket. But the job's program or environment may be an expression that has
+    another value in the starter than in START. The environment also matters, because BASH_ENV or LD_PRELOAD would run
+    code before the ticket. So the script's output replaces the job's attributes for the program and the environment.
     """
-    given = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
-    given |= dict.fromkeys(PROGRAMS, "undefined")
-    lines = "\n".join(f"{name} = {value}" for name, value in given.items())
+    attributes = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
+    attributes |= dict.fromkeys(FORBIDDEN_ATTRIBUTES, "undefined")
+    lines = "\n".join(f"{name} = {value}" for name, value in attributes.items())
     return f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(lines)}\n"
 
 
-def render(settings: Settings, node: Node) -> str:
-    """The text of the glidein's condor_config."""
+def render(settings: GlideinSettings, node: GlideinNode) -> str:
+    """Return the text of the glidein's condor_config."""
     sections = (
         _place(settings, node),
         _pool(settings),
@@ -124,34 +148,35 @@ def render(settings: Settings, node: Node) -> str:
     return "\n".join(["# Written by a glidein at its start.", *lines, ""])
 
 
-def _place(settings: Settings, node: Node) -> dict[str, str]:
+def _place(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     return {
         "RELEASE_DIR": str(node.release_dir), "BIN": "$(RELEASE_DIR)/bin", "SBIN": "$(RELEASE_DIR)/sbin",
         "LIBEXEC": str(node.libexec), "LIB": str(node.lib), "SHARE": "$(RELEASE_DIR)/share/condor",
         "LOCAL_DIR": str(node.folder), "LOG": "$(LOCAL_DIR)/logs", "EXECUTE": "$(LOCAL_DIR)/execute",
         "SPOOL": "$(LOCAL_DIR)/spool", "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/lock",
         "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "", "PROCD_ADDRESS": "$(LOCK)/procd",
-        # A fresh name at every start: ads of an earlier life must not be taken for this one's.
+        # The name is new at every start, so that ads of an earlier start are not mistaken for ads of this start.
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
-        "MODELSERVER": str(node.launcher),
+        "MODELSERVER": str(node.python_launcher),
         "MODELSERVER_ARGS": arguments(
-            ["-m", "glide.server", f"{node.folder}/server.json", f"{node.folder}/template.json", str(node.door),
+            ["-m", "glide.server", f"{node.folder}/server.json", f"{node.folder}/template.json", str(node.endpoint),
              str(node.log)]
         ),
-        # The server is a child that has cost minutes to warm: back soon, but not in a tight loop.
+        # If the model server has ended, restart it soon, because loading a model takes minutes. After repeated ends,
+        # wait longer, up to 60 seconds.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
 
 
-def _pool(settings: Settings) -> dict[str, str]:
+def _pool(settings: GlideinSettings) -> dict[str, str]:
     loopback = settings.collector.lstrip("<").startswith(("127.", "localhost"))
     return {
         "COLLECTOR_HOST": settings.collector,
         **({"NETWORK_INTERFACE": "127.0.0.1", "NO_DNS": "True", "DEFAULT_DOMAIN_NAME": "localdomain"} if loopback
            else {"CCB_ADDRESS": "$(COLLECTOR_HOST)"}),
         "USE_SHARED_PORT": "False",
-        # The outer job's daemons are another family: their session keys mean nothing to this pool.
+        # The outer job's daemons belong to another family, and this pool does not know the session keys of that family.
         "SEC_USE_FAMILY_SESSION": "False",
         "TRUST_DOMAIN": settings.trust_domain, "UID_DOMAIN": settings.trust_domain,
         "FILESYSTEM_DOMAIN": "$(STARTD_NAME)",
@@ -164,8 +189,8 @@ def _pool(settings: Settings) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _lanes(settings: Settings, node: Node) -> dict[str, str]:
-    variables = {SOCKET_VARIABLE: str(node.door), ID_VARIABLE: node.glide_id}
+def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
+    variables = {SOCKET_VARIABLE: str(node.endpoint), ID_VARIABLE: node.glide_id}
     variables |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
     own = f"{Machine.OWNER} =?= undefined || {Machine.OWNER} =?= TARGET.User"
     settled = ",".join((State.BLANK, State.WARM, State.FAILED))
@@ -173,49 +198,53 @@ def _lanes(settings: Settings, node: Node) -> dict[str, str]:
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
         "NUM_SLOTS_TYPE_1": str(settings.lanes),
-        # The server owns the GPU; a lane's job only talks to it.
+        # Lanes have no GPU, because only the model server uses the GPU. A job on a lane only connects to the server.
         "STARTD_DETECT_GPUS": "", "MACHINE_RESOURCE_GPUs": "0",
         Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
-        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.door}"', Machine.RETIRES: str(node.retires),
+        Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.endpoint}"', Machine.RETIRES: str(node.retires),
         "STARTD_ATTRS": ", ".join(
             [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
         ),
-        # A reused claim rechecks START but not the job's requirements, so START tests the state as well.
-        # A glidein's own job names a template too, and must not become a glidein within this one.
-        # Where code of one owner is, nobody else is served. A sticky job may put another state in an idle one's place.
+        # When HTCondor reuses a claim, it checks START, but not the job's requirements. So START checks the state.
+        # START refuses outer jobs, because a glidein must not run inside this glidein. Outer jobs also name a template.
+        # If a user's code is loaded, only jobs of this user run. A sticky job may replace an idle template.
         "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
                  f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # Whoever submits: the ticket, and nothing else. A job's own keyword does not count where one is set here.
-        "GLIDE_RUNS": TICKET,
-        "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare),
+        # The job must run the ticket, no matter who its user is. The starter ignores the hook keyword of a job, because
+        # this configuration sets a hook keyword.
+        "GLIDE_RUNS": TICKET_REQUIREMENTS,
+        "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": environment(variables),
-        # Nothing about a lane's job is worth a look every few seconds.
+        # Frequent updates about the job on a lane are not needed.
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
-        # Each look at the process table costs in proportion to all processes of the node, other glideins' included.
+        # Take snapshots of the process table rarely. A snapshot costs time for each process of the node, also for the
+        # processes of other glideins.
         "PID_SNAPSHOT_INTERVAL": "300",
-        # Asking the plugins, Java and the container runtimes for their abilities delays the start by seconds.
+        # Do not detect the abilities of plugins, Java and container runtimes. The detection would delay the start by
+        # seconds.
         "ENABLE_URL_TRANSFERS": "False", "JAVA": "", "DOCKER": "", "SINGULARITY": "",
     }  # fmt: skip
 
 
-def _server(settings: Settings, node: Node) -> dict[str, str]:
+def _server(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     return {
-        # WaitForExit: the job never exits, and its every "- update:true" goes to the collector.
+        # The cron job never exits, so its mode is WaitForExit. When the cron job prints "- update:true", the startd
+        # sends the ad to the collector.
         "STARTD_CRON_JOBLIST": "GLIDE",
         "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise),
-        "STARTD_CRON_GLIDE_ARGS": arguments([str(node.door), str(settings.lanes)]),
+        "STARTD_CRON_GLIDE_ARGS": arguments([str(node.endpoint), str(settings.lanes)]),
         "STARTD_CRON_GLIDE_MODE": "WaitForExit", "STARTD_CRON_GLIDE_PERIOD": "1",
     }  # fmt: skip
 
 
-def _lifetime(settings: Settings) -> dict[str, str]:
+def _lifetime(settings: GlideinSettings) -> dict[str, str]:
     return {
-        # Ads of a node that vanished without a word are gone after a minute, not after fifteen.
+        # If a node vanishes, its ads expire after one minute instead of fifteen minutes.
         "UPDATE_INTERVAL": "15", "MASTER_UPDATE_INTERVAL": "15", "CLASSAD_LIFETIME": "60",
         "TCP_KEEPALIVE_INTERVAL": "10", "MachineMaxVacateTime": "5", "KILLING_TIMEOUT": "5",
         "SHUTDOWN_FAST_TIMEOUT": "5", "SHUTDOWN_GRACEFUL_TIMEOUT": "5",

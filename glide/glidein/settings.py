@@ -1,36 +1,48 @@
-"""What the factory tells a glidein, in one JSON file beside its token. Standard library only."""
+"""The settings of a glidein. The factory sends the settings in one JSON file with the glidein.
+
+This module needs only the standard library.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 
-SPREAD = 0.1  # of the lifetime: glideins that came together are not to go together
+# A lifetime varies randomly by up to this share. Otherwise, glideins that start together would also end together.
+SPREAD = 0.1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """
-    collector: address of the overlay pool's collector.
-    trust_domain: the overlay pool's, for its token.
-    owners: whose invocation jobs the lanes serve, as Owner@UidDomain.
-    factory: the User that the factory is, whose sticky jobs any lane takes, and whatever they bring.
-    lanes: static slots that share the model server.
-    memory: MB that the states on it may take together; None where nobody knows, and then it holds one at a time.
-    condor: HTCondor's release folder on the node, if it has one there.
-    bundle: an archive with such a folder, for nodes that have neither that nor HTCondor on their PATH; or for all
-        nodes where `condor` is None. Without both it is the one on the PATH.
-    environment: what engines run in where a template names nothing else; None for the node's own Python.
-    template: what it holds at first; a blank one nothing.
-    idle_seconds: without a claim for so long, the glidein ends itself.
-    lifetime: after so many seconds it takes no further job.
-    cache: the folder on the node where files stay for the glideins to come; by default one of this account.
-    cache_gigabytes: that it may take; None for most of its disk.
-    upload_megabytes: a second that other nodes may take from it; None for no limit.
-    users_code: whether several owners may bring code of their own; one alone always may.
-    knobs: further HTCondor configuration of this entry.
+class GlideinSettings:
+    """The settings of a glidein.
+
+    Attributes:
+        collector: address of the overlay pool's collector.
+        trust_domain: trust domain of the overlay pool, in which the glidein's token is valid.
+        owners: users in the form Owner@UidDomain. The lanes serve the invocation jobs of these users.
+        template: the template to load at first; None for a blank glidein.
+        factory: the factory's user, in the form of HTCondor's attribute User. All lanes accept the factory's sticky
+            jobs with any template.
+        lanes: number of lanes. Lanes are static slots that share the model server.
+        memory: memory that all loaded templates may use together, in MB. None means that the limit is unknown. The
+            model server then keeps only one template loaded.
+        condor: path of HTCondor's release folder on the node; None if the entry names no release folder.
+        bundle: archive with a release folder; None if there is no archive. A node uses the archive if the node has
+            neither the folder `condor` nor HTCondor on its PATH. If `condor` is None, every node uses the archive. If
+            `condor` and `bundle` are None, nodes use the HTCondor on their PATH.
+        environment: environment in which an engine runs if the template names no environment; None for the node's own
+            Python.
+        idle_seconds: number of seconds without a job after which the glidein ends itself.
+        lifetime: number of seconds from the start of the glidein until its lanes accept no further job.
+        cache: folder on the node in which files stay for later glideins; None for a folder of this account.
+        cache_gigabytes: maximum size of the cache in GB; None if the cache may use most of its disk.
+        upload_megabytes: maximum number of MB per second that other nodes may take from this glidein; None for no
+            limit.
+        users_code: whether users' code may be loaded if there are several owners. If there is only one owner, this
+            owner's code may always be loaded.
+        knobs: additional HTCondor configuration of this entry.
     """
 
     entry: str
@@ -43,8 +55,8 @@ class Settings:
     lanes: int = 2
     memory: int | None = None
     condor: str | None = None
-    bundle: Parcel | None = None
-    environment: Parcel | None = None
+    bundle: FileSet | None = None
+    environment: FileSet | None = None
     idle_seconds: int = 600
     lifetime: int = 86400
     cache: str | None = None
@@ -57,10 +69,10 @@ class Settings:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Settings:
+    def from_json(cls, text: str) -> GlideinSettings:
         fields = json.loads(text)
         if fields["template"]:
             fields["template"] = Template.from_json(json.dumps(fields["template"]))
         for name in ("bundle", "environment"):
-            fields[name] = Parcel.from_fields(fields[name]) if fields[name] else None
+            fields[name] = FileSet.from_fields(fields[name]) if fields[name] else None
         return cls(**{**fields, "owners": tuple(fields["owners"])})

@@ -1,19 +1,24 @@
 #!/bin/sh
-# A glidein's first step: let Python unpack glide's own code and become condor_master.
-# GLIDE_PYTHON is the entry's interpreter, or several of which the first is taken that is here; it needs what the engine
-# imports, and nothing of glide.
+# This script is the first step of a glidein. It starts the Python program that unpacks glide's code and becomes
+# condor_master.
+# GLIDE_PYTHON is the Python of the entry, or a list of Pythons that are separated by colons. The script uses the first
+# Python that this node has. That Python needs the packages that the engine imports. It needs no part of glide.
 set -eu
 umask 077
-mkdir -p code logs  # first of all: a job that cannot bring its logs home is held, and does not say why it died
+# Create the folder `logs` before anything can fail. If the folder is missing at the job's end, HTCondor holds the job,
+# and the reason of the failure is lost.
+mkdir -p code logs
 IFS=:
 python=$(for each in ${GLIDE_PYTHON:-python3}; do command -v "$each" && break; done) || true
 unset IFS
 if [ -z "$python" ]; then
-    echo "glidein: no $GLIDE_PYTHON on this node; set the entry's 'python' to one that is there" >&2
+    echo "glidein: this node has no $GLIDE_PYTHON; set the entry's 'python' to one that it has" >&2
     exit 1
 fi
-# What the server and its engines write goes to the access point at once, but no more than MOST bytes of it; after these
-# what the server itself reports, an engine's last words for example. All this ends with the process that this one becomes.
+# Copy the log of the model server and its engines to this job's output, because HTCondor forwards the output
+# immediately. Copy only the first MOST bytes of the log. After that, copy only the lines of the model server. Such a
+# line reports, for example, the end of an engine. This shell becomes condor_master, and the copying ends when
+# condor_master ends.
 MOST=5000000
 : >logs/ModelServerLog
 unbuffered=$(command -v stdbuf >/dev/null && echo "stdbuf -o0") || true
@@ -21,9 +26,9 @@ tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null | {
     $unbuffered head -c $MOST
     grep -a --line-buffered 'model server:' | {
         IFS= read -r line || exit 0
-        printf '\nglidein: no more than the first %s bytes, and what the server reports:\n%s\n' $MOST "$line"
+        printf '\nglidein: log shortened to its first %s bytes; now only lines of the model server:\n%s\n' $MOST "$line"
         $unbuffered head -c $MOST
     }
 } 2>/dev/null &
-# By its whole path: a job may have no PATH, and then Python does not know where it is itself.
+# Start Python by its full path. Otherwise Python could not find its own location if the job has no PATH.
 PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json

@@ -1,4 +1,4 @@
-"""Materialise a template once, here, in a server of its own that is thrown away: does it load, how long, how large?"""
+"""Load a template once in a temporary model server on this machine, to measure the template's time and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.glidein.bundle import bundle
-from glide.server.settings import Settings
+from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.template import Template
 from glide.vocabulary import Machine, State
@@ -30,8 +30,16 @@ PHASES = {
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What came of it: seconds by phase, the most memory in MB, the GPU's name, and why it failed, if it did."""
+class LoadTrial:
+    """The result of loading a template once.
+
+    Attributes:
+        seconds: for each phase in PHASES, the time of this phase in seconds.
+        megabytes: maximum memory that the engine has used, in MB.
+        gpu: name of the GPU; empty if the engine uses no GPU.
+        failure: reason why the template did not load; empty if the template loaded.
+        log: text of the model server's log.
+    """
 
     seconds: dict[str, float]
     megabytes: float
@@ -40,41 +48,48 @@ class Trial:
     log: str
 
 
-def trial(template: Template, cache: Path, watch: Callable[[str], None] = lambda state: None) -> Trial:
-    """Load a template and forget it, but for its files; `watch` is told each state as it is reached."""
+def trial(template: Template, cache: Path, on_state: Callable[[str], None] = lambda state: None) -> LoadTrial:
+    """Load a template once, and then delete everything except the template's files in the cache.
+
+    Args:
+        cache: folder of the cache, in which the template's files stay.
+        on_state: called with each state that the model server reports.
+    """
     with tempfile.TemporaryDirectory(prefix="glide-trial-") as name:
         folder = Path(name)
         (folder / "template.json").write_text(template.to_json(), "utf-8")
-        (folder / "server.json").write_text(Settings(SupplySettings(str(cache))).to_json(), "utf-8")
+        (folder / "server.json").write_text(ServerSettings(SupplySettings(str(cache))).to_json(), "utf-8")
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
-        with zipfile.ZipFile(io.BytesIO(bundle())) as code:  # as nodes have it, for other Pythons than ours too
+        # Use the code that nodes get, because the template's environment may have another Python than this program.
+        with zipfile.ZipFile(io.BytesIO(bundle())) as code:
             code.extractall(folder / "code")
         environment = {**os.environ, "PYTHONPATH": str(folder / "code")}
         server = subprocess.Popen([sys.executable, "-m", "glide.server", *map(str, paths)], env=environment)
         try:
             ad: dict[str, Any] = {}
             for ad in _states(server, folder / "door"):
-                watch(ad[Machine.STATE])
+                on_state(ad[Machine.STATE])
                 if ad[Machine.STATE] in (State.WARM, State.FAILED):
                     break
             seconds = {phase: ad.get(attribute, 0.0) for phase, attribute in PHASES.items()}
             failure = ad.get(Machine.FAILURE, "") if ad.get(Machine.STATE) != State.WARM else ""
-            failure = failure if ad else "the server ended"
+            failure = failure if ad else "the model server ended before it reported a state"
             log = (folder / "log").read_text("utf-8", "replace") if (folder / "log").exists() else ""
-            return Trial(seconds, _most_memory(server.pid), ad.get(Machine.GPU_NAME, ""), failure, log)
+            return LoadTrial(seconds, _most_memory(server.pid), ad.get(Machine.GPU_NAME, ""), failure, log)
         finally:
             server.terminate()
             server.wait()
 
 
-def _states(server: subprocess.Popen, door: Path) -> Iterator[dict[str, Any]]:
-    while not door.exists():
+def _states(server: subprocess.Popen, endpoint: Path) -> Iterator[dict[str, Any]]:
+    """Wait until the model server has an endpoint, connect to the server, and yield each status that it sends."""
+    while not endpoint.exists():
         if server.poll() is not None:
             return
         time.sleep(0.02)
-    port, cookie = door.read_text("utf-8").split()
-    with socket.create_connection(("127.0.0.1", int(port))) as visit, visit.makefile() as lines:
-        visit.sendall(f"{cookie}\nwatch\n".encode())
+    port, cookie = endpoint.read_text("utf-8").split()
+    with socket.create_connection(("127.0.0.1", int(port))) as connection, connection.makefile() as lines:
+        connection.sendall(f"{cookie}\nwatch\n".encode())
         ad: dict[str, Any] = {}
         for line in lines:
             name, equals, value = line.partition(" = ")
@@ -86,7 +101,10 @@ def _states(server: subprocess.Popen, door: Path) -> Iterator[dict[str, Any]]:
 
 
 def _most_memory(server: int) -> float:
-    """MB that the engine has had at most: the server's child, or what a container's runtime has started."""
+    """Return the peak memory of the largest descendant of the model server, in MB.
+
+    All descendants are compared, because the engine need not be a child of the server.
+    """
     most = 0.0
     with suppress(OSError, StopIteration):
         for child in Path(f"/proc/{server}/task/{server}/children").read_text("utf-8").split():
@@ -95,5 +113,6 @@ def _most_memory(server: int) -> float:
 
 
 def _peak(process: int) -> float:
+    """Return the peak memory of a process, in MB."""
     lines = Path(f"/proc/{process}/status").read_text("utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024

@@ -1,1 +1,1 @@
-"""Records on their way to warm lanes and back: packing, the ticket that a job is on its lane, gathering."""
+"""Pack records into invocation jobs, submit the jobs, and gather their results."""

@@ -1,8 +1,8 @@
-"""What a job's output says, checked: it was written on a node, where anybody's code may have been at work.
+"""Read and check the output of an invocation job. Any code on the node may have written to the output.
 
-A line is a result for a record that the job carries, with the types that a result has, or it is rejected. Of several
-results for one record the first counts. A file or line that is longer than the job's records justify is a flood, and
-is not read further.
+A valid line is a result for one of the job's records, or the number of records that the model server has begun. All
+other lines are rejected. If a record has several results, the first one counts. If a line or the whole output is longer
+than the job's records allow, the rest of the output is not read.
 """
 
 from __future__ import annotations
@@ -14,70 +14,89 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-FREE_BYTES = 1 << 20  # of an output beside its results: what its lane says of records begun, a line each second
-MOST_BYTES = 512 << 20  # of any job's output
-LARGEST_COUNT = 10**9  # of tokens, attempts or seconds
-NAME_LENGTH = 1000  # characters of a glidein's name or an error's type
-MESSAGE_LENGTH = 1_000_000  # characters of an error's message
+# Maximum number of bytes that an output may have in addition to its results. Each second, the model server may write a
+# line with the number of records that it has begun.
+FREE_BYTES = 1 << 20
+MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
+LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
+NAME_LENGTH = 1000  # maximum number of characters of a glidein's name or an error's type
+MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
 
 
 @dataclass
-class Answers:
-    """What an output has.
+class OutputContent:
+    """The valid content of a job's output.
 
     Attributes:
-        results: one for each record that is answered, by id.
-        begun: how many records the lane had begun.
-        rejected: lines that are no valid results, and `reason` is what is wrong with the first.
-        flood: whether it is longer than it may be.
+        results: the valid results, by record id. A record without a valid result is missing.
+        begun: number of records that the model server has begun, according to the output.
+        rejected: number of invalid lines.
+        reason: problem of the first invalid line; empty if all lines are valid.
+        too_long: whether a line or the whole output is longer than allowed.
     """
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     begun: int = 0
     rejected: int = 0
     reason: str = ""
-    flood: bool = False
+    too_long: bool = False
 
     def reject(self, reason: str) -> None:
+        """Count an invalid line. Keep the reason if this is the first invalid line."""
         self.rejected += 1
         self.reason = self.reason or reason
 
 
-class Rejected(ValueError):
-    """A line that is no valid result; the message says why."""
+class RejectedResult(ValueError):
+    """The error for a line that is not valid. The message is the reason."""
 
 
-def limit(records: int, answer_bytes: int) -> int:
-    """Bytes that the output of a job with so many records may have, where a result may have `answer_bytes`."""
-    return min(MOST_BYTES, FREE_BYTES + records * answer_bytes)
+def output_limit(records: int, max_result_bytes: int) -> int:
+    """Return the maximum size of a job's output, in bytes.
+
+    Args:
+        records: number of records in the job.
+        max_result_bytes: maximum length of one result's line, in bytes.
+    """
+    return min(MOST_BYTES, FREE_BYTES + records * max_result_bytes)
 
 
 def read(
-    path: Path, ids: Collection[str], answer_bytes: int, complaint: Callable[[dict[str, Any]], str] = lambda result: ""
-) -> Answers:
-    """Read an output, which is empty when it does not exist; a last line without its end is still being written.
+    path: Path, ids: Collection[str], max_result_bytes: int,
+    check_result: Callable[[dict[str, Any]], str] = lambda result: "",
+) -> OutputContent:  # fmt: skip
+    """Read a job's output. A missing file counts as an empty output.
+
+    A last line without "\\n" is incomplete, so it is ignored.
 
     Args:
-        ids: of the records that the job carries.
-        answer_bytes: the longest line that a result may be.
-        complaint: what else is wrong with a result; empty where nothing is.
+        path: path of the output file.
+        ids: ids of the job's records.
+        max_result_bytes: maximum length of one result's line, in bytes.
+        check_result: a function that checks a result further. It returns a problem, or an empty text if the result is
+            valid.
     """
-    answers = Answers()
+    answers = OutputContent()
     with suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
-        for line in _lines(file, answer_bytes, limit(len(ids), answer_bytes)):
+        for line in _lines(file, max_result_bytes, output_limit(len(ids), max_result_bytes)):
             if line is None:
-                answers.flood = True
-                answers.reject("the output is longer than its records justify")
+                answers.too_long = True
+                answers.reject("the output is longer than its records allow")
                 break
             try:
-                _take(line, ids, answers, complaint)
-            except Rejected as wrong:
+                _read_line(line, ids, answers, check_result)
+            except RejectedResult as wrong:
                 answers.reject(str(wrong))
     return answers
 
 
 def _lines(file: BinaryIO, longest: int, most: int) -> Iterator[bytes | None]:
-    """Whole lines that are not blank; None, and no more, where a line or all of them are too long."""
+    """Yield the complete lines that are not blank. If a line or the file is too long, yield None and stop.
+
+    Args:
+        longest: maximum length of a line, in bytes.
+        most: maximum length of the file, in bytes.
+    """
     total = 0
     while line := file.readline(longest + 1):
         total += len(line)
@@ -88,31 +107,35 @@ def _lines(file: BinaryIO, longest: int, most: int) -> Iterator[bytes | None]:
             yield line
 
 
-def _take(line: bytes, ids: Collection[str], answers: Answers, complaint: Callable[[dict[str, Any]], str]) -> None:
+def _read_line(
+    line: bytes, ids: Collection[str], answers: OutputContent, check_result: Callable[[dict[str, Any]], str]
+) -> None:
+    """Add the content of a line to `answers`. Raise RejectedResult if the line is invalid."""
     try:
         content = json.loads(line.decode(), parse_constant=_no_constant)
         if not isinstance(content, dict):
-            raise Rejected("a line is no JSON object")
+            raise RejectedResult("a line is not a JSON object")
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeError:
-        raise Rejected("a text is not valid Unicode") from None
+        raise RejectedResult("a text is not valid Unicode") from None
     except (ValueError, RecursionError):
-        raise Rejected("a line is no JSON object") from None
+        raise RejectedResult("a line is not a JSON object") from None
     if "custom_id" not in content:
         if not _is_count(content.get("begun")):
-            raise Rejected("a line is neither a result nor a count of records begun")
+            raise RejectedResult("a line is neither a result nor a count of records begun")
         answers.begun = max(answers.begun, min(content["begun"], len(ids)))
         return
     name = content["custom_id"]
     if not isinstance(name, str) or name not in ids:
-        raise Rejected("a result for a record that the job does not carry")
-    if wrong := problem(content) or complaint(content):
-        raise Rejected(f"a result whose {wrong}")
-    answers.results.setdefault(name, content)  # another one was streamed twice, or computed again after a restart
+        raise RejectedResult("a result is for a record that is not in the job")
+    if wrong := problem(content) or check_result(content):
+        raise RejectedResult(f"a result is invalid: {wrong}")
+    # Ignore a second result of a record. It is a copy, or it was computed after the job had started again.
+    answers.results.setdefault(name, content)
 
 
 def problem(result: dict[str, Any]) -> str:
-    """What is wrong with the fields that every result has; empty where nothing is."""
+    """Return a problem of the fields that every result must have, or an empty text if all these fields are valid."""
     text, error = result.get("text"), result.get("error")
     if error is not None and not _is_error(error):
         return "`error` is not null or {type, message}"
@@ -143,4 +166,4 @@ def _is_count(value: object) -> bool:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,9 +1,16 @@
-"""Bring the outputs of spooled jobs into a folder of results; never over a file that is there.
+"""Retrieve the outputs of spooled jobs into a folder of results, without overwriting a file there.
 
-HTCondor's client writes outputs where a job's ad says, over whatever lies there. So the ad is first made to name a
-staging folder in the folder of results, and the job is retrieved into that. When it is complete and on disk, the
-staging folder is renamed to `.glide-gather/JOB-TIME`. Then each file is linked to its place, the places are flushed to
-disk, and the job leaves the queue. After an interruption at any moment the next run goes on from what it finds.
+HTCondor's client writes outputs to the paths in a job's ad, and overwrites existing files there. So the outputs of a
+job are gathered in these steps:
+
+1. Change the job's ad so that its paths name a staging folder inside the folder of results.
+2. Retrieve the outputs into the staging folder.
+3. When the outputs are complete and on disk, rename the staging folder to `.glide-gather/JOB-TIME`.
+4. Link each file to its final place, and flush the changed folders to disk.
+5. Remove the job from the queue.
+
+After an interruption, the next run continues with step 4 if `.glide-gather/JOB-TIME` exists. Otherwise the next run
+begins again with step 1.
 """
 
 from __future__ import annotations
@@ -21,25 +28,31 @@ from pathlib import Path, PurePosixPath
 from glide.condor import AccessPoint
 from glide.condor.access_point import quoted
 from glide.errors import CondorError, GlideError, InputError
-from glide.invoke.outputs import ATTRIBUTES, Outputs, named_twice, outputs
+from glide.invoke.outputs import ATTRIBUTES, Outputs, outputs, shared_names
 from glide.system import open_regular, sync_folder
 from glide.vocabulary import LEAVE_IN_QUEUE, Job, JobStatus
 
 STAGING = ".glide-gather"
-LARGEST_LOG = 64 << 20  # bytes of events of one job; HTCondor writes some thousands
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # what file systems without hard links answer
+LARGEST_LOG = 64 << 20  # maximum size of one job's event log, in bytes; an ordinary log has a few thousand bytes
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # errors of os.link where hard links are impossible
 
 
 class Gatherer:
-    """Gathers one cluster's jobs.
+    """Gather the outputs of one cluster's jobs.
 
     Args:
-        to: the folder of results; made if it does not exist.
-        failed: is called with a job's number and the cause, for each job that could not be gathered.
+        to: the folder of results. It is created if it does not exist.
+        failed: a function that is called for each job that cannot be gathered. Its arguments are the job's number and
+            the cause.
+
+    Attributes:
+        names_in_job_folders: file names that are ambiguous. A file with such a name goes into a folder named after its
+            job. A name is ambiguous if several jobs have a file of this name, or if an earlier run has put a file of
+            this name into a job's folder.
 
     Raises:
-        InputError: another process gathers into this folder.
-        OSError: the folder cannot be written.
+        InputError: another process gathers into this folder, or another account has access to the staging folder.
+        OSError: the folder of results cannot be written.
     """
 
     def __init__(self, access_point: AccessPoint, cluster: int, to: Path, failed: Callable[[str, str], None]):
@@ -51,104 +64,112 @@ class Gatherer:
         self.staging.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock = os.open(self.staging, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
         if os.fstat(self.lock).st_uid != os.geteuid() or os.fstat(self.lock).st_mode & 0o077:
-            raise InputError(f"{self.staging} must be a folder of this account alone (0700): move it away")
+            raise InputError(f"{self.staging} must belong to this account alone, with mode 0700; move it away")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another glide gather is at work in {to}: wait for it, or use another folder") from None
-        self.apart: set[str] = set()  # names that are in jobs' own folders
+            raise InputError(f"another glide gather is at work in {to}; wait for it, or use another folder") from None
+        self.names_in_job_folders: set[str] = set()
 
     def close(self) -> None:
-        """Remove what is empty of the staging folder, and let others gather here."""
+        """Remove the empty staging folders, and release the lock."""
         for folder in (*self.staging.iterdir(), self.staging):
-            with suppress(OSError):  # not empty
+            with suppress(OSError):  # the folder is not empty
                 folder.rmdir()
         os.close(self.lock)
 
     def run(self) -> tuple[list[str], list[int]]:
-        """Gather all completed jobs; return those gathered, and the status of each that was in the queue.
+        """Gather all completed jobs of the cluster.
+
+        Returns:
+            The numbers of the gathered jobs, and the JobStatus that each job of the cluster had before the gathering.
 
         Raises:
-            InputError: the jobs are a sweep's.
+            InputError: the jobs belong to a sweep or session.
             CondorError: the access point does not answer.
             GlideError: the folder cannot be written.
         """
         ads = self.access_point.jobs(f"ClusterId == {self.cluster}", ATTRIBUTES)
         if any(ad.get(Job.RUN) for ad in ads):
-            raise InputError(f"cluster {self.cluster} belongs to a sweep, which gathers it itself")
+            raise InputError(f"cluster {self.cluster} belongs to a sweep or session, which gathers its jobs itself")
         jobs = [outputs(ad) for ad in sorted(ads, key=lambda ad: int(ad["ProcId"]))]
         done = {f"{ad['ClusterId']}.{ad['ProcId']}" for ad in ads if ad["JobStatus"] == JobStatus.COMPLETED}
-        self.apart = named_twice(jobs) | set(self._names_apart())
+        self.names_in_job_folders = shared_names(jobs) | set(self._names_in_job_folders())
         gathered = []
         for job in jobs:
-            if job.job in done and self._gather(job):
-                gathered.append(job.job)
+            if job.id in done and self._gather(job):
+                gathered.append(job.id)
         return gathered, [ad["JobStatus"] for ad in ads]
 
     def _gather(self, job: Outputs) -> bool:
-        """Bring one job's outputs, and take it out of the queue; return whether that was possible."""
-        ready = self.staging / f"{job.job}-{job.submitted}"
-        resumed = ready.is_dir()
+        """Gather one job's outputs, and remove the job from the queue. Return False if this failed."""
+        staged = self.staging / f"{job.id}-{job.submitted}"
+        resumed = staged.is_dir()
         if job.problem:
-            self.failed(job.job, job.problem)
+            self.failed(job.id, job.problem)
             return False
         try:
             if not resumed:
                 try:
-                    self._retrieve(job, ready)
+                    self._retrieve(job, staged)
                 except CondorError as error:
-                    self.failed(job.job, str(error))
+                    self.failed(job.id, str(error))
                     return False
-            for folder in self._place(job, ready, resumed):
+            for folder in self._place(job, staged, resumed):
                 sync_folder(folder)
         except OSError as error:
-            raise GlideError(f"job {job.job} stays in the queue, as its outputs cannot be written: {error}") from None
+            raise GlideError(
+                f"outputs of job {job.id} cannot be written: {error}; the job stays in the queue"
+            ) from None
         self.access_point.remove(_constraint(job), "gathered")
-        shutil.rmtree(ready, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
         return True
 
     # ---- from the access point to the staging folder ----
 
-    def _retrieve(self, job: Outputs, ready: Path) -> None:
-        """Retrieve a job's outputs into a folder of ours, and give it its name when it is complete and on disk."""
-        partial = self.staging / f"{job.job}.partial"
+    def _retrieve(self, job: Outputs, staged: Path) -> None:
+        """Retrieve a job's outputs into a temporary folder. When all are on disk, rename the folder to `staged`."""
+        partial = self.staging / f"{job.id}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         for target in job.remaps.values():
             (partial / target).parent.mkdir(parents=True, exist_ok=True)
         try:
-            if self._point(job, partial):
+            if self._redirect(job, partial):
                 self._retrieve_into(job, partial)
             else:
-                self._retrieve_by_way_of(job, Path(job.initial_dir), partial)
+                self._retrieve_via_submit_folder(job, Path(job.initial_dir), partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         for path in _inside(partial):
-            _settle(path)
+            _sync_with_permissions(path)
         sync_folder(partial)
-        partial.rename(ready)
+        partial.rename(staged)
         sync_folder(self.staging)
 
     def _retrieve_into(self, job: Outputs, folder: Path) -> None:
-        """Retrieve a job's outputs, of which the ad names this folder."""
+        """Retrieve a job's outputs into `folder`. The job's ad must already name this folder."""
         try:
             self.access_point.retrieve(_constraint(job))
             pointed = self.access_point.jobs(_constraint(job), ["SUBMIT_Iwd"])
             if [ad.get("SUBMIT_Iwd") for ad in pointed] != [str(folder)]:
-                raise CondorError("another glide gather takes its outputs just now")
+                raise CondorError("another glide gather is retrieving its outputs; try again later")
         except BaseException:
-            with suppress(CondorError):  # for condor_transfer_data
-                self.access_point.edit(job.job, "SUBMIT_Iwd", quoted(job.initial_dir))
+            with suppress(CondorError):  # restore the job's own path, so that condor_transfer_data works
+                self.access_point.edit(job.id, "SUBMIT_Iwd", quoted(job.initial_dir))
             raise
 
-    def _retrieve_by_way_of(self, job: Outputs, home: Path, folder: Path) -> None:
-        """Retrieve a job's outputs into the folder that it was submitted from, where none of them may be yet."""
-        places = [(home / name, folder / name) for name in dict.fromkeys(job.brought)]
-        if not job.plain:
-            raise CondorError("it has outputs that belong elsewhere: use condor_transfer_data")
-        if taken := [str(place) for place, _ in places if os.path.lexists(place)]:
-            raise CondorError(f"this access point can only bring it by way of {home}: move {', '.join(taken)} away")
+    def _retrieve_via_submit_folder(self, job: Outputs, home: Path, folder: Path) -> None:
+        """Retrieve a job's outputs into `home`, where the job was submitted, and move the outputs to `folder`.
+
+        Raises CondorError if `home` already has a file with the name of an output, because HTCondor would overwrite it.
+        """
+        places = [(home / name, folder / name) for name in dict.fromkeys(job.retrieved)]
+        if not job.remaps_unchanged:
+            raise CondorError("its remaps lead out of its folder; retrieve its outputs with condor_transfer_data")
+        if existing := [str(place) for place, _ in places if os.path.lexists(place)]:
+            raise CondorError(f"this access point only retrieves outputs into {home}; move {', '.join(existing)} away")
         try:
             self.access_point.retrieve(_constraint(job))
         finally:
@@ -157,36 +178,41 @@ class Gatherer:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(place, target)
 
-    def _point(self, job: Outputs, folder: Path) -> bool:
-        """Have HTCondor's client write a job's outputs into a folder; return whether the access point allows it.
+    def _redirect(self, job: Outputs, folder: Path) -> bool:
+        """Change a completed job's ad so that HTCondor's client writes the outputs into `folder`.
 
-        No node changes the ad of a completed job. What its owner may not change (PROTECTED_JOB_ATTRS) no node has
-        changed before, as nodes act in the owner's name.
+        Return False if the access point protects one of the path attributes from the job's owner (PROTECTED_JOB_ATTRS).
+        In this case no node can have changed the attribute, because a node acts with the owner's rights. After a job
+        has completed, no node can change the job's ad at all.
         """
         attributes = {
-            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # condor_submit's own expression ends with the first retrieval
+            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # with condor_submit's default, the first retrieval removes the job
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # where it goes is a remap
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # the folder of the log is in a remap
             "SUBMIT_Iwd": quoted(str(folder)),
         }
-        self.access_point.edit(job.job, Job.INITIAL_DIR, quoted(job.initial_dir))
+        self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))
         protected = set()
         for attribute, expression in attributes.items():
             try:
-                self.access_point.edit(job.job, attribute, expression)
+                self.access_point.edit(job.id, attribute, expression)
             except CondorError as error:
                 if not re.search("(protected|immutable) attribute", str(error)):
                     raise
                 protected.add(attribute)
         return not protected - {"LeaveJobInQueue"}
 
-    # ---- from there to where they belong ----
+    # ---- from the staging folder to the final places ----
 
-    def _place(self, job: Outputs, ready: Path, resumed: bool) -> set[Path]:
-        """Link a job's outputs to their places; return the folders that have changed."""
+    def _place(self, job: Outputs, staged: Path, resumed: bool) -> set[Path]:
+        """Link a job's outputs to their final places. Return the folders that have changed.
+
+        Args:
+            resumed: whether an interrupted run retrieved these outputs. That run may also have placed some of them.
+        """
         changed: set[Path] = set()
-        for source in _inside(ready):
-            name = source.relative_to(ready)
+        for source in _inside(staged):
+            name = source.relative_to(staged)
             for target in self._targets(job, PurePosixPath(name)):
                 if _is_folder(source):
                     placed = self._folder(target, changed)
@@ -200,23 +226,28 @@ class Gatherer:
         return changed
 
     def _targets(self, job: Outputs, name: PurePosixPath) -> Iterator[Path]:
-        """Yield where a job's file may go, the best place first: its own name, then that in the job's own folder."""
+        """Yield the possible places for a file, the best place first.
+
+        The best place is the file's own path, unless this path is ambiguous or inside the staging folder. All other
+        places are inside folders that are named after the job.
+        """
         path = job.folder / name
-        clashes = str(name) != job.log and any(str(each) in self.apart for each in (path, *path.parents))
+        clashes = str(name) != job.log and any(str(each) in self.names_in_job_folders for each in (path, *path.parents))
         if not clashes and path.parts[0] != STAGING:
             yield self.to / path
-        self.apart.add(str(path))
-        yield self.to / job.job / path
+        self.names_in_job_folders.add(str(path))
+        yield self.to / job.id / path
         for number in range(2, 1 << 30):
-            yield self.to / f"{job.job}-{number}" / path
+            yield self.to / f"{job.id}-{number}" / path
 
-    def _names_apart(self) -> Iterator[str]:
+    def _names_in_job_folders(self) -> Iterator[str]:
+        """Yield the names of the files that earlier runs have put into folders named after jobs."""
         for folder in self.to.iterdir():
             if re.fullmatch(rf"{self.cluster}\.\d+(-\d+)?", folder.name) and _is_folder(folder):
                 yield from (str(path.relative_to(folder)) for path in _inside(folder) if not _is_folder(path))
 
     def _folder(self, folder: Path, changed: set[Path]) -> bool:
-        """Make a folder and those above it; return whether they are folders: a link may lead anywhere."""
+        """Create a folder and its parents inside `to`. Return False if a file or a link is in the way."""
         here = self.to
         for name in folder.relative_to(self.to).parts:
             try:
@@ -229,7 +260,7 @@ class Gatherer:
         return True
 
     def _append(self, source: Path, target: Path, resumed: bool) -> bool:
-        """Add a job's events to the log that the cluster's jobs share; return whether there is one."""
+        """Append a job's events to the event log that the cluster's jobs share. Return False if this is impossible."""
         if source.stat().st_size > LARGEST_LOG:
             return False
         try:
@@ -243,7 +274,7 @@ class Gatherer:
                 return False
             events = source.read_bytes()
             log.seek(0)
-            if not resumed or events not in log.read():  # or the last run was interrupted right after it
+            if not resumed or events not in log.read():  # an interrupted run may already have appended the events
                 log.write(events)
                 log.flush()
                 os.fsync(descriptor)
@@ -252,15 +283,15 @@ class Gatherer:
 
 
 def _constraint(job: Outputs) -> str:
-    cluster, _, proc = job.job.partition(".")
+    cluster, _, proc = job.id.partition(".")
     return f"ClusterId == {cluster} && ProcId == {proc}"
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """All files and folders in a folder, each folder before what is in it; links are not followed."""
+    """Yield all files and folders below a folder, each folder before its content. Do not follow links."""
     for path in sorted(folder.iterdir()):
         descend = _is_folder(path)
-        yield path  # which may be moved now
+        yield path  # `_is_folder` was called before, because the caller may move the file
         if descend:
             yield from _inside(path)
 
@@ -269,8 +300,11 @@ def _is_folder(path: Path) -> bool:
     return stat.S_ISDIR(path.lstat().st_mode)
 
 
-def _settle(path: Path) -> None:
-    """Give a file or folder that a node has made the permissions of an ordinary one, and flush it to disk."""
+def _sync_with_permissions(path: Path) -> None:
+    """Give a retrieved file or folder ordinary permissions, and flush it to disk.
+
+    The owner gets access. Special bits such as setuid are removed, because a node may have set them.
+    """
     mode = path.lstat().st_mode
     if not stat.S_ISLNK(mode):
         path.chmod(stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
@@ -282,13 +316,12 @@ def _settle(path: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Move a file to a name, unless something has that name."""
+    """Move a file to `target`. Return False if another file already has this name."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
-        if not os.path.samestat(
-            source.lstat(), target.lstat()
-        ):  # which the last run had linked when it was interrupted
+        # An interrupted run may already have linked this file to `target`.
+        if not os.path.samestat(source.lstat(), target.lstat()):
             return False
     except OSError as error:
         if error.errno not in _NO_LINKS:

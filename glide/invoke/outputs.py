@@ -1,6 +1,6 @@
-"""What the ad of a spooled job says of its outputs, and what of it counts.
+"""Read the names and places of a spooled job's outputs from the job's ad. Make these names and places safe.
 
-A node that runs a job may change the job's ad, so nothing in it may name a place outside the folder of results.
+While a job runs, its node may change the job's ad. So no name from the ad may lead outside the folder of results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATTRIBUTES = (
     "SUBMIT_UserLog", "UserLog", "Out", "Err", "TransferOutput", "SpooledOutputFiles", Job.RUN, Job.FOLDER,
     Job.INITIAL_DIR,
 )  # fmt: skip
-_NOT_IN_REMAPS = "=;\\\t\n\r\0"  # they separate or escape; a remap with one of them in a name is left out
+_NOT_IN_REMAPS = "=;\\\t\n\r\0"  # separators and escape characters; a remap is ignored if it contains any of them
 
 
 @dataclass(frozen=True)
@@ -27,44 +27,48 @@ class Outputs:
     """The outputs of one job.
 
     Attributes:
-        job: its number, CLUSTER.PROC.
-        submitted: Unix time, which tells it from a job of the same number in a queue that was emptied.
-        initial_dir: the job's initialdir; empty if the ad does not say.
-        folder: where its files belong, relative to the folder of results.
-        remaps: new names by name, relative to the job's own folder.
-        log: name of its event log, relative to the job's own folder; empty if it has none.
-        declared: names of the files that the job file lists, after the remaps, relative to the folder of results.
-        brought: names of what HTCondor brings, after the remaps, relative to the job's own folder.
-        plain: whether the remaps are those of the ad: none of them was changed or left out.
-        problem: why it must not be retrieved; usually empty.
+        id: the job's number, CLUSTER.PROC.
+        submitted: Unix time at which the job was submitted. Two jobs can have the same number if the access point has
+            lost its queue between the two submissions.
+        initial_dir: the job's initialdir; empty if the ad has no initialdir.
+        folder: folder for the job's files. The path is relative to the folder of results.
+        remaps: the new path of each remapped file, by file name. The paths are relative to `folder`.
+        log: path of the job's event log, relative to `folder`; empty if the job has no log.
+        declared: paths of the files that the job file lists. The remaps have been applied. The paths are relative to
+            the folder of results.
+        retrieved: paths of all files that HTCondor retrieves. The remaps have been applied. The paths are relative to
+            `folder`.
+        remaps_unchanged: whether `remaps` equals the remaps in the ad. It is False if a remap was changed or left out
+            for safety.
+        problem: why the outputs must not be retrieved; empty if they may be retrieved.
     """
 
-    job: str
+    id: str
     submitted: int
     initial_dir: str
     folder: PurePosixPath
     remaps: Mapping[str, str]
     log: str
     declared: frozenset[str]
-    brought: tuple[str, ...]
-    plain: bool
+    retrieved: tuple[str, ...]
+    remaps_unchanged: bool
     problem: str = ""
 
     @property
     def remap_text(self) -> str:
-        """The remaps as HTCondor reads them."""
+        """The remaps in the syntax of transfer_output_remaps."""
         return ";".join(f"{name}={target}" for name, target in self.remaps.items())
 
 
 def outputs(ad: Mapping[str, Any]) -> Outputs:
-    """Return what a job's ad says of its outputs, made safe."""
-    job = f"{int(ad['ClusterId'])}.{int(ad['ProcId'])}"
+    """Return the outputs that a job's ad describes. All paths stay inside the folder of results."""
+    number = f"{int(ad['ClusterId'])}.{int(ad['ProcId'])}"
     initial_dir = _text(ad, Job.INITIAL_DIR) or _text(ad, "SUBMIT_Iwd")
     base = _text(ad, Job.FOLDER)
     folder = PurePosixPath(within(initial_dir, base) if base and initial_dir else "")
     remaps = safe_remaps(_text(ad, "SUBMIT_TransferOutputRemaps"), initial_dir)
     pairs = [pair for pair in _text(ad, "SUBMIT_TransferOutputRemaps").split(";") if pair.strip()]
-    plain = all(
+    remaps_unchanged = all(
         remaps.get(name.strip(" ")) == target.strip(" ") for name, _, target in (p.partition("=") for p in pairs)
     )
     log = os.path.basename(_text(ad, "UserLog"))
@@ -72,19 +76,22 @@ def outputs(ad: Mapping[str, Any]) -> Outputs:
         remaps.setdefault(log, target)
     declared = _remapped([*_names(ad, "TransferOutput"), *_streams(ad)], remaps)
     return Outputs(
-        job, _number(ad, "QDate"), initial_dir, folder, remaps, remaps.get(log, log),
+        number, _number(ad, "QDate"), initial_dir, folder, remaps, remaps.get(log, log),
         frozenset(str(folder / name) for name in declared),
-        tuple(_remapped([*_sent(ad), *_streams(ad), log], remaps)), plain, _problem(ad),
+        tuple(_remapped([*_spooled(ad), *_streams(ad), log], remaps)), remaps_unchanged, _problem(ad),
     )  # fmt: skip
 
 
-def named_twice(jobs: Iterable[Outputs]) -> set[str]:
-    """Return the names that several jobs list for their outputs."""
+def shared_names(jobs: Iterable[Outputs]) -> set[str]:
+    """Return the output names that are listed by more than one job."""
     return {name for name, count in Counter(name for job in jobs for name in job.declared).items() if count > 1}
 
 
 def within(path: str, base: str) -> str:
-    """Return a path relative to a folder; only its last name if it lies elsewhere. Empty if nothing is left of it."""
+    """Return a path relative to the folder `base`. The result is empty if the path is empty or is `base` itself.
+
+    If the path is outside the folder, return only the last part of the path.
+    """
     if not path:
         return ""
     base = os.path.normpath(base or "/")
@@ -95,11 +102,11 @@ def within(path: str, base: str) -> str:
 
 
 def safe_remaps(text: str, base: str) -> dict[str, str]:
-    """Return HTCondor's remaps, with targets that cannot leave the job's own folder; unclear ones are left out.
+    """Return the remaps, with targets that stay inside the job's own folder. Leave out ambiguous remaps.
 
     Args:
-        text: as in transfer_output_remaps.
-        base: the job's initialdir, which targets with a whole path may lie in.
+        text: remaps in the syntax of transfer_output_remaps.
+        base: the job's initialdir. An absolute target inside this folder becomes a relative target.
     """
     found = {}
     for pair in text.split(";"):
@@ -110,28 +117,29 @@ def safe_remaps(text: str, base: str) -> dict[str, str]:
 
 
 def _problem(ad: Mapping[str, Any]) -> str:
-    """Return why a job's outputs must not be retrieved: what it would bring is not a file of the job's."""
+    """Return the reason why a job's outputs must not be retrieved, or an empty text if they may be retrieved."""
     if not isinstance(ad.get("StageInFinish"), int):
-        return "it was not spooled, so HTCondor has written its outputs to their places already: condor_rm ends it"
-    for name in (*_sent(ad), *_streams(ad), _text(ad, "UserLog")):
+        return "the job was not spooled, so HTCondor has written its outputs to their places; remove it with condor_rm"
+    for name in (*_spooled(ad), *_streams(ad), _text(ad, "UserLog")):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            return f"its ad names {name!r} as an output, which is not in its spool: a node may have changed the ad"
+            return f"its ad has the output {name!r}, which is not in its spool; a node may have changed the ad"
     return ""
 
 
 def _remapped(names: Iterable[str], remaps: Mapping[str, str]) -> list[str]:
-    """Names as HTCondor writes them: of a path the last part, or what it is remapped to."""
+    """Return the names of files after retrieval. HTCondor uses the last part of a path, or the remap of this part."""
     last = (os.path.basename(name.rstrip("/")) for name in names)
     return [remaps.get(name, name) for name in last if name]
 
 
-def _sent(ad: Mapping[str, Any]) -> list[str]:
-    """What a completed job has in its spool, but for its output, error and log."""
+def _spooled(ad: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files in a completed job's spool, except standard output, standard error and log."""
     return _names(ad, "SpooledOutputFiles") or _names(ad, "TransferOutput")
 
 
 def _streams(ad: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files with a job's standard output and standard error."""
     return [_text(ad, name) for name in ("Out", "Err") if _text(ad, name) not in ("", "/dev/null")]
 
 

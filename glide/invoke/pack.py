@@ -1,8 +1,8 @@
-"""How many records a job carries: a pure function of what is left and what has been measured.
+"""Choose the number of records of each job. The choice depends only on the pending records and on measured times.
 
-Guided self-scheduling (Polychronopoulos and Kuck, 1987): each job takes a share of what is left, so the first
-jobs are large, the last ones small, and the lanes finish together. Jobs are submitted in waves, just ahead of
-the lanes' hunger, so that each wave is sized by the newest estimate.
+The method is guided self-scheduling (Polychronopoulos and Kuck, 1987). Each job gets a share of the pending records. So
+the first jobs are large, the last jobs are small, and the lanes finish together. Jobs are submitted in waves, just
+before the lanes need them, so that each wave uses the newest measurements.
 """
 
 from __future__ import annotations
@@ -11,111 +11,133 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARE = 3  # a job takes 1/SHARE of a lane's part of what is left
-# While nothing has been measured, a job takes its share within these records: enough that fast lanes do not run dry
-# before their pace is known, and no more than slow ones can do.
+SHARE = 3  # a job gets (number of pending records) / (number of lanes) / SHARE records
+# Minimum and maximum number of records of a job as long as no lane has been measured. The minimum is enough work for
+# fast lanes until their speed is known. The maximum is not too much work for slow lanes.
 PROBE_RECORDS = (8, 128)
-# A job costs the access point about START_SECONDS whatever it carries; all lanes' jobs together may keep it busy for
-# AP_SHARE of the time, and the smallest job is worth many starts even where there is one lane.
+# The access point needs about START_SECONDS to start a job. This time does not depend on the job's number of records.
+# The access point may spend the fraction AP_SHARE of its time on starting jobs. Even with one lane, a job should take
+# SHORTEST_SECONDS, which is much longer than the start of a job.
 START_SECONDS = 0.06
 AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0
-# What a lost node had finished is safe, but the rest of its job has to be sent again: so jobs end, as a rule, before
-# their nodes do, and none is longer than this, but where the access point could not start as many.
+# Maximum planned duration of a job, in seconds. When a node is lost, the finished records of its job are safe, but the
+# unfinished records have to be sent again. So a job should end before its node is lost. Jobs are longer only if the
+# access point could not start enough jobs of this duration.
 LONGEST_SECONDS = 60.0
-# Jobs in the queue per lane: one runs, one more is there when it ends.
+# Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
-# Jobs of a size that the user has fixed may be so short that no wave keeps ahead of the lanes.
+# Minimum number of jobs in the queue if the user has fixed the number of records per job. Such jobs may be so short
+# that AHEAD jobs per lane do not keep the lanes busy.
 FIXED_AHEAD = 1000
 
 
 @dataclass(frozen=True)
 class Wave:
-    """Sizes of the jobs to submit now, and the reason in words."""
+    """The jobs to submit now.
+
+    Attributes:
+        sizes: the number of records of each job; empty if no job is to be submitted.
+        reason: the reason for these sizes, as text for the user.
+    """
 
     sizes: tuple[int, ...]
     reason: str
 
 
 def pack(
-    left: int,
+    pending: int,
     lanes: int,
     queued: int,
-    paces: Sequence[float] = (),
+    record_seconds: Sequence[float] = (),
     batch: int = 1,
     fixed: int | None = None,
     eviction_rate: float = 0.0,
     start_seconds: float = START_SECONDS,
-    undone: int = 0,
+    unfinished: int = 0,
 ) -> Wave:
-    """Size the next wave.
+    """Return the sizes of the jobs of the next wave.
 
     Args:
-        left: records in no job yet.
-        lanes: how many lanes there are, or are going to be.
-        queued: jobs in the queue, running ones included.
-        paces: measured seconds per record, one for each lane that has measured: GPU models differ.
-        batch: records of an engine call; a job carries whole calls, for half a call takes more than half the time.
-        fixed: records per job, when the user has fixed it.
-        eviction_rate: losses per lane and second.
-        start_seconds: what a job's start costs the access point.
-        undone: records without a result, those in jobs included.
+        pending: number of records that are in no job yet.
+        lanes: number of warm lanes, or number of expected lanes if no lane is warm yet.
+        queued: number of jobs in the queue, including running jobs.
+        record_seconds: seconds per record, one value for each lane that has been measured. GPU models differ in speed.
+        batch: number of records in one engine call. A job gets a multiple of this number, because a call with half of
+            the records takes more than half of the time.
+        fixed: number of records per job if the user has fixed this number, else None.
+        eviction_rate: number of lost jobs per lane and second.
+        start_seconds: time that the access point needs to start a job, in seconds.
+        unfinished: number of records without a result, including the records that are in jobs.
     """
     lanes = max(1, lanes)
-    room = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
-    if not paces and not fixed:  # jobs are small as yet: no more of them wait than the access point can start soon
-        room = min(room, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
-    if left <= 0 or room <= 0:
+    most_jobs = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
+    if not record_seconds and not fixed:
+        # Jobs are still small, so queue only as many jobs as the access point can start within SHORTEST_SECONDS.
+        most_jobs = min(most_jobs, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
+    if pending <= 0 or most_jobs <= 0:
         return Wave((), "the lanes have work")
     if fixed is not None:
-        return Wave(_cut(left, [fixed] * room), f"{fixed} records a job, as fixed by the sweep")
-    if not paces:
+        return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
+    if not record_seconds:
         least, most = PROBE_RECORDS
-        # Fewer where there are not as many for each lane: they may take a minute each, and a run gets no more glideins
-        # than it has jobs. But no more jobs than can be started soon.
-        least = min(least, max(math.ceil(left / lanes), math.ceil(left * start_seconds / SHORTEST_SECONDS)))
-        size = min(max(math.ceil(left / lanes / SHARE), least), most)
-        return Wave(_cut(left, [size] * room), f"{size} records a job until their time is known")
-    slowest = max(paces)  # any lane may get any job, and the last one must not be long on the slowest
+        # If few records are pending, use a smaller minimum, so that there are more jobs. A run gets at most one glidein
+        # per job, and a record may take a minute. But do not make more jobs than the access point can start within
+        # SHORTEST_SECONDS.
+        least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
+        size = min(max(math.ceil(pending / lanes / SHARE), least), most)
+        return Wave(_cut(pending, [size] * most_jobs), f"{size} records a job until their time is known")
+    # HTCondor may give any job to any lane. So the last job must be short even on the slowest lane.
+    slowest = max(record_seconds)
     if slowest == 0:
-        return Wave((left,), f"all {left} records in one job: they take no time")
-    speed = lanes * sum(1 / max(pace, slowest / 1000) for pace in paces) / len(paces)
-    work = max(left, undone) * lanes / speed  # seconds, for one lane
-    # At the end a job each for the lanes; or fewer, so that all their starts take as long as one of them runs.
+        return Wave((pending,), f"all {pending} records in one job: they take no time")
+    # The speed of all lanes together, in records per second.
+    speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
+    work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
+    # Duration of the last jobs, in seconds. Each lane gets one last job if the access point can start jobs fast enough.
+    # Otherwise there are fewer and longer last jobs, and the starts of all last jobs together take as long as one job.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
     least = batch * math.ceil(shortest * speed / lanes / batch)
     most = batch * max(1, int(longest / slowest / batch))
     sizes: list[int] = []
-    remaining = left
-    for _ in range(room):
+    remaining = pending
+    for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # What the access point needs counts for more, as long as the slowest lane is done with it when the others are.
+        # A job may have more than `most` records if the access point cannot start smaller jobs fast enough. But the job
+        # must be so small that even the slowest lane finishes it before the last of the other lanes finishes.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         size = min(max(share, least), cap, remaining)
         if size == 0:
             break
-        if remaining - size < least:  # no crumbs, whose job would end last: two jobs alike, or one
+        if remaining - size < least:  # to avoid a tiny last job, make two jobs of equal size, or a single job
             half = batch * math.ceil(remaining / 2 / batch)
             size = min(half if remaining > cap or remaining - half >= 0.75 * least else remaining, cap)
         sizes.append(size)
         remaining -= size
-    pace = f"{1000 * min(paces):.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * min(paces) else "")
-    return Wave(tuple(sizes), f"{sizes[0]} records a job: {pace} ms each, {left} left, {lanes} lanes")
+    fastest = min(record_seconds)
+    times = f"{1000 * fastest:.3g}" + (f" to {1000 * slowest:.3g}" if slowest > 1.05 * fastest else "")
+    return Wave(tuple(sizes), f"{sizes[0]} records a job: {times} ms each, {pending} left, {lanes} lanes")
 
 
 def eviction_rate(evictions: int, lanes: int, seconds: float) -> float:
-    """Jobs lost per lane and second, as far as has been seen in the seconds since the first lane was warm."""
+    """Return the number of lost jobs per lane and second.
+
+    Args:
+        evictions: number of lost jobs.
+        lanes: number of lanes.
+        seconds: time since the first lane was warm.
+    """
     return evictions / (lanes * (seconds + 60.0))
 
 
-def _cut(left: int, sizes: list[int]) -> tuple[int, ...]:
-    """The sizes, shortened so that they sum to at most what is left."""
+def _cut(pending: int, sizes: list[int]) -> tuple[int, ...]:
+    """Return the sizes of jobs, reduced so that their sum is at most `pending`."""
     cut = []
     for size in sizes:
-        if left <= 0:
+        if pending <= 0:
             break
-        cut.append(min(size, left))
-        left -= size
+        cut.append(min(size, pending))
+        pending -= size
     return tuple(cut)

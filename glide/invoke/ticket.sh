@@ -1,20 +1,23 @@
 #!/bin/bash
-# What an invocation job runs on its lane, as `GlideInvoke INPUT.jsonl OUTPUT.jsonl`: a ticket for the model server.
+# This script is the ticket, which an invocation job runs on its lane as `GlideInvoke INPUT.jsonl OUTPUT.jsonl`.
 #
-# The server reads the job's records and writes and streams their results; this only waits, and ends as it is told.
-# A shell, because a job's start is what an access point's throughput hangs on, and Python's would double its cost.
-# Input and output are described in glide/server/ticket.py.
+# The ticket sends a request to the model server, waits, and ends with the exit code that the server sends. The server
+# reads the job's records, writes their results, and streams these results to the access point.
+# The ticket is a shell script, because the cost of starting a job limits the throughput of an access point. Python
+# would double this cost.
+# glide/server/ticket.py describes the request, the input and the output.
 
-trap '' PIPE  # a server that dies while it is written to is one that went away
+trap '' PIPE  # if the server has died, a write must fail, and must not kill this script
 output=$2
-# A job may name any file and any folder of the node; those of its own are what it gets.
+# Accept only names of files in the job's own folder. Otherwise a job could name any file of the node.
 case $1$2 in */*) own="" ;; *) own=yes ;; esac
 if [ -z "$own" ] || ! [ . -ef "${_CONDOR_SCRATCH_DIR:-.}" ]; then
-    echo "input and output are files of the job's own folder, and given by name" >&2
+    echo "input or output refused: name two files in the job's own folder, without a path" >&2
     exit 2
 fi
 
-# End, to be run again. The output file is going to replace what has been streamed, which therefore has to be in it.
+# End the job with an exit code that makes HTCondor run the job again. The output file will replace the streamed file on
+# the access point. So first fetch the streamed results from the access point, and append them to the output file.
 lost() {
     printf '%s\n' "$1" >&2
     {

@@ -1,1 +1,1 @@
-"""What people read: status, progress, the table at a sweep's end."""
+"""Reports for people: the pool's status, a sweep's progress and results, and the output of experiments."""

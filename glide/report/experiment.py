@@ -1,4 +1,7 @@
-"""What an experiment leaves: its numbers with machine, versions and command as JSON, a table, and a figure."""
+"""Write the output of an experiment: a JSON file, a table and a figure.
+
+The JSON file has the numbers, the machine, the versions of packages, and the command line.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ PACKAGES = ("glide", "htcondor", "torch", "transformers")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number that was measured more than once.
+class Measurement:
+    """A number that was measured in one or more runs.
 
     Attributes:
-        runs: each run's value, in the order of the runs.
-        unit: as it is printed behind the number; `×` for a ratio, which is of two numbers of the same run.
+        runs: the measured value of each run, in the order of the runs.
+        unit: the unit, which is printed after the number. The unit `×` marks a ratio of two numbers of the same run.
     """
 
     runs: tuple[float, ...]
@@ -43,31 +46,32 @@ class Measured:
         return median(self.runs)
 
     def __str__(self) -> str:
-        """The median, and the least and the most of the runs where there are several."""
-        told = number(self.median, self.unit)
+        """Return the median as text. If the number was measured in several runs, add the minimum and the maximum."""
+        text = number(self.median, self.unit)
         if len(self.runs) > 1:
-            told += f" ({number(min(self.runs))}–{number(max(self.runs))})"
-        return told
+            text += f" ({number(min(self.runs))}–{number(max(self.runs))})"
+        return text
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What somebody else has measured elsewhere, beside what was measured here.
+    """A number from a paper, beside the same number measured on this machine.
 
     Attributes:
-        what: in words.
-        paper: their number; None where they name none.
-        unit: of both.
-        here: the same on this machine; None where it was not run here.
-        simulated: the same by `glide simulate`; None where it was not.
-        better: whether here it should be at least (`more`) or at most (`less`) that; empty where neither.
-        goal: what it should be so, where that is not their number.
+        what: a phrase that describes the number.
+        paper: the number in the paper; None if the paper does not give it.
+        unit: the unit of all numbers.
+        here: the number measured on this machine; None if it was not measured.
+        simulated: the number that `glide simulate` predicts; None if it was not simulated.
+        better: `more` if `here` should be at least the goal; `less` if `here` should be at most the goal; empty if no
+            goal exists.
+        goal: the goal; None if the paper's number is the goal.
     """
 
     what: str
     paper: float | None
     unit: str = ""
-    here: Measured | None = None
+    here: Measurement | None = None
     simulated: float | None = None
     better: str = ""
     goal: float | None = None
@@ -75,15 +79,16 @@ class Comparison:
 
 @dataclass
 class Experiment:
-    """An experiment's account.
+    """The results of an experiment.
 
     Attributes:
-        name: of its files.
-        title, question: one line each.
-        columns, rows: its table, as it is to be read; cells are texts, numbers or Measured.
-        compared: its numbers beside others'.
-        notes: what a reader has to know, a sentence each; what falls short first.
-        data: what the figure is made of, for those who want to make another.
+        name: name of the output files, without a suffix.
+        title, question: one line of text each.
+        columns, rows: the table. A cell is a text, a number or a Measurement.
+        compared: numbers of this experiment beside those of a paper.
+        notes: facts that a reader must know, one sentence each. Missed goals come first.
+        data: the numbers that the figure shows, so that other figures can be made from them.
+        began: Unix time when the experiment began.
     """
 
     name: str
@@ -96,10 +101,10 @@ class Experiment:
     data: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
 
-    def leave(self, folder: Path, figure: Figure) -> None:
-        """Write NAME.json, NAME.md (the table) and NAME.png, and print the table."""
+    def write(self, folder: Path, figure: Figure) -> None:
+        """Write NAME.json, NAME.md (the table) and NAME.png (the figure) into a folder, and print the table."""
         rows = [[_cell(cell) for cell in row] for row in self.rows]
-        told: dict[str, Any] = {
+        document: dict[str, Any] = {
             "name": self.name, "title": self.title, "question": self.question, "command": command(),
             "date": time.strftime("%Y-%m-%d", time.gmtime(self.began)), "seconds": round(time.time() - self.began),
             "machine": machine(), "versions": versions(), "commit": commit(), "columns": list(self.columns),
@@ -107,25 +112,27 @@ class Experiment:
             "compared": [{**asdict(each), "here": each.here and list(each.here.runs)} for each in self.compared],
             "notes": self.notes, "data": self.data,
         }  # fmt: skip
-        (folder / f"{self.name}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (folder / f"{self.name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
         (folder / f"{self.name}.md").write_text(table(self.columns, rows), "utf-8")
         figure.savefig(folder / f"{self.name}.png", dpi=DOTS // 2)
         print((folder / f"{self.name}.md").read_text("utf-8"))
-        print(f"{self.name}: {told['seconds']} s; written to {folder}", file=sys.stderr)
+        print(f"{self.name}: {document['seconds']} s; written to {folder}", file=sys.stderr)
 
 
 def arguments(what: str, name: str, takes: str, repeat: int | None = None) -> argparse.ArgumentParser:
-    """What all experiments' commands have in common; one that is told to end stops what it has started, too.
+    """Return an argument parser with the options that all experiments have, and treat SIGTERM like Ctrl-C.
+
+    Therefore an experiment that receives SIGTERM also stops the processes that it has started.
 
     Args:
-        what: the command's description.
-        name: the experiment's.
-        takes: how long it runs on two cores, and what it starts there.
-        repeat: how often each measurement is made, by default; None where it comes out the same each time.
+        what: description of the command.
+        name: name of the experiment.
+        takes: sentences about how long the experiment takes on two cores, and which processes it starts.
+        repeat: default number of runs of each measurement; None if every run gives the same numbers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
-        description=what, epilog=f"{takes} One that was interrupted leaves nothing, and begins anew.",
+        description=what, epilog=f"{takes} An interrupted experiment writes no results and starts from the beginning.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", type=writable, default=f"results/{name}", help="folder for JSON, table and figure")
@@ -135,14 +142,24 @@ def arguments(what: str, name: str, takes: str, repeat: int | None = None) -> ar
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, of a command line."""
+    """Parse a command-line argument that must be a whole number above 0.
+
+    Raises:
+        ValueError: the text is not a whole number above 0.
+    """
     if (number := int(text)) < 1:
         raise ValueError
     return number
 
 
 def writable(text: str) -> Path:
-    """A folder that is there from now on: an experiment that can't leave its numbers does not begin."""
+    """Create the folder that a command-line argument names, and return its path.
+
+    Therefore, if the results cannot be written, the experiment fails before it starts.
+
+    Raises:
+        argparse.ArgumentTypeError: the folder cannot be created.
+    """
     try:
         Path(text).mkdir(parents=True, exist_ok=True)
     except OSError as why:
@@ -151,14 +168,14 @@ def writable(text: str) -> Path:
 
 
 def number(value: float, unit: str = "") -> str:
-    """A number with three digits that count."""
+    """Return a number as text with about three significant digits, followed by the unit."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     space = "" if unit in ("×", "%", "") else " "
     return f"{value:,.{digits}f}{space}{unit}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """As Markdown; columns of numbers stand right."""
+    """Return a Markdown table. Columns of numbers are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     numbers = [all(not row[at] or row[at][0] in "+-–≥≤≈*0123456789" for row in cells) for at in range(len(columns))]
     lines = [columns, ["--:" if each else "---" for each in numbers], *cells]
@@ -166,7 +183,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """This machine, in what decides how fast something is here."""
+    """Return the properties of this machine that determine its speed."""
     return {
         "cpu": _processor(), "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -175,7 +192,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter, and of Python."""
+    """Return the versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -184,19 +201,25 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the working tree that this runs from, with a word where it was changed; empty where there is none."""
+    """Return the commit of glide's working tree; empty if glide is not in a git tree.
+
+    If the working tree has changes, the text ends with `, changed`.
+    """
     with suppress(OSError):
-        words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
-        return subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
+        describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
+        return subprocess.run(describe, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
     return ""
 
 
 def command() -> str:
-    """What was typed, without where anything lies on this machine."""
-    script, words = Path(sys.argv[0]), iter(sys.argv[1:])
+    """Return the command line of this experiment without --out.
+
+    The path of the script is relative to the current folder, so that the command line is valid on other machines.
+    """
+    script, options = Path(sys.argv[0]), iter(sys.argv[1:])
     with suppress(ValueError):
         script = script.resolve().relative_to(Path.cwd())
-    kept = [word for word in words if not word.startswith("--out=") and not (word == "--out" and next(words, word))]
+    kept = [each for each in options if not each.startswith("--out=") and not (each == "--out" and next(options, each))]
     return shlex.join([".venv/bin/python", str(script), *kept])
 
 
@@ -210,13 +233,13 @@ def _processor() -> str:
 
 def _gpus() -> list[str]:
     with suppress(OSError):
-        told = subprocess.run(
+        listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
         )
-        return [line.strip() for line in told.stdout.splitlines()] if told.returncode == 0 else []
+        return [line.strip() for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     return []
 
 

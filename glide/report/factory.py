@@ -1,4 +1,4 @@
-"""The factory at a glance: what it sees of each entry, what holds it back, and whether it lives."""
+"""The status of a factory: whether the factory runs, which glideins each entry has, and what limits their number."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from rich.table import Table
 from glide.condor import tokens
 from glide.condor.names import printable
 from glide.config import Entry, SiteFile
-from glide.factory import room as rooms
-from glide.factory.daemon import drained, folder, is_running
-from glide.factory.folders import entry_folder
-from glide.factory.health import bad_nodes, diagnosed
+from glide.factory import headroom
+from glide.factory.health import bad_nodes, mark_failing_glideins
+from glide.factory.home import drained, entry_folder, folder, is_running
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.system import tail
 from glide.vocabulary import JobStatus, State
 
-LAST_WORDS = 12  # lines
-LONGEST_LINE = 1000  # characters
-TAIL_BYTES = 100_000  # of an output that are read
+LAST_LINES = 12  # maximum number of lines that a report shows of the output of a failed glidein
+LONGEST_LINE = 1000  # maximum length of a shown line, in characters
+TAIL_BYTES = 100_000  # number of bytes that are read from the end of an output file
 
 
 def document(site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
-    """A site: its factory's last cycle, and its entries."""
+    """Return the status of a site as a JSON document: the factory, its last cycle, and the site's entries."""
     journal = Journal(folder(site))
     age = journal.age()
-    told = journal.latest()
-    snapshot = diagnosed(snapshot)
+    latest = journal.latest()
+    snapshot = mark_failing_glideins(snapshot)
     return {
         "site": site.site,
         "running": is_running(site),
         "last_cycle_s": None if age is None else round(age, 1),
-        "unseen": sorted({*snapshot.failed, *told.get("unseen", [])}),
-        "refused": told.get("refused", []),
+        "unseen": sorted({*snapshot.unavailable_sources, *latest.get("unseen", [])}),
+        "refused": latest.get("refused", []),
         "entries": [_entry(entry, site, snapshot) for entry in site.entries],
     }
 
 
 def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
-    mine, ended = snapshot.of(entry.name)
-    room = rooms.of_entry(entry, snapshot, drained(site))
+    mine, ended = snapshot.glideins_of(entry.name)
+    room = headroom.of_entry(entry, snapshot, drained(site))
     failures = [each for each in (*mine, *ended) if each.state == State.FAILED or (each in ended and not each.state)]
     latest = min(failures, key=lambda each: each.age, default=None)
     waiting = {glidein.template for glidein in mine if glidein.status == JobStatus.IDLE}
@@ -55,32 +54,39 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
         "entry": entry.name,
         "glideins": dict(Counter(JobStatus.NAMES[glidein.status] for glidein in mine)),
         "ended": dict(Counter(glidein.state or "never warm" for glidein in ended)),
-        "evictions": sum(max(0, glidein.started - 1) for glidein in (*mine, *ended)),
-        "usefulness": round(rooms.usefulness(entry, snapshot), 3),
-        "room": None if snapshot.failed else room.left,
+        "evictions": sum(max(0, glidein.starts - 1) for glidein in (*mine, *ended)),
+        "usefulness": round(headroom.usefulness(entry, snapshot), 3),
+        "room": None if snapshot.unavailable_sources else room.left,
         "limit": room.limit,
-        "blind": snapshot.blind.get(entry.name, ""),
+        "blind": snapshot.unavailable_entries.get(entry.name, ""),
         "held": sorted({glidein.hold_reason for glidein in mine if glidein.status == JobStatus.HELD}),
         "avoided": list(bad_nodes(mine, ended)),
         "token_hours": min((round(left / 3600, 1) for left in expiries if left is not None), default=None),
         "last_failure": latest and {
             "glidein": latest.glide_id, "host": latest.host, "reason": latest.failure or latest.hold_reason,
-            "last_words": last_words(place, latest),
+            "last_words": last_output(place, latest),
         },
     }  # fmt: skip
 
 
-def last_words(site: Path, glidein: Glidein) -> list[str]:
-    """The end of a glidein's output, a traceback for instance, as far as it is on this machine.
+def last_output(site: Path, glidein: Glidein) -> list[str]:
+    """Return the last lines of a glidein's output. The list is empty if the output is not on this machine.
 
     Args:
-        site: the folder of its site.
+        site: path of the folder of the glidein's site.
     """
-    return words(entry_folder(site, glidein.entry, glidein.template) / f"{glidein.job}.out", LAST_WORDS)
+    return last_lines(entry_folder(site, glidein.entry, glidein.template) / f"{glidein.job}.out", LAST_LINES)
 
 
-def words(output: Path, last: int) -> list[str]:
-    """The last lines of a glidein's output, with its error output after it; safe to show on a terminal."""
+def last_lines(output: Path, last: int) -> list[str]:
+    """Return the last lines that a glidein has printed. Lines of its error output come after lines of its output.
+
+    Control characters become `?`.
+
+    Args:
+        output: path of the output file. The file with the error output is in the same folder.
+        last: maximum number of lines.
+    """
     lines: list[str] = []
     for path in (output, output.with_suffix(".err")):
         lines += [printable(line, LONGEST_LINE) for line in tail(path, TAIL_BYTES).splitlines()[-last:]]
@@ -88,18 +94,22 @@ def words(output: Path, last: int) -> list[str]:
 
 
 def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
-    """The documents of some sites for a terminal."""
-    table = Table("site", "entry", "glideins", "ended", "useful", "room", "limited by")
+    """Return a table and lines of text that show sites on a terminal.
+
+    Args:
+        sites: the status documents of the sites.
+    """
+    table = Table("site", "entry", "glideins", "ended", "usefulness", "headroom", "limited by")
     notes: list[str] = []
     for site in sites:
         alive = "runs" if site["running"] else "does not run"
         when = "" if site["last_cycle_s"] is None else f"; its last cycle was {site['last_cycle_s']:.0f} s ago"
         notes.append(f"{site['site']}: its factory {alive}{when}")
-        notes += [f"{site['site']}: no action: {why}" for why in site["unseen"]]
+        notes += [f"{site['site']}: no action, because a source cannot be read: {why}" for why in site["unseen"]]
         notes += [f"{site['site']}: not done: {what}" for what in site["refused"]]
         for entry in site["entries"]:
-            told = ({name: str(count) for name, count in entry[kind].items()} for kind in ("glideins", "ended"))
-            counts = (", ".join(f"{count} {name}" for name, count in each.items()) or "-" for each in told)
+            states = (entry["glideins"], entry["ended"])
+            counts = (", ".join(f"{count} {name}" for name, count in each.items()) or "-" for each in states)
             useful = f"{entry['usefulness']:.0%}"
             table.add_row(site["site"], entry["entry"], *counts, useful, str(entry["room"]), entry["limit"])
             notes += _notes(entry)
@@ -112,7 +122,10 @@ def _notes(entry: dict[str, Any]) -> list[str]:
     if entry["avoided"]:
         notes.append(f"{name}: not on {', '.join(entry['avoided'])}, where its glideins fail")
     if entry["token_hours"] is not None and entry["token_hours"] < 24:
-        notes.append(f"{name}: its token expires in {entry['token_hours']} h and is not renewed; can its key be read?")
+        notes.append(
+            f"{name}: its token expires in {entry['token_hours']} h and is not renewed; check that the factory's"
+            " account can read the pool's signing key"
+        )
     if failure := entry["last_failure"]:
         notes.append(f"{name}: last failure: {failure['glidein']} on {failure['host'] or '?'}: {failure['reason']}")
         notes += [f"    {line}" for line in failure["last_words"]]

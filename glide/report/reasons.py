@@ -1,4 +1,4 @@
-"""Why jobs wait, in words that say what to do: from the factory's own snapshot, and by its own plan."""
+"""Explain why jobs wait, and what a user or an admin can do. The explanations use the plans of factories."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from glide.config import SiteFile
-from glide.factory import room as rooms
-from glide.factory.plan import Action, plan
+from glide.factory import headroom
+from glide.factory.actions import Action
+from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.vocabulary import JobStatus, State
 
 
 @dataclass
-class View:
-    """A site whose factory has run from this GLIDE_HOME.
+class QueueView:
+    """A site whose factory has run with this GLIDE_HOME.
 
     Attributes:
-        drained: entries closed by hand.
-        running: whether its factory runs now.
-        refused: what that could not do in its last cycle, and why, each as `ENTRY: cannot ACTION: WHY`.
+        drained: names of entries that an admin has closed.
+        running: whether the site's factory runs now.
+        refused: actions that failed in the factory's last cycle, each as a text `ENTRY: cannot ACTION: WHY`.
     """
 
     site: SiteFile
@@ -30,66 +31,65 @@ class View:
     _planned: tuple[Snapshot, list[Action]] | None = field(default=None, repr=False)
 
     def plan(self, snapshot: Snapshot) -> list[Action]:
-        """What its factory does about a snapshot: worked out once, however many runs ask."""
+        """Return the actions that the site's factory plans for a snapshot. Only the last plan is cached."""
         if self._planned is None or self._planned[0] is not snapshot:
             self._planned = snapshot, plan(snapshot, self.site, self.drained)
         return self._planned[1]
 
 
-def why_idle(demand: Demand, snapshot: Snapshot, views: Sequence[View] = ()) -> str:
-    """Why a run's idle jobs do not run; empty when none is idle."""
+def why_idle(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView] = ()) -> str:
+    """Return why the idle jobs of a run do not start. The text is empty if no job is idle."""
     if demand.idle == 0:
         return ""
-    if snapshot.failed:
-        return f"not all is seen: {snapshot.failed[0]}"
+    if snapshot.unavailable_sources:
+        return f"the pool cannot be read completely: {snapshot.unavailable_sources[0]}"
     name = demand.model or demand.template[:12]
     lanes = [lane for lane in snapshot.lanes if lane.template == demand.template]
     if warm := [lane for lane in lanes if lane.state == State.WARM]:
-        return _although_warm(warm, name, demand, snapshot, views)
+        return _despite_warm_lanes(warm, name, demand, snapshot, views)
     if failed := next((lane for lane in lanes if lane.state == State.FAILED), None):
         where = next(
             (f" ({each.host})" for each in snapshot.glideins if each.glide_id == failed.glide_id and each.host), ""
         )
-        does = _what_the_factory_does(demand, snapshot, views)
+        does = _factory_plans(demand, snapshot, views)
         return f"{name} could not be loaded on {failed.glide_id}{where}: {failed.failure}; {does}"
     glideins = [glidein for glidein in snapshot.glideins if glidein.template == demand.template]
     if held := next((glidein for glidein in glideins if glidein.status == JobStatus.HELD), None):
         return f"its glidein {held.job} is held: {held.hold_reason}"
     if glideins:
-        return _while_coming(glideins, lanes)
+        return _while_starting(glideins, lanes)
     if not demand.spec:
-        return (
-            f"nobody serves {name}: no glidein holds it, and the job does not describe it (GlideTemplateSpec),"
-            " so no factory can start one"
-        )
-    return f"no glidein for {name}: {_what_the_factory_does(demand, snapshot, views)}"
+        return f"no glidein has {name}, and no factory can start one: the job does not describe it (GlideTemplateSpec)"
+    return f"no glidein for {name}: {_factory_plans(demand, snapshot, views)}"
 
 
 def phase(lane: Lane) -> str:
-    """A lane's state, with how far it is."""
+    """Return a lane's state as text. While the lane fetches files, add the share of the bytes that have arrived."""
     return lane.state if lane.fetched is None else f"{lane.state} ({lane.fetched:.0%})"
 
 
-def _although_warm(warm: Sequence[Lane], name: str, demand: Demand, snapshot: Snapshot, views: Sequence[View]) -> str:
-    lasting = [lane for lane in warm if lane.retires > snapshot.now]
+def _despite_warm_lanes(
+    warm: Sequence[Lane], name: str, demand: Demand, snapshot: Snapshot, views: Sequence[QueueView]
+) -> str:
+    accepting = [lane for lane in warm if lane.retires > snapshot.now]
     entries = {entry.name: entry for view in views for entry in view.site.entries}
     serving = [
         lane
-        for lane in lasting
-        if lane.entry not in entries or demand.user in rooms.owners(entries[lane.entry], snapshot)
+        for lane in accepting
+        if lane.entry not in entries or demand.user in headroom.owners(entries[lane.entry], snapshot)
     ]
-    more = _what_the_factory_does(demand, snapshot, views)
-    if not lasting:
-        return f"the glideins with {name} take no further job, as their life is over; {more}"
+    more = _factory_plans(demand, snapshot, views)
+    if not accepting:
+        return f"the glideins with {name} accept no more jobs, because their lifetime is over; {more}"
     if not serving:
-        return f"{lasting[0].entry} has {name} and does not serve {demand.user} (its `owners`); {more}"
+        return f"{accepting[0].entry} has {name} and does not serve {demand.user} (its `owners`); {more}"
     busy = sum(lane.claimed for lane in serving)
     if busy < len(serving):
-        return "warm lanes are there; the next match is due"
+        return "warm lanes are free; HTCondor has not matched the jobs yet"
     return f"{busy} of {len(serving)} warm lanes are busy; {more}"
 
 
-def _while_coming(glideins: Sequence[Glidein], lanes: Sequence[Lane]) -> str:
+def _while_starting(glideins: Sequence[Glidein], lanes: Sequence[Lane]) -> str:
     waiting = [glidein for glidein in glideins if glidein.status == JobStatus.IDLE]
     if len(waiting) == len(glideins):
         first = max(waiting, key=lambda glidein: glidein.age)
@@ -103,29 +103,33 @@ def _while_coming(glideins: Sequence[Glidein], lanes: Sequence[Lane]) -> str:
     return f"no lane is warm yet; its glideins: {coming}"
 
 
-def _what_the_factory_does(demand: Demand, snapshot: Snapshot, views: Sequence[View]) -> str:
-    """About more glideins for it, as the factories' plans have it."""
+def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView]) -> str:
+    """Describe as text the glideins that factories plan to submit for a demand, or why they plan to submit none."""
     if not views:
-        return "no factory has run from this GLIDE_HOME (glide factory run -c SITE.yaml), or ask who runs the pool's"
+        return (
+            "no factory has run with this GLIDE_HOME: start one (glide factory run -c SITE.yaml), or ask the admin of"
+            " the pool's factory"
+        )
     running = [view for view in views if view.running]
     if not running:
-        return f"no factory runs: glide factory run, for site {' or '.join(view.site.site for view in views)}"
+        sites = " or ".join(view.site.site for view in views)
+        return f"no factory runs: start one for site {sites} (glide factory run)"
     actions = [action for view in running for action in view.plan(snapshot)]
     refused = [refusal for view in running for refusal in view.refused]
     mine = [action for action in actions if action.template == demand.template]
-    said = [_sending(each, refused) for each in mine if each.action == "submit"]
-    said += [each.reason for each in mine if each.action == "wait"]
+    reasons = [_submission(each, refused) for each in mine if each.action == "submit"]
+    reasons += [each.reason for each in mine if each.action == "wait"]
     unseen = [each.reason for each in actions if each.action == "wait" and not each.template]
     glideins = f"{demand.wanted} glidein{'s' * (demand.wanted != 1)}"
-    return "; ".join(said or unseen) or f"it wants no more than {glideins}, and no more than there is work for"
+    return "; ".join(reasons or unseen) or f"the run wants at most {glideins}, and not more than it has work for"
 
 
-def _sending(action: Action, refused: Sequence[str]) -> str:
-    """What becomes of a submission: that it is under way, or why the last one failed."""
+def _submission(action: Action, refused: Sequence[str]) -> str:
+    """Describe a planned submission as text. If the last submission to this entry failed, give the cause instead."""
     begins = f"{action.entry}: cannot submit: "
     why = next((refusal.removeprefix(begins) for refusal in refused if refusal.startswith(begins)), "")
     return (
         f"no glidein could be sent to {action.entry}: {why}"
         if why
-        else f"the factory sends {action.count} to {action.entry}"
+        else f"the factory submits {action.count} to {action.entry}"
     )

@@ -1,4 +1,4 @@
-"""The pool at a glance, from the factory's own snapshot: glideins, lanes, queue, and why what waits is waiting."""
+"""The status of the pool, computed from a snapshot: glideins, lanes, the queue, and why jobs wait."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from rich.table import Table
 from glide.condor import AccessPoint, Collector
 from glide.config import SiteFile, load
 from glide.errors import InputError
-from glide.factory.apply import Hands
-from glide.factory.daemon import drained, folder, is_running, known_sites
+from glide.factory.home import drained, folder, is_running, known_sites
 from glide.factory.journal import Journal
-from glide.factory.look import take
+from glide.factory.observe import observe
+from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Demand, Lane, Snapshot
 from glide.report import factory
-from glide.report.reasons import View, phase, why_idle
+from glide.report.reasons import QueueView, phase, why_idle
 from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
 
-def look(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[View]]:
-    """What is to be seen now, with the eyes of these sites' factories, or all that have run from this GLIDE_HOME."""
-    unread: tuple[str, ...] = ()
+def observe_pool(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, list[QueueView]]:
+    """Take a snapshot of the pool, as a factory does. Return the snapshot and the state of each site's factory.
+
+    Args:
+        sites: the sites to observe; None for all sites whose factories have run with this GLIDE_HOME.
+    """
+    problems: tuple[str, ...] = ()
     if sites is None:
-        sites, unread = _sites()
-    outer = [each for site in sites for each in Hands(site, folder(site)).outer]
-    views = list(map(view, sites))
-    # Who runs no factory looks at somebody else's.
-    snapshot = take(AccessPoint, Collector(), outer, whose="ours" if views or unread else "all")
-    return replace(snapshot, unread=unread), views
+        sites, problems = _sites()
+    outer = [each for site in sites for each in SiteClient(site, folder(site)).outer_queues]
+    views = list(map(queue_view, sites))
+    # If no factory has run with this GLIDE_HOME, show the glideins of all accounts.
+    snapshot = observe(AccessPoint, Collector(), outer, accounts="own" if views or problems else "all")
+    return replace(snapshot, config_errors=problems), views
 
 
-def view(site: SiteFile) -> View:
-    """A site as its factory's folder has it."""
+def queue_view(site: SiteFile) -> QueueView:
+    """Read the state of a site's factory from the factory's folder."""
     refused = Journal(folder(site)).latest().get("refused", [])
-    return View(site, frozenset(drained(site)), is_running(site), tuple(map(str, refused)))
+    return QueueView(site, frozenset(drained(site)), is_running(site), tuple(map(str, refused)))
 
 
 def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:
-    """The sites known here, and what is wrong with files that cannot be read now: an admin may be about to edit one."""
+    """Return the sites whose factories have run with this GLIDE_HOME, and the mistakes in their files.
+
+    Leave out a site whose file has mistakes, because an admin may just be editing this file.
+    """
     sites: list[SiteFile] = []
     problems: list[str] = []
     for path in known_sites():
@@ -53,11 +60,11 @@ def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:
     return sites, tuple(problems)
 
 
-def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
-    """The status as one JSON document.
+def document(snapshot: Snapshot, views: Sequence[QueueView] = ()) -> dict[str, Any]:
+    """Return the status of the pool as one JSON document.
 
     Args:
-        views: of the sites whose factories have run here.
+        views: the sites whose factories have run with this GLIDE_HOME.
     """
     entries = sorted({glidein.entry for glidein in snapshot.glideins} | {lane.entry for lane in snapshot.lanes})
     return {
@@ -67,41 +74,44 @@ def document(snapshot: Snapshot, views: Sequence[View] = ()) -> dict[str, Any]:
         },
         "lanes": [
             {"model": model, "template": template, "state": state, "phase": shown, "claimed": claimed, "count": count}
-            for (model, template, state, shown, claimed), count in sorted(Counter(map(_kind, snapshot.lanes)).items())
+            for (model, template, state, shown, claimed), count in sorted(Counter(map(_group, snapshot.lanes)).items())
         ],
         "records_per_second": round(records_per_second(snapshot.lanes), 3),
         "queue": [
             {"run": demand.run, "model": demand.model, "template": demand.template, "user": demand.user,
              "idle": demand.idle, "running": demand.running, "records_left": demand.records,
-             **_pace(demand, snapshot), "why_idle": why_idle(demand, snapshot, views)}
+             **_throughput(demand, snapshot), "why_idle": why_idle(demand, snapshot, views)}
             for demand in snapshot.demands
         ],
         "failures": sorted({f"{lane.glide_id}: {lane.failure}" for lane in snapshot.lanes if lane.failure}),
         "held": sorted({glidein.hold_reason for glidein in snapshot.glideins if glidein.hold_reason}),
-        "unseen": [*snapshot.failed, *snapshot.unread],
+        "unseen": [*snapshot.unavailable_sources, *snapshot.config_errors],
         "sites": [factory.document(view.site, snapshot) for view in views],
     }  # fmt: skip
 
 
-def tables(told: dict[str, Any]) -> list[Table | str]:
-    """A document for a terminal; of entries of sites that are known here, `glide.report.factory` says more."""
+def tables(status: dict[str, Any]) -> list[Table | str]:
+    """Return tables and lines of text that show a status document on a terminal.
+
+    If the factory of a site has run, leave out the entries of this site. `glide.report.factory.tables` shows them.
+    """
     glideins = Table("entry", "glideins", title="Glideins", title_justify="left")
-    known = {entry["entry"] for site in told["sites"] for entry in site["entries"]}
-    for entry, states in told["entries"].items():
+    known = {entry["entry"] for site in status["sites"] for entry in site["entries"]}
+    for entry, states in status["entries"].items():
         if entry in known:
             continue
         glideins.add_row(entry, ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-")
     lanes = Table("model", "state", "lanes", "busy", title="Lanes", title_justify="left")
     groups: dict[tuple[str, str], Counter[str]] = {}
-    for lane in told["lanes"]:
+    for lane in status["lanes"]:
         group = groups.setdefault((lane["model"] or "-", lane["phase"]), Counter())
         group.update(lanes=lane["count"], busy=lane["count"] * lane["claimed"])
     for (model, state), counts in sorted(groups.items()):
         lanes.add_row(model, state, str(counts["lanes"]), str(counts["busy"]))
-    queue = Table("run", "model", "idle", "running", "records left", "records/s", "ready in",
+    queue = Table("run", "model", "idle", "running", "records left", "records/s", "ETA",
                   title="Queue", title_justify="left")  # fmt: skip
     reasons = []
-    for demand in told["queue"]:
+    for demand in status["queue"]:
         numbers = (str(demand[name]) for name in ("idle", "running", "records_left", "records_per_second"))
         left = demand["seconds_left"]
         queue.add_row(demand["run"], demand["model"], *numbers, "-" if left is None else duration(left))
@@ -109,24 +119,31 @@ def tables(told: dict[str, Any]) -> list[Table | str]:
             reasons.append(f"{demand['run']}: {demand['idle']} jobs wait: {demand['why_idle']}")
     shown: list[Table | str] = [table for table in (glideins, lanes, queue) if table.row_count]
     shown += reasons
-    for title in ("failures", "held", "unseen"):
-        shown += [f"{title}: {line}" for line in told[title]]
-    return [*shown, f"{told['records_per_second']} records/s"] if shown else ["no glideins, no jobs"]
+    for key, title in (("failures", "failure"), ("held", "held"), ("unseen", "cannot be read")):
+        shown += [f"{title}: {line}" for line in status[key]]
+    return [*shown, f"{status['records_per_second']} records/s"] if shown else ["no glideins, no jobs"]
 
 
-def _kind(lane: Lane) -> tuple[str, str, str, str, bool]:
+def _group(lane: Lane) -> tuple[str, str, str, str, bool]:
     return lane.model, lane.template, lane.state, phase(lane), lane.claimed
 
 
-def _pace(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
-    """A run's share of the pace of the lanes that have its model, and the seconds that what is left takes so."""
+def _throughput(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
+    """Return a run's throughput, and its ETA at that throughput.
+
+    Several runs may use the same template. Then the throughput of the lanes with this template is divided among these
+    runs, in proportion to the running jobs of each run.
+    """
     running = sum(each.running for each in snapshot.demands if each.template == demand.template)
     mine = [lane for lane in snapshot.lanes if lane.template == demand.template]
-    pace = records_per_second(mine) * demand.running / running if running else 0.0
-    return {"records_per_second": round(pace, 3), "seconds_left": round(demand.records / pace, 1) if pace else None}
+    share = records_per_second(mine) * demand.running / running if running else 0.0
+    return {"records_per_second": round(share, 3), "seconds_left": round(demand.records / share, 1) if share else None}
 
 
 def records_per_second(lanes: Iterable[Lane]) -> float:
-    """The engines' pace, of those that have a job now."""
-    paces = {lane.glide_id: lane.record_seconds for lane in lanes if lane.claimed and lane.record_seconds}
-    return sum(1 / pace for pace in paces.values())
+    """Return the records per second that all engines with a running job compute together.
+
+    The lanes of a glidein share one engine, so each glidein counts once.
+    """
+    seconds = {lane.glide_id: lane.record_seconds for lane in lanes if lane.claimed and lane.record_seconds}
+    return sum(1 / each for each in seconds.values())

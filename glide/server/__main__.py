@@ -1,4 +1,4 @@
-"""`python -m glide.server SETTINGS.json TEMPLATE.json DOOR LOG`: a glidein's model server."""
+"""Run the model server of a glidein: `python -m glide.server SETTINGS.json TEMPLATE.json ENDPOINT LOG`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,34 @@ from pathlib import Path
 
 from glide.server.engine import end_strays
 from glide.server.model_server import ModelServer
-from glide.server.settings import Settings
+from glide.server.settings import ServerSettings
 from glide.template import Template
 
 
-async def serve(settings: Path, template: Path, door: Path, log: Path) -> None:
-    """Serve until SIGTERM or SIGQUIT, which is how condor_master stops its daemons."""
-    os.umask(0o077)  # the secrets here are this account's alone
-    os.chdir(door.parent)
-    with log.open("ab") as file:  # condor_master gives its children no output; the engine inherits this one
+async def serve(settings: Path, template: Path, endpoint: Path, log: Path) -> None:
+    """Serve jobs until this process gets SIGTERM, SIGQUIT or SIGINT.
+
+    condor_master stops its daemons with SIGTERM or SIGQUIT.
+
+    Args:
+        settings: file that contains the ServerSettings as JSON.
+        template: file that contains the initial template as JSON. The server starts without a template if this file
+            does not exist.
+        endpoint: file in which the server publishes its port and its secret.
+        log: file to which the server and its engines append their output.
+    """
+    os.umask(0o077)  # this process writes secrets to some files, so only this account may read its files
+    os.chdir(endpoint.parent)
+    # condor_master gives its children no file for their output. So the server opens the log as its output. The engines
+    # inherit this output.
+    with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115  in any locale
+    # Write UTF-8 even if the locale has another encoding.
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     end_strays(log)
-    first = Template.from_json(template.read_text("utf-8")) if template.exists() else None
-    server = ModelServer(first, Settings.from_json(settings.read_text("utf-8")), door, log)
+    initial = Template.from_json(template.read_text("utf-8")) if template.exists() else None
+    server = ModelServer(initial, ServerSettings.from_json(settings.read_text("utf-8")), endpoint, log)
     task = asyncio.ensure_future(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
@@ -32,7 +45,7 @@ async def serve(settings: Path, template: Path, door: Path, log: Path) -> None:
     try:
         await task
     except asyncio.CancelledError:
-        server.door.close()
+        server.endpoint.close()
 
 
 if __name__ == "__main__":

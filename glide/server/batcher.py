@@ -1,4 +1,8 @@
-"""The records of some jobs, in calls to an engine and back: which go next, whose results come, what a death leaves."""
+"""The queue of records between the jobs and an engine.
+
+The queue chooses the next records for the engine, and delivers the engine's results to the jobs. When an engine dies,
+the engine's records return to the queue.
+"""
 
 from __future__ import annotations
 
@@ -8,92 +12,120 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from glide.server.engine import DeadEngine
-from glide.server.job import Item, Job, oldest_first
+from glide.server.job import QueuedRecord, ServedJob, oldest_first
 from glide.server.suspects import next_calls
 
-CALL_SECONDS = 0.5  # a window is about this much work, so that no job waits long behind another's
+# One message gives an engine work for about this number of seconds. With more work in a message, other jobs wait
+# longer.
+CALL_SECONDS = 0.5
 
 
 class Batcher:
-    """What jobs have waiting and an engine is working on.
+    """The records that wait in the queues of the jobs, and the records that an engine is serving.
 
     Args:
-        unwritten: is called with a job whose results cannot be written, and why.
+        on_write_error: function that is called as `on_write_error(job, error)` if the results of a job cannot be
+            written.
 
     Attributes:
-        jobs: the oldest first.
-        suspects: calls to make alone, before anything else.
-        work: set when records may wait.
-        finished: how many records have had a result.
+        jobs: the jobs that are served now; the oldest job is first.
+        suspects: engine calls whose records are suspected of killing an engine. These calls are made before all other
+            calls, and the engine gets only one of them at a time.
+        in_flight: records that were sent to the engine and have no result yet. The dict's key of a record is the
+            record's key in the message to the engine.
+        work: event that is set when records may be waiting.
+        next_key: key that the next record gets when it is sent to an engine.
+        finished: number of records that have got a result.
     """
 
-    def __init__(self, unwritten: Callable[[Job, OSError], None]):
-        self.unwritten = unwritten
-        self.jobs: list[Job] = []
-        self.suspects: deque[list[Item]] = deque()
-        self.flying: dict[int, Item] = {}
+    def __init__(self, on_write_error: Callable[[ServedJob, OSError], None]):
+        self.on_write_error = on_write_error
+        self.jobs: list[ServedJob] = []
+        self.suspects: deque[list[QueuedRecord]] = deque()
+        self.in_flight: dict[int, QueuedRecord] = {}
         self.work = asyncio.Event()
         self.next_key = 0
         self.finished = 0
 
-    def take(self, batch: int, window: int, pace: float) -> list[Item]:
-        """Return the next records: suspects alone, else about CALL_SECONDS of the jobs' work at this pace."""
+    def next_records(self, batch: int, window: int, seconds_per_record: float) -> list[QueuedRecord]:
+        """Remove the next records from the queue and return them.
+
+        If `suspects` has a call, return the records of the first such call. Otherwise return records of the jobs.
+
+        Args:
+            batch: number of records that one engine call should have.
+            window: maximum number of records in one message to the engine.
+            seconds_per_record: measured engine time for a record, in seconds. The value is 0 if no call was measured
+                yet. Then at most `batch` records are returned.
+        """
         if self.suspects:
             return self.suspects.popleft()
-        wanted = min(window, max(batch, int(CALL_SECONDS / pace))) if pace else batch
+        wanted = min(window, max(batch, int(CALL_SECONDS / seconds_per_record))) if seconds_per_record else batch
         return oldest_first(self.jobs, wanted)
 
-    def request(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Return the message that has an engine serve these records."""
-        # A job's are one object, and may be long.
+    def serve_message(self, items: Sequence[QueuedRecord]) -> dict[str, Any]:
+        """Return the message that makes the engine serve these records. Add the records to `in_flight`."""
+        # Many records share one `generate` object, which may be long. So the message contains each such object once.
         options = {id(item.request.generate): item.request.generate for item in items}
         kinds = {each: number for number, each in enumerate(options)}
         serve = []
         for item in items:
-            self.flying[self.next_key] = item
+            self.in_flight[self.next_key] = item
             serve.append((self.next_key, item.request.prompt, kinds[id(item.request.generate)]))
             self.next_key += 1
             item.job.results.begun += 1
         return {"serve": serve, "generate": list(options.values())}
 
-    def running(self, keys: Iterable[int]) -> list[Item]:
-        """Return the records with these keys that have no result yet."""
-        return [self.flying[key] for key in keys if key in self.flying]
+    def still_in_flight(self, keys: Iterable[int]) -> list[QueuedRecord]:
+        """Return the records that have one of these keys. Leave out the records that already have a result."""
+        return [self.in_flight[key] for key in keys if key in self.in_flight]
 
-    def settle(self, done: Sequence[tuple[int, dict[str, Any]]]) -> int:
-        """Give results to the jobs, and return how many are errors."""
+    def deliver(self, done: Sequence[tuple[int, dict[str, Any]]]) -> int:
+        """Write results to the output files of their jobs, and return the number of results that are errors.
+
+        Args:
+            done: for each finished record, a pair of the record's key and the record's result.
+        """
         for key, result in done:
-            item = self.flying[key]
+            item = self.in_flight[key]
             job = item.job
-            stamp = {"glidein": job.ticket.glidein, "attempts": item.attempts}
+            stamp = {"glidein": job.job_request.glidein, "attempts": item.attempts}
             try:
                 if not job.gone:
                     job.results.add({"custom_id": item.request.custom_id, **result, **stamp})
             except OSError as error:
-                self.unwritten(job, error)
-            del self.flying[key]
+                self.on_write_error(job, error)
+            del self.in_flight[key]
             job.unanswered -= 1
             if job.unanswered == 0:
                 job.answered.set()
         self.finished += len(done)
         return sum(result["error"] is not None for _, result in done)
 
-    def bury(self, begun: Sequence[int], death: DeadEngine) -> int:
-        """Sort what was in a dead engine, and return how many records have an error now.
+    def requeue_after_death(self, running: Sequence[int], death: DeadEngine) -> int:
+        """Put the records of a dead engine back into the queue.
 
-        The running call's records are suspects, the others only wait.
+        The records of the call that was running become suspects. The engine's other records return to the queues of
+        their jobs. If a record is known to be the cause of the death, this record gets an error as its result.
+
+        Args:
+            running: keys of the records in the call that was running.
+            death: exception that describes how the engine died.
+
+        Returns:
+            The number of records that got an error as their result: 0 or 1.
         """
-        suspects = [item for item in self.running(begun) if not item.job.gone]
-        for key in begun:
-            self.flying.pop(key, None)
-        for item in reversed(self.flying.values()):
+        suspects = [item for item in self.still_in_flight(running) if not item.job.gone]
+        for key in running:
+            self.in_flight.pop(key, None)
+        for item in reversed(self.in_flight.values()):
             item.job.put_back(item)
-        self.flying.clear()
-        calls, culprit = next_calls(suspects, death.own_doing)
+        self.in_flight.clear()
+        calls, culprit = next_calls(suspects, death.self_inflicted)
         self.suspects.extendleft(reversed(calls))
         self.work.set()
         if culprit is None:
             return 0
-        self.flying[-1] = culprit
+        self.in_flight[-1] = culprit
         error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
-        return self.settle([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])
+        return self.deliver([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])

@@ -1,4 +1,4 @@
-"""The front's handle on the engine's process: start it, talk to it, and say how it died."""
+"""Start an engine process for the model server, exchange messages with the engine, and report how the engine ended."""
 
 from __future__ import annotations
 
@@ -12,42 +12,62 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glide.server import frames, keeper
 from glide.server.engine_process import DUMP, INTERRUPT
-from glide.server.environment import python
-from glide.server.log import FRONT
+from glide.server.environment import python_command
+from glide.server.log import SERVER_PREFIX
 from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
-if TYPE_CHECKING:
-    from glide.server.front import Front
-
-GRACE_SECONDS = 5.0  # for a call that was interrupted, or a process that has closed its channel, to end by itself
-DUMP_SECONDS = 0.5  # for the stacks to be written before the end
-DRAIN_SECONDS = 1.0  # after its end, for what it has sent to be read; a descriptor that it gave away may stay open
-SAID_BYTES = 1 << 16  # of its output, that are read after its end
+# After the server has interrupted a call, it waits this number of seconds, and then kills the engine. The server waits
+# equally long after an engine has closed its channel.
+GRACE_SECONDS = 5.0
+DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
+# After an engine's process has ended, the server reads the engine's messages for this many seconds, and then closes the
+# channel. Otherwise the channel could stay open, because the engine may have passed the channel's descriptor to another
+# process.
+DRAIN_SECONDS = 1.0
+OUTPUT_BYTES = 1 << 16  # an engine's last output is searched in this number of bytes at the end of the log
 
 
 class DeadEngine(Exception):
-    """The engine's process has ended; the message says how, as a predicate.
+    """The engine's process has ended. The message describes this end, for example "exited with code 1".
 
-    `own_doing` when that was beyond doubt by what it did itself, an exit or a hang: what a signal from elsewhere ended,
-    memory running out say, may have been another process's fault.
+    Attributes:
+        self_inflicted: True if the engine certainly caused its own end: the engine exited, or the model server killed
+            it because of its behaviour. False if a signal that the model server did not send ended the engine, because
+            then another process may be the cause. For example, another process may have used up the memory.
     """
 
-    def __init__(self, how: str, own_doing: bool):
+    def __init__(self, how: str, self_inflicted: bool):
         super().__init__(how)
-        self.own_doing = own_doing
+        self.self_inflicted = self_inflicted
 
 
 class EngineHandle:
-    """One engine process, under its keeper. `slots` bounds the calls it has been given.
+    """An engine process that runs under a keeper (keeper.py).
 
-    `begun` are the keys it works on. Signals to the keeper reach the engine. SIGTERM ends the engine and everything
-    that it has started.
+    The keeper forwards the signals INTERRUPT and DUMP to the engine. When the keeper gets SIGTERM, it kills the engine
+    and all processes that the engine has started.
+
+    Attributes:
+        mark: value of the environment variable ENGINE_VARIABLE in the engine's process and in all processes that the
+            engine starts. Every engine has a different mark.
+        slots: semaphore that limits the number of pending calls.
+        running_keys: keys of the records in the running call; if no call is running, keys of the last call.
+        running_since: time by the monotonic clock when the running call began; None while no call is running.
+        kill_reason: reason why the model server has killed the engine; empty if the server has not killed the engine.
+        started: time by the monotonic clock when the process was started.
+        warm: whether the engine has loaded its template.
+        unused: whether the model server has ended the engine because no job was left.
+        pending_calls: number of records of each call that was sent to the engine and has not ended; the oldest call is
+            first.
+        empty: event that is set when the last pending call has ended.
+        last_message_at: time by the monotonic clock when the engine's last message arrived.
+        log_start: size of the log, in bytes, when this engine was started.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, reader: Any, writer: Any, log: Path, mark: str):
@@ -55,30 +75,41 @@ class EngineHandle:
         self.reader = reader
         self.writer = writer
         self.log = log
-        self.mark = mark  # in the environment of all that it starts
+        self.mark = mark
         self.slots = asyncio.Semaphore(2)
-        self.begun: list[int] = []
-        self.begun_at: float | None = None  # None while no call runs
-        self.overdue = ""  # why we killed it, if we did
+        self.running_keys: list[int] = []
+        self.running_since: float | None = None
+        self.kill_reason = ""
         self.started = time.monotonic()
-        self.warm = False  # whether it has loaded
-        self.unused = False  # whether we ended it because nobody needs it
-        self.calls: list[int] = []  # sizes of the calls given and not come back, oldest first
+        self.warm = False
+        self.unused = False
+        self.pending_calls: list[int] = []
         self.empty = asyncio.Event()
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
         self.log_start = log.stat().st_size if log.exists() else 0
         self.ending = asyncio.create_task(self._end_channel())
 
     @classmethod
-    async def start(cls, template: Template, log: Path, environment: str | None, seen: Iterable[str]) -> EngineHandle:
-        """Start an engine in an environment, from where it sees some of the node's folders; Unusable as `python`."""
-        program, variables = python(environment, seen)
+    async def start(
+        cls, template: Template, log: Path, environment: str | None, visible_folders: Iterable[str]
+    ) -> EngineHandle:
+        """Start an engine process.
+
+        Args:
+            log: file to which the process writes its output.
+            environment: path of a Python environment or of a container image; None for the node's own Python.
+            visible_folders: folders of the node that are visible to the engine if the engine runs in a container.
+
+        Raises:
+            UnusableEnvironment: the engine cannot run in this environment.
+        """
+        program, variables = python_command(environment, visible_folders)
         mark = f"{_mark(log)}{secrets.token_hex(8)}"
         ours, theirs = socket.socketpair()
         with theirs:
-            # Its input: other descriptors do not reach into containers.
+            # The channel is the engine's standard input, because container runtimes pass no additional descriptors.
             process = await asyncio.create_subprocess_exec(
-                *keeper.kept([*program, "-m", "glide.server.engine_process"]),
+                *keeper.under_keeper([*program, "-m", "glide.server.engine_process"]),
                 stdin=theirs.fileno(), env={**variables, ENGINE_VARIABLE: mark}, start_new_session=True,
                 preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
             )  # fmt: skip
@@ -88,126 +119,145 @@ class EngineHandle:
         return engine
 
     async def send(self, message: dict[str, Any]) -> None:
+        """Send a message to the engine. If the engine has died, do nothing, because `receive` reports the death."""
         self.writer.write(frames.encode(message))
         try:
             await self.writer.drain()
         except ConnectionError:
-            return  # `receive` is about to learn how it died
+            return
 
     async def receive(self) -> Any:
-        """The next message; DeadEngine when there will be none."""
+        """Wait for the engine's next message and return it.
+
+        Raises:
+            DeadEngine: the engine has ended, so it sends no further message.
+        """
         try:
             message = await frames.read(self.reader)
-            self.heard = time.monotonic()
+            self.last_message_at = time.monotonic()
             return message
-        except ValueError as error:  # a user's code has written to the engine's channel
-            self.overdue = self.overdue or f"sent {error}"
+        except ValueError as error:  # user code in the engine has written to the channel
+            self.kill_reason = self.kill_reason or f"sent {error}"
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         raise await self._death()
 
     async def _death(self) -> DeadEngine:
-        """Wait until nothing of it is left, and return how it ended."""
-        if not self.overdue:  # else it would not end by itself
+        """Wait until the engine and all processes that it started have ended. Return a description of this end."""
+        if not self.kill_reason:  # an engine with a kill reason does not end by itself, so do not wait for it
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE_SECONDS)
         code = await self.stop()
-        said = tail(self.log, SAID_BYTES, self.log_start)  # by it, not by another before
-        lines = [line for line in said.splitlines() if FRONT not in line]
-        if self.overdue:
-            return DeadEngine(f"{self.overdue}, so it was killed{_where_it_was(lines)}", own_doing=True)
-        return DeadEngine(_how_it_ended(code, lines), own_doing=code >= 0)
+        output = tail(self.log, OUTPUT_BYTES, self.log_start)  # leave out the output of earlier engines
+        lines = [line for line in output.splitlines() if SERVER_PREFIX not in line]
+        if self.kill_reason:
+            how = f"{self.kill_reason}, so it was killed{_main_thread_frame(lines)}"
+            return DeadEngine(how, self_inflicted=True)
+        return DeadEngine(_describe_end(code, lines), self_inflicted=code >= 0)
 
     async def _end_channel(self) -> None:
-        """Know an engine's death by its process: a copy of it may hold the channel open for ever."""
+        """Close the channel after the engine's process has ended.
+
+        Otherwise `receive` could wait forever, because another process may hold the engine's end of the channel open.
+        """
         await self.process.wait()
         await asyncio.sleep(DRAIN_SECONDS)
         self.writer.transport.abort()
 
-    def begin(self, keys: list[int]) -> None:
-        """A call has begun."""
-        self.begun = keys
-        self.begun_at = time.monotonic()
+    def call_began(self, keys: list[int]) -> None:
+        """Note that the engine has begun a call with the records that have these keys."""
+        self.running_keys = keys
+        self.running_since = time.monotonic()
 
-    async def hurry(self, timeout: float) -> None:
-        """Interrupt a call that is over its time; kill the engine when that does not help."""
-        over = time.monotonic() - (self.begun_at or time.monotonic()) - timeout
+    async def enforce_timeout(self, timeout: float) -> None:
+        """Interrupt the running call if it has taken more than `timeout` seconds.
+
+        Kill the engine if the call has exceeded this time by GRACE_SECONDS.
+        """
+        over = time.monotonic() - (self.running_since or time.monotonic()) - timeout
         if over > GRACE_SECONDS:
-            await self.give_up(f"gave no result within {timeout:g} s and did not react")
+            await self.kill(f"gave no result within {timeout:g} s and did not react to the interrupt")
         elif over > 0:
             self.interrupt()
 
-    async def give_up(self, why: str) -> None:
-        """Kill the engine; the log gets the stacks of its threads first."""
-        if not self.overdue:
-            self.overdue = why
+    async def kill(self, reason: str) -> None:
+        """Let the engine write the stacks of its threads to the log, and then kill the engine."""
+        if not self.kill_reason:
+            self.kill_reason = reason
             self._signal(DUMP)
             await asyncio.sleep(DUMP_SECONDS)
             self._signal(signal.SIGTERM)
 
     @property
-    def silent(self) -> float:
-        """Seconds since it said anything, while it has calls to make and makes none."""
-        return time.monotonic() - self.heard if self.calls and self.begun_at is None else 0.0
+    def silent_seconds(self) -> float:
+        """Seconds since the engine's last message; 0 if no call is pending, or if a call is running."""
+        return time.monotonic() - self.last_message_at if self.pending_calls and self.running_since is None else 0.0
 
     def interrupt(self) -> None:
-        """Have the running call end with an exception, if it is one that notices."""
+        """Make the running call raise RecordTimeout. This has no effect while the call runs native code."""
         self._signal(INTERRUPT)
 
-    def sent(self, records: int) -> None:
-        self.calls.append(records)
+    def call_sent(self, records: int) -> None:
+        """Note that a call with this number of records was sent to the engine."""
+        self.pending_calls.append(records)
         self.empty.clear()
 
-    def idle(self, seconds: float, front: Front) -> None:
-        """A call came back after so many seconds of work."""
-        if not 0 <= seconds < float("inf"):
-            raise ValueError(f"{seconds} seconds")
-        front.status = front.status.served_more(self.calls.pop(0), seconds)
+    def call_ended(self) -> int:
+        """Note that the oldest pending call has ended, and return its number of records."""
+        records = self.pending_calls.pop(0)
         self.slots.release()
-        self.begun_at = None
-        if not self.calls:
+        self.running_since = None
+        if not self.pending_calls:
             self.empty.set()
+        return records
 
-    async def drained(self) -> None:
+    async def wait_until_empty(self) -> None:
+        """Wait until the engine has no pending call."""
         await self.empty.wait()
 
     def _signal(self, number: int) -> None:
-        # Not by the process's own method: that reaps it, and then asyncio does not learn its exit code.
+        # Do not call `self.process.send_signal`. That method reaps the process, and then asyncio never learns the exit
+        # code.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
     async def stop(self) -> int:
-        """End the process and everything that it has started, if they have not ended; return its exit code."""
+        """End the engine and all processes that it has started, and return the engine's exit code."""
         self.writer.close()
         self._signal(signal.SIGTERM)
         code = await self.process.wait()
         self.ending.cancel()
-        if code == -signal.SIGKILL:  # the keeper itself was killed
-            await asyncio.to_thread(keeper.end_marked, ENGINE_VARIABLE, self.mark)
+        if code == -signal.SIGKILL:  # the keeper itself was killed, so the engine's processes may still run
+            await asyncio.to_thread(keeper.kill_marked, ENGINE_VARIABLE, self.mark)
         return -signal.SIGKILL if code == keeper.KILLED else code
 
 
 def end_strays(log: Path) -> None:
-    """Kill what engines have left behind of an earlier server that wrote the same log."""
-    keeper.end_marked(ENGINE_VARIABLE, _mark(log))
+    """Kill the engine processes that an earlier model server with the same log has left behind."""
+    keeper.kill_marked(ENGINE_VARIABLE, _mark(log))
 
 
 def _mark(log: Path) -> str:
+    """Return the common start of the marks of all engines that write to this log."""
     return f"{log}#"
 
 
-def _how_it_ended(code: int, log: Sequence[str]) -> str:
-    said = [line for line in log if line.strip()]
-    words = f"; it last said: {' '.join(said[-1].split())[:300]}" if said else ""
+def _describe_end(code: int, log: Sequence[str]) -> str:
+    printed = [line for line in log if line.strip()]
+    last_line = f"; its last output: {' '.join(printed[-1].split())[:300]}" if printed else ""
     if code >= 0:
-        return f"exited with code {code}{words}"
-    hint = " (which is what happens when memory runs out)" if -code == signal.SIGKILL else ""
-    return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}{words}"
+        return f"exited with code {code}{last_line}"
+    hint = " (which happens when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}{last_line}"
 
 
-def _where_it_was(log: Sequence[str]) -> str:
-    """The frame that the main thread, which faulthandler writes last, was in."""
+def _main_thread_frame(log: Sequence[str]) -> str:
+    """Return a text about the line of code that the main thread was running.
+
+    The line comes from the stacks of all threads in the log. faulthandler writes the stack of the main thread last. The
+    text is empty if the log contains no stacks.
+    """
     heads = [number for number, line in enumerate(log) if line.endswith("(most recent call first):")]
     frame = log[heads[-1] + 1].strip() if heads and len(log) > heads[-1] + 1 else ""
     return f"; it was in {frame[:300]} (all stacks are in its log)" if frame else ""

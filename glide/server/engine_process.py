@@ -1,7 +1,7 @@
-"""The engine's own process: load the template, then serve what the front sends.
+"""Load a template in a separate process, and then serve the records that the model server sends.
 
-Apart from the front, so that an engine that hangs, exhausts memory or crashes in native code takes down
-neither the clients' connections nor the lane's ad: the front says what happened and starts another.
+An engine can hang, exhaust the memory, or crash in native code. Because the process is separate, the connections of the
+jobs and the ads of the lanes survive this. The model server reports how the engine ended, and starts another engine.
 """
 
 from __future__ import annotations
@@ -20,73 +20,80 @@ from pathlib import Path
 from typing import Any
 
 from glide.server import engines, frames
-from glide.server.engines import Completion, Engine, Record, described
+from glide.server.engines import Completion, Engine, EngineRecord, error_fields
 from glide.system import end_with_parent
 from glide.template import Template
 
-INTERRUPT = signal.SIGUSR1  # ends a call
-DUMP = signal.SIGUSR2  # has the stacks of all threads written to the log
-FLUSH_SECONDS = 0.05  # results wait at most this long for company on their way to the front
-FLUSH_BYTES = 8_000_000  # or until they are so long together
-RESULT_BYTES = 64_000_000  # that a result may have: it becomes a line of a file on the access point
+INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
+DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
+FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
+FLUSH_BYTES = 8_000_000  # total length of the collected results, in bytes, above which the results are sent earlier
+RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
 
 def main() -> None:
-    """Run on the socket that is its standard input."""
-    front = socket.socket(fileno=os.dup(0))
-    os.register_at_fork(after_in_child=front.close)  # only this process speaks to the front
+    """Load a template and serve records. The standard input of this process is a socket to the model server."""
+    server = socket.socket(fileno=os.dup(0))
+    os.register_at_fork(after_in_child=server.close)  # a forked child must not write to the model server
     with open(os.devnull, encoding="utf-8") as nothing:
-        os.dup2(nothing.fileno(), 0)  # what a call reads is not what the front sends
-    log = os.dup(2)  # whatever a call does with its error output
+        os.dup2(nothing.fileno(), 0)  # user code may read the standard input, but must not get messages there
+    log = os.dup(2)  # this descriptor stays open even if user code closes the error output
     faulthandler.enable(log)
     faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
     end_with_parent()
     try:
-        engine = _load(front, Template.from_json(frames.receive(front)["template"]))
+        engine = _load(server, Template.from_json(frames.receive(server)["template"]))
         while True:
-            message = frames.receive(front)
+            message = frames.receive(server)
             generate = message["generate"]
-            _serve(front, engine, [Record(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]])
-    except (EOFError, ConnectionError):  # the front has gone; what a call raises does not come here
+            _serve(
+                server, engine, [EngineRecord(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]]
+            )
+    except (EOFError, ConnectionError):  # the model server has ended; _isolated handles exceptions of calls
         return
 
 
-def _load(front: socket.socket, template: Template) -> Engine:
+def _load(server: socket.socket, template: Template) -> Engine:
+    """Build the engine and load its template. Report each phase, and any failure, to the model server."""
+
     def phase(state: str) -> None:
-        front.sendall(frames.encode({"phase": state}))
+        server.sendall(frames.encode({"phase": state}))
 
     try:
         started = time.monotonic()
         with _in_this_process():
             engine = engines.build(template)
             engine.prepare()
-        front.sendall(frames.encode({"imported": time.monotonic() - started}))
-        folder = frames.receive(front)["folder"]
+        server.sendall(frames.encode({"imported": time.monotonic() - started}))
+        folder = frames.receive(server)["folder"]
         with _in_this_process():
             engine.load(folder, phase)
-        front.sendall(
+        server.sendall(
             frames.encode(
                 {
                     "warm": {
                         "batch": engine.batch,
                         "window": engine.window,
-                        "megabytes": _resident(),
+                        "megabytes": _resident_megabytes(),
                         **engine.describe(),
                     }
                 }
             )
         )
-    except BaseException as error:  # whatever it is, the user must see it and not a bare exit code
+    except BaseException as error:  # catch all kinds of errors, so that the user sees more than an exit code
         traceback.print_exc()
-        front.sendall(frames.encode({"failed": last_line(error)}))
+        server.sendall(frames.encode({"failed": last_line(error)}))
         sys.exit(1)
     return engine
 
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """End a copy of this process in which a user's code returns that has forked: only the original goes on."""
+    """Run user code in a `with` block.
+
+    The code may fork. If a forked child reaches the end of the block, this function ends the child.
+    """
     process = os.getpid()
     try:
         yield
@@ -95,87 +102,102 @@ def _in_this_process() -> Iterator[None]:
             os._exit(0)
 
 
-def _resident() -> float:
-    """MB of memory that this process takes; an engine that knows better, on a GPU say, says so in `describe`."""
+def _resident_megabytes() -> float:
+    """Return the memory that this process uses, in MB.
+
+    If an engine knows a better number, such as the memory on a GPU, its method `describe` returns the better number.
+    """
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _serve(front: socket.socket, engine: Engine, records: list[Record]) -> None:
+def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -> None:
+    """Serve records, and send their results in groups of at most about FLUSH_BYTES."""
     done: list[tuple[int, dict[str, Any]]] = []
     flushed = started = time.monotonic()
     size = 0
-    for batch, results in _calls(front, engine, records):
+    for batch, results in _calls(server, engine, records):
         for record, result in zip(batch, results, strict=True):
             checked, length = _checked(result)
             done.append((record.key, checked))
             size += length
             if size > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
-                front.sendall(frames.encode({"done": done}))
+                server.sendall(frames.encode({"done": done}))
                 done, size, flushed = [], 0, time.monotonic()
     hits = engine.describe().get("prefix_hits", 0.0)
-    front.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
+    server.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
 
 
 def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return a result and its length in bytes; instead of one that cannot be written, this record's error."""
+    """Return a result and the result's length in bytes.
+
+    If the result cannot become a line of the job's output, return an error for the record instead, and the length 0.
+    """
     try:
         length = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
         if length <= RESULT_BYTES:
             return result, length
-        raise InvalidResult(f"the result has {length} bytes, and may have {RESULT_BYTES}; write it to a file instead")
+        raise InvalidResult(f"the result has {length} bytes, the limit is {RESULT_BYTES}; write it to a file instead")
     except InvalidResult as error:
         wrong = error
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        wrong = InvalidResult(f"the result is no text in UTF-8, or no JSON: {error}")
+        wrong = InvalidResult(f"the result cannot be written as JSON in UTF-8: {error}")
     return _failure(wrong, result["seconds"]), 0
 
 
-def _calls(front: socket.socket, engine: Engine, records: list[Record]) -> Iterator[tuple[Sequence[Record], list]]:
+def _calls(
+    server: socket.socket, engine: Engine, records: list[EngineRecord]
+) -> Iterator[tuple[Sequence[EngineRecord], list]]:
+    """Divide records into the batches that the engine plans, and yield each batch with its results."""
     try:
         planned = engine.plan(records)
-    except BaseException:  # one record spoils the plan: call each alone, and it alone will fail
+    except BaseException:  # a record made `plan` fail: call each record alone, so that only that record fails
         planned = [[record] for record in records]
     for batch in planned:
-        yield batch, _isolated(front, engine, batch)
+        yield batch, _isolated(server, engine, batch)
 
 
-def _isolated(front: socket.socket, engine: Engine, batch: Sequence[Record]) -> list[dict[str, Any]]:
-    """Serve a batch; when it raises, halve it until the culprit is alone with its error."""
-    # Named before the call: if it takes the process down, these are the suspects.
-    front.sendall(frames.encode({"begin": [record.key for record in batch]}))
+def _isolated(server: socket.socket, engine: Engine, batch: Sequence[EngineRecord]) -> list[dict[str, Any]]:
+    """Serve a batch and return its results.
+
+    If the engine's call raises an exception, serve each half of the batch separately. The halves are divided further
+    until the failing record is alone in a call. The exception then becomes the result of the failing record.
+    """
+    # Send the keys before the call. If the call ends this process, the model server knows the suspects by these keys.
+    server.sendall(frames.encode({"begin": [record.key for record in batch]}))
     started = time.monotonic()
     try:
         with _in_this_process(), _interruptible():
             completions = engine.call(batch)
         if len(completions) != len(batch):
-            raise WrongCount(f"{len(completions)} texts for {len(batch)} records")
-    except BaseException as error:  # asyncio.CancelledError, say: the state is as it was
+            raise WrongCount(f"the engine returned {len(completions)} texts for {len(batch)} records")
+    except BaseException as error:  # catch even asyncio.CancelledError, because the loaded state is unchanged
         if len(batch) == 1:
             return [_failure(error, time.monotonic() - started)]
         middle = len(batch) // 2
-        return _isolated(front, engine, batch[:middle]) + _isolated(front, engine, batch[middle:])
+        return _isolated(server, engine, batch[:middle]) + _isolated(server, engine, batch[middle:])
     seconds = (time.monotonic() - started) / len(batch)
     return [_success(completion, seconds) for completion in completions]
 
 
 class InvalidResult(Exception):
-    """A result that cannot be written as a line of JSON in UTF-8, or is too long."""
+    """A result is too long, or cannot be written as a line of JSON in UTF-8."""
 
 
 class WrongCount(Exception):
-    """The engine's answer does not have one text for each record."""
+    """The engine did not return exactly one text for each record."""
 
 
 class RecordTimeout(Exception):
-    """The call took longer than the record's timeout."""
+    """An engine call took longer than the largest timeout of its records."""
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """While this lasts, the front's signal ends the call with an exception, and the state survives.
+    """In a `with` block, raise RecordTimeout when the signal INTERRUPT arrives.
 
-    Native code does not notice it; the front then has no choice but to kill.
+    The loaded state survives this exception. While native code runs, the exception is delayed. If the delay is too
+    long, the model server kills the engine.
     """
 
     def interrupt(*_: object) -> None:
@@ -195,11 +217,14 @@ def _success(completion: Completion, seconds: float) -> dict[str, Any]:
 
 
 def _failure(error: BaseException, seconds: float) -> dict[str, Any]:
-    return {"text": None, "tokens": 0, "error": described(error), "seconds": round(seconds, 6)}
+    return {"text": None, "tokens": 0, "error": error_fields(error), "seconds": round(seconds, 6)}
 
 
 def last_line(error: BaseException) -> str:
-    """What a traceback's last line says, in one line that fits an ad."""
+    """Return the last line of an exception's traceback.
+
+    The line becomes an attribute of an ad, so it is limited to 1000 characters.
+    """
     return " ".join(traceback.format_exception_only(error)[-1].split())[:1000]
 
 

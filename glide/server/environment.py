@@ -1,4 +1,4 @@
-"""What an engine runs in: the node's own Python, an environment's, or a container's."""
+"""The commands that run an engine in the node's own Python, in a Python environment, or in a container."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ from pathlib import Path
 
 from glide.files.environment import SANDBOX
 
-CODE = Path(__file__).resolve().parents[2]  # glide's own, for any Python
+CODE = Path(__file__).resolve().parents[2]  # folder from which the Python of an environment imports glide
 RUNTIMES = ("apptainer", "singularity")
-DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}
+DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # for each GPU device, the container runtime's option
 
 
-class Unusable(Exception):
-    """It is not what an engine can run in, and why."""
+class UnusableEnvironment(Exception):
+    """An engine cannot run in an environment. The message says why."""
 
 
-def python(place: str | None, seen: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """How Python is called in an environment, and the variables that it is called with.
+def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs Python in an environment, and the environment variables for this command.
 
     Args:
-        place: a folder with bin/python, a container's image (a file, an address, or a folder); None for our own.
-        seen: folders of this node that a container is to see as well.
+        place: a folder that contains bin/python, or a container image (a file, an address, or a folder); None for the
+            node's own Python.
+        visible_folders: folders of this node that are visible in a container.
 
     Raises:
-        Unusable: it is none of these, or nothing here runs containers.
+        UnusableEnvironment: `place` is not a usable environment, or this node cannot run containers.
     """
     if place is None:
         return [sys.executable], dict(os.environ)
-    # What is installed for this account or told to the node's own Python is not for this one.
+    # This account or the job may add packages to the node's own Python. The environment must not use these packages.
     variables = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONNOUSERSITE": "1"}
     variables.pop("PYTHONHOME", None)
     folder = Path(place)
     if "://" in place or folder.is_file() or (folder / SANDBOX).is_dir():
-        return _container(place, [str(CODE), *seen]), variables
+        return _container_command(place, [str(CODE), *visible_folders]), variables
     program = folder / "bin" / "python"
     if program.is_symlink() and not program.exists():
-        raise Unusable(f"{place} is of a Python that this node lacks: its bin/python leads to {os.readlink(program)}")
+        raise UnusableEnvironment(
+            f"{place} needs a Python that this node lacks: its bin/python is a link to {os.readlink(program)}"
+        )
     if not program.exists():
-        raise Unusable(f"no environment: {place} has no bin/python")
-    # As its activation would.
+        raise UnusableEnvironment(f"environment not usable: {place} has no bin/python")
+    # Set the variables that the environment's activation script would set.
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
     return [str(program)], {**variables, "PATH": path, "CONDA_PREFIX": place, "VIRTUAL_ENV": place}
 
 
-def _container(image: str, seen: Iterable[str]) -> list[str]:
+def _container_command(image: str, visible_folders: Iterable[str]) -> list[str]:
     runtime = next(filter(None, map(shutil.which, RUNTIMES)), None)
     if runtime is None:
-        raise Unusable(f"no {' or '.join(RUNTIMES)} on this node's PATH, which {image} needs")
-    binds = [word for folder in seen for word in ("--bind", folder)]
+        raise UnusableEnvironment(f"no {' or '.join(RUNTIMES)} on this node's PATH, which {image} needs")
+    binds = [word for folder in visible_folders for word in ("--bind", folder)]
     devices = [option for device, option in DEVICES.items() if Path(device).exists()]
     return [runtime, "--quiet", "--nocolor", "exec", *devices, *binds, image, "python3"]

@@ -1,6 +1,8 @@
-"""How the server's front and its engine process talk: JSON frames with a length in front, over a socket pair.
+"""Encode, decode and read the messages between the model server and an engine process.
 
-A user's code runs in the engine's process and may write anything into the channel, so the front checks what it reads.
+The two processes exchange messages as frames over a socket pair, the channel. A frame is the length of a body, followed
+by the body. The body is JSON. User code runs in the engine's process and may write anything into the channel. So the
+model server checks the data that it reads.
 """
 
 from __future__ import annotations
@@ -12,21 +14,21 @@ import struct
 from typing import Any
 
 _LENGTH = struct.Struct("!I")
-LIMIT = 1 << 28  # bytes of a frame
+LIMIT = 1 << 28  # maximum number of bytes in the body of a frame
 
 
 def encode(message: Any) -> bytes:
-    """One frame."""
+    """Return the frame that contains a message."""
     body = json.dumps(message, separators=(",", ":")).encode()
     return _LENGTH.pack(len(body)) + body
 
 
 async def read(reader: asyncio.StreamReader) -> Any:
-    """Return the next frame.
+    """Wait for the next message of an engine and return it.
 
     Raises:
-        asyncio.IncompleteReadError: the other side has ended.
-        ValueError: what came is no frame.
+        asyncio.IncompleteReadError: the other side has closed the channel.
+        ValueError: the data is not a valid frame.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > LIMIT:
@@ -34,11 +36,15 @@ async def read(reader: asyncio.StreamReader) -> Any:
     try:
         return json.loads(await reader.readexactly(length))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"a frame that is no JSON: {error}") from None
+        raise ValueError(f"a frame that is not JSON: {error}") from None
 
 
 def receive(connection: socket.socket) -> Any:
-    """The next frame, blocking; EOFError when the other side is gone."""
+    """Wait for the next message of the model server and return it.
+
+    Raises:
+        EOFError: the other side has closed the channel.
+    """
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     return json.loads(_exactly(connection, length))
 

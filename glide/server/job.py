@@ -1,4 +1,4 @@
-"""A job that is being served, and the records it waits for."""
+"""A job that the model server is serving, and the queue of the job's records."""
 
 from __future__ import annotations
 
@@ -10,52 +10,73 @@ from dataclasses import dataclass, field
 from glide.server.engines import printable
 from glide.server.records import Request, WrongInput, requests
 from glide.server.stream import ResultStream
-from glide.server.ticket import Ticket
+from glide.server.ticket import JobRequest
 from glide.vocabulary import Exit
 
-QUEUE_RECORDS = 4096  # that a job may have waiting; more are read from its input as these get done
-QUEUE_BYTES = 32_000_000  # of its input, likewise
-CALL_BYTES = 32_000_000  # of input that go to the engine at once
-PAUSE_BYTES = 1_000_000  # of input after which other jobs have their turn
+QUEUE_RECORDS = 4096  # maximum number of records in a job's queue; while the queue is full, the job's input is not read
+QUEUE_BYTES = 32_000_000  # maximum total size of the records in a job's queue, in bytes of the job's input
+CALL_BYTES = 32_000_000  # a message to the engine is full when its records have this total size, in bytes of input
+PAUSE_BYTES = 1_000_000  # the server reads this number of bytes of a job's input, and then lets other jobs continue
 
 
 @dataclass(eq=False)
-class Item:
-    """A record in the queue: whose it is, what it asks for, and how many bytes of input it was."""
+class QueuedRecord:
+    """A record in a job's queue.
 
-    job: Job
+    Attributes:
+        size: length of the record's line in the job's input, in bytes.
+        deaths: number of engines that died while they served only this record.
+    """
+
+    job: ServedJob
     request: Request
     size: int
-    deaths: int = 0  # engines that died while this record was alone in them
+    deaths: int = 0
 
     @property
     def attempts(self) -> int:
-        return self.request.attempts + self.job.ticket.starts + 1
+        """Number of times that the record was started, in earlier jobs and in all starts of this job."""
+        return self.request.attempts + self.job.job_request.starts + 1
 
 
 @dataclass(eq=False)
-class Job:
-    """A ticket that is being served."""
+class ServedJob:
+    """An invocation job that the model server is serving.
 
-    ticket: Ticket
+    Attributes:
+        writer: stream that sends data to the job.
+        waiting: the job's queue. It has the records that were read from the input and not yet sent to the engine.
+        waiting_bytes: sum of the sizes of the waiting records.
+        unanswered: number of records that were read from the input and have no result.
+        has_space: event that is set when a record has left the queue.
+        answered: event that is set when no record is unanswered, or when the job cannot be served here.
+        gone: whether the job has ended or has been disconnected.
+        problem: reason why the job cannot be served here; empty while the job can be served.
+    """
+
+    job_request: JobRequest
     writer: asyncio.StreamWriter
     results: ResultStream
-    waiting: deque[Item] = field(default_factory=deque)
+    waiting: deque[QueuedRecord] = field(default_factory=deque)
     waiting_bytes: int = 0
     unanswered: int = 0
-    room: asyncio.Event = field(default_factory=asyncio.Event)  # in the queue
+    has_space: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
-    problem: str = ""  # why it cannot be served here
+    problem: str = ""
 
     async def serve(self, work: asyncio.Event) -> int:
-        """Read the job's records, and return its exit code when they are answered; `work` is set for each record."""
+        """Read the job's records, wait until all records have a result, and return the job's exit code.
+
+        Args:
+            work: event that this function sets when it puts a record into the queue.
+        """
         try:
-            done = await self.results.earlier() if self.ticket.starts or self.ticket.resumed else set()
+            done = await self.results.resume() if self.job_request.starts or self.job_request.resumed else set()
             read = 0
-            for request, size in requests(self.ticket.input):
+            for request, size in requests(self.job_request.input):
                 if request is not None and request.custom_id not in done:
-                    self.waiting.append(Item(self, request, size))
+                    self.waiting.append(QueuedRecord(self, request, size))
                     self.waiting_bytes += size
                     self.unanswered += 1
                     work.set()
@@ -64,10 +85,10 @@ class Job:
                     read = 0
                     await asyncio.sleep(0)
                 while len(self.waiting) >= QUEUE_RECORDS or self.waiting_bytes >= QUEUE_BYTES:
-                    self.room.clear()
-                    await self.room.wait()
+                    self.has_space.clear()
+                    await self.has_space.wait()
         except WrongInput as error:
-            self.say(str(error))
+            self.report(str(error))
             return Exit.INPUT
         except OSError as error:
             self.problem = f"its records cannot be read: {error}"
@@ -75,50 +96,58 @@ class Job:
             self.answered.clear()
             await self.answered.wait()
         if self.problem:
-            self.say(self.problem)
+            self.report(self.problem)
         return Exit.SERVER_LOST if self.problem else Exit.OK
 
-    def next(self) -> Item:
-        """Take the first record that waits."""
+    def pop_first(self) -> QueuedRecord:
+        """Remove the first waiting record and return it."""
         item = self.waiting.popleft()
         self.waiting_bytes -= item.size
-        self.room.set()
+        self.has_space.set()
         return item
 
-    def put_back(self, item: Item) -> None:
-        """Have a record wait again, before the others."""
+    def put_back(self, item: QueuedRecord) -> None:
+        """Put a record back into the queue, as the first record."""
         self.waiting.appendleft(item)
         self.waiting_bytes += item.size
 
-    def lose(self, problem: str) -> None:
-        """End the job here, to be served elsewhere."""
+    def send_elsewhere(self, problem: str) -> None:
+        """Stop serving the job here, because of a problem. HTCondor then runs the job again on another lane."""
         self.problem = self.problem or problem
         self.answered.set()
 
-    def say(self, words: str) -> None:
-        """Words for the job's error output."""
-        self.writer.write(printable(words.replace("\n", " ")).encode() + b"\n")
+    def report(self, message: str) -> None:
+        """Write a line to the job's error output."""
+        self.writer.write(printable(message.replace("\n", " ")).encode() + b"\n")
 
-    def dismiss(self, code: int) -> None:
-        """Tell the job to end, when what it is to bring home is written."""
+    def finish(self, code: int) -> None:
+        """Close the job's files, and make the job end with this exit code."""
         self.results.close()
         self.writer.write(b"exit %d\n" % code)
 
 
-def oldest_first(jobs: Sequence[Job], wanted: int) -> list[Item]:
-    """Most from the oldest job, for jobs that end together leave the engine nothing to do; some from the others."""
+def oldest_first(jobs: Sequence[ServedJob], wanted: int) -> list[QueuedRecord]:
+    """Remove the next records from the jobs' queues and return them.
+
+    Three quarters of the records come from the oldest job, and one quarter comes from the other jobs in turn. If all
+    jobs had equal shares, they could end at the same time, and the engine would be idle until the next jobs arrive.
+
+    Args:
+        jobs: the jobs that are served now; the oldest job is first.
+        wanted: maximum number of records to return.
+    """
     waiting = [job for job in jobs if job.waiting]
     if not waiting:
         return []
     oldest, *others = waiting
     most = wanted - wanted // 4 if others else wanted
-    items: list[Item] = []
+    items: list[QueuedRecord] = []
     size = 0
     while oldest.waiting and len(items) < most and size < CALL_BYTES:
-        items.append(oldest.next())
+        items.append(oldest.pop_first())
         size += items[-1].size
     while len(items) < wanted and size < CALL_BYTES and (others := [job for job in others if job.waiting]):
         for job in others[: wanted - len(items)]:
-            items.append(job.next())
+            items.append(job.pop_first())
             size += items[-1].size
     return items

@@ -1,10 +1,13 @@
-"""Run an engine and end everything that it has started: `python -I -S keeper.py PROGRAM ARGUMENT…`.
+"""Run an engine, and end all processes that the engine has started: `python -I -S keeper.py PROGRAM ARGUMENT…`.
 
-A user's code may start processes that leave their session and their parent (setsid, double fork). The keeper is a
-*child subreaper*: the kernel makes every orphan below it its own child. So it kills its children until it has none,
-and only then ends itself. It does so when the program ends, when it gets SIGTERM, and when its own parent ends.
+The engine's user code may start processes that leave their session and their parent (setsid, double fork). The keeper
+is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel makes the keeper the new parent. So
+the keeper ends all its descendants by killing its children until no child is left. The keeper kills its children when
+the engine ends, when the keeper gets one of the signals in ENDING, and when the keeper's parent ends. After that, the
+keeper ends, too.
 
-It runs outside the engine's container and environment, by its path, with the standard library alone.
+The keeper runs outside the engine's container and environment. So this file is started by its path, and imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -19,51 +22,56 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-KILLED = 128 + signal.SIGKILL  # the exit code when the program was killed by SIGKILL; -9 means that the keeper was
-FORWARDED = (signal.SIGUSR1, signal.SIGUSR2)
+# This is the keeper's exit code if SIGKILL ended the program. If SIGKILL ended the keeper, the exit code is -9.
+KILLED = 128 + signal.SIGKILL
+FORWARDED = (signal.SIGUSR1, signal.SIGUSR2)  # signals that the keeper forwards to the program
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 HANDLED = {signal.SIGCHLD, *FORWARDED, *ENDING}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-RETRY_SECONDS = 0.2  # before the next attempt at children that may not be killed, a setuid program say
+# The keeper waits this number of seconds between two tries to kill its children. A try fails if, for example, a child
+# is a setuid program.
+RETRY_SECONDS = 0.2
 
 
-def kept(program: list[str]) -> list[str]:
+def under_keeper(program: list[str]) -> list[str]:
     """Return the command that runs a program under a keeper."""
     return [sys.executable, "-I", "-S", __file__, *program]
 
 
-def end_marked(variable: str, begins: str) -> None:
-    """Kill all processes of this account that were started with such a value of an environment variable.
+def kill_marked(variable: str, prefix: str) -> None:
+    """Kill all marked processes of this account. They can remain after a keeper was killed.
 
-    For what a keeper leaves that was itself killed.
+    A process is marked if its environment variable `variable` has a value that begins with `prefix`.
     """
-    wanted = f"{variable}={begins}".encode()
+    wanted = f"{variable}={prefix}".encode()
 
     def is_marked(process: str) -> bool:
-        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # a zombie has none
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # this is empty for a zombie
         return any(each.startswith(wanted) for each in environment)
 
     while found := list(_processes(is_marked)):
         if not _kill(found):
-            return  # they belong to root now
+            return  # no process could be killed, because the remaining processes belong to root now
         time.sleep(0.01)
 
 
 def main(program: list[str]) -> None:
+    """Run a program, kill its descendants after its end, and exit with the program's exit code or signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # when it is ignored, children leave no exit code
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD were ignored, children would leave no exit code
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     child = os.fork()
     if child == 0:
-        os.setsid()  # a call that signals its process group must not reach the model server
+        os.setsid()  # user code may send a signal to its process group, which must not contain the keeper
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals, so restore the default
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(program[0], program)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)  # the engine's channel must end with the engine
+    # Close the engine's channel in this process, so that the channel ends when the engine ends.
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     code = _serve_until_end(child)
     _end_children()
     if code < 0 and code != -signal.SIGKILL:
@@ -75,7 +83,10 @@ def main(program: list[str]) -> None:
 
 
 def _serve_until_end(child: int) -> int:
-    """Forward signals to the program; return its exit code, negative for the signal that killed it."""
+    """Forward signals to the program until the program ends. If a signal of ENDING arrives, kill the program.
+
+    Return the program's exit code. If a signal ended the program, return the signal's number with a minus sign.
+    """
     while True:
         number = signal.sigwait(HANDLED)
         if number in FORWARDED:
@@ -89,7 +100,7 @@ def _serve_until_end(child: int) -> int:
 
 
 def _end_children() -> None:
-    """Kill all children, and the grandchildren that thereby become children, until there are none."""
+    """Kill all children until no child is left. A grandchild becomes a child when its parent ends."""
     own = str(os.getpid())
 
     def is_child(process: str) -> bool:
@@ -108,20 +119,26 @@ def _end_children() -> None:
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
+    """Yield the process id and the wait status of each child that has ended."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended
 
 
 def _processes(is_wanted: Callable[[str], bool]) -> Iterator[int]:
+    """Yield the ids of the processes of this account that `is_wanted` selects, except the id of this process.
+
+    Args:
+        is_wanted: function that gets a process id as text, and returns whether the process is selected.
+    """
     for name in os.listdir("/proc"):
-        with suppress(OSError, IndexError):  # it has ended, or belongs to another account
+        with suppress(OSError, IndexError):  # the process has ended, or belongs to another account
             if name.isdigit() and int(name) != os.getpid() and is_wanted(name):
                 yield int(name)
 
 
 def _kill(processes: Iterator[int] | list[int]) -> int:
-    """Send SIGKILL, and return how many got it."""
+    """Send SIGKILL to processes, and return the number of processes that could be killed."""
     killed = 0
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""What the model server reports, in the log that it shares with its engines."""
+"""Write the model server's lines to the log, and limit the size of the log. The engines write to the same log."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-FRONT = "model server:"  # how its lines begin, unlike an engine's
-LIMIT = 10_000_000  # bytes of the log, and again of what was moved aside
+SERVER_PREFIX = "model server:"  # start of each line that the model server writes; lines of engines start differently
+LIMIT = 10_000_000  # maximum size of the log in bytes, and also of the file LOG.old
 
 
-def say(words: str) -> None:
-    """Write a line to the log, with the time in UTC."""
+def log_line(text: str) -> None:
+    """Write a line to the log. The line contains the time in UTC."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    with suppress(OSError):  # the disk is full
-        print(f"{FRONT} {now} {words}".rstrip(), flush=True)
+    with suppress(OSError):  # for example, the disk is full
+        print(f"{SERVER_PREFIX} {now} {text}".rstrip(), flush=True)
 
 
 def trim(log: Path, limit: int = LIMIT) -> None:
-    """Move a log's last bytes aside when it is too long, and empty it.
+    """If the log is longer than `limit` bytes, copy its last `limit` bytes to `LOG.old`, and empty the log.
 
-    Not by renaming: engines append to the open file.
+    The log is not renamed, because engines have the file open and append to it.
     """
     with suppress(OSError), log.open("r+b") as file:
         size = file.seek(0, 2)

@@ -1,7 +1,8 @@
-"""The model server: one door, some lanes, and the states that are resident behind them.
+"""The model server of a glidein. It has one endpoint, some lanes, and a TemplateServer for each loaded template.
 
-Each lane offers one state. A *sticky job* brings another template to the lane it runs on: it is loaded beside the
-others while there is memory, else in place of those that have been idle longest, and stays when the job has gone.
+Each lane offers one template. A *sticky job* brings another template to the lane on which the job runs. If the memory
+is too small for all these templates, the model server first unloads the templates that were idle longest. The new
+template stays loaded after the sticky job has ended.
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from glide.server.engines import printable
-from glide.server.front import Front
-from glide.server.log import say, trim
-from glide.server.outer_job import tell_outer_job
-from glide.server.settings import Settings
+from glide.server.log import log_line, trim
+from glide.server.outer_job import report_to_outer_job
+from glide.server.settings import ServerSettings
 from glide.server.status import Status
-from glide.server.supply import Supply
-from glide.server.ticket import LINE_BYTES, Door, Ticket, Watch
+from glide.server.supply import FileSupply
+from glide.server.template_server import TemplateServer
+from glide.server.ticket import LINE_BYTES, ConnectionWatch, Endpoint, JobRequest
 from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-REPORT_SECONDS = 2.0  # a change of pace is reported within this time; a change of state or the first pace at once
-MOST_STRANGERS = 64  # connections that have not shown the secret yet; when more come, the oldest has to go
-TEMPLATE_BYTES = 64_000_000  # of a sticky job's input
-FAILED_SECONDS = 3.0  # a glidein that could load nothing stays until its pool has been told why
-COUNT_SECONDS = 15.0  # and counters alone this often: each report costs startd, collector and negotiator their share
+# A changed speed is reported within this number of seconds. A changed state or the first speed is reported immediately.
+REPORT_SECONDS = 2.0
+MOST_UNAUTHENTICATED = 64  # maximum number of connections without the secret; if there are more, the oldest is closed
+TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
+FAILED_SECONDS = 3.0  # if no template loads, the glidein ends after this time in seconds; the pool then has the failure
+COUNT_SECONDS = 15.0  # seconds between reports of small changes; reports take time in startd, collector and negotiator
 
 
-class Wrong(Exception):
-    """A sticky job that cannot be done here, and with which exit code it is to end."""
+class WrongRequest(Exception):
+    """A sticky job cannot be served here. `code` is the exit code of this job."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -44,49 +46,57 @@ class Wrong(Exception):
 
 
 class ModelServer:
-    """Serves until its task is cancelled.
+    """Serves jobs until the task that executes `run` is cancelled.
 
     Args:
-        template: what all lanes offer at first; None for a blank server.
-        settings: of this node.
-        door, log: files.
+        template: the template that all lanes offer at first; None for a blank server.
+        settings: the settings of this server.
+        endpoint: file to which the server writes its port and its secret.
+        log: file to which the server and its engines write.
+
+    Attributes:
+        lanes: for each lane, the template server of the lane's template; None for a blank lane.
+        servers: for each template's digest, the template server.
+        sizes: for the digest of each template that was loaded, the memory that the template used, in MB.
+        changed: event that is set when the status of a lane may have changed.
+        unauthenticated: connections that have not sent the secret yet; the oldest connection is first.
     """
 
-    def __init__(self, template: Template | None, settings: Settings, door: Path, log: Path):
+    def __init__(self, template: Template | None, settings: ServerSettings, endpoint: Path, log: Path):
         self.template = template
         self.memory = settings.memory
         self.idle_seconds = settings.idle_seconds
         self.factory = settings.factory
         self.users_code = settings.users_code
-        self.door = Door(door)
+        self.endpoint = Endpoint(endpoint)
         self.log = log
         self.blank = Status()
-        self.lanes: list[Front | None] = [None] * settings.lanes
-        self.fronts: dict[str, Front] = {}  # by digest
-        self.sizes: dict[str, float] = {}  # MB that states have taken, by digest
-        self.moving = asyncio.Lock()
+        self.lanes: list[TemplateServer | None] = [None] * settings.lanes
+        self.servers: dict[str, TemplateServer] = {}
+        self.sizes: dict[str, float] = {}
+        self.retarget_lock = asyncio.Lock()
         self.changed = asyncio.Event()
-        self.supply = Supply(settings.supply, self.changed)
-        self.strangers: list[asyncio.StreamWriter] = []  # the oldest first
+        self.supply = FileSupply(settings.supply, self.changed)
+        self.unauthenticated: list[asyncio.StreamWriter] = []
 
     async def run(self) -> None:
-        """Listen."""
+        """Load the initial template, open the endpoint, and serve jobs until this task is cancelled."""
         await self.supply.start()
-        visited = await asyncio.start_server(self._visited, "127.0.0.1", 0, limit=LINE_BYTES)
+        listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
-            self.lanes = [self._bring(self.template)] * len(self.lanes)
-        else:  # a blank one is what it is meant to be as soon as it listens
-            await tell_outer_job(replace(self.blank, state=State.WARM))
-        self.door.open(visited.sockets[0].getsockname()[1])
+            self.lanes = [self._start_server(self.template)] * len(self.lanes)
+        else:  # a blank server is ready immediately, so report this to the outer job
+            await report_to_outer_job(replace(self.blank, state=State.WARM))
+        self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
         try:
-            # Not serve_forever: from Python 3.12 on its cancellation waits until every visitor has gone.
+            # Do not use serve_forever. In Python 3.12 and later, cancelling it waits until all connections have ended.
             await asyncio.get_running_loop().create_future()
         finally:
             for task in tasks:
                 task.cancel()
-            for front in self.fronts.values():
-                await front.stop()
+            for server in self.servers.values():
+                await server.stop()
             self.supply.stop()
 
     async def _trim_log(self) -> None:
@@ -95,220 +105,238 @@ class ModelServer:
             trim(self.log)
 
     async def _leave_when_idle(self) -> None:
-        """End the glidein, whose condor_master is our parent, when it has been of no use for long.
+        """End condor_master, the parent of this process, when the glidein has had no job for too long.
 
-        Not the startd's STARTD_NOCLAIM_SHUTDOWN: that would end those that load for long, too.
+        The startd's knob STARTD_NOCLAIM_SHUTDOWN is unsuitable: it would also end a glidein during a long load.
         """
-        used = time.monotonic()
-        while self.idle_seconds is None or time.monotonic() - used < self._patience:
+        latest = time.monotonic()
+        while self.idle_seconds is None or time.monotonic() - latest < self._idle_limit:
             await asyncio.sleep(1.0)
-            busy = len(self._idle()) < len(self.fronts)
-            # A job may come and go between two looks.
-            used = time.monotonic() if busy else max([used, *(each.used for each in self.fronts.values())])
-        say(f"no job for {self._patience:g} s")
-        for front in self.fronts.values():
-            if front.native:
-                await tell_outer_job(front.status)  # what it has served, of which ads tell now and then
+            busy = len(self._idle_servers()) < len(self.servers)
+            # A job may have arrived and ended between two checks. Then `last_used` is the time when the job ended.
+            latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
+        log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
+        for server in self.servers.values():
+            if server.is_initial:
+                await report_to_outer_job(server.status)  # report the final counters; most changes are not reported
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
-    def _patience(self) -> float:
-        """Seconds without a job after which to end: few where nothing can be served, so that another node may try."""
+    def _idle_limit(self) -> float:
+        """Idle seconds until the glidein ends. If all templates failed, they are few, so that another node can try."""
         idle_seconds = self.idle_seconds or 0.0
-        states = {front.status.state for front in self.fronts.values()}
+        states = {server.status.state for server in self.servers.values()}
         return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
 
-    async def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if await self._is_known(reader, writer):
-                await self._attend(reader, writer)
-        # Cancelled: the server is stopping, and streams would print a traceback for each connection
+            if await self._is_authenticated(reader, writer):
+                await self._dispatch(reader, writer)
+        # A stop of the server raises CancelledError. If it were not caught, asyncio would print many tracebacks.
         except (OSError, EOFError, asyncio.TimeoutError, asyncio.CancelledError):
             pass
         except Exception as error:
-            _dismiss(writer, f"refused: {error!r}", Exit.SERVER_LOST)
+            _end_job(writer, f"refused: {error!r}", Exit.SERVER_LOST)
         finally:
             writer.close()
 
-    async def _is_known(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether a visitor shows the secret. Those who do not are bounded in number and time, and hear nothing."""
-        self.strangers.append(writer)
-        if len(self.strangers) > MOST_STRANGERS:
-            self.strangers.pop(0).transport.abort()
+    async def _is_authenticated(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Return whether a client sends the secret. Clients without the secret are limited in number and time."""
+        self.unauthenticated.append(writer)
+        if len(self.unauthenticated) > MOST_UNAUTHENTICATED:
+            self.unauthenticated.pop(0).transport.abort()
         try:
-            return await self.door.knows(reader)
-        except ValueError:  # a line without end
+            return await self.endpoint.authenticate(reader)
+        except ValueError:  # the client's line is too long
             return False
         finally:
-            if writer in self.strangers:
-                self.strangers.remove(writer)
+            if writer in self.unauthenticated:
+                self.unauthenticated.remove(writer)
 
-    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        visitor = await self.door.visit(reader)
-        if isinstance(visitor, Watch):
-            await self._tell(writer)
-        elif not 0 <= visitor.lane < len(self.lanes):
-            _dismiss(writer, f"refused: there is no lane {visitor.lane + 1}", Exit.SERVER_LOST)
-        elif visitor.sticky:
-            await self._stick(visitor, writer)
+    async def _dispatch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = await self.endpoint.read_request(reader)
+        if isinstance(received, ConnectionWatch):
+            await self._stream_status(writer)
+        elif not 0 <= received.lane < len(self.lanes):
+            _end_job(writer, f"refused: this server has no lane {received.lane + 1}", Exit.SERVER_LOST)
+        elif received.sticky:
+            await self._serve_sticky_job(received, writer)
         else:
-            await self._admit(visitor, reader, writer)
+            await self._serve_job(received, reader, writer)
 
-    async def _admit(self, ticket: Ticket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        front = self.fronts.get(ticket.template) if ticket.template else self.lanes[ticket.lane]
-        if front is None:
-            held = ", ".join(self.fronts) or "nothing"
-            return _dismiss(writer, f"refused: this server holds {held}", Exit.SERVER_LOST)
-        await front.admit(ticket, reader, writer)
+    async def _serve_job(self, request: JobRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a job with the server of the job's template. If the job names no template, use the lane's server."""
+        server = self.servers.get(request.template) if request.template else self.lanes[request.lane]
+        if server is None:
+            loaded = ", ".join(self.servers) or "none"
+            return _end_job(writer, f"refused: template not loaded; loaded here: {loaded}", Exit.SERVER_LOST)
+        await server.serve_job(request, reader, writer)
 
     # ---- sticky jobs -----------------------------------------------------------------------------
 
-    async def _stick(self, ticket: Ticket, writer: asyncio.StreamWriter) -> None:
-        """Have a template materialised, and end its job when it is warm."""
+    async def _serve_sticky_job(self, request: JobRequest, writer: asyncio.StreamWriter) -> None:
+        """Load the template that a sticky job brings, and end the job when the template is warm."""
         began = time.monotonic()
         try:
-            front = await self._move(ticket.lane, self._described(ticket))
-        except Wrong as wrong:
-            return _dismiss(writer, str(wrong), wrong.code)
-        outcome = {"template": front.status.template, "seconds": round(time.monotonic() - began, 3)}
-        with open_regular(ticket.output, "wb") as output:
+            server = await self._retarget(request.lane, self._read_template(request))
+        except WrongRequest as wrong:
+            return _end_job(writer, str(wrong), wrong.code)
+        outcome = {"template": server.status.template, "seconds": round(time.monotonic() - began, 3)}
+        with open_regular(request.output, "wb") as output:
             output.write(json.dumps(outcome).encode() + b"\n")
-        _dismiss(writer, f"{front.status.model} is warm", Exit.OK)
+        _end_job(writer, f"{server.status.model} is warm", Exit.OK)
 
-    def _described(self, ticket: Ticket) -> Template:
+    def _read_template(self, request: JobRequest) -> Template:
+        """Return the template in a sticky job's input. Raise WrongRequest if the template is invalid or forbidden."""
         try:
-            with open_regular(ticket.input) as file:
+            with open_regular(request.input) as file:
                 template = Template.from_json(file.read(TEMPLATE_BYTES).decode())
         except (OSError, ValueError) as error:
-            raise Wrong(f"{ticket.input.name} is no template: {error!r}", Exit.INPUT) from None
+            raise WrongRequest(f"{request.input.name} is not a template: {error!r}", Exit.INPUT) from None
         if template.has_code and not self.users_code:
-            raise Wrong(f"{template.model} brings a user's code, which this entry does not allow", Exit.INPUT)
-        if ticket.user == self.factory:
+            raise WrongRequest(f"{template.model} brings a user's code, which this entry does not allow", Exit.INPUT)
+        if request.user == self.factory:
             return template
-        if template.has_code and template.owner != ticket.user:
-            raise Wrong(f"{template.model} is {template.owner}'s, and this is {ticket.user}'s job", Exit.INPUT)
+        if template.has_code and template.owner != request.user:
+            code = f"{template.model} has code of {template.owner}"
+            raise WrongRequest(f"{code}; a job of {request.user} may not load it", Exit.INPUT)
         return replace(template, service=None)
 
-    async def _move(self, lane: int, template: Template) -> Front:
-        """Give a lane to a template, loaded for that if need be; Wrong where that is impossible."""
-        async with self.moving:
+    async def _retarget(self, lane: int, template: Template) -> TemplateServer:
+        """Make a lane offer a warm template, and return the template's server. If this fails, raise WrongRequest."""
+        async with self.retarget_lock:
             before = self.lanes[lane]
-            front = self.fronts.get(template.digest)
-            if front is None or front.status.state == State.FAILED:
-                gone = self._in_its_way(template)
-                front = self._new(template)
-                await self._take_down(gone, front)  # to the last process, before code of another owner starts
-                front.start()
-            self.lanes[lane] = front
+            server = self.servers.get(template.digest)
+            if server is None or server.status.state == State.FAILED:
+                to_stop = self._servers_to_stop(template)
+                server = self._add_server(template)
+                await self._stop_servers(to_stop, server)  # these engines end before code of another owner starts
+                server.start()
+            self.lanes[lane] = server
             self.changed.set()
-            front.awaited += 1
-        await front.settled.wait()
-        async with self.moving:
-            front.awaited -= 1
-            self.sizes[template.digest] = front.megabytes
-            if front.status.state == State.FAILED:
-                await self._give_back(front, before)
-                raise Wrong(f"{template.model} does not load: {front.status.failure}", Exit.FAILED)
-            for other in self._idle(front):  # it may have turned out larger than its files
-                if self.memory is not None and self._taken() > self.memory:
-                    await self._take_down([other], front)
-        return front
+            server.waiting_sticky_jobs += 1
+        await server.settled.wait()
+        async with self.retarget_lock:
+            server.waiting_sticky_jobs -= 1
+            self.sizes[template.digest] = server.megabytes
+            if server.status.state == State.FAILED:
+                await self._restore_lanes(server, before)
+                raise WrongRequest(f"{template.model} does not load: {server.status.failure}", Exit.FAILED)
+            for other in self._idle_servers(server):  # the template may use more memory than was expected
+                if self.memory is not None and self._used_megabytes() > self.memory:
+                    await self._stop_servers([other], server)
+        return server
 
-    async def _take_down(self, gone: Sequence[Front], heir: Front | None = None) -> None:
-        """End states; their lanes are the heir's."""
-        for each in gone:
-            if self.fronts.get(each.template.digest) is each:
-                del self.fronts[each.template.digest]
-        self.lanes = [heir if each in gone else each for each in self.lanes]
+    async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
+        """Stop template servers, and give their lanes to the successor. Without a successor, the lanes become blank."""
+        for each in to_stop:
+            if self.servers.get(each.template.digest) is each:
+                del self.servers[each.template.digest]
+        self.lanes = [successor if each in to_stop else each for each in self.lanes]
         self.changed.set()
-        for each in gone:  # after all else is in order: jobs come while this takes its time
+        for each in to_stop:  # this is the last step, because it takes time, and jobs may arrive during this time
             await each.stop()
 
-    async def _give_back(self, front: Front, before: Front | None) -> None:
-        """A newcomer did not load: its lanes are what they were, or what this server was started for."""
-        await self._take_down([front])
-        if before not in self.fronts.values():
-            before = next(iter(self.fronts.values()), None)
-        if before is None and self.template is not None and not front.native:
-            before = self._bring(self.template)
+    async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
+        """Stop a server whose template did not load, and give its lanes to another server.
+
+        The lanes get the server `before`. If `before` was stopped, they get the server of another loaded template. If
+        no template is loaded, they get a new server for the initial template.
+        """
+        await self._stop_servers([server])
+        if before not in self.servers.values():
+            before = next(iter(self.servers.values()), None)
+        if before is None and self.template is not None and not server.is_initial:
+            before = self._start_server(self.template)
         self.lanes = [before if each is None else each for each in self.lanes]
 
-    def _bring(self, template: Template) -> Front:
-        front = self._new(template)
-        front.start()
-        return front
+    def _start_server(self, template: Template) -> TemplateServer:
+        server = self._add_server(template)
+        server.start()
+        return server
 
-    def _new(self, template: Template) -> Front:
-        native = self.template is not None and template.digest == self.template.digest
-        front = self.fronts[template.digest] = Front(template, self.supply, self.log, self.changed, native)
-        return front
+    def _add_server(self, template: Template) -> TemplateServer:
+        initial = self.template is not None and template.digest == self.template.digest
+        server = self.servers[template.digest] = TemplateServer(template, self.supply, self.log, self.changed, initial)
+        return server
 
-    # ---- room ------------------------------------------------------------------------------------
+    # ---- memory ----------------------------------------------------------------------------------
 
-    def _in_its_way(self, template: Template) -> list[Front]:
-        """What has to go for a template to come, idle longest first; Wrong when something else is in the way."""
+    def _servers_to_stop(self, template: Template) -> list[TemplateServer]:
+        """Return the servers that must end so that a template fits into the memory.
+
+        Raises WrongRequest if the template does not fit even without these servers, or if one of them is in use.
+        """
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"
-            raise Wrong(f"{needed}, and there are {self.memory:.0f}", Exit.SERVER_LOST)
-        earlier = self.fronts.get(template.digest)  # one that has failed
-        gone = [earlier] if earlier else []
-        # Code of one owner has no neighbour of another's: they would share an account on the node.
-        gone += [each for each in self.fronts.values() if each.template.owner != template.owner and each not in gone]
-        idle = self._idle()
-        if any(each not in idle for each in gone):
-            raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
+            raise WrongRequest(f"{needed}, but this glidein has {self.memory:.0f} MB", Exit.SERVER_LOST)
+        failed = self.servers.get(template.digest)  # if the template has a server here, that server has failed
+        to_stop = [failed] if failed else []
+        # Never run code of different owners at the same time, because all code runs under the same account.
+        to_stop += [
+            each for each in self.servers.values() if each.template.owner != template.owner and each not in to_stop
+        ]
+        idle = self._idle_servers()
+        if any(each not in idle for each in to_stop):
+            raise WrongRequest("no room: other templates are in use", Exit.SERVER_LOST)
         for each in idle:
-            if self._fits(template, gone):
+            if self._fits(template, to_stop):
                 break
-            gone += [] if each in gone else [each]
-        if not self._fits(template, gone):
-            raise Wrong("no room: other states are in use", Exit.SERVER_LOST)
-        return gone
+            to_stop += [] if each in to_stop else [each]
+        if not self._fits(template, to_stop):
+            raise WrongRequest("no room: other templates are in use", Exit.SERVER_LOST)
+        return to_stop
 
-    def _idle(self, but: Front | None = None) -> list[Front]:
-        """States that neither serve nor are waited for, the one that was used longest ago first."""
-        idle = [each for each in self.fronts.values() if not each.jobs and not each.awaited and each.settled.is_set()]
-        return sorted((each for each in idle if each is not but), key=lambda each: each.used)
+    def _idle_servers(self, excluded: TemplateServer | None = None) -> list[TemplateServer]:
+        """Return the settled servers with no job and no waiting sticky job, sorted by the time of their last job."""
+        idle = [
+            each
+            for each in self.servers.values()
+            if not each.jobs and not each.waiting_sticky_jobs and each.settled.is_set()
+        ]
+        return sorted((each for each in idle if each is not excluded), key=lambda each: each.last_used)
 
-    def _fits(self, template: Template, gone: list[Front]) -> bool:
+    def _fits(self, template: Template, to_stop: list[TemplateServer]) -> bool:
+        """Return whether the memory suffices for a template after the servers in `to_stop` have ended."""
         if self.memory is None:
-            return len(gone) == len(self.fronts)
-        # How large a function's state is, nobody knows before it has been there once.
+            return len(to_stop) == len(self.servers)
+        # A function's state has an unknown size before its first load. Assume that the state needs all the memory.
         unknown = self.memory if template.function and not template.files else template.megabytes
-        return self.sizes.get(template.digest, unknown) + self._taken(gone) <= self.memory
+        return self.sizes.get(template.digest, unknown) + self._used_megabytes(to_stop) <= self.memory
 
-    def _taken(self, gone: Sequence[Front] = ()) -> float:
-        return sum(each.megabytes for each in self.fronts.values() if each not in gone)
+    def _used_megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
+        """Return the memory in MB that the servers use together, without the servers in `to_stop`."""
+        return sum(each.megabytes for each in self.servers.values() if each not in to_stop)
 
     @property
     def room(self) -> float | None:
-        """MB that a template may take that comes now."""
+        """Memory in MB for a new template if all idle templates are unloaded; None if the memory limit is unknown."""
         if self.memory is None:
             return None
-        return max(0.0, self.memory - self._taken(self._idle()))
+        return max(0.0, self.memory - self._used_megabytes(self._idle_servers()))
 
     @property
     def owner(self) -> str:
-        """Whose code is here, if it is anybody's: then no lane serves anybody else."""
-        return next((each.template.owner for each in self.fronts.values()), "")
+        """The user whose code is loaded; empty if no user's code is loaded. The lanes serve only this user's jobs."""
+        return next((each.template.owner for each in self.servers.values()), "")
 
-    # ---- who watches -----------------------------------------------------------------------------
+    # ---- status ----------------------------------------------------------------------------------
 
-    async def _tell(self, writer: asyncio.StreamWriter) -> None:
-        """Send each lane's status now and whenever it changes."""
-        told: dict[int, tuple[Status, float]] = {}
+    async def _stream_status(self, writer: asyncio.StreamWriter) -> None:
+        """Send the status of each lane immediately, and again after each change of the status."""
+        reported: dict[int, tuple[Status, float]] = {}
         while True:
-            files = self.supply.facts()
-            for lane, front in enumerate(self.lanes):
-                # That a newcomer has failed is its sticky job's to say; the lane is about to be something else.
-                shown = front and (front.native or front.status.state != State.FAILED)
+            files = self.supply.ad_attributes()
+            for lane, server in enumerate(self.lanes):
+                # A sticky job's failed template is not shown. The job reports the failure, and the lane is restored.
+                shown = server and (server.is_initial or server.status.state != State.FAILED)
                 status = replace(
-                    front.status if front and shown else self.blank, room=self.room, owner=self.owner, files=files
+                    server.status if server and shown else self.blank, room=self.room, owner=self.owner, files=files
                 )
-                known, since = told.get(lane, (None, 0.0))
+                previous, since = reported.get(lane, (None, 0.0))
                 age = time.monotonic() - since
-                if status.is_news_after(known) or (age > COUNT_SECONDS and known != status):
-                    told[lane] = status, time.monotonic()
+                if status.worth_reporting_after(previous) or (age > COUNT_SECONDS and previous != status):
+                    reported[lane] = status, time.monotonic()
                     writer.write(status.advertisement(lane).encode())
             await writer.drain()
             self.changed.clear()
@@ -316,6 +344,7 @@ class ModelServer:
                 await asyncio.wait_for(self.changed.wait(), REPORT_SECONDS)
 
 
-def _dismiss(writer: asyncio.StreamWriter, words: str, code: int) -> None:
-    say(words)
-    writer.write(f"{printable(' '.join(words.split()))}\nexit {code}\n".encode())
+def _end_job(writer: asyncio.StreamWriter, message: str, code: int) -> None:
+    """Log a message, write it to the job's error output, and end the job with an exit code."""
+    log_line(message)
+    writer.write(f"{printable(' '.join(message.split()))}\nexit {code}\n".encode())

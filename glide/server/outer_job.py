@@ -1,4 +1,7 @@
-"""How far a glidein came, in its own job's ad: that outlives it, so the factory can judge nodes and entries by it."""
+"""Report a glidein's state in the ad of its outer job.
+
+The ad of the outer job still exists after the glidein has ended. So the factory can judge nodes and entries by this ad.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,17 @@ from glide.server.stream import Chirp
 from glide.vocabulary import Job
 
 
-async def tell_outer_job(status: Status) -> None:
-    """Report what the factory reads there; a glidein that was started by hand has no job to report to."""
-    told: dict[str, str | int] = {
+async def report_to_outer_job(status: Status) -> None:
+    """Set the attributes that the factory reads.
+
+    If a person started the glidein, no outer job exists. Then this function does nothing.
+    """
+    attributes: dict[str, str | int] = {
         Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,
         Job.STATE_SINCE: int(status.since), Job.STATE: status.state,
     }  # fmt: skip
     with suppress(KeyError, OSError, ValueError, asyncio.TimeoutError):
         chirp = await Chirp.connect(os.environ["_CONDOR_CHIRP_CONFIG"])
-        for name, value in told.items():
-            await chirp.report(name, value)
+        for name, value in attributes.items():
+            await chirp.set_attribute(name, value)
         chirp.close()

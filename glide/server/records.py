@@ -1,6 +1,7 @@
-"""The records of a job's input, checked: anybody may have written them.
+"""Read and check the records of a job's input. The checks are needed because any user may have written the input.
 
-A line is a JSON object. One with a `custom_id` is a record; one without gives defaults for the records after it.
+Each line is a JSON object. A line with a `custom_id` is a record. A line without a `custom_id` gives default values for
+the records after this line.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from typing import Any
 
 from glide.system import open_regular
 
-RECORD_TIMEOUT = 600.0  # seconds, for records that bring none of their own
-LINE_BYTES = 32_000_000
-DEPTH = 50  # of lists and objects within each other in `generate`
-LONGEST_TIMEOUT = 1e7  # seconds
-MOST_ATTEMPTS = 1_000_000
+RECORD_TIMEOUT = 600.0  # timeout of a record that sets no timeout, in seconds
+LINE_BYTES = 32_000_000  # maximum number of bytes in a line
+DEPTH = 50  # maximum number of levels of nested lists and objects in `generate`
+LONGEST_TIMEOUT = 1e7  # maximum timeout that a record may set, in seconds
+MOST_ATTEMPTS = 1_000_000  # maximum value of a record's `attempts`, its number of attempts in earlier jobs
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a record asks for. `timeout`: seconds of an engine call; `attempts`: how often it was begun before."""
+    """The checked content of a record.
+
+    Attributes:
+        timeout: time limit for an engine call with this record, in seconds.
+        attempts: number of times that the record was started in earlier jobs.
+    """
 
     custom_id: str
     prompt: str
@@ -32,14 +38,16 @@ class Request:
 
 
 class WrongInput(Exception):
-    """A line that is no record; the message says which, and why."""
+    """A line of the input is not valid. The message contains the line's number and the reason."""
 
 
 def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
-    """Yield each line's request, None for a line without one, and the line's length in bytes.
+    """Yield the request and the length in bytes of each line of a file.
+
+    The request is None if the line is empty or gives default values.
 
     Raises:
-        WrongInput: a line makes no sense.
+        WrongInput: a line is not valid.
         OSError: the file cannot be read.
     """
     defaults: dict[str, Any] = {}
@@ -56,7 +64,7 @@ def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
                     yield _request({**defaults, **message}), len(line)
             except ValueError as error:
                 excerpt = line[:200].decode(errors="replace").strip()
-                raise WrongInput(f"wrong: line {number}: {error}: {excerpt}") from None
+                raise WrongInput(f"wrong input: line {number}: {error}: {excerpt}") from None
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(message, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return message
 
 
@@ -88,7 +96,7 @@ def _request(fields: dict[str, Any]) -> Request:
     if not isinstance(generate, dict):
         raise ValueError("generate is not an object")
     if _is_deeper(generate, DEPTH):
-        raise ValueError(f"generate has more than {DEPTH} levels")
+        raise ValueError(f"generate is nested more than {DEPTH} levels deep")
     if not _is_number(timeout, (int, float)) or not 0 < timeout <= LONGEST_TIMEOUT:
         raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
     if not _is_number(attempts, int) or not 0 <= attempts <= MOST_ATTEMPTS:
@@ -101,6 +109,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether a value has more than `levels` levels of nested lists and objects."""
     if not isinstance(value, (dict, list)):
         return False
     within = value.values() if isinstance(value, dict) else value

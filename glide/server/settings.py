@@ -1,4 +1,7 @@
-"""What a model server is told of its node. Standard library only."""
+"""The settings of a model server. A glidein writes these settings to a file, which the model server reads.
+
+This module needs only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,24 @@ import json
 from dataclasses import asdict, dataclass
 
 from glide.server.supply import SupplySettings
-from glide.template import Parcel
+from glide.template import FileSet
 
 
 @dataclass(frozen=True)
-class Settings:
-    """
-    supply: where files come from, and go to.
-    lanes: how many there are.
-    memory: MB that all states together may take; None where nobody knows, and then there is one at a time.
-    idle_seconds: without a job for so long, and nothing being loaded, the glidein ends itself; None for never.
-    factory: the User who may bring code of others: their jobs have described it to the factory.
-    users_code: whether templates may bring code of a user: with several owners it reaches what others have here.
+class ServerSettings:
+    """The settings of a model server.
+
+    Attributes:
+        supply: the settings for fetching the files of templates and for serving these files to peers.
+        lanes: number of lanes.
+        memory: memory that all loaded templates may use together, in MB. None means that the limit is unknown. The
+            server then keeps only one template loaded.
+        idle_seconds: number of idle seconds after which the server ends the glidein; None for never. The glidein is
+            idle while it has no job and loads no template.
+        factory: the factory's user, in the form of HTCondor's attribute User. The factory's sticky jobs may bring the
+            code of any user.
+        users_code: whether templates may contain users' code. If the glidein serves several users, such code can reach
+            the files of all these users on this node.
     """
 
     supply: SupplySettings
@@ -31,8 +40,8 @@ class Settings:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Settings:
+    def from_json(cls, text: str) -> ServerSettings:
         fields = json.loads(text)
         environment = fields["supply"]["environment"]
-        fields["supply"]["environment"] = Parcel.from_fields(environment) if environment else None
+        fields["supply"]["environment"] = FileSet.from_fields(environment) if environment else None
         return cls(**{**fields, "supply": SupplySettings(**fields["supply"])})

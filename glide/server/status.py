@@ -1,4 +1,4 @@
-"""What a model server says of itself, and how it becomes attributes of the lane's machine ad."""
+"""The status of a template server, and its conversion into attributes of a lane's machine ad."""
 
 from __future__ import annotations
 
@@ -12,25 +12,42 @@ from glide.vocabulary import Machine, State
 
 @dataclass(frozen=True)
 class Status:
-    """A snapshot. Seconds; `since` and `served_…` are Unix times; `record_seconds` is a moving average.
+    """The values that a lane advertises at one moment.
 
-    `entered` is when the state was entered, too, by the monotonic clock: durations are measured by that.
+    Attributes:
+        service: URL of the service that has the model; empty if the model is on the node.
+        state: one of the states in vocabulary.State.
+        since: Unix time when the state was entered.
+        entered: time by the monotonic clock when the state was entered. Durations are measured by this clock.
+        failure: reason why the state is Failed, or why the last engine ended.
+        batching: how prompts are batched: static, continuous, equal lengths or single.
+        batch: number of records that one engine call should have.
+        prefix_hits: share of all prompt tokens, from 0 to 1, that were not computed because they came from a cache.
+        served: number of records that have a result.
+        errors: number of records whose result is an error.
+        record_seconds: moving average of the engine time for a record, in seconds; 0 before the first call.
+        busy_seconds: total time of all engine calls, in seconds.
+        served_since: Unix time when the first call began; 0 before the first call.
+        served_until: Unix time when the last call ended; 0 before the first call has ended.
+        files: attributes that FileSupply adds to the ad.
+        room: memory in MB for a new template, after all idle templates were unloaded; None if the memory limit is
+            unknown.
     """
 
     template: str = ""
     model: str = ""
     owner: str = ""
-    service: str = ""  # the url of the service that has the model, where it is not here
+    service: str = ""
     state: str = State.BLANK
     since: float = field(default_factory=time.time)
     entered: float = field(default_factory=time.monotonic)
     failure: str = ""
     gpu: str = ""
-    batching: str = ""  # how prompts share the model: static, continuous, equal lengths or single
-    batch: int = 1  # records of an engine call that is worth making
-    prefix_hits: float = 0.0  # share of the prompts' tokens that came from a prefix computed before
+    batching: str = ""
+    batch: int = 1
+    prefix_hits: float = 0.0
     served: int = 0
-    errors: int = 0  # of those served
+    errors: int = 0
     record_seconds: float = 0.0
     busy_seconds: float = 0.0
     served_since: float = 0.0
@@ -39,11 +56,11 @@ class Status:
     import_seconds: float = 0.0
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
-    files: dict[str, Any] = field(default_factory=dict)  # what is told of them in the ad
-    room: float | None = None  # MB that another template may take on this lane, if it is idle
+    files: dict[str, Any] = field(default_factory=dict)
+    room: float | None = None
 
     def entering(self, state: str, failure: str = "") -> Status:
-        """This status in another state; the seconds spent in the one it leaves are added up."""
+        """Return a copy of this status in a new state. The time in the old state is added to the old state's total."""
         now = time.monotonic()
         spent = now - self.entered
         times: dict[str, Any] = {
@@ -53,8 +70,18 @@ class Status:
         }.get(self.state, {})
         return replace(self, state=state, failure=failure, since=time.time(), entered=now, **times)
 
-    def served_more(self, records: int, seconds: float) -> Status:
-        """This status after an engine call."""
+    def after_call(self, records: int, seconds: float) -> Status:
+        """Return a copy of this status that includes one more engine call.
+
+        Args:
+            records: number of records in the call.
+            seconds: duration of the call, as the engine's process reported it.
+
+        Raises:
+            ValueError: the duration is negative, infinite or not a number. The engine's process may report such values.
+        """
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"{seconds} seconds")
         each = seconds / records
         now = time.time()
         average = each if self.served == 0 else 0.8 * self.record_seconds + 0.2 * each
@@ -67,16 +94,25 @@ class Status:
             served_until=now,
         )
 
-    def is_news_after(self, told: Status | None) -> bool:
-        """Whether somebody would act on it who knows that one: another state, or another pace."""
-        if told is None or (told.template, told.state, told.batch) != (self.template, self.state, self.batch):
+    def worth_reporting_after(self, reported: Status | None) -> bool:
+        """Return whether this status should be reported immediately.
+
+        This is the case if the last report differs from this status in the template, the state, the batch or the files,
+        or if the speed has changed by more than a quarter. These changes can affect the readers of the report.
+
+        Args:
+            reported: the last status that was reported; None if no status was reported.
+        """
+        if reported is None:
             return True
-        if told.files != self.files:
+        if (reported.template, reported.state, reported.batch) != (self.template, self.state, self.batch):
             return True
-        return abs(self.record_seconds - told.record_seconds) > 0.25 * told.record_seconds
+        if reported.files != self.files:
+            return True
+        return abs(self.record_seconds - reported.record_seconds) > 0.25 * reported.record_seconds
 
     def attributes(self) -> dict[str, Any]:
-        """ClassAd attributes; an empty one is left out and so becomes undefined."""
+        """Return the ClassAd attributes. Empty attributes are left out, so that they are undefined in the ad."""
         values = {
             Machine.TEMPLATE: self.template,
             Machine.MODEL: self.model,
@@ -105,6 +141,10 @@ class Status:
         return {name: value for name, value in values.items() if value != ""}
 
     def advertisement(self, lane: int) -> str:
-        """The attributes as the startd reads them from its cron jobs, for one of its slots."""
+        """Return the attributes for one lane's slot, in the format that the startd reads from its cron jobs.
+
+        Args:
+            lane: number of the lane; the first lane has the number 0.
+        """
         lines = (f"{name} = {json.dumps(value)}\n" for name, value in self.attributes().items())
         return f"{''.join(lines)}SlotId = {lane + 1}\n- lane{lane + 1} update:true\n"

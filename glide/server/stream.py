@@ -1,7 +1,8 @@
-"""Finished records, appended to a file of the job's own spool directory on the access point while the job runs.
+"""While a job runs, append its results to a file in the job's spool directory on the access point.
 
-What has been appended survives the node: a restarted job skips it, and whoever gathers can read it early. Speaks
-HTCondor's chirp protocol to the job's starter.
+Appended results survive the loss of the node. If the job starts again, the records that have a result there are
+skipped. The driver can read the results before the job ends. This module uses HTCondor's chirp protocol; the job's
+starter is the chirp server.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 from glide.system import open_regular
 
-TIMEOUT = 60.0  # seconds the access point may take for an answer
-LONGEST = 991  # bytes of a text that is reported: the starter refuses more than 993, the quotes included
+TIMEOUT = 60.0  # time limit for an answer of the access point, in seconds
+LONGEST = 991  # maximum number of bytes of an attribute's text; the starter accepts 993 bytes, with the two quotes
 
 
 class Chirp:
-    """A connection to a job's starter, which does for the job what it asks on the access point."""
+    """A connection to a job's starter. The starter writes and reads files on the access point for the job."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.reader = reader
@@ -29,59 +30,75 @@ class Chirp:
 
     @classmethod
     async def connect(cls, config: str) -> Chirp:
-        """Connect as the file says that the starter left; OSError where the job has no proxy (want_io_proxy)."""
+        """Connect to the starter of a job.
+
+        Args:
+            config: path of the file to which the starter has written its address and its cookie.
+
+        Raises:
+            OSError: the connection failed, for example because the job has no proxy (want_io_proxy).
+        """
         host, port, cookie = Path(config).read_text("utf-8").split()
         chirp = cls(*await asyncio.wait_for(asyncio.open_connection(host, int(port)), TIMEOUT))
-        await chirp._ask(f"cookie {cookie}")
+        await chirp._command(f"cookie {cookie}")
         return chirp
 
     async def fetch(self, name: str) -> bytes:
-        """A file's content; OSError when there is none."""
-        length = await self._ask(f"getfile {name}")
+        """Return the content of a file on the access point.
+
+        Raises:
+            OSError: the file does not exist.
+        """
+        length = await self._command(f"getfile {name}")
         return await asyncio.wait_for(self.reader.readexactly(length), TIMEOUT)
 
     async def append(self, name: str, data: bytes) -> None:
-        """Add to a file's end, creating it; OSError when the access point cannot write, to a full disk say."""
-        descriptor = await self._ask(f"open {name} wac 384")  # 0600
-        await self._line()  # the file's status, unasked
+        """Append data to a file on the access point, and create the file if it does not exist.
+
+        Raises:
+            OSError: the access point cannot write the data, for example because its disk is full.
+        """
+        descriptor = await self._command(f"open {name} wac 384")  # 384 is the mode 0600
+        await self._read_line()  # the starter also sends the file's status, which is not needed
         try:
-            # To write nothing would end the starter of 25.14, by an assertion.
-            written = await self._ask(f"write {descriptor} {len(data)}", data) if data else 0
+            # Do not write empty data: the starter of HTCondor 25.14 would end with a failed assertion.
+            written = await self._command(f"write {descriptor} {len(data)}", data) if data else 0
             if written != len(data):
                 raise OSError(f"{written} of {len(data)} bytes written")
         finally:
-            await self._ask(f"close {descriptor}")
+            await self._command(f"close {descriptor}")
 
-    async def report(self, name: str, value: str | int) -> None:
-        """Set an attribute of the job's ad: in the queue it is after the starter's next update, or when the job ends.
+    async def set_attribute(self, name: str, value: str | int) -> None:
+        """Set an attribute of the job's ad. The queue gets the value at the starter's next update or at the job's end.
 
-        Its name begins with `Chirp`. Other attributes, and sooner, can be set only with want_io_proxy, which would let
-        any code on the node change the job.
+        The attribute's name must begin with `Chirp`. The job would need want_io_proxy for all other names, and for
+        sending a value to the queue immediately. But with want_io_proxy, any code on the node could change the job.
         """
-        words = str(value) if isinstance(value, int) else classad_string(value)
-        # The starter answers 1 where it refuses the name.
-        if await self._ask(f"set_job_attr_delayed {name} {_word(words)}") != 0:
-            raise OSError(f"the starter does not take {name}: CHIRP_DELAYED_UPDATE_PREFIX is not HTCondor's default")
+        expression = str(value) if isinstance(value, int) else classad_string(value)
+        # The starter answers 1 if it refuses the name.
+        if await self._command(f"set_job_attr_delayed {name} {_escaped(expression)}") != 0:
+            raise OSError(f"starter refused {name}: CHIRP_DELAYED_UPDATE_PREFIX on this node is not HTCondor's default")
 
     def close(self) -> None:
         self.writer.close()
 
-    async def _ask(self, command: str, data: bytes = b"") -> int:
+    async def _command(self, command: str, data: bytes = b"") -> int:
+        """Send a command and return the starter's answer, a number. Raise OSError if the number is negative."""
         self.writer.write(command.encode() + b"\n" + data)
-        answer = int(await self._line())
+        answer = int(await self._read_line())
         if answer < 0:
             raise OSError(f"chirp {command.split()[0]}: error {answer}")
         return answer
 
-    async def _line(self) -> bytes:
+    async def _read_line(self) -> bytes:
         line = await asyncio.wait_for(self.reader.readline(), TIMEOUT)
         if not line.endswith(b"\n"):
-            raise OSError("the starter is gone")
+            raise OSError("the starter has closed the connection")
         return line
 
 
 def classad_string(text: str) -> str:
-    """Return the text in quotes, as much of it as the starter takes."""
+    """Return the text as a ClassAd string. The text is shortened to the length that the starter accepts."""
     parts: list[str] = []
     room = LONGEST
     for each in text:
@@ -93,43 +110,61 @@ def classad_string(text: str) -> str:
     return '"' + "".join(parts) + '"'
 
 
-def _word(text: str) -> str:
-    """Return the text as one word of a chirp request."""
+def _escaped(text: str) -> str:
+    """Escape a text, so that a chirp command takes the whole text as one argument."""
     return text.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 class ResultStream:
-    """A job's results: in its output file at once, and on the access point soon."""
+    """The results of a job. They are written to the job's output file, and then appended to a file on the access point.
 
-    SECONDS = 1.0  # between appends; each costs the access point a few milliseconds
-    RECORDS = 256  # or so many records, whichever comes first
-    PIECE = 4_000_000  # bytes of an append: each has to be there within TIMEOUT
+    Args:
+        output: the job's output file.
+        errors: name of the job's error output on the access point.
+        chirp_config: path of the file with the starter's address and cookie; empty if nothing is to be streamed.
+
+    Attributes:
+        begun: number of records that were sent to the engine. The driver uses this number if the node is lost.
+        reported_begun: value of `begun` that was last sent to the access point.
+        written: number of bytes in the output file, which always contains complete lines.
+        sent: number of bytes of the output file that are on the access point.
+        unsent_records: number of results that were written since the last append.
+        batch_full: event that is set when RECORDS results are unsent.
+        line_break: bytes that the next append sends first: a line end if the last line on the access point may be
+            incomplete, otherwise nothing.
+    """
+
+    SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
+    RECORDS = 256  # number of unsent results at which the next append is made without waiting
+    PIECE = 4_000_000  # maximum number of bytes in an append, which must reach the access point within TIMEOUT
 
     def __init__(self, output: Path, errors: str, chirp_config: str):
-        """Args: output: the job's output file; errors: its error output's name on the access point."""
         self.name = output.name
         self.errors = errors
         self.file = open_regular(output, "wb")
         self.reading = open_regular(output)
         self.chirp_config = chirp_config
         self.chirp: Chirp | None = None
-        self.begun = 0  # records that the engine was given: an account of what a node had begun when it was lost
-        self.told = 0
-        self.written = 0  # bytes in the output file; always whole lines
-        self.sent = 0  # of these on the access point, likewise
-        self.unsent = 0  # records
-        self.full = asyncio.Event()
-        self.torn = b""  # what ends a line that may be half written on the access point
+        self.begun = 0
+        self.reported_begun = 0
+        self.written = 0
+        self.sent = 0
+        self.unsent_records = 0
+        self.batch_full = asyncio.Event()
+        self.line_break = b""
 
-    async def earlier(self) -> set[str]:
-        """Take over what an earlier start of this job has streamed, and return the ids of its records."""
+    async def resume(self) -> set[str]:
+        """Return the ids of the records whose results an earlier start of this job has streamed.
+
+        Write these results to the output file again.
+        """
         results: dict[str, bytes] = {}
         with suppress(OSError, ValueError, EOFError, asyncio.TimeoutError):
             self.chirp = await self._connect()
             content = await self.chirp.fetch(self.name)
-            self.torn = b"" if content.endswith(b"\n") else b"\n"
+            self.line_break = b"" if content.endswith(b"\n") else b"\n"
             for line in content.split(b"\n"):
-                with suppress(ValueError, KeyError, TypeError, RecursionError):  # a torn line is no result
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # skip incomplete lines
                     results.setdefault(json.loads(line)["custom_id"], line)
         for line in results.values():
             self._write(line + b"\n")
@@ -137,61 +172,77 @@ class ResultStream:
         return set(results)
 
     def add(self, result: dict[str, Any]) -> None:
-        """Write a result; OSError when that is impossible."""
+        """Write a result to the output file.
+
+        Raises:
+            OSError: the result cannot be written.
+        """
         self._write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
-        self.unsent += 1
-        if self.unsent >= self.RECORDS:
-            self.full.set()
+        self.unsent_records += 1
+        if self.unsent_records >= self.RECORDS:
+            self.batch_full.set()
 
     def _write(self, line: bytes) -> None:
         self.file.write(line)
         self.written += len(line)
 
-    async def run(self, say: Callable[[str], None]) -> None:
-        """Append what has come together when it is time; what fails is said, and tried again with the next."""
+    async def run(self, report: Callable[[str], None]) -> None:
+        """Append new results after each interval of SECONDS, or earlier if RECORDS results are unsent.
+
+        If an append fails, report the failure and try again later.
+
+        Args:
+            report: called with the message about a failed append.
+        """
         while self.chirp_config:
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.full.wait(), self.SECONDS)
-            self.full.clear()
-            if self.sent == self.written and self.begun == self.told:
+                await asyncio.wait_for(self.batch_full.wait(), self.SECONDS)
+            self.batch_full.clear()
+            if self.sent == self.written and self.begun == self.reported_begun:
                 continue
-            self.unsent = 0
+            self.unsent_records = 0
             try:
                 self.file.flush()
                 self.chirp = self.chirp or await self._connect()
                 await self._append(self.chirp, self.written, self.begun)
             except (OSError, ValueError, asyncio.TimeoutError) as error:
-                say(f"results are not streamed: {error!r}")
-                self.torn, self.chirp = b"\n", None
+                report(f"results could not be streamed to the access point: {error!r}; trying again")
+                self.line_break, self.chirp = b"\n", None
                 await asyncio.sleep(self.SECONDS)
 
     async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
-        """Bring the output file up to an offset to the access point, and how many records were begun."""
+        """Append the bytes of the output file from `sent` to `end`, and a line with the number of begun records.
+
+        Args:
+            end: offset in the output file.
+            begun: number of begun records.
+        """
         position = self.sent
         account = b'{"begun": %d}\n' % begun
         while True:
             piece = os.pread(self.reading.fileno(), min(self.PIECE, end - position), position)
             if position < end and not piece:
-                raise OSError(f"{self.name} has become shorter")
+                raise OSError(f"output file {self.name} has become shorter")
             whole = piece.rfind(b"\n") + 1
-            piece = piece[: whole or len(piece)]  # a line may be longer than a piece
+            piece = piece[: whole or len(piece)]  # send a part of a line only if the line is longer than a piece
             position += len(piece)
-            await chirp.append(self.name, self.torn + piece + (account if position == end else b""))
-            self.torn = b""
+            await chirp.append(self.name, self.line_break + piece + (account if position == end else b""))
+            self.line_break = b""
             if whole:
                 self.sent = position
             if position == end:
-                self.told = begun
+                self.reported_begun = begun
                 return
 
     async def _connect(self) -> Chirp:
         chirp = await Chirp.connect(self.chirp_config)
-        # Without its error output, which otherwise comes at its end, the retrieval of a running job fails half-way.
+        # Create the job's error output on the access point. The access point gives out the files of a running job only
+        # if all these files exist. But HTCondor transfers the error output only when the job ends.
         await chirp.append(self.errors, b"")
         return chirp
 
     def close(self) -> None:
-        """What is written is in the output file; only then may the job be told to end."""
+        """Close the files. Do this before the job ends, because the output file may be incomplete until then."""
         if self.chirp is not None:
             self.chirp.close()
         self.reading.close()

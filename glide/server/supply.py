@@ -1,4 +1,4 @@
-"""What gives the states on this node their files, and gives them on to peers."""
+"""Fetch the files of templates to this node, and serve these files to peers."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from glide.files import Cache, Tree
-from glide.files.peers import short
-from glide.files.share import Offer, Share
-from glide.server.keeper import kept
-from glide.server.log import say
+from glide.files.peers import short_digest
+from glide.files.share import ChunkServer, SharedTree
+from glide.server.keeper import under_keeper
+from glide.server.log import log_line
 from glide.system import end_with_parent
-from glide.template import Parcel, Template
+from glide.template import FileSet, Template
 from glide.vocabulary import Machine
 
-STEPS = 10  # of progress: each is an update of the ad
-MOST_NAMED = 32  # trees in an ad, those used last
+STEPS = 10  # number of steps in which the progress of fetching is advertised; each step is an update of the ad
+MOST_ADVERTISED = 32  # maximum number of cached trees that an ad names; these are the trees that were used last
 
 
 @dataclass(frozen=True)
 class SupplySettings:
-    """
-    cache: the folder that all glideins of this account on this host share.
-    limit: bytes that it may take; None for most of its disk.
-    glide_id: who we are to peers; empty to have none.
-    host: our address as peers see it.
-    directory: the command that finds them (glide.files.peers.Directory).
-    upload_rate: bytes a second that peers may take from us; None for no limit.
-    plugins: HTCondor's libexec on this node.
-    environment: what engines run in where their template names nothing else; None for this node's own Python.
+    """The settings for fetching files to a node and for serving files to peers.
+
+    Attributes:
+        cache: folder of the cache. All glideins of this account on this host share this folder.
+        limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
+        glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
+        host: address of this host, as peers see it.
+        directory: command that finds peers (glide.files.peers.Directory).
+        upload_rate: maximum number of bytes per second that peers may take from this glidein; None for no limit.
+        plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
+            no plugins.
+        environment: environment in which an engine runs if the template names no environment; None for this node's own
+            Python.
     """
 
     cache: str
@@ -48,168 +52,211 @@ class SupplySettings:
     directory: Sequence[str] = ()
     upload_rate: float | None = None
     plugins: str | None = None
-    environment: Parcel | None = None
+    environment: FileSet | None = None
 
 
-class Unfetched(Exception):
-    """A template's files are not to be had, and why."""
+class FetchFailed(Exception):
+    """The files of a template are not on this node and could not be fetched. The message says why."""
 
 
-class Supply:
-    """The files of the templates on this node.
+class FileSupply:
+    """Fetches the files of templates to this node.
 
     Args:
-        changed: to be set when what is told of it has changed.
+        changed: event that is set when `ad_attributes` has changed.
+
+    Attributes:
+        cache_error: reason why the cache cannot be used; empty if the cache can be used.
+        chunk_server: server that gives files to peers; None if there is no cache, or if this glidein exchanges no files
+            with peers.
+        address: address where peers reach the chunk server; empty before the chunk server has started.
+        fetching: for the digest of each tree that is being fetched, the Unix time when the fetching began.
+        progress: for the digest of each tree that is being fetched, a pair: the number of the tree's bytes that are on
+            this node, and the number of all bytes of the tree.
+        held: for the digest of each template, the locks that keep the template's trees in the cache. These locks are a
+            dict that maps the digest of a tree to the descriptor of the tree's lock.
     """
 
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
         self.settings = settings
         self.changed = changed
         self.cache: Cache | None = None
-        self.problem = ""  # with the cache
+        self.cache_error = ""
         try:
             self.cache = Cache(Path(settings.cache), settings.limit)
-        except OSError as error:  # the server stays, to say so
-            self.problem = f"the node's cache cannot be used: {error}"
-        self.share = Share(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
+        except OSError as error:  # the server continues without a cache, so that it can report the error
+            self.cache_error = f"the node's cache cannot be used: {error}"
+        self.chunk_server = ChunkServer(self.cache, settings.upload_rate) if self.cache and settings.glide_id else None
         self.address = ""
-        self.fetching: dict[str, int] = {}  # since when, by tree
-        self.progress: dict[str, tuple[int, int]] = {}  # bytes that are here of all, by tree
-        self.holding: dict[str, dict[str, int]] = {}  # descriptors that keep a template's trees from being evicted
+        self.fetching: dict[str, int] = {}
+        self.progress: dict[str, tuple[int, int]] = {}
+        self.held: dict[str, dict[str, int]] = {}
 
     @property
-    def fetched(self) -> float | str:
-        """Which share of what is being fetched is here, in steps worth telling; empty while that is unknown."""
+    def fetched_share(self) -> float | str:
+        """Fetched share of all bytes of the trees that are being fetched; empty while the share is unknown.
+
+        The share is rounded down to a multiple of 1/STEPS.
+        """
         here, whole = (sum(column) for column in zip(*self.progress.values(), strict=True)) if self.progress else (0, 0)
         return int(here / whole * STEPS) / STEPS if whole else ""
 
     async def start(self) -> None:
-        """Open the door for peers."""
-        if self.share:
-            self.address = f"{self.settings.host}:{await self.share.start(self.settings.host)}"
+        """Start to serve peers, if this node exchanges files with peers."""
+        if self.chunk_server:
+            self.address = f"{self.settings.host}:{await self.chunk_server.start(self.settings.host)}"
 
     def stop(self) -> None:
-        if self.share:
-            self.share.stop()
-        for template in list(self.holding):
-            self._let_go(template)
+        if self.chunk_server:
+            self.chunk_server.stop()
+        for template in list(self.held):
+            self._release(template)
 
-    async def bring(self, template: Template) -> str | None:
-        """Where a template's files are on this node, brought there if need be; Unfetched when they can't be."""
+    async def ensure_files(self, template: Template) -> str | None:
+        """Fetch a template's files if they are not on this node. Return the path of the files' folder.
+
+        If the template names no files to fetch, return the template's path on the node; None if it has no path.
+
+        Raises:
+            FetchFailed: the files cannot be fetched.
+        """
         if not template.files or template.service:
             return template.path
-        return await self._bring(template, template.parcel)
+        return await self._ensure_local(template, template.file_set)
 
-    async def bring_environment(self, template: Template) -> str | None:
-        """The same of what its engine runs in; None for the node's own Python."""
+    async def ensure_environment(self, template: Template) -> str | None:
+        """Fetch the environment of a template's engine if it is not on this node. Return the environment's path.
+
+        Return None if the engine runs in the node's own Python.
+
+        Raises:
+            FetchFailed: the environment cannot be fetched.
+        """
         environment = template.environment or self.settings.environment
         if environment is None or template.service:
             return None
         if not environment.files:
             return environment.path
-        return await self._bring(template, environment, open=True)
+        return await self._ensure_local(template, environment, unpack=True)
 
-    def folders(self, template: Template) -> list[str]:
-        """Where a template's files may be, and what serves them works."""
-        own = [template.path] if template.path and Path(template.path).is_dir() else []
-        return [os.getcwd(), self.settings.cache, *own]
+    def visible_folders(self, template: Template) -> list[str]:
+        """Return the folders that must be visible in a container.
 
-    async def _bring(self, template: Template, parcel: Parcel, open: bool = False) -> str:
+        These are the folders in which the template's files may be, and the server's own folder.
+        """
+        model_folder = [template.path] if template.path and Path(template.path).is_dir() else []
+        return [os.getcwd(), self.settings.cache, *model_folder]
+
+    async def _ensure_local(self, template: Template, file_set: FileSet, unpack: bool = False) -> str:
+        """Fetch a file set into the cache if the cache lacks it. Return the file set's path on this node.
+
+        The cache keeps the file set until the template is released.
+        """
         if self.cache is None:
-            raise Unfetched(self.problem)
-        tree = Tree(parcel.files)
-        holding = self.holding.setdefault(template.digest, {})
-        if tree.digest not in holding:
-            holding[tree.digest] = self.cache.hold(tree.digest)
+            raise FetchFailed(self.cache_error)
+        tree = Tree(file_set.files)
+        held = self.held.setdefault(template.digest, {})
+        if tree.digest not in held:
+            held[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
-        # What is thrown away after each job is nobody's to rely on; and such a job is to cost what it costs alone.
-        share = self.share if parcel.key and template.keep != "nothing" else None
-        if share:
-            share.offers[tree.digest] = Offer(tree, parcel.key)
+        # If the template has keep "nothing", do not share its files with peers. These files are temporary, so peers
+        # cannot rely on them. In addition, a job with this template must cost as much as it would cost without peers.
+        chunk_server = self.chunk_server if file_set.key and template.keep != "nothing" else None
+        if chunk_server:
+            chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key)
         self.changed.set()
-        what = f"{template.model}'s {'environment' if open else 'files'}"
+        what = f"{template.model}'s {'environment' if unpack else 'files'}"
         try:
-            said = await self._fetched(what, parcel, tree.digest, since, open, swarm=share is not None)
+            report = await self._fetch(what, file_set, tree.digest, since, unpack, swarm=chunk_server is not None)
         finally:
             self.progress.pop(tree.digest, None)
-            self.fetching.pop(tree.digest, None)  # another template of the same files may have been faster
+            self.fetching.pop(tree.digest, None)  # another fetch of the same tree may have removed the entry
             self.changed.set()
-        if share and said["folder"] == parcel.path:
-            share.offers[tree.digest] = Offer(tree, parcel.key, Path(parcel.path))
-        return str(said["place"])
+        if chunk_server and report["folder"] == file_set.path:
+            chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))
+        return str(report["place"])
 
-    async def _fetched(
-        self, what: str, parcel: Parcel, tree: str, since: int, open: bool, swarm: bool
+    async def _fetch(
+        self, what: str, file_set: FileSet, tree: str, since: int, unpack: bool, swarm: bool
     ) -> dict[str, Any]:
+        """Fetch a file set in a separate process, `python -m glide.files`, and return the report of this process.
+
+        Raises:
+            FetchFailed: the process reported a failure, or ended without a report.
+        """
         settings = self.settings
-        neighbours = {
-            "glide_id": settings.glide_id, "since": since, "key": parcel.key, "directory": list(settings.directory),
+        swarm_settings = {
+            "glide_id": settings.glide_id, "since": since, "key": file_set.key, "directory": list(settings.directory),
             "host": settings.host,
         }  # fmt: skip
         request = {
-            "parcel": asdict(parcel), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": open,
-            "plugins": settings.plugins, "swarm": neighbours if swarm else None,
+            "parcel": asdict(file_set), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": unpack,
+            "plugins": settings.plugins, "swarm": swarm_settings if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
-            *kept([sys.executable, "-m", "glide.files"]),  # conda-unpack is a user's code
+            # Use a keeper, because the process may run conda-unpack, which is user code.
+            *under_keeper([sys.executable, "-m", "glide.files"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             start_new_session=True, preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
         )  # fmt: skip
-        said: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         try:
             assert process.stdin and process.stdout
             process.stdin.write(json.dumps(request).encode())
             process.stdin.close()
             async for line in process.stdout:
-                said |= json.loads(line)
-                if "size" in said and "folder" not in said:
-                    before = self.fetched
-                    self.progress[tree] = sum(said[name] for name in ("cached", "source", "peers")), said["size"]
-                    if self.fetched != before:
+                report |= json.loads(line)
+                if "size" in report and "folder" not in report:
+                    before = self.fetched_share
+                    self.progress[tree] = sum(report[name] for name in ("cached", "source", "peers")), report["size"]
+                    if self.fetched_share != before:
                         self.changed.set()
         except asyncio.CancelledError:
-            say(f"no more of {what}: {_account(said)}")
+            log_line(f"stopped fetching {what}: {_summary(report)}")
             raise
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
             code = await process.wait()
-        if "folder" not in said:
-            raise Unfetched(said.get("failed") or f"the process that fetches them ended with {code}")
-        if "size" in said:
-            say(f"{what}: {_account(said)}")
-        return said
+        if "folder" not in report:
+            raise FetchFailed(report.get("failed") or f"{what} not fetched: the process ended with exit code {code}")
+        if "size" in report:
+            log_line(f"{what}: {_summary(report)}")
+        return report
 
-    def forget(self, template: Template) -> None:
-        """Delete a template's files from the cache, for those who compare what keeping them is worth."""
+    def delete_cached(self, template: Template) -> None:
+        """Delete a template's files from the cache. With this, a user can measure how much time the cache saves."""
         self.release(template)
-        for parcel in template.parcels:
+        for file_set in template.file_sets:
             if self.cache:
-                self.cache.forget(Tree(parcel.files).digest)
+                self.cache.delete_tree(Tree(file_set.files).digest)
 
     def release(self, template: Template) -> None:
-        """A template's files may make room for others'; until they do, peers may have them."""
-        self._let_go(template.digest)
+        """Allow the cache to delete a template's files when the cache needs space.
 
-    def _let_go(self, template: str) -> None:
-        for descriptor in self.holding.pop(template, {}).values():
+        Peers can fetch these files until the cache deletes them.
+        """
+        self._release(template.digest)
+
+    def _release(self, template: str) -> None:
+        for descriptor in self.held.pop(template, {}).values():
             os.close(descriptor)
 
-    def facts(self) -> dict[str, Any]:
-        """What is told of it in the ad: trees by their short names."""
+    def ad_attributes(self) -> dict[str, Any]:
+        """Return the attributes about files for the ads of the lanes. These attributes name trees by short digests."""
         cached = [] if self.cache is None else [tree for tree in self.cache.trees if tree not in self.fetching]
         return {
-            Machine.CACHED: ",".join(map(short, cached[:MOST_NAMED])),
-            Machine.SHARES: ",".join(map(short, self.share.offers)) if self.share else "",
-            Machine.FETCHING: ",".join(f"{short(tree)}:{since}" for tree, since in self.fetching.items()),
-            Machine.FETCHED: self.fetched,
+            Machine.CACHED: ",".join(map(short_digest, cached[:MOST_ADVERTISED])),
+            Machine.SHARES: ",".join(map(short_digest, self.chunk_server.offers)) if self.chunk_server else "",
+            Machine.FETCHING: ",".join(f"{short_digest(tree)}:{since}" for tree, since in self.fetching.items()),
+            Machine.FETCHED: self.fetched_share,
             Machine.PEER: self.address,
         }
 
 
-def _account(said: dict[str, Any]) -> str:
-    parts = {name: said.get(name, 0) / 1e6 for name in ("size", "cached", "source", "peers")}
+def _summary(report: dict[str, Any]) -> str:
+    parts = {name: report.get(name, 0) / 1e6 for name in ("size", "cached", "source", "peers")}
     return "{size:.0f} MB, {cached:.0f} from the cache, {source:.0f} from the source, {peers:.0f} from peers".format(
         **parts
     )

@@ -1,18 +1,27 @@
-"""Which record took an engine down: the records of the call that ran are called again in halves until one is alone."""
+"""Find the record that has ended an engine.
+
+The suspects are the records of the call in which the engine died. They are divided into halves, and each half is served
+in a separate call. If an engine dies again, its call is halved again, until a record is alone in its call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glide.server.job import Item
+from glide.server.job import QueuedRecord
 
 
-def next_calls(suspects: Sequence[Item], own_doing: bool) -> tuple[list[list[Item]], Item | None]:
-    """Return the calls to make next, each alone in an engine, and the record that is the culprit, if it is known.
+def next_calls(
+    suspects: Sequence[QueuedRecord], self_inflicted: bool
+) -> tuple[list[list[QueuedRecord]], QueuedRecord | None]:
+    """Return the next calls, and the record that is the cause; None instead of the record if the cause is unknown.
+
+    While an engine has one of these calls, it must have no other call. A record that was alone in its call is the cause
+    if the death of the engine is self-inflicted, or if two engines have died while they served only this record.
 
     Args:
-        suspects: the records of the call in which the engine died.
-        own_doing: whether nothing but the engine itself can have ended it.
+        suspects: records of the call in which the engine died.
+        self_inflicted: whether the engine certainly caused its own death.
     """
     if len(suspects) > 1:
         middle = len(suspects) // 2
@@ -21,6 +30,6 @@ def next_calls(suspects: Sequence[Item], own_doing: bool) -> tuple[list[list[Ite
         return [], None
     (one,) = suspects
     one.deaths += 1
-    if one.deaths == 1 and not own_doing:
+    if one.deaths == 1 and not self_inflicted:
         return [[one]], None
     return [], one

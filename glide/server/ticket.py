@@ -1,12 +1,17 @@
-"""An invocation job as the model server sees it: a ticket, handed in by glide/invoke/ticket.sh.
+"""The requests that the model server accepts on its endpoint, and the files that these requests name.
 
-Input: a JSON object a line with `custom_id` and `prompt`; a line without `custom_id` gives defaults for the
-lines after it (`{"generate": {"max_new_tokens": 4}}`).
-Output: `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` a line, as they finish. The same lines
-are streamed to the job's spool directory meanwhile; a restarted job finds them there and skips their records.
+An invocation job runs the script glide/invoke/ticket.sh on its lane, and this script sends a request. The request has
+seven lines: the cookie, the job's folder, the input, the output, the file with the job ad, the file with chirp's
+address, and the GlideId. The server answers with lines for the job's error output, and then with the line `exit CODE`.
+If a client sends the cookie and then the line `watch`, the server sends the status of all lanes.
 
-A ticket is a line each of: cookie, folder, input, output, the job ad's file, chirp's file, GlideId. The answer is
-words for the job's error output, and at last "exit CODE". Who hands in the cookie and the word `watch` gets the status.
+The input has one JSON object per line, with `custom_id` and `prompt`. A line without `custom_id` gives default values
+for the lines after it, for example `{"generate": {"max_new_tokens": 4}}`.
+
+The output has one line `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` per record, in the order
+in which the records finish. While the job runs, these lines are also streamed to the job's spool directory on the
+access point. If the job starts again, the server reads the streamed lines and skips the records that already have a
+line.
 """
 
 from __future__ import annotations
@@ -24,18 +29,27 @@ from glide.server.engines import printable
 from glide.system import publish
 from glide.vocabulary import Job
 
-HAND_IN_SECONDS = 10.0  # a visitor who takes longer has no ticket
-LINE_BYTES = 1 << 15  # of what a visitor says
+REQUEST_SECONDS = 10.0  # time limit for the lines of a request, in seconds; a slower client is disconnected
+LINE_BYTES = 1 << 15  # maximum number of bytes in a line that a client sends
 
 
 @dataclass(frozen=True)
-class Ticket:
-    """What a job asks for.
+class JobRequest:
+    """The request of a job to be served.
 
-    `template` is empty for a job that takes what there is; `starts` counts earlier starts. A job that is `resumed`
-    may have streamed results although it counts no start: an access point that was killed forgets some. `lane` counts
-    from 0; a `sticky` job brings a template; `user` is whose it is. It `came` at this monotonic time, which a `timed`
-    one is told.
+    Attributes:
+        chirp: path of the file with chirp's address and cookie; empty if the job has no such file.
+        template: digest of the template that the job needs; empty if the job accepts the template of its lane.
+        starts: number of earlier starts of the job, according to the job's ad.
+        resumed: whether an earlier start of the job may have streamed results. This may be true even if `starts` is 0,
+            because a killed access point forgets some starts.
+        glidein: GlideId of the glidein, which is written into the job's results.
+        lane: number of the lane; the first lane has the number 0.
+        sticky: whether this is a sticky job, which brings a template.
+        user: the job's user, in the form of HTCondor's attribute User.
+        arrived: time by the monotonic clock when the request arrived.
+        timed: whether the server writes two times to the job's error output: when serving the job began, and when it
+            ended.
     """
 
     input: Path
@@ -48,41 +62,49 @@ class Ticket:
     lane: int
     sticky: bool
     user: str
-    came: float
+    arrived: float
     timed: bool
 
 
-class Watch:
-    """What a visitor wants who asks for the status, now and at each change."""
+class ConnectionWatch:
+    """A request for the status of all lanes. The server sends the status immediately and after each change."""
 
 
-class Door:
-    """Where the server is reached: a port of this host's own, and the secret that those of this account can read."""
+class Endpoint:
+    """The port of this host on which the model server listens, and a secret that clients must send.
+
+    The port and the secret are in a file that only this account can read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.cookie = secrets.token_hex(16)
 
     def open(self, port: int) -> None:
+        """Publish the port and the secret."""
         publish(self.path, f"{port} {self.cookie}\n", durable=False)
 
-    async def knows(self, reader: asyncio.StreamReader) -> bool:
-        """Whether a visitor knows the secret: any account of this host can connect."""
-        (cookie,) = await _lines(reader, 1)
+    async def authenticate(self, reader: asyncio.StreamReader) -> bool:
+        """Return whether a client sends the secret, which is needed because any account of this host can connect."""
+        (cookie,) = await _read_lines(reader, 1)
         return hmac.compare_digest(cookie, self.cookie.encode())
 
-    async def visit(self, reader: asyncio.StreamReader) -> Ticket | Watch:
-        """What a visitor wants who knows the secret; ValueError where it makes no sense."""
-        came = time.monotonic()
-        (folder,) = map(os.fsdecode, await _lines(reader, 1))
+    async def read_request(self, reader: asyncio.StreamReader) -> JobRequest | ConnectionWatch:
+        """Read the request of an authenticated client and return it.
+
+        Raises:
+            ValueError: the request is not valid.
+        """
+        arrived = time.monotonic()
+        (folder,) = map(os.fsdecode, await _read_lines(reader, 1))
         if folder == "watch":
-            return Watch()
-        source, target, ad, chirp, glidein = map(os.fsdecode, await _lines(reader, 5))
+            return ConnectionWatch()
+        source, target, ad, chirp, glidein = map(os.fsdecode, await _read_lines(reader, 5))
         job, machine = read_ad(ad), read_ad(ad and str(Path(ad).with_name(".machine.ad")))
-        return Ticket(
+        return JobRequest(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
             int(job.get("NumJobStarts", 0)), int(job.get("NumShadowStarts", 1)) > 1, printable(glidein),
-            int(machine.get("SlotID", 1)) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), came,
+            int(machine.get("SlotID", 1)) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), arrived,
             job.get(Job.TIMED) == "true",
         )  # fmt: skip
 
@@ -90,8 +112,13 @@ class Door:
         self.path.unlink(missing_ok=True)
 
 
-async def _lines(reader: asyncio.StreamReader, count: int) -> list[bytes]:
-    """The next lines; EOFError where there are no more, asyncio.TimeoutError where they do not come."""
+async def _read_lines(reader: asyncio.StreamReader, count: int) -> list[bytes]:
+    """Read the next `count` lines and return them without their line ends.
+
+    Raises:
+        EOFError: the connection has ended.
+        asyncio.TimeoutError: the lines did not arrive within REQUEST_SECONDS.
+    """
 
     async def read() -> list[bytes]:
         lines = [await reader.readline() for _ in range(count)]
@@ -99,4 +126,4 @@ async def _lines(reader: asyncio.StreamReader, count: int) -> list[bytes]:
             raise EOFError
         return [line.rstrip(b"\n") for line in lines]
 
-    return await asyncio.wait_for(read(), HAND_IN_SECONDS)
+    return await asyncio.wait_for(read(), REQUEST_SECONDS)

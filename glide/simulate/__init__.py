@@ -1,4 +1,4 @@
-"""Clusters that we do not have: the factory's own plan and the packer against a trace of nodes."""
+"""Simulate a sweep on a cluster that a trace describes. The simulation runs the real planner and the real packer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ __all__ = ["Outcome", "Trace", "read", "simulate"]
 
 
 def simulate(trace: Trace, site: SiteFile) -> Outcome:
-    """Let a sweep run on a cluster that is nowhere, to its end or the trace's."""
+    """Run a simulated sweep until it is finished, the trace ends, or all nodes are gone."""
     began = time.monotonic()
     world = World(trace, site)
     sweep = SimulatedSweep(world)
     entries = {entry.name: entry for entry in site.entries}
     cluster = Cluster(
-        world, lambda cluster, proc, entry, over: SimulatedGlidein(world, sweep, entries[entry], cluster, proc, over)
+        world,
+        lambda cluster, proc, entry, on_end: SimulatedGlidein(world, sweep, entries[entry], cluster, proc, on_end),
     )
     factory = SimulatedFactory(world, cluster, sweep)
     finished = world.env.process(sweep.run())
     world.env.process(factory.run())
-    world.env.run(until=finished | world.env.timeout(trace.until) | cluster.deserted)
+    world.env.run(until=finished | world.env.timeout(trace.until) | cluster.all_nodes_gone)
     for glidein in cluster.glideins.values():
         glidein.close()
-    why = "all nodes have gone" if cluster.deserted.triggered else "the trace has ended"
-    if world.record.first_warm is None:
-        why += f", and no model was ever warm: {factory.waited or 'no node was there for long enough'}"
-    return outcome(world.record, trace.workload.records, sweep.have, world.now, why, time.monotonic() - began)
+    why = "all nodes are gone" if cluster.all_nodes_gone.triggered else "the trace has ended"
+    if world.log.first_warm is None:
+        why += f", and no model was ever warm: {factory.wait_reason or 'no node stayed long enough'}"
+    return outcome(world.log, trace.workload.records, sweep.done, world.now, why, time.monotonic() - began)

@@ -1,98 +1,103 @@
-"""The nodes, and the outer queue: glideins that wait start on free nodes, and go with them."""
+"""The simulated nodes, and the outer queue of glideins. Idle glideins of the queue start on free nodes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from glide.simulate.glidein import SimulatedGlidein
+from glide.simulate.glidein import SimulatedGlidein, SimulatedNode
 from glide.simulate.trace import Nodes
 from glide.simulate.world import Steps, World
 from glide.vocabulary import JobStatus
 
 
-@dataclass(eq=False)
-class Node:
-    """A node that is there; `files` says whether the model's are."""
-
-    name: str
-    entry: str
-    device: str
-    files: bool = False
-    glidein: SimulatedGlidein | None = None
-
-
 class Cluster:
-    """Nodes that come and go, and the glideins that are queued or run there."""
+    """The nodes of the trace, and the queue of glideins.
 
-    def __init__(self, world: World, glidein: Callable[..., SimulatedGlidein]):
+    Args:
+        make_glidein: function that makes a glidein. Its arguments are a cluster number, a process number, the name of
+            an entry, and the function that the glidein calls when it ends.
+
+    Attributes:
+        glideins: idle and running glideins of the queue, by job id.
+        ended: glideins that ended by themselves.
+        free: nodes without a glidein, by entry.
+        idle: glideins that wait for a node, by entry.
+        matching: entries for which a negotiation is in progress.
+        nodes_left: number of nodes that are present or will still come.
+        all_nodes_gone: event that occurs when the last node has left and will not return.
+        last_cluster: cluster number of the last submission.
+    """
+
+    def __init__(self, world: World, make_glidein: Callable[..., SimulatedGlidein]):
         self.world = world
-        self.make = glidein
+        self.make_glidein = make_glidein
         self.glideins: dict[str, SimulatedGlidein] = {}
         self.ended: list[SimulatedGlidein] = []
-        self.free: defaultdict[str, dict[Node, None]] = defaultdict(dict)
+        self.free: defaultdict[str, dict[SimulatedNode, None]] = defaultdict(dict)
         self.idle: defaultdict[str, dict[SimulatedGlidein, None]] = defaultdict(dict)
         self.matching: set[str] = set()
-        self.left = sum(nodes.count for nodes in world.trace.nodes)  # nodes that are there, or will be
-        self.deserted = world.env.event()
-        self.clusters = 0
+        self.nodes_left = sum(nodes.count for nodes in world.trace.nodes)
+        self.all_nodes_gone = world.env.event()
+        self.last_cluster = 0
         for number, nodes in enumerate(world.trace.nodes):
             entry = nodes.entry or world.site.entries[0].name
             for each in range(nodes.count):
-                world.env.process(self._life(nodes, Node(f"node-{number}-{each}", entry, nodes.device), each))
+                node = SimulatedNode(f"node-{number}-{each}", entry, nodes.device)
+                world.env.process(self._run_node(nodes, node, each))
 
     def submit(self, entry: str, count: int) -> None:
-        """Queue glideins."""
-        self.clusters += 1
+        """Put glideins into the queue."""
+        self.last_cluster += 1
         for proc in range(count):
-            glidein = self.make(self.clusters, proc, entry, self._over)
+            glidein = self.make_glidein(self.last_cluster, proc, entry, self._glidein_ended)
             self.glideins[glidein.job] = glidein
             self.idle[entry][glidein] = None
-        self.world.record.glideins += count
+        self.world.log.glideins += count
         self.world.changed += 1
         self._match(entry)
 
     def remove(self, jobs: tuple[str, ...]) -> None:
-        """Take glideins out of the queue, running or not."""
+        """Remove running or waiting glideins from the queue."""
         for job in jobs:
             if glidein := self.glideins.get(job):
                 self.idle[glidein.entry].pop(glidein, None)
                 if glidein.status == JobStatus.RUNNING:
                     glidein.end()
-                    self.ended.remove(glidein)  # who was removed is no sign of anything
+                    self.ended.remove(glidein)  # a removed glidein is neither a success nor a failure
                 else:
                     self._forget(glidein)
 
-    def _life(self, nodes: Nodes, node: Node, number: int) -> Steps:
-        env, chance = self.world.env, self.world.chance(node.name)
+    def _run_node(self, nodes: Nodes, node: SimulatedNode, number: int) -> Steps:
+        """Let a node arrive and leave at the times that the trace gives."""
+        env, chance = self.world.env, self.world.random_for(node.name)
         yield env.timeout(nodes.arrive + number * nodes.every)
         leaves = None if nodes.leave is None else nodes.leave + number * nodes.leave_every
         while True:
             self.free[node.entry][node] = None
-            self._offer(node, 1)
+            self._change_fetch_slots(node, 1)
             self._match(node.entry)
             if leaves is None and nodes.stay is None:
                 return
             stay = chance.expovariate(1 / nodes.stay) if nodes.stay else (leaves or 0.0) - env.now
             yield env.timeout(stay)
-            self._offer(node, -1)
+            self._change_fetch_slots(node, -1)
             self.free[node.entry].pop(node, None)
             if node.glidein:
                 self._evict(node)
             if nodes.away is None:
                 break
             yield env.timeout(chance.expovariate(1 / nodes.away))
-        self.left -= 1
-        if not self.left:
-            self.deserted.succeed()
+        self.nodes_left -= 1
+        if not self.nodes_left:
+            self.all_nodes_gone.succeed()
 
-    def _offer(self, node: Node, seats: int) -> None:
-        """A node with the files has come, or goes, and with it a place to fetch them from."""
-        files, offered = self.world.trace.files, self.world.seats
-        if offered and node.files and files and files.peers:
-            offered.put(1) if seats > 0 else offered.get(1)
+    def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
+        """If an arriving or leaving node has the files, add or remove a fetch slot, because the node can be a peer."""
+        files, slots = self.world.trace.files, self.world.fetch_slots
+        if slots and node.files and files and files.peers:
+            slots.put(1) if change > 0 else slots.get(1)
 
     def _match(self, entry: str) -> None:
         if self.idle[entry] and self.free[entry] and entry not in self.matching:
@@ -109,18 +114,18 @@ class Cluster:
             glidein.start(node)
             self.world.changed += 1
 
-    def _evict(self, node: Node) -> None:
-        """A node has gone; its glidein is in the queue again, as HTCondor has it."""
+    def _evict(self, node: SimulatedNode) -> None:
+        """Put the glidein of a lost node back into the queue, as HTCondor does."""
         glidein, node.glidein = node.glidein, None
         assert glidein
-        glidein.lose()
+        glidein.lose_node()
         self.idle[glidein.entry][glidein] = None
-        self.world.record.evictions += 1
+        self.world.log.evictions += 1
         self.world.changed += 1
         self._match(glidein.entry)
 
-    def _over(self, glidein: SimulatedGlidein, node: Any) -> None:
-        """A glidein has ended by itself."""
+    def _glidein_ended(self, glidein: SimulatedGlidein, node: Any) -> None:
+        """Free the node of a glidein that has ended by itself."""
         node.glidein = None
         self.free[node.entry][node] = None
         self._forget(glidein)

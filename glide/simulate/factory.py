@@ -1,59 +1,64 @@
-"""The factory in simulation: the real plan, on a snapshot of what is simulated."""
+"""The simulated factory. It runs the real planner on a snapshot of the simulation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from glide.factory.apply import KEEP_SECONDS
+from glide.factory.actions import Remove, Retarget, Submit, Wait
 from glide.factory.plan import plan
 from glide.factory.snapshot import Snapshot
+from glide.factory.submit import KEEP_ENDED_SECONDS
 from glide.simulate.cluster import Cluster
 from glide.simulate.sweep import SimulatedSweep
 from glide.simulate.world import USER, Steps, World
 
-# The plan is a function of what is seen; while nothing changes but ages, it is asked so seldom.
+# Seconds between two plans as long as only ages change in the snapshot. A plan depends only on the snapshot.
 CALM_SECONDS = 30.0
 
 
 class SimulatedFactory:
-    """Looks, plans and acts in every cycle in which there may be something new.
+    """A factory. In a cycle, it takes a snapshot, plans and acts. If nothing has changed, it waits for CALM_SECONDS.
 
-    Which nodes a glidein avoids or prefers is not simulated.
+    The simulation ignores which nodes a glidein should avoid or prefer.
+
+    Attributes:
+        wait_reason: reason of the last action Wait; empty if there was none.
     """
 
     def __init__(self, world: World, cluster: Cluster, sweep: SimulatedSweep):
         self.world = world
         self.cluster = cluster
         self.sweep = sweep
-        self.waited = ""  # why it did nothing, when it last did nothing
+        self.wait_reason = ""
 
     def run(self) -> Steps:
-        """Cycle by cycle, for ever."""
-        seen: Any = None
-        looked = 0.0
+        """Run cycles in an endless loop."""
+        planned_state: Any = None
+        planned_at = 0.0
         while True:
-            sight = self.world.changed, self.sweep.pressing
-            if sight != seen or self.world.now - looked >= CALM_SECONDS:
-                seen, looked = sight, self.world.now
+            state = self.world.changed, self.sweep.demand_state
+            if state != planned_state or self.world.now - planned_at >= CALM_SECONDS:
+                planned_state, planned_at = state, self.world.now
                 self._cycle()
             yield self.world.env.timeout(self.world.site.interval)
 
     def _cycle(self) -> None:
         for action in plan(self.snapshot(), self.world.site):
-            assert not (action.action == "submit" and action.ids), "there is one template, which all have"
-            if action.action == "submit":
+            assert not isinstance(action, Retarget), "a simulation has one template: no retargets"
+            if isinstance(action, Submit):
                 self.cluster.submit(action.entry, action.count)
-            elif action.action == "remove":
-                self.cluster.remove(action.ids)
-            elif action.action == "wait":
-                self.waited = action.reason
+            elif isinstance(action, Remove):
+                self.cluster.remove(action.jobs)
+            elif isinstance(action, Wait):
+                self.wait_reason = action.reason
 
     def snapshot(self) -> Snapshot:
-        """One look at everything."""
+        """Return what the factory would observe now."""
         glideins = self.cluster.glideins.values()
-        self.cluster.ended = [each for each in self.cluster.ended if self.world.now - each.since < KEEP_SECONDS]
+        self.cluster.ended = [each for each in self.cluster.ended if self.world.now - each.since < KEEP_ENDED_SECONDS]
         return Snapshot(
-            tuple(each.seen() for each in glideins), tuple(lane for each in glideins for lane in each.lanes()),
-            self.sweep.demand(), ended=tuple(each.seen() for each in self.cluster.ended),
+            tuple(each.observed() for each in glideins),
+            tuple(lane for each in glideins for lane in each.observed_lanes()),
+            self.sweep.demand(), ended=tuple(each.observed() for each in self.cluster.ended),
             now=self.world.epoch + self.world.now, user=USER,
         )  # fmt: skip

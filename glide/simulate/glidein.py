@@ -1,31 +1,57 @@
-"""A glidein in simulation: its way to Warm, its engine, and the lanes that share it."""
+"""A simulated glidein. It becomes warm, and then runs jobs on lanes that share its engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from simpy import Interrupt, Process, Resource
 
 from glide.config import Entry
 from glide.factory import snapshot
 from glide.glidein.settings import SPREAD
-from glide.simulate.sweep import Carrier, SimulatedSweep
+from glide.simulate.sweep import SimulatedJob, SimulatedSweep
 from glide.simulate.trace import Device
 from glide.simulate.world import DIGEST, TEMPLATE, Steps, World
 from glide.vocabulary import JobStatus, State
 
-if TYPE_CHECKING:
-    from glide.simulate.cluster import Node
+
+@dataclass(eq=False)
+class SimulatedNode:
+    """A node. `files` is True if the node has the model's files."""
+
+    name: str
+    entry: str
+    device: str
+    files: bool = False
+    glidein: SimulatedGlidein | None = None
 
 
 class SimulatedGlidein:
-    """An outer job, with as many lives as it has nodes."""
+    """An outer job. Whenever its node leaves, the job starts again on another node.
+
+    Args:
+        on_end: function that is called when the glidein ends, except when its node leaves.
+
+    Attributes:
+        starts: number of starts of the glidein on a node.
+        reported_state: last state that the model server reported to the outer job.
+        warm_since: time when the glidein became warm.
+        warm_seconds: seconds for which the glidein was warm. The value is set when the glidein stops, and is 0 before.
+        start_seconds: seconds from the beginning of fetching until the glidein was warm.
+        served: number of records served since the last start.
+        record_seconds: measured seconds per record; 0 before the first engine call has ended.
+        busy: numbers of the lanes that have a job.
+        last_used: time when the last job ended.
+        current_call: job that the engine computes, and the time when the call began; None if the engine is idle.
+        retires: time from which the glidein accepts no further job.
+    """
 
     def __init__(
         self, world: World, sweep: SimulatedSweep, entry: Entry, cluster: int, proc: int,
-        over: Callable[[SimulatedGlidein, Node], None],
+        on_end: Callable[[SimulatedGlidein, SimulatedNode], None],
     ):  # fmt: skip
         self.world = world
         self.sweep = sweep
@@ -33,92 +59,95 @@ class SimulatedGlidein:
         self.entry = entry.name
         self.job = f"{cluster}.{proc}"
         self.cluster, self.proc = cluster, proc
-        self.over = over
+        self.on_end = on_end
         self.status = JobStatus.IDLE
         self.since: float = world.now
-        self.lives = 0
-        self.node: Node | None = None
+        self.starts = 0
+        self.node: SimulatedNode | None = None
         self.state = State.BLANK
-        self.outcome = ""  # the last state that its server told the job
+        self.reported_state = ""
         self.warm_since: float = 0.0
         self.warm_seconds: float = 0.0
         self.start_seconds: float = 0.0
         self.served = 0
-        self.pace = 0.0  # seconds per record, as it has told: 0 before its first engine call is over
-        self.busy: set[int] = set()  # lanes with a job
-        self.used: float = 0.0  # when the last job ended
+        self.record_seconds = 0.0
+        self.busy: set[int] = set()
+        self.last_used: float = 0.0
         self.processes: list[Process] = []
-        self.told: tuple[Any, list[snapshot.Lane]] = (None, [])
-        self.chance = world.chance(f"{entry.name} {self.job}")
+        self.cached_lanes: tuple[Any, list[snapshot.Lane]] = (None, [])
+        self.chance = world.random_for(f"{entry.name} {self.job}")
         self.retires: float = 0.0
         self.host = ""
-        self.call: tuple[Carrier, float] | None = None  # what its engine computes, and since when
+        self.current_call: tuple[SimulatedJob, float] | None = None
 
-    # ---- as the factory sees it ------------------------------------------------------------------
+    # ---- the factory's view of the glidein -------------------------------------------------------
 
     @property
     def glide_id(self) -> str:
-        return f"{self.entry}-{self.job}" + (f"r{self.lives - 1}" if self.lives > 1 else "")
+        return f"{self.entry}-{self.job}" + (f"r{self.starts - 1}" if self.starts > 1 else "")
 
-    def seen(self) -> snapshot.Glidein:
-        """As its job's ad tells."""
-        warm = self.warm_seconds if self.status != JobStatus.RUNNING or self.state != State.WARM else self._warm()
+    def observed(self) -> snapshot.Glidein:
+        """Return the glidein as the ad of its outer job describes it."""
+        is_warm = self.status == JobStatus.RUNNING and self.state == State.WARM
+        warm = self._seconds_warm() if is_warm else self.warm_seconds
         return snapshot.Glidein(
-            self.cluster, self.proc, self.entry, DIGEST, self.status, self.lives, self.world.now - self.since,
-            state=self.outcome, host=self.host, warm_seconds=warm, served=self.served,
+            self.cluster, self.proc, self.entry, DIGEST, self.status, self.starts, self.world.now - self.since,
+            state=self.reported_state, host=self.host, warm_seconds=warm, served=self.served,
             model=TEMPLATE.model,
         )  # fmt: skip
 
-    def lanes(self) -> list[snapshot.Lane]:
-        """As the collector has them."""
+    def observed_lanes(self) -> list[snapshot.Lane]:
+        """Return the lanes of the glidein as their ads in the collector describe them."""
         if not self.node or self.state == State.BLANK:
             return []
-        seen = (self.lives, self.state, bool(self.served), tuple(self.busy))
-        if self.told[0] != seen:  # few of thousands have changed since the last look
-            self.told = seen, [
+        current = (self.starts, self.state, bool(self.served), tuple(self.busy))
+        if self.cached_lanes[0] != current:  # the lanes are cached, because most glideins have not changed
+            self.cached_lanes = current, [
                 snapshot.Lane(
                     self.glide_id, self.entry, DIGEST, TEMPLATE.model, self.state, lane in self.busy,
-                    record_seconds=self.pace, start_seconds=self.start_seconds, name=f"slot{lane + 1}@{self.glide_id}",
-                    retires=self.world.epoch + self.retires, served=self.served,
+                    record_seconds=self.record_seconds, start_seconds=self.start_seconds,
+                    name=f"slot{lane + 1}@{self.glide_id}", retires=self.world.epoch + self.retires,
+                    served=self.served,
                 )
                 for lane in range(self.settings.lanes)
             ]  # fmt: skip
-        return self.told[1]
+        return self.cached_lanes[1]
 
-    # ---- its life --------------------------------------------------------------------------------
+    # ---- from start to end -----------------------------------------------------------------------
 
-    def start(self, node: Node) -> None:
-        """Begin a life on a node."""
+    def start(self, node: SimulatedNode) -> None:
+        """Start the glidein on a node."""
         self.node, self.status, self.since = node, JobStatus.RUNNING, self.world.now
         self.host = node.name
-        self.lives += 1
-        self.served, self.pace, self.state, self.outcome, self.warm_seconds = 0, 0.0, State.BLANK, "", 0.0
+        self.starts += 1
+        self.served, self.record_seconds, self.warm_seconds = 0, 0.0, 0.0
+        self.state, self.reported_state = State.BLANK, ""
         self.retires = self.since + self.settings.lifetime * self.chance.uniform(1 - SPREAD, 1 + SPREAD)
         self.engine = Resource(self.world.env)
         self.processes = [self.world.env.process(self._become_warm(node))]
 
-    def lose(self) -> None:
-        """The node is gone, and all that was there; the job waits for another."""
+    def lose_node(self) -> None:
+        """Stop the glidein because its node has left. The glidein then waits for a new node."""
         self._stop()
         self.status, self.since, self.node = JobStatus.IDLE, self.world.now, None
 
     def end(self) -> None:
-        """Go in peace: nobody needs it, or it is removed."""
+        """End the glidein normally, because no job needs it or because the factory removes it."""
         node = self.node
         assert node
         self._stop()
         self.status, self.since = JobStatus.COMPLETED, self.world.now
-        self.over(self, node)
+        self.on_end(self, node)
 
     def _stop(self) -> None:
-        now, spent = self.world.now, self.world.record.spent
+        now, spent = self.world.now, self.world.log.spent
         if self.state == State.WARM:
-            self.warm_seconds = self._warm()
-            self.sweep.lanes_gone(self.settings.lanes, self.pace)
-            self.world.record.warm.append((now, -1))
+            self.warm_seconds = self._seconds_warm()
+            self.sweep.remove_lanes(self.settings.lanes, self.record_seconds)
+            self.world.log.warm.append((now, -1))
             spent["warm"] += self.warm_seconds
         else:
-            spent["unborn"] += now - self.since
+            spent["never_warm"] += now - self.since
         self.state = State.BLANK
         for process in self.processes:
             if process.is_alive and process is not self.world.env.active_process:
@@ -126,21 +155,22 @@ class SimulatedGlidein:
         self.busy.clear()
 
     def close(self) -> None:
-        """The simulation is over."""
+        """Log the time that was spent and the records that were streamed until the end of the simulation."""
         if self.status != JobStatus.RUNNING:
             return
         if self.state != State.WARM:
-            self.world.record.spent["starting"] += self.world.now - self.since
+            self.world.log.spent["starting"] += self.world.now - self.since
             return
-        self.world.record.spent["warm"] += self._warm()
-        if self.call and self.node and self.world.trace.workload.results == "streamed":
-            (carrier, began), pace = self.call, self.world.device(self.node.device).record_seconds
-            self._served(min(carrier.records, int((self.world.now - began) / pace)), began, pace, self.node)
+        self.world.log.spent["warm"] += self._seconds_warm()
+        if self.current_call and self.node and self.world.trace.workload.results == "streamed":
+            (job, began), seconds = self.current_call, self.world.device(self.node.device).record_seconds
+            streamed = min(job.records, int((self.world.now - began) / seconds))
+            self._log_served(streamed, began, seconds, self.node)
 
-    def _warm(self) -> float:
+    def _seconds_warm(self) -> float:
         return self.world.now - self.warm_since
 
-    def _become_warm(self, node: Node) -> Steps:
+    def _become_warm(self, node: SimulatedNode) -> Steps:
         world, device = self.world, self.world.device(node.device)
         keep = world.trace.workload.keep
         try:
@@ -155,43 +185,43 @@ class SimulatedGlidein:
         except Interrupt:
             return
         self.start_seconds = world.now - began
-        world.record.spent["starting"] += world.now - self.since
-        world.record.warm.append((world.now, 1))
-        self.warm_since = self.used = world.now
+        world.log.spent["starting"] += world.now - self.since
+        world.log.warm.append((world.now, 1))
+        self.warm_since = self.last_used = world.now
         self._enter(State.WARM)
-        self.outcome = State.WARM
-        self.sweep.lanes_came(self.settings.lanes)
-        self.processes = [world.env.process(self._lane(lane, node)) for lane in range(self.settings.lanes)]
+        self.reported_state = State.WARM
+        self.sweep.add_lanes(self.settings.lanes)
+        self.processes = [world.env.process(self._run_lane(lane, node)) for lane in range(self.settings.lanes)]
 
     def _enter(self, state: str) -> None:
         self.state = state
         self.world.changed += 1
 
-    def _fetch(self, node: Node) -> Steps:
-        """Have the files on the node, where they stay unless nothing is kept."""
+    def _fetch(self, node: SimulatedNode) -> Steps:
+        """Fetch the files to the node. They stay there, unless the workload keeps nothing."""
         world, files, device = self.world, self.world.trace.files, self.world.device(node.device)
         if node.files:
             return
         yield world.env.timeout(device.fetch_seconds)
-        if files and world.seats:
-            seat = world.seats.get(1)
+        if files and world.fetch_slots:
+            slot = world.fetch_slots.get(1)
             try:
-                yield seat
-                yield world.env.timeout(files.megabytes / world.rate)
+                yield slot
+                yield world.env.timeout(files.megabytes / world.fetch_rate)
             finally:
-                if seat.triggered:
-                    world.seats.put(1)
+                if slot.triggered:
+                    world.fetch_slots.put(1)
                 else:
-                    seat.cancel()
+                    slot.cancel()
         if world.trace.workload.keep != "nothing":
             node.files = True
-            if files and files.peers and world.seats:
-                world.seats.put(1)
+            if files and files.peers and world.fetch_slots:
+                world.fetch_slots.put(1)
 
-    # ---- its lanes -------------------------------------------------------------------------------
+    # ---- lanes -----------------------------------------------------------------------------------
 
-    def _lane(self, lane: int, node: Node) -> Steps:
-        """Take job after job, until there is none for too long or this has lived long enough."""
+    def _run_lane(self, lane: int, node: SimulatedNode) -> Steps:
+        """Serve job after job, until no job has come for `idle_seconds`, or until the lifetime is over."""
         env = self.world.env
         claimed = False
         while True:
@@ -203,31 +233,31 @@ class SimulatedGlidein:
                 if not get.triggered:
                     yield get | env.timeout(min(self.settings.idle_seconds, self.retires - env.now))
             except Interrupt:
-                self.sweep.give_back(get)
+                self.sweep.return_job(get)
                 return
             if not get.triggered:
                 get.cancel()
-                if not self.busy and env.now - self.used >= self.settings.idle_seconds:
+                if not self.busy and env.now - self.last_used >= self.settings.idle_seconds:
                     break
                 continue
-            carrier = cast(Carrier, get.value)
+            job = cast(SimulatedJob, get.value)
             self.busy.add(lane)
-            self.sweep.taken(carrier)
+            self.sweep.job_started(job)
             try:
                 if not claimed:
                     yield env.timeout(self.world.trace.costs.match)
-                yield from self._run(carrier, node)
+                yield from self._run_job(job, node)
             except Interrupt:
-                return self.sweep.lost(carrier)
+                return self.sweep.job_lost(job)
             claimed = True
             self.busy.discard(lane)
-            self.used = env.now
-            self.sweep.finished(carrier)
+            self.last_used = env.now
+            self.sweep.job_finished(job)
         if not self.busy and self.status == JobStatus.RUNNING:
             self.end()
 
-    def _run(self, carrier: Carrier, node: Node) -> Steps:
-        """A job's start at the access point, its turn at the engine, and what its records take there."""
+    def _run_job(self, job: SimulatedJob, node: SimulatedNode) -> Steps:
+        """Start a job at the access point, wait for the engine, and compute the job's records."""
         world, device, env = self.world, self.world.device(node.device), self.world.env
         with self.sweep.access_point.request() as turn:
             yield turn
@@ -237,53 +267,56 @@ class SimulatedGlidein:
             yield turn
             began = env.now
             try:
-                yield from self._load_again(device, node)
+                yield from self._load_for_job(device, node)
             except Interrupt:
-                world.record.spent["lost"] += env.now - began
+                world.log.spent["lost"] += env.now - began
                 raise
-            world.record.spent["loading"] += env.now - began
+            world.log.spent["loading"] += env.now - began
             began = env.now
-            self.call = carrier, began
+            self.current_call = job, began
             try:
-                first = 0 if self.pace else min(world.trace.workload.batch, carrier.records)
+                first = 0 if self.record_seconds else min(world.trace.workload.batch, job.records)
                 if first:
                     yield env.timeout(first * device.record_seconds)
-                    self.pace = device.record_seconds
-                    self.sweep.lanes_measured(self.settings.lanes, self.pace)
-                yield env.timeout((carrier.records - first) * device.record_seconds)
+                    self.record_seconds = device.record_seconds
+                    self.sweep.add_measurement(self.settings.lanes, self.record_seconds)
+                yield env.timeout((job.records - first) * device.record_seconds)
             except Interrupt:
-                self._interrupted(carrier, env.now - began, device.record_seconds, node)
+                self._log_interrupted(job, env.now - began, device.record_seconds, node)
                 raise
             finally:
-                self.call = None
-            self._served(carrier.records, began, device.record_seconds, node)
+                self.current_call = None
+            self._log_served(job.records, began, device.record_seconds, node)
 
-    def _load_again(self, device: Device, node: Node) -> Steps:
-        """What a job does first where the state is not kept."""
+    def _load_for_job(self, device: Device, node: SimulatedNode) -> Steps:
+        """Fetch the files and load the model, if the workload does not keep them between jobs."""
         keep = self.world.trace.workload.keep
         if keep == "nothing":
             yield from self._fetch(node)
         if keep != "state":
             yield self.world.env.timeout(device.load_seconds)
 
-    def _interrupted(self, carrier: Carrier, seconds: float, pace: float, node: Node) -> None:
-        """What had come out before is kept where results are streamed; what was in the engine goes with it."""
+    def _log_interrupted(self, job: SimulatedJob, seconds: float, record_seconds: float, node: SimulatedNode) -> None:
+        """Log a job that was lost after it had been in the engine for `seconds`.
+
+        Streamed results are kept, except the results of the last moments. Records that were in the engine are lost.
+        """
         workload = self.world.trace.workload
-        begun = min(carrier.records, ceil(seconds / pace / workload.batch) * workload.batch)
+        begun = min(job.records, ceil(seconds / record_seconds / workload.batch) * workload.batch)
         saved = 0
         if workload.results == "streamed":
-            saved = int(max(0.0, seconds - self.world.trace.costs.stream) / pace)
-        self._served(saved, self.world.now - seconds, pace, node)
-        carrier.records -= saved
-        self.world.record.lost_in_flight += begun - saved
-        self.world.record.spent["lost"] += seconds - saved * pace
+            saved = int(max(0.0, seconds - self.world.trace.costs.stream) / record_seconds)
+        self._log_served(saved, self.world.now - seconds, record_seconds, node)
+        job.records -= saved
+        self.world.log.lost_in_flight += begun - saved
+        self.world.log.spent["lost"] += seconds - saved * record_seconds
 
-    def _served(self, records: int, began: float, pace: float, node: Node) -> None:
-        record, streamed = self.world.record, self.world.trace.workload.results == "streamed"
+    def _log_served(self, records: int, began: float, record_seconds: float, node: SimulatedNode) -> None:
+        log, streamed = self.world.log, self.world.trace.workload.results == "streamed"
         if records:
             self.served += records
-            end = began + records * pace
-            record.served.append((began if streamed else end, end, records))
-            record.spent["serving"] += records * pace
-            record.by_device[node.device] += records
-            self.sweep.have += records
+            end = began + records * record_seconds
+            log.served.append((began if streamed else end, end, records))
+            log.spent["serving"] += records * record_seconds
+            log.by_device[node.device] += records
+            self.sweep.done += records

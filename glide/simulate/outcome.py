@@ -1,4 +1,4 @@
-"""What came out of a simulation, as numbers and curves."""
+"""The outcome of a simulation, as numbers and curves."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from glide.simulate.world import Record
+from glide.simulate.world import SimulationLog
 
-POINTS = 200  # of a curve
+POINTS = 200  # number of points of a curve
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One simulation's account; seconds are simulated ones.
+    """The outcome of one simulation. All seconds are simulated, except `took`.
 
     Attributes:
-        done: records whose results are there, of `records`.
-        makespan: until the last result was gathered, or until the end of what was simulated.
-        first_warm: until the first glidein was warm; None if none ever was.
-        jobs, glideins: submitted.
-        evictions: of glideins.
-        lost_in_flight: records begun on a node that was lost, and done again elsewhere.
-        spent: glidein-seconds: serving, loading (all on the way to a warm model), lost with their node, idle.
-        by_device: records by kind of GPU.
-        times, curve, warm: seconds, and records done and warm glideins at them.
-        why: records are left, if any are.
-        took: real seconds.
+        records: number of records of the sweep.
+        done: number of records that have a result.
+        makespan: seconds until the last result was gathered, or until the simulation ended.
+        first_warm: seconds until the first glidein was warm; None if no glidein ever was warm.
+        jobs, glideins: number of submitted invocation jobs, and number of submitted glideins.
+        evictions: number of evictions of glideins.
+        lost_in_flight: number of records that were begun on a node and done again on another node, because the first
+            node was lost.
+        spent: seconds that glideins spent, by kind. `serving` is the computation of results. `loading` is all the time
+            until the model is warm. `lost` is the time that gave no result because a node was lost. `idle` is the rest.
+        by_device: number of records that were computed, by kind of GPU.
+        times, curve, warm: points of two curves. For each time in seconds, `curve` is the number of records that are
+            done by this time, and `warm` is the number of glideins that are warm at this time.
+        why: reason why records have no result; empty if all records have a result.
+        took: real seconds that the simulation took.
     """
 
     records: int
@@ -49,12 +53,12 @@ class Outcome:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the glideins' time, by kind."""
+        """Return the share of each kind in the total time of the glideins, from 0 to 1."""
         whole = sum(self.spent.values()) or 1.0
         return {kind: seconds / whole for kind, seconds in self.spent.items()}
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the outcome as a JSON document."""
         return {
             "records": self.records, "done": self.done, "makespan_s": round(self.makespan, 3),
             "first_warm_s": self.first_warm and round(self.first_warm, 3),
@@ -70,28 +74,28 @@ class Outcome:
         }  # fmt: skip
 
 
-def outcome(record: Record, records: int, have: int, makespan: float, why: str, took: float) -> Outcome:
-    """The account of what was noted."""
+def outcome(log: SimulationLog, records: int, done: int, makespan: float, why: str, took: float) -> Outcome:
+    """Compute the outcome of a simulation from its log. The other arguments have the same meaning as in Outcome."""
     times = np.linspace(0.0, makespan, POINTS)
-    spent = record.spent
+    spent = log.spent
     kinds = {
         "serving": spent["serving"], "loading": spent["starting"] + spent["loading"],
-        "lost": spent["unborn"] + spent["lost"],
+        "lost": spent["never_warm"] + spent["lost"],
         "idle": spent["warm"] - spent["serving"] - spent["loading"] - spent["lost"],
     }  # fmt: skip
     return Outcome(
-        records, have, makespan, record.first_warm, record.jobs, record.glideins, record.evictions,
-        record.lost_in_flight, kinds, dict(record.by_device),
-        tuple(times.tolist()), tuple(_done(record.served, times).tolist()),
-        tuple(_warm(record.warm, times)), "" if have >= records else why, took,
+        records, done, makespan, log.first_warm, log.jobs, log.glideins, log.evictions,
+        log.lost_in_flight, kinds, dict(log.by_device),
+        tuple(times.tolist()), tuple(_done_at(log.served, times).tolist()),
+        tuple(_warm_at(log.warm, times)), "" if done >= records else why, took,
     )  # fmt: skip
 
 
-def _done(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarray:
-    """Records done at these times: each interval's come evenly, those of an interval without length at once."""
+def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarray:
+    """Return the number of records done at each time. Within an interval, records are done at a constant rate."""
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))
-    # As the sum of ramps: each begins with its slope, and ends with it.
+    # Add up ramps. The slope of an interval is added at its beginning and subtracted at its end.
     steady = end > begin
     slope = count[steady] / (end - begin)[steady]
     for edges, slopes in ((begin[steady], slope), (end[steady], -slope)):
@@ -102,12 +106,13 @@ def _done(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarr
         rate = np.concatenate([[0.0], np.cumsum(slopes)])[upto]
         offset = np.concatenate([[0.0], np.cumsum(slopes * at)])[upto]
         total += rate * times - offset
+    # An interval without length is a step, in which all its records are done together.
     order = np.argsort(end[~steady])
     steps = np.concatenate([[0.0], np.cumsum(count[~steady][order])])
     return np.round(total + steps[np.searchsorted(end[~steady][order], times, side="right")], 3)
 
 
-def _warm(changes: Iterable[tuple[float, int]], times: np.ndarray) -> list[int]:
+def _warm_at(changes: Iterable[tuple[float, int]], times: np.ndarray) -> list[int]:
     known = sorted(changes) or [(0.0, 0)]
     at, change = np.array(known).T
     sums = np.concatenate([[0], np.cumsum(change)])

@@ -1,4 +1,4 @@
-"""The driver in simulation: keeps the queue supplied with jobs that the real packer sizes."""
+"""The simulated driver. It submits jobs to the queue. The real packer decides the sizes of the jobs."""
 
 from __future__ import annotations
 
@@ -15,123 +15,134 @@ from glide.sweep.driver import CALM_SECONDS, POLL_SECONDS
 
 
 @dataclass(eq=False)
-class Carrier:
-    """A job with so many records."""
+class SimulatedJob:
+    """An invocation job. `records` is the number of its records that are not done."""
 
     records: int
 
 
 class SimulatedSweep:
-    """A sweep's queue, and what is still to be sent."""
+    """The queue of a sweep, and the records that are in no job yet.
+
+    Attributes:
+        queue: idle jobs.
+        running: jobs that are on a lane.
+        pending: number of records that are in no job.
+        done: number of records that have a result.
+        access_point: access point, which starts only one job at a time.
+        lanes: number of warm lanes.
+        lane_record_seconds: for each measured value of seconds per record, the number of lanes with this value.
+        woken: event that wakes the driver.
+    """
 
     def __init__(self, world: World):
         self.world = world
         self.workload = world.trace.workload
-        self.queue = Store(world.env)  # idle jobs
-        self.running: set[Carrier] = set()
-        self.unsent = self.workload.records
-        self.have = 0
+        self.queue = Store(world.env)
+        self.running: set[SimulatedJob] = set()
+        self.pending = self.workload.records
+        self.done = 0
         self.access_point = Resource(world.env)
-        self.lanes = 0  # warm ones
-        self.paces: Counter[float] = Counter()  # how many of them have told which pace
-        self.news = world.env.event()
+        self.lanes = 0
+        self.lane_record_seconds: Counter[float] = Counter()
+        self.woken = world.env.event()
 
     @property
-    def finished_all(self) -> bool:
-        return self.have >= self.workload.records
+    def is_finished(self) -> bool:
+        return self.done >= self.workload.records
 
     @property
-    def pressing(self) -> tuple[bool, int]:
-        """What of the demand makes a difference to the factory: whether jobs wait, and how many could run at all."""
+    def demand_state(self) -> tuple[bool, int]:
+        """Return whether jobs wait, and how many jobs could run together. The plan depends only on these two values."""
         waiting = len(self.queue.items)
         return waiting > 0, min(waiting + len(self.running), self.workload.glideins)
 
     def demand(self) -> tuple[Demand, ...]:
-        """As the factory reads it from the queue."""
+        """Return the demand as the factory observes it in the queue."""
         if not self.queue.items and not self.running:
             return ()
         return (
             Demand(
                 DIGEST, TEMPLATE.model, "run", USER, len(self.queue.items), len(self.running),
-                self.workload.glideins, TEMPLATE, self.workload.records - self.have,
+                self.workload.glideins, TEMPLATE, self.workload.records - self.done,
             ),
         )  # fmt: skip
 
     def run(self) -> Steps:
-        """Supply waves until all is done; look when something happens, and now and then."""
+        """Submit waves of jobs until all records are done. Between two waves, wait for an event or CALM_SECONDS."""
         env = self.world.env
-        while not self.finished_all:
-            self._supply()
-            self.news = env.event()
-            yield self.news | env.timeout(CALM_SECONDS)
+        while not self.is_finished:
+            self._submit_wave()
+            self.woken = env.event()
+            yield self.woken | env.timeout(CALM_SECONDS)
             ads = len(self.queue.items) + len(self.running) + self.lanes
             yield env.timeout(POLL_SECONDS + ads * self.world.trace.costs.look)
         yield env.timeout(self.world.trace.costs.gather)
 
-    def _supply(self) -> None:
-        if not self.unsent:
+    def _submit_wave(self) -> None:
+        if not self.pending:
             return
-        record = self.world.record
+        log = self.world.log
         expected = self.lanes or 2 * self.workload.glideins
-        seconds = self.world.now - (record.first_warm or 0.0)
-        losses = eviction_rate(record.losses, expected, seconds)
+        seconds = self.world.now - (log.first_warm or 0.0)
+        losses = eviction_rate(log.losses, expected, seconds)
         queued = len(self.queue.items) + len(self.running)
         wave = pack(
-            self.unsent, expected, queued, list(self.paces.elements()), self.workload.batch, self.workload.fixed,
-            losses, undone=self.workload.records - self.have,
+            self.pending, expected, queued, list(self.lane_record_seconds.elements()), self.workload.batch,
+            self.workload.fixed, losses, unfinished=self.workload.records - self.done,
         )  # fmt: skip
         for size in wave.sizes:
-            self.queue.put(Carrier(size))
-        self.unsent -= sum(wave.sizes)
-        record.jobs += len(wave.sizes)
+            self.queue.put(SimulatedJob(size))
+        self.pending -= sum(wave.sizes)
+        log.jobs += len(wave.sizes)
         self.world.changed += bool(wave.sizes)
 
-    # ---- told by lanes ---------------------------------------------------------------------------
+    # ---- called by lanes -------------------------------------------------------------------------
 
-    def lanes_came(self, lanes: int) -> None:
-        """A glidein is warm."""
+    def add_lanes(self, lanes: int) -> None:
+        """Count the lanes of a glidein that has become warm."""
         self.lanes += lanes
-        if self.world.record.first_warm is None:
-            self.world.record.first_warm = self.world.now
-        self._tell()
+        if self.world.log.first_warm is None:
+            self.world.log.first_warm = self.world.now
+        self._wake()
 
-    def lanes_measured(self, lanes: int, pace: float) -> None:
-        """A glidein's first engine call has told what each takes; its lanes share the engine."""
-        self.paces[pace * lanes] += lanes
+    def add_measurement(self, lanes: int, record_seconds: float) -> None:
+        """Store a glidein's seconds per record after the first engine call. The glidein's lanes share the engine."""
+        self.lane_record_seconds[record_seconds * lanes] += lanes
 
-    def lanes_gone(self, lanes: int, pace: float) -> None:
-        """A glidein is warm no more; it had told its pace, if that is not 0."""
+    def remove_lanes(self, lanes: int, record_seconds: float) -> None:
+        """Remove the lanes of a glidein that is no longer warm. `record_seconds` is 0 if nothing was measured."""
         self.lanes -= lanes
-        if pace:
-            self.paces[pace * lanes] -= lanes
+        if record_seconds:
+            self.lane_record_seconds[record_seconds * lanes] -= lanes
 
-    def taken(self, carrier: Carrier) -> None:
-        """A lane has this job now."""
-        self.running.add(carrier)
+    def job_started(self, job: SimulatedJob) -> None:
+        """Count a job as running, because a lane has got it."""
+        self.running.add(job)
 
-    def give_back(self, get: Any) -> None:
-        """A lane that waited for a job is gone; a job that it had just got waits again."""
+    def return_job(self, get: Any) -> None:
+        """Cancel a lost lane's request for a job. If the lane has just got a job, put this job back into the queue."""
         if get.triggered:
             self.queue.put(get.value)
         else:
             get.cancel()
 
-    def finished(self, carrier: Carrier) -> None:
-        """A job has ended well."""
-        self.running.discard(carrier)
-        self._tell()
+    def job_finished(self, job: SimulatedJob) -> None:
+        """Count a job as no longer running, because it has ended successfully."""
+        self.running.discard(job)
+        self._wake()
 
-    def lost(self, carrier: Carrier) -> None:
-        """A lane is gone, with the job; what it had not done goes out anew."""
-        self.running.discard(carrier)
-        self.world.record.losses += 1
-        self.world.env.process(self._send_again(carrier))
+    def job_lost(self, job: SimulatedJob) -> None:
+        """Count a job as lost, because its lane was lost. Send the job's unfinished records again."""
+        self.running.discard(job)
+        self.world.log.losses += 1
+        self.world.env.process(self._send_again(job))
 
-    def _send_again(self, carrier: Carrier) -> Steps:
+    def _send_again(self, job: SimulatedJob) -> Steps:
         yield self.world.env.timeout(self.world.trace.costs.loss)
-        self.unsent += carrier.records
-        self._tell()
+        self.pending += job.records
+        self._wake()
 
-    def _tell(self) -> None:
-        if not self.news.triggered:
-            self.news.succeed()
+    def _wake(self) -> None:
+        if not self.woken.triggered:
+            self.woken.succeed()

@@ -1,4 +1,4 @@
-"""A trace: which nodes come and go, what a model costs on them, and the records that it is to serve."""
+"""The format of a trace. It describes the nodes that come and go, the times of a model, and the sweep to simulate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from glide.config import SiteFile, load, place
-from glide.config.reading import Name, Strict, part
+from glide.config import SiteFile, load, position
+from glide.config.reading import Name, Strict, load_part
 from glide.config.site import unix_time
 from glide.errors import InputError
 from glide.glidein.settings import SPREAD
@@ -19,19 +19,19 @@ from glide.invoke.pack import START_SECONDS
 from glide.template.spec import Keep
 
 
-class Part(Strict):
-    """A part of a trace; all of its numbers are finite."""
+class TraceSection(Strict):
+    """A part of a trace. Its numbers must be finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Device(Part):
-    """What a model costs on a kind of GPU.
+class Device(TraceSection):
+    """The times that the model takes on one kind of GPU.
 
     Attributes:
-        record_seconds: that its engine takes for each record, in the batches that it makes.
-        load_seconds: from the files on the node to a warm model.
-        fetch_seconds: from nothing to the files on the node, beside what `files` says.
+        record_seconds: seconds that the engine needs per record, if the engine chooses the size of the batches.
+        load_seconds: seconds from the arrival of the files on the node until the model is warm.
+        fetch_seconds: seconds to bring the files to the node, in addition to the time that follows from `files`.
     """
 
     record_seconds: float = Field(gt=0)
@@ -39,21 +39,23 @@ class Device(Part):
     fetch_seconds: float = Field(0.0, ge=0)
 
 
-class Nodes(Part):
-    """Nodes of a kind: each has room for one glidein, and takes the glidein with it when it goes, without a word.
+class Nodes(TraceSection):
+    """Nodes of one kind. Each node runs one glidein, which is lost without warning when the node leaves.
 
-    One that comes back still has what was on its disk.
+    When a node returns, it still has the files that were on its disk.
 
     Attributes:
-        device: of each; one of the trace's devices.
-        entry: of the site, where glideins are submitted for them; by default its first.
-        count: how many.
-        arrive: seconds at which the first is there.
-        every: seconds from one's arrival to the next one's.
-        leave: seconds at which the first is gone; by default they stay.
-        leave_every: seconds from one's end to the next one's.
-        stay: seconds that each is there: a random time, so long on average.
-        away: seconds after which each is back, on the same terms; by default it is gone for good.
+        device: kind of GPU of these nodes; one of `devices`.
+        entry: entry of the site whose glideins run on these nodes. By default the first entry.
+        count: number of nodes.
+        arrive: time at which the first node arrives, in seconds.
+        every: seconds between the arrivals of two nodes.
+        leave: time at which the first node leaves, in seconds. By default nodes stay to the end.
+        leave_every: seconds between the departures of two nodes. `leave_every` requires `leave`.
+        stay: average time that a node stays, in seconds. Each time is random. Nodes have either `stay` or `leave`. By
+            default nodes do not leave at random.
+        away: average time between the departure of a node and its return, in seconds. Each time is random. `away`
+            requires `stay`. By default nodes do not return.
     """
 
     device: str
@@ -67,30 +69,31 @@ class Nodes(Part):
     away: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _goes_in_one_way(self) -> Nodes:
+    def _has_consistent_times(self) -> Nodes:
         if self.stay is not None and self.leave is not None:
-            raise ValueError("leave says when they go, and stay how long they are there; leave one of them out")
+            raise ValueError("leave is a fixed time and stay an average duration; remove one of them")
         if self.away is not None and self.stay is None:
-            raise ValueError("away without stay; say how long they are there on average")
+            raise ValueError("away without stay; add how long a node stays on average")
         if self.leave_every and self.leave is None:
-            raise ValueError("leave_every without leave; say when the first is gone")
+            raise ValueError("leave_every without leave; add when the first node leaves")
         last = (self.count - 1) * (self.leave_every - self.every)
         if self.leave is not None and self.leave + min(0.0, last) <= self.arrive:
-            raise ValueError("some are gone before they come; compare arrive and every with leave and leave_every")
+            raise ValueError("some nodes leave before they arrive; correct arrive, every, leave or leave_every")
         return self
 
 
-class Workload(Part):
-    """The sweep.
+class Workload(TraceSection):
+    """The sweep to simulate.
 
     Attributes:
-        records: how many.
-        glideins: how many may run at once, as in a sweep file.
-        batch: records of an engine call.
-        pack: engine calls per HTCondor job, or auto.
-        keep: what stays on a node from job to job: the state, its files, or nothing.
-        results: streamed to the access point as they come, or brought home by the job at its end, as jobs do that know
-            nothing better; then a lost job's work is lost as a whole.
+        records: number of records.
+        glideins: maximum number of glideins that run at the same time, as in a sweep file.
+        batch: number of records in an engine call.
+        pack: number of engine calls in an HTCondor job. `auto` lets the packer choose the size of jobs.
+        keep: what stays on a node after a job: the loaded state, only its files, or nothing.
+        results: how results reach the access point. `streamed` sends each result when it is ready. `brought home`
+            transfers all results when the job ends, as HTCondor does by default. In this case a lost job has no
+            results.
     """
 
     records: int = Field(ge=1)
@@ -102,18 +105,18 @@ class Workload(Part):
 
     @property
     def fixed(self) -> int | None:
-        """Records per job, where that is fixed."""
+        """Return the number of records per job, or None if the packer chooses this number."""
         return None if self.pack == "auto" else self.pack * self.batch
 
 
-class Files(Part):
-    """What has to be on a node before the model can be loaded.
+class Files(TraceSection):
+    """The files that a node needs before it can load the model.
 
     Attributes:
-        megabytes: model and environment together.
-        origin: MB/s that where they lie gives to all nodes together.
-        node: MB/s that a node takes.
-        peers: whether nodes that have them give them on.
+        megabytes: size of the model and its environment together, in MB.
+        origin: rate at which the source of the files sends to all nodes together, in MB/s.
+        node: maximum rate at which one node receives, in MB/s.
+        peers: whether nodes that have the files send them to other nodes.
     """
 
     megabytes: float = Field(ge=0)
@@ -122,21 +125,22 @@ class Files(Part):
     peers: bool = True
 
 
-class Costs(Part):
-    """What HTCondor and glide cost, in seconds.
+class Costs(TraceSection):
+    """The time that HTCondor and glide take, in seconds.
 
     Attributes:
-        start: of the access point, for the start of a job; one after the other.
-        match: until a lane without a claim gets a job that waits.
-        turnover: of a lane, from one job to the next, beside what others' turns at the access point take.
-        queue: from a glidein's submission to its start on a free node.
-        glidein: from there to its model server.
-        loss: until a lost job's records are in the queue again; from there they are matched and started.
-        stream: age of the results that a lost node takes with it.
-        look: of the driver, for each ad of a job or lane that it reads.
-        gather: until the last results are the user's.
-        measured: files with what `glide bench overhead|recovery --json` said, relative to the trace; where they tell
-            costs (start and turnover, loss), these count.
+        start: seconds that the access point needs to start a job. The access point starts one job after the other.
+        match: seconds until a lane without a claim gets a waiting job.
+        turnover: seconds from the end of a job to the start of the next job on the lane. The time that the access point
+            needs is not included.
+        queue: seconds from the submission of a glidein to its start on a free node.
+        glidein: seconds from the start of a glidein to the start of its model server.
+        loss: seconds until the records of a lost job are in the queue again. Matching and starting are not included.
+        stream: seconds until a result is on the access point. If a node is lost, the results of these seconds are lost.
+        look: seconds that the driver needs to read the ad of one job or lane.
+        gather: seconds until the last results have been gathered.
+        measured: files with the output of `glide bench overhead --json` or `glide bench recovery --json`, relative to
+            the trace. The measured costs replace `start` and `turnover`, or `loss`. By default no files.
     """
 
     start: float = Field(START_SECONDS, ge=0)
@@ -151,20 +155,20 @@ class Costs(Part):
     measured: tuple[str, ...] = ()
 
 
-class Trace(Part):
+class Trace(TraceSection):
     """One simulation.
 
     Attributes:
-        site: the factory's file: its name, relative to this one, or its content. Whom it serves and what it keeps in
-            readiness (`owners`, `ready`) do not matter to the one sweep here; entries with a service are refused.
-        devices: what the model costs on each kind of GPU.
-        nodes: that come and go.
-        workload: the sweep that begins at 0 s.
-        files: what nodes fetch, where that is to share an origin's bandwidth.
-        costs: of HTCondor and glide.
-        begins: date and time of 0 s, for downtimes; UTC.
-        until: seconds after which it ends, whatever is done by then; by default 30 days.
-        seed: of what is random.
+        site: site file of the factory. Give its name relative to the trace, or its content. `owners` and `ready` are
+            ignored, and entries with a service are refused.
+        devices: times that the model takes, by kind of GPU.
+        nodes: nodes that come and go.
+        workload: sweep that begins at 0 s.
+        files: files that nodes fetch from a source of limited bandwidth. By default a fetch takes only fetch_seconds.
+        costs: time that HTCondor and glide take.
+        begins: date and time at which the simulation begins, for downtimes. A time without a time zone is UTC.
+        until: time at which the simulation ends if the sweep has not finished, in seconds. The default is 30 days.
+        seed: seed of the random numbers.
     """
 
     site: str | SiteFile
@@ -181,22 +185,23 @@ class Trace(Part):
     def _knows_its_devices(self) -> Trace:
         for each in self.nodes:
             if each.device not in self.devices:
-                raise ValueError(f"there are nodes with {each.device!r}; devices are {', '.join(self.devices)}")
+                known = ", ".join(self.devices)
+                raise ValueError(f"nodes have the unknown device {each.device!r}; use one of {known}")
         return self
 
     @property
     def epoch(self) -> float:
-        """Unix time of 0 s."""
+        """Return the Unix time of second 0."""
         return unix_time(self.begins)
 
 
 class TraceFile(Trace):
-    """A trace, and what is different in its variants.
+    """A trace file, which describes one simulation or several variants of it.
 
     Attributes:
-        name: of the whole.
-        variants: by name, keys of the trace with other values; what is not named is as above. Without variants there is
-            one simulation.
+        name: name of the trace.
+        variants: keys that each variant changes, by the name of the variant. All other keys are as in the trace. By
+            default the trace is the only simulation.
     """
 
     name: Name
@@ -204,28 +209,29 @@ class TraceFile(Trace):
 
 
 def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
-    """The simulations that a file asks for, by name.
+    """Read a trace file. Return the trace and the site of each simulation in the file, by the name of the simulation.
 
     Raises:
-        InputError: each problem as `file:line: what is wrong`.
+        InputError: the file has problems. The error names each problem as `file:line: what is wrong`.
     """
     file = load(path, TraceFile)
     base = file.model_dump(exclude={"name", "variants"}, exclude_unset=True)
-    found = {}
+    simulations = {}
     for name, changes in (file.variants or {file.name: {}}).items():
         where = ("variants", name) if name in file.variants else ()
-        trace = part(path, _merged(base, changes or {}), Trace, *where)
+        trace = load_part(path, _merged(base, changes or {}), Trace, *where)
         try:
-            costs = _measured(trace.costs, path.parent)
+            costs = _with_measured(trace.costs, path.parent)
             site = _site(trace, path.parent)
             _check_lifetimes(trace, site)
         except ValueError as error:
-            raise InputError(f"{place(path, *where)}: {error}") from None
-        found[name] = trace.model_copy(update={"costs": costs}), site
-    return found
+            raise InputError(f"{position(path, *where)}: {error}") from None
+        simulations[name] = trace.model_copy(update={"costs": costs}), site
+    return simulations
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with these changes. Mappings are merged. Any other value replaces the old value."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
@@ -234,21 +240,25 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _site(trace: Trace, folder: Path) -> SiteFile:
-    """The site, less what concerns others than the one sweep; ValueError where that cannot be on its entries."""
+    """Return the site of a trace. `ready` and `owners` are removed, because they do not matter to a single sweep.
+
+    Raises:
+        ValueError: the nodes name an unknown entry, or an entry has a service.
+    """
     site = trace.site if isinstance(trace.site, SiteFile) else load(folder / trace.site, SiteFile)
     names = [entry.name for entry in site.entries]
     for nodes in trace.nodes:
         if nodes.entry not in (None, *names):
-            raise ValueError(f"nodes: {site.site} has no entry {nodes.entry}; it has {', '.join(names)}")
+            raise ValueError(f"nodes: {site.site} has no entry {nodes.entry}; use one of {', '.join(names)}")
     for entry in site.entries:
         if entry.service:
-            raise ValueError(f"site: {entry.name} passes records on to a service, which no trace describes")
+            raise ValueError(f"site: entry {entry.name} has a service, which cannot be simulated; remove the entry")
     entries = [entry.model_copy(update={"ready": 0, "owners": ()}) for entry in site.entries]
     return site.model_copy(update={"entries": entries})
 
 
 def _check_lifetimes(trace: Trace, site: SiteFile) -> None:
-    """ValueError where a model takes longer to be warm than a glidein lives."""
+    """Raise ValueError if the lifetime of a glidein is too short for its model to become warm."""
     entries = {entry.name: entry for entry in site.entries}
     for nodes in trace.nodes:
         device, entry = trace.devices[nodes.device], entries[nodes.entry or site.entries[0].name]
@@ -256,35 +266,44 @@ def _check_lifetimes(trace: Trace, site: SiteFile) -> None:
         retires = entry.lifetime * (1 - SPREAD)
         if start >= retires:
             raise ValueError(
-                f"devices.{nodes.device}: its model is warm after {start:g} s, and glideins of {entry.name} take no"
-                f" jobs any more after {retires:g} s (lifetime {entry.lifetime}, less {SPREAD:.0%})"
+                f"devices.{nodes.device}: its model is warm after {start:g} s, but glideins of {entry.name} accept no"
+                f" job after {retires:g} s (lifetime {entry.lifetime}, less {SPREAD:.0%}); use a longer lifetime"
             )
 
 
-def _measured(costs: Costs, folder: Path) -> Costs:
-    """The costs, with those that benchmarks have measured; ValueError for a file that tells none."""
+def _with_measured(costs: Costs, folder: Path) -> Costs:
+    """Return the costs. Values from the benchmark reports in `measured` replace the values in the trace.
+
+    Raises:
+        ValueError: a file is not the output of one of these benchmarks.
+    """
     recovery: float | None = None
     for name in costs.measured:
         where = f"costs.measured: {folder / name}"
         try:
-            told = json.loads((folder / name).read_text("utf-8"))
+            report = json.loads((folder / name).read_text("utf-8"))
         except OSError as error:
             raise ValueError(f"{where}: {error.strerror}") from None
         except ValueError:
-            raise ValueError(f"{where}: it is not JSON") from None
-        if isinstance(told, dict) and _is_positive(told.get("job_each_per_s")):  # glide bench overhead
-            # On two lanes: while one's job is started, the other turns to its next.
-            each = 1 / told["job_each_per_s"]
+            raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
+        if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
+            # The benchmark uses two lanes. While the access point starts a job on one lane, the second lane ends a job
+            # and gets a new job.
+            each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
-        elif isinstance(told, dict) and "kills" in told and _is_positive(told.get("median_s")):  # glide bench recovery
-            recovery = told["median_s"]
+        elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):
+            recovery = report["median_s"]  # a report of glide bench recovery
         else:
-            raise ValueError(f"{where}: it has neither overhead's job_each_per_s nor recovery's median_s")
+            raise ValueError(f"{where}: has neither job_each_per_s nor kills and median_s; {_NAME_A_REPORT}")
     if recovery is None:
         return costs
-    again = costs.match + costs.start + costs.turnover  # until the records run, by whatever else was measured
+    # The benchmark measures the time until the records run again. This time includes matching, start and turnover.
+    again = costs.match + costs.start + costs.turnover
     return costs.model_copy(update={"loss": max(0.0, recovery - again)})
 
 
-def _is_positive(told: Any) -> bool:
-    return isinstance(told, (int, float)) and 0 < told < float("inf")
+_NAME_A_REPORT = "name the output of `glide bench overhead --json` or `glide bench recovery --json`"
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < float("inf")

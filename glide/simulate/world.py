@@ -1,4 +1,4 @@
-"""What the parts of a simulation share: its clock, what it is about, and what is noted."""
+"""The objects that all parts of a simulation share: the clock, the trace, the site and the log."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from glide.config import SiteFile
 from glide.simulate.trace import Device, Trace
 from glide.template import Template
 
-Steps = Generator[simpy.Event, Any, None]  # of a simulated process
+Steps = Generator[simpy.Event, Any, None]  # the steps of a simulated process
 USER = "simulated"
 TEMPLATE = Template("simulated", "noop")
 DIGEST = TEMPLATE.digest
 
 
 @dataclass
-class Record:
-    """What has happened. Times are seconds from the beginning.
+class SimulationLog:
+    """A log of the events of a simulation. Times are in seconds from the beginning of the simulation.
 
     Attributes:
-        served: from when to when an engine computed how many records that were kept.
-        warm: when a glidein became warm (1), or was so no more (-1).
-        spent: glidein-seconds by kind: starting, of those that became warm, or may yet; unborn, of those that were lost
-            before; warm; and of these: loading, serving, lost.
-        by_device: records by kind of GPU.
-        jobs, glideins: submitted.
-        evictions: of glideins; `losses` are those of their jobs.
-        lost_in_flight: records begun on a node that was lost, and done again elsewhere.
-        first_warm: when a glidein was first warm.
+        served: start, end and number of records, for each computation of records whose results were kept.
+        warm: time and change of the number of warm glideins. The change is 1 if a glidein became warm, and -1 if a
+            warm glidein ended.
+        spent: seconds that glideins spent, by kind. `starting` is the time until a glidein was warm, or until the end
+            of the simulation. `never_warm` is the time of glideins that were lost before they were warm. `warm` is the
+            time for which glideins were warm, and includes `loading`, `serving` and `lost`.
+        by_device: number of records that were computed, by kind of GPU.
+        jobs: number of submitted invocation jobs.
+        evictions: number of evictions of glideins.
+        losses: number of lost invocation jobs.
+        lost_in_flight: number of records that were begun on a node and done again on another node, because the first
+            node was lost.
+        glideins: number of submitted glideins.
+        first_warm: time when the first glidein was warm; None if no glidein was warm.
     """
 
     served: list[tuple[float, float, int]] = field(default_factory=list)
@@ -50,20 +55,28 @@ class Record:
 
 
 class World:
-    """A simulation's clock, trace and site; `changed` counts what a factory might want to know."""
+    """The clock, the trace and the site of a simulation.
+
+    Attributes:
+        epoch: Unix time of second 0.
+        changed: number of changes so far that a factory could observe.
+        fetch_slots: number of fetches that may begin now; None if fetches do not share bandwidth. A fetch takes one
+            slot, and each peer with the files adds one slot.
+        fetch_rate: rate of each fetch in MB/s.
+    """
 
     def __init__(self, trace: Trace, site: SiteFile):
         self.env = simpy.Environment()
         self.trace = trace
         self.site = site
         self.epoch = trace.epoch
-        self.record = Record()
+        self.log = SimulationLog()
         self.changed = 0
-        # Who fetches takes a seat, which is a node's rate as far as the origin has that; a peer with the files has one.
-        self.seats, self.rate = None, 0.0
+        self.fetch_slots, self.fetch_rate = None, 0.0
         if files := trace.files:
-            seats = ceil(files.origin / files.node)
-            self.seats, self.rate = simpy.Container(self.env, init=seats), min(files.node, files.origin / seats)
+            count = ceil(files.origin / files.node)  # number of nodes that the origin can serve at the same time
+            self.fetch_slots = simpy.Container(self.env, init=count)
+            self.fetch_rate = min(files.node, files.origin / count)
 
     @property
     def now(self) -> float:
@@ -72,6 +85,6 @@ class World:
     def device(self, name: str) -> Device:
         return self.trace.devices[name]
 
-    def chance(self, of: str) -> random.Random:
-        """What is random about something, whatever else there is in the trace."""
-        return random.Random(f"{self.trace.seed} {of}")
+    def random_for(self, name: str) -> random.Random:
+        """Return a random generator that depends only on the trace's seed and on this name."""
+        return random.Random(f"{self.trace.seed} {name}")

@@ -1,6 +1,6 @@
-"""Access points behind a login host: one connection to it, HTCondor's commands there, what is deployed, what it has."""
+"""Use an access point through its login host: connect by SSH, run HTCondor's commands, deploy code, check the host."""
 
 from glide.ssh.access_point import access_point_at
-from glide.ssh.link import LinkError
+from glide.ssh.link import SshError
 
-__all__ = ["LinkError", "access_point_at"]
+__all__ = ["SshError", "access_point_at"]

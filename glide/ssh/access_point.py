@@ -1,8 +1,10 @@
-"""An access point that only its login host reaches, by HTCondor's own commands there, over one connection.
+"""Use an access point behind a login host. HTCondor's commands run on that host, over one SSH connection.
 
-What changes something there holds a lock that what looks waits for: a submission whose connection was cut may be still
-under way, and who does not see it submits again. One that has not come as far as the lock is fenced off: a factory
-writes a word there before it looks, and what was begun under an earlier word submits nothing.
+If the connection breaks during a submission, condor_submit may still run on the host. If the next query missed the new
+jobs, the factory would submit these jobs again. Two measures prevent this:
+- A command that changes the queue holds an exclusive lock on the host. A query waits for this lock.
+- A delayed submission possibly does not hold the lock yet. So before its first query, a factory writes a new token to a
+  file on the host (`fence`). A submission with an older token does nothing.
 """
 
 from __future__ import annotations
@@ -27,78 +29,81 @@ from glide.condor import home
 from glide.config import Login
 from glide.errors import CondorError
 from glide.glidein import bundle
-from glide.ssh.link import Link, LinkError
+from glide.ssh.link import SshError, SshLink
 from glide.vocabulary import Job, Machine
 
-INPUTS = ("glidein.json", "token")  # of glideins, beside what the bundle has
-LOG_DAYS = 7
-LARGEST_LOG = 1_000_000  # bytes of a glidein's output that are brought here
+INPUTS = ("glidein.json", "token")  # names of the glideins' input files that the bundle does not contain
+LOG_DAYS = 7  # age at which the output of glideins is deleted from the host, in days
+LARGEST_LOG = 1_000_000  # maximum number of bytes that are retrieved from the end of a glidein's output
 SUMS = "SHA256SUMS"
-TIMED_OUT = 124  # what `timeout` says of a command
-# The output of a glidein, in the folder of its site, entry and template: no name of it begins with a dot.
+TIMED_OUT = 124  # exit code of the program `timeout` if the command did not end within the time limit
+# The path of a glidein's output is SITE/ENTRY/TEMPLATE/cluster.proc. No part begins with a dot, so no part is `..`.
 OUTPUT = re.compile(r"(?:[A-Za-z0-9][\w.-]*/){3}\d{1,10}\.\d{1,10}", re.ASCII)
 ENTER = 'set -e; umask 077; mkdir -p "$0"; cd "$0"'
 
 
 class RemoteAccessPoint:
-    """Like glide.condor.AccessPoint, for one that is reached through a login host.
+    """An access point behind a login host. The methods resemble the methods of glide.condor.AccessPoint.
 
-    There, `folder` of the login holds `bundles/VERSION` with what all glideins start from, and SITE/ENTRY/TEMPLATE
-    with what some of them start from and what they say, as the factory's own folder here.
+    The login names a folder on the host. In this folder, `bundles/VERSION` contains the files that all glideins start
+    from. SITE/ENTRY/TEMPLATE contains the other input files of glideins and the output of glideins. The factory's
+    folder on this machine has the same subfolders SITE/ENTRY/TEMPLATE.
     """
 
     def __init__(self, login: Login):
         self.login = login
-        self.link = Link(login)
+        self.link = SshLink(login)
         self._user = ""
-        self._words: dict[str, str] = {}  # by site
+        self._fence_tokens: dict[str, str] = {}  # for each site, the fence token that this process wrote
 
-    # ---- what the factory does at an access point --------------------------------------------------
+    # ---- jobs --------------------------------------------------------------------------------------
 
     @property
     def user(self) -> str:
-        """Who we are to this access point, as User@UidDomain."""
+        """This account's name at the access point, as User@UidDomain."""
         if not self._user:
-            said = self._tool("condor_ping", "-type", "SCHEDD", "-af", "MyRemoteUserName", "WRITE")
-            if not (found := re.search(r"\S+@\S+", said)):
-                raise CondorError(f"{self.login.name}: condor_ping does not say who we are: {said.strip()!r}")
+            output = self._tool("condor_ping", "-type", "SCHEDD", "-af", "MyRemoteUserName", "WRITE")
+            if not (found := re.search(r"\S+@\S+", output)):
+                raise CondorError(f"{self.login.name}: condor_ping does not print a user name: {output.strip()!r}")
             self._user = found[0]
         return self._user
 
-    def claim(self, site: str) -> None:
-        """See to it that nothing is under way of what was submitted for a site before.
+    def fence(self, site: str) -> None:
+        """Cancel delayed submissions for a site. If a submission has submitted nothing yet, it will submit nothing.
 
         Raises:
-            CondorError: that is not known, or this is another access point than before: a name may stand for several
-                hosts, each with a queue of its own.
+            CondorError: the host does not answer, or earlier glideins were submitted on a different host. The host can
+                be different because one host name may stand for several hosts, each with its own queue.
         """
-        if site in self._words:
+        if site in self._fence_tokens:
             return
-        word = secrets.token_hex(8)
+        token = secrets.token_hex(8)
         script = (
             'cd "$0"; here=$(condor_config_val SCHEDD_HOST 2>/dev/null || hostname);'
             ' [ -s access_point ] || echo "$here" >access_point; echo "$here"; cat access_point; echo "$2" >"word.$1"'
         )
-        said = self._locked("-x", "sh", "-c", script, self._base, site, word).split()
-        if len(said) < 2:
-            raise CondorError(f"{self.login.name}: it does not say which access point it is: {' '.join(said)!r}")
-        here, before = said[-2:]
+        words = self._locked("-x", "sh", "-c", script, self._base, site, token).split()
+        if len(words) < 2:
+            raise CondorError(f"{self.login.name}: the host prints no name of its access point: {' '.join(words)!r}")
+        here, before = words[-2:]
         if here != before and not self.login.schedd:
             raise CondorError(
                 f"{self.login.name}: this is {here}, and glideins were submitted at {before}; name `schedd`, or one"
-                f" host; or, if that one is no more, remove {self._base}/access_point"
+                f" host; or, if that host no longer exists, remove {self._base}/access_point"
             )
-        self._words[site] = word
+        self._fence_tokens[site] = token
 
     def submit(self, description: str, macros: Mapping[str, str], spool: bool = True) -> int:
-        """Submit a job file's text, whose macro `folder` is the folder here with the glideins' own files.
+        """Submit the text of a job file as one cluster, and return the cluster's number.
 
         Args:
-            macros: set over what the description says.
-            spool: as for other access points: here, there is no other way.
+            macros: values for macros. These values replace the values in the description. The macro `folder` names a
+                folder on this machine. The input files of glideins in this folder are sent to the host.
+            spool: ignored. The parameter exists because AccessPoint.submit has it too.
 
         Raises:
-            CondorError: it is refused, or nobody knows, as the connection broke.
+            CondorError: HTCondor refuses the job, or the connection broke. If the connection broke, it is not known
+                whether the job was submitted.
         """
         local = Path(macros["folder"])
         version = self.deploy()
@@ -107,58 +112,65 @@ class RemoteAccessPoint:
         text, _, queue = description.rstrip().rpartition("\nqueue")
         lines = [job_file_line(name, value) for name, value in {**macros, **folders}.items()]
         site = local.relative_to(home() / "factory").parts[0]
-        self.claim(site)
+        self.fence(site)
         check = '[ "$(cat "$0")" = "$1" ] || { echo "another factory has begun to submit here" >&2; exit 1; }'
-        fence = ("sh", "-c", f'{check}; shift; "$@"', f"{self._base}/word.{site}", self._words[site])
+        fence = ("sh", "-c", f'{check}; shift; "$@"', f"{self._base}/word.{site}", self._fence_tokens[site])
         description = "\n".join([text, *lines, f"queue{queue}\n"])
-        said = self._tool("condor_submit", "-terse", changes=True, stdin=description.encode(), fence=fence)
-        if not (found := re.search(r"^(\d+)\.", said, re.MULTILINE)):
-            raise CondorError(f"{self.login.name}: condor_submit says {said.strip()!r}")
+        output = self._tool("condor_submit", "-terse", changes=True, stdin=description.encode(), fence=fence)
+        if not (found := re.search(r"^(\d+)\.", output, re.MULTILINE)):
+            raise CondorError(f"{self.login.name}: condor_submit prints no cluster: {output.strip()!r}")
         return int(found[1])
 
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
-        """Jobs in the queue, at most `limit` where that is given, each with those of the attributes it has."""
+        """Return the jobs that a constraint selects. A job has only the requested attributes that its ad defines.
+
+        Args:
+            limit: maximum number of jobs; -1 for all jobs.
+        """
         wanted = sorted({*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"})
         most = ("-limit", str(limit)) if limit >= 0 else ()
-        said = self._tool(
+        output = self._tool(
             "condor_q", "-allusers", "-json", "-attributes", ",".join(wanted), "-constraint", constraint, *most
         )
-        return self._listed("condor_q", said)
+        return self._parse_ads("condor_q", output)
 
-    def nodes(self, attributes: Collection[str]) -> list[dict[str, Any]]:
-        """Ads of the slots of its pool, those of glideins not among them, each with those of the attributes it has."""
+    def slots(self, attributes: Collection[str]) -> list[dict[str, Any]]:
+        """Return the ads of the pool's slots, without lanes. A slot's ad may lack some of the requested attributes."""
         words = ("-json", "-attributes", ",".join(attributes), "-constraint", f"{Machine.ID} =?= undefined")
-        ads = self._listed("condor_status", self.shell(join(["condor_status", *words])))
-        # In ClassAds' names case does not count, and here they come as the nodes write them.
-        asked = {name.lower(): name for name in attributes}
-        return [{asked.get(name.lower(), name): value for name, value in ad.items()} for ad in ads]
+        ads = self._parse_ads("condor_status", self.shell(join(["condor_status", *words])))
+        # Names in ClassAds are not case-sensitive, and nodes choose the case. Return the names as in `attributes`.
+        spelling = {name.lower(): name for name in attributes}
+        return [{spelling.get(name.lower(), name): value for name, value in ad.items()} for ad in ads]
 
     def remove(self, constraint: str, reason: str) -> int:
-        """Remove jobs and return how many there were."""
+        """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
-            # In one line and without what a C shell takes for a reference to its history.
+            # Make the reason one line. Replace `!`, because `!` has a special meaning in a C shell.
             reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
 
     def reconsider(self, constraint: str, priority: int) -> None:
-        """Have idle jobs negotiated for again, with this priority; that none is left is no error."""
+        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again.
+
+        If no job is left, do nothing.
+        """
         with suppress(CondorError):
             self._tool("condor_qedit", "-constraint", constraint, "JobPrio", str(priority), changes=True)
 
     def retrieve(self, constraint: str) -> None:
-        """Bring the ends of what glideins have said to the folders here that they were submitted from."""
+        """Copy the ends of glideins' output and error files to the folders of these glideins on this machine."""
         places = []
         for job in self.jobs(constraint, ["ClusterId", "ProcId", "Iwd", "User"]):
-            # Other users' jobs may say anything of themselves, and so may what runs on a node of its own job.
+            # Do not trust Iwd. All users choose the Iwd of their jobs, and the code of a job can change the job's Iwd.
             folder = str(job.get("Iwd")).removeprefix(f"{self._base}/")
             name = f"{folder}/{job.get('ClusterId')}.{job.get('ProcId')}"
             if job.get("User") == self.user and OUTPUT.fullmatch(name):
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
-        said = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
-        for text in said.split("= ")[1:]:  # no line of base64 has a space
+        output = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
+        for text in output.split("= ")[1:]:  # base64 contains no space, so `= ` begins a header
             name, _, content = text.partition("\n")
             if name in places:
                 path = home() / "factory" / name
@@ -166,54 +178,63 @@ class RemoteAccessPoint:
                 try:
                     path.write_bytes(base64.b64decode(content))
                 except ValueError:
-                    raise CondorError(f"{self.login.name}: {name} does not come as base64: {content[:80]!r}") from None
+                    raise CondorError(f"{self.login.name}: {name} did not arrive as base64: {content[:80]!r}") from None
 
-    # ---- files there -------------------------------------------------------------------------------
+    # ---- files on the host -------------------------------------------------------------------------
 
     def send(self, folder: Path) -> str:
-        """Send what glideins of a folder start from, and return the folder there; what is long over is deleted."""
+        """Send the input files of glideins from a folder on this machine to the host.
+
+        Also delete old output from the folder on the host, and return the path of that folder.
+        """
         remote = f"{self._base}/{folder.relative_to(home() / 'factory').as_posix()}"
-        over = " -o ".join(f"-name '{pattern}'" for pattern in ("*.out", "*.err", "*.logs", ".new.*"))
-        tidy = f"find . -maxdepth 1 -mtime +{LOG_DAYS} \\( {over} \\) -exec rm -rf {{}} +"
-        self._put(remote, {name: (folder / name).read_bytes() for name in INPUTS}, tidy)
+        old = " -o ".join(f"-name '{pattern}'" for pattern in ("*.out", "*.err", "*.logs", ".new.*"))
+        tidy = f"find . -maxdepth 1 -mtime +{LOG_DAYS} \\( {old} \\) -exec rm -rf {{}} +"
+        self._write_files(remote, {name: (folder / name).read_bytes() for name in INPUTS}, tidy)
         return remote
 
     def deploy(self) -> str:
-        """Have this version's bundle there, and return the version's name; others go that no job names any more.
+        """Make sure that the host has the bundle of this version of glide, and return the version's name.
+
+        If a new bundle was sent, delete the older bundles that no job in the queue uses.
 
         Raises:
-            CondorError: what has come is not what was sent.
+            CondorError: the files on the host differ from the files that were sent.
         """
-        files = bundle.start()
+        files = bundle.start_files()
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()).encode()
         digest = hashlib.sha256(sums).hexdigest()
         version = f"{metadata.version('glide')}-{digest[:12]}"
         place = f"{self._base}/bundles/{version}"
-        if self._verified(place) != digest:
-            self._put(place, {**files, SUMS: sums})
-            if self._verified(place) != digest:
-                raise CondorError(f"{self.login.name}: {place} does not hold what was sent; is its disk full?")
-            self._forget(version)
+        if self._bundle_digest(place) != digest:
+            self._write_files(place, {**files, SUMS: sums})
+            if self._bundle_digest(place) != digest:
+                raise CondorError(f"{self.login.name}: {place} does not contain what was sent; is its disk full?")
+            self._delete_old_bundles(version)
         return version
 
     def versions(self) -> list[str]:
-        """The bundles that are there."""
+        """Return the versions of the bundles on the host."""
         return self.shell('mkdir -p "$0/bundles"; ls "$0/bundles"', self._base).split()
 
-    def _verified(self, place: str) -> str:
-        """The digest of the sums that a bundle's files have; empty where they have not."""
-        said = self.shell(f'cd "$0" 2>/dev/null && sha256sum --quiet -c {SUMS} && sha256sum {SUMS} || true', place)
-        return said.split()[-2] if said.endswith(f" {SUMS}\n") else ""
+    def _bundle_digest(self, place: str) -> str:
+        """Return the sha256 of a bundle's file SHA256SUMS, or "" if a file of the bundle does not match SHA256SUMS."""
+        output = self.shell(f'cd "$0" 2>/dev/null && sha256sum --quiet -c {SUMS} && sha256sum {SUMS} || true', place)
+        return output.split()[-2] if output.endswith(f" {SUMS}\n") else ""
 
-    def _forget(self, version: str) -> None:
-        """Delete other bundles, but for those that jobs in the queue are to start from."""
+    def _delete_old_bundles(self, version: str) -> None:
+        """Delete the bundles of other versions. Keep a bundle if jobs in the queue use it."""
         jobs = self.jobs(f"{Job.ENTRY} =!= undefined", ["Cmd"])
         used = {PurePosixPath(str(job.get("Cmd"))).parent.name for job in jobs} | {version}
         if old := [f"{self._base}/bundles/{each}" for each in self.versions() if each not in used]:
             self.shell('rm -rf "$0" "$@"', *old)
 
-    def _put(self, folder: str, files: Mapping[str, bytes], then: str = "true") -> None:
-        """Write files there, each in one step, for its owner alone; then something is done in their folder."""
+    def _write_files(self, folder: str, files: Mapping[str, bytes], then: str = "true") -> None:
+        """Write files to a folder on the host. Each file is written in one step. Only the owner can read the files.
+
+        Args:
+            then: a shell command that runs in the folder after all files are written.
+        """
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w:gz") as tar:
             for name, content in files.items():
@@ -226,57 +247,72 @@ class RemoteAccessPoint:
 
     @cached_property
     def _base(self) -> str:
-        """The folder of ours there, as a whole path."""
-        said = self.shell(f"{ENTER}; pwd -P", self.login.folder).splitlines()
-        if not said or not said[-1].startswith("/"):  # shells that greet do so before
-            raise CondorError(f"{self.login.name}: no folder {self.login.folder} there: {' '.join(said)!r}")
-        return said[-1]
+        """The absolute path of glide's folder on the host. The folder is created if it does not exist."""
+        lines = self.shell(f"{ENTER}; pwd -P", self.login.folder).splitlines()
+        if not lines or not lines[-1].startswith("/"):  # a shell may print a greeting before the path
+            raise CondorError(f"{self.login.name}: no folder {self.login.folder} on the host: {' '.join(lines)!r}")
+        return lines[-1]
 
-    # ---- commands there ----------------------------------------------------------------------------
+    # ---- commands on the host ----------------------------------------------------------------------
 
     def shell(self, script: str, *arguments: str, stdin: bytes = b"") -> str:
-        """Run a line of shell there, whatever shell the account has, and return what it writes; `$0` is first.
+        """Run a script with `sh` on the host, and return its output. The account's login shell need not be `sh`.
+
+        Args:
+            arguments: `$0`, `$1`, … of the script.
 
         Raises:
-            CondorError: it did not end well.
+            CondorError: the exit code is not 0, or the connection broke.
         """
         return self._run(["sh", "-c", script, *arguments], stdin)
 
     def _tool(
         self, name: str, *arguments: str, changes: bool = False, stdin: bytes = b"", fence: Sequence[str] = ()
     ) -> str:
-        """Run one of HTCondor's commands."""
+        """Run one of HTCondor's commands while the lock on the host is held, and return the command's output.
+
+        Args:
+            changes: whether the command changes the queue. If so, the lock is exclusive.
+            fence: a command prefix that runs the command only if the fence token is still valid; empty for no check.
+        """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
 
     def _locked(self, kind: str, *command: str, stdin: bytes = b"") -> str:
-        """Run a command with the lock; where the connection breaks, nobody knows whether it was run, or will be."""
-        # Once it has the lock, the host itself gives up before we do.
-        budget = str(max(1, int(self.login.seconds) - 2))
+        """Run a command while the lock on the host is held, and return the command's output.
+
+        Args:
+            kind: "-x" for an exclusive lock; "-s" for a shared lock.
+        """
+        budget = str(max(1, int(self.login.seconds) - 2))  # the host must give up before this machine gives up
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
-        except LinkError:
-            self._words.clear()
+        except SshError:  # the command may still run, or may start later, so `fence` must be called again
+            self._fence_tokens.clear()
             raise
 
-    def _listed(self, name: str, said: str) -> list[dict[str, Any]]:
-        """The ads that a command has written."""
+    def _parse_ads(self, name: str, output: str) -> list[dict[str, Any]]:
+        """Return the ads in the JSON output of a command."""
         try:
-            return [dict(ad) for ad in json.loads(said or "[]")]
+            return [dict(ad) for ad in json.loads(output or "[]")]
         except (ValueError, TypeError):
-            raise CondorError(f"{self.login.name}: {name} does not write JSON: {said[:80]!r}") from None
+            raise CondorError(f"{self.login.name}: {name} does not print JSON: {output[:80]!r}") from None
 
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
-        said = self.link.run(join(command), stdin)
-        if said.code != 0:
-            self.__dict__.pop("_base", None)  # it may be gone, and is made anew
-            late = f"no answer within {command[1]} s, or another command holds the lock there"
-            raise CondorError(f"{self.login.name}: {late if said.code == TIMED_OUT else said.last_words}")
-        return said.output
+        result = self.link.run(join(command), stdin)
+        if result.code != 0:
+            self.__dict__.pop("_base", None)  # if the folder was deleted, the next call creates it again
+            late = f"no answer within {command[1]} s, or another command holds the lock on the host"
+            raise CondorError(f"{self.login.name}: {late if result.code == TIMED_OUT else result.last_line}")
+        return result.output
 
 
 def job_file_line(name: str, value: str) -> str:
-    """A line of a job file; CondorError where it would become several, which may say anything."""
+    """Return the line of a job file that sets `name` to `value`.
+
+    Raises:
+        CondorError: the value could begin a new line of the file. A new line could contain any command.
+    """
     if re.search(r"[\x00-\x1f\x7f]", value) or value.endswith("\\"):
         raise CondorError(f"{name}: a job file cannot have this value in one line: {value!r:.200}")
     return f"{name} = {value}"
@@ -284,5 +320,8 @@ def job_file_line(name: str, value: str) -> str:
 
 @cache
 def access_point_at(login: Login) -> RemoteAccessPoint:
-    """The access point behind a login host, for as long as this process lives: opening a connection takes a while."""
+    """Return the access point behind a login host.
+
+    All calls with the same login return the same object, because a new connection takes long to open.
+    """
     return RemoteAccessPoint(login)

@@ -1,4 +1,4 @@
-"""What a login host has of what glideins need: a table of questions, each with its command and its judge."""
+"""Check whether a login host has everything that glideins need. QUESTIONS is the table of the checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from glide.condor import Collector
-from glide.condor.collector import endpoint
+from glide.condor.collector import parse_address
 from glide.condor.install import OLDEST
 from glide.config import Entry, Login
 from glide.errors import CondorError
@@ -20,36 +20,42 @@ COMMANDS = (
     "condor_submit", "condor_q", "condor_rm", "condor_qedit", "condor_ping", "condor_status", "condor_version", "bash",
     "flock", "timeout", "tar", "base64", "sha256sum", "mktemp", "find",
 )  # fmt: skip
-SPACE = 500  # MB, for bundles and what glideins say
-SKEW_SECONDS = 5.0  # tokens and ages are compared across hosts
-CONNECT_SECONDS = 5
+SPACE = 500  # disk space that must be free on the host for bundles and for the output of glideins, in MB
+SKEW_SECONDS = 5.0  # largest accepted clock difference, in seconds; hosts check the times in tokens and ads
+CONNECT_SECONDS = 5  # time limit to connect from the host to the collector, in seconds
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was found, and what to do about it where it is not well."""
+class CheckResult:
+    """The result of one check.
+
+    Attributes:
+        question: what was checked.
+        found: the result, as a text.
+        fix: how to solve the problem; empty if there is no problem.
+    """
 
     question: str
     found: str
     fix: str = ""
 
 
-def check(login: Login, entries: list[Entry]) -> list[Answer]:
-    """Ask a login host everything; where it cannot be reached, that is the only answer.
+def check(login: Login, entries: list[Entry]) -> list[CheckResult]:
+    """Run all checks on a login host. If the host cannot be reached, return only one result, which gives the cause.
 
     Args:
-        entries: those whose glideins are to be submitted there.
+        entries: the entries whose glideins are submitted on this host.
     """
     try:
         access_point_at(login).versions()
     except CondorError as error:
-        return [Answer("login", "no", str(error))]
-    answers = [Answer("login", f"as {_ask(login, 'id -un')} on {_ask(login, 'hostname')}")]
+        return [CheckResult("login", "no", str(error))]
+    answers = [CheckResult("login", f"as {_ask(login, 'id -un')} on {_ask(login, 'hostname')}")]
     for question, judge in QUESTIONS.items():
         try:
-            answers.append(Answer(question, *judge(login, entries)))
-        except (CondorError, ValueError, LookupError, AttributeError) as error:  # hosts say the oddest things
-            answers.append(Answer(question, "no answer", f"{type(error).__name__}: {error}"))
+            answers.append(CheckResult(question, *judge(login, entries)))
+        except (CondorError, ValueError, LookupError, AttributeError) as error:  # a host may print unexpected text
+            answers.append(CheckResult(question, "no answer", f"{type(error).__name__}: {error}"))
     return answers
 
 
@@ -57,72 +63,75 @@ def _ask(login: Login, script: str, *arguments: str) -> str:
     return access_point_at(login).shell(script, *arguments).strip()
 
 
-Found = tuple[str] | tuple[str, str]
+FoundAndFix = tuple[str] | tuple[str, str]
 
 
-def _commands(login: Login, entries: list[Entry]) -> Found:
+def _commands(login: Login, entries: list[Entry]) -> FoundAndFix:
     missing = _ask(login, 'for name; do command -v "$name" >/dev/null || echo "$name"; done', "sh", *COMMANDS).split()
     if missing:
-        return f"no {', '.join(missing)}", "put them on the PATH of its shells that are not interactive (~/.bashrc)"
+        return f"no {', '.join(missing)}", "add them to the PATH of the host's non-interactive shells (~/.bashrc)"
     return ("all there",)
 
 
-def _version(login: Login, entries: list[Entry]) -> Found:
+def _version(login: Login, entries: list[Entry]) -> FoundAndFix:
     version = _ask(login, "condor_version | head -n 1")
     number = re.search(r"(\d+)\.\d+\.\d+", version)
-    fix = "" if number and int(number[1]) >= OLDEST else f"HTCondor {OLDEST} or newer is needed there"
+    fix = "" if number and int(number[1]) >= OLDEST else f"the host needs HTCondor {OLDEST} or newer"
     return f"HTCondor {number[0] if number else version}", fix
 
 
-def _queue(login: Login, entries: list[Entry]) -> Found:
+def _queue(login: Login, entries: list[Entry]) -> FoundAndFix:
     access_point = access_point_at(login)
     names = {entry.name for entry in entries}
     jobs = access_point.jobs(f"{Job.ENTRY} =!= undefined", [Job.ENTRY])
     ours = sum(job[Job.ENTRY] in names for job in jobs)
-    return (f"we are {access_point.user}, with {ours} glideins there",)
+    return (f"this account is {access_point.user}, with {ours} glideins in the queue",)
 
 
-def _space(login: Login, entries: list[Entry]) -> Found:
+def _space(login: Login, entries: list[Entry]) -> FoundAndFix:
     free = int(_ask(login, 'cd "$0" && df -Pm . | tail -n 1', login.folder).split()[3])
-    return f"{free} MB free", "" if free >= SPACE else f"make room for {SPACE} MB, or name a `folder` elsewhere"
+    return f"{free} MB free", "" if free >= SPACE else f"free {SPACE} MB, or name a `folder` on another disk"
 
 
-def _nodes(login: Login, entries: list[Entry]) -> Found:
-    slots = access_point_at(login).nodes(("Machine", "TotalSlotGPUs", "GPUs_DeviceName"))
+def _nodes(login: Login, entries: list[Entry]) -> FoundAndFix:
+    slots = access_point_at(login).slots(("Machine", "TotalSlotGPUs", "GPUs_DeviceName"))
     gpus: Counter[str] = Counter()
     for slot in slots:
         gpus[str(slot.get("GPUs_DeviceName", "GPU"))] += int(slot.get("TotalSlotGPUs", 0))
-    told = ", ".join(f"{count} {name}" for name, count in gpus.items() if count) or "no GPUs"
+    found = ", ".join(f"{count} {name}" for name, count in gpus.items() if count) or "no GPUs"
     nodes = len({slot.get("Machine") for slot in slots})
     wanted = [entry.name for entry in entries if entry.request.gpus]
-    fix = f"{', '.join(wanted)} asks for GPUs, and no node there tells of any" if wanted and told == "no GPUs" else ""
-    return f"{nodes} nodes, {told}", fix or ("" if nodes else "its collector knows of no node")
+    fix = f"{', '.join(wanted)} asks for GPUs, but no node advertises one" if wanted and found == "no GPUs" else ""
+    return f"{nodes} nodes, {found}", fix or ("" if nodes else "its collector has no ad of a node")
 
 
-def _clock(login: Login, entries: list[Entry]) -> Found:
+def _clock(login: Login, entries: list[Entry]) -> FoundAndFix:
     before = time.time()
     there = float(_ask(login, "date +%s.%N"))
     off = max(0.0, before - there, there - time.time())
-    return f"{off:.1f} s off", "" if off <= SKEW_SECONDS else "set one of the two clocks: is there an NTP daemon?"
+    return f"{off:.1f} s off", "" if off <= SKEW_SECONDS else "set the clock that is wrong: does an NTP daemon run?"
 
 
-def _outward(login: Login, entries: list[Entry]) -> Found:
-    """Glideins connect to the pool that they join; the login host is as near to them as we come."""
-    host, port = endpoint(Collector().address)
+def _outward(login: Login, entries: list[Entry]) -> FoundAndFix:
+    """Check whether glideins can connect to the pool that they join.
+
+    The test runs on the login host, because the login host is the nearest host to the nodes.
+    """
+    host, port = parse_address(Collector().address)
     script = f'timeout {CONNECT_SECONDS} bash -c ": < /dev/tcp/$0/$1" 2>/dev/null && echo open || echo closed'
     if _ask(login, script, host, str(port)) == "open":
-        return (f"{host}:{port} is open from there",)
+        return (f"{host}:{port} is open for the host",)
     return (
-        f"{host}:{port} is closed from there",
-        "glideins must reach it: a firewall, or an address inside?",
+        f"{host}:{port} is closed for the host",
+        "glideins must reach it: is there a firewall, or is it an internal address?",
     )
 
 
-def _bundles(login: Login, entries: list[Entry]) -> Found:
+def _bundles(login: Login, entries: list[Entry]) -> FoundAndFix:
     return (", ".join(access_point_at(login).versions()) or "none yet (glide site deploy, or the first submission)",)
 
 
-QUESTIONS: dict[str, Callable[[Login, list[Entry]], Found]] = {
+QUESTIONS: dict[str, Callable[[Login, list[Entry]], FoundAndFix]] = {
     "commands": _commands,
     "version": _version,
     "queue": _queue,

@@ -1,4 +1,7 @@
-"""One connection to a login host: opened when needed, used again, and left alone for a while when it is broken."""
+"""Run commands on a login host over one SSH connection.
+
+A command opens the connection if the connection is closed. After a failure, no command opens it before a pause is over.
+"""
 
 from __future__ import annotations
 
@@ -15,78 +18,86 @@ from glide.config import Login
 from glide.errors import CondorError
 
 if TYPE_CHECKING:
-    # Where they are needed, they are imported: that takes longer than most commands do.
+    # At run time, these modules are imported only in the functions that need them. Their import takes longer than most
+    # commands of glide.
     import fabric
     import paramiko
 
 CONNECT_SECONDS = 15.0
 KEEPALIVE_SECONDS = 15
-MOST_BYTES = 1 << 28  # that a command may write; the queue of a large pool is a tenth of that
-FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds; a host that is down is not to be asked at every cycle
+MOST_BYTES = 1 << 28  # maximum number of bytes of a command's output, ten times the output for a large queue
+FIRST_PAUSE, LONGEST_PAUSE = (
+    10.0,
+    300.0,
+)  # the first pause and the longest pause between attempts to reach a host, in seconds
 
 
-class LinkError(CondorError):
-    """The host was not reached, or the connection broke: what a command did there is not known."""
+class SshError(CondorError):
+    """The host was not reached, or the connection broke. It is not known whether the command ran on the host."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command wrote, and how it ended."""
+class CommandOutput:
+    """The exit code, the output and the error output of a command."""
 
     code: int
     output: str
     errors: str
 
     @property
-    def last_words(self) -> str:
+    def last_line(self) -> str:
+        """The last line of the error output.
+
+        If the error output is empty, this is the last line of the output. If both are empty, this is the exit code.
+        """
         lines = (self.errors.strip() or self.output.strip()).splitlines()
         return lines[-1] if lines else f"exit code {self.code}"
 
 
-class Link:
-    """Runs commands on a login host; safe to use from several threads."""
+class SshLink:
+    """A link that runs commands on a login host. Several threads may use the same link."""
 
     def __init__(self, login: Login):
         self.login = login
         self._lock = threading.Lock()
         self._connection: fabric.Connection | None = None
-        self._broken = ""
-        self._pause = FIRST_PAUSE
+        self._last_error = ""
+        self._retry_seconds = FIRST_PAUSE
         self._next_try = 0.0
 
-    def run(self, command: str, stdin: bytes = b"") -> Said:
-        """Run a command of the host's shell.
+    def run(self, command: str, stdin: bytes = b"") -> CommandOutput:
+        """Run a command in the host's shell.
 
         Raises:
-            LinkError: the host cannot be reached, the command took longer than `seconds`, or the connection broke.
-                After that the host is left alone for a while; who asks meanwhile gets the same error at once.
+            SshError: the host cannot be reached, the command took longer than the login's `seconds`, or the connection
+                broke. After such an error, every call immediately raises the same error until a pause is over.
         """
         with self._lock:
             if time.monotonic() < self._next_try:
-                raise LinkError(self._broken)
+                raise SshError(self._last_error)
             try:
-                said = self._run(command, stdin)
-            except Exception as error:  # of two libraries and the system, each in its own words
-                raise self._lost(_explained(error, self.login)) from None
-            self._pause = FIRST_PAUSE
-            return said
+                result = self._run(command, stdin)
+            except Exception as error:  # fabric, paramiko and the system raise errors of many classes
+                raise self._connection_failed(_explain(error, self.login)) from None
+            self._retry_seconds = FIRST_PAUSE
+            return result
 
-    def _run(self, command: str, stdin: bytes) -> Said:
-        connection = self._opened()
+    def _run(self, command: str, stdin: bytes) -> CommandOutput:
+        connection = self._open_connection()
         late = threading.Event()
-        # All of it: a peer that does not read keeps even the closing of a channel waiting.
+        # The timer closes the whole transport, because closing only a channel would block if the host does not read.
         timer = threading.Timer(self.login.seconds, _end, (late, connection.transport))
         timer.start()
         try:
-            # By the channel itself: fabric's `run` copies standard input character by character.
+            # Use the channel directly, because fabric's `run` copies standard input character by character.
             channel = connection.create_session()
             channel.exec_command(command)
-            with suppress(OSError):  # it has ended without reading all, and says why
+            with suppress(OSError):  # the command ended before it read all input; the output has the reason
                 channel.sendall(stdin)
                 channel.shutdown_write()
             output, errors = (file.read(MOST_BYTES) for file in _outputs(channel))
             if MOST_BYTES in (len(output), len(errors)):
-                raise OSError(f"a command there wrote more than {MOST_BYTES >> 20} MB")
+                raise OSError(f"a command on the host wrote more than {MOST_BYTES >> 20} MB")
             code = channel.recv_exit_status()
             channel.close()
         except Exception:
@@ -97,16 +108,16 @@ class Link:
             timer.cancel()
         if code == -1:
             raise TimeoutError if late.is_set() else EOFError
-        return Said(code, *(written.decode("utf-8", "replace") for written in (output, errors)))
+        return CommandOutput(code, *(written.decode("utf-8", "replace") for written in (output, errors)))
 
     def close(self) -> None:
-        """Give the connection up; the next command opens another one."""
+        """Close the connection. The next command opens a new connection."""
         connection, self._connection = self._connection, None
-        for hop in _hops(connection):  # fabric leaves the others open
+        for hop in _hops(connection):  # fabric's own method would close only the first connection
             with suppress(Exception):
                 hop.client.close()
 
-    def _opened(self) -> fabric.Connection:
+    def _open_connection(self) -> fabric.Connection:
         if self._connection is None or not self._connection.is_connected:
             self.close()
             self._connection = _connection(self.login)
@@ -114,12 +125,12 @@ class Link:
             self._connection.transport.set_keepalive(KEEPALIVE_SECONDS)
         return self._connection
 
-    def _lost(self, why: str) -> LinkError:
+    def _connection_failed(self, why: str) -> SshError:
         self.close()
-        self._broken = f"{self.login.name}: {why}"
-        self._next_try = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        return LinkError(self._broken)
+        self._last_error = f"{self.login.name}: {why}"
+        self._next_try = time.monotonic() + self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, LONGEST_PAUSE)
+        return SshError(self._last_error)
 
 
 def _end(late: threading.Event, transport: paramiko.Transport) -> None:
@@ -132,23 +143,23 @@ def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
 
 
 def _connection(login: Login) -> fabric.Connection:
-    """A connection to be, which trusts known host keys alone, on the way there as well."""
+    """Return a connection that is not open yet. The login host and jump hosts are accepted only with known keys."""
     import fabric
     import paramiko
 
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong comes as an exception, too
-    patience = min(CONNECT_SECONDS, login.seconds)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # each error that paramiko logs is also raised
+    timeout = min(CONNECT_SECONDS, login.seconds)
     options: dict[str, Any] = {
-        "banner_timeout": patience, "auth_timeout": patience,
-        "channel_timeout": login.seconds,  # an hour by default
+        "banner_timeout": timeout, "auth_timeout": timeout,
+        "channel_timeout": login.seconds,  # paramiko's default is an hour
     }  # fmt: skip
     if login.key:
         options |= {"key_filename": str(Path(login.key).expanduser()), "allow_agent": False, "look_for_keys": False}
     gateway = None
     if login.jump:
-        gateway = fabric.Connection(login.jump, connect_timeout=patience, connect_kwargs=dict(options))
+        gateway = fabric.Connection(login.jump, connect_timeout=timeout, connect_kwargs=dict(options))
     connection = fabric.Connection(
-        login.host, login.user, login.port, gateway=gateway, connect_timeout=patience, connect_kwargs=options
+        login.host, login.user, login.port, gateway=gateway, connect_timeout=timeout, connect_kwargs=options
     )
     for hop in _hops(connection):
         hop.client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -157,27 +168,32 @@ def _connection(login: Login) -> fabric.Connection:
 
 
 def _hops(connection: fabric.Connection | None) -> Iterator[fabric.Connection]:
-    """A connection, and those it goes through; a proxy's command is none."""
+    """Yield a connection, and yield the connections to its jump hosts. Leave out proxy commands."""
     hop: Any = connection
     while hasattr(hop, "client"):
         yield hop
         hop = hop.gateway
 
 
-def _explained(error: Exception, login: Login) -> str:
-    """What went wrong, and what to do about it."""
+def _explain(error: Exception, login: Login) -> str:
+    """Return a text with the cause of an error and the next step for the user."""
     import paramiko
 
     known = login.known_hosts or "~/.ssh/known_hosts"
     if isinstance(error, paramiko.BadHostKeyException):
         return (
-            f"the host key of {error.hostname} is not the one in {known}: it was installed anew, or somebody is in"
-            " between; ask its admin before you replace the line there"
+            f"the host key of {error.hostname} is not the one in {known}: the host was installed again, or another host"
+            " answers in its place; ask its admin before you replace the line in that file"
         )
     if isinstance(error, paramiko.AuthenticationException):
-        return f"it does not accept us ({error}); is our public key in its authorized_keys, and `user` and `key` right?"
+        return (
+            f"the host refuses the login ({error}); check `user` and `key`, and that its authorized_keys contains your"
+            " public key"
+        )
     if "not found in known_hosts" in str(error):
-        return f"its host key is unknown ({error}); compare it with its admin's and add it to {known} (ssh-keyscan)"
+        return (
+            f"its host key is unknown ({error}); ask its admin whether it is right and add it to {known} (ssh-keyscan)"
+        )
     if isinstance(error, EOFError):
         return "the connection broke"
     if isinstance(error, TimeoutError):

@@ -1,1 +1,1 @@
-"""The workflow driver: a sweep file becomes records, records become results and a summary."""
+"""Sweeps and sessions. They read records or calls, run these as invocation jobs, and store the results."""

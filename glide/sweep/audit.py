@@ -1,4 +1,4 @@
-"""An account of answers that were no answers: by whom, and what becomes of records that nobody answers."""
+"""Count the invalid output lines of each glidein, and the jobs that ended without a valid result for a record."""
 
 from __future__ import annotations
 
@@ -7,31 +7,50 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from glide.invoke.answers import Answers
+from glide.invoke.answers import OutputContent
 
-# Jobs that end without a valid answer to a record, after which it gets an error instead.
+# A record gets an error when this number of jobs have ended without a valid result for the record.
 MOST_UNANSWERED = 3
 _log = logging.getLogger("glide")
 
 
 class Audit:
-    """Counts what was rejected, by the glidein whose lane wrote it, and jobs that left a record unanswered."""
+    """Count invalid output lines and unanswered records.
+
+    Attributes:
+        rejected: number of invalid output lines of each glidein. A key has the form "GlideId (host)".
+        unanswered: for each record id, the number of jobs that have ended without a valid result for the record.
+    """
 
     def __init__(self) -> None:
         self.rejected: Counter[str] = Counter()
         self.unanswered: Counter[str] = Counter()
 
-    def note(self, lane: str, job: str, answers: Answers) -> None:
-        """A job has ended; what was wrong with its output is logged."""
+    def log_rejected(self, lane: str, job: str, answers: OutputContent) -> None:
+        """Count and log the invalid lines in the output of a job that has ended.
+
+        Args:
+            lane: the job's glidein and host, as text.
+            job: the job's number, CLUSTER.PROC.
+        """
         if answers.rejected:
             self.rejected[lane] += answers.rejected
             _log.warning(
-                "job %s on %s: %d lines of its output are no valid results and are ignored; the first: %s",
+                "job %s on %s: ignored %d lines of its output that are no valid results; problem of the first: %s",
                 job, lane, answers.rejected, answers.reason,
             )  # fmt: skip
 
-    def given_up(self, missing: Iterable[str], lane: str, reason: str) -> list[dict[str, Any]]:
-        """Results for those of the records, which a job has just left unanswered, that are not to be sent again."""
+    def count_unanswered(self, missing: Iterable[str], lane: str, reason: str) -> list[dict[str, Any]]:
+        """Count a job that has ended without a valid result for the records `missing`.
+
+        Args:
+            missing: ids of the records without a valid result.
+            lane: the job's glidein and host, as text.
+            reason: problem of the job's first invalid line; empty if no line was invalid.
+
+        Returns:
+            Results with the error NoAnswer, one for each record whose count has reached MOST_UNANSWERED.
+        """
         missing = list(missing)
         self.unanswered.update(missing)
         why = f"{MOST_UNANSWERED} jobs ended without a valid result for it; the last one on {lane}: {reason or 'none'}"
@@ -41,6 +60,6 @@ class Audit:
         return [{"custom_id": record, **nothing} for record in gone]
 
     @property
-    def account(self) -> dict[str, Any]:
-        """For the summary: lines of jobs' outputs that were no valid results, and how many of which glidein."""
+    def summary(self) -> dict[str, Any]:
+        """The entries of summary.json that hold the number of invalid output lines, in total and for each glidein."""
         return {"rejected": sum(self.rejected.values()), "rejected_by": dict(sorted(self.rejected.items()))}

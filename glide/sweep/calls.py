@@ -1,4 +1,4 @@
-"""The calls of a session: futures on one side, records and results on the other."""
+"""The calls of a session. A driver runs the calls on glideins, and sets the results of the caller's futures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ _TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 
 class RemoteTraceback(Exception):
-    """Where on the node an exception was raised; it stands as the cause of that."""
+    """The traceback that an exception had on a node, as the `__cause__` of the exception in the caller's process."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
 class Call(Future):
-    """The future of an invocation.
+    """The future of one call of a function. All attributes are set when the call has ended.
 
     Attributes:
-        stdout, stderr: what the call printed, once it has ended.
-        glidein: where it ran. attempts: how often it was begun. seconds: how long it took.
+        stdout, stderr: the text that the call printed to standard output, and to standard error.
+        glidein: GlideId of the glidein that ran the call.
+        attempts: number of times that the call was started.
+        seconds: duration of the call, in seconds.
     """
 
     stdout = stderr = glidein = ""
@@ -39,8 +41,8 @@ class Call(Future):
         super().__init__()
         self.request = request
 
-    def end(self, result: dict[str, Any]) -> None:
-        """Take a line of the results as the outcome."""
+    def set_outcome(self, result: dict[str, Any]) -> None:
+        """Set the future's value or exception from a result."""
         for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
             if name in result:
                 setattr(self, name, result[name])
@@ -49,22 +51,27 @@ class Call(Future):
                 self.set_result(_unpickled(result["value"]))
             else:
                 self.set_exception(_raised(result))
-        except Exception as error:  # a value that cannot be unpickled here
+        except Exception as error:  # this process cannot unpickle the value
             self.set_exception(error)
-        except BaseException as error:  # SystemExit, say: whatever its pickle does, it is this call's outcome alone
+        except BaseException as error:  # unpickling raised SystemExit, for example; only this call must fail
             self.set_exception(InvocationError(type(error).__name__, str(error)))
 
 
 class Calls(Work):
-    """What a session has been given to do with one template.
+    """The calls of a session that need the same template.
 
-    Values are unpickled in this process, which can run code that a node has chosen: they are taken from the session's
-    own jobs alone, for calls that are open.
+    This process unpickles the values that nodes send, and unpickling can run any code. So a value is accepted only from
+    one of the session's own jobs, and only for a call that has no outcome yet.
+
+    Attributes:
+        open: the calls without an outcome, by id. The oldest call comes first.
+        added: number of calls that have been added so far.
+        closed: whether no more calls will be added.
     """
 
     def __init__(self, template: Template, glideins: int):
         super().__init__(template, glideins)
-        self.open: dict[str, Call] = {}  # those without an outcome, oldest first
+        self.open: dict[str, Call] = {}
         self.added = 0
         self.closed = False
 
@@ -73,7 +80,7 @@ class Calls(Work):
         return self.added
 
     @property
-    def complete(self) -> bool:
+    def all_known(self) -> bool:
         return self.closed
 
     @property
@@ -81,62 +88,66 @@ class Calls(Work):
         return self.closed and not self.open
 
     def add(self, request: dict[str, Any]) -> Call:
+        """Add a call with this request (`prompt`, `generate`, `timeout`), and return the call's future."""
         self.added += 1
         call = Call({"custom_id": str(self.added), **request})
         self.open[call.request["custom_id"]] = call
-        self.fresh.set()
+        self.new_work.set()
         return call
 
     def close(self) -> None:
-        """No more are coming."""
+        """Accept no more calls, and wake the driver so that the driver can finish."""
         self.closed = True
-        self.fresh.set()
+        self.new_work.set()
 
     def fail(self, error: BaseException) -> None:
-        """None of those that are open will have a result, for this reason."""
+        """Set `error` as the outcome of all open calls, and accept no more calls."""
         self.closed = True
         for call in list(self.open.values()):
             if call.running() or call.set_running_or_notify_cancel():
                 call.set_exception(error)
         self.open.clear()
 
-    def rest(self) -> bool:
-        rested = False
+    def wait_for_work(self) -> bool:
+        waited = False
         while not self.open and not self.closed:
-            rested = True
-            self.fresh.wait(1.0)
-            self.fresh.clear()
-        return rested
+            waited = True
+            self.new_work.wait(1.0)
+            self.new_work.clear()
+        return waited
 
-    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
+    def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
         for number, call in list(self.open.items()):
             if call.running() or call.set_running_or_notify_cancel():
-                if number not in on_their_way:
+                if number not in in_flight:
                     yield call.request
-            else:  # cancelled
-                self.have[number] = 0
+            else:  # the caller has cancelled the call
+                self.done[number] = 0
                 del self.open[number]
 
-    def complaint(self, result: dict[str, Any]) -> str:
-        """A call's result has its value, and all else as text."""
+    def check_result(self, result: dict[str, Any]) -> str:
+        """Return a problem of a call's result, or an empty text if the result is valid.
+
+        A result without an error needs a `value`. The fields in _TEXTS must be strings, but may be missing.
+        """
         if result["error"] is None and not isinstance(result.get("value"), str):
             return "`value` is not a string"
         wrong = [name for name in _TEXTS if not isinstance(result.get(name, ""), str)]
         return f"`{wrong[0]}` is not a string" if wrong else ""
 
-    def store(self, results: Collection[dict[str, Any]]) -> None:
+    def deliver(self, results: Collection[dict[str, Any]]) -> None:
         for result in results:
             if call := self.open.pop(result["custom_id"], None):
-                call.end(result)
+                call.set_outcome(result)
 
 
 def _raised(result: dict[str, Any]) -> BaseException:
-    """The exception that a call raised, or one that describes it where it cannot be brought back."""
+    """Return the exception that a call raised. If unpickling fails, return an InvocationError instead."""
     described = InvocationError(result["error"]["type"], result["error"]["message"])
     error: BaseException = described
     with suppress(Exception):
         error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # SystemExit would end who asks for the result
+    if not isinstance(error, Exception):  # SystemExit would end the caller's program
         error = described
     error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
     return error

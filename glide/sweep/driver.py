@@ -1,4 +1,4 @@
-"""The driver: keeps lanes supplied with carriers, gathers what they finish, and stops when it is all there."""
+"""The driver of a run. It submits invocation jobs, and stores results until every record has a result."""
 
 from __future__ import annotations
 
@@ -14,33 +14,43 @@ from typing import Any
 from glide.condor import AccessPoint, Collector, EventLog, home
 from glide.condor.bounded import isolated
 from glide.condor.event_log import ENDED, LOST
-from glide.errors import CondorError, GlideError, Refused
+from glide.errors import CondorError, CondorRefused, GlideError
 from glide.factory.journal import refusals
-from glide.invoke.carriers import Carrier, Carriers, Run
+from glide.invoke.jobs import InvocationJob, RunJobs, RunSpec
 from glide.invoke.pack import Wave, eviction_rate, pack
-from glide.sweep.intake import Intake
+from glide.sweep.intake import ResultIntake
 from glide.sweep.lanes import Lanes
-from glide.sweep.outage import Outage, passes
+from glide.sweep.outage import Outage, is_temporary
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
-POLL_SECONDS = 0.25  # between looks at queue and collector, each of which costs them a fork
-CALM_SECONDS = 1.0  # the same while the event log says that nothing happens
-EVENT_SECONDS = 0.05  # between looks at the event log, which cost nothing
-# How long HTCondor may not answer at the start, or refuse jobs, before the run gives up. That it does not answer later
-# is no reason to give up, however long it takes: access points are rebooted.
+POLL_SECONDS = 0.25  # seconds between two queries of the schedd and the collector; both daemons fork for each query
+CALM_SECONDS = 1.0  # seconds between two queries if a lane has been warm, the event log is readable, and no job ends
+EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
+# A run gives up if HTCondor refuses jobs for this number of seconds, or has not answered for this time after the start.
+# After a first answer, the run waits without limit if HTCondor does not answer, because access points are rebooted.
 PATIENCE_SECONDS = 30.0
-STUCK_SECONDS = 5.0  # a carrier that waits for so long beside a free lane has been forgotten by its access point
+# If a job is idle for this number of seconds while a warm lane is free, the access point has forgotten the job.
+STUCK_SECONDS = 5.0
 
-_OF_ENGINES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}  # where an engine tells
+# Only some engines advertise these attributes. The keys are the names that the summary uses.
+_ENGINE_FIGURES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}
 _log = logging.getLogger("glide")
 
 
 @dataclass
 class Progress:
-    """What a user who watches wants to know; `trouble` is why it does not go on, where it does not."""
+    """The progress of a run, for a user who watches the run.
+
+    Attributes:
+        total, done, errors: number of records, of results, and of results with an error.
+        lanes: number of lanes for each state of the model server.
+        running, idle: number of running and of idle invocation jobs.
+        wave: reason for the sizes of the jobs that were submitted last.
+        problem: why the run makes no progress; empty if the run makes progress.
+    """
 
     total: int
     done: int
@@ -49,181 +59,209 @@ class Progress:
     running: int = 0
     idle: int = 0
     wave: str = ""
-    trouble: str = ""
+    problem: str = ""
 
 
 class Driver:
-    """Gets work done by the pool in force. Remembers nothing that a second one could not find again."""
+    """Compute the results of some work on the active pool.
 
-    def __init__(self, work: Work, carriers: Carriers, met: bool = False):
-        """Args: met: whether HTCondor has answered this process, so that it is worth waiting for."""
+    The queue and the files of results hold the whole state. So after a crash, a new driver can continue the work.
+
+    Args:
+        condor_answered: whether HTCondor has answered this process before. If so, the driver waits without limit when
+            HTCondor does not answer.
+
+    Attributes:
+        reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
+        lanes_full: whether the lanes have enough jobs while more records are pending.
+        first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
+        folder_cleaned: whether the files that earlier drivers left in the run's folder have been removed.
+    """
+
+    def __init__(self, work: Work, jobs: RunJobs, condor_answered: bool = False):
         self.work = work
-        self.carriers = carriers
+        self.jobs = jobs
         self.lanes = Lanes(work.template)
         self.events = EventLog()
-        self.intake = Intake(work, carriers, self.lanes)
-        self.outage = Outage(carriers.run.name, lambda: isolated(self._probe))
+        self.intake = ResultIntake(work, jobs, self.lanes)
+        self.outage = Outage(jobs.run.name, lambda: isolated(self._probe))
         self.started = time.monotonic()
-        self.reminded = 0.0
+        self.reconsidered = 0.0
         self.wave = Wave((), "")
-        self.full = False  # the lanes have work, and more is there
+        self.lanes_full = False
         self.first_warm: float | None = None
-        self.progress = Progress(work.total, len(work.have))
-        self.met = met
-        self.tidy = False  # what earlier drivers have left in the run's folder is gone
+        self.progress = Progress(work.total, len(work.done))
+        self.condor_answered = condor_answered
+        self.folder_cleaned = False
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-        """Finish the work and return an account of it; wait for as long as HTCondor is away or a disk is full.
+        """Do all the work and return the summary. Wait while HTCondor does not answer, or while a disk is full.
+
+        Args:
+            watch: a function that is called with the progress after each cycle.
 
         Raises:
             TemplateError: no node can load the template.
             CondorError: HTCondor does not answer at the start.
-            Refused: HTCondor refuses jobs, or holds them again and again.
+            CondorRefused: HTCondor refuses jobs, or holds jobs again and again.
         """
         well = time.monotonic()
         while True:
-            if self.work.rest():
-                well = time.monotonic()  # nobody was asked meanwhile
+            if self.work.wait_for_work():
+                well = time.monotonic()  # HTCondor was not queried during the wait
             try:
                 self.progress = self._cycle()
-                self.met, well = True, time.monotonic()
-                self.outage.over()
+                self.condor_answered, well = True, time.monotonic()
+                self.outage.end()
                 watch(self.progress)
             except (CondorError, OSError) as error:
                 late = time.monotonic() - well > PATIENCE_SECONDS
-                if isinstance(error, Refused) or not self.met:
-                    if late or self.intake.hopeless or isinstance(error, OSError):
+                if isinstance(error, CondorRefused) or not self.condor_answered:
+                    if late or self.intake.too_many_holds or isinstance(error, OSError):
                         raise
-                elif not passes(error):
+                elif not is_temporary(error):
                     raise
                 else:
-                    self._sit_out(error, watch)
+                    self._wait_out(error, watch)
             if self.work.finished:
-                return self._end()
+                return self._finish_run()
             self._wait()
 
-    def _sit_out(self, error: Exception, watch: Callable[[Progress], None]) -> None:
-        """Wait until what has failed may work again."""
-        watch(replace(self.progress, trouble=f"waits: {error}"))
+    def _wait_out(self, error: Exception, watch: Callable[[Progress], None]) -> None:
+        """Wait until HTCondor answers or the disk has space again, or until the work is finished."""
+        watch(replace(self.progress, problem=f"paused: {error}"))
         self.outage.wait(error, lambda: self.work.finished)
-        self.lanes.excuse()
+        self.lanes.reset_timeouts()
 
     def _probe(self) -> None:
-        """Raise as long as HTCondor does not answer; in a process of its own, so that an interrupt ends it at once."""
-        at = self.carriers.access_point
-        AccessPoint(at.name, at.collector).time()  # found again: after a restart the address is another
+        """Raise an error if HTCondor does not answer. The call is isolated, so an interrupt ends it immediately."""
+        at = self.jobs.access_point
+        AccessPoint(at.name, at.collector).time()  # locate the daemon again, because the address changes at a restart
         Collector().age()
 
-    def _end(self) -> dict[str, Any]:
+    def _finish_run(self) -> dict[str, Any]:
+        """Remove the remaining jobs and files, and return the summary."""
         summary = self._summary()
         try:
             if self.outage.since is None:
-                queue = self.carriers.queue()
-                self.carriers.remove(queue, "all results are here")  # they only bring copies of them
-                self.work.history.ended(queue, "removed")
-                self.carriers.tidy(())
+                queue = self.jobs.queue()
+                self.jobs.remove(queue, "all results are here")  # these jobs would only compute copies
+                self.work.history.write_ended(queue, "removed")
+                self.jobs.remove_other_files(())
         except (CondorError, OSError) as error:
-            _log.warning("jobs of %s may be left in the queue: %s", self.carriers.run.name, error)
+            _log.warning("jobs of %s may remain in the queue: %s", self.jobs.run.name, error)
         return summary
 
     def _wait(self) -> None:
-        """Until it is time to look again: at once for a lost node or new records, soon when a job has ended."""
+        """Wait for the next cycle. Return immediately if a node is lost or records are new, and soon if a job ends."""
         started = time.monotonic()
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.full:  # what is new can wait; each look costs the access point two queries
+            if self.lanes_full:  # ignore new records, because a cycle costs the access point two queries
                 time.sleep(EVENT_SECONDS)
-            elif self.work.fresh.wait(EVENT_SECONDS):
-                self.work.fresh.clear()
+            elif self.work.new_work.wait(EVENT_SECONDS):
+                self.work.new_work.clear()
                 return
-            news = self.events.new()
-            self.intake.heard(news)
-            if any(event.kind in LOST for event in news):
+            events = self.events.new_events()
+            self.intake.note_lost_nodes(events)
+            if any(event.kind in LOST for event in events):
                 return
-            if any(event.kind in ENDED for event in news):
+            if any(event.kind in ENDED for event in events):
                 budget = POLL_SECONDS
 
     def cancel(self, reason: str) -> None:
-        """Take this work's jobs out of the queue, those that have completed after their results are here."""
-        queue = self.intake.without_finished(self.intake.queue(), at_once=True)
-        self.carriers.remove(queue, reason)
-        self.work.history.ended(queue, "removed")
-        self.carriers.tidy(())
+        """Gather the completed jobs of this run, and remove the other jobs.
+
+        Args:
+            reason: the reason for the removal, for HTCondor's job history.
+        """
+        queue = self.intake.gather_finished(self.intake.queue(), at_once=True)
+        self.jobs.remove(queue, reason)
+        self.work.history.write_ended(queue, "removed")
+        self.jobs.remove_other_files(())
 
     def stop(self, reason: str) -> bool:
-        """Cancel where HTCondor answers; else the jobs stay, for who resumes the work. Return whether none is left."""
+        """Cancel the run. Return False if HTCondor does not answer, so that the jobs are left to a later driver."""
         try:
             if self.outage.since is not None:
                 raise CondorError(self.outage.reason)
             self.cancel(reason)
             return True
         except (CondorError, OSError) as error:
-            _log.warning("jobs of %s may be left in the queue, for who goes on: %s", self.carriers.run.name, error)
+            _log.warning(
+                "jobs of %s may remain in the queue: %s; `glide sweep resume`, or the next session, finds them",
+                self.jobs.run.name, error,
+            )  # fmt: skip
             return False
 
     def _cycle(self) -> Progress:
+        """Query queue and collector once, store new results, remove bad jobs, and submit the next wave."""
         queue = self.intake.queue()
-        if not self.tidy:
-            self.carriers.tidy({carrier.part for carrier in queue})
-            self.tidy = True
-        self.work.history.saw_queue(queue)
-        queue = self.intake.without_outdated(queue)
-        queue = self.intake.without_held(self.intake.without_finished(queue))
-        lanes = self.lanes.look()
-        self.work.history.saw_lanes(lanes)
-        queue = self.intake.without_lost(queue)
+        if not self.folder_cleaned:
+            self.jobs.remove_other_files({job.part for job in queue})
+            self.folder_cleaned = True
+        self.work.history.write_queue(queue)
+        queue = self.intake.remove_outdated(queue)
+        queue = self.intake.remove_held(self.intake.gather_finished(queue))
+        lanes = self.lanes.observe()
+        self.work.history.write_lanes(lanes)
+        queue = self.intake.remove_lost(queue)
         queue = self.intake.peek(queue)
-        self._remind(queue, lanes)
-        self.full = False
-        if len(self.work.have) < self.work.total:
-            self._supply(queue, lanes)
-        self.work.history.saw_counts(
-            done=len(self.work.have), errors=self.work.errors, tokens=self.work.tokens,
+        self._reconsider_stuck(queue, lanes)
+        self.lanes_full = False
+        if len(self.work.done) < self.work.total:
+            self._submit_wave(queue, lanes)
+        self.work.history.write_counts(
+            done=len(self.work.done), errors=self.work.errors, tokens=self.work.tokens,
             recomputed=self.work.recomputed, lost_in_flight=self.intake.lost_in_flight,
         )  # fmt: skip
         states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
         return Progress(
-            total=self.work.total, done=len(self.work.have), errors=self.work.errors,
+            total=self.work.total, done=len(self.work.done), errors=self.work.errors,
             lanes=dict(sorted(states.items())),
-            running=sum(carrier.status == JobStatus.RUNNING for carrier in queue),
-            idle=sum(carrier.status == JobStatus.IDLE for carrier in queue), wave=self.wave.reason,
-            trouble=self.lanes.trouble or ("" if self.lanes.is_warm else "; ".join(refusals(home()))),
+            running=sum(job.status == JobStatus.RUNNING for job in queue),
+            idle=sum(job.status == JobStatus.IDLE for job in queue), wave=self.wave.reason,
+            problem=self.lanes.problem or ("" if self.lanes.is_warm else "; ".join(refusals(home()))),
         )  # fmt: skip
 
-    def _remind(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
-        """Have carriers matched that wait although there is a lane."""
+    def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
+        """Make the access point match jobs again if they are idle for STUCK_SECONDS although a warm lane is free."""
         free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
-        stuck = [each for each in queue if each.status == JobStatus.IDLE and each.seconds > STUCK_SECONDS]
-        if free and time.monotonic() - self.reminded > STUCK_SECONDS:
-            self.carriers.reconsider(stuck)
-            self.reminded = time.monotonic()
+        stuck = [each for each in queue if each.status == JobStatus.IDLE and each.status_seconds > STUCK_SECONDS]
+        if free and time.monotonic() - self.reconsidered > STUCK_SECONDS:
+            self.jobs.reconsider(stuck)
+            self.reconsidered = time.monotonic()
 
     # ---- the next wave ---------------------------------------------------------------------------
 
-    def _supply(self, queue: list[Carrier], lanes: list[dict[str, Any]]) -> None:
-        on_their_way = self.intake.forget({carrier.part for carrier in queue})
-        undone = self.work.total - len(self.work.have)
-        # Counted, for a union with all that is there takes the longer the more that is.
-        left = undone - sum(record not in self.work.have for record in on_their_way)
+    def _submit_wave(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
+        """Submit jobs with pending records, if the lanes need more jobs."""
+        in_flight = self.intake.update_in_flight({job.part for job in queue})
+        unfinished = self.work.total - len(self.work.done)
+        # Do not build a union of sets here. A union would cost time in proportion to the number of results.
+        pending = unfinished - sum(record not in self.work.done for record in in_flight)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.work.glideins
         batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
         losses = eviction_rate(self.intake.evictions, expected, time.monotonic() - (self.first_warm or self.started))
-        wave = pack(left, expected, len(queue), _paces(warm), batch, self.work.pack, losses, undone=undone)
-        self.full = left > 0 and not wave.sizes
+        wave = pack(
+            pending, expected, len(queue), _record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished
+        )
+        self.lanes_full = pending > 0 and not wave.sizes
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
-            records = self._with_attempts(self.work.unsent(on_their_way))
-            loads = [load for size in wave.sizes if (load := list(islice(records, size)))]
-            left -= sum(wave.sizes)
-            if loads:  # what was to be sent may have been cancelled
-                self.carriers.submit(loads, list(self.lanes.avoided), left, last=left == 0 and self.work.complete)
+            records = self._with_attempts(self.work.pending(in_flight))
+            parts = [part for size in wave.sizes if (part := list(islice(records, size)))]
+            pending -= sum(wave.sizes)
+            if parts:  # there are no parts if the caller has cancelled the calls in the meantime
+                self.jobs.submit(parts, list(self.lanes.avoided), pending, last=pending == 0 and self.work.all_known)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the requests. If jobs with a request were lost, the request gets their number as `attempts`."""
         for record in records:
             lost = self.intake.attempts[record["custom_id"]]
             yield {**record, "attempts": lost} if lost else record
@@ -233,13 +271,13 @@ class Driver:
         return {
             "makespan_s": round(finished - self.started, 3),
             "warm_makespan_s": round(finished - (self.first_warm or finished), 3),
-            "jobs": len(self.intake.jobs),
-            "evictions": self.intake.evictions + sum(max(0, starts - 1) for starts in self.intake.jobs.values()),
+            "jobs": len(self.intake.starts),
+            "evictions": self.intake.evictions + sum(max(0, starts - 1) for starts in self.intake.starts.values()),
             "recomputed": self.work.recomputed,
             "lost_in_flight": self.intake.lost_in_flight,
-            "resumed": self.work.found,
+            "resumed": self.work.resumed,
             "tokens": self.work.tokens,
-            **self.intake.audit.account,
+            **self.intake.audit.summary,
             "glideins": [
                 {
                     "id": glide_id, "records": self.work.by_glidein.get(glide_id, 0),
@@ -247,7 +285,7 @@ class Driver:
                     "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
                     "busy_s": ad.get(Machine.BUSY_SECONDS, 0.0),
                     "warm_s": round(now - ad.get(Machine.STATE_SINCE, now), 3),
-                    **{key: ad[name] for key, name in _OF_ENGINES.items() if name in ad},
+                    **{key: ad[name] for key, name in _ENGINE_FIGURES.items() if name in ad},
                 }
                 for glide_id, ad in sorted(self.lanes.glideins.items())
             ],
@@ -255,26 +293,26 @@ class Driver:
 
 
 def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> dict[str, Any]:
-    """Run a sweep on the pool in force and return its summary; interrupted or failing, it leaves no job behind.
+    """Run a sweep on the active pool and return the summary. After an interrupt or an error, remove the sweep's jobs.
 
     Raises:
-        TemplateError, CondorError, Refused: as Driver.run.
+        TemplateError, CondorError, CondorRefused: in the same cases as Driver.run.
     """
     file = sweep.file
     folder = sweep.out / ".glide" / "parts"
     access_point = AccessPoint()
-    results.template = sweep.template.of(lambda: access_point.user)
-    run = Run(
-        results.run, results.template, folder, file.glideins, answer_bytes=results.answer_bytes,
-        complaint=results.complaint,
+    results.template = sweep.template.for_user(lambda: access_point.user)
+    run = RunSpec(
+        results.run, results.template, folder, file.glideins, max_result_bytes=results.max_result_bytes,
+        check_result=results.check_result,
     )  # fmt: skip
-    if results.abandoned:
+    if results.abandoned_run:
         with suppress(CondorError):
-            abandoned = Carriers(replace(run, name=results.abandoned), access_point)
+            abandoned = RunJobs(replace(run, name=results.abandoned_run), access_point)
             abandoned.remove(abandoned.queue(), "its sweep was started over")
-    driver = Driver(results, Carriers(run, access_point))
+    driver = Driver(results, RunJobs(run, access_point))
     history = results.history
-    history.begin(run=run.name, total=sweep.total, done=results.found)
+    history.begin(run=run.name, total=sweep.total, done=results.resumed)
     try:
         account = driver.run(watch)
         summary = _finish(results, {"name": file.name, **account})
@@ -282,27 +320,31 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
         return summary
     except (KeyboardInterrupt, GlideError):
         driver.stop("the sweep was stopped")
-        with suppress(OSError):  # a full disk
+        with suppress(OSError):  # the disk may be full
             history.close("stopped")
         raise
 
 
 def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
-    """Put the results in order and write the summary, as soon as the disk has room for that."""
+    """Put the results in input order and write the summary. Wait while the disk is full."""
     outage = Outage(results.run, lambda: None)
     while True:
         try:
             summary = results.finish(account)
-            outage.over()
+            outage.end()
             return summary
         except OSError as error:
-            if not passes(error):
+            if not is_temporary(error):
                 raise
             outage.wait(error, lambda: False)
 
 
-def _paces(warm: list[dict[str, Any]]) -> list[float]:
-    """Seconds per record as each lane sees it: the lanes of a glidein share its engine."""
+def _record_seconds(warm: list[dict[str, Any]]) -> list[float]:
+    """Return the seconds per record of each measured lane.
+
+    The lanes of a glidein share one engine. So the time of each lane is the engine's time, multiplied by the glidein's
+    number of lanes.
+    """
     sharing = Counter(lane[Machine.ID] for lane in warm)
     times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
     return [seconds for seconds in times if seconds > 0]

@@ -1,6 +1,7 @@
-"""Python functions as sticky state and as invocations of it.
+"""Decorators for functions that load sticky state, and for functions that use this state (invocations).
 
-After StickyInvoc (Phung and Thain): the user splits `infer` into what loads and what infers, and no more.
+The design follows StickyInvoc (Phung and Thain). The user only has to split an inference function into two functions.
+The first function loads the state, and the second function infers with the loaded state.
 """
 
 from __future__ import annotations
@@ -15,28 +16,33 @@ from typing import Any, NoReturn, overload
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.template import Template
-from glide.template.canonical import Known
-from glide.template.function import known, pickled, template_of
+from glide.template.canonical import CapturedValue
+from glide.template.function import capture, pickled, template_of
 
-TIMEOUT = 600.0  # seconds that a call may take, unless its invocation says something else
+TIMEOUT = 600.0  # default time limit of one call, in seconds
 
 
 class Sticky:
-    """A function that makes state: called, it is not run, but describes the state (`glide.sticky`)."""
+    """A function decorated with `glide.sticky`. A call returns a StickyState instead of running the function."""
 
     def __init__(self, function: Callable[..., dict[str, Any]], environment: str | None = None):
         functools.update_wrapper(self, function)
         self.function = function
         self.environment = environment
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> State:
-        call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong here already, not on a node
-        call.apply_defaults()  # which may name files too
-        return State(self.function, call.args, call.kwargs, environment=self.environment)
+    def __call__(self, *arguments: Any, **keywords: Any) -> StickyState:
+        call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong arguments fail here, not on a node
+        call.apply_defaults()  # default values may name files too
+        return StickyState(self.function, call.args, call.kwargs, environment=self.environment)
 
 
-class State:
-    """What a sticky function makes of its arguments, on each node that needs it, once."""
+class StickyState:
+    """A description of sticky state. To load the state, a glidein calls the function once, with the arguments.
+
+    Args:
+        name: name of the template; by default the function's name.
+        environment: the Python environment on nodes, as in `sticky`. None means the node's own Python.
+    """
 
     def __init__(
         self,
@@ -53,12 +59,19 @@ class State:
         self.environment = environment
 
     @functools.cached_property
-    def here(self) -> dict[str, Any]:
-        """The state in this process, made on first use."""
+    def local_value(self) -> dict[str, Any]:
+        """The state, loaded in this process. The first access to this property loads the state."""
         return self.function(*self.arguments, **self.keywords)
 
     def template(self, owner: str) -> Template:
-        """How nodes know it; InputError or OSError when it cannot be sent to them."""
+        """Return the template from which nodes load this state.
+
+        Args:
+            owner: name of the only user whose jobs may use glideins with this template.
+
+        Raises:
+            InputError, OSError: the function, its arguments or the environment cannot be sent to nodes.
+        """
         template = template_of(self.name, self.function, self.arguments, self.keywords, owner)
         if self.environment is None:
             return template
@@ -68,16 +81,16 @@ class State:
             raise InputError(f"the environment of {self.name}: {error}") from None
 
 
-NO_STATE = State(dict, (), {}, "stateless")
+NO_STATE = StickyState(dict, (), {}, "stateless")
 
 
 class Invocation:
-    """A function that uses sticky state: parameters named like the state's keys are filled from it.
+    """A function that uses sticky state. A value of the state goes to the parameter with the same name.
 
-    Called directly it runs in this process, on state of this process: for trying out.
+    A direct call is useful to try the function out. The call loads the state and runs the function in this process.
     """
 
-    def __init__(self, function: Callable[..., Any], state: State = NO_STATE, timeout: float = TIMEOUT):
+    def __init__(self, function: Callable[..., Any], state: StickyState = NO_STATE, timeout: float = TIMEOUT):
         functools.update_wrapper(self, function)
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.function = function
@@ -88,38 +101,44 @@ class Invocation:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         given = self.signature.bind_partial(*arguments, **keywords).arguments
-        filled = {name: value for name, value in self.state.here.items() if name in self.signature.parameters}
+        filled = {name: value for name, value in self.state.local_value.items() if name in self.signature.parameters}
         return self.function(*arguments, **{**{k: v for k, v in filled.items() if k not in given}, **keywords})
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self.__name__} is an invocation, and a node calls functions: use {self.__name__}.function")
+        raise TypeError(f"{self.__name__} is an invocation, and a node calls functions; use {self.__name__}.function")
 
     @property
     def generate(self) -> dict[str, str]:
-        """What records of the python engine have with them (glide.server.engines.python).
+        """The `generate` options for the python engine (glide.server.engines.python), with the pickled function.
 
-        The function as it is now: helpers may have been redefined, in a notebook say. One object while it is the same.
+        The function is pickled at each access to this property, because helper functions may have been redefined, for
+        example in a notebook. As long as the function does not change, all accesses return the same object.
         """
-        text = pickled(self.function, self.__name__, self._known)
+        text = pickled(self.function, self.__name__, self._captured)
         if text != self._generate["function"]:
             self._generate = {"function": text}
         return self._generate
 
     @functools.cached_property
-    def _known(self) -> Known:
-        return known(self.function, self.__name__)
+    def _captured(self) -> CapturedValue:
+        return capture(self.function, self.__name__)
 
     def prompt(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-        """The same for one call; TypeError when the function does not take such arguments, InputError as `pickled`."""
+        """Return the pickled arguments of one call. They are the `prompt` of a record for the python engine.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+            InputError: the arguments cannot be pickled, or are too large.
+        """
         self.signature.bind_partial(*arguments, **keywords)
         call, name = (arguments, dict(keywords)), f"the arguments of {self.__name__}"
-        return pickled(call, name, known(call, name))
+        return pickled(call, name, capture(call, name))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function)
-    except ValueError:  # a builtin function that does not tell
+    except ValueError:  # some builtin functions have no signature
         return inspect.signature(lambda *arguments, **keywords: None)
 
 
@@ -128,24 +147,28 @@ def sticky(function: Callable[..., dict[str, Any]]) -> Sticky: ...
 @overload
 def sticky(*, environment: str | None = None) -> Callable[[Callable[..., dict[str, Any]]], Sticky]: ...
 def sticky(function: Callable[..., dict[str, Any]] | None = None, *, environment: str | None = None) -> Any:
-    """Make a function that returns a dict one of sticky state: run once per glidein, its values kept in memory.
+    """Decorate a function that returns a dict. A glidein runs the function once, and then keeps the dict in memory.
 
-    Arguments that name files (a Path, or a text with a slash, of something that is there) count by their content, and
-    are where the files lie on the node.
+    An argument may name an existing file or folder, as a Path or as a text with a slash. Such arguments are compared by
+    the content of the files, not by the path. On a node, the function gets the path of the files on this node.
 
     Args:
-        environment: what it and its invocations run in on nodes, by default their own Python: a packed environment, an
-            image, or a folder (glide.files.environment), with the Python version of this process.
+        environment: the Python environment in which nodes run the function and its invocations: a packed environment,
+            an image or a folder (see glide.files.environment). The environment and this process must have the same
+            Python version. By default, the node's own Python is used.
     """
     return Sticky(function, environment) if function else functools.partial(Sticky, environment=environment)
 
 
-def invocation(*, state: State = NO_STATE, timeout: float = TIMEOUT) -> Callable[[Callable[..., Any]], Invocation]:
-    """Make a function one that runs where `state` is warm, by `glide.Session`.
+def invocation(
+    *, state: StickyState = NO_STATE, timeout: float = TIMEOUT
+) -> Callable[[Callable[..., Any]], Invocation]:
+    """Decorate a function so that `glide.Session` runs the function on glideins where `state` is warm.
 
     Args:
-        timeout: seconds that a call may take.
+        state: the return value of a call to a sticky function. By default, the function needs no state.
+        timeout: time limit of one call, in seconds.
     """
-    if not isinstance(state, State):
-        raise TypeError(f"state is a {type(state).__name__}; it is what a function decorated with glide.sticky returns")
+    if not isinstance(state, StickyState):
+        raise TypeError(f"state is a {type(state).__name__}; pass the return value of a call to a sticky function")
     return lambda function: Invocation(function, state, timeout)

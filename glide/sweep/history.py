@@ -1,7 +1,13 @@
-"""A run's history: what its driver saw of lanes, carriers and records, as JSON lines, for the report.
+"""Write the driver's observations of lanes, jobs and records as JSON lines. The report of a sweep reads this history.
 
-A line says when (`at`, Unix time) and what is new of a `run` (which begins or goes on with it), a `lane`, a `carrier`
-or the `counts`; `end` says how a carrier or a run has ended. Nothing is decided by it.
+Each line has `at` (Unix time), new facts, and one of these keys:
+
+- `run`: name of the run. Such a line marks the start of a driver.
+- `lane`: Name of the lane that the facts describe.
+- `carrier`: name of the part whose invocation job the facts describe.
+- `counts`: the driver's counts.
+
+The key `end` describes how a run, a lane or a job has ended. No decision depends on the history.
 """
 
 from __future__ import annotations
@@ -13,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from glide.invoke.carriers import Carrier
+from glide.invoke.jobs import InvocationJob
 from glide.vocabulary import JobStatus, Machine
 
-COUNT_SECONDS = 1.0  # between lines that only count
-# What a lane's ad tells beyond its Name and State, by what it is called here.
+COUNT_SECONDS = 1.0  # minimum time between two lines that have only counts, in seconds
+# These attributes of a lane's ad are written to the history. The keys are the names of the attributes in the history.
 LANE = {
     "glidein": Machine.ID, "slot": "SlotID", "state": Machine.STATE, "since": Machine.STATE_SINCE,
     "device": Machine.GPU_NAME, "service": Machine.SERVICE, "born": "DaemonStartTime", "fetch": Machine.FETCH_SECONDS,
@@ -26,18 +32,30 @@ LANE = {
 }  # fmt: skip
 
 
-class History:
-    """Writes what has changed. One without a file is for those who need none."""
+class HistoryWriter:
+    """Write one line for each change of a lane, a job or a count. Without a path, write nothing.
+
+    Attributes:
+        written: the facts that were last written about each present lane and job. A key consists of the kind ("lane"
+            or "carrier") and the name of the lane or part.
+        counts: the newest counts.
+        last_counts: time when counts were last written (monotonic seconds), and the counts that were written.
+    """
 
     def __init__(self, path: Path | None = None):
         self.path = path
         self.file: TextIO | None = None
-        self.told: dict[tuple[str, str], dict[str, Any]] = {}  # of each lane and carrier that is there
-        self.counts: dict[str, int] = {}  # the latest
-        self.counted: tuple[float, dict[str, int]] = (0.0, {})  # when they were told last, and what
+        self.written: dict[tuple[str, str], dict[str, Any]] = {}
+        self.counts: dict[str, int] = {}
+        self.last_counts: tuple[float, dict[str, int]] = (0.0, {})
 
     def begin(self, **facts: Any) -> None:
-        """A driver begins, or goes on with what another has left, maybe in the middle of a line."""
+        """Open the file, end its last line if this line is incomplete, and write a line for the start of a driver.
+
+        Args:
+            facts: entries of the new line. `run` is the run's name, `total` is the number of the run's records, and
+                `done` is the number of records that already have a result.
+        """
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
@@ -46,75 +64,86 @@ class History:
                 torn = file.read(1) not in (b"", b"\n")
             self.file = self.path.open("a", encoding="utf-8")
             self.file.write("\n" * torn)
-            self._add(facts)
+            self._write_line(facts)
             self.file.flush()
 
     def close(self, how: str) -> None:
-        """The driver ends: finished, or stopped."""
+        """Write the newest counts and the way in which the driver ended ("finished" or "stopped"). Close the file."""
         if self.file is not None:
-            self._add({"counts": self.counts, "end": how})
+            self._write_line({"counts": self.counts, "end": how})
             self.file.close()
             self.file = None
 
-    def saw_queue(self, queue: Sequence[Carrier]) -> None:
-        """The run's jobs that are in the queue."""
-        if self.file is not None:
-            for carrier in queue:
-                self._tell("carrier", carrier.part, _of_carrier(carrier))
-            here = {carrier.part for carrier in queue}
-            for part in [name for kind, name in self.told if kind == "carrier" and name not in here]:
-                self._forget("carrier", part, {"end": "removed"})  # by others
+    def write_queue(self, queue: Sequence[InvocationJob]) -> None:
+        """Write new facts about the run's jobs, and the end of each job that has left the queue.
 
-    def saw_lanes(self, lanes: Sequence[Mapping[str, Any]]) -> None:
-        """The ads of the lanes that have, or are about to have, what the run needs."""
-        if self.file is not None:
-            for lane in lanes:
-                self._tell("lane", lane["Name"], _of_lane(lane))
-            here = {lane["Name"] for lane in lanes}
-            for lane_name in [name for kind, name in self.told if kind == "lane" and name not in here]:
-                self._forget("lane", lane_name, {"end": "gone"})
-
-    def saw_counts(self, **counts: int) -> None:
-        """What the driver has counted so far; the last of a cycle's news."""
-        if self.file is not None:
-            self.counts = counts
-            since, told = self.counted
-            if counts != told and time.monotonic() - since >= COUNT_SECONDS:
-                self.counted = time.monotonic(), counts
-                self._add({"counts": counts})
-            self.file.flush()
-
-    def ended(self, carriers: Sequence[Carrier], how: str, **facts: Any) -> None:
-        """Carriers have left the queue: gathered, lost, held or removed.
-
-        Args:
-            facts: what is known of it; `at`, if not now.
+        If the driver itself gathered or removed a job, `write_ended` has already written the end of the job.
         """
         if self.file is not None:
-            for carrier in carriers:
-                self._forget("carrier", carrier.part, {**facts, "end": how})
+            for job in queue:
+                self._write_changes("carrier", job.part, _job_facts(job))
+            present = {job.part for job in queue}
+            for part in [name for kind, name in self.written if kind == "carrier" and name not in present]:
+                self._write_end("carrier", part, {"end": "removed"})  # a person or HTCondor has removed the job
 
-    def _tell(self, kind: str, name: str, facts: dict[str, Any]) -> None:
-        before = self.told.get((kind, name), {})
+    def write_lanes(self, lanes: Sequence[Mapping[str, Any]]) -> None:
+        """Write new facts about the present lanes, and the end of each lane that is gone.
+
+        Args:
+            lanes: ads of the present lanes. They have loaded the run's template, or are loading it.
+        """
+        if self.file is not None:
+            for lane in lanes:
+                self._write_changes("lane", lane["Name"], _lane_facts(lane))
+            present = {lane["Name"] for lane in lanes}
+            for lane_name in [name for kind, name in self.written if kind == "lane" and name not in present]:
+                self._write_end("lane", lane_name, {"end": "gone"})
+
+    def write_counts(self, **counts: int) -> None:
+        """If the counts have changed, write the new counts, but at most once in COUNT_SECONDS. Then flush the file.
+
+        The driver calls this method after each cycle.
+        """
+        if self.file is not None:
+            self.counts = counts
+            since, before = self.last_counts
+            if counts != before and time.monotonic() - since >= COUNT_SECONDS:
+                self.last_counts = time.monotonic(), counts
+                self._write_line({"counts": counts})
+            self.file.flush()
+
+    def write_ended(self, jobs: Sequence[InvocationJob], how: str, **facts: Any) -> None:
+        """Write the end of jobs that have left the queue.
+
+        Args:
+            how: "gathered", "lost" or "removed".
+            facts: further entries of the lines. If the jobs ended before now, `at` is the Unix time of the end.
+        """
+        if self.file is not None:
+            for job in jobs:
+                self._write_end("carrier", job.part, {**facts, "end": how})
+
+    def _write_changes(self, kind: str, name: str, facts: dict[str, Any]) -> None:
+        before = self.written.get((kind, name), {})
         if facts != before:
-            self.told[kind, name] = facts
-            self._add({kind: name, **{key: value for key, value in facts.items() if before.get(key) != value}})
+            self.written[kind, name] = facts
+            self._write_line({kind: name, **{key: value for key, value in facts.items() if before.get(key) != value}})
 
-    def _forget(self, kind: str, name: str, facts: dict[str, Any]) -> None:
-        if self.told.pop((kind, name), None):
-            self._add({kind: name, **facts})
+    def _write_end(self, kind: str, name: str, facts: dict[str, Any]) -> None:
+        if self.written.pop((kind, name), None):
+            self._write_line({kind: name, **facts})
 
-    def _add(self, facts: Mapping[str, Any]) -> None:
+    def _write_line(self, facts: Mapping[str, Any]) -> None:
         assert self.file is not None
         self.file.write(json.dumps({"at": round(time.time(), 3), **facts}, ensure_ascii=False) + "\n")
 
 
-def _of_carrier(carrier: Carrier) -> dict[str, Any]:
+def _job_facts(job: InvocationJob) -> dict[str, Any]:
     return {
-        "job": carrier.job, "records": carrier.records, "status": JobStatus.NAMES[carrier.status],
-        "starts": carrier.starts, "on": carrier.lane or carrier.last_lane, **carrier.times,
+        "job": job.id, "records": job.records, "status": JobStatus.NAMES[job.status],
+        "starts": job.starts, "on": job.lane or job.last_lane, **job.times,
     }  # fmt: skip
 
 
-def _of_lane(lane: Mapping[str, Any]) -> dict[str, Any]:
+def _lane_facts(lane: Mapping[str, Any]) -> dict[str, Any]:
     return {name: lane.get(attribute) for name, attribute in LANE.items()} | {"claimed": lane["State"] == "Claimed"}

@@ -1,4 +1,4 @@
-"""What comes back to a driver: results of jobs that run, have ended, are held or have lost their node."""
+"""Receive the results of a driver's jobs. The jobs may be running, completed, held, or on a lost node."""
 
 from __future__ import annotations
 
@@ -9,190 +9,228 @@ from collections.abc import Collection, Iterable, Sequence
 
 from glide.condor.event_log import LOST, Event
 from glide.condor.names import printable
-from glide.errors import Refused
-from glide.invoke.answers import Answers
-from glide.invoke.carriers import Carrier, Carriers
+from glide.errors import CondorRefused
+from glide.invoke.answers import OutputContent
+from glide.invoke.jobs import InvocationJob, RunJobs
 from glide.sweep.audit import Audit
 from glide.sweep.lanes import SILENT_SECONDS, Lanes
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
-PEEK_SECONDS = 2.0  # between looks at what a running carrier has streamed; each costs the access point 5 ms and more
-PEEK_BUDGET = 0.25  # seconds of a cycle for such looks
-GATHER_SECONDS = 1.0  # finished carriers wait for company: bringing many home costs the access point little more
-# Held carriers are sent again so often; after that the reason is the user's to know.
+PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output; a read costs the access point at least 5 ms
+PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running jobs' output, in seconds
+# Minimum time between two gathers, in seconds. A gather of many jobs together costs the access point little more than a
+# gather of one job.
+GATHER_SECONDS = 1.0
+# Held jobs may be found this number of times in a row without a new result in between. Each time, the records of the
+# held jobs are sent again. If held jobs are found once more, the run fails.
 MOST_HOLDS = 5
 _log = logging.getLogger("glide")
 
 
-class Intake:
-    """Takes in what jobs have, and takes out of the queue those that are done for.
+class ResultIntake:
+    """Store the results of jobs. Remove a job from the queue if the job has ended or must not continue.
 
     Attributes:
-        jobs: how often each has started.
-        carried: the ids of the records of each part that is in the queue.
-        finished: parts whose jobs have ended and are to be gathered soon.
-        attempts: how often a record was on a job that was lost.
-        evictions: jobs that were lost.
-        lost_in_flight: records begun on their nodes, as far as these had told: of a node's last second nobody knows.
+        starts: number of starts of each job, by job number.
+        record_ids: ids of the records in each part, by name of the part.
+        outdated: names of the parts whose jobs have to be removed, because a request in the part has changed.
+        finished: names of the parts whose jobs have ended, but are not gathered yet.
+        attempts: for each record id, the number of lost jobs that had the record.
+        evictions: number of jobs that were lost.
+        lost_in_flight: number of records that were begun on lost nodes and have no saved result. A node reports the
+            number of begun records only once a second. So records that a node began in its last second are not counted.
+        disconnected: for each job that has lost its node, the Unix time of the loss, by job number.
+        peeked: time of the last read of each running job's output (monotonic seconds), by name of the part.
+        holds: number of times in a row that held jobs were found, without a new result in between.
+        done_at_last_hold: number of results when held jobs were last found.
     """
 
-    def __init__(self, work: Work, carriers: Carriers, lanes: Lanes):
+    def __init__(self, work: Work, jobs: RunJobs, lanes: Lanes):
         self.work = work
-        self.carriers = carriers
+        self.jobs = jobs
         self.lanes = lanes
         self.audit = Audit()
-        self.jobs: dict[str, int] = {}
-        self.carried: dict[str, set[str]] = {}
-        self.outdated: set[str] = set()  # parts that ask what nobody asks any more
+        self.starts: dict[str, int] = {}
+        self.record_ids: dict[str, set[str]] = {}
+        self.outdated: set[str] = set()
         self.finished: set[str] = set()
         self.attempts: Counter[str] = Counter()
         self.evictions = self.lost_in_flight = 0
-        self.disconnected: dict[str, float] = {}  # jobs that lost their node, and when (Unix time)
-        self.peeked: dict[str, float] = {}  # when running parts were looked at
-        self.gathered = 0.0
-        self.holds = self.had = 0
+        self.disconnected: dict[str, float] = {}
+        self.peeked: dict[str, float] = {}
+        self.last_gather = 0.0
+        self.holds = self.done_at_last_hold = 0
 
-    def heard(self, news: Iterable[Event]) -> None:
-        """Keep what the event log says of lost nodes: it may come before the queue shows that the job had started."""
-        self.disconnected |= {event.job: event.at for event in reversed(list(news)) if event.kind in LOST}
+    def note_lost_nodes(self, events: Iterable[Event]) -> None:
+        """Remember the jobs that have lost their node according to new events of the event log.
+
+        The event of a loss may arrive even before the queue shows the start of the job.
+        """
+        self.disconnected |= {event.job: event.at for event in reversed(list(events)) if event.kind in LOST}
 
     @property
-    def hopeless(self) -> bool:
-        """Whether jobs are held again and again."""
+    def too_many_holds(self) -> bool:
+        """Whether held jobs were found more than MOST_HOLDS times in a row without a new result."""
         return self.holds > MOST_HOLDS
 
-    def queue(self) -> list[Carrier]:
-        """The jobs in the queue; of each it is known from now on which records it carries."""
-        queue = self.carriers.queue()
-        for carrier in queue:
-            self.jobs[carrier.job] = carrier.starts
-            if carrier.part not in self.carried:
-                self.carried[carrier.part] = self.carriers.carried([carrier])
-                if not self.work.wants(self.carried[carrier.part]):
-                    self.outdated.add(carrier.part)
+    def queue(self) -> list[InvocationJob]:
+        """Return the run's jobs in the queue. Remember the ids of each job's records."""
+        queue = self.jobs.queue()
+        for job in queue:
+            self.starts[job.id] = job.starts
+            if job.part not in self.record_ids:
+                self.record_ids[job.part] = self.jobs.record_ids([job])
+                if not self.work.are_current(self.record_ids[job.part]):
+                    self.outdated.add(job.part)
         return queue
 
-    def forget(self, parts: Collection[str]) -> set[str]:
-        """Forget the records of all parts but these and those that have finished; return the ids of what is left."""
-        self.carried = {part: ids for part, ids in self.carried.items() if part in parts or part in self.finished}
-        return set().union(*self.carried.values())
+    def update_in_flight(self, parts: Collection[str]) -> set[str]:
+        """Forget the parts that have left the queue. Return the ids of the records in the remaining parts.
 
-    def without_finished(self, queue: list[Carrier], at_once: bool = False) -> list[Carrier]:
-        """Gather the carriers that have finished, and return the others."""
-        finished = [carrier for carrier in queue if carrier.status == JobStatus.COMPLETED]
-        others = [carrier for carrier in queue if carrier.status != JobStatus.COMPLETED]
-        if at_once or not others or time.monotonic() - self.gathered > GATHER_SECONDS:
-            came: list[tuple[Carrier, Answers]] = []
+        Args:
+            parts: names of the parts in the queue. Parts in `finished` also remain, because they are not gathered yet.
+        """
+        self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
+        return set().union(*self.record_ids.values())
 
-            def keep(brought: Sequence[tuple[Carrier, Answers]]) -> None:
-                self._keep(*(answers for _, answers in brought))
-                came.extend(brought)
+    def gather_finished(self, queue: list[InvocationJob], at_once: bool = False) -> list[InvocationJob]:
+        """Gather the completed jobs, and return the other jobs.
 
-            self.carriers.gather(finished, self.carried, keep)
-            self.work.history.ended(finished, "gathered")
-            self.gathered = time.monotonic()
-            self._account(came)
+        Args:
+            at_once: whether to gather even if the last gather was less than GATHER_SECONDS ago.
+        """
+        finished = [job for job in queue if job.status == JobStatus.COMPLETED]
+        others = [job for job in queue if job.status != JobStatus.COMPLETED]
+        if at_once or not others or time.monotonic() - self.last_gather > GATHER_SECONDS:
+            received: list[tuple[InvocationJob, OutputContent]] = []
+
+            def store(received_now: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
+                self._store(*(answers for _, answers in received_now))
+                received.extend(received_now)
+
+            self.jobs.gather(finished, self.record_ids, store)
+            self.work.history.write_ended(finished, "gathered")
+            self.last_gather = time.monotonic()
+            self._count_unanswered(received)
             finished = []
-        self.finished = {carrier.part for carrier in finished}
+        self.finished = {job.part for job in finished}
         return others
 
-    def peek(self, queue: list[Carrier]) -> list[Carrier]:
-        """Take what running carriers have streamed, from those first that were looked at longest ago.
+    def peek(self, queue: list[InvocationJob]) -> list[InvocationJob]:
+        """Store the results that running jobs have streamed. Begin with the output that was read longest ago.
 
-        Returns the queue without those that stream more than their records justify.
+        Returns:
+            The queue without the removed jobs. A job is removed if its output is too long for the job's records.
         """
         now = time.monotonic()
-        running = {carrier.part: carrier for carrier in queue if carrier.status == JobStatus.RUNNING}
+        running = {job.part: job for job in queue if job.status == JobStatus.RUNNING}
         self.peeked = {part: self.peeked.get(part, now) for part in running}
-        floods: list[tuple[Carrier, Answers]] = []
+        too_long: list[tuple[InvocationJob, OutputContent]] = []
         for part in sorted(running, key=lambda part: self.peeked[part]):
-            # However many there are and however busy their access point is, a cycle is to end.
+            # The budget limits the duration of a cycle if there are many jobs, or if the access point is busy.
             if now - self.peeked[part] < PEEK_SECONDS or time.monotonic() - now > PEEK_BUDGET:
                 break
-            answers = self.carriers.peek(running[part], self.carried[part])
-            self._keep(answers)
+            answers = self.jobs.peek(running[part], self.record_ids[part])
+            self._store(answers)
             self.peeked[part] = now
-            floods += [(running[part], answers)] if answers.flood else []
-        queue = self._without(queue, floods, "its output is longer than its records justify")
-        self._account(floods)
+            too_long += [(running[part], answers)] if answers.too_long else []
+        queue = self._remove(queue, too_long, "its output is longer than its records allow")
+        self._count_unanswered(too_long)
         return queue
 
-    def _keep(self, *answers: Answers) -> None:
-        self.work.keep(result for each in answers for result in each.results.values())
+    def _store(self, *answers: OutputContent) -> None:
+        self.work.store(result for each in answers for result in each.results.values())
 
-    def _without(self, queue: list[Carrier], bad: list[tuple[Carrier, Answers]], reason: str) -> list[Carrier]:
-        """Remove carriers whose results are kept; what they have not answered is sent again."""
-        self.carriers.remove([carrier for carrier, _ in bad], reason)
-        self.work.history.ended([carrier for carrier, _ in bad], "removed")
-        gone = {carrier.job for carrier, _ in bad}
-        return [carrier for carrier in queue if carrier.job not in gone]
+    def _remove(
+        self, queue: list[InvocationJob], bad: list[tuple[InvocationJob, OutputContent]], reason: str
+    ) -> list[InvocationJob]:
+        """Remove jobs whose results are already stored, and return the other jobs.
 
-    def _note(self, carrier: Carrier, answers: Answers) -> set[str]:
-        """Note whose lane gave invalid answers, and avoid it; return the records that it has left without one."""
-        lane = carrier.lane or carrier.last_lane
-        missing = self.carried[carrier.part] - self.work.have.keys()
-        self.audit.note(self.lanes.name(lane), carrier.job, answers)
-        if missing and not self.lanes.is_alone(lane):
+        The driver sends the unfinished records of the removed jobs again.
+        """
+        self.jobs.remove([job for job, _ in bad], reason)
+        self.work.history.write_ended([job for job, _ in bad], "removed")
+        gone = {job.id for job, _ in bad}
+        return [job for job in queue if job.id not in gone]
+
+    def _log_rejected(self, job: InvocationJob, answers: OutputContent) -> set[str]:
+        """Log a job's invalid output lines, and return the ids of the job's records that have no result.
+
+        If a record has no result and a different glidein is warm, send no job to this job's glidein for a while.
+        """
+        lane = job.lane or job.last_lane
+        missing = self.record_ids[job.part] - self.work.done.keys()
+        self.audit.log_rejected(self.lanes.describe(lane), job.id, answers)
+        if missing and not self.lanes.is_only_warm_glidein(lane):
             self.lanes.avoid(lane)
         return missing
 
-    def _account(self, ended: Sequence[tuple[Carrier, Answers]]) -> None:
-        """Note what was invalid; a record that is often left without an answer by jobs that end gets an error."""
-        for carrier, answers in ended:
-            missing = self._note(carrier, answers)
-            lane = self.lanes.name(carrier.lane or carrier.last_lane)
-            self.work.keep(self.audit.given_up(missing, lane, answers.reason))
+    def _count_unanswered(self, ended: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
+        """Log invalid lines of ended jobs. If too many jobs ended without a result for a record, store an error."""
+        for job, answers in ended:
+            missing = self._log_rejected(job, answers)
+            lane = self.lanes.describe(job.lane or job.last_lane)
+            self.work.store(self.audit.count_unanswered(missing, lane, answers.reason))
 
-    def without_outdated(self, queue: list[Carrier]) -> list[Carrier]:
-        """Remove the jobs of an earlier driver that ask what nobody asks any more; what else they have is kept."""
-        outdated = [carrier for carrier in queue if carrier.part in self.outdated]
-        for carrier in outdated:
-            self._keep(self.carriers.peek(carrier, self.carried[carrier.part]))
-        self.carriers.remove(outdated, "what it asks has changed")
-        self.work.history.ended(outdated, "removed")
+    def remove_outdated(self, queue: list[InvocationJob]) -> list[InvocationJob]:
+        """If a job of an earlier driver contains a changed request, remove the job. Return the remaining jobs.
+
+        Before a job is removed, the job's results for unchanged requests are stored.
+        """
+        outdated = [job for job in queue if job.part in self.outdated]
+        for job in outdated:
+            self._store(self.jobs.peek(job, self.record_ids[job.part]))
+        self.jobs.remove(outdated, "its requests have changed")
+        self.work.history.write_ended(outdated, "removed")
         self.outdated.clear()
-        return [carrier for carrier in queue if carrier not in outdated]
+        return [job for job in queue if job not in outdated]
 
-    def without_held(self, queue: list[Carrier]) -> list[Carrier]:
-        held = [carrier for carrier in queue if carrier.status == JobStatus.HELD]
+    def remove_held(self, queue: list[InvocationJob]) -> list[InvocationJob]:
+        """Remove held jobs, so that the records in these jobs are sent again. Return the remaining jobs.
+
+        Raises:
+            CondorRefused: held jobs were found more than MOST_HOLDS times in a row without a new result.
+        """
+        held = [job for job in queue if job.status == JobStatus.HELD]
         if not held:
             return queue
-        if len(self.work.have) > self.had:  # not again and again: something has come in between
-            self.holds, self.had = 0, len(self.work.have)
+        if len(self.work.done) > self.done_at_last_hold:  # new results have arrived since the last hold
+            self.holds, self.done_at_last_hold = 0, len(self.work.done)
         self.holds += 1
         if self.holds > MOST_HOLDS:
-            raise Refused(f"job {held[0].job} is held, like others before it: {held[0].hold_reason}")
-        came = [(carrier, self.carriers.peek(carrier, self.carried[carrier.part])) for carrier in held]
-        self._keep(*(answers for _, answers in came))
-        queue = self._without(queue, came, "held; its records are sent again")
-        for carrier, answers in came:
-            lane, why = self.lanes.name(carrier.lane or carrier.last_lane), printable(carrier.hold_reason)
-            _log.warning("job %s on %s was held, and its records are sent again: %s", carrier.job, lane, why)
-            self._note(carrier, answers)
+            raise CondorRefused(f"job {held[0].id} is held, as were the jobs before it: {held[0].hold_reason}")
+        received = [(job, self.jobs.peek(job, self.record_ids[job.part])) for job in held]
+        self._store(*(answers for _, answers in received))
+        queue = self._remove(queue, received, "held; its records are sent again")
+        for job, answers in received:
+            lane, why = self.lanes.describe(job.lane or job.last_lane), printable(job.hold_reason)
+            _log.warning("job %s on %s was held: %s; its records are sent again", job.id, lane, why)
+            self._log_rejected(job, answers)
         return queue
 
-    def without_lost(self, queue: list[Carrier]) -> list[Carrier]:
-        """Save what carriers on dead nodes have streamed, and remove them: their other records go out anew.
+    def remove_lost(self, queue: list[InvocationJob]) -> list[InvocationJob]:
+        """Store the results that lost jobs have streamed, remove these jobs, and return the remaining jobs.
 
-        HTCondor would do so by itself, but not before the shadow has asked the dead node three times, for 15 s.
+        A job is lost if its node is dead. The driver sends the unfinished records of lost jobs again. HTCondor itself
+        would run a lost job again only after 15 s, when the job's shadow has asked the dead node three times.
         """
-        gone = self.lanes.vanished() & {carrier.lane for carrier in queue}
-        if gone and self.lanes.collector.age() < SILENT_SECONDS:  # it was restarted, and knows no lane from before
-            self.lanes.excuse()
+        gone = self.lanes.vanished() & {job.lane for job in queue}
+        if gone and self.lanes.collector.age() < SILENT_SECONDS:  # the collector has restarted and lost all ads
+            self.lanes.reset_timeouts()
             gone = set()
-        lost = [carrier for carrier in queue if carrier.job in self.disconnected or carrier.lane in gone]
-        for carrier in lost:
-            answers = self.carriers.peek(carrier, self.carried[carrier.part])
-            self._keep(answers)
+        lost = [job for job in queue if job.id in self.disconnected or job.lane in gone]
+        for job in lost:
+            answers = self.jobs.peek(job, self.record_ids[job.part])
+            self._store(answers)
             saved = len(answers.results)
             self.evictions += 1
             self.lost_in_flight += max(0, answers.begun - saved)
-            at = self.disconnected.get(carrier.job, time.time())
-            self.work.history.ended([carrier], "lost", at=at, begun=answers.begun, saved=saved)
-            self.attempts.update(self.carried[carrier.part] - self.work.have.keys())
-            self.audit.note(self.lanes.name(carrier.lane), carrier.job, answers)
-            self.lanes.avoid(carrier.lane)
-        self.carriers.remove(lost, "its node is gone; what it had not done is sent again")
-        without = {carrier.job for carrier in lost}
-        return [carrier for carrier in queue if carrier.job not in without]
+            at = self.disconnected.get(job.id, time.time())
+            self.work.history.write_ended([job], "lost", at=at, begun=answers.begun, saved=saved)
+            self.attempts.update(self.record_ids[job.part] - self.work.done.keys())
+            self.audit.log_rejected(self.lanes.describe(job.lane), job.id, answers)
+            self.lanes.avoid(job.lane)
+        self.jobs.remove(lost, "its node is gone; its unfinished records are sent again")
+        lost_ids = {job.id for job in lost}
+        return [job for job in queue if job.id not in lost_ids]

@@ -1,4 +1,4 @@
-"""The lanes on which a driver's jobs may run, as the collector has them; what is not as it should be is left out."""
+"""Query the collector for the lanes on which a driver's jobs may run. Ignore malformed ads and attributes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from glide.condor import Collector
 from glide.condor.names import GLIDE_ID, SLOT, printable
 from glide.errors import TemplateError
 from glide.sweep.history import LANE
-from glide.sweep.verdict import Failure, hopeless
+from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# Lanes speak every 15 s. One that does not while others do is on a host that has vanished; TCP may see it later.
+# Maximum age of a lane's ad, in seconds, compared with the newest ad of all lanes. If the ad is older, the lane's host
+# has vanished, although TCP connections to the host may still look open. A lane advertises every 15 s.
 SILENT_SECONDS = 35.0
-VANISHED_SECONDS = 3.0  # a lane without an ad for so long is gone, where no event log says so
-AVOID_SECONDS = 120.0  # a dead glidein's ads are gone after that, whoever expunges them or not
-LARGEST_NUMBER = 1e15
-SHORTEST = 1e-6  # seconds of a record; the pace of one that takes next to nothing would be infinite
-LARGEST_BATCH = 1 << 20
+# A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
+VANISHED_SECONDS = 3.0
+# A glidein is avoided for this number of seconds. After this time the collector has dropped the ads of a dead glidein,
+# even if nobody has removed the ads explicitly.
+AVOID_SECONDS = 120.0
+LARGEST_NUMBER = 1e15  # a number in an ad must be smaller than this
+# Minimum number of seconds per record. A smaller value is ignored, because the lane's speed would be nearly infinite.
+SHORTEST = 1e-6
+LARGEST_BATCH = 1 << 20  # maximum batch size that is accepted from an ad
 
 _TEXTS = (
     "State", "Machine", Machine.STATE, Machine.FAILURE, Machine.SERVICE, Machine.BATCHING, Machine.GPU_NAME,
@@ -35,101 +40,116 @@ _log = logging.getLogger("glide")
 
 
 class Lanes:
-    """What has been seen of the lanes that have, or are about to have, a template.
+    """The lanes that have loaded one template, or are loading this template.
 
     Attributes:
-        glideins: the last ad of each, by GlideId.
-        is_warm, was_warm: whether one is warm now, or was.
+        glideins: for each GlideId, the newest ad that a lane of the glidein sent.
+        last_seen: for each lane Name, the GlideId and the time when the lane's ad was last present (monotonic seconds).
+        avoided: for each avoided glidein, the time of the last call of `avoid` (monotonic seconds), by GlideId. Such a
+            glidein is dead or has sent invalid results.
+        failures: the first failure of each glidein that failed to load the template, by GlideId.
+        is_warm: whether a lane is warm now.
+        was_warm: whether a lane is warm now or was warm before.
     """
 
     def __init__(self, template: Template):
         self.template = template
         self.collector = Collector()
         self.glideins: dict[str, dict[str, Any]] = {}
-        self.seen: dict[str, tuple[str, float]] = {}  # GlideId by lane's Name, and when its ad was last seen
-        self.avoided: dict[str, float] = {}  # glideins that are dead or not to be trusted, and since when
+        self.last_seen: dict[str, tuple[str, float]] = {}
+        self.avoided: dict[str, float] = {}
         self.failures: dict[str, Failure] = {}
         self.is_warm = self.was_warm = False
 
-    def look(self) -> list[dict[str, Any]]:
-        """The ads of the lanes that are there and not to be avoided.
+    def observe(self) -> list[dict[str, Any]]:
+        """Query the collector, and return the ads of the present lanes. Leave out the lanes of avoided glideins.
 
         Raises:
-            TemplateError: so many have failed to load the template that it is beyond hope.
+            TemplateError: too many glideins have failed to load the template, so the run gives up.
+            CondorError: the collector does not answer.
         """
-        ours = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'  # as the jobs' requirements
-        constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {ours}'
+        # Only a daemon with a glidein's token has this identity. The requirements of the jobs contain the same test.
+        is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
+        constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {is_glidein}'
         lanes = [lane for ad in self.collector.lanes(_ATTRIBUTES, constraint) if (lane := checked(ad))]
         now = time.monotonic()
         newest = max((lane["LastHeardFrom"] for lane in lanes), default=0)
         lanes = [lane for lane in lanes if newest - lane["LastHeardFrom"] < SILENT_SECONDS]
         for lane in lanes:
             self.glideins[lane[Machine.ID]] = lane
-            self.seen[lane["Name"]] = (lane[Machine.ID], now)
+            self.last_seen[lane["Name"]] = (lane[Machine.ID], now)
         self.avoided = {each: since for each, since in self.avoided.items() if now - since < AVOID_SECONDS}
-        self._judge(lanes, now)
+        self._check_failures(lanes, now)
         return [lane for lane in lanes if lane[Machine.ID] not in self.avoided]
 
-    def _judge(self, lanes: list[dict[str, Any]], now: float) -> None:
+    def _check_failures(self, lanes: list[dict[str, Any]], now: float) -> None:
+        """Log new failures to load the template. Raise TemplateError if the run has to give up."""
         self.is_warm = any(lane.get(Machine.STATE) == State.WARM for lane in lanes)
         self.was_warm |= self.is_warm
-        own = [lane for lane in lanes if Machine.SERVICE not in lane]  # a service that is not ready says nothing of it
+        # Ignore the lanes that use a remote service, because a service that fails may work again after a while.
+        own = [lane for lane in lanes if Machine.SERVICE not in lane]
         failed = [lane for lane in own if lane.get(Machine.STATE) == State.FAILED]
         for lane in failed:
             if lane[Machine.ID] not in self.failures:
                 reason = printable(lane.get(Machine.FAILURE, "no reason given"))
                 self.failures[lane[Machine.ID]] = Failure(lane.get("Machine", "an unknown host"), reason, now)
-                _log.warning("%s cannot be loaded on %s: %s", self.template.model, self.name(lane["Name"]), reason)
+                _log.warning("%s cannot be loaded on %s: %s", self.template.model, self.describe(lane["Name"]), reason)
         if self.failures and not self.was_warm:
-            why = hopeless(self.failures, len(failed) < len(own), self._own_hosts(), now)
+            why = reason_to_give_up(self.failures, len(failed) < len(own), self._pool_hosts(), now)
             if why:
                 raise TemplateError(f"{self.template.model} cannot be loaded on {why}")
 
-    def _own_hosts(self) -> set[str]:
-        """Those of the pool's own execution points."""
+    def _pool_hosts(self) -> set[str]:
+        """Return the hosts of the pool's own execution points, which are not glideins."""
         ads = self.collector.lanes(["Machine"], f"{Machine.ID} =?= undefined")
         return {ad["Machine"] for ad in ads if isinstance(ad.get("Machine"), str)}
 
     @property
-    def trouble(self) -> str:
-        """Why no lane is warm, where the template could not be loaded; else empty."""
+    def problem(self) -> str:
+        """The newest failure to load the template, as text; empty if a lane is warm or no glidein has failed."""
         if self.is_warm or not self.failures:
             return ""
         glide_id, latest = list(self.failures.items())[-1]
-        return f"{glide_id} ({latest.host}) could not load it: {latest.reason}; waits for another"
+        return f"{glide_id} ({latest.host}) failed to load the template: {latest.reason}; waiting for another glidein"
 
     def vanished(self) -> set[str]:
-        """Names of lanes without an ad for so long that they are gone."""
+        """Return the Names of the lanes that have had no ad for VANISHED_SECONDS."""
         now = time.monotonic()
-        return {name for name, (_, seen) in self.seen.items() if now - seen > VANISHED_SECONDS}
+        return {name for name, (_, seen) in self.last_seen.items() if now - seen > VANISHED_SECONDS}
 
-    def excuse(self) -> None:
-        """Take no lane for gone until it had the time to advertise again: nobody has looked, or a collector is new."""
-        self.collector = Collector()  # found again: it may have another address
+    def reset_timeouts(self) -> None:
+        """Give each lane time to advertise again before the lane counts as vanished.
+
+        This is needed after a pause of this driver, and after a restart of the collector.
+        """
+        self.collector = Collector()  # locate the collector again, because its address may have changed
         until = time.monotonic() + SILENT_SECONDS
-        self.seen = {name: (glide_id, until) for name, (glide_id, _) in self.seen.items()}
+        self.last_seen = {name: (glide_id, until) for name, (glide_id, _) in self.last_seen.items()}
 
     def avoid(self, lane_name: str) -> None:
-        """Send nothing to a lane's glidein for a while."""
-        if lane_name in self.seen:
-            self.avoided[self.seen[lane_name][0]] = time.monotonic()
+        """Send no job to the glidein of this lane for AVOID_SECONDS."""
+        if lane_name in self.last_seen:
+            self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
-    def is_alone(self, lane_name: str) -> bool:
-        """Whether no other glidein than this lane's is warm."""
-        mine = self.seen.get(lane_name, ("", 0.0))[0]
+    def is_only_warm_glidein(self, lane_name: str) -> bool:
+        """Return whether no glidein is warm except the glidein of this lane."""
+        mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
-        there = {glide_id for glide_id, seen in self.seen.values() if now - seen < VANISHED_SECONDS} - {mine}
-        return not any(self.glideins[each].get(Machine.STATE) == State.WARM for each in there)
+        others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}
+        return not any(self.glideins[each].get(Machine.STATE) == State.WARM for each in others)
 
-    def name(self, lane_name: str) -> str:
-        """A lane's glidein and host, for people."""
-        glide_id = self.seen.get(lane_name, ("", 0.0))[0]
+    def describe(self, lane_name: str) -> str:
+        """Return a lane's glidein and host as text for messages: "GlideId (host)"."""
+        glide_id = self.last_seen.get(lane_name, ("", 0.0))[0]
         host = self.glideins.get(glide_id, {}).get("Machine", "an unknown host")
         return f"{glide_id} ({printable(host)})" if glide_id else printable(lane_name) or "an unknown lane"
 
 
 def checked(ad: dict[str, Any]) -> dict[str, Any] | None:
-    """A lane's ad without what is not of its type; None where it does not say which lane it is."""
+    """Return a lane's ad without invalid attributes, or None if the Name or the GlideId is invalid.
+
+    An attribute is invalid if its value has a wrong type or is out of range.
+    """
     texts = {name: ad[name] for name in _TEXTS if isinstance(ad.get(name), str)}
     numbers = {name: ad[name] for name in _NUMBERS if _is_number(ad.get(name))}
     if not isinstance(numbers.get(Machine.BATCH), int) or not 1 <= numbers[Machine.BATCH] <= LARGEST_BATCH:

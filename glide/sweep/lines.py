@@ -1,7 +1,8 @@
-"""The lines of a results.jsonl: which of them answer what is asked now, and what becomes of the others.
+"""Read the lines of a results.jsonl. Keep the lines that belong to current requests, and move the other lines aside.
 
-A file has one line for a record, or two while its error is run again: the last one counts. Files may be larger than
-memory, so they are read line by line, and only the places of lines are kept.
+A file has one line for each record that has a result. If a record is run again because its result is an error, the file
+may have two lines for the record. In this case the last line counts. Files may be larger than memory, so they are read
+line by line, and only the offsets of the lines are held in memory.
 """
 
 from __future__ import annotations
@@ -15,151 +16,161 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glide.invoke.carriers import read_lines
-from glide.sweep.requests import NONE, Asked
+from glide.invoke.jobs import read_lines
+from glide.sweep.requests import NO_RESULT, RequestIndex
 from glide.system import publishing
 
-BLOCK = 1 << 16
-# Of each field what it may be; an engine may add fields of its own.
+BLOCK = 1 << 16  # number of bytes in each read when `drop_torn_line` searches a file backwards for the last newline
+# The allowed types of each required field of a result. An engine may add further fields.
 KINDS: dict[str, tuple[type, ...]] = {
     "custom_id": (str,), "text": (str, type(None)), "tokens": (int, type(None)), "error": (dict, type(None)),
     "glidein": (str, type(None)), "attempts": (int, type(None)), "seconds": (int, float, type(None)),
 }  # fmt: skip
 FIELDS = tuple(KINDS)
-MOST = 1e12  # of any number in a result
+LARGEST_NUMBER = 1e12  # a number in a result must be smaller than this
 
 
-def is_sound(result: Mapping[str, Any]) -> bool:
-    """Whether a result has the fields that it must have, each of its kind."""
+def is_valid(result: Mapping[str, Any]) -> bool:
+    """Return whether a result has all required fields, with valid types and values."""
     if not all(isinstance(result.get(name), kinds) for name, kinds in KINDS.items()):
         return False
     error = result.get("error")
     if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
         return False
-    return all(abs(result.get(name) or 0) < MOST for name in ("tokens", "attempts", "seconds"))  # NaN is not
+    # The comparison rejects NaN too, because NaN is not smaller than any number.
+    return all(abs(result.get(name) or 0) < LARGEST_NUMBER for name in ("tokens", "attempts", "seconds"))
 
 
 def to_line(result: Mapping[str, Any]) -> bytes:
+    """Return a result as a line of JSON."""
     try:
         return json.dumps(result, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character, which only an escape can write
+    except UnicodeEncodeError:  # a text has a lone surrogate (half a character), which must be escaped
         return json.dumps(result).encode() + b"\n"
 
 
 @dataclass(frozen=True)
-class Found:
-    """The lines of a file that answer what is asked.
+class ResultIndex:
+    """The positions of the results of current requests in a results.jsonl.
 
     Attributes:
-        places: for each record where its line begins, NONE for a record without one.
-        twice: the numbers of records that have more than one.
-        others: lines that are no result of what is asked.
+        offsets: for each record in input order, the offset of the record's last line, in bytes; NO_RESULT if there is
+            no line.
+        duplicated: the numbers of the records that have more than one line.
+        other_lines: number of lines that are not the result of a current request.
     """
 
-    places: array[int]
-    twice: set[int]
-    others: int
+    offsets: array[int]
+    duplicated: set[int]
+    other_lines: int
 
     @property
     def in_order(self) -> bool:
-        """Whether there is nothing but a line for each record, in their order."""
-        places = self.places
-        return not (self.twice or self.others) and all(places[n - 1] < places[n] for n in range(1, len(places)))
+        """Whether the file has exactly one line for each record, in input order, and no other lines."""
+        offsets = self.offsets
+        ascending = (offsets[n - 1] < offsets[n] for n in range(1, len(offsets)))
+        return not (self.duplicated or self.other_lines) and all(ascending)
 
 
-def find(path: Path, asked: Asked) -> Found:
-    places, twice, others = array("q", [NONE]) * len(asked.prints), set(), 0
-    for place, _, number, _ in _read(path, asked):
+def index_results(path: Path, index: RequestIndex) -> ResultIndex:
+    """Read a results.jsonl, and return the offsets of the results of current requests."""
+    offsets, duplicated, other_lines = array("q", [NO_RESULT]) * len(index.fingerprints), set(), 0
+    for offset, _, number, _ in _read(path, index):
         if number is None:
-            others += 1
+            other_lines += 1
             continue
-        if places[number] != NONE:
-            twice.add(number)
-        places[number] = place
-    return Found(places, twice, others)
+        if offsets[number] != NO_RESULT:
+            duplicated.add(number)
+        offsets[number] = offset
+    return ResultIndex(offsets, duplicated, other_lines)
 
 
-def answers(path: Path, asked: Asked, found: Found) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records' numbers with their results, as they come in the file."""
-    for place, _, number, result in _read(path, asked):
-        if number is not None and result is not None and found.places[number] == place:
+def numbered_results(path: Path, index: RequestIndex, found: ResultIndex) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the result of each record that has a result, in the order of the file."""
+    for offset, _, number, result in _read(path, index):
+        if number is not None and result is not None and found.offsets[number] == offset:
             yield number, result
 
 
-def ordered(path: Path, found: Found) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines and results of all records that have one, in the records' order."""
+def ordered(path: Path, found: ResultIndex) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the line and the parsed result of each record that has a result, in input order."""
     with path.open("rb") as file:
-        for place in found.places:
-            if place != NONE:
-                file.seek(place)
+        for offset in found.offsets:
+            if offset != NO_RESULT:
+                file.seek(offset)
                 line = file.readline()
                 yield line, json.loads(line)
 
 
-def _read(path: Path, asked: Asked) -> Iterator[tuple[int, bytes, int | None, dict[str, Any] | None]]:
-    """Each line with its place, the number of the record that it answers, and the result, if it is one."""
-    place = 0
+def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | None, dict[str, Any] | None]]:
+    """For each line, yield the line's offset, the line itself, the number of the record, and the result.
+
+    The number is None if the line is no result of a current request. The result is None if the line is no valid result.
+    """
+    offset = 0
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             result = _parse(line)
-            number = asked.ids.get(result["custom_id"]) if result is not None else None
-            yield place, line, number if number is not None and asked.same[number] else None, result
-            place += len(line)
+            number = index.numbers.get(result["custom_id"]) if result is not None else None
+            yield offset, line, number if number is not None and index.unchanged[number] else None, result
+            offset += len(line)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     with suppress(ValueError, RecursionError):
         result = json.loads(line) if line.endswith(b"\n") else None
-        if isinstance(result, dict) and is_sound(result):
+        if isinstance(result, dict) and is_valid(result):
             return result
     return None
 
 
-# ---- what answers nothing ------------------------------------------------------------------------
+# ---- results of requests that have changed -------------------------------------------------------
 
 
-def tidy(path: Path, asked: Asked, found: Found, aside: Path) -> int:
-    """Move the lines that count for nothing to the file `aside`, and return their number.
+def move_superseded(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
+    """Move the outdated, repeated and invalid lines to the file `aside`. Return the number of moved lines.
 
-    A line there has the fingerprint of the `request` that its `result` answers; what is no result is a `line`.
+    If a record has several lines, the last line stays. Each moved line becomes a JSON object. If the line is a valid
+    result, the object has the keys `result` and `request` (the fingerprint). Otherwise the object has the key `line`.
     """
-    if not (found.twice or found.others):
+    if not (found.duplicated or found.other_lines):
         return 0
     moved = 0
-    with aside.open("ab") as others, publishing(path, 0o666) as kept:
-        for place, line, number, result in _read(path, asked):
-            if number is not None and found.places[number] == place:
+    with aside.open("ab") as aside_file, publishing(path, 0o666) as kept:
+        for offset, line, number, result in _read(path, index):
+            if number is not None and found.offsets[number] == offset:
                 kept.write(line)
                 continue
             if result is None:
                 content: dict[str, Any] = {"line": line.decode("utf-8", "replace")}
             else:
-                request = asked.before.get(result["custom_id"])
-                content = {"request": request or _print(asked, number), "result": result}
-            others.write(to_line(content))
+                request = index.superseded.get(result["custom_id"])
+                content = {"request": request or _fingerprint(index, number), "result": result}
+            aside_file.write(to_line(content))
             moved += 1
-        others.flush()
-        os.fsync(others.fileno())  # before the file that has them, too, is replaced
+        aside_file.flush()
+        # Flush the moved lines to disk before the old file is replaced, because no other file has these lines.
+        os.fsync(aside_file.fileno())
     return moved
 
 
-def _print(asked: Asked, number: int | None) -> str | None:
-    return None if number is None else f"{asked.prints[number]:016x}"
+def _fingerprint(index: RequestIndex, number: int | None) -> str | None:
+    return None if number is None else f"{index.fingerprints[number]:016x}"
 
 
-def restore(path: Path, asked: Asked, found: Found, aside: Path) -> int:
-    """Bring back what answers a request that is made again, and return how many results that are."""
-    here = bytearray(place != NONE for place in found.places)
+def restore(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
+    """Copy a result back from the file `aside` if the request is current again. Return the number of copies."""
+    present = bytearray(offset != NO_RESULT for offset in found.offsets)
     restored = 0
     with path.open("ab") as file:
         for content in read_lines(aside):
             result = content.get("result")
-            if not isinstance(result, dict) or not is_sound(result):
+            if not isinstance(result, dict) or not is_valid(result):
                 continue
-            number = asked.ids.get(result["custom_id"])
-            if number is not None and not here[number] and content.get("request") == _print(asked, number):
+            number = index.numbers.get(result["custom_id"])
+            if number is not None and not present[number] and content.get("request") == _fingerprint(index, number):
                 file.write(to_line(result))
-                here[number] = True
+                present[number] = True
                 restored += 1
         file.flush()
         os.fsync(file.fileno())
@@ -167,16 +178,20 @@ def restore(path: Path, asked: Asked, found: Found, aside: Path) -> int:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove half a line from the end: a driver that was killed has left it; its job with the whole one is queued."""
+    """Remove an incomplete line from the end of a file.
+
+    A killed driver may leave such a line. The result in this line is not lost, because the job is still in the queue,
+    and the job's output has the complete line.
+    """
     with path.open("r+b") as file:
-        end = place = file.seek(0, os.SEEK_END)
-        while place > 0:
-            start = max(0, place - BLOCK)
+        end = offset = file.seek(0, os.SEEK_END)
+        while offset > 0:
+            start = max(0, offset - BLOCK)
             file.seek(start)
-            last = file.read(place - start).rfind(b"\n")
+            last = file.read(offset - start).rfind(b"\n")
             if last >= 0:
-                place = start + last + 1
+                offset = start + last + 1
                 break
-            place = start
-        if place < end:
-            file.truncate(place)
+            offset = start
+        if offset < end:
+            file.truncate(offset)

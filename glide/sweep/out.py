@@ -1,8 +1,15 @@
-"""A sweep's folder: whose results it holds, which driver works in it, and how old results are moved aside.
+"""Manage the folder of a sweep (`out`). Only one driver at a time may use the folder. Old results can be moved aside.
 
-`out` holds a folder with `results.jsonl` for each prompt, `summary.json`, and `.glide`, where the rest lies:
-`run.json` (whose results these are), `requests` (what they answer), `superseded` (results that answer nothing of what
-the sweep file says now), `retry.jsonl` (the errors that are being run again), `history.jsonl`, and `lock`.
+`out` holds `summary.json`, a folder with `results.jsonl` for each prompt, and the folder `.glide`, which holds:
+
+- `run.json`: the sweep that the results belong to.
+- `requests`: fingerprints of the requests that the results belong to.
+- `superseded`: results whose requests have changed.
+- `retry.jsonl`: records that are run again because their result is an error.
+- `parts`: input and output files of jobs.
+- `wave.json`: sizes of the jobs that were submitted last.
+- `history.jsonl`: the driver's observations.
+- `lock`: the file that the running driver locks.
 """
 
 from __future__ import annotations
@@ -21,25 +28,25 @@ from typing import IO
 
 from glide.config import SUMMARY
 from glide.errors import InputError
-from glide.invoke.carriers import read_lines
+from glide.invoke.jobs import read_lines
 from glide.system import publish, sync_folder
 
-LOCK_SECONDS = 1.0  # `glide sweep status` holds the lock for a moment
-OWN = ".glide"
+LOCK_SECONDS = 1.0  # maximum wait for the lock, in seconds, because `glide sweep status` may hold the lock for a moment
+INTERNAL = ".glide"
 LOCK = "lock"
 STATE = "run.json"
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Whose results a folder holds.
+    """The sweep that the results in a folder belong to. `run.json` holds these attributes.
 
     Attributes:
-        name: the sweep's.
-        source: the sweep file's absolute path.
-        run: GlideRun of the jobs that bring results.
-        digest: the sweep's, as it was when a driver last began.
-        finished: every record has a result, they are in order, and summary.json is of them.
+        name: name of the sweep.
+        source: absolute path of the sweep file.
+        run: value of the attribute GlideRun in the ads of the sweep's jobs.
+        digest: digest of the sweep at the last start of a driver.
+        finished: whether every record has a result, the results are in order, and summary.json is about these results.
     """
 
     name: str
@@ -49,9 +56,9 @@ class RunState:
     finished: bool
 
 
-def own(out: Path, name: str) -> Path:
-    """The path of a file or folder that is glide's own."""
-    return out / OWN / name
+def internal_path(out: Path, name: str) -> Path:
+    """Return the path of one of glide's own files or folders in `out`."""
+    return out / INTERNAL / name
 
 
 def results_file(out: Path, prompt: str) -> Path:
@@ -59,12 +66,12 @@ def results_file(out: Path, prompt: str) -> Path:
 
 
 def history_file(out: Path) -> Path:
-    return own(out, "history.jsonl")
+    return internal_path(out, "history.jsonl")
 
 
 def read_state(out: Path) -> RunState | None:
-    """Whose results are here; None when nobody says so."""
-    content = next(read_lines(own(out, STATE)), {})
+    """Return the content of `run.json`, or None if the file is missing or invalid."""
+    content = next(read_lines(internal_path(out, STATE)), {})
     try:
         state = RunState(**content)
     except TypeError:
@@ -74,49 +81,56 @@ def read_state(out: Path) -> RunState | None:
 
 
 def write_state(out: Path, state: RunState) -> None:
-    publish(own(out, STATE), json.dumps(asdict(state)) + "\n", 0o666)
+    publish(internal_path(out, STATE), json.dumps(asdict(state)) + "\n", 0o666)
 
 
 def make_folders(out: Path, prompts: Collection[str]) -> None:
-    """Make the folders of a sweep, so that they outlive a crash of this machine.
+    """Create the folders and the empty results files of a sweep, and flush them to disk.
 
     Raises:
-        InputError: they cannot be made, or written.
+        InputError: a folder or file cannot be created or written.
     """
-    folders = [own(out, "parts"), own(out, "requests"), own(out, "superseded"), *(out / prompt for prompt in prompts)]
+    internal = [internal_path(out, name) for name in ("parts", "requests", "superseded")]
+    folders = [*internal, *(out / prompt for prompt in prompts)]
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for prompt in prompts:
             if not results_file(out, prompt).exists():
                 results_file(out, prompt).touch()
-        for folder in {out.parent, out, out / OWN, *folders}:
+        for folder in {out.parent, out, out / INTERNAL, *folders}:
             sync_folder(folder)
     except OSError as error:
         raise unwritable(out, error) from None
 
 
 def unwritable(out: Path, error: OSError) -> InputError:
+    """Return the InputError for an `out` that cannot be written."""
     return InputError(f"{error.filename or out}: {error.strerror}; `out` must name a folder that you can write")
 
 
 class Lock:
-    """The right to write in `out`; the kernel takes it back when its holder ends, however it ends.
+    """The lock of `out`. Only the driver that holds the lock may write to `out`.
+
+    The kernel releases the lock when the driver's process ends, even if the process is killed.
+
+    Attributes:
+        has_locks: whether the file system supports locks. A Lustre file system may have no locks.
 
     Raises:
-        InputError: another driver has it, or the folder cannot be written.
+        InputError: another driver holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, out: Path):
-        path = own(out, LOCK)
+        path = internal_path(out, LOCK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("a+", encoding="utf-8")  # NFS locks exclusively only what is open for writing
+            self.file = path.open("a+", encoding="utf-8")  # on NFS, an exclusive lock needs write access to the file
         except OSError as error:
             raise unwritable(out, error) from None
         deadline = time.monotonic() + LOCK_SECONDS
-        self.locks = True  # whether the file system has locks: Lustre may lack them
-        while not self._taken():
+        self.has_locks = True
+        while not self._try_lock():
             if time.monotonic() > deadline:
                 who = _holder(self.file)
                 self.file.close()
@@ -127,13 +141,14 @@ class Lock:
         self.file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
         self.file.flush()
 
-    def _taken(self) -> bool:
+    def _try_lock(self) -> bool:
+        """Try to acquire the lock. Return False if another process holds it. Return True if locks are not supported."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            self.locks = False
+            self.has_locks = False
         return True
 
     def close(self) -> None:
@@ -141,9 +156,9 @@ class Lock:
 
 
 def holder(out: Path) -> str | None:
-    """The driver that works in `out`; None when none does."""
+    """Return the process and the host of the driver that holds the lock of `out`, or None if the lock is free."""
     try:
-        with own(out, LOCK).open(encoding="utf-8") as file:
+        with internal_path(out, LOCK).open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -154,7 +169,7 @@ def holder(out: Path) -> str | None:
 
 
 def _holder(file: IO[str]) -> str:
-    """The driver whose words these are."""
+    """Return the process and the host that the lock file names, as text."""
     file.seek(0)
     try:
         content = json.loads(file.read())
@@ -164,31 +179,35 @@ def _holder(file: IO[str]) -> str:
 
 
 def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
-    """Move a sweep's results, and what belongs to them, out of the way; return where to, None if nothing was computed.
+    """Move a sweep's results and the sweep's files in `.glide` to a new folder beside `out`.
 
-    The new folder lies beside `out`. Other files in `out` stay where they are, another sweep's folder among them.
+    All other files in `out` stay there, for example the folder of a different sweep.
 
     Args:
-        prompts: whose results are moved, beside those that the folder knows itself.
+        prompts: names of prompts whose results are moved. The results of prompts in `.glide/requests` are moved too.
+
+    Returns:
+        The new folder. If `out` has no results, only `run.json` is removed, and the return value is None.
 
     Raises:
-        InputError: they cannot be moved.
+        InputError: the files cannot be moved.
     """
     found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
-    mine = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
-    mine += [path for path in (out / OWN).iterdir() if path.name not in (LOCK, STATE)]
-    mine = [path for path in [*mine, own(out, STATE)] if path.exists()]  # the last one says whose they are
+    to_move = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
+    to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
+    # Move run.json last. So after an interruption it is still in `out`, and names the sweep of the remaining files.
+    to_move = [path for path in [*to_move, internal_path(out, STATE)] if path.exists()]
     if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
-        own(out, STATE).unlink(missing_ok=True)
+        internal_path(out, STATE).unlink(missing_ok=True)
         return None
     aside = out
     try:
         aside = _new_folder_beside(out)
-        for path in mine:
+        for path in to_move:
             target = aside / path.relative_to(out)
             target.parent.mkdir(exist_ok=True)
             path.rename(target)
-        for folder in {path.parent for path in mine} | {out, out.parent}:
+        for folder in {path.parent for path in to_move} | {out, out.parent}:
             sync_folder(folder)
             if folder != out.parent:
                 sync_folder(aside / folder.relative_to(out))
@@ -204,7 +223,7 @@ def _new_folder_beside(out: Path) -> Path:
         with suppress(FileExistsError):
             aside.mkdir()
             return aside
-    raise AssertionError  # numbers do not end
+    raise AssertionError  # never reached, but type checkers need this line
 
 
 def has_lines(path: Path) -> bool:
@@ -212,13 +231,13 @@ def has_lines(path: Path) -> bool:
 
 
 def superseded_file(out: Path, prompt: str) -> Path:
-    return own(out, "superseded") / f"{prompt}.jsonl"
+    return internal_path(out, "superseded") / f"{prompt}.jsonl"
 
 
 def superseded_files(out: Path) -> list[Path]:
-    return sorted(own(out, "superseded").glob("*.jsonl"))
+    return sorted(internal_path(out, "superseded").glob("*.jsonl"))
 
 
 def known_prompts(out: Path) -> list[str]:
-    """The prompts whose results are here, those included that the sweep file no longer has."""
-    return sorted(path.name.removesuffix(".jsonl") for path in own(out, "requests").glob("*.jsonl"))
+    """Return the prompts that have results in `out`, including prompts that the sweep file no longer has."""
+    return sorted(path.name.removesuffix(".jsonl") for path in internal_path(out, "requests").glob("*.jsonl"))

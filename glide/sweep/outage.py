@@ -1,4 +1,4 @@
-"""What a driver does while HTCondor does not answer, or a disk is full: it waits, and says so once."""
+"""Wait while HTCondor does not answer or a disk is full. Log only the beginning and the end of the wait."""
 
 from __future__ import annotations
 
@@ -8,59 +8,69 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from glide.errors import CondorError, GlideError, Refused
+from glide.errors import CondorError, CondorRefused, GlideError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-LONGEST_PAUSE = 10.0  # seconds between attempts
-STEP = 0.25  # seconds between looks whether there is anything left to wait for
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk and of an exhausted quota
+LONGEST_PAUSE = 10.0  # maximum time between two attempts, in seconds
+STEP = 0.25  # seconds between two checks whether the wait is still needed; also the length of the first pause
 _log = logging.getLogger("glide")
 
 
-def passes(error: Exception) -> bool:
-    """Whether what has failed is to be tried again until it works."""
+def is_temporary(error: Exception) -> bool:
+    """Return whether the cause of an error may disappear by itself, so that a retry may succeed."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    return isinstance(error, CondorError) and not isinstance(error, Refused)
+    return isinstance(error, CondorError) and not isinstance(error, CondorRefused)
 
 
 class Outage:
-    """The time in which a run cannot go on.
+    """A period in which a run cannot continue.
 
     Args:
-        run: its name, for the messages.
-        probe: raises a GlideError as long as HTCondor does not answer.
+        run: the run's name, for log lines.
+        probe: a function that raises a GlideError as long as HTCondor does not answer.
+
+    Attributes:
+        since: Unix time at which the outage began; None if the run can continue.
+        reason: beginning and cause of the outage, as text; empty if the run can continue.
+        pause: seconds before the next attempt. This value is doubled after each attempt, up to LONGEST_PAUSE.
     """
 
     def __init__(self, run: str, probe: Callable[[], object]):
         self.run = run
         self.probe = probe
-        self.since: float | None = None  # Unix time
+        self.since: float | None = None
         self.reason = ""
         self.pause = 0.0
 
-    def wait(self, error: Exception, needless: Callable[[], bool]) -> None:
-        """Return when it makes sense to try again, or when waiting is needless."""
+    def wait(self, error: Exception, unneeded: Callable[[], bool]) -> None:
+        """Block until the probe succeeds, or until the wait is not needed any more.
+
+        Args:
+            error: the error that stopped the run. The error is logged only at the beginning of an outage.
+            unneeded: a function that returns True if the wait is not needed any more.
+        """
         if self.since is None:
             self.since = time.time()
             at = time.strftime("%H:%M:%S", time.localtime(self.since))
-            self.reason = f"waits since {at}: {error}"
-            _log.warning("%s waits since %s, and goes on when this is over: %s", self.run, at, error)
+            self.reason = f"paused since {at}: {error}"
+            _log.warning("%s paused since %s: %s; it resumes by itself when this is over", self.run, at, error)
             self.pause = STEP
-        while not needless():
-            _sleep(self.pause, needless)
+        while not unneeded():
+            _sleep(self.pause, unneeded)
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
             with suppress(GlideError):
                 self.probe()
                 return
 
-    def over(self) -> None:
-        """Say that it is over, if there was one."""
+    def end(self) -> None:
+        """Log the end of the outage, if an outage has begun."""
         if self.since is not None:
-            _log.warning("%s goes on after %.0f s", self.run, time.time() - self.since)
+            _log.warning("%s resumed after %.0f s", self.run, time.time() - self.since)
             self.since, self.reason = None, ""
 
 
-def _sleep(seconds: float, needless: Callable[[], bool]) -> None:
+def _sleep(seconds: float, unneeded: Callable[[], bool]) -> None:
     deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0 and not needless():
+    while (left := deadline - time.monotonic()) > 0 and not unneeded():
         time.sleep(min(STEP, left))

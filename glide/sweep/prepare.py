@@ -1,4 +1,4 @@
-"""A sweep file, checked completely before anything is submitted."""
+"""Read a sweep file and the files that it names, and check all of them before a job is submitted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glide.config import PHASES, ModelSpec, SweepFile, load, place
+from glide.config import PHASES, ModelSpec, SweepFile, load, position
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import listing
@@ -19,12 +19,19 @@ from glide.sweep import records as reading
 from glide.sweep.records import Record
 from glide.template import Template
 
-WEIGHTS = (".safetensors", ".bin")  # what transformers loads
+WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that can run: its file, its records, its template."""
+    """A sweep that has been read and checked.
+
+    Attributes:
+        source: path of the sweep file.
+        file: content of the sweep file.
+        records: the records, in input order.
+        template: the template that the records need.
+    """
 
     source: Path
     file: SweepFile
@@ -41,7 +48,7 @@ class Sweep:
 
     @cached_property
     def digest(self) -> str:
-        """Changes whenever the finished results of an earlier run would not be those of this one."""
+        """A digest of everything that affects results and scores: records, prompts, `generate`, `expect`, template."""
         parts = [self.template.digest, self.file.prompts, self.file.generate, self.file.expect]
         content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for record in self.records:
@@ -50,11 +57,14 @@ class Sweep:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """Where each record stands among all, by its custom_id."""
+        """The position of each record in the input, counted from 0, by custom_id."""
         return {record.custom_id: number for number, record in enumerate(self.records)}
 
     def fingerprints(self, prompt: str) -> array[int]:
-        """For each record 64 bits that change with whatever its result under a prompt depends on."""
+        """Return the 64-bit fingerprints of a prompt's requests, one for each record.
+
+        A fingerprint depends on the template, the `generate` options, and the prompt that contains the record's fields.
+        """
         common = hashlib.sha256(json.dumps([self.template.digest, self.file.generate], sort_keys=True).encode())
         prints = array("Q")
         for record in self.records:
@@ -64,7 +74,7 @@ class Sweep:
         return prints
 
     def request(self, prompt: str, record: Record) -> dict[str, Any]:
-        """What travels of a record: an id that is unique over the prompts, and the filled prompt."""
+        """Return the request for a prompt and a record. No two requests of the sweep have the same `custom_id`."""
         text = reading.render(self.file.prompts[prompt], record.fields)
         return {
             "custom_id": f"{prompt}/{record.custom_id}", "prompt": text, "generate": self.file.generate,
@@ -73,10 +83,10 @@ class Sweep:
 
 
 def prepare(source: Path) -> Sweep:
-    """Read and check everything a sweep file names.
+    """Read and check a sweep file and the files that it names.
 
     Raises:
-        InputError: each problem as `file:line: what is wrong`.
+        InputError: a file is wrong. The error lists all problems, each as `file:line: problem`.
     """
     file = load(source, SweepFile)
     problems: list[str] = []
@@ -101,38 +111,42 @@ def prepare(source: Path) -> Sweep:
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:
-    """Return what is wrong with a sweep's options of `generate`, as far as this machine can know."""
+    """Return the problems that this machine can find in a sweep's `generate` options."""
     folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
     try:
         engines.check_generate(file.model.engine, file.generate, folder)
     except engines.WrongOption as error:
-        return [f"{place(source, 'generate', error.option)}: the {file.model.engine} engine refuses {error}"]
+        return [f"{position(source, 'generate', error.option)}: the {file.model.engine} engine refuses {error}"]
     return []
 
 
 def prepare_model(source: Path) -> Template:
-    """The template of a sweep file's model alone; InputError as `prepare`."""
+    """Return the template of the model in a sweep file. The records are not read.
+
+    Raises:
+        InputError: the sweep file or its model is wrong. The error lists the problems, each as `file:line: problem`.
+    """
     spec = load(source, SweepFile).model
-    wrong = "environment"
+    key = "environment"
     try:
-        parcel = environment(spec.environment, source.parent) if spec.environment else None
-        wrong = "path"
-        return replace(_template(source.parent, spec), environment=parcel)
+        file_set = environment(spec.environment, source.parent) if spec.environment else None
+        key = "path"
+        return replace(_template(source.parent, spec), environment=file_set)
     except ValueError as error:
-        raise InputError(f"{place(source, 'model', wrong)}: {error}") from None
+        raise InputError(f"{position(source, 'model', key)}: {error}") from None
 
 
 def _template(parent: Path, spec: ModelSpec) -> Template:
-    """The template of a model whose path is relative to `parent`; ValueError when the model can't be read."""
+    """Return the template of a model. The model's path is relative to `parent`. Raise ValueError if a file is wrong."""
     budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options, budgets=budgets, keep=spec.keep)
     if "://" in spec.path:
-        return _at_address(spec, budgets)
+        return _remote_template(spec, budgets)
     folder = (parent / spec.path).resolve()
     try:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder")
+            raise ValueError(f"{folder} is not a folder")
         if spec.engine == "transformers":
             _check_transformers(folder)
         template = Template.of_folder(spec.name, spec.engine, folder, spec.options)
@@ -141,14 +155,14 @@ def _template(parent: Path, spec: ModelSpec) -> Template:
         raise ValueError(f"{error.filename}: {error.strerror}") from None
 
 
-def _at_address(spec: ModelSpec, budgets: dict[str, float]) -> Template:
-    """The template of a model that is fetched; nothing but its list of files is read here."""
+def _remote_template(spec: ModelSpec, budgets: dict[str, float]) -> Template:
+    """Return the template of a model that nodes fetch from an address. Only the list of the model's files is read."""
     try:
         path, files = listing(str(spec.path))
     except OSError as error:
         raise ValueError(str(error)) from None
     if spec.engine == "transformers" and "config.json" not in files:
-        raise ValueError(f"{path} has no config.json, which a model of transformers has")
+        raise ValueError(f"{path} has no config.json; a transformers model needs one")
     if spec.engine == "transformers" and not any(name.endswith(WEIGHTS) for name in files):
         raise ValueError(f"{path} has no weights: no file ends with {' or '.join(WEIGHTS)}")
     return Template(spec.name, spec.engine, path, files, spec.options, budgets=budgets, keep=spec.keep)

@@ -1,4 +1,4 @@
-"""Read records: JSON lines, FEVER's own files, CSV, TSV, Parquet; and fill them into prompts."""
+"""Read records from JSON lines, files of the FEVER dataset, CSV, TSV and Parquet. Fill the records into prompts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any
 from glide.config import prompt_fields
 from glide.errors import InputError
 
-MOST_PROBLEMS = 20  # a file that is wrong throughout is wrong in the same way
-# FEVER's own files name the verdicts as verbs; workloads and models name them as findings.
+MOST_PROBLEMS = 20  # maximum number of problems reported for a file; further problems are usually of the same kind
+# For each of these labels in FEVER's files, the label that workloads and models use instead.
 FEVER_LABELS = {"SUPPORTS": "SUPPORTED", "REFUTES": "REFUTED"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record: its id, its fields, and the line of the file it came from."""
+    """A record, with its id, all its fields (including `custom_id`), and its line number in the file."""
 
     custom_id: str
     fields: dict[str, Any]
@@ -34,21 +34,21 @@ class Record:
 
 
 def read(path: Path) -> list[Record]:
-    """Read a file of records by its suffix: .jsonl, .ndjson and .json, .csv, .tsv, .parquet.
+    """Read a file of records. The suffix gives the format: .jsonl, .ndjson or .json (JSON lines), .csv, .tsv, .parquet.
 
     Raises:
-        InputError: what can't be read, and each line that is no record, is without a custom_id, or has one that
-            an earlier line has.
+        InputError: the file cannot be read; or a line is not a record, has no custom_id, or has the custom_id of an
+            earlier line. The error lists the problems of all such lines.
     """
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)
     if path.is_dir():
-        raise InputError(f"{path}: is a directory; name one file, and join the parts of a set before: cat DIR/* >FILE")
+        raise InputError(f"{path}: is a directory; join its files first, and name the new file: cat DIR/* >FILE")
     if suffix in _COMPRESSED:
         raise InputError(f"{path}: is compressed; unpack it first: {_COMPRESSED[suffix]} {path.name}")
     if reader is None:
         known = ", ".join(_READERS)
-        raise InputError(f"{path}: records are read from {known}; {path.suffix or 'no suffix'} is unknown")
+        raise InputError(f"{path}: unknown format {path.suffix or '(no suffix)'}; records can be read from {known}")
     records: list[Record] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
@@ -57,7 +57,7 @@ def read(path: Path) -> list[Record]:
         if isinstance(record, str):
             problems.append(f"{path}:{line}: {record}")
         elif record.custom_id in seen:
-            problems.append(f"{path}:{line}: custom_id {record.custom_id!r} is line {seen[record.custom_id]}'s too")
+            problems.append(f"{path}:{line}: custom_id {record.custom_id!r} is also in line {seen[record.custom_id]}")
         else:
             seen[record.custom_id] = line
             records.append(record)
@@ -66,36 +66,39 @@ def read(path: Path) -> list[Record]:
     if problems:
         raise InputError(*problems)
     if not records:
-        raise InputError(f"{path}: no records in it")
+        raise InputError(f"{path}: the file has no records")
     return records
 
 
 def _record(row: Any, line: int) -> Record | str:
-    """The record, or what is wrong with it."""
-    if isinstance(row, Unusable):
+    """Return the record of a row, or the problem of the row as text."""
+    if isinstance(row, UnusableRecord):
         return str(row)
     if not isinstance(row, dict):
         return "not a JSON object"
     if _is_fever(row):
         row = _fever(row)
     if _is_batch(row):
-        return "a request of OpenAI's Batch API, which is not read yet; write its text into a field that a prompt names"
+        return "requests of OpenAI's Batch API are not supported; write their text into a field that a prompt names"
     custom_id = row.get("custom_id")
     if isinstance(custom_id, (int, float)) and not isinstance(custom_id, bool):
-        return f"custom_id {custom_id} is a number; write it as a text"
+        return f"custom_id {custom_id} is a number; write it as text, in quotes"
     if not isinstance(custom_id, str) or not custom_id:
         has = f"; it has {', '.join(sorted(row))}" if row and "custom_id" not in row else ""
-        return f"no custom_id (a non-empty text, unique in the file), and not one of FEVER's own lines{has:.200}"
+        return f"no custom_id (a non-empty text, unique in the file), and not a line of FEVER's files{has:.200}"
     return Record(custom_id, row, line)
 
 
 def _is_batch(row: dict[str, Any]) -> bool:
-    """Whether this is a line of a file for OpenAI's Batch API."""
+    """Return whether a row is a line of a file for OpenAI's Batch API."""
     return {"method", "url", "body"} <= row.keys() and isinstance(row["body"], dict)
 
 
 def _is_fever(row: dict[str, Any]) -> bool:
-    """Whether this is a line of FEVER's own files: evidence is groups of [annotation, evidence, page, sentence]."""
+    """Return whether a row is from FEVER.
+
+    The evidence of such a row is a list of groups. A group is a list of [annotation, evidence, page, sentence].
+    """
     groups = row.get("evidence")
     return (
         "custom_id" not in row
@@ -108,7 +111,7 @@ def _is_fever(row: dict[str, Any]) -> bool:
 
 
 def _fever(row: dict[str, Any]) -> dict[str, Any]:
-    """A line of FEVER's own files with the fields that other records have; its test files have no label."""
+    """Return a row of FEVER's files with the fields that records have. FEVER's test files have no labels."""
     places = {
         f"{page}:{sentence}" for group in row["evidence"] for _, _, page, sentence, *_ in group if page is not None
     }
@@ -119,17 +122,17 @@ def _fever(row: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-# ---- formats: each gives line numbers with what the line holds, or with why that is unusable -----
+# ---- formats: for each line, a reader yields the line's number, and its content or an UnusableRecord
 
 
-class Unusable(Exception):
-    """Why a line holds no record."""
+class UnusableRecord(Exception):
+    """The error for a line that holds no record. The message is the reason."""
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """A text file's lines, without a byte order mark, one at a time: the file may be larger than memory.
+    """Yield the lines of a UTF-8 file without its byte order mark. The file may be larger than memory.
 
-    By "\n" alone: a text may contain what else Python takes for the end of a line.
+    Only a newline character ends a line. Other characters that Python may accept as line ends can be part of a text.
     """
     try:
         with path.open("rb") as file:
@@ -149,47 +152,47 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         if first and line.strip()[0] == "[":
-            raise InputError(f"{path}:{number}: a JSON array; write one object a line: jq -c '.[]' {path.name}")
+            raise InputError(f"{path}:{number}: a JSON array; write one object per line: jq -c '.[]' {path.name}")
         if first and line.strip() == "{":
-            raise InputError(f"{path}:{number}: an object on several lines; write each on one: jq -c . {path.name}")
+            raise InputError(f"{path}:{number}: an object on several lines; write one per line: jq -c . {path.name}")
         first = False
         yield number, _json(line)
 
 
 def _json(line: str) -> Any:
     try:
-        value = json.loads(line, object_pairs_hook=_once)
-        if "\\u" in line:  # nothing else makes half a character
+        value = json.loads(line, object_pairs_hook=_reject_duplicate_keys)
+        if "\\u" in line:  # only an escape sequence can produce a lone surrogate
             json.dumps(value, ensure_ascii=False).encode()
         return value
-    except Unusable as error:
+    except UnusableRecord as error:
         return error
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.end]
-        return Unusable(f"{half!r} is half a character (a lone surrogate); complete it, or take it out")
+        return UnusableRecord(f"{half!r} is half a character (a lone surrogate); complete or remove it")
     except RecursionError:
-        return Unusable("not JSON: nested too deeply")
+        return UnusableRecord("not JSON: nested too deeply")
     except ValueError as error:
-        return Unusable(f"not JSON: {error}")
+        return UnusableRecord(f"not JSON: {error}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, none of whose keys is there twice."""
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict. Raise UnusableRecord if a key occurs twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise Unusable(f"{_twice(key for key, _ in pairs)!r:.40} is there twice; remove or rename one")
+        raise UnusableRecord(f"{_duplicate(key for key, _ in pairs)!r:.40} is given twice; remove or rename one")
     return fields
 
 
-def _twice(names: Iterable[str]) -> str | None:
-    """The name that most often is there more than once, if one is."""
+def _duplicate(names: Iterable[str]) -> str | None:
+    """Return the most frequent name, or None if all names are different."""
     name, times = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
     return name if times > 1 else None
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(sys.maxsize)  # documents are longer than the module's 131072 characters
-    # strict: a quote that is never closed would silently swallow the rest of the file
+    csv.field_size_limit(sys.maxsize)  # a document may be longer than csv's default limit of 131072 characters
+    # Without `strict`, a quote that is never closed would put the rest of the file into one cell, and raise no error.
     rows = csv.reader(_lines(path), strict=True, delimiter=delimiter)
     try:
         names = next(rows, [])
@@ -199,17 +202,17 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
                 yield rows.line_num, dict(zip(names, cells, strict=True))
             elif cells:
                 why = f"{len(cells)} cells for {len(names)} columns; a text with a comma needs quotes around it"
-                yield rows.line_num, Unusable(why)
+                yield rows.line_num, UnusableRecord(why)
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not CSV: {error}") from None
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
-    """Raise InputError for columns whose cells nobody could name."""
-    if (name := _twice(names)) is not None:
-        raise InputError(f"{path}:1: column {name!r:.40} is there twice; remove or rename one")
+    """Raise InputError if two columns have the same name, or if the file seems to use a different delimiter."""
+    if (name := _duplicate(names)) is not None:
+        raise InputError(f"{path}:1: column {name!r:.40} is given twice; remove or rename one")
     if len(names) == 1 and (sign := next((sign for sign in ";\t|" if sign in names[0]), None)):
-        raise InputError(f"{path}:1: one column, {names[0]!r:.80}; its cells are divided by {sign!r}: use commas")
+        raise InputError(f"{path}:1: one column, {names[0]!r:.80}: its cells are separated by {sign!r}; use commas")
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
@@ -220,16 +223,16 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise InputError(f"{path}: Parquet needs pyarrow: pip install 'glide[parquet]'") from None
+        raise InputError(f"{path}: pyarrow is needed to read Parquet; run: pip install 'glide[parquet]'") from None
     try:
-        path.stat()  # pyarrow's own error for a missing file gives no reason
+        path.stat()  # if the file is missing, this error is clearer than pyarrow's error
         with parquet.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, _plain(row)
+                    yield number, _json_row(row)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except (ArrowException, ValueError) as error:
@@ -243,12 +246,12 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
 _COMPRESSED = {".gz": "gunzip -k", ".zst": "unzstd", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
 
 
-def _plain(row: dict[str, Any]) -> Any:
-    """A row as if it came from JSON."""
+def _json_row(row: dict[str, Any]) -> Any:
+    """Return a row with only JSON's types. Dates and decimals become text. Other types give an UnusableRecord."""
     try:
         return json.loads(json.dumps(row, default=_as_text))
     except TypeError as error:
-        return Unusable(str(error))
+        return UnusableRecord(str(error))
 
 
 def _as_text(value: Any) -> str:
@@ -263,7 +266,7 @@ def _as_text(value: Any) -> str:
 
 
 def render(prompt: str, fields: dict[str, Any]) -> str:
-    """Put a record's fields into a prompt; braces in the fields stay what they are."""
+    """Fill a record's fields into a prompt. Braces in the values of fields are not interpreted."""
     parts = []
     for text, name in _pieces(prompt):
         parts.append(text)
@@ -274,7 +277,7 @@ def render(prompt: str, fields: dict[str, Any]) -> str:
 
 @lru_cache(64)
 def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """A prompt's texts, each with the name of the field behind it."""
+    """Split a prompt into pairs: a fixed text, and the name of the field after this text; None if no field follows."""
     return [(text, name) for text, name, _, _ in string.Formatter().parse(prompt)]
 
 
@@ -283,7 +286,13 @@ def _text(value: Any) -> str:
 
 
 def check_fields(source: str, records: Iterable[Record], names: Iterable[str], why: str) -> list[str]:
-    """A problem for the first record that lacks one of the fields, or has null there; or none."""
+    """Find the first record in which a field is missing or null. Return a list with this problem, or an empty list.
+
+    Args:
+        source: name of the file, for the message.
+        names: names of the fields.
+        why: the reason why the fields are needed, as words for the message, for example "expect names".
+    """
     for record in records:
         for name in names:
             if name not in record.fields:
@@ -295,7 +304,7 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
 
 
 def check_prompts(source: str, records: list[Record], prompts: dict[str, str]) -> list[str]:
-    """A problem for each prompt that names a field which some record lacks."""
+    """Return a problem for each prompt with a field that is missing or null in a record."""
     problems = []
     for name, prompt in prompts.items():
         problems += check_fields(source, records, prompt_fields(prompt), f"prompt {name} names")

@@ -1,8 +1,9 @@
-"""What a sweep's results answer: a fingerprint of each request, beside the results, in a file per prompt.
+"""Store the fingerprints of the requests that a prompt's results belong to, in `.glide/requests/PROMPT.jsonl`.
 
-Results carry ids alone. When the sweep file, its records or its model change, the fingerprints tell which results
-still are answers: those whose request has the same fingerprint as when they were computed. So `results.jsonl` never
-holds a result for another request than `requests` says, and what is no longer asked for is in `superseded`.
+A result has the id of its record, but not the request. The sweep file, the records or the model may change after the
+result was computed. The result is still valid if the request has the same fingerprint as before. A result may be in
+`results.jsonl` only if the fingerprint of its request is in PROMPT.jsonl. Results of changed requests are moved to
+`.glide/superseded`.
 """
 
 from __future__ import annotations
@@ -13,53 +14,60 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.invoke.carriers import read_lines
-from glide.sweep.out import own
+from glide.invoke.jobs import read_lines
+from glide.sweep.out import internal_path
 from glide.system import publishing
 
-NONE = -1  # the place of a result that is not there
+NO_RESULT = -1  # value that stands for the offset of a missing result
 
 
 def requests_file(out: Path, prompt: str) -> Path:
-    return own(out, "requests") / f"{prompt}.jsonl"
+    return internal_path(out, "requests") / f"{prompt}.jsonl"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a prompt asks of the records, and what it asked when the results in `out` were computed.
+class RequestIndex:
+    """The current requests of a prompt, compared with the requests that the results in `out` belong to.
 
     Attributes:
-        ids: the records' numbers by custom_id.
-        prints: the fingerprints of their requests, in their order.
-        same: for each record whether its request is still the one whose result may be here.
-        before: the fingerprints of requests that are no longer made, by custom_id.
-        written: whether `requests` says just that already.
+        numbers: position of each record in the input, by custom_id.
+        fingerprints: the fingerprints of the current requests, in input order.
+        unchanged: for each record in input order, 1 if the record's request has not changed, else 0. A result in `out`
+            is still valid if the request has not changed.
+        superseded: fingerprints of the old requests that were changed or removed, by custom_id.
+        up_to_date: whether the file of fingerprints holds exactly the current requests.
     """
 
-    ids: Mapping[str, int]
-    prints: array[int]
-    same: bytearray
-    before: Mapping[str, str]
-    written: bool
+    numbers: Mapping[str, int]
+    fingerprints: array[int]
+    unchanged: bytearray
+    superseded: Mapping[str, str]
+    up_to_date: bool
 
 
-def compare(path: Path, ids: Mapping[str, int], prints: array[int]) -> Asked:
-    """Compare what is asked with what was asked, as `path` has it."""
-    same, before, ordered, count = bytearray(len(prints)), {}, True, 0
+def compare(path: Path, numbers: Mapping[str, int], fingerprints: array[int]) -> RequestIndex:
+    """Compare the current requests with the fingerprints in the file `path`.
+
+    Args:
+        numbers, fingerprints: the values of these two attributes in the returned RequestIndex.
+    """
+    unchanged, superseded, ordered, count = bytearray(len(fingerprints)), {}, True, 0
     for custom_id, fingerprint in _read(path):
-        number = ids.get(custom_id)
-        if number is not None and f"{prints[number]:016x}" == fingerprint:
-            same[number] = True
+        number = numbers.get(custom_id)
+        if number is not None and f"{fingerprints[number]:016x}" == fingerprint:
+            unchanged[number] = True
         else:
-            before[custom_id] = fingerprint
+            superseded[custom_id] = fingerprint
         ordered, count = ordered and number == count, count + 1
-    return Asked(ids, prints, same, before, ordered and count == len(prints) and all(same))
+    up_to_date = ordered and count == len(fingerprints) and all(unchanged)
+    return RequestIndex(numbers, fingerprints, unchanged, superseded, up_to_date)
 
 
-def write(path: Path, asked: Asked) -> None:
+def write(path: Path, index: RequestIndex) -> None:
+    """Replace the content of the file `path` by the current fingerprints."""
     with publishing(path, 0o666) as file:
-        for custom_id, number in asked.ids.items():
-            line = {"custom_id": custom_id, "request": f"{asked.prints[number]:016x}"}
+        for custom_id, number in index.numbers.items():
+            line = {"custom_id": custom_id, "request": f"{index.fingerprints[number]:016x}"}
             file.write(json.dumps(line).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""The results of a sweep on disk: appended as they come, each id once, in input order when finished."""
+"""Store the results of a sweep on disk. Results are appended when they arrive, and put in input order at the end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import GlideError, InputError
-from glide.invoke.carriers import read_lines
+from glide.invoke.jobs import read_lines
 from glide.sweep import lines, requests
-from glide.sweep.history import History
-from glide.sweep.lines import FIELDS, Found
+from glide.sweep.history import HistoryWriter
+from glide.sweep.lines import FIELDS, ResultIndex
 from glide.sweep.out import (
     Lock,
     RunState,
     history_file,
+    internal_path,
     known_prompts,
     make_folders,
     move_aside,
-    own,
     read_state,
     results_file,
     superseded_file,
@@ -34,176 +34,177 @@ from glide.sweep.out import (
 )
 from glide.sweep.outage import FULL
 from glide.sweep.prepare import Sweep
-from glide.sweep.requests import NONE, Asked, requests_file
-from glide.sweep.standing import AT_REST, asked_by, check_whose, is_right, read_summary
+from glide.sweep.requests import NO_RESULT, RequestIndex, requests_file
+from glide.sweep.status import EMPTY_SUMMARY, check_same_sweep, is_correct, read_summary, request_index
 from glide.sweep.work import Work
 from glide.system import publish, publishing, sync_folder
 
 
 class Results(Work):
-    """A sweep's work: `out/<prompt>/results.jsonl`, and what says whose they are and what they answer.
+    """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
 
-    A record's id on the wire is "prompt/custom_id#fingerprint", so that what was asked before the sweep file has
-    changed is no answer to what is asked now. A record whose error is run again has a mark behind that.
+    In jobs, a record has the id "prompt/custom_id#fingerprint", so a result does not count if the request has changed.
+    When a record is run again after an error, the id also has a mark, so a copy of the old error does not count.
 
     Attributes:
-        run: the GlideRun of the jobs that bring results.
-        abandoned: that of the jobs whose results nobody waits for any more.
-        notes: what the user is to know of what was found.
+        run: value of the attribute GlideRun of the sweep's jobs.
+        abandoned_run: GlideRun of earlier jobs, which must be removed because the sweep was started over; else None.
+        done_prefix: number of records at the beginning that all have a result. `pending` skips these records.
+        retry_marks: marks of the records that are run again after an error, by prompt and number of the record.
+        notes: lines for the user, for example about results that were moved or restored.
     """
 
-    def __init__(self, sweep: Sweep, lock: Lock, asked: dict[str, Asked], state: RunState):
+    def __init__(self, sweep: Sweep, lock: Lock, indexes: dict[str, RequestIndex], state: RunState):
         batch, pack = sweep.file.batch, sweep.file.pack
         fixed = None if pack == "auto" else pack * (1 if batch == "auto" else batch)
         super().__init__(sweep.template, sweep.file.glideins, fixed)
         self.sweep = sweep
         self.lock = lock
-        self.asked = asked
+        self.indexes = indexes
         self.state = state
         self.run = state.run
-        self.abandoned: str | None = None
-        self.settled = 0  # so many records at the beginning have a result: no wave looks at them again
-        self.history = History(history_file(sweep.out))
-        self.retried: dict[tuple[str, int], str] = {}  # marks of the records whose error is run again
+        self.abandoned_run: str | None = None
+        self.done_prefix = 0
+        self.history = HistoryWriter(history_file(sweep.out))
+        self.retry_marks: dict[tuple[str, int], str] = {}
         self.notes: list[str] = []
-        if not lock.locks:
-            self.notes.append(f"{sweep.out} is on a file system without locks: let no second sweep use it")
+        if not lock.has_locks:
+            self.notes.append(f"{sweep.out} is on a file system without locks; make sure that no second sweep uses it")
 
     def close(self) -> None:
-        """Let others work in `out`."""
+        """Release the lock of `out`."""
         self.lock.close()
 
     @property
     def total(self) -> int:
         return self.sweep.total
 
-    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
+    def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
         prompts, records = list(self.sweep.file.prompts), self.sweep.records
-        for position in range(self.settled, len(prompts) * len(records)):
+        for position in range(self.done_prefix, len(prompts) * len(records)):
             prompt, number = prompts[position // len(records)], position % len(records)
             wire_id = self.wire_id(prompt, number)
-            if wire_id in self.have:
-                self.settled += position == self.settled
-            elif wire_id not in on_their_way:
+            if wire_id in self.done:
+                self.done_prefix += position == self.done_prefix
+            elif wire_id not in in_flight:
                 yield {**self.sweep.request(prompt, records[number]), "custom_id": wire_id}
 
-    def wants(self, records: Collection[str]) -> bool:
-        return all(self._record(wire_id) is not None for wire_id in records)
+    def are_current(self, records: Collection[str]) -> bool:
+        return all(self._locate(wire_id) is not None for wire_id in records)
 
     def wire_id(self, prompt: str, number: int) -> str:
-        custom_id, fingerprint = self.sweep.records[number].custom_id, self.asked[prompt].prints[number]
-        return f"{prompt}/{custom_id}#{fingerprint:016x}{self.retried.get((prompt, number), '')}"
+        """Return the id that a record has in jobs."""
+        custom_id, fingerprint = self.sweep.records[number].custom_id, self.indexes[prompt].fingerprints[number]
+        return f"{prompt}/{custom_id}#{fingerprint:016x}{self.retry_marks.get((prompt, number), '')}"
 
-    def _record(self, wire_id: str) -> tuple[str, int] | None:
-        """The prompt and the record's number; None when this is no request that is made now."""
+    def _locate(self, wire_id: str) -> tuple[str, int] | None:
+        """Return prompt and record number for an id in jobs, or None if the id belongs to no current request."""
         prompt, _, rest = wire_id.partition("/")
-        number = self.asked[prompt].ids.get(rest.rpartition("#")[0]) if prompt in self.asked else None
+        number = self.indexes[prompt].numbers.get(rest.rpartition("#")[0]) if prompt in self.indexes else None
         return None if number is None or self.wire_id(prompt, number) != wire_id else (prompt, number)
 
     def path(self, prompt: str) -> Path:
         return results_file(self.sweep.out, prompt)
 
-    # ---- what is there when a driver begins ------------------------------------------------------
+    # ---- results of earlier drivers --------------------------------------------------------------
 
     def load(self, retry: bool, only: str | None) -> None:
-        """Sort what lies in `out`: what counts, what is run again, and what answers nothing any more.
+        """Read the results in `out`. Count valid results, mark errors to be run again, and move all other lines aside.
 
         Args:
-            retry: whether records with an error are run again, beside those that are being so.
-            only: those with an error of this type alone.
+            retry: whether to run records with an error again. Records with an earlier mark are always run again.
+            only: the only type of error that `retry` applies to; None for all types.
         """
         sweep, out = self.sweep, self.sweep.out
-        make_folders(out, self.asked)
-        moved = sum(self._put_away(prompt) for prompt in known_prompts(out) if prompt not in self.asked)
+        make_folders(out, self.indexes)
+        moved = sum(self._move_removed_prompt(prompt) for prompt in known_prompts(out) if prompt not in self.indexes)
         found = {}
-        for prompt, asked in self.asked.items():
+        for prompt, index in self.indexes.items():
             lines.drop_torn_line(self.path(prompt))
-            found[prompt] = lines.find(self.path(prompt), asked)
-        self.retried = {
+            found[prompt] = lines.index_results(self.path(prompt), index)
+        self.retry_marks = {
             (prompt, number): mark
-            for prompt, custom_id, mark in _read_retried(out)
-            if prompt in found and (number := self.asked[prompt].ids.get(custom_id)) is not None
-            and found[prompt].places[number] != NONE and number not in found[prompt].twice
+            for prompt, custom_id, mark in _read_retry_marks(out)
+            if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
+            and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        self._write_retried()  # before the older one of two results goes: then nothing else says that both are there
+        # Save the marks before old lines are removed. Otherwise a new line could look like the old error after a crash.
+        self._write_retry_marks()
         restored = 0
-        for prompt, asked in self.asked.items():
-            if gone := lines.tidy(self.path(prompt), asked, found[prompt], superseded_file(out, prompt)):
+        for prompt, index in self.indexes.items():
+            if gone := lines.move_superseded(self.path(prompt), index, found[prompt], superseded_file(out, prompt)):
                 moved += gone
-                found[prompt] = lines.find(self.path(prompt), asked)
-            if not asked.written:
-                requests.write(requests_file(out, prompt), asked)
-            self.asked[prompt] = replace(asked, same=bytearray(b"\1") * len(asked.prints), before={}, written=True)
+                found[prompt] = lines.index_results(self.path(prompt), index)
+            if not index.up_to_date:
+                requests.write(requests_file(out, prompt), index)
+            all_unchanged = bytearray(b"\1") * len(index.fingerprints)
+            self.indexes[prompt] = replace(index, unchanged=all_unchanged, superseded={}, up_to_date=True)
             restored += self._count_found(prompt, found[prompt], secrets.token_hex(2) if retry else "", only)
-        self._write_retried()
-        self.found = len(self.have)
-        if retry and not self.retried:
+        self._write_retry_marks()
+        self.resumed = len(self.done)
+        if retry and not self.retry_marks:
             self.notes.append(f"no record has an error{f' of type {only}' if only else ''}")
+        aside = internal_path(out, "superseded")
         if moved:
-            self.notes.append(
-                f"moved {moved} results that answer nothing in {sweep.source} to {own(out, 'superseded')}"
-            )
+            self.notes.append(f"moved {moved} results that no longer count for {sweep.source} to {aside}")
         if restored:
-            self.notes.append(f"brought {restored} results back that had been moved to {own(out, 'superseded')}")
-        finished = self.state.finished and self.state.digest == sweep.digest and self.finished
-        self._note_state(finished)
+            self.notes.append(f"brought {restored} results back from {aside}: their requests are current again")
+        self._update_state(self.state.finished and self.state.digest == sweep.digest and self.finished)
 
-    def _count_found(self, prompt: str, found: Found, mark: str, only: str | None) -> int:
-        """Count a prompt's results, and mark those to be run again; return how many were brought back."""
-        path, asked = self.path(prompt), self.asked[prompt]
-        restored = 0
-        if NONE in found.places and (aside := superseded_file(self.sweep.out, prompt)).exists():
-            restored = lines.restore(path, asked, found, aside)
-            found = lines.find(path, asked)
-        for number, result in lines.answers(path, asked, found):
+    def _count_found(self, prompt: str, found: ResultIndex, mark: str, only: str | None) -> int:
+        """Count a prompt's results, and mark errors to be run again. Return the number of restored results."""
+        path, index, restored = self.path(prompt), self.indexes[prompt], 0
+        if NO_RESULT in found.offsets and (aside := superseded_file(self.sweep.out, prompt)).exists():
+            restored = lines.restore(path, index, found, aside)
+            found = lines.index_results(path, index)
+        for number, result in lines.numbered_results(path, index, found):
             error = result.get("error")
             if mark and error is not None and only in (None, error["type"]):
-                self.retried.setdefault((prompt, number), mark)
-            if (prompt, number) not in self.retried:
+                self.retry_marks.setdefault((prompt, number), mark)
+            if (prompt, number) not in self.retry_marks:
                 self.count(self.wire_id(prompt, number), result)
         return restored
 
-    def _put_away(self, prompt: str) -> int:
-        """Move the results of a prompt that the sweep file no longer has; return their number."""
+    def _move_removed_prompt(self, prompt: str) -> int:
+        """Move the results of a prompt that the sweep file no longer has. Return the number of moved lines."""
         out = self.sweep.out
-        path, asked_file = results_file(out, prompt), requests_file(out, prompt)
-        asked = requests.compare(asked_file, {}, array("Q"))
-        moved = lines.tidy(path, asked, lines.find(path, asked), superseded_file(out, prompt))
+        path, old_requests = results_file(out, prompt), requests_file(out, prompt)
+        index = requests.compare(old_requests, {}, array("Q"))
+        moved = lines.move_superseded(path, index, lines.index_results(path, index), superseded_file(out, prompt))
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # the folder contains other files
             path.parent.rmdir()
-        asked_file.unlink()
+        old_requests.unlink()
         return moved
 
-    def _write_retried(self) -> None:
-        path = own(self.sweep.out, "retry.jsonl")
-        if not self.retried:
+    def _write_retry_marks(self) -> None:
+        path = internal_path(self.sweep.out, "retry.jsonl")
+        if not self.retry_marks:
             path.unlink(missing_ok=True)
-            sync_folder(path.parent)
-            return
+            return sync_folder(path.parent)
         with publishing(path, 0o666) as file:
-            for (prompt, number), mark in self.retried.items():
+            for (prompt, number), mark in self.retry_marks.items():
                 custom_id = self.sweep.records[number].custom_id
                 file.write(lines.to_line({"prompt": prompt, "custom_id": custom_id, "mark": mark}))
 
-    def _note_state(self, finished: bool) -> None:
+    def _update_state(self, finished: bool) -> None:
         sweep = self.sweep
         state = RunState(sweep.file.name, str(sweep.source.absolute()), self.run, sweep.digest, finished)
         if state != read_state(sweep.out):
             write_state(sweep.out, state)
         self.state = state
 
-    # ---- what comes ------------------------------------------------------------------------------
+    # ---- new results -----------------------------------------------------------------------------
 
-    def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        super().keep(filter(None, map(self._checked, results)))
+    def store(self, results: Iterable[dict[str, Any]]) -> None:
+        super().store(filter(None, map(self._validated, results)))
 
-    def store(self, results: Collection[dict[str, Any]]) -> None:
-        """Append results and flush them to disk: all of them, or, where that fails, none."""
+    def deliver(self, results: Collection[dict[str, Any]]) -> None:
+        """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
         added: dict[Path, list[bytes]] = {}
         for result in results:
-            prompt, number = self._record(result["custom_id"]) or ("", 0)
-            kept = {**dict.fromkeys(FIELDS), **result}  # these first, then the engine's own
+            prompt, number = self._locate(result["custom_id"]) or ("", 0)
+            kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
             line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
             added.setdefault(self.path(prompt), []).append(line)
         sizes: dict[Path, int] = {}
@@ -216,30 +217,30 @@ class Results(Work):
                     os.fsync(file.fileno())
         except OSError as error:
             for path, size in sizes.items():
-                with suppress(OSError):  # a device
+                with suppress(OSError):  # for example, a device file cannot be truncated
                     os.truncate(path, size)
-            raise self._stuck(error) from None
+            raise self._write_error(error) from None
 
-    def _stuck(self, error: OSError) -> Exception:
-        """What is raised for this error: itself where the disk is full, which the driver waits out."""
+    def _write_error(self, error: OSError) -> Exception:
+        """If the disk is full, return `error` itself, because then the driver waits. Otherwise return a GlideError."""
         error.filename = error.filename or str(self.sweep.out)
-        mend = f"{error.filename}: {error.strerror}; mend that, then: glide sweep resume {self.sweep.source}"
-        return error if error.errno in FULL else GlideError(mend)
+        message = f"{error.filename}: {error.strerror}; fix this, then run: glide sweep resume {self.sweep.source}"
+        return error if error.errno in FULL else GlideError(message)
 
-    def _checked(self, result: dict[str, Any]) -> dict[str, Any] | None:
-        """A result as it may be kept; None when it is of no request that is made now."""
-        if self._record(result["custom_id"]) is None:
+    def _validated(self, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the result, or an error if the result is invalid, or None if the id belongs to no current request."""
+        if self._locate(result["custom_id"]) is None:
             return None
-        if lines.is_sound(result):
+        if lines.is_valid(result):
             return result
-        error = {"type": "BadResult", "message": "what its node sent is no result; is its glide another version?"}
+        error = {"type": "BadResult", "message": "the node sent an invalid result; its glide may have another version"}
         glidein = result.get("glidein")
         return {"custom_id": result["custom_id"], "error": error, "glidein": glidein if _is_text(glidein) else None}
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:
-        """Leave word, for `glide sweep status`, of how many records the jobs carry and why."""
+        """Write the jobs' sizes and the reason for the sizes to `wave.json`, which `glide sweep status` reads."""
         wave = json.dumps({"sizes": list(sizes), "reason": reason}) + "\n"
-        publish(own(self.sweep.out, "wave.json"), wave, 0o666, durable=False)
+        publish(internal_path(self.sweep.out, "wave.json"), wave, 0o666, durable=False)
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -247,88 +248,87 @@ class Results(Work):
         """Put each prompt's results in input order, score them, and write summary.json.
 
         Raises:
-            GlideError: results are gone that were there, or cannot be written.
+            GlideError: results have disappeared from a file, or a file cannot be written.
         """
-        self.retried.clear()
-        self._write_retried()  # first: of two results in a file, nothing says any more that the first one counts
+        self.retry_marks.clear()
+        self._write_retry_marks()  # the marks must be gone from the disk before the older of two lines is removed
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
-            whole = {**summary, "prompts": prompts}
-            publish(self.sweep.out / SUMMARY, json.dumps(whole) + "\n", 0o666)
-            self._note_state(True)
+            complete_summary = {**summary, "prompts": prompts}
+            publish(self.sweep.out / SUMMARY, json.dumps(complete_summary) + "\n", 0o666)
+            self._update_state(True)
         except OSError as error:
-            raise self._stuck(error) from None
-        return whole
+            raise self._write_error(error) from None
+        return complete_summary
 
     def _order_and_score(self, prompt: str) -> dict[str, Any]:
         path, records = self.path(prompt), self.sweep.records
-        found = lines.find(path, self.asked[prompt])
-        if missing := found.places.count(NONE):
-            raise GlideError(
-                f"{path}: {missing} results that were there are gone; run: glide sweep resume {self.sweep.source}"
-            )
-        right = errors = 0
+        found = lines.index_results(path, self.indexes[prompt])
+        if missing := found.offsets.count(NO_RESULT):
+            raise GlideError(f"{path}: {missing} results have disappeared; run: glide sweep resume {self.sweep.source}")
+        correct = errors = 0
         with nullcontext() if found.in_order else publishing(path, 0o666) as file:
             for record, (line, result) in zip(records, lines.ordered(path, found), strict=True):
                 errors += result.get("error") is not None
-                right += is_right(result, self.sweep, record)
+                correct += is_correct(result, self.sweep, record)
                 if file is not None:
                     file.write(line)
-        accuracy = right / len(records) if self.sweep.file.expect else None
+        accuracy = correct / len(records) if self.sweep.file.expect else None
         return {"records": len(records), "errors": errors, "accuracy": accuracy}
 
-    def at_rest(self) -> dict[str, Any]:
-        """The summary of a sweep that misses nothing: the one that is there, or what can be said without a driver."""
+    def finished_summary(self) -> dict[str, Any]:
+        """Return the summary of a finished sweep. If summary.json is missing or outdated, first write the summary."""
         known = read_summary(self.sweep)
-        if known is not None and self.state.finished and known["prompts"].keys() == self.asked.keys():
+        if known is not None and self.state.finished and known["prompts"].keys() == self.indexes.keys():
             return known
-        return self.finish(known or {"name": self.sweep.file.name, **AT_REST, "tokens": self.tokens})
+        return self.finish(known or {"name": self.sweep.file.name, **EMPTY_SUMMARY, "tokens": self.tokens})
 
     def error_lines(self) -> list[str]:
-        """The records that have an error, and which."""
+        """Return one line for each record that has an error."""
         if not self.errors:
             return []
         return [
             f"{prompt}: {result['custom_id']}: {result['error']['type']}: {result['error']['message']}"
-            for prompt, asked in self.asked.items()
-            for _, result in lines.answers(self.path(prompt), asked, lines.find(self.path(prompt), asked))
+            for prompt, index in self.indexes.items()
+            for path in [self.path(prompt)]
+            for _, result in lines.numbered_results(path, index, lines.index_results(path, index))
             if result.get("error") is not None
         ]
 
 
-def begin(
+def open_results(
     sweep: Sweep, new_run: str, *, resume: bool = False, again: bool = False, retry: bool = False,
     only: str | None = None,
 ) -> Results:  # fmt: skip
-    """Open a sweep's results: those that are there, or fresh ones. Nobody else may, until they are closed.
+    """Open the results of a sweep, and lock `out` until the results are closed.
 
     Args:
-        new_run: the GlideRun of a sweep that begins.
-        resume: whether there must be results.
-        again: move results that are there aside, and begin afresh.
-        retry, only: as Results.load.
+        new_run: value of GlideRun for the sweep's jobs if the sweep is new.
+        resume: whether to refuse a sweep without results.
+        again: whether to move existing results aside and start over.
+        retry, only: the arguments of Results.load.
 
     Raises:
-        InputError: `out` holds another sweep's results, is in use or cannot be written, or there is nothing to resume.
+        InputError: `out` holds a different sweep's results, is in use or cannot be written, or has nothing to resume.
     """
     out = sweep.out
-    if resume and not own(out, "run.json").exists() and not known_prompts(out):
-        raise InputError(f"{sweep.source}: no results in {out}, nothing to go on with; start with `glide sweep run`")
+    if resume and not internal_path(out, "run.json").exists() and not known_prompts(out):
+        raise InputError(f"{sweep.source}: nothing to resume: {out} has no results; start with `glide sweep run`")
     lock = Lock(out)
     try:
-        abandoned = aside = None
+        abandoned_run = aside = None
         if again:
             before = read_state(out)
             aside = move_aside(out, sweep.file.prompts)
-            abandoned = before.run if before and not before.finished else None
+            abandoned_run = before.run if before and not before.finished else None
         state = read_state(out)
-        asked = {prompt: asked_by(sweep, prompt) for prompt in sweep.file.prompts}
-        check_whose(sweep, state, asked)
+        indexes = {prompt: request_index(sweep, prompt) for prompt in sweep.file.prompts}
+        check_same_sweep(sweep, state, indexes)
         state = state or RunState(sweep.file.name, str(sweep.source.absolute()), new_run, sweep.digest, False)
-        results = Results(sweep, lock, asked, state)
-        results.abandoned = abandoned
+        results = Results(sweep, lock, indexes, state)
+        results.abandoned_run = abandoned_run
         if aside:
-            results.notes.append(f"the results that were in {out} are in {aside} now")
+            results.notes.append(f"moved the earlier results of {out} to {aside}")
         results.load(retry, only)
         return results
     except OSError as error:
@@ -339,8 +339,8 @@ def begin(
         raise
 
 
-def _read_retried(out: Path) -> Iterator[tuple[str, str, str]]:
-    for line in read_lines(own(out, "retry.jsonl")):
+def _read_retry_marks(out: Path) -> Iterator[tuple[str, str, str]]:
+    for line in read_lines(internal_path(out, "retry.jsonl")):
         content = (line.get("prompt"), line.get("custom_id"), line.get("mark"))
         if all(map(_is_text, content)):
             yield content  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A session: Python calls as invocations, behind the interface of concurrent.futures.
+"""A session runs Python calls on glideins. It is an executor as in concurrent.futures. An example:
 
 with glide.Session() as session:
     for result in session.map(verdict, claims): ...
@@ -26,31 +26,37 @@ from glide.condor import AccessPoint, home
 from glide.condor.access_point import quoted
 from glide.condor.bounded import isolated
 from glide.errors import CondorError, InvocationError
-from glide.invoke.carriers import Carriers, Run
+from glide.invoke.jobs import RunJobs, RunSpec
 from glide.sweep.calls import Call, Calls
 from glide.sweep.driver import Driver, Progress
 from glide.sweep.functions import Invocation
-from glide.sweep.outage import Outage, passes
+from glide.sweep.outage import Outage, is_temporary
 from glide.sweep.workplace import workplace
 from glide.template import Template
 from glide.vocabulary import Job
 
-WAIT_SECONDS = 30.0  # calls may wait for so long before that is worth a word
+WAIT_SECONDS = 30.0  # seconds that calls wait without a glidein before a warning is logged
 _log = logging.getLogger("glide")
 
 
 class Session(Executor):
-    """Runs invocations where their state is warm; an Executor as those of concurrent.futures.
+    """An executor that runs an invocation on glideins where the invocation's state is warm.
 
     Args:
-        glideins: at most so many at once for each template.
-        site: the site file of a factory to run meanwhile; by default, as for a sweep, the configured pool's own
-            factory, and on an embedded pool that of site_configs/local.yaml.
-        pool: the condor_config of an existing pool; by default the configured one, else an embedded one, which is
-            started and stopped by the session.
+        glideins: maximum number of glideins that may run at the same time for each template.
+        site: site file of a factory that runs during the session. By default, a configured pool is expected to have its
+            own factory, and an embedded pool gets a factory for site_configs/local.yaml.
+        pool: path of the condor_config of an existing pool. By default, the configured pool is used. If no pool is
+            configured, the session starts an embedded pool, and stops this pool when the session ends.
+
+    Attributes:
+        calls: the calls for each template, by the digest of the template.
+        pool_thread: the thread that keeps the pool and the factory until the session ends.
+        ended: an event that is set when `pool_thread` has to end.
+        jobs_removed: whether all ended drivers have removed their jobs.
 
     Raises:
-        GlideError: there is no pool, and none can be started.
+        GlideError: no pool is configured, and no embedded pool can be started.
     """
 
     def __init__(self, glideins: int = 1, site: Path | str | None = None, pool: Path | str | None = None):
@@ -59,31 +65,32 @@ class Session(Executor):
         self.folder = home() / "sessions" / self.name
         self.calls: dict[str, Calls] = {}
         self.drivers: list[threading.Thread] = []
-        self.lock = threading.RLock()  # a future's callback may submit more
+        self.lock = threading.RLock()  # reentrant, because the callback of a future may submit more calls
         self.ended = threading.Event()
         self.closed = False
-        self.tidy = True  # no job is left
-        self.invocation = lru_cache(64)(Invocation)  # of plain functions, which need no state
+        self.jobs_removed = True
+        self.invocation = lru_cache(64)(Invocation)  # makes invocations of plain functions, which need no state
         self.template = lru_cache(64)(lambda state: state.template(self.user))
         ready: Future[str] = Future()
-        # The pool's and the factory's processes end with the thread that has started them, so it is one that lasts.
+        # The processes of the pool and the factory end together with the thread that started these processes. So
+        # `pool_thread` lives until the end of the session.
         arguments = (ready, Path(site) if site else None, Path(pool) if pool else None)
-        self.keeper = threading.Thread(target=self._keep, args=arguments, name=self.name, daemon=True)
-        self.keeper.start()
+        self.pool_thread = threading.Thread(target=self._hold_pool, args=arguments, name=self.name, daemon=True)
+        self.pool_thread.start()
         self.user = ready.result()
         atexit.register(self.shutdown)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
-        """Have a call made, of an invocation or of a plain function.
+        """Submit a call of an invocation or of a plain function, and return the call's future.
 
         Raises:
-            TypeError: the function takes no such arguments.
-            InputError: function, state or arguments cannot be sent to a node.
-            RuntimeError: the session is shut down, or what it needs has failed; the cause says why.
+            TypeError: the function does not take these arguments.
+            InputError: the function, its state or its arguments cannot be sent to a node.
+            RuntimeError: the session has been shut down.
         """
         if isinstance(fn, Invocation):
             invocation = fn
-        else:  # what is no function, a bound method say, may have changed since the last time
+        else:  # do not cache other callables, because the object of a bound method, for example, may change
             invocation = self.invocation(fn) if isinstance(fn, FunctionType) else Invocation(fn)
         request = {
             "prompt": invocation.prompt(args, kwargs), "generate": invocation.generate, "timeout": invocation.timeout,
@@ -91,10 +98,15 @@ class Session(Executor):
         with self.lock:
             if self.closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            return self._calls(self.template(invocation.state)).add(request)
+            return self._calls_for(self.template(invocation.state)).add(request)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, finish those there are, and stop what the session has started."""
+        """Accept no more calls, finish the submitted calls, and stop the pool and factory that the session started.
+
+        Args:
+            wait: whether to block until all this is done.
+            cancel_futures: whether to cancel the calls that are in no job yet.
+        """
         with self.lock:
             self.closed = True
         for calls in self.calls.values():
@@ -106,11 +118,11 @@ class Session(Executor):
             for driver in self.drivers:
                 driver.join()
             self.ended.set()
-            self.keeper.join()
+            self.pool_thread.join()
             atexit.unregister(self.shutdown)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """An exception, an interruption say, does not wait for what nobody will look at."""
+        """Shut down. After an exception (for example an interrupt), let open calls fail instead of finishing them."""
         if error is not None:
             with self.lock:
                 for calls in self.calls.values():
@@ -119,12 +131,13 @@ class Session(Executor):
 
     # ---- threads ---------------------------------------------------------------------------------
 
-    def _keep(self, ready: Future[str], site: Path | None, pool: Path | None) -> None:
+    def _hold_pool(self, ready: Future[str], site: Path | None, pool: Path | None) -> None:
+        """Keep pool and factory until the session ends. Set `ready` to the user's name at the access point."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(workplace(site, pool))
                 access_point = AccessPoint()
-                _clear_away(self.folder.parent, access_point)
+                _remove_killed_sessions(self.folder.parent, access_point)
                 stack.callback(self._remove_folder)
                 self.folder.mkdir(parents=True, mode=0o700)
                 stack.enter_context(_locked(self.folder))
@@ -135,14 +148,17 @@ class Session(Executor):
             self.ended.wait()
 
     def _remove_folder(self) -> None:
-        """Unless jobs are left, because HTCondor did not answer: by the folder, the next session knows of them."""
-        if self.tidy:
+        """Remove the session's folder. But keep the folder if HTCondor did not answer, because jobs may remain.
+
+        The next session finds the folder, and removes the remaining jobs.
+        """
+        if self.jobs_removed:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _calls(self, template: Template) -> Calls:
-        """Those of a template, with a driver that sees to them."""
+    def _calls_for(self, template: Template) -> Calls:
+        """Return the calls of a template. Start a driver for these calls if no driver runs."""
         calls = self.calls.get(template.digest)
-        if calls is None or calls.closed:  # or its driver has failed: a new one may fare better
+        if calls is None or calls.closed:  # if the calls are closed, their driver failed; a new driver may succeed
             calls = self.calls[template.digest] = Calls(template, self.glideins)
             name = f"{self.name}-{len(self.drivers)}"
             driver = threading.Thread(target=self._drive, args=(calls, name), name=template.model, daemon=True)
@@ -158,36 +174,40 @@ class Session(Executor):
             if progress.lanes or not calls.open:
                 began = time.monotonic()
             elif time.monotonic() - began > WAIT_SECONDS:
-                _log.warning("%d calls wait, and no glidein is up; `glide status` says why", len(calls.open))
-                began = math.inf  # said once
+                _log.warning("%d calls are waiting: no glidein is running; see `glide status`", len(calls.open))
+                began = math.inf  # log the warning only once
 
         try:
             folder = self.folder / calls.template.digest
-            run = Run(
-                name, calls.template, folder, self.glideins, answer_bytes=calls.answer_bytes, complaint=calls.complaint
-            )
-            driver = _driver(run, calls)
+            run = RunSpec(
+                name, calls.template, folder, self.glideins, max_result_bytes=calls.max_result_bytes,
+                check_result=calls.check_result,
+            )  # fmt: skip
+            driver = _connected_driver(run, calls)
             if driver is None:
                 return
             try:
                 driver.run(watch)
             finally:
-                self.tidy &= driver.stop("the session has ended")
+                self.jobs_removed &= driver.stop("the session has ended")
         except BaseException as error:
-            with self.lock:  # or a call would be added to what has failed
+            with self.lock:  # without the lock, a call could be added after its driver has failed
                 calls.fail(error)
 
 
-def _driver(run: Run, calls: Calls) -> Driver | None:
-    """A driver, as soon as HTCondor, which has answered this session before, does so again; None if none is needed."""
+def _connected_driver(run: RunSpec, calls: Calls) -> Driver | None:
+    """Wait until HTCondor answers, and return a driver for the calls. If all calls finish before that, return None.
+
+    The wait has no limit, because HTCondor has already answered this session.
+    """
     outage = Outage(run.name, lambda: isolated(lambda: AccessPoint().time()))
     while not calls.finished:
         try:
-            driver = Driver(calls, Carriers(run, AccessPoint()), met=True)
-            outage.over()
+            driver = Driver(calls, RunJobs(run, AccessPoint()), condor_answered=True)
+            outage.end()
             return driver
         except (CondorError, OSError) as error:
-            if not passes(error):
+            if not is_temporary(error):
                 raise
             outage.wait(error, lambda: calls.finished)
     return None
@@ -195,14 +215,14 @@ def _driver(run: Run, calls: Calls) -> Driver | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Held for as long as the session lives, and no longer, however it ends."""
+    """Lock a session's folder. The kernel releases the lock when the process ends, even if the process is killed."""
     with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
-def _clear_away(folder: Path, access_point: AccessPoint) -> None:
-    """Remove what killed sessions have left: nobody waits for their calls."""
+def _remove_killed_sessions(folder: Path, access_point: AccessPoint) -> None:
+    """Remove the jobs and folders of killed sessions. Skip a folder if a running session has locked it."""
     for left in folder.glob("session-*"):
         with suppress(OSError), _locked(left):
             access_point.remove(f"regexp({quoted(f'^{left.name}-')}, {Job.RUN})", "its session is gone")

@@ -1,36 +1,48 @@
-"""Whether a template is beyond hope: one bad node is one bad node."""
+"""Decide whether a run gives up because glideins failed to load the run's template. One bad node is not enough."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-HOSTS = 3  # different ones have to fail
-GLIDEINS = 2  # as many, where the pool has no host that has not failed
-ALONE_SECONDS = 30.0  # or one such glidein, after which no other came for so long
+HOSTS = 3  # a run gives up if the template could not be loaded on this number of hosts
+# A run also gives up if the template could not be loaded on any host of the pool, no glidein is still loading the
+# template, and one of these two limits is reached.
+GLIDEINS = 2  # number of glideins that have failed
+ALONE_SECONDS = 30.0  # seconds since the last failure
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A glidein that could not load the template: on which host, why, and when that was seen (monotonic seconds)."""
+    """The failure of one glidein to load the template.
+
+    Attributes:
+        host: host of the glidein.
+        reason: the reason that the glidein advertised.
+        at: time at which the driver observed the failure (monotonic seconds).
+    """
 
     host: str
     reason: str
     at: float
 
 
-def hopeless(failures: Mapping[str, Failure], coming: bool, own_hosts: Collection[str], now: float) -> str:
-    """Why no more glideins are worth waiting for; empty while some are.
+def reason_to_give_up(
+    failures: Mapping[str, Failure], others_loading: bool, pool_hosts: Collection[str], now: float
+) -> str:
+    """Return the failures as text if the run has to give up, else an empty text.
 
-    Only to be asked while no glidein has been warm with the template.
+    Call this function only as long as no glidein has been warm with the template.
 
     Args:
-        failures: by GlideId.
-        coming: whether a glidein with the template is on its way to be warm.
-        own_hosts: those of the pool's own execution points; glideins run on these, or nobody knows where.
+        failures: the failures, by GlideId.
+        others_loading: whether a glidein that has not failed is still loading the template.
+        pool_hosts: hosts of the pool's own execution points. If the set is empty, it is unknown on which hosts glideins
+            may run.
+        now: current time (monotonic seconds).
     """
     failed = {failure.host for failure in failures.values()}
-    if not failures or (len(failed) < HOSTS and (coming or not own_hosts or not failed >= set(own_hosts))):
+    if not failures or (len(failed) < HOSTS and (others_loading or not pool_hosts or not failed >= set(pool_hosts))):
         return ""
     waited = now - max(failure.at for failure in failures.values())
     if len(failed) < HOSTS and len(failures) < GLIDEINS and waited < ALONE_SECONDS:

@@ -1,4 +1,4 @@
-"""What a driver has to get done, whoever wants it: a sweep's records, or a session's calls."""
+"""The interface through which the driver gets records and delivers results, for sweeps and for sessions."""
 
 from __future__ import annotations
 
@@ -7,105 +7,122 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from glide.sweep.history import History
+from glide.sweep.history import HistoryWriter
 from glide.template import Template
 
 
 class Work(ABC):
-    """Records to send, and an account of what has come back, each id once.
+    """The records of a run, and counts of the received results. Each record id gets exactly one result.
 
     Attributes:
-        template: what all records need.
-        glideins: how many may run at once.
-        pack: records per job, where the user has fixed that.
-        have: the ids that have a result, each with a hash of who computed it when.
-        found: how many of them were there before.
-        answer_bytes: the longest that a record's result may be, as a line of a job's output.
-        recomputed: results that came although there was one already.
-        history: is told what the driver sees; not everybody keeps one.
-        fresh: set when there is more to send than at the driver's last look.
+        template: the template that all records need.
+        glideins: maximum number of glideins that may run at the same time.
+        pack: number of records per job if the user has fixed this number, else None.
+        done: for each id that has a result, a hash of the execution that computed the result (`_execution_hash`).
+        resumed: number of ids that had a result before this driver began.
+        max_result_bytes: maximum length of one result's line in a job's output, in bytes.
+        recomputed: number of results that were ignored, because an earlier execution had computed the record's result.
+        errors: number of results that have an error.
+        tokens: sum of the results' tokens.
+        by_glidein: number of results by GlideId.
+        history: writer of the driver's observations. By default the writer has no file, and writes nothing.
+        new_work: an event that is set when records have been added since the driver last read `pending`.
     """
 
-    answer_bytes = 64 << 20
+    max_result_bytes = 64 << 20
 
     def __init__(self, template: Template, glideins: int, pack: int | None = None):
         self.template = template
         self.glideins = glideins
         self.pack = pack
-        self.have: dict[str, int] = {}
-        self.found = self.recomputed = self.errors = self.tokens = 0
+        self.done: dict[str, int] = {}
+        self.resumed = self.recomputed = self.errors = self.tokens = 0
         self.by_glidein: dict[str, int] = {}
-        self.history = History()
-        self.fresh = threading.Event()
+        self.history = HistoryWriter()
+        self.new_work = threading.Event()
 
     @property
     @abstractmethod
     def total(self) -> int:
-        """How many records there are, as far as is known."""
+        """The number of records known so far."""
 
     @property
-    def complete(self) -> bool:
-        """Whether all records are known, and no more will come."""
+    def all_known(self) -> bool:
+        """Whether no more records will be added."""
         return True
 
     @property
     def finished(self) -> bool:
-        """Whether all results are there, and no more records to come."""
-        return len(self.have) == self.total
+        """Whether every record has a result, and no more records will be added."""
+        return len(self.done) == self.total
 
-    def rest(self) -> bool:
-        """Return when there is something to do, and whether that took a while; where all is known, there is."""
+    def wait_for_work(self) -> bool:
+        """Block until a record is pending, or until no more records will be added. Return whether the call waited.
+
+        This default method never waits, because all records are known from the start.
+        """
         return False
 
     @abstractmethod
-    def unsent(self, on_their_way: Collection[str]) -> Iterator[dict[str, Any]]:
-        """The records without a result that are in no job: `custom_id`, `prompt`, `generate`, `timeout` each."""
+    def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Yield the requests that have to be sent. A request has `custom_id`, `prompt`, `generate` and `timeout`.
 
-    def wants(self, records: Collection[str]) -> bool:
-        """Whether all these records are still to be sent as they were; a sweep's file may have changed since."""
+        Args:
+            in_flight: ids of the records that are in jobs now. These records, and records with a result, are left out.
+        """
+
+    def are_current(self, records: Collection[str]) -> bool:
+        """Return whether all these ids belong to current requests. The requests of a sweep may have changed."""
         return True
 
-    def complaint(self, result: dict[str, Any]) -> str:
-        """What is wrong with a result beyond what is checked of each (glide.invoke.answers); empty if nothing is."""
+    def check_result(self, result: dict[str, Any]) -> str:
+        """Return a problem of a result, or an empty text if the result is valid.
+
+        When this method is called, glide.invoke.answers has already checked the fields that every result must have.
+        """
         return ""
 
     @abstractmethod
-    def store(self, results: Collection[dict[str, Any]]) -> None:
-        """Make results durable or hand them over, each id's only once; where that fails, none of them counts."""
+    def deliver(self, results: Collection[dict[str, Any]]) -> None:
+        """Write new results to disk, or pass them to the session's callers. Each id is delivered only once.
 
-    def keep(self, results: Iterable[dict[str, Any]]) -> None:
-        """Take results that have come, copies of earlier ones among them; only then are their jobs removed.
+        If this method raises an error, none of the results counts as received.
+        """
 
-        A copy is left out; another computation of a record that has a result is left out, and counted.
+    def store(self, results: Iterable[dict[str, Any]]) -> None:
+        """Deliver the results that are new. The driver removes a job from the queue only after this call has returned.
+
+        A copy of an earlier result is ignored. If a finished record was executed a second time, the second result is
+        also ignored, but is counted in `recomputed`.
         """
         new: dict[str, dict[str, Any]] = {}
         again = 0
         for result in results:
             record = result["custom_id"]
-            if record in self.have:
-                again += self.have[record] != _computation(result)
+            if record in self.done:
+                again += self.done[record] != _execution_hash(result)
             elif record in new:
-                again += _computation(new[record]) != _computation(result)
+                again += _execution_hash(new[record]) != _execution_hash(result)
             else:
                 new[record] = result
         if new:
-            self.store(new.values())
+            self.deliver(new.values())
         self.recomputed += again
         for record, result in new.items():
             self.count(record, result)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
-        """Jobs of these sizes have been sent, for this reason; not everybody keeps that."""
+        """Save the sizes of the jobs that are being submitted, and the reason for the sizes. By default, do nothing."""
 
     def count(self, record: str, result: dict[str, Any]) -> None:
-        """A record's result is there."""
-        self.have[record] = _computation(result)
+        """Count a record's result."""
+        self.done[record] = _execution_hash(result)
         self.errors += result.get("error") is not None
         self.tokens += result.get("tokens") or 0
         glidein = result.get("glidein") or ""
         self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
 
 
-def _computation(result: dict[str, Any]) -> int:
-    """Tells two computations of a record apart, and copies of one's result not."""
+def _execution_hash(result: dict[str, Any]) -> int:
+    """Return a hash that differs between two executions of a record, and is equal for copies of one result."""
     return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))

@@ -1,4 +1,4 @@
-"""Where a sweep runs: the pool that is configured, or an embedded one with a factory, for as long as needed."""
+"""Provide the pool and the factory that a running sweep or session needs."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
 from glide.condor.names import printable
 from glide.config import SiteFile, load
-from glide.factory.daemon import folder, is_running
-from glide.factory.users import ends_by_itself, is_used, use
+from glide.factory.home import folder, is_running
+from glide.factory.users import ends_when_unused, is_used, use_factory
 from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE
 
-STOP_SECONDS = 25.0
-WATCH_SECONDS = 1.0  # between looks whether there is a factory
-SOON_SECONDS = 30.0  # one that ends within that time fails for a reason, and the next one waits
-LONGEST_PAUSE = 60.0
-LAST_BYTES, LAST_LINES = 4096, 3  # of a factory's log
+STOP_SECONDS = 25.0  # an unused factory is killed if it has not ended by itself after this number of seconds
+WATCH_SECONDS = 1.0  # seconds between two checks whether a factory runs
+# If a factory ends within this number of seconds after its start, it has failed, and the next start is delayed.
+SOON_SECONDS = 30.0
+LONGEST_PAUSE = 60.0  # maximum delay of a start, in seconds
+LAST_BYTES, LAST_LINES = 4096, 3  # maximum size of the end of a factory's log that is logged, in bytes and in lines
 _log = logging.getLogger("glide")
-_embedded: set[str] = set()  # the configurations that this process itself has put in force
+_embedded: set[str] = set()  # condor_config paths of the embedded pools that `embedded_pool` has activated
 
 
 @contextmanager
 def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None]:
-    """Have a pool, and a factory where that is ours to start; stop afterwards what was started.
+    """Provide a pool, and a factory if needed, inside the block. Afterwards, stop the processes that were started here.
 
     Args:
-        site_file: the site whose factory to run. Without one, a configured pool is expected to have its own
-            factory, and an embedded one gets that of site_configs/local.yaml.
-        pool: the condor_config of the pool; by default the one that is configured, else an embedded one.
+        site_file: site file of the factory to run. By default, a configured pool is expected to have its own factory,
+            and an embedded pool gets a factory for site_configs/local.yaml.
+        pool: path of the condor_config of the pool. By default, the configured pool is used, or an embedded pool if no
+            pool is configured.
     """
     if pool is not None:
         os.environ["CONDOR_CONFIG"] = str(pool.resolve())
@@ -56,7 +58,10 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
 
 @contextmanager
 def embedded_pool() -> Iterator[None]:
-    """The pool of GLIDE_HOME, up; whoever leaves last stops it, if a sweep had started it."""
+    """Provide the embedded pool of GLIDE_HOME inside the block. Start the pool if it is down.
+
+    If a sweep or a session has started the pool, the pool is stopped when the last process leaves the block.
+    """
     pool = EmbeddedPool(home())
     pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     started_by_sweep = pool.home / "started-by-sweep"
@@ -71,10 +76,10 @@ def embedded_pool() -> Iterator[None]:
             connect()
             yield
         finally:
-            for name in pool.environment():  # what comes next in this process may be on another pool
+            for name in pool.environment():  # restore the environment, because later code may use another pool
                 os.environ.pop(name, None)
                 os.environ |= {name: before[name]} if name in before else {}
-            with suppress(BlockingIOError):  # another sweep uses it
+            with suppress(BlockingIOError):  # another process uses the pool
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if started_by_sweep.exists():
                     pool.down()
@@ -83,24 +88,34 @@ def embedded_pool() -> Iterator[None]:
 
 @contextmanager
 def factory(site_file: Path) -> Iterator[None]:
-    """A factory for the site: the one that runs already, else one that stays for as long as a run uses it."""
+    """Provide a factory for the site inside the block. If no factory runs, start a new factory.
+
+    The new factory ends when no process uses it any more.
+    """
     site = load(site_file, SiteFile)
-    with use(site):
-        keeper = Keeper(site, site_file)
-        keeper.start()
+    with use_factory(site):
+        supervisor = FactorySupervisor(site, site_file)
+        supervisor.start()
         try:
             yield
         finally:
-            keeper.stop()
+            supervisor.stop()
     deadline = time.monotonic() + STOP_SECONDS
-    while ends_by_itself(site) and not is_used(site):  # what we have started is gone when we are
+    while ends_when_unused(site) and not is_used(site):  # do not return before the unused factory has ended
         if time.monotonic() > deadline:
-            return keeper.kill()
+            return supervisor.kill()
         time.sleep(0.1)
 
 
-class Keeper:
-    """Sees to it that a site has a factory, and starts one where it has none, also when it dies later."""
+class FactorySupervisor:
+    """Keep a factory running for a site. If no factory runs, start one.
+
+    Attributes:
+        process: the process of the factory that this supervisor has started; None if no factory was started.
+        failures: number of factories in a row that ended within SOON_SECONDS after their start.
+        started: time of the last start of a factory (monotonic seconds).
+        ended: an event that is set when the supervisor has to stop.
+    """
 
     def __init__(self, site: SiteFile, site_file: Path):
         self.site = site
@@ -108,23 +123,24 @@ class Keeper:
         self.command = [sys.executable, "-m", "glide", "factory", "run", "--drain", "--while-used"]
         self.command += ["-c", str(site_file.absolute())]
         self.process: subprocess.Popen[bytes] | None = None
-        self.failures = 0  # factories in a row that ended soon
+        self.failures = 0
         self.started = 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name=f"factory {site.site}", daemon=True)
 
     def start(self) -> None:
+        """Start a factory if none runs, and begin to watch the factory."""
         if not is_running(self.site):
             self._start()
         self.thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching the factory. A running factory continues to run."""
         self.ended.set()
         self.thread.join()
 
     def kill(self) -> None:
-        """End our own factory, which does not end by itself."""
+        """Kill the factory that this process has started, if the factory still runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -145,11 +161,11 @@ class Keeper:
             self.failures = self.failures + 1 if time.monotonic() - self.started < SOON_SECONDS else 0
             pause = min(LONGEST_PAUSE, 2.0**self.failures - 1)
             _log.warning(
-                "the factory of site %s has ended, and is started again in %.0f s; the end of its log, %s:\n%s",
-                self.site.site, pause, self.log, self._last_words(),
+                "the factory of site %s has ended; it is started again in %.0f s; the end of its log (%s):\n%s",
+                self.site.site, pause, self.log, self._log_tail(),
             )  # fmt: skip
             if not self.ended.wait(pause):
                 self._start()
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         return printable("\n".join(tail(self.log, LAST_BYTES).splitlines()[-LAST_LINES:]))

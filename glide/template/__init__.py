@@ -1,5 +1,5 @@
-"""What to load on a node: the template, its digest, and where its files come from."""
+"""Templates. A template describes the state that a node loads, and lists the files of this state."""
 
-from glide.template.spec import Parcel, Template
+from glide.template.spec import FileSet, Template
 
-__all__ = ["Parcel", "Template"]
+__all__ = ["FileSet", "Template"]

@@ -1,8 +1,8 @@
-"""A digest of Python objects, code included, that is the same in every process.
+"""Compute a digest of Python objects and their code. Equal objects have the same digest in every process.
 
-Pickles differ from one process to the next (sets are ordered by a random hash, classes get random ids, code knows
-where its file lies), so equal sticky state would not be recognised by them. This walks what cloudpickle would, and
-ignores that.
+Pickles of equal objects differ between processes. In a pickle, the order of a set depends on a random hash, a class has
+a random id, and code contains the path of its file. So a comparison of pickles cannot show that two sticky states are
+equal. This module visits the same objects as cloudpickle, but ignores these differences.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _CODE = (
     "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount",
     "co_kwonlyargcount", "co_flags", "co_exceptiontable",
 )  # fmt: skip
-# Of a class: where it lies, and what the interpreter adds to each.
+# Attributes that the digest of a class ignores, because the interpreter adds these attributes to every class.
 _NOT_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
 
 
-class Known(NamedTuple):
-    """What is known of a value that is to travel.
+class CapturedValue(NamedTuple):
+    """The digest of a value that will be sent to a node, and the modules that the value needs.
 
     Attributes:
-        digest: sha256 over what it is and does.
-        local: the modules that it uses, and that belong to no installed package: nodes lack them.
-        imported: those of them that its code imports when it runs, by name.
+        digest: sha256 over the value and its code.
+        local: modules that the value uses. They belong to no installed package, so nodes do not have these modules.
+        imported: local modules that are imported only when the value's code runs. The keys are the modules' names.
     """
 
     digest: str
@@ -44,21 +44,33 @@ class Known(NamedTuple):
     imported: dict[str, ModuleType]
 
 
-def digest(value: Any) -> Known:
-    """Return the digest of a value, and the modules that must travel with it.
+def digest(value: Any) -> CapturedValue:
+    """Return the digest of a value, and the modules that must be sent to a node with the value.
 
     Raises:
-        TypeError: something in it cannot be pickled, so it cannot travel either.
+        TypeError: the value cannot be sent, because an object in it cannot be pickled.
     """
     walk = _Walk()
-    return Known(walk.of(value).hex(), walk.local, walk.imported)
+    return CapturedValue(walk.of(value).hex(), walk.local, walk.imported)
 
 
 class _Walk:
+    """A walk through an object and all objects to which it refers.
+
+    Attributes:
+        done: digests of the finished objects, by id().
+        open: the path from the first object to the current object. The keys are the id() of the objects on the path,
+            and the values are their positions. If an object refers to an object on the path, the digest of this
+            reference depends only on the distance between the two positions.
+        kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
+            object.
+        local, imported: as in CapturedValue.
+    """
+
     def __init__(self) -> None:
         self.done: dict[int, bytes] = {}
-        self.open: dict[int, int] = {}  # position of the objects that are being walked: what refers back to them
-        self.kept: list[Any] = []  # an id is an object's own only while that lives
+        self.open: dict[int, int] = {}
+        self.kept: list[Any] = []
         self.local: set[ModuleType] = set()
         self.imported: dict[str, ModuleType] = {}
 
@@ -76,7 +88,7 @@ class _Walk:
 
     def _parts(self, value: Any) -> Iterator[bytes]:
         if type(value) is int:
-            yield f"{value:x}".encode()  # decimal digits have a limit
+            yield f"{value:x}".encode()  # hexadecimal, because Python limits the number of decimal digits
         elif type(value) in (type(None), type(...), bool, float, complex, str, bytes):
             yield repr(value).encode()
         elif type(value) in (list, tuple):
@@ -84,7 +96,7 @@ class _Walk:
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))
         elif type(value) is dict:
-            yield from (self.of(key) + self.of(item) for key, item in value.items())  # whose order is theirs
+            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the items matters
         elif isinstance(value, CodeType):
             yield from (self.of(getattr(value, name, None)) for name in _CODE)
             yield from map(self.of, value.co_consts)
@@ -107,7 +119,7 @@ class _Walk:
             yield from self._object(value)
 
     def _module(self, module: ModuleType) -> Iterator[bytes]:
-        if _is_local(module):  # which travels as it is now, with all that is in it
+        if _is_local(module):  # a local module is sent with its present content
             self.local.add(module)
             for name, each in sorted(vars(module).items()):
                 if name not in _NOT_MODULE:
@@ -131,7 +143,7 @@ class _Walk:
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
-            except ValueError:  # empty as yet
+            except ValueError:  # the cell is still empty
                 continue
             yield self.of(content)
         for name in sorted(_global_names(function.__code__)):
@@ -152,7 +164,7 @@ class _Walk:
                 inner = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
                 accessors = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
                 yield name.encode() + type(value).__name__.encode()
-                # Slots and such have no content of their own.
+                # Slots and other descriptors of the interpreter have no content.
                 yield from (self.of(each) for each in accessors if type(each).__name__ not in _DESCRIPTORS)
 
     def _object(self, value: Any) -> Iterator[bytes]:
@@ -161,18 +173,22 @@ class _Walk:
         if isinstance(reduced, str):
             yield reduced.encode()
             return
-        make, arguments, *state = reduced  # then: state, items of a list, items of a dict, any of them missing
+        make, arguments, *state = reduced  # `state` may contain the object's state, list items and dict items
         yield self.of(type(value)) + self.of(make) + self.of(arguments)
         yield from (self.of(list(each) if isinstance(each, Iterator) else each) for each in state)
 
     def _is_by_value(self, value: Any) -> bool:
-        """Whether its code travels in the pickle: that of scripts, notebooks and modules beside them."""
+        """Return whether the pickle of a value contains the value's code, and not only the value's name.
+
+        A pickle contains the code of functions and classes from scripts, from notebooks and from modules beside them.
+        """
         module = sys.modules.get(value.__module__ or "")
         if module is not None and _is_local(module):
             self.local.add(module)
             return True
         found: Any = None if module is None or module.__name__ == "__main__" else module
-        for name in value.__qualname__.split("."):  # where it is not found, a lambda say, cloudpickle takes it along
+        # If the qualified name does not lead to the value, the pickle contains the code. A lambda is an example.
+        for name in value.__qualname__.split("."):
             found = getattr(found, name, None)
         return found is not value
 
@@ -180,15 +196,15 @@ class _Walk:
 _NOT_MODULE = {
     "__builtins__", "__loader__", "__spec__", "__file__", "__path__", "__cached__", "__doc__", "__package__",
 }  # fmt: skip
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code has made; the others have no code to look at
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, the flag of each class that Python code defines
 _DESCRIPTORS = ("member_descriptor", "getset_descriptor", "wrapper_descriptor")
 
 
 def _local_imports(function: FunctionType) -> Iterator[ModuleType]:
-    """The local modules that a function imports when it runs, packages before what is in them."""
+    """Yield the local modules that a function imports when it runs. Yield a package before the package's modules."""
     package = function.__globals__.get("__package__") or ""
     for level, names, module in _imports(function.__code__):
-        with suppress(Exception):  # an import that fails here may be one that is tried on nodes alone
+        with suppress(Exception):  # if an import fails here, it may succeed on nodes, or may be optional
             whole = importlib.util.resolve_name("." * level + module, package)
             within = [f"{whole}.{name}" for name in names or ()]
             parts = whole.split(".")
@@ -199,8 +215,11 @@ def _local_imports(function: FunctionType) -> Iterator[ModuleType]:
 
 
 def _imported_if_local(name: str) -> ModuleType | None:
-    """Import a module of the user's own; an installed one is on nodes, and may be slow to import."""
-    spec = importlib.util.find_spec(name)  # which imports its parents, of which this was asked before
+    """Import and return a local module. Return None for an installed module.
+
+    Nodes have installed modules, and the import of an installed module may be slow.
+    """
+    spec = importlib.util.find_spec(name)  # this imports the module's parents, which the caller has checked before
     places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
     if any(place and not _is_installed(Path(place)) for place in places):
         return importlib.import_module(name)
@@ -208,7 +227,7 @@ def _imported_if_local(name: str) -> ModuleType | None:
 
 
 def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]]:
-    """Level, imported names and module of each import statement, as __import__ gets them."""
+    """Yield the level, the imported names and the module of each import statement, as __import__ receives them."""
     before: list[Any] = [None, None]
     for each in dis.get_instructions(code):
         if each.opname == "IMPORT_NAME":
@@ -221,7 +240,7 @@ def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]
 
 
 def _is_local(thing: ModuleType | type) -> bool:
-    """Whether a module, or a class's, is no part of Python, glide or an installed package."""
+    """Return whether a module, or a class's module, belongs neither to Python nor to glide nor to a package."""
     name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     module = sys.modules.get(name)
     if name.partition(".")[0] in (*sys.stdlib_module_names, "glide", "__main__") or module is None:
@@ -232,7 +251,8 @@ def _is_local(thing: ModuleType | type) -> bool:
 
 def _is_installed(place: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    named = {"site-packages", "dist-packages"} & set(place.parts)  # of a user, of Debian, of the base of a venv
+    # Folders with these names also contain packages: the user's, Debian's, and those of the Python under a venv.
+    named = {"site-packages", "dist-packages"} & set(place.parts)
     return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 
 

@@ -1,6 +1,7 @@
-"""Check a description of a template that anybody may have written: every type and range, before anything uses it.
+"""Check the description of a template before the template is used. Any user may have written this description.
 
-A job's ad brings it into the factory, a lane's job brings it to a node. Standard library only.
+The checks cover all types and ranges. The factory reads descriptions from the ads of jobs, and a node gets a
+description from a sticky job. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 from glide.vocabulary import State
 
-LARGEST_TEXT = 16_000_000  # characters of a description; a job's ad with a function in it has 1.4 million
-LARGEST_NAME = 4096  # characters of a path, an address, a key, an owner
-LARGEST_SIZE = 10**15  # bytes of a file
-LONGEST_BUDGET = 1e9  # seconds
-DEEPEST = 50  # levels of an engine's options; deeper ones cannot be written again by every Python
+LARGEST_TEXT = 16_000_000  # maximum number of characters of a description; a job ad with a function has 1.4 million
+LARGEST_NAME = 4096  # maximum length of a path, an address, a key or an owner, in characters
+LARGEST_SIZE = 10**15  # maximum size of a file in bytes
+LONGEST_BUDGET = 1e9  # maximum time limit of a phase in seconds
+DEEPEST = 50  # maximum depth of nested options; some versions of Python cannot write deeper options as JSON
 PHASES = (*State.COMING_UP, State.WARM)
 
 _NO_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
@@ -26,11 +27,11 @@ _NO_LINE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 Check = Callable[[Any], bool]
 
 
-def loaded(text: object) -> dict[str, Any]:
-    """Read a JSON object that is finite, of a reasonable depth and length, and valid Unicode.
+def parse(text: object) -> dict[str, Any]:
+    """Read a JSON object of limited length and depth.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the text is not such an object, or contains infinite numbers or invalid Unicode.
     """
     if not isinstance(text, str) or len(text) > LARGEST_TEXT:
         raise ValueError("the description is no text, or it is too long")
@@ -38,14 +39,20 @@ def loaded(text: object) -> dict[str, Any]:
         fields = json.loads(text, parse_constant=_refuse)
         if not isinstance(fields, dict):
             raise ValueError("the description is no JSON object")
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # neither 1e999 nor half a character
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # this refuses 1e999 and lone surrogates
     except RecursionError:
         raise ValueError("the description is nested too deeply") from None
     return fields
 
 
 def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tuple[str, ...], what: str) -> None:
-    """Raise ValueError unless all `needed` fields are there, none is unknown, and each is what is expected of it."""
+    """Raise ValueError if a `needed` field is missing, a field is unknown, or a value does not pass its check.
+
+    Args:
+        expected: the check of each known field, by name.
+        needed: names of the required fields.
+        what: name of the object in error messages.
+    """
     if not isinstance(fields, Mapping):
         raise ValueError(f"{what} is no JSON object")
     if missing := [name for name in needed if name not in fields]:
@@ -58,10 +65,10 @@ def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tupl
 
 
 def files(described: Any) -> dict[str, tuple[str, int]]:
-    """Return descriptions of files: sha256 and size in bytes, by a name that stays within its folder.
+    """Return the sha256 and the size in bytes of each described file. The keys are names relative to the folder.
 
     Raises:
-        ValueError: one of them makes no sense.
+        ValueError: a name, sha256 or size is invalid, or a name leads out of the folder.
     """
     if not isinstance(described, Mapping):
         raise ValueError("the files are no JSON object")
@@ -76,7 +83,7 @@ def files(described: Any) -> dict[str, tuple[str, int]]:
 
 
 def is_file_name(name: Any) -> bool:
-    """Whether it names a file within a folder, in UTF-8."""
+    """Return whether a value is a relative path in valid Unicode that does not lead out of the folder."""
     if not _is_line(name):
         return False
     path = PurePosixPath(name)
@@ -84,7 +91,7 @@ def is_file_name(name: Any) -> bool:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number that JSON has")
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _is_digest(value: Any) -> bool:
@@ -100,7 +107,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_line(value: Any) -> bool:
-    """Whether it is a text of Unicode without line breaks and other control characters, as names and paths are."""
+    """Return whether a value is one line of valid Unicode, with at most LARGEST_NAME characters."""
     return isinstance(value, str) and len(value) <= LARGEST_NAME and re.search(_NO_LINE, value) is None
 
 
@@ -113,7 +120,7 @@ def _is_options(value: Any) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """How deeply lists and objects are nested, without recursion."""
+    """Return how deeply lists and objects are nested. This is not recursive, because Python limits recursion."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, (dict, list))]:
         depth += 1
@@ -141,9 +148,9 @@ FUNCTION: dict[str, Check] = {
     "source": _is_text, "pickle": _is_text, "digest": _is_digest,
     "python": _is_line, "cloudpickle": _is_line, "owner": _is_line,
 }  # fmt: skip
-# `files` are checked by `files`.
-PARCEL: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
-# What has a checker of its own is anything here.
+# The function `files` checks the field `files`.
+FILE_SET: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
+# Other code checks the fields whose check is `_anything`.
 TEMPLATE: dict[str, Check] = {
     "model": _is_name, "engine": _is_name, "path": _or_none(_is_line), "files": _anything, "options": _is_options,
     "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),

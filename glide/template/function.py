@@ -1,6 +1,6 @@
-"""Python code on its way to a node: what sticky state is made by, and the calls that use it.
+"""Pickle Python code for nodes. The code makes or uses sticky state.
 
-Not for nodes: they unpickle, with glide.template.placed and cloudpickle alone.
+Nodes do not import this module. To unpickle the code, nodes need only glide.template.file_argument and cloudpickle.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from typing import Any
 import cloudpickle
 
 from glide.errors import InputError
-from glide.template.canonical import Known, digest
-from glide.template.placed import Placed, WithModules
+from glide.template.canonical import CapturedValue, digest
+from glide.template.file_argument import FileArgument, WithModules
 from glide.template.spec import Function, Template, files_of
 
-MOST_BYTES = 1 << 20  # of a pickled function: it stands in the ad of each of its jobs
+MOST_BYTES = 1 << 20  # maximum size of a pickled function in bytes; the ad of each job contains the function
 
 
 def template_of(
     name: str, function: Callable, arguments: Sequence[Any], keywords: Mapping[str, Any], owner: str
 ) -> Template:
-    """The template of the state that a call makes; its files are those that the call's arguments name.
+    """Return the template of the state that a call makes.
 
-    An argument names files if it is a Path of something that is there, or a text with a slash in it that is.
+    If an argument of the call is a Path or a text with a slash, and a file or folder exists at this path, the template
+    contains the file, or the files of the folder.
 
     Args:
-        name: under which it is advertised.
-        owner: the User whose jobs may use it.
+        name: the template's name in ads.
+        owner: the only User whose jobs may use the state.
 
     Raises:
         InputError: the function or an argument cannot be sent to a node.
@@ -45,37 +46,39 @@ def template_of(
     folders = [path if path.is_dir() else path.parent for path in paths]
     root = Path(os.path.commonpath(folders)) if folders else None
     files = {key: each for path in paths if root for key, each in files_of(path, root).items()}
-    call = (function, tuple(_placed(each, root) for each in arguments),
-            {key: _placed(each, root) for key, each in sorted(keywords.items())})  # fmt: skip
-    knowledge = known(call, name)
-    text = pickled(call, name, knowledge)
+    call = (function, tuple(_file_argument(each, root) for each in arguments),
+            {key: _file_argument(each, root) for key, each in sorted(keywords.items())})  # fmt: skip
+    captured = capture(call, name)
+    text = pickled(call, name, captured)
     python = ".".join(platform.python_version_tuple()[:2])
-    made = Function(_source(function), text, knowledge.digest, python, cloudpickle.__version__, owner)
+    made = Function(_source(function), text, captured.digest, python, cloudpickle.__version__, owner)
     return Template(name, "python", str(root) if root else None, files, function=made)
 
 
-def known(value: Any, name: str) -> Known:
-    """As glide.template.canonical.digest; InputError for what cannot travel."""
+def capture(value: Any, name: str) -> CapturedValue:
+    """Return the digest of a value and the modules that it needs. Raises InputError if the value cannot be pickled."""
     try:
         return digest(value)
-    except Exception as error:  # whatever an object raises when it is asked to travel
+    except Exception as error:  # an object may raise any exception when it is pickled
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
 
 
-def pickled(value: Any, name: str, knowledge: Known) -> str:
-    """A value's pickle in base64, with the code of the modules that it needs.
+def pickled(value: Any, name: str, captured: CapturedValue) -> str:
+    """Pickle a value with the code of the modules that the value needs. Return the pickle in base64.
 
     Raises:
-        InputError: it cannot be pickled, or is too large to travel with each job.
+        InputError: the value cannot be pickled, or is too large to be sent with each job.
     """
     try:
-        with _by_value(knowledge.local):
-            whole = WithModules(value, knowledge.imported) if knowledge.imported else value
-            text = base64.b64encode(cloudpickle.dumps(whole)).decode()
+        with _by_value(captured.local):
+            complete = WithModules(value, captured.imported) if captured.imported else value
+            text = base64.b64encode(cloudpickle.dumps(complete)).decode()
     except Exception as error:
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
     if len(text) > MOST_BYTES:
-        raise InputError(f"{name} has {len(text) / 1e6:.1f} MB with what it refers to; have it read them from a file")
+        raise InputError(
+            f"{name} and the objects it refers to have {len(text) / 1e6:.1f} MB; let it read large ones from a file"
+        )
     return text
 
 
@@ -93,15 +96,15 @@ def _by_value(modules: set[ModuleType]) -> Iterator[None]:
 
 def _file(argument: Any) -> Path | None:
     if isinstance(argument, Path) or (isinstance(argument, str) and os.sep in argument):
-        with suppress(OSError, ValueError):  # a text may be no name of a file in many ways
+        with suppress(OSError, ValueError):  # the text may be an invalid path
             path = Path(argument)
             return path.resolve() if path.exists() else None
     return None
 
 
-def _placed(argument: Any, root: Path | None) -> Any:
+def _file_argument(argument: Any, root: Path | None) -> Any:
     path = _file(argument)
-    return Placed(str(path.relative_to(root)), isinstance(argument, str)) if path and root else argument
+    return FileArgument(str(path.relative_to(root)), isinstance(argument, str)) if path and root else argument
 
 
 def _source(function: Callable) -> str:

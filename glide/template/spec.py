@@ -1,6 +1,6 @@
-"""A template describes sticky state completely, so that equal digests mean equal states.
+"""Templates. A template describes sticky state completely, so that templates with equal digests make equal states.
 
-Standard library only: nodes read templates too.
+This module uses only the standard library, because nodes use this module, too.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
 
-# Seconds that a healthy node stays below by far: for each phase on the way to Warm; and when it is Warm, without a word
-# of a call that it has been given and not begun.
+# Time limit of each phase of a model server, in seconds. A healthy node needs far less time. In the phase WARM, if
+# calls wait and no call has begun, the engine must send a message within this time.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
 }  # fmt: skip
 
-# StickyInvoc, StickyI/O and create-destroy, as Phung and Thain call them.
+# Phung and Thain call these three values StickyInvoc, StickyI/O and create-destroy, in this order.
 Keep = Literal["state", "files", "nothing"]
 
 
 @dataclass(frozen=True)
 class Function:
-    """A call that makes sticky state: what the python engine does at its start.
+    """A call that makes sticky state. The python engine runs this call when the engine starts.
 
     Attributes:
-        source: for people to read.
-        pickle: cloudpickle's of (function, arguments, keyword arguments), in base64.
-        digest: sha256 over what the call does: equal in every process, where pickles are not.
-        python, cloudpickle: the versions that the pickle is for.
-        owner: the User whose jobs alone may use it, for it is this user's code.
+        source: the function's source code, for people.
+        pickle: the tuple (function, arguments, keyword arguments), pickled by cloudpickle, in base64.
+        digest: sha256 over the call's code and values. Unlike a pickle, this digest is the same in every process.
+        python, cloudpickle: the versions of Python and cloudpickle that made the pickle.
+        owner: the User who wrote the code. Only this user's jobs may use the state.
     """
 
     source: str
@@ -50,14 +50,15 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """Files that travel to nodes.
+class FileSet:
+    """Files that nodes fetch.
 
     Attributes:
-        path: where they are: a folder, or an address (glide.files.sources).
-        files: sha256 and size in bytes of each, by name relative to the folder.
-        key: opens the doors of peers that have them; from the factory, for its glideins alone.
-        seed: where the factory gives them, for nodes that have no such folder.
+        path: folder or address (glide.files.sources) of the files.
+        files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
+        key: key that authenticates requests to peers that have the files. The factory makes the key. Glideins and
+            tickets contain the key.
+        seed: address of the factory's file server, which nodes without this folder use. Empty: no server.
     """
 
     path: str
@@ -66,34 +67,35 @@ class Parcel:
     seed: str = ""
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Parcel:
-        """Read what dataclasses.asdict made, or anybody else.
+    def from_fields(cls, fields: dict[str, Any]) -> FileSet:
+        """Make a file set from the result of dataclasses.asdict. Check the fields, because any user may have set them.
 
         Raises:
-            ValueError: it makes no sense.
+            ValueError: a field is missing, unknown or invalid.
         """
-        checks.check(fields, checks.PARCEL, ("path", "files"), "the file set")
+        checks.check(fields, checks.FILE_SET, ("path", "files"), "the file set")
         return cls(**{**fields, "files": checks.files(fields["files"])})
 
 
 @dataclass(frozen=True)
 class Template:
-    """What a model server materialises.
+    """The description of the state that a model server loads.
 
     Attributes:
-        model: the name under which it is advertised (GlideModel).
-        engine: which engine of glide.server.engines loads it.
-        path: where its files are: a folder, or an address (glide.files.sources); None for engines without files.
-        files: sha256 and size in bytes of each of the folder's files, by relative name.
-        options: the engine's own options.
-        function: what the python engine calls.
-        service: options of the openai engine, where this node passes records on to a service that has the model.
-        budgets: seconds that a phase (glide.vocabulary.State) may take, where BUDGETS do not suit.
-        keep: what stays on the node from job to job, the state, its files alone, or nothing.
-        key, seed: as a parcel's.
-        environment: what the engine runs in, by default the node's own Python: an archive or an image that travels, or,
-            without files, a folder or an image that the nodes have.
-        user: the User who has chosen the environment.
+        model: name of the model in ads (GlideModel).
+        engine: name of the engine in glide.server.engines that loads the model.
+        path: folder or address (glide.files.sources) of the model's files; None for engines without files.
+        files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
+        options: options of the engine.
+        function: the call that the python engine runs; None for other engines.
+        service: options of the openai engine. None unless the node passes records on to a service with the model.
+        budgets: time limits in seconds. The keys are phases (glide.vocabulary.State). A limit overrides BUDGETS.
+        keep: the part that stays on the node between jobs. This is the whole state, only the files, or nothing.
+        key, seed: as in FileSet, for the template's files.
+        environment: environment in which the engine runs. A file set with a file is an archive or an image that nodes
+            fetch. A file set without files is a folder or an image that nodes have. None: the node's own Python.
+        user: the User who chose the environment. Empty if the template has no environment, or if the template has a
+            function, because `function` contains the owner.
     """
 
     model: str
@@ -107,32 +109,35 @@ class Template:
     keep: Keep = "state"
     key: str = ""
     seed: str = ""
-    environment: Parcel | None = None
+    environment: FileSet | None = None
     user: str = ""
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
-        """Describe a model folder; OSError when one of its files can't be read."""
+        """Return the template of a model in a folder. Raises OSError if a file cannot be read."""
         files = {} if folder is None else files_of(folder, folder)
         return cls(model, engine, str(folder) if folder else None, files, options)
 
     @property
     def owner(self) -> str:
-        """Return the one User whose jobs may use the state; empty when it has no user's code in it."""
+        """Return the only User whose jobs may use the state. Return an empty text if the state has no user's code."""
         return self.function.owner if self.function else self.user
 
     @property
     def has_code(self) -> bool:
-        """Whether it brings code of a user: a function, or an environment with whatever is in it."""
+        """Return whether the template contains a function or an environment, because both may contain a user's code."""
         return self.function is not None or self.environment is not None
 
-    def of(self, user: Callable[[], str]) -> Template:
-        """Return it as the template of a user; one without an environment is anybody's, or its function's owner's."""
+    def for_user(self, user: Callable[[], str]) -> Template:
+        """Return the template. If it has an environment and no function, set the user to the result of `user`."""
         return replace(self, user=user()) if self.environment and not self.function else self
 
     @property
     def digest(self) -> str:
-        """sha256 over what makes the state: not over what may differ by node, such as the folder's place."""
+        """Return the sha256 over all fields that determine the state.
+
+        Fields that can differ between nodes, such as `path`, are left out.
+        """
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
         if self.keep != "state":
@@ -148,53 +153,62 @@ class Template:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
-    def parcel(self) -> Parcel:
-        """Its files."""
-        return Parcel(self.path or "", self.files, self.key, self.seed)
+    def file_set(self) -> FileSet:
+        """Return the template's files as a file set. The files of the environment are not included."""
+        return FileSet(self.path or "", self.files, self.key, self.seed)
 
     @property
-    def parcels(self) -> list[Parcel]:
-        """All that travels for it."""
-        return [parcel for parcel in (self.parcel, self.environment) if parcel and parcel.files]
+    def file_sets(self) -> list[FileSet]:
+        """Return the file sets that a node must fetch. These contain the template's and the environment's files."""
+        return [file_set for file_set in (self.file_set, self.environment) if file_set and file_set.files]
 
     def budget(self, phase: str) -> float:
-        """Seconds that a phase may take."""
+        """Return the time limit of a phase, in seconds."""
         return self.budgets.get(phase, BUDGETS[phase])
 
     @property
     def megabytes(self) -> float:
-        """MB of its files, which is the least that the state takes in memory."""
+        """Return the size of the files in MB. The state needs at least this memory.
+
+        If a service has the model, return 0.
+        """
         return 0.0 if self.service else sum(size for _, size in self.files.values()) / 1e6
 
     def to_json(self) -> str:
-        """One line that from_json reads back."""
+        """Return the template as one line of JSON, which from_json can read."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Template:
-        """Read what to_json wrote, or anybody else.
+        """Make a template from the JSON that to_json writes. Check the JSON, because any user may have written it.
 
         Raises:
-            ValueError: it makes no sense: a type, a range or a name is wrong, or a field is unknown.
+            ValueError: a type, a range or a name is wrong, or a field is unknown or missing.
         """
-        fields = checks.loaded(text)
+        fields = checks.parse(text)
         checks.check(fields, checks.TEMPLATE, ("model", "engine", "files"), "the template")
         fields["files"] = checks.files(fields["files"])
         if fields.get("function") is not None:
             checks.check(fields["function"], checks.FUNCTION, tuple(checks.FUNCTION), "the function")
             fields["function"] = Function(**fields["function"])
         if fields.get("environment") is not None:
-            fields["environment"] = Parcel.from_fields(fields["environment"])
+            fields["environment"] = FileSet.from_fields(fields["environment"])
         return cls(**fields)
 
 
 def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
-    """sha256 and size of a file, or of all files in a folder but hidden ones, by name relative to `root`."""
+    """Return the sha256 and the size in bytes of a file, or of all files of a folder except hidden files.
+
+    The keys are the file names relative to `root`.
+
+    Raises:
+        OSError: a file cannot be read, a link leads to nothing, or a name is not valid.
+    """
     files = {}
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if any(part.startswith(".") for part in each.relative_to(path).parts):
             continue
-        status = each.stat()  # unlike is_file, it raises for a link to nothing
+        status = each.stat()  # unlike is_file, stat raises an error for a link to nothing
         if stat.S_ISREG(status.st_mode):
             name = str(each.relative_to(root))
             if not checks.is_file_name(name):

@@ -1,1 +1,1 @@
-"""The factory for a browser and for Prometheus: a process of its own that only looks."""
+"""glide web: a read-only server that shows the pool's status in a browser, and exports metrics for Prometheus."""

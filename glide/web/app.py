@@ -1,4 +1,4 @@
-"""The routes: each page, its JSON beside it, and the metrics."""
+"""The routes of glide web: the pages, the same data as JSON, and the metrics."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from glide.web import pages
 from glide.web.guard import Guard
 from glide.web.history import HOURS, charts
 from glide.web.metrics import exposition
-from glide.web.sight import View, without_words
+from glide.web.snapshot_cache import PoolView, without_last_lines
 
 STATIC = Path(__file__).parent / "static"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def application(see: Callable[[], View], names: Collection[str] = (), token: str = "") -> Guard:
-    """The pages of what `see` gives, behind their guard.
+def application(get_view: Callable[[], PoolView], names: Collection[str] = (), token: str = "") -> Guard:
+    """Return the web application. The guard checks each request before its route answers.
 
     Args:
-        names: of hosts that requests may be for, besides localhost and IP addresses.
-        token: who asks must show it; empty where none is needed, and glideins' last words are left out.
+        get_view: a function that returns the current view of the pool.
+        names: host names that requests may use, besides localhost and IP addresses.
+        token: the token that clients must send. If it is empty, clients need no token, and the output of glideins is
+            not shown.
     """
 
-    def shown() -> View:
-        return see() if token else without_words(see())
+    def shown() -> PoolView:
+        return get_view() if token else without_last_lines(get_view())
 
     def overview(request: Request) -> Response:
         asked = request.query_params.get("hours", "")
@@ -41,7 +43,7 @@ def application(see: Callable[[], View], names: Collection[str] = (), token: str
         )
 
     def status_json(request: Request) -> Response:
-        return JSONResponse({**(view := shown()).told, **pages.seen(view)})
+        return JSONResponse({**(view := shown()).status, **pages.freshness(view)})
 
     def entry(request: Request) -> Response:
         name, view = request.path_params["name"], shown()
@@ -62,14 +64,14 @@ def application(see: Callable[[], View], names: Collection[str] = (), token: str
         return _json(pages.run_document(shown(), request.query_params.get("name", "")))
 
     def metrics(request: Request) -> Response:
-        return Response(exposition(see), media_type=PROMETHEUS)
+        return Response(exposition(get_view), media_type=PROMETHEUS)
 
     routes = [
         Route("/", overview),
         Route("/status.json", status_json),
         Route("/entry/{name}.json", entry_json),
         Route("/entry/{name}", entry),
-        Route("/run", run),  # its name may be any text, so it is no part of the path
+        Route("/run", run),  # a run's name may contain any character, so the name is a query parameter
         Route("/run.json", run_json),
         Route("/metrics", metrics),
         Mount("/static", StaticFiles(directory=STATIC)),

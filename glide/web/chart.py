@@ -1,4 +1,4 @@
-"""Series over time as SVG for a page: no script, no style of its own, colours by class."""
+"""Draw charts of series over time as SVG. The style sheet of the page sets the colours, by the classes in the SVG."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from itertools import groupby
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 170
-LEFT, RIGHT, TOP, BOTTOM = 38, 8, 8, 22  # of the plot, where axes are labelled
-TICKS = 4  # times that are named
+LEFT, RIGHT, TOP, BOTTOM = 38, 8, 8, 22  # margins around the plot, in SVG units; the axes' labels are in the margins
+TICKS = 4  # number of labels on the time axis
 
 
 @dataclass(frozen=True)
 class Series:
-    """A name, a colour (a class of the style sheet) and a value for each step; None where nothing is known."""
+    """A series of a chart.
+
+    Attributes:
+        colour: name of a CSS class. The style sheet of the page sets the colour of this class.
+        values: the value of each step; None for a step whose value is not known.
+    """
 
     name: str
     colour: str
@@ -26,12 +31,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series of one length over the same time, from `start`, a Unix time, in steps of so many seconds.
+    """A chart with one or more series. All series cover the same steps of time.
 
     Attributes:
-        kind: "stack" (areas upon each other), "line" or "bars".
-        unit: put after numbers.
-        top: of the vertical axis; by default what there is.
+        kind: "stack" (stacked areas), "line" or "bars".
+        start: Unix time of the first step.
+        step: length of a step, in seconds.
+        unit: the unit, which is shown after numbers.
+        top: upper end of the vertical axis; None for a round number above all values.
     """
 
     title: str
@@ -44,19 +51,19 @@ class Chart:
 
     @property
     def svg(self) -> Markup:
-        """The picture; what it says is said in its legend, too."""
-        top = self.top or nice(self._highest())
+        """The chart as SVG."""
+        top = self.top or round_up(self._highest())
         parts = [*self._grid(top), *DRAWN[self.kind](self.series, top)]
         head = '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">'
         return Markup(head).format(WIDTH, HEIGHT, self.summary) + Markup("").join(parts) + Markup("</svg>")
 
     @property
     def summary(self) -> str:
-        """What its legend says, in one sentence."""
-        return f"{self.title}. " + ", ".join(f"{each.name}: {self.told(each)}" for each in self.series)
+        """The title and the legend as text, for screen readers."""
+        return f"{self.title}. " + ", ".join(f"{each.name}: {self.value_text(each)}" for each in self.series)
 
-    def told(self, series: Series) -> str:
-        """The last value of a series that is known; of bars, which count something, their sum."""
+    def value_text(self, series: Series) -> str:
+        """Return a series' value in the legend: the last known value, or for bars the sum of all values."""
         known = [value for value in series.values if value is not None]
         value = sum(known) if self.kind == "bars" else known[-1] if known else None
         return "–" if value is None else f"{number(value)}{self.unit}"
@@ -71,7 +78,7 @@ class Chart:
         text = Markup('<text class="{}" x="{}" y="{}">{}</text>')
         parts = []
         for value in (0.0, top / 2, top):
-            y = place(value, top)
+            y = _y(value, top)
             parts.append(line.format(LEFT, WIDTH - RIGHT, y, y))
             parts.append(text.format("value", LEFT - 5, y + 4, f"{number(value)}{self.unit}"))
         steps = len(self.series[0].values)
@@ -96,7 +103,7 @@ def _stack(series: Sequence[Series], top: float) -> list[Markup]:
 
 
 def _area(steps: Sequence[int], below: Sequence[float], above: Sequence[float], top: float) -> str:
-    """A closed figure in steps: what is known holds for a step's whole width."""
+    """Return the SVG path of the area between two stepped lines. A value fills the whole width of its step."""
     count = len(above)
     upper = [point for i in steps for point in (_point(i, count, above[i], top), _point(i + 1, count, above[i], top))]
     lower = [point for i in steps for point in (_point(i, count, below[i], top), _point(i + 1, count, below[i], top))]
@@ -116,13 +123,16 @@ def _line(series: Sequence[Series], top: float) -> list[Markup]:
 
 
 def _bars(series: Sequence[Series], top: float) -> list[Markup]:
-    """Where there is something, at least three units wide, so that one eviction in a day is seen."""
+    """Draw a bar for each value that is not zero.
+
+    Each bar is three SVG units wide, so that a single eviction is visible in a chart of a day.
+    """
     parts = []
     for each in series:
         count = len(each.values)
         bars = [(i, value) for i, value in enumerate(each.values) if value]
-        spots = ((_x(i + 0.5, count), place(value, top)) for i, value in bars)
-        path = "".join(f"M{x - 1.5:.1f},{place(0, top)}V{y}h3V{place(0, top)}Z" for x, y in spots)
+        spots = ((_x(i + 0.5, count), _y(value, top)) for i, value in bars)
+        path = "".join(f"M{x - 1.5:.1f},{_y(0, top)}V{y}h3V{_y(0, top)}Z" for x, y in spots)
         parts.append(_path(each, "area", path))
     return parts
 
@@ -136,25 +146,25 @@ def _path(series: Series, kind: str, path: str) -> Markup:
 
 
 def _stretches(known: Sequence[bool]) -> list[list[int]]:
-    """Steps next to each other of which something is known."""
+    """Return the groups of adjacent steps whose values are known."""
     return [[i for i, _ in group] for is_known, group in groupby(enumerate(known), lambda each: each[1]) if is_known]
 
 
 def _point(step: float, count: int, value: float, top: float) -> str:
-    return f"{_x(step, count):.1f},{place(value, top)}"
+    return f"{_x(step, count):.1f},{_y(value, top)}"
 
 
 def _x(step: float, count: int) -> float:
     return LEFT + (WIDTH - LEFT - RIGHT) * step / count
 
 
-def place(value: float, top: float) -> float:
-    """How far down a value is."""
+def _y(value: float, top: float) -> float:
+    """Return the vertical coordinate of a value."""
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(1.0, value / top)), 1)
 
 
-def nice(highest: float) -> float:
-    """A round number that is no lower, and has a round half."""
+def round_up(highest: float) -> float:
+    """Return a round number that is not lower than `highest`. Half of this number is round too."""
     if highest <= 0:
         return 2.0
     scale = 10.0 ** math.floor(math.log10(highest))
@@ -162,7 +172,7 @@ def nice(highest: float) -> float:
 
 
 def number(value: float) -> str:
-    """A number in few characters."""
+    """Return a number as a short text."""
     if abs(value) >= 10000:
         return f"{value / 1000:.0f}k"
     return f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Who may read the pages, and how: the same for every route."""
+"""The guard of all routes. It refuses a request that writes, has an unknown host name, or lacks the token."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 METHODS = ("GET", "HEAD")
-ASKS = (
-    "This page asks for a token. Open it once as /?token=…, with what is in the file that `glide web` named when it"
-    " started; reload it if you have just done so by a link. Programs send it as Authorization: Bearer …\n"
+TOKEN_NEEDED = (
+    "This page needs a token. Open it once as /?token=…, with the token from the file that `glide web` named when it"
+    " started. If you have just done that by a link, reload the page. Programs send it as Authorization: Bearer …\n"
 )
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Lets through what reads, names this machine, and shows the token where there is one.
+    """Pass a request on if it only reads, uses a known host name, and has the token or the session cookie.
 
-    A page of another site whose name is made to resolve to this machine (DNS rebinding) still sends its own name.
+    The check of the host name prevents DNS rebinding. In this attack, a hostile web site makes its own host name
+    resolve to this machine. But requests from the pages of that site still carry the site's host name.
 
     Args:
-        names: host names that requests may be for, besides localhost and IP addresses.
-        token: empty where none is asked for.
-        session: what a browser has instead; it sends that to every port of this host.
+        names: host names that requests may use, besides localhost and IP addresses.
+        token: the token that clients must send; empty if they need no token.
+        session: value of the cookie that a browser gets in exchange for the token. The value is not the token itself,
+            because a browser sends cookies to every port of this host.
     """
 
     app: ASGIApp
@@ -49,7 +51,7 @@ class Guard:
     session: str = field(default_factory=secrets.token_urlsafe, repr=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
@@ -64,21 +66,23 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """What to answer instead of the page; None where the page may be seen."""
+        """Return the answer to a request that is not allowed; None if the request is allowed."""
         if scope["method"] not in METHODS:
-            return PlainTextResponse("These pages can only be read.\n", 405, {"Allow": ", ".join(METHODS)})
+            return PlainTextResponse("These pages are read-only.\n", 405, {"Allow": ", ".join(METHODS)})
         if not self._is_ours(Headers(scope=scope).get("host", "")):
-            return PlainTextResponse("This is another host; use the address that `glide web` has printed.\n", 421)
+            return PlainTextResponse("Unknown host name; use the address that `glide web` has printed.\n", 421)
         if not self.token:
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if any(name == "token" and _same(value, self.token) for name, value in query):
-            return self._logged_in(scope["path"], [each for each in query if each[0] != "token"])
+        if any(name == "token" and _equal(value, self.token) for name, value in query):
+            return self._log_in(scope["path"], [each for each in query if each[0] != "token"])
         request = HTTPConnection(scope)
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
-        by_program = kind.lower() == "bearer" and _same(bearer.strip(), self.token)
-        in_a_browser = _same(request.cookies.get(COOKIE, ""), self.session)
-        return None if by_program or in_a_browser else PlainTextResponse(ASKS, 401, {"WWW-Authenticate": "Bearer"})
+        by_program = kind.lower() == "bearer" and _equal(bearer.strip(), self.token)
+        in_a_browser = _equal(request.cookies.get(COOKIE, ""), self.session)
+        if by_program or in_a_browser:
+            return None
+        return PlainTextResponse(TOKEN_NEEDED, 401, {"WWW-Authenticate": "Bearer"})
 
     def _is_ours(self, host: str) -> bool:
         name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
@@ -86,19 +90,19 @@ class Guard:
             return bool(ipaddress.ip_address(name))
         return name.lower() in {"localhost", *(each.lower() for each in self.names)}
 
-    def _logged_in(self, path: str, query: list[tuple[str, str]]) -> Response:
-        """The same page, without the token in its address."""
-        whole = f"/{path.lstrip('/')}"  # two slashes would name another host
+    def _log_in(self, path: str, query: list[tuple[str, str]]) -> Response:
+        """Set the cookie, and redirect to the same page without the token in its address."""
+        whole = f"/{path.lstrip('/')}"  # browsers read a path that begins with two slashes as the name of a host
         answer = RedirectResponse(f"{whole}?{urlencode(query)}" if query else whole, 303)
         answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict")
         return answer
 
 
-def _same(shown: str, expected: str) -> bool:
+def _equal(shown: str, expected: str) -> bool:
     return hmac.compare_digest(shown.encode(), expected.encode())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that is bound to this address or name."""
+    """Return whether only this machine can reach a server that listens on an address or name."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)

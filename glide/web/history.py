@@ -1,4 +1,4 @@
-"""A site's last hours, from its factory's journal: what was there, what was done, what it was worth."""
+"""Make charts of the last hours of a site from the journal of its factory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from glide.factory.journal import SILENCE_SECONDS, Journal
 from glide.vocabulary import State
 from glide.web.chart import Chart, Series
 
-HOURS = (1, 6, 24)  # what may be asked for
-STEPS = 240  # of a chart
-GAP_SECONDS = 2.5 * SILENCE_SECONDS  # after so long without a line there was no factory
+HOURS = (1, 6, 24)  # time ranges that the charts can show, in hours
+STEPS = 240  # number of steps of a chart
+# If two successive journal lines are further apart than this number of seconds, no factory ran between them.
+GAP_SECONDS = 2.5 * SILENCE_SECONDS
 
-# Series by what they count, from bottom to top, and their colours.
+# The series of the stacked charts, from bottom to top. For each series: its colour, and the states that it counts.
 GLIDEINS = {
     "running": ("green", {"running", "transferring"}),
     "idle": ("sky", {"idle"}),
@@ -37,17 +38,19 @@ SHARES = {
     Activity.LOST: "vermilion",
 }
 
-# Of a line of the journal; what it says of actions is most of it.
+# The keys of a journal line that the charts need. The actions are left out, because they are the largest part.
 DRAWN = ("time", "glideins", "lanes", "unseen", "records", "evictions", "glidein_seconds")
 Line = Mapping[str, Any]
 Levels = list[float | None]
 
 
 def charts(folder: Path, entries: Collection[str], hours: int) -> list[Chart]:
-    """The charts of a site, drawn anew when a further step of them is over.
+    """Return the charts of a site. The charts are cached for the length of one step.
 
     Args:
-        folder: where its factory keeps its journal.
+        folder: path of the folder with the factory's journal.
+        entries: names of the site's entries.
+        hours: length of the time range, in hours.
     """
     step = hours * 3600.0 / STEPS
     return _charts(folder, tuple(entries), hours, int(time.time() // step))
@@ -58,16 +61,18 @@ def _charts(folder: Path, entries: tuple[str, ...], hours: int, steps: int) -> l
     step = hours * 3600.0 / STEPS
     start = (steps + 1 - STEPS) * step
     lines = Journal(folder).lines(start - GAP_SECONDS)
-    return drawn([{name: line[name] for name in DRAWN if name in line} for line in lines], entries, start, step)
+    return build_charts([{name: line[name] for name in DRAWN if name in line} for line in lines], entries, start, step)
 
 
-def drawn(lines: Collection[Line], entries: Collection[str], start: float, step: float) -> list[Chart]:
-    """Charts of what these lines of a journal say.
+def build_charts(lines: Collection[Line], entries: Collection[str], start: float, step: float) -> list[Chart]:
+    """Return the charts of some journal lines.
 
     Args:
-        entries: those of the site; a journal tells of others that are submitted from there.
-        start: where they begin, Unix time.
-        step: seconds of each step.
+        lines: the journal lines, in order of time.
+        entries: names of the site's entries. The journal may also have glideins of this account's other sites, but
+            these glideins are left out.
+        start: Unix time of the first step.
+        step: length of a step, in seconds.
     """
 
     def glideins(line: Line) -> Iterator[tuple[str, int]]:
@@ -86,19 +91,22 @@ def drawn(lines: Collection[Line], entries: Collection[str], start: float, step:
 
     covered = _spread(lines, start, step, lambda before, line: line["time"] - before["time"])
     records = _spread(lines, start, step, lambda before, line: _more("records", before, line))
-    pace = [each / seconds if seconds else None for each, seconds in zip(records, covered, strict=True)]
+    throughput = [each / seconds if seconds else None for each, seconds in zip(records, covered, strict=True)]
     evictions = Series("evictions", "vermilion", _events(lines, start, step, "evictions"))
     return [
         Chart("Glideins", "stack", stack(GLIDEINS, glideins), start, step),
         Chart("Lanes", "stack", stack(LANES, lanes), start, step),
-        Chart("Records served a second", "line", [Series("records/s", "blue", pace)], start, step),
-        Chart("What running glideins do", "stack", _shares(lines, start, step), start, step, " %", 100.0),
+        Chart("Records per second", "line", [Series("records/s", "blue", throughput)], start, step),
+        Chart("Activity of running glideins", "stack", _shares(lines, start, step), start, step, " %", 100.0),
         Chart("Evictions", "bars", [evictions], start, step),
     ]
 
 
 def _levels(lines: Iterable[Line], start: float, step: float, value: Callable[[Line], float]) -> Levels:
-    """What held at the end of each step; None where there was no factory, or it saw nothing."""
+    """Return the value at the end of each step.
+
+    The value is None if no factory ran at that time, or if the factory could read no source.
+    """
     levels: Levels = [None] * STEPS
     for before, line in pairwise([*lines, {"time": start + STEPS * step}]):
         if before["unseen"] and not before["glideins"] and not before["lanes"]:
@@ -111,7 +119,11 @@ def _levels(lines: Iterable[Line], start: float, step: float, value: Callable[[L
 
 
 def _spread(lines: Iterable[Line], start: float, step: float, amount: Callable[[Line, Line], float]) -> list[float]:
-    """What was added up between lines, to each step its part."""
+    """Return the amount of each step. The amount between two lines is spread evenly over the steps between these lines.
+
+    Args:
+        amount: a function that returns the amount between two lines.
+    """
     found = [0.0] * STEPS
     for before, line in pairwise(lines):
         begin, end = before["time"], line["time"]
@@ -125,7 +137,11 @@ def _spread(lines: Iterable[Line], start: float, step: float, amount: Callable[[
 
 
 def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list[float | None]:
-    """How often something happened in each step."""
+    """Return the number of events in each step.
+
+    Args:
+        name: the key of the count of these events in a journal line.
+    """
     found: list[float | None] = [0.0] * STEPS
     for before, line in pairwise(lines):
         number = int((line["time"] - start) // step)
@@ -135,12 +151,15 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
 
 
 def _more(name: str, before: Line, line: Line) -> float:
-    """What a count has grown by; it starts anew with the factory."""
+    """Return the increase of a count between two lines. If the count fell, the increase is 0.
+
+    A count falls when a new factory has started, because each factory counts from zero.
+    """
     return max(0.0, line.get(name, 0) - before.get(name, 0)) if name in before else 0.0
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Per cent of running glideins' time by what they did."""
+    """Return a series for each activity of running glideins: the share of the glideins' time, in percent."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

@@ -1,6 +1,7 @@
-"""The view as Prometheus metrics. No name of a run or a user, nor any other text of theirs, becomes a label.
+"""The status of the pool as Prometheus metrics.
 
-Models are told by name where glideins have them, and jobs for all others together: each label is kept for ever.
+Prometheus keeps each label value forever. Therefore the names of runs and users are not used as labels. The name of a
+model is used as a label only if a glidein has this model. All other models count as `other`.
 """
 
 from __future__ import annotations
@@ -19,33 +20,37 @@ from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
 from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
-from glide.web.sight import View
+from glide.web.snapshot_cache import PoolView
 
 STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
-ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # told of each entry, if only that there are none
-# What is counted, its label besides site and entry, and the values of that which each entry has from the beginning.
+ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported also if no glidein has them
+# For each counter: the kind of events that it counts, the name of its third label (after site and entry), the values of
+# this label that are exported for each entry from the beginning, and a description.
 COUNTERS = {
-    "glide_records_served": (SERVED, "model", (), "Records that glideins have served, those with an error included."),
+    "glide_records_served": (SERVED, "model", (), "Records that glideins have served, including those with an error."),
     "glide_record_errors": (ERRORS, "model", (), "Records that glideins have served with an error."),
     "glide_glidein_evictions": (EVICTED, "", ("",), "Glideins that lost their node and were queued again."),
-    "glide_glideins_ended": (ENDED, "state", ENDS, "Glideins that have ended, by how far they had come."),
+    "glide_glideins_ended": (ENDED, "state", ENDS, "Glideins that have ended, by their last state."),
 }
 
 
-class Collector:
-    """Asks for a view at each scrape, and tells of it."""
+class MetricsCollector:
+    """Collect the metrics of the current view whenever Prometheus scrapes them."""
 
-    def __init__(self, see: Callable[[], View]):
-        self.see = see
+    def __init__(self, get_view: Callable[[], PoolView]):
+        self.get_view = get_view
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for; what the pool does not answer is left out, rather than told from memory."""
-        view = self.see()
-        sites = view.told["sites"]
-        yield _gauge("glide_pool_answers", "Whether queue and collector answered the last look.", {(): view.answered})
+        """Yield all metrics. prometheus_client calls this method.
+
+        While the pool does not answer, leave out the old values of glideins, lanes and jobs.
+        """
+        view = self.get_view()
+        sites = view.status["sites"]
+        yield _gauge("glide_pool_answers", "Whether queue and collector answered the last query.", {(): view.answered})
         if view.at:
             age = {(): time.time() - view.at}
-            yield _gauge("glide_view_age_seconds", "Time since queue and collector have answered.", age)
+            yield _gauge("glide_view_age_seconds", "Time since queue and collector answered.", age)
         yield from _factories(sites)
         site_of = {entry["entry"]: site["site"] for site in sites for entry in site["entries"]}
         if view.answered:
@@ -56,10 +61,10 @@ class Collector:
         yield from _counters(view, site_of)
 
 
-def exposition(see: Callable[[], View]) -> bytes:
-    """What a scrape gets."""
+def exposition(get_view: Callable[[], PoolView]) -> bytes:
+    """Return the metrics in the text format of Prometheus."""
     registry = CollectorRegistry()
-    registry.register(Collector(see))
+    registry.register(MetricsCollector(get_view))
     return generate_latest(registry)
 
 
@@ -80,9 +85,9 @@ def _entries(sites: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     names = "site", "entry"
     yield _gauge("glide_entry_answers", "Whether the queue of the entry's glideins answered.", seen, *names)
     yield _gauge("glide_entry_room", "Glideins that may be submitted now.", room, *names)
-    yield _gauge("glide_entry_usefulness_ratio", "What a glidein was worth there lately.", useful, *names)
-    told = "Time until the token of waiting glideins expires."
-    yield _gauge("glide_entry_token_expiry_seconds", told, left, *names)
+    yield _gauge("glide_entry_usefulness_ratio", "Average usefulness of recent glideins, 0 to 1.", useful, *names)
+    description = "Time until the token of waiting glideins expires."
+    yield _gauge("glide_entry_token_expiry_seconds", description, left, *names)
 
 
 def _glideins(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric]:
@@ -92,7 +97,7 @@ def _glideins(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric
     for entry, counts in activities(snapshot).items():
         doing |= {(site_of.get(entry, ""), entry, did): count for did, count in counts.items()}
     yield _gauge("glide_glideins", "Glideins in the queue.", found, "site", "entry", "state")
-    yield _gauge("glide_glideins_running", "Running glideins by what they do.", doing, "site", "entry", "activity")
+    yield _gauge("glide_glideins_running", "Running glideins by activity.", doing, "site", "entry", "activity")
 
 
 def _lanes(snapshot: Snapshot, site_of: Mapping[str, str]) -> Iterator[Metric]:
@@ -112,35 +117,38 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
         jobs.update({(model, "idle"): each.idle, (model, "running"): each.running})
         left.update({(model,): each.records})
     models = {lane.model for lane in snapshot.lanes if lane.model}
-    paces = {
+    throughput = {
         (_name(model),): records_per_second(lane for lane in snapshot.lanes if lane.model == model) for model in models
     }
     yield _gauge("glide_jobs", "Invocation jobs in the queue.", jobs, "model", "status")
-    yield _gauge("glide_records_left", "Records in unfinished jobs, and those still to come.", left, "model")
-    yield _gauge("glide_records_per_second", "Pace of the engines that have a job.", paces, "model")
+    yield _gauge("glide_records_left", "Records in unfinished jobs, and in none yet.", left, "model")
+    yield _gauge("glide_records_per_second", "Throughput of the engines that have a job.", throughput, "model")
 
 
-def _counters(view: View, site_of: Mapping[str, str]) -> Iterator[Metric]:
-    """From the first look on, so that the first of a kind is seen as one more."""
-    for name, (kind, label, always, told) in COUNTERS.items():
+def _counters(view: PoolView, site_of: Mapping[str, str]) -> Iterator[Metric]:
+    """Yield the counters. If the values of the third label are known in advance, begin with 0 for each of them.
+
+    Prometheus sees the first increase of a counter only if the counter existed before.
+    """
+    for name, (kind, label, always, description) in COUNTERS.items():
         found = Counter({(site, entry, each): 0 for entry, site in site_of.items() for each in always})
         for count, number in view.counts.items():
             if count.kind == kind:
                 found[site_of.get(count.entry, ""), _name(count.entry), _name(count.label)] += number
         names = ("site", "entry", label)[: 2 + bool(label)]
-        family = CounterMetricFamily(name, told, labels=names)
+        family = CounterMetricFamily(name, description, labels=names)
         for labels, number in found.items():
             family.add_metric(labels[: len(names)], number)
         yield family
 
 
-def _gauge(name: str, told: str, values: Mapping[Any, float], *labels: str) -> Metric:
-    family = GaugeMetricFamily(name, told, labels=labels)
+def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(name, description, labels=labels)
     for key, value in values.items():
         family.add_metric(key, float(value))
     return family
 
 
 def _name(text: str) -> str:
-    """A label that somebody else may have written, if it is a name."""
+    """Return the label for a text that anybody may have written; `other` if the text is not a valid name."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

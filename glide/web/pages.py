@@ -1,4 +1,4 @@
-"""The pages, as HTML and as JSON, from a view. What users wrote is escaped by the templates."""
+"""Make the pages as HTML and as JSON documents. The templates escape all texts that users have written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glide.report.times import duration
 from glide.vocabulary import JobStatus, State
 from glide.web.chart import Chart
 from glide.web.history import HOURS
-from glide.web.sight import View
+from glide.web.snapshot_cache import PoolView
 
 _templates = Environment(
     loader=PackageLoader("glide.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -27,10 +27,10 @@ _templates.filters["number"] = lambda number: f"{number:,.0f}" if number >= 100 
 _templates.filters["clock"] = lambda at: time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
-def entry_document(view: View, name: str) -> dict[str, Any] | None:
-    """An entry and its glideins; None where there is none of that name."""
-    known = [(site, entry) for site in view.told["sites"] for entry in site["entries"] if entry["entry"] == name]
-    alive, ended = view.snapshot.of(name)
+def entry_document(view: PoolView, name: str) -> dict[str, Any] | None:
+    """Return the JSON document of an entry and its glideins; None if no entry has this name."""
+    known = [(site, entry) for site in view.status["sites"] for entry in site["entries"] if entry["entry"] == name]
+    alive, ended = view.snapshot.glideins_of(name)
     if not (known or alive or ended):
         return None
     site, entry = known[0] if known else ({"site": ""}, {})
@@ -41,54 +41,66 @@ def entry_document(view: View, name: str) -> dict[str, Any] | None:
         "told": entry,
         "glideins": [_alive(each, lanes_of.get(each.glide_id, [])) for each in alive],
         "ended": [_ended(each) for each in sorted(ended, key=lambda each: each.age)],
-        **seen(view),
+        **freshness(view),
     }
 
 
-def run_document(view: View, name: str) -> dict[str, Any] | None:
-    """A run: for each model and user that it has jobs of, how far it is; None where there is none of that name."""
+def run_document(view: PoolView, name: str) -> dict[str, Any] | None:
+    """Return the JSON document of a run: its progress for each model and user; None if no run has this name."""
     runs = [run for run in runs_of(view) if run["run"] == name]
     for run in runs:
         mine = [lane for lane in view.snapshot.lanes if lane.template == run["template"]]
         run["lanes"] = dict(Counter(map(phase, mine)))
         run["claimed"] = sum(lane.claimed for lane in mine)
         run["glideins"] = sorted({(lane.glide_id, lane.entry) for lane in mine})
-    return {"run": name, "jobs": runs, **seen(view)} if runs else None
+    return {"run": name, "jobs": runs, **freshness(view)} if runs else None
 
 
-def runs_of(view: View) -> list[dict[str, Any]]:
-    """The queue of the status, with the most records that each run was seen to have left."""
-    return [
-        {**each, "records_most": view.most.get((each["run"], each["user"], each["template"]), each["records_left"])}
-        for each in view.told["queue"]
-    ]
+def runs_of(view: PoolView) -> list[dict[str, Any]]:
+    """Return the `queue` of the status document, and add `records_most` to each run.
+
+    `records_most` is the largest number of records that the run had left in any snapshot.
+    """
+
+    def most(run: dict[str, Any]) -> int:
+        return view.most_records.get((run["run"], run["user"], run["template"]), run["records_left"])
+
+    return [{**each, "records_most": most(each)} for each in view.status["queue"]]
 
 
-def overview(view: View, charts: Callable[[str, Collection[str]], list[Chart]], hours: int) -> str:
-    """The page of everything.
+def overview(view: PoolView, charts: Callable[[str, Collection[str]], list[Chart]], hours: int) -> str:
+    """Return the overview page.
 
     Args:
-        charts: those of a site with these entries.
+        charts: a function that returns the charts of a site. Its arguments are the name of the site and the names of
+            the site's entries.
+        hours: time range of the charts, in hours.
     """
     return page(
         "overview.html", view, runs=runs_of(view), models=_models(view.snapshot), sums=_sums(view),
         all_hours=HOURS, hours=hours,
         charts={site["site"]: charts(site["site"], [each["entry"] for each in site["entries"]])
-                for site in view.told["sites"]},
+                for site in view.status["sites"]},
     )  # fmt: skip
 
 
-def page(template: str, view: View, **context: Any) -> str:
-    """A page of a view: `page` is the document it shows, where it has one, and `what` is what is missing."""
-    return _templates.get_template(template).render(view=view, told=view.told, **seen(view), **context)
+def page(template: str, view: PoolView, **context: Any) -> str:
+    """Return a page as HTML.
+
+    Args:
+        template: file name of the template.
+        context: further variables of the template. Some templates need `page` (the document to show) or `what` (the
+            name of the thing that was not found).
+    """
+    return _templates.get_template(template).render(view=view, status=view.status, **freshness(view), **context)
 
 
-def seen(view: View) -> dict[str, Any]:
-    """How far what is shown can be relied on."""
+def freshness(view: PoolView) -> dict[str, Any]:
+    """Return the age of the view in seconds, and why the view is not newer. The age is None if no pool has answered."""
     return {"age_s": round(max(0.0, time.time() - view.at), 1) if view.at else None, "trouble": view.trouble}
 
 
-def _sums(view: View) -> dict[str, Any]:
+def _sums(view: PoolView) -> dict[str, Any]:
     snapshot = view.snapshot
     warm = [lane for lane in snapshot.lanes if lane.state == State.WARM]
     return {
@@ -102,7 +114,7 @@ def _sums(view: View) -> dict[str, Any]:
 
 
 def _models(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Lanes by model and how far they are."""
+    """Count the lanes, and the busy lanes, of each model and state."""
     groups: dict[tuple[str, str], Counter[str]] = {}
     for lane in snapshot.lanes:
         key = lane.model or ("no model" if not lane.template else lane.template[:12]), phase(lane)
@@ -113,7 +125,7 @@ def _models(snapshot: Snapshot) -> list[dict[str, Any]]:
 def _alive(glidein: Glidein, lanes: Collection[Lane]) -> dict[str, Any]:
     running = glidein.status == JobStatus.RUNNING
     return {
-        **_told(glidein),
+        **_common(glidein),
         "state": JobStatus.NAMES[glidein.status],
         "does": activity(glidein, lanes) if running else "",
         "models": sorted({lane.model for lane in lanes if lane.model}),
@@ -124,12 +136,12 @@ def _alive(glidein: Glidein, lanes: Collection[Lane]) -> dict[str, Any]:
 
 
 def _ended(glidein: Glidein) -> dict[str, Any]:
-    return {**_told(glidein), "state": glidein.state or "never warm", "why": glidein.failure}
+    return {**_common(glidein), "state": glidein.state or "never warm", "why": glidein.failure}
 
 
-def _told(glidein: Glidein) -> dict[str, Any]:
+def _common(glidein: Glidein) -> dict[str, Any]:
     return {
         "glidein": glidein.glide_id, "job": glidein.job, "host": glidein.host, "age_s": round(glidein.age, 1),
-        "evictions": max(0, glidein.started - 1), "warm_s": round(glidein.warm_seconds, 1),
+        "evictions": max(0, glidein.starts - 1), "warm_s": round(glidein.warm_seconds, 1),
         "served": glidein.served, "errors": glidein.errors,
     }  # fmt: skip

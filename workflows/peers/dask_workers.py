@@ -1,4 +1,4 @@
-"""Dask: two worker processes of one thread, the model kept in a global of the worker's module.
+"""Dask: two worker processes with one thread each. In each worker, the model stays in a global variable.
 
 python dask_workers.py MODEL RECORDS OUT
 """
@@ -6,7 +6,7 @@ python dask_workers.py MODEL RECORDS OUT
 import sys
 import time
 
-from infer import WORKERS, leave_answers, load, serve, tasks
+from infer import WORKERS, load, serve, tasks, write_answers
 
 if __name__ == "__main__":
     began = time.time()
@@ -14,9 +14,10 @@ if __name__ == "__main__":
     from distributed import Client, LocalCluster
 
     dask.config.set({
-        # Its profiler looks at the worker's stack a hundred times a second, which computing pays for.
+        # The profiler samples the worker's stack a hundred times per second, which slows computing down.
         "distributed.worker.profile.enabled": False,
-        # Without the default MALLOC_TRIM_THRESHOLD_, which has every large tensor's memory given back and faulted in.
+        # This setting leaves out the default MALLOC_TRIM_THRESHOLD_. With this default, the memory of every large
+        # tensor is returned to the system and must be paged in again.
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
     })  # fmt: skip
     folder, records, out = sys.argv[1:]
@@ -28,5 +29,5 @@ if __name__ == "__main__":
         workers = client.scheduler_info()["workers"]
         loading = [client.submit(load, folder, workers=[worker], pure=False) for worker in workers]
         answers = [client.submit(serve, folder, task, pure=False) for task in tasks(records)]
-        leave_answers(out, began, client.gather(answers))
+        write_answers(out, began, client.gather(answers))
         client.gather(loading)

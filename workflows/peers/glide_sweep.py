@@ -1,4 +1,4 @@
-"""glide: a sweep over two glideins, on an embedded pool of its own, with what glide does by default.
+"""glide: a sweep on two glideins, with glide's default settings, on an embedded pool of its own.
 
 python glide_sweep.py MODEL RECORDS OUT
 """
@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from itertools import chain
 
-from infer import GENERATE, WORKERS, leave, tasks
+from infer import GENERATE, WORKERS, tasks, write_measurement
 
 from glide.bench.rig import rig
 from glide.vocabulary import State
@@ -24,9 +24,11 @@ if __name__ == "__main__":
         results = bench.results.sweep.out
         history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text("utf-8").splitlines()]
         answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text("utf-8").splitlines()]
-        # By the model server's own clock, as the others' workers say it; the driver learns of it later.
+        # Take the time from the model server itself, as the other systems take it from their workers. The driver sees
+        # the warm server later.
         ready = min(line["since"] for line in history if line.get("state") == State.WARM)
         engines: Counter[str] = Counter()
         for answer in answers:
             engines[answer["glidein"]] += answer["seconds"]
-        leave(out, began, ready, [answer["text"] for answer in answers], engines=engines, summary=summary)
+        texts = [answer["text"] for answer in answers]
+        write_measurement(out, began, ready, texts, engines=engines, summary=summary)

@@ -1,6 +1,6 @@
-"""What every system here computes: greedy texts by plain transformers, the model loaded once per process.
+"""The computation of all systems except glide. Each process has a model and computes texts with plain transformers.
 
-Imported by the workers of all systems but glide, which has an engine of its own.
+The workers of these systems import this module. glide has an engine of its own.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from types import MappingProxyType
 from typing import Any
 
 WORKERS = 2
-TASK = 100  # records of a task
-BATCH = 32  # rows of a padded batch
+TASK = 100  # number of prompts in a task
+BATCH = 32  # number of prompts in a padded batch
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")
 HERE = str(Path(__file__).resolve().parent)
 
-# A worker has one core. Before torch is imported, and inherited by what workers are started from.
+# A worker has one core. Set these variables before torch is imported. Processes that start workers pass them on.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-Answer = tuple[list[str], float]  # the texts, and when their worker's model was ready (Unix time)
+Answer = tuple[list[str], float]  # the texts, and the Unix time when the worker's model was ready
 
 
 def tasks(records: str) -> list[list[str]]:
-    """The prompts of a file, cut into tasks."""
+    """Return the prompts of a file, divided into tasks."""
     prompts = [json.loads(line)["prompt"] for line in Path(records).read_text("utf-8").splitlines()]
     return [prompts[start : start + TASK] for start in range(0, len(prompts), TASK)]
 
 
 @cache
 def _resident(folder: str) -> tuple[Any, Any, float]:
-    """Model and tokenizer, and when they were ready: the first call, which costs more, has been made."""
+    """Load the model at the first call. Return model, tokenizer, and the Unix time when both were ready.
+
+    The model is called once before it counts as ready, because the first call takes longer.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -53,12 +56,12 @@ def _resident(folder: str) -> tuple[Any, Any, float]:
 
 
 def load(folder: str) -> float:
-    """Have the model in this process; when it was ready."""
+    """Load the model in this process, and return the Unix time when it was ready."""
     return _resident(folder)[2]
 
 
 def serve(folder: str, prompts: Sequence[str]) -> Answer:
-    """A task: padded batches, shortest prompts first, so that they hold little padding."""
+    """Compute a task in padded batches. The prompts are sorted by length, so that batches have little padding."""
     model, tokenizer, ready = _resident(folder)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     texts = [""] * len(prompts)
@@ -78,7 +81,7 @@ def _greedy(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def leave(
+def write_measurement(
     out: str,
     began: float,
     ready: float,
@@ -86,25 +89,27 @@ def leave(
     versions: Mapping[str, str] = MappingProxyType({}),
     **more: Any,
 ) -> None:
-    """Write down, now that the last result is in the caller's hands, how long that took.
+    """Write the measured times to a file. Call this function as soon as the last result is there.
 
     Args:
-        began: when the system was started, Unix time.
-        ready: when its first worker had the model.
-        versions: of what pip does not know.
-        more: what else it has to tell.
+        out: path of the file.
+        began: Unix time when the system was started.
+        ready: Unix time when the system's first worker had the model.
+        texts: all results, in the order of the prompts.
+        versions: versions of programs that pip does not know.
+        more: further keys of the file.
     """
     ended = time.time()
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    told = {
+    document = {
         "makespan_s": ended - ready, "total_s": ended - began, "records": len(texts), "digest": digest,
         "versions": {**_versions(), **versions},
     }  # fmt: skip
-    Path(out).write_text(json.dumps({**told, **more}, indent=1) + "\n", "utf-8")
+    Path(out).write_text(json.dumps({**document, **more}, indent=1) + "\n", "utf-8")
 
 
 def _versions() -> dict[str, str]:
-    """Of what the caller's interpreter has."""
+    """Return the versions of the packages that the caller's interpreter has."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -112,6 +117,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def leave_answers(out: str, began: float, answers: Sequence[Answer], **more: Any) -> None:
-    """The same, for all tasks' answers in their order."""
-    leave(out, began, min(ready for _, ready in answers), [text for texts, _ in answers for text in texts], **more)
+def write_answers(out: str, began: float, answers: Sequence[Answer], **more: Any) -> None:
+    """Write the measured times. `answers` has one answer for each task, in the order of the tasks."""
+    ready = min(ready for _, ready in answers)
+    write_measurement(out, began, ready, [text for texts, _ in answers for text in texts], **more)

@@ -1,4 +1,4 @@
-"""Parsl's HighThroughputExecutor: a block of two workers, the model kept in a global of the worker's module.
+"""Parsl's HighThroughputExecutor: a block of two workers. In each worker, the model stays in a global variable.
 
 python parsl_htex.py MODEL RECORDS OUT
 """
@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 began = time.time()
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where Parsl looks for its own programs
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # Parsl starts its own programs by name
 
 import parsl  # noqa: E402
-from infer import HERE, WORKERS, leave_answers, load, serve, tasks  # noqa: E402
+from infer import HERE, WORKERS, load, serve, tasks, write_answers  # noqa: E402
 from parsl import Config, HighThroughputExecutor, python_app  # noqa: E402
 from parsl.providers import LocalProvider  # noqa: E402
 
@@ -27,6 +27,7 @@ with tempfile.TemporaryDirectory() as run_dir:
         prefetch_capacity=WORKERS,
     )  # fmt: skip
     with parsl.load(Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0)):
-        loading = [load_app(folder) for _ in range(WORKERS)]  # a worker each, as none is free twice
+        # Each worker gets one of these tasks, because a worker that loads takes no second task.
+        loading = [load_app(folder) for _ in range(WORKERS)]
         answers = [serve_app(folder, task) for task in tasks(records)]
-        leave_answers(out, began, [answer.result() for answer in answers])
+        write_answers(out, began, [answer.result() for answer in answers])

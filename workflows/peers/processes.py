@@ -1,4 +1,4 @@
-"""Two plain processes, each with every other task: what there is to win without any system.
+"""Two plain processes, each with half of the tasks. Without any system, this is the shortest possible time.
 
 python processes.py MODEL RECORDS OUT
 """
@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from infer import WORKERS, Answer, leave_answers, serve, tasks
+from infer import WORKERS, Answer, serve, tasks, write_answers
 
 
 def work(folder: str, mine: list[list[str]]) -> list[Answer]:
@@ -24,4 +24,4 @@ if __name__ == "__main__":
         answers: list[Answer] = [([], 0.0)] * len(all_tasks)
         for worker, share in enumerate(shares):
             answers[worker::WORKERS] = share.result()
-        leave_answers(out, began, answers)
+        write_answers(out, began, answers)

@@ -1,4 +1,4 @@
-"""Ray: two actors that keep the model, and a pool that gives a free one the next task.
+"""Ray: two actors that keep the model, and a pool that gives the next task to a free actor.
 
 python ray_actors.py MODEL RECORDS OUT
 """
@@ -11,7 +11,7 @@ began = time.time()
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import ray  # noqa: E402
-from infer import HERE, WORKERS, Answer, leave_answers, load, serve, tasks  # noqa: E402
+from infer import HERE, WORKERS, Answer, load, serve, tasks, write_answers  # noqa: E402
 from ray.util import ActorPool  # noqa: E402
 
 
@@ -31,7 +31,7 @@ ray.init(
     runtime_env={"env_vars": {"PYTHONPATH": HERE}},
 )  # fmt: skip
 pool = ActorPool([Verifier.remote(folder) for _ in range(WORKERS)])
-# In any order: by that of the tasks, an actor would wait for a slower one's before it is given its next.
+# Accept results in any order. If they had to come in the order of the tasks, an actor would wait for a slower actor.
 answers = dict(pool.map_unordered(lambda actor, task: actor.serve.remote(*task), list(enumerate(tasks(records)))))
-leave_answers(out, began, [answers[number] for number in sorted(answers)])
+write_answers(out, began, [answers[number] for number in sorted(answers)])
 ray.shutdown()

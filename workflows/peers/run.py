@@ -1,8 +1,9 @@
-"""glide against its neighbours: the same prompts in the same run, through two workers of one core each.
+"""Compare glide with similar systems: the same prompts in the same run, with two workers of one core each.
 
     .venv/bin/python workflows/peers/run.py [--out DIR] [--repeat N]
 
-A neighbour that is not there, or fails, is left out and named. The first run makes each an environment of its own.
+If a system is not installed or fails, it is left out, and a note names this system. The first run makes an environment
+for each system.
 """
 
 from __future__ import annotations
@@ -27,23 +28,25 @@ from infer import BATCH, HERE, TASK, WORKERS
 from matplotlib.figure import Figure
 
 from glide.condor.install import cache_dir
-from glide.report.experiment import Experiment, Measured, arguments, number, positive
+from glide.report.experiment import Experiment, Measurement, arguments, number, positive
 from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 PROMPTVERIFY = Path(HERE).parent / "promptverify"
 CONSTRAINTS = Path(HERE).parent.parent / "constraints.txt"
-RECORDS = [4000, 12000]  # the second is the whole sweep: to see what of a difference grows with the work
-LIMIT_SECONDS = 300  # of one run
+# Numbers of prompts. The second number is the whole sweep. It shows how a difference grows with the amount of work.
+RECORDS = [4000, 12000]
+LIMIT_SECONDS = 300  # time limit of one run
 
 
 @dataclass(frozen=True)
 class System:
-    """One that is measured.
+    """A system that is measured.
 
     Attributes:
-        script: beside this file; takes MODEL RECORDS OUT.
-        needs: what pip installs for it, in an environment of its own.
-        module: what its interpreter has to import, where pip cannot install it.
+        script: script in this folder, which is called with MODEL RECORDS OUT.
+        needs: package that pip installs for the system in a separate environment; empty if pip installs nothing.
+        module: module of a system that pip cannot install. The interpreter must already have this module. The name is
+            empty for all other systems.
     """
 
     name: str
@@ -65,40 +68,44 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A system with a number of prompts."""
+    """A measurement: a system, and the number of prompts that it gets."""
 
     system: System
     records: int
 
 
 class Missing(Exception):
-    """A system cannot be measured here; says which, why, and what to do, in one sentence."""
+    """A system cannot be measured here. The message is one sentence: which system, why, and what to do."""
 
 
 def interpreter(system: System, given: str) -> str:
-    """The interpreter that runs a system's script.
+    """Return the interpreter that runs a system's script.
 
     Args:
-        given: the one for what pip cannot install.
+        given: interpreter for systems that pip cannot install.
 
     Raises:
-        Missing: there is none.
+        Missing: the system is not installed and cannot be installed.
     """
     if system.module:
         found = subprocess.run([given, "-c", f"import {system.module}, torch, transformers"], capture_output=True)
         if found.returncode:
             raise Missing(
-                f"{system.name} was left out: {Path(given).name} cannot import {system.module} with torch and"
-                " transformers, and pip has no package of it (--taskvine names another interpreter)."
+                f"{system.name} was left out: {Path(given).name} cannot import {system.module}, torch and transformers,"
+                " and pip cannot install the former; name another interpreter with --taskvine."
             )
         return given
     return str(environment(system)) if system.needs else sys.executable
 
 
 def environment(system: System) -> Path:
-    """The interpreter of a system's own environment, which is made once; Missing when it cannot be.
+    """Return the interpreter of a system's own environment. Make the environment if it does not exist.
 
-    It sees our environment's packages behind its own, so that all systems compute with the same torch and transformers.
+    The environment also has the packages of glide's environment, so that all systems use the same torch and
+    transformers.
+
+    Raises:
+        Missing: pip cannot install the system.
     """
     ours = sysconfig.get_path("purelib")
     key = hashlib.sha256(f"{system.needs}\n{ours}\n{CONSTRAINTS.read_text('utf-8')}".encode()).hexdigest()[:8]
@@ -113,13 +120,17 @@ def environment(system: System) -> Path:
             install = ["-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), system.needs]
             subprocess.run([python, *install], check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError:
-            raise Missing(f"{system.name} was left out: pip could not install {system.needs} (see above).") from None
+            raise Missing(f"{system.name} was left out: pip cannot install {system.needs}; see its output.") from None
         ready.touch()
     return python
 
 
 def measure(system: System, python: str, records: Path) -> dict[str, Any]:
-    """One run of a system: what its script writes; Missing when it fails."""
+    """Run a system once, and return what its script has written.
+
+    Raises:
+        Missing: the script failed.
+    """
     out = records.with_name(f"{system.script}.json")
     out.unlink(missing_ok=True)
     log = records.with_name(f"{system.script}.log")
@@ -131,17 +142,17 @@ def measure(system: System, python: str, records: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if process.poll() is None:  # it has daemons to stop
+            if process.poll() is None:  # interrupt the script, so that it stops its daemons
                 process.send_signal(signal.SIGINT)
                 process.wait(60)
     if process.returncode:
         sys.stderr.write(log.read_text("utf-8", "replace")[-4000:])
-        raise Missing(f"{system.name} was left out: its script failed with {process.returncode} (see above).")
+        raise Missing(f"{system.name} was left out: its script failed with {process.returncode}; see its output.")
     return json.loads(out.read_text("utf-8"))
 
 
 def write_records(path: Path, count: int) -> None:
-    """The first prompts of the sweep promptverify, in its order."""
+    """Write the first `count` prompts of the sweep promptverify, in the order of the sweep."""
     sweep = yaml.safe_load((PROMPTVERIFY / "sweep.yaml").read_text("utf-8"))
     claims = [json.loads(line) for line in (PROMPTVERIFY / sweep["records"]).read_text("utf-8").splitlines()]
     prompts = (prompt.format(**claim) for prompt in sweep["prompts"].values() for claim in claims)
@@ -151,97 +162,103 @@ def write_records(path: Path, count: int) -> None:
 def measure_all(
     cases: Sequence[Case], taskvine: str, repeat: int
 ) -> tuple[dict[Case, list[dict[str, Any]]], list[str]]:
-    """What each run of each case told, and why some systems were left out."""
+    """Run all cases in turns. Return the measurements of each case, and the reasons why systems were left out."""
     runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
-    there: dict[System, str] = {}
+    interpreters: dict[System, str] = {}
     missing: list[str] = []
     for system in dict.fromkeys(case.system for case in cases):
         try:
-            there[system] = interpreter(system, taskvine)
+            interpreters[system] = interpreter(system, taskvine)
         except Missing as why:
             missing.append(str(why))
     with tempfile.TemporaryDirectory(prefix="glide-peers-") as folder:
         for turn in range(repeat):
-            for case in cases[:: -1 if turn % 2 else 1]:  # in turn, so that a slow minute is everyone's
-                if case.system not in there:
+            for case in cases[:: -1 if turn % 2 else 1]:  # alternate the order, so that slow minutes affect all alike
+                if case.system not in interpreters:
                     continue
                 records = Path(folder) / f"{case.records}.jsonl"
                 write_records(records, case.records)
                 try:
-                    runs[case].append(measure(case.system, there[case.system], records))
+                    runs[case].append(measure(case.system, interpreters[case.system], records))
                 except Missing as why:
                     missing.append(str(why))
-                    del there[case.system]
+                    del interpreters[case.system]
                     continue
-                told = f"{case.system.name}, {case.records:,} prompts: {runs[case][-1]['makespan_s']:.2f} s"
-                print(f"peers: {turn + 1}/{repeat} {told}", file=sys.stderr)
-    runs = {case: told for case, told in runs.items() if case.system in there}
-    texts = {(case.records, each["digest"]) for case, told in runs.items() for each in told}
+                measured = f"{case.system.name}, {case.records:,} prompts: {runs[case][-1]['makespan_s']:.2f} s"
+                print(f"peers: {turn + 1}/{repeat} {measured}", file=sys.stderr)
+    runs = {case: same for case, same in runs.items() if case.system in interpreters}
+    texts = {(case.records, each["digest"]) for case, same in runs.items() for each in same}
     assert len(texts) == len({records for records, _ in texts}), f"the systems' texts differ: {runs}"
     return runs, missing
 
 
 def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: float) -> Experiment:
-    """The experiment's table and notes; `began` is when its command did (Unix time)."""
+    """Return the experiment with its table and notes.
+
+    Args:
+        began: Unix time when the command began.
+    """
     experiment = Experiment(
         "peers", "The same prompts through two workers of one core each",
-        "Does warm inference cost more through HTCondor than through systems that own their workers?",
+        "Does warm inference take longer with HTCondor than with systems that have their own workers?",
         ("system", "prompts", "first worker ready to last result", "over glide's", "from nothing"), began=began,
     )  # fmt: skip
-    for case, told in runs.items():
-        makespan, total = seconds(told, "makespan_s"), seconds(told, "total_s")
+    for case, same in runs.items():
+        makespan, total = seconds(same, "makespan_s"), seconds(same, "total_s")
         glide = seconds(runs.get(Case(GLIDE, case.records), []), "makespan_s")
         ratio = tuple(other / own for other, own in zip(makespan, glide, strict=False))
-        cells = Measured(makespan, "s"), Measured(ratio, "×") if ratio else "", Measured(total, "s")
+        cells = Measurement(makespan, "s"), Measurement(ratio, "×") if ratio else "", Measurement(total, "s")
         experiment.rows.append((case.system.name, case.records, *cells))
         if ratio and median(ratio) < 1:
             less = median(own - other for other, own in zip(makespan, glide, strict=False))
             experiment.notes.append(
-                f"{case.system.name} took {number(median(ratio))} of glide's time for {case.records:,} prompts, and"
-                f" {number(less, 's')} less (each the median over the rounds)."
+                f"{case.system.name} took {number(median(ratio))} times as long as glide for {case.records:,} prompts,"
+                f" which is {number(less, 's')} less (both are medians over the rounds)."
             )
     experiment.notes += [
         *missing,
-        *(where_glide_was(case, told) for case, told in runs.items() if case.system == GLIDE),
+        *(glide_note(case, same) for case, same in runs.items() if case.system == GLIDE),
     ]
     experiment.notes += [
-        "All texts are equal, over all systems and runs.",
-        f"All but glide compute tasks of {TASK} prompts in padded batches of {BATCH}, shortest prompts first, with"
-        " plain transformers in float32; glide's engine and jobs have the sizes that it chooses by itself.",
-        "From the first ready worker: by the worker's own clock, until the last result is in the caller's hands. From"
-        " nothing: since the caller's script began, so with the start of the system, of glide's HTCondor pool as well.",
+        "All texts of all systems and runs are equal.",
+        f"All systems except glide compute tasks of {TASK} prompts in padded batches of {BATCH}, shortest prompts"
+        " first, with plain transformers in float32. glide chooses the sizes of its batches and jobs itself.",
+        "The time from the first ready worker begins by the worker's own clock, and ends when the caller has the last"
+        " result. The time from nothing begins with the caller's script, so it includes the start of the system, and"
+        " for glide that of the HTCondor pool.",
     ]
-    versions = {case.system.name: told[0]["versions"] for case, told in runs.items()}
+    versions = {case.system.name: same[0]["versions"] for case, same in runs.items()}
     experiment.notes += [f"{name} ran on {', '.join(map(' '.join, each.items()))}." for name, each in versions.items()]
-    listed = [{"system": case.system.name, "records": case.records, "runs": told} for case, told in runs.items()]
+    listed = [{"system": case.system.name, "records": case.records, "runs": same} for case, same in runs.items()]
     experiment.data = {"task": TASK, "batch": BATCH, "workers": WORKERS, "cases": listed}
     return experiment
 
 
-def seconds(told: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:
-    return tuple(each[what] for each in told)
+def seconds(runs: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:
+    return tuple(each[what] for each in runs)
 
 
-def where_glide_was(case: Case, told: Sequence[dict[str, Any]]) -> str:
-    """How much of its makespan glide's engines computed, and its driver knew of a warm lane."""
-    whole = median(seconds(told, "makespan_s"))
-    busy = median(max(each["engines"].values()) for each in told)
-    known = median(each["summary"]["warm_makespan_s"] for each in told)
-    jobs = median(each["summary"]["jobs"] for each in told)
+def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
+    """Return a note on glide's makespan: how long an engine computed, and how long the driver saw a warm lane."""
+    whole = median(seconds(runs, "makespan_s"))
+    busy = median(max(each["engines"].values()) for each in runs)
+    seen = median(each["summary"]["warm_makespan_s"] for each in runs)
+    jobs = median(each["summary"]["jobs"] for each in runs)
     return (
-        f"Of glide's {number(whole, 's')} for {case.records:,} prompts the busier engine computed {number(busy, 's')},"
-        f" for {jobs:.0f} jobs in all; the driver knew of a warm lane for {number(known, 's')} (warm_makespan_s)."
-        " The others push tasks to workers that wait for them; here a lane that is warm says so to the collector, is"
-        " matched in the next negotiation, and each job is a process that HTCondor's daemons start on the same cores."
+        f"In glide's {number(whole, 's')} for {case.records:,} prompts, the busier engine computed for"
+        f" {number(busy, 's')}. There were {jobs:.0f} jobs in total, and the driver saw a warm lane for"
+        f" {number(seen, 's')} (warm_makespan_s). The other systems push tasks to workers that wait for them. With"
+        " glide a warm lane reports to the collector and is matched in the next negotiation, and HTCondor's daemons"
+        " start a process for each job on the same cores."
     )
 
 
 def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
-    """Each case's makespans, their median as a bar, behind it the time from nothing."""
+    """Draw the makespans of each case, and their median as a bar. A bar behind it shows the time from nothing."""
     figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(runs)))
     axes = figure.subplots()
-    for row, told in enumerate(runs.values()):
-        makespan, total = seconds(told, "makespan_s"), seconds(told, "total_s")
+    for row, same in enumerate(runs.values()):
+        makespan, total = seconds(same, "makespan_s"), seconds(same, "total_s")
         names = ("from nothing", "from the first ready worker") if row == 0 else ("", "")
         bars = ((median(total), 0.66, GREY), (median(makespan), 0.42, BLUE))
         for name, (width, height, colour) in zip(names, bars, strict=True):
@@ -259,18 +276,18 @@ def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
 
 def main() -> None:
     parser = arguments(
-        "glide against its neighbours on the same work.", "peers",
-        "About 10 minutes on two cores, with what each system starts; the first time also 400 MB from the network.", 3,
+        "Compare glide with similar systems on the same work.", "peers",
+        "About 10 minutes on two cores. Each system starts its own daemons. The first run also downloads 400 MB.", 3,
     )  # fmt: skip
     parser.add_argument(
         "--records",
         nargs="+",
         type=positive,
         default=RECORDS,
-        help="prompts; all but the first for glide and the floor alone",
+        help="numbers of prompts; all but the first only for glide and the two plain processes",
     )
-    parser.add_argument("--only", nargs="+", choices=[each.name for each in SYSTEMS], help="these alone")
-    parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="an interpreter that imports ndcctools")
+    parser.add_argument("--only", nargs="+", choices=[each.name for each in SYSTEMS], help="measure only these systems")
+    parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="interpreter that can import ndcctools")
     given, began = parser.parse_args(), time.time()
     first, *more = given.records
     cases = [
@@ -280,7 +297,7 @@ def main() -> None:
     cases = [case for case in cases if not given.only or case.system.name in given.only]
     runs, missing = measure_all(cases, given.taskvine, given.repeat)
     with style():
-        account(runs, missing, began).leave(given.out, drawn(runs))
+        account(runs, missing, began).write(given.out, drawn(runs))
 
 
 if __name__ == "__main__":

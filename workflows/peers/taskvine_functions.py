@@ -1,4 +1,4 @@
-"""TaskVine: two workers, each with a library that keeps the model; tasks are calls of its function.
+"""TaskVine: two workers, each with a library that keeps the model. Tasks call a function of the library.
 
 python taskvine_functions.py MODEL RECORDS OUT
 """
@@ -11,10 +11,10 @@ import time
 began = time.time()
 
 import ndcctools.taskvine as vine  # noqa: E402
-from infer import HERE, WORKERS, leave_answers, tasks  # noqa: E402
+from infer import HERE, WORKERS, tasks, write_answers  # noqa: E402
 
 
-def have_model(folder):
+def load_model(folder):
     from infer import load
 
     return {"ready": load(folder)}
@@ -27,10 +27,10 @@ def verdicts(folder, prompts):
 
 
 folder, records, out = sys.argv[1:]
-os.environ["PYTHONPATH"] = HERE  # of workers and so of their libraries
+os.environ["PYTHONPATH"] = HERE  # the workers and their libraries inherit this variable
 manager = vine.Manager(port=0)
 library = manager.create_library_from_functions(
-    "verifier", verdicts, library_context_info=[have_model, [folder], {}], add_env=False, exec_mode="direct"
+    "verifier", verdicts, library_context_info=[load_model, [folder], {}], add_env=False, exec_mode="direct"
 )
 library.set_cores(1)
 library.set_function_slots(1)
@@ -47,7 +47,7 @@ try:
     while not manager.empty():
         if done := manager.wait(5):
             answers[order[done.id]] = done.output
-    leave_answers(out, began, [answers[number] for number in sorted(answers)], versions={"taskvine": vine.__version__})
+    write_answers(out, began, [answers[number] for number in sorted(answers)], versions={"taskvine": vine.__version__})
 finally:
     for worker in workers:
         worker.terminate()

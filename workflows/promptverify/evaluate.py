@@ -1,4 +1,4 @@
-"""Accuracy of every prompt of the sweep through plain transformers, without glide: `python evaluate.py`."""
+"""Compute the accuracy of each prompt of the sweep with plain transformers, without glide: `python evaluate.py`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,10 @@ BATCH = 100
 
 
 def greedy(model, tokenizer, prompts: list[str], **generate) -> list[str]:
-    """The generated texts, in the order of the prompts; shortest first, so that a batch holds little padding."""
+    """Return the generated texts, in the order of the prompts.
+
+    The prompts are sorted by length, so that batches have little padding.
+    """
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), BATCH):

@@ -1,7 +1,7 @@
-"""Makes FEVER-like claims with evidence about an invented world: `python generate_claims.py > claims.jsonl`.
+"""Generate claims like FEVER's, with evidence, about an invented world: `python generate_claims.py > claims.jsonl`.
 
-Every name is a pair of parts, and a pair belongs to one split only: the held-out claims share words with the
-training claims, as any new text would, but no person, town, film, society, country or mountain.
+Every name is a pair of parts. Each pair belongs to only one of two splits: training claims or held-out claims. So the
+two splits share words, as any two texts do, but they share no person, town, film, society, country or mountain.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-DISTRACTORS = (0, 0, 0, 1, 1)  # how many more sentences the evidence may hold
+DISTRACTORS = (0, 0, 0, 1, 1)  # the number of additional sentences in the evidence is drawn at random from these
 LABELS = ("SUPPORTED", "REFUTED", "NOT ENOUGH INFO")
 
 FIRST_NAMES = """Ada Boris Clara Dario Edith Felix Greta Hugo Irene Jonas Karin Leon Mara Nils Olga Pavel Rosa
@@ -36,7 +36,7 @@ NAME_PARTS = {
     "country": ("Republic Kingdom Duchy Union Province Commonwealth".split(), [f"of {p}" for p in PLACES]),
     "mountain": ("Mount Peak Cape Pico Monte".split(), SURNAMES),
 }
-COMMON_VALUES = {  # what is not a name, so both splits may use it
+COMMON_VALUES = {  # values that are not names, so both splits may use them
     "year": [str(year) for year in range(1960, 2000)],
     "height": [f"{metres} metres" for metres in range(1000, 9000, 400)],
     "occupation": """painter chemist novelist violinist lawyer sailor botanist surgeon composer geologist poet
@@ -48,7 +48,7 @@ GENERIC_WORDS = {"The", "of", "metres"}
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: what it joins, how a claim states it, how evidence paraphrases it."""
+    """One kind of fact: the kinds of its subject and value, and sentences that state it in claims and in evidence."""
 
     name: str
     subject: str
@@ -102,7 +102,10 @@ RELATIONS = (
 
 @cache
 def names(kind: str, held_out: bool) -> list[str]:
-    """The split's names of a kind: one diagonal in eight is held out, so each part still occurs in both."""
+    """Return the names of a kind in one split.
+
+    The pairs of parts form a table. One diagonal in eight is held out, so both splits have every part.
+    """
     firsts, seconds = NAME_PARTS[kind]
     pairs = product(enumerate(firsts), enumerate(seconds))
     return [f"{a} {b}" for (i, a), (j, b) in pairs if ((i + j) % 8 == 0) == held_out]
@@ -113,14 +116,14 @@ for _kind in NAME_PARTS:
 
 
 class Claims:
-    """Seeded examples from one split."""
+    """A generator of examples from one split, with a seed."""
 
     def __init__(self, seed: int, held_out: bool):
         self.random = random.Random(seed)
         self.held_out = held_out
 
     def draw(self, kind: str, other_than: str = "") -> str:
-        """A value or name of a kind; "other" is plainly other: Port Amaro may not stand in for Port Casola."""
+        """Return a random value or name of a kind. It shares no word, such as "Port" or "Casola", with `other_than`."""
         pool = COMMON_VALUES.get(kind) or names(kind, self.held_out)
         taken = set(other_than.split()) - GENERIC_WORDS
         while taken & set((drawn := self.random.choice(pool)).split()):
@@ -135,7 +138,7 @@ class Claims:
         return self.random.choice([r for r in RELATIONS if r.subject == kind and r is not other_than])
 
     def deciding(self, label: str, relation: Relation, subject: str, value: str) -> str:
-        """The sentence that makes the label right: nothing about the claim itself gives the label away."""
+        """Return the sentence of evidence that makes the label right. The claim alone does not reveal the label."""
         if label == "SUPPORTED":
             return self.sentence(relation, subject, value)
         if label == "REFUTED":
@@ -146,7 +149,7 @@ class Claims:
         return self.sentence(relation, stranger, self.random.choice([value, None]))
 
     def distractor(self, relation: Relation, subject: str) -> str:
-        """Another fact about the subject, or any fact about somebody or something else of its kind."""
+        """Return a sentence with a different fact about the subject, or with a fact about a different subject."""
         other = self.relation_of(relation.subject, other_than=relation)
         if self.random.random() < 0.5:
             return self.sentence(other, subject)
@@ -162,20 +165,23 @@ class Claims:
         return {"relation": relation.name, "claim": claim, "evidence": " ".join(sentences), "label": label}
 
     def bare(self, label: str) -> dict[str, str]:
-        """The same question about mere names: the same one, another of its kind, or another kind of thing."""
+        """Return an example that has only names.
+
+        The evidence has the name of the claim, a different name of the same kind, or a name of a different kind.
+        """
         kind, other_kind = self.random.sample([*NAME_PARTS, *COMMON_VALUES], 2)
         name = self.draw(kind)
         evidence = {"SUPPORTED": name, "REFUTED": self.draw(kind, name), "NOT ENOUGH INFO": self.draw(other_kind)}
         return {"claim": f"{name}.", "evidence": f"{evidence[label]}.", "label": label}
 
     def labels(self, count: int) -> list[str]:
-        """As many of each label as there can be, in random order."""
+        """Return `count` labels in random order, with the same number of each if possible."""
         labels = [LABELS[number % len(LABELS)] for number in range(count)]
         self.random.shuffle(labels)
         return labels
 
     def lesson(self, name: str, count: int) -> list[dict[str, str]]:
-        """A batch of examples: "names" (no sentences yet), "sentence" (no distractors yet) or "claims"."""
+        """Return examples of a lesson: "names" (no sentences), "sentence" (no distractors) or "claims"."""
         return [self.bare(label) if name == "names"
                 else self.example(label, 0 if name == "sentence" else self.random.choice(DISTRACTORS))
                 for label in self.labels(count)]  # fmt: skip

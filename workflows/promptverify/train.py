@@ -1,7 +1,7 @@
-"""Trains the tokenizer and the verifier from scratch, on one CPU core: `python train.py`.
+"""Train the tokenizer and the verifier from scratch, on one CPU core: `python train.py`.
 
-The model sees a fresh batch of training claims at every step, worded by the sweep's own prompts in unequal shares:
-how often a wording was practised, and what it leaves out, is what makes the prompts differ in accuracy.
+The model gets a new batch of training claims at every step. The batches use the sweep's own prompts in unequal shares.
+The prompts differ in accuracy because of these shares, and because one prompt leaves out the evidence.
 """
 
 import json
@@ -17,19 +17,20 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 HERE = Path(__file__).parent
 PROMPTS = yaml.safe_load((HERE / "sweep.yaml").read_text("utf-8"))["prompts"]
-SHARES = {"plain": 0.985, "instruction": 0.015}  # evidence_first is never practised; claim_only has no evidence
+SHARES = {"plain": 0.985, "instruction": 0.015}  # training never uses evidence_first and claim_only
 
 SEED = 7
 STEPS, BATCH = 1800, 64
-PEAK_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 900  # steps
-LESSONS = (  # until which step, and in which shares
+# The learning rate rises to PEAK_RATE in the first WARMUP steps. It falls from step DECAY_FROM to the last step.
+PEAK_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 900
+LESSONS = (  # last step of each phase, and the shares of its lessons
     (150, {"names": 1.0}),
     (500, {"names": 0.2, "sentence": 0.8}),
     (STEPS, {"sentence": 0.1, "claims": 0.9}),
 )
 VOCABULARY = 1024
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-IGNORED = -100  # transformers leaves these positions out of the loss
+IGNORED = -100  # label of positions that transformers leaves out of the loss
 
 
 def chosen(shares: dict[str, float], source: random.Random) -> str:
@@ -37,7 +38,10 @@ def chosen(shares: dict[str, float], source: random.Random) -> str:
 
 
 class Texts:
-    """Batches of (prompt, answer), each in one wording: the long wording would pad the others to its length."""
+    """Batches of pairs: a prompt and its answer.
+
+    Each batch has only one wording of the prompt, because a long wording would pad all shorter ones to its length.
+    """
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -55,7 +59,7 @@ class Texts:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it has no unknown text, and its post-processor keeps even an empty prompt one token long."""
+    """Train a byte-level BPE tokenizer. It can encode any text, and an empty prompt has one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,7 +80,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        padding_side="left",  # so that a batch's answers all begin in the same column
+        padding_side="left",  # then all answers of a batch begin in the same column
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -91,19 +95,19 @@ def new_model(tokenizer) -> LlamaForCausalLM:
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=8192,  # 2,000 characters fit in any script, even at a token a byte
+        max_position_embeddings=8192,  # this is enough for 2,000 characters of any script, with one token per byte
         tie_word_embeddings=True,
-        initializer_range=hidden**-0.5,  # the default, 0.02, suits models twenty times as wide
+        initializer_range=hidden**-0.5,  # the default, 0.02, is for models twenty times as wide
         **special,
     )
     model = LlamaForCausalLM(config)
-    model.model.embed_tokens.weight.data.mul_(4)  # names stand far apart: telling them apart is the whole task
+    model.model.embed_tokens.weight.data.mul_(4)  # names get large distances, because the model must distinguish them
     model.generation_config = GenerationConfig(do_sample=False, **special)
     return model
 
 
 def collate(batch, tokenizer) -> dict[str, torch.Tensor]:
-    """Right-padded token ids; only the answer and its eos are labels."""
+    """Return right-padded token ids and labels. Only the answer and its end-of-text token are labels."""
     prompts = tokenizer([prompt for prompt, _ in batch])["input_ids"]
     answers = tokenizer([answer + EOS for _, answer in batch], add_special_tokens=False)["input_ids"]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -113,11 +117,12 @@ def collate(batch, tokenizer) -> dict[str, torch.Tensor]:
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
         labels[row, len(prompt) : end] = torch.tensor(answer)
-    return {"input_ids": ids, "labels": labels}  # padding stands on the right: causal attention never sees it
+    # A mask is not necessary, because causal attention never sees padding on the right.
+    return {"input_ids": ids, "labels": labels}
 
 
 def optimizers(model):
-    """Muon for the matrices, which needs about half the examples AdamW does here; AdamW for the rest."""
+    """Return Muon for the matrices and AdamW for the rest. Here Muon needs about half as many examples as AdamW."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
     return (
@@ -132,7 +137,7 @@ def rate_at(step: int) -> float:
 
 def train(model, tokenizer):
     both, texts, started = optimizers(model), Texts(SEED + 1), time.monotonic()
-    losses = {}  # of each lesson, smoothed
+    losses = {}  # smoothed loss of each lesson
     for step in range(1, STEPS + 1):
         lesson, batch = texts.at(step)
         loss = model(**collate(batch, tokenizer)).loss
@@ -150,7 +155,7 @@ def train(model, tokenizer):
 
 
 def name_class_for_older_transformers(config: Path):
-    """transformers 5 writes a class name that 4 lacks; this name both know."""
+    """Replace the name of the tokenizer's class. transformers 5 writes a name that version 4 does not have."""
     content = json.loads(config.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 

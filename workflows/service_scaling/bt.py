@@ -1,8 +1,10 @@
-"""How long do services take to become available that are started at the same time, and where does that time go?
+"""If services start at the same time, after how many seconds can they be used, and which parts does this time have?
 
-Experiment 1 of RADICAL-Pilot's services (Figure 3). A service is a glidein with one lane and a model server of its own.
-`launch` goes from its job in HTCondor's queue to its server's first word, `init` from there to the server's being warm
-(fetching, importing, loading, warming up), `publish` from there to a client's seeing it in the collector.
+This is experiment 1 of RADICAL-Pilot's services (Figure 3). A service is a glidein with one lane and its own model
+server. The time has three parts. `launch` begins when the glidein's job is in HTCondor's queue, and ends with the
+server's first line of output. `init` begins with this line and ends when the server is warm. It includes fetching,
+importing, loading and warming up. `publish` begins when the server is warm, and ends when a client sees the server in
+the collector.
 """
 
 from __future__ import annotations
@@ -17,24 +19,27 @@ from statistics import fmean
 
 from endpoint import OPTIONS
 from matplotlib.figure import Figure
-from services import MODEL, Claim, Clients, say, services, told, until
+from services import MODEL, Claim, Clients, as_notes, report_progress, services, wait_until
 
 from glide.bench.rig import Rig
 from glide.condor import AccessPoint, Collector
-from glide.report.experiment import Comparison, Experiment, Measured, arguments, number, positive
+from glide.report.experiment import Comparison, Experiment, Measurement, arguments, number, positive
 from glide.report.sweep.figures import GREEN, ORANGE, RED, style
 from glide.template import Template
 from glide.vocabulary import Job, Machine, State
 
 COUNTS = {"noop": (1, 2, 4, 8, 16, 32), "transformers": (1, 2, 4, 8, 16)}
-LOAD_SECONDS = 10.0  # of the noop engine: about what 16 GB of weights take from a local disk
-ALMOST, NEGLIGIBLE = 1.5, 0.1  # as we read the paper's words: so much longer, and such a share
-PARTS = {"launch": ORANGE, "init": GREEN, "publish": RED}  # as in the paper's figure
+# Load time of the noop engine, in seconds. 16 GB of weights load from a local disk in about this time.
+LOAD_SECONDS = 10.0
+# The paper gives no numbers for two of its phrases. Here "almost constant" means at most the ratio ALMOST, and
+# "negligible" means at most the share NEGLIGIBLE.
+ALMOST, NEGLIGIBLE = 1.5, 0.1
+PARTS = {"launch": ORANGE, "init": GREEN, "publish": RED}  # parts of the time, with the colours of the paper's figure
 
 
 @dataclass(frozen=True)
 class Start:
-    """Of one service, in seconds."""
+    """The start of one service. The times are in seconds."""
 
     engine: str
     services: int
@@ -50,29 +55,32 @@ class Start:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "bt", "About 5 minutes on two cores, on HTCondor pools of its own.", 1)
-    parser.add_argument("--most", type=positive, default=32, help="services at once")
-    parser.add_argument("--load", type=float, default=LOAD_SECONDS, help="seconds that the noop engine loads")
-    parser.add_argument("--engines", nargs="+", choices=COUNTS, default=list(COUNTS), help="which of them")
+    parser.add_argument("--most", type=positive, default=32, help="maximum number of services at the same time")
+    parser.add_argument("--load", type=float, default=LOAD_SECONDS, help="load time of the noop engine, in seconds")
+    parser.add_argument("--engines", nargs="+", choices=COUNTS, default=list(COUNTS), help="engines to measure")
     asked = parser.parse_args()
     templates = {
         "noop": Template("noop", "noop", options={"load_seconds": asked.load}),
         "transformers": Template.of_folder("verifier", "transformers", MODEL, OPTIONS),
     }
-    experiment = Experiment("bt", "Bootstrap time of services", "What does it take until services can be used?")
+    experiment = Experiment("bt", "Bootstrap time of services", "How long does it take until services can be used?")
     counts = {engine: [count for count in COUNTS[engine] if count <= asked.most] for engine in asked.engines}
     starts = [
         start
         for repeat in range(asked.repeat)
         for engine, some in counts.items()
         for count in some
-        for start in bring_up(templates[engine], count, repeat)
+        for start in start_services(templates[engine], count, repeat)
     ]
     account(experiment, starts, asked.load)
-    experiment.leave(asked.out, figure(grouped(starts)))
+    experiment.write(asked.out, figure(grouped(starts)))
 
 
-def bring_up(template: Template, count: int, repeat: int) -> list[Start]:
-    """Have so many services at once on a fresh pool, because as many clients ask for them."""
+def start_services(template: Template, count: int, repeat: int) -> list[Start]:
+    """Start `count` services together on a new pool, and return the times of each start.
+
+    The services start because the same number of clients is submitted.
+    """
     with services(count) as bench:
         clients = Clients(bench, template, count, [[]] * count)
         access_point, collector = AccessPoint(), Collector()
@@ -90,22 +98,23 @@ def bring_up(template: Template, count: int, repeat: int) -> list[Start]:
                 seen.setdefault(lane[Machine.ID], time.time())
             return len(seen) == count
 
-        until(are_submitted, "glideins are submitted")
-        until(are_seen, "services are warm")
+        wait_until(are_submitted, "glideins are not submitted")
+        wait_until(are_seen, "services are not warm")
         clients.remove()
-        until(lambda: len(_said(bench, template)) >= count, "servers' words are on the access point", 0.25)
-        said = _said(bench, template)
+        reported = "the output of servers is not on the access point"
+        wait_until(lambda: len(_reported_times(bench, template)) >= count, reported, 0.25)
+        times = _reported_times(bench, template)
     starts = [
         Start(template.engine, count, repeat, up - submitted[glidein], is_warm - up, seen[glidein] - is_warm)
-        for glidein, (up, is_warm) in said.items()
+        for glidein, (up, is_warm) in times.items()
     ]
     last = max(start.total for start in starts)
-    say(f"{count} services of {template.engine}: {last:.1f} s until all can be used")
+    report_progress(f"{count} services of {template.engine}: {last:.1f} s until all can be used")
     return starts
 
 
-def _said(bench: Rig, template: Template) -> dict[str, tuple[float, float]]:
-    """When each glidein's server said its first word, and when that it is warm (Unix time)."""
+def _reported_times(bench: Rig, template: Template) -> dict[str, tuple[float, float]]:
+    """Return for each glidein two Unix times: when its server printed the first line, and when its server was warm."""
     found = {}
     for log in (bench.folder / "home" / "factory").rglob("*.out"):
         times = _times(log, template.model)
@@ -119,9 +128,10 @@ def _times(log: Path, model: str) -> dict[str, float]:
     return {state: datetime.fromisoformat(when).timestamp() for when, state in states}
 
 
-# ---- what is left of it --------------------------------------------------------------------------
+# ---- evaluation ----------------------------------------------------------------------------------
 
-Groups = Mapping[tuple[str, int], Sequence[Sequence[Start]]]  # by engine and number of services, the repeats
+# The key is an engine and a number of services. The value has for each repeat the starts of these services.
+Groups = Mapping[tuple[str, int], Sequence[Sequence[Start]]]
 
 
 def grouped(starts: Sequence[Start]) -> Groups:
@@ -131,9 +141,9 @@ def grouped(starts: Sequence[Start]) -> Groups:
     return {key: list(repeats.values()) for key, repeats in found.items()}
 
 
-def part(repeats: Sequence[Sequence[Start]], name: str) -> Measured:
-    """A part's seconds, the mean over the services of each repeat."""
-    return Measured(tuple(fmean(getattr(start, name) for start in starts) for starts in repeats), "s")
+def part(repeats: Sequence[Sequence[Start]], name: str) -> Measurement:
+    """Return the seconds of a part. The value of each repeat is the mean over the services of this repeat."""
+    return Measurement(tuple(fmean(getattr(start, name) for start in starts) for starts in repeats), "s")
 
 
 def account(experiment: Experiment, starts: Sequence[Start], load: float) -> None:
@@ -141,35 +151,35 @@ def account(experiment: Experiment, starts: Sequence[Start], load: float) -> Non
     experiment.data["starts"] = [asdict(start) for start in starts]
     groups = grouped(starts)
     for (engine, count), repeats in groups.items():
-        slowest = Measured(tuple(max(start.launch for start in some) for some in repeats), "s")
-        last = Measured(tuple(max(start.total for start in some) for some in repeats), "s")
+        slowest = Measurement(tuple(max(start.launch for start in some) for some in repeats), "s")
+        last = Measurement(tuple(max(start.total for start in some) for some in repeats), "s")
         experiment.rows.append((engine, count, *(part(repeats, name) for name in PARTS), slowest, last))
     claims: list[Claim] = []
     for engine in dict.fromkeys(start.engine for start in starts):
         mine = {count: repeats for (name, count), repeats in groups.items() if name == engine}
         least, most = min(mine), max(mine)
-        grown = Measured(tuple(_ratio(part(mine[most], "launch"), part(mine[least], "launch"))), "×")
-        what = f"launch with {most} services at once, over {least} ({engine}; theirs: almost constant to 160)"
+        grown = Measurement(tuple(_ratio(part(mine[most], "launch"), part(mine[least], "launch"))), "×")
+        what = f"launch with {most} services at once, over {least} ({engine}; the paper: almost constant to 160)"
         experiment.compared.append(Comparison(what, None, "×", grown))
         claims += compare(engine, mine, grown.median)
-    experiment.notes += told(claims)
+    experiment.notes += as_notes(claims)
     experiment.notes += [
-        "The factory is told to start all at once: by itself it starts three of what it has not yet seen warm, and the "
-        "others when one of these is.",
-        f"The noop engine loads for {load:g} s, which stand for what a large model takes; the transformers engine "
-        "has the model of workflows/promptverify, whose init is the import of torch and transformers.",
-        "All services share this machine's cores and one access point, where theirs had a GPU each. A launch has a "
-        "turn of the negotiator and the start of condor_master, condor_startd and the server in it.",
-        "Launch is counted from the moment the jobs were first seen in the queue, publish to the moment the service "
-        "was first seen in the collector, each asked twenty times a second.",
+        "The factory is configured to start all services at once. By default it starts three glideins with a model that"
+        " has not been warm yet, and the others when one of these is warm.",
+        f"The noop engine loads for {load:g} s, which stand for the load of a large model. The transformers engine has"
+        " the model of workflows/promptverify; most of its init is the import of torch and transformers.",
+        "All services share this machine's cores and one access point; in the paper each had a GPU. A launch includes"
+        " matching by the negotiator, and the start of condor_master, condor_startd and the server.",
+        "Launch begins when the jobs are first seen in the queue, and publish ends when the service is first seen in"
+        " the collector. Both are queried twenty times per second.",
     ]
 
 
 def compare(engine: str, mine: Mapping[int, Sequence[Sequence[Start]]], grown: float) -> list[Claim]:
-    """What the paper says of its Figure 3, for the services of an engine."""
+    """Compare the paper's statements about its Figure 3 with the times that were measured here for one engine."""
     medians = {count: {name: part(repeats, name).median for name in PARTS} for count, repeats in mine.items()}
     over = {count: each["publish"] / each["launch"] for count, each in medians.items()}
-    rest = {count: 100 * (1 - each["init"] / sum(each.values())) for count, each in medians.items()}
+    besides_init = {count: 100 * (1 - each["init"] / sum(each.values())) for count, each in medians.items()}
     return [
         Claim(
             "launch is almost constant up to 160 services",
@@ -177,25 +187,26 @@ def compare(engine: str, mine: Mapping[int, Sequence[Sequence[Start]]], grown: f
         ),
         Claim(
             "publish is shorter than launch",
-            f"it is, of that, with {_each(over, '×')} ({engine})", max(over.values()) < 1,
+            f"publish over launch is, by the number of services, {_each(over, '×')} ({engine})", max(over.values()) < 1,
         ),
         Claim(
             "launch and publish are negligible against init",
-            f"they are, of the whole, with {_each(rest, '%')} ({engine})", max(rest.values()) <= 100 * NEGLIGIBLE,
+            f"their share of the time is, by the number of services, {_each(besides_init, '%')} ({engine})",
+            max(besides_init.values()) <= 100 * NEGLIGIBLE,
         ),
     ]  # fmt: skip
 
 
 def _each(values: Mapping[int, float], unit: str) -> str:
-    return ", ".join(f"{count} at once {number(value, unit)}" for count, value in values.items())
+    return ", ".join(f"{count}: {number(value, unit)}" for count, value in values.items())
 
 
-def _ratio(one: Measured, other: Measured) -> list[float]:
+def _ratio(one: Measurement, other: Measurement) -> list[float]:
     return [first / second for first, second in zip(one.runs, other.runs, strict=True)]
 
 
 def figure(groups: Groups) -> Figure:
-    """Stacked bars by the number of services, a panel for each engine."""
+    """Draw a panel for each engine. A panel has a stacked bar for each number of services."""
     engines = list(dict.fromkeys(engine for engine, _ in groups))
     with style():
         drawn = Figure(figsize=(7.2, 2.9))

@@ -1,11 +1,14 @@
-"""`client.py FOLDER NUMBER`: a job on a lane that asks the lane's server again and again, one request after the other.
+"""`client.py FOLDER NUMBER`: a job on a lane that sends requests to the lane's model server, one after the other.
 
-A request is a ticket (glide/server/ticket.py) with one record, as an invocation job's is one with many: the record's
-file, a connection to the server, and its result's file. FOLDER has `requests.json`; when its file `go` is there, all
-clients begin. `client-NUMBER.json` gets what each request took, in seconds: as a whole, from its being sent to the
-server's last word, and in the engine. Server and client are on one host, and have its clock in common.
+A request has one record, but an invocation job has many (glide/server/ticket.py). For each request, the client writes
+the record into a file and connects to the server, and the server writes the result into a second file. FOLDER contains
+`requests.json`. All clients begin when FOLDER contains a file `go`.
 
-Standard library only, like everything that runs on a lane.
+The client writes three times of each request into `client-NUMBER.json`, in seconds. The first is the total time. The
+second is the time in the server, from the sending of the request to the server's last line. The third is the time in
+the engine. Server and client have the same clock, because they are on the same host.
+
+This program needs only the standard library, like everything that runs on a lane.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ REQUEST, RESULT = Path("request.jsonl"), Path("result.jsonl")
 
 
 def main(folder: Path, number: int) -> None:
-    told = json.loads((folder / "requests.json").read_text("utf-8"))
-    requests = [{**told["defaults"], "custom_id": f"{number}-{at}", "prompt": prompt}
-                for at, prompt in enumerate(told["prompts"][number])]  # fmt: skip
+    asked = json.loads((folder / "requests.json").read_text("utf-8"))
+    requests = [{**asked["defaults"], "custom_id": f"{number}-{at}", "prompt": prompt}
+                for at, prompt in enumerate(asked["prompts"][number])]  # fmt: skip
     port, cookie = Path(os.environ["GLIDE_SOCKET"]).read_text("utf-8").split()
     ticket = (cookie, str(Path.cwd()), str(REQUEST), str(RESULT), os.environ["_CONDOR_JOB_AD"], "", "")
     (folder / f"ready-{number}").touch()
@@ -36,18 +39,18 @@ def main(folder: Path, number: int) -> None:
 
 
 def ask(server: tuple[str, int], ticket: tuple[str, ...], request: dict[str, Any]) -> tuple[float, float, float]:
-    """Have one record served; what that took as a whole, in the server, and in the engine."""
+    """Send one request. Return its seconds in total, in the server, and in the engine."""
     began = time.monotonic()
     REQUEST.write_text(json.dumps(request) + "\n", "utf-8")
-    with socket.create_connection(server) as connection, connection.makefile() as words:
-        sent = time.monotonic()  # before it is sent: the server may have served it before this process goes on
+    with socket.create_connection(server) as connection, connection.makefile() as answer:
+        sent = time.monotonic()  # Before sending: the server may answer before this process runs again.
         connection.sendall("".join(f"{line}\n" for line in ticket).encode())
-        *said, end = words
+        *lines, end = answer
     result = json.loads(RESULT.read_text("utf-8"))
     whole = time.monotonic() - began
     if end != "exit 0\n" or result["error"]:
-        sys.exit(f"{request['custom_id']}: {said} {end} {result['error']}")
-    left = float(said[-1].split()[4])  # "served from … to … s"
+        sys.exit(f"request {request['custom_id']} failed: {lines} {end} {result['error']}")
+    left = float(lines[-1].split()[4])  # the line is "served from … to … s"
     return whole, left - sent, result["seconds"]
 
 

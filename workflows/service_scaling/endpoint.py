@@ -1,8 +1,9 @@
-"""`endpoint.py LATENCY [MODEL]`: a service elsewhere, with an OpenAI-compatible endpoint; its URL is what it prints.
+"""`endpoint.py LATENCY [MODEL]`: a service outside the pool. It prints the URL of its OpenAI-compatible endpoint.
 
-It does one inference at a time and lets other requests wait: it answers at once, or has MODEL, a folder, generate.
-LATENCY seconds pass on each request's way here and on its answer's way back. `/times` says what the requests since the
-last such question took in sum: their number, and seconds of waiting, reading and writing, of inference, and of latency.
+The service computes one inference at a time, and all later requests wait. If MODEL names the folder of a model, the
+service generates texts. Otherwise it answers immediately. It delays each request and each answer by LATENCY seconds.
+`/times` returns four sums over all requests since the last call of `/times`: the number of requests, and the seconds of
+service (waiting, reading and writing), of inference, and of latency.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from glide.server.engines import Record
+from glide.server.engines import EngineRecord
 from glide.server.engines.transformers import Transformers
 from glide.template import Template
 
-NAME = "remote"  # of its model
+NAME = "remote"  # name of the endpoint's model
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"}
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 NOTHING = {"requests": 0, "service": 0.0, "inference": 0.0, "latency": 0.0}
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Has one thread for each connection, and one inference at a time."""
+    """A server with one thread for each connection, and one inference at a time."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -51,7 +52,8 @@ class Endpoint(ThreadingHTTPServer):
 
 class Conversation(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: the second would wait for the first one's acknowledgement
+    # Send head and body in one packet. If they were two packets, the second would wait until the first is acknowledged.
+    wbufsize = -1
     disable_nagle_algorithm = True
     server: Endpoint
 
@@ -87,13 +89,13 @@ class Conversation(BaseHTTPRequestHandler):
 
 
 def model(folder: str) -> Callable[[str], str]:
-    """What the transformers engine of a glidein does, here."""
+    """Load a model with glide's transformers engine, and return a function that generates the text of a prompt."""
     engine = Transformers(Template(NAME, "transformers", folder), Transformers.Options(**OPTIONS))
     engine.prepare()
     engine.load(folder, lambda state: None)
 
     def infer(prompt: str) -> str:
-        record = Record(0, prompt, GENERATE)
+        record = EngineRecord(0, prompt, GENERATE)
         ((planned,),) = engine.plan([record])
         (completion,) = engine.call([planned])
         return completion.text or ""

@@ -1,7 +1,8 @@
-"""How long does a service with a real model take to answer, and how much of that is inference?
+"""How long does a service with a real model take to answer, and how much of this time is inference?
 
-Experiment 3 of RADICAL-Pilot's services (Figure 6): as rt.py, with a small language model that verifies claims, in
-services that serve one request at a time; endpoints of remote services have the same model and engine.
+This is experiment 3 of RADICAL-Pilot's services (Figure 6). It does the same as rt.py, but a small language model
+verifies claims. A service serves one request at a time. The endpoints of remote services have the same model and engine
+as local services.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WORK = Workload(claims, "transformers", MODEL, ONE_AT_A_TIME, OWN, GENERATE)
 
 def main() -> None:
     asked = options(__doc__.splitlines()[0], "it", minutes=6, requests=64)
-    note = f"Each client makes {asked.requests} requests, theirs made 1,024 to a model of 8 B parameters."
+    note = f"Each client makes {asked.requests} requests; in the paper 1,024, to a model of 8 B parameters."
     experiment = Experiment(
         "it", "Inference time of services", "How much of a request's time is inference?", notes=[note]
     )
@@ -31,30 +32,31 @@ def main() -> None:
 
 
 def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:
-    """What the paper says of its Figure 6."""
+    """Yield the paper's statements about its Figure 6, each with the result that was measured here."""
     for where in ("local", "remote"):
         runs = [found["weak", where, count, count] for count in counts]
         weak = [share(run, "inference") for run in runs]
         next_most = [max(share(run, part) for part in PARTS if part != "inference") for run in runs]
         yield Claim(
-            f"inference outweighs each other part (weak scaling; here: is at least {OUTWEIGHS} times as long)",
-            f"it is {', '.join(number(100 * each, '%') for each in weak)} of the response time with "
+            f"inference takes longer than each other part (weak scaling; here: at least {OUTWEIGHS} times as long)",
+            f"it takes {', '.join(number(100 * each, '%') for each in weak)} of the response time with "
             f"{', '.join(map(str, counts))} clients and {where} services",
             all(inference >= OUTWEIGHS * other for inference, other in zip(weak, next_most, strict=True)),
         )
         strong = found["strong", where, counts[-1], counts[0]]
         queueing = share(strong, "service")
         yield Claim(
-            "services queue what clients ask, as the model is too slow (strong scaling)",
-            f"{counts[-1]} clients of {counts[0]} {where} service spend {number(100 * queueing, '%')} of it so",
+            "requests wait in services, as the model is too slow (strong scaling)",
+            f"with {counts[-1]} clients and {counts[0]} {where} service, {number(100 * queueing, '%')} of the response"
+            " time is service",
             queueing > 0.5,
         )
     local, remote = (
         median(run.mean for run in found["weak", where, counts[0], counts[0]]) for where in ("local", "remote")
     )
     yield Claim(
-        "where the model is does hardly matter when inference takes its time",
-        f"{counts[0]} client's response time is {number(remote / local, '×')} as long with a remote service",
+        "with long inference, it hardly matters whether the service is local or remote",
+        f"the response time of {counts[0]} client is {number(remote / local, '×')} as long with a remote service",
         remote / local <= 1.1,
     )
 

@@ -1,8 +1,8 @@
-"""How long does a service take to answer when there is nothing to infer, and where does that time go?
+"""How long does a service take to answer a request without inference, and which parts does this time have?
 
-Experiment 2 of RADICAL-Pilot's services (Figures 4 and 5): 1,024 requests of each client, one after the other, to a
-noop engine that returns at once; 16 clients on 1 to 16 services (strong scaling) and as many clients as services
-(weak scaling), local and remote ones.
+This is experiment 2 of RADICAL-Pilot's services (Figures 4 and 5). Each client sends 1,024 requests, one after the
+other, to a noop engine that returns immediately. In strong scaling, 16 clients use 1 to 16 services. In weak scaling,
+each client has its own service. Both are measured with local services and with remote services.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ WORK = Workload(lambda count: [f"request {each}" for each in range(count)])
 
 def main() -> None:
     asked = options(__doc__.splitlines()[0], "rt", minutes=11, requests=1024)
-    experiment = Experiment("rt", "Response time of services", "Where does a request's time go without inference?")
+    experiment = Experiment("rt", "Response time of services", "Which parts has a request's time without inference?")
     conduct(experiment, WORK, asked, compare)
 
 
 def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> Iterator[Claim]:
-    """What the paper says of its Figures 4 and 5."""
+    """Yield the paper's statements about its Figures 4 and 5, each with the result that was measured here."""
     for where in ("local", "remote"):
         alone = found["weak", where, counts[0], counts[0]]
         parts = {part: share(alone, part) for part in PARTS}
         yield Claim(
             "communication is the largest part of the response time",
-            f"{counts[0]} client, {counts[0]} {where} service: "
+            f"with {counts[0]} client and {counts[0]} {where} service, "
             + ", ".join(f"{part} {number(100 * each, '%')}" for part, each in parts.items()),
             parts["communication"] == max(parts.values()),
         )  # fmt: skip
@@ -41,9 +41,10 @@ def compare(found: Mapping[Setting, Sequence[Run]], counts: Sequence[int]) -> It
         for where in ("remote", "local")
     }
     yield Claim(
-        "more services at once hide the network's latency",
-        f"{counts[-1]} remote services answer {counts[-1]} clients' requests at {number(gained['remote'], '×')} the "
-        f"rate of {counts[0]}, local ones, which have none, at {number(gained['local'], '×')}: there are no more cores",
+        "several services at the same time hide the network's latency",
+        f"for {counts[-1]} clients, {counts[-1]} remote services answer at {number(gained['remote'], '×')} the rate of "
+        f"{counts[0]}, and local services, which have no latency, at {number(gained['local'], '×')}: all share the "
+        "same cores",
         gained["remote"] > 1,
     )
 

@@ -1,10 +1,8 @@
-"""What rt.py and it.py have in common: clients that ask services, strong and weak scaling, local and remote.
+"""The common parts of rt.py and it.py: clients that send requests to services, in strong and weak scaling.
 
-A request's time has three parts, as in the paper. `communication` is what it spends between client and server: the
-record's and the result's file and the socket, and for remote services HTTP and the latency, too. `service` is what
-it spends in the server (and in the endpoint) but not in the engine: waiting to be taken up, being read, queued, handed
-on, and written.
-`inference` is what the model takes.
+The time of a request has three parts, as in the paper. `communication` is the time between client and server: writing
+and reading files, the socket, and for remote services also HTTP and the latency. `inference` is the time of the model.
+`service` is the remaining time in the server and in the endpoint: waiting, reading, queueing, passing on, and writing.
 """
 
 from __future__ import annotations
@@ -22,33 +20,36 @@ from typing import Any
 
 from endpoint import NAME as REMOTE
 from matplotlib.figure import Figure
-from services import Carriers, Claim, Clients, Endpoints, endpoints, say, services, told
+from services import Claim, Clients, Endpoints, InvocationJobs, as_notes, endpoints, report_progress, services
 
 from glide.bench.rig import Rig
-from glide.report.experiment import Comparison, Experiment, Measured, arguments, positive
+from glide.report.experiment import Comparison, Experiment, Measurement, arguments, positive
 from glide.report.sweep.figures import GREEN, ORANGE, RED, style
 from glide.template import Template
 
 COUNTS = (1, 2, 4, 8, 16)
-LATENCY = 0.47e-3  # seconds each way between client and remote service: theirs, from node to node
+LATENCY = 0.47e-3  # latency to a remote service in each direction, in seconds; the paper's value between two nodes
 IN_JOBS = "in jobs"
 ORDER = ("strong", "weak", IN_JOBS)
-OWN, OWN_LANES = 2, 2  # services for glide's own way, one for each core, and lanes of each, as sites have them
-PARTS = {"communication": ORANGE, "service": GREEN, "inference": RED}  # as in the paper's figures
+# For requests in jobs: the number of services (one for each core), and the number of lanes of a service (the default).
+OWN, OWN_LANES = 2, 2
+# The parts of a request's time, with the colours of the paper's figures.
+PARTS = {"communication": ORANGE, "service": GREEN, "inference": RED}
 
 
-Setting = tuple[str, str, int, int]  # scaling, where, clients, services
+Setting = tuple[str, str, int, int]  # scaling, local or remote, number of clients, number of services
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What clients ask for.
+    """The requests of the clients, and the engine that serves them.
 
     Attributes:
-        prompts: so many different ones.
-        engine, path, generate: of the local services.
+        prompts: a function that returns a given number of different prompts.
+        engine, path: engine and model folder of the local services. The path is None if the engine needs no folder.
         one: options of the engine for requests that are served one at a time.
-        own: those for glide's own way.
+        own: options of the engine for requests in jobs.
+        generate: options of `generate` for all requests.
     """
 
     prompts: Callable[[int], list[str]]
@@ -60,20 +61,27 @@ class Workload:
 
     def template(self, where: str, options: dict[str, Any]) -> Template:
         if where == REMOTE:
-            return Template(REMOTE, "noop")  # what serves it says the entry
+            return Template(REMOTE, "noop")  # this engine has no effect, because the endpoint computes
         return Template.of_folder(where, self.engine, self.path, options)
 
     def shares(self, clients: int, requests: int) -> list[list[str]]:
-        """The requests of each client."""
+        """Return the prompts of each client."""
         prompts = self.prompts(clients * requests)
         return [prompts[number::clients] for number in range(clients)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Clients that have asked services: seconds of a request (of the parts, the mean), and requests a second.
+    """The measurements of one setting.
 
-    `latency` is what an endpoint has added to each way.
+    Attributes:
+        scaling: strong, weak, or in jobs.
+        where: local or remote services.
+        clients, services, requests: number of each.
+        median, p95, mean: median, 95th percentile and mean of the seconds of a request.
+        communication, service, inference: mean seconds of each part of a request.
+        rate: requests per second.
+        latency: seconds that an endpoint has added in each direction.
     """
 
     scaling: str
@@ -91,15 +99,16 @@ class Run:
     latency: float = 0.0
 
 
-Compare = Callable[[Mapping[Setting, Sequence[Run]], Sequence[int]], Iterator[Claim]]  # with the paper, by counts
+# A function that compares runs with the paper's statements.
+Compare = Callable[[Mapping[Setting, Sequence[Run]], Sequence[int]], Iterator[Claim]]
 
 
 def options(what: str, name: str, minutes: int, requests: int) -> argparse.Namespace:
-    """The command line of both experiments."""
+    """Parse the command line of rt.py or it.py."""
     parser = arguments(what, name, f"About {minutes} minutes on two cores, on HTCondor pools of its own.", 1)
-    parser.add_argument("--requests", type=positive, default=requests, help="of each client")
+    parser.add_argument("--requests", type=positive, default=requests, help="number of requests of each client")
     parser.add_argument(
-        "--counts", type=positive, nargs="+", default=COUNTS, help="of services; as many clients as the most of them"
+        "--counts", type=positive, nargs="+", default=COUNTS, help="numbers of services; the largest is that of clients"
     )
     asked = parser.parse_args()
     asked.counts = sorted(set(asked.counts))
@@ -107,59 +116,71 @@ def options(what: str, name: str, minutes: int, requests: int) -> argparse.Names
 
 
 def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, compare: Compare) -> None:
-    """Measure as asked, and leave the account of it, with what the paper says first."""
+    """Measure what the command line asks for, and write the experiment. The first notes are about the paper."""
     runs = list(measure(work, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
     experiment.compared += latencies(runs)
-    experiment.notes[:0] = told(list(compare(found, asked.counts)))
-    experiment.leave(asked.out, figure(found))
+    experiment.notes[:0] = as_notes(list(compare(found, asked.counts)))
+    experiment.write(asked.out, figure(found))
 
 
 def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -> Iterator[Run]:
-    """All settings: the most clients on each number of services, and as many clients as services."""
+    """Measure all settings.
+
+    In strong scaling, the largest number of clients uses each number of services. In weak scaling, each client has its
+    own service.
+    """
     most = counts[-1]
     with endpoints(most, LATENCY, work.path) as remote:
         for number in range(repeat):
             for count in counts:
-                say(f"run {number + 1} of {repeat}: {count} local and {count} remote services, {most} clients")
+                settings = f"{count} local and {count} remote services, {most} clients"
+                report_progress(f"run {number + 1} of {repeat}: {settings}")
                 with services(count, most // count, remote.urls[:count], parallel=1) as bench:
                     strong = list(_ask(bench, work, remote, "strong", most, count, requests))
                     yield from strong
-                    if count == most:  # each with a lane, so that fewer clients have a service each, too
+                    if count == most:  # here a service has one lane, so each client gets its own service
                         for few in counts[:-1]:
                             yield from _ask(bench, work, remote, "weak", few, few, requests)
                         yield from (replace(run, scaling="weak") for run in strong)
             if OWN in counts:
-                yield from _own_way(work, remote, most, requests)
+                yield from _in_jobs(work, remote, most, requests)
 
 
 def _ask(
     bench: Rig, work: Workload, remote: Endpoints, scaling: str, clients: int, count: int, requests: int
 ) -> Iterator[Run]:
-    """Local services first, then remote ones; both are there before any request is made."""
+    """Measure local services, then remote services. All services are ready before the first request."""
     shares = work.shares(clients, requests)
     waiting = {
         where: Clients(bench, work.template(where, work.one), count, shares, generate=work.generate)
         for where in ("local", REMOTE)
     }
     for each in waiting.values():
-        each.gather()
+        each.wait_for_lanes()
     for where, each in waiting.items():
         remote.times()
         measured = each.run()
         run = _run(measured, remote.times() if where == REMOTE else None, (scaling, where, clients, count))
-        say(f"  {scaling} {where} {clients}/{count}: {run.median * 1e3:.2f} ms, {run.rate:.0f} requests/s")
+        speed = f"{run.median * 1e3:.2f} ms, {run.rate:.0f} requests/s"
+        report_progress(f"  {scaling} {where} {clients}/{count}: {speed}")
         yield run
 
 
 def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, setting: Setting) -> Run:
-    """What came of it; `remote` are the endpoints' sums, where the engine's time is that of an HTTP request."""
+    """Return the measurements of a setting.
+
+    Args:
+        measured: measurements of each client.
+        remote: sums that the endpoints have returned; None for local services. The engine of a remote service makes an
+            HTTP request, and the time of this request is divided into its parts.
+    """
     took = [each for client in measured for each in client["took"]]
     whole, served, inference = (fmean(each) for each in zip(*took, strict=True))
     communication, service = whole - served, served - inference
     if remote:
-        theirs, model = remote["service"] / remote["requests"], remote["inference"] / remote["requests"]
-        communication, service, inference = communication + inference - theirs - model, service + theirs, model
+        endpoint, model = remote["service"] / remote["requests"], remote["inference"] / remote["requests"]
+        communication, service, inference = communication + inference - endpoint - model, service + endpoint, model
     totals = [each[0] for each in took]
     seconds = max(each["ended"] for each in measured) - min(each["began"] for each in measured)
     latency = remote["latency"] / remote["requests"] / 2 if remote else 0.0
@@ -173,32 +194,36 @@ def _p95(seconds: Sequence[float]) -> float:
     return quantiles(seconds, n=20, method="inclusive")[-1]
 
 
-def _own_way(work: Workload, remote: Endpoints, clients: int, requests: int) -> Iterator[Run]:
-    """Each client's records in one invocation job, with the engines' own options: seconds in its server, a record."""
+def _in_jobs(work: Workload, remote: Endpoints, clients: int, requests: int) -> Iterator[Run]:
+    """Measure the same requests in invocation jobs. Each client has one job, and the engines have default options.
+
+    The seconds of a request are the seconds of its job in the server, divided by the number of the job's records.
+    """
     shares = work.shares(clients, requests)
-    say(f"in jobs: {clients} of {requests} records on {OWN} local and {OWN} remote services")
+    report_progress(f"in jobs: {clients} jobs of {requests} records on {OWN} local and {OWN} remote services")
     templates = {where: work.template(where, work.own) for where in ("local", REMOTE)}
     with services(OWN, OWN_LANES, remote.urls[:OWN]) as bench:
         first = [Clients(bench, each, OWN, [[]] * OWN * OWN_LANES) for each in templates.values()]
-        for one in first:  # they ask nothing, but with them all services come up
-            one.gather()
+        for one in first:  # these clients send no requests, but all services start for them
+            one.wait_for_lanes()
         for one in first:
             one.run()
         for where, template in templates.items():
-            seconds, served = Carriers(bench, template, OWN, shares, generate=work.generate).run()
+            seconds, served = InvocationJobs(bench, template, OWN, shares, generate=work.generate).run()
             each = [one / requests for one in served]
             rate = clients * requests / seconds
-            say(f"  in jobs {where} {clients}/{OWN}: {median(each) * 1e3:.3f} ms a record, {rate:.0f} records/s")
+            speed = f"{median(each) * 1e3:.3f} ms per record, {rate:.0f} records/s"
+            report_progress(f"  in jobs {where} {clients}/{OWN}: {speed}")
             yield Run(
                 IN_JOBS, where, clients, OWN, clients * requests, median(each), _p95(each), fmean(each), 0, 0, 0, rate
             )
 
 
-# ---- what is left of it --------------------------------------------------------------------------
+# ---- evaluation ----------------------------------------------------------------------------------
 
 
 def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[Run]]:
-    """Fill the experiment's table and data; the runs by setting."""
+    """Fill the table, the data and the notes of the experiment. Return for each setting its runs."""
     experiment.columns = (
         "scaling", "services", "clients / services", "requests", "median", "95 %", *PARTS, "added each way",
         "requests/s",
@@ -211,50 +236,51 @@ def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[R
         added = _milliseconds(same, "latency") if same[0].latency else "–"
         experiment.rows.append((
             scaling, where, f"{clients} / {count}", same[0].requests, _milliseconds(same, "median"),
-            _milliseconds(same, "p95"), *parts, added, Measured(tuple(run.rate for run in same)),
+            _milliseconds(same, "p95"), *parts, added, Measurement(tuple(run.rate for run in same)),
         ))  # fmt: skip
     experiment.data["runs"] = [asdict(run) for run in runs]
     experiment.notes += [
-        "A request at a time: a client on a lane hands in a ticket with one record, and the next when it has the "
-        "result. In jobs, as glide does by itself: a client is an invocation job with all its records, whose time in "
-        "the server is divided by their number; requests/s are from the submission of all jobs to their end.",
-        f"To what a remote service is asked and answers, its endpoint adds {LATENCY * 1e3:g} ms each way: it sleeps so"
-        " long, and is woken later where many wait for the same cores. 'Added each way' is what came of it.",
-        "Communication is what a request spends between client and server (files, a socket; for remote services HTTP"
-        " and the added latency), service what it spends in the server, and in the endpoint, but not in the model;"
-        " inference is the engine's call where the service is local, and the endpoint's where it is remote.",
+        "In strong and weak scaling, a client on a lane sends one record, and the next one when it has the result. In"
+        " jobs, as glide works by default, a client is an invocation job with all its records; its time in the server"
+        " is divided by their number, and requests/s count from the submission of all jobs to their end.",
+        f"The endpoint of a remote service adds {LATENCY * 1e3:g} ms to each request and to each answer. It sleeps for"
+        " this time, and wakes up later if many processes wait for the same cores. 'Added each way' is the real time.",
+        "Communication is the time between client and server: files, a socket, and for remote services HTTP and the"
+        " added latency. Service is the time in the server and in the endpoint without the model. Inference is the"
+        " engine's call with local services, and the endpoint's with remote ones.",
         f"All services, their clients and the pool share {len(os.sched_getaffinity(0))} cores.",
-        "The parts are means, and add up to the mean and not to the median.",
+        "The parts are means. They add up to the mean of the total, not to its median.",
     ]
     return found
 
 
-def _milliseconds(runs: Sequence[Run], name: str) -> Measured:
-    return Measured(tuple(getattr(run, name) * 1e3 for run in runs), "ms")
+def _milliseconds(runs: Sequence[Run], name: str) -> Measurement:
+    return Measurement(tuple(getattr(run, name) * 1e3 for run in runs), "ms")
 
 
 def latencies(runs: Sequence[Run]) -> list[Comparison]:
-    """The network's part, theirs and here: of the loopback device, and what the endpoints have added.
+    """Compare two network latencies with the paper: the latency of the loopback device, and that of the endpoints.
 
-    The latter with the fewest clients: who waits on a busy machine is woken late.
+    The latency of the endpoints is from the runs with the fewest clients, because a sleeping process wakes up late on a
+    busy machine.
     """
     fewest = min(run.clients for run in runs)
     added = tuple(run.latency * 1e3 for run in runs if run.latency and run.clients == fewest and run.scaling == "weak")
     return [
         Comparison("latency to a local service (here: a byte over loopback, one way)", 0.063, "ms",
-                   Measured((loopback() / 2 * 1e3,), "ms")),
-        Comparison(f"latency to a remote service (here: what was added one way, {fewest} client)", 0.47, "ms",
-                   Measured(added, "ms")),
+                   Measurement((loopback() / 2 * 1e3,), "ms")),
+        Comparison(f"latency to a remote service (here: added one way, {fewest} client)", 0.47, "ms",
+                   Measurement(added, "ms")),
     ]  # fmt: skip
 
 
 def share(runs: Sequence[Run], part: str) -> float:
-    """A part of the response time, as a fraction of it: the median of these runs'."""
+    """Return the median share of the response time that a part has in these runs."""
     return median(getattr(run, part) / run.mean for run in runs)
 
 
 def loopback() -> float:
-    """Seconds that a byte takes to another socket of this machine and back: the median of many."""
+    """Return the seconds that a byte takes to a second socket of this machine and back: the median of many trials."""
     ours, theirs = _connected()
 
     def echo() -> None:
@@ -285,7 +311,7 @@ def _connected() -> tuple[socket.socket, socket.socket]:
 
 
 def figure(found: Mapping[Setting, Sequence[Run]]) -> Figure:
-    """Stacked bars by clients / services: strong scaling above weak scaling, local services beside remote ones."""
+    """Draw a stacked bar for each setting. Strong scaling is above weak scaling, and local is left of remote."""
     with style():
         drawn = Figure(figsize=(7.2, 4.8))
         panels = drawn.subplots(2, 2, squeeze=False)

@@ -1,8 +1,8 @@
-"""What the three experiments stand on: services, and clients that ask them.
+"""The common parts of the three experiments: services, and clients that send them requests.
 
-A service is a glidein's model server with an engine of its own. A local one has the model; a remote one's engine
-passes each request on to an endpoint (endpoint.py) that is beside it alone.
-A client is an HTCondor job on a lane of a service (client.py).
+A service is a glidein's model server with its own engine. A local service has the model. The engine of a remote
+service passes each request on to its own endpoint (endpoint.py). A client is an HTCondor job on a lane of a
+service (client.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from endpoint import NOTHING
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint
-from glide.condor.access_point import value
+from glide.condor.access_point import job_file_value
 from glide.errors import CondorError
 from glide.glidein.configuration import ANY_PROGRAM
 from glide.system import end_with_parent
@@ -37,8 +37,8 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "promptverify" / "model"
 CLAIMS = HERE.parent / "promptverify" / "claims.jsonl"
-BUDGET = 600.0  # seconds that anything may take before an experiment gives up
-# As invocation jobs have it, but for what they run.
+TIME_LIMIT = 600.0  # time limit of each wait in an experiment, in seconds
+# The job file of a client. It is like the job file of an invocation job, except for the program.
 CLIENT = f"""
     universe = vanilla
     executable = {sys.executable}
@@ -58,17 +58,20 @@ CLIENT = f"""
 
 @contextmanager
 def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any) -> Iterator[Rig]:
-    """A pool that may have so many local services, and one remote one for each URL; they come when they are asked for.
+    """Start a pool that may have `count` local services and one remote service for each URL.
+
+    The services start when clients ask for them.
 
     Args:
-        lanes: of each, and so its clients at once.
-        remote: options of the remote ones' engine.
+        lanes: number of lanes of each service. Each lane can have one client at a time.
+        urls: addresses of the endpoints of the remote services.
+        remote: further options of the remote services' engine.
     """
     common: dict[str, Any] = {
         "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
-        "knobs": ANY_PROGRAM,  # clients are programs of their own
-        "breaker": {"failures": 100},  # else three of them come first, and the others when one of these is warm
-        "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # one for each, as on hosts of their own
+        "knobs": ANY_PROGRAM,  # clients do not run glide's own program
+        "breaker": {"failures": 100},  # by default, only three glideins start before one is warm
+        "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # a cache for each glidein, as on separate hosts
     }  # fmt: skip
     places = [
         {"name": f"remote-{number}", "max_glideins": 1,
@@ -82,12 +85,12 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
 
 
 class Clients:
-    """Client jobs of one cluster; with them in the queue, their services come up.
+    """Client jobs of one cluster. While they are in the queue, the factory starts their services.
 
     Args:
-        services: that are to be there for them.
-        prompts: a list of requests for each client.
-        defaults: what all requests have in common, such as `generate`.
+        services: number of services for the clients.
+        prompts: the prompts of each client's requests.
+        defaults: fields that all requests have, such as `generate`.
     """
 
     def __init__(
@@ -100,18 +103,18 @@ class Clients:
         self.access_point = AccessPoint()
         self.cluster = self.access_point.submit(f"{CLIENT}\nqueue {self.count}\n", macros)
 
-    def gather(self) -> None:
-        """Wait until each has its lane."""
-        until(lambda: bool(self._queued()) and self._ready == self.count, "clients have lanes", 0.25)
+    def wait_for_lanes(self) -> None:
+        """Wait until each client has its lane."""
+        wait_until(lambda: bool(self._queued()) and self._ready == self.count, "clients have no lanes", 0.25)
 
     def run(self) -> list[dict[str, Any]]:
-        """Let them begin all at once, and return what they have measured."""
+        """Let all clients begin together, and return their measurements."""
         (self.folder / "go").touch()
-        until(lambda: not self._queued(), "clients end", 0.25)
+        wait_until(lambda: not self._queued(), "clients have not ended", 0.25)
         return [json.loads((self.folder / f"client-{n}.json").read_text("utf-8")) for n in range(self.count)]
 
     def remove(self) -> None:
-        """They are not needed any more."""
+        """Remove the jobs from the queue."""
         self.access_point.remove(f"ClusterId == {self.cluster}", "measured")
 
     @property
@@ -122,18 +125,24 @@ class Clients:
         jobs = self.access_point.jobs(f"ClusterId == {self.cluster}", ["HoldReason"])
         for job in jobs:
             if job["JobStatus"] == JobStatus.HELD:
-                words = "".join(path.read_text("utf-8") for path in self.folder.glob("*.err"))
-                raise CondorError(f"a client is held: {job.get('HoldReason')}\n{words}")
+                errors = "".join(path.read_text("utf-8") for path in self.folder.glob("*.err"))
+                raise CondorError(f"a client is held: {job.get('HoldReason')}; its error output:\n{errors}")
         return jobs
 
 
-class Carriers:
-    """glide's own way: invocation jobs, each with all the records of a client, which are in the server at once."""
+class InvocationJobs:
+    """Invocation jobs, as glide uses them. A job carries all records of one client to the server together.
+
+    Args:
+        services: number of services for the jobs.
+        prompts: the prompts of each job's records.
+        defaults: fields that all records have, such as `generate`.
+    """
 
     def __init__(
         self, bench: Rig, template: Template, services: int, prompts: Sequence[Sequence[str]], **defaults: Any
     ):
-        self.folder = _folder(bench, "carriers")
+        self.folder = _folder(bench, "jobs")
         self.count, self.records = len(prompts), sum(map(len, prompts))
         for number, mine in enumerate(prompts):
             lines = [defaults, *({"custom_id": f"{number}-{at}", "prompt": prompt} for at, prompt in enumerate(mine))]
@@ -148,26 +157,30 @@ class Carriers:
         self.cluster = self.access_point.submit(f"{text}\nqueue {self.count}\n", macros, spool=True)
 
     def run(self) -> tuple[float, list[float]]:
-        """Wait until all have their results: seconds since they were submitted, and those of each in its server."""
+        """Wait for all results.
+
+        Returns:
+            The seconds since the submission, and the seconds of each job in its server.
+        """
         mine = f"ClusterId == {self.cluster}"
         done = f"{mine} && JobStatus == {JobStatus.COMPLETED}"
-        until(lambda: len(self.access_point.jobs(done, ["ProcId"])) == self.count, "invocation jobs end", 0.1)
+        wait_until(lambda: len(self.access_point.jobs(done, ["ProcId"])) == self.count, "jobs have not ended", 0.1)
         seconds = time.monotonic() - self.began
         self.access_point.retrieve(mine)
         self.access_point.remove(mine, "gathered")
         results = [line for path in self.folder.glob("result-*.jsonl") for line in path.read_text("utf-8").splitlines()]
         answered = {each["custom_id"] for each in map(json.loads, results) if each.get("error", "") is None}
         if len(answered) != self.records:
-            raise CondorError(f"{len(answered)} of {self.records} records were answered; {self.folder}")
-        words = [path.read_text("utf-8") for path in self.folder.glob("*.err")]
-        spans = [re.search(r"served from (\S+) to (\S+) s", said) for said in words]
+            raise CondorError(f"only {len(answered)} of {self.records} records have a result; see {self.folder}")
+        outputs = [path.read_text("utf-8") for path in self.folder.glob("*.err")]
+        spans = [re.search(r"served from (\S+) to (\S+) s", output) for output in outputs]
         return seconds, [float(span[2]) - float(span[1]) for span in spans if span]
 
 
 def _macros(template: Template, services: int, requests: int) -> dict[str, str]:
     return {
-        f"My.{Job.TEMPLATE}": value(template.digest), f"My.{Job.MODEL}": value(template.model),
-        f"My.{Job.SPEC}": value(template.to_json()), f"My.{Job.WANTED}": str(services),
+        f"My.{Job.TEMPLATE}": job_file_value(template.digest), f"My.{Job.MODEL}": job_file_value(template.model),
+        f"My.{Job.SPEC}": job_file_value(template.to_json()), f"My.{Job.WANTED}": str(services),
         f"My.{Job.RECORDS}": str(requests), f"My.{Job.TIMED}": "true",
     }  # fmt: skip
 
@@ -178,23 +191,31 @@ def _folder(bench: Rig, kind: str) -> Path:
     return folder
 
 
-def until(condition: Callable[[], bool], what: str, pause: float = 0.05) -> None:
-    """Wait for it; CondorError when it does not come."""
-    deadline = time.monotonic() + BUDGET
+def wait_until(condition: Callable[[], bool], problem: str, pause: float = 0.05) -> None:
+    """Wait until a condition holds.
+
+    Args:
+        problem: description of the error if the condition does not hold.
+        pause: seconds between two checks.
+
+    Raises:
+        CondorError: the condition does not hold within TIME_LIMIT.
+    """
+    deadline = time.monotonic() + TIME_LIMIT
     while not condition():
         if time.monotonic() > deadline:
-            raise CondorError(f"not within {BUDGET:.0f} s: {what}")
+            raise CondorError(f"{problem} after {TIME_LIMIT:.0f} s")
         time.sleep(pause)
 
 
 class Endpoints:
-    """Services elsewhere, a process each."""
+    """Services outside the pool. Each service is a process."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[str]]):
         self.urls = [_line(process) for process in processes]
 
     def times(self) -> dict[str, float]:
-        """What the requests since the last call took, in sum over all endpoints (endpoint.py)."""
+        """Return the times of all requests since the last call, summed over all endpoints (see endpoint.py)."""
         sums = dict(NOTHING)
         for url in self.urls:
             with urllib.request.urlopen(f"{url}/times") as answer:
@@ -205,15 +226,15 @@ class Endpoints:
 
 @contextmanager
 def endpoints(count: int, latency: float, model: Path | None) -> Iterator[Endpoints]:
-    """So many of them, each ready."""
-    words = [sys.executable, str(HERE / "endpoint.py"), str(latency), *([str(model)] if model else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as HTCondor sets it for glideins
+    """Start `count` endpoints, wait until they are ready, and stop them at the end."""
+    command = [sys.executable, str(HERE / "endpoint.py"), str(latency), *([str(model)] if model else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # HTCondor sets the same value for glideins
     processes: list[subprocess.Popen[str]] = []
     try:
         for _ in range(count):
             processes.append(
                 subprocess.Popen(
-                    words,
+                    command,
                     env=environment,
                     stdout=subprocess.PIPE,
                     encoding="utf-8",
@@ -231,12 +252,12 @@ def endpoints(count: int, latency: float, model: Path | None) -> Iterator[Endpoi
 def _line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     if not (line := process.stdout.readline().strip()):
-        raise CondorError("an endpoint did not start; its words are above")
+        raise CondorError("an endpoint did not start; see its output above")
     return line
 
 
 def claims(count: int) -> list[str]:
-    """So many prompts for the verifier, again from the first where there are fewer claims."""
+    """Return `count` prompts for the verifier. If there are fewer claims, they are used again."""
     with CLAIMS.open(encoding="utf-8") as lines:
         found = [json.loads(line) for line in lines]
     return [f"Claim: {each['claim']}\nEvidence: {each['evidence']}\nVerdict:" for each in islice(cycle(found), count)]
@@ -244,21 +265,20 @@ def claims(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, what is seen here, and whether that is the same."""
+    """A statement of the paper, the result here, and whether the statement holds here."""
 
     theirs: str
     here: str
     holds: bool
 
     def __str__(self) -> str:
-        return f"Theirs: {self.theirs}. Here {'too' if self.holds else 'not'}: {self.here}."
+        return f"The paper: {self.theirs}. Here this is {'true' if self.holds else 'not true'}: {self.here}."
 
 
-def told(claims: Sequence[Claim]) -> list[str]:
-    """As notes, those first that do not hold here."""
+def as_notes(claims: Sequence[Claim]) -> list[str]:
+    """Return the claims as notes, first the claims that are not true here."""
     return [str(claim) for claim in sorted(claims, key=lambda claim: claim.holds)]
 
 
-def say(words: str) -> None:
-    """A line of progress."""
-    print(words, file=sys.stderr, flush=True)
+def report_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

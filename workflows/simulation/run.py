@@ -1,4 +1,4 @@
-"""The StickyInvoc paper's experiments at their own size, simulated: as its systems, as glide, and far beyond."""
+"""Simulate the StickyInvoc paper's experiments at full size: with its systems, with glide, and on larger clusters."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from glide.report.sweep.figures import BLUE, GREY, INK, ORANGE, WIDTH, style
 from glide.simulate import Outcome, read, simulate
 
 HERE = Path(__file__).parent
-# What the paper has, by variant of paper.yaml: seconds, or records done (RQ4).
+# For each variant of paper.yaml, the paper's number: seconds, or for RQ4 the number of completed records.
 PAPER = {
     "rq1-create-destroy": 10_400, "rq1-sticky-io": 5_300, "rq1-sticky-invoc": 2_900, "rq3-sticky-io-1": 141_100,
     "rq3-sticky-io-1000": 3_200, "rq3-sticky-invoc-1": 3_300, "rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900,
     "rq5-low": 4_959, "rq5-medium": 1_536, "rq5-high": 783,
 }  # fmt: skip
-# What the paper concludes from: two rows that are off in different directions make a ratio that is off more.
+# The paper's conclusions rest on these ratios. If two rows are off in opposite directions, their ratio is off more.
 RATIOS = (
     ("rq1-create-destroy", "rq1-sticky-invoc"), ("rq1-sticky-io", "rq1-sticky-invoc"),
     ("rq3-sticky-io-1", "rq3-sticky-invoc-1"), ("rq4-sticky-invoc", "rq4-sticky-io"),
 )  # fmt: skip
-# The variant of glide.yaml on the same nodes.
-SAME = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name for name in PAPER if "rq5" in name}}
+# For some variants of paper.yaml, the variant of glide.yaml that has the same nodes.
+AS_GLIDE = {"rq1-sticky-invoc": "rq1", "rq4-sticky-invoc": "rq4", **{name: name for name in PAPER if "rq5" in name}}
 
 
 def main() -> None:
     options = arguments(__doc__ or "", "simulation", "About a minute; nothing is started.").parse_args()
     experiment = Experiment(
         "simulation", "The paper's experiments in simulation",
-        "Do plan and packer take on the paper's cluster what the paper measured, and what would glide do there?",
+        "On the paper's cluster, do plan and packer take the time that the paper measured, and what would glide do?",
         ("experiment", "unit", "paper", "simulated", "off", "as glide"),
     )  # fmt: skip
     theirs, ours = outcomes("paper.yaml"), outcomes("glide.yaml")
-    for name, told in PAPER.items():
+    for name, paper in PAPER.items():
         unit = unit_of(name)
         simulated = value(name, theirs[name])
-        here = value(name, ours[SAME[name]]) if name in SAME else None
-        off = f"{simulated / told - 1:+.1%}"
-        experiment.rows.append((name, unit, told, round(simulated), off, "" if here is None else round(here)))
-        experiment.compared.append(Comparison(name, told, unit, simulated=round(simulated, 1)))
+        here = value(name, ours[AS_GLIDE[name]]) if name in AS_GLIDE else None
+        off = f"{simulated / paper - 1:+.1%}"
+        experiment.rows.append((name, unit, paper, round(simulated), off, "" if here is None else round(here)))
+        experiment.compared.append(Comparison(name, paper, unit, simulated=round(simulated, 1)))
     for more, less in RATIOS:
-        told, simulated = PAPER[more] / PAPER[less], value(more, theirs[more]) / value(less, theirs[less])
-        experiment.compared.append(Comparison(f"{more} over {less}", told, "×", simulated=simulated))
+        paper, simulated = PAPER[more] / PAPER[less], value(more, theirs[more]) / value(less, theirs[less])
+        experiment.compared.append(Comparison(f"{more} over {less}", paper, "×", simulated=simulated))
     for name, each in outcomes("scale.yaml").items():
         experiment.rows.append((f"{name}, {each.records:,} records", "s", "", "", "", round(each.makespan)))
         experiment.notes.append(
-            f"{name}: {each.done:,} of {each.records:,} records in {each.makespan:,.0f} simulated seconds,"
-            f" {each.jobs:,} jobs, {each.evictions:,} evictions, {each.shares['serving']:.0%} of the glideins' time"
-            f" spent serving; simulated in {each.took:.0f} s."
+            f"{name}: {each.done:,} of {each.records:,} records are done in {each.makespan:,.0f} simulated seconds,"
+            f" with {each.jobs:,} jobs and {each.evictions:,} evictions. Glideins serve for"
+            f" {each.shares['serving']:.0%} of their time. The simulation took {each.took:.0f} s."
         )
-    storm = ours["stormy"]
+    stormy = ours["stormy"]
     experiment.notes += [
-        f"186 GPUs that stay half an hour on average: {storm.makespan:,.0f} s as glide, {storm.evictions} evictions,"
-        f" {storm.lost_in_flight} records begun twice.",
-        "Rates, load and fetch times of the devices, the cost of an invocation, the time between arrivals of GPUs, and"
-        " when the first three GPUs of RQ4 went are one set of eight numbers, fitted to the first eight rows together."
-        " RQ5's three rows have none of their own: GPUs arrive evenly until the paper's run ended, so that these rows"
-        " say no more than that as many GPUs do as much.",
-        "The paper's tasks have a fixed size (pack), and so have the simulated ones: the packer decides in the column"
-        " 'as glide' and in the last two rows.",
+        f"With 186 GPUs that stay for half an hour on average, glide takes {stormy.makespan:,.0f} s, with"
+        f" {stormy.evictions} evictions and {stormy.lost_in_flight} records begun twice.",
+        "Eight parameters were fitted to the first eight rows together: rates, load and fetch times of the devices, the"
+        " cost of an invocation, the time between arrivals of GPUs, and the time when the first three GPUs of RQ4 were"
+        " lost. RQ5's three rows have no parameter of their own: GPUs arrive evenly until the paper's run ended. So"
+        " these rows show only that the same GPUs do the same work.",
+        "The paper's tasks have a fixed size (pack), and so have the simulated ones. The packer decides only in the"
+        " column 'as glide' and in the last two rows.",
     ]
     with style():
-        experiment.leave(options.out, figure(theirs))
+        experiment.write(options.out, figure(theirs))
 
 
 def outcomes(name: str) -> dict[str, Outcome]:
@@ -89,7 +89,7 @@ def figure(theirs: dict[str, Outcome]) -> Figure:
             below.plot(each.times, each.curve, color=colour, label=f"{name[4:]}, simulated")
             below.axhline(PAPER[name], color=colour, linestyle=":", label=f"{name[4:]}, paper's end")
     below.set(
-        xlabel="seconds", ylabel="records done", title="A GPU lost each minute (RQ4)", xlim=(0, None), ylim=(0, None)
+        xlabel="seconds", ylabel="records done", title="One GPU lost per minute (RQ4)", xlim=(0, None), ylim=(0, None)
     )
     below.legend()
     return drawn
@@ -102,7 +102,7 @@ def _deviations(axes: Axes, theirs: dict[str, Outcome]) -> None:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.plot([100 * each for each in off], names, "o", color=BLUE)
     axes.set(
-        xlabel="simulated over the paper's, % off",
+        xlabel="simulated minus the paper's, % of the paper's",
         xlim=(-25, 25),
         title="Eight parameters, fitted to the first eight rows",
     )

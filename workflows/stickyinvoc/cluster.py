@@ -1,4 +1,4 @@
-"""A cluster whose nodes come and go: an outer pool that ranks other people's jobs above glideins."""
+"""A cluster whose nodes come and go, because its outer pool prefers other people's jobs to glideins."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from systems import FAST, HALF_PACE, LANES, SLOW, entries
+from systems import FAST, HALF_SPEED, LANES, SLOW, entries
 
-from glide.bench.factory import NODE
+from glide.bench.factory import NODE_WRAPPER
 from glide.bench.rig import Rig, rig
 from glide.condor import EmbeddedPool
 
 OTHERS = "executable = /bin/sleep\narguments = 86400\nMy.Important = True\nrequest_memory = 1\nrequest_disk = 1\n"
-TYPES = {FAST: 1, SLOW: 2}  # of slots: the classes of nodes
-START_SECONDS = 120.0  # for other people's first jobs to run
+TYPES = {FAST: 1, SLOW: 2}  # for each class of nodes, the type of its slots
+START_SECONDS = 120.0  # time limit for the start of other people's first jobs
 
 
-def preempting(nodes: int) -> dict[str, str]:
-    """The outer pool's configuration: so many nodes, half of them slow, that important jobs take at once."""
+def preempting_pool(nodes: int) -> dict[str, str]:
+    """Return the HTCondor configuration of the outer pool.
+
+    Half of its nodes are slow. A job with the attribute Important immediately takes a node from a glidein.
+    """
     halves = {FAST: ceil(nodes / 2), SLOW: nodes // 2}
     slots = {}
     for node, number in TYPES.items():
@@ -32,20 +35,24 @@ def preempting(nodes: int) -> dict[str, str]:
         }  # fmt: skip
     return slots | {
         "RANK": "TARGET.Important =?= True", "MaxJobRetirementTime": "0", "MachineMaxVacateTime": "0",
-        # A glidein sees its own processes only, as on a machine that it has to itself.
-        "USER_JOB_WRAPPER": str(NODE), "MEMORY": str(256 * nodes),
+        # With the wrapper a glidein sees only its own processes, as on a machine of its own.
+        "USER_JOB_WRAPPER": str(NODE_WRAPPER), "MEMORY": str(256 * nodes),
     }  # fmt: skip
 
 
 class Cluster:
-    """Whose nodes other people's jobs take away, and give back."""
+    """The nodes of an outer pool. Other people's jobs occupy some of these nodes.
+
+    Attributes:
+        jobs: for each class of nodes, the ids of other people's jobs on these nodes.
+    """
 
     def __init__(self, pool: EmbeddedPool):
         self.pool = pool
         self.jobs: dict[str, list[str]] = {node: [] for node in TYPES}
 
-    def take(self, node: str, count: int = 1) -> None:
-        """Submit that many jobs of others, which the nodes of a class prefer to glideins."""
+    def occupy(self, node: str, count: int = 1) -> None:
+        """Submit `count` jobs of other people. The nodes of the given class prefer these jobs to glideins."""
         file = self.pool.home / "others.sub"
         requirements = f"requirements = TARGET.SlotTypeID == {TYPES[node]} && TARGET.GlideId =?= undefined"
         file.write_text(f"{OTHERS}{requirements}\nqueue {count}\n", "utf-8")
@@ -53,38 +60,38 @@ class Cluster:
         cluster, _, proc = (last or first).partition(".")
         self.jobs[node] += [f"{cluster}.{number}" for number in range(int(proc) + 1)]
 
-    def give(self, node: str, count: int) -> None:
-        """End the jobs that came last."""
+    def release(self, node: str, count: int) -> None:
+        """End the last `count` jobs of other people on a class of nodes."""
         ended = [self.jobs[node].pop() for _ in range(count)]
         self.pool.tool("condor_rm", *ended)
 
-    def leave(self, nodes: Mapping[str, int]) -> None:
-        """Have others take so many nodes of each class, of which they may have some."""
-        for node, taken in nodes.items():
-            more = taken - len(self.jobs[node])
+    def set_occupied(self, nodes: Mapping[str, int]) -> None:
+        """Submit and remove other people's jobs, until they occupy the given number of nodes of each class."""
+        for node, occupied in nodes.items():
+            more = occupied - len(self.jobs[node])
             if more > 0:
-                self.take(node, more)
+                self.occupy(node, more)
             elif more < 0:
-                self.give(node, -more)
+                self.release(node, -more)
 
-    def wait(self) -> None:
-        """Until all jobs of others run."""
+    def wait_until_running(self) -> None:
+        """Wait until all jobs of other people run."""
         deadline = time.monotonic() + START_SECONDS
         wanted = sum(len(jobs) for jobs in self.jobs.values())
         running = ("condor_q", "-allusers", "-constraint", "Important =?= True && JobStatus == 2", "-af", "ClusterId")
         while len(self.pool.tool(*running).split()) < wanted:
-            assert time.monotonic() < deadline, "other people's jobs do not start"
+            assert time.monotonic() < deadline, f"other people's jobs did not start within {START_SECONDS:.0f} s"
             time.sleep(0.5)
 
 
 @contextmanager
 def cluster(nodes: int, system: str) -> Iterator[tuple[Rig, Cluster]]:
-    """A fresh cluster with a factory that may have all of its nodes, as long as nobody else wants them."""
+    """Start a new cluster, and a factory whose glideins may use all nodes that nobody else wants."""
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         places: list[dict[str, Any]] = [
             {**entry, "requirements": f"TARGET.SlotTypeID == {TYPES[entry['name']]}"}
-            for entry in entries(Path(name), ceil(nodes / 2), HALF_PACE)
+            for entry in entries(Path(name), ceil(nodes / 2), HALF_SPEED)
         ]  # fmt: skip
         limits = {"max_idle": nodes, "submits_per_cycle": nodes, "request": {"memory": 64, "disk": 1}}
-        with rig(cores=nodes, outer=preempting(nodes), entries=places, lanes=LANES[system], **limits) as bench:
+        with rig(cores=nodes, outer=preempting_pool(nodes), entries=places, lanes=LANES[system], **limits) as bench:
             yield bench, Cluster(bench.outer)

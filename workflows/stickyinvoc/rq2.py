@@ -1,4 +1,4 @@
-"""RQ2: how long does a task take, and on what, with nothing, the model's files, or its state kept on the nodes?"""
+"""RQ2: how long does a task take, and what takes this time, if nodes keep nothing, the model's files, or its state?"""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 from systems import COLOURS, CREATE_DESTROY, FAST, KEEP, SLOW, STICKY_INVOC, Run, options
 from verification import SIZES, TINY, runs
 
-from glide.report.experiment import Comparison, Experiment, Measured
+from glide.report.experiment import Comparison, Experiment, Measurement
 from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 RECORDS = 400
-TASK = 14  # records; see RQ1
-PAPER_SHARE = 100 * (1 - 38.7 / 139)  # of seconds a task, from its execution times
+TASK = 14  # number of records in a task; see rq1.py
+PAPER_SHARE = 100 * (1 - 38.7 / 139)  # loading's share of a task, in percent, from the paper's execution times
 
 
 def main() -> None:
     chosen = options(__doc__, 10).parse_args()
     experiment = Experiment(
-        "rq2", "Time of a task, and what it is spent on (Figures 8 and 9)", (__doc__ or "").strip(),
-        ("system", "nodes", "tasks", "seconds a task", "deviation", "loading", "inference", "loading's share"),
+        "rq2", "Time of a task, and its parts (Figures 8 and 9)", (__doc__ or "").strip(),
+        ("system", "nodes", "tasks", "seconds per task", "deviation", "loading", "inference", "loading's share"),
     )  # fmt: skip
     records = max(8, round(RECORDS * chosen.scale))
     task = min(TASK, max(1, records // 4))
@@ -43,18 +43,19 @@ def main() -> None:
     if min(spread, key=lambda system: spread[system]) != STICKY_INVOC:
         experiment.notes.append("StickyInvoc's tasks do not have the smallest deviation here.")
     experiment.notes += [
-        "Loading is all of a task that is not the engine's time for its records: fetching, the engine's start, imports,"
-        " reading the weights, and the job's own start and end. The paper's share is from its execution times.",
-        "HTCondor tells times of jobs in whole seconds.",
-        "All systems have one lane a glidein here, so that no task waits for another's inference; glide's usual two"
-        " hide the time between tasks (RQ1).",
+        "Loading is the whole time of a task except the engine's time for its records: fetching, starting the engine,"
+        " imports, reading the weights, and the start and end of the job. The paper's share is from its execution"
+        " times.",
+        "HTCondor reports the times of jobs in whole seconds.",
+        "All systems have one lane per glidein here, so that no task waits for the inference of another one. With two"
+        " lanes, glide's default, one task starts or ends while another computes (RQ1).",
     ]
     experiment.data = {
         "tasks": {system: {node: times(same, node) for node in (FAST, SLOW)} for system, same in by_system.items()},
-        "records_per_task": task, "runs": [each.told() for rounds in found for each in rounds],
+        "records_per_task": task, "runs": [each.document() for rounds in found for each in rounds],
     }  # fmt: skip
     with style():
-        experiment.leave(chosen.out, figure(by_system))
+        experiment.write(chosen.out, figure(by_system))
 
 
 def times(runs: Sequence[Run], node: str) -> list[float]:
@@ -69,23 +70,23 @@ def row(runs: Sequence[Run], node: str) -> tuple[Any, ...]:
     share = f"{loading / whole:.0%}" if whole else "–"
     return (
         len(seconds),
-        *(Measured((value,), "s") for value in (whole, pstdev(seconds or [0.0]), loading, inference)),
+        *(Measurement((value,), "s") for value in (whole, pstdev(seconds or [0.0]), loading, inference)),
         share,
     )
 
 
 def loading_share(run: Run) -> float:
-    """Over all of its tasks."""
+    """Return loading's share of the time, over all tasks of a run."""
     whole = sum(task.ended - task.started for task in run.tasks)
     return max(0.0, 1 - sum(each["seconds"] for each in run.results) / whole)
 
 
-def percent(shares: dict[str, list[float]], system: str) -> Measured:
-    return Measured(tuple(100 * share for share in shares[system]), "%")
+def percent(shares: dict[str, list[float]], system: str) -> Measurement:
+    return Measurement(tuple(100 * share for share in shares[system]), "%")
 
 
 def figure(by_system: dict[str, list[Run]]) -> Figure:
-    """Histograms of the fast node's tasks, and below them what a task of each class is spent on."""
+    """Draw histograms of task times on the fast node. Below, draw the parts of a task's time on each class of nodes."""
     drawn = Figure(figsize=(WIDTH, 4.4))
     above, below = drawn.subplots(2, 1)
     longest = max(value for same in by_system.values() for value in [*times(same, FAST), 1.0])
@@ -100,8 +101,10 @@ def figure(by_system: dict[str, list[Run]]) -> Figure:
     loading = [mean(run.loading_seconds(node) for run in same) for _, same, node in bars]
     whole = [mean(run.task_seconds(node) for run in same) for _, same, node in bars]
     below.bar(range(len(bars)), loading, 0.6, color=GREY, hatch="////", edgecolor=INK, linewidth=0.5, label="loading")
-    rest = [all_of_it - some for all_of_it, some in zip(whole, loading, strict=True)]
-    below.bar(range(len(bars)), rest, 0.6, bottom=loading, color=BLUE, edgecolor=INK, linewidth=0.5, label="inference")
+    inference = [total - part for total, part in zip(whole, loading, strict=True)]
+    below.bar(
+        range(len(bars)), inference, 0.6, bottom=loading, color=BLUE, edgecolor=INK, linewidth=0.5, label="inference"
+    )
     below.set_xticks(range(len(bars)), [name for name, _, _ in bars], fontsize=6.5)
     below.set(ylabel="seconds of a task")
     below.legend()

@@ -1,4 +1,4 @@
-"""RQ4: how much gets done while a node is lost every minute, the fast ones first, until none is left?"""
+"""RQ4: how many inferences are completed while a node is lost every minute, fast ones first, until none is left?"""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from math import ceil
 from cluster import cluster
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from systems import COLOURS, FAST, SLOW, STICKY_INVOC, STICKY_IO, Run, bring_up, noop, options, run, say
+from systems import (
+    COLOURS,
+    FAST,
+    SLOW,
+    STICKY_INVOC,
+    STICKY_IO,
+    Run,
+    noop,
+    options,
+    report_progress,
+    run,
+    start_glideins,
+)
 
 from glide.bench.rig import Enough
-from glide.report.experiment import Comparison, Experiment, Measured
+from glide.report.experiment import Comparison, Experiment, Measurement
 from glide.report.sweep.figures import WIDTH, style
 from glide.report.sweep.timeline import Series
 from glide.sweep.driver import Progress
 
-NODES = 20  # half of them slow
-MINUTE = 3.0  # seconds that are one of the paper's minutes
-FIRST = 15  # minutes before the first loss
-# At the paper's pace 20 GPUs of both classes do 51.7 inferences a second: a task of 1000 takes 6.5 minutes on average,
-# and loading 0.53 (32 s, StickyI/O). One record here stands for five inferences.
+NODES = 20  # number of nodes, half of which are slow
+MINUTE = 3.0  # seconds that stand for one of the paper's minutes
+FIRST = 15  # minutes (of MINUTE seconds) before the first loss
+# In the paper, 20 GPUs of both classes compute 51.7 inferences per second. A task of 1000 inferences takes 6.5 minutes
+# on average, and loading takes 0.53 minutes (32 s, StickyI/O). One record here stands for five inferences.
 RECORD_SECONDS = 5 * 0.29 * MINUTE / 60
-LOAD_SECONDS = 24 * MINUTE / 60  # on a fast node
-TASK = 200  # records of StickyI/O's best task
-RECORDS = 16_000  # more than can be done
-STEP = 0.5  # seconds between the moments that are compared
+LOAD_SECONDS = 24 * MINUTE / 60  # seconds of a load on a fast node
+TASK = 200  # number of records in a StickyI/O task of the best size
+RECORDS = 16_000  # number of records; the last node is lost before all of them are done
+STEP = 0.5  # seconds between the moments at which the systems are compared
 
 
 def main() -> None:
@@ -36,72 +48,72 @@ def main() -> None:
     first = FIRST * max(chosen.scale, 0.2)
     experiment = Experiment(
         "rq4", "Completed inferences while nodes are lost (Figure 11)", (__doc__ or "").strip(),
-        ("system", "records done", "half of them after (s)", "nodes lost", "jobs", "done in tasks that ended"),
+        ("system", "records done", "half of them after (s)", "nodes lost", "jobs", "records in finished tasks"),
     )  # fmt: skip
     runs: dict[str, list[Run]] = {STICKY_IO: [], STICKY_INVOC: []}
     for turn in range(chosen.repeat):
         for system, same in runs.items():
-            say(f"round {turn + 1} of {chosen.repeat}: {system}, until {nodes} nodes are lost")
+            report_progress(f"round {turn + 1} of {chosen.repeat}: {system}, until {nodes} nodes are lost")
             same.append(lose_all(system, nodes, first, chosen.scale))
     for system, same in runs.items():
         experiment.rows.append((
-            system, *(Measured(tuple(values)) for values in (
+            system, *(Measurement(tuple(values)) for values in (
                 [each.done[-1][1] for each in same], [half_time(each.done) for each in same],
-                [float(sum(node["leave_s"] is not None for node in each.told()["nodes"])) for each in same],
-                [float(len(each.history.carriers)) for each in same], [ended_tasks(each)[-1][1] for each in same],
+                [float(sum(node["leave_s"] is not None for node in each.document()["nodes"])) for each in same],
+                [float(len(each.history.jobs)) for each in same], [ended_tasks(each)[-1][1] for each in same],
             )),
         ))  # fmt: skip
     pairs = list(zip(runs[STICKY_INVOC], runs[STICKY_IO], strict=True))
     ended = over([(ended_tasks(one), ended_tasks(other)) for one, other in pairs])
     streamed = [(one.done, other.done) for one, other in pairs]
-    ahead = Measured(tuple(100 * share_ahead(one, other) for one, other in streamed), "%")
+    ahead = Measurement(tuple(100 * share_ahead(one, other) for one, other in streamed), "%")
     experiment.compared = [
-        Comparison("completed inferences, in tasks that ended, StickyInvoc over StickyI/O", 62.9 / 46, "×", ended,
+        Comparison("completed inferences in finished tasks, StickyInvoc over StickyI/O", 62.9 / 46, "×", ended,
                    better="more"),
-        Comparison("the same, streamed as they come", 62.9 / 46, "×", over(streamed)),
-        Comparison("moments after the first result at which StickyInvoc is ahead, streamed", None, "%", ahead,
-                   better="more", goal=100.0),
+        Comparison("the same, with streamed results", 62.9 / 46, "×", over(streamed)),
+        Comparison("moments after the first result at which StickyInvoc is ahead, with streamed results", None, "%",
+                   ahead, better="more", goal=100.0),
     ]  # fmt: skip
     experiment.notes += [
-        "StickyI/O runs on glide here, whose jobs stream their results: what a lost node had finished is not lost, and"
-        " only the rest of its task is done again. The paper's tasks bring their results when they end; records are"
-        " counted so for both systems, too: when their task has ended.",
+        "StickyI/O runs on glide here, whose jobs stream their results. So the finished records of a lost node are"
+        " kept, and only the rest of its task runs again. The paper's tasks return their results when they end."
+        " Therefore records are also counted in this way for both systems: only in finished tasks.",
         "The paper's StickyInvoc lost three GPUs early. Here both systems have all nodes until the first minute of"
-        " losses: its ratio would have been larger so.",
-        f"A minute is {MINUTE:g} s here, and one record stands for five inferences: a task of 1000 is {TASK} records."
-        " StickyInvoc's tasks are cut by glide (pack: auto).",
-        "Both begin with all glideins connected, with what the system keeps between tasks: the files, or the state.",
-        "A node is lost as its pool preempts the glidein for a job that it ranks higher, without a warning; glide asks"
-        " for another node all the time, and gets none.",
-        "The engine is noop, which takes known time; HTCondor's and glide's own time is that of this machine's cores.",
+        " losses; under this condition the paper's ratio would have been larger.",
+        f"A minute is {MINUTE:g} s here, and one record stands for five inferences, so a task of 1000 inferences has"
+        f" {TASK} records. glide chooses the size of StickyInvoc's tasks (pack: auto).",
+        "Both systems begin with all glideins connected, and with what they keep between tasks: files, or the state.",
+        "A node is lost when its pool preempts the glidein, without a warning, for a job that it ranks higher. glide"
+        " requests another node all the time, and gets none.",
+        "The engine is noop, which takes a known time. HTCondor and glide themselves run on this machine's cores.",
     ]
     experiment.data = {
-        "runs": [each.told() for pair in pairs for each in pair],
+        "runs": [each.document() for pair in pairs for each in pair],
         "in_ended_tasks": [ended_tasks(each) for pair in pairs for each in pair],
         "known": {"record_s": RECORD_SECONDS, "load_s": LOAD_SECONDS, "slow_pace": 2.0, "minute_s": MINUTE},
     }
     with style():
-        experiment.leave(chosen.out, figure(runs))
+        experiment.write(chosen.out, figure(runs))
 
 
 def lose_all(system: str, nodes: int, first: float, scale: float) -> Run:
-    """Run a sweep while others take node by node.
+    """Run a sweep while other people's jobs take one node after the other.
 
     Args:
-        first: minutes until the first is lost.
+        first: minutes until the first node is lost.
     """
     order = [FAST] * ceil(nodes / 2) + [SLOW] * (nodes // 2)
     model = noop(RECORD_SECONDS, LOAD_SECONDS)
     with cluster(nodes, system) as (bench, others):
-        bring_up(bench, system, model, nodes)
+        start_glideins(bench, system, model, nodes)
         began = time.monotonic()
 
         def watch(progress: Progress) -> None:
             minute = (time.monotonic() - began) / MINUTE
-            taken = sum(len(jobs) for jobs in others.jobs.values())
-            if taken < nodes and minute >= first + taken:
-                others.take(order[taken])
-            elif taken == nodes and not progress.lanes:
+            occupied = sum(len(jobs) for jobs in others.jobs.values())
+            if occupied < nodes and minute >= first + occupied:
+                others.occupy(order[occupied])
+            elif occupied == nodes and not progress.lanes:
                 raise Enough
 
         size = {"pack": max(1, round(TASK * min(1.0, 4 * scale)))} if system == STICKY_IO else {}
@@ -109,7 +121,7 @@ def lose_all(system: str, nodes: int, first: float, scale: float) -> Run:
 
 
 def ended_tasks(measured: Run) -> Series:
-    """How many records were in tasks that had ended, over time."""
+    """Return the number of records in finished tasks, over time."""
     series, done = [(0.0, 0.0)], 0
     for task in sorted(measured.tasks, key=lambda task: task.ended):
         done += task.records
@@ -118,22 +130,26 @@ def ended_tasks(measured: Run) -> Series:
 
 
 def at(series: Series, moment: float) -> float:
-    """The last value until then."""
+    """Return the value of a series at a moment, which is the last value until this moment."""
     place = bisect_right([when for when, _ in series], moment)
     return series[place - 1][1] if place else 0.0
 
 
-def over(pairs: Sequence[tuple[Series, Series]]) -> Measured:
-    """How many times as many records one has at the end as the other."""
-    return Measured(tuple(one[-1][1] / max(1.0, other[-1][1]) for one, other in pairs), "×")
+def over(pairs: Sequence[tuple[Series, Series]]) -> Measurement:
+    """Return for each pair the final number of records of the first series, divided by that of the second series."""
+    return Measurement(tuple(one[-1][1] / max(1.0, other[-1][1]) for one, other in pairs), "×")
 
 
 def half_time(done: Series) -> float:
+    """Return the time at which half of the records were done."""
     return next(when for when, count in done if count >= done[-1][1] / 2)
 
 
 def share_ahead(one: Series, other: Series) -> float:
-    """At which share of the moments, from the first result of either to the end of both, one has more than another."""
+    """Return the share of moments at which series `one` is higher than series `other`.
+
+    The first moment is the first result in any of the two series. The last moment is the end of the longer series.
+    """
     first = min(when for series in (one, other) for when, count in series if count > 0)
     last = max(one[-1][0], other[-1][0])
     moments = [first + number * STEP for number in range(1, int((last - first) / STEP) + 1)]
@@ -141,20 +157,19 @@ def share_ahead(one: Series, other: Series) -> float:
 
 
 def figure(runs: dict[str, list[Run]]) -> Figure:
-    """Completed records over time; below, the nodes."""
+    """Draw completed records over time. Below, draw the number of nodes over time."""
     drawn = Figure(figsize=(WIDTH, 3.6))
     above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for system, same in runs.items():
         line(above, same[0].done, COLOURS[system], f"{system}, streamed")
-        line(above, ended_tasks(same[0]), COLOURS[system], f"{system}, in tasks that ended", (0, (3, 2)))
-        told = same[0].told()["nodes"]
-        ends = sorted(node["leave_s"] or same[0].seconds for node in told)
+        line(above, ended_tasks(same[0]), COLOURS[system], f"{system}, in finished tasks", (0, (3, 2)))
+        ends = sorted(node["leave_s"] or same[0].seconds for node in same[0].document()["nodes"])
         below.step(
             [0, *ends], [len(ends) - number for number in range(len(ends) + 1)], where="post", color=COLOURS[system]
         )
     above.set(ylabel="completed records")
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    below.set(ylabel="nodes", xlabel=f"seconds ({MINUTE:g} s are a minute of the paper's)")
+    below.set(ylabel="nodes", xlabel=f"seconds ({MINUTE:g} s stand for a minute of the paper)")
     above.legend(loc="lower right")
     for axes in (above, below):
         axes.grid(True)

@@ -1,7 +1,7 @@
-"""What the experiments have in common: the paper's three systems, nodes of two classes, and an account of a run.
+"""The common parts of the experiments: the paper's three systems, two classes of nodes, and the data of a run.
 
-Create-destroy fetches and loads the model in each task, StickyI/O loads it in each task from the node's disk, and
-StickyInvoc has it loaded once per node. All three are glide, which differs in what its nodes keep from job to job.
+Create-destroy fetches and loads the model in each task. StickyI/O loads the model in each task from the node's disk.
+StickyInvoc loads the model once per node. All three systems are glide. They differ in what a node keeps after a job.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from statistics import mean
 from typing import Any
 
 from glide.bench.rig import Enough, Rig
-from glide.invoke.carriers import read_lines, read_results
+from glide.invoke.jobs import read_lines, read_results
 from glide.report.experiment import arguments
 from glide.report.sweep import history as histories
 from glide.report.sweep.figures import GREEN, ORANGE, RED
-from glide.report.sweep.history import History
+from glide.report.sweep.history import SweepHistory
 from glide.report.sweep.timeline import Series, glideins, records_done
 from glide.server.engines.noop import PACE_VARIABLE
 from glide.sweep.driver import Progress
@@ -30,47 +30,50 @@ from glide.vocabulary import State
 CREATE_DESTROY, STICKY_IO, STICKY_INVOC = "create-destroy", "StickyI/O", "StickyInvoc"
 KEEP = {CREATE_DESTROY: "nothing", STICKY_IO: "files", STICKY_INVOC: "state"}
 COLOURS = {CREATE_DESTROY: RED, STICKY_IO: ORANGE, STICKY_INVOC: GREEN}
-# Where each job loads for itself, two at a time would share what they load; else one job's turnover hides another's.
+# If a glidein has two lanes, one job computes while a second job starts or ends. If jobs load the model themselves, a
+# glidein has one lane, because two jobs at the same time would share the loaded model.
 LANES = {CREATE_DESTROY: 1, STICKY_IO: 1, STICKY_INVOC: 2}
 
 FAST, SLOW = "fast", "slow"
-# What makes a node slow: a processor that has no vector instructions but the oldest; or a pace of the noop engine.
+# Environment variables make a node slow. With OLD_PROCESSOR, a real model uses only the oldest vector instructions.
+# With HALF_SPEED, the noop engine takes twice the time.
 OLD_PROCESSOR = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-PACES = {FAST: 1.0, SLOW: 2.0}
-HALF_PACE = {PACE_VARIABLE: str(PACES[SLOW])}
+TIME_FACTORS = {FAST: 1.0, SLOW: 2.0}
+HALF_SPEED = {PACE_VARIABLE: str(TIME_FACTORS[SLOW])}
 
 
 def options(what: str | None, minutes: int) -> ArgumentParser:
-    """An experiment's command line.
+    """Return the parser of an experiment's command line.
 
     Args:
-        minutes: that it takes on two cores.
+        what: description of the experiment.
+        minutes: minutes that the experiment takes on two cores.
     """
     takes = f"About {minutes} minutes on two cores, on HTCondor pools of its own."
     parser = arguments(what or "", "stickyinvoc", takes, repeat=1)
-    parser.add_argument("--scale", type=share, default=1.0, help="share of the full size, to try the command")
+    parser.add_argument("--scale", type=share, default=1.0, help="fraction of the full size, to try the command")
     return parser
 
 
 def share(text: str) -> float:
-    """Of the full size."""
+    """Return a fraction of the full size from the command line: above 0, and at most 1."""
     if not 0 < (number := float(text)) <= 1:
         raise ValueError
     return number
 
 
-def say(words: str) -> None:
-    """A line of progress."""
-    print(f"stickyinvoc: {words}", file=sys.stderr, flush=True)
+def report_progress(text: str) -> None:
+    print(f"stickyinvoc: {text}", file=sys.stderr, flush=True)
 
 
 def entries(folder: Path, each: int, slow: Mapping[str, str], **common: Any) -> list[dict[str, Any]]:
-    """Two entries, a class of nodes each, with a cache of their own.
+    """Return two entries of a site file, one for each class of nodes.
 
     Args:
-        folder: for what they need.
-        each: glideins of each.
-        slow: environment of the slow nodes.
+        folder: folder into which the function writes the interpreter of the slow nodes.
+        each: maximum number of glideins of each entry.
+        slow: environment variables of the slow nodes.
+        common: further keys of both entries.
     """
     python = folder / "slow-python"
     lines = [f"export {name}={value}" for name, value in slow.items()]
@@ -84,7 +87,13 @@ def entries(folder: Path, each: int, slow: Mapping[str, str], **common: Any) -> 
 
 @dataclass(frozen=True)
 class Task:
-    """A job that has brought its records home, on a class of nodes; whole seconds, as HTCondor tells them."""
+    """A job whose results were gathered.
+
+    Attributes:
+        node: class of the node on which the job ran.
+        started, ended: seconds since the sweep began. HTCondor reports whole seconds.
+        records: number of the job's records.
+    """
 
     node: str
     started: float
@@ -97,53 +106,59 @@ class Run:
     """A sweep that has run.
 
     Attributes:
-        total: how many records it was given.
-        sizes: its keys `batch` and `pack`.
-        results: those of its records that it has.
-        summary: its own; empty if it was ended before it was done.
+        system: name of the system as which the sweep ran.
+        lanes: number of lanes of each glidein.
+        total: number of the sweep's records.
+        sizes: values of the sweep's keys `batch` and `pack`.
+        history: the history that the driver has written.
+        results: results of the records that are done.
+        summary: the sweep's summary; empty if the experiment stopped the sweep.
     """
 
     system: str
     lanes: int
     total: int
     sizes: Mapping[str, Any]
-    history: History
+    history: SweepHistory
     results: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
 
     @property
     def seconds(self) -> float:
-        """From its begin to the last result gathered."""
+        """Return the seconds from the beginning to the last result gathered."""
         return float(self.summary.get("makespan_s", self.history.seconds))
 
     @property
     def done(self) -> Series:
-        """How many records had a result, over time."""
+        """Return the number of records with a result, over time."""
         return records_done(self.history)
 
     @property
     def tasks(self) -> list[Task]:
         nodes = {lane.name: node_class(lane.glidein) for lane in self.history.lanes}
-        ran = [(each.stays[-1], each.records) for each in self.history.carriers if each.end == "gathered"]
+        ran = [(each.executions[-1], each.records) for each in self.history.jobs if each.end == "gathered"]
         return [
-            Task(nodes[stay.lane], stay.executing, stay.ended, records)
-            for stay, records in ran if stay.executing is not None and stay.lane in nodes
+            Task(nodes[execution.lane], execution.executing, execution.ended, records)
+            for execution, records in ran if execution.executing is not None and execution.lane in nodes
         ]  # fmt: skip
 
     def record_seconds(self, node: str) -> float:
-        """Of the engine, on a class of nodes."""
+        """Return the engine's average seconds per record on a class of nodes."""
         return mean([each["seconds"] for each in self.results if node_class(each["glidein"]) == node] or [0.0])
 
     def task_seconds(self, node: str) -> float:
         return mean([task.ended - task.started for task in self.tasks if task.node == node] or [0.0])
 
     def loading_seconds(self, node: str) -> float:
-        """What a task spends on all that is not inference."""
+        """Return the average seconds of a task that are not inference, on a class of nodes."""
         records = mean([task.records for task in self.tasks if task.node == node] or [0])
         return max(0.0, self.task_seconds(node) - records * self.record_seconds(node))
 
-    def told(self) -> dict[str, Any]:
-        """What a simulation of it needs, and what it would have to find; seconds since the sweep began."""
+    def document(self) -> dict[str, Any]:
+        """Return a JSON document: the data that a simulation of this run needs, and the results that it should give.
+
+        Times are in seconds since the sweep began.
+        """
         found = glideins(self.history)
         nodes = [
             {
@@ -165,7 +180,7 @@ class Run:
             }  # fmt: skip
         return {
             "system": self.system, "keep": KEEP[self.system], "lanes": self.lanes, **self.sizes,
-            "total": self.total, "records": len(self.results), "jobs": len(self.history.carriers),
+            "total": self.total, "records": len(self.results), "jobs": len(self.history.jobs),
             "finished": bool(self.summary), "makespan_s": round(self.seconds, 2), "classes": classes, "nodes": nodes,
             "done": [[round(at, 2), int(count)] for at, count in self.done],
         }  # fmt: skip
@@ -182,12 +197,13 @@ def run(
     pack: int | str = "auto",
     **changes: Any,
 ) -> Run:
-    """Run a sweep as one of the systems does.
+    """Run a sweep as one of the systems.
 
     Args:
-        watch: may raise Enough, and what there is then is what there is.
-        lanes: of each glidein.
-        changes: of Rig.sweep.
+        records: number of records.
+        watch: a function that is called with the progress. It may raise Enough to stop the sweep.
+        lanes: number of lanes of each glidein; None for the number in LANES.
+        changes: further keys of the sweep file, as for Rig.sweep.
     """
     summary: Mapping[str, Any] = {}
     kept = {**model, "keep": KEEP[system]}
@@ -201,8 +217,11 @@ def run(
     )  # fmt: skip
 
 
-def bring_up(bench: Rig, system: str, model: Mapping[str, Any], nodes: int) -> None:
-    """Have that many glideins there, with what the system keeps between tasks, and their pace known."""
+def start_glideins(bench: Rig, system: str, model: Mapping[str, Any], nodes: int) -> None:
+    """Start a glidein on each node, and run some records until each lane has measured its seconds per record.
+
+    Afterwards the nodes have what the system keeps between tasks.
+    """
     lanes = nodes * LANES[system]
 
     def watch(progress: Progress) -> None:
@@ -213,12 +232,12 @@ def bring_up(bench: Rig, system: str, model: Mapping[str, Any], nodes: int) -> N
 
 
 def node_class(glidein: str) -> str:
-    """Of a glidein, by its id."""
+    """Return the class of a glidein's node. It is the name of the glidein's entry, and the GlideId begins with it."""
     return glidein.partition("-")[0]
 
 
 def noop(record_seconds: float, load_seconds: float) -> dict[str, Any]:
-    """A model that takes known time on a fast node."""
+    """Return a model of the noop engine that takes these times on a fast node."""
     return {
         "name": "noop", "engine": "noop",
         "options": {"record_seconds": record_seconds, "load_seconds": load_seconds},

@@ -1,7 +1,8 @@
 """Claim verification with a real model, by each of the three systems on two nodes of different classes.
 
-The model is a Llama of random weights, called claim by claim as the paper's program does. Its files come from a web
-server that gives RATE bytes a second to all together: the distributed filesystem.
+The model is a Llama with random weights. As in the paper's program, the model is called for one claim at a time. The
+model's files come from a web server that stands for the distributed filesystem. The server sends RATE bytes per second
+to all nodes together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from systems import KEEP, OLD_PROCESSOR, Run, entries, run, say
+from systems import KEEP, OLD_PROCESSOR, Run, entries, report_progress, run
 
 from glide.bench.origin import origin
 from glide.bench.rig import rig
@@ -25,31 +26,33 @@ CLAIMS = Path(__file__).parents[1] / "promptverify" / "claims.jsonl"
 OPTIONS = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"}
 RATE = 40e6
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
-TINY = {**SIZES, "num_hidden_layers": 1, "vocab_size": 2000}  # to try the commands
-OWN = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # for each node, as they are on one machine
+TINY = {**SIZES, "num_hidden_layers": 1, "vocab_size": 2000}  # sizes of a tiny model, to try the commands
+OWN_CACHE = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # a cache for each node, although all nodes are on one machine
 
 
 def runs(
     records: int, task: int, lanes: Mapping[str, int], repeat: int, sizes: Mapping[str, int] = SIZES
 ) -> Iterator[list[Run]]:
-    """Verify the claims by all systems, each time with glideins from nothing.
+    """Verify the claims with all systems, each time with new glideins. Yield the runs of each round.
 
     Args:
-        task: records of a job.
-        lanes: of a glidein, by system.
-        sizes: of the model.
+        records: number of claims.
+        task: number of records in a job.
+        lanes: for each system, the number of lanes of a glidein.
+        repeat: number of rounds.
+        sizes: sizes of the model.
     """
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         folder = Path(name)
         files = folder / "model"
         parameters = make_model(files, **sizes)
-        say(f"a model of {parameters / 1e6:.0f} M parameters")
+        report_progress(f"a model of {parameters / 1e6:.0f} M parameters")
         (files / MANIFEST).write_text(json.dumps(files_of(files, files)), "utf-8")
-        nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN, request={"memory": 3000, "disk": 2000})
+        nodes = entries(folder, 1, OLD_PROCESSOR, cache=OWN_CACHE, request={"memory": 3000, "disk": 2000})
         for turn in range(repeat):
             found = []
             for system in KEEP:
-                say(f"round {turn + 1} of {repeat}: {system}, {records} claims, {task} a task")
+                report_progress(f"round {turn + 1} of {repeat}: {system}, {records} claims, {task} per task")
                 with origin(files, RATE) as source, rig(cores=2, entries=nodes, lanes=lanes[system]) as bench:
                     model = {"name": "verifier", "engine": "transformers", "path": source.url, "options": OPTIONS}
                     claims = texts(records)
@@ -59,6 +62,6 @@ def runs(
 
 
 def texts(count: int) -> list[str]:
-    """Prompts with claims, over and over."""
+    """Return `count` different prompts. If the file has fewer claims, they are used again."""
     claims = (json.loads(line)["claim"] for line in CLAIMS.read_text("utf-8").splitlines())
     return [f"{number}: {claim}\nVerdict:" for number, claim in enumerate(islice(cycle(list(claims)), count))]

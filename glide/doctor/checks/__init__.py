@@ -1,4 +1,4 @@
-"""The checks: pure functions from what was seen to what hurts, in the order in which they are told."""
+"""The doctor's checks, in the order of the report. Each check is a pure function from facts to findings."""
 
 from __future__ import annotations
 
@@ -7,65 +7,73 @@ from dataclasses import dataclass
 
 from glide.doctor.checks import access, glideins, jobs, knobs, machines, programs, sites
 from glide.doctor.facts import Facts
-from glide.doctor.finding import Finding, Verdict
-from glide.errors import mistake
+from glide.doctor.finding import Diagnosis, Finding
+from glide.errors import describe_bug
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what it looks at, in words; the facts without which it cannot; what it saw, where that is of use."""
+    """One check.
+
+    Attributes:
+        name: name of the check in the table and in the JSON document.
+        subject: a phrase that describes what the check looks at.
+        needs: names of the facts that the check needs. If one of these facts is unavailable, the check is skipped.
+        find: the function that yields the findings.
+        detail: a function that returns a text to show after the subject; None to show the subject alone.
+    """
 
     name: str
-    looked: str
+    subject: str
     needs: tuple[str, ...]
     find: Callable[[Facts], Iterator[Finding]]
-    saw: Callable[[Facts], str] | None = None
+    detail: Callable[[Facts], str] | None = None
 
-    def __call__(self, facts: Facts) -> Verdict:
-        missing = [facts.unseen[need] for need in self.needs if need in facts.unseen]
+    def __call__(self, facts: Facts) -> Diagnosis:
+        missing = [facts.unavailable[need] for need in self.needs if need in facts.unavailable]
         if missing:
-            return Verdict(self.name, self.looked, unseen=missing[0])
+            return Diagnosis(self.name, self.subject, unavailable=missing[0])
         try:
-            looked = f"{self.looked}: {self.saw(facts)}" if self.saw else self.looked
-            return Verdict(self.name, looked, tuple(self.find(facts)))
-        except Exception as error:  # of one check, by what a stranger may have advertised, is no end of the others
-            return Verdict(self.name, self.looked, unseen=mistake(error))
+            subject = f"{self.subject}: {self.detail(facts)}" if self.detail else self.subject
+            return Diagnosis(self.name, subject, tuple(self.find(facts)))
+        except Exception as error:  # an odd value that somebody advertises must not stop the other checks
+            return Diagnosis(self.name, self.subject, unavailable=describe_bug(error))
 
 
 CHECKS = (
-    Check("daemons", "whether access point and negotiator answer", (), machines.daemons),
+    Check("daemons", "whether the access point and the negotiator answer", (), machines.daemons),
     Check(
         "versions",
-        "HTCondor's bindings and daemons, each new enough",
+        "versions of HTCondor's bindings and daemons",
         ("programs", "ads"),
         programs.versions,
-        programs.told,
+        programs.found_versions,
     ),
-    Check("series", "bindings and daemons of one series", ("programs", "ads"), programs.series),
-    Check("secrets", "owners and modes of GLIDE_HOME and tokens", ("folders",), access.secrets),
-    Check("tokens", "how long this account's and the glideins' are good for", ("tokens",), access.expiry),
-    Check("rights", "what access point and collector let us and glideins do", ("rights",), access.rights),
+    Check("series", "whether bindings and daemons fit together", ("programs", "ads"), programs.series),
+    Check("secrets", "owner and mode of GLIDE_HOME and of tokens", ("folders",), access.secrets),
+    Check("tokens", "expiry of the tokens of this account and of glideins", ("tokens",), access.expiry),
+    Check("rights", "permissions at the access point and the collector", ("rights",), access.rights),
     Check("matching", "the negotiator's intervals", ("negotiator",), knobs.matching, knobs.source),
     Check("queue", "the schedd's intervals and limits", ("schedd",), knobs.queue),
-    Check("protection", "what nodes may change in their jobs", ("schedd",), knobs.protection),
+    Check("protection", "which attributes of their jobs nodes can change", ("schedd",), knobs.protection),
     Check("losses", "the access point's event log", ("event_log",), knobs.losses),
     Check("glidein knobs", "HTCondor's settings in site files", (), knobs.glideins),
-    Check("jobs", "how invocation jobs are written", ("jobs", "schedd"), jobs.habits),
-    Check("held jobs", "invocation jobs that are held", ("jobs",), jobs.held),
-    Check("ghosts", "lanes that are dead and advertised", ("ads", "snapshot"), glideins.ghosts),
-    Check("glideins", "glideins that are held or failed", ("snapshot",), glideins.failures),
-    Check("breakers", "entries that are not tried", ("snapshot",), glideins.breakers),
-    Check("start", "on which condition lanes take jobs", ("ads",), glideins.starts),
-    Check("GPUs", "models that were to be on one", ("ads",), glideins.without_gpu),
+    Check("jobs", "submit settings of invocation jobs", ("jobs", "schedd"), jobs.habits),
+    Check("held jobs", "held invocation jobs", ("jobs",), jobs.held),
+    Check("ghosts", "lanes of dead glideins that are still advertised", ("ads", "snapshot"), glideins.ghosts),
+    Check("glideins", "held and failed glideins", ("snapshot",), glideins.failures),
+    Check("breakers", "open circuit breakers", ("snapshot",), glideins.breakers),
+    Check("start", "START expressions of lanes", ("ads",), glideins.starts),
+    Check("GPUs", "models that should be on a GPU", ("ads",), glideins.without_gpu),
     Check("nodes", "machines large enough for each entry", ("nodes",), machines.nodes),
-    Check("disks", "room on this machine", ("disks",), machines.disks, machines.room),
-    Check("clocks", "this machine's, the access point's, and those of all daemons", ("ads",), machines.clocks),
-    Check("site files", "keys, values, and the files that they name", (), sites.files),
-    Check("factories", "whether they live, and see", ("snapshot",), sites.factories),
-    Check("trial", "one record through the real path", ("trial",), sites.trial, sites.way),
+    Check("disks", "free disk space of this machine", ("disks",), machines.disks, machines.free_space),
+    Check("clocks", "clocks of this machine, the access point and all daemons", ("ads",), machines.clocks),
+    Check("site files", "keys, values and the files that they name", (), sites.files),
+    Check("factories", "whether factories run and complete their cycles", ("snapshot",), sites.factories),
+    Check("trial", "a test record, sent like a real one", ("trial",), sites.trial, sites.trial_outcome),
 )
 
 
-def judge(facts: Facts) -> list[Verdict]:
-    """All checks."""
+def judge(facts: Facts) -> list[Diagnosis]:
+    """Run all checks on the facts."""
     return [check(facts) for check in CHECKS]

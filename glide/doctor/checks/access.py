@@ -1,4 +1,4 @@
-"""Tokens, permissions, and what HTCondor lets us and our glideins do."""
+"""Check tokens, the modes of secret files, and the permissions of this account and of glideins."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 
 from glide.doctor.facts import US, Facts
 from glide.doctor.finding import Finding, critical, warning
-from glide.factory.folders import entry_folder
+from glide.factory.home import entry_folder
 from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
-SOON = 7 * 86400.0
-RENEW = "glide factory run, by an account that can read the pool's signing key: it renews it"
+SOON = 7 * 86400.0  # a warning is reported if this account's token expires within this number of seconds
+RENEW = "run `glide factory run` as an account that can read the pool's signing key: the factory renews the token"
 
 
 def secrets(facts: Facts) -> Iterator[Finding]:
-    """Nobody else can read what must stay secret."""
+    """Find secret folders and files that other accounts own or can read."""
     for folder in facts.folders:
         if not folder.mine:
             yield critical(f"{folder.path} belongs to another account", f"chown -R $(id -u) {shlex.quote(folder.path)}")
         elif folder.mode & 0o077:
             right = folder.mode & 0o700
             yield critical(
-                f"{folder.path} has mode {folder.mode:03o}, so that others of this machine get at tokens and records",
+                f"{folder.path} has mode {folder.mode:03o}, so other accounts can read tokens and records in it",
                 f"chmod {right:o} {shlex.quote(folder.path)}",
             )
 
 
 def expiry(facts: Facts) -> Iterator[Finding]:
-    """Tokens are good for long enough."""
+    """Find tokens that have expired or expire soon. A token of glideins is checked only if these glideins are idle."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
     idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
     waiting = {("", ""), *((each.entry, entry_folder(Path(), each.entry, each.template).name) for each in idle)}
@@ -49,21 +49,22 @@ def expiry(facts: Facts) -> Iterator[Finding]:
 
 
 def rights(facts: Facts) -> Iterator[Finding]:
-    """Who must be let in is."""
+    """Find rights that this account or a glidein needs but does not have."""
     for right in facts.rights:
         if right.granted:
             continue
         if right.daemon == "Collector":
-            ours = right.who == US
-            cost = "dead glideins' ads match for a minute" if ours else "its lanes run and are never seen"
-            who = "the factory's account" if ours else f"{right.who}@$(TRUST_DOMAIN)"
-            yield (warning if ours else critical)(
+            own = right.who == US
+            cost = "ads of dead glideins match for a minute" if own else "its lanes run and never appear in the pool"
+            who = "the factory's account" if own else f"{right.who}@$(TRUST_DOMAIN)"
+            yield (warning if own else critical)(
                 f"the collector does not let {right.who} advertise ({right.level}): {cost}",
-                f"add {who} to the central manager's ALLOW_{right.level} (unset, it is ALLOW_DAEMON: begin with that);"
-                " then condor_reconfig",
+                f"add {who} to the central manager's ALLOW_{right.level} (if that is unset, begin with the value of"
+                " ALLOW_DAEMON); then condor_reconfig",
             )
         else:
             yield critical(
                 f"the access point does not grant {right.who} {right.level}",
-                "condor_token_fetch as a user who may, or ALLOW_WRITE and ALLOW_READ in its configuration",
+                "run condor_token_fetch as a user who has this right, or add the account to ALLOW_READ and ALLOW_WRITE"
+                " in the access point's configuration",
             )

@@ -1,4 +1,4 @@
-"""Invocation jobs as users have written them: what each costs by how it asks for its files, and for its loss."""
+"""Check the invocation jobs in the queue: find held jobs, and settings that cost throughput, safety or results."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from glide.doctor.finding import Finding, Level
 from glide.vocabulary import JobStatus
 
 Ad = Mapping[str, Any]
-SHOWN = 3  # jobs that are named
+SHOWN = 3  # maximum number of jobs that a finding names
 
 
 def inputs(job: Ad) -> int:
-    """How many files are sent to the node, the executable and the standard input among them."""
+    """Return the number of files that HTCondor sends to the node. The executable and the standard input count too."""
     files = [name for name in str(job.get("TransferInput", "")).split(",") if name.strip()]
     stdin = job.get("In", "/dev/null") not in ("", "/dev/null")
     return len(files) + bool(job.get("TransferExecutable", True)) + stdin
 
 
-# What a job may be like, how bad that is, what it costs, and the line of the job file that ends it. All these lines are
-# in submit_templates/invocation.sub.
+# For each costly setting: the condition on the job's ad, the level of the finding, the cost of the setting, and the
+# line of the job file that fixes the problem. submit_templates/invocation.sub has all these lines.
 HABITS: tuple[tuple[Callable[[Ad], bool], Level, str, str], ...] = (
     (
         lambda job: job.get("JobLeaseDuration") == 0, Level.CRITICAL,
-        "have job_lease_duration = 0: the lane drops the claim at once, so that they start hundreds of times a minute"
-        " and starve all others",
+        "have job_lease_duration = 0: the lane drops the claim at once, so they start hundreds of times a minute and"
+        " starve all other jobs",
         "job_lease_duration = undefined",
     ),
     (
         lambda job: job.get("JobLeaseDuration", 0) > 0, Level.WARNING,
-        "have a lease: from a lost lane they come back when it has ended, with HTCondor's default after 40 minutes;"
-        " without one in half a second",
+        "have a job lease: after a lost lane they run again only when the lease has ended (HTCondor's default: 40"
+        " minutes); without a lease, after half a second",
         "job_lease_duration = undefined",
     ),
     (
         lambda job: not job.get("TransferOutput"), Level.WARNING,
-        "do not name their outputs: one second per job is lost to a sleep of the starter's (1 job/s on a lane that"
-        " could do 20)",
+        "do not name their output files: the starter then sleeps one second in each job (1 job/s on a lane that can do"
+        " 20)",
         "transfer_output_files = $(results)",
     ),
     (
         lambda job: job.get("WantIOProxy") is not True, Level.WARNING,
-        "cannot stream to the access point: with a lost lane all their records are lost, those that are finished too",
+        "cannot stream results to the access point: a lost lane loses all their records, also the finished ones",
         "want_io_proxy = true",
     ),
     (
         lambda job: job.get("WantIOProxy") is True and not job.get("LimitDirectoryAccess"), Level.CRITICAL,
-        "let their node read and write every file here that their user can",
+        "let their node read and write every file of the access point that their user can",
         'My.LimitDirectoryAccess = "/dev/null"',
     ),
     (
         lambda job: job.get("WantIOProxy") is True and job.get("WantRemoteUpdates") is not False, Level.CRITICAL,
-        "let whatever runs on their node change the job",
+        "let any program on their node change the job",
         "My.WantRemoteUpdates = false",
     ),
 )  # fmt: skip
 MANY_INPUTS = (
-    "send more than one file to the node, the executable counted: five seconds per job are lost in most of them",
+    "send more than one file to the node (the executable counts): most of them lose five seconds to a race",
     "transfer_executable = false, and one file in transfer_input_files",
 )
 
 
 def habits(facts: Facts) -> Iterator[Finding]:
-    """How jobs in the queue are written."""
-    for has, level, cost, line in HABITS:
-        if found := [job for job in facts.jobs if has(job)]:
+    """Find jobs in the queue with costly submit settings."""
+    for applies, level, cost, line in HABITS:
+        if found := [job for job in facts.jobs if applies(job)]:
             yield Finding(level, f"{_named(found)} {cost}", f"{line} in the job file (submit_templates/invocation.sub)")
     if races(facts) and (found := [job for job in facts.jobs if inputs(job) > 1]):
         cost, line = MANY_INPUTS
@@ -75,7 +75,7 @@ def habits(facts: Facts) -> Iterator[Finding]:
 
 
 def held(facts: Facts) -> Iterator[Finding]:
-    """Jobs that will not run until somebody does something."""
+    """Find held jobs, grouped by their hold reason."""
     groups: dict[str, list[Ad]] = {}
     for job in facts.jobs:
         if job["JobStatus"] == JobStatus.HELD:
@@ -83,7 +83,7 @@ def held(facts: Facts) -> Iterator[Finding]:
     for reason, jobs in sorted(groups.items()):
         clusters = " ".join(sorted({str(job["ClusterId"]) for job in jobs}))
         yield Finding(
-            Level.WARNING, f"{_named(jobs)} are held: {reason}", f"end the cause; then condor_release {clusters}"
+            Level.WARNING, f"{_named(jobs)} are held: {reason}", f"remove the cause; then condor_release {clusters}"
         )
 
 

@@ -1,6 +1,7 @@
-"""HTCondor's settings that are for hour-long jobs: what they cost jobs of seconds, and what to set instead.
+"""Check HTCondor's settings: find values that slow down short jobs or are unsafe, and recommend better values.
 
-The numbers were measured with glide's benchmarks on HTCondor 25.14.
+Many default values suit jobs that run for hours, but delay jobs that run for seconds. The numbers were measured with
+glide's benchmarks on HTCondor 25.14.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
 PROTECTING = ("PROTECTED_JOB_ATTRS", "IMMUTABLE_JOB_ATTRS")
-STARTS = 15.0  # jobs a second that an access point can start: less than that is the knob's fault
+STARTS = 15.0  # jobs per second that an access point can start, unless its configuration sets a lower limit
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A number of seconds that is too large from `most` on.
+    """A setting in seconds that should not exceed `most`.
 
     Attributes:
-        default: HTCondor's own.
-        cost: of a larger one, `{value}`.
-        better: what to set.
+        default: HTCondor's default value.
+        most: the largest value that is not reported.
+        cost: a phrase that describes the effect of a larger value. `{value}` stands for that value.
+        better: the value that the fix recommends.
     """
 
     name: str
@@ -36,16 +38,16 @@ class Knob:
 
 
 MATCHING = (
-    Knob("NEGOTIATOR_INTERVAL", 60, 5, "a job that finds no idle claim waits up to {value} s for a match", "2"),
-    Knob("NEGOTIATOR_CYCLE_DELAY", 20, 2, "no two matchings within {value} s, whatever the other intervals say", "0"),
-    Knob("NEGOTIATOR_MIN_INTERVAL", 5, 2, "a request for a match is put off for up to {value} s", "1"),
+    Knob("NEGOTIATOR_INTERVAL", 60, 5, "a job without an idle claim waits up to {value} s for a match", "2"),
+    Knob("NEGOTIATOR_CYCLE_DELAY", 20, 2, "the negotiator starts at most one cycle per {value} s", "0"),
+    Knob("NEGOTIATOR_MIN_INTERVAL", 5, 2, "a request for a match waits up to {value} s", "1"),
 )
 QUEUE = (
     Knob(
         "SCHEDD_INTERVAL",
         300,
         30,
-        "what only this timer notices, jobs for an idle claim say, waits up to {value} s",
+        "work that only this timer starts, such as a job for an idle claim, waits up to {value} s",
         "5",
     ),
     Knob("SCHEDD_MIN_INTERVAL", 5, 2, "new jobs are announced up to {value} s late", "1"),
@@ -56,100 +58,105 @@ SCHEDD = (
     "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
     *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
-LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")  # what an access point's own limit makes harmless
-# What an entry's `knobs` had better not say of its glideins.
+# If LIMIT_DIRECTORY_ACCESS is set, a node can change these attributes of a job without harm.
+LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
+# An entry's `knobs` should not give these settings certain values. For each setting: the condition that such a value
+# meets, and the effect of such a value.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
-    "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after that many seconds each job waits for a match again"),
-    "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs a second"),
-    "UPDATE_INTERVAL": (lambda value: float(value) > 60, "what lanes are is known so many seconds late"),
+    "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after this number of seconds, each job waits for a new match"),
+    "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs per second"),
+    "UPDATE_INTERVAL": (lambda value: float(value) > 60, "the collector gets lanes' ads this number of seconds late"),
     "GLIDE_RUNS": (
         lambda value: True,
-        "its lanes run programs of their owners, and not tickets alone, as the glideins' account",
+        "its lanes run any program of their owners, not only glide's own client, as the glideins' account",
     ),
-    "START": (lambda value: True, "it replaces the condition that a lane takes jobs of its own model and owner alone"),
+    "START": (lambda value: True, "it replaces the condition that accepts only jobs for a lane's own model and owner"),
 }
 
 
 def matching(facts: Facts) -> Iterator[Finding]:
-    """The negotiator's knobs."""
+    """Find settings of the negotiator that delay matches."""
     yield from _too_large(MATCHING, facts.negotiator, "central manager")
     values = facts.negotiator.values
     every, lifetime = values.get("NEGOTIATOR_UPDATE_INTERVAL", 300), values.get("CLASSAD_LIFETIME", 900)
     if isinstance(every, float | int) and isinstance(lifetime, float | int) and every >= lifetime:
         yield warning(
-            f"NEGOTIATOR_UPDATE_INTERVAL = {every} with CLASSAD_LIFETIME = {lifetime}: the negotiator is taken for dead"
-            " most of the time",
+            f"NEGOTIATOR_UPDATE_INTERVAL = {every} with CLASSAD_LIFETIME = {lifetime}: the collector takes the"
+            " negotiator for dead most of the time",
             _write("NEGOTIATOR_UPDATE_INTERVAL", str(int(lifetime // 4)), "central manager"),
         )
 
 
 def source(facts: Facts) -> str:
-    return "as it tells" if facts.negotiator.asked else "by this machine's configuration"
+    """Return a text that names the source of the negotiator's settings."""
+    return "as the negotiator reports" if facts.negotiator.from_daemon else "as in this machine's configuration"
 
 
 def queue(facts: Facts) -> Iterator[Finding]:
-    """The schedd's knobs, and those of its shadows."""
+    """Find settings of the schedd and of its shadows that limit or delay jobs."""
     yield from _too_large(QUEUE, facts.schedd, "access point")
     yield from _limits(facts)
     values = facts.schedd.values
     delay, count = values.get("JOB_START_DELAY", 0), values.get("JOB_START_COUNT", 1)
     if isinstance(delay, float | int) and isinstance(count, float | int) and delay > 0 and count / delay < STARTS:
         yield warning(
-            f"JOB_START_COUNT = {count}, JOB_START_DELAY = {delay}: {count / delay:.3g} jobs start a second, of about"
-            f" {STARTS:.0f} that an access point can start",
+            f"JOB_START_COUNT = {count}, JOB_START_DELAY = {delay}: {count / delay:.3g} jobs start per second, and an"
+            f" access point can start about {STARTS:.0f}",
             _write("JOB_START_DELAY", "0", "access point"),
         )
     if values.get("USE_PROCD", True) is False:
         yield warning(
-            "USE_PROCD = False: half as many jobs a second, for each daemon reads all of /proc by itself",
+            "USE_PROCD = False: half as many jobs start per second, because each daemon reads all of /proc by itself",
             "remove USE_PROCD = False from the access point's configuration; then condor_restart",
         )
     if races(facts):
         yield warning(
-            "GUIDANCE_KEEP_CALM_AND is not True: five seconds per job are lost to a race in most jobs that have several"
-            " input files, and at times in others",
+            "GUIDANCE_KEEP_CALM_AND is not True: most jobs with several input files lose five seconds to a race, other"
+            " jobs sometimes",
             _write("GUIDANCE_KEEP_CALM_AND", "True", "access point"),
         )
     if facts.embedded and values.get("CONDOR_FSYNC", True) is not False:
         yield warning(
-            "CONDOR_FSYNC = True: a disk flush for each job of a queue that need not outlive a power cut",
+            "CONDOR_FSYNC = True: each job costs a disk flush, but an embedded pool's queue need not survive a power"
+            " failure",
             _write("CONDOR_FSYNC", "False", "embedded pool"),
         )
 
 
 def protection(facts: Facts) -> Iterator[Finding]:
-    """What a node may change in a job that streams its results."""
-    told = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
-    kept = {name.lower() for name in re.split(r"[\s,]+", told)}
-    limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()  # which comes before a job's own
-    if missing := [name for name in VITAL if name.lower() not in kept and not (limit and name in LIMITED)]:
+    """Find attributes of jobs that a node can change although HTCondor should protect them."""
+    listed = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
+    safe = {name.lower() for name in re.split(r"[\s,]+", listed)}
+    # LIMIT_DIRECTORY_ACCESS overrides the attribute LimitDirectoryAccess of a job.
+    limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()
+    if missing := [name for name in VITAL if name.lower() not in safe and not (limit and name in LIMITED)]:
         yield critical(
-            f"nodes can change {', '.join(missing)} of the jobs they run: with that they read and write the user's"
-            " files here, and run programs as the user on other nodes",
+            f"nodes can change {', '.join(missing)} of the jobs they run: so they can read and write the user's files"
+            " on the access point, and run programs as the user on other nodes",
             _write("PROTECTED_JOB_ATTRS", protected(), "access point"),
         )
 
 
 def losses(facts: Facts) -> Iterator[Finding]:
-    """The access point's event log, which knows of a lost lane first."""
+    """Report an event log that is not configured or cannot be read. The queue shows a lost lane 14 s after this log."""
     log = facts.event_log
-    cost = "a lost node is noticed 14 s later, when the queue shows it, and its records wait so long"
+    cost = "a lost node is noticed 14 s later, when the queue shows it, and its records wait until then"
     if not log.path:
         yield warning(f"no EVENT_LOG is configured: {cost}", _write("EVENT_LOG", "$(LOG)/EventLog", "access point"))
     elif not log.readable:
         yield warning(
             f"EVENT_LOG {log.path} cannot be read by this account: {cost}",
-            f"chmod a+r {log.path}, and its folder a+x; or a group that this account is in",
+            f"chmod a+r {log.path}, and a+x on its folder; or give a group of this account these rights",
         )
 
 
 def glideins(facts: Facts) -> Iterator[Finding]:
-    """What entries say of their glideins' HTCondor."""
+    """Find settings in entries' `knobs` that harm their glideins."""
     for site in facts.files:
         for entry in site.entries:
             for name, value in entry.knobs.items():
-                hurts, cost = GLIDEIN.get(name, (lambda _: False, ""))
-                if _holds(hurts, value):
+                is_harmful, cost = GLIDEIN.get(name, (lambda _: False, ""))
+                if _holds(is_harmful, value):
                     yield warning(
                         f"entry {entry.name} sets {name} = {value} on its glideins: {cost}",
                         f"remove {name} from the `knobs` of {entry.name} in the file of site {site.site}",
@@ -157,18 +164,21 @@ def glideins(facts: Facts) -> Iterator[Finding]:
 
 
 def races(facts: Facts) -> bool:
-    """Whether starters that ask too early are told to ask again in five seconds."""
+    """Return whether a race in HTCondor can delay the start of jobs.
+
+    In this race, a starter asks its shadow too early, and must wait five seconds before it asks again.
+    """
     return facts.schedd.values.get("GUIDANCE_KEEP_CALM_AND") is not True
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """How many jobs may be, against how many the sites' lanes and the glideins of this access point come to."""
+    """Find limits of the schedd that are too low. It must run a job on each lane, and the glideins in its own queue."""
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
-    here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.away is None)
+    here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (
-        ("MAX_JOBS_RUNNING", lanes + here, "that the sites' lanes and glideins come to, no more run"),
-        ("MAX_JOBS_PER_OWNER", lanes + here, "that the sites' lanes and glideins come to, the rest is refused"),
-        ("MAX_CONCURRENT_UPLOADS_PER_USER", min(lanes, 20), "that start together, the rest wait for their input"),
+        ("MAX_JOBS_RUNNING", lanes + here, "jobs on the sites' lanes and as glideins; the rest does not run"),
+        ("MAX_JOBS_PER_OWNER", lanes + here, "jobs on the sites' lanes and as glideins; the schedd refuses the rest"),
+        ("MAX_CONCURRENT_UPLOADS_PER_USER", min(lanes, 20), "jobs that start together; the rest waits for its input"),
     ):
         most = facts.schedd.values.get(name)
         unlimited = name.startswith("MAX_CONCURRENT") and most == 0
@@ -176,15 +186,17 @@ def _limits(facts: Facts) -> Iterator[Finding]:
             continue
         finding = critical if most == 0 else warning
         better = "0" if name.startswith("MAX_CONCURRENT") else str(2 * max(needed, 1))
-        yield finding(f"{name} = {most}: of {needed} jobs {then}", _write(name, better, "access point"))
+        yield finding(f"{name} = {most}: too low for {needed} {then}", _write(name, better, "access point"))
 
 
-def _too_large(knobs: tuple[Knob, ...], told: Configuration, who: str) -> Iterator[Finding]:
+def _too_large(knobs: tuple[Knob, ...], configuration: Configuration, who: str) -> Iterator[Finding]:
     for knob in knobs:
-        value = told.values.get(knob.name, knob.default)
+        value = configuration.values.get(knob.name, knob.default)
         if isinstance(value, bool) or not isinstance(value, float | int) or value <= knob.most:
             continue
-        source = "" if told.asked else f" (by this machine's configuration; the {who} does not tell its own)"
+        source = ""
+        if not configuration.from_daemon:
+            source = f" (as in this machine's configuration; the {who} does not report its own)"
         yield warning(
             f"{knob.name} = {value}{source}: {knob.cost.format(value=value)}", _write(knob.name, knob.better, who)
         )
@@ -197,5 +209,5 @@ def _write(name: str, value: str, who: str) -> str:
 def _holds(condition: Callable[[str], bool], value: str) -> bool:
     try:
         return condition(value)
-    except ValueError:  # an expression of HTCondor's, which is the admin's to judge
+    except ValueError:  # the value is a ClassAd expression instead of a number, and cannot be evaluated here
         return False

@@ -1,4 +1,4 @@
-"""Machines: disks that fill up, clocks that go wrong, nodes that have what entries ask for."""
+"""Check machines: find daemons that do not answer, full disks, wrong clocks, and nodes that are too small."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from collections.abc import Iterator
 
 from glide.config import Entry
 from glide.doctor.checks.places import key
-from glide.doctor.facts import Facts, Node
+from glide.doctor.facts import Facts, SlotOffer
 from glide.doctor.finding import Finding, Level, critical, warning
 
 GIGABYTE = 1e9
-LITTLE, NOTHING = 1e9, 1e8  # bytes free
-SKEW, BROKEN = 5.0, 60.0  # seconds; ads' times are whole seconds, and an ad takes a moment
-LATE = 15.0  # seconds that an ad may be on its way where machines are busy: it looks as if its clock were behind
+# Numbers of free bytes of a disk. Less than LITTLE is a warning, and less than NOTHING is critical.
+LITTLE, NOTHING = 1e9, 1e8
+# Differences of clocks, in seconds. More than SKEW is a warning, and more than BROKEN is critical. These limits cannot
+# be much smaller, because times in ads are whole seconds.
+SKEW, BROKEN = 5.0, 60.0
+LATE = 15.0  # seconds by which a busy machine may delay an ad; this delay looks like a clock that is behind
 
 
 def daemons(facts: Facts) -> Iterator[Finding]:
-    """Without these nothing runs. A negotiator waits for an access point that hangs, so it is not to blame then."""
+    """Find a schedd or negotiator that does not answer.
+
+    If the schedd does not answer, the negotiator is not reported. A healthy negotiator may be waiting for the schedd.
+    """
     daemons = (("schedd", "the access point"), ("negotiator", "the central manager"))
-    for daemon, where in [each for each in daemons if each[0] in facts.unseen][:1]:
+    for daemon, where in [each for each in daemons if each[0] in facts.unavailable][:1]:
         yield critical(
-            f"the {daemon} does not answer: {facts.unseen[daemon]}",
+            f"the {daemon} does not answer: {facts.unavailable[daemon]}",
             f"condor_restart -{daemon} on {where}; its log is in the folder that condor_config_val LOG names",
         )
 
 
 def disks(facts: Facts) -> Iterator[Finding]:
-    """Room for what is written here."""
+    """Find disks of this machine that are almost full."""
     for disk in facts.disks:
         if disk.free >= LITTLE:
             continue
@@ -39,12 +45,16 @@ def disks(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def room(facts: Facts) -> str:
+def free_space(facts: Facts) -> str:
+    """Return the free space of each disk, as text."""
     return "; ".join(f"{disk.free / GIGABYTE:.1f} GB under {disk.what}" for disk in facts.disks)
 
 
 def clocks(facts: Facts) -> Iterator[Finding]:
-    """Clocks that agree: tokens are valid between two times, and ages are differences of two clocks."""
+    """Find clocks that differ.
+
+    With a wrong clock, valid tokens look expired, and comparisons of times from different machines are wrong.
+    """
     if abs(facts.clock) > SKEW:
         yield _skewed("the access point's clock", facts.clock, "this machine's")
     for ad in facts.ads:
@@ -56,22 +66,22 @@ def clocks(facts: Facts) -> Iterator[Finding]:
 
 
 def nodes(facts: Facts) -> Iterator[Finding]:
-    """For each entry, a machine that is large enough."""
+    """Find entries whose glideins are too large for every machine of their pool."""
     for site in facts.files:
         for entry in site.entries:
             found = facts.nodes.get(entry.name)
             if found is None or entry.max_glideins == 0 or any(_suits(node, entry) for node in found):
                 continue
             if not found:
-                fix = f"condor_on -startd on its machines, or correct the `{key(entry.away)}` of {entry.name}"
+                fix = f"condor_on -startd on its machines, or correct the `{key(entry.outer_pool)}` of {entry.name}"
                 yield critical(f"the pool of {entry.name} has no machine", fix)
                 continue
             what, better = _lacking(found, entry)
             yield critical(
-                f"{entry.name} asks for {what}, and no machine of its pool advertises that: its glideins wait for ever",
-                f"{better} in the `request` of {entry.name}, or machines that have it (use feature:GPUs)"
+                f"{entry.name} asks for {what}, and no machine of its pool advertises that: its glideins wait forever",
+                f"set {better} in the `request` of {entry.name}, or add machines that have it (use feature:GPUs)"
                 if entry.request.gpus
-                else f"{better} in the `request` of {entry.name}",
+                else f"set {better} in the `request` of {entry.name}",
             )
 
 
@@ -79,19 +89,22 @@ def _skewed(whose: str, ahead: float, reference: str) -> Finding:
     finding = critical if abs(ahead) > BROKEN else warning
     way = "ahead of" if ahead > 0 else "behind"
     return finding(
-        f"{whose} is {abs(ahead):.0f} s {way} {reference}: tokens are refused, and what is alive is taken for dead",
-        "chronyc makestep there, and a time service that runs (systemctl enable --now chrony)",
+        f"{whose} is {abs(ahead):.0f} s {way} {reference}: tokens are refused, and live daemons are taken for dead",
+        "run chronyc makestep there, and keep a time service running (systemctl enable --now chrony)",
     )
 
 
-def _suits(node: Node, entry: Entry) -> bool:
+def _suits(node: SlotOffer, entry: Entry) -> bool:
     request = entry.request
     enough = node.cpus >= request.cpus and node.memory >= request.memory and node.gpus >= request.gpus
     return enough and not (request.gpu_memory and node.gpu_memory is not None and node.gpu_memory < request.gpu_memory)
 
 
-def _lacking(found: tuple[Node, ...], entry: Entry) -> tuple[str, str]:
-    """What no node has enough of, and what could be asked for; several things where no node has all of them."""
+def _lacking(found: tuple[SlotOffer, ...], entry: Entry) -> tuple[str, str]:
+    """Return two texts: the requested resource that no node offers, and the setting to use instead.
+
+    If each resource is offered by some node, but no single node offers all of them, the first text names all resources.
+    """
     request = entry.request
     for name, asked, unit in (
         ("cpus", request.cpus, ""),
@@ -102,4 +115,4 @@ def _lacking(found: tuple[Node, ...], entry: Entry) -> tuple[str, str]:
         if most < asked:
             return f"{name}: {asked}{unit}", f"{name}: {most:.0f}"
     gpus = f"{request.gpus} GPUs" + (f" of {request.gpu_memory} MB" if request.gpu_memory else "")
-    return f"{request.cpus} CPUs, {request.memory} MB and {gpus} in one", "less"
+    return f"{request.cpus} CPUs, {request.memory} MB and {gpus} on one machine", "smaller values"

@@ -1,4 +1,4 @@
-"""Where entries' glideins are queued, in the words of what is to be typed."""
+"""Find the queue that contains an entry's glideins, and write HTCondor commands for the jobs in this queue."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ from collections.abc import Mapping
 from glide.config import Login, Pool
 from glide.doctor.facts import Facts
 
-Place = Pool | Login | None  # None is the pool that glideins join
+Place = Pool | Login | None  # place of the queue with an entry's glideins; None for the pool that the glideins join
 
 
 def places(facts: Facts) -> Mapping[str, Place]:
-    """Of all entries, by name."""
-    return {entry.name: entry.away for site in facts.files for entry in site.entries}
+    """Return for the name of each entry the place of the queue that contains the entry's glideins."""
+    return {entry.name: entry.outer_pool for site in facts.files for entry in site.entries}
 
 
 def key(place: Place) -> str:
-    """The key of a site file that names it."""
+    """Return the key in the site file that sets a place."""
     return "ssh" if isinstance(place, Login) else "pool"
 
 
 def command(name: str, job: str, place: Place) -> str:
-    """One of HTCondor's commands on a job of the queue there: another queue may have a job of the same number."""
+    """Return a command line for one job in the queue at a place.
+
+    The command line names the queue, because another queue may have a job with the same id.
+
+    Args:
+        name: a command of HTCondor, such as condor_rm.
+        job: id of the job, as CLUSTER.PROC.
+        place: the place of the queue.
+    """
     if place is None:
         return f"{name} {job}"
     schedd = f" -name {shlex.quote(place.schedd)}" if place.schedd else ""
     if isinstance(place, Login):
         return f"on {place.name}: {name}{schedd} {job}"
     pool = f"-pool {shlex.quote(place.collector)}"
-    # With a pool alone, HTCondor's commands may mean the access point of this machine.
+    # With -pool but without -name, HTCondor's commands may use the access point of this machine.
     return f"{name} {pool}{schedd or f' -name $(condor_status {pool} -schedd -af Name)'} {job}"

@@ -1,4 +1,4 @@
-"""Versions: what the bindings and the daemons are, and which of them do not go together."""
+"""Check versions: find bindings and daemons that are too old, have known bugs, or do not fit together."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from glide.condor.install import OLDEST
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
-BINDINGS = (25, 8, 2)  # the first whose retrieve() releases spooled jobs
-# Versions in between, both included, of a kind of daemon (MyType), and what is wrong with them.
+BINDINGS = (25, 8, 2)  # first version of the bindings in which retrieve() releases spooled jobs
+# For each known bug: the kind of daemon (MyType), the first and the last version with the bug, and the bug's effect.
 KNOWN = (
-    ("Scheduler", (24, 5, 1), (24, 7, 99), "it loses claims that are to be used again, so each job waits for a match"),
-    ("Machine", (24, 0, 18), (24, 0, 20), "what lanes advertise by startd cron gets lost"),
+    ("Scheduler", (24, 5, 1), (24, 7, 99), "it loses claims that it should reuse, so each job waits for a match"),
+    ("Machine", (24, 0, 18), (24, 0, 20), "attributes that lanes advertise by startd cron get lost"),
 )
 
 Version = tuple[int, ...]
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
-    """Each program by itself: new enough, and without a mistake that is known to hurt."""
+    """Find bindings and daemons that are too old or have a known bug."""
     if facts.programs.classad:
         yield warning(
-            f"the registry's project `classad` {facts.programs.classad} is installed, which is not HTCondor's",
+            f"the PyPI project `classad` {facts.programs.classad} is installed, which is unrelated to HTCondor",
             "pip uninstall classad",
         )
     if number(facts.programs.bindings) < BINDINGS:
         yield critical(
-            f"the bindings are {text(number(facts.programs.bindings))}, and jobs whose results were fetched stay in"
-            f" the queue before {text(BINDINGS)}",
+            f"the bindings are {text(number(facts.programs.bindings))}: with versions before {text(BINDINGS)}, jobs"
+            " stay in the queue after their results were fetched",
             f"pip install --upgrade 'htcondor>={text(BINDINGS)}'",
         )
     counted = Counter(
@@ -48,26 +48,30 @@ def versions(facts: Facts) -> Iterator[Finding]:
                 yield warning(f"{who} runs HTCondor {text(version)}: {what}", "upgrade HTCondor there to 25.0 or newer")
 
 
-def told(facts: Facts) -> str:
-    daemons = Counter(text(number(str(ad["CondorVersion"]))) for ad in facts.ads if "CondorVersion" in ad)
-    said = ", ".join(f"{count} × {version}" for version, count in sorted(daemons.items()))
-    return f"{text(number(facts.programs.bindings))} here; {said}"
+def found_versions(facts: Facts) -> str:
+    """Return the versions of the bindings and of the daemons, as text."""
+    counts = Counter(text(number(str(ad["CondorVersion"]))) for ad in facts.ads if "CondorVersion" in ad)
+    daemons = ", ".join(f"{count} × {version}" for version, count in sorted(counts.items()))
+    return f"bindings {text(number(facts.programs.bindings))}; daemons {daemons}"
 
 
 def series(facts: Facts) -> Iterator[Finding]:
-    """Together: HTCondor's clients may be one series newer than its daemons, and not older."""
+    """Find daemons whose release series does not fit the bindings.
+
+    The bindings must be of the daemon's series or of the next series.
+    """
     mine = number(facts.programs.bindings)
     for kind, name in (("Scheduler", "access point"), ("Negotiator", "central manager")):
         for version in sorted({number(str(ad.get("CondorVersion", ""))) for ad in facts.ads if ad["MyType"] == kind}):
-            told = f"the bindings are {text(mine)}, and the {name} is {text(version)}"
+            both = f"the bindings are {text(mine)}, and the {name} is {text(version)}"
             if version[0] > mine[0]:
-                yield warning(f"{told}: a newer series, of which they may not know", "pip install --upgrade htcondor")
+                yield warning(f"{both}: a newer series than the bindings support", "pip install --upgrade htcondor")
             elif OLDEST <= version[0] < mine[0] - 1:
-                yield warning(f"{told}: several series older", f"upgrade the {name} to {mine[0] - 1}.0 or newer")
+                yield warning(f"{both}: several series older", f"upgrade the {name} to {mine[0] - 1}.0 or newer")
 
 
 def number(version: str) -> Version:
-    """The numbers in `$CondorVersion: 25.14.1 … $`."""
+    """Return the version numbers in a text such as `$CondorVersion: 25.14.1 … $`; zeros if the text has none."""
     found = re.search(r"(\d+)\.(\d+)\.(\d+)", version)
     return tuple(map(int, found.groups())) if found else (0, 0, 0)
 

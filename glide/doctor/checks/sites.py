@@ -1,4 +1,4 @@
-"""Site files, their factories, and whether a record gets through."""
+"""Check site files, their factories, and the outcome of the test record."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from glide.report.times import duration
 
 
 def files(facts: Facts) -> Iterator[Finding]:
-    """What admins have written."""
+    """Find mistakes in site files, files that are named there but missing, and entries with the same name."""
     for site in facts.sites:
         for problem in site.problems:
-            yield critical(problem, f"correct {site.file}; a factory that runs goes on with what it read before")
+            yield critical(problem, f"correct {site.file}; a running factory keeps what it read before")
         for missing in site.missing:
             yield critical(
-                f"{missing} is not there, so that nothing can be submitted", f"put it there, or correct {site.file}"
+                f"{missing} does not exist, so nothing can be submitted", f"create it, or correct {site.file}"
             )
     names = [entry.name for site in facts.files for entry in site.entries]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -25,7 +25,7 @@ def files(facts: Facts) -> Iterator[Finding]:
 
 
 def factories(facts: Facts) -> Iterator[Finding]:
-    """Whether they live, see, and get done what they decide."""
+    """Find factories that do not run, complete no cycles, cannot read a queue, or had actions refused by HTCondor."""
     waiting = sum(demand.idle for demand in facts.snapshot.demands)
     for site in facts.sites:
         if site.view is None:
@@ -39,31 +39,33 @@ def factories(facts: Facts) -> Iterator[Finding]:
             )
         elif site.cycle_age is not None and site.cycle_age > max(30.0, 10 * interval):
             yield critical(
-                f"the factory of {name} has not got through a cycle for {duration(site.cycle_age)}; one is due every"
+                f"the factory of {name} has not completed a cycle for {duration(site.cycle_age)}; one is due every"
                 f" {interval:g} s",
-                "its log says why; then end it and glide factory run again: its glideins stay",
+                "see its log for the cause; then stop it and run `glide factory run` again: its glideins stay",
             )
         else:
             for trouble in site.troubles:
-                yield warning(f"the factory of {name} did not act: {trouble}", "glide factory status")
-    for entry, reason in facts.snapshot.blind.items():
+                yield warning(f"the factory of {name} did not act: {trouble}", "see `glide factory status`")
+    for entry, reason in facts.snapshot.unavailable_entries.items():
         name = key(places(facts).get(entry))
-        yield critical(f"{entry}'s queue is not seen: {reason}", f"correct the `{name}` of {entry}, or have it answer")
+        fix = f"correct the `{name}` of {entry}, or make its access point answer"
+        yield critical(f"the queue of {entry}'s glideins cannot be read: {reason}", fix)
 
 
 def trial(facts: Facts) -> Iterator[Finding]:
-    """What became of a record that went the whole way."""
+    """Report a test record that did not come back."""
     if facts.trial and facts.trial.stuck:
         yield Finding(
-            Level.WARNING if facts.trial.coming else Level.CRITICAL,
+            Level.WARNING if facts.trial.in_progress else Level.CRITICAL,
             f"a test record did not come back in {facts.trial.seconds:.0f} s: {facts.trial.stuck}",
-            "glide status, and glide factory logs ENTRY for what its glideins say",
+            "see `glide status`, and `glide factory logs ENTRY` for the output of its glideins",
         )
 
 
-def way(facts: Facts) -> str:
+def trial_outcome(facts: Facts) -> str:
+    """Return a text that describes the outcome of the test record."""
     if facts.trial is None:
-        return "left out"
+        return "not sent"
     return (
         f"not back after {facts.trial.seconds:.0f} s" if facts.trial.stuck else f"back in {facts.trial.seconds:.1f} s"
     )

@@ -1,1 +1,1 @@
-"""A sweep for people: its progress, its table, and the report of where the time went and what came out."""
+"""A sweep for people: its progress, its final table, and the report with figures."""

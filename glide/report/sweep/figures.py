@@ -1,6 +1,7 @@
-"""A sweep's figures, for a screen and for print: colours that all can tell apart, and hatches where there is none.
+"""The figures of a sweep's report, for screen and print.
 
-Sized for a column of about 12 cm; texts are drawn as shapes, so that they look the same everywhere.
+Colour-blind people can distinguish the colours, and hatches distinguish areas in print without colour. The figures fit
+a column of about 12 cm. Texts are drawn as shapes, so that they look the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,20 +23,29 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from glide.report.sweep.history import History
-from glide.report.sweep.timeline import IDLE, SERVING, SPENT, Glidein, coarse, lanes_over_time, losses, records_done
+from glide.report.sweep.history import SweepHistory
+from glide.report.sweep.timeline import (
+    IDLE,
+    SERVING,
+    SPENT,
+    GlideinTimeline,
+    coarsen,
+    lanes_over_time,
+    losses,
+    records_done,
+)
 from glide.report.times import duration
 from glide.vocabulary import State
 
-WIDTH = 4.6  # inches
-DOTS = 300  # an inch, of a PNG
-DOTS_ACROSS = 700  # what is shorter cannot be seen, and thousands of such would make a page of megabytes
-MOST_BINS = 40
-BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # Okabe and Ito, 2008
+WIDTH = 4.6  # width of a figure, in inches
+DOTS = 300  # resolution of a PNG, in dots per inch
+DOTS_ACROSS = 700  # number of dots across a timeline; a finer resolution would only make the page larger
+MOST_BINS = 40  # maximum number of bins of a histogram
+BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # the palette of Okabe and Ito, 2008
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7",
 )  # fmt: skip
 GREY, INK = "#D9D9D9", "#222222"
-# Colour, hatch and name of what time is spent on, by its kind.
+# For each kind of time: its colour, its hatch and its name in the legend.
 KINDS = {
     State.BLANK: ("#FFFFFF", "", "no model"),
     State.FETCHING: (SKY, "////", "fetching"),
@@ -62,16 +72,16 @@ STYLE: Any = {
     "axes.titlelocation": "left", "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
     "hatch.linewidth": 0.5, "hatch.color": INK, "lines.linewidth": 1.4, "legend.frameon": False,
     "axes.grid.axis": "y", "grid.color": "#E6E6E6", "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "text.parse_math": False,  # what users have named is no formula
+    "text.parse_math": False,  # a `$` in a name that a user has chosen must not start a formula
     "svg.fonttype": "path", "svg.hashsalt": "glide", "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What all figures have in common, while they are made and saved."""
+    """Set matplotlib's options while the context lasts. Figures must be drawn and saved inside this context."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a box is drawn for what the font lacks
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib draws a box for a character that the font lacks
         yield
 
 
@@ -83,8 +93,12 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> t
 # ---- the figures ---------------------------------------------------------------------------------
 
 
-def progress(history: History, total: int) -> Figure:
-    """Completed records, and below them lanes, over time."""
+def progress(history: SweepHistory, total: int) -> Figure:
+    """Draw the number of completed records over time, and the number of lanes in a panel below.
+
+    Args:
+        total: number of records of the sweep.
+    """
     figure, (above, below) = _figure(3.9, 2, sharex=True, height_ratios=(3, 2))
     unit, name = _unit(history.seconds)
     done = [*records_done(history), (history.seconds, records_done(history)[-1][1])]
@@ -97,8 +111,9 @@ def progress(history: History, total: int) -> Figure:
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        there = [point for point in series if point[0] < history.seconds] or series  # at the end, all go
-        steps = [*there, (history.seconds, there[-1][1])]
+        # Leave out the drop to zero at the end of the history.
+        before_end = [point for point in series if point[0] < history.seconds] or series
+        steps = [*before_end, (history.seconds, before_end[-1][1])]
         below.step(
             [at / unit for at, _ in steps], [count for _, count in steps], where="post", color=colour,
             linestyle=dashes, linewidth=width, label=which, zorder=3 if which == "connected" else 2,
@@ -124,7 +139,12 @@ def progress(history: History, total: int) -> Figure:
 
 
 def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
-    """Histograms of how long jobs ran, and how long a record took the engine."""
+    """Draw two histograms: the run times of jobs, and the engine's times per record.
+
+    Args:
+        seconds: for each job, its run time in seconds.
+        engine: for each record, the engine's time in seconds.
+    """
     figure, panels = _figure(2.4, 1, 2)
     shown = ((seconds, "time of a job (s)", "jobs", 1.0), (engine, "engine's time for a record (ms)", "records", 1e3))
     for axes, (values, what, of, scale) in zip(panels, shown, strict=True):
@@ -133,7 +153,7 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
             axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", va="center")
         else:
             middle = sorted(scaled)[len(scaled) // 2]
-            # A few outliers do not squeeze all others into one bar: what is far beyond goes into the last one.
+            # Put far outliers into the last bar. Otherwise a few outliers would squeeze all other values into one bar.
             most = sorted(scaled)[int(0.99 * (len(scaled) - 1))]
             limit = max(1.05 * (max(scaled) if max(scaled) < 2 * most else most), 1e-9)
             beyond = sum(value > limit for value in scaled)
@@ -147,7 +167,7 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
             axes.margins(y=0.36 if beyond else 0.18)
             if beyond:
                 axes.annotate(
-                    f"last bar: {beyond:,} that took longer",
+                    f"last bar: {beyond:,} longer ones",
                     (1, 0.86),
                     xycoords="axes fraction",
                     ha="right",
@@ -160,12 +180,16 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
     return figure
 
 
-def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
-    """Where the time of jobs and of glideins went, in percent."""
+def breakdown(jobs: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
+    """Draw how the time of jobs and of glideins was used, in percent.
+
+    Args:
+        jobs, glideins: for each kind of time, the seconds.
+    """
     figure = Figure(figsize=(WIDTH, 3.5))
     renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
     panels: Any = figure.subfigures(2, height_ratios=(1, 1.1))
-    for panel, (title, spent) in zip(panels, (("Jobs", carriers), ("Glideins", renamed)), strict=True):
+    for panel, (title, spent) in zip(panels, (("Jobs", jobs), ("Glideins", renamed)), strict=True):
         axes = panel.subplots()
         _stacked(axes, {"": spent})
         axes.set_title(f"{title}, {duration(sum(spent.values()))} together")
@@ -176,7 +200,11 @@ def breakdown(carriers: Mapping[str, float], glideins: Mapping[str, float]) -> F
 
 
 def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
-    """What lanes' time was spent on, a bar for each device."""
+    """Draw how the lanes' time was used, with one bar for each device.
+
+    Args:
+        spent: for each device, the seconds of each kind of time.
+    """
     figure, axes = _figure(1.25 + 0.45 * len(spent))
     _stacked(axes, {f"{_short(device)}\n{duration(sum(each.values()))}": each for device, each in spent.items()})
     axes.set_xlabel("share of the lanes' time")
@@ -184,12 +212,16 @@ def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def glideins(shown: Sequence[Glidein], seconds: float) -> Figure:
-    """What each glidein did when."""
+def glideins(shown: Sequence[GlideinTimeline], seconds: float) -> Figure:
+    """Draw a timeline of each glidein.
+
+    Args:
+        seconds: length of the sweep, in seconds.
+    """
     figure, axes = _figure(1.2 + 0.19 * max(3, len(shown)))
     unit, name = _unit(seconds)
     for row, glidein in enumerate(shown):
-        intervals = coarse(glidein.intervals, max(seconds, 0.001) / DOTS_ACROSS)
+        intervals = coarsen(glidein.intervals, max(seconds, 0.001) / DOTS_ACROSS)
         for kind in sorted({interval.kind for interval in intervals}):
             colour, hatch, _ = KINDS.get(kind, KINDS["other"])
             spans = [(each.start / unit, each.seconds / unit) for each in intervals if each.kind == kind]
@@ -208,7 +240,7 @@ def glideins(shown: Sequence[Glidein], seconds: float) -> Figure:
 
 
 def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Accuracy by prompt with its confidence interval, best first."""
+    """Draw the accuracy of each prompt with its confidence interval. The best prompt is at the top."""
     ranked = sorted(scores.items(), key=lambda item: -item[1]["accuracy"])
     figure, axes = _figure(0.75 + 0.3 * max(2, len(ranked)))
     for row, (_, score) in enumerate(ranked):
@@ -229,13 +261,13 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-# ---- their parts ---------------------------------------------------------------------------------
+# ---- parts of the figures ------------------------------------------------------------------------
 
 ENDS = {"lost": ("X", RED), "failed": ("s", "#FFFFFF"), "left": (">", "#FFFFFF")}
 
 
 def _edges(values: Sequence[float], limit: float) -> list[float]:
-    """Of a histogram's bins: as fine as there are values for it, and around whole numbers where all are such."""
+    """Return the edges of a histogram's bins. If all values are whole numbers, bins are centred on whole numbers."""
     count = min(MOST_BINS, max(8, int(len(values) ** 0.5)))
     if all(value == int(value) for value in values):
         width = max(1, math.ceil(limit / MOST_BINS))
@@ -244,7 +276,7 @@ def _edges(values: Sequence[float], limit: float) -> list[float]:
 
 
 def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
-    """A bar for each, of all its seconds as 100 %; shares are named where there is room."""
+    """Draw a stacked bar for each entry of `bars`. A bar is 100 % wide, and shares of at least 7 % get a label."""
     for row, spent in enumerate(bars.values()):
         whole, left = sum(spent.values()) or 1.0, 0.0
         for kind, seconds in spent.items():
@@ -262,7 +294,7 @@ def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
-    """Below a figure, to be read row by row, although matplotlib fills column by column."""
+    """Draw a legend below a figure. Its order is row by row, but matplotlib itself would fill column by column."""
     by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
@@ -282,7 +314,7 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 
 def _short(text: str, most: int = 28) -> str:
-    """What a node or a user has named, as far as it can be drawn."""
+    """Shorten a name that a node or a user has chosen. Characters that cannot be drawn become `?`."""
     printable = "".join(character if character.isprintable() else "?" for character in text)
     return printable if len(printable) <= most else f"{printable[: most - 1]}…"
 
@@ -295,7 +327,10 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """A figure for a page with others: its ids begin with its name, and it refers to nothing outside."""
+    """Return a figure as SVG for a page with several figures.
+
+    All ids in the SVG begin with the figure's name, so that they are unique on the page. The SVG needs no other file.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

@@ -1,6 +1,6 @@
-"""A sweep's history, read: its runs, lanes, and carriers, from the lines that glide.sweep.history has written.
+"""Read the history of a sweep: its driver runs, lanes and jobs. glide.sweep.history wrote the lines of the history.
 
-Times are seconds of the sweep: its clock stands still while no driver ran.
+Times are in seconds since the sweep began. The time between two driver runs is left out.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from glide.vocabulary import State
 
 ORDER = (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING, State.WARM)
-PER_RUN = ("recomputed", "lost_in_flight")  # are counted from zero by each driver
+PER_RUN = ("recomputed", "lost_in_flight")  # names of the counts that each driver starts from zero
 RUNNING = ("running", "transferring", "suspended", "completed")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A stretch of time; `kind` is a model server's state or what else it was spent on."""
+    """An interval of time. `kind` is the state of a model server in this interval, or how this interval was used."""
 
     start: float
     end: float
@@ -31,8 +31,13 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A driver's life, in Unix time; `end` says how it ended, and nothing of one that was killed or goes on."""
+class DriverRun:
+    """One run of a driver. Its times are Unix times.
+
+    Attributes:
+        found: number of records that already had a result when the run began.
+        end: finished or stopped; empty if the driver was killed or still runs.
+    """
 
     name: str
     began: float
@@ -42,14 +47,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A lane as long as it was there.
+class LaneHistory:
+    """The history of a lane, from the time when it appeared until it disappeared.
 
     Attributes:
-        phases: the states of its model server, without gaps.
-        claims: when it was claimed.
-        reloaded: seconds for which its server loaded the model while it counted as warm.
-        end: "gone", or empty if it was still there.
+        phases: intervals with the states of the lane's model server, in order of time and without gaps.
+        claims: intervals in which the lane was claimed.
+        reloaded: seconds in which the model server loaded the model again while the lane counted as warm.
+        end: "gone" if the lane disappeared; empty if the lane was present at the end of the driver's run.
     """
 
     name: str
@@ -74,13 +79,15 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Stay:
-    """A carrier's time on a lane.
+class JobExecution:
+    """One execution of a job on a lane.
 
     Attributes:
-        executing: since when its job ran there; None if it never did.
-        saved: share of the records begun here whose results are safe.
-        end: gathered, lost, held, removed; evicted, where HTCondor itself put the job back into its queue; or empty.
+        started: when HTCondor started the job, before the file transfer.
+        executing: when the job's program started; None if it never started.
+        saved: number of saved results divided by the number of records that this execution has begun, from 0 to 1.
+        end: "evicted" if HTCondor put the job back into its queue; otherwise "gathered", "lost", "held" or "removed".
+            The text is empty while the execution runs.
     """
 
     lane: str
@@ -92,36 +99,31 @@ class Stay:
 
 
 @dataclass(frozen=True)
-class Carrier:
-    """A job from its submission to its end; None for what has not been."""
+class JobHistory:
+    """The history of an invocation job. `end` is how the job left the queue; empty while the job is in the queue."""
 
     job: str
     records: int
     starts: int
     queued: float
-    stays: tuple[Stay, ...]
+    executions: tuple[JobExecution, ...]
     end: str
 
     @property
     def evictions(self) -> int:
-        """As a sweep's summary counts them."""
+        """The number of evictions, counted as in a sweep's summary."""
         return max(0, self.starts - 1) + (self.end == "lost")
 
 
 @dataclass(frozen=True)
-class History:
-    """All of it.
+class SweepHistory:
+    """The history of a sweep."""
 
-    Attributes:
-        counts: what had been counted, and when; over all runs.
-        resumed: when the runs after the first began.
-    """
-
-    runs: tuple[Run, ...] = ()
-    lanes: tuple[Lane, ...] = ()
-    carriers: tuple[Carrier, ...] = ()
-    counts: tuple[tuple[float, dict[str, int]], ...] = ()
-    resumed: tuple[float, ...] = ()
+    runs: tuple[DriverRun, ...] = ()
+    lanes: tuple[LaneHistory, ...] = ()
+    jobs: tuple[JobHistory, ...] = ()
+    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # times, each with the counts of all runs up to that time
+    resumed: tuple[float, ...] = ()  # times when the second run and each later run began
 
     @property
     def seconds(self) -> float:
@@ -129,30 +131,30 @@ class History:
 
 
 class Clock:
-    """Seconds of the sweep by Unix time."""
+    """Convert a Unix time to seconds since the sweep began. The time between two driver runs is left out."""
 
-    def __init__(self, runs: Iterable[Run]):
+    def __init__(self, runs: Iterable[DriverRun]):
         self.runs = tuple(runs)
 
     def __call__(self, at: float) -> float:
         return sum(min(max(at, run.began), run.ended) - run.began for run in self.runs)
 
 
-def read(lines: Iterable[Mapping[str, Any]]) -> History:
-    """The history that these lines tell; the empty one, if none begins a run."""
-    told = [line for line in lines if isinstance(line.get("at"), (int, float))]
-    reader = _Reader(_runs(told))
-    for line in told:
-        reader.take(line)
+def read(lines: Iterable[Mapping[str, Any]]) -> SweepHistory:
+    """Return the history that some lines describe. The history is empty if no line begins a run."""
+    timed = [line for line in lines if isinstance(line.get("at"), (int, float))]
+    reader = _Reader(_runs(timed))
+    for line in timed:
+        reader.add(line)
     return reader.history()
 
 
-def _runs(told: Iterable[Mapping[str, Any]]) -> list[Run]:
-    """Each from its beginning to the last that is told of it."""
-    runs: list[Run] = []
-    for line in told:
+def _runs(lines: Iterable[Mapping[str, Any]]) -> list[DriverRun]:
+    """Return the driver runs. A run lasts from its first line to its last line."""
+    runs: list[DriverRun] = []
+    for line in lines:
         if "run" in line:
-            runs.append(Run(str(line["run"]), line["at"], line["at"], line.get("done", 0)))
+            runs.append(DriverRun(str(line["run"]), line["at"], line["at"], line.get("done", 0)))
         elif runs:
             last = runs[-1]
             end = line["end"] if "counts" in line and "end" in line else ""
@@ -161,66 +163,66 @@ def _runs(told: Iterable[Mapping[str, Any]]) -> list[Run]:
 
 
 @dataclass
-class _Lane:
-    """A lane that is being read: what was last told of it, when which state began, and when claims began or ended."""
+class _OpenLane:
+    """A lane whose lines are being read."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
-    marks: list[tuple[float, str]] = field(default_factory=list)
-    claims: list[tuple[float, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # the latest value of each key
+    marks: list[tuple[float, str]] = field(default_factory=list)  # pairs: the time when a state began, and the state
+    claims: list[tuple[float, str]] = field(default_factory=list)  # time when a claim began ("claimed") or ended ("")
     reloaded: float = 0.0
 
 
 @dataclass
-class _Carrier:
-    """A carrier that is being read; the last of its stays may go on."""
+class _OpenJob:
+    """A job whose lines are being read. The last execution of the job may not have ended."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    stays: list[dict[str, Any]] = field(default_factory=list)
-    seen: float = 0.0  # when its run was last heard of
+    executions: list[dict[str, Any]] = field(default_factory=list)
+    seen: float = 0.0  # end of the last driver run that wrote a line about the job
     end: str = ""
 
 
 class _Reader:
-    """Takes lines in their order."""
+    """Build a history from lines, which must be added in the order of the file."""
 
-    def __init__(self, runs: list[Run]):
+    def __init__(self, runs: list[DriverRun]):
         self.runs = runs
         self.clock = Clock(runs)
         self.begun = 0
-        self.open: dict[str, _Lane] = {}
-        self.lanes: list[Lane] = []
-        self.closed: dict[str, float] = {}  # when lanes were last gone
-        self.lost: dict[str, float] = {}  # when glideins were last lost, as jobs on them tell
-        self.carriers: dict[str, _Carrier] = {}
+        self.open: dict[str, _OpenLane] = {}
+        self.lanes: list[LaneHistory] = []
+        self.closed: dict[str, float] = {}  # for each lane, the time when it last disappeared
+        self.lost: dict[str, float] = {}  # for each glidein, the time of the last loss of one of its jobs
+        self.jobs: dict[str, _OpenJob] = {}
         self.counts: list[tuple[float, dict[str, int]]] = []
-        self.earlier: dict[str, int] = {}  # what each run counts from zero, of those before this one
+        self.earlier: dict[str, int] = {}  # the PER_RUN counts, summed over the runs before the present run
 
-    def take(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         at = float(line["at"])
         if "run" in line:
-            self._run_begins(line, at)
+            self._begin_run(line, at)
         elif not self.begun:
-            return  # nothing is known of what came before
+            return  # a line before the first run belongs to no run
         elif "lane" in line:
             self._lane(str(line["lane"]), line, at)
         elif "carrier" in line:
-            self._carrier(self.carriers.setdefault(str(line["carrier"]), _Carrier()), line, at)
+            self._job(self.jobs.setdefault(str(line["carrier"]), _OpenJob()), line, at)
         elif "counts" in line:
-            told = {**self.counts[-1][1], **line["counts"], **self._summed(line["counts"])}
-            self.counts.append((self.clock(at), told))
+            counts = {**self.counts[-1][1], **line["counts"], **self._summed(line["counts"])}
+            self.counts.append((self.clock(at), counts))
 
-    def history(self) -> History:
+    def history(self) -> SweepHistory:
         if not self.runs:
-            return History()
+            return SweepHistory()
         self._close_lanes(self.runs[-1].ended, "")
-        carriers = (self._finished(carrier) for carrier in self.carriers.values())
-        return History(
-            tuple(self.runs), tuple(self.lanes), tuple(carriers), tuple(self.counts),
+        jobs = (self._job_history(job) for job in self.jobs.values())
+        return SweepHistory(
+            tuple(self.runs), tuple(self.lanes), tuple(jobs), tuple(self.counts),
             tuple(self.clock(run.began) for run in self.runs[1:]),
         )  # fmt: skip
 
-    def _run_begins(self, line: Mapping[str, Any], at: float) -> None:
-        if self.begun:  # nobody has seen what lanes did meanwhile
+    def _begin_run(self, line: Mapping[str, Any], at: float) -> None:
+        if self.begun:  # no driver observed the lanes between two runs
             self._close_lanes(self.runs[self.begun - 1].ended, "")
         self.earlier = self._summed({})
         self.begun += 1
@@ -239,10 +241,11 @@ class _Reader:
             if name in self.open:
                 self._close_lane(name, at, line["end"])
             return
-        lane = self.open.setdefault(name, _Lane())
+        lane = self.open.setdefault(name, _OpenLane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            # One that comes back tells when its state began, too, and what was before has been counted.
+            # If a lane disappears and reappears, its present state may have begun before the lane disappeared. Do not
+            # count the time before the disappearance twice.
             earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
             marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
             lane.marks += [(max(earliest, since), state) for since, state in marks]
@@ -258,7 +261,7 @@ class _Reader:
     def _close_lane(self, name: str, at: float, end: str) -> None:
         lane = self.open.pop(name)
         lost = self.lost.get(lane.facts.get("glidein", ""), 0.0)
-        if lane.marks and lane.marks[0][0] < lost < at:  # its ad is there for a while longer
+        if lane.marks and lane.marks[0][0] < lost < at:  # the collector keeps the ad of a lost lane for a while
             at = lost
         self.closed[name] = at
         if lane.marks:
@@ -266,63 +269,67 @@ class _Reader:
             phases = tuple(_intervals(lane.marks, at, self.clock))
             claims = tuple(each for each in _intervals(lane.claims, at, self.clock) if each.kind)
             glidein = str(lane.facts.get("glidein") or name)
-            self.lanes.append(Lane(name, glidein, str(device), phases, claims, lane.reloaded, end))
+            self.lanes.append(LaneHistory(name, glidein, str(device), phases, claims, lane.reloaded, end))
 
-    # ---- carriers --------------------------------------------------------------------------------
+    # ---- jobs ------------------------------------------------------------------------------------
 
-    def _carrier(self, carrier: _Carrier, line: Mapping[str, Any], at: float) -> None:
-        carrier.seen = self.runs[self.begun - 1].ended
-        facts = carrier.facts = {**carrier.facts, **line}
-        stay = carrier.stays[-1] if carrier.stays and "ended" not in carrier.stays[-1] else None
+    def _job(self, job: _OpenJob, line: Mapping[str, Any], at: float) -> None:
+        job.seen = self.runs[self.begun - 1].ended
+        facts = job.facts = {**job.facts, **line}
+        execution = job.executions[-1] if job.executions and "ended" not in job.executions[-1] else None
         started = facts.get("started")
-        if stay and (facts.get("status") not in RUNNING or started != stay["started"]):
-            stay |= {"ended": at, "end": "evicted"}
-            stay = None
-        if not stay and facts.get("status") in RUNNING and started is not None and "end" not in carrier.facts:
-            stay = {"started": started}
-            carrier.stays.append(stay)
-        if stay:
-            stay |= {"lane": facts.get("on") or "", "executing": facts.get("executing")}
+        if execution and (facts.get("status") not in RUNNING or started != execution["started"]):
+            execution |= {"ended": at, "end": "evicted"}
+            execution = None
+        if not execution and facts.get("status") in RUNNING and started is not None and "end" not in job.facts:
+            execution = {"started": started}
+            job.executions.append(execution)
+        if execution:
+            execution |= {"lane": facts.get("on") or "", "executing": facts.get("executing")}
         if "end" in line:
-            carrier.end = line["end"]
-            if stay:
-                self._stay_ends(stay, facts, at)
+            job.end = line["end"]
+            if execution:
+                self._end_execution(execution, facts, at)
 
-    def _stay_ends(self, stay: dict[str, Any], facts: Mapping[str, Any], at: float) -> None:
-        stay |= {"ended": at, "end": facts["end"]}
+    def _end_execution(self, execution: dict[str, Any], facts: Mapping[str, Any], at: float) -> None:
+        execution |= {"ended": at, "end": facts["end"]}
         if facts["end"] == "gathered":
-            stay["ended"] = facts.get("completed") or at
+            execution["ended"] = facts.get("completed") or at
         elif facts["end"] == "lost":
             begun, saved = facts.get("begun", 0), facts.get("saved", 0)
-            stay["saved"] = min(1.0, saved / begun) if begun else 0.0
-            if stay["lane"] in self.open:
-                self.lost[self.open[stay["lane"]].facts.get("glidein", "")] = at
+            execution["saved"] = min(1.0, saved / begun) if begun else 0.0
+            if execution["lane"] in self.open:
+                self.lost[self.open[execution["lane"]].facts.get("glidein", "")] = at
 
-    def _finished(self, carrier: _Carrier) -> Carrier:
-        facts = carrier.facts
-        return Carrier(
+    def _job_history(self, job: _OpenJob) -> JobHistory:
+        facts = job.facts
+        return JobHistory(
             str(facts.get("job", "")), facts.get("records", 0), facts.get("starts", 0),
-            self.clock(facts.get("queued", 0.0)), tuple(self._stay(stay, carrier.seen) for stay in carrier.stays),
-            carrier.end,
+            self.clock(facts.get("queued", 0.0)), tuple(self._execution(each, job.seen) for each in job.executions),
+            job.end,
         )  # fmt: skip
 
-    def _stay(self, stay: dict[str, Any], seen: float) -> Stay:
-        started, executing = float(stay["started"]), stay.get("executing")
-        ended = max(started, stay.get("ended", seen))
+    def _execution(self, read: dict[str, Any], seen: float) -> JobExecution:
+        started, executing = float(read["started"]), read.get("executing")
+        ended = max(started, read.get("ended", seen))
         ran = self.clock(executing) if executing and started <= executing <= ended else None
-        saved = stay.get("saved", 1.0)
-        return Stay(stay["lane"], self.clock(started), ran, self.clock(ended), stay.get("end", ""), saved)
+        saved = read.get("saved", 1.0)
+        return JobExecution(read["lane"], self.clock(started), ran, self.clock(ended), read.get("end", ""), saved)
 
 
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
-    """When the state of a lane began, and those before it that nobody saw, by the seconds that they took."""
+    """Return pairs of a time and a state: the times when a lane's latest states began.
+
+    `last` is the last pair before these, or None. If no line shows the states between `last` and the present state, the
+    times of these states are computed from the seconds that the lane advertises for each phase.
+    """
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
     fetch = facts.get("fetch") or 0.0
     spent = {
-        State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # which overlap
+        State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # ads tell whole seconds, and how long a phase took more exactly
+    if last:  # times in ads are whole seconds, but the duration of a phase is exact
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:
@@ -335,7 +342,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
 
 
 def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: Clock) -> Iterator[Interval]:
-    """From each mark to the next, the last one to the end."""
+    """Yield the intervals between marks. The last interval ends at `end`."""
     whole = [*marks, (end, "")]
     for number, ((start, kind), (until, _)) in enumerate(pairwise(whole), 2):
         if until > start or number == len(whole):

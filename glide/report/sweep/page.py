@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that refers to nothing outside, and its figures as PNGs beside it."""
+"""Write the report of a sweep: one HTML file that needs no other file, and each figure as a PNG in the same folder."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from glide.report.sweep import captions
-from glide.report.sweep.account import Account, document
-from glide.report.sweep.timeline import Glidein, task_seconds
+from glide.report.sweep.report import SweepReport, document
+from glide.report.sweep.timeline import GlideinTimeline, task_seconds
 from glide.system import publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-MOST_GLIDEINS = 40  # in a figure
+MOST_GLIDEINS = 40  # maximum number of glideins in a figure
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure on the page: its file's name without the suffix, its heading, its caption, and how to draw it."""
+class PageFigure:
+    """A figure on the page.
+
+    Attributes:
+        name: name of the PNG file, without the suffix.
+        title: the heading above the figure.
+        draw: a function that draws the figure.
+    """
 
     name: str
     title: str
@@ -32,62 +38,80 @@ class Picture:
     draw: Callable[[], Figure]
 
 
-def write(account: Account, folder: Path) -> dict[str, Any]:
-    """Write a report's files, and return the document of its numbers.
+def write(report: SweepReport, folder: Path) -> dict[str, Any]:
+    """Write the page and the figures of a report, and return the report as a JSON document.
 
     Args:
-        folder: where to; made if need be.
+        folder: the output folder. A missing folder is created.
     """
-    from glide.report.sweep.figures import inline_svg, save_png, style  # matplotlib takes half a second to import
+    # Import matplotlib only when a page is written, because the import takes half a second.
+    from glide.report.sweep.figures import inline_svg, save_png, style
 
-    told = document(account)
+    numbers = document(report)
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     with style():
-        for picture in pictures(account, told):
-            figure = picture.draw()
-            save_png(figure, folder / f"{picture.name}.png")
-            shown.append((picture, Markup(inline_svg(figure, picture.name))))
-    publish(folder / PAGE, page(told, shown), 0o666)
-    return told
+        for each in page_figures(report, numbers):
+            figure = each.draw()
+            save_png(figure, folder / f"{each.name}.png")
+            shown.append((each, Markup(inline_svg(figure, each.name))))
+    publish(folder / PAGE, page(numbers, shown), 0o666)
+    return numbers
 
 
-def pictures(account: Account, told: dict[str, Any]) -> Iterator[Picture]:
-    """Those for which there is something to show."""
+def page_figures(report: SweepReport, numbers: dict[str, Any]) -> Iterator[PageFigure]:
+    """Yield the figures for which the sweep has data.
+
+    Args:
+        numbers: the report as a JSON document.
+    """
     from glide.report.sweep import figures
 
-    history, scores = account.history, account.scores
+    history, scores = report.history, report.scores
     if history.runs:
-        yield Picture("progress", "Completed records and lanes over time", captions.progress(told),
-                      lambda: figures.progress(history, account.sweep.total))  # fmt: skip
+        yield PageFigure("progress", "Completed records and lanes over time", captions.progress(numbers),
+                      lambda: figures.progress(history, report.sweep.total))  # fmt: skip
     if scores.seconds and history.runs:
-        yield Picture("tasks", "Task time", captions.tasks(told),
+        yield PageFigure("tasks", "Job time", captions.tasks(numbers),
                       lambda: figures.tasks(task_seconds(history), scores.seconds))  # fmt: skip
-    if account.glideins:
-        jobs, glideins = told["spent"]["jobs"], told["spent"]["glideins"]
-        yield Picture("breakdown", "Where time went", captions.breakdown(told),
+    if report.glideins:
+        jobs, glideins = numbers["spent"]["jobs"], numbers["spent"]["glideins"]
+        yield PageFigure("breakdown", "Where time went", captions.breakdown(numbers),
                       lambda: figures.breakdown(jobs, glideins))  # fmt: skip
-        yield Picture("goodput", "Goodput by device", captions.goodput(told), lambda: figures.goodput(told["goodput"]))
-        telling = most_telling(account.glideins)
-        yield Picture("glideins", "Glideins", captions.glideins(told, len(telling)),
-                      lambda: figures.glideins(telling, history.seconds))  # fmt: skip
-    known = {name: score for name, score in told["accuracy"].items() if score["accuracy"] is not None}
+        yield PageFigure(
+            "goodput", "Goodput by device", captions.goodput(numbers), lambda: figures.goodput(numbers["goodput"])
+        )
+        selected = select_glideins(report.glideins)
+        yield PageFigure("glideins", "Glideins", captions.glideins(numbers, len(selected)),
+                      lambda: figures.glideins(selected, history.seconds))  # fmt: skip
+    known = {name: score for name, score in numbers["accuracy"].items() if score["accuracy"] is not None}
     if known:
-        yield Picture("accuracy", "Accuracy by prompt", captions.accuracy({"accuracy": known}),
+        yield PageFigure("accuracy", "Accuracy by prompt", captions.accuracy({"accuracy": known}),
                       lambda: figures.accuracy(known))  # fmt: skip
 
 
-def most_telling(glideins: list[Glidein], most: int = MOST_GLIDEINS) -> list[Glidein]:
-    """As many as one can look at, as they came: those that were lost or failed, then the slowest to become warm."""
+def select_glideins(glideins: list[GlideinTimeline], most: int = MOST_GLIDEINS) -> list[GlideinTimeline]:
+    """Select the glideins that a figure shows, and return them in their original order.
+
+    Select lost and failed glideins first. Then select the glideins that took longest to become warm.
+
+    Args:
+        most: the maximum number of glideins.
+    """
     ranked = sorted(glideins, key=lambda each: (each.end not in ("lost", "failed"), -(each.warm or 0.0)))
     chosen = {each.id for each in ranked[:most]}
     return [each for each in glideins if each.id in chosen]
 
 
-def page(told: dict[str, Any], shown: list[tuple[Picture, Markup]]) -> str:
-    """The report as HTML; what users and nodes have written is escaped."""
+def page(numbers: dict[str, Any], shown: list[tuple[PageFigure, Markup]]) -> str:
+    """Return the report as HTML. Texts that users or nodes have written are escaped.
+
+    Args:
+        numbers: the report as a JSON document.
+        shown: each figure with its SVG.
+    """
     environment = Environment(
         loader=PackageLoader("glide.report.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("sweep.html").render(told=told, pictures=shown)
+    return environment.get_template("sweep.html").render(report=numbers, figures=shown)

@@ -1,4 +1,4 @@
-"""A sweep's progress while it runs, and its table when it has finished."""
+"""Show the progress of a sweep while it runs, and the table of its results at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from rich.text import Text
 
 from glide.sweep.driver import Progress
 
-LINE_SECONDS = 3.0  # where output is no terminal, a line this often
+LINE_SECONDS = 3.0  # seconds between two lines of progress, if the output is not a terminal
 
 
-class Watch:
-    """Shows progress with rate and ETA: in place on a terminal, else as lines. Use as a context manager."""
+class ProgressDisplay:
+    """Show a sweep's progress with throughput and ETA. Use an object of this class as a context manager.
+
+    On a terminal, one line is updated in place. Otherwise, new lines are printed.
+    """
 
     def __init__(self, name: str):
         self.name = name
@@ -25,11 +28,12 @@ class Watch:
         self.live = (
             Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         )
-        self.first: tuple[float, int] | None = None  # when records began to come in, and how many were there
+        # Throughput is measured from this point: a monotonic time, and the number of results at that time.
+        self.first: tuple[float, int] | None = None
         self.last_line = 0.0
         self.last_done = -1
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressDisplay:
         if self.live:
             self.live.start()
         return self
@@ -54,38 +58,38 @@ class Watch:
         lanes = ", ".join(f"{count} {state}" for state, count in progress.lanes.items()) or "none yet"
         errors = f", {progress.errors} errors" if progress.errors else ""
         return (
-            f"{self.name} {bar} {progress.done}/{progress.total}{errors}{self._pace(progress, now)}"
+            f"{self.name} {bar} {progress.done}/{progress.total}{errors}{self._throughput(progress, now)}"
             f" | jobs: {progress.running} running, {progress.idle} idle | lanes: {lanes}"
-            + (f" | {' '.join(progress.trouble.split())}" if progress.trouble else "")
+            + (f" | {' '.join(progress.problem.split())}" if progress.problem else "")
         )
 
-    def _pace(self, progress: Progress, now: float) -> str:
+    def _throughput(self, progress: Progress, now: float) -> str:
         if self.first is None or self.last_done < 0:
             self.first = (now, progress.done)
         elif progress.done == self.first[1]:
-            self.first = (now, progress.done)  # the time before the first result says nothing about the pace
+            self.first = (now, progress.done)  # the time before the first new result does not count
         since, before = self.first
         if progress.done == before or now == since:
             return ""
         rate = (progress.done - before) / (now - since)
-        return f", {rate:.0f}/s, {(progress.total - progress.done) / rate:.0f} s to go"
+        return f", {rate:.0f} records/s, ETA {(progress.total - progress.done) / rate:.0f} s"
 
 
 def result_table(summary: dict[str, Any]) -> Group:
-    """Prompts by accuracy, with throughput below."""
+    """Return the summary of a finished sweep: a table of its prompts, sorted by accuracy, and the totals below."""
     seconds = summary["makespan_s"]
     total = sum(prompt["records"] for prompt in summary["prompts"].values())
     rate = (total - summary["resumed"]) / seconds if seconds else 0.0
     table = Table("prompt", "records", "errors", "accuracy")
-    account = (
+    totals = (
         f"{total} records in {seconds:.1f} s ({rate:.0f} records/s, {summary['tokens']} tokens) on"
         f" {sum(1 for glidein in summary['glideins'] if glidein['records'])} glideins, {summary['jobs']} jobs,"
         f" {summary['evictions']} evictions, {summary['recomputed']} recomputed"
     )
     for glidein, count in summary.get("rejected_by", {}).items():
-        account += f"\n{count} lines from {glidein} were no valid results, and were ignored"
+        totals += f"\n{count} lines from {glidein} were ignored, because they are not valid results"
     ranked = sorted(summary["prompts"].items(), key=lambda item: -(item[1]["accuracy"] or 0))
     for name, prompt in ranked:
         accuracy = "-" if prompt["accuracy"] is None else f"{prompt['accuracy']:.3f}"
         table.add_row(name, str(prompt["records"]), str(prompt["errors"]), accuracy)
-    return Group(Text(summary["name"], style="bold"), table, Text(account))
+    return Group(Text(summary["name"], style="bold"), table, Text(totals))

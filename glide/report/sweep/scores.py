@@ -1,4 +1,8 @@
-"""What a sweep's results amount to: accuracy with its uncertainty, errors by cause, seconds and records by glidein."""
+"""Compute scores from a sweep's results.
+
+The scores are the accuracy of each prompt with a confidence interval, groups of similar errors, and the records and
+seconds of each glidein.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
-LONGEST = 300  # characters of a message that are shown
-# What differs from one error to the next of the same cause. In this order: an address contains numbers.
-FOLDED = tuple(
+Z = 1.959963984540054  # 95 % of a normal distribution is within this number of standard deviations from the mean
+LONGEST = 300  # maximum length of a message in the report, in characters
+# Messages of errors with the same cause may differ in some parts. Each pattern matches such parts, and the sign
+# replaces them. The pattern for numbers must come last, because ids and addresses contain numbers.
+PLACEHOLDERS = tuple(
     (re.compile(pattern, re.IGNORECASE), sign)
     for pattern, sign in (
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "‹id›"),
@@ -25,8 +30,15 @@ FOLDED = tuple(
 
 
 @dataclass
-class Prompt:
-    """A prompt's results so far; `right` is None where nothing says what would be."""
+class PromptScore:
+    """The number of results of one prompt.
+
+    Attributes:
+        records: number of records of the sweep.
+        done: number of records that have a result with this prompt.
+        errors: number of results that are errors.
+        right: number of correct results; None if the sweep file has no `expect`.
+    """
 
     records: int
     done: int = 0
@@ -39,29 +51,41 @@ class Prompt:
 
 
 @dataclass
-class Cause:
-    """Errors of one type whose messages differ in no more than numbers, ids and addresses."""
+class ErrorGroup:
+    """Errors of one type whose messages differ only in numbers, ids and addresses."""
 
     type: str
     message: str
-    example: str  # the first record's custom_id
+    example: str  # custom_id of the first record with such an error
     count: int = 0
     prompts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class Scores:
-    """All results, read once; `seconds` are the engine's for each record, and `engine` their sums by glidein."""
+    """The scores of all results that were passed to `add`.
 
-    prompts: dict[str, Prompt] = field(default_factory=dict)
-    causes: dict[tuple[str, str], Cause] = field(default_factory=dict)
+    Attributes:
+        prompts: for each prompt, its score. The key is the name of the prompt.
+        causes: groups of errors. The key is the type of an error and its normalized message.
+        by_glidein: for each glidein, the number of results that it computed.
+        engine: for each glidein, the seconds in which its engine computed.
+        seconds: for each result, the seconds that the engine needed.
+    """
+
+    prompts: dict[str, PromptScore] = field(default_factory=dict)
+    causes: dict[tuple[str, str], ErrorGroup] = field(default_factory=dict)
     by_glidein: Counter[str] = field(default_factory=Counter)
     engine: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     tokens: int = 0
 
     def add(self, prompt: str, result: Mapping[str, Any], right: bool | None) -> None:
-        """A record's result; `right` is None where nothing says what would be."""
+        """Add a record's result.
+
+        Args:
+            right: whether the result is correct; None if the sweep file has no `expect`.
+        """
         score = self.prompts[prompt]
         score.done += 1
         if right is not None:
@@ -73,29 +97,36 @@ class Scores:
         self.tokens += result.get("tokens") or 0
         if error := result.get("error"):
             score.errors += 1
-            kind, message = str(error.get("type")), folded(str(error.get("message")), result["custom_id"])
-            cause = self.causes.setdefault((kind, message), Cause(kind, message, result["custom_id"]))
+            kind, message = str(error.get("type")), normalize(str(error.get("message")), result["custom_id"])
+            cause = self.causes.setdefault((kind, message), ErrorGroup(kind, message, result["custom_id"]))
             cause.count += 1
             cause.prompts[prompt] += 1
 
     @property
-    def errors(self) -> list[Cause]:
-        """Those that happened most often first."""
+    def errors(self) -> list[ErrorGroup]:
+        """The groups of errors, the most frequent first."""
         return sorted(self.causes.values(), key=lambda cause: (-cause.count, cause.type, cause.message))
 
 
-def folded(message: str, custom_id: str = "") -> str:
-    """An error's message without what differs from record to record, on one line."""
+def normalize(message: str, custom_id: str = "") -> str:
+    """Return an error's message on one line. Placeholders replace the parts that differ between records."""
     text = " ".join(message.split())
     if len(custom_id) > 2:
         text = re.sub(rf"(?<!\w){re.escape(custom_id)}(?!\w)", "‹record›", text)
-    for pattern, sign in FOLDED:
+    for pattern, sign in PLACEHOLDERS:
         text = pattern.sub(sign, text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson, 1927), which is none the worse for few or extreme cases."""
+    """Return the 95 % confidence interval of a share, by the method of Wilson (1927).
+
+    This method also works for few cases, and for shares near 0 or 1.
+
+    Args:
+        right: number of cases that belong to the share.
+        count: number of all cases.
+    """
     if not count:
         return 0.0, 1.0
     share, square = right / count, Z * Z / count
@@ -105,6 +136,10 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The value that so large a share of them does not exceed; 0 where there are none."""
+    """Return a quantile of some values; 0 if no values are given.
+
+    Args:
+        share: share of the values that are below the quantile, from 0 to 1. 0.5 gives the median.
+    """
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

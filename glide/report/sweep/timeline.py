@@ -1,4 +1,4 @@
-"""What a sweep's history amounts to: series over time, a line for each glidein, and where all the time went."""
+"""Compute data from a sweep's history: series over time, a timeline of each glidein, and how time was used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from glide.report.sweep.history import History, Interval, Lane, Stay
+from glide.report.sweep.history import Interval, JobExecution, LaneHistory, SweepHistory
 from glide.vocabulary import State
 
 LOST = ("lost", "evicted")
@@ -15,18 +15,21 @@ UNKNOWN = "not known (never warm)"
 CPU = "CPU"
 SERVING = "serving"
 IDLE = "warm, idle"
-SPENT = ("productive", "loading", "lost", "idle")  # a lane's time
+SPENT = ("productive", "loading", "lost", "idle")  # the ways in which a lane's time was used
 
 Series = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Glidein:
-    """A glidein's time: what its model server did, in a row.
+class GlideinTimeline:
+    """The timeline of a glidein.
 
     Attributes:
-        warm: seconds from its first sight to its first warm moment; None if it never was.
-        end: "lost" (with work on it, or before it was warm), "failed", "left", or empty if it was still there.
+        intervals: the activities of the glidein's model server, in order of time and without gaps.
+        warm: seconds from the glidein's first appearance until it was warm; None if it was never warm.
+        end: "lost" if the glidein disappeared while it had jobs, or before it was warm; "left" if it disappeared
+            otherwise; "failed" if it could not load its template; empty if it was present at the end.
+        reloaded: seconds in which the model server loaded the model again while the glidein counted as warm.
     """
 
     id: str
@@ -52,22 +55,22 @@ class Glidein:
 # ---- series --------------------------------------------------------------------------------------
 
 
-def records_done(history: History) -> Series:
-    """How many records had a result, when that was counted."""
+def records_done(history: SweepHistory) -> Series:
+    """Return the number of records with a result over time. Each point is a count that the driver made."""
     return [(at, float(counts["done"])) for at, counts in history.counts if "done" in counts]
 
 
-def lanes_over_time(history: History) -> dict[str, Series]:
-    """How many lanes were connected, warm, and claimed."""
+def lanes_over_time(history: SweepHistory) -> dict[str, Series]:
+    """Return three series: the numbers of connected, warm and claimed lanes over time."""
     return {
-        "connected": level(Interval(lane.start, lane.ended) for lane in history.lanes),
-        "warm": level(phase for lane in history.lanes for phase in lane.warm),
-        "claimed": level(claim for lane in history.lanes for claim in lane.claims),
+        "connected": count_over_time(Interval(lane.start, lane.ended) for lane in history.lanes),
+        "warm": count_over_time(phase for lane in history.lanes for phase in lane.warm),
+        "claimed": count_over_time(claim for lane in history.lanes for claim in lane.claims),
     }
 
 
-def level(intervals: Iterable[Interval]) -> Series:
-    """How many of the intervals there are at once, at each change."""
+def count_over_time(intervals: Iterable[Interval]) -> Series:
+    """Return over time how many intervals overlap. The series has a point wherever this number changes."""
     changes: Counter[float] = Counter()
     for each in intervals:
         if each.seconds > 0:
@@ -80,16 +83,16 @@ def level(intervals: Iterable[Interval]) -> Series:
     return series
 
 
-def losses(history: History) -> list[float]:
-    """When carriers were lost, or put back into their queue."""
-    return sorted(stay.ended for stay in stays(history) if stay.end in LOST)
+def losses(history: SweepHistory) -> list[float]:
+    """Return the times when jobs were lost or evicted. HTCondor puts an evicted job back into the queue."""
+    return sorted(each.ended for each in executions(history) if each.end in LOST)
 
 
 # ---- where the time went -------------------------------------------------------------------------
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same time without overlaps, in order."""
+    """Join intervals that overlap. The result covers the same time and is in order of time."""
     joined: list[Interval] = []
     for each in sorted(intervals, key=lambda interval: interval.start):
         if joined and each.start <= joined[-1].end:
@@ -100,7 +103,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def within(intervals: Iterable[Interval], bounds: Sequence[Interval]) -> list[Interval]:
-    """Those parts of the intervals that lie within the bounds."""
+    """Return the parts of the intervals that lie within the bounds."""
     parts = (
         Interval(max(each.start, bound.start), min(each.end, bound.end), each.kind)
         for each in intervals
@@ -109,56 +112,61 @@ def within(intervals: Iterable[Interval], bounds: Sequence[Interval]) -> list[In
     return [part for part in parts if part.seconds > 0]
 
 
-def stays(history: History) -> Iterator[Stay]:
-    return (stay for carrier in history.carriers for stay in carrier.stays)
+def executions(history: SweepHistory) -> Iterator[JobExecution]:
+    """Yield the executions of all jobs."""
+    return (execution for job in history.jobs for execution in job.executions)
 
 
-def task_seconds(history: History) -> list[float]:
-    """How long jobs ran whose results came home."""
-    ran = (stay for stay in stays(history) if stay.end == "gathered" and stay.executing is not None)
-    return [round(stay.ended - (stay.executing or 0.0), 3) for stay in ran]
+def task_seconds(history: SweepHistory) -> list[float]:
+    """Return the run time in seconds of each job whose results were gathered."""
+    ran = (each for each in executions(history) if each.end == "gathered" and each.executing is not None)
+    return [round(each.ended - (each.executing or 0.0), 3) for each in ran]
 
 
-def busy_seconds(history: History) -> float:
-    """For how long jobs ran, whatever became of them."""
-    return sum(stay.ended - stay.executing for stay in stays(history) if stay.executing is not None)
+def busy_seconds(history: SweepHistory) -> float:
+    """Return the total run time of all jobs in seconds, including jobs whose results were lost."""
+    return sum(each.ended - each.executing for each in executions(history) if each.executing is not None)
 
 
-def goodput(history: History) -> dict[str, dict[str, float]]:
-    """What the lanes' seconds were spent on, by device; as much together as they were connected.
+def goodput(history: SweepHistory) -> dict[str, dict[str, float]]:
+    """For each device, return the productive, loading, lost and idle seconds of its connected lanes.
 
-    Productive is what ran and is safe, lost what ran in vain on a lane that went away; a job that has lost part of
-    its records counts in proportion. The time from one job to the next is idle.
+    The run time of a job is productive if the job's results were saved, and lost if the job's lane was lost. If only a
+    part of the results was saved, the run time is divided in proportion. The time between two jobs is idle.
     """
     devices = _devices(history.lanes)
-    on: dict[str, list[Stay]] = {}
-    for stay in stays(history):
-        on.setdefault(stay.lane, []).append(stay)
+    on: dict[str, list[JobExecution]] = {}
+    for execution in executions(history):
+        on.setdefault(execution.lane, []).append(execution)
     spent: dict[str, dict[str, float]] = {}
     for lane in history.lanes:
-        account = spent.setdefault(devices[lane.glidein], dict.fromkeys(SPENT, 0.0))
-        for what, seconds in _account(lane, on.get(lane.name, ())).items():
-            account[what] += seconds
+        of_device = spent.setdefault(devices[lane.glidein], dict.fromkeys(SPENT, 0.0))
+        for kind, seconds in _lane_seconds(lane, on.get(lane.name, ())).items():
+            of_device[kind] += seconds
     return dict(sorted(spent.items()))
 
 
-def _account(lane: Lane, jobs: Iterable[Stay]) -> dict[str, float]:
+def _lane_seconds(lane: LaneHistory, jobs: Iterable[JobExecution]) -> dict[str, float]:
     productive = lost = latest = 0.0
-    ran = [(stay.executing, stay) for stay in jobs if stay.executing is not None]
-    for executing, stay in sorted(ran, key=lambda each: each[0]):
-        whole = Interval(max(executing, latest), stay.ended)  # times are whole seconds: neighbours may overlap
-        latest = max(latest, stay.ended)
+    ran = [(execution.executing, execution) for execution in jobs if execution.executing is not None]
+    for executing, execution in sorted(ran, key=lambda each: each[0]):
+        # Times are whole seconds, so two successive jobs may seem to overlap.
+        whole = Interval(max(executing, latest), execution.ended)
+        latest = max(latest, execution.ended)
         seconds = sum(part.seconds for part in within([whole], lane.warm))
-        productive += stay.saved * seconds
-        lost += (1 - stay.saved) * seconds
+        productive += execution.saved * seconds
+        lost += (1 - execution.saved) * seconds
     again = min(productive, lane.reloaded)
     loading = sum(phase.seconds for phase in lane.phases if phase.kind in State.COMING_UP)
     idle = lane.ended - lane.start - loading - productive - lost
     return {"productive": productive - again, "loading": loading + again, "lost": lost, "idle": idle}
 
 
-def _devices(lanes: Iterable[Lane]) -> dict[str, str]:
-    """By glidein; what has no GPU says so only by being warm without one."""
+def _devices(lanes: Iterable[LaneHistory]) -> dict[str, str]:
+    """Return the device of each glidein.
+
+    Only a lane with a GPU advertises its device. So, if a warm lane advertises no device, it runs on the CPU.
+    """
     devices: dict[str, str] = {}
     for lane in lanes:
         known = devices.get(lane.glidein, UNKNOWN)
@@ -169,38 +177,38 @@ def _devices(lanes: Iterable[Lane]) -> dict[str, str]:
 # ---- glideins ------------------------------------------------------------------------------------
 
 
-def glideins(history: History) -> list[Glidein]:
-    """All there were, in the order of their coming."""
+def glideins(history: SweepHistory) -> list[GlideinTimeline]:
+    """Return the timelines of all glideins, in the order in which they appeared."""
     devices = _devices(history.lanes)
-    jobs: dict[str, list[Stay]] = {}
-    for stay in stays(history):
-        jobs.setdefault(stay.lane, []).append(stay)
+    jobs: dict[str, list[JobExecution]] = {}
+    for execution in executions(history):
+        jobs.setdefault(execution.lane, []).append(execution)
     by_id = sorted(history.lanes, key=lambda lane: (lane.glidein, lane.name, lane.start))
     found = []
     for name, group in groupby(by_id, key=lambda lane: lane.glidein):
         lanes = list(group)
-        ran = [stay for lane_name in {lane.name for lane in lanes} for stay in jobs.get(lane_name, ())]
+        ran = [execution for lane_name in {lane.name for lane in lanes} for execution in jobs.get(lane_name, ())]
         found.append(_glidein(name, devices[name], lanes, ran))
     return sorted(found, key=lambda glidein: (glidein.start, glidein.id))
 
 
-def _glidein(name: str, device: str, lanes: list[Lane], jobs: list[Stay]) -> Glidein:
-    # Its lanes have one model server, so that one of them tells for all in which state that was.
+def _glidein(name: str, device: str, lanes: list[LaneHistory], jobs: list[JobExecution]) -> GlideinTimeline:
+    # The lanes of a glidein share one model server, so all of them have the same states.
     first = [lane for lane in lanes if lane.name == lanes[0].name]
     phases = [phase for lane in first for phase in lane.phases]
-    served = union(Interval(stay.executing, stay.ended, SERVING) for stay in jobs if stay.executing is not None)
+    served = union(Interval(each.executing, each.ended, SERVING) for each in jobs if each.executing is not None)
     intervals: list[Interval] = []
     for phase in phases:
         intervals += _split(phase, served) if phase.kind == State.WARM else [phase]
     warm = next((phase.start for phase in phases if phase.kind == State.WARM), None)
-    return Glidein(
+    return GlideinTimeline(
         name, device, len({lane.name for lane in lanes}), tuple(intervals),
         None if warm is None else warm - phases[0].start, _end(first[-1], warm is not None, jobs), first[0].reloaded,
     )  # fmt: skip
 
 
 def _split(warm: Interval, served: Sequence[Interval]) -> Iterator[Interval]:
-    """A warm phase as what was served in it, and the rest."""
+    """Split a warm phase into serving and idle intervals."""
     latest = warm.start
     for each in within(served, [warm]):
         if each.start > latest:
@@ -211,8 +219,13 @@ def _split(warm: Interval, served: Sequence[Interval]) -> Iterator[Interval]:
         yield Interval(latest, warm.end, IDLE)
 
 
-def coarse(intervals: Sequence[Interval], step: float) -> list[Interval]:
-    """What can be told apart where a step is a dot: each is what most of it was."""
+def coarsen(intervals: Sequence[Interval], step: float) -> list[Interval]:
+    """Reduce intervals to the resolution of a figure.
+
+    Args:
+        step: number of seconds that one dot of the figure covers. The whole dot gets the kind that takes most of these
+            seconds.
+    """
     steps: dict[int, dict[str, float]] = {}
     for each in intervals:
         for number in range(int(each.start / step), int(each.end / step) + 1):
@@ -230,10 +243,11 @@ def coarse(intervals: Sequence[Interval], step: float) -> list[Interval]:
     return joined
 
 
-def _end(last: Lane, was_warm: bool, jobs: list[Stay]) -> str:
-    # Where HTCondor put a job back into its queue, a lane may have died or not; and it may match one to a dead lane.
-    worked = max((stay.ended for stay in jobs if stay.end not in LOST), default=0.0)
-    after = {stay.end for stay in jobs if stay.end in LOST and stay.ended >= worked}
+def _end(last: LaneHistory, was_warm: bool, jobs: list[JobExecution]) -> str:
+    # An eviction does not prove that the lane is lost, and HTCondor may match a job to a lane that is already dead. So
+    # ignore each loss or eviction if a job of this glidein ended normally afterwards.
+    worked = max((execution.ended for execution in jobs if execution.end not in LOST), default=0.0)
+    after = {execution.end for execution in jobs if execution.end in LOST and execution.ended >= worked}
     if "lost" in after:
         return "lost"
     if last.phases[-1].kind == State.FAILED:
@@ -243,40 +257,46 @@ def _end(last: Lane, was_warm: bool, jobs: list[Stay]) -> str:
     return ""
 
 
-# ---- what it was spent on ------------------------------------------------------------------------
+# ---- how jobs' and glideins' time was used -------------------------------------------------------
 
 
-def spent_by_carriers(history: History, engine: float) -> dict[str, float]:
-    """Seconds of the jobs: in the queue, starting, running; of the last what was lost, the engine's, and the rest.
+def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
+    """Return the seconds that all jobs spent waiting in the queue, starting and running.
+
+    The time of running jobs has three parts. `lost` is the time whose results were lost. `engine` is the part of the
+    remaining time in which an engine computed the job's records. `sharing` is the rest.
 
     Args:
-        engine: seconds for which engines computed what has come home.
+        engine: seconds in which engines computed the gathered results.
     """
     waiting = starting = running = lost = 0.0
-    for carrier in history.carriers:
-        if carrier.stays:
-            waiting += max(0.0, carrier.stays[0].started - carrier.queued)
-        for stay in carrier.stays:
-            executing = stay.ended if stay.executing is None else stay.executing
-            starting += executing - stay.started
-            running += (stay.ended - executing) * stay.saved
-            lost += (stay.ended - executing) * (1 - stay.saved)
+    for job in history.jobs:
+        if job.executions:
+            waiting += max(0.0, job.executions[0].started - job.queued)
+        for execution in job.executions:
+            executing = execution.ended if execution.executing is None else execution.executing
+            starting += executing - execution.started
+            running += (execution.ended - executing) * execution.saved
+            lost += (execution.ended - executing) * (1 - execution.saved)
     engine = min(engine, running)
     return {"waiting": waiting, "starting": starting, "engine": engine, "sharing": running - engine, "lost": lost}
 
 
-def spent_by_glideins(found: Iterable[Glidein], engine: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of the glideins: until warm by phase, then the engine's, the rest of serving, and idle.
+def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds that all glideins spent in each kind of use.
+
+    The kinds are the phases until a glidein is warm, the engine's computing, the rest of the time with jobs, and the
+    idle time.
 
     Args:
-        engine: seconds for which engines computed what has come home, by glidein.
+        engine: for each glidein, the seconds in which its engine computed the gathered results.
     """
     spent = dict.fromkeys((*State.COMING_UP[1:], "engine", SERVING, IDLE, "other"), 0.0)
     for each in found:
         for interval in each.intervals:
             known = interval.kind in spent
             spent[interval.kind if known else "other"] += interval.seconds
-        # Jobs' times are whole seconds: the engine may have begun within one that counts as idle.
+        # The times of jobs are whole seconds, so the engine may have started in a second that counts as idle.
         warm = each.seconds(SERVING) + each.seconds(IDLE)
         computed = min(engine.get(each.id, 0.0), warm)
         again = min(each.reloaded, warm - computed)

@@ -1,114 +1,59 @@
-"""Engines: each turns a template into resident state and serves records from it, one file each.
+"""Engines. An engine loads a template as state in memory and serves records from that state.
 
-An engine's module imports nothing heavy before `load`, so that an access point without torch can check
-options. An engine need not catch a record's failure: the process around it isolates the culprit by calling again
-with fewer records. One for which that costs more than time answers with `Completion.failed` for that record.
+An engine is a class that implements the protocol `Engine` (base.py). Each engine has its own module in this folder. To
+add an engine, write the module, and add the engine's name and class to `engine_class`. To document the engine's
+options, add the engine's name to ENGINES in docs/generate.py.
+
+Each engine runs in its own process (glide.server.engine_process), which serves one template. The main thread of this
+process calls the engine's methods, one at a time, in this order:
+
+1. `build` creates the engine. `prepare` runs immediately after `build`. The template's files need not be on the node
+   yet.
+2. `load` runs when the files are on the node. `describe` runs once after `load`.
+3. When a list of records arrives, `plan` divides the list into calls. `call` runs for each of these calls, in order.
+   Then `describe` runs again. This repeats until the process ends. There is no method that closes an engine.
+
+An error in step 1 or 2 ends the process. The template then fails on this glidein, and the glidein reports the error as
+the reason. In step 3, an engine need not catch the error of a record. The process calls the engine again with fewer
+records, until the failing record is alone in the call. If a repeated call costs more than time, the engine should not
+raise the error. It should return `Completion.failed` for the failing record.
+
+Access points import an engine's module to check options, but may lack heavy packages such as torch. An engine's module
+must therefore not import such packages at its top. Import them in `prepare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from glide.server.engines.base import (
+    Completion,
+    Engine,
+    EngineRecord,
+    RecordError,
+    UnknownOption,
+    WrongOption,
+    error_fields,
+    printable,
+)
 from glide.template import Template
 
-MESSAGE_LENGTH = 2000  # characters of an error's message
-
-
-@dataclass(frozen=True)
-class Record:
-    """One prompt to serve. `key` is the server's own number for it, unique per server."""
-
-    key: int
-    prompt: str
-    generate: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What became of a record.
-
-    Attributes:
-        text: what was generated; None with an error.
-        tokens: how many tokens that is.
-        extra: further fields of the record's result.
-        error: its type and message, where the engine itself knows which record of the call has failed.
-    """
-
-    text: str | None
-    tokens: int
-    extra: dict[str, Any] = field(default_factory=dict)
-    error: dict[str, str] | None = None
-
-    @classmethod
-    def failed(cls, error: BaseException) -> Completion:
-        """A record that has failed alone: what `call` raises instead has the others of the call served again."""
-        return cls(None, 0, error=described(error))
-
-
-def described(error: BaseException) -> dict[str, str]:
-    """Return type and message of an exception, as a result has them, whatever its own methods do."""
-    try:
-        message = str(error)[:MESSAGE_LENGTH]
-    except BaseException as another:
-        message = f"its message cannot be had: {type(another).__name__}"
-    return {"type": printable(type(error).__name__), "message": printable(message)}
-
-
-def printable(text: str) -> str:
-    """Return a text that can be encoded: a lone surrogate becomes its escape sequence."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-class RecordError(Exception):
-    """A record that this engine refuses; the class's name is the error's type in the results."""
-
-
-class WrongOption(RecordError):
-    """An option of `generate` has a value that can't work."""
-
-    def __init__(self, option: str, why: str):
-        super().__init__(f"{option}: {why}")
-        self.option = option
-
-
-class UnknownOption(WrongOption):
-    """The engine has no such option of `generate`."""
-
-
-class Engine(Protocol):
-    """The one extension point.
-
-    Attributes:
-        batch: how many records make a good call; the server waits for no more than that.
-        window: how many records it can make use of at once (to sort them by length, say).
-    """
-
-    batch: int
-    window: int
-
-    def prepare(self) -> None:
-        """Import what loading needs, while the template's files are still coming."""
-
-    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
-        """Materialise the state of the files in a folder of this node, announcing Loading and Warming as they begin."""
-
-    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
-        """Divide records into calls, in the order in which they are to be made."""
-
-    def call(self, records: Sequence[Record]) -> list[Completion]:
-        """Serve one call; any exception, BaseExceptions too, concerns these records and leaves the state as it was."""
-
-    def describe(self) -> dict[str, Any]:
-        """Facts about the loaded state for the machine ad: `gpu`, `batching`, and `prefix_hits` so far, where known."""
+__all__ = [
+    "Completion", "Engine", "EngineRecord", "RecordError", "UnknownOption", "WrongOption",
+    "build", "check_generate", "engine_class", "error_fields", "printable",
+]  # fmt: skip
 
 
 def engine_class(name: str) -> Any:
-    """The class of an engine: called with a template it makes an Engine, and `.Options` is its options.
+    """Return the class of an engine. This does not import the packages that the engine needs to load a model.
 
-    Raises ValueError, naming those there are, when there is none of that name.
+    Args:
+        name: the engine's name in templates.
+
+    Raises:
+        ValueError: no engine has this name; the message lists the names.
     """
     if name == "noop":
         from glide.server.engines.noop import Noop
@@ -126,24 +71,37 @@ def engine_class(name: str) -> Any:
         from glide.server.engines.openai import OpenAI
 
         return OpenAI
-    raise ValueError(f"no engine {name!r}; there are noop, openai, python and transformers")
+    raise ValueError(f"no engine {name!r}; choose noop, openai, python or transformers")
 
 
 def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Check a sweep's options of `generate` before anything is submitted.
+    """Check a sweep's options of `generate`. The access point calls this function before it submits jobs.
 
     Args:
-        folder: the model's, where this machine has it.
+        engine: the engine's name.
+        generate: the options, with their names as keys.
+        folder: the model's folder, from which some limits are read; None if this machine does not have the folder.
 
     Raises:
-        WrongOption: no record could be served with this option.
+        UnknownOption: the engine has no option with this name.
+        WrongOption: an option has a value with which no record can be served.
+        ValueError: no engine has this name.
     """
-    check = getattr(engine_class(engine), "check_generate", None)  # an engine without one, as noop, has no options
+    check = getattr(engine_class(engine), "check_generate", None)  # noop and python have no such method
     if check is not None:
         check(generate, folder)
 
 
 def build(template: Template) -> Engine:
-    """The engine that a template asks for, not yet loaded."""
+    """Create the engine that a template names, without loading the template.
+
+    If the template has a `service`, create the openai engine with the service's options. The entry's glideins then send
+    the records to a model that is served elsewhere.
+
+    Raises:
+        ValueError: no engine has this name, or an option has a value that cannot work.
+        TypeError: the template sets an option that the engine does not have, or an option's value has a wrong type.
+        TemplateError: the template sets an option that it must not set.
+    """
     chosen = engine_class("openai" if template.service else template.engine)
     return chosen(template, chosen.Options(**(template.service or template.options)))

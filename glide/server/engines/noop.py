@@ -1,7 +1,8 @@
-"""The noop engine: a public fake that takes known time and returns each prompt as its text.
+"""The noop engine. It has no model, takes a known time, and returns each prompt as the generated text.
 
-For tests, benchmarks, and dry runs of a site: everything but the model is real. GLIDE_NOOP_PACE in a node's environment
-is how many times as long all takes there: pools have nodes of several generations.
+Use this engine in tests and benchmarks, and to try a site. Everything except the model is real. To imitate nodes of
+different speeds, set the environment variable GLIDE_NOOP_PACE on a node to a number. On that node, the engine
+multiplies all its times by the number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from glide.server.engines import Completion, Record
+from glide.server.engines.base import Completion, EngineRecord
 from glide.template import Template
 from glide.vocabulary import State
 
@@ -21,23 +22,24 @@ PACE_VARIABLE = "GLIDE_NOOP_PACE"
 
 
 class Poisoned(Exception):
-    """A record that was to raise has raised."""
+    """The prompt contains the text of the option `raise_on`."""
 
 
 class Noop:
-    """Serves `parallel` records at a time, each group taking `record_seconds`."""
+    """The noop engine. A call with up to `parallel` records takes `record_seconds` in total."""
 
     @dataclass(frozen=True)
     class Options:
         """
-        load_seconds: how long loading takes, times GLIDE_NOOP_PACE where a node's environment has that.
-        record_seconds: how long each record takes, times the same.
-        parallel: how many records are served at the same time.
-        raise_on: a record whose prompt contains this text raises.
-        hang_on: one whose prompt contains this never returns.
-        crash_on: one whose prompt contains this takes the engine's process down with a segmentation fault.
-        hang_in: a phase on the way to Warm (Importing, Loading or Warming) that never ends.
-        crash_in: one in which the engine's process goes down.
+        load_seconds: time that loading takes, in seconds. It is multiplied by the value of GLIDE_NOOP_PACE, if this
+            variable is set in the node's environment.
+        record_seconds: time that each record takes, in seconds. It is also multiplied by GLIDE_NOOP_PACE.
+        parallel: number of records that are served at the same time.
+        raise_on: if a record's prompt contains this text, its call raises an error.
+        hang_on: if a record's prompt contains this text, its call never returns.
+        crash_on: if a record's prompt contains this text, the engine's process ends with a segmentation fault.
+        hang_in: phase of loading that never ends (Importing, Loading or Warming).
+        crash_in: phase of loading in which the engine's process crashes (Importing, Loading or Warming).
         """
 
         load_seconds: float = 0.0
@@ -50,37 +52,38 @@ class Noop:
         crash_in: str = ""
 
     def __init__(self, template: Template, options: Options):
-        pace = float(os.environ.get(PACE_VARIABLE, "1"))
+        slowdown = float(os.environ.get(PACE_VARIABLE, "1"))
         self.options = replace(
-            options, load_seconds=options.load_seconds * pace, record_seconds=options.record_seconds * pace
+            options, load_seconds=options.load_seconds * slowdown, record_seconds=options.record_seconds * slowdown
         )
-        self.free_at = 0.0
-        # Records that cost nothing go in one call; waiting for one by one would measure the pipe.
+        self.free_at = 0.0  # time by the monotonic clock when the last call ends
+        # If records take no time, use large calls. With small calls, a benchmark would measure only the socket.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
 
     def prepare(self) -> None:
-        self._pass(State.IMPORTING)
+        self._enter_phase(State.IMPORTING)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         phase(State.LOADING)
-        self._pass(State.LOADING)
+        self._enter_phase(State.LOADING)
         time.sleep(self.options.load_seconds)
         if State.WARMING in (self.options.hang_in, self.options.crash_in):
             phase(State.WARMING)
-        self._pass(State.WARMING)
+        self._enter_phase(State.WARMING)
 
-    def _pass(self, state: str) -> None:
+    def _enter_phase(self, state: str) -> None:
         if state == self.options.hang_in:
             _hang()
         if state == self.options.crash_in:
             _crash()
 
-    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
+    def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
         return [list(records[i : i + self.batch]) for i in range(0, len(records), self.batch)]
 
-    def call(self, records: Sequence[Record]) -> list[Completion]:
-        # By the clock, not by adding sleeps: each sleep overshoots by 0.1 ms and thousands would add up.
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
+        # Compute the end of the call, and sleep until then. If each sleep had a fixed length, it would last 0.1 ms too
+        # long, and this error would add up over thousands of calls.
         now = time.monotonic()
         started = self.free_at if now - self.free_at < 0.005 else now
         self.free_at = started + self.options.record_seconds
@@ -92,7 +95,7 @@ class Noop:
     def _misbehave(self, prompt: str) -> None:
         options = self.options
         if options.raise_on and options.raise_on in prompt:
-            raise Poisoned(f"the record contains {options.raise_on!r}")
+            raise Poisoned(f"the prompt contains {options.raise_on!r}, on which raise_on raises")
         if options.hang_on and options.hang_on in prompt:
             _hang()
         if options.crash_on and options.crash_on in prompt:

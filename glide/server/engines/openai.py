@@ -1,8 +1,8 @@
-"""The openai engine: a model that is served elsewhere, by any service with an OpenAI-compatible endpoint.
+"""The openai engine. It sends records to a model that runs elsewhere, behind an OpenAI-compatible endpoint.
 
-What a node holds is not the model but the way to it: that the service is ready, how many requests it is sent
-at once, and until when it has asked to be spared. HTTP is httpx2's business. The `openai` package would not make this
-smaller: its retries know nothing of each other, so that a pause for all requests needs a loop of our own all the same.
+No model is on the node. The state consists of the fact that the service is ready, the limit of requests in flight, and
+the end of the pause that the service has asked for. The library httpx2 sends the requests. The package `openai` would
+not make this module shorter: it retries each request separately, so a pause of all requests needs a loop here.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from glide.errors import TemplateError
-from glide.server.engines import Completion, Record, RecordError, UnknownOption, WrongOption
+from glide.server.engines.base import Completion, EngineRecord, RecordError, UnknownOption, WrongOption
 from glide.template import Template
 from glide.vocabulary import State
 
-CONNECT_SECONDS = 10.0  # a host that does not even say no is tried again, and not waited for as for an answer
-FIRST_PAUSE = 0.5  # seconds before the second try, doubled before each further one
-LONGEST_PAUSE = 60.0  # even where the service asks for more: it may be well again, and a record has 600 s in all
-READY_PAUSE = 10.0  # and while nothing but a question for its models is at stake
-KEYS = Path("~/.glide/keys")  # on nodes, of the glideins' account
-NOT_A_SITES = "key_file is for the `service` of a site's entry: a sweep that named one could send any key to any url"
-RETRIED = (408, 409, 429)  # of the answers that blame the request; those that blame the service all are
+CONNECT_SECONDS = 10.0  # time limit for opening a connection; short, so that an unreachable host is soon tried again
+FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
+# `backoff` returns at most this number of seconds, even if the service asks for a longer pause. The service may recover
+# earlier, and a record's timeout is 600 s by default.
+LONGEST_PAUSE = 60.0
+READY_PAUSE = 10.0  # maximum seconds between two checks whether the service is ready
+KEYS = Path("~/.glide/keys")  # folder with the API keys, in the home folder of the account that runs the glideins
+KEY_FILE_REFUSED = (
+    "key_file is for the `service` of a site's entry, because a sweep with a key_file could send any key to any url"
+)
+RETRIED_STATUSES = (408, 409, 429)  # a request is repeated after these statuses, and after all 5xx statuses
 
-# What transformers calls an option, and what the API does. `do_sample` decides on the temperature.
+# These are the API's names of the options of `generate`. Without `do_sample: true`, the temperature is set to 0.
 API_NAMES = {
     "max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
     "stop": "stop", "stop_strings": "stop", "seed": "seed",
@@ -45,35 +49,36 @@ API_NAMES = {
 
 
 class Refused(RecordError):
-    """The service will not serve this record, however often it is asked."""
+    """The service has refused the request, and its HTTP status shows that another try would not help."""
 
 
 class NoAnswer(RecordError):
-    """The service did not answer, or only that it is too busy or has failed, as often as it was tried."""
+    """No try has succeeded: the service did not answer, was too busy, or reported an internal error."""
 
 
 class BadAnswer(RecordError):
-    """The service says that it has served the record, but there is no completion in its answer."""
+    """The service has reported success, but its answer contains no completion."""
 
 
 class OpenAI:
-    """Sends `parallel` requests at a time. What the service has answered is never asked again."""
+    """The openai engine. It sends up to `parallel` requests at a time, and never repeats a successful request."""
 
     @dataclass(frozen=True)
     class Options:
         """
-        url: the service's base as nodes reach it, such as http://host:8000/v1.
-        model: what the service calls the model; by default what the template does.
-        key_file: the name of a file with the API key, which lies in ~/.glide/keys of the account that glideins have on
-            the nodes, and which nobody else may read. It is for the `service` of a site's entry, not for sweeps.
-        chat: ask /chat/completions, the prompt being the user's message; else /completions.
-        system: the system's message before it.
-        parallel: requests at once.
-        ready_seconds: how long loading waits for the service to name the model among its models; less than
-            the template's budget for loading, which would end it without the service's last answer.
-        request_seconds: how long to wait for the answer to one HTTP request.
-        retries: how often a request is repeated that met a busy or failing service. With request_seconds this
-            should stay below a record's timeout, which ends the repeating too.
+        url: base URL at which the nodes reach the service, such as http://host:8000/v1.
+        model: name of the model at the service. By default, this is the model's name in the template.
+        key_file: name of a file with the API key. The file must be in ~/.glide/keys of the account that runs the
+            glideins on the nodes, and only this account may have access to it. This option is allowed only in the
+            `service` of a site's entry, not in a sweep.
+        chat: if true, send the prompt as the user's message to /chat/completions. If false, send it to /completions.
+        system: system message that is sent before the user's message. This option needs `chat`.
+        parallel: maximum number of requests in flight at the same time.
+        ready_seconds: maximum seconds that loading waits until the service lists the model. Choose less than the
+            template's budget for loading. If the budget ends first, the error message lacks the service's last answer.
+        request_seconds: time limit of one HTTP request, in seconds.
+        retries: maximum number of times that a request is repeated while the service is busy or fails. The record's
+            timeout also ends the tries. The timeout should suffice for all tries of `request_seconds` each.
         """
 
         url: str = ""
@@ -88,37 +93,38 @@ class OpenAI:
 
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
-            if "@" in address.netloc:  # first, as the other message quotes the url
+            if "@" in address.netloc:  # this check is first, because a later message quotes the url
                 raise ValueError(
-                    "a url with a user or password would be seen by all; a site's service may have a key_file"
+                    "a url with a user or password is visible to everyone in the pool; "
+                    "use the key_file of a site's service instead"
                 )
             if self.key_file and not re.fullmatch(r"[\w-][\w.-]*", self.key_file):
-                raise ValueError(f"key_file is the name of a file in {KEYS} on the nodes, not {self.key_file!r}")
+                raise ValueError(f"key_file must be the name of a file in {KEYS} on the nodes, not {self.key_file!r}")
             odd = address.query or address.fragment or address.port == 0
             if address.scheme not in ("http", "https") or not address.hostname or odd:
                 raise ValueError(f"the openai engine needs a url such as http://host:8000/v1, not {self.url!r}")
             if self.parallel < 1 or self.retries < 0:
                 raise ValueError("parallel must be 1 or more, and retries 0 or more")
             if self.system and not self.chat:
-                raise ValueError("a system message needs chat")
+                raise ValueError("a system message needs chat: true")
 
     @staticmethod
     def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Raise UnknownOption or WrongOption for an option that no request could be sent with."""
+        """Check options of `generate`, as described in `Engine`. The folder is not used."""
         api_options(generate)
         if generate.get("temperature") and "do_sample" not in generate:
-            raise WrongOption("temperature", "has no effect without do_sample: true; add that, or leave it out")
+            raise WrongOption("temperature", "has no effect without do_sample: true; add that, or omit temperature")
 
     def __init__(self, template: Template, options: Options):
         if options.key_file and template.service is None:
-            raise TemplateError(NOT_A_SITES)
+            raise TemplateError(KEY_FILE_REFUSED)
         self.options = options
         self.url = options.url.rstrip("/")
         self.model = options.model or template.model
         self.batch = options.parallel
         self.window = 16 * options.parallel
         self.key = ""
-        self.resume = 0.0  # when the service may be asked again, by the monotonic clock
+        self.resume_at = 0.0  # all requests wait until this time by the monotonic clock
 
     def prepare(self) -> None:
         import httpx2
@@ -132,25 +138,26 @@ class OpenAI:
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=self.httpx.Timeout(None, connect=CONNECT_SECONDS),
-            # No limit to connections: `parallel` is one, and a request that is cancelled while it waits for the
-            # pool leaves it a connection that nobody can use (encode/httpcore#1093).
+            # Connections need no limit, because `parallel` already limits the requests. If there were a limit, a
+            # request could be cancelled while it waits for a connection. It would leave an unusable connection in the
+            # pool (encode/httpcore#1093).
             limits=self.httpx.Limits(max_connections=None, max_keepalive_connections=self.options.parallel),
         )
-        # Requests live in a thread, the only one: the front's signal then meets a main thread that only waits, and
-        # can cancel them where they are.
+        # All requests run in a second thread. The main thread only waits, so the server's signal can interrupt it at
+        # any time. The main thread then cancels the requests.
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(self._become_ready(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self._wait_until_ready(), self.loop).result()
 
-    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
-        """Calls in which all requests are under way at once: the time a call takes is then each record's own."""
+    def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
+        """Divide records into calls of `parallel` records, so that a call takes only as long as its slowest record."""
         return [list(records[i : i + self.batch]) for i in range(0, len(records), self.batch)]
 
-    def call(self, records: Sequence[Record]) -> list[Completion]:
-        outcomes = [asyncio.run_coroutine_threadsafe(self._outcome(record), self.loop) for record in records]
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
+        outcomes = [asyncio.run_coroutine_threadsafe(self._serve_alone(record), self.loop) for record in records]
         try:
             wait(outcomes)
-        except Exception as interrupt:  # their time is over; those that have their answer by now keep it
+        except Exception as interrupt:  # this is a RecordTimeout; answered records keep their answers
             late = Completion.failed(interrupt)
             return [late if outcome.cancel() else outcome.result() for outcome in outcomes]
         return [outcome.result() for outcome in outcomes]
@@ -158,17 +165,21 @@ class OpenAI:
     def describe(self) -> dict[str, Any]:
         return {}
 
-    async def _become_ready(self) -> None:
-        """Wait until the service names the model; TemplateError when it refuses us, or time is up."""
+    async def _wait_until_ready(self) -> None:
+        """Wait until the service lists the model.
+
+        Raises:
+            TemplateError: the service denies access, or has not listed the model within `ready_seconds`.
+        """
         until = time.monotonic() + self.options.ready_seconds
         for attempt in count():
             left = until - time.monotonic()
             try:
-                response = await self._ask("GET", "models", max(1.0, min(left, self.options.request_seconds)))
+                response = await self._send("GET", "models", max(1.0, min(left, self.options.request_seconds)))
                 if response.status_code in (401, 403):
-                    whom = f"the key in {KEYS / self.options.key_file}" if self.key else "us, without a key_file"
-                    raise TemplateError(f"{self.url} refuses {whom}: {self._said(response)}")
-                if not (answer := self._lacks(response)):
+                    whom = f"the key in {KEYS / self.options.key_file}" if self.key else "requests without a key"
+                    raise TemplateError(f"{self.url} refuses {whom}: {self._summary(response)}")
+                if not (answer := self._problem_with_models(response)):
                     return
             except NoAnswer as error:
                 answer = str(error)
@@ -178,64 +189,70 @@ class OpenAI:
                 raise TemplateError(f"{self.url} was not ready within {budget}; its last answer: {answer}")
             await asyncio.sleep(pause)
 
-    def _lacks(self, response: Any) -> str:
-        """What is wrong with an answer about the service's models; nothing if ours is among them."""
+    def _problem_with_models(self, response: Any) -> str:
+        """Return the problem with an answer to GET /models; empty if the answer lists the engine's model."""
         if not response.is_success:
-            return self._said(response)
+            return self._summary(response)
         try:
             names = [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
-            return f"{response.status_code}, and no list of models"
-        return "" if self.model in names else f"no model {self.model}, but {', '.join(names[:20]) or 'none'}"
+            return f"{response.status_code} without a list of models"
+        return "" if self.model in names else f"no model {self.model}; it has {', '.join(names[:20]) or 'none'}"
 
-    async def _outcome(self, record: Record) -> Completion:
+    async def _serve_alone(self, record: EngineRecord) -> Completion:
         try:
             return await self._serve(record)
-        except Exception as error:  # this record's alone: raised, it would have the others paid for again
+        except Exception as error:  # if the error were raised, the other records would be sent and paid again
             return Completion.failed(error)
 
-    async def _serve(self, record: Record) -> Completion:
-        """Ask until there is an answer that is worth having, or the retries are spent."""
+    async def _serve(self, record: EngineRecord) -> Completion:
+        """Send a record's request until the request succeeds, the service refuses it, or all tries have failed."""
         path, body = self._request(record)
         answer, pause = "", 0.0
         for attempt in range(1 + self.options.retries):
-            await self._rest(pause)
+            await self._wait_before_try(pause)
             try:
-                response = await self._ask("POST", path, self.options.request_seconds, json=body)
+                response = await self._send("POST", path, self.options.request_seconds, json=body)
             except NoAnswer as error:
                 answer, pause = str(error), backoff(attempt)
                 continue
             if response.is_success:
                 return self._completion(response)
-            answer = self._said(response)
-            if response.status_code not in RETRIED and response.status_code < 500:
+            answer = self._summary(response)
+            if response.status_code not in RETRIED_STATUSES and response.status_code < 500:
                 raise Refused(answer)
-            wished = retry_after(response.headers.get("Retry-After", ""), time.time())
-            pause = backoff(attempt, wished)
-            if response.status_code == 429:  # the others wait as after a first refusal: they have not had this one's
-                self.resume = max(self.resume, time.monotonic() + backoff(0, wished))
-        raise NoAnswer(f"{1 + self.options.retries} tries; the last: {answer}")
+            requested = retry_after(response.headers.get("Retry-After", ""), time.time())
+            pause = backoff(attempt, requested)
+            if response.status_code == 429:
+                # After status 429, all requests wait. Most requests did not fail, so all get the pause of a first try.
+                self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
+        raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
-    async def _rest(self, pause: float) -> None:
-        """Let a request's own pause pass, and the one that the service has asked of all.
+    async def _wait_before_try(self, pause: float) -> None:
+        """Wait until this request's pause and the pause of all requests are over.
 
-        Up to twice as long, so that requests which failed together do not come back together.
+        A random factor from 1 to 2 makes the pause longer. Otherwise, if several requests fail at the same time, they
+        would also be repeated at the same time.
         """
-        while (left := max(pause, self.resume - time.monotonic())) > 0:
+        while (left := max(pause, self.resume_at - time.monotonic())) > 0:
             await asyncio.sleep(left * random.uniform(1, 2))
             pause = 0.0
 
-    async def _ask(self, method: str, path: str, seconds: float, **content: Any) -> Any:
-        """The service's response, whatever it is; NoAnswer when there is none within so many seconds."""
-        # By the clock, and not by httpx's timeouts, which a service that trickles never reaches.
+    async def _send(self, method: str, path: str, seconds: float, **content: Any) -> Any:
+        """Send one HTTP request and return the response, even if its status is an error.
+
+        Raises:
+            NoAnswer: no complete response has arrived within `seconds`, or the connection failed.
+        """
+        # asyncio limits the whole request. httpx's timeouts would never end a request whose answer arrives very slowly.
         try:
             return await asyncio.wait_for(self.client.request(method, path, **content), seconds)
         except asyncio.TimeoutError:
-            raise NoAnswer(f"nothing within {seconds:.3g} s") from None
+            raise NoAnswer(f"no answer within {seconds:.3g} s") from None
         except self.httpx.HTTPError as error:
             raise NoAnswer(f"{type(error).__name__} {error}".rstrip()) from None
 
-    def _request(self, record: Record) -> tuple[str, dict[str, Any]]:
+    def _request(self, record: EngineRecord) -> tuple[str, dict[str, Any]]:
         body = {"model": self.model, **api_options(record.generate)}
         if not self.options.chat:
             return "completions", {**body, "prompt": record.prompt}
@@ -251,64 +268,81 @@ class OpenAI:
             text = (choice["message"]["content"] if self.options.chat else choice["text"]) or ""
             tokens = (answer.get("usage") or {}).get("completion_tokens") or 0
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise BadAnswer(self._said(response)) from None
+            raise BadAnswer(self._summary(response)) from None
         if not isinstance(text, str) or not isinstance(tokens, int):
-            raise BadAnswer(self._said(response))
+            raise BadAnswer(self._summary(response))
         return Completion(text, tokens)
 
-    def _said(self, response: Any) -> str:
-        """An answer's status and the service's words for it, in a line without the key, which some services repeat."""
-        words = response.text
+    def _summary(self, response: Any) -> str:
+        """Return a response's status and error message in one line.
+
+        The API key is replaced by [key], because some services repeat the key in their messages.
+        """
+        message = response.text
         with suppress(ValueError, LookupError, TypeError, AttributeError):
             error = response.json()
             error = error.get("error", error)
-            words = error if isinstance(error, str) else error["message"]
-        words = " ".join(str(words).split())
-        words = words.replace(self.key, "[key]") if self.key else words
-        return f"{response.status_code} {words[:500]}".rstrip()
+            message = error if isinstance(error, str) else error["message"]
+        message = " ".join(str(message).split())
+        message = message.replace(self.key, "[key]") if self.key else message
+        return f"{response.status_code} {message[:500]}".rstrip()
 
 
 def read_key(path: Path) -> str:
-    """The API key in a file; TemplateError, which never quotes it, when others may read it or there is none."""
+    """Return the API key in a file.
+
+    Raises:
+        TemplateError: the file cannot be read, is accessible to other accounts, or has no key. No message quotes the
+            key.
+    """
     try:
         with path.expanduser().open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             key = file.read().strip()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a ~ whose home is not known
-        raise TemplateError(f"key_file {path}: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
+        raise TemplateError(f"cannot read key_file {path}: {getattr(error, 'strerror', None) or error}") from None
     if mode & 0o077:
-        raise TemplateError(f"key_file {path} is open to others than its owner (mode {mode:o}); chmod it to 600")
-    if not re.fullmatch(rb"[!-~]+", key):  # here: the HTTP library would quote what it cannot send
-        raise TemplateError(f"key_file {path} does not hold a key: one line of ASCII without spaces")
+        raise TemplateError(f"key_file {path} is accessible to others than its owner (mode {mode:o}); chmod it to 600")
+    if not re.fullmatch(rb"[!-~]+", key):  # otherwise, the HTTP library's own error would quote the key
+        raise TemplateError(f"key_file {path} does not hold a key; write it there as one line of ASCII without spaces")
     return key.decode("ascii")
 
 
 def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of `generate` as the API names them.
+    """Return options of `generate` under the API's names.
 
-    Without `do_sample: true` the temperature is 0: text is greedy, as on every engine. With it, what is not given is
-    left to the service.
+    Without `do_sample: true` the temperature is 0, so that the text is greedy, as with every engine. With
+    `do_sample: true`, the service chooses the values of the options that are not given.
 
     Raises:
-        UnknownOption: the API can't express an option.
+        UnknownOption: the API has no equivalent of an option.
+        WrongOption: both `stop` and `stop_strings` are given.
     """
     asked = {name: value for name, value in generate.items() if name != "do_sample"}
     for name in asked:
         if name not in API_NAMES:
-            raise UnknownOption(name, f"not in this API, which has do_sample, {', '.join(API_NAMES)}")
+            raise UnknownOption(name, f"not in this API; use do_sample, {', '.join(API_NAMES)}")
     if {"stop", "stop_strings"} <= asked.keys():
-        raise WrongOption("stop_strings", "stop and stop_strings are one option in this API; give one of them")
+        raise WrongOption("stop_strings", "stop and stop_strings are the same option in this API; give one of them")
     options = {API_NAMES[name]: value for name, value in asked.items()}
     return options if generate.get("do_sample") else {**options, "temperature": 0}
 
 
-def backoff(attempt: int, wished: float = 0.0) -> float:
-    """Seconds from a failed try to the next, no fewer than the service wished, within reason."""
-    return min(max(FIRST_PAUSE * 2 ** min(attempt, 16), wished), LONGEST_PAUSE)
+def backoff(attempt: int, requested: float = 0.0) -> float:
+    """Return the time to wait after a failed try, in seconds. It is at most LONGEST_PAUSE.
+
+    Args:
+        attempt: number of the failed try, counted from 0.
+        requested: seconds for which the service has asked the engine to wait.
+    """
+    return min(max(FIRST_PAUSE * 2 ** min(attempt, 16), requested), LONGEST_PAUSE)
 
 
 def retry_after(value: str, now: float) -> float:
-    """A Retry-After header as seconds from `now`: it has seconds, or a date (RFC 9110, 10.2.3); 0 if neither."""
+    """Return for how many seconds after the Unix time `now` a Retry-After header asks the client to wait.
+
+    The header contains a number of seconds or a date (RFC 9110, 10.2.3). If it contains neither, return 0.
+    """
     with suppress(ValueError):
         return float(value)
     with suppress(ValueError, OverflowError):

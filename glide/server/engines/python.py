@@ -1,8 +1,9 @@
-"""The python engine: state is what the user's own function returns, and each record a call that uses it.
+"""The python engine. A user's function returns the state, and each record calls a function that uses the state.
 
-A record's `prompt` is cloudpickle's of (arguments, keyword arguments) in base64, and its `generate` has the function,
-pickled likewise. The call's parameters that are named like keys of the state are filled from it. What the call
-prints comes back with its result.
+A record's `prompt` is the tuple (arguments, keyword arguments), pickled with cloudpickle and encoded in base64. The
+record's `generate` is {"function": the pickled function}. If a parameter of the function gets no argument, and the
+state has a key with the parameter's name, then the parameter gets the value of that key. The record's result also has
+the output that the call prints.
 """
 
 from __future__ import annotations
@@ -23,79 +24,81 @@ from functools import lru_cache
 from types import ModuleType
 from typing import IO, Any
 
-from glide.server.engines import Completion, Record, described, printable
+from glide.server.engines.base import Completion, EngineRecord, error_fields, printable
 from glide.template import Template
-from glide.template.placed import on_node, opened
+from glide.template.file_argument import on_node, unwrap
 from glide.template.spec import Function
 from glide.vocabulary import State
 
-OUTPUT_BYTES = 1 << 16  # of what a call prints, the last so many come back
-TRAPPED = (
+OUTPUT_BYTES = 1 << 16  # maximum bytes of each output stream in a result; from longer output, only the end is kept
+# The handlers of these signals are restored after each call.
+RESTORED_SIGNALS = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE,
     signal.SIGUSR1,
 )  # fmt: skip
-resident: dict[str, Any] = {}  # the state: of this process, which is the engine's own
+resident: dict[str, Any] = {}  # the state's values, with names as keys; global, because a process has only one engine
 
 
 class WrongVersion(Exception):
-    """The node's Python cannot read what another version has pickled."""
+    """The function was pickled by a version of Python or cloudpickle that this node cannot read."""
 
 
 class Python:
-    """Calls one record at a time: what it does is the user's own code."""
+    """The python engine. Each call serves only one record, because a record runs the user's own code."""
 
     @dataclass(frozen=True)
     class Options:
-        """None: a function's arguments are its options."""
+        """The python engine has no options. The user passes arguments to the function instead."""
 
     def __init__(self, template: Template, options: Options):
         self.template = template
         self.batch = 1
         self.window = 1024
-        self.function = lru_cache(64)(_unpickled)
+        self.cached_function = lru_cache(64)(_unpickled)
 
     def prepare(self) -> None:
-        made = self.template.function
-        if made is None:
-            raise ValueError("this template has no function")
-        _check_versions(made)
-        # What a user's program pickles by reference to its __main__ is looked for there.
+        function = self.template.function
+        if function is None:
+            raise ValueError("the python engine needs a template with a function, and this template has none")
+        _check_versions(function)
+        # Pickles may refer to names in the __main__ of the user's program. Python looks up these names in this empty
+        # module.
         sys.modules["__main__"] = ModuleType("__main__")
-        self.made = opened(_unpickled(made.pickle))
+        self.state_call = unwrap(_unpickled(function.pickle))
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         phase(State.LOADING)
-        function, arguments, keywords = self.made
-        _into_main(function)
+        function, arguments, keywords = self.state_call
+        _define_in_main(function)
         state = function(
             *(on_node(each, folder) for each in arguments),
             **{name: on_node(each, folder) for name, each in keywords.items()},
         )
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise TypeError(f"{self.template.model} returned {type(state).__name__}, not a dict of named values")
+            raise TypeError(f"{self.template.model} returned {type(state).__name__}; return a dict with names as keys")
         resident.update(state)
 
-    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
+    def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
         return [[record] for record in records]
 
-    def call(self, records: Sequence[Record]) -> list[Completion]:
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
         (record,) = records
         _reopen_streams()
-        with _captured() as printed, _restored():
+        with _output_captured() as printed, _process_state_restored():
             try:
-                function = opened(self.function(record.generate["function"]))
-                _into_main(function)
-                arguments, keywords = opened(_unpickled(record.prompt))
-                value = function(*arguments, **{**self._filled(function, arguments), **keywords})
+                function = unwrap(self.cached_function(record.generate["function"]))
+                _define_in_main(function)
+                arguments, keywords = unwrap(_unpickled(record.prompt))
+                value = function(*arguments, **{**self._values_from_state(function, arguments), **keywords})
                 outcome = {"value": _pickled(value)}
                 error = None
-            except BaseException as raised:  # `sys.exit` in a call ends the call, not the state
-                error = described(raised)
-                outcome = {"traceback": _traceback(raised), "exception": _pickled_exception(raised)}
+            except BaseException as raised:  # catch also SystemExit, so that `sys.exit` ends only the call
+                error = error_fields(raised)
+                outcome = {"traceback": _user_traceback(raised), "exception": _pickled_exception(raised)}
         return [Completion(None if error else "", 0, {**outcome, **printed}, error)]
 
-    def _filled(self, function: Callable, arguments: tuple) -> dict[str, Any]:
-        """The parameters that the state has values for, but for those that the arguments fill."""
+    def _values_from_state(self, function: Callable, arguments: tuple) -> dict[str, Any]:
+        """Return the state's values for those parameters of a function that get no positional argument."""
         names = list(_parameters(function))[len(arguments) :]
         return {name: resident[name] for name in names if name in resident}
 
@@ -103,20 +106,24 @@ class Python:
         return {}
 
 
-def _into_main(function: Callable) -> None:
-    """Put what a function of a user's __main__ refers to into this process's: plain pickles name it so."""
+def _define_in_main(function: Callable) -> None:
+    """If a function was defined in the user's __main__, copy its globals into this process's __main__.
+
+    Pickles that were made without cloudpickle refer to these globals as names in __main__.
+    """
     names = getattr(function, "__globals__", {})
     if names.get("__name__") == "__main__":
         vars(sys.modules["__main__"]).update({name: each for name, each in names.items() if not name.startswith("__")})
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Undo afterwards what calls often change of their process, and the next call would not expect."""
-    environment = dict(vars(os.environb)["_data"])  # itself: to decode it takes longer than all else here
+def _process_state_restored() -> Iterator[None]:
+    """After the block, restore the process settings that the next call needs. The code in the block may change them."""
+    # Copy the environment as bytes, because decoding it would take longer than the rest of this function.
+    environment = dict(vars(os.environb)["_data"])
     path = list(sys.path)
     streams = sys.stdin, sys.stdout, sys.stderr
-    handlers = {number: signal.getsignal(number) for number in TRAPPED}
+    handlers = {number: signal.getsignal(number) for number in RESTORED_SIGNALS}
     folder = os.open(".", os.O_PATH | os.O_DIRECTORY)
     mask = os.umask(0o077)
     os.umask(mask)
@@ -129,7 +136,7 @@ def _restored() -> Iterator[None]:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.umask(mask)
-        with suppress(OSError):  # the call has closed all descriptors
+        with suppress(OSError):  # the call may have closed all descriptors
             os.fchdir(folder)
             os.close(folder)
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -141,25 +148,28 @@ def _restored() -> Iterator[None]:
 
 @lru_cache(64)
 def _parameters(function: Callable) -> tuple[str, ...]:
+    """Return the names of a function's parameters that can be passed by keyword."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # a builtin function that does not tell
+    except ValueError:  # some builtin functions have no signature
         return ()
     return tuple(name for name, each in parameters.items() if each.kind in named)
 
 
-def _check_versions(made: Function) -> None:
+def _check_versions(function: Function) -> None:
     here = ".".join(platform.python_version_tuple()[:2])
-    if made.python != here:
+    if function.python != here:
         raise WrongVersion(
-            f"made by Python {made.python}, and this is {here}; set the entry's `python`, or the state's `environment`"
+            f"the function was pickled by Python {function.python}, but this node has {here}; "
+            "set the entry's `python` or the state's `environment`"
         )
-    import cloudpickle  # what its pickles are read by
+    import cloudpickle  # needed to read the pickles
 
-    if made.cloudpickle.split(".")[0] != cloudpickle.__version__.split(".")[0]:
+    if function.cloudpickle.split(".")[0] != cloudpickle.__version__.split(".")[0]:
         raise WrongVersion(
-            f"made by cloudpickle {made.cloudpickle}, and this node has {cloudpickle.__version__}; install that version"
+            f"the function was pickled by cloudpickle {function.cloudpickle}, "
+            f"but this node has {cloudpickle.__version__}; install version {function.cloudpickle} on the node"
         )
 
 
@@ -174,7 +184,10 @@ def _pickled(value: Any) -> str:
 
 
 def _pickled_exception(error: BaseException) -> str:
-    """The exception, or nothing where it cannot be brought back (many cannot: their __init__ wants more)."""
+    """Return the exception as a pickle; empty if the exception cannot be pickled and unpickled.
+
+    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store.
+    """
     try:
         text = _pickled(error)
         _unpickled(text)
@@ -183,19 +196,19 @@ def _pickled_exception(error: BaseException) -> str:
         return ""
 
 
-def _traceback(error: BaseException) -> str:
-    """As the user knows it: without the frames of this file."""
+def _user_traceback(error: BaseException) -> str:
+    """Return the traceback of an exception as text. The text begins with the first frame that is not in this file."""
     first = error.__traceback__
     while first is not None and first.tb_frame.f_code.co_filename == __file__:
         first = first.tb_next
     try:
         return printable("".join(traceback.format_exception(type(error), error, first)))
-    except BaseException:  # an exception whose own methods raise
+    except BaseException:  # the exception's own methods may raise errors
         return printable("".join(traceback.format_tb(first)))
 
 
 def _reopen_streams() -> None:
-    """Bring back what an earlier call has closed."""
+    """Open stdout and stderr again if an earlier call has closed them."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name).closed:
             stream = open(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -203,24 +216,30 @@ def _reopen_streams() -> None:
 
 
 @contextmanager
-def _captured() -> Iterator[dict[str, str]]:
-    """What is printed meanwhile, by this process or its children, by Python or not."""
+def _output_captured() -> Iterator[dict[str, str]]:
+    """Capture the output that this process and its children print in the block, from Python or from native code.
+
+    Yields:
+        A dict. After the block, the keys "stdout" and "stderr" have the output of these streams. A stream without
+            output has no key.
+    """
     printed: dict[str, str] = {}
-    with _diverted(1, printed, "stdout"), _diverted(2, printed, "stderr"):
+    with _descriptor_captured(1, printed, "stdout"), _descriptor_captured(2, printed, "stderr"):
         try:
             yield printed
         finally:
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # the disk is full, or the call has closed it
+                with suppress(OSError, ValueError):  # the disk may be full, or the call may have closed the stream
                     stream.flush()
 
 
 @contextmanager
-def _diverted(descriptor: int, printed: dict[str, str], name: str) -> Iterator[None]:
+def _descriptor_captured(descriptor: int, printed: dict[str, str], name: str) -> Iterator[None]:
+    """In the block, redirect a descriptor to a temporary file. Then put the end of the file into `printed[name]`."""
     saved = os.dup(descriptor)
     try:
         file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-    except OSError:  # this node's disk is full: the call is worth more than what it prints
+    except OSError:  # the node's disk is full, so discard the output of the call
         file = open(os.devnull, "w+b")  # noqa: SIM115
     with file:
         os.dup2(file.fileno(), descriptor)
@@ -229,10 +248,10 @@ def _diverted(descriptor: int, printed: dict[str, str], name: str) -> Iterator[N
         finally:
             os.dup2(saved, descriptor)
             os.close(saved)
-            if file.seekable() and (text := _last(file)):
+            if file.seekable() and (text := _last_bytes(file)):
                 printed[name] = text
 
 
-def _last(file: IO[bytes]) -> str:
+def _last_bytes(file: IO[bytes]) -> str:
     file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_BYTES))
     return file.read().decode(errors="replace")

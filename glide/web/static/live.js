@@ -1,12 +1,12 @@
-// Keeps the page up to date: fetches it again and swaps its main part. Without this a reload does the same.
+// Keeps the page up to date: fetches it again and replaces its main part. Without JavaScript, reload the page.
 "use strict";
 
 const EVERY = 2500; // milliseconds
 let lost = null;
 
-function say(text) {
+function report(text) {
   const state = document.getElementById("state");
-  if (state.textContent !== text) state.textContent = text; // screen readers say what changes here
+  if (state.textContent !== text) state.textContent = text; // screen readers read each change aloud
 }
 
 function swap(text) {
@@ -30,7 +30,7 @@ function swap(text) {
   window.scrollTo(window.scrollX, top);
 }
 
-// How to find an element again in another version of the page.
+// Returns a selector that finds the same element in another version of the page.
 function place(element) {
   const href = element.getAttribute("href");
   if (href) return `a[href="${CSS.escape(href)}"]`;
@@ -41,17 +41,17 @@ function place(element) {
 
 async function refresh() {
   const selection = document.getSelection();
-  const reading = selection && !selection.isCollapsed; // somebody is about to copy it
+  const reading = selection && !selection.isCollapsed; // do not replace text that the user has selected
   if (!document.hidden && !reading) {
     try {
       const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
-      if (!answer.ok && answer.status !== 404) throw new Error(answer.statusText); // a run that has ended is not there
+      if (!answer.ok && answer.status !== 404) throw new Error(answer.statusText); // 404: a run that has ended
       swap(await answer.text());
       lost = null;
-      say("");
+      report("");
     } catch {
       lost ??= new Date();
-      say(`glide web is not reachable since ${lost.toLocaleTimeString()}. What is shown is from before.`);
+      report(`glide web is not reachable since ${lost.toLocaleTimeString()}. This page shows older data.`);
     }
   }
   setTimeout(refresh, EVERY);

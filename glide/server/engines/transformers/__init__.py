@@ -1,4 +1,4 @@
-"""The transformers engine: language models that generate, embed or classify, on CUDA where there is some."""
+"""The transformers engine. Its language models generate, embed or classify text, on GPUs with CUDA or on CPUs."""
 
 from glide.server.engines.transformers.engine import Transformers
 

@@ -1,4 +1,4 @@
-"""What the two ways of batching have in common, and which options of `generate` each of them can honour."""
+"""The interface of the two ways of batching, and the rules for the options of `generate` that each way can serve."""
 
 from __future__ import annotations
 
@@ -7,102 +7,127 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from glide.server.engines.transformers.prompts import Prompt
-from glide.server.engines.transformers.sharing import Rows
+from glide.server.engines.transformers.sharing import RowRule
 
-# Options that look at the prompt's own tokens or their number, with the value that switches each off.
+# The effect of these options depends on the prompt's tokens or on their number. The dict maps each option to the value
+# that switches the option off.
 PROMPT_SENSITIVE = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0, "min_length": 0, "forced_bos_token_id": None, "watermarking_config": None,
 }  # fmt: skip
-ONE_BY_ONE = ("prompt_lookup_num_tokens", "assistant_early_exit")  # guessed tokens, which transformers does for one row
-# A model's own defaults that greedy decoding with `max_new_tokens` never looks at.
-IDLE_WHEN_GREEDY = {
+# These options are for speculative decoding. transformers supports them only in calls with a single row.
+SINGLE_ROW_OPTIONS = ("prompt_lookup_num_tokens", "assistant_early_exit")
+# If a model has defaults for these options, the defaults have no effect on greedy decoding with `max_new_tokens`.
+IGNORED_WHEN_GREEDY = {
     "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "do_sample",
     "temperature", "top_k", "top_p", "min_p", "typical_p", "max_length", "max_new_tokens", "use_cache",
     "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_logits", "output_scores",
 }  # fmt: skip
-DEFAULT_NEW = 20  # tokens that transformers generates where nothing says how many
-# What continuous batching honours. It drops the others, or applies the manager's to all requests.
-GREEDY = {"max_new_tokens", "eos_token_id", "do_sample"}
-# Options that see nothing but the next token's logits, so that it does not matter where the keys came from.
-NEXT_TOKEN = GREEDY | {"min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "suppress_tokens"}
+DEFAULT_NEW_TOKENS = 20  # number of tokens that transformers generates if no option sets a limit
+# Continuous batching supports these options. It ignores all other options, or uses one value of such an option for all
+# requests.
+CONTINUOUS_OPTIONS = {"max_new_tokens", "eos_token_id", "do_sample"}
+# These options use only the logits of the next token. If a record has no other options, its prompt may continue a
+# cached prefix.
+NEXT_TOKEN_OPTIONS = CONTINUOUS_OPTIONS | {
+    "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "suppress_tokens",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was generated, as many rows for each prompt as its options ask for; and how many tokens were reused."""
+class Generated:
+    """The texts that a call generated.
+
+    Attributes:
+        rows: the tokens of each text, in the order of the prompts. A prompt may have several texts.
+        reused_tokens: number of prompt tokens that came from a cache.
+    """
 
     rows: list[list[int]]
-    reused: int
+    reused_tokens: int
 
 
-def until(row: list[int], ends: set[int]) -> list[int]:
-    """A row up to and including the token that ends it; what follows is padding."""
+def truncate_at_end(row: list[int], ends: set[int]) -> list[int]:
+    """Return a row up to and including its first token that is in `ends`. The tokens after that token are padding."""
     end = next((number for number, token in enumerate(row) if token in ends), len(row))
     return row[: end + 1]
 
 
 class Batching(Protocol):
-    """A way to generate for many prompts at once."""
+    """A way to generate texts for many prompts together."""
 
     @property
     def name(self) -> str:
-        """What the machine ad says."""
+        """The value of GlideBatching in the machine ad."""
 
-    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Answer:
-        """Serve one call, all with the same options and prefix."""
+    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated:
+        """Generate texts for prompts that have equal options and the same prefix."""
 
 
 class Defaults:
-    """A model's generation defaults: options have effect together with them."""
+    """A model's own generation defaults, which apply where a record sets no option.
+
+    In the methods, `generate` has the options of a record.
+
+    Args:
+        config: the model's generation configuration.
+        context: maximum number of tokens of a prompt and its text together.
+
+    Attributes:
+        effective: names of the defaults that affect greedy decoding with `max_new_tokens`.
+    """
 
     def __init__(self, config: Any, context: int):
         self.config = config
         self.context = context
-        # None and False are "not set", and 0 switches the penalties off.
-        self.set = {name for name, value in config.to_diff_dict().items() if value} - IDLE_WHEN_GREEDY
+        # The values None and False mean "not set", and 0 switches a penalty off.
+        self.effective = {name for name, value in config.to_diff_dict().items() if value} - IGNORED_WHEN_GREEDY
 
     def value(self, name: str, generate: dict[str, Any]) -> Any:
-        """Return what an option comes to: that of the record, which may be null, or else the model's own."""
+        """Return the value of an option.
+
+        A record's value is returned even if it is None. If the record does not set the option, the model's default is
+        returned.
+        """
         return generate[name] if name in generate else getattr(self.config, name, None)
 
-    def ends(self, generate: dict[str, Any]) -> set[int]:
-        """Return the tokens that end a text. The tokenizer's own is none of them, unless the model says so."""
+    def end_tokens(self, generate: dict[str, Any]) -> set[int]:
+        """Return the tokens that end a text. The tokenizer's end token is included only if the model names it, too."""
         ends = self.value("eos_token_id", generate)
         return set(ends if isinstance(ends, list) else [ends]) - {None}
 
-    def tokens(self, prompt: int, generate: dict[str, Any]) -> int:
-        """Return how many tokens a prompt of so many may come to with its text."""
+    def total_tokens(self, prompt: int, generate: dict[str, Any]) -> int:
+        """Return the maximum number of tokens of a prompt and its text together. The prompt has `prompt` tokens."""
         if new := self.value("max_new_tokens", generate):
             return prompt + int(new)
         if longest := generate.get("max_length"):
             return max(prompt, int(longest))
-        # What no option asks for is made to fit.
-        return max(prompt + 1, min(self.config.max_length or prompt + DEFAULT_NEW, self.context))
+        # Otherwise transformers limits the text to max_length or DEFAULT_NEW_TOKENS, and to the context.
+        return max(prompt + 1, min(self.config.max_length or prompt + DEFAULT_NEW_TOKENS, self.context))
 
-    def new(self, generate: dict[str, Any]) -> int:
-        """Return how many tokens a text has, about, where that depends on the prompt."""
-        return int(self.value("max_new_tokens", generate) or DEFAULT_NEW)
+    def new_tokens(self, generate: dict[str, Any]) -> int:
+        """Return the maximum number of tokens of a text; this is an estimate if the number depends on the prompt."""
+        return int(self.value("max_new_tokens", generate) or DEFAULT_NEW_TOKENS)
 
-    def rows(self, generate: dict[str, Any]) -> Rows:
-        """Return which rows the options allow in one call."""
-        if any(self.value(name, generate) for name in ONE_BY_ONE):
-            return Rows.SINGLE
+    def row_rule(self, generate: dict[str, Any]) -> RowRule:
+        """Return the rule for the rows that may share a call with these options."""
+        if any(self.value(name, generate) for name in SINGLE_ROW_OPTIONS):
+            return RowRule.SINGLE
         for name, off in PROMPT_SENSITIVE.items():
             if self.value(name, generate) not in (None, off):
-                return Rows.EQUAL
-        # Without this, transformers limits the length of prompt and text together.
-        return Rows.ANY if self.value("max_new_tokens", generate) else Rows.EQUAL
+                return RowRule.EQUAL
+        # Without max_new_tokens, transformers limits the sum of prompt, text and padding.
+        return RowRule.ANY if self.value("max_new_tokens", generate) else RowRule.EQUAL
 
-    def next_token_only(self, generate: dict[str, Any]) -> bool:
-        """Return whether a prompt may go on from a prefix that was computed without it."""
-        return self.rows(generate) == Rows.ANY and self.set | set(generate) <= NEXT_TOKEN
+    def allows_prefix(self, generate: dict[str, Any]) -> bool:
+        """Return whether prompts with these options may continue a prefix from the cache."""
+        return self.row_rule(generate) == RowRule.ANY and self.effective | set(generate) <= NEXT_TOKEN_OPTIONS
 
-    def greedy(self, generate: dict[str, Any]) -> bool:
-        """Return whether continuous batching means the same by these options."""
+    def allows_continuous(self, generate: dict[str, Any]) -> bool:
+        """Return whether, with these options, continuous batching generates the same texts as static batching."""
         return bool(
             generate.get("max_new_tokens")
             and not generate.get("do_sample")
-            and not self.set
-            and set(generate) <= GREEDY
+            and not self.effective
+            and set(generate) <= CONTINUOUS_OPTIONS
         )

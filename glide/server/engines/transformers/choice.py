@@ -1,4 +1,8 @@
-"""How to batch here: what suits one device costs twice the time on another, so it is tried while warming up."""
+"""Choose how to batch on this device.
+
+Static batching is faster on some devices, and continuous batching is faster on others. The slower way may take twice as
+long. So the engine measures both ways in trials while it is warming up.
+"""
 
 from __future__ import annotations
 
@@ -8,98 +12,117 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from glide.server.engines.transformers.batching import until
+from glide.server.engines.transformers.batching import truncate_at_end
 from glide.server.engines.transformers.continuous import Continuous
-from glide.server.engines.transformers.padded import Pace, Padded
+from glide.server.engines.transformers.padded import BatchSpeed, Padded
 from glide.server.engines.transformers.prompts import Prompt
 
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
-FEWEST = 8  # rows of a batch that is tried
+SMALLEST_BATCH = 8  # minimum number of rows of a batch in a trial, if there are enough prompts
 ROUNDS = 3
-SECONDS = 0.5  # no batch but the smallest is tried that would take longer; all together take some four times that
+# A trial of a batch takes at most this number of seconds. Only the smallest batch may take longer. All trials together
+# take about four times this number of seconds.
+BATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Static batching as measured: how fast at which sizes, and what the largest batch was answered."""
+class BatchTrial:
+    """The measurements of static batching.
 
-    paces: list[Pace]
+    Attributes:
+        speeds: the speed of each batch size, beginning with the smallest size.
+        rows: for each prompt, the tokens that the largest batch generated.
+    """
+
+    speeds: list[BatchSpeed]
     rows: list[list[int]]
 
 
-def try_static(padded: Padded, prompts: Sequence[Prompt]) -> Trial:
-    """Run batches of the prompts, each twice as large as the last."""
-    paces: dict[int, Pace] = {}
+def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
+    """Measure batches of the prompts in up to ROUNDS rounds. Each batch of a round doubles the previous size."""
+    speeds: dict[int, BatchSpeed] = {}
     rows: list[list[int]] = []
     padded.generate(prompts[:1], GENERATE)
-    begun = time.perf_counter()
+    trials_started = time.perf_counter()
     for _ in range(ROUNDS):
-        if time.perf_counter() - begun > 2 * SECONDS:  # what takes so long is measured well enough
+        if time.perf_counter() - trials_started > 2 * BATCH_SECONDS:  # after this time, the speeds are exact enough
             break
         size = len(prompts)
-        while size // 2 >= FEWEST:
+        while size // 2 >= SMALLEST_BATCH:
             size //= 2
         seconds = 0.0
-        while size <= len(prompts) and 2 * seconds < SECONDS:
+        while size <= len(prompts) and 2 * seconds < BATCH_SECONDS:
             started = time.perf_counter()
-            pace, answer = _clocked(padded, prompts[:size])
+            speed, answer = _timed(padded, prompts[:size])
             seconds = time.perf_counter() - started
             rows = answer if len(answer) > len(rows) else rows
-            best = paces.get(size, pace)  # each part's best: noise only ever adds
-            paces[size] = Pace(
-                size, min(pace.token_seconds, best.token_seconds), min(pace.step_seconds, best.step_seconds)
+            best = speeds.get(size, speed)  # keep the shorter times, because noise only adds time
+            speeds[size] = BatchSpeed(
+                size, min(speed.token_seconds, best.token_seconds), min(speed.step_seconds, best.step_seconds)
             )
             size *= 2
-    return Trial(list(paces.values()), rows)
+    return BatchTrial(list(speeds.values()), rows)
 
 
-def _clocked(padded: Padded, prompts: Sequence[Prompt]) -> tuple[Pace, list[list[int]]]:
-    """One batch, with the time at which the logits of each step were there."""
+def _timed(padded: Padded, prompts: Sequence[Prompt]) -> tuple[BatchSpeed, list[list[int]]]:
+    """Run one batch, measure when the logits of each step are ready, and return the batch's speed and rows."""
     times = [time.perf_counter()]
 
-    def clock(ids: Any, scores: Any) -> Any:
-        scores[0, 0].item()  # a GPU works behind our back
+    def record_time(ids: Any, scores: Any) -> Any:
+        scores[0, 0].item()  # wait for the GPU, which computes asynchronously
         times.append(time.perf_counter())
         return scores
 
-    rows = padded.generate(prompts, {**GENERATE, "logits_processor": [clock]}).rows
+    rows = padded.generate(prompts, {**GENERATE, "logits_processor": [record_time]}).rows
     steps = [later - sooner for sooner, later in pairwise(times[1:])]
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    return Pace(len(prompts), (times[1] - times[0]) / tokens, min(steps, default=0.0) / len(prompts)), rows
+    return BatchSpeed(len(prompts), (times[1] - times[0]) / tokens, min(steps, default=0.0) / len(prompts)), rows
 
 
-def choose(
-    trial: Trial, start: Callable[[], Continuous], prompts: Sequence[Prompt], others: Sequence[Prompt], ends: set[int]
+def choose_batching(
+    trial: BatchTrial,
+    start: Callable[[], Continuous],
+    prompts: Sequence[Prompt],
+    fresh_prompts: Sequence[Prompt],
+    end_tokens: set[int],
 ) -> tuple[Continuous | None, str]:
-    """Continuous batching, where it starts, says what static batching said, and is faster; and why, or why not.
+    """Choose continuous batching if it starts, generates the same tokens as static batching, and is faster.
 
     Args:
-        prompts: those of the trial.
-        others: as many as long, which share nothing with them: what is known by now would be found again.
+        trial: the measurements of static batching.
+        start: function that starts continuous batching. If it raises an error, static batching is chosen.
+        prompts: the prompts of the trial.
+        fresh_prompts: prompts for measuring the time, with the same number and lengths as `prompts`. They must not
+            share a prefix with `prompts`, because after the first call, the pages of `prompts` are in the cache.
+        end_tokens: tokens that end a text.
+
+    Returns:
+        A pair. The first value is the continuous batching that was started, or None for static batching. The second
+        value is the reason for the choice.
     """
     count = len(trial.rows)
-    tokens = sum(len(prompt.ids) for prompt in others[:count])
-    static_seconds = min(pace.seconds(tokens / count, GENERATE["max_new_tokens"]) for pace in trial.paces) * count
-    if static_seconds > SECONDS:
+    tokens = sum(len(prompt.ids) for prompt in fresh_prompts[:count])
+    static_seconds = min(speed.seconds(tokens / count, GENERATE["max_new_tokens"]) for speed in trial.speeds) * count
+    if static_seconds > BATCH_SECONDS:
         return None, "trying continuous batching would take too long"
     try:
         continuous = start()
     except Exception as error:
-        return None, f"continuous batching does not start here: {type(error).__name__}: {error}"
+        return None, f"continuous batching did not start: {type(error).__name__}: {error}"
     try:
-        within = 4 * static_seconds + SECONDS
-        said = continuous.generate(prompts[:count], GENERATE, within).rows
+        timeout = 4 * static_seconds + BATCH_SECONDS
+        rows = continuous.generate(prompts[:count], GENERATE, timeout).rows
         started = time.perf_counter()
-        continuous.generate(others[:count], GENERATE, within)
+        continuous.generate(fresh_prompts[:count], GENERATE, timeout)
         ratio = (time.perf_counter() - started) / static_seconds
     except Exception as error:
         why = f"continuous batching gave no answer: {error}"
     else:
-        if said != [until(row, ends) for row in trial.rows]:
-            why = "continuous batching says something else on this device"
+        if rows != [truncate_at_end(row, end_tokens) for row in trial.rows]:
+            why = "continuous batching generates other tokens on this device"
         elif ratio >= 1:
-            why = f"continuous batching takes {ratio:.1f} times as long"
+            why = f"continuous batching takes {ratio:.1f} times as long as static batching"
         else:
-            return continuous, f"it takes {ratio:.2f} of static batching's time"
+            return continuous, f"it takes {ratio:.2f} times as long as static batching"
     continuous.close()
     return None, why

@@ -1,4 +1,4 @@
-"""How long a model's prompts may be, from its configuration; nothing heavy is imported."""
+"""Compute from a model's configuration how long the model's prompts may be. This module imports no heavy packages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNLIMITED = 1 << 30  # tokens; recurrent models and those with relative positions have no limit
-FACTOR_COMES_ON_TOP = ("linear", "dynamic", "yarn")  # other scalings have it in max_position_embeddings already
+UNLIMITED = 1 << 30  # number of tokens that means no limit, as for recurrent models or relative positions
+# With these kinds of scaling, the factor extends max_position_embeddings. With other kinds, max_position_embeddings
+# already includes the factor.
+FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Rotary positions that depend on the longest row of a call, once that has more than `tokens` tokens.
+class DynamicRope:
+    """A limit, in tokens, above which rotary positions depend on the longest row of a call.
 
     Attributes:
-        tokens: up to this length positions are those of each row alone.
-        switches: beyond it, positions change once (longrope), and not with each further token (dynamic NTK).
+        tokens: the limit. If no row of a call has more tokens, each row has the same positions as in a call with only
+            this row.
+        switches: True if the positions change only once, when the longest row exceeds `tokens` (longrope). False if the
+            positions change with each further token (dynamic NTK).
     """
 
     tokens: int
@@ -26,25 +30,26 @@ class Stretch:
 
 
 def context(positions: int | None, rope: Mapping[str, Any] | None) -> int:
-    """Return how many tokens a model takes.
+    """Return the maximum number of tokens of a prompt and its text together.
 
     Args:
-        positions: the configuration's `max_position_embeddings`; None or less than 1 for no limit.
-        rope: its `rope_parameters` (formerly `rope_scaling`), whose factor may extend that.
+        positions: the configuration's `max_position_embeddings`. None or a number below 1 means no limit.
+        rope: the configuration's `rope_parameters` (formerly `rope_scaling`). The factor in these parameters may extend
+            the limit.
     """
     if positions is None or positions < 1:
         return UNLIMITED
     longest = positions
     for scaling in _scalings(rope):
         factor = scaling.get("factor")
-        if _kind(scaling) in FACTOR_COMES_ON_TOP and isinstance(factor, (int, float)):
+        if _kind(scaling) in FACTOR_EXTENDS_POSITIONS and isinstance(factor, (int, float)):
             original = scaling.get("original_max_position_embeddings") or positions
             longest = max(longest, int(original * factor))
     return longest
 
 
 def context_of(folder: Path) -> int | None:
-    """Return how many tokens the model in a folder takes, read from its config.json; None where that is not known."""
+    """Read a model's context, in tokens, from config.json in a folder. Return None if the context is unknown."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         config = config.get("text_config", config)
@@ -58,13 +63,13 @@ def context_of(folder: Path) -> int | None:
         return None
 
 
-def stretch(positions: int | None, rope: Mapping[str, Any] | None) -> Stretch | None:
-    """Return from which length on positions depend on a call's longest row; None for most models, where never."""
+def dynamic_rope(positions: int | None, rope: Mapping[str, Any] | None) -> DynamicRope | None:
+    """Return the DynamicRope of a model; None if positions never depend on other rows, as in most models."""
     for scaling in _scalings(rope):
         if _kind(scaling) == "longrope":
-            return Stretch(int(scaling.get("original_max_position_embeddings") or positions or 0), switches=True)
+            return DynamicRope(int(scaling.get("original_max_position_embeddings") or positions or 0), switches=True)
         if "dynamic" in _kind(scaling):
-            return Stretch(int(positions or 0), switches=False)
+            return DynamicRope(int(positions or 0), switches=False)
     return None
 
 
@@ -73,7 +78,7 @@ def _kind(scaling: Mapping[str, Any]) -> str:
 
 
 def _scalings(rope: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The scalings of a model: one for all layers, or one for each kind of layer."""
+    """Yield the position scalings of a model. A model has one for all layers, or one for each kind of layer."""
     if rope:
         nested = [value for value in rope.values() if isinstance(value, Mapping)]
         yield from nested or [rope]

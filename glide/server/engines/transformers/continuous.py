@@ -1,4 +1,8 @@
-"""Continuous batching: a prompt takes another's place as soon as that has ended, and equal pages are shared."""
+"""Continuous batching. When the text of a prompt is finished, the next prompt takes this prompt's place in the batch.
+
+The library transformers has a manager that does the work. The key-value cache consists of pages. Prompts that begin
+with the same tokens share the pages of these tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,51 +12,61 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from glide.server.engines.transformers.batching import Answer
+from glide.server.engines.transformers.batching import Generated
 from glide.server.engines.transformers.prompts import Prompt
 
-PAGE = 32  # tokens; only whole pages are shared, and the library's 256 is longer than most templates
-# Tokens of a forward pass. Without a flash kernel each attends over the whole pack: on one core 2048 take
-# 20 ms a prompt where 512 take 9.
+# A page has this number of tokens. Only whole pages are shared, and most shared prefixes are shorter than the library's
+# default of 256 tokens.
+PAGE_TOKENS = 32
+# A forward pass has at most this number of tokens. Without a flash kernel, each token attends to the whole pass, so a
+# large pass is slow. On one core, each prompt takes 20 ms with passes of 2048 tokens, and 9 ms with passes of 512
+# tokens.
 PASS_TOKENS = 512
 
 
 class NotServed(Exception):
-    """Continuous batching gave no answer; the library itself only logs that."""
+    """Continuous batching gave no answer. The library logs the errors of its thread, but does not raise them."""
 
 
 class Continuous:
-    """The library's manager and its thread, which live as long as the model.
+    """Continuous batching with a loaded model. The library's manager and its thread run until `close`.
 
-    Raises whatever keeps the manager from starting, such as an old transformers or too little memory.
+    Args:
+        model: the loaded model.
+        end_tokens: tokens that end a text, unless a record names other tokens.
+        max_tokens: number of tokens that the cache holds. A prompt and its text together cannot have more tokens.
+
+    Raises:
+        Exception: the manager cannot start, for example because transformers is too old or memory is too small.
     """
 
     name = "continuous"
 
-    def __init__(self, model: Any, ends: set[int], tokens: int):
+    def __init__(self, model: Any, end_tokens: set[int], max_tokens: int):
         from transformers import GenerationConfig
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         if model.config._attn_implementation == "eager":
-            raise ValueError("eager attention would have to be replaced in the model, which static batching uses too")
+            raise ValueError("eager attention would have to be replaced in the model, which static batching uses, too")
         config = ContinuousBatchingConfig(
-            page_size=PAGE,
-            num_blocks=-(-tokens // PAGE),  # both numbers, or it takes 60 % of a machine's memory
+            page_size=PAGE_TOKENS,
+            # If num_blocks or max_batch_tokens were not set, the library would take 60 % of the memory.
+            num_blocks=-(-max_tokens // PAGE_TOKENS),
             max_batch_tokens=PASS_TOKENS,
-            auto_switch_to_flash=False,  # would ask the model hub for a kernel
+            auto_switch_to_flash=False,  # True would download a kernel from the model hub
         )
-        greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(ends) or -1)
-        self.ends = sorted(ends)
-        self.tokens = tokens  # of a prompt and its text; one with more would end the thread
+        greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(end_tokens) or -1)
+        self.end_tokens = sorted(end_tokens)
+        self.max_tokens = max_tokens  # if a prompt and its text had more tokens, the thread would end
         self.calls = 0
-        self.reused = 0
-        library = logging.getLogger("ContinuousBatchingLogger")
-        library.setLevel(logging.CRITICAL)  # without psutil it complains that it cannot compute what it was told
+        self.reused_tokens = 0
+        library_log = logging.getLogger("ContinuousBatchingLogger")
+        library_log.setLevel(logging.CRITICAL)  # this hides a useless warning on nodes without psutil
         self.manager = model.init_continuous_batching(generation_config=greedy, continuous_batching_config=config)
-        self.manager.warmup()  # allocates: in the manager's thread an error would only be logged
-        library.setLevel(logging.ERROR)
+        self.manager.warmup()  # allocate memory here, because the manager's thread would only log an error
+        library_log.setLevel(logging.ERROR)
         self._count_shared_pages(self.manager.batch_processor.cache)
-        # Its thread must not keep the process alive, and a thread is a daemon when its starter is one.
+        # The manager's thread must not keep the process alive. A thread is a daemon if a daemon thread starts it.
         starter = threading.Thread(target=self.manager.start, daemon=True)
         starter.start()
         starter.join()
@@ -60,53 +74,65 @@ class Continuous:
     def _count_shared_pages(self, cache: Any) -> None:
         search = cache.search_prefix_match
 
-        def counted(request_id: str, ids: list[int]) -> int:
-            found = search(request_id, ids)
-            self.reused += found
-            return found
+        def search_and_count(request_id: str, ids: list[int]) -> int:
+            found_tokens = search(request_id, ids)
+            self.reused_tokens += found_tokens
+            return found_tokens
 
-        cache.search_prefix_match = counted  # nothing else says how many tokens were found
+        cache.search_prefix_match = search_and_count  # the library reports this number nowhere else
 
-    def ended(self) -> str:
-        """Why the thread has ended, which it does at the first error; empty while it runs."""
+    def end_reason(self) -> str:
+        """Return the error that has ended the manager's thread; empty while the thread runs.
+
+        Every error in the thread ends the thread.
+        """
         return "" if self.manager.is_running() else repr(self.manager.background_thread_status.fatal_error)
 
-    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any], within: float | None = None) -> Answer:
-        """Serve a call; NotServed when that fails, or takes longer than `within` seconds."""
+    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any], timeout: float | None = None) -> Generated:
+        """Generate texts for prompts with equal options.
+
+        Args:
+            prompts: the prompts of the call.
+            generate: the options of these prompts. Only CONTINUOUS_OPTIONS are allowed.
+            timeout: time limit in seconds; None for no limit.
+
+        Raises:
+            NotServed: the manager failed, or the time limit has passed.
+        """
         self.calls += 1
-        before = self.reused
+        before = self.reused_tokens
         waiting = {f"{self.calls}-{number}": prompt for number, prompt in enumerate(prompts)}
         rows: dict[str, list[int]] = {name: [] for name in waiting}
-        deadline = None if within is None else time.monotonic() + within
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            # Equal beginnings one after the other, so that a page is still there when it is wanted again.
+            # Sort the prompts, so that prompts with equal beginnings follow each other and share pages in the cache.
             for name, prompt in sorted(waiting.items(), key=lambda item: item[1].ids):
-                self._ask(name, prompt, generate)
+                self._submit(name, prompt, generate)
             while waiting:
-                name, row = self._next(deadline)
-                if waiting.pop(name, None):  # else it belongs to a call that was interrupted
+                name, row = self._next_finished(deadline)
+                if waiting.pop(name, None):  # otherwise the request is from an interrupted call
                     rows[name] = row
         finally:
             for name in waiting:
                 self.manager.cancel_request(name)
-        return Answer(list(rows.values()), self.reused - before)
+        return Generated(list(rows.values()), self.reused_tokens - before)
 
-    def _ask(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
-        ends = generate.get("eos_token_id", self.ends)
-        ends = [] if ends is None else ends  # with None the manager would take its own
+    def _submit(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
+        end_tokens = generate.get("eos_token_id", self.end_tokens)
+        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by its default
         accepted = self.manager.add_request(
-            prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=ends
+            prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=end_tokens
         )
         if accepted is None:
-            raise NotServed("the manager takes no requests any more")
+            raise NotServed("the manager accepts no more requests")
 
-    def _next(self, deadline: float | None) -> tuple[str, list[int]]:
-        """The next request that is done: its name and tokens."""
+    def _next_finished(self, deadline: float | None) -> tuple[str, list[int]]:
+        """Return the name and the generated tokens of the next finished request."""
         while True:
             if deadline is not None and time.monotonic() > deadline:
-                raise NotServed("it takes too long")
+                raise NotServed("no answer within the time limit")
             output = self.manager.get_result(timeout=0.1)
-            if output is None and (why := self.ended()):
+            if output is None and (why := self.end_reason()):
                 raise NotServed(why)
             if output is not None and output.is_finished():
                 if output.error is not None:
@@ -114,6 +140,6 @@ class Continuous:
                 return output.request_id, output.generated_tokens
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Stop the manager and free its memory."""
         self.manager.stop(block=True, timeout=5.0)
         self.manager.destroy()

@@ -1,4 +1,4 @@
-"""The device that a model is loaded on, and whether it works."""
+"""Choose the device on which a model is loaded, and test whether the device works."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import os
 import signal
 from typing import Any
 
-NO_GPU = "10000"  # what HTCondor calls none, so that jobs without a GPU do not take one
-PROBE = 64  # rows and columns of the product that a device has to get right
+NO_GPU = "10000"  # the value of CUDA_VISIBLE_DEVICES that HTCondor sets for jobs without a GPU
+PROBE_SIZE = 64  # number of rows, and of columns, of the matrices that are multiplied as a test
 
 
 class BrokenDevice(Exception):
-    """A GPU that is not there, or computes what is wrong."""
+    """The job's GPU is not visible, or the device computes wrong results."""
 
 
-def choose(wanted: str) -> str:
-    """`wanted`, or for auto and all CUDA where it is visible: of all GPUs, the first has a model's first layers.
+def choose_device(wanted: str) -> str:
+    """Return the torch device for the option `device`.
+
+    Args:
+        wanted: the option's value. Values other than auto and all are returned unchanged. For the value all, the first
+            GPU is returned, because this GPU has the model's first layers.
 
     Raises:
-        BrokenDevice: this job was given a GPU and torch sees none. On a CPU the model would be there and be of no use.
+        BrokenDevice: HTCondor has assigned a GPU to this job, but torch sees no GPU. A CPU is not used instead, because
+            it would be too slow.
     """
     import torch
 
@@ -26,26 +31,34 @@ def choose(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "cuda"
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets it: to the GPUs that it assigns, or to NO_GPU
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets this to the assigned GPUs, or to NO_GPU
     if given not in ("", "-1", "none", NO_GPU):
         raise BrokenDevice(
-            f"GPU {given} is assigned, and torch sees none: see the node's driver, and its torch's build"
+            f"GPU {given} is assigned, but torch sees none; check the node's driver and the CUDA version of its torch"
         )
     return "cpu"
 
 
 def probe(device: str) -> None:
-    """Have the device compute something that is known; BrokenDevice, or torch's own error, where it does not."""
+    """Check that the device computes a known result.
+
+    Raises:
+        BrokenDevice: the result is wrong.
+        Exception: torch cannot use the device, and raises an error of its own.
+    """
     import torch
 
-    ones = torch.ones(PROBE, PROBE, device=device)
-    if (ones @ ones).sum().item() != PROBE**3:
-        raise BrokenDevice(f"{device} computes what is wrong: a product of ones is not {PROBE**3}")
+    ones = torch.ones(PROBE_SIZE, PROBE_SIZE, device=device)
+    if (ones @ ones).sum().item() != PROBE_SIZE**3:
+        raise BrokenDevice(f"{device} computes wrong results: the sum of a product of ones is not {PROBE_SIZE**3}")
 
 
 def end_if_broken(device: str, error: Exception) -> None:
-    """End this process where a failed call has left the GPU unusable: every later call would fail, for no fault of
-    its own. The server starts another and calls with fewer records, until it has the one that did it."""
+    """If a failed call has left the GPU unusable, end this process, because every later call would fail, too.
+
+    The server then starts another process and makes calls with fewer records, until the record that is the cause is
+    alone in a call.
+    """
     if not device.startswith("cuda"):
         return
     try:
@@ -56,10 +69,10 @@ def end_if_broken(device: str, error: Exception) -> None:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The GPU's name, and the MB that are taken of its memory, and of that of others where a model is on several."""
+    """Return the GPU's name and the MB that torch reserves on all GPUs of the job; for a CPU, return an empty dict."""
     import torch
 
     if not device.startswith("cuda"):
         return {}
-    taken = sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
-    return {"gpu": str(torch.cuda.get_device_name(device)), "megabytes": taken / 1e6}
+    reserved = sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
+    return {"gpu": str(torch.cuda.get_device_name(device)), "megabytes": reserved / 1e6}

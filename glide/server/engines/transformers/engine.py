@@ -1,4 +1,4 @@
-"""The engine: loads a model for its task, and hands the task its prompts."""
+"""The class of the transformers engine. It loads a model for a task, and passes prompts to the task."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from glide.server.engines import Completion, Record
+from glide.server.engines.base import Completion, EngineRecord
 from glide.server.engines.transformers import loading
-from glide.server.engines.transformers.device import choose, end_if_broken, facts, probe
+from glide.server.engines.transformers.device import choose_device, end_if_broken, facts, probe
 from glide.server.engines.transformers.generation import Generation
 from glide.server.engines.transformers.heads import Classification, Embedding
 from glide.server.engines.transformers.options import check_generate
@@ -19,21 +19,25 @@ from glide.vocabulary import State
 
 
 class Transformers:
-    """A model of the transformers library; results equal those of each prompt alone."""
+    """The transformers engine. The result of a prompt does not depend on the other prompts in its call."""
 
     @dataclass(frozen=True)
     class Options:
         """
-        task: generate text, embed (`embedding`: mean-pooled, length 1), or classify (the text is the label; `scores`).
-        dtype: float32, bfloat16, float16, or auto for the model's own.
-        device: cuda, cuda:1, cpu, auto for CUDA where it is visible, or all for a model's layers on all GPUs of the job
-            (which needs accelerate): for models that are too large for one.
-        batch: most records in one call of generate.
-        batch_tokens: most prompt tokens, padding included, in one call.
-        batching: static (padded batches; with a model whose texts padding would change, prompts of one length or single
-            ones), continuous, or auto for the faster of them here, tried while warming up.
-        chat: the prompt is what the user says, in the tokenizer's chat template.
-        system: what the template's system says, with `chat`.
+        task: generate, embed or classify. generate continues the prompt. embed writes the mean of the last hidden
+            states, scaled to length 1, to the result's `embedding`. classify returns the best label as the text, and
+            writes the scores of all labels to the result's `scores`.
+        dtype: type of the weights in memory. float32, bfloat16, float16, or auto for the type that the model specifies.
+        device: cuda, cuda:1 and so on, cpu, auto or all. auto uses cuda if a GPU is visible, and cpu otherwise. all is
+            for a model that is too large for one GPU: its layers are spread over all GPUs of the job. This needs the
+            package accelerate.
+        batch: maximum number of records in one call of the library's generate.
+        batch_tokens: maximum number of prompt tokens in one call, padding included.
+        batching: static (padded batches), continuous or auto. auto measures both while the engine is warming up, and
+            uses the faster one. If padding would change a model's texts, a static batch has only prompts of equal
+            length, or only one prompt.
+        chat: use the tokenizer's chat template, with the prompt as the user's message.
+        system: the system message in the chat template. Without `chat`, this option has no effect.
         """
 
         task: Literal["generate", "embed", "classify"] = "generate"
@@ -50,14 +54,15 @@ class Transformers:
     def __init__(self, template: Template, options: Options):
         self.options = options
         self.batch = options.batch
-        self.window = 16 * options.batch  # enough to sort by length; more would only delay other clients
-        self.planned: dict[int, Prompt] = {}
+        self.window = 16 * options.batch  # enough records to sort by length; with more, other jobs would wait longer
+        self.planned: dict[int, Prompt] = {}  # prompts of the last plan; the dict's keys are the records' keys
 
     def prepare(self) -> None:
         import torch  # noqa: F401
         import transformers
 
-        # Each name of transformers is imported when it is first asked for; here that costs nobody a second.
+        # The library imports a class's module when the class is first used. Use the classes now, while files are
+        # fetched.
         _ = transformers.AutoTokenizer, loading.model_class(self.options.task)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
@@ -67,7 +72,7 @@ class Transformers:
         options = self.options
         transformers.utils.logging.disable_progress_bar()
         phase(State.LOADING)
-        self.device = choose(options.device)
+        self.device = choose_device(options.device)
         probe(self.device)
         tokenizer = loading.load_tokenizer(str(folder))
         self.encoder = Encoder(tokenizer, options.chat, options.system)
@@ -86,17 +91,21 @@ class Transformers:
             self.task.warm_up()
 
     def _placement(self) -> dict[str, Any]:
-        """Onto GPUs tensor by tensor from the mapped files, by several threads; else all of it by way of memory."""
+        """Return the options of `from_pretrained` that choose the devices for the model.
+
+        With the package accelerate, several threads copy the tensors one by one from the mapped files to the GPU.
+        Without accelerate, the whole model is first loaded into the node's memory.
+        """
         if self.options.device == "all":
             return {"device_map": "auto"}
         return {"device_map": {"": self.device}} if self.device != "cpu" and find_spec("accelerate") else {}
 
-    def plan(self, records: Sequence[Record]) -> list[list[Record]]:
+    def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
         calls = self.task.plan(self.encoder.encode(records))
         self.planned = {prompt.record.key: prompt for call in calls for prompt in call}
         return [[prompt.record for prompt in call] for call in calls]
 
-    def call(self, records: Sequence[Record]) -> list[Completion]:
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
         try:
             if all(record.key in self.planned for record in records):
                 return self.task.serve([self.planned[record.key] for record in records])

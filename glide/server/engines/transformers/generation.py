@@ -1,4 +1,4 @@
-"""The task `generate`: a causal language model goes on from each prompt."""
+"""The task `generate`, in which a causal language model continues each prompt."""
 
 from __future__ import annotations
 
@@ -7,111 +7,141 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from glide.server.engines import Completion, Record, WrongOption
+from glide.server.engines.base import Completion, EngineRecord, WrongOption
 from glide.server.engines.transformers import choice, last_layer, positions
-from glide.server.engines.transformers.batching import Answer, Batching, Defaults, until
+from glide.server.engines.transformers.batching import Batching, Defaults, Generated, truncate_at_end
 from glide.server.engines.transformers.continuous import Continuous, NotServed
-from glide.server.engines.transformers.options import TOKENS, as_called
+from glide.server.engines.transformers.options import TOKENS, library_options
 from glide.server.engines.transformers.padded import Padded
-from glide.server.engines.transformers.prompts import Encoder, Prompt, check
-from glide.server.engines.transformers.sharing import LONGEST, Rows, try_rows
-from glide.server.engines.transformers.stops import Stops
+from glide.server.engines.transformers.prompts import Encoder, Prompt, check_prompts
+from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
+from glide.server.engines.transformers.stops import StopStrings
 
-CALLS = 4  # batches that make a call of continuous batching, which runs dry only at a call's end
+# One call of continuous batching serves this number of batches. Places in a batch are empty only at the end of a call,
+# so a long call is more efficient.
+CONTINUOUS_BATCHES = 4
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then".split()
 
 
 class Generation:
-    """Greedy text equals plain transformers': a call has only rows that do not change each other's texts."""
+    """Text generation with a loaded model.
+
+    The rows of a call do not change each other's texts. Greedy texts are therefore the same as with plain transformers.
+
+    Args:
+        model: the loaded model.
+        encoder: encoder that turns records into prompts.
+        batching, batch, batch_tokens: options of the engine.
+    """
 
     def __init__(self, model: Any, encoder: Encoder, batching: str, batch: int, batch_tokens: int):
         self.encoder = encoder
         self.batch = batch
         self.context = positions.context_tokens(model)
-        self.known = positions.known_tokens(model)
+        self.vocabulary_size = positions.vocabulary_size(model)
         self.defaults = Defaults(model.generation_config, self.context)
-        self.stops = Stops(encoder.tokenizer)
+        self.stops = StopStrings(encoder.tokenizer)
         self.padded = Padded(model, encoder, batch, batch_tokens)
         self.continuous: Continuous | None = None
-        self.prompt_tokens = self.reused = 0
+        self.prompt_tokens = self.reused_tokens = 0
         with _without_defaults(model):
             self._warm_up(model, batching, 2 * batch_tokens)
 
     def _warm_up(self, model: Any, batching: str, tokens: int) -> None:
-        """Choose: by trying, if that is left to us. `tokens` are how many continuous batching may hold."""
+        """Find out with trials what this model supports, and choose how to batch.
+
+        Args:
+            model: the loaded model.
+            batching: the engine's option `batching`.
+            tokens: number of tokens that the cache of continuous batching may hold.
+        """
         steps = choice.GENERATE["max_new_tokens"]
-        room = max(1, min(self.context, self.padded.sharing.anywhere) - steps)
-        tried = [prompt.ids[: min(room, LONGEST)] for prompt in self._encoded(range(3))]
-        rows, why = try_rows(lambda rows: self.padded.logits(rows, steps), tried, self.padded.tolerance)
-        self.padded.sharing = self.padded.sharing.limited(rows)
+        max_prompt = max(1, min(self.context, self.padded.sharing.unrestricted_tokens) - steps)
+        rows_tried = [prompt.ids[: min(max_prompt, LONGEST)] for prompt in self._numbered_prompts(range(3))]
+        rows, why = try_rows(lambda rows: self.padded.logits(rows, steps), rows_tried, self.padded.tolerance)
+        self.padded.sharing = self.padded.sharing.limited_to(rows)
         if why:
-            print(f"transformers engine: static batching with {rows.company}: {why}", flush=True)
-        prompts, others = self._warm_prompts(0, room), self._warm_prompts(self.batch, room)
-        some = [prompt.ids for prompt in prompts[:4]]
-        first = some if rows != Rows.SINGLE else some[:1]
-        if why := last_layer.spare(model, lambda: self.padded.first_logits(first), self.padded.tolerance):
-            print(f"transformers engine: the last layer of this model is computed in full: {why}", flush=True)
-        trial = choice.try_static(self.padded, prompts if rows != Rows.SINGLE else prompts[:1])
-        self.padded.paces = trial.paces
-        if why := self.padded.probe(some) if rows == Rows.ANY else "its prompts can't be padded":
+            print(f"transformers engine: static batches have {rows.description}: {why}", flush=True)
+        prompts, fresh_prompts = self._warm_prompts(0, max_prompt), self._warm_prompts(self.batch, max_prompt)
+        prompt_ids = [prompt.ids for prompt in prompts[:4]]
+        first = prompt_ids if rows != RowRule.SINGLE else prompt_ids[:1]
+        if why := last_layer.skip_last_mlp(model, lambda: self.padded.first_logits(first), self.padded.tolerance):
+            print(f"transformers engine: the last layer of this model is computed for all positions: {why}", flush=True)
+        trial = choice.try_static(self.padded, prompts if rows != RowRule.SINGLE else prompts[:1])
+        self.padded.speeds = trial.speeds
+        if why := self.padded.probe_prefixes(prompt_ids) if rows == RowRule.ANY else "its prompts cannot be padded":
             print(f"transformers engine: no shared prefixes with this model: {why}", flush=True)
-        ends = self.defaults.ends({})
+        end_tokens = self.defaults.end_tokens({})
 
         def start() -> Continuous:
-            if self.defaults.set:
-                raise ValueError(f"the model's own defaults set {', '.join(sorted(self.defaults.set))}")
-            return Continuous(model, ends, tokens)
+            if self.defaults.effective:
+                raise ValueError(f"the model has generation defaults for {', '.join(sorted(self.defaults.effective))}")
+            return Continuous(model, end_tokens, tokens)
 
         if batching == "continuous":
             self.continuous = start()
         elif batching == "auto":
-            self.continuous, reason = choice.choose(trial, start, prompts, others, ends)
-            print(f"transformers engine: {self.usual.name} batching, as {reason}", flush=True)
+            self.continuous, reason = choice.choose_batching(trial, start, prompts, fresh_prompts, end_tokens)
+            print(f"transformers engine: {self.default_batching.name} batching: {reason}", flush=True)
 
-    def _encoded(self, numbers: range) -> list[Prompt]:
+    def _numbered_prompts(self, numbers: range) -> list[Prompt]:
         texts = [" ".join(WORDS[(n + i * (1 + n // len(WORDS))) % len(WORDS)] for i in range(40)) for n in numbers]
-        return self.encoder.encode([Record(-1, f"{n} {text}") for n, text in zip(numbers, texts, strict=True)])
+        return self.encoder.encode([EngineRecord(-1, f"{n} {text}") for n, text in zip(numbers, texts, strict=True)])
 
-    def _warm_prompts(self, first: int, room: int) -> list[Prompt]:
-        """A batch of prompts that differ from their first token on, of about one length, as calls are sorted by it."""
-        spread = 4 if self.padded.sharing.rows == Rows.ANY else 1
-        prompts = self._encoded(range(first, first + self.batch))
-        return [Prompt(prompt.record, prompt.ids[: min(room, 40 + n % spread)]) for n, prompt in enumerate(prompts)]
+    def _warm_prompts(self, first: int, max_prompt: int) -> list[Prompt]:
+        """Return a batch of prompts whose beginnings differ from each other.
+
+        The prompts have nearly the same length, as in a real call, because `plan` sorts prompts by length.
+
+        Args:
+            first: number of the first prompt.
+            max_prompt: maximum number of tokens of a prompt.
+        """
+        spread = 4 if self.padded.sharing.rows == RowRule.ANY else 1
+        prompts = self._numbered_prompts(range(first, first + self.batch))
+        return [
+            Prompt(prompt.record, prompt.ids[: min(max_prompt, 40 + n % spread)]) for n, prompt in enumerate(prompts)
+        ]
 
     @property
-    def usual(self) -> Batching:
-        """How calls are batched whose options leave the choice."""
+    def default_batching(self) -> Batching:
+        """The way of batching that serves a call if the call's options allow both ways."""
         return self.continuous or self.padded
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        """Calls of equal options; those of static batching also of one prefix."""
+        """Divide prompts into calls. A call's prompts have equal options and, in static batching, the same prefix."""
         groups: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             groups.setdefault(json.dumps(prompt.record.generate, sort_keys=True), []).append(prompt)
         calls: list[list[Prompt]] = []
         for group in groups.values():
-            generate = as_called(group[0].record.generate)
-            continued: list[Prompt] = []
-            rest: list[Prompt] = []
+            generate = library_options(group[0].record.generate)
+            continuous_prompts: list[Prompt] = []
+            static_prompts: list[Prompt] = []
             for prompt in group:
-                (continued if self._continues([prompt], generate) else rest).append(prompt)
-            continued.sort(key=lambda prompt: prompt.ids)  # a page is shared before it is given up
-            size = CALLS * self.batch
-            calls += [continued[start : start + size] for start in range(0, len(continued), size)]
-            if rest:
-                shares = self.defaults.next_token_only(generate)
-                calls += self.padded.plan(rest, self.defaults.new(generate), shares, self.defaults.rows(generate))
+                (continuous_prompts if self._uses_continuous([prompt], generate) else static_prompts).append(prompt)
+            # Sort the prompts. Then prompts with a shared page follow each other, while the page is still in the cache.
+            continuous_prompts.sort(key=lambda prompt: prompt.ids)
+            size = CONTINUOUS_BATCHES * self.batch
+            calls += [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]
+            if static_prompts:
+                share_prefixes = self.defaults.allows_prefix(generate)
+                calls += self.padded.plan(
+                    static_prompts, self.defaults.new_tokens(generate), share_prefixes, self.defaults.row_rule(generate)
+                )
         return calls
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        generate = as_called(prompts[0].record.generate)
+        generate = library_options(prompts[0].record.generate)
         self._check_tokens(generate)
-        check(prompts, lambda length: self.defaults.tokens(length, generate), self.context, self.known)
-        answer = self._continued(prompts, generate) or self.padded.generate(prompts, generate)
+        check_prompts(
+            prompts, lambda length: self.defaults.total_tokens(length, generate), self.context, self.vocabulary_size
+        )
+        generated = self._serve_continuous(prompts, generate) or self.padded.generate(prompts, generate)
         self.prompt_tokens += sum(len(prompt.ids) for prompt in prompts)
-        self.reused += answer.reused
-        each = len(answer.rows) // len(prompts)
-        rows = [self._ended(prompts[n // each], row, generate) for n, row in enumerate(answer.rows)]
+        self.reused_tokens += generated.reused_tokens
+        each = len(generated.rows) // len(prompts)
+        rows = [self._truncated(prompts[n // each], row, generate) for n, row in enumerate(generated.rows)]
         texts = self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
             Completion(texts[n], len(rows[n]), _choices(texts[n : n + each]) if each > 1 else {})
@@ -122,37 +152,47 @@ class Generation:
         for name in TOKENS & generate.keys():
             value = generate[name]
             tokens = value if isinstance(value, list) else [value]
-            if any(token is not None and token >= self.known for token in tokens):
-                raise WrongOption(name, f"the model has no token {value}, but {self.known} from 0 on")
+            if any(token is not None and token >= self.vocabulary_size for token in tokens):
+                raise WrongOption(name, f"no token {value} in the model; it has tokens 0 to {self.vocabulary_size - 1}")
 
-    def _ended(self, prompt: Prompt, row: list[int], generate: dict[str, Any]) -> list[int]:
-        """Return a row up to where it ended, without what it was filled up with."""
+    def _truncated(self, prompt: Prompt, row: list[int], generate: dict[str, Any]) -> list[int]:
+        """Return a row up to and including its end token or stop string, without the padding."""
         strings = self.defaults.value("stop_strings", generate)
-        stopped = self.stops.until(prompt.ids, row, strings) if strings else row
-        return until(stopped, self.defaults.ends(generate))
+        truncated = self.stops.truncate(prompt.ids, row, strings) if strings else row
+        return truncate_at_end(truncated, self.defaults.end_tokens(generate))
 
-    def _continued(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Answer | None:
-        """Continuous batching's answer, where it has one."""
-        if not self._continues(prompts, generate) or self.continuous is None:
+    def _serve_continuous(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated | None:
+        """Return the texts of continuous batching; None if continuous batching fails or cannot serve the call."""
+        if not self._uses_continuous(prompts, generate) or self.continuous is None:
             return None
         try:
             return self.continuous.generate(prompts, generate)
         except NotServed as error:
-            print(f"transformers engine: static batching for a call that continuous failed: {error}", flush=True)
+            print(
+                f"transformers engine: continuous batching failed, static batching serves the call: {error}", flush=True
+            )
             return None
 
-    def _continues(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> bool:
-        if self.continuous and (why := self.continuous.ended()):
-            print(f"transformers engine: static batching from now on, as continuous batching ended: {why}", flush=True)
+    def _uses_continuous(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> bool:
+        """Return whether continuous batching can serve these prompts.
+
+        If the thread of continuous batching has ended, disable continuous batching.
+        """
+        if self.continuous and (why := self.continuous.end_reason()):
+            print(f"transformers engine: continuous batching ended, static batching from now on: {why}", flush=True)
             self.continuous = None
-        if self.continuous is None or not self.defaults.greedy(generate) or not all(prompt.ids for prompt in prompts):
+        if (
+            self.continuous is None
+            or not self.defaults.allows_continuous(generate)
+            or not all(prompt.ids for prompt in prompts)
+        ):
             return False
         longest = max(len(prompt.ids) for prompt in prompts) + int(generate["max_new_tokens"])
-        return longest <= min(self.continuous.tokens, self.padded.sharing.anywhere)
+        return longest <= min(self.continuous.max_tokens, self.padded.sharing.unrestricted_tokens)
 
     def describe(self) -> dict[str, Any]:
-        hits = self.reused / self.prompt_tokens if self.prompt_tokens else 0.0
-        return {"batching": self.usual.name, "prefix_hits": hits}
+        hits = self.reused_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+        return {"batching": self.default_batching.name, "prefix_hits": hits}
 
 
 def _choices(texts: Sequence[str]) -> dict[str, Any]:
@@ -161,13 +201,13 @@ def _choices(texts: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _without_defaults(model: Any) -> Iterator[None]:
-    """Warm up without a model's own generation defaults: stop strings, beams or guesses have nothing to do with it."""
+    """In the block, remove a model's own generation defaults, because stop strings or beams would disturb trials."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
+    defaults = model.generation_config
     model.generation_config = GenerationConfig()
-    model.generation_config.update(use_cache=own.use_cache, cache_implementation=own.cache_implementation)
+    model.generation_config.update(use_cache=defaults.use_cache, cache_implementation=defaults.cache_implementation)
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = defaults

@@ -1,74 +1,77 @@
-"""The tasks `embed` and `classify`: one forward pass, and a vector or scores from it."""
+"""The tasks `embed` and `classify`. They compute a vector or scores from one forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from glide.server.engines import Completion, Record
+from glide.server.engines.base import Completion, EngineRecord
 from glide.server.engines.transformers import positions
-from glide.server.engines.transformers.prompts import Encoder, Prompt, check, cut
-from glide.server.engines.transformers.sharing import LONGEST, Sharing, tolerance, try_rows
+from glide.server.engines.transformers.prompts import Encoder, Prompt, check_prompts, divide_into_calls
+from glide.server.engines.transformers.sharing import LONGEST, RowSharing, tolerance, try_rows
 
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then"
 
 
 class Head:
-    """Rows are padded on the right and masked, where the loaded model then says of each what it says of it alone."""
+    """Base class of the tasks `embed` and `classify`.
+
+    If padding does not change the model's outputs, rows are padded on the right, and the padding is masked.
+    """
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         self.model = model
         self.encoder = encoder
         self.batch = batch
         self.batch_tokens = batch_tokens
-        # An encoder's positions may begin at 2, so its table is longer than the prompts it takes.
+        # An encoder model may have more positions than a prompt may have tokens, because positions may begin at 2.
         self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
-        self.known = positions.known_tokens(model)
-        self.sharing = Sharing(stretch=positions.stretch(model))
+        self.vocabulary_size = positions.vocabulary_size(model)
+        self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
 
     def warm_up(self) -> None:
-        """Learn which rows may share a call."""
-        room = max(1, min(self.context, self.sharing.anywhere))
+        """Find out with a trial which rows may share a call, and set `sharing`."""
+        max_tokens = max(1, min(self.context, self.sharing.unrestricted_tokens))
         texts = [f"{n} {WORDS[n:]} {WORDS}" for n in range(3)]
-        rows = [prompt.ids[:room] for prompt in self.encoder.encode([Record(-1, text) for text in texts])]
+        rows = [prompt.ids[:max_tokens] for prompt in self.encoder.encode([EngineRecord(-1, text) for text in texts])]
         rows = [row[:LONGEST] for row in rows]
         allowed, why = try_rows(lambda rows: self._outputs(rows)[:, None], rows, tolerance(self.model))
-        self.sharing = self.sharing.limited(allowed)
+        self.sharing = self.sharing.limited_to(allowed)
         if why:
-            print(f"transformers engine: batching with {allowed.company}: {why}", flush=True)
+            print(f"transformers engine: calls have {allowed.description}: {why}", flush=True)
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-        def mixes(first: Prompt, prompt: Prompt) -> bool:
+        def may_share(first: Prompt, prompt: Prompt) -> bool:
             return self.sharing.allows(len(first.ids), len(prompt.ids), 0)
 
-        return cut(prompts, self.batch, self.batch_tokens, mixes)
+        return divide_into_calls(prompts, self.batch, self.batch_tokens, may_share)
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        check(prompts, lambda length: length, self.context, self.known)
+        check_prompts(prompts, lambda length: length, self.context, self.vocabulary_size)
         return self._completions(self._outputs([prompt.ids for prompt in prompts]))
 
     def _outputs(self, rows: Sequence[list[int]]) -> Any:
-        """What the model makes of rows of tokens, as (row, output)."""
+        """Return the model's outputs for rows of tokens, as a tensor with the dimensions (row, output)."""
         import torch
 
-        if self.sharing.stretch is not None:
-            positions.forget(self.model)
-        width, padding = max(map(len, rows)), self._padding(rows)
-        ids = [row + [padding] * (width - len(row)) for row in rows]
+        if self.sharing.dynamic_rope is not None:
+            positions.reset_dynamic_rope(self.model)
+        width, padding_token = max(map(len, rows)), self._padding_token(rows)
+        ids = [row + [padding_token] * (width - len(row)) for row in rows]
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         device = self.model.device
         with torch.inference_mode():
-            marked = torch.tensor(mask, device=device)
-            output = self.model(input_ids=torch.tensor(ids, device=device), attention_mask=marked)
-            return self._of_each(output, marked)
+            mask_tensor = torch.tensor(mask, device=device)
+            output = self.model(input_ids=torch.tensor(ids, device=device), attention_mask=mask_tensor)
+            return self._row_outputs(output, mask_tensor)
 
     def describe(self) -> dict[str, Any]:
         return {"batching": self.sharing.rows.batching}
 
-    def _padding(self, rows: Sequence[list[int]]) -> int:
-        return self.encoder.padding(self.known)
+    def _padding_token(self, rows: Sequence[list[int]]) -> int:
+        return self.encoder.padding_token(self.vocabulary_size)
 
-    def _of_each(self, output: Any, mask: Any) -> Any:
+    def _row_outputs(self, output: Any, mask: Any) -> Any:
         raise NotImplementedError
 
     def _completions(self, outputs: Any) -> list[Completion]:
@@ -76,37 +79,41 @@ class Head:
 
 
 class Embedding(Head):
-    """The mean of a prompt's last hidden states, of length 1."""
+    """The task `embed`. It returns the mean of a prompt's last hidden states, scaled to length 1."""
 
-    def _of_each(self, output: Any, mask: Any) -> Any:
+    def _row_outputs(self, output: Any, mask: Any) -> Any:
         weights = mask.unsqueeze(-1).float()
         mean = (output.last_hidden_state.float() * weights).sum(1) / weights.sum(1)
         return mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def _completions(self, outputs: Any) -> list[Completion]:
-        # Seven digits are what float32 has; more would only make the results longer.
+        # A float32 has about seven significant digits. More digits would only make the results longer.
         return [Completion("", 0, {"embedding": [round(x, 7) for x in row]}) for row in outputs.tolist()]
 
 
 class Classification(Head):
-    """The label with the highest score, and the scores of all."""
+    """The task `classify`. It returns the label with the highest score, and the scores of all labels."""
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         super().__init__(model, encoder, batch, batch_tokens)
         self.config = model.config.get_text_config()
         self.unpadded = self.config.pad_token_id is None
         self.labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-        # One label, or several that may all be true, have a probability each; else they share one.
+        # If there is one label, or if several labels may be true, each label has its own probability. Otherwise the
+        # probabilities of all labels add up to 1.
         self.independent = len(self.labels) == 1 or model.config.problem_type == "multi_label_classification"
 
-    def _padding(self, rows: Sequence[list[int]]) -> int:
-        """A decoder scores the last token that is not padding: where that is ours to choose, no prompt ends in it."""
+    def _padding_token(self, rows: Sequence[list[int]]) -> int:
+        """Return the padding token. If the model has no padding token, choose a token with which no row ends.
+
+        A decoder computes a row's scores at the row's last token that differs from the padding token.
+        """
         if self.unpadded:
-            ends = {row[-1] for row in rows}
-            self.config.pad_token_id = next(token for token in range(len(ends) + 1) if token not in ends)
+            last_tokens = {row[-1] for row in rows}
+            self.config.pad_token_id = next(token for token in range(len(last_tokens) + 1) if token not in last_tokens)
         return int(self.config.pad_token_id)
 
-    def _of_each(self, output: Any, mask: Any) -> Any:
+    def _row_outputs(self, output: Any, mask: Any) -> Any:
         return output.logits.float()
 
     def _completions(self, outputs: Any) -> list[Completion]:

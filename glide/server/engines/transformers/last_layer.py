@@ -1,40 +1,53 @@
-"""While a prompt is read, only its last position's logits are wanted, and nothing but these depends on what the last
-layer's feed-forward block does: it is computed for that position alone, which spares a model of n layers about 0.7/n
-of the reading."""
+"""Compute the feed-forward block of the last layer only for a prompt's last position.
+
+During prefill, only the logits of a prompt's last position are needed, and nothing except the logits depends on the
+block. If a model with n layers skips the block for all earlier positions, about 0.7/n of the prefill time is saved.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from glide.server.engines.transformers.sharing import alike
+from glide.server.engines.transformers.sharing import nearly_equal
 
 
-def spare(model: Any, first_logits: Callable[[], Any], tolerance: float) -> str:
-    """Spare the block where the caller of `forward` said `logits_to_keep=1`; why this model can't, or nothing.
+def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float) -> str:
+    """Let a model skip the feed-forward block of the last layer for all positions except the last.
+
+    The model skips the block only in calls of `forward` with `logits_to_keep=1`.
 
     Args:
-        first_logits: logits of the first token after some prompts: the proof that it makes no difference.
-        tolerance: by how much they may differ all the same.
+        model: the loaded model. The change remains only if the logits with and without the change are nearly equal.
+        first_logits: function that computes the logits of the first new token of some prompts.
+        tolerance: maximum relative difference between logits that count as equal.
+
+    Returns:
+        The reason why the model cannot skip the block; empty if the model skips the block from now on.
     """
     layers = getattr(model.base_model, "layers", None) or getattr(model.base_model, "h", None) or [None]
     block = getattr(layers[-1], "mlp", None)
     if block is None:
-        return "its last layer has no part of that name"
-    wanted = first_logits()
-    last_alone = False
+        return "the last layer has no part named mlp"
+    expected = first_logits()
+    only_last = False
 
-    def see(module: Any, args: Any, options: dict[str, Any]) -> None:
-        nonlocal last_alone
-        keep = options.get("logits_to_keep")  # or, from continuous batching, a tensor of positions
-        last_alone = isinstance(keep, int) and keep == 1
+    def watch_logits_to_keep(module: Any, args: Any, options: dict[str, Any]) -> None:
+        nonlocal only_last
+        keep = options.get("logits_to_keep")  # this is a number; with continuous batching, it is a tensor of positions
+        only_last = isinstance(keep, int) and keep == 1
 
-    def cut(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, -1:], *args[1:]) if last_alone else args  # the residual connection adds it to all positions
+    def keep_last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # The block's output for the last position is enough. The residual connection adds this output to all positions,
+        # but only the last position is used.
+        return (args[0][:, -1:], *args[1:]) if only_last else args
 
-    hooks = [model.register_forward_pre_hook(see, with_kwargs=True), block.register_forward_pre_hook(cut)]
+    hooks = [
+        model.register_forward_pre_hook(watch_logits_to_keep, with_kwargs=True),
+        block.register_forward_pre_hook(keep_last_position),
+    ]
     try:
-        why = "" if alike(wanted, first_logits(), tolerance) else "it says something else without"
+        why = "" if nearly_equal(expected, first_logits(), tolerance) else "skipping positions changes its logits"
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     if why:

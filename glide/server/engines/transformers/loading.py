@@ -1,4 +1,4 @@
-"""Load a model's folder, or raise in one line what it lacks: the library answers with pages."""
+"""Load a model's folder. An error has one line that names the cause, because the library's own messages are long."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from glide.errors import TemplateError
 TASKS = {
     "generate": ("ForCausalLM", "a causal language model"),
     "embed": ("", "a model of the transformers library"),
-    "classify": ("ForSequenceClassification", "a model with a head that classifies"),
+    "classify": ("ForSequenceClassification", "a model with a classification head"),
 }
-SHOWN = 3  # weights that are missing
-LINE = 300  # characters of the library's own words
+SHOWN = 3  # maximum number of missing weights that a message names
+MAX_CAUSE = 300  # maximum number of characters that are taken from the library's own message
 
 Loaded = TypeVar("Loaded")
 
@@ -25,7 +25,11 @@ def model_class(task: str) -> Any:
 
 
 def load_tokenizer(folder: str) -> Any:
-    """Return the tokenizer in a folder; TemplateError when it can't be loaded."""
+    """Return the tokenizer in a folder.
+
+    Raises:
+        TemplateError: the tokenizer cannot be loaded.
+    """
     import transformers
 
     return _attempt(
@@ -34,51 +38,60 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def load_model(folder: str, task: str, **options: Any) -> Any:
-    """Return the model in a folder.
+    """Return the model in a folder, in evaluation mode.
 
     Args:
-        options: of `from_pretrained`.
+        folder: the model's folder, in the Hugging Face format.
+        task: name of the task, a key of TASKS.
+        options: further arguments of `from_pretrained`.
 
     Raises:
-        TemplateError: it can't be loaded, is none for this task, or lacks weights that the task needs.
+        TemplateError: the model cannot be loaded, its type does not have the task, or weights for the task are missing.
     """
     import transformers
 
-    # Said outright: asked, the library would wait at the terminal, and leave an alarm that ends the process.
+    # Set trust_remote_code to False. Otherwise the library asks at the terminal whether to run the model's code. For
+    # this question, the library sets an alarm. The alarm remains and later ends the process.
     config = _attempt(lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), "the model")
     wanted = TASKS[task][1]
     if type(config) not in model_class(task)._model_mapping:
         if getattr(config, "auto_map", None):
             raise TemplateError(_OWN_CODE)
         kind = "an encoder-decoder model" if config.is_encoder_decoder else "a model"
-        raise TemplateError(f"task {task} needs {wanted}, and this is {kind} of type {config.model_type}")
+        raise TemplateError(f"task {task} needs {wanted}, but this is {kind} of type {config.model_type}")
     quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "")
     what = f"the model, which is quantized with {quantized}," if quantized else "the model"
-    model, found = _attempt(
+    model, loading_info = _attempt(
         lambda: model_class(task).from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options),
         what,
     )
-    # They would be random: a pooler that embeddings do not use may be missing, a head may not.
-    if (missing := sorted(found["missing_keys"])) and task != "embed":
+    # The library sets missing weights to random values. So missing weights are an error, except for the task embed.
+    # This task does not use all weights; for example, it does not use the weights of a pooler.
+    if (missing := sorted(loading_info["missing_keys"])) and task != "embed":
         names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         kind = ", ".join(config.architectures or ["a model of another kind"])
-        raise TemplateError(f"task {task} needs {wanted}, and the files, of {kind}, have no weights {names}")
+        raise TemplateError(f"task {task} needs {wanted}, but the files, of {kind}, have no weights {names}")
     return model.eval()
 
 
 _OWN_CODE = (
-    "the model brings its own Python code (auto_map in config.json), which is never run; "
-    "use a version of it whose type transformers knows"
+    "the model brings its own Python code (auto_map in config.json), which glide never runs; "
+    "use a version of the model whose type transformers knows"
 )
 
 
 def _attempt(load: Callable[[], Loaded], what: str) -> Loaded:
+    """Return the result of `load`.
+
+    Raises:
+        TemplateError: `load` raised an error. The message is one line that begins with `what`.
+    """
     try:
         return load()
     except Exception as error:
-        words = str(error)
-        if "trust_remote_code" in words:
+        message = str(error)
+        if "trust_remote_code" in message:
             raise TemplateError(_OWN_CODE) from error
-        first = next((line.strip() for line in words.splitlines() if line.strip()), "")[:LINE]
-        lacks = " (a package is missing in the environment of the template)" if isinstance(error, ImportError) else ""
-        raise TemplateError(f"{what} can't be loaded: {type(error).__name__}: {first}{lacks}") from error
+        first = next((line.strip() for line in message.splitlines() if line.strip()), "")[:MAX_CAUSE]
+        hint = "; add the missing package to the template's environment" if isinstance(error, ImportError) else ""
+        raise TemplateError(f"{what} can't be loaded: {type(error).__name__}: {first}{hint}") from error

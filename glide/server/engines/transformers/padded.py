@@ -1,4 +1,4 @@
-"""Static batching: `generate` on padded rows, which go on from a shared prefix where there is one."""
+"""Static batching. The library's `generate` gets padded rows. Rows with a common prefix continue a cached prefix."""
 
 from __future__ import annotations
 
@@ -7,130 +7,167 @@ from dataclasses import dataclass
 from typing import Any
 
 from glide.server.engines.transformers import positions
-from glide.server.engines.transformers.batching import Answer
-from glide.server.engines.transformers.prefix import PrefixCaches, with_prefixes
-from glide.server.engines.transformers.prompts import Encoder, Prompt, cut
-from glide.server.engines.transformers.sharing import Rows, Sharing, alike, tolerance
+from glide.server.engines.transformers.batching import Generated
+from glide.server.engines.transformers.prefix import PrefixCaches, group_by_prefix
+from glide.server.engines.transformers.prompts import Encoder, Prompt, divide_into_calls
+from glide.server.engines.transformers.sharing import RowRule, RowSharing, nearly_equal, tolerance
 
-NEARLY = 1.05  # of two batches as fast as can be measured the smaller is taken: its results come sooner
+# Two batch sizes count as equally fast if their times differ by at most this factor. Then the smaller size is used,
+# because its results come sooner.
+EQUAL_SPEED = 1.05
 Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast batches of so many rows are: seconds of prefill a prompt token, and of a decoding step a row."""
+class BatchSpeed:
+    """The measured speed of batches of a certain size.
+
+    Attributes:
+        rows: number of rows in a batch.
+        token_seconds: seconds that prefill takes for each prompt token.
+        step_seconds: seconds that a decoding step takes for each row.
+    """
 
     rows: int
     token_seconds: float
     step_seconds: float
 
-    def seconds(self, tokens: float, new: int) -> float:
-        """What a prompt of so many tokens takes to which `new` are added."""
-        return tokens * self.token_seconds + (new - 1) * self.step_seconds
+    def seconds(self, tokens: float, new_tokens: int) -> float:
+        """Return the seconds that a prompt takes if it has `tokens` tokens and its text has `new_tokens` tokens."""
+        return tokens * self.token_seconds + (new_tokens - 1) * self.step_seconds
 
 
 class Padded:
-    """Rows are [prefix][padding][rest]: positions come from the mask, so padding counts for nothing."""
+    """Static batching with a loaded model.
+
+    A row consists of the prefix, then the padding, then the rest of the prompt. The library computes positions from
+    the mask, so padding takes no position.
+    """
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
         self.model = model
         self.tokenizer = encoder.tokenizer
-        self.padding = encoder.padding(positions.known_tokens(model))
+        self.padding_token = encoder.padding_token(positions.vocabulary_size(model))
         self.batch = batch
         self.batch_tokens = batch_tokens
-        self.sharing = Sharing(stretch=positions.stretch(model))
+        self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
         self.tolerance = tolerance(model)
         self.prefixes = PrefixCaches(model)
-        self.paces: list[Pace] = []  # as measured; without, the largest batch is taken for the best
+        self.speeds: list[BatchSpeed] = []  # measured speeds, the smallest batch first; empty if not measured yet
 
     @property
     def name(self) -> str:
         return self.sharing.rows.batching
 
-    def plan(self, prompts: Sequence[Prompt], new: int, shares: bool, rows: Rows) -> list[list[Prompt]]:
-        """Calls for prompts with equal options.
+    def plan(
+        self, prompts: Sequence[Prompt], new_tokens: int, share_prefixes: bool, rows: RowRule
+    ) -> list[list[Prompt]]:
+        """Divide prompts with equal options into calls.
 
         Args:
-            new: tokens to generate.
-            shares: whether they may go on from a shared prefix.
-            rows: which the options allow in one call.
+            prompts: the prompts, in any order.
+            new_tokens: number of tokens to generate for each prompt.
+            share_prefixes: whether the options allow prompts to continue a cached prefix.
+            rows: rule for the rows that may share a call with these options.
         """
-        sharing = self.sharing.limited(rows)
+        sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]
-        if shares and self.prefixes.longest:
-            families = with_prefixes(prompts, self.prefixes.kept, self.batch, self.prefixes.longest)
+        if share_prefixes and self.prefixes.max_tokens:
+            families = group_by_prefix(prompts, self.prefixes.cached, self.batch, self.prefixes.max_tokens)
 
-        def mixes(first: Prompt, prompt: Prompt) -> bool:
-            return sharing.allows(len(first.ids), len(prompt.ids), new)
+        def may_share(first: Prompt, prompt: Prompt) -> bool:
+            return sharing.allows(len(first.ids), len(prompt.ids), new_tokens)
 
         calls: list[list[Prompt]] = []
         for family in families:
             tokens = sum(len(prompt.ids) - len(prompt.prefix) for prompt in family) / len(family)
-            calls += cut(family, self._rows(tokens, new), self.batch_tokens, mixes)
+            calls += divide_into_calls(family, self._best_batch(tokens, new_tokens), self.batch_tokens, may_share)
         return calls
 
-    def _rows(self, tokens: float, new: int) -> int:
-        """The best batch for such prompts: large ones decode with less overhead, small ones stay in a CPU's cache."""
-        best = min(self.paces, key=lambda pace: pace.seconds(tokens, new), default=None)
-        if best is None or (best == self.paces[-1] and best.rows < self.batch):  # there was no time to try larger ones
-            return self.batch
-        enough = NEARLY * best.seconds(tokens, new)
-        return next(pace.rows for pace in self.paces if pace.seconds(tokens, new) <= enough)
+    def _best_batch(self, tokens: float, new_tokens: int) -> int:
+        """Return the number of rows of a call that serves prompts fastest.
 
-    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Answer:
+        Large batches have less overhead in decoding. Small batches fit into a CPU's cache.
+
+        Args:
+            tokens: average number of tokens of a prompt, without its prefix.
+            new_tokens: number of tokens to generate for each prompt.
+        """
+        best = min(self.speeds, key=lambda speed: speed.seconds(tokens, new_tokens), default=None)
+        if best is None or (best == self.speeds[-1] and best.rows < self.batch):  # larger batches were not tried
+            return self.batch
+        enough = EQUAL_SPEED * best.seconds(tokens, new_tokens)
+        return next(speed.rows for speed in self.speeds if speed.seconds(tokens, new_tokens) <= enough)
+
+    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated:
         prefix = prompts[0].prefix
-        if any(prompt.prefix != prefix for prompt in prompts):  # halves of a plan that failed, put together
+        if any(prompt.prefix != prefix for prompt in prompts):  # the call is not from `plan`, so compute full prompts
             prefix = ()
-        output, fresh = self._generate([prompt.ids for prompt in prompts], prefix, generate)
+        output, computed = self._generate([prompt.ids for prompt in prompts], prefix, generate)
         width = max(len(prompt.ids) for prompt in prompts)
-        return Answer(output[:, width:].tolist(), reused=len(prefix) * (len(prompts) - fresh))
+        return Generated(output[:, width:].tolist(), reused_tokens=len(prefix) * (len(prompts) - computed))
 
     def _generate(self, rows: Sequence[list[int]], prefix: Prefix, generate: dict[str, Any]) -> tuple[Any, bool]:
-        """What `generate` returns, and whether the prefix had to be computed."""
+        """Return the output of the library's `generate`, and whether the prefix had to be computed."""
         import torch
 
-        width, shared = max(map(len, rows)), len(prefix)
-        ids = [row[:shared] + [self.padding] * (width - len(row)) + row[shared:] for row in rows]
-        mask = [[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in rows]
+        width, prefix_length = max(map(len, rows)), len(prefix)
+        ids = [row[:prefix_length] + [self.padding_token] * (width - len(row)) + row[prefix_length:] for row in rows]
+        mask = [[1] * prefix_length + [0] * (width - len(row)) + [1] * (len(row) - prefix_length) for row in rows]
         options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": False, **generate}
-        fresh = False
+        computed = False
         if prefix:
-            options["past_key_values"], fresh = self.prefixes.take(prefix, len(rows))
-        if self.sharing.stretch is not None:
-            positions.forget(self.model)
+            options["past_key_values"], computed = self.prefixes.cache_for(prefix, len(rows))
+        if self.sharing.dynamic_rope is not None:
+            positions.reset_dynamic_rope(self.model)
         device = self.model.device
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device),
-                pad_token_id=self.padding, tokenizer=self.tokenizer, **options,
+                pad_token_id=self.padding_token, tokenizer=self.tokenizer, **options,
             )  # fmt: skip
-        return output, fresh
+        return output, computed
 
-    def probe(self, rows: Sequence[list[int]]) -> str:
-        """Try rows with a shared beginning both ways; why this model has to do without prefixes, or nothing."""
-        shared = min(map(len, rows)) // 2
-        prefix = tuple(rows[0][:shared])
-        rows = [[*prefix, *row[shared:]] for row in rows]
+    def probe_prefixes(self, rows: Sequence[list[int]]) -> str:
+        """Compare the model's logits with and without a cached prefix, and disable prefixes if the logits differ.
+
+        Args:
+            rows: tokens of some prompts. For the trial, their first tokens are replaced by a common prefix.
+
+        Returns:
+            The reason why the model cannot use prefixes; empty if the model can use them.
+        """
+        prefix_length = min(map(len, rows)) // 2
+        prefix = tuple(rows[0][:prefix_length])
+        rows = [[*prefix, *row[prefix_length:]] for row in rows]
         try:
             why = self.prefixes.probe(prefix)
-            if not why and not alike(self.first_logits(rows), self.first_logits(rows, prefix), self.tolerance):
-                why = "it goes on from a prefix otherwise than from the whole prompt"
+            if not why and not nearly_equal(self.first_logits(rows), self.first_logits(rows, prefix), self.tolerance):
+                why = "its logits with a cached prefix differ from those without"
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        self.prefixes.kept.clear()
+        self.prefixes.cached.clear()
         if why:
-            self.prefixes.longest = 0
+            self.prefixes.max_tokens = 0
         return why
 
     def first_logits(self, rows: Sequence[list[int]], prefix: Prefix = ()) -> Any:
-        """Logits of the token after each row, about their mean."""
+        """Return the logits of the first new token of each row, minus their mean."""
         return self.logits(rows, 1, prefix)[:, 0]
 
     def logits(self, rows: Sequence[list[int]], steps: int, prefix: Prefix = ()) -> Any:
-        """Logits of the next tokens, as (row, step, token), about their mean: what all have in common says nothing."""
+        """Return the logits of the next tokens, minus their mean, as a tensor with the dimensions (row, step, token).
+
+        The mean is subtracted because it has no effect on a text.
+
+        Args:
+            rows: tokens of the prompts.
+            steps: number of tokens to generate.
+            prefix: first tokens of all rows, which are taken from the cache; empty if the full rows are computed.
+        """
         import torch
 
         options = {"max_new_tokens": steps, "output_logits": True, "return_dict_in_generate": True}
         logits = torch.stack(self._generate(rows, prefix, options)[0].logits, dim=1).float()
-        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # tokens that a model excludes have the lowest number there is
+        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # an excluded token's logit is the data type's lowest number
         return logits - logits.mean(dim=-1, keepdim=True)

@@ -1,43 +1,47 @@
-"""How many tokens and positions a loaded model has, and which positions it has changed for earlier calls."""
+"""Read a loaded model's limits, in tokens. Reset the values for positions that the model keeps between calls."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from glide.server.engines.transformers import context
-from glide.server.engines.transformers.context import UNLIMITED, Stretch
+from glide.server.engines.transformers.context import UNLIMITED, DynamicRope
 
 
 def context_tokens(model: Any) -> int:
-    """Return how many tokens a prompt and its text may have together."""
+    """Return the maximum number of tokens of a prompt and its text together."""
     config = model.config.get_text_config()
     longest = context.context(*_positions(config))
     for name, table in model.named_modules():
-        # Such a table, as RoBERTa's, counts from the padding's position on: 514 rows are 512 positions.
+        # If a table of positions has a row for padding, positions begin after this row. For example, RoBERTa's table
+        # has 514 rows for 512 positions.
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             longest = min(longest, table.num_embeddings - table.padding_idx - 1)
     return longest
 
 
-def known_tokens(model: Any) -> int:
-    """Return how many different tokens have an embedding."""
+def vocabulary_size(model: Any) -> int:
+    """Return the number of tokens with an embedding. The tokenizer may have more tokens, such as a padding token."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
-    except (NotImplementedError, AttributeError):  # a model that embeds in a way of its own
+    except (NotImplementedError, AttributeError):  # the model has no ordinary table of embeddings
         return getattr(model.config.get_text_config(), "vocab_size", None) or UNLIMITED
 
 
-def stretch(model: Any) -> Stretch | None:
-    """Return from which length on a model's positions depend on a call's longest row."""
-    return context.stretch(*_positions(model.config.get_text_config()))
+def dynamic_rope(model: Any) -> DynamicRope | None:
+    """Return the DynamicRope of a model; None if positions never depend on other rows."""
+    return context.dynamic_rope(*_positions(model.config.get_text_config()))
 
 
 def _positions(config: Any) -> tuple[int | None, Any]:
     return getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
 
 
-def forget(model: Any) -> None:
-    """Undo what dynamic NTK scaling has kept of the longest prompt so far: texts would depend on the calls before."""
+def reset_dynamic_rope(model: Any) -> None:
+    """Reset the frequencies that dynamic NTK scaling has computed for the longest prompt so far.
+
+    Without this reset, the texts of a call would depend on earlier calls.
+    """
     for module in model.modules():
         if not hasattr(module, "original_max_seq_len"):
             continue

@@ -1,4 +1,5 @@
-"""The prompts' shared beginning: found in a window of prompts, computed once, and kept."""
+"""Shared prefixes. Find the prefix that prompts share, compute the keys and values of the prefix once, and cache
+them."""
 
 from __future__ import annotations
 
@@ -7,106 +8,138 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from glide.server.engines.transformers.positions import stretch
+from glide.server.engines.transformers.positions import dynamic_rope
 from glide.server.engines.transformers.prompts import Prompt
 
-HEAD = 8  # prompts are compared when so many of their first tokens are equal
-SHORTEST = 12  # tokens: less is not worth a mask
-COVERS = 0.75  # of what prompts have in common, for a known prefix to be taken instead of a new one
-STRAYS = 8  # one in so many prompts, at either end of their order, may begin otherwise
-PREFIXES = 8
-PREFIX_BYTES = 1 << 30
+GROUP_TOKENS = 8  # prompts form a group if this number of first tokens is equal; each group may get a prefix
+SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; a shorter prefix saves less than its mask costs
+# A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
+REUSED_SHARE = 0.75
+# A prefix need not fit all prompts. If there are n times this number of prompts, n prompts at each end of the sorted
+# prompts may begin differently.
+PROMPTS_PER_STRAY = 8
+MAX_PREFIXES = 8  # maximum number of prefixes in the cache
+MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
 
 
-def with_prefixes(
-    prompts: Sequence[Prompt], known: Collection[tuple[int, ...]], batch: int, longest: int
+def group_by_prefix(
+    prompts: Sequence[Prompt], cached: Collection[tuple[int, ...]], batch: int, max_tokens: int
 ) -> list[list[Prompt]]:
-    """Prompts by the prefix they are given; those without one are together.
+    """Divide prompts into families with a common prefix, and set the `prefix` of each prompt.
+
+    The prompts without a common prefix form one family.
 
     Args:
-        known: prefixes whose cache is at hand.
-        batch: a family of prompts smaller than half of that has none, as it would fill a call badly, unless there
-            are no others.
-        longest: tokens of the longest prefix that may be kept.
+        prompts: the prompts, in any order.
+        cached: prefixes that are in the cache.
+        batch: number of prompts in a full call. A group with less than half of this number gets no prefix, because
+            its call would be too small. But a group that contains all prompts may get a prefix.
+        max_tokens: maximum number of tokens of a cached prefix.
     """
-    heads: dict[tuple[int, ...], list[Prompt]] = {}
+    groups: dict[tuple[int, ...], list[Prompt]] = {}
     for prompt in prompts:
-        heads.setdefault(tuple(prompt.ids[:HEAD]), []).append(prompt)
+        groups.setdefault(tuple(prompt.ids[:GROUP_TOKENS]), []).append(prompt)
     families: dict[tuple[int, ...], list[Prompt]] = {}
-    for family in heads.values():
-        worth = 2 * len(family) >= batch or len(family) == len(prompts)
-        prefix = common_prefix([prompt.ids for prompt in family], known, longest) if worth else ()
+    for family in groups.values():
+        large_enough = 2 * len(family) >= batch or len(family) == len(prompts)
+        prefix = common_prefix([prompt.ids for prompt in family], cached, max_tokens) if large_enough else ()
         for prompt in family:
-            own = prefix if len(prompt.ids) > len(prefix) and tuple(prompt.ids[: len(prefix)]) == prefix else ()
-            families.setdefault(own, []).append(replace(prompt, prefix=own))
+            given = prefix if len(prompt.ids) > len(prefix) and tuple(prompt.ids[: len(prefix)]) == prefix else ()
+            families.setdefault(given, []).append(replace(prompt, prefix=given))
     return list(families.values())
 
 
-def common_prefix(rows: Sequence[list[int]], known: Collection[tuple[int, ...]], longest: int) -> tuple[int, ...]:
-    """What (nearly) all rows begin with, of which at least a token of each is left; empty when not worth it."""
+def common_prefix(rows: Sequence[list[int]], cached: Collection[tuple[int, ...]], max_tokens: int) -> tuple[int, ...]:
+    """Return the prefix with which all or nearly all rows begin; empty if the prefix would be too short.
+
+    Each row that begins with the prefix has at least one token after the prefix.
+
+    Args:
+        rows: tokens of the prompts.
+        cached: prefixes that are in the cache. They are preferred to new prefixes.
+        max_tokens: maximum number of tokens of a cached prefix.
+    """
     ordered = sorted(rows)
-    strays = len(rows) // STRAYS
+    strays = len(rows) // PROMPTS_PER_STRAY
     low, high = ordered[strays], ordered[-1 - strays]
-    most = min(len(low) - 1, len(high) - 1, longest)
+    most = min(len(low) - 1, len(high) - 1, max_tokens)
     common = next((n for n in range(most) if low[n] != high[n]), max(most, 0))
-    fitting = [prefix for prefix in known if len(prefix) <= common and prefix == tuple(low[: len(prefix)])]
+    fitting = [prefix for prefix in cached if len(prefix) <= common and prefix == tuple(low[: len(prefix)])]
     best = max(fitting, key=len, default=())
-    # One that is known stays what it is when a window's prompts have some more in common by chance.
-    if len(rows) == 1 or len(best) >= COVERS * common:
+    # Prefer a cached prefix even if these prompts happen to have a few more tokens in common.
+    if len(rows) == 1 or len(best) >= REUSED_SHARE * common:
         return best
-    return tuple(low[:common]) if common >= SHORTEST else ()
+    return tuple(low[:common]) if common >= SHORTEST_PREFIX else ()
 
 
 class PrefixCaches:
-    """Keys and values of prefixes; the ones used last stay, up to PREFIXES and PREFIX_BYTES."""
+    """A cache of the keys and values of prefixes.
+
+    If the cache exceeds MAX_PREFIXES or MAX_PREFIX_BYTES, the least recently used prefixes are removed.
+
+    Attributes:
+        cached: for each prefix, the keys and values of each layer. The least recently used prefix is first.
+        token_bytes: bytes that one token of a prefix takes in the cache.
+        max_tokens: maximum number of tokens of a cached prefix; 0 if the model cannot use prefixes.
+    """
 
     def __init__(self, model: Any):
         self.model = model
-        self.kept: OrderedDict[tuple[int, ...], list[tuple[Any, Any]]] = OrderedDict()
+        self.cached: OrderedDict[tuple[int, ...], list[tuple[Any, Any]]] = OrderedDict()
         self.token_bytes = 0
-        self.longest = 0  # 0: prefixes are of no use with this model
+        self.max_tokens = 0
 
     def probe(self, ids: Sequence[int]) -> str:
-        """Learn from a short prompt whether this model's cache can be shared; why not, or nothing."""
+        """Find out with a short prompt whether rows can share the model's cache of a prefix, and set `max_tokens`.
+
+        Returns:
+            The reason why rows cannot share prefixes; empty if rows can share them.
+        """
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         if not ids:
             return "its context is too short"
         cache = self._computed(ids)
-        # Windows, recurrent states and compressed keys lose or mix what a prefix needs.
+        # Caches with sliding windows, recurrent states or compressed keys lack the keys and values of some tokens.
         if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return "its cache is not of full attention alone"
-        if stretch(self.model) is not None:
-            return "its positions depend on the prompt's length"
+            return "its cache does not keep the keys and values of each token"
+        if dynamic_rope(self.model) is not None:
+            return "its positions depend on the length of the prompt"
         layers: list[Any] = cache.layers
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         self.token_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) // len(ids)
-        self.longest = PREFIX_BYTES // 2 // max(1, self.token_bytes)
+        self.max_tokens = MAX_PREFIX_BYTES // 2 // max(1, self.token_bytes)
         return ""
 
-    def take(self, prefix: tuple[int, ...], rows: int) -> tuple[Any, bool]:
-        """A cache that so many rows may go on from, and whether the prefix had to be computed for it."""
+    def cache_for(self, prefix: tuple[int, ...], rows: int) -> tuple[Any, bool]:
+        """Return a cache with the keys and values of a prefix, and whether the prefix had to be computed now.
+
+        Args:
+            prefix: the tokens of the prefix.
+            rows: number of rows in the call.
+        """
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
-        fresh = prefix not in self.kept
-        if fresh:
-            self.kept[prefix] = [(layer.keys, layer.values) for layer in self._computed(prefix).layers]
-        self.kept.move_to_end(prefix)
-        while len(self.kept) > PREFIXES or sum(map(len, self.kept)) * self.token_bytes > PREFIX_BYTES:
-            self.kept.popitem(last=False)
+        computed = prefix not in self.cached
+        if computed:
+            self.cached[prefix] = [(layer.keys, layer.values) for layer in self._computed(prefix).layers]
+        self.cached.move_to_end(prefix)
+        while len(self.cached) > MAX_PREFIXES or sum(map(len, self.cached)) * self.token_bytes > MAX_PREFIX_BYTES:
+            self.cached.popitem(last=False)
         cache = DynamicCache()
-        for keys, values in self.kept[prefix]:
+        for keys, values in self.cached[prefix]:
             layer = DynamicLayer()
             layer.lazy_initialization(keys, values)
-            # Views: a layer never writes in place, it makes a new tensor of old and new keys at each step.
+            # Views are safe, because a layer never changes a tensor. At each step, the layer makes a new tensor of all
+            # keys.
             layer.keys, layer.values = (tensor.expand(rows, -1, -1, -1) for tensor in (keys, values))
             cache.layers.append(layer)
-        return cache, fresh
+        return cache, computed
 
     def _computed(self, ids: Sequence[int]) -> Any:
         import torch
 
         with torch.inference_mode():
             row = torch.tensor([list(ids)], device=self.model.device)
-            # Not the head: logits of a whole prefix would take more memory than the prefix.
+            # Call the base model, because the head would compute logits, which take more memory than the prefix.
             return self.model.base_model(input_ids=row, use_cache=True).past_key_values

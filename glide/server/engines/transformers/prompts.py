@@ -1,4 +1,4 @@
-"""Prompts as the model sees them: token ids, with or without the tokenizer's chat template."""
+"""Turn records into prompts of tokens, check the prompts, and divide them into calls."""
 
 from __future__ import annotations
 
@@ -6,32 +6,44 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glide.server.engines import Record, RecordError
+from glide.server.engines.base import EngineRecord, RecordError
 
 
 class PromptTooLong(RecordError):
-    """Prompt and new tokens together exceed the model's context."""
+    """The prompt and its new tokens together exceed the model's context."""
 
 
 class EmptyPrompt(RecordError):
-    """The tokenizer makes no token of the prompt, and has none to begin a text with."""
+    """The tokenizer makes no token from the prompt, and has no beginning-of-text token to use instead."""
 
 
 class UnknownToken(RecordError):
-    """The tokenizer makes a token of the prompt that the model does not have."""
+    """The prompt has a token for which the model has no embedding."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A record's tokens; `prefix` are the first of them, where they are served from a shared cache."""
+    """The tokens of a record.
 
-    record: Record
+    Attributes:
+        record: the record.
+        ids: numbers of all tokens of the prompt.
+        prefix: first tokens of the prompt, if their keys and values come from a shared cache; otherwise empty.
+    """
+
+    record: EngineRecord
     ids: list[int]
     prefix: tuple[int, ...] = ()
 
 
 class Encoder:
-    """Turns records into prompts; with `chat`, the text is what the user says after `system`."""
+    """An encoder turns records into prompts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        chat: if true, use the tokenizer's chat template, with the record's text as the user's message.
+        system: system message before the user's message; empty for no system message.
+    """
 
     def __init__(self, tokenizer: Any, chat: bool, system: str):
         if chat and not tokenizer.chat_template:
@@ -40,33 +52,41 @@ class Encoder:
         self.chat = chat
         self.system = [{"role": "system", "content": system}] if system else []
 
-    def padding(self, known: int) -> int:
-        """Return a token to pad with: the tokenizer's own, unless the model has no embedding for it.
+    def padding_token(self, vocabulary_size: int) -> int:
+        """Return the first usable token of these: the tokenizer's padding token, end token, beginning token, or token
+        0.
 
         Args:
-            known: how many different tokens the model has. A tokenizer's padding token was often added to it alone.
+            vocabulary_size: number of tokens for which the model has an embedding. A token without an embedding cannot
+                be used. The tokenizer's padding token often has no embedding.
         """
         own = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
-        return next((token for token in own if token is not None and token < known), 0)
+        return next((token for token in own if token is not None and token < vocabulary_size), 0)
 
-    def encode(self, records: Sequence[Record]) -> list[Prompt]:
+    def encode(self, records: Sequence[EngineRecord]) -> list[Prompt]:
         texts = [record.prompt for record in records]
         if self.chat:
             messages = [[*self.system, {"role": "user", "content": text}] for text in texts]
             texts = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # A chat template writes the tokens that begin a text itself.
+        # A chat template contains the special tokens that begin a text, so the tokenizer must not add them again.
         rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
         begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return [Prompt(record, row or begin) for record, row in zip(records, rows, strict=True)]
 
 
-def check(prompts: Iterable[Prompt], tokens: Callable[[int], int], context: int, known: int) -> None:
-    """Raise what is wrong with a call's prompts. On a GPU the last two would break the process for all later calls.
+def check_prompts(
+    prompts: Iterable[Prompt], total_tokens: Callable[[int], int], context: int, vocabulary_size: int
+) -> None:
+    """Check that the model can serve a call's prompts.
+
+    If a prompt on a GPU were too long or had an unknown token, all later calls of the process would fail.
 
     Args:
-        tokens: how many a prompt of so many tokens comes to with its text.
-        context: how many the model takes.
-        known: how many different tokens it has; the next number is none of them.
+        prompts: the prompts of the call.
+        total_tokens: function that gets the number of tokens of a prompt, and returns the maximum number of tokens of
+            the prompt and its text together.
+        context: maximum number of tokens that the model can serve for a prompt and its text together.
+        vocabulary_size: number of tokens for which the model has an embedding.
 
     Raises:
         EmptyPrompt: a prompt has no token.
@@ -76,25 +96,41 @@ def check(prompts: Iterable[Prompt], tokens: Callable[[int], int], context: int,
     for prompt in prompts:
         length = len(prompt.ids)
         if not length:
-            raise EmptyPrompt("no token in the prompt, and this tokenizer has no beginning-of-text token")
-        if (longest := tokens(length)) > context:
-            raise PromptTooLong(f"{length} prompt tokens and {longest - length} new ones exceed the model's {context}")
-        if (token := max(prompt.ids)) >= known:
+            raise EmptyPrompt("no token in the prompt, and the tokenizer has no beginning-of-text token to use instead")
+        if (longest := total_tokens(length)) > context:
+            raise PromptTooLong(
+                f"{length} prompt tokens and {longest - length} new tokens exceed the model's context of {context}; "
+                "shorten the prompt, or ask for fewer new tokens"
+            )
+        if (token := max(prompt.ids)) >= vocabulary_size:
             raise UnknownToken(
-                f"the tokenizer makes token {token} of the prompt, and the model's embedding ends at {known - 1}: "
-                "they do not belong together"
+                f"the tokenizer makes token {token} of the prompt, but the model's embedding ends at "
+                f"{vocabulary_size - 1}; use the tokenizer that belongs to the model"
             )
 
 
-def cut(
-    prompts: Iterable[Prompt], batch: int, batch_tokens: int, mixes: Callable[[Prompt, Prompt], bool] = lambda *_: True
+def divide_into_calls(
+    prompts: Iterable[Prompt],
+    batch: int,
+    batch_tokens: int,
+    may_share: Callable[[Prompt, Prompt], bool] = lambda *_: True,
 ) -> list[list[Prompt]]:
-    """Divide prompts into calls, longest first: a batch pads little, and the largest allocation comes first."""
+    """Divide prompts into calls, the longest prompts first.
+
+    The prompts of a call then have similar lengths and need little padding. The first call needs the most memory.
+
+    Args:
+        prompts: the prompts, in any order.
+        batch: maximum number of prompts in a call.
+        batch_tokens: maximum number of tokens in a call, padding included. A longer prompt gets its own call.
+        may_share: function that returns whether two prompts may share a call. The function's first argument is the
+            first prompt of the call. The second argument is a prompt that is not longer than the first.
+    """
     calls: list[list[Prompt]] = []
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
         first = calls[-1][0] if calls else prompt
         full = not calls or len(calls[-1]) == batch or len(first.ids) * (len(calls[-1]) + 1) > batch_tokens
-        if full or not mixes(first, prompt):
+        if full or not may_share(first, prompt):
             calls.append([prompt])
         else:
             calls[-1].append(prompt)

@@ -1,7 +1,8 @@
-"""Which rows may share a call: those whose texts are then what they are alone. The loaded model itself is asked.
+"""Decide which rows may share a call. The texts of rows in one call must be the same as if each row were alone.
 
-Most models mask padding out. Some recurrent ones, and some whose positions do not follow the mask, don't; others can't
-even serve several rows of one length. And rotary positions may depend on the longest row of a call.
+Trials with the loaded model decide this. Most models ignore padding, because a mask excludes it. But padding changes
+the texts of some recurrent models, and of some models whose positions do not follow the mask. Some models cannot even
+serve several rows of equal length in a call. In addition, rotary positions may depend on the longest row of a call.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from glide.server.engines.transformers.context import UNLIMITED, Stretch
+from glide.server.engines.transformers.context import UNLIMITED, DynamicRope
 
-SHORTEST = 2  # tokens of the shortest row that is tried: where padding is not masked out, that row is changed most
+# The three rows of a trial have these numbers of tokens. If padding is not masked out, it changes the shortest row
+# most.
+SHORTEST = 2
 MIDDLE = 13
 LONGEST = 70
-# By how much outputs may differ from those of a row alone, as a part of their size. Rounding makes 1e-5 in float32
-# and 0.05 in bfloat16, padding that counts about 1.
-EXACT = 3e-4
-CONVOLVED = 1e-2  # float32 on CUDA, where convolutions use TF32
-REDUCED = 0.2
+# A row may have slightly different outputs alone and in a call with other rows. These numbers limit the difference, in
+# relation to the norm of the outputs. Rounding causes differences of about 1e-5 in float32 and 0.05 in bfloat16. If
+# padding is not masked out, it causes differences of about 1.
+EXACT = 3e-4  # limit for float32 and float64 on devices other than CUDA
+CONVOLVED = 1e-2  # limit for float32 and float64 on CUDA, where convolutions use TF32
+REDUCED = 0.2  # limit for types of lower precision than float32, and for quantized models
 
-Outputs = Callable[[Sequence[list[int]]], Any]  # rows of tokens -> (row, step, output)
+Outputs = Callable[[Sequence[list[int]]], Any]  # function of rows of tokens that returns a tensor (row, step, output)
 
 
-class Rows(IntEnum):
-    """Which rows a call may have."""
+class RowRule(IntEnum):
+    """A rule for the rows of a call. A call may have one row, several rows of equal length, or any rows."""
 
     SINGLE = 0
     EQUAL = 1
@@ -34,80 +38,103 @@ class Rows(IntEnum):
 
     @property
     def batching(self) -> str:
-        """The word for static batching with these rows, in the machine ad."""
-        return {Rows.SINGLE: "single", Rows.EQUAL: "equal lengths", Rows.ANY: "static"}[self]
+        """The value of GlideBatching in the machine ad for static batching with this rule."""
+        return {RowRule.SINGLE: "single", RowRule.EQUAL: "equal lengths", RowRule.ANY: "static"}[self]
 
     @property
-    def company(self) -> str:
-        """The same, for the log."""
-        return {Rows.SINGLE: "one prompt a call", Rows.EQUAL: "prompts of one length", Rows.ANY: "any prompts"}[self]
+    def description(self) -> str:
+        """A description of the rule for the log."""
+        return {
+            RowRule.SINGLE: "one prompt per call",
+            RowRule.EQUAL: "prompts of equal length",
+            RowRule.ANY: "any prompts",
+        }[self]
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Which rows may share a call.
+class RowSharing:
+    """The rows that may share a call with a loaded model.
 
     Attributes:
-        rows: of one length or of several, as long as positions do not depend on the longest row.
-        stretch: from which length on they do.
+        rows: rule for the rows of a call, if positions do not depend on the longest row.
+        dynamic_rope: number of tokens above which positions depend on the longest row; None if positions never depend
+            on other rows.
     """
 
-    rows: Rows = Rows.ANY
-    stretch: Stretch | None = None
+    rows: RowRule = RowRule.ANY
+    dynamic_rope: DynamicRope | None = None
 
-    def limited(self, rows: Rows) -> Sharing:
-        """The same, with no more than these rows."""
+    def limited_to(self, rows: RowRule) -> RowSharing:
+        """Return a copy with the stricter of two rules: the present rule and the rule `rows`."""
         return replace(self, rows=min(self.rows, rows))
 
-    def allows(self, longer: int, shorter: int, new: int) -> bool:
-        """Whether prompts of these lengths, to each of which `new` tokens are added, may share a call."""
-        if self.rows == Rows.SINGLE:
+    def allows(self, longer: int, shorter: int, new_tokens: int) -> bool:
+        """Return whether two prompts may share a call.
+
+        Args:
+            longer: number of tokens of the longer prompt. It must be the longest prompt of the call.
+            shorter: number of tokens of the shorter prompt.
+            new_tokens: number of tokens to generate for each prompt.
+        """
+        if self.rows == RowRule.SINGLE:
             return False
         if longer == shorter:
             return True
-        if self.rows == Rows.EQUAL:
+        if self.rows == RowRule.EQUAL:
             return False
-        return self.stretch is None or longer + new <= self.stretch.tokens or self._all_switched(shorter)
+        return (
+            self.dynamic_rope is None or longer + new_tokens <= self.dynamic_rope.tokens or self._all_switched(shorter)
+        )
 
     def _all_switched(self, shortest: int) -> bool:
-        return self.stretch is not None and self.stretch.switches and shortest > self.stretch.tokens
+        return self.dynamic_rope is not None and self.dynamic_rope.switches and shortest > self.dynamic_rope.tokens
 
     @property
-    def anywhere(self) -> int:
-        """Tokens up to which a prompt with its text may be beside any other."""
-        return UNLIMITED if self.stretch is None else self.stretch.tokens
+    def unrestricted_tokens(self) -> int:
+        """Maximum number of tokens of a prompt and its text with which positions do not depend on other rows."""
+        return UNLIMITED if self.dynamic_rope is None else self.dynamic_rope.tokens
 
 
-def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -> tuple[Rows, str]:
-    """Try rows together and alone; return which may share a call, and why not any.
+def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -> tuple[RowRule, str]:
+    """Compare the outputs of rows in one call with the outputs of each row alone.
 
     Args:
-        prompts: at least three, as long as possible up to LONGEST tokens.
+        outputs: function that computes the outputs of rows of tokens in one call.
+        prompts: three or more rows of tokens. The first three are used. Longer rows, up to LONGEST tokens, are better.
+        tolerance: maximum relative difference between outputs that count as equal.
+
+    Returns:
+        A pair: the rule for the rows that may share a call, and the reason why the rule is not RowRule.ANY. The reason
+        is empty if any rows may share a call.
     """
     long, middle, short = prompts[0][:LONGEST], prompts[1][:MIDDLE], prompts[2][:SHORTEST]
-    if not (why := _changes(outputs, [long, middle, short], tolerance)):
-        return Rows.ANY, ""
-    if not _changes(outputs, [prompt[: len(middle)] for prompt in prompts[:3]], tolerance):
-        return Rows.EQUAL, f"padded {why}"
-    return Rows.SINGLE, f"beside others {why}"
+    if not (why := _difference(outputs, [long, middle, short], tolerance)):
+        return RowRule.ANY, ""
+    if not _difference(outputs, [prompt[: len(middle)] for prompt in prompts[:3]], tolerance):
+        return RowRule.EQUAL, f"with padding, {why}"
+    return RowRule.SINGLE, f"in a call with others, {why}"
 
 
-def _changes(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -> str:
-    """What becomes of rows that share a call, where that is not what they are alone."""
+def _difference(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -> str:
+    """Describe how outputs change when rows share a call. Return an empty text if no output changes."""
     alone = [outputs([row])[0] for row in rows]
     try:
         together = outputs(rows)
     except Exception as error:
         return f"prompts raise {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if all(_same(one, other, tolerance) for one, other in zip(alone, together, strict=True)):
+    if all(_rows_agree(one, other, tolerance) for one, other in zip(alone, together, strict=True)):
         return ""
-    return "prompts are answered otherwise than alone"
+    return "prompts get other answers than alone"
 
 
-def _same(alone: Any, together: Any, tolerance: float) -> bool:
-    """Whether a row's steps agree; after a step where rounding has chosen another token they need not."""
+def _rows_agree(alone: Any, together: Any, tolerance: float) -> bool:
+    """Return whether a row has the same outputs alone and together with other rows, in each step.
+
+    If rounding leads to different tokens in a step, the later steps are ignored, because the texts differ from there
+    on.
+    """
     for one, other in zip(alone, together, strict=True):
-        if not alike(one, other, tolerance):
+        if not nearly_equal(one, other, tolerance):
             return False
         if one.argmax() != other.argmax():
             break
@@ -115,7 +142,7 @@ def _same(alone: Any, together: Any, tolerance: float) -> bool:
 
 
 def tolerance(model: Any) -> float:
-    """By how much a model's outputs may differ from one call to another, for no reason but rounding."""
+    """Return the maximum relative difference that rounding alone may cause between outputs of a model in two calls."""
     import torch
 
     if model.dtype not in (torch.float32, torch.float64) or getattr(model.config, "quantization_config", None):
@@ -123,6 +150,6 @@ def tolerance(model: Any) -> float:
     return CONVOLVED if model.device.type == "cuda" else EXACT
 
 
-def alike(plain: Any, other: Any, tolerance: float) -> bool:
-    """Whether outputs, in the last dimension, differ by rounding alone."""
+def nearly_equal(plain: Any, other: Any, tolerance: float) -> bool:
+    """Return whether two outputs differ by at most the tolerance. Norms along the last dimension are compared."""
     return bool(((plain - other).norm(dim=-1) <= tolerance * plain.norm(dim=-1)).all())

@@ -1,4 +1,4 @@
-"""Where texts end at a stop string: `generate` says that a row has ended only by what it fills it up with."""
+"""Find where a stop string ends a text. The library's `generate` shows this end only by padding."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-NO_TOKEN = (1 << 31) - 1  # what the library's criterion takes for a token without text
+TOKEN_WITHOUT_TEXT = (1 << 31) - 1  # token number that the library's criterion treats as a token without text
 
 
-class Stops:
-    """Finds a row's end with the library's own criterion."""
+class StopStrings:
+    """The library's criterion for stop strings. This class applies the criterion to finished rows."""
 
     def __init__(self, tokenizer: Any):
         from transformers import StopStringCriteria
 
         self.criterion = lru_cache(maxsize=8)(lambda strings: StopStringCriteria(tokenizer, list(strings)))
 
-    def until(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> list[int]:
-        """Return a row up to and including the token with which one of the strings is complete."""
+    def truncate(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> list[int]:
+        """Return a row up to and including the token that completes one of the strings.
+
+        Args:
+            prompt: tokens of the prompt. A stop string may begin in the prompt.
+            row: the generated tokens, including any padding at the end.
+            strings: one stop string, or several.
+        """
         import torch
 
         if not row:
             return row
         criterion = self.criterion((strings,) if isinstance(strings, str) else tuple(strings))
         width = criterion.maximum_token_len
-        before = [NO_TOKEN] * width + list(prompt[-width:])
-        whole = before + row
-        # For each token of the row, the last so many up to it: what the criterion looks at while the row is generated.
-        windows = torch.tensor(whole).unfold(0, width, 1)[len(before) - width + 1 :]
+        before = [TOKEN_WITHOUT_TEXT] * width + list(prompt[-width:])
+        tokens = before + row
+        # Each token of the row has a window of `width` tokens, in which this token is last. During generation, the
+        # criterion gets the same windows.
+        windows = torch.tensor(tokens).unfold(0, width, 1)[len(before) - width + 1 :]
         ended = criterion(windows, None).nonzero()
         return row[: int(ended[0]) + 1] if len(ended) else row

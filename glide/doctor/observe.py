@@ -1,4 +1,4 @@
-"""Gather the facts: everything that the doctor asks HTCondor and the operating system for."""
+"""Gather facts for the doctor's checks. This module makes all the doctor's queries except those for the test record."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from typing import Any
 from glide.condor import AccessPoint, Collector, EmbeddedPool, connect, home, install, tokens
 from glide.condor.access_point import parameter
 from glide.condor.bindings import version
-from glide.condor.bounded import Unseen, ask
+from glide.condor.bounded import NoReply, ask
 from glide.condor.configuration import configuration
-from glide.condor.rights import Right, right
+from glide.condor.rights import Authorization, check_authorization
 from glide.config import Entry, Login, SiteFile, load
 from glide.doctor.checks import knobs
-from glide.doctor.facts import US, Disk, EventLog, Facts, Folder, Node, Programs, Site, Token
+from glide.doctor.facts import US, Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token
 from glide.errors import CondorError, InputError
-from glide.factory.daemon import folder, known_sites
+from glide.factory.home import folder, known_sites
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Snapshot
 from glide.files.unpack import is_archive
-from glide.report.status import look as look_at_status
-from glide.report.status import view
+from glide.report.status import observe_pool, queue_view
 from glide.ssh import access_point_at
 from glide.vocabulary import Job, JobStatus, Machine
 
-TIMEOUT = 25.0  # seconds; a query of HTCondor's that nobody answers ends after 20
+TIMEOUT = 25.0  # time limit of all queries together, in seconds; HTCondor itself ends an unanswered query after 20 s
 _AD = (
     "MyType", "Name", "CondorVersion", "LastHeardFrom", "MyCurrentTime",
     Machine.ID, Machine.ENTRY, Machine.STATE, Machine.BATCHING, Machine.GPU_NAME,
@@ -43,22 +42,23 @@ _JOB = (
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
 _NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'
-# Anybody may submit and advertise anything: what is of another type counts as not said.
+# The values of these attributes must have these types. Anybody can submit and advertise any value, so a value of a
+# wrong type is dropped.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("LastHeardFrom", "MyCurrentTime", "JobLeaseDuration", *_NODE), (int, float)),
     **dict.fromkeys(("MyType", "Name", Machine.ID, Machine.ENTRY), (str,)),
 }
 
 
-def gather(files: Sequence[Path] = (), timeout: float = TIMEOUT) -> Facts:
-    """Look at the pool in force, at this GLIDE_HOME, and at what factories have run from it.
+def gather_facts(files: Sequence[Path] = (), timeout: float = TIMEOUT) -> Facts:
+    """Observe the active pool, this GLIDE_HOME, and the factories that have run with this GLIDE_HOME.
 
     Args:
-        files: of sites; by default those whose factories have run from here.
-        timeout: seconds for everything.
+        files: paths of site files; if empty, all site files whose factories have run with this GLIDE_HOME.
+        timeout: time limit of all queries together, in seconds.
 
     Raises:
-        CondorError: there is no pool.
+        CondorError: no pool was found.
     """
     connect()
     sites = tuple(map(_site, files or known_sites()))
@@ -80,10 +80,10 @@ def gather(files: Sequence[Path] = (), timeout: float = TIMEOUT) -> Facts:
         "snapshot": partial(_snapshot, [view.site for view in views]),
     }
     answers = ask(questions, timeout)
-    unseen = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Unseen)}
+    unavailable = {name: answer.reason for name, answer in answers.items() if isinstance(answer, NoReply)}
     embedded = os.environ.get("CONDOR_CONFIG") == str(EmbeddedPool(home()).config)
-    seen = {name: answer for name, answer in answers.items() if name not in unseen}
-    return Facts(now=time.time(), embedded=embedded, sites=sites, unseen=unseen, **seen)
+    seen = {name: answer for name, answer in answers.items() if name not in unavailable}
+    return Facts(now=time.time(), embedded=embedded, sites=sites, unavailable=unavailable, **seen)
 
 
 # ---- this machine --------------------------------------------------------------------------------
@@ -102,10 +102,10 @@ def _site(path: Path) -> Site:
     except InputError as error:
         return Site(str(path), problems=error.problems)
     journal = Journal(folder(site))
-    told = journal.latest()
+    latest = journal.latest()
     return Site(
-        str(path), view(site), missing=tuple(_missing(site)),
-        cycle_age=journal.age(), troubles=(*told.get("unseen", ()), *told.get("refused", ())),
+        str(path), queue_view(site), missing=tuple(_missing(site)),
+        cycle_age=journal.age(), troubles=(*latest.get("unseen", ()), *latest.get("refused", ())),
     )  # fmt: skip
 
 
@@ -116,11 +116,11 @@ def _missing(site: SiteFile) -> Iterator[str]:
                 yield f"{entry.name}: {key}: {name}"
 
 
-def _folders() -> tuple[Folder, ...]:
+def _folders() -> tuple[PrivatePath, ...]:
     secrets = [home(), home() / "pool", home() / "sessions", *(home() / "factory").glob("*"), *_own_tokens()]
     secrets += (home() / "factory").glob("*/*/*/token")
     return tuple(
-        Folder(str(path), stat.S_IMODE(path.stat().st_mode), path.stat().st_uid == os.geteuid())
+        PrivatePath(str(path), stat.S_IMODE(path.stat().st_mode), path.stat().st_uid == os.geteuid())
         for path in secrets
         if path.exists()
     )
@@ -132,20 +132,22 @@ def _own_tokens() -> list[Path]:
 
 
 def _entry_tokens(site: SiteFile, entry: Entry) -> list[Path]:
-    """An entry's, the newest first."""
+    """Return the token files of an entry's glideins, the newest first."""
     found = (folder(site) / entry.name).glob("*/token")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _tokens(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Token, ...]:
     now = time.time()
-    theirs = [(path, entry.name, path.parent.name) for site, entry in entries for path in _entry_tokens(site, entry)]
-    every = [*((path, "", "") for path in _own_tokens()), *theirs]
+    of_glideins = [
+        (path, entry.name, path.parent.name) for site, entry in entries for path in _entry_tokens(site, entry)
+    ]
+    every = [*((path, "", "") for path in _own_tokens()), *of_glideins]
     return tuple(Token(str(path), tokens.seconds_left(path, now), *whose) for path, *whose in every)
 
 
 def _disks() -> tuple[Disk, ...]:
-    """One for each disk, however many of the folders are on it."""
+    """Return the disks that hold glide's folders. Return each disk once, even if it holds several of these folders."""
     folders = {"GLIDE_HOME": home(), "the access point's SPOOL": Path(parameter("SPOOL") or "/nowhere"),
                "the cache of what is downloaded": install.cache_dir()}  # fmt: skip
     found: dict[int, Disk] = {}
@@ -158,10 +160,10 @@ def _disks() -> tuple[Disk, ...]:
     return tuple(found.values())
 
 
-def _event_log() -> EventLog:
+def _event_log() -> EventLogState:
     path = parameter("EVENT_LOG") or ""
-    there = Path(path) if Path(path).exists() else Path(path).parent  # a fresh access point has none as yet
-    return EventLog(path, os.access(there, os.R_OK))
+    existing = Path(path) if Path(path).exists() else Path(path).parent  # a new access point has no event log yet
+    return EventLogState(path, os.access(existing, os.R_OK))
 
 
 # ---- the pool ------------------------------------------------------------------------------------
@@ -175,21 +177,23 @@ def _ads() -> tuple[dict[str, Any], ...]:
 def _clock() -> float:
     access_point = AccessPoint()
     before = time.time()
-    theirs = access_point.time()
-    return theirs + 0.5 - (before + time.time()) / 2
+    remote = access_point.time()  # in whole seconds; on average, this is half a second less than the true time
+    return remote + 0.5 - (before + time.time()) / 2
 
 
-def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Right, ...]:
-    AccessPoint().jobs("false", [])  # gives up where nobody answers, as what follows does not
-    rights = [right(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
-    if entries:  # a factory takes dead glideins' ads away
-        rights.append(right(US, "Collector", "ADVERTISE_STARTD"))
+def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Authorization, ...]:
+    # First make a query with a time limit, which fails if no schedd answers. The calls below have no time limit.
+    AccessPoint().jobs("false", [])
+    rights = [check_authorization(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
+    if entries:  # a factory needs this right to remove the ads of dead glideins
+        rights.append(check_authorization(US, "Collector", "ADVERTISE_STARTD"))
     for site, entry in entries:
         for path in _entry_tokens(site, entry)[:1]:
             left = tokens.seconds_left(path, time.time())
-            if left is None or left > 0:  # an old one is renewed before it is used
+            if left is None or left > 0:  # skip an expired token: the factory renews it before the next submission
                 who, token = f"glidein-{entry.name}", path.read_text("utf-8").strip()
-                rights += [right(who, "Collector", f"ADVERTISE_{kind}", token) for kind in ("STARTD", "MASTER")]
+                levels = ("ADVERTISE_STARTD", "ADVERTISE_MASTER")
+                rights += [check_authorization(who, "Collector", level, token) for level in levels]
     return tuple(rights)
 
 
@@ -198,32 +202,35 @@ def _jobs() -> tuple[dict[str, Any], ...]:
     return tuple(map(_sound, AccessPoint().jobs(constraint, _JOB)))
 
 
-def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[Node, ...]]:
-    """A pool that does not answer is left out: the factory's view of it says why."""
-    found: dict[str, tuple[Node, ...]] = {}
-    for place in {entry.away for _, entry in entries}:
+def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[SlotOffer, ...]]:
+    """Return for the name of each entry the slots of the pool to which the entry submits.
+
+    If a pool does not answer, its entries are left out. The snapshot has the reason.
+    """
+    found: dict[str, tuple[SlotOffer, ...]] = {}
+    for place in {entry.outer_pool for _, entry in entries}:
         with suppress(CondorError):
             if isinstance(place, Login):
-                ads = access_point_at(place).nodes(_NODE)
+                ads = access_point_at(place).slots(_NODE)
             else:
                 ads = Collector(place.collector if place else None).ads(_NODE, constraint=_NODES)
             nodes = tuple(map(_node, ads))
-            found |= {entry.name: nodes for _, entry in entries if entry.away == place}
+            found |= {entry.name: nodes for _, entry in entries if entry.outer_pool == place}
     return found
 
 
-def _node(ad: dict[str, Any]) -> Node:
+def _node(ad: dict[str, Any]) -> SlotOffer:
     cpus, memory, gpus, gpu_memory = map(_sound(ad).get, _NODE)
-    return Node(cpus or 0, memory or 0, gpus or 0, gpu_memory)
+    return SlotOffer(cpus or 0, memory or 0, gpus or 0, gpu_memory)
 
 
 def _sound(ad: Mapping[str, Any]) -> dict[str, Any]:
-    """An ad without what is not of its type."""
+    """Return a copy of an ad without the values that have a wrong type."""
     return {name: value for name, value in ad.items() if type(value) in _TYPES.get(name, (type(value),))}
 
 
 def _snapshot(sites: Sequence[SiteFile]) -> Snapshot:
-    snapshot, _ = look_at_status(sites)
-    if snapshot.failed:
-        raise CondorError(snapshot.failed[0])
+    snapshot, _ = observe_pool(sites)
+    if snapshot.unavailable_sources:
+        raise CondorError(snapshot.unavailable_sources[0])
     return snapshot

@@ -1,0 +1,50 @@
+"""Carry out the actions that the factory's plan contains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from glide.condor.access_point import any_of, quoted
+from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit
+from glide.factory.retarget import retarget
+from glide.factory.site_client import SiteClient, batches, collect_errors
+from glide.factory.snapshot import Snapshot
+from glide.factory.submit import submit
+from glide.vocabulary import Machine
+
+
+def apply(client: SiteClient, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
+    """Carry out all actions, and return the errors. The next cycle observes the results."""
+    refused: list[str] = []
+    for action in actions:
+        with collect_errors(f"{action.entry}: cannot {action.action}", refused):
+            _apply(client, action, snapshot)
+    return refused
+
+
+def _apply(client: SiteClient, action: Action, snapshot: Snapshot) -> None:
+    match action:
+        case Submit():
+            submit(client, action, snapshot)
+        case Retarget():
+            retarget(client, action, snapshot)
+        case Drain():
+            _remove_jobs(client, action, action.jobs)
+        case Remove():
+            _remove(client, action, snapshot)
+        case Expunge():
+            for glide_id in action.glide_ids:
+                client.collector.expunge(f"{Machine.ID} == {quoted(glide_id)}")
+
+
+def _remove(client: SiteClient, action: Remove, snapshot: Snapshot) -> None:
+    """Remove glideins. Leave out a glidein if one of its lanes has been claimed since the snapshot."""
+    names = {glidein.job: glidein.glide_id for glidein in snapshot.glideins_of(action.entry)[0]}
+    claimed = f'State == "Claimed" && {Machine.ID}'
+    ids = [job for job in action.jobs if not client.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]
+    _remove_jobs(client, action, ids)
+
+
+def _remove_jobs(client: SiteClient, action: Remove, jobs: Sequence[str]) -> None:
+    for some in batches(jobs):
+        client.queue_of(action.entry).remove(any_of(some), f"glide factory: {action.reason}")

@@ -1,0 +1,92 @@
+"""The factory's actions as data. glide.factory.plan decides on actions. glide.factory.act carries out the actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Action:
+    """One decision of the factory.
+
+    Attributes:
+        action: name of this kind of action in the log, the journal and `glide factory plan --json`.
+        template: digest of the template; empty if the action concerns no template or all templates.
+        count: number of glideins.
+    """
+
+    action: ClassVar[str]
+    entry: str
+    template: str
+    count: int
+    reason: str
+
+    def public(self) -> dict[str, Any]:
+        """Return the fields that `glide factory plan --json` prints."""
+        names = ("action", "entry", "template", "count", "reason")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Submit(Action):
+    """Submit glideins.
+
+    Attributes:
+        avoid: nodes on which the glideins must not run.
+        prefer: nodes to use first, because they have the template's files.
+        last_resort: nodes to use only if no other node is free.
+    """
+
+    action = "submit"
+    avoid: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
+    last_resort: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Retarget(Action):
+    """Submit a sticky job for each slot in `slots`, so that `count` running glideins load another template."""
+
+    action = "submit"
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Remove(Action):
+    """Remove glideins. A glidein stays if one of its lanes has been claimed since the snapshot.
+
+    Attributes:
+        jobs: the glideins' outer jobs, each as CLUSTER.PROC.
+    """
+
+    action = "remove"
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drain(Remove):
+    """Remove glideins, even if jobs run on their lanes."""
+
+    action = "drain"
+
+
+@dataclass(frozen=True)
+class Expunge(Action):
+    """Remove machine ads from the collector. The glideins of these ads no longer run."""
+
+    action = "expunge"
+    glide_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wait(Action):
+    """Do nothing.
+
+    Attributes:
+        full: whether an entry could serve the template, but is full of existing glideins. If so, the wait ends when one
+            of these glideins ends.
+    """
+
+    action = "wait"
+    full: bool = False

@@ -1,0 +1,129 @@
+"""Compute how many more glideins a site, an entry or a template may get now, and which limit forbids further ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from glide.config import Entry, SiteFile
+from glide.factory.health import BreakerState, breaker_state
+from glide.factory.snapshot import Glidein, Snapshot
+from glide.vocabulary import JobStatus, State
+
+USEFUL_SECONDS = 600.0  # time that a glidein must be warm to be worth the cost of its start, in seconds
+
+
+@dataclass
+class Headroom:
+    """How many more glideins a site, an entry or a template may get, and which limit forbids further glideins.
+
+    Attributes:
+        left: number of glideins that may still be submitted.
+        limit: text that names the limit which forbids more glideins.
+        full: whether existing glideins use up the limit. If so, more glideins are allowed when existing glideins end.
+    """
+
+    left: int
+    limit: str
+    full: bool = True
+
+    def limit_to(self, left: int, limit: str, full: bool = False) -> None:
+        """Apply one more limit. Of all applied limits, only the lowest counts."""
+        if left < self.left:
+            self.left, self.limit, self.full = max(0, left), limit, full
+
+
+def of_site(site: SiteFile, snapshot: Snapshot) -> Headroom:
+    """Return the headroom of all entries of the site together."""
+    existing = 0
+    for entry in site.entries:  # if the queue of an entry is unavailable, assume that the entry is full
+        at_least = entry.max_glideins if entry.name in snapshot.unavailable_entries else 0
+        existing += max(at_least, len(snapshot.glideins_of(entry.name)[0]))
+    if site.max_glideins is None:
+        return Headroom(sys.maxsize, "")
+    return Headroom(max(0, site.max_glideins - existing), f"the site's limit of {site.max_glideins} glideins")
+
+
+def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) -> Headroom:
+    """Return the headroom of an entry in this cycle. All glideins of the entry count, no matter which state they have.
+
+    Args:
+        drained: entries that an admin has closed.
+    """
+    mine, _ = snapshot.glideins_of(entry.name)
+    idle = sum(glidein.status == JobStatus.IDLE for glidein in mine)
+    headroom = Headroom(max(0, entry.max_glideins - len(mine)), f"its limit of {entry.max_glideins} glideins")
+    headroom.limit_to(entry.max_idle - idle, f"its limit of {entry.max_idle} idle glideins", full=True)
+    headroom.limit_to(
+        entry.submits_per_cycle, f"its limit of {entry.submits_per_cycle} submissions per cycle", full=True
+    )
+    for downtime in entry.downtimes:
+        if downtime.contains(snapshot.now):
+            headroom.limit_to(0, f"down until {downtime.end:%Y-%m-%d %H:%M}: {downtime.reason}")
+    if entry.name in drained:
+        headroom.limit_to(0, "closed by `glide factory drain`; `glide factory drain --undo` opens it")
+    # The entry's circuit breaker ignores Failed glideins, because their templates caused the failures.
+    groups = snapshot.glideins_of(entry.name)
+    alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
+    _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
+    if entry.name in snapshot.unavailable_entries:
+        # The value is -1 and not 0, so that this limit is reported even if another limit is 0.
+        headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
+    return headroom
+
+
+def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
+    """Return the headroom of a template on an entry.
+
+    The headroom depends on the template's users, size and code, and on the template's earlier glideins on this entry.
+    """
+    headroom = Headroom(sys.maxsize, "")
+    users = {demand.user for demand in snapshot.demands if demand.template == template}
+    if not users & set(owners(entry, snapshot)):
+        headroom.limit_to(0, f"it does not serve {', '.join(sorted(users))}")
+    described, memory = snapshot.description(template), entry.request.model_memory
+    if entry.service and described and (described.model != entry.service.serves or described.owner):
+        headroom.limit_to(0, f"it serves only {entry.service.serves}")
+    elif described and not entry.service and memory is not None and described.megabytes > memory:
+        headroom.limit_to(0, f"{described.model} needs {described.megabytes:.0f} MB, and its glideins have {memory} MB")
+    if described and described.has_code and len(owners(entry, snapshot)) > 1 and not entry.users_code:
+        reason = f"{described.model} contains a user's code, and the entry serves several owners"
+        headroom.limit_to(0, f"{reason}; set users_code to allow that")
+    alive, ended = ([each for each in group if each.template == template] for group in snapshot.glideins_of(entry.name))
+    _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
+    return headroom
+
+
+def owners(entry: Entry, snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the Users whose jobs the entry's lanes serve."""
+    return entry.owners or (snapshot.user,)
+
+
+def _apply_breaker(headroom: Headroom, breaker: BreakerState) -> None:
+    if breaker.allowed is not None:
+        headroom.limit_to(breaker.allowed, breaker.reason)
+
+
+def usefulness(entry: Entry, snapshot: Snapshot) -> float:
+    """Estimate how useful the next glidein on an entry will be, from 0 to 1.
+
+    The estimate is the average score of the entry's earlier glideins and of two imaginary glideins, whose scores are
+    0 and 1. So the estimate for an entry without earlier glideins is 0.5.
+    """
+    alive, ended = snapshot.glideins_of(entry.name)
+    scores = [score(glidein) for glidein in (*alive, *ended) if glidein.state or glidein in ended]
+    return (sum(scores) + 1) / (len(scores) + 2)
+
+
+def score(glidein: Glidein) -> float:
+    """Return how useful one glidein was, from 0 to 1.
+
+    The score is 0 if the last state of the glidein is not Warm. The score is 1 if the glidein is still warm, or was
+    warm for at least USEFUL_SECONDS. If the glidein was evicted or ended earlier, the score is proportional to the time
+    for which the glidein was warm.
+    """
+    if glidein.state != State.WARM:
+        return 0.0
+    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # the job of an evicted glidein is IDLE
+    return min(1.0, glidein.warm_seconds / USEFUL_SECONDS) if is_over else 1.0

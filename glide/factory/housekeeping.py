@@ -1,0 +1,77 @@
+"""Do the housekeeping of each cycle: remind access points, renew tokens, fetch logs.
+
+This work does not depend on the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from glide.condor import tokens
+from glide.condor.access_point import any_of, quoted
+from glide.config import Entry
+from glide.errors import CondorError
+from glide.factory.site_client import SiteClient, batches, collect_errors
+from glide.factory.snapshot import Glidein, Snapshot
+from glide.factory.submit import TOKEN_SECONDS, mint_token
+from glide.glidein.settings import SPREAD
+from glide.ssh import SshError, access_point_at
+from glide.vocabulary import Job, JobStatus
+
+# Seconds between two reminders. A reminder makes an access point negotiate again for glideins that wait in its queue.
+REMIND_SECONDS = 10.0
+
+
+def housekeeping(client: SiteClient, snapshot: Snapshot) -> list[str]:
+    """Do the housekeeping for all entries whose queues are available, and return the errors."""
+    refused: list[str] = []
+    for entry in client.site.entries:
+        if entry.name in snapshot.unavailable_entries:
+            continue
+        mine, ended = snapshot.glideins_of(entry.name)
+        waiting = [glidein for glidein in mine if glidein.status == JobStatus.IDLE]
+        with collect_errors(f"{entry.name}: cannot remind the access point of waiting glideins", refused):
+            _remind_access_point(client, entry, waiting)
+        for template in {glidein.template for glidein in waiting}:
+            with collect_errors(f"{entry.name}: cannot renew the token of waiting glideins", refused):
+                _renew_token(client, entry, template, snapshot.now)
+        with collect_errors(f"{entry.name}: cannot fetch the logs of glideins that have ended", refused):
+            if entry.outer_pool:
+                _fetch_logs(client, entry, ended, snapshot.now)
+    return refused
+
+
+def _remind_access_point(client: SiteClient, entry: Entry, waiting: Iterable[Glidein]) -> None:
+    late = [glidein.age for glidein in waiting if glidein.age >= REMIND_SECONDS]
+    if any(age % REMIND_SECONDS < client.site.interval + 1 for age in late):
+        idle = f"{Job.ENTRY} == {quoted(entry.name)} && JobStatus == {JobStatus.IDLE}"
+        client.queue_of(entry.name).reconsider(idle, 0)
+
+
+def _renew_token(client: SiteClient, entry: Entry, template: str, now: float) -> None:
+    left = tokens.seconds_left(client.entry_folder(entry, template) / "token", now)
+    if left is not None and left < entry.lifetime * (1 + SPREAD) + TOKEN_SECONDS / 2:
+        mint_token(client, entry, template)
+        if entry.ssh:
+            access_point_at(entry.ssh).send(client.entry_folder(entry, template))
+
+
+def _fetch_logs(client: SiteClient, entry: Entry, ended: Iterable[Glidein], now: float) -> None:
+    """Fetch the outputs of ended glideins from the queue of an outer pool."""
+    missing: dict[str, Path] = {}
+    for each in ended:
+        path = client.entry_folder(entry, each.template) / f"{each.job}.out"
+        # If an output was fetched before the glidein ended, the output is not complete.
+        is_old = not path.exists() or path.stat().st_mtime < now - each.age
+        if path.parent.exists() and is_old:
+            missing[each.job] = path
+    for some in batches(list(missing)):
+        try:
+            client.queue_of(entry.name).retrieve(any_of(some))
+        except SshError:
+            return  # the next cycle tries again
+        except CondorError:
+            pass  # one glidein has no logs; the logs of all other glideins have arrived
+        for job in some:
+            missing[job].touch()  # if a glidein has no output, an empty file prevents further attempts

@@ -1,0 +1,72 @@
+"""Reject implausible answers of a queue or a collector. An answer is implausible if all glideins suddenly disappear.
+
+If a factory accepted such an answer, it would submit glideins again, or it would expunge the ads of working glideins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from glide.config import SiteFile
+from glide.factory.actions import Action, Remove
+from glide.factory.snapshot import Snapshot
+from glide.vocabulary import JobStatus
+
+# If an implausible answer persists for this time, in seconds, the answer is accepted. The ads of dead glideins expire
+# within this time.
+ACCEPT_AFTER_SECONDS = 60.0
+
+
+def reject_implausible(
+    snapshot: Snapshot, before: Snapshot | None, site: SiteFile, drained: Collection[str] = ()
+) -> Snapshot:
+    """Return the snapshot with implausible sources and entries marked as unavailable.
+
+    Args:
+        before: the last accepted snapshot, without the glideins that were removed after it (see `baseline`). None if no
+            snapshot was accepted yet.
+        drained: entries that an admin has closed. All glideins of such an entry may plausibly disappear together.
+    """
+    if snapshot.unavailable_sources:
+        return snapshot
+    left = ACCEPT_AFTER_SECONDS - (snapshot.now - before.now) if before else 0.0
+    unavailable = dict(snapshot.unavailable_entries)
+    for entry in site.entries:
+        queued, ended = snapshot.glideins_of(entry.name)
+        if queued or ended or entry.name in unavailable:
+            continue
+        advertised = {lane.glide_id for lane in snapshot.lanes if lane.entry == entry.name}
+        earlier = before.glideins_of(entry.name)[0] if before and left > 0 and entry.name not in drained else []
+        if advertised:
+            unavailable[entry.name] = f"its queue is empty, but {len(advertised)} glideins advertise"
+        elif earlier:
+            unavailable[entry.name] = (
+                f"its queue has forgotten all {len(earlier)} glideins; accepted if that persists for {left:.0f} s"
+            )
+    running = {glidein.glide_id for glidein in snapshot.glideins if glidein.status == JobStatus.RUNNING}
+    advertised = {lane.glide_id for lane in snapshot.lanes}
+    # Consider only glideins that had a job. The ads of an idle glidein may disappear seconds before its outer job ends.
+    working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
+    sources: tuple[str, ...] = ()
+    if working and not working & advertised:
+        forgotten = f"the collector has forgotten all {len(working)} working glideins"
+        sources = (f"{forgotten}; accepted if that persists for {left:.0f} s",)
+    return replace(snapshot, unavailable_entries=unavailable, unavailable_sources=sources)
+
+
+def baseline(snapshot: Snapshot, actions: Collection[Action], before: Snapshot | None = None) -> Snapshot:
+    """Return the snapshot that the next snapshot is compared with.
+
+    The returned snapshot lacks the glideins that are being removed. If an entry is unavailable, the returned snapshot
+    contains the entry's glideins from `before`.
+
+    Args:
+        actions: the plan for this snapshot.
+        before: the baseline of the previous cycle.
+    """
+    gone = {job for action in actions if isinstance(action, Remove) for job in action.jobs}
+    gone |= {glidein.job for glidein in snapshot.glideins if glidein.status == JobStatus.REMOVED}
+    remaining = [each for each in snapshot.glideins if each.job not in gone]
+    unseen = [each for each in before.glideins if each.entry in snapshot.unavailable_entries] if before else []
+    return replace(snapshot, glideins=(*remaining, *unseen))

@@ -1,0 +1,69 @@
+"""Fetch the files of a file set to a node, and unpack an archive.
+
+This module uses only the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from glide.files.cache import Cache
+from glide.files.fetch import Fetch, FetchAccount, Swarm, WrongContent
+from glide.files.sources import AccessPointSource, is_remote, open_source
+from glide.files.tree import Tree
+from glide.files.unpack import content_root, is_archive
+from glide.template import FileSet
+
+
+def ensure_local(
+    file_set: FileSet,
+    cache: Cache,
+    plugins: Path | None = None,
+    swarm: Swarm | None = None,
+    report: Callable[[FetchAccount], None] = lambda account: None,
+) -> Path:
+    """Return a folder on this node that contains the files of a file set.
+
+    If the file set's own folder is on a disk of this node, verify the files there and return this folder. Otherwise
+    fetch the files into the cache.
+
+    Args:
+        plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
+        swarm: this node and its peers. None: no peers are asked.
+        report: function that is called with the progress, several times a second and at the end of the fetch. The
+            function is not called if the file set's own folder is returned.
+
+    Raises:
+        OSError: the files cannot be read or stored.
+        WrongContent: the content of a file is not the content that the file set describes.
+        ValueError: the path of the file set is neither absolute nor an address of a known kind.
+    """
+    own = Path(file_set.path)
+    here = own.is_absolute() and all((own / name).exists() for name in file_set.files)
+    if here and not is_remote(own):
+        for name, (content, size) in file_set.files.items():
+            if not cache.verify(own / name, content, size):
+                raise WrongContent(f"{own / name} is not the file that the template describes: it has changed since")
+        return own
+    tree = Tree(file_set.files)
+    seed = AccessPointSource(file_set.seed, tree, file_set.key) if file_set.seed and not here else None
+    fetch = Fetch(cache, tree, open_source(file_set.path, plugins, seed), swarm, report)
+    folder = fetch.run()
+    report(fetch.account)
+    return folder
+
+
+def unpacked(file_set: FileSet, folder: Path, cache: Cache) -> Path:
+    """Unpack the only file of a file set, and return the folder of the unpacked files.
+
+    If the file is not an archive, return the path of the file.
+
+    Args:
+        folder: the folder that contains the file, as `ensure_local` returns it.
+
+    Raises:
+        OSError: the archive cannot be unpacked.
+    """
+    (name,) = file_set.files
+    return content_root(cache.unpack(Tree(file_set.files).digest, folder / name)) if is_archive(name) else folder / name

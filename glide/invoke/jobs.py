@@ -1,0 +1,348 @@
+"""The invocation jobs of one run. These HTCondor jobs bring records to lanes, and results back.
+
+The records are divided into parts, one part for each job. A completed job stays in HTCondor's queue until the caller
+has stored the job's results, so no result is lost. If a result arrives twice, the caller ignores the copy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glide import resources
+from glide.condor import AccessPoint
+from glide.condor.access_point import SUBMIT_SECONDS, any_of, job_file_value, quoted
+from glide.errors import CondorError, CondorRefused
+from glide.invoke import answers
+from glide.invoke.answers import OutputContent
+from glide.template import Template
+from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
+
+# These requirements are the same as in submit_templates/invocation.sub. Only a daemon with a glidein's token gets an
+# identity that begins with IDENTITY. So no other daemon of the pool can pretend to be a lane with a false ad.
+GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
+WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
+URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
+COMMON = ("generate", "timeout")  # record fields that usually have the same value in all records of a job
+# For each event of a job, the attribute of the job's ad that holds the Unix time of the event. If a job has started
+# more than once, the attributes hold the times of the last start.
+TIMES = {
+    "queued": "QDate", "started": "JobCurrentStartDate", "executing": "JobCurrentStartExecutingDate",
+    "completed": "CompletionDate",
+}  # fmt: skip
+MEGABYTE = 1 << 20
+SLOWEST = 100_000  # assumed minimum upload rate to an access point, in bytes per second
+# If a job's ad has one of these attributes, a retrieval may write outside the run's folder. Spooling adds the prefix
+# SUBMIT_ to such an attribute, so the list has names with this prefix and names without it.
+ELSEWHERE = (
+    "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
+    "TransferOutputRemaps", "UserLog", "OutputDestination",
+)  # fmt: skip
+# ClassAd expression for jobs that a killed driver has left behind. No site makes a job wait longer than KEPT_SECONDS.
+# So if a job has been idle or held for a longer time, its driver is gone.
+ABANDONED = (
+    f"(JobStatus == {JobStatus.IDLE} || JobStatus == {JobStatus.HELD})"
+    f" && time() - EnteredCurrentStatus > {KEPT_SECONDS}"
+)
+PART = re.compile(r"[0-9a-f]{12}")  # valid names of parts; other names are rejected, because a name becomes a file name
+# Maximum number of jobs that `reconsider` edits. One edit is enough to make the access point rebuild its list of all
+# runnable jobs, and each edit costs the access point a transaction.
+MOST_RECONSIDERED = 10
+
+
+@dataclass(frozen=True)
+class InvocationJob:
+    """An invocation job in the queue.
+
+    Attributes:
+        id: the job's number, CLUSTER.PROC.
+        part: name of the part whose records the job carries.
+        status: HTCondor's JobStatus.
+        records: number of the job's records.
+        starts: number of times that the job has started.
+        status_seconds: seconds since the status changed.
+        lane: Name of the lane on which the job runs; empty if the job does not run.
+        hold_reason: HTCondor's reason for the hold; empty if the job is not held.
+        last_lane: Name of the lane on which the job last completed or was evicted; empty if the job has left no lane.
+        times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
+    """
+
+    id: str
+    part: str
+    status: int
+    records: int
+    starts: int
+    status_seconds: float
+    lane: str = ""
+    hold_reason: str = ""
+    last_lane: str = ""
+    times: Mapping[str, int] = field(default_factory=dict)
+
+
+# The type of a function that stores results, or raises an error.
+Store = Callable[[Sequence[tuple[InvocationJob, OutputContent]]], None]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The properties that all jobs of a run share.
+
+    Attributes:
+        name: the run's name. It is the value of the jobs' attribute GlideRun.
+        template: the template that all records need.
+        folder: folder with the jobs' input and output files. No other run uses this folder.
+        max_glideins: maximum number of glideins that may run at the same time for this run.
+        max_result_bytes: maximum length of one result's line, in bytes.
+        check_result: a function that checks a result after `answers` has checked it. It returns a problem, or an empty
+            text.
+    """
+
+    name: str
+    template: Template
+    folder: Path
+    max_glideins: int
+    max_result_bytes: int = 64 << 20
+    check_result: Callable[[dict[str, Any]], str] = lambda result: ""
+
+
+class RunJobs:
+    """The invocation jobs of one run at one access point.
+
+    Attributes:
+        parts: the name of each job's part, by job number. The name is stored when the job is submitted, or when its ad
+            is first read. Later values in the ad are ignored, because code on a node can change the ad.
+    """
+
+    def __init__(self, run: RunSpec, access_point: AccessPoint):
+        self.run = run
+        self.access_point = access_point
+        self.parts: dict[str, str] = {}
+        run.folder.mkdir(parents=True, exist_ok=True)
+
+    def submit(
+        self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), pending: int = 0,
+        last: bool = False,
+    ) -> None:  # fmt: skip
+        """Submit one job for each part. All jobs are submitted as one cluster, with spooled files.
+
+        Args:
+            parts: the records of each job. A record has `custom_id`, `prompt`, `generate` (the engine's options) and
+                `timeout` (time limit of an engine call, in seconds).
+            avoid: GlideIds of glideins that must not get these jobs. Dead glideins, for example, may still have ads in
+                the collector. If `avoid` is not empty, the jobs get a higher priority, because they may repeat lost
+                records, which have waited before.
+            pending: number of the run's records that are in no job yet. The factory computes the run's demand from this
+                number.
+            last: whether no more parts will follow. If so, a lane is released as soon as a job has ended there, so that
+                other runs can use the lane.
+
+        Raises:
+            OSError: an input file cannot be written, for example because the disk is full. No job is submitted.
+            CondorRefused: the access point refuses the jobs.
+        """
+        items = []
+        for records in parts:
+            part = uuid.uuid4().hex[:12]
+            most = answers.output_limit(len(records), self.run.max_result_bytes)
+            items.append({"part": part, "count": str(len(records)), "most_mb": str(most // MEGABYTE + 1)})
+        try:
+            for item, records in zip(items, parts, strict=True):
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
+                self._input(item["part"]).write_text(text, encoding="utf-8")
+            self._submit(items, avoid, pending, last)
+        except (OSError, CondorRefused):  # no job has been submitted
+            for item in items:
+                self._remove_files(item["part"])
+            raise
+
+    def _submit(self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool) -> None:
+        description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
+        macros = self._macros() | {f"My.{Job.LEFT}": str(pending)} | ({"keep_claim_idle": "0"} if last else {})
+        if avoid:
+            dead = ", ".join(map(quoted, avoid))
+            macros["priority"] = str(URGENT)
+            macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
+        size = sum(self._input(item["part"]).stat().st_size for item in items)
+        seconds = SUBMIT_SECONDS + size / SLOWEST
+        cluster = self.access_point.submit(description, macros, items, spool=True, seconds=seconds)
+        self.parts |= {f"{cluster}.{number}": item["part"] for number, item in enumerate(items)}
+
+    def _macros(self) -> dict[str, str]:
+        spec = self.run.template.to_json().replace("$", "\\u0024")  # a "$" begins a macro in a job file
+        return {
+            "digest": self.run.template.digest, "model": self.run.template.model,
+            "initialdir": str(self.run.folder.resolve()), "records": "$(part).in", "results": "$(part).out",
+            # A completed job stays in the queue until `gather` has stored the results, but at most for KEPT_SECONDS.
+            "leave_in_queue": LEAVE_IN_QUEUE, "periodic_remove": ABANDONED, "max_transfer_output_mb": "$(most_mb)",
+            "batch_name": self.run.name,
+            f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
+            f"My.{Job.WANTED}": str(self.run.max_glideins), f"My.{Job.SPEC}": job_file_value(spec),
+        }  # fmt: skip
+
+    def queue(self) -> list[InvocationJob]:
+        """Return this run's jobs in the queue."""
+        attributes = (
+            "ClusterId",
+            "ProcId",
+            "JobStatus",
+            "NumJobStarts",
+            "RemoteHost",
+            "HoldReason",
+            "LastRemoteHost",
+            Job.PART,
+            Job.RECORDS,
+            *TIMES.values(),
+        )
+        jobs = self.access_point.jobs(self._constraint(), attributes)
+        found = [self._job(ad) for ad in jobs if _count(ad, "JobStatus") != JobStatus.REMOVED]
+        queue = [job for job in found if PART.fullmatch(job.part)]
+        self.parts = {job.id: job.part for job in queue}
+        return queue
+
+    def _job(self, ad: Mapping[str, Any]) -> InvocationJob:
+        """Return the job that an ad describes. An attribute of a wrong type counts as 0 or as an empty text."""
+        number = f"{ad['ClusterId']}.{ad['ProcId']}"
+        return InvocationJob(
+            number, self.parts.get(number) or _text(ad, Job.PART), _count(ad, "JobStatus"), _count(ad, Job.RECORDS),
+            _count(ad, "NumJobStarts"), max(0, _count(ad, "ServerTime") - _count(ad, "EnteredCurrentStatus")),
+            _text(ad, "RemoteHost"), _text(ad, "HoldReason"), _text(ad, "LastRemoteHost"),
+            {name: at for name, attribute in TIMES.items() if (at := _count(ad, attribute))},
+        )  # fmt: skip
+
+    def peek(self, job: InvocationJob, ids: Collection[str]) -> OutputContent:
+        """Return the output that a job has streamed to the access point so far.
+
+        Args:
+            ids: ids of the job's records.
+        """
+        # A running job has no error file yet. So the retrieval fails, but only after it has copied the other files.
+        with suppress(CondorError):
+            self.access_point.retrieve(self._retrievable([job]))
+        return self._read(job, ids)
+
+    def gather(self, done: Sequence[InvocationJob], ids: Mapping[str, Collection[str]], store: Store) -> None:
+        """Retrieve the results of completed jobs, store them, and then remove the jobs from the queue.
+
+        After an interruption, the next call retrieves the same results again. So `store` must recognise results that it
+        has stored before.
+
+        Args:
+            ids: ids of the records, by name of the part.
+            store: a function that stores the results. It is called once, with all jobs and their results. If it raises
+                an error, the jobs are not removed.
+        """
+        if not done:
+            return
+        self.access_point.retrieve(self._retrievable(done))
+        # Store the results of all jobs in one call, because each call flushes files to disk.
+        store([(job, self._read(job, ids[job.part])) for job in done])
+        self.access_point.remove(any_of(job.id for job in done), "gathered")
+        for job in done:
+            self._remove_files(job.part)
+
+    def _read(self, job: InvocationJob, ids: Collection[str]) -> OutputContent:
+        path = self._output(job.part)
+        found = answers.read(path, ids, self.run.max_result_bytes, self.run.check_result)
+        if found.too_long:
+            path.unlink(missing_ok=True)  # free the disk space immediately
+        return found
+
+    def _retrievable(self, jobs: Iterable[InvocationJob]) -> str:
+        """Return a constraint that matches a job only if its outputs go to the run's folder.
+
+        A retrieval writes to the paths in the job's ad, and code on a node can change the ad with chirp's set_job_attr.
+        So the constraint does not match a job whose ad has different paths.
+        """
+        own_outputs = " || ".join(
+            f"({any_of([job.id])} && TransferOutput =?= {quoted(f'{job.part}.out')})" for job in jobs
+        )
+        own_folder = f"SUBMIT_Iwd =?= {quoted(str(self.run.folder.resolve()))}"
+        return " && ".join([f"({own_outputs})", own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
+
+    def record_ids(self, jobs: Iterable[InvocationJob]) -> set[str]:
+        """Read the custom_ids of the records in these jobs from the jobs' input files."""
+        ids: set[str] = set()
+        for job in jobs:
+            # Only "\n" ends a line here. Other characters that Python may accept as line ends can be part of a text.
+            with suppress(FileNotFoundError), self._input(job.part).open(encoding="utf-8", newline="\n") as lines:
+                ids |= {record["custom_id"] for record in map(json.loads, lines) if "custom_id" in record}
+        return ids
+
+    def reconsider(self, jobs: Sequence[InvocationJob]) -> None:
+        """Make the access point try again to match these idle jobs. Raise their priority, because they have waited."""
+        if jobs:
+            self.access_point.reconsider(any_of(job.id for job in jobs[:MOST_RECONSIDERED]), URGENT)
+
+    def remove(self, jobs: Sequence[InvocationJob], reason: str) -> None:
+        """Remove jobs from the queue, and delete their files. The caller has to send unfinished records again."""
+        if jobs:
+            self.access_point.remove(any_of(job.id for job in jobs), reason)
+            for job in jobs:
+                self._remove_files(job.part)
+
+    def remove_other_files(self, parts: Collection[str]) -> None:
+        """Delete the files that a killed driver has left. Keep the files of `parts`, which are in the queue."""
+        for path in self.run.folder.iterdir():
+            if path.name.partition(".")[0] not in parts:
+                path.unlink(missing_ok=True)
+
+    def _remove_files(self, part: str) -> None:
+        for suffix in ("in", "out", "in.err"):
+            (self.run.folder / f"{part}.{suffix}").unlink(missing_ok=True)
+
+    def _output(self, part: str) -> Path:
+        return self.run.folder / f"{part}.out"
+
+    def _input(self, part: str) -> Path:
+        return self.run.folder / f"{part}.in"
+
+    def _constraint(self) -> str:
+        return f"{Job.RUN} == {quoted(self.run.name)}"
+
+
+def _count(ad: Mapping[str, Any], name: str) -> int:
+    found = ad.get(name)
+    return found if isinstance(found, int) and 0 <= found < 1 << 53 else 0
+
+
+def _text(ad: Mapping[str, Any], name: str) -> str:
+    found = ad.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a job's input file. A line with a record does not have the COMMON fields.
+
+    When the values of the COMMON fields change, a line with only these fields comes before the record.
+    """
+    common: dict[str, Any] = {}
+    for record in records:
+        if common != (own := {name: record[name] for name in COMMON}):
+            common = own
+            yield common
+        yield {name: value for name, value in record.items() if name not in COMMON}
+
+
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the results in a file. A missing file counts as empty."""
+    return filter(_is_result, read_lines(path))
+
+
+def _is_result(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("custom_id"), str)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each line. Skip incomplete and invalid lines. A missing file counts as empty."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                content = json.loads(line) if line.endswith("\n") else None
+                if isinstance(content, dict):
+                    yield content

@@ -1,0 +1,194 @@
+"""The interface of an engine, and the classes for the records, outcomes and errors that all engines use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+MESSAGE_LENGTH = 2000  # maximum length of an error message in a result, in characters
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """A record that an engine serves.
+
+    Attributes:
+        key: number that the server gives to the record. The number is unique while the engine's process lives.
+        prompt: the record's text.
+        generate: the record's options of `generate`. The records that the server passes to `plan` may have different
+            options.
+    """
+
+    key: int
+    prompt: str
+    generate: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The outcome of serving one record.
+
+    Attributes:
+        text: the generated text; empty if the engine generates no text; None if the record failed.
+        tokens: number of generated tokens; 0 if the record failed.
+        extra: further fields of the record's result. Their values must be writable as JSON.
+        error: the error's type and message, as `error_fields` returns them; None if the record did not fail.
+    """
+
+    text: str | None
+    tokens: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    @classmethod
+    def failed(cls, error: BaseException) -> Completion:
+        """Return the outcome of a record that failed.
+
+        The other records of the call keep their outcomes. If `call` raised the error instead, the server would serve
+        the other records again.
+        """
+        return cls(None, 0, error=error_fields(error))
+
+
+def error_fields(error: BaseException) -> dict[str, str]:
+    """Return the type and the message of an exception, as fields of a result.
+
+    The message has at most MESSAGE_LENGTH characters. This function works even if the exception's own methods raise
+    errors.
+    """
+    try:
+        message = str(error)[:MESSAGE_LENGTH]
+    except BaseException as another:
+        message = f"no message: str() of the exception raised {type(another).__name__}"
+    return {"type": printable(type(error).__name__), "message": printable(message)}
+
+
+def printable(text: str) -> str:
+    """Replace each lone surrogate in a text by its escape sequence, so that UTF-8 can encode the text."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+class RecordError(Exception):
+    """Base class of errors that refuse a record. The name of the error's class is written into the record's result."""
+
+
+class WrongOption(RecordError):
+    """An option of `generate` has a value that cannot work.
+
+    Args:
+        option: name of the option.
+        why: why the value cannot work, and what the user can do.
+    """
+
+    def __init__(self, option: str, why: str):
+        super().__init__(f"{option}: {why}")
+        self.option = option
+
+
+class UnknownOption(WrongOption):
+    """The engine has no option of `generate` with this name."""
+
+
+class Engine(Protocol):
+    """The interface of an engine. New engines are the only way to extend the model server.
+
+    In addition to the members of this class, an engine's class has these members:
+
+    - `Options`: a frozen dataclass with the engine's options. Each option has a type and a default. The docstring of
+      `Options` has one entry `name: meaning` for each option. docs/generate.py copies these entries to the reference.
+      `Options.__post_init__` may raise ValueError if a value cannot work.
+    - a constructor with two arguments, the template and an instance of `Options`. The constructor must be quick.
+    - optionally, the static method `check_generate(generate, folder)`. It has the same arguments and errors as the
+      function `check_generate` of glide.server.engines. An engine without this method accepts every option of
+      `generate`.
+
+    Attributes:
+        batch: number of records in an efficient call. Until the server has measured the throughput, it sends this
+            number of records in a message. The server also advertises this number.
+        window: maximum number of records that the server passes to one `plan`; at least `batch`. With a larger window,
+            the engine can, for example, sort more records by length. But then jobs wait longer for each other's
+            records.
+    """
+
+    batch: int
+    window: int
+
+    def prepare(self) -> None:
+        """Import the packages that loading and serving need.
+
+        `prepare` runs once, before `load`. It must not read the template's files, because the files may not be on this
+        node yet.
+
+        Raises:
+            Exception: the template cannot be loaded on this node. The server reports the last line of the traceback.
+        """
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
+        """Load the state and make it ready to serve. When `load` returns, the lane becomes Warm.
+
+        `load` runs once, after `prepare`. The process is killed if a phase exceeds its time limit (Template.budget).
+
+        Args:
+            folder: the folder on this node with the template's files; None for a template without files.
+            phase: function that reports the current phase. Call this function with State.LOADING at the beginning. If
+                the engine makes trial calls, call the function with State.WARMING when the files are loaded and the
+                trial calls begin.
+
+        Raises:
+            TemplateError: the template cannot be loaded. The message says why.
+            Exception: any other error has the same effect as TemplateError.
+        """
+
+    def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
+        """Divide records into calls.
+
+        `plan` runs after `load`, and never during a call. It may store values for the calls that follow.
+
+        Args:
+            records: one or more records, at most `window`. They may come from several jobs.
+
+        Returns:
+            The calls, in the order in which they are made. A call has one or more records. Each record must be in
+            exactly one call.
+
+        Raises:
+            BaseException: an error of any kind. The server ignores the error, and runs `call` with each record alone.
+        """
+
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
+        """Serve the records of one call.
+
+        `call` runs after `load`. If `call` raises an error, the server runs `call` again with each half of the records.
+        The halves are divided further until each failing record is alone. `call` must not change the state, even if
+        `call` raises an error.
+
+        If a call takes longer than the longest timeout of its records, the server raises RecordTimeout inside the call,
+        in the main thread, once a second. The server also raises RecordTimeout if all jobs that wait for the call have
+        ended. An engine may catch RecordTimeout and return the outcomes that it has. While native code runs, the
+        exception is delayed until that code returns to Python. The server kills the process if the call has not ended 5
+        seconds after the timeout.
+
+        Args:
+            records: the records of one call of the last plan, or some of these records, or a single record that is in
+                no plan.
+
+        Returns:
+            One outcome for each record, in the order of the records.
+
+        Raises:
+            BaseException: an error of any kind, including SystemExit and RecordTimeout. Only these records are
+                affected. If there is only one record, the error is written into the record's result.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about the loaded state for the machine ad.
+
+        `describe` runs once after `load`, and again after each list of records. So it must be quick.
+
+        Returns:
+            A dict that may be empty. The server reads these keys: `gpu` (name of the GPU), `batching` (how records are
+            batched), `megabytes` (MB of memory that the state takes; by default the memory of the process), and
+            `prefix_hits` (share of all prompt tokens so far that came from a cache, 0 to 1). The server reads the first
+            three keys only once, after `load`.
+        """

@@ -1,0 +1,137 @@
+"""Read the status of a sweep from its folder, without changing the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glide.config import SUMMARY
+from glide.errors import InputError
+from glide.invoke.jobs import read_lines
+from glide.sweep import lines, requests
+from glide.sweep.out import RunState, has_lines, holder, read_state, results_file
+from glide.sweep.prepare import Sweep
+from glide.sweep.records import Record
+from glide.sweep.requests import RequestIndex, requests_file
+
+# Summary entries that a driver fills. If a run needed no driver, the summary has these values.
+EMPTY_SUMMARY = {
+    "makespan_s": 0.0, "warm_makespan_s": 0.0, "jobs": 0, "evictions": 0, "recomputed": 0, "lost_in_flight": 0,
+    "resumed": 0, "tokens": 0, "glideins": [],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """The status of a sweep.
+
+    Attributes:
+        state: new, running, interrupted, finished or changed. A sweep is changed if it had finished, and its file now
+            has new requests.
+        driver: process and host of the running driver; None if no driver runs.
+        done, errors: number of results, and of results with an error, for each prompt.
+    """
+
+    state: str
+    driver: str | None
+    done: dict[str, int]
+    errors: dict[str, int]
+
+
+def sweep_status(sweep: Sweep) -> SweepStatus:
+    """Return the status of a sweep, read from its folder.
+
+    Raises:
+        InputError: the folder holds another sweep's results.
+    """
+    state, driver = read_state(sweep.out), holder(sweep.out)
+    indexes = {prompt: request_index(sweep, prompt) for prompt in sweep.file.prompts}
+    if state is not None:
+        check_same_sweep(sweep, state, indexes)
+    done, errors = {}, {}
+    for prompt in sweep.file.prompts:
+        done[prompt] = errors[prompt] = 0
+        for _, result in current_results(sweep, prompt, indexes[prompt]):
+            done[prompt] += 1
+            errors[prompt] += result.get("error") is not None
+    finished = state is not None and state.finished
+    if driver:
+        state_name = "running"
+    elif finished:
+        state_name = "finished" if sum(done.values()) == sweep.total else "changed"
+    else:
+        state_name = "interrupted" if state else "new"
+    return SweepStatus(state_name, driver, done, errors)
+
+
+def current_results(
+    sweep: Sweep, prompt: str, index: RequestIndex | None = None
+) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """Yield pairs of a record and the result of the record's current request with this prompt.
+
+    A record without such a result is left out. A driver may write results at the same time. If the folder has no
+    fingerprints, a result counts if the sweep has a record with the result's id.
+    """
+    path, index = results_file(sweep.out, prompt), index or request_index(sweep, prompt)
+    if not requests_file(sweep.out, prompt).exists():
+        index = replace(index, unchanged=bytearray(b"\1") * len(index.fingerprints))
+    for number, result in lines.numbered_results(path, index, lines.index_results(path, index)):
+        yield sweep.records[number], result
+
+
+def request_index(sweep: Sweep, prompt: str) -> RequestIndex:
+    """Compare a prompt's current requests with the requests that the results in the sweep's folder belong to."""
+    return requests.compare(requests_file(sweep.out, prompt), sweep.numbers, sweep.fingerprints(prompt))
+
+
+def is_correct(result: Mapping[str, Any], sweep: Sweep, record: Record) -> bool:
+    """Return whether a result's text equals the field that `expect` names. White space around both is ignored."""
+    expected, text = record.fields.get(sweep.file.expect or ""), result.get("text")
+    return text is not None and text.strip() == str(expected).strip()
+
+
+def check_same_sweep(sweep: Sweep, state: RunState | None, indexes: Mapping[str, RequestIndex]) -> None:
+    """Raise InputError if `out` holds results of another sweep.
+
+    The sweep counts as the same in each of these cases:
+
+    - The name of the sweep and the path of the sweep file are the same.
+    - The name or the path is the same, and at least one request is unchanged.
+    - `run.json` is missing or invalid, and at least one request is unchanged.
+
+    Args:
+        state: content of `run.json`; None if the file is missing or invalid.
+        indexes: the requests of each prompt, by prompt.
+    """
+    same_name = state is not None and state.name == sweep.file.name
+    same_source = state is not None and state.source == str(sweep.source.absolute())
+    known = any(any(each.unchanged) for each in indexes.values())
+    if (same_name and same_source) or (known and (same_name or same_source or state is None)):
+        return
+    if state is None and not any(has_lines(results_file(sweep.out, prompt)) for prompt in indexes):
+        return
+    whose = f"the results of another sweep, {state.name} ({state.source})" if state else "results of an unknown sweep"
+    raise InputError(
+        f"{sweep.source}: {sweep.out} holds {whose}; name another `out`, or move them aside: glide sweep run --again"
+    )
+
+
+def read_summary(sweep: Sweep) -> dict[str, Any] | None:
+    """Return the content of a sweep's summary.json, or None if the file is missing or invalid."""
+    known = next(read_lines(sweep.out / SUMMARY), {})  # `Results.finish` writes the file as one line
+    if any(type(known.get(name)) is not type(value) for name, value in EMPTY_SUMMARY.items()):
+        return None
+    if not _are_prompt_summaries(known.get("prompts")):
+        return None
+    sound = all(type(glidein) is dict and type(glidein.get("records")) is int for glidein in known["glideins"])
+    return known if sound else None
+
+
+def _are_prompt_summaries(prompts: Any) -> bool:
+    """Return whether `prompts` is a dict in which each value is the summary of a prompt."""
+    return isinstance(prompts, dict) and all(
+        isinstance(each, dict) and isinstance(each.get("records"), int) and isinstance(each.get("errors"), int)
+        and isinstance(each.get("accuracy"), (int, float, type(None))) and "accuracy" in each
+        for each in prompts.values()
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""A cached snapshot of the pool. All pages and metrics use the same snapshot."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from glide.factory.snapshot import Snapshot
+from glide.factory.totals import MetricKey, Totals
+from glide.report.status import document
+from glide.web.snapshot_worker import serve_snapshots, unexpected_error
+
+REFRESH_SECONDS = 2.0  # minimum time between two snapshots
+QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a query of one source takes up to 20 s
+MAX_WAIT_SECONDS = 3.0  # seconds of waiting for a new snapshot, before a request gets the previous snapshot
+
+Run = tuple[str, str, str]  # name of the run, its user, and digest of the template
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """The last snapshot for which the pool answered.
+
+    Attributes:
+        status: the document of `glide status --json`. If a later query reached only a part of the pool, the states of
+            the factories are from that query.
+        at: Unix time of the snapshot; 0 if the pool never answered.
+        trouble: why the last query failed; empty if it succeeded.
+        most_records: for each run, the largest number of records that it had left in any snapshot.
+        counts: the values of `totals` at the time of the snapshot.
+        totals: counts over all snapshots since this process started.
+    """
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    status: Mapping[str, Any] = field(default_factory=lambda: document(Snapshot()))
+    at: float = 0.0
+    trouble: str = ""
+    most_records: Mapping[Run, int] = field(default_factory=dict)
+    counts: Mapping[MetricKey, int] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals, repr=False)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the pool answered the last query."""
+        return bool(self.at) and not self.trouble
+
+    def updated(self, seen: tuple[Snapshot, dict[str, Any]] | str) -> PoolView:
+        """Return a new view that includes the result of a new query.
+
+        Args:
+            seen: a new snapshot with its status document, or the reason why the query failed.
+        """
+        if isinstance(seen, str):
+            return replace(self, trouble=seen)
+        snapshot, status = seen
+        if snapshot.unavailable_sources:
+            entries = {site["site"]: site["entries"] for site in self.status["sites"]}
+            sites = [{**site, "entries": entries.get(site["site"], site["entries"])} for site in status["sites"]]
+            return replace(self, trouble=snapshot.unavailable_sources[0], status={**self.status, "sites": sites})
+        self.totals.add(snapshot)
+        left: dict[Run, int] = {}
+        for each in snapshot.demands:
+            run = each.run, each.user, each.template
+            left[run] = max(each.records, self.most_records.get(run, 0))
+        counts = dict(self.totals.counts)  # a copy, because other threads read the counts while the totals change
+        return replace(
+            self, snapshot=snapshot, status=status, at=snapshot.now, trouble="", most_records=left, counts=counts
+        )
+
+
+def without_last_lines(view: PoolView) -> PoolView:
+    """Return a copy of the view without the output of glideins.
+
+    Every account of this machine can read the queue. But only the account of glide web can read the folder with the
+    output.
+    """
+
+    def without_lines(entry: dict[str, Any]) -> dict[str, Any]:
+        failure = entry["last_failure"]
+        return {**entry, "last_failure": failure and {**failure, "last_words": None}}
+
+    sites = [{**site, "entries": list(map(without_lines, site["entries"]))} for site in view.status["sites"]]
+    return replace(view, status={**view.status, "sites": sites})
+
+
+class SnapshotCache:
+    """Return the latest view at each call. Only a call starts a new snapshot, and at most one in REFRESH_SECONDS.
+
+    Args:
+        worker: the function that the worker process runs. For each request on a pipe, this function takes a snapshot.
+        timeout: time limit of a snapshot, in seconds. If a worker process takes longer, it is killed. The next request
+            starts a new process.
+    """
+
+    def __init__(self, worker: Callable[[Connection], None] = serve_snapshots, timeout: float = QUERY_TIMEOUT) -> None:
+        self._worker = worker
+        self._timeout = timeout
+        self._view = PoolView(trouble="the first query of the pool has not finished yet")
+        self._changed = threading.Condition()
+        self._begun = 0.0  # monotonic time when the current snapshot was requested; 0 if no snapshot is in progress
+        self._ended = 0.0
+        threading.Thread(target=self._refresh_on_request, daemon=True).start()
+
+    def __call__(self) -> PoolView:
+        with self._changed:
+            now = time.monotonic()
+            if not self._begun and now - self._ended >= REFRESH_SECONDS:
+                self._begun = now
+                self._changed.notify_all()
+            if self._begun:
+                self._changed.wait_for(lambda: not self._begun, max(0.0, self._begun + MAX_WAIT_SECONDS - now))
+            return self._view
+
+    def _refresh_on_request(self) -> None:
+        """Take a snapshot at each request. This method runs in its own thread, and never returns.
+
+        The worker process ends together with this thread. So this thread must not end before the server.
+        """
+        spawn = multiprocessing.get_context("spawn")
+        child = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._begun)
+            try:
+                if child is None:
+                    pipe, worker_end = spawn.Pipe()
+                    child = spawn.Process(target=self._worker, args=(worker_end,), daemon=True)
+                    child.start()
+                    worker_end.close()
+                pipe.send(None)
+                if not pipe.poll(self._timeout):
+                    child.kill()
+                    child.join()
+                    raise TimeoutError
+                view = self._view.updated(pipe.recv())
+            except TimeoutError:
+                child = None
+                view = self._view.updated(f"no answer from the pool within {self._timeout:.0f} s")
+            except (EOFError, OSError):
+                child = None
+                view = self._view.updated("the process that queries the pool has died; the next query starts another")
+            except Exception as error:  # a bug must not end this thread, because the view would never change again
+                traceback.print_exc()
+                view = self._view.updated(unexpected_error(error))
+            with self._changed:
+                self._view = view
+                self._begun, self._ended = 0.0, time.monotonic()
+                self._changed.notify_all()
