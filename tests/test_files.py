@@ -275,7 +275,7 @@ def test_full_disk_is_reported_and_space_released(model, tmp_path):
     try:
         cache = Cache(disk / "cache", limit=1 << 40)
         ballast = disk / "ballast"
-        with origin(model, rate=4e6) as server:
+        with origin(model, rate=2e6) as server:
             process = Process(cache.folder, described(model, server.url), limit=1 << 40)
             said = process.end()
             assert "MB are needed" in said["failed"]  # seen before
@@ -283,7 +283,7 @@ def test_full_disk_is_reported_and_space_released(model, tmp_path):
             wanted = written(tmp_path / "small", {"file": 2 * CHUNK})
             server.folder = wanted
             process = Process(cache.folder, described(wanted, server.url), limit=1 << 40)
-            time.sleep(0.8)
+            eventually(lambda: list(cache.folder.glob("partial/*.lock")), "the fetch has begun")
             ballast.write_bytes(b"x" * (6 << 20))  # somebody else
             assert "No space left on device" in process.end()["failed"]
         ballast.unlink()
