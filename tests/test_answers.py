@@ -14,9 +14,11 @@ import pytest
 import glide
 from glide.errors import InvocationError
 from glide.invoke import answers
+from glide.invoke.answers import MOST_NESTED
 from glide.sweep.audit import MOST_UNANSWERED, Audit
 from glide.sweep.calls import Calls
 from glide.sweep.lanes import checked
+from glide.sweep.lines import to_line
 from glide.template import Template
 from glide.vocabulary import Machine
 
@@ -30,6 +32,11 @@ def line(**changes: object) -> bytes:
     return json.dumps(GOOD | changes).encode() + b"\n"
 
 
+def nested(levels: int) -> bytes:
+    """A valid line with a list in a list in a list, and so on."""
+    return line(extra=0).replace(b'"extra": 0', b'"extra": ' + b"[" * levels + b"]" * levels)
+
+
 def read(folder: Path, *content: bytes, max_result_bytes: int = 4096) -> answers.OutputContent:
     (folder / "x.out").write_bytes(b"".join(content))
     return answers.read(folder / "x.out", IDS, max_result_bytes)
@@ -40,11 +47,17 @@ def read(folder: Path, *content: bytes, max_result_bytes: int = 4096) -> answers
     [
         {}, {"text": "ö\u2028\n\0"}, {"text": ""}, {"tokens": 0}, {"seconds": 0}, {"embedding": [0.5, -1e-9]},
         {"text": None, "error": {"type": "E", "message": "m" * 5000}}, {"glidein": ""}, {"text": "\U0001f989"},
+        {"text": "[{" * 500}, {"extra": [[[0.5]]] * 200},
     ],
 )  # fmt: skip
 def test_valid_result_is_read_unchanged(tmp_path, right):
     found = read(tmp_path, line(**right), max_result_bytes=10000)
     assert found.results == {"a": GOOD | right} and not found.rejected
+
+
+def test_deepest_valid_result_can_be_stored(tmp_path):
+    deepest = nested(MOST_NESTED - 1)
+    assert to_line(read(tmp_path, deepest).results["a"]) == deepest
 
 
 @pytest.mark.parametrize(
@@ -56,7 +69,8 @@ def test_valid_result_is_read_unchanged(tmp_path, right):
         line(error="no"), line(error={}), line(error={"type": 1, "message": "m"}),
         line(error={"type": "E", "message": "\udfff"}), line(error={"type": "E", "message": "m", "more": 1}),
         line(seconds=float("nan")), line(seconds=float("inf")), line(seconds=-1), line(seconds="1"), line(seconds=True),
-        line(glidein=None), line(glidein="g" * 1001), line(attempts="1"), line(extra=float("-inf")),
+        line(seconds=10**400), line(glidein=None), line(glidein={}), line(glidein="g" * 1001), line(attempts="1"),
+        line(attempts=[1]), line(extra=float("-inf")), nested(MOST_NESTED), nested(980),
         b'{"seconds": 1e999, ' + line()[1:].replace(b'"seconds"', b'"other"'), line(extra="\ud800"),
         line().replace(b'"x"', b'"\xc3"'), line().replace(b'"x"', b'"\xed\xa0\x80"'), b"\xff\xfe\n", b"[]\n", b"7\n",
         b"nonsense\n", b"[" * 100_000 + b"\n", line()[:20] + line(),

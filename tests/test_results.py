@@ -197,20 +197,6 @@ def test_results_count_errors_tokens_and_glideins(sweep, begin):
     assert results.error_lines() == ["plain: b: PromptTooLong: 600 tokens"]
 
 
-@pytest.mark.parametrize("strange", [
-    {"tokens": "x"}, {"text": 7}, {"error": "no"}, {"error": {"type": 1, "message": ""}}, {"seconds": float("nan")},
-    {"attempts": [1]}, {"glidein": {}}, {"tokens": 10**400}, {"seconds": 10**400},
-], ids=str)  # fmt: skip
-def test_result_with_invalid_field_type_becomes_error(sweep, begin, strange):
-    results = begin(sweep)
-    keep(results, "plain/a", **strange)
-    (line,) = lines_of(results, "plain")
-    assert line["error"]["type"] == "BadResult" and line["custom_id"] == "a" and results.errors == 1
-    assert json.loads(json.dumps(line)) == line
-    finished(results)
-    assert have(begin(sweep)) == set(EVERY)
-
-
 @pytest.mark.parametrize("wire_id", ["", "x", "plain/a", "../x", "plain/../../x#0", "plain/zz#0", "nope/a#0", "/", "#"])
 def test_result_with_unknown_id_is_not_stored(sweep, begin, wire_id):
     results = begin(sweep)

@@ -8,6 +8,8 @@ than the job's records allow, the rest of the output is not read.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
 LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
 NAME_LENGTH = 1000  # maximum number of characters of a glidein's name or an error's type
 MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
+MOST_NESTED = 100  # maximum depth of arrays and objects within a line; Python cannot write 1,000 levels back as JSON
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that stands for half a character
 
 
 @dataclass
@@ -112,10 +116,13 @@ def _read_line(
 ) -> None:
     """Add the content of a line to `answers`. Raise RejectedResult if the line is invalid."""
     try:
-        content = json.loads(line.decode(), parse_constant=_no_constant)
+        content = _DECODER.decode(line.decode())
         if not isinstance(content, dict):
             raise RejectedResult("a line is not a JSON object")
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        if line.count(b"[") + line.count(b"{") > MOST_NESTED and _is_deeper(content, MOST_NESTED):
+            raise RejectedResult(f"a line has more than {MOST_NESTED} levels of arrays and objects")
+        if SURROGATE.search(line):
+            json.dumps(content, ensure_ascii=False).encode()  # fails if the other half of a character is missing
     except UnicodeError:
         raise RejectedResult("a text is not valid Unicode") from None
     except (ValueError, RecursionError):
@@ -165,5 +172,24 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
+def _is_deeper(value: object, most: int) -> bool:
+    """Return whether a value of JSON has more than `most` levels of arrays and objects."""
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_is_deeper(part, most - 1) for part in parts)
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON. Raise ValueError if the number is too large, because JSON has no infinity."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)

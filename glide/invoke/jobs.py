@@ -128,7 +128,7 @@ class RunJobs:
     def submit(
         self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), pending: int = 0,
         last: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> list[str]:  # fmt: skip
         """Submit one job for each part. All jobs are submitted as one cluster, with spooled files.
 
         Args:
@@ -141,6 +141,9 @@ class RunJobs:
                 number.
             last: whether no more parts will follow. If so, a lane is released as soon as a job has ended there, so that
                 other runs can use the lane.
+
+        Returns:
+            The names of the parts.
 
         Raises:
             OSError: an input file cannot be written, for example because the disk is full. No job is submitted.
@@ -160,6 +163,7 @@ class RunJobs:
             for item in items:
                 self._remove_files(item["part"])
             raise
+        return [item["part"] for item in items]
 
     def _submit(self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool) -> None:
         description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]

@@ -240,7 +240,7 @@ class Driver:
         in_flight = self.intake.update_in_flight({job.part for job in queue})
         unfinished = self.work.total - len(self.work.done)
         # Do not build a union of sets here. A union would cost time in proportion to the number of results.
-        pending = unfinished - sum(record not in self.work.done for record in in_flight)
+        pending = unfinished - len(in_flight.difference(self.work.done))
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
@@ -258,12 +258,14 @@ class Driver:
             parts = [part for size in wave.sizes if (part := list(islice(records, size)))]
             pending -= sum(wave.sizes)
             if parts:  # there are no parts if the caller has cancelled the calls in the meantime
-                self.jobs.submit(parts, list(self.lanes.avoided), pending, last=pending == 0 and self.work.all_known)
+                last = pending == 0 and self.work.all_known
+                names = self.jobs.submit(parts, list(self.lanes.avoided), pending, last)
+                self.intake.note_submitted(names, parts)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the requests. If jobs with a request were lost, the request gets their number as `attempts`."""
         for record in records:
-            lost = self.intake.attempts[record["custom_id"]]
+            lost = self.intake.attempts.get(record["custom_id"])
             yield {**record, "attempts": lost} if lost else record
 
     def _summary(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from glide.condor.event_log import LOST, Event
 from glide.condor.names import printable
@@ -84,6 +85,16 @@ class ResultIntake:
                 if not self.work.are_current(self.record_ids[job.part]):
                     self.outdated.add(job.part)
         return queue
+
+    def note_submitted(self, names: Sequence[str], parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Remember the ids of the records in new jobs, so that `queue` does not read the jobs' input files.
+
+        Args:
+            names: names of the parts.
+            parts: the requests in each part.
+        """
+        for name, part in zip(names, parts, strict=True):
+            self.record_ids[name] = {request["custom_id"] for request in part}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
         """Forget the parts that have left the queue. Return the ids of the records in the remaining parts.

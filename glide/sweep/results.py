@@ -94,14 +94,18 @@ class Results(Work):
 
     def wire_id(self, prompt: str, number: int) -> str:
         """Return the id that a record has in jobs."""
-        custom_id, fingerprint = self.sweep.records[number].custom_id, self.indexes[prompt].fingerprints[number]
-        return f"{prompt}/{custom_id}#{fingerprint:016x}{self.retry_marks.get((prompt, number), '')}"
+        return f"{prompt}/{self.sweep.records[number].custom_id}#{self._version(prompt, number)}"
+
+    def _version(self, prompt: str, number: int) -> str:
+        """Return the end of a record's id in jobs, which changes when the request changes or is run again."""
+        return f"{self.indexes[prompt].fingerprints[number]:016x}{self.retry_marks.get((prompt, number), '')}"
 
     def _locate(self, wire_id: str) -> tuple[str, int] | None:
         """Return prompt and record number for an id in jobs, or None if the id belongs to no current request."""
         prompt, _, rest = wire_id.partition("/")
-        number = self.indexes[prompt].numbers.get(rest.rpartition("#")[0]) if prompt in self.indexes else None
-        return None if number is None or self.wire_id(prompt, number) != wire_id else (prompt, number)
+        custom_id, _, version = rest.rpartition("#")
+        number = self.indexes[prompt].numbers.get(custom_id) if prompt in self.indexes else None
+        return None if number is None or version != self._version(prompt, number) else (prompt, number)
 
     def path(self, prompt: str) -> Path:
         return results_file(self.sweep.out, prompt)
@@ -197,19 +201,20 @@ class Results(Work):
     # ---- new results -----------------------------------------------------------------------------
 
     def store(self, results: Iterable[dict[str, Any]]) -> None:
-        super().store(filter(None, map(self._validated, results)))
+        super().store(result for result in results if self._locate(result["custom_id"]) is not None)
 
     def deliver(self, results: Collection[dict[str, Any]]) -> None:
         """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
-        added: dict[Path, list[bytes]] = {}
+        added: dict[str, list[bytes]] = {}
         for result in results:
             prompt, number = self._locate(result["custom_id"]) or ("", 0)
             kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
             line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
-            added.setdefault(self.path(prompt), []).append(line)
+            added.setdefault(prompt, []).append(line)
         sizes: dict[Path, int] = {}
         try:
-            for path, content in added.items():
+            for prompt, content in added.items():
+                path = self.path(prompt)
                 with path.open("ab") as file:
                     sizes[path] = file.tell()
                     file.writelines(content)
@@ -226,16 +231,6 @@ class Results(Work):
         error.filename = error.filename or str(self.sweep.out)
         message = f"{error.filename}: {error.strerror}; fix this, then run: glide sweep resume {self.sweep.source}"
         return error if error.errno in FULL else GlideError(message)
-
-    def _validated(self, result: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the result, or an error if the result is invalid, or None if the id belongs to no current request."""
-        if self._locate(result["custom_id"]) is None:
-            return None
-        if lines.is_valid(result):
-            return result
-        error = {"type": "BadResult", "message": "the node sent an invalid result; its glide may have another version"}
-        glidein = result.get("glidein")
-        return {"custom_id": result["custom_id"], "error": error, "glidein": glidein if _is_text(glidein) else None}
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:
         """Write the jobs' sizes and the reason for the sizes to `wave.json`, which `glide sweep status` reads."""
