@@ -121,6 +121,19 @@ IDENTITY = "glidein-"
 # file with the model server's port and key. ID_VARIABLE is the GlideId.
 SOCKET_VARIABLE = "GLIDE_SOCKET"
 ID_VARIABLE = "GLIDE_ID"
+
+
+def glide_id(entry: str, job: str, starts: int) -> str:
+    """Return the GlideId of a glidein, as all its ads, results and logs have it. Each restart changes the GlideId.
+
+    Args:
+        entry: name of the glidein's entry.
+        job: the glidein's outer job, CLUSTER.PROC.
+        starts: number of times that the outer job has started, according to NumShadowStarts.
+    """
+    return f"{entry}-{job}" + (f"r{starts - 1}" if starts > 1 else "")
+
+
 # Every process of an engine has this environment variable. Its value identifies the engine.
 ENGINE_VARIABLE = "GLIDE_ENGINE"
 # Every process of an embedded pool has this environment variable. With it, `glide pool down` finds remaining processes.

@@ -42,7 +42,9 @@ def test_unproven_entry_gets_few_glideins_at_once():
 def test_repeated_failures_open_breaker_with_reason():
     verdict = breaker_state([], [ended(1, 30), ended(2, 20), ended(3, 10)], BREAKER)
     assert verdict.open and verdict.allowed == 0
-    assert "590 s" in verdict.reason and "here-1.3" in verdict.reason and "no GPU" in verdict.reason
+    assert (
+        "600 s after the last failure" in verdict.reason and "here-1.3" in verdict.reason and "no GPU" in verdict.reason
+    )
 
 
 def test_breaker_allows_one_retry_and_doubles_backoff():

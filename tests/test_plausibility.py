@@ -87,14 +87,14 @@ def test_unavailable_entry_waits_while_other_entries_submit():
 def test_journal_gets_line_only_for_real_change(tmp_path):
     journal = Journal(tmp_path)
     assert journal.age() is None and journal.latest() == {}
-    waits = [Wait("here", "T", 1, f"breaker open for {seconds} s more") for seconds in (9, 8, 7)]
-    for wait in waits:
-        journal.write(BEFORE, [wait])
-    journal.write(replace(BEFORE, glideins=THERE[:1]), waits[:1])
+    wait = Wait("here", "T", 1, "full")
+    for seconds in range(3):
+        journal.write(replace(BEFORE, now=BEFORE.now + seconds), [wait])
+    journal.write(replace(BEFORE, glideins=THERE[:1]), [wait])
     first, second = journal.lines()
     assert first["glideins"] == {"here": {"running": 2}} and second["glideins"] == {"here": {"running": 1}}
     assert first["lanes"] == {"model": {"Warm": 2}} and first["jobs"] == {"model": 10}
-    assert first["actions"][0]["reason"] == "breaker open for 9 s more"
+    assert first["actions"][0]["reason"] == "full"
     assert journal.latest() == second and journal.age() is not None
 
 

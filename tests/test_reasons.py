@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glide.config import SiteFile
-from glide.factory.home import factory_lock, folder
+from glide.factory.home import factory_lock, site_folder
 from glide.factory.journal import Journal, refusals
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.report.reasons import QueueView, why_idle
@@ -73,7 +73,7 @@ CAUSES = {
     "breaker": (
         seen(ended=tuple(glidein(JobStatus.COMPLETED, proc=number, age=9.0, failure="no GPU") for number in range(3))),
         QueueView(site()),
-        "breaker open for 591 s more: 3 glideins in a row were never warm; the last one, here-1.2: no GPU",
+        "open for 600 s after the last failure: 3 glideins in a row were never warm; the last one, here-1.2: no GPU",
     ),
     "other pool away": (
         seen(unavailable_entries={"here": "no access point answers in the pool of far.example"}), QueueView(site()),
@@ -149,10 +149,12 @@ def test_status_shows_refused_submission_until_next_cycle(tmp_path, monkeypatch)
     """What HTCondor said to the factory in its last cycle, in the words of `glide status`."""
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
     with factory_lock(site()):
-        Journal(folder(site())).write(seen(), [], ["here: cannot submit: HTCondor refuses the job: Invalid log file"])
+        Journal(site_folder(site())).write(
+            seen(), [], ["here: cannot submit: HTCondor refuses the job: Invalid log file"]
+        )
         (told,) = document(seen(), [queue_view(site())])["queue"]
         assert "no glidein could be sent to here: HTCondor refuses the job: Invalid log file" in told["why_idle"]
         assert refusals(tmp_path) == ["here: cannot submit: HTCondor refuses the job: Invalid log file"]
-        Journal(folder(site())).write(seen(), [], [])
+        Journal(site_folder(site())).write(seen(), [], [])
         (told,) = document(seen(), [queue_view(site())])["queue"]
         assert "the factory submits 2 to here" in told["why_idle"] and refusals(tmp_path) == []

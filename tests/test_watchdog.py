@@ -20,7 +20,7 @@ from glide.errors import CondorError, InputError
 from glide.factory import headroom
 from glide.factory.act import apply
 from glide.factory.actions import Expunge, Submit
-from glide.factory.home import folder
+from glide.factory.home import site_folder
 from glide.factory.loop import Factory
 from glide.factory.plan import plan
 from glide.factory.site_client import SiteClient
@@ -137,7 +137,7 @@ def test_full_disk_journal_error_is_logged_once(pool, tmp_path, monkeypatch, cap
     file = tmp_path / "full.yaml"
     file.write_text("site: full\nentries: [{name: full, max_glideins: 0}]\n")
     factory = Factory([file])
-    place = folder(factory.sites[file])
+    place = site_folder(factory.sites[file])
     (place / "journal.jsonl").symlink_to("/dev/full")
     for _ in range(3):
         factory._cycle()
@@ -190,4 +190,4 @@ def test_unwritable_home_is_reported_with_its_path(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(InputError, match=r"file/home: Not a directory; set GLIDE_HOME"):
-        folder(site())
+        site_folder(site())

@@ -15,7 +15,7 @@ from glide.config import SiteFile, load
 from glide.errors import CondorError, InputError
 from glide.factory import plan as policy
 from glide.factory.act import apply
-from glide.factory.home import close, drained, folder, known_sites, reopen
+from glide.factory.home import close, drained, known_sites, reopen, site_folder
 from glide.factory.loop import Factory
 from glide.factory.site_client import SiteClient
 from glide.factory.users import stop_when_unused
@@ -58,7 +58,7 @@ def plan(config: Sites, as_json: AsJson = False) -> None:
     actions = [
         action
         for site in sites
-        for action in policy.plan(SiteClient(site, folder(site)).observe(), site, drained(site))
+        for action in policy.plan(SiteClient(site, site_folder(site)).observe(), site, drained(site))
     ]
     if as_json:
         print_json([action.public() for action in actions])
@@ -73,7 +73,7 @@ def status(as_json: AsJson = False) -> None:
     """Show each entry's glideins, the limit on their number, and the last failure. Example: glide factory status"""
     sites = _sites(known_sites())
     connect()
-    documents = [report.document(site, SiteClient(site, folder(site)).observe()) for site in sites]
+    documents = [report.document(site, SiteClient(site, site_folder(site)).observe()) for site in sites]
     if as_json:
         print_json({"sites": documents})
         return
@@ -93,7 +93,7 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
             print(f"{entry} is open")
             continue
         close(site, entry)
-        client = SiteClient(site, folder(site))
+        client = SiteClient(site, site_folder(site))
         snapshot = client.observe()
         if unseen := [*snapshot.unavailable_sources, *filter(None, [snapshot.unavailable_entries.get(entry)])]:
             raise CondorError(f"{entry} is closed, but its glideins are not removed: {unseen[0]}")

@@ -23,7 +23,7 @@ from glide.config import Entry, Login, SiteFile, load
 from glide.doctor.checks import knobs
 from glide.doctor.facts import US, Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token
 from glide.errors import CondorError, InputError
-from glide.factory.home import folder, known_sites
+from glide.factory.home import known_sites, site_folder
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Snapshot
 from glide.files.unpack import is_archive
@@ -101,7 +101,7 @@ def _site(path: Path) -> Site:
         site = load(path, SiteFile)
     except InputError as error:
         return Site(str(path), problems=error.problems)
-    journal = Journal(folder(site))
+    journal = Journal(site_folder(site))
     latest = journal.latest()
     return Site(
         str(path), queue_view(site), missing=tuple(_missing(site)),
@@ -133,7 +133,7 @@ def _own_tokens() -> list[Path]:
 
 def _entry_tokens(site: SiteFile, entry: Entry) -> list[Path]:
     """Return the token files of an entry's glideins, the newest first."""
-    found = (folder(site) / entry.name).glob("*/token")
+    found = (site_folder(site) / entry.name).glob("*/token")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 

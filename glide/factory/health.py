@@ -72,7 +72,7 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     # The latest failure may be a Failed glidein that still runs. In this case the backoff begins now.
     since = latest.age if latest not in failed_alive or _is_held(latest) else 0.0
     if since < backoff:
-        return BreakerState(0, f"circuit breaker open for {backoff - since:.0f} s more: {why}", open=True)
+        return BreakerState(0, f"circuit breaker open for {backoff:.0f} s after the last failure: {why}", open=True)
     return BreakerState(max(0, 1 - untested), f"circuit breaker half open, {untested} on trial: {why}", open=True)
 
 

@@ -31,21 +31,21 @@ def drained(site: SiteFile) -> set[str]:
 
     The folder of the site contains a file for each closed entry. So the entry stays closed when the factory restarts.
     """
-    return {path.name for path in (folder(site) / "drained").glob("*")}
+    return {path.name for path in (site_folder(site) / "drained").glob("*")}
 
 
 def close(site: SiteFile, entry: str) -> None:
     """Close an entry. The factory submits nothing to a closed entry until `reopen` opens it."""
-    (folder(site) / "drained").mkdir(exist_ok=True, mode=0o700)
-    (folder(site) / "drained" / entry).touch()
+    (site_folder(site) / "drained").mkdir(exist_ok=True, mode=0o700)
+    (site_folder(site) / "drained" / entry).touch()
 
 
 def reopen(site: SiteFile, entry: str) -> None:
     """Open an entry that was closed."""
-    (folder(site) / "drained" / entry).unlink(missing_ok=True)
+    (site_folder(site) / "drained" / entry).unlink(missing_ok=True)
 
 
-def folder(site: SiteFile) -> Path:
+def site_folder(site: SiteFile) -> Path:
     """Return the site's folder. Create it with mode 0700 if it does not exist.
 
     Raises:
@@ -68,7 +68,7 @@ def known_sites() -> list[Path]:
 
 def is_running(site: SiteFile) -> bool:
     """Return whether a factory with this GLIDE_HOME runs the site."""
-    with (folder(site) / "lock").open("a+", encoding="utf-8") as file:
+    with (site_folder(site) / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that several processes can test the lock
         except BlockingIOError:
@@ -85,7 +85,7 @@ def factory_lock(site: SiteFile) -> Iterator[None]:
     Raises:
         InputError: another factory holds the lock.
     """
-    with (folder(site) / "lock").open("a+", encoding="utf-8") as file:
+    with (site_folder(site) / "lock").open("a+", encoding="utf-8") as file:
         if not _acquire(file):
             raise InputError(f"a factory for site {site.site} is running (pid {_lock_owner(file)}); stop it first")
         file.truncate(0)

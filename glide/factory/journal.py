@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -52,7 +51,7 @@ class Journal:
         self._measure(snapshot)
         counted = {"evictions": self.totals.total(EVICTED), "ended": self.totals.total(ENDED)}
         fields = {**describe_cycle(snapshot, actions), "refused": list(refused), **counted}
-        changed = not self.path.exists() or _without_seconds(fields) != _without_seconds(self.last_line)
+        changed = not self.path.exists() or fields != self.last_line
         if not changed and snapshot.now - self.line_time < SILENCE_SECONDS:
             return os.utime(self.path)
         if self.path.exists() and self.path.stat().st_size > LARGEST:
@@ -133,11 +132,6 @@ def _time(line: str) -> float:
         ValueError: the line is incomplete.
     """
     return float(line.removeprefix('{"time": ').partition(",")[0])
-
-
-def _without_seconds(fields: dict[str, Any]) -> str:
-    """Return the fields as JSON. Leave out the seconds in reasons, because these seconds change in each cycle."""
-    return re.sub(r"\d+ s\b", "", json.dumps(fields))
 
 
 def describe_cycle(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:

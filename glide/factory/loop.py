@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from glide.condor import Collector, EventLog
@@ -20,7 +18,7 @@ from glide.errors import CondorError, GlideError, InputError
 from glide.factory import plan as policy
 from glide.factory.act import apply
 from glide.factory.actions import Action, Drain, Wait
-from glide.factory.home import drained, factory_lock, folder
+from glide.factory.home import drained, factory_lock, site_folder
 from glide.factory.housekeeping import housekeeping
 from glide.factory.journal import Journal
 from glide.factory.plausibility import baseline, reject_implausible
@@ -61,7 +59,7 @@ class Factory:
         self.earlier_errors: set[str] = set()  # errors of the previous cycle
         self.errors: set[str] = set()  # errors of this cycle
         self.baselines: dict[str, Snapshot] = {}  # for each site, the snapshot to compare the next one with
-        self.journals = {site.site: Journal(folder(site)) for site in self.sites.values()}
+        self.journals = {site.site: Journal(site_folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()  # outer jobs of the glideins
         self.seeds: dict[str, Seed] = {}  # the seed of each site
@@ -78,7 +76,7 @@ class Factory:
         with ExitStack() as locks:
             for path, site in self.sites.items():
                 locks.enter_context(factory_lock(site))
-                (folder(site) / "file").write_text(str(path.absolute()), "utf-8")
+                (site_folder(site) / "file").write_text(str(path.absolute()), "utf-8")
                 log(f"factory {site.site}: entries {', '.join(entry.name for entry in site.entries)}")
             notify("READY=1")
             while not self.stop:
@@ -121,14 +119,14 @@ class Factory:
                 log(f"{site.site}: no action, because of an error in glide:")
                 with suppress(OSError):
                     traceback.print_exc()
-        self.logged = {_comparable(action) for action in done if isinstance(action, Wait | Drain)}
+        self.logged = {action for action in done if isinstance(action, Wait | Drain)}
         self.earlier_errors = self.errors
         self.errors = set()
         self.glideins = glideins
 
     def _run_site(self, site: SiteFile, done: list[Action]) -> set[str]:
         """Run a cycle of a site. Add the actions to `done`, and return the outer jobs of the site's glideins."""
-        client = SiteClient(site, folder(site), self._seed(site))
+        client = SiteClient(site, site_folder(site), self._seed(site))
         closed = drained(site)
         observed = client.observe()
         before = self.baselines.get(site.site)
@@ -152,13 +150,13 @@ class Factory:
     def _log_errors(self, site: SiteFile, errors: list[str]) -> None:
         """Log errors. If an error repeats in each cycle, log this error only once."""
         for error in errors:
-            if _without_seconds(error) not in self.earlier_errors | self.errors:
+            if error not in self.earlier_errors | self.errors:
                 log(f"{site.site}: {error}")
-        self.errors |= set(map(_without_seconds, errors))
+        self.errors |= set(errors)
 
     def _seed(self, site: SiteFile) -> Seed:
         if site.site not in self.seeds:
-            self.seeds[site.site] = Seed(folder(site) / "seed", address_towards(Collector().address))
+            self.seeds[site.site] = Seed(site_folder(site) / "seed", address_towards(Collector().address))
         return self.seeds[site.site]
 
     def _reload_files(self) -> None:
@@ -179,7 +177,7 @@ class Factory:
             try:
                 left = []
                 for site in self.sites.values():
-                    client = SiteClient(site, folder(site))
+                    client = SiteClient(site, site_folder(site))
                     snapshot = client.observe()
                     actions = policy.drain(snapshot, site, "the factory stops")
                     self._log_actions(actions)
@@ -199,18 +197,9 @@ class Factory:
     def _log_actions(self, actions: list[Action]) -> None:
         """Log actions. If a wait or drain continues in the next cycles, log this action only once."""
         for action in actions:
-            if _comparable(action) not in self.logged:
+            if action not in self.logged:
                 log(f"{action.action} {action.count or ''} {action.entry} {action.template[:12]}: {action.reason}")
-        self.logged |= {_comparable(action) for action in actions if isinstance(action, Wait | Drain)}
-
-
-def _comparable(action: Action) -> Action:
-    """Return the action without the seconds in its reason, because these seconds change in each cycle."""
-    return replace(action, reason=_without_seconds(action.reason))
-
-
-def _without_seconds(text: str) -> str:
-    return re.sub(r"\d+ s\b", "", text)
+        self.logged |= {action for action in actions if isinstance(action, Wait | Drain)}
 
 
 def log(text: str) -> None:

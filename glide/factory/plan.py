@@ -13,11 +13,11 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from glide.condor.names import outer_job
 from glide.config import Entry, SiteFile
 from glide.errors import describe_bug
 from glide.factory import headroom
@@ -328,18 +328,13 @@ def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list
 
     Otherwise a job could match such an ad, and then the job would wait for a slot that no longer exists.
     """
-    entries = {entry.name for entry in available}
-    alive = {glidein.glide_id for glidein in snapshot.glideins if glidein.status in _RUNNING}
+    names = {entry.name for entry in available}
+    advertised = {lane.glide_id: lane.entry for lane in snapshot.lanes if lane.entry in names}
+    running = [glidein for glidein in snapshot.glideins if glidein.status in _RUNNING]
+    alive = {glidein.glide_id for glidein in running}
     # Soon after a start, the ads may have the new GlideId while the queue still has the old number of starts.
-    starting = [g for g in snapshot.glideins if g.status in _RUNNING and g.age < START_GRACE_SECONDS]
-    young = {f"{glidein.entry}-{glidein.cluster}.{glidein.proc}" for glidein in starting}
-    stale = sorted({lane.glide_id for lane in snapshot.lanes if lane.entry in entries} - alive)
-    stale = [glide_id for glide_id in stale if re.sub(r"r\d+$", "", glide_id) not in young]
+    starting = {(glidein.entry, glidein.job) for glidein in running if glidein.age < START_GRACE_SECONDS}
     return [
-        Expunge(_entry_of(each, snapshot), "", 1, f"{each} advertises, but has no running job", (each,))
-        for each in stale
-    ]
-
-
-def _entry_of(glide_id: str, snapshot: Snapshot) -> str:
-    return next(lane.entry for lane in snapshot.lanes if lane.glide_id == glide_id)
+        Expunge(entry, "", 1, f"{each} advertises, but has no running job", (each,))
+        for each, entry in sorted(advertised.items()) if each not in alive and (entry, outer_job(each)) not in starting
+    ]  # fmt: skip

@@ -30,6 +30,7 @@ def reject_implausible(
     """
     if snapshot.unavailable_sources:
         return snapshot
+    accepted = f"accepted if that persists for {ACCEPT_AFTER_SECONDS:.0f} s"
     left = ACCEPT_AFTER_SECONDS - (snapshot.now - before.now) if before else 0.0
     unavailable = dict(snapshot.unavailable_entries)
     for entry in site.entries:
@@ -41,17 +42,14 @@ def reject_implausible(
         if advertised:
             unavailable[entry.name] = f"its queue is empty, but {len(advertised)} glideins advertise"
         elif earlier:
-            unavailable[entry.name] = (
-                f"its queue has forgotten all {len(earlier)} glideins; accepted if that persists for {left:.0f} s"
-            )
+            unavailable[entry.name] = f"its queue has forgotten all {len(earlier)} glideins; {accepted}"
     running = {glidein.glide_id for glidein in snapshot.glideins if glidein.status == JobStatus.RUNNING}
     advertised = {lane.glide_id for lane in snapshot.lanes}
     # Consider only glideins that had a job. The ads of an idle glidein may disappear seconds before its outer job ends.
     working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
     sources: tuple[str, ...] = ()
     if working and not working & advertised:
-        forgotten = f"the collector has forgotten all {len(working)} working glideins"
-        sources = (f"{forgotten}; accepted if that persists for {left:.0f} s",)
+        sources = (f"the collector has forgotten all {len(working)} working glideins; {accepted}",)
     return replace(snapshot, unavailable_entries=unavailable, unavailable_sources=sources)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from glide.template import Template
+from glide.vocabulary import glide_id
 
 OTHER = "other"  # in counts for each model, this name stands for all models that no glidein has
 
@@ -53,9 +54,8 @@ class Glidein:
 
     @property
     def glide_id(self) -> str:
-        """The GlideId that the glidein's lanes advertise after the last start. Each restart changes the GlideId."""
-        restarts = f"r{self.starts - 1}" if self.starts > 1 else ""
-        return f"{self.entry}-{self.cluster}.{self.proc}{restarts}"
+        """The GlideId that the glidein's lanes advertise after the last start."""
+        return glide_id(self.entry, self.job, self.starts)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from glide.config import SiteFile
-from glide.factory.home import folder
+from glide.factory.home import site_folder
 
 POLL_SECONDS = 0.5  # seconds between two checks whether the factory is in use
 
@@ -74,8 +74,8 @@ def _is_free(file: IO[str]) -> bool:
 
 
 def _users_file(site: SiteFile) -> IO[str]:
-    return (folder(site) / "users.lock").open("a", encoding="utf-8")
+    return (site_folder(site) / "users.lock").open("a", encoding="utf-8")
 
 
 def _while_used_file(site: SiteFile) -> Path:
-    return folder(site) / "while-used.lock"
+    return site_folder(site) / "while-used.lock"

@@ -22,7 +22,7 @@ from glide.glidein.configuration import GlideinNode, cache_folder, cache_limit, 
 from glide.glidein.settings import SPREAD, GlideinSettings
 from glide.job_ad import read_ad
 from glide.template import FileSet
-from glide.vocabulary import POOL_VARIABLE
+from glide.vocabulary import POOL_VARIABLE, glide_id
 
 # The daemons of the outer job set these environment variables. If condor_master inherited the variables, it would join
 # the family of these daemons.
@@ -65,12 +65,12 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
     master = _condor_master(settings, cache)
     release = master.parent.parent
     # Do not use NumJobStarts, because its value reaches the queue only a quarter of an hour after a start.
-    restarts = max(0, int(job.get("NumShadowStarts", 1)) - 1)
-    glide_id = f"{settings.entry}-{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}"
-    glide_id += f"r{restarts}" if restarts else ""
-    daemon_name = f"glide-{glide_id}-{secrets.token_hex(3)}".replace(".", "-")
+    name = glide_id(
+        settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", 1))
+    )
+    daemon_name = f"glide-{name}-{secrets.token_hex(3)}".replace(".", "-")
     return master, GlideinNode(
-        folder, glide_id, daemon_name, sys.executable, release,
+        folder, name, daemon_name, sys.executable, release,
         _folder_of("condor_shared_port", release, "libexec", "libexec/condor", "lib/condor/libexec"),
         _folder_of("libcondor_utils*", release, "lib", "lib/condor", "lib64", "lib64/condor"),
         int(time.time() + settings.lifetime * random.uniform(1 - SPREAD, 1 + SPREAD)),

@@ -192,17 +192,9 @@ class RunJobs:
     def queue(self) -> list[InvocationJob]:
         """Return this run's jobs in the queue."""
         attributes = (
-            "ClusterId",
-            "ProcId",
-            "JobStatus",
-            "NumJobStarts",
-            "RemoteHost",
-            "HoldReason",
-            "LastRemoteHost",
-            Job.PART,
-            Job.RECORDS,
-            *TIMES.values(),
-        )
+            "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "RemoteHost", "HoldReason", "LastRemoteHost",
+            Job.PART, Job.RECORDS, *TIMES.values(),
+        )  # fmt: skip
         jobs = self.access_point.jobs(self._constraint(), attributes)
         found = [self._job(ad) for ad in jobs if _count(ad, "JobStatus") != JobStatus.REMOVED]
         queue = [job for job in found if PART.fullmatch(job.part)]

@@ -14,7 +14,7 @@ from glide.condor.names import printable
 from glide.config import Entry, SiteFile
 from glide.factory import headroom
 from glide.factory.health import bad_nodes, mark_failing_glideins
-from glide.factory.home import drained, entry_folder, folder, is_running
+from glide.factory.home import drained, entry_folder, is_running, site_folder
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.system import tail
@@ -27,7 +27,7 @@ TAIL_BYTES = 100_000  # number of bytes that are read from the end of an output 
 
 def document(site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     """Return the status of a site as a JSON document: the factory, its last cycle, and the site's entries."""
-    journal = Journal(folder(site))
+    journal = Journal(site_folder(site))
     age = journal.age()
     latest = journal.latest()
     snapshot = mark_failing_glideins(snapshot)
@@ -47,7 +47,7 @@ def _entry(entry: Entry, site: SiteFile, snapshot: Snapshot) -> dict[str, Any]:
     failures = [each for each in (*mine, *ended) if each.state == State.FAILED or (each in ended and not each.state)]
     latest = min(failures, key=lambda each: each.age, default=None)
     waiting = {glidein.template for glidein in mine if glidein.status == JobStatus.IDLE}
-    place = folder(site)
+    place = site_folder(site)
     files = [entry_folder(place, entry.name, template) / "token" for template in waiting]
     expiries = [tokens.seconds_left(file, time.time()) for file in files]
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from glide.config import SiteFile
 from glide.factory import headroom
-from glide.factory.actions import Action
+from glide.factory.actions import Action, Retarget, Submit, Wait
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.vocabulary import JobStatus, State
@@ -117,9 +117,9 @@ def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView
     actions = [action for view in running for action in view.plan(snapshot)]
     refused = [refusal for view in running for refusal in view.refused]
     mine = [action for action in actions if action.template == demand.template]
-    reasons = [_submission(each, refused) for each in mine if each.action == "submit"]
-    reasons += [each.reason for each in mine if each.action == "wait"]
-    unseen = [each.reason for each in actions if each.action == "wait" and not each.template]
+    reasons = [_submission(each, refused) for each in mine if isinstance(each, Submit | Retarget)]
+    reasons += [each.reason for each in mine if isinstance(each, Wait)]
+    unseen = [each.reason for each in actions if isinstance(each, Wait) and not each.template]
     glideins = f"{demand.wanted} glidein{'s' * (demand.wanted != 1)}"
     return "; ".join(reasons or unseen) or f"the run wants at most {glideins}, and not more than it has work for"
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from glide.condor import AccessPoint, Collector
 from glide.config import SiteFile, load
 from glide.errors import InputError
-from glide.factory.home import drained, folder, is_running, known_sites
+from glide.factory.home import drained, is_running, known_sites, site_folder
 from glide.factory.journal import Journal
 from glide.factory.observe import observe
 from glide.factory.site_client import SiteClient
@@ -32,7 +32,7 @@ def observe_pool(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, lis
     problems: tuple[str, ...] = ()
     if sites is None:
         sites, problems = _sites()
-    outer = [each for site in sites for each in SiteClient(site, folder(site)).outer_queues]
+    outer = [each for site in sites for each in SiteClient(site, site_folder(site)).outer_queues]
     views = list(map(queue_view, sites))
     # If no factory has run with this GLIDE_HOME, show the glideins of all accounts.
     snapshot = observe(AccessPoint, Collector(), outer, accounts="own" if views or problems else "all")
@@ -41,7 +41,7 @@ def observe_pool(sites: Sequence[SiteFile] | None = None) -> tuple[Snapshot, lis
 
 def queue_view(site: SiteFile) -> QueueView:
     """Read the state of a site's factory from the factory's folder."""
-    refused = Journal(folder(site)).latest().get("refused", [])
+    refused = Journal(site_folder(site)).latest().get("refused", [])
     return QueueView(site, frozenset(drained(site)), is_running(site), tuple(map(str, refused)))
 
 

@@ -15,7 +15,7 @@ from glide.glidein.settings import SPREAD
 from glide.simulate.sweep import SimulatedJob, SimulatedSweep
 from glide.simulate.trace import Device
 from glide.simulate.world import DIGEST, TEMPLATE, Steps, World
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import JobStatus, State, glide_id
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class SimulatedGlidein:
 
     @property
     def glide_id(self) -> str:
-        return f"{self.entry}-{self.job}" + (f"r{self.starts - 1}" if self.starts > 1 else "")
+        return glide_id(self.entry, self.job, self.starts)
 
     def observed(self) -> snapshot.Glidein:
         """Return the glidein as the ad of its outer job describes it."""

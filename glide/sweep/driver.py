@@ -239,7 +239,6 @@ class Driver:
         """Submit jobs with pending records, if the lanes need more jobs."""
         in_flight = self.intake.update_in_flight({job.part for job in queue})
         unfinished = self.work.total - len(self.work.done)
-        # Do not build a union of sets here. A union would cost time in proportion to the number of results.
         pending = unfinished - len(in_flight.difference(self.work.done))
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
@@ -259,8 +258,7 @@ class Driver:
             pending -= sum(wave.sizes)
             if parts:  # there are no parts if the caller has cancelled the calls in the meantime
                 last = pending == 0 and self.work.all_known
-                names = self.jobs.submit(parts, list(self.lanes.avoided), pending, last)
-                self.intake.note_submitted(names, parts)
+                self.intake.note_submitted(self.jobs.submit(parts, list(self.lanes.avoided), pending, last), parts)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the requests. If jobs with a request were lost, the request gets their number as `attempts`."""

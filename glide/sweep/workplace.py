@@ -17,7 +17,7 @@ from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
 from glide.condor.names import printable
 from glide.config import SiteFile, load
-from glide.factory.home import folder, is_running
+from glide.factory.home import is_running, site_folder
 from glide.factory.users import ends_when_unused, is_used, use_factory
 from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE
@@ -119,7 +119,7 @@ class FactorySupervisor:
 
     def __init__(self, site: SiteFile, site_file: Path):
         self.site = site
-        self.log = folder(site) / "factory.log"
+        self.log = site_folder(site) / "factory.log"
         self.command = [sys.executable, "-m", "glide", "factory", "run", "--drain", "--while-used"]
         self.command += ["-c", str(site_file.absolute())]
         self.process: subprocess.Popen[bytes] | None = None
