@@ -1,0 +1,230 @@
+"""Run the engines of a template, one after the other, and exchange messages with them.
+
+If an engine's process dies, the jobs continue, and the supervisor starts another engine. The suspects are the records
+of the call that was running. The new engine first serves the suspects, in smaller and smaller calls, until a call
+contains only the record that kills the engine. Then the engine serves the other records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glide.server.batcher import Batcher
+from glide.server.engine import DeadEngine, EngineHandle
+from glide.server.environment import UnusableEnvironment
+from glide.server.job import QueuedRecord
+from glide.server.supply import FetchFailed, FileSupply
+from glide.server.template_state import TemplateState
+from glide.template import Template
+from glide.vocabulary import State
+
+T = TypeVar("T")
+MOST_FRUITLESS_DEATHS = 20  # number of engine deaths in a row, without a result, after which the template fails
+
+
+class Supervisor:
+    """Starts engines for a template while they are needed.
+
+    Args:
+        supply: object that fetches the template's files.
+        log: file for the engines' output.
+        state: the template's status, which the supervisor changes.
+        batcher: the records that the engines serve.
+
+    Attributes:
+        job_arrived: event that is set when a job has arrived.
+        megabytes: memory of the template in MB: the larger number of the size of its files and the engine's report.
+    """
+
+    def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
+        self.template = template
+        self.supply = supply
+        self.log = log
+        self.state = state
+        self.batcher = batcher
+        self.job_arrived = asyncio.Event()
+        self.megabytes = template.megabytes
+
+    async def run(self) -> None:
+        """Start engines when they are needed, until the template has failed.
+
+        If the template does not keep its state, it is Warm when its files are here, and each engine waits for a job.
+        """
+        fruitless_deaths = 0
+        if not self.keeps_state:
+            with suppress(FetchFailed):
+                await self._within_fetch_budget(self.supply.ensure_environment(self.template))
+                await self._within_fetch_budget(self.supply.ensure_files(self.template))
+                self.state.enter(State.WARM)
+        while not self.state.failed:
+            if not self.keeps_state:
+                self.job_arrived.clear()
+                if not self.batcher.jobs:
+                    await self.job_arrived.wait()
+            finished = self.batcher.finished
+            try:
+                await self._run_engine()
+            except OSError as error:  # for example, this host cannot start another process
+                self.state.enter(State.FAILED, f"engine process not started: {error!r}")
+            fruitless_deaths = fruitless_deaths + 1 if self.batcher.finished == finished else 0
+            if fruitless_deaths >= MOST_FRUITLESS_DEATHS:
+                died = f"the engine died {fruitless_deaths} times in a row without a result"
+                self.state.enter(State.FAILED, f"{died}; last: {self.state.status.failure}")
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the template stays loaded when no job is left. Otherwise, the next job loads the template again."""
+        return self.template.keep == "state"
+
+    # ---- an engine -------------------------------------------------------------------------------
+
+    async def _run_engine(self) -> None:
+        """Run one engine process from its start to its death."""
+        # A separate task fetches the files. Meanwhile the environment is fetched, and the engine imports libraries.
+        files = asyncio.create_task(self.supply.ensure_files(self.template))
+        try:
+            environment = await self._within_fetch_budget(self.supply.ensure_environment(self.template))
+            engine = await EngineHandle.start(
+                self.template, self.log, environment, self.supply.visible_folders(self.template)
+            )
+            await self._exchange_messages(engine, files)
+        except FetchFailed:
+            pass  # _within_fetch_budget has reported the failure
+        except UnusableEnvironment as error:
+            self.state.enter(State.FAILED, str(error))
+        finally:
+            files.cancel()
+
+    async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[str | None]) -> None:
+        """Exchange messages with an engine until its death. Then report the death, and requeue the engine's records."""
+        tasks = [
+            asyncio.create_task(self._enforce_limits(engine)),
+            asyncio.create_task(self._send_folder(engine, files)),
+        ]
+        try:
+            while True:
+                message = await engine.receive()
+                try:
+                    self._handle_message(engine, message, tasks)
+                except Exception as error:  # user code in the engine's process can write to the channel
+                    await engine.kill(f"sent an invalid message: {error!r}")
+        except DeadEngine as death:
+            if engine.unused:
+                if self.template.keep == "nothing":
+                    self.supply.delete_cached(self.template)
+            elif not self.state.failed and not engine.warm:
+                at = self.state.status.state if self.keeps_state else State.LOADING
+                at = State.IMPORTING if at == State.FETCHING else at  # while files are fetched, the engine imports
+                during = "" if engine.kill_reason else f" while {at}"
+                self.state.enter(State.FAILED, f"the engine {death}{during}")
+            elif not self.state.failed:
+                if self.keeps_state:
+                    self.state.enter(State.BLANK, f"the engine {death}")
+                self.state.count_errors(self.batcher.requeue_after_death(engine.running_keys, death))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await engine.stop()
+
+    def _handle_message(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
+        """Act on a message of the engine. Add new tasks to `tasks`; such tasks run until the engine dies."""
+        if "phase" in message:
+            if self.keeps_state:  # otherwise the lane stays Warm, because jobs may arrive at any time
+                self.state.enter(message["phase"])
+        elif "failed" in message:
+            self.state.enter(State.FAILED, message["failed"])
+        elif "imported" in message:
+            self.state.update(import_seconds=message["imported"])
+        elif "warm" in message:
+            warm = message["warm"]
+            gpu, batching = warm.get("gpu", ""), warm.get("batching", "")
+            self.state.update(gpu=gpu, batching=batching, batch=warm["batch"])
+            self.megabytes = max(self.megabytes, warm["megabytes"])
+            engine.warm = True
+            if self.keeps_state:
+                self.state.enter(State.WARM)
+            else:
+                took = self.state.status.load_seconds + time.monotonic() - engine.started
+                self.state.update(load_seconds=took)
+                tasks.append(asyncio.create_task(self._end_when_unused(engine)))
+            tasks.append(asyncio.create_task(self._feed(engine, warm)))
+        elif "begin" in message:
+            engine.call_began([int(key) for key in message["begin"]])
+        else:
+            self.state.count_errors(self.batcher.deliver(message["done"]))
+            if "idle" in message:
+                self.state.update(prefix_hits=message["prefix_hits"])
+                self.state.count_call(engine.call_ended(), message["idle"])
+
+    async def _end_when_unused(self, engine: EngineHandle) -> None:
+        """Wait until no job is left, and then end the engine. Use this if the template does not keep its state."""
+        while self.batcher.jobs:
+            await asyncio.sleep(0.02)
+        engine.unused = True
+        await engine.stop()
+
+    async def _within_fetch_budget(self, fetching: Awaitable[T]) -> T:
+        """Wait for files. If fetching fails or exceeds its time limit, let the template fail, and raise FetchFailed."""
+        if self.state.status.state not in (State.FETCHING, State.WARM):
+            self.state.enter(State.FETCHING)
+        budget = self.template.budget(State.FETCHING)
+        try:
+            return await asyncio.wait_for(fetching, budget)
+        except (asyncio.TimeoutError, FetchFailed, OSError) as error:
+            late = f"files not fetched in time: {State.FETCHING} for more than {budget:g} s"
+            self.state.enter(State.FAILED, str(error) or late)
+            raise FetchFailed from None
+
+    async def _send_folder(self, engine: EngineHandle, files: Awaitable[str | None]) -> None:
+        """Wait for the template's files while the engine imports libraries. Then send the folder to the engine."""
+        try:
+            folder = await self._within_fetch_budget(files)
+        except FetchFailed:
+            await engine.stop()
+            return
+        if self.state.status.state != State.WARM:
+            self.state.enter(State.IMPORTING)
+        await engine.send({"folder": folder})
+
+    async def _enforce_limits(self, engine: EngineHandle) -> None:
+        """Kill the engine if a phase exceeds its time limit, or if a call exceeds its records' largest timeout."""
+        while True:
+            await asyncio.sleep(1.0)
+            state, since = self.state.status.state, self.state.status.entered
+            if state == State.FAILED:
+                await engine.stop()
+            if not self.keeps_state and not engine.warm:
+                state, since = State.LOADING, engine.started
+            budget = self.template.budget(state) if state in State.COMING_UP else float("inf")
+            if state != State.FETCHING and time.monotonic() - since > budget:
+                await engine.kill(f"was {state} for more than its time limit of {budget:g} s")
+            if engine.silent_seconds > self.template.budget(State.WARM):
+                silent = f"has sent no message for {engine.silent_seconds:.0f} s"
+                await engine.kill(f"{silent}, although it has records to serve")
+            items = self.batcher.still_in_flight(engine.running_keys)
+            if engine.running_since is None or not items:
+                continue
+            if all(item.job.gone for item in items):
+                engine.interrupt()  # all jobs of this call have ended, and new jobs may be waiting
+            await engine.enforce_timeout(max(item.request.timeout for item in items))
+
+    async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
+        """Send calls to the engine. While a call runs, send the next call, so that the engine is never idle."""
+        while True:
+            await engine.slots.acquire()
+            # Send no call to an engine that is being ended. The next engine serves the records that have arrived.
+            while engine.unused or not (items := self._next_records(warm)):
+                self.batcher.work.clear()
+                await self.batcher.work.wait()
+            engine.call_sent(len(items))
+            await engine.send(self.batcher.serve_message(items))
+            if self.batcher.suspects:  # a call of suspects must be alone in the engine, so wait for the call's end
+                await engine.wait_until_empty()
+
+    def _next_records(self, warm: dict[str, Any]) -> list[QueuedRecord]:
+        return self.batcher.next_records(warm["batch"], warm["window"], self.state.status.record_seconds)

@@ -1,0 +1,81 @@
+"""Keep the present status of a template on this glidein, and advertise and report its changes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from glide.server.log import log_line
+from glide.server.outer_job import report_to_outer_job
+from glide.server.status import Status
+from glide.template import Template
+from glide.vocabulary import State
+
+
+class TemplateState:
+    """The present status of a template. Each change of the state is logged and advertised.
+
+    Args:
+        changed: event that is set when the lanes must advertise the status soon.
+        is_initial: whether the glidein was started for this template. If so, the outer job's ad gets the status.
+
+    Attributes:
+        status: the present status.
+        settled: event that is set as soon as the template is warm or has failed.
+        reported_errors: number of errors in the outer job's ad.
+    """
+
+    def __init__(self, template: Template, changed: asyncio.Event, is_initial: bool):
+        service = template.service["url"] if template.service else ""
+        self.status = Status(template=template.digest, model=template.model, service=service)
+        self.changed = changed
+        self.is_initial = is_initial
+        self.settled = asyncio.Event()
+        self.reported_errors = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.status.state == State.FAILED
+
+    def enter(self, state: str, failure: str = "") -> None:
+        """Enter a state. If the template is warm or has failed now, also report the status to the outer job.
+
+        Args:
+            failure: why the template has failed, or why its last engine ended; empty if nothing has gone wrong.
+        """
+        self.status = self.status.entering(state, failure)
+        log_line(f"{self.status.model} {state} {failure}")
+        if state in (State.WARM, State.FAILED):
+            self.settled.set()
+            self._report()
+        self.changed.set()
+
+    def update(self, **values: Any) -> None:
+        """Replace values of the status that are not advertised immediately."""
+        self.status = replace(self.status, **values)
+
+    def count_errors(self, errors: int) -> None:
+        """Add to the number of results that are errors."""
+        if errors:
+            self.update(errors=self.status.errors + errors)
+            # Report only when the number has doubled, because each report is a transaction at the access point.
+            if self.status.errors >= 2 * self.reported_errors:
+                self._report()
+
+    def count_call(self, records: int, seconds: float) -> None:
+        """Add an engine call to the status.
+
+        Args:
+            records: number of records in the call.
+            seconds: duration of the call, as the engine's process reported it.
+        """
+        first = not self.status.served
+        self.status = self.status.after_call(records, seconds)
+        if first:
+            self.changed.set()  # advertise the first speed immediately; before that, drivers send small jobs
+
+    def _report(self) -> None:
+        self.reported_errors = self.status.errors
+        if self.is_initial:
+            self.reporting = asyncio.create_task(report_to_outer_job(self.status))
