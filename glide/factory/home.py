@@ -112,6 +112,15 @@ def _lock_owner(file) -> str:
     return file.read().strip() or "unknown"
 
 
+def subfolder_name(template: str) -> str:
+    """Return the name of the subfolder that an entry's folder has for a template.
+
+    Args:
+        template: digest of the template; empty for blank glideins.
+    """
+    return (template or "blank")[:16]
+
+
 def entry_folder(site: Path, entry: str, template: str) -> Path:
     """Return the folder for the glideins of an entry and a template.
 
@@ -119,7 +128,7 @@ def entry_folder(site: Path, entry: str, template: str) -> Path:
         site: the site's folder.
         template: digest of the template; empty for blank glideins.
     """
-    return site / entry / (template or "blank")[:16]
+    return site / entry / subfolder_name(template)
 
 
 def file_set_key(file_set: FileSet, folder: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glide.doctor.facts import US, Facts
 from glide.doctor.finding import Finding, critical, warning
-from glide.factory.home import entry_folder
+from glide.factory.home import subfolder_name
 from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
@@ -33,7 +33,7 @@ def expiry(facts: Facts) -> Iterator[Finding]:
     """Find tokens that have expired or expire soon. A token of glideins is checked only if these glideins are idle."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
     idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
-    waiting = {("", ""), *((each.entry, entry_folder(Path(), each.entry, each.template).name) for each in idle)}
+    waiting = {("", ""), *((each.entry, subfolder_name(each.template)) for each in idle)}
     for token in facts.tokens:
         if token.seconds_left is None or (token.entry, token.template) not in waiting:
             continue
