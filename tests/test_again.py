@@ -13,7 +13,7 @@ from glide.condor import AccessPoint
 from glide.invoke.jobs import read_results
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
-from glide.sweep.results import open_results
+from glide.sweep.results import Results, open_results
 from glide.vocabulary import Exit, Job
 from tests.conftest import SweepFolder, eventually
 from tests.test_end_to_end import glide, noop_records, results_so_far
@@ -142,3 +142,14 @@ def test_results_are_on_disk_before_jobs_are_removed(factory, sweep: SweepFolder
             assert now == kept or str(file) in events[last:number], "results are flushed before their job is removed"
             kept, last = now, number
     assert kept == 50
+
+
+def test_measured_jobs_carry_whole_batches(factory, sweep: SweepFolder, monkeypatch):
+    waves: list[tuple[list[int], str]] = []
+    monkeypatch.setattr(Results, "note_wave", lambda self, sizes, reason: waves.append((list(sizes), reason)))
+    model = {"name": "batches", "engine": "noop", "options": {"record_seconds": 0.01}}
+    results = open_results(prepare(sweep.write(noop_records(600), model=model, batch=40).file), "batches")
+    drive(results.sweep, results, lambda progress: None)
+    results.close()
+    measured = [size for sizes, reason in waves for size in sizes if "until their time is known" not in reason]
+    assert measured and all(size % 40 == 0 for size in measured[:-1]), waves  # the last job has what is left

@@ -161,10 +161,9 @@ class SweepFile(Strict):
         out: folder for the results, relative to the working directory.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
-        batch: number of records in a batch, if `pack` is a number. If `pack` is `auto`, `batch` has no effect, because
-            the engine chooses the number of records in each call.
-        pack: number of batches in an HTCondor job. `auto` chooses the size of jobs from measured times. With a number,
-            a job carries pack × batch records, or pack records if `batch` is `auto`.
+        batch: number of records in a batch. A job carries whole batches, except for the first jobs, which only measure
+            the speed. `auto` means as many records as an engine call has, or 1 if `pack` is a number.
+        pack: number of batches in an HTCondor job. `auto` chooses the number from measured times.
     """
 
     name: Name

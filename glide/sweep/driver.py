@@ -244,7 +244,7 @@ class Driver:
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.work.glideins
-        batch = max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
+        batch = self.work.batch or max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
         losses = eviction_rate(self.intake.evictions, expected, time.monotonic() - (self.first_warm or self.started))
         wave = pack(
             pending, expected, len(queue), _record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished

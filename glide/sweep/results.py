@@ -55,9 +55,9 @@ class Results(Work):
     """
 
     def __init__(self, sweep: Sweep, lock: Lock, indexes: dict[str, RequestIndex], state: RunState):
-        batch, pack = sweep.file.batch, sweep.file.pack
-        fixed = None if pack == "auto" else pack * (1 if batch == "auto" else batch)
-        super().__init__(sweep.template, sweep.file.glideins, fixed)
+        batch = None if sweep.file.batch == "auto" else sweep.file.batch
+        pack = None if sweep.file.pack == "auto" else sweep.file.pack * (batch or 1)
+        super().__init__(sweep.template, sweep.file.glideins, pack, batch)
         self.sweep = sweep
         self.lock = lock
         self.indexes = indexes

@@ -18,6 +18,8 @@ class Work(ABC):
         template: the template that all records need.
         glideins: maximum number of glideins that may run at the same time.
         pack: number of records per job if the user has fixed this number, else None.
+        batch: if `pack` is None, the number of records per job is a multiple of `batch`. If `batch` is None, too, it is
+            a multiple of the records in an engine call.
         done: for each id that has a result, a hash of the execution that computed the result (`_execution_hash`).
         resumed: number of ids that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.
@@ -31,10 +33,11 @@ class Work(ABC):
 
     max_result_bytes = 64 << 20
 
-    def __init__(self, template: Template, glideins: int, pack: int | None = None):
+    def __init__(self, template: Template, glideins: int, pack: int | None = None, batch: int | None = None):
         self.template = template
         self.glideins = glideins
         self.pack = pack
+        self.batch = batch
         self.done: dict[str, int] = {}
         self.resumed = self.recomputed = self.errors = self.tokens = 0
         self.by_glidein: dict[str, int] = {}
