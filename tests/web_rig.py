@@ -6,6 +6,7 @@ import http.client
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,6 +57,11 @@ class WebProcess:
 
     def json(self, path: str = "/status.json") -> Any:
         return json.loads(self.page(path))
+
+    def snapshot_time(self) -> float:
+        """The Unix time of the snapshot of the pool that the pages show."""
+        ages = [line for line in self.page("/metrics").splitlines() if line.startswith("glide_view_age_seconds")]
+        return time.time() - float(ages[0].split()[-1])
 
     def stop(self) -> str:
         """End it as an admin would, and return all that it has said."""

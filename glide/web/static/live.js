@@ -3,6 +3,11 @@
 
 const EVERY = 2500; // milliseconds
 let lost = null;
+let pressed = false;
+
+// A click needs its element from the press to the release.
+addEventListener("pointerdown", () => { pressed = true; });
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { pressed = false; });
 
 function report(text) {
   const state = document.getElementById("state");
@@ -46,7 +51,8 @@ async function refresh() {
     try {
       const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
       if (!answer.ok && answer.status !== 404) throw new Error(answer.statusText); // 404: a run that has ended
-      swap(await answer.text());
+      const text = await answer.text();
+      if (!pressed) swap(text);
       lost = null;
       report("");
     } catch {
