@@ -16,7 +16,7 @@ __all__ = ["Session", "invocation", "sticky"]
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used.
 
-    Nodes import this package too, but nodes lack the packages that a session needs.
+    Nodes import this package, too, but do not have the packages that these names need.
     """
     if name not in _PUBLIC:
         raise AttributeError(f"module 'glide' has no attribute {name!r}")

@@ -19,7 +19,7 @@ def environment(variables: Mapping[str, str]) -> str:
 
 
 def in_environment(value: str) -> str:
-    """Quote the value of an environment variable for a job file that contains `environment = "NAME=$(value)"`."""
+    """Return a value with the quotes that a job file needs at the place of `…` in `environment = "NAME=…"`."""
     return _word(value).replace('"', '""')
 
 

@@ -16,9 +16,9 @@ class GlideError(Exception):
 
 
 def describe_bug(error: Exception) -> str:
-    """Return a text of one line with an unexpected exception and the source line that raised the exception.
+    """Return one line of text that names an unexpected exception, and the source line that raised it.
 
-    If code must continue after a bug in glide, the code reports the bug with this text.
+    Code that must continue after a bug in glide reports the bug with this text.
     """
     place = error.__traceback__
     while place and place.tb_next:
@@ -44,7 +44,7 @@ class CondorError(GlideError):
 
 
 class CondorRefused(CondorError):
-    """HTCondor answers, but refuses or holds a job. Waiting alone does not help."""
+    """HTCondor answers, but refuses or holds a job. Waiting does not help; somebody must act."""
 
 
 class TemplateError(GlideError):

@@ -1,11 +1,13 @@
-"""Let glide run programs that were written for Parsl with StickyInvoc. Only the import line of a program changes:
+"""Run programs on glide that were written for StickyInvoc, an extension of Parsl. Only one line of a program changes:
 
     from glide.parsl import load_variable_from_state_manager, python_app
 
-A call of an app returns a future, as in Parsl. `parsl_spec["template"]` is a dict with the keys "fn", "args" and
-"kwargs". This dict describes the state that the call needs. All calls of a program share one session (glide.Session).
-The session begins with the first call and ends with the program. Nodes import this module too, because apps call
-`load_variable_from_state_manager` on nodes. So this module must not import packages that nodes lack.
+A call of an app returns a future, as in Parsl. If an app has a parameter `parsl_spec`, its argument describes the state
+that the call needs: `parsl_spec["template"]` is a dict with the keys "fn", "args" and "kwargs". All calls of a program
+share one session (glide.Session), which begins with the first call and ends with the program.
+
+Apps call `load_variable_from_state_manager` on nodes, so nodes import this module. Therefore it must not import
+packages that nodes do not have.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def load_variable_from_state_manager(name: str) -> Any:
 
 
 def python_app(function: Callable[..., Any]) -> Callable[..., Future]:
-    """Turn a function into an app. A call of the app runs on a lane that has loaded the state of the `parsl_spec`."""
+    """Turn a function into an app. A call runs on a lane that has loaded the state that `parsl_spec` describes."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -39,7 +41,7 @@ def python_app(function: Callable[..., Any]) -> Callable[..., Future]:
         bound = signature.bind(*arguments, **keywords)
         spec = bound.arguments.get("parsl_spec")
         if spec is not None:
-            # The function does not need the spec, because the state is loaded before the function runs.
+            # The function gets None as `parsl_spec`. It does not need the spec, because the state is already loaded.
             bound.arguments["parsl_spec"] = None
         return _session().submit(_invocation(function, spec), *bound.args, **bound.kwargs)
 
@@ -56,7 +58,8 @@ def _invocation(function: Callable[..., Any], spec: Any) -> Any:
     if key not in _invocations:
         template = spec["template"] if spec else None
         state = StickyState(template["fn"], tuple(template["args"]), template["kwargs"]) if template else NO_STATE
-        # Store the spec too, so that Python does not delete it. A new object could get the id() of a deleted spec.
+        # Keep a reference to the spec, because the key contains its id(). If Python deleted the spec, another object
+        # could get the same id().
         _invocations[key] = (Invocation(function, state), spec)
     return _invocations[key][0]
 

@@ -1,4 +1,4 @@
-"""Functions for work with the operating system. Several packages of glide use these functions.
+"""Functions for files and processes that several packages of glide use.
 
 This module uses only the standard library, so that code on nodes can import it.
 """
@@ -53,7 +53,7 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that a crash of this machine cannot undo the creation or removal of files there."""
     try:
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:  # this account cannot read the folder, and a flush needs read access
+    except PermissionError:  # without read access to the folder, no flush is possible
         return
     try:
         os.fsync(number)
@@ -84,10 +84,12 @@ def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 def tail(path: Path, limit: int, since: int = 0) -> str:
-    """Return the last `limit` bytes of a log as text. Leave out the bytes before the offset `since`.
+    """Return the end of a log as text; empty if the log cannot be read.
 
-    If the log cannot be read, return an empty text. If the log is shorter than `since`, leave out no bytes, because the
-    log was emptied and written again.
+    Args:
+        limit: maximum number of bytes that are read.
+        since: offset in bytes. Earlier bytes are left out. If the log is shorter, it was emptied and written again,
+            and no bytes are left out.
     """
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -97,8 +99,9 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """Make the kernel send a signal to this process when the parent thread ends.
+    """Make the kernel send a signal to this process when the thread that started this process ends.
 
-    The parent thread is the thread that started this process.
+    Args:
+        number: number of the signal.
     """
     ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG

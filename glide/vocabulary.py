@@ -11,18 +11,18 @@ class Machine:
     MODEL = "GlideModel"  # name of the template's model
     STATE = "GlideState"  # model server's state: Blank, Fetching, Importing, Loading, Warming, Warm, Draining or Failed
     STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
-    FAILURE = "GlideFailure"  # reason why the state is Failed
+    FAILURE = "GlideFailure"  # reason why the state is Failed, or why the last engine ended
     OWNER = "GlideOwner"  # the only User whose jobs the lane serves; set if the template contains code of this User
-    ROOM = "GlideRoom"  # memory that another template may use on this lane while the lane is idle, in MB
-    ID = "GlideId"  # name of the glidein; made from the entry, the outer job, and the outer job's number of restarts
+    ROOM = "GlideRoom"  # memory for another template if all idle templates are unloaded, in MB; absent if unknown
+    ID = "GlideId"  # name of the glidein: ENTRY-CLUSTER.PROC, with rN at the end after N restarts of the outer job
     ENTRY = "GlideEntry"  # name of the entry in the site file
     SITE = "GlideSite"  # name of the site in the site file
-    INVOKE = "GlideInvoke"  # path of the program that invocation jobs run
+    INVOKE = "GlideInvoke"  # path of the ticket, the program that invocation jobs run on the node
     SOCKET = "GlideSocket"  # path of the file from which jobs on the lane read the model server's port and key
-    RECORD_SECONDS = "GlideRecordSeconds"  # time per record as a moving average, in seconds
+    RECORD_SECONDS = "GlideRecordSeconds"  # engine time per record in seconds, as a moving average
     BATCH = "GlideBatch"  # number of records that one engine call should have
     BATCHING = "GlideBatching"  # how the engine batches prompts: static, continuous, equal lengths or single
-    PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens, from 0 to 1, that the engine reused from earlier prompts
+    PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were reused from earlier prompts, from 0 to 1
     SERVED = "GlideServed"  # number of records served so far
     ERRORS = "GlideErrors"  # number of served records whose result is an error
     SERVED_SINCE = "GlideServedSince"  # Unix time when the first engine call began
@@ -31,42 +31,42 @@ class Machine:
     FETCH_SECONDS = "GlideFetchSeconds"  # time to fetch the files, in seconds
     IMPORT_SECONDS = "GlideImportSeconds"  # time to import the engine's libraries, in seconds; fetch and import overlap
     LOAD_SECONDS = "GlideLoadSeconds"  # time to load the model, in seconds
-    WARM_SECONDS = "GlideWarmSeconds"  # time to warm up, in seconds
-    GPU_NAME = "GlideGpuName"  # name of the GPU that the engine uses; absent if it uses none
+    WARM_SECONDS = "GlideWarmSeconds"  # time to warm up the loaded model, in seconds
+    GPU_NAME = "GlideGpuName"  # name of the GPU that the engine uses; absent if the engine uses no GPU
     SERVICE = "GlideService"  # URL of the service that runs the model, if the model is not on this node
     RETIRES = "GlideRetires"  # Unix time after which the lane accepts no new job
-    CACHED = "GlideCached"  # short digests of the file sets that are on the host
-    SHARES = "GlideShares"  # short digests of the file sets that the node gives to peers
-    FETCHING = "GlideFetching"  # short digests of file sets that are being fetched, each with the Unix start time
-    FETCHED = "GlideFetched"  # bytes that have arrived divided by all bytes to fetch, from 0 to 1
-    PEER = "GlidePeer"  # address at which the node gives files to peers
+    CACHED = "GlideCached"  # short digests of the file sets in the host's cache, separated by commas
+    SHARES = "GlideShares"  # short digests of the file sets that the node serves to peers, separated by commas
+    FETCHING = "GlideFetching"  # file sets that are being fetched: DIGEST:TIME, where TIME is the Unix start time
+    FETCHED = "GlideFetched"  # share of the bytes to fetch that has arrived, from 0 to 1
+    PEER = "GlidePeer"  # address at which the node serves files to peers
 
 
 class Job:
     """Attributes in the ads of invocation jobs, of sticky jobs, and of the outer jobs of glideins."""
 
     TEMPLATE = "GlideTemplate"  # digest of the template that the job wants, or that the glidein was submitted with
-    MODEL = "GlideModel"  # name of the model in this template
+    MODEL = "GlideModel"  # name of the model in the template that GlideTemplate names
     ENTRY = "GlideEntry"  # outer job: name of the entry that the glidein was submitted to
-    # A glidein sets the next five attributes. A node may set only attributes whose names begin with Chirp.
+    # In its outer job's ad, a glidein may set only attributes whose names begin with Chirp. It sets these five.
     STATE = "ChirpGlideState"  # outer job: the last state that the glidein's model server reported
     STATE_SINCE = "ChirpGlideStateSince"  # outer job: Unix time when the state in ChirpGlideState began
     FAILURE = "ChirpGlideFailure"  # outer job: reason why the state in ChirpGlideState is Failed
     SERVED = "ChirpGlideServed"  # outer job: number of records served so far
     ERRORS = "ChirpGlideErrors"  # outer job: number of served records whose result is an error
-    SPEC = "GlideTemplateSpec"  # the template as JSON; a factory starts glideins with this template
+    SPEC = "GlideTemplateSpec"  # the template that the job wants, as JSON; the factory starts glideins with it
     STICKY = "GlideSticky"  # true if this is a sticky job: a job that makes a lane load another template
     BRINGS = "GlideBrings"  # sticky job: digest of the template that the lane must load
     LANE = "GlideLane"  # sticky job: name of the slot that must load the template
     RUN = "GlideRun"  # name of the sweep or session that the job belongs to
-    PART = "GlidePart"  # name of the part of the run's records that the job contains
-    RECORDS = "GlideRecords"  # number of records in the job
+    PART = "GlidePart"  # name of the group of records that the job carries; unique in the run
+    RECORDS = "GlideRecords"  # number of records that the job carries
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: for this job, no glidein is removed, and no model is unloaded
-    TIMED = "GlideTimed"  # true if the job's error output must contain two times: the start and the end of its service
+    TIMED = "GlideTimed"  # true if the job's error output must contain the times when its service began and ended
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
-    INITIAL_DIR = "GlideInitialDir"  # job's original initialdir; set when `glide gather` changes the job's initialdir
+    INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 
 
 class State:
@@ -98,8 +98,7 @@ class JobStatus:
     NAMES = ("?", "idle", "running", "removed", "completed", "held", "transferring", "suspended")
 
 
-# A completed job with spooled outputs stays in the queue until its outputs are fetched. The maximum time is
-# KEPT_SECONDS.
+# A completed job with spooled outputs stays in the queue until its outputs are fetched, at most for KEPT_SECONDS.
 KEPT_SECONDS = 30 * 24 * 3600
 LEAVE_IN_QUEUE = f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {KEPT_SECONDS}"
 
@@ -116,6 +115,7 @@ class Exit:
 
 
 # The identity in every glidein's token begins with this text. The collector writes the identity into the glidein's ads.
+# So jobs can recognise genuine lanes.
 IDENTITY = "glidein-"
 # The glidein's startd sets these two environment variables for every job on a lane. SOCKET_VARIABLE is the path of the
 # file with the model server's port and key. ID_VARIABLE is the GlideId.
@@ -124,7 +124,7 @@ ID_VARIABLE = "GLIDE_ID"
 
 
 def glide_id(entry: str, job: str, starts: int) -> str:
-    """Return the GlideId of a glidein, as all its ads, results and logs have it. Each restart changes the GlideId.
+    """Return the GlideId, which names a glidein in ads, results and logs. It changes when the outer job restarts.
 
     Args:
         entry: name of the glidein's entry.

@@ -16,6 +16,7 @@ from typing import Any
 from glide.invoke.jobs import read_results
 from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
+from glide.sweep import calls
 from glide.template import Template
 from glide.vocabulary import ID_VARIABLE, SOCKET_VARIABLE, Exit, Job, Machine, State
 from tests.conftest import eventually
@@ -171,3 +172,10 @@ def assert_exactly_once(results: list[dict[str, Any]], sent: list[dict[str, Any]
     times = Counter(result["custom_id"] for result in results)
     assert set(times) == {record["custom_id"] for record in sent}
     assert set(times.values()) <= {1}
+
+
+def value(result: dict[str, Any]) -> Any:
+    """Return what a session's future would return for a result, or raise what it would raise."""
+    call = calls.Call({})
+    call.set_outcome(result)
+    return call.result(0)

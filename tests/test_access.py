@@ -110,7 +110,9 @@ def is_refused(config: Path, request: str) -> bool:
     return answer == 1 if request.startswith("set_job_attr_delayed") else answer < 0
 
 
-def test_chirp_refuses_outside_files_and_protected_attributes(pool, guarded, submit, finish, access_point, tmp_path):
+def test_chirp_refuses_files_outside_sandbox_and_protected_attributes(
+    pool, guarded, submit, finish, access_point, tmp_path
+):
     secret, target = tmp_path / "secret", tmp_path / "target"
     secret.write_text("secret")
     target.write_text("target")
@@ -174,7 +176,7 @@ def test_chirp_refuses_outside_files_and_protected_attributes(pool, guarded, sub
 
 
 @pytest.mark.parametrize("text", ['a "b" \\', "two\nlines\x00", "é" * 2000, '"' * 2000, "\\" * 2000, "\ud800", ""])
-def test_classad_string_is_valid_printable_and_short(text):
+def test_any_text_becomes_short_printable_classad_string(text):
     expression = classad_string(text)
     assert len(expression.encode(errors="replace")) <= 993 and expression.isprintable()
     found = bindings.classad2.ExprTree(expression).eval()
@@ -226,7 +228,7 @@ def test_rogue_starter_cannot_change_protected_job_attributes(pool, access_point
     assert line in (Path(__file__).parents[1] / "docs" / "admin.md").read_text("utf-8")
 
 
-def test_lanes_run_no_program_except_the_ticket(pool, submit, finish, access_point, collector, tmp_path):
+def test_lanes_refuse_jobs_that_run_foreign_programs(pool, submit, finish, access_point, collector, tmp_path):
     mark = tmp_path / "mark"
     evil = tmp_path / "evil.sh"
     evil.write_text(f"#!/bin/sh\ntouch {mark}\n")

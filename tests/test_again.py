@@ -30,7 +30,7 @@ def status(sweep: SweepFolder) -> dict:
     return json.loads(glide("sweep", "status", str(sweep.file), "--json").stdout)
 
 
-def test_finished_sweep_reruns_errors_only_on_request(factory, sweep: SweepFolder, monkeypatch):
+def test_finished_sweep_reruns_failed_records_only_on_request(factory, sweep: SweepFolder, monkeypatch):
     model = {"name": "again", "engine": "noop", "options": {"record_seconds": 2.0, "raise_on": "POISON"}}
     records = [{"custom_id": "bad", "text": "POISON"}, {"custom_id": "slow", "text": "slow"}]
     first = sweep.write(records, model=model, glideins=1, timeout=0.2).run()

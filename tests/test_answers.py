@@ -55,7 +55,7 @@ def test_valid_result_is_read_unchanged(tmp_path, right):
     assert found.results == {"a": GOOD | right} and not found.rejected
 
 
-def test_deepest_valid_result_can_be_stored(tmp_path):
+def test_result_nested_to_limit_can_be_stored(tmp_path):
     deepest = nested(MOST_NESTED - 1)
     assert to_line(read(tmp_path, deepest).results["a"]) == deepest
 
@@ -77,12 +77,12 @@ def test_deepest_valid_result_can_be_stored(tmp_path):
         b'{"begun": -1}\n', b'{"begun": "x"}\n', b'{"begun": true}\n', b"{}\n",
     ],
 )  # fmt: skip
-def test_invalid_line_is_rejected_and_next_line_read(tmp_path, wrong):
+def test_output_reader_rejects_invalid_line_and_continues(tmp_path, wrong):
     found = read(tmp_path, wrong, line(custom_id="b"), max_result_bytes=1 << 20)
     assert list(found.results) == ["b"] and found.rejected == 1 and found.reason and not found.too_long
 
 
-def test_repeated_blank_and_unfinished_lines_are_ignored(tmp_path):
+def test_output_reader_ignores_repeated_empty_or_incomplete_lines(tmp_path):
     found = read(
         tmp_path, b"\n", line(), line(), line(text="other"), b" \n", b'{"begun": 2}\n', line(custom_id="b")[:-9]
     )
@@ -102,7 +102,7 @@ def test_oversized_output_is_not_read_completely(tmp_path):
     assert not read(tmp_path).too_long and answers.read(tmp_path, IDS, 4096) == answers.OutputContent()
 
 
-def test_record_gets_error_after_repeated_missing_answers():
+def test_repeatedly_unanswered_record_gets_an_error():
     audit = Audit()
     given_up = [
         audit.count_unanswered({"a", "b"} if time else {"a"}, "here-1.0 (node)", "torn")
@@ -113,7 +113,7 @@ def test_record_gets_error_after_repeated_missing_answers():
     assert not answers.problem(result) and "here-1.0 (node): torn" in result["error"]["message"]
 
 
-def test_lane_ad_is_used_without_invalid_attributes():
+def test_invalid_attributes_of_lane_ad_are_ignored():
     ad = {"Name": "slot1@here", Machine.ID: "here-1.0", Machine.BATCH: -1, Machine.RECORD_SECONDS: 1e300, "State": 7}
     assert checked(ad) == {"Name": "slot1@here", Machine.ID: "here-1.0", "LastHeardFrom": 0, "State": ""}
     assert checked(ad | {"Name": 'x" || true || "'}) is None and checked({"Name": "slot1@here"}) is None
@@ -129,7 +129,7 @@ class Exits:
         return sys.exit, (3,)
 
 
-def test_bad_value_fails_only_its_own_call():
+def test_undecodable_result_value_fails_only_its_own_call():
     calls = Calls(Template("m", "python"), 1)
     first, second, third = (calls.add({"prompt": ""}) for _ in range(3))
     assert (
@@ -179,7 +179,7 @@ def forge(kind: str) -> str:
 
 
 @pytest.mark.pool
-def test_forged_output_is_logged_and_harms_no_call(factory, monkeypatch, caplog):
+def test_forged_job_output_is_logged_and_discarded(factory, monkeypatch, caplog):
     monkeypatch.setattr(Calls, "max_result_bytes", 1 << 20)
     with caplog.at_level(logging.WARNING, "glide"), glide.Session() as session:
         for kind in ("foreign", "types", "torn", "flood"):

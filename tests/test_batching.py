@@ -70,7 +70,7 @@ def test_reused_prefix_tokens_are_counted(llama):
     assert engine.describe()["prefix_hits"] == pytest.approx(3 * length / (4 * (length + 1)))  # one had to compute it
 
 
-def test_known_prefix_is_kept_despite_chance_overlap(llama):
+def test_chance_overlap_of_prompts_creates_no_new_prefix(llama):
     engine = loaded(llama, batching="static", batch=8)
     for window in ("abcd", ["e1", "e2"], ["zz1", "zz2"], "f"):
         texts(engine, [CLAIM + rest for rest in window], **GENERATE)
@@ -87,7 +87,7 @@ def test_prefix_cache_is_bounded_and_texts_stay_correct(llama, plain, monkeypatc
     assert len(engine.task.padded.prefixes.cached) == 2
 
 
-def test_sliding_window_model_uses_no_prefixes(variant, capfd):
+def test_sliding_window_model_shares_no_prompt_prefixes(variant, capfd):
     folder = variant("windowed")
     plain = Plain(folder)
     engine = loaded(folder, batch=8)
@@ -97,7 +97,7 @@ def test_sliding_window_model_uses_no_prefixes(variant, capfd):
     assert not engine.task.padded.prefixes.cached
 
 
-def test_common_prefix_is_shared_by_nearly_all_rows():
+def test_common_prefix_tolerates_a_few_different_prompts():
     rows = [[*range(20), 100 + number] for number in range(16)]
     assert common_prefix(rows, (), 1000) == tuple(range(20))
     assert common_prefix([*rows, [0, 1], [5, 6]], (), 1000) == tuple(range(20))  # two strays
@@ -108,7 +108,7 @@ def test_common_prefix_is_shared_by_nearly_all_rows():
     assert common_prefix([[1] * 20, [1] * 20], (), 1000) == (1,) * 19  # a token is left
 
 
-def test_small_prompt_families_share_one_call():
+def test_small_prompt_groups_with_different_prefixes_share_call():
     families = [[Prompt(EngineRecord(n, ""), [family] * 20 + [n]) for n in range(3)] for family in range(4)]
     mixed = [prompt for family in families for prompt in family]
     assert len(group_by_prefix(mixed, (), 64, 1000)) == 1
@@ -119,7 +119,7 @@ def test_small_prompt_families_share_one_call():
 # ---- the choice of batching ----------------------------------------------------------------------
 
 
-def test_chosen_batching_is_logged_with_its_reason(llama, plain, capfd):
+def test_chosen_batching_method_is_logged_with_its_reason(llama, plain, capfd):
     engine = loaded(llama, batch=8, device="all")  # without a GPU, all devices are one CPU
     (line,) = capfd.readouterr().out.splitlines()
     chosen = engine.describe()["batching"]
@@ -166,7 +166,7 @@ def test_static_batching_serves_after_continuous_batching_dies(llama, plain, cap
     assert engine.describe()["batching"] == "static"
 
 
-def test_interrupted_call_does_not_affect_next_call(llama, plain, monkeypatch):
+def test_interrupted_engine_call_does_not_affect_next_call(llama, plain, monkeypatch):
     engine = loaded(llama, batching="continuous", batch=8)
 
     def interrupted(deadline: float | None) -> Any:
@@ -179,13 +179,13 @@ def test_interrupted_call_does_not_affect_next_call(llama, plain, monkeypatch):
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
-def test_prompt_too_long_for_pages_is_served_statically(llama, plain):
+def test_static_batching_serves_prompts_too_long_for_continuous(llama, plain):
     engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
     prompts = [CLAIM + OTHER, "Verdict:"]
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
 
 
-def test_unused_continuous_batching_releases_its_memory(llama, monkeypatch):
+def test_rejected_continuous_batching_releases_its_memory(llama, monkeypatch):
     started: list[continuous.Continuous] = []
 
     class Seen(Babbling):
@@ -215,7 +215,7 @@ def rows_of_the_last_block(engine: Transformers, prompts: list[str], **generate:
     return seen
 
 
-def test_last_layer_computes_only_positions_it_needs(llama):
+def test_last_layer_computes_only_needed_token_positions(llama):
     engine = loaded(llama, batching="static", batch=8)
     assert rows_of_the_last_block(engine, [CLAIM, OTHER], **GENERATE) == [1] * GENERATE["max_new_tokens"]
     # Guesses are judged by logits of more positions than the last.
@@ -223,7 +223,7 @@ def test_last_layer_computes_only_positions_it_needs(llama):
     assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
 
 
-def test_last_layer_is_computed_fully_when_results_differ(llama, capfd, monkeypatch):
+def test_last_layer_skips_nothing_if_skipping_changes_logits(llama, capfd, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
@@ -244,7 +244,7 @@ def test_last_layer_is_computed_fully_when_results_differ(llama, capfd, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["llama", "encoder"])
-def test_embedding_is_mean_of_states_despite_padding(llama, variant, kind):
+def test_embedding_is_mean_hidden_state_despite_padding(llama, variant, kind):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -260,7 +260,7 @@ def test_embedding_is_mean_of_states_despite_padding(llama, variant, kind):
 
 
 @pytest.mark.parametrize("kind", ["judge", "encoding-judge", "xlnet-judge"])
-def test_class_is_highest_scoring_label_despite_padding(variant, kind):
+def test_classify_task_returns_highest_scoring_label_despite_padding(variant, kind):
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -297,7 +297,7 @@ def test_prompt_beyond_roberta_position_limit_is_refused(llama, variant):
 
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
-def test_chat_inserts_prompt_into_chat_template(llama, system):
+def test_chat_option_inserts_prompt_into_chat_template(llama, system):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     engine = loaded(llama, chat=True, system=system, batch=6, batching="static")
@@ -312,12 +312,12 @@ def test_chat_inserts_prompt_into_chat_template(llama, system):
         assert text == tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_loading_fails_if_chat_has_no_template(tmp_path):
+def test_loading_fails_if_model_lacks_chat_template(tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
         loaded(tiny_llama(tmp_path / "llama"), chat=True)
 
 
-def test_many_mixed_prompts_match_plain_transformers_texts(llama, plain):
+def test_texts_of_mixed_prompts_match_plain_transformers(llama, plain):
     chance = random.Random(3)
     prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(40)]
     engine = loaded(llama, batch=16)

@@ -110,7 +110,7 @@ def test_wrong_input_line_is_reported_with_its_number(start, tmp_path):
     assert server.log.read_text("utf-8").count("Loading") == 1
 
 
-def test_blocking_or_missing_file_fails_only_its_job(start, tmp_path):
+def test_job_with_unusable_files_fails_alone(start, tmp_path):
     server = start()
     server.reached(State.WARM)
     fifo, output, ad = tmp_path / "fifo", tmp_path / "out", tmp_path / ".job.ad"
@@ -134,7 +134,7 @@ def job(source: Path, output: Path) -> ServedJob:
     return ServedJob(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
 
 
-def test_queue_and_call_are_bounded_in_bytes(tmp_path):
+def test_server_limits_bytes_in_queue_and_engine_call(tmp_path):
     source = tmp_path / "in"
     with source.open("wb") as file:
         for number in range(100):
@@ -231,7 +231,7 @@ def failure_after(server: Server) -> str:
 # ---- logs ----------------------------------------------------------------------------------------
 
 
-def test_log_is_trimmed_and_tail_reads_its_end(tmp_path):
+def test_log_is_trimmed_and_its_end_stays_readable(tmp_path):
     log = tmp_path / "log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 50)
@@ -285,7 +285,7 @@ def test_start_script_limits_log_but_keeps_server_reports(tmp_path):
 # ---- clocks and names ----------------------------------------------------------------------------
 
 
-def test_clock_step_does_not_disturb_loading(start, tmp_path, monkeypatch):
+def test_system_clock_jump_does_not_affect_load_time(start, tmp_path, monkeypatch):
     steps = "import time\nreal, began = time.time, time.monotonic()\n"
     steps += "time.time = lambda: real() + (1e6 if time.monotonic() > began + 0.5 else 0)\n"
     (tmp_path / "sitecustomize.py").write_text(steps, "utf-8")
@@ -295,7 +295,7 @@ def test_clock_step_does_not_disturb_loading(start, tmp_path, monkeypatch):
     assert 2.4 < warm[Machine.LOAD_SECONDS] < 1e5
 
 
-def test_server_works_in_folder_with_special_characters(tmp_path):
+def test_model_server_works_in_folder_with_special_characters(tmp_path):
     server = Server(tmp_path / 'a node\'s "folder"', Template("m", "noop"))
     try:
         server.reached(State.WARM)
@@ -304,6 +304,6 @@ def test_server_works_in_folder_with_special_characters(tmp_path):
         server.stop()
 
 
-def test_htcondor_arguments_and_environment_keep_blanks_and_quotes():
+def test_htcondor_arguments_and_environment_keep_spaces_and_quotes():
     assert arguments(["a", "b c", "it's", 'say "x"', ""]) == "\"a 'b c' 'it''s' 'say \"\"x\"\"' ''\""
     assert environment({"A": "b", "C": "d e"}) == "\"A=b 'C=d e'\""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import pickle
@@ -18,14 +17,12 @@ from typing import Any
 import pytest
 
 import glide
-from glide.server.engine_process import _checked
-from glide.sweep.calls import Call
 from glide.sweep.functions import Invocation
 from glide.template import Template
 from glide.template.function import template_of
 from glide.vocabulary import ENGINE_VARIABLE, Exit, Machine, State
 from tests.conftest import eventually
-from tests.server_rig import Server
+from tests.server_rig import Server, value
 from tests.test_sticky import stick
 
 OWNER = "ada@here"
@@ -67,13 +64,6 @@ def run(tmp_path_factory):
     server.stop()
 
 
-def value(result: dict[str, Any]) -> Any:
-    """As a session's future gives it."""
-    call = Call({})
-    call.set_outcome(result)
-    return call.result(0)
-
-
 def pid() -> int:
     return os.getpid()
 
@@ -111,7 +101,7 @@ def raises(error: BaseException) -> None:
     raise error
 
 
-def test_base_exception_ends_call_and_keeps_state(run):
+def test_base_exception_in_call_keeps_loaded_state(run):
     kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Own)
     first, *errors, last = run(pid, *((raises, (kind("stop"),)) for kind in kinds), pid)
     for kind, error in zip(kinds, errors, strict=True):
@@ -120,7 +110,7 @@ def test_base_exception_ends_call_and_keeps_state(run):
     assert value(first) == value(last)
 
 
-def test_base_exception_while_loading_is_failure_reason(start):
+def test_failed_load_reports_base_exception(start):
     server = start(template_of("ill", raises, (asyncio.CancelledError("stop"),), {}, OWNER))
     reason = next(ad for ad in server.states() if ad[Machine.STATE] == State.FAILED)[Machine.FAILURE]
     assert reason == "asyncio.exceptions.CancelledError: stop"
@@ -145,7 +135,7 @@ def forks_and_raises() -> str:
     return "original"
 
 
-def test_forked_engine_copy_never_answers(run):
+def test_process_forked_by_call_never_sends_results(run):
     results = run(pid, forks, forks_and_raises, pid)
     assert [value(result) for result in results[1:3]] == ["original", "original"]
     assert value(results[0]) == value(results[3])
@@ -161,7 +151,7 @@ def exits() -> None:
     os._exit(9)
 
 
-def test_child_outliving_engine_is_killed_and_blocks_nothing(run):
+def test_child_process_of_dead_engine_is_killed(run):
     (left,) = run(leaves_a_child)
     died, after = run(exits, pid)
     assert died["error"]["type"] == "EngineDied" and "exited with code 9" in died["error"]["message"]
@@ -188,7 +178,7 @@ def leaves_a_marked_daemon() -> int:
     return int(process.stdout.readline())
 
 
-def test_daemon_of_call_ends_with_its_engine(run):
+def test_daemon_started_by_call_ends_with_engine(run):
     server = run.server
     for end in (
         lambda: os.kill(server.engine, signal.SIGKILL),
@@ -202,7 +192,7 @@ def test_daemon_of_call_ends_with_its_engine(run):
         assert not is_running(value(left))
 
 
-def test_killed_server_leaves_no_daemon(start):
+def test_killed_model_server_leaves_no_call_processes(start):
     run = Caller(start(state()))
     (left,) = run(leaves_a_daemon)
     assert is_running(value(left))
@@ -210,7 +200,7 @@ def test_killed_server_leaves_no_daemon(start):
     eventually(lambda: not is_running(value(left)), "nothing is left of a killed server")
 
 
-def test_killed_keeper_leaves_no_daemon(run):
+def test_killed_engine_keeper_leaves_no_call_processes(run):
     left, engine = run(leaves_a_marked_daemon, pid)
     assert is_running(value(left))
     os.kill(run.server.keeper, signal.SIGKILL)
@@ -218,7 +208,7 @@ def test_killed_keeper_leaves_no_daemon(run):
     assert not is_running(value(left))
 
 
-def test_server_kills_processes_of_earlier_server(start, tmp_path):
+def test_model_server_kills_processes_of_earlier_server(start, tmp_path):
     log = tmp_path / "0" / "server.log"
     stray = subprocess.Popen(["sleep", "600"], env={ENGINE_VARIABLE: f"{log}#0123"}, start_new_session=True)
     server = start()
@@ -227,7 +217,7 @@ def test_server_kills_processes_of_earlier_server(start, tmp_path):
     assert stray.wait(60) == -signal.SIGKILL
 
 
-def test_owner_change_kills_processes_of_previous_owner(tmp_path):
+def test_model_server_kills_processes_of_previous_owner(tmp_path):
     server = Server(tmp_path / "server", state(), lanes=1)
     try:
         server.reached(State.WARM)
@@ -275,7 +265,7 @@ def hangs() -> None:
         time.sleep(0.1)
 
 
-def test_process_changes_by_call_are_undone(run):
+def test_call_cannot_change_environment_of_later_calls(run):
     before, _, after = run(looks, spoils, looks)
     assert value(before) == value(after)
     assert before["stdout"] == after["stdout"] == "heard\n"
@@ -286,82 +276,7 @@ def test_process_changes_by_call_are_undone(run):
     assert value(results["2"]) == value(before)
 
 
-# ---- modules and __main__ ------------------------------------------------------------------------
-
-SCRIPT = """
-import json, multiprocessing, pickle, sys
-from glide.sweep.functions import NO_STATE, Invocation
-
-class Thing:
-    def twice(self): return 2
-
-def twice(x): return 2 * x
-
-def lazy():
-    import helpers, package.inner
-    from package import second
-    return helpers.deep(3) + package.inner.ONE + second.TWO
-
-def later():
-    return lazy()
-
-def by_name():
-    assert type(pickle.loads(pickle.dumps(Thing()))) is Thing
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.map(twice, [1, 2])
-
-def records():
-    for function in (lazy, later, by_name):
-        made = Invocation(function)
-        yield {"custom_id": function.__name__, "prompt": made.prompt((), {}), "generate": made.generate}
-
-json.dump([NO_STATE.template("ada@here").to_json(), list(records())], sys.stdout)
-"""
-
-
-def test_lazy_imports_and_pickles_by_name_work_remotely(start, tmp_path):
-    (tmp_path / "package").mkdir()
-    for name, text in {
-        "script.py": SCRIPT,
-        "helpers.py": "def deep(x):\n    from package.inner import times\n    return times(x)\n",
-        "package/__init__.py": "",
-        "package/inner.py": "from .second import TWO\nONE = 1\ndef times(x):\n    from . import second\n"
-                            "    return x * second.TWO\n",
-        "package/second.py": "TWO = 2\n",
-    }.items():  # fmt: skip
-        (tmp_path / name).write_text(text)
-    made = subprocess.run([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, cwd="/", check=True).stdout
-    template, sent = json.loads(made)
-    server = start(Template.from_json(template))
-    server.reached(State.WARM)
-    results = {result["custom_id"]: result for result in server.call(sent).results()}
-    assert {name: value(result) for name, result in results.items()} == {"lazy": 9, "later": 9, "by_name": [2, 4]}
-
-
-# ---- results -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["\ud83d", float("nan"), float("inf"), 10**5000, b"bytes", {1, 2}, "x" * 64_000_001],
-    ids=["surrogate", "nan", "inf", "huge", "bytes", "set", "long"],
-)
-def test_invalid_result_becomes_error(wrong):
-    result = {"text": "", "tokens": 0, "error": None, "seconds": 0.1, "extra": wrong}
-    checked, _ = _checked(result)
-    assert checked["text"] is None and checked["error"]["type"] == "InvalidResult"
-    assert len(json.dumps(checked, ensure_ascii=False, allow_nan=False).encode()) < 3000
-    assert _checked({**result, "extra": "\U0001f989"})[0]["extra"] == "\U0001f989"
-
-
-def test_text_with_invalid_utf8_fails_only_its_record(start):
-    server = start()
-    server.reached(State.WARM)
-    sent = [{"custom_id": str(n), "prompt": "\udcff" if n == 3 else "text"} for n in range(9)]
-    results = server.call(sent).results()
-    assert {each["custom_id"]: each["error"] and each["error"]["type"] for each in results} == {
-        str(n): "InvalidResult" if n == 3 else None for n in range(9)
-    }
+# ---- what a call writes into its engine's channel ------------------------------------------------
 
 
 def writes_into_the_channel() -> None:
@@ -370,7 +285,7 @@ def writes_into_the_channel() -> None:
             os.write(int(link.name), pickle.dumps({"done": 1}))
 
 
-def test_unexpected_engine_frame_ends_engine_not_server(run):
+def test_unexpected_engine_message_ends_only_the_engine(run):
     (first,) = run(pid)
     wrong, last = run(writes_into_the_channel, pid)
     assert wrong["error"]["type"] == "EngineDied" and "sent a frame" in wrong["error"]["message"]

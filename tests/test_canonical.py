@@ -65,7 +65,7 @@ def digests(tmp_path: Path):
     return digests
 
 
-def test_digests_agree_between_processes_and_are_unique(digests):
+def test_equal_values_have_equal_digests_in_all_processes(digests):
     first = digests()
     assert digests() == first == digests("\n\n# further down\n" + HEAD)
     assert len(set(first.values())) == len(first)
@@ -98,7 +98,7 @@ def test_digest_includes_contents_of_local_modules(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_digest_lists_modules_to_transfer(tmp_path, monkeypatch):
+def test_digest_function_lists_local_modules_to_transfer(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +107,7 @@ def test_digest_lists_modules_to_transfer(tmp_path, monkeypatch):
     assert {module.__name__ for module in digest(travelling.go)[1]} == {"travelling", "second"}
 
 
-def test_digest_depends_on_order_attributes_and_type():
+def test_digest_depends_on_type_attributes_and_dict_order():
     def plain():
         return 1
 

@@ -13,7 +13,7 @@ from glide.factory.plan import plan
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.template import FileSet, Template
 from glide.vocabulary import JobStatus, State
-from tests.test_plan import IN_VAIN, RUNNING, brief, demand, glidein, ids, lane, site
+from tests.snapshots import IN_VAIN, RUNNING, brief, demand, glidein, ids, lane, site
 
 WARM = {"state": State.WARM, "warm_seconds": 100.0}
 
@@ -23,14 +23,14 @@ def measured(of: Glidein, record_seconds: float = 1.0, start_seconds: float = 60
 
 
 @pytest.mark.parametrize("records, submitted", [(30, 0), (119, 0), (130, 1), (200, 2), (10_000, 3)])
-def test_glideins_ready_after_work_ends_are_not_submitted(records, submitted):
+def test_factory_submits_no_glidein_that_starts_too_late(records, submitted):
     """One glidein of 1 s a record is there, and another takes 60 s to start."""
     there = glidein(1)
     snapshot = Snapshot((there,), (measured(there),), (demand(wanted=4, records=records),))
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
 
-def test_wanted_count_applies_while_nothing_is_measured():
+def test_wanted_glidein_count_applies_before_first_measurement():
     assert brief(plan(Snapshot(demands=(demand(wanted=3, records=1),)), site())) == [("submit", "T", 3)]
     there = glidein(1)
     unmeasured = Snapshot((there,), (lane(there),), (demand(wanted=3, records=1),))
@@ -67,7 +67,7 @@ def test_idle_glidein_near_retirement_is_removed_first():
     assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == ["7.2"]
 
 
-def test_idle_glidein_stays_when_model_cannot_fit():
+def test_idle_glidein_stays_if_wanted_model_cannot_fit():
     large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
     small = {"name": "here", "max_glideins": 1, "request": {"memory": 8000}}
     there = glidein(1, "U")
@@ -83,7 +83,7 @@ def test_glideins_of_unavailable_entry_are_not_replaced_elsewhere():
     assert [(a.action, a.entry, a.count) for a in plan(snapshot, both)] == [("wait", "here", 0), ("submit", "there", 1)]
 
 
-def test_only_entries_that_serve_owner_get_glideins():
+def test_only_entries_that_serve_job_owner_get_glideins():
     both = site(
         {"name": "here", "max_glideins": 4, "owners": ["them@here"]}, {"name": "there", "max_glideins": 1},
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_shared_entry_runs_user_code_only_if_allowed():
     assert [action.action for action in plan(plain, site(several))] == ["submit"]
 
 
-def test_demand_of_unserved_owner_is_not_added():
+def test_demand_of_owner_without_entry_is_not_counted():
     demands = (demand(wanted=3, user="who@else"), demand(wanted=1, run="other", user="us@here"))
     assert brief(plan(Snapshot(demands=demands, user="us@here"), site())) == [("submit", "T", 1)]
 
@@ -120,7 +120,7 @@ def test_entry_with_insufficient_memory_gets_no_glidein():
     assert (submit.action, submit.entry) == ("submit", "unknown")
 
 
-def test_downtime_allows_retarget_of_idle_glidein():
+def test_idle_glidein_loads_wanted_model_during_entry_downtime():
     there = glidein(1, "U")
     snapshot = Snapshot((there,), (lane(there, name="one"),), (demand(),))
     down = {"start": "2020-01-01", "end": "2030-01-01", "reason": "repairs"}
@@ -128,7 +128,7 @@ def test_downtime_allows_retarget_of_idle_glidein():
     assert move.action == "submit" and move.slots == ("one",)
 
 
-def test_entry_with_longer_warm_glideins_comes_first():
+def test_entry_whose_glideins_stay_warm_longer_comes_first():
     both = site({"name": "here", "max_glideins": 9}, {"name": "there", "max_glideins": 9})
     early = [replace(glidein(proc, status=JobStatus.COMPLETED, **WARM), warm_seconds=20.0) for proc in range(5)]
     long = [
@@ -177,7 +177,7 @@ def test_records_failing_everywhere_blame_no_node():
     assert brief(plan(Snapshot(there, lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
 
 
-def test_breaker_opens_for_entry_where_records_fail():
+def test_circuit_breaker_opens_for_entry_where_records_fail():
     well = serving(1, 500, 0, "good")
     ill = tuple(
         replace(serving(2 + n, FAILED_RECORDS, FAILED_RECORDS, f"n{n}", JobStatus.COMPLETED), entry="there", age=10.0)
@@ -193,7 +193,7 @@ def test_breaker_opens_for_entry_where_records_fail():
 # ---- what is about to change, and what is not seen -----------------------------------------------
 
 
-def test_pending_removal_prevents_second_removal():
+def test_pending_glidein_removal_prevents_second_removal():
     there = (glidein(1, "U", JobStatus.REMOVED), glidein(2, "U"), glidein(3, "U"))
     snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),), retargets=(IN_VAIN,))
     full = site({"name": "here", "max_glideins": 3})

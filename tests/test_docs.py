@@ -93,7 +93,7 @@ def test_generated_pages_are_up_to_date():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_and_named_files_exist(document: Path):
+def test_links_and_files_named_in_documents_exist(document: Path):
     text = document.read_text()
     for target in LINK.findall(text):
         path, _, heading = target.partition("#")
@@ -111,7 +111,7 @@ def _anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in headings}
 
 
-def test_root_commands_are_known_and_units_valid(tmp_path: Path):
+def test_root_commands_are_known_and_systemd_units_valid(tmp_path: Path):
     lines = [line for text in DOCUMENTS for kind, _, block in BLOCK.findall(text.read_text()) if kind == "console"
              for line in block.splitlines()]  # fmt: skip
     assert lines and {line.split()[1] for line in lines if line.startswith("# ")} == ROOTS

@@ -16,6 +16,7 @@ from glide.condor.knobs import protected
 from glide.condor.rights import Authorization
 from glide.config import SiteFile
 from glide.doctor.checks import CHECKS, judge
+from glide.doctor.checks.machines import clocks
 from glide.doctor.facts import Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token, TrialOutcome
 from glide.doctor.finding import Level, worst
 from glide.doctor.trial import TEMPLATE, why_stuck
@@ -90,12 +91,21 @@ def found(facts: Facts) -> list[str]:
     ]
 
 
+def test_late_ad_is_not_reported_as_slow_clock():
+    def found(ahead: float) -> list[str]:
+        ad = {"MyType": "Machine", "Name": "slot1@node", "LastHeardFrom": 1000, "MyCurrentTime": 1000 + ahead}
+        return [finding.problem for finding in clocks(Facts(ads=(ad,)))]
+
+    assert found(-10) == found(4) == []
+    assert "25 s behind the collector's" in found(-25)[0] and "10 s ahead of" in found(10)[0]
+
+
 def test_immutable_job_attributes_count_as_protected():
     kept = {"PROTECTED_JOB_ATTRS": "", "IMMUTABLE_JOB_ATTRS": protected().upper().replace(", ", " ")}
     assert found(healthy(schedd=Configuration(STARTING | kept))) == []
 
 
-def test_values_within_limits_cause_no_finding():
+def test_doctor_reports_nothing_if_values_are_within_limits():
     assert found(healthy()) == [] and worst(judge(healthy())) == Level.OK
 
 
@@ -177,7 +187,7 @@ def test_values_within_limits_cause_no_finding():
         ({"trial": TrialOutcome(120.0, "nobody")}, "trial critical a test record did not come back in 120 s: nobody"),
     ],
 )  # fmt: skip
-def test_value_beyond_limit_causes_exactly_one_finding(changes, words):
+def test_doctor_reports_each_exceeded_limit_exactly_once(changes, words):
     (told,) = found(healthy(**changes))
     assert words in told and "\x1b" not in told
 
@@ -191,7 +201,7 @@ def test_expiring_token_without_waiting_glidein_is_ignored():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 
-def test_full_pool_is_warning_but_impossible_placement_critical():
+def test_doctor_distinguishes_full_pool_from_impossible_placement():
     """The trial's job waits, and the entry has its two glideins."""
     demand = Demand(TEMPLATE.digest, TEMPLATE.model, "r", "", 1, 0, 1, TEMPLATE, 1, best_effort=True)
     others = replace(demand, template="T", run="other", best_effort=False)
@@ -216,7 +226,7 @@ def test_full_pool_is_warning_but_impossible_placement_critical():
         assert not told.in_progress and " critical " in found(healthy(trial=told))[0], told
 
 
-def test_ad_breaking_one_check_leaves_others_working():
+def test_ad_that_breaks_one_check_affects_no_other():
     odd = healthy(jobs=({**JOB, "JobLeaseDuration": "x"},), clock=6.0)
     unseen = {verdict.check: verdict.unavailable for verdict in judge(odd) if verdict.unavailable}
     assert list(unseen) == ["jobs"] and unseen["jobs"].startswith("an error in glide: TypeError: ")
@@ -241,14 +251,14 @@ def test_model_on_cpu_despite_gpu_request_is_reported():
     assert "gpus: 1, and no machine" in found(healthy(sites=asking))[0]
 
 
-def test_missing_facts_are_reported_by_checks_needing_them():
+def test_doctor_check_reports_facts_that_it_lacks():
     for name in ("jobs", "snapshot", "rights", "trial"):
         verdicts = judge(healthy(unavailable={name: "it hides"}))
         assert [verdict.unavailable for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]
         assert worst(verdicts) == Level.WARNING
 
 
-def test_failed_questions_do_not_affect_other_answers():
+def test_failed_query_does_not_affect_other_queries():
     def hang() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         time.sleep(3600)

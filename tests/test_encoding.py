@@ -68,7 +68,7 @@ def test_every_text_operation_names_its_encoding(path):
         ("NamedTemporaryFile('w')", 1), ("NamedTemporaryFile()", 0), ("TextIOWrapper(pipe)", 1),
     ],
 )  # fmt: skip
-def test_guard_finds_calls_without_encoding(source, count):
+def test_encoding_check_finds_calls_without_encoding(source, count):
     assert len(list(without_encoding(source))) == count
 
 

@@ -114,7 +114,7 @@ def test_model_at_url_is_fetched_once_per_host(factory, pool, sweep: SweepFolder
     assert [result["text"] for result in sweep.results()] == [record["text"] for record in noop_records(48)]
 
 
-def test_url_without_model_fails_before_submission(sweep: SweepFolder, tmp_path):
+def test_model_url_without_files_fails_before_submission(sweep: SweepFolder, tmp_path):
     with origin(tmp_path) as source:
         sweep.write(noop_records(2), model={"name": "gone", "engine": "noop", "path": source.url})
         done = sweep.run()
@@ -138,7 +138,7 @@ def test_condor_status_shows_loading_before_warm(factory, pool, sweep: SweepFold
     assert State.LOADING in seen
 
 
-def test_status_explains_idle_job_for_unserved_model(factory, access_point):
+def test_status_explains_why_job_without_glidein_is_idle(factory, access_point):
     job = 'executable = /bin/true\nMy.GlideModel = "ghost-model"\nMy.GlideTemplate = "0123"\n'
     job += "requirements = TARGET.GlideTemplate =?= MY.GlideTemplate\nqueue 1\n"
     cluster = access_point.submit(job)
@@ -156,7 +156,7 @@ def test_status_explains_idle_job_for_unserved_model(factory, access_point):
         access_point.remove(f"ClusterId == {cluster}", "test over")
 
 
-def test_unloadable_template_stops_sweep_with_reason(factory, sweep: SweepFolder):
+def test_sweep_stops_with_reason_if_model_cannot_load(factory, sweep: SweepFolder):
     model = {"name": "corrupt", "engine": "noop", "options": {"crash_in": "Loading"}}
     process = sweep.write(noop_records(3), model=model).start()
 
@@ -241,7 +241,7 @@ def test_sweep_resumes_after_killed_driver(factory, sweep: SweepFolder):
     assert sweep.summary["recomputed"] == 0
 
 
-def test_handwritten_job_file_is_served_and_gathered(factory, sweep: SweepFolder, collector):
+def test_jobs_of_handwritten_submit_file_return_results(factory, sweep: SweepFolder, collector):
     # A warm lane first: a hand-written job names the digest that condor_status shows.
     keeper = sweep.write(noop_records(2), model={"name": "shared", "engine": "noop"}).start()
     assert keeper.wait() == Exit.OK

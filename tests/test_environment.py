@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +19,18 @@ import pytest
 import glide
 from glide.bench.origin import origin
 from glide.condor import AccessPoint, Collector, install
-from glide.condor.access_point import quoted
 from glide.errors import InputError
 from glide.files import Cache, CacheFull, Tree
-from glide.files.environment import SANDBOX, environment
+from glide.files.environment import environment
 from glide.files.tree import CHUNK
 from glide.template import FileSet, Template
 from glide.template.spec import files_of
-from glide.vocabulary import Machine, State
-from tests.apptainer import program_folder
+from glide.vocabulary import State
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
+from tests.file_trees import Process
+from tests.processes import glideins, processes_in
 from tests.server_rig import failure
-from tests.test_files import Process
 
 HERE = "/".join(sysconfig.get_paths()["purelib"].split("/")[-3:])  # lib/python3.x/site-packages
 
@@ -96,7 +91,7 @@ def test_invalid_environment_is_refused_before_submission(tmp_path):
         glide.sticky(environment=str(tmp_path / "missing.tar.gz"))(lambda: {})().template("ada@here")
 
 
-def test_node_only_environments_are_accepted_unchecked():
+def test_environments_existing_only_on_nodes_are_accepted_unchecked():
     for name in ("/cvmfs/software.example/envs/llm", "/cvmfs/images.example/llm.sif", "docker://example/llm:1"):
         assert environment(name, Path()) == FileSet(name)
 
@@ -127,7 +122,7 @@ def test_existing_environment_folder_is_used_directly(start, venv, tmp_path):
     assert not list((tmp_path / "cache" / "trees").iterdir())
 
 
-def test_missing_environment_or_container_runtime_is_failure_reason(start, tmp_path, monkeypatch):
+def test_model_server_reports_missing_environment_or_container_runtime(start, tmp_path, monkeypatch):
     assert "/nowhere/env has no bin/python" in failure(start(in_environment(FileSet("/nowhere/env"))))
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = failure(start(in_environment(FileSet("docker://example/llm:1"))))
@@ -149,7 +144,7 @@ def test_environment_is_fetched_with_model_files(start, packed, tmp_path):
     assert "there's environment: " in server.log.read_text() and "there's files: 4 MB" in server.log.read_text()
 
 
-def test_corrupt_archive_is_failure_reason_and_leaves_nothing(start, packed, tmp_path):
+def test_corrupt_environment_archive_is_reported_and_leaves_nothing(start, packed, tmp_path):
     torn = tmp_path / "torn.tar.gz"
     torn.write_bytes(packed.read_bytes()[:-2000])
     reason = failure(start(in_environment(environment(str(torn), Path())), {"cache": str(tmp_path / "cache")}))
@@ -176,7 +171,7 @@ def test_killed_unpacking_is_restarted_without_leftovers(tmp_path):
     assert all((place / each.name).read_bytes() == each.read_bytes() for each in source.glob("file-*"))
 
 
-def test_unpacked_files_count_toward_limit_and_are_evicted(packed, tmp_path):
+def test_unpacked_archives_obey_cache_limit_and_are_evicted(packed, tmp_path):
     file_set = environment(str(packed), Path())
     digest = Tree(file_set.files).digest
     cache = Cache(tmp_path / "cache", limit=31 << 20)
@@ -232,7 +227,7 @@ def test_environment_with_missing_python_fails_with_reason(start, venv, tmp_path
 
 
 @pytest.mark.pool
-def test_functions_run_in_their_environment(factory, packed):
+def test_python_functions_run_in_their_own_environment(factory, packed):
     @glide.sticky(environment=str(packed))
     def words():
         import onlythere
@@ -248,7 +243,7 @@ def test_functions_run_in_their_environment(factory, packed):
 
 
 @pytest.mark.pool
-def test_entry_environment_applies_to_models_without_one(own_pool, sweep, packed, tmp_path):
+def test_environment_of_entry_applies_to_models_without_environment(own_pool, sweep, packed, tmp_path):
     factory = FactoryProcess(tmp_path, "given", entry("given", environment=str(packed)))
     factory.start()
     try:
@@ -278,101 +273,6 @@ def test_htcondor_is_sent_to_nodes_without_it(own_pool, tmp_path):
         with pytest.raises(CacheFull):
             Cache(tmp_path / "node", limit=1).make_room(1)
         assert set(masters) <= set(glideins(tmp_path / "node"))  # and one for that which is no longer ready
-    finally:
-        factory.stop()
-        AccessPoint().remove("true", "the test is over")
-
-
-def glideins(node: Path) -> list[int]:
-    """The condor_masters that run from a node's cache: from what was unpacked there, so through its own loader."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            loaded = (process / "maps").read_text()
-        except OSError:
-            continue
-        if b"condor_master" in words and f"{node}/trees/" in loaded:
-            found.append(int(process.name))
-    return found
-
-
-# ---- in a container ------------------------------------------------------------------------------
-
-
-SYSTEM = ("bin", "lib", "lib64", "sbin", "usr")
-
-
-@pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A container's folder, with this system's programs in it, and Apptainer on the PATH."""
-    folder = tmp_path / "image"
-    for name in (SANDBOX, "dev", "etc", "proc", "root", "sys", "tmp", "var/tmp", *SYSTEM):
-        (folder / name).mkdir(parents=True)
-    for name in ("group", "hosts", "passwd", "resolv.conf"):
-        (folder / "etc" / name).touch()
-    monkeypatch.setenv("PATH", f"{program_folder()}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("APPTAINER_BIND", ",".join(f"/{name}" for name in SYSTEM))
-    monkeypatch.setenv("APPTAINER_USERNS", "1")  # as an ordinary user has it
-    return folder
-
-
-def test_engine_in_container_works_like_any_other(start, image, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "weights").write_bytes(b"x")
-    template = replace(Template.of_folder("there", "noop", model, {"hang_on": "HANG"}), environment=FileSet(str(image)))
-    server = start(template)
-    server.reached(State.WARM)
-    inside = [process for process in processes_in(server.folder) if Path(f"/proc/{process}/root/{SANDBOX}").is_dir()]
-    assert len(inside) == 1
-    call = server.call([{"custom_id": text, "prompt": text, "timeout": 1} for text in ("before", "HANG", "after")])
-    results = {result["custom_id"]: result for result in call.results()}
-    assert results["HANG"]["error"]["type"] == "RecordTimeout"
-    assert [results[text]["text"] for text in ("before", "after")] == ["before", "after"]
-    os.kill(inside[0], signal.SIGKILL)
-    assert server.call([{"custom_id": "a", "prompt": "again"}]).results()[0]["text"] == "again"
-    eventually(lambda: processes_in(server.folder), "another engine")
-    server.process.kill()
-    eventually(lambda: not processes_in(server.folder), "nothing of it is left")
-
-
-def processes_in(folder: Path) -> list[int]:
-    """Engines that work in a server's folder, or somewhere in it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            works = (process / "cwd").resolve().is_relative_to(folder)
-            words = (process / "cmdline").read_bytes()
-            if works and b"engine_process" in words and b"keeper.py" not in words:
-                found.append(int(process.name))
-    return found
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Path]:
-    """Not in /tmp, of which containers have their own, as caches may be."""
-    with tempfile.TemporaryDirectory(prefix=".glide-test-", dir=Path.home()) as folder:
-        yield Path(folder)
-
-
-@pytest.mark.pool
-def test_glidein_runs_in_container_without_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
-    monkeypatch.setenv("_CONDOR_SINGULARITY", str(program_folder() / "apptainer"))
-    monkeypatch.setenv("_CONDOR_SINGULARITY_BIND_EXPR", f'"{os.environ["APPTAINER_BIND"]}"')
-    monkeypatch.setenv("_CONDOR_EXECUTE", str(elsewhere))
-    monkeypatch.setenv("_CONDOR_SINGULARITY_RUN_TEST_BEFORE_JOB", "False")  # this image has no test
-    request.getfixturevalue("own_pool")
-    factory = FactoryProcess(tmp_path, "contained", entry(
-        "contained", container=str(image), python="/usr/bin/python3", cache={"folder": "$PWD/cache"},
-    ))  # fmt: skip
-    factory.start()
-    try:
-        assert sweep.write([{"custom_id": "a", "text": "inside"}]).run().returncode == 0
-        assert [result["text"] for result in sweep.results()] == ["inside"]
-        (lane, _) = Collector().lanes([Machine.INVOKE], f"regexp({quoted(str(elsewhere))}, {Machine.INVOKE})")
-        masters = glideins(Path(lane[Machine.INVOKE]).parents[3] / "cache")
-        assert masters and all(Path(f"/proc/{master}/root/{SANDBOX}").is_dir() for master in masters)
     finally:
         factory.stop()
         AccessPoint().remove("true", "the test is over")

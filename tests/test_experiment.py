@@ -19,7 +19,7 @@ from glide.report.experiment import Comparison, Experiment, Measurement, argumen
         (0, "%", "0.000%"),
     ],
 )
-def test_numbers_have_three_significant_digits(value, unit, told):
+def test_experiment_numbers_have_three_significant_digits(value, unit, told):
     assert number(value, unit) == told
 
 

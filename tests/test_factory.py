@@ -84,7 +84,7 @@ RUNNING = (JobStatus.IDLE, JobStatus.RUNNING)
 SLOW = {"record_seconds": 0.5}
 
 
-def test_sigterm_keeps_glideins_and_drain_removes_them(run_factory, ask, access_point):
+def test_factory_sigterm_keeps_glideins_but_drain_removes_them(run_factory, ask, access_point):
     factory = run_factory("leaving", entry("stay"))
     factory.start()
     cluster = ask(Template("stay", "noop", options=SLOW), records=60)
@@ -100,7 +100,7 @@ def test_sigterm_keeps_glideins_and_drain_removes_them(run_factory, ask, access_
     eventually(lambda: not glideins(access_point, "stay", *RUNNING), "the glidein is gone")
 
 
-def test_killed_factory_submits_nothing_twice(run_factory, ask, access_point):
+def test_factory_killed_repeatedly_submits_no_extra_glidein(run_factory, ask, access_point):
     factory = run_factory("mortal", entry("twice", max_glideins=2))
     ask(Template("twice", "noop", options=SLOW), jobs=2, records=40)
     for _ in range(4):  # between its submission and its next look, as like as not
@@ -112,7 +112,7 @@ def test_killed_factory_submits_nothing_twice(run_factory, ask, access_point):
     assert len(glideins(access_point, "twice")) == 2
 
 
-def test_sighup_reloads_file_unless_it_is_invalid(run_factory, ask, access_point):
+def test_sighup_reloads_site_file_unless_it_is_invalid(run_factory, ask, access_point):
     factory = run_factory("reading", entry("again", max_glideins=0))
     factory.start()
     ask(Template("again", "noop"))
@@ -126,7 +126,7 @@ def test_sighup_reloads_file_unless_it_is_invalid(run_factory, ask, access_point
     eventually(lambda: glideins(access_point, "again"), "a glidein is submitted")
 
 
-def test_breaker_opens_after_failures_and_closes_after_success(run_factory, ask, access_point, tmp_path):
+def test_circuit_breaker_opens_after_failures_until_success(run_factory, ask, access_point, tmp_path):
     python = tmp_path / "python"
     breaker = {"failures": 2, "backoff_seconds": 6}
     factory = run_factory("breaking", entry("dies", python=str(python), breaker=breaker))
@@ -143,7 +143,7 @@ def test_breaker_opens_after_failures_and_closes_after_success(run_factory, ask,
     eventually(lambda: Collector().lanes(["Name"], healed), "it heals")
 
 
-def test_failed_records_are_reported_to_outer_job(run_factory, ask, access_point):
+def test_glidein_reports_failed_records_in_its_job_ad(run_factory, ask, access_point):
     factory = run_factory("failing", entry("errors", idle_seconds=2))
     factory.start()
     ask(Template("failing", "noop", options={"raise_on": "text"}), records=20)
@@ -154,7 +154,7 @@ def test_failed_records_are_reported_to_outer_job(run_factory, ask, access_point
     eventually(told, "it says so when it ends, if not before")
 
 
-def test_retired_glidein_takes_no_job_and_is_replaced(run_factory, ask, access_point, collector):
+def test_glidein_past_its_lifetime_accepts_no_job(run_factory, ask, access_point, collector):
     factory = run_factory("retiring", entry("old", max_glideins=1, knobs={Machine.RETIRES: "1"}))
     factory.start()
     cluster = ask(Template("old", "noop"))
@@ -168,7 +168,7 @@ def test_retired_glidein_takes_no_job_and_is_replaced(run_factory, ask, access_p
     assert len(glideins(access_point, "old", *RUNNING)) == 2
 
 
-def test_factory_finds_embedded_pool_by_itself(run_factory, pool):
+def test_factory_finds_embedded_pool_without_condor_config(run_factory, pool):
     factory = run_factory("finding", entry("found"))
     hidden = {name: value for name, value in os.environ.items() if name != "CONDOR_CONFIG"}
     factory.environment = {**hidden, "GLIDE_HOME": str(pool.home)}
@@ -177,7 +177,7 @@ def test_factory_finds_embedded_pool_by_itself(run_factory, pool):
     assert (pool.home / "factory" / "finding" / "journal.jsonl").exists()
 
 
-def test_factory_file_names_are_refused_as_entry_names(run_factory, ask, pool):
+def test_entry_cannot_have_name_of_factory_file(run_factory, ask, pool):
     factory = run_factory("tidy", entry("shelf"))
     factory.start()
     place = pool.home / "factory" / "tidy"
@@ -191,7 +191,7 @@ def test_factory_file_names_are_refused_as_entry_names(run_factory, ask, pool):
             SiteFile.model_validate({"site": "s", "entries": [{"name": name, "max_glideins": 1}]})
 
 
-def test_drain_closes_entry_and_undo_reopens_it(run_factory, ask, access_point):
+def test_drain_command_closes_entry_and_undo_reopens_it(run_factory, ask, access_point):
     factory = run_factory("closing", entry("door"))
     factory.start()
     ask(Template("door", "noop", options=SLOW), records=60)
@@ -234,7 +234,7 @@ def test_glidein_token_allows_only_advertising(run_factory, ask, access_point, p
     Collector().expunge('Name == "slot1@stolen"')
 
 
-def test_unlisted_owner_job_never_runs_on_entry(run_factory, ask, access_point, tmp_path):
+def test_job_of_unlisted_owner_never_runs_on_entry(run_factory, ask, access_point, tmp_path):
     factory = run_factory("owners", entry("listed", owners=["somebody@else"]))
     factory.start()
     template = Template("listed", "noop")
@@ -282,7 +282,7 @@ NONSENSE = ("1e-320", '"text"', "-7", "16", 'real("INF")', "{ 1, { 2 } }", "[ a 
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_nonsense_ad_values_do_not_break_observation(access_point, pool, nonsense):
+def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nonsense):
     description = "executable = /bin/true\nrequirements = false\nhold = true\nqueue 3\n"
     cluster = access_point.submit(description, {f"My.{Job.TEMPLATE}": '"T"'})
     glidein, moving, invoking = (f"ClusterId == {cluster} && ProcId == {proc}" for proc in range(3))
@@ -312,7 +312,7 @@ def test_nonsense_ad_values_do_not_break_observation(access_point, pool, nonsens
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_glideins_of_earlier_account_make_queue_unavailable(access_point, monkeypatch):
+def test_factory_refuses_queue_with_glideins_of_earlier_account(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]

@@ -1,100 +1,26 @@
-"""Files on their way to a node: the cache, the source, and what can go wrong with either; in real processes."""
+"""Files on their way to a node: the source, the cache, and what can go wrong with either; in real processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from glide.bench.origin import origin
-from glide.files import Cache, CacheFull, Tree
-from glide.files.fetch import Fetch, FetchAccount, WrongContent
+from glide.files import Cache, CacheFull
+from glide.files.fetch import WrongContent
 from glide.files.sources import FolderSource, WebSource, open_source
 from glide.files.tree import CHUNK
-from glide.template import Template
-from glide.vocabulary import Machine, State
+from tests import file_trees
 from tests.conftest import eventually
-from tests.server_rig import Server, failure
+from tests.file_trees import SIZES, Process, described, fetched, same, tree, written
 
-SIZES = {"config.json": 300, "weights/one.bin": 3 * CHUNK + 17, "weights/two.bin": CHUNK, "empty": 0}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return written(tmp_path / "model", SIZES)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-def written(folder: Path, sizes: dict[str, int], seed: int = 1) -> Path:
-    chance = random.Random(seed)
-    for name, size in sizes.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(chance.randbytes(size))
-    return folder
-
-
-def described(folder: Path, path: str = "") -> Template:
-    template = Template.of_folder("model", "noop", folder, {})
-    return Template("model", "noop", path or str(folder), template.files)
-
-
-def tree(folder: Path) -> Tree:
-    return Tree(described(folder).files)
-
-
-def fetched(cache: Cache, wanted: Tree, source: Any) -> tuple[Path, FetchAccount]:
-    fetch = Fetch(cache, wanted, source, None, lambda account: None)
-    return fetch.run(), fetch.account
-
-
-def same(folder: Path, other: Path) -> bool:
-    mine, theirs = (
-        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (folder, other)
-    )
-    return mine == theirs
-
-
-class Process:
-    """`python -m glide.files`, as a model server starts it."""
-
-    def __init__(self, cache: Path, template: Template, limit: int | None = None, **request: Any):
-        request = {
-            "parcel": asdict(template.file_set), "cache": {"folder": str(cache), "limit": limit}, "plugins": None,
-            "swarm": None, "open": False, **request,
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "glide.files"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(request))
-        self.process.stdin.close()
-
-    def end(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        assert self.process.stdout
-        for line in self.process.stdout:
-            said |= json.loads(line)
-        self.process.wait(60)
-        return said
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+model, cache = file_trees.model, file_trees.cache  # fixtures
 
 
 # ---- a tree from its source ----------------------------------------------------------------------
@@ -114,7 +40,7 @@ def test_file_tree_is_fetched_correctly_and_only_once(model, cache, kind):
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in folder.rglob("*") if path.is_file())
 
 
-def test_contents_shared_with_cached_tree_are_not_refetched(model, cache, tmp_path):
+def test_files_equal_to_cached_files_are_not_refetched(model, cache, tmp_path):
     fetched(cache, tree(model), FolderSource(model))
     other = shutil.copytree(model, tmp_path / "other")
     (other / "config.json").write_text("{}")
@@ -123,7 +49,7 @@ def test_contents_shared_with_cached_tree_are_not_refetched(model, cache, tmp_pa
     assert same(folder, other) and account.source == 2
 
 
-def test_broken_download_resumes_at_its_position(model, cache):
+def test_broken_download_resumes_where_it_stopped(model, cache):
     with origin(model) as server:
         server.cut, server.cuts = CHUNK // 2, 3
         folder, _ = fetched(cache, tree(model), WebSource(server.url))
@@ -132,7 +58,7 @@ def test_broken_download_resumes_at_its_position(model, cache):
         assert any(wanted.startswith("bytes=") and wanted != "bytes=0-" for _, wanted in server.requests)
 
 
-def test_temporary_server_error_is_retried(model, cache):
+def test_download_is_retried_after_temporary_server_error(model, cache):
     with origin(model) as server:
         server.status, server.failures = 503, 2
         assert same(fetched(cache, tree(model), WebSource(server.url))[0], model)
@@ -208,7 +134,7 @@ def test_waiting_process_continues_fetch_of_killed_process(model, tmp_path):
 # ---- the cache -----------------------------------------------------------------------------------
 
 
-def test_foreign_or_shared_cache_folder_is_refused(tmp_path):
+def test_cache_folder_accessible_to_others_is_refused(tmp_path):
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="0700"):
         Cache(tmp_path / "open")
@@ -232,7 +158,7 @@ def test_deleted_cache_is_filled_again(model, cache, tmp_path):
     assert same(fetched(Cache(tmp_path / "cache"), tree(model), FolderSource(model))[0], model)
 
 
-def test_cache_evicts_oldest_tree_but_none_in_use(tmp_path):
+def test_cache_evicts_oldest_files_but_none_in_use(tmp_path):
     models = [written(tmp_path / f"model-{number}", {"file": CHUNK}, number) for number in range(4)]
     trees = [tree(model) for model in models]
     cache = Cache(tmp_path / "cache", limit=2 * CHUNK + 100_000)
@@ -268,7 +194,7 @@ def test_leftovers_of_killed_fetch_are_evicted(model, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
-def test_full_disk_is_reported_and_space_released(model, tmp_path):
+def test_fetch_onto_full_disk_fails_and_frees_space(model, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", disk], check=True)
@@ -290,105 +216,3 @@ def test_full_disk_is_reported_and_space_released(model, tmp_path):
         assert shutil.disk_usage(disk).free > 9 << 20
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-# ---- where they are ------------------------------------------------------------------------------
-
-
-def test_folder_on_local_disk_is_used_in_place(model, tmp_path):
-    said = Process(tmp_path / "cache", described(model)).end()
-    assert said == {"folder": str(model), "place": str(model)}
-    cache = Cache(tmp_path / "cache")
-    assert all(cache.is_verified(model / name, content) for name, (content, _) in described(model).files.items())
-
-
-def test_changed_local_folder_is_refused(model, tmp_path):
-    template = described(model)
-    Process(tmp_path / "cache", template).end()
-    (model / "weights/two.bin").write_bytes(b"y" * CHUNK)
-    said = Process(tmp_path / "cache", template).end()
-    assert "weights/two.bin is not the file that the template describes: it has changed since" in said["failed"]
-
-
-def test_unusable_cache_is_failure_reason(start, model):
-    (model.parent / "cache").write_text("no folder")
-    reason = failure(start(described(model), {"cache": str(model.parent / "cache")}))
-    assert "the node's cache cannot be used" in reason and str(model.parent / "cache") in reason
-
-
-def test_templates_with_same_files_fetch_once(start, model):
-    with origin(model, rate=20e6) as source:
-        first = described(model, source.url)
-        server = start(first, {"cache": str(model.parent / "cache")})
-        other = start(replace(first, options={"load_seconds": 0.1}), {"cache": str(model.parent / "cache")})
-        server.reached(State.WARM), other.reached(State.WARM)
-        assert sum(source.sent.values()) == sum(SIZES.values())
-
-
-def test_fetch_progress_is_advertised(start, model):
-    with origin(model, rate=5e6) as source:
-        server = start(described(model, source.url), {"cache": str(model.parent / "cache")})
-        told = []
-        for ad in server.states():
-            told.append(ad.get(Machine.FETCHED))
-            if ad[Machine.STATE] == State.WARM:
-                break
-    shares = [share for share in told if share is not None]
-    assert len(set(shares)) >= 3 and shares == sorted(shares) and told[-1] is None
-
-
-def test_stalled_fetch_fails_after_its_time_budget(start, model):
-    """In a real model server."""
-    with origin(model) as server:
-        server.stall = CHUNK
-        template = replace(described(model, server.url), budgets={State.FETCHING: 2.0})
-        assert "Fetching for more than 2 s" in failure(start(template, {"cache": str(model.parent / "cache")}))
-
-
-# ---- what stays from job to job ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("keep", "loads", "reads"), [("state", 1, 1), ("files", 3, 1), ("nothing", 3, 3)])
-def test_kept_files_or_state_are_not_loaded_again(start, model, keep, loads, reads):
-    with origin(model) as source:
-        template = replace(described(model, source.url), keep=keep, options={"load_seconds": 0.3})
-        server = start(template, {"cache": str(model.parent / "cache")})
-        server.reached(State.WARM)
-        for _ in range(3):
-            assert len(server.call([{"custom_id": "a", "prompt": "text"}], template.digest).results()) == 1
-            eventually(lambda: keep == "state" or not engines_of(server), "the end of its engine")
-        ad = next(server.states())
-        assert ad["GlideLoadSeconds"] >= 0.2 * loads  # the engine says when it begins a little late
-        assert server.log.read_text().count(" Loading") == (1 if keep == "state" else 0)  # a job's own load is no state
-        assert sum(source.sent.values()) == reads * sum(SIZES.values())
-
-
-def test_job_arriving_during_engine_shutdown_is_served(start, tmp_path):
-    template = Template("noop", "noop", keep="files")
-    server = start(template)
-    server.reached(State.WARM)
-    records = [{"custom_id": str(number), "prompt": "text"} for number in range(4)]
-    for after in range(24):
-        eventually(lambda: not engines_of(server), "the end of the last one's engine")
-        first = server.call(records, template.digest)
-        first.end()
-        time.sleep(0.001 * after)  # engines are ended some 20 ms after their jobs
-        assert len(server.call(records, template.digest).results()) == 4
-
-
-def test_engine_death_with_kept_files_fails_one_record(start, model):
-    options = {"crash_on": "POISON"}
-    template = replace(described(model), keep="files", options=options)
-    server = start(template, {"cache": str(model.parent / "cache")})
-    server.reached(State.WARM)
-    call = server.call(
-        [{"custom_id": str(n), "prompt": "POISON" if n == 3 else "text"} for n in range(8)], template.digest
-    )
-    assert [bool(result["error"]) for result in sorted(call.results(), key=lambda each: each["custom_id"])] == [
-        n == 3 for n in range(8)
-    ]
-
-
-def engines_of(server: Server) -> list[str]:
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [each for each in children if b"engine_process" in Path(f"/proc/{each}/cmdline").read_bytes()]

@@ -66,11 +66,11 @@ def left(access_point: AccessPoint, cluster: int) -> set[int]:
         ("../here/a", "a"),
     ],
 )  # fmt: skip
-def test_output_path_stays_within_folder(path, name):
+def test_gathered_output_path_stays_within_target_folder(path, name):
     assert within(path, "/here") == name
 
 
-def test_output_remaps_cannot_leave_folder():
+def test_transfer_output_remaps_cannot_leave_target_folder():
     text = r"a=../../b; c = d/e ;f=/root/.bashrc;;g;h=i=j;k\=l=m;n=o\;p;q=..;r=/here/s;t=u" + "\n" + "/../../v"
     assert safe_remaps(text, "/here") == {"a": "b", "c": "d/e", "f": ".bashrc", "r": "s"}
 
@@ -138,7 +138,7 @@ def test_gathered_outputs_keep_names_and_overwrite_nothing(tmp_path, access_poin
 
 
 @pytest.mark.pool
-def test_gather_keeps_initial_directories_and_unlisted_files(tmp_path, access_point):
+def test_gather_keeps_initial_directories_and_unlisted_outputs(tmp_path, access_point):
     folder, got = tmp_path / "work", tmp_path / "got"
     for number in range(3):
         (folder / f"run{number}").mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_gather_keeps_initial_directories_and_unlisted_files(tmp_path, access_po
 
 
 @pytest.mark.pool
-def test_gather_writes_nothing_outside_for_tampered_jobs(tmp_path, pool: EmbeddedPool, access_point: AccessPoint):
+def test_gather_of_tampered_jobs_writes_nothing_outside_folder(tmp_path, pool: EmbeddedPool, access_point: AccessPoint):
     """condor_submit's own jobs: two as a hostile node may leave them, one that lost an output, one as it should be."""
     folder, got, precious = tmp_path / "work", tmp_path / "got", tmp_path / "precious"
     folder.mkdir(), precious.mkdir()
@@ -240,7 +240,7 @@ def test_killed_gather_neither_loses_nor_duplicates_outputs(tmp_path, access_poi
 
 
 @pytest.mark.pool
-def test_gather_with_immutable_attributes_overwrites_nothing(tmp_path, monkeypatch):
+def test_gather_with_immutable_job_attributes_overwrites_nothing(tmp_path, monkeypatch):
     """As on an access point that protects where outputs go: there, HTCondor's client writes over what is there."""
     monkeypatch.setenv("_CONDOR_IMMUTABLE_JOB_ATTRS", "SUBMIT_Iwd, SUBMIT_TransferOutputRemaps, SUBMIT_UserLog")
     with in_force(tmp_path / "home", cores=2):

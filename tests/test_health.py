@@ -32,14 +32,14 @@ def demand(wanted: int) -> Demand:
     return Demand("T", "model", "run", "", idle=50, running=0, wanted=wanted, spec=Template("model", "noop"))
 
 
-def test_unproven_entry_gets_few_glideins_at_once():
+def test_entry_without_success_gets_few_glideins_at_once():
     assert breaker_state([], [], BREAKER).allowed == 3
     assert breaker_state([alive(1), alive(2)], [], BREAKER).allowed == 1
     assert breaker_state([alive(1), alive(2)], [ended(1, 5)], BREAKER).allowed == 0
     assert breaker_state([alive(1, State.WARM)], [], BREAKER).allowed is None
 
 
-def test_repeated_failures_open_breaker_with_reason():
+def test_repeated_failures_open_circuit_breaker_with_reason():
     verdict = breaker_state([], [ended(1, 30), ended(2, 20), ended(3, 10)], BREAKER)
     assert verdict.open and verdict.allowed == 0
     assert (
@@ -47,7 +47,7 @@ def test_repeated_failures_open_breaker_with_reason():
     )
 
 
-def test_breaker_allows_one_retry_and_doubles_backoff():
+def test_circuit_breaker_allows_one_retry_and_doubles_backoff():
     three = [ended(number, 700 + number) for number in range(3)]
     assert breaker_state([], three, BREAKER).allowed == 1
     assert breaker_state([alive(9)], three, BREAKER).allowed == 0
@@ -56,14 +56,14 @@ def test_breaker_allows_one_retry_and_doubles_backoff():
     assert breaker_state([], [replace(each, age=each.age + 600) for each in four], BREAKER).allowed == 1
 
 
-def test_success_closes_breaker_and_clears_earlier_failures():
+def test_success_closes_circuit_breaker_and_clears_earlier_failures():
     failures = [ended(number, 100 + number) for number in range(5)]
     assert breaker_state([], [*failures, ended(9, 50, State.WARM)], BREAKER).allowed is None
     assert breaker_state([alive(9, State.WARM)], failures, BREAKER).allowed is None
     assert breaker_state([], [*failures, ended(9, 500, State.WARM)], BREAKER).open
 
 
-def test_glidein_once_warm_is_never_a_failure():
+def test_glidein_that_was_warm_counts_as_success():
     assert breaker_state([], [ended(number, 1, State.WARM) for number in range(50)], BREAKER).allowed is None
 
 
@@ -78,7 +78,7 @@ def test_failing_entry_gets_three_submissions_in_ten_minutes():
     assert submissions == 3
 
 
-def test_unloadable_template_does_not_close_entry_for_others():
+def test_entry_serves_other_templates_despite_unloadable_one():
     failures = tuple(replace(ended(number, 10, State.FAILED), template="broken") for number in range(4))
     actions = plan(Snapshot(demands=(demand(2), replace(demand(2), template="broken")), ended=failures), site())
     assert [(action.action, action.template) for action in actions] == [("submit", "T"), ("wait", "broken")]

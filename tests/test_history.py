@@ -51,7 +51,7 @@ TWO_LANES = [
 ]  # fmt: skip
 
 
-def test_history_yields_lanes_jobs_and_series():
+def test_sweep_history_yields_lane_job_and_record_timelines():
     history = histories.read(TWO_LANES)
     assert history.seconds == 50
     assert timeline.records_done(history) == [(0, 0), (30, 20), (50, 40)]
@@ -69,7 +69,7 @@ def test_history_yields_lanes_jobs_and_series():
     ]  # fmt: skip
 
 
-def test_goodput_accounts_for_all_connected_time():
+def test_goodput_categories_sum_to_connected_lane_time():
     history = histories.read(TWO_LANES)
     goodput = timeline.goodput(history)
     assert goodput["GPU X"] == {"productive": 20, "loading": 8, "lost": 0, "idle": 20}
@@ -78,7 +78,7 @@ def test_goodput_accounts_for_all_connected_time():
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
 
-def test_model_loaded_per_job_counts_as_loading():
+def test_loading_by_each_job_counts_as_loading_time():
     told = [line(0, run="r"), lane(0, "a@x", State.WARM), line(1, lane="a@x", load=0.0), *carried("p", "a@x", 2, 12)]
     told += [line(15, lane="a@x", load=6.0), *carried("q", "a@x", 15, 20), line(20, counts={}, end="finished")]
     history = histories.read(told)
@@ -87,7 +87,7 @@ def test_model_loaded_per_job_counts_as_loading():
     assert (spent[State.LOADING], spent["engine"], spent[timeline.SERVING], spent[timeline.IDLE]) == (6, 7, 2, 5)
 
 
-def test_short_intervals_merge_into_their_surroundings():
+def test_timeline_merges_short_intervals_into_longer_neighbours():
     short = [Interval(10 + n, 10 + n + 0.75 * (n % 2 or 1 / 3), "ab"[n % 2]) for n in range(8)]
     (serving,) = timeline.coarsen([Interval(7, 10, "b"), *short, Interval(18, 19.5, "b")], 4.0)
     assert (serving.start, serving.end, serving.kind) == (7, 19.5, "b")
@@ -105,7 +105,7 @@ def test_time_spent_by_jobs_and_glideins_adds_up():
     assert sum(spent.values()) == pytest.approx(sum(each.ended - each.start for each in found))
 
 
-def test_unseen_phases_are_derived_from_their_durations():
+def test_unobserved_load_phases_are_derived_from_reported_durations():
     told = [line(0, run="r"), lane(30, "a@x", State.WARM, 29, born=START + 3, fetch=4.0, load=10.0, warm=2.0)]
     (one,) = histories.read([*told, line(60, counts={}, end="stopped")]).lanes
     assert [(phase.kind, phase.start, phase.end) for phase in one.phases] == [
@@ -116,7 +116,7 @@ def test_unseen_phases_are_derived_from_their_durations():
     assert glidein.warm == 0 and timeline.goodput(histories.read(late))[CPU]["loading"] == 0  # before the sweep
 
 
-def test_history_clock_stops_while_no_driver_runs():
+def test_sweep_history_omits_time_without_driver():
     told = [
         line(0, run="r", done=0), lane(1, "a@x", State.WARM),
         line(5, carrier="p", job="1.0", records=9, status="running", starts=1, on="a@x", queued=START + 4,
@@ -174,14 +174,14 @@ def test_glidein_never_warm_has_unknown_device():
     (carried("s", "b@y", 41, 45), ""),
     ([*carried("s", "b@y", 41, 45), line(46, lane="b@y", end="gone")], "left"),
 ], ids=["put back beside it", "matched when dead", "goes on", "goes on and leaves"])  # fmt: skip
-def test_glidein_without_work_after_loss_counts_as_lost(after, end):
+def test_glidein_idle_after_lost_job_counts_as_lost(after, end):
     started = {"on": "b@y", "queued": START + 11, "started": START + 39, "executing": START + 39}
     told = [*TWO_LANES[:-2], line(39, carrier="r", job="r.0", records=10, status="running", starts=1, **started)]
     history = histories.read([*told, *after, line(50, counts={}, end="stopped")])
     assert {each.id: each.end for each in timeline.glideins(history)}["y"] == end
 
 
-def test_glidein_gone_after_job_requeue_is_lost():
+def test_glidein_that_disappears_after_requeue_counts_as_lost():
     told = [*TWO_LANES[:-3], line(40, carrier="q", status="idle"), *TWO_LANES[-2:]]
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["", "lost"]
 
@@ -196,7 +196,7 @@ def carrier(part: str, status: int = JobStatus.RUNNING, on: str = "a@x", **times
 AD = {"Name": "a@x", "State": "Claimed", Machine.ID: "x", Machine.STATE: State.WARM, Machine.STATE_SINCE: 7}
 
 
-def test_history_writes_only_changes(tmp_path):
+def test_sweep_history_records_only_changes(tmp_path):
     history = writing.HistoryWriter(tmp_path / "h.jsonl")
     history.begin(run="r", done=0)
     for done in range(100_000):  # far more often than a driver looks
@@ -216,7 +216,7 @@ def test_history_writes_only_changes(tmp_path):
     assert [each.get("end") for each in told if "lane" in each] == [None, "gone"]
 
 
-def test_history_continues_after_incomplete_last_line(tmp_path):
+def test_sweep_history_continues_after_incomplete_last_line(tmp_path):
     path = tmp_path / "h.jsonl"
     first = writing.HistoryWriter(path)
     first.begin(run="r", done=0)

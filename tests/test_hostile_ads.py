@@ -116,7 +116,7 @@ def test_hostile_ads_never_stop_factory(jobs, moving, machines, spec):
 @example(GOOD.replace('"files": {}', HUGE))
 @example("[" * 100_000)
 @example(GOOD.replace('"options": {}', '"options": ' + '{"a":' * 400 + "1" + "}" * 400))
-def test_hostile_description_is_refused_or_usable(text):
+def test_hostile_template_description_is_refused_or_usable(text):
     try:
         template = Template.from_json(text)
     except ValueError:
@@ -147,7 +147,7 @@ def test_template_field_with_invalid_value_is_refused(wrong):
         Template.from_json(json.dumps(good | wrong))
 
 
-def test_wrong_description_does_not_displace_correct_one(tmp_path: Path):
+def test_wrong_template_description_never_replaces_correct_one(tmp_path: Path):
     (tmp_path / "weights").write_bytes(b"1234")
     right = Template("m", "noop", str(tmp_path), {"weights": ("0" * 64, 4)})
     wrong = replace(right, files={"weights": ("0" * 64, 10**15)})
@@ -160,7 +160,7 @@ def test_wrong_description_does_not_displace_correct_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:8], "a b", "a'b", "a;b", "a`b", "-rf", ".", ".."])
-def test_names_with_special_characters_are_refused(text):
+def test_names_in_ads_with_special_characters_are_refused(text):
     patterns = (names.SLOT, names.GLIDE_ID, names.ENTRY, names.DIGEST)
     assert not [pattern.pattern for pattern in patterns if pattern.fullmatch(text)]
 
@@ -170,7 +170,7 @@ def test_real_slot_and_glidein_names_are_allowed():
     assert all(map(names.GLIDE_ID.fullmatch, ("here-7.1", "a.b-c-7.1r3")))
 
 
-def test_printable_replaces_control_characters_and_shortens_text():
+def test_shown_ad_text_is_short_without_control_characters():
     assert names.printable("a\x1b[2J\x07b\n\tc\x9b\u202e\ud800é") == "a?[2J?b\n\tc???é"
     assert len(names.printable("a" * 10_000)) < 3000
 
@@ -186,13 +186,13 @@ def test_job_file_line_rejects_line_breaks():
     "place", ["../here/T/1.0", "site/../T/1.0", "/etc/here/T/1.0", "site/here/1.0", "site/he re/T/1.0", "s/h/.ssh/1.0",
               "site/here/T/1.0\n", "site/here/T/x.0"]
 )  # fmt: skip
-def test_outputs_are_stored_only_in_entry_folders(place):
+def test_glidein_outputs_are_stored_only_in_entry_folders(place):
     assert OUTPUT.fullmatch("site/here/blank/12.0") and not OUTPUT.fullmatch(place)
 
 
 @given(some.text())
 @example("a 'b' \"c\" $(HOME)")
-def test_unexpected_entry_error_hides_only_that_entry(text):
+def test_unexpected_error_in_one_entry_hides_no_other(text):
     def broken() -> Any:
         raise ZeroDivisionError(text)
 

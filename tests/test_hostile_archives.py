@@ -16,7 +16,7 @@ from glide.files.elf import PROGRAMS
 from glide.files.sources import FolderSource
 from glide.files.unpack import LARGEST_HEADER, unpack
 from tests.conftest import eventually
-from tests.test_files import fetched, tree, written
+from tests.file_trees import fetched, tree, written
 
 SECRET = "untouched"
 
@@ -88,7 +88,7 @@ def test_malicious_archive_is_refused_and_harms_nothing(case, members, why):
     assert case.unharmed()
 
 
-def test_archive_links_are_replaced_not_followed(case):
+def test_links_in_archive_are_replaced_not_followed(case):
     case.unpack(
         member("a", tarfile.SYMTYPE, str(case.victim)), ("a", b"mine"),
         ("b", b"one"), member("c", tarfile.LNKTYPE, "b"), ("c", b"two"),
@@ -104,7 +104,7 @@ def test_archive_links_are_replaced_not_followed(case):
     assert (case.folder / "e").stat().st_mode & 0o777 == 0o755
 
 
-def test_files_written_by_glide_follow_no_links(case, tmp_path):
+def test_glide_follows_no_archive_links_when_writing(case, tmp_path):
     """Its own notes, and programs that are told where their loader is."""
     program = shutil.copy("/bin/true", tmp_path / "program")
     before = Path(program).read_bytes()

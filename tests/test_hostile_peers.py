@@ -27,7 +27,7 @@ from glide.files.sources import FolderSource, open_source
 from glide.files.tree import CHUNK
 from glide.template import FileSet, Template
 from tests.conftest import eventually
-from tests.test_files import Process, described, fetched, same, tree, written
+from tests.file_trees import Process, described, fetched, same, tree, written
 from tests.test_hostile_archives import running
 
 KEY = "the key of this tree"
@@ -56,7 +56,7 @@ def descriptors(seed: Seed) -> int:
     return len(os.listdir(f"/proc/{seed.process.pid}/fd"))
 
 
-def test_unreadable_offered_files_do_not_block_seed(tmp_path, model, seed):
+def test_unreadable_offered_files_do_not_block_seed_process(tmp_path, model, seed):
     """A pipe, a device and files that take days to read: more of them than a seed has threads."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -90,7 +90,7 @@ def test_unreadable_offered_files_do_not_block_seed(tmp_path, model, seed):
         thread.join()
 
 
-def test_special_files_are_never_read(tmp_path, model):
+def test_pipes_and_devices_are_never_read(tmp_path, model):
     os.mkfifo(tmp_path / "pipe")
     file_set = {"pipe": (SHA, 5)}
     said = Process(tmp_path / "cache", Template("m", "noop", str(tmp_path), file_set)).end()
@@ -115,7 +115,7 @@ def test_special_files_are_never_read(tmp_path, model):
         b"GET {path}\xb2 HTTP/1.1\r\nAuthorization: {token}\r\n\r\n",
     ],
 )  # fmt: skip
-def test_malformed_requests_leave_seed_working(model, seed, sent):
+def test_malformed_requests_do_not_stop_seed_process(model, seed, sent):
     template = replace(described(model), key=KEY)
     address = seed.offer(template.file_set)
     host, _, port = address.rpartition(":")
@@ -135,7 +135,7 @@ def test_malformed_requests_leave_seed_working(model, seed, sent):
     assert given == (model / "config.json").read_bytes()
 
 
-def test_held_connections_do_not_block_other_hosts(model, seed):
+def test_connections_held_by_one_host_block_no_other(model, seed):
     """One host opens as many as it can; another one is served."""
     template = replace(described(model), key=KEY)
     host, _, port = seed.offer(template.file_set).rpartition(":")
@@ -260,7 +260,7 @@ def test_peer_address_must_be_ip_and_port(address, right):
 # ---- programs and sources ------------------------------------------------------------------------
 
 
-def test_program_time_output_and_children_are_limited(tmp_path):
+def test_external_program_has_limits_and_leaves_no_children(tmp_path):
     flood = run(["sh", "-c", "sleep 1000 & echo $! >child; yes | head -c 9000000; echo done >&2"], 60, tmp_path)
     assert flood.code == 0 and len(flood.output) == MOST_OUTPUT and flood.errors == "done\n"
     eventually(lambda: not running(int((tmp_path / "child").read_text())), "the end of what it left behind")
@@ -283,7 +283,7 @@ def test_program_time_output_and_children_are_limited(tmp_path):
     eventually(lambda: not running(child), "its end with its parent")
 
 
-def test_hanging_or_broken_plugin_raises_error(tmp_path, monkeypatch):
+def test_hanging_or_broken_transfer_plugin_raises_error(tmp_path, monkeypatch):
     plugins = tmp_path / "libexec"
     plugins.mkdir()
     for name, script in {
@@ -331,7 +331,7 @@ def test_cache_detects_changes_despite_restored_file_times(tmp_path, model):
     assert same(folder, model) and account.source == CHUNK + 17
 
 
-def test_hard_links_cause_no_second_verification(tmp_path, model, monkeypatch):
+def test_hard_links_to_cached_file_cause_no_reverification(tmp_path, model, monkeypatch):
     """What jobs get are links; they come and go."""
     cache, wanted = Cache(tmp_path / "cache"), tree(model)
     folder, _ = fetched(cache, wanted, FolderSource(model))

@@ -10,7 +10,7 @@ from glide.report.factory import LONGEST_LINE, last_lines, last_output
 from glide.vocabulary import JobStatus
 
 
-def test_last_output_of_blank_glidein_is_found(tmp_path: Path):
+def test_last_output_of_glidein_without_template_is_found(tmp_path: Path):
     """A blank one has no template, and its folder has a name of its own."""
     for template in ("", "0" * 64):
         glidein = Glidein(7, 1, "here", template, JobStatus.COMPLETED)

@@ -16,7 +16,7 @@ from glide.files.fetch import Fetch
 from glide.files.listing import MANIFEST, listing
 from glide.files.sources import open_source
 from glide.files.tree import CHUNK
-from tests.test_files import same, written
+from tests.file_trees import same, written
 
 COMMIT = "c0ffee" + 34 * "0"
 WEIGHTS = "model.safetensors"
@@ -48,7 +48,7 @@ def fetch(path: str, files: dict, cache: Path) -> Path:
 
 
 @pytest.mark.models
-def test_hub_repository_is_pinned_listed_and_fetched(hub, model, tmp_path):
+def test_hub_repository_is_fetched_at_fixed_commit(hub, model, tmp_path):
     (model / "README.md").write_text("what people read")
     (model / "pytorch_model.bin").write_text("the same weights")
     script = (
@@ -104,7 +104,7 @@ def test_invalid_list_of_files_is_refused(model, files):
         listing(server.url)
 
 
-def test_htcondor_plugin_fetches_its_supported_schemes(model, tmp_path):
+def test_htcondor_transfer_plugin_fetches_urls_it_supports(model, tmp_path):
     """A plugin of HTCondor's protocol, for a scheme that this machine's own programs do not know."""
     from glide.files.sources import PluginSource
 

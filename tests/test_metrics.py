@@ -1,4 +1,4 @@
-"""The metrics, by the judgement of Prometheus's own programs; what is counted; and what charts are drawn from."""
+"""The metrics, by the judgement of Prometheus's own programs, and what they count."""
 
 from __future__ import annotations
 
@@ -12,33 +12,28 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from glide.config import SiteFile
-from glide.factory.activity import Activity
 from glide.factory.health import mark_failing_glideins
-from glide.factory.journal import SILENCE_SECONDS, Journal
+from glide.factory.journal import Journal
 from glide.factory.observe import build_snapshot
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.factory.snapshot import Demand, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, MetricKey, Totals
 from glide.report.reasons import QueueView as Site
 from glide.report.status import document
 from glide.vocabulary import Job, JobStatus, State
-from glide.web.chart import Chart, Series, round_up
-from glide.web.history import GAP_SECONDS, STEPS, build_charts
 from glide.web.metrics import exposition
 from tests.conftest import SweepFolder, eventually
 from tests.debian import Fetched, fetched
 from tests.factory_rig import ROOT
+from tests.snapshots import GLIDEIN, LANE
 from tests.web_rig import WebProcess, view_of
 
 DASHBOARD = json.loads((ROOT / "site_configs" / "grafana-dashboard.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-GLIDEIN = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
-LANE = Lane("here-1.0", "here", "T", "model", State.WARM, True)
 SITE = SiteFile.model_validate({"site": "lab", "entries": [{"name": "here", "max_glideins": 2}]})
 
 
@@ -118,7 +113,7 @@ def test_dashboard_metrics_exist_and_reveal_no_secrets(prometheus: Fetched, own_
     assert "secret" not in text and "ada" not in text and "Nonsense" not in text
 
 
-def test_metrics_omit_unanswered_values_but_keep_counters(prometheus: Fetched, own_home: Path):
+def test_metrics_keep_counters_while_pool_is_unavailable(prometheus: Fetched, own_home: Path):
     seen = view_of(Snapshot((GLIDEIN,), (replace(LANE, served=7),), now=1000.0), SITE)
     text = exposition(lambda: seen.updated("no access point answers")).decode()
     assert checked(prometheus, text) == ""
@@ -248,7 +243,7 @@ def test_no_record_counts_twice_when_model_name_changes():
     assert totals.total(ERRORS) == 7
 
 
-def test_records_before_eviction_count_once_and_blame_nobody():
+def test_records_served_before_eviction_count_only_once():
     job = {
         "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.RUNNING, "ServerTime": 300, "NumShadowStarts": 1,
         "JobCurrentStartDate": 100, Job.ENTRY: "here", Job.TEMPLATE: "T", Job.MODEL: "model", Job.STATE: State.WARM,
@@ -263,98 +258,3 @@ def test_records_before_eviction_count_once_and_blame_nobody():
     assert totals.counts[MetricKey(SERVED, "here", "model")] == 80 + 80 + 5 and totals.total(ERRORS) == 70
     assert mark_failing_glideins(build_snapshot([job, well], [], {})).glideins[0].state == State.FAILED
     assert mark_failing_glideins(build_snapshot([evicted, well], [], {})).glideins[0].state == ""
-
-
-# ---- the journal, and what is drawn from it ------------------------------------------------------
-
-
-def test_journal_summarizes_unchanged_state_once_per_minute(tmp_path):
-    journal = Journal(tmp_path)
-    for second in range(0, 200, 2):
-        busy = replace(LANE, served=second * 5, claimed=second < 60)
-        journal.write(Snapshot((GLIDEIN,), (busy,), now=1000.0 + second), [])
-    first, *rest = journal.lines()
-    assert first["records"] == 0 and [line["records"] for line in rest] == [300, 600, 900]
-    assert [line["glidein_seconds"] for line in rest] == [
-        {Activity.SERVING: 58.0, Activity.IDLE: 2.0}, {Activity.IDLE: 60.0}, {Activity.IDLE: 60.0},
-    ]  # fmt: skip
-    journal.write(Snapshot((replace(GLIDEIN, starts=2),), (), now=1202.0), [])
-    assert journal.latest()["evictions"] == 1
-    written = journal.latest()["time"]
-    assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
-
-
-def test_last_journal_line_is_read_without_others(tmp_path):
-    journal = Journal(tmp_path)
-    long = json.dumps({"time": 1.0, "actions": ["ä" * 100_000]})
-    for torn in ("", '{"time": 2.0, "act', "\n\n"):
-        journal.path.write_text(f"{long}\n" * 50 + torn)
-        before = _bytes_read()
-        assert journal.latest() == json.loads(long)
-        assert _bytes_read() - before < journal.path.stat().st_size / 3
-    for content, last in (("", {}), ("torn", {}), ('{"time": 1}\n{"time": 2}\n', {"time": 2})):
-        journal.path.write_text(content)
-        assert journal.latest() == last
-
-
-def _bytes_read() -> int:
-    return int(Path("/proc/self/io").read_text().split()[1])
-
-
-def line(at: float, **changes: Any) -> dict[str, Any]:
-    whole = {"glideins": {"here": {"running": 2}}, "lanes": {"m": {State.WARM: 4}}, "unseen": [], "evictions": 0}
-    return {"time": at, "records": 0, "glidein_seconds": {}, **whole, **changes}
-
-
-def test_charts_show_levels_rates_shares_and_gaps():
-    step = 15.0
-    lines = [
-        line(60.0),
-        line(120.0, records=600, glidein_seconds={Activity.SERVING: 90.0, Activity.IDLE: 30.0}),
-        line(130.0, records=600, evictions=2, glideins={"here": {"running": 1, "idle": 1}, "other": {"idle": 9}}),
-        line(1500.0, records=5),
-    ]
-    glideins, lanes, pace, shares, evictions = build_charts(lines, ["here"], 0.0, step)
-    running, idle, held = (each.values for each in glideins.series)
-    assert running[:9] == [None, None, None, None, 2, 2, 2, 2, 1] and idle[8:10] == [1, 1] and set(held) == {0, None}
-    assert lanes.series[0].values[4] == 4 and lanes.series[1].values[4] == 0
-    lasts = int((130 + GAP_SECONDS) // step)
-    assert running[lasts] == 1 and running[lasts + 1] is None and running[100] == 2  # there was no factory meanwhile
-    assert pace.series[0].values[:9] == [None] * 4 + [10.0] * 4 + [0.0]
-    assert shares.series[0].values[4:8] == [75.0] * 4 and shares.series[1].values[4] == 25.0
-    assert evictions.series[0].values[8] == 2 and sum(filter(None, evictions.series[0].values)) == 2
-    assert all(len(series.values) == STEPS for chart in (glideins, lanes, pace) for series in chart.series)
-    unseen = build_charts([line(0.0, glideins={}, lanes={}, unseen=["no access point answers"])], ["here"], 0.0, step)
-    assert set(unseen[0].series[0].values) == {None}
-
-
-def test_older_journal_lines_show_levels_only():
-    old = {"time": 0.0, "glideins": {"here": {"running": 1}}, "lanes": {}, "unseen": []}
-    glideins, _, pace, shares, evictions = build_charts(
-        [old, {**old, "time": 50.0}, line(90.0, records=7)], ["here"], 0.0, 15.0
-    )
-    assert glideins.series[0].values[0] == 1 and set(pace.series[0].values) == {0.0, None}
-    assert set(shares.series[0].values) == {None} and set(evictions.series[0].values) == {0.0}
-
-
-@pytest.mark.parametrize("kind", ["stack", "line", "bars"])
-def test_chart_is_valid_svg_for_any_values(kind):
-    hostile = "<&\"'>"
-    for values in ([], [None], [0.0], [None, 0.3, 2e9, None, 1.0], [5.0] * 3):
-        chart = Chart(hostile, kind, [Series(hostile, "green", values), Series("b", "sky", values)], 0.0, 60.0, hostile)
-        root = ElementTree.fromstring(str(chart.svg))
-        assert root.get("aria-label", "").startswith(hostile)
-        width, height = map(float, root.get("viewBox", "").split()[2:])
-        for path in root.iter("path"):
-            assert path.find("title") is not None
-            numbers = [float(each) for each in re.findall(r"-?[\d.]+", path.get("d", ""))]
-            assert all(0 <= each <= max(width, height) for each in numbers)
-
-
-@pytest.mark.parametrize("highest, top", [(0, 2), (0.3, 0.4), (1, 1), (7, 8), (9, 10), (41, 60), (1234, 2000)])
-def test_axis_ends_at_round_number(highest, top):
-    assert round_up(highest) == pytest.approx(top)
-
-
-def test_journal_writes_before_chart_shows_gap():
-    assert 2 * SILENCE_SECONDS < GAP_SECONDS

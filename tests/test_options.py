@@ -81,7 +81,7 @@ def test_token_limit_filling_whole_context_is_refused(llama):
 
 
 @pytest.mark.models
-def test_known_options_match_transformers_library():
+def test_known_generate_options_match_transformers_library():
     """Those that need code from a hub, or are no user's to set, are left out; a new one is to be decided on."""
     from transformers import GenerationConfig
 
@@ -96,7 +96,7 @@ def test_known_options_match_transformers_library():
 
 
 @pytest.mark.models
-def test_option_check_imports_no_node_only_packages(llama):
+def test_option_check_imports_neither_torch_nor_transformers(llama):
     check = (
         "import sys; from pathlib import Path; from glide.server.engines import check_generate, engine_class\n"
         f"check_generate('transformers', {{'max_new_tokens': 5}}, Path({str(llama)!r}))\n"
@@ -145,7 +145,7 @@ def test_integer_is_accepted_for_decimal_option(engine, plain):
 
 
 @pytest.mark.models
-def test_options_unrelated_to_text_do_not_change_it(engine, plain):
+def test_options_unrelated_to_text_keep_text_unchanged(engine, plain):
     idle = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
     assert texts(engine("static"), PROMPTS, max_new_tokens=8, **idle) == [
         plain(text, max_new_tokens=8)[0] for text in PROMPTS

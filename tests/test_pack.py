@@ -33,7 +33,7 @@ GRID = [
 ]
 
 
-def test_wave_has_no_empty_jobs():
+def test_jobs_submitted_together_are_never_empty():
     for left, *rest in GRID:
         lanes, queued, paces, fixed = rest
         for batch in (1, 48):
@@ -42,7 +42,7 @@ def test_wave_has_no_empty_jobs():
             assert all(size > 0 for size in sizes), (left, *rest)
 
 
-def test_job_sizes_decrease_except_the_last():
+def test_job_sizes_decrease_except_for_last_job():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)
@@ -50,14 +50,14 @@ def test_job_sizes_decrease_except_the_last():
             assert sum(sizes) == left and (sizes[-1] - sizes[-2]) * min(paces) < _shortest(lanes)
 
 
-def test_pack_always_gives_a_reason_of_one_line():
+def test_job_size_reason_is_always_one_line():
     for inputs in GRID:
         left, lanes, queued, paces, fixed = inputs
         reason = pack(left, lanes, queued, paces, fixed=fixed).reason
         assert reason and "\n" not in reason, inputs
 
 
-def test_wave_is_submitted_only_if_queue_needs_it():
+def test_jobs_are_submitted_only_if_queue_runs_low():
     for left, lanes, queued, paces, fixed in GRID:
         if fixed is None and queued >= AHEAD * max(1, lanes):
             assert pack(left, lanes, queued, paces, fixed=fixed).sizes == ()
@@ -65,21 +65,21 @@ def test_wave_is_submitted_only_if_queue_needs_it():
             assert pack(left, lanes, queued, paces, fixed=fixed).sizes
 
 
-def test_queue_plus_wave_stays_within_lanes_need():
+def test_number_of_queued_jobs_is_limited_by_lanes():
     for left, lanes, queued, paces, fixed in GRID:
         most = max(FIXED_AHEAD if fixed else 0, AHEAD * max(1, lanes))
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert len(sizes) + queued <= max(queued, most), (left, lanes, queued, paces, fixed)
 
 
-def test_fixed_job_size_is_kept_except_the_last():
+def test_fixed_job_size_applies_except_for_last_job():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if fixed and sizes:
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
 
 
-def test_fixed_job_size_supplies_every_lane():
+def test_fixed_job_size_gives_every_lane_jobs():
     lanes = 3 * FIXED_AHEAD
     assert len(pack(10**6, lanes, 0, fixed=1).sizes) == AHEAD * lanes
 
@@ -91,7 +91,7 @@ def test_jobs_are_small_before_first_measurement():
     assert set(pack(60, 4, 0).sizes[:-1]) == {least}
 
 
-def test_few_probe_jobs_wait_beyond_number_of_lanes():
+def test_first_jobs_only_slightly_outnumber_the_lanes():
     assert len(pack(10**6, 4, 0).sizes) == 8
     assert 500 < len(pack(10**6, 500, 0).sizes) < 550
 
@@ -102,7 +102,7 @@ def _shortest(lanes: int, work: float = float("inf")) -> float:
     return max(SHORTEST_SECONDS, min(lanes * START_SECONDS / AP_SHARE, last))
 
 
-def test_job_duration_stays_within_shortest_and_longest():
+def test_job_duration_stays_between_shortest_and_longest_allowed():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         if not sizes or fixed or len(paces) != 1 or not paces[0]:
@@ -116,7 +116,7 @@ def test_job_duration_stays_within_shortest_and_longest():
             taken += size
 
 
-def test_first_job_gets_its_share_of_records():
+def test_first_job_takes_fixed_fraction_of_lane_work():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
@@ -128,7 +128,7 @@ def test_slow_lane_makes_jobs_smaller():
     assert "10 to 100 ms" in mixed.reason
 
 
-def test_slow_lane_does_not_exceed_job_start_rate():
+def test_jobs_shrunk_for_slow_lane_respect_start_rate():
     """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
@@ -152,7 +152,7 @@ def test_jobs_for_many_lanes_respect_job_start_rate():
         assert lanes / (wave.sizes[0] * 0.01) * START_SECONDS <= AP_SHARE * 1.001
 
 
-def test_few_unmeasured_records_are_spread_over_all_lanes():
+def test_few_records_are_spread_over_all_lanes():
     assert pack(16, 16, 0).sizes == (1,) * 16
     assert pack(6, 16, 0).sizes == (1,) * 6
     assert pack(64, 16, 0).sizes == (4,) * 16
@@ -206,7 +206,7 @@ def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll
 @pytest.mark.parametrize("records", [10, 1000, 20_000])
 @pytest.mark.parametrize("lanes", [1, 2, 7, 32])
 @pytest.mark.parametrize("seconds", [0.002, 0.05, 0.5])
-def test_lanes_finish_close_to_ideal_time(records, lanes, seconds):
+def test_simulated_sweep_finishes_close_to_ideal_time(records, lanes, seconds):
     makespan, jobs = simulate(records, lanes, seconds)
     ideal = -(-records // lanes) * seconds
     # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
@@ -218,7 +218,7 @@ def test_lanes_finish_close_to_ideal_time(records, lanes, seconds):
 
 
 @pytest.mark.parametrize("lanes", [2, 8])
-def test_long_sweep_takes_at_most_ten_percent_longer(lanes):
+def test_job_packing_costs_long_sweep_under_ten_percent(lanes):
     makespan, _ = simulate(20_000, lanes, 0.05)
     assert makespan <= 1.1 * 20_000 * 0.05 / lanes
 

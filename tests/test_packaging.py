@@ -40,7 +40,7 @@ def test_constraints_pin_every_installed_requirement() -> None:
     assert {name: version for name, version in installed.items() if pins.get(name) != version} == {}
 
 
-def test_required_python_version_includes_running_one() -> None:
+def test_declared_python_requirement_accepts_running_python() -> None:
     """The oldest Python that is promised runs all tests; `make soak` runs them on the newest, too."""
     promised = re.fullmatch(r">=(3\.\d+)", PROJECT["requires-python"])
     assert promised and sys.version_info[:2] >= tuple(map(int, promised[1].split(".")))

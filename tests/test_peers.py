@@ -27,8 +27,8 @@ from glide.files.tree import CHUNK
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
+from tests.file_trees import described, same, written
 from tests.server_rig import Server
-from tests.test_files import described, same, written
 
 SIZES = {"config.json": 300, "one.bin": 9 * CHUNK + 17, "two.bin": CHUNK}
 KEY = "the key of this tree"
@@ -118,7 +118,7 @@ def test_new_node_fetches_everything_from_its_peer(nodes, model, source):
     assert sum(source.sent.values()) == before
 
 
-def test_template_that_keeps_nothing_uses_no_peers(nodes, model, source):
+def test_template_that_keeps_no_files_uses_no_peers(nodes, model, source):
     nodes.template = replace(nodes.template, keep="nothing")
     for _ in range(2):
         nodes.warm(nodes.start())
@@ -189,7 +189,7 @@ def answer(address: str, path: str, authorization: str = "") -> tuple[int, bytes
         connection.close()
 
 
-def test_peer_serves_only_valid_tokens_and_known_files(nodes, model):
+def test_peer_serves_known_files_to_valid_tokens_only(nodes, model):
     nodes.start()
     nodes.warm()
     address = nodes.ads["node-0"][Machine.PEER]
@@ -243,7 +243,7 @@ def test_fetch_succeeds_despite_silent_and_nonsense_peers(nodes, model, source):
     assert same(nodes.place(nodes.servers[0]), model)
 
 
-def test_uploads_stay_within_their_rate_limit(nodes, model):
+def test_peer_uploads_stay_within_rate_limit(nodes, model):
     nodes.start(upload_rate=10e6)
     nodes.warm()
     (peer,) = Directory(["sh", "-c", f"cat {nodes.folder}/ads/*"]).refresh(Tree(nodes.template.files).digest)
@@ -282,7 +282,7 @@ def test_nodes_without_shared_folder_fetch_from_access_point(tmp_path, model, se
             server.stop()
 
 
-def test_killed_seed_restarts_with_same_address_and_offers(model, seed):
+def test_killed_seed_process_restarts_at_same_address(model, seed):
     template = replace(described(model), key=KEY)
     address = seed.offer(template.file_set)
     assert seed.process
@@ -293,7 +293,7 @@ def test_killed_seed_restarts_with_same_address_and_offers(model, seed):
     assert Peer("seed", address).fetch_chunk(tree.digest, content, 0, 300, KEY) == (model / "config.json").read_bytes()
 
 
-def test_seed_refuses_file_with_different_digest(tmp_path, model, seed):
+def test_seed_process_refuses_file_with_different_digest(tmp_path, model, seed):
     """Who describes a file of the factory's account does not get it: its sha256 is what one would have to know."""
     secret = tmp_path / "secret"
     secret.write_text("a token")
@@ -341,5 +341,5 @@ def test_nearer_peer_serves_more_chunks(tmp_path, model, source):
         ("fd00::1", "[fd00::2]:4000", 2), ("10.1.2.3", "[fd00::2]:4000", 128), ("", "10.1.2.3:4000", 128),
     ],
 )  # fmt: skip
-def test_distance_counts_bits_from_first_difference(host, address, bits):
+def test_address_distance_counts_bits_from_first_difference(host, address, bits):
     assert distance(host, address) == bits

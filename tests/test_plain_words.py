@@ -73,7 +73,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.strip("\"'# rf")
 
 
-def test_texts_avoid_hard_phrases():
+def test_project_texts_avoid_hard_to_read_phrases():
     banned = {re.compile(pattern): instead for pattern, instead in BANNED.items()}
     found = [
         f"{path.relative_to(ROOT)}:{number}: {match[0]!r}; write {instead}"

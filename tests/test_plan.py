@@ -8,57 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from glide.config import SiteFile
-from glide.factory.actions import Action, Retarget, Submit
-from glide.factory.observe import build_snapshot
-from glide.factory.plan import START_GRACE_SECONDS, drain, plan
-from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot, StickyJob
-from glide.files import Tree
-from glide.template import Template
-from glide.vocabulary import Job, JobStatus, State
-
-IDLE, RUNNING, REMOVED, HELD = JobStatus.IDLE, JobStatus.RUNNING, JobStatus.REMOVED, JobStatus.HELD
-OLD = 10 * START_GRACE_SECONDS
-
-
-def site(*entries: dict) -> SiteFile:
-    """A site with these entries, by default one called `here` for four glideins."""
-    entries = entries or ({"name": "here", "max_glideins": 4},)
-    trusting = {"breaker": {"failures": 10}}  # a test of something else is not to wait for a first success
-    return SiteFile.model_validate({"site": "s", "entries": [trusting | entry for entry in entries]})
-
-
-def demand(template: str = "T", wanted: int = 2, idle: int = 10, running: int = 0, **fields) -> Demand:
-    fields = {"model": "model", "run": "run", "user": "", "spec": Template("model", "noop"), **fields}
-    return Demand(template, idle=idle, running=running, wanted=wanted, **fields)
-
-
-def glidein(proc: int, template: str = "T", status: int = RUNNING, age: float = OLD, **fields) -> Glidein:
-    fields = {"entry": "here", "starts": int(status != IDLE), **fields}
-    return Glidein(7, proc, template=template, status=status, age=age, **fields)
-
-
-def lane(of: Glidein, state: str = State.WARM, claimed: bool = False, **fields) -> Lane:
-    return Lane(of.glide_id, of.entry, of.template, "model", state, claimed, **fields)
-
-
-IN_VAIN = StickyJob("T", "slot1@here", "it does not load")  # so idle glideins are not asked again
-
-
-def brief(actions: list[Action]) -> list[tuple[str, str, int]]:
-    return [(action.action, action.template or action.entry, action.count) for action in actions]
-
-
-IDS = {"remove": "jobs", "drain": "jobs", "expunge": "glide_ids"}
-
-
-def retargets(actions: list[Action]) -> list[Retarget]:
-    return [action for action in actions if isinstance(action, Retarget)]
-
-
-def ids(actions: list[Action], kind: str) -> list[str]:
-    return [each for action in actions if action.action == kind for each in getattr(action, IDS.get(kind, "slots"), ())]
-
+from glide.factory.actions import Submit
+from glide.factory.plan import drain, plan
+from glide.factory.snapshot import Snapshot, StickyJob
+from glide.vocabulary import JobStatus, State
+from tests.snapshots import HELD, IDLE, IDS, REMOVED, RUNNING, brief, demand, glidein, ids, lane, site
 
 # ---- when nothing is to be done ------------------------------------------------------------------
 
@@ -68,7 +22,7 @@ def test_empty_snapshot_causes_no_action():
     assert drain(Snapshot(), site(), "why") == []
 
 
-def test_unavailable_source_pauses_all_entries_with_reason():
+def test_unreachable_collector_pauses_all_entries_with_reason():
     running = glidein(1, "unwanted", IDLE)
     snapshot = Snapshot((running,), (lane(glidein(9)),), (demand(),), unavailable_sources=("collector: timeout",))
     actions = plan(snapshot, site({"name": "here", "max_glideins": 1}, {"name": "there", "max_glideins": 1}))
@@ -95,7 +49,7 @@ def test_unwanted_warm_glidein_is_not_removed():
     "wanted, jobs, there, submitted",
     [(2, 10, 0, 2), (2, 10, 1, 1), (2, 10, 2, 0), (2, 10, 3, 0), (3, 1, 0, 1), (9, 10, 0, 4), (9, 10, 3, 1)],
 )
-def test_submission_is_limited_by_demand_jobs_and_entry(wanted, jobs, there, submitted):
+def test_submissions_never_exceed_demand_or_entry_limit(wanted, jobs, there, submitted):
     snapshot = Snapshot(tuple(map(glidein, range(there))), (), (demand(wanted=wanted, idle=jobs),))
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
@@ -135,7 +89,7 @@ def test_templates_share_limit_of_entry():
     assert brief(actions) == [("submit", "T", 3), ("submit", "U", 1)]
 
 
-def test_entries_are_filled_in_file_order():
+def test_entries_are_filled_in_site_file_order():
     both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 5})
     actions = plan(Snapshot((glidein(1, "U"),), (), (demand(wanted=4), demand("U", 1))), both)
     assert [(action.action, action.entry, action.count) for action in actions] == [
@@ -143,7 +97,7 @@ def test_entries_are_filled_in_file_order():
     ]  # fmt: skip
 
 
-def test_demand_waits_for_full_entry_with_reason():
+def test_demand_waits_with_reason_while_entry_is_full():
     there = tuple(glidein(proc, "U") for proc in range(4))
     lanes = tuple(lane(g, claimed=True) for g in there)
     (action,) = plan(Snapshot(there, lanes, (demand("U", 4), demand("T", 2))), site())
@@ -190,186 +144,9 @@ def test_demand_without_template_description_waits_with_reason():
     assert "GlideTemplateSpec" in action.reason
 
 
-def test_one_template_description_serves_all_demands():
+def test_template_description_of_one_job_suffices_for_all():
     actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
-
-
-# ---- removing ------------------------------------------------------------------------------------
-
-
-def test_unwanted_queued_glidein_is_removed():
-    queued = (glidein(1, status=IDLE), glidein(2, "U", IDLE))
-    assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
-
-
-def test_held_glidein_is_removed_later_if_wanted():
-    held = glidein(1, status=HELD, hold_reason="no such file", age=500)
-    for of, demands, removed in (
-        (held, (), True), (held, (demand(wanted=1),), False), (replace(held, age=601), (demand(wanted=1),), True),
-    ):  # fmt: skip
-        removals = [action for action in plan(Snapshot((of,), (), demands), site()) if action.action == "remove"]
-        assert [action.jobs for action in removals] == [("7.1",)] * removed
-        assert all("no such file" in action.reason for action in removals)
-
-
-def test_idle_glidein_is_removed_if_entry_is_full():
-    busy, idle = glidein(1, "U"), glidein(2, "U")
-    snapshot = Snapshot((busy, idle), (lane(busy, claimed=True), lane(idle)), (demand(),), retargets=(IN_VAIN,))
-    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 2})), "remove") == ["7.2"]
-    assert ids(plan(snapshot, site({"name": "here", "max_glideins": 3})), "remove") == []
-
-
-def test_best_effort_run_unloads_and_removes_nothing():
-    idle, blank = glidein(1, "U"), glidein(2, "")
-    lanes = (lane(idle, name="warm"), lane(blank, state=State.BLANK, name="blank"))
-    modest = demand(wanted=1, best_effort=True)
-    two = site({"name": "here", "max_glideins": 2})
-    assert ids(plan(Snapshot((idle, blank), lanes, (modest,)), two), "submit") == ["blank"]
-    for other, waits in ((site(), ["submit"]), (site({"name": "here", "max_glideins": 1}), ["wait"])):
-        actions = plan(Snapshot((idle,), lanes[:1], (modest,)), other)
-        assert [action.action for action in actions] == waits and not ids(actions, "submit")
-    both = plan(Snapshot((idle,), lanes[:1], (modest, demand(wanted=1, run="other"))), site())
-    assert ids(both, "submit") == ["warm"], "another run's wish counts as ever"
-
-
-@pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
-def test_run_is_best_effort_if_all_jobs_are(said, modest):
-    ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
-    jobs = [{**ad, "ProcId": number, Job.BEST_EFFORT: value} for number, value in enumerate(said)]
-    assert [each.best_effort for each in build_snapshot(jobs, (), {}).demands] == [modest]
-
-
-def test_idle_glideins_are_retargeted_before_new_submissions():
-    busy, idle, retiring, used = (glidein(proc, "U") for proc in range(1, 5))
-    lanes = (
-        lane(busy, claimed=True), lane(busy, name="busy"), lane(idle, name="one"), lane(idle, name="two"),
-        lane(retiring, retires=0.0), lane(used, name="used"), lane(used, state=State.LOADING),
-    )  # fmt: skip
-    snapshot = Snapshot((busy, idle, retiring, used), lanes, (demand(wanted=2),), now=1.0)
-    large = site({"name": "here", "max_glideins": 9})
-    move, new = plan(snapshot, large)
-    assert (move.action, move.count, move.slots) == ("submit", 1, ("one", "two"))
-    assert "idle glideins load it: here-7.2" in move.reason
-    assert (type(new), new.count) == (Submit, 1)
-    both = replace(snapshot, demands=(demand(wanted=1), demand("V", wanted=1)))
-    moves = [action.slots for action in retargets(plan(both, large))]
-    assert moves == [("one", "two")], "for one of them only"
-    under_way = replace(snapshot, retargets=(StickyJob("T", "one"), StickyJob("T", "two")))
-    assert [type(action) for action in plan(under_way, large)] == [Submit]
-    wanted_too = replace(snapshot, demands=(demand(wanted=2), demand("U", wanted=4)))
-    assert not retargets(plan(wanted_too, large))
-    starting = replace(snapshot, lanes=(lane(idle, state=State.BLANK, name="one"),), glideins=(idle,))
-    assert not retargets(plan(replace(starting, demands=(demand("U"),)), large))
-    mute = replace(starting, lanes=(replace(starting.lanes[0], template=""),), demands=(demand("U"),))
-    assert not retargets(plan(mute, large)), "it has only not said yet what it has"
-    others = tuple(replace(each, template="T") if each.name in ("one", "two") else each for each in lanes)
-    assert brief(plan(replace(snapshot, lanes=others, demands=(demand(wanted=1),)), large)) == []
-
-
-WITH_FILES = Template("model", "noop", "/model", {"weights": ("0" * 64, 10)})
-
-
-def test_glideins_and_nodes_with_files_are_preferred():
-    tree = Tree(WITH_FILES.files).digest[:16]
-    idle = tuple(glidein(proc, "U") for proc in (1, 2, 3))
-    lanes = tuple(lane(each, name=each.job, cached=(tree,) if each.proc == 2 else ("other",)) for each in idle)
-    wants = demand(wanted=1, spec=WITH_FILES)
-    (move,) = plan(Snapshot(idle, lanes, (wants,)), site())
-    assert move.slots == ("7.2",)
-    # In the queue of an outer pool: nodes where it was warm.
-    gone = glidein(4, status=JobStatus.COMPLETED, state=State.WARM, host="n1")
-    failed = glidein(5, status=JobStatus.COMPLETED, state=State.FAILED, host="n2")
-    elsewhere = glidein(6, "U", status=JobStatus.COMPLETED, state=State.WARM, host="n3")
-    ended = Snapshot(demands=(wants,), ended=(gone, failed, elsewhere))
-    (submit,) = plan(ended, site())
-    assert submit.prefer == ("n1",)
-    (submit,) = plan(replace(ended, demands=(demand(wanted=1),)), site())
-    assert submit.prefer == (), "it has no files"
-
-
-def test_ready_glideins_are_kept_and_retargeted_on_demand():
-    ready = site({"name": "here", "max_glideins": 4, "ready": 2})
-    (submit,) = plan(Snapshot(), ready)
-    assert (submit.action, submit.template, submit.count) == ("submit", "", 2) and "without a model" in submit.reason
-    blank, busy = (glidein(proc, "") for proc in (1, 2)), glidein(3)
-    blank = tuple(blank)
-    lanes = tuple(lane(each, state=State.BLANK, name=each.job) for each in blank)
-    assert plan(Snapshot(blank, lanes), ready) == []
-    snapshot = Snapshot((*blank, busy), (*lanes, lane(busy, claimed=True)), (demand(wanted=2),))
-    (move,) = plan(snapshot, ready)
-    assert (move.template, move.slots) == ("T", ("7.1",))
-    (more,) = plan(replace(snapshot, retargets=(StickyJob("T", "7.1"),)), ready)
-    assert (type(more), more.template, more.count) == (Submit, "", 1)
-    idle = Snapshot((glidein(1, "U"), glidein(2, "", IDLE)), (lane(glidein(1, "U")),))
-    assert plan(idle, ready) == [], "an idle one is as ready as a blank one"
-    assert [action.action for action in plan(idle, site())] == ["remove"], "where none are wanted, none are queued"
-
-
-def test_only_necessary_number_of_glideins_is_removed():
-    there = tuple(glidein(proc, "U") for proc in range(4))
-    snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),), retargets=(IN_VAIN,))
-    assert len(ids(plan(snapshot, site()), "remove")) == 1
-
-
-def test_glideins_of_unknown_entries_are_left_alone():
-    others = (glidein(1, "U", IDLE, entry="theirs"), glidein(2, "U", HELD, entry="theirs"))
-    ghost = lane(glidein(3, entry="theirs"))
-    assert plan(Snapshot(others, (ghost,)), site()) == []
-    assert drain(Snapshot(others), site(), "why") == []
-
-
-def test_drain_includes_all_glideins_of_each_entry():
-    both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 2})
-    there = (glidein(1), glidein(2, status=IDLE), glidein(3, entry="there"), glidein(4, entry="theirs"))
-    assert [(a.action, a.entry, a.count, a.jobs, a.reason) for a in drain(Snapshot(there), both, "why")] == [
-        ("drain", "here", 2, ("7.1", "7.2"), "why"),
-        ("drain", "there", 1, ("7.3",), "why"),
-    ]
-
-
-# ---- ghosts --------------------------------------------------------------------------------------
-
-
-def test_ads_without_job_are_expunged():
-    gone = glidein(9)
-    (action,) = plan(Snapshot((), (lane(gone), lane(gone, claimed=True))), site())
-    assert (action.action, action.entry, action.glide_ids) == ("expunge", "here", (gone.glide_id,))
-
-
-@pytest.mark.parametrize("status", [REMOVED, JobStatus.COMPLETED, HELD])
-def test_ads_of_ended_job_are_expunged(status):
-    ended = glidein(1, status=status)
-    assert ids(plan(Snapshot((ended,), (lane(ended),)), site()), "expunge") == ["here-7.1"]
-
-
-def test_ads_of_requeued_glidein_are_removed():
-    evicted = glidein(1, status=IDLE, starts=1)
-    snapshot = Snapshot((evicted,), (lane(glidein(1)),), (demand(wanted=1),))
-    assert ids(plan(snapshot, site()), "expunge") == ["here-7.1"]
-
-
-def test_only_ads_of_earlier_job_starts_are_expunged():
-    again = glidein(1, starts=3)
-    assert again.glide_id == "here-7.1r2"
-    lanes = (lane(glidein(1, starts=1)), lane(glidein(1, starts=2)), lane(again))
-    assert ids(plan(Snapshot((again,), lanes), site()), "expunge") == ["here-7.1", "here-7.1r1"]
-
-
-@pytest.mark.parametrize("started", [0, 1, 2])
-def test_unexpected_ads_of_recently_started_job_are_kept(started):
-    """Queue and collector are not read at the same instant: its ads may be of a life not counted yet."""
-    young = glidein(1, age=START_GRACE_SECONDS / 2, starts=started)
-    lanes = (lane(glidein(1, starts=started + 1)),)
-    assert plan(Snapshot((young,), lanes), site()) == []
-    assert ids(plan(Snapshot((replace(young, age=OLD),), lanes), site()), "expunge") == (
-        [] if started == 0 else [f"here-7.1r{started}"]
-    )
-
-
-def test_job_numbers_with_common_prefix_are_not_confused():
-    young = glidein(1, age=0.0)
-    assert ids(plan(Snapshot((young,), (lane(glidein(11)),)), site()), "expunge") == ["here-7.11"]
 
 
 # ---- whatever it sees ----------------------------------------------------------------------------
@@ -390,7 +167,7 @@ def worlds():
                 yield Snapshot(glideins, lanes, tuple(demand(template) for template in wanted))
 
 
-def test_claimed_glidein_is_never_removed_or_expunged():
+def test_glidein_with_claimed_slot_is_never_removed():
     for snapshot in worlds():
         claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
         jobs = {f"{g.cluster}.{g.proc}" for g in snapshot.glideins if g.glide_id in claimed}

@@ -128,7 +128,7 @@ def test_plan_never_removes_running_claimed_glidein(snapshot: Snapshot, site: Si
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_only_idle_unwanted_lanes_are_retargeted(snapshot: Snapshot, site: SiteFile):
+def test_only_idle_unwanted_lanes_get_another_template(snapshot: Snapshot, site: SiteFile):
     wanted = {demand.template for demand in snapshot.demands}
     lanes = {lane.name: lane for lane in snapshot.lanes}
     coming = {move.lane for move in snapshot.retargets if not move.hold_reason and move.template in wanted}
@@ -138,26 +138,26 @@ def test_only_idle_unwanted_lanes_are_retargeted(snapshot: Snapshot, site: SiteF
 
 
 @given(snapshots(), sites())
-def test_unavailable_source_allows_only_wait_actions(snapshot: Snapshot, site: SiteFile):
+def test_plan_only_waits_while_collector_is_unreachable(snapshot: Snapshot, site: SiteFile):
     actions = plan(replace(snapshot, unavailable_sources=("collector: timeout",)), site)
     assert {action.action for action in actions} == {"wait"}
 
 
 @given(snapshots(), sites())
-def test_unavailable_entry_gets_only_wait_actions(snapshot: Snapshot, site: SiteFile):
+def test_plan_only_waits_for_unreachable_entry(snapshot: Snapshot, site: SiteFile):
     for action in plan(snapshot, site):
         assert action.action == "wait" or action.entry not in snapshot.unavailable_entries
 
 
 @given(snapshots(), sites())
-def test_every_action_has_reason_of_one_line(snapshot: Snapshot, site: SiteFile):
+def test_every_planned_action_has_one_line_reason(snapshot: Snapshot, site: SiteFile):
     for action in plan(snapshot, site):
         assert action.reason.strip() and "\n" not in action.reason
 
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_repeated_planning_becomes_stable_and_removes_nothing_new(snapshot: Snapshot, site: SiteFile):
+def test_repeated_planning_stops_and_keeps_new_glideins(snapshot: Snapshot, site: SiteFile):
     """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""
     started: set[str] = set()
     for _ in range(40):

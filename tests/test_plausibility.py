@@ -11,7 +11,7 @@ from glide.factory.plan import plan
 from glide.factory.plausibility import ACCEPT_AFTER_SECONDS, baseline, reject_implausible
 from glide.factory.snapshot import Snapshot
 from glide.vocabulary import JobStatus
-from tests.test_plan import demand, glidein, lane, site
+from tests.snapshots import demand, glidein, lane, site
 
 HERE = site()
 THERE = (glidein(1), glidein(2))
@@ -63,7 +63,7 @@ def test_glideins_may_disappear_after_removal_end_or_drain():
     assert not reject_implausible(empty, baseline(going, []), HERE).unavailable_entries
 
 
-def test_baseline_keeps_earlier_glideins_of_unavailable_entry():
+def test_last_accepted_glideins_of_unreachable_entry_are_remembered():
     seen = replace(BEFORE, now=BEFORE.now + 600, glideins=(), unavailable_entries={"here": "no answer"})
     believed = baseline(seen, [], BEFORE)
     assert believed.glideins == BEFORE.glideins
@@ -84,7 +84,7 @@ def test_unavailable_entry_waits_while_other_entries_submit():
 # ---- the journal ---------------------------------------------------------------------------------
 
 
-def test_journal_gets_line_only_for_real_change(tmp_path):
+def test_factory_journal_grows_only_with_real_changes(tmp_path):
     journal = Journal(tmp_path)
     assert journal.age() is None and journal.latest() == {}
     wait = Wait("here", "T", 1, "full")

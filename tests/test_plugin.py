@@ -21,7 +21,7 @@ from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE, JobStatus
 from tests.conftest import eventually
 from tests.factory_rig import ROOT, FactoryProcess, command, entry
-from tests.test_files import SIZES, described, same, written
+from tests.file_trees import SIZES, described, same, written
 
 JOB = (ROOT / "submit_templates" / "files.sub").read_text()
 
@@ -96,7 +96,7 @@ def test_plugin_fetches_files_once_per_host(job, model):
     assert linked.stat().st_nlink == 3 and not linked.stat().st_mode & stat.S_IWUSR  # its own, a content, a tree
 
 
-def test_files_changed_by_job_are_restored_for_next(job, model):
+def test_job_that_changes_files_affects_no_later_job(job, model):
     with origin(model) as source:
         job.ticket(described(model, source.url))
         job.transfers("glide://model")
@@ -155,7 +155,7 @@ def test_plugin_refuses_uploads(job):
 # ---- tickets -------------------------------------------------------------------------------------
 
 
-def test_ticket_contains_its_files_and_key_of_site(tmp_path, monkeypatch, model):
+def test_ticket_command_writes_file_list_and_site_key(tmp_path, monkeypatch, model):
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {

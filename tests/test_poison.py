@@ -32,16 +32,16 @@ def run_with_one_bad_record(sweep: SweepFolder, **options) -> dict:
     return bad[0]["error"]
 
 
-def test_raising_record_reports_exception_type(factory, sweep: SweepFolder):
+def test_record_that_raises_reports_exception_type(factory, sweep: SweepFolder):
     error = run_with_one_bad_record(sweep, raise_on="POISON")
     assert error["type"] == "Poisoned" and "POISON" in error["message"]
 
 
-def test_hanging_record_gets_record_timeout(factory, sweep: SweepFolder):
+def test_hanging_record_gets_record_timeout_error(factory, sweep: SweepFolder):
     assert run_with_one_bad_record(sweep, hang_on="POISON")["type"] == "RecordTimeout"
 
 
-def test_crashing_record_is_found_with_few_engine_deaths(factory, sweep: SweepFolder, pool):
+def test_crashing_record_is_found_after_few_engine_crashes(factory, sweep: SweepFolder, pool):
     error = run_with_one_bad_record(sweep, crash_on="POISON")
     assert error["type"] == "EngineDied" and "signal 11 (SIGSEGV)" in error["message"]
     outputs = (pool.home / "factory").glob("testing/here/*/*.out")

@@ -31,7 +31,7 @@ def pools(tmp_path: Path):
         pool.down()
 
 
-def test_two_pools_coexist_and_repeated_up_changes_nothing(pools):
+def test_two_pools_coexist_and_second_start_changes_nothing(pools):
     one, two = pools
     for pool in pools:
         pool.up(cores=1)
@@ -75,7 +75,7 @@ def test_daemons_update_ads_well_before_they_expire(pools):
     assert max(told) * 3 < int(pool.tool("condor_config_val", "CLASSAD_LIFETIME"))
 
 
-def test_up_waits_for_stopped_schedd_without_restart(pools):
+def test_pool_up_waits_for_stopped_schedd_without_restart(pools):
     pool = pools[0]
     pool.up(cores=1)
     before = daemons(pool)
@@ -125,7 +125,7 @@ def test_pool_files_are_accessible_only_to_owner(pools):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
 
 
-def test_unanswered_tool_raises_error_with_its_name(pools, monkeypatch):
+def test_hanging_condor_tool_raises_error_with_its_name(pools, monkeypatch):
     pool = pools[0]
     pool.up(cores=1)
     (schedd,) = pool.daemons("condor_schedd")
@@ -157,7 +157,7 @@ def test_hanging_access_point_raises_error_after_timeout(own_pool, monkeypatch):
         access_point.submit("executable = /bin/true\nrequirements = ((\nqueue")
 
 
-def test_edit_finds_access_point_at_new_address(own_pool):
+def test_job_edit_finds_access_point_at_new_address(own_pool):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
     before = access_point.location["MyAddress"]

@@ -130,7 +130,7 @@ def test_missing_records_file_is_reported_with_its_path(write, tmp_path):
 # ---- the digest by which results are known -------------------------------------------------------
 
 
-def test_sweep_digest_ignores_settings_that_keep_results(write):
+def test_sweep_digest_ignores_settings_that_leave_results_unchanged(write):
     before = prepare(write()).digest
     assert prepare(write(glideins=4, batch=2, pack=3, out="elsewhere")).digest == before
 

@@ -121,7 +121,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_idle_job_gets_correct_reason(cause):
+def test_status_explains_each_cause_of_idle_jobs(cause):
     snapshot, view, words = CAUSES[cause]
     (demand,) = snapshot.demands
     assert words in why_idle(demand, snapshot, [view] if view else [])
@@ -132,7 +132,7 @@ def test_running_jobs_get_no_idle_reason():
     assert why_idle(snapshot.demands[0], snapshot) == ""
 
 
-def test_run_throughput_and_eta_follow_its_jobs():
+def test_throughput_and_eta_of_run_follow_running_jobs():
     lanes = tuple(lane(glide_id=f"here-{n}.0", claimed=n < 4, record_seconds=0.5) for n in range(5))
     other = replace(DEMAND, run="run-2", running=3, records=900)
     told = document(seen(lanes=lanes, demands=(replace(DEMAND, running=1), other)))

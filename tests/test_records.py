@@ -45,7 +45,7 @@ def test_json_lines_become_records_with_line_numbers(write):
 @pytest.mark.parametrize(
     "content", ['{"custom_id": "a"}\n{"custom_id": "b"}', '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n']
 )
-def test_windows_and_missing_last_line_ends_are_accepted(write, content):
+def test_windows_or_missing_final_line_breaks_are_accepted(write, content):
     assert [(record.custom_id, record.line) for record in read(write("r.json", content))] == [("a", 1), ("b", 2)]
 
 
@@ -130,7 +130,7 @@ def test_invalid_parquet_file_is_reported(write):
     assert problems_of(write("r.parquet", b"PAR1 or not"))[0].startswith(": not Parquet: ")
 
 
-def test_fever_line_gets_id_evidence_and_label(write):
+def test_fever_dataset_line_becomes_record_with_evidence(write):
     row = {
         "id": 75397,
         "verifiable": "VERIFIABLE",
@@ -148,13 +148,13 @@ def test_fever_line_gets_id_evidence_and_label(write):
     assert record.fields["label"] == FEVER_LABELS["SUPPORTS"]
 
 
-def test_fever_line_without_evidence_gets_empty_evidence(write):
+def test_fever_dataset_line_without_evidence_is_accepted(write):
     row = {"id": 1, "label": "NOT ENOUGH INFO", "claim": "c", "evidence": [[[5, None, None, None]]]}
     (record,) = read(write("train.jsonl", json.dumps(row)))
     assert (record.fields["evidence"], record.fields["label"]) == ("", "NOT ENOUGH INFO")
 
 
-def test_missing_label_in_fever_test_file_is_reported(write):
+def test_missing_label_in_fever_dataset_is_reported(write):
     row = {"id": 1, "claim": "c", "evidence": []}
     problems = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names")
     assert problems == ["r:1: no field 'label', which expect names; it has claim, custom_id, evidence, id"]
@@ -180,7 +180,7 @@ def test_every_bad_record_is_reported_with_line_number(write):
 
 
 @pytest.mark.parametrize("evidence", [[1], [[1]], [None], ["Somewhere"], [[["a", "b"]]]])
-def test_malformed_line_of_fever_file_is_reported(write, evidence):
+def test_malformed_fever_dataset_line_is_reported(write, evidence):
     line = {"id": 7, "claim": "c", "evidence": evidence}
     problems = problems_of(write("r.jsonl", '{"custom_id": "a"}\n' + json.dumps(line)))
     assert len(problems) == 1 and problems[0].startswith(":2: no custom_id")
@@ -337,11 +337,11 @@ def test_null_field_is_refused_like_missing_field():
     assert check_fields("r.jsonl", records, ["claim"], "expect names")
 
 
-def test_doubled_braces_refer_to_no_field():
+def test_doubled_braces_in_prompt_name_no_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_missing_expected_field_is_reported():
+def test_missing_field_of_expect_setting_is_reported():
     assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
         "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
     ]

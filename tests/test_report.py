@@ -47,7 +47,7 @@ def test_wilson_interval_matches_published_values():
     ("commit 3f2a9bc81d is gone", "commit 77e0aa12bc3\nis gone"),
     ("claim-a: too long", "claim-b: too long"),
 ])  # fmt: skip
-def test_error_messages_of_same_cause_become_equal(message, other):
+def test_normalized_error_messages_of_same_cause_are_equal(message, other):
     assert normalize(message, "claim-a") == normalize(other, "claim-b")
     assert normalize("out of memory") != normalize("out of time")
 

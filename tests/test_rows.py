@@ -50,7 +50,7 @@ def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
     [("minimax", "equal lengths", "prompts of equal length"), ("xlnet", "equal lengths", "prompts of equal length"),
      ("rwkv", "single", "one prompt per call"), ("windowed", "static", "")],
 )  # fmt: skip
-def test_rows_share_call_only_if_texts_stay_unchanged(variant, capfd, kind, batching, words):
+def test_prompts_are_batched_only_if_texts_stay_unchanged(variant, capfd, kind, batching, words):
     engine = loaded(variant(kind), batch=8, batching="static")
     log = capfd.readouterr().out
     assert (f"static batches have {words}: " in log) if words else ("static batches have" not in log)
@@ -67,7 +67,7 @@ def test_rows_share_call_only_if_texts_stay_unchanged(variant, capfd, kind, batc
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_generated_text_is_independent_of_other_rows(variant, kind):
+def test_generated_text_is_independent_of_other_prompts(variant, kind):
     """Both stretch positions beyond 32 tokens: of a whole call, and dynamic NTK of the calls after it, too."""
     engine = loaded(variant(kind), batch=8, batching="static")
     asked = [*prompts(8, 70), "a" * 60, "b" * 60, "short", "x" * 40, "y" * 28]
@@ -77,7 +77,7 @@ def test_generated_text_is_independent_of_other_rows(variant, kind):
     assert any(len(set(call)) > 1 for call in lengths_of_calls(engine, asked))  # short ones are still padded
 
 
-def test_row_sharing_rule_limits_different_lengths():
+def test_batching_rule_limits_prompts_of_different_lengths():
     assert RowSharing().allows(1000, 1, 1000)
     assert not RowSharing(RowRule.SINGLE).allows(5, 5, 1)
     assert RowSharing(RowRule.EQUAL).allows(5, 5, 1) and not RowSharing(RowRule.EQUAL).allows(5, 4, 1)
@@ -209,14 +209,14 @@ def test_unloadable_model_error_is_one_line(llama, variant, tmp_path, kind, chan
     assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
 
 
-def test_truncated_weights_file_is_load_failure_reason(llama, tmp_path):
+def test_loading_reports_truncated_weights_file(llama, tmp_path):
     weights = edited(llama, tmp_path / "torn") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(TemplateError, match="the model can't be loaded: SafetensorError"):
         loaded(weights.parent)
 
 
-def test_insufficient_memory_is_load_failure_reason(llama, tmp_path):
+def test_loading_reports_insufficient_memory(llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = edited(llama, tmp_path / "large", config={"intermediate_size": 1 << 42})

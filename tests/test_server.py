@@ -121,7 +121,7 @@ def test_client_of_dying_server_asks_for_rerun(tmp_path, dying):
     assert done.returncode == Exit.SERVER_LOST and "went away" in done.stderr
 
 
-def test_lane_of_dying_server_advertises_blank_and_continues(tmp_path, dying):
+def test_lane_without_reachable_server_advertises_no_model(tmp_path, dying):
     command = [ADVERTISE, tmp_path / "door", "1"]
     with subprocess.Popen(command, env=dying, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -169,7 +169,7 @@ def test_server_reports_states_in_order_with_load_time(start):
     assert attributes[Machine.LOAD_SECONDS] > 0.3  # a phase is timed from where it is heard of
 
 
-def test_hanging_or_crashing_load_phase_is_failure_reason(start):
+def test_model_server_reports_hanging_or_crashing_load_phase(start):
     servers = {}
     for phase in (State.IMPORTING, State.LOADING, State.WARMING):
         template = Template("ill", "noop", options={"hang_in": phase}, budgets={phase: 1.0})
@@ -183,7 +183,7 @@ def test_hanging_or_crashing_load_phase_is_failure_reason(start):
         assert "in main" in hung.log.read_text()  # the whole stack
 
 
-def test_engine_without_any_message_is_abandoned(start, tmp_path, monkeypatch):
+def test_silent_engine_is_killed_after_its_time_limit(start, tmp_path, monkeypatch):
     slow = 'import sys, time\nif "glide.server.engine_process" in sys.orig_argv:\n    time.sleep(3600)\n'
     (tmp_path / "sitecustomize.py").write_text(slow)  # as on a file system that does not answer
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -191,7 +191,7 @@ def test_engine_without_any_message_is_abandoned(start, tmp_path, monkeypatch):
     assert "was Importing for more than its time limit of 1 s" in failure(server)
 
 
-def test_stopped_engine_is_replaced_and_call_completes(start):
+def test_suspended_engine_is_replaced_and_call_completes(start):
     server = start(Template("stuck", "noop", budgets={State.WARM: 1.0}))
     server.reached(State.WARM)
     os.kill(server.engine, signal.SIGSTOP)
@@ -199,7 +199,7 @@ def test_stopped_engine_is_replaced_and_call_completes(start):
     assert "has sent no message for" in server.log.read_text() and "so it was killed" in server.log.read_text()
 
 
-def test_hanging_call_of_killed_client_blocks_nobody(start):
+def test_hanging_call_of_killed_client_is_interrupted(start):
     server = start(hang_on="HANG", record_seconds=0.001)
     server.reached(State.WARM)
     gone = server.call([*records(1), {"custom_id": "hangs", "prompt": "HANG"}])
@@ -209,7 +209,7 @@ def test_hanging_call_of_killed_client_blocks_nobody(start):
     assert server.log.read_text().count("Loading") == 1  # interrupted, and the state has survived
 
 
-def test_server_advertises_record_and_busy_seconds(start):
+def test_server_advertises_seconds_per_record_and_busy_time(start):
     server = start(record_seconds=0.01)
     server.reached(State.WARM)
     server.call(records(60)).results()
@@ -218,7 +218,7 @@ def test_server_advertises_record_and_busy_seconds(start):
     assert now[Machine.BUSY_SECONDS] > 60 * 0.005
 
 
-def test_missing_model_file_is_failure_reason(start, tmp_path):
+def test_model_server_reports_missing_model_file(start, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights.bin").write_bytes(b"x" * 100)
@@ -236,7 +236,7 @@ def test_missing_model_file_is_failure_reason(start, tmp_path):
         (Template("m", "noop", options={"load_seconds": "long"}), "TypeError"),
     ],
 )
-def test_invalid_template_is_failure_reason(start, template, reason):
+def test_model_server_reports_invalid_template(start, template, reason):
     assert reason in failure(start(template))
 
 

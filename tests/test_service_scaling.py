@@ -52,7 +52,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], d
         process.wait()
 
 
-def test_client_gets_server_and_engine_times_of_requests(start, tmp_path):
+def test_client_gets_server_and_engine_time_per_request(start, tmp_path):
     server = start(Template("noop", "noop", options={"record_seconds": 0.02}))
     server.reached(State.WARM)
     prompts = [["not mine"], ["one", "two", "three"]]

@@ -122,7 +122,7 @@ def test_unpicklable_or_wrong_call_is_refused_immediately(session):
     assert session.submit(take, 1).result(60) == 1  # and none of it has hurt
 
 
-def test_cancelled_call_never_runs_and_shutdown_refuses_calls(factory, tmp_path):
+def test_cancelled_calls_and_calls_after_shutdown_never_run(factory, tmp_path):
     @glide.invocation()
     def mark(number):
         (tmp_path / str(number)).touch()
@@ -183,7 +183,7 @@ def test_next_session_removes_jobs_of_killed_session(factory, access_point, tmp_
         eventually(lambda: not access_point.jobs(mine, ["ClusterId"]), "its jobs are gone")
 
 
-def test_state_loading_error_fails_call_with_reason(session, tmp_path):
+def test_error_while_loading_state_fails_call_with_reason(session, tmp_path):
     @glide.sticky
     def broken():
         raise OSError("the weights are gone")

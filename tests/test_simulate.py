@@ -34,7 +34,7 @@ def ran(trace: Trace) -> Any:
     return simulate(trace, trace.site)
 
 
-def test_makespan_of_one_lane_is_sum_of_parts():
+def test_simulated_makespan_of_one_lane_sums_all_parts():
     costs = {**FREE, "start": 0.5, "match": 2, "turnover": 0.25, "queue": 3, "glidein": 4, "gather": 1}
     devices = {"fast": {"record_seconds": 0.1, "load_seconds": 7, "fetch_seconds": 11}}
     work = {"records": 1000, "glideins": 1, "pack": 100}
@@ -49,7 +49,7 @@ def test_makespan_of_one_lane_is_sum_of_parts():
         assert seconds[keep] == pytest.approx(3 + 4 + 2 + exact + 0.25 + 1, abs=0.3), keep
 
 
-def test_two_lanes_of_glidein_share_one_engine():
+def test_simulated_lanes_of_glidein_share_one_engine():
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 1, "lanes": 2}]}
     done = ran(trace([{"device": "fast"}], {"records": 2000, "glideins": 1, "pack": 100}, site))
     assert done.makespan == pytest.approx(200, abs=2) and done.by_device == {"fast": 2000}
@@ -70,7 +70,7 @@ def test_simulation_respects_site_limits_and_downtimes():
     assert done.makespan == pytest.approx(600 + 9000 / 30, rel=0.1)
 
 
-def test_lost_node_loses_only_results_not_streamed():
+def test_lost_node_loses_only_unstreamed_results():
     nodes = [{"device": "fast", "leave": 55}, {"device": "fast", "arrive": 60}]
     work = {"records": 1000, "glideins": 1, "pack": 1000}
     streamed = ran(trace(nodes, work))
@@ -123,7 +123,7 @@ def test_glideins_started_together_end_at_different_times():
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_simulation_ignores_ready_and_owners(file):
+def test_simulation_ignores_ready_and_owners_settings(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])
@@ -146,7 +146,7 @@ work = some.fixed_dictionaries(
 
 @given(some.lists(nodes, min_size=1, max_size=4), work, some.integers(1, 3), some.integers(0, 5))
 @settings(max_examples=30, deadline=None)
-def test_any_trace_computes_each_record_at_most_once(nodes, work, lanes, seed):
+def test_simulation_computes_each_record_at_most_once(nodes, work, lanes, seed):
     site = {**SITE, "entries": [{"name": "all", "max_glideins": 6, "lanes": lanes, "idle_seconds": 60}]}
     costs = {"start": 0.06, "turnover": 0.1}
     each = trace(nodes, work, site, seed=seed, costs=costs, until=5000)
@@ -211,7 +211,7 @@ def test_simulate_command_prints_json_and_writes_plot(file, tmp_path):
         ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "its model is warm after 90004 s"),
     ],
 )  # fmt: skip
-def test_trace_mistake_is_reported_in_one_line(file, old, new, told):
+def test_mistake_in_trace_file_is_one_line_error(file, old, new, told):
     file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(InputError) as error:
         read(file)
@@ -262,7 +262,7 @@ def test_simulation_reproduces_paper_results_with_departing_gpus(variant, told):
     assert simulate(*read(PAPER)[variant]).done == pytest.approx(told, rel=0.1)
 
 
-def test_slow_lane_soon_makes_simulated_jobs_smaller():
+def test_slow_lane_makes_jobs_smaller_in_simulation():
     devices = {"fast": {"record_seconds": 0.1}, "slow": {"record_seconds": 10.0}}
     nodes = [{"device": "fast", "count": 4}, {"device": "slow"}]
     done = ran(trace(nodes, {"records": 2000, "glideins": 5}, devices=devices))

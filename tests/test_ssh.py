@@ -67,7 +67,7 @@ def site(pools: Pools, verb: str, file: str) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
 
-def test_site_check_shows_findings_and_missing_gpus(pools: Pools, host: LoginHost):
+def test_site_check_command_reports_missing_gpus(pools: Pools, host: LoginHost):
     code, told = site(pools, "check", site_file(pools.folder, **host.login()))
     (answers,) = told.values()
     found = {answer["question"]: answer["found"] for answer in answers}
@@ -122,7 +122,7 @@ def test_doctor_examines_nodes_queue_and_tokens_over_ssh(pools: Pools, host: Log
     pools.outer.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(pools.folder / "gone"))
 
 
-def test_deploy_repairs_damaged_bundle_and_removes_unused_one(pools: Pools, host: LoginHost):
+def test_site_deploy_repairs_damaged_and_removes_unused_bundles(pools: Pools, host: LoginHost):
     file = site_file(pools.folder, **host.login())
     code, told = site(pools, "deploy", file)
     (version,) = told.values()
@@ -144,7 +144,7 @@ def test_deploy_repairs_damaged_bundle_and_removes_unused_one(pools: Pools, host
     assert sorted(path.name for path in bundles.iterdir()) == sorted([version, named.name])
 
 
-def test_ssh_glideins_survive_eviction_over_one_connection(pools: Pools, host: LoginHost):
+def test_glideins_submitted_over_ssh_survive_eviction(pools: Pools, host: LoginHost):
     factory = pools.factory("away", ssh=host.login(), idle_seconds=4)
     factory.start()
     pools.ask(Template("away", "noop", options={"record_seconds": 0.2}), records=120)
@@ -307,7 +307,7 @@ def test_jump_host_is_used_and_its_key_checked(host: LoginHost, tmp_path: Path):
         inner.stop()
 
 
-def test_wrong_key_and_immediate_reconnection_are_refused(host: LoginHost, tmp_path: Path):
+def test_wrong_ssh_key_and_immediate_reconnection_are_refused(host: LoginHost, tmp_path: Path):
     stranger = LoginHost(tmp_path / "stranger")
     with pytest.raises(SshError, match="the host refuses the login"):
         SshLink(Login(**host.login(key=str(stranger.key)))).run("true")

@@ -90,7 +90,7 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"custom_id": str(number), "prompt": f"text {number}"} for number in range(count)]
 
 
-def test_sticky_jobs_load_their_templates_on_blank_lanes(serve, sized):
+def test_sticky_jobs_load_templates_on_lanes_without_one(serve, sized):
     server, one, other = serve(), sized("one"), sized("other")
     assert lanes(server) == {1: ("", State.BLANK), 2: ("", State.BLANK)}
     assert server.call(records(1), one.digest).end()[0] == Exit.SERVER_LOST
@@ -102,7 +102,7 @@ def test_sticky_jobs_load_their_templates_on_blank_lanes(serve, sized):
     assert server.log.read_text().count("Loading") == 2
 
 
-def test_only_idle_templates_are_evicted_to_make_room(serve, sized):
+def test_only_idle_templates_are_evicted_for_memory(serve, sized):
     busy, idle, third, fourth = (sized(name, record_seconds=0.05) for name in ("busy", "idle", "third", "fourth"))
     server = serve(busy)
     server.reached(State.WARM)
@@ -120,7 +120,7 @@ def test_only_idle_templates_are_evicted_to_make_room(serve, sized):
     assert stick(server, busy, 1)[0] == 0 and server.call(records(3), busy.digest).results()
 
 
-def test_lanes_are_reassigned_and_resident_template_returns_immediately(serve, sized):
+def test_template_still_in_memory_returns_without_reload(serve, sized):
     first, second, third = sized("first"), sized("second"), sized("third")
     server = serve(first)
     server.reached(State.WARM)
@@ -250,7 +250,7 @@ def test_two_models_on_one_glidein_serve_concurrently(own_pool, sweep, tmp_path)
 
 
 @pytest.mark.pool
-def test_idle_glideins_are_retargeted_between_models_without_submissions(own_pool, sweep, tmp_path):
+def test_idle_glideins_switch_between_models_without_new_submissions(own_pool, sweep, tmp_path):
     factory = FactoryProcess(tmp_path, "moving", entry("moving", max_glideins=2, idle_seconds=120))
     text = [{"custom_id": str(number), "text": f"text {number}"} for number in range(200)]
     access_point, collector = AccessPoint(), Collector()
@@ -273,7 +273,7 @@ def test_idle_glideins_are_retargeted_between_models_without_submissions(own_poo
 
 
 @pytest.mark.pool
-def test_ready_glidein_serves_newly_requested_model(own_pool, sweep, tmp_path):
+def test_glidein_without_model_serves_newly_requested_model(own_pool, sweep, tmp_path):
     mine = f'{Job.ENTRY} == "ready"'
     factory = FactoryProcess(tmp_path, "readiness", entry("ready", max_glideins=2, ready=1, idle_seconds=120))
     access_point, collector = AccessPoint(), Collector()

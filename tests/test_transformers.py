@@ -128,12 +128,12 @@ def test_sweep_with_impossible_options_is_refused(llama, tmp_path, generate, wor
 # ---- devices -------------------------------------------------------------------------------------
 
 
-def test_cpu_is_used_without_assigned_gpu(monkeypatch):
+def test_engine_uses_cpu_if_no_gpu_is_assigned(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "10000")
     assert choose_device("auto") == choose_device("all") == "cpu"
 
 
-def test_loading_fails_if_torch_sees_no_gpu(monkeypatch):
+def test_loading_fails_if_assigned_gpu_is_invisible(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c0ffee")
     with pytest.raises(BrokenDevice, match="GPU GPU-c0ffee is assigned, but torch sees none"):
         choose_device("auto")

@@ -28,7 +28,7 @@ from glide.factory.snapshot import Snapshot
 from glide.factory.watchdog import notify
 from glide.template import Template
 from tests.conftest import eventually
-from tests.test_plan import demand, site
+from tests.snapshots import demand, site
 
 HANGS = """
 import ctypes
@@ -41,14 +41,14 @@ with time_limit(0.5):
 """
 
 
-def test_hanging_cycle_ends_factory_with_stack_trace():
+def test_factory_that_hangs_ends_with_stack_trace():
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "went on\n"
     assert "Timeout" in done.stderr and "line 8" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_systemd_is_notified(tmp_path, monkeypatch, kind):
+def test_factory_notifies_systemd(tmp_path, monkeypatch, kind):
     address = str(tmp_path / "notify") if kind == "path" else f"@{tmp_path}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(address.replace("@", "\0", 1) if kind == "abstract" else address)
@@ -60,7 +60,7 @@ def test_systemd_is_notified(tmp_path, monkeypatch, kind):
     notify("WATCHDOG=1")
 
 
-def test_isolated_call_has_time_limit_and_reports_errors():
+def test_call_in_child_process_has_time_limit():
     with pytest.raises(CondorError, match="no answer within"):
         isolated(lambda: time.sleep(600), 0.5)
     assert isolated(lambda: isolated(lambda: 7)) == 7
@@ -117,7 +117,7 @@ def test_error_in_one_entry_affects_no_other(monkeypatch):
 
 
 @pytest.mark.pool
-def test_failed_action_does_not_prevent_later_actions(pool, tmp_path, capsys):
+def test_failed_factory_action_does_not_prevent_later_ones(pool, tmp_path, capsys):
     one = SiteFile.model_validate({"site": "rest", "entries": [{"name": "here", "max_glideins": 1}]})
     (tmp_path / "here").write_text("a file in the place of a folder")
     snapshot = Snapshot(demands=(demand("T", spec=Template("m", "noop")),))
@@ -133,7 +133,7 @@ def test_failed_action_does_not_prevent_later_actions(pool, tmp_path, capsys):
 
 
 @pytest.mark.pool
-def test_full_disk_journal_error_is_logged_once(pool, tmp_path, monkeypatch, capsys):
+def test_journal_write_error_is_logged_only_once(pool, tmp_path, monkeypatch, capsys):
     file = tmp_path / "full.yaml"
     file.write_text("site: full\nentries: [{name: full, max_glideins: 0}]\n")
     factory = Factory([file])
@@ -178,7 +178,7 @@ def test_job_environment_keeps_spaces_and_quotes(pool, access_point, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a,b", 'a"b', "a$b", "a\\b", "a\nb"])
-def test_home_name_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name):
+def test_glide_home_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / name))
     with pytest.raises(InputError, match="set GLIDE_HOME to another one"):
         home()
@@ -186,7 +186,7 @@ def test_home_name_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name)
     assert home() == tmp_path / "it's fine"
 
 
-def test_unwritable_home_is_reported_with_its_path(tmp_path, monkeypatch):
+def test_unwritable_glide_home_is_reported_with_its_path(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(InputError, match=r"file/home: Not a directory; set GLIDE_HOME"):

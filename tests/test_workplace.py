@@ -34,7 +34,7 @@ def start(folder: Path, home: Path, name: str, seconds: float) -> subprocess.Pop
 
 
 @pytest.mark.pool
-def test_shared_factory_outlives_its_starter_and_is_replaced(tmp_path):
+def test_shared_factory_outlives_sweep_that_started_it(tmp_path):
     home = tmp_path / "home"
     site = home / "factory" / "local"
     pool = EmbeddedPool(home)

@@ -18,6 +18,10 @@ from glide.report.reasons import QueueView as Site
 from glide.report.status import document
 from glide.web.snapshot_cache import PoolView
 
+ROUTES = ("/", "/status.json", "/entry/here", "/entry/here.json", "/run?name=x", "/run.json?name=x", "/metrics",
+          "/static/style.css", "/nowhere")  # fmt: skip
+HOSTILE = "\"'><script>window.taken = 1</script><img src=x onerror='window.taken = 1'>"
+
 
 class WebProcess:
     """The command, started on a free port; as a context manager, it does not outlive it.

@@ -1,6 +1,7 @@
 """The benchmarks of glide. Most benchmarks start their own pool.
 
-Each benchmark also measures its baseline in the same run. Compare ratios, because the seconds depend on the machine.
+In the same run, each benchmark also measures a baseline, for example HTCondor without glide. The seconds depend on the
+machine, so compare ratios to the baseline.
 """
 
 from collections.abc import Callable

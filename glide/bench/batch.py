@@ -11,10 +11,10 @@ BATCHES = (1, 10, 100, 1000, "auto")
 
 
 def batch(repeat: int, records: int = 4000, record_seconds: float = 0.02, glideins: int = 2) -> dict[str, Any]:
-    """Measure the makespan of a sweep for each batch size.
+    """Measure the makespan of a sweep for each batch size, and divide it by the ideal makespan.
 
-    The makespan is the time from the first warm lane to the last result. It is divided by the ideal makespan, which is
-    records × seconds per record ÷ glideins.
+    The makespan is the time from the first warm lane to the last result. The ideal makespan is records × seconds per
+    record ÷ glideins.
     """
     ideal = records * record_seconds / glideins
     options = {"record_seconds": record_seconds}
@@ -22,7 +22,7 @@ def batch(repeat: int, records: int = 4000, record_seconds: float = 0.02, glidei
     with rig() as bench:
         bench.sweep(64 * glideins, options, glideins=glideins)  # this sweep only starts the glideins
         for _ in range(repeat):
-            for size in BATCHES:  # each repetition runs all sizes, so that a slow minute affects all sizes
+            for size in BATCHES:  # each repetition runs all sizes, so a slow minute affects all of them
                 summary = bench.sweep(records, options, glideins=glideins, batch=size)
                 makespans[str(size)].append(summary["warm_makespan_s"])
     medians = {size: median(times) for size, times in makespans.items()}

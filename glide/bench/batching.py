@@ -25,9 +25,9 @@ from glide.template import Template
 
 PROMPTS = 2000
 LOOP = 10  # the loop of single prompts computes one prompt in ten
-TOKENS = 40  # average number of tokens in a prompt
-SPREAD = 6  # maximum difference between a prompt's number of tokens and the average
-SHARED = "The verdict of a judge: "[: TOKENS // 2]  # in one of the comparisons, all prompts begin with this text
+TOKENS = 40  # average number of tokens in a prompt; one byte is one token
+SPREAD = 6  # maximum difference between the number of tokens in a prompt and the average TOKENS
+SHARED = "The verdict of a judge: "[: TOKENS // 2]  # in the comparison "half_shared", all prompts begin with this text
 BATCHES = (32, 128, 256)
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 # The model has about 4 M parameters. Because of the large initializer range, each prompt gives a different text.
@@ -40,12 +40,15 @@ Way = Callable[[list[str]], list[str]]  # a function that takes prompts and retu
 
 
 def batching(repeat: int) -> dict[str, Any]:
-    """Measure the prompts per second of each way, and the median ratio of glide's rate to the rate of each other way.
+    """Measure the prompts per second of a loop over single prompts, of padded batches, and of glide's engine.
+
+    Also compute two median ratios: glide's rate to the rate of the loop, and to the rate of the best padded batches.
 
     Args:
-        repeat: number of rounds. Each round measures every way once, so that a slow minute affects all ways.
+        repeat: number of rounds. Each round measures everything once. So if the machine is slow for a minute, this
+            affects all rates.
     """
-    # The engine prints to standard output, which is a log in a glidein. Here standard output must have only the result.
+    # The engine prints to standard output, which must contain only the benchmark's result. So redirect what it prints.
     with _one_core(), redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="glide-bench-") as folder:
         parameters = make_model(Path(folder), **SIZES)
         report: dict[str, Any] = {
@@ -81,7 +84,7 @@ def _compare(folder: Path, texts: list[str], repeat: int) -> dict[str, Any]:
             started = time.perf_counter()
             completions[name] = way(texts)
             rate = len(completions[name]) / (time.perf_counter() - started)
-            if number:  # the first round only warms up
+            if number:  # the first round only warms up, and is not measured
                 rates[name].append(rate)
     padded = [max(each) for each in zip(*(rates[f"padded_{size}"] for size in BATCHES), strict=True)]
     facts = engine.describe()
@@ -127,7 +130,7 @@ class _Plain:
 
 
 def _with_engine(engine: Transformers, texts: list[str]) -> list[str]:
-    """Compute the completions with glide's engine. The engine gets windows of records, as in a model server."""
+    """Compute the completions with glide's engine. It plans `window` records at a time, as in a model server."""
     completions = [""] * len(texts)
     records = [EngineRecord(number, text, GENERATE) for number, text in enumerate(texts)]
     for start in range(0, len(records), engine.window):
@@ -139,7 +142,7 @@ def _with_engine(engine: Transformers, texts: list[str]) -> list[str]:
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Restrict this process to one core while the context lasts. The threads of tokenizer and torch share this core."""
+    """Restrict this process to one core in a `with` block. The threads of tokenizer and torch share this core."""
     import torch
 
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()

@@ -1,8 +1,8 @@
 """Measure how long glideins take to become warm.
 
 The model's files come from a web server (the source), from peers, or from the cache of the glidein's host. All clients
-of the source share its limited rate. So without peers, `n` glideins that start together would take `n` times as long
-as one glidein, and would read the source `n` times.
+of the source share its limited rate. So without peers, `n` glideins that start together take `n` times as long as one
+glidein, and read the source `n` times.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ FETCHED = re.compile(r"'s files: (\d+) MB, (\d+) from the cache, (\d+) from the 
 def bootstrap(repeat: int) -> dict[str, Any]:
     """Measure the seconds from the state Fetching to the state Warm, and how often the source is read.
 
-    In `waves`, several glideins start together, and their caches are empty. A `newcomer` finds all files at a peer, and
-    a `cached` glidein finds all files on its own host. In `transformers`, a glidein loads a model from the cache of its
-    host. The files are in memory, or only on disk.
+    The report has these keys:
+
+    - `waves`: several glideins start together, and each has an empty cache.
+    - `newcomer`: a glidein gets all files from a peer.
+    - `cached`: a glidein finds all files in the cache of its host.
+    - `transformers`: a glidein loads a model of transformers from the cache of its host. The files are in memory, or
+      only on disk.
     """
     overlaps = [_from_cache() for _ in range(repeat)]
     runs = [_together(count) for _ in range(repeat) for count in COUNTS]
@@ -83,7 +87,11 @@ def _one_after_another() -> dict[str, Any]:
 
 
 def _from_cache() -> dict[str, Any]:
-    """Load a model twice from the host's cache. First its files are in the kernel's page cache, then only on disk."""
+    """Measure how a glidein loads a model from the cache of its host.
+
+    Do this twice. In the first trial, the files are in the kernel's page cache. In the second trial, they are only on
+    disk.
+    """
     with rig(cores=1, request={"memory": 4000, "disk": 2000}) as bench:
         model = bench.folder / "model"
         parameters = make_model(model)
@@ -103,12 +111,14 @@ def _from_cache() -> dict[str, Any]:
 def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict[str, float]:
     """Return the seconds of each phase, and `overlap`.
 
-    `overlap` is the time until the model is loaded, divided by the time of the longer of two chains. The first chain
-    imports packages and loads the model. The second chain fetches the files, reads them and loads the model. The
-    warm-up comes after both chains, and is left out.
+    Packages are imported while the files are fetched and read. The model is loaded after both. `overlap` is the time
+    until the model is loaded, divided by the time of import and load, or of fetch, read and load, whichever is longer.
+    So it is 1 if the shorter part adds no time. The warm-up after the load is left out.
 
     Args:
-        read: seconds that it takes to read the files from disk.
+        phases: the glidein's entry in summary.json.
+        line: the glidein's timeline.
+        read: seconds that it takes to read the files from disk; 0 if they are in memory.
     """
     loaded = line["total_s"] - line["warming_s"]
     longer = max(phases["import_s"], phases["fetch_s"] + read) + phases["load_s"]
@@ -120,7 +130,7 @@ def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict
 
 
 def _seconds_to_read(folder: Path) -> float:
-    """Return the seconds that it takes to read a folder's files from disk. Afterwards remove the files from memory."""
+    """Return the seconds that it takes to read a folder's files from disk. Then drop them from the page cache."""
     _drop_from_memory(folder)
     began = time.monotonic()
     for path in folder.iterdir():
@@ -155,15 +165,15 @@ def _write_listing(model: Path) -> None:
 
 
 def _start_glideins(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
-    """Start glideins until `count` of them have the model, and return the timeline of each glidein."""
+    """Start glideins until `count` of them are warm, and return the timeline of each glidein."""
     return _sweep(bench, url, count, "noop", {"record_seconds": 0.05})[1]
 
 
 def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """Run a sweep, and return its summary and the timelines of its glideins.
 
-    With the noop engine, the sweep stops when all glideins are warm, and the summary is None. The sweep has many jobs,
-    because the factory submits no more glideins than the jobs can use.
+    With the noop engine, the sweep stops when all glideins are warm, and the summary is None. The factory submits only
+    as many glideins as the jobs can use. So the sweep has many jobs.
     """
 
     def watch(progress: Progress) -> None:
@@ -188,7 +198,7 @@ def _timelines(bench: Rig) -> list[dict[str, Any]]:
 def _timeline(glidein: str, log: str) -> dict[str, Any] | None:
     """Return when a glidein entered its states, and where its files came from; None if the glidein was never warm.
 
-    The seconds count from the beginning of the state Fetching.
+    Times are in seconds from the beginning of the state Fetching. `began` is the Unix time of this beginning.
 
     Args:
         log: the glidein's output.

@@ -1,6 +1,6 @@
 """`python -m glide.bench.cold_job MODEL TEXTS.json OUT.json`: load a model, compute the texts, and end.
 
-The program writes `{"texts": […], "seconds": …}` into OUT.json. The seconds do not include the loading of the model.
+The program writes `{"texts": […], "seconds": …}` into OUT.json: the generated texts, and the time without loading.
 """
 
 from __future__ import annotations

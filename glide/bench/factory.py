@@ -22,17 +22,18 @@ from glide.vocabulary import Job, JobStatus, Machine, State
 CALL = 8  # number of records in an engine call; an engine on a GPU also computes several records in a call
 NODE_WRAPPER = Path(__file__).with_name("node.sh")
 MEMORY_SHARE = 0.9  # share of the available memory that all glideins together may use
-PAUSE = 2.0  # seconds between two points of the timeline
+PAUSE = 2.0  # minimum time between two points of the timeline, in seconds
 
 
 def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, Any]:
-    """Measure a plan for 10,000 glideins and 100,000 jobs, then the start of many glideins that run a sweep.
+    """Measure a plan for 10,000 glideins and 100,000 jobs. Then measure the start of many glideins that run a sweep.
 
     The glideins are real, but their nodes are namespaces of this machine, and the engine is noop. The sweep has one job
-    per lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
+    for each lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
 
     Args:
-        glideins: two numbers of glideins. The second number is reduced if that many glideins do not fit into memory.
+        glideins: the numbers of glideins of two sweeps. If the memory is too small for the second number, the number is
+            reduced.
     """
     first, most = glideins
     measured = {"plan": _plan(repeat), str(first): _scale(first)}
@@ -53,7 +54,8 @@ def _scale(glideins: int) -> dict[str, Any]:
 
 def _measure(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
     lanes = 2 * glideins
-    # The sweep must last longer than the start of all glideins. The more glideins run, the slower the next ones start.
+    # The sweep must last longer than the start of all glideins. The more glideins run, the longer the next ones take to
+    # start. So with more glideins, each record takes longer.
     record_seconds = 0.5 * max(1.0, glideins / 186) ** 2
     started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
     timeline: list[dict[str, float]] = []
@@ -100,7 +102,7 @@ def _cpu_seconds() -> float:
 
 
 def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str, float]:
-    """Measure the seconds that it takes to plan actions from ads, and the peak memory, which includes the ads."""
+    """Measure the seconds that one plan from ads takes, and the peak memory, which includes the ads."""
     templates = {template.digest: template for template in (Template(f"model-{n}", "noop") for n in range(10))}
     entries = [{"name": f"entry-{number}", "max_glideins": glideins, "max_idle": glideins} for number in range(10)]
     site = SiteFile.model_validate({"site": "bench", "entries": entries})

@@ -66,11 +66,11 @@ class Host:
 
 
 def host_loss(repeat: int) -> dict[str, Any]:
-    """Measure the seconds from the cut until the records of the lost host start again. Repeat this `repeat` times.
+    """Measure the seconds from the cut of a host until the host's records start elsewhere, `repeat` times.
 
-    TCP's keepalive or the driver notices the loss. The keepalive needs 10 s plus the access point's
-    net.ipv4.tcp_keepalive_intvl (by default 75 s). The driver notices the loss when the lanes of one host send no more
-    updates while the lanes of other hosts still send updates.
+    Either TCP's keepalive or the driver notices the loss first. The keepalive needs 10 s plus the access point's
+    net.ipv4.tcp_keepalive_intvl (by default 75 s). The driver notices the loss when the lanes of the host have sent no
+    update for some time, while the lanes of other hosts still send updates.
     """
     if os.getuid() != 0 or shutil.which("ip") is None:
         raise InputError("cannot make network namespaces: root and `ip` are needed; run as root and install iproute2")
@@ -98,7 +98,8 @@ def host_loss(repeat: int) -> dict[str, Any]:
 def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
     """Cut off the host while it runs all jobs of a sweep.
 
-    For these jobs, the factory has also started a glidein on this machine. The lanes of the latter glidein are free.
+    The factory has also started a glidein on this machine for these jobs. The lanes of this second glidein are free, so
+    the lost records can run there.
     """
     bench.drain()
     seconds: list[float] = []
@@ -130,7 +131,7 @@ def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
 
 @contextmanager
 def _glidein(bench: Rig, host: Host) -> Iterator[None]:
-    """Run a glidein on the host while the context lasts. It uses a copy of the files that the factory has prepared."""
+    """Run a glidein on the host in a `with` block. It starts from a copy of the files that the factory has prepared."""
     (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)

@@ -27,11 +27,11 @@ class Origin(ThreadingHTTPServer):
         rate: limit for all answers together, in bytes per second; None for no limit.
         sent: for the name of each file, the number of bytes sent so far.
         requests: file name and Range header of each request so far.
-        status: HTTP status of the next `failures` answers.
-        failures: number of the next answers that fail.
-        cut: number of bytes after which the server closes the connection of an answer that is cut.
-        cuts: number of the next answers that are cut.
-        stall: number of bytes after which the server sends no more, but keeps the connection open; None to send all.
+        status: HTTP status of answers that fail.
+        failures: how many of the next answers fail.
+        cut: number of bytes after which an answer that is cut ends, because the server closes the connection.
+        cuts: how many of the next answers are cut.
+        stall: number of bytes after which an answer stops, while the connection stays open; None to send all bytes.
         ranges: whether the server supports Range headers.
         hub: if the server acts as a model hub: the name and commit of the repository that the folder represents, and
             the names of the files that are in large file storage. None for a plain web server.
@@ -76,7 +76,7 @@ class Origin(ThreadingHTTPServer):
 
 @contextmanager
 def origin(folder: Path, rate: float | None = None) -> Iterator[Origin]:
-    """Run a web server for a folder while the context lasts."""
+    """Run a web server for a folder in a `with` block."""
     server = Origin(folder, rate)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

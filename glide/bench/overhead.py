@@ -20,7 +20,7 @@ from glide.server.engines.noop import Noop
 from glide.template import Template
 from glide.vocabulary import JobStatus, Machine
 
-# Lanes run only invocation jobs. So the pool has two small slots for plain jobs. They are too small for a glidein.
+# Lanes run only invocation jobs. So the pool also has two slots for plain jobs. A glidein does not fit into them.
 SLOTS = {
     "SLOT_TYPE_1": "cpus=1, mem=75%, disk=75%", "SLOT_TYPE_2": "cpus=1, mem=64, disk=5%", "NUM_SLOTS_TYPE_2": "2",
 }  # fmt: skip
@@ -29,7 +29,8 @@ SLOTS = {
 def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, Any]:
     """Measure the overhead with one glidein that has two lanes.
 
-    Rates are medians over the runs. The two numbers of a ratio come from the same run.
+    Each measurement is repeated. Rates and ratios are medians over the repetitions. A ratio divides two rates of the
+    same repetition.
     """
     with rig(cores=3, settings=SLOTS) as bench:
         bench.sweep(64, {}, glideins=1)
@@ -99,11 +100,11 @@ def _bare_engine(count: int) -> float:
 
 def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
     """Return the share of time in which a new glidein's engine computes, between the first and the last record."""
-    options = {"record_seconds": 0.02 + number * 1e-6}  # each number gives a new template, so a new glidein starts
+    options = {"record_seconds": 0.02 + number * 1e-6}  # a new value means a new template, and so a new glidein
     bench.sweep(count, options, glideins=1)
     collector = Collector()
     mine = f'{Machine.TEMPLATE} == "{Template("noop", "noop", options=options).digest}" && {Machine.SERVED} == {count}'
     while not (lanes := collector.lanes([Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL], mine)):
-        time.sleep(0.25)  # the ad is updated within two seconds
+        time.sleep(0.25)  # within two seconds, the lane's ad has the last values
     lane = lanes[0]
     return float(lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE]))

@@ -21,7 +21,7 @@ from glide.template import Template
 from glide.vocabulary import SOCKET_VARIABLE, Job
 
 KILLS = 20
-REPLACE_SECONDS = 20.0  # seconds; if a lost glidein is not replaced within this time, it will not be replaced
+REPLACE_SECONDS = 20.0  # if a killed glidein is not replaced within this number of seconds, it is never replaced
 OPTIONS = {"record_seconds": 0.02}
 
 
@@ -52,9 +52,12 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
     """Run a sweep with three long jobs on three glideins, so that some lanes are free. Kill busy glideins one by one.
 
-    The sweep ends after enough kills, or when a glidein was not replaced. If the free lanes take the lost records very
-    fast, the factory sees no waiting job and does not replace the glidein. Then the next sweep starts the missing
-    glidein.
+    The sweep ends after enough kills, or when a killed glidein is not replaced. A glidein is not replaced if free lanes
+    take the lost records so fast that the factory sees no waiting job. The next sweep starts the missing glidein.
+
+    Args:
+        kills: number of measurements that are needed in total.
+        seconds: the measurements so far, in seconds; new measurements are appended.
     """
     finished = threading.Event()
     killer = threading.Thread(target=_kill, args=(bench, kills, seconds, finished), daemon=True)
@@ -65,7 +68,7 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
         if finished.is_set():
             raise Enough
 
-    # The records of a job take 20 s per kill. This is longer than a kill and the start of the new glidein together.
+    # A job lasts 20 s for each kill, because a kill and the start of the new glidein take less than 20 s together.
     records = kills * 20 * 50
     with suppress(Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
@@ -74,7 +77,7 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
 
 def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
     rng = random.Random(1)
-    complete_at = time.monotonic()  # the latest monotonic time when all three glideins ran
+    complete_at = time.monotonic()  # latest time when all three glideins ran (monotonic seconds)
     while len(seconds) < kills and not finished.is_set() and time.monotonic() - complete_at < REPLACE_SECONDS:
         time.sleep(rng.uniform(2.0, 4.0))
         masters = bench.pool.glidein_masters()
@@ -91,19 +94,23 @@ def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Even
 
 
 def _has_client(bench: Rig, master: processes.Process) -> bool:
-    """Return whether an invocation job runs on the glidein to which a master process belongs."""
+    """Return whether an invocation job runs on the glidein of this condor_master process."""
     folder = str(Path(master.variable("CONDOR_CONFIG") or "").parent)
     running = bench.pool.processes()
     return any((client.variable(SOCKET_VARIABLE) or "").startswith(folder) for client in running)
 
 
 def wait_for_restart(events: EventLog, finished: threading.Event) -> float | None:
-    """Wait for the start of an invocation job that was submitted after the loss.
+    """Wait for the start of an invocation job that the driver submits after the loss of a glidein.
 
-    Such a job carries lost records, because the driver submitted all original jobs of the sweep before the loss.
+    Such a job has lost records, because the driver submitted all other jobs of the sweep before the loss.
+
+    Args:
+        events: the event log, read up to the moment of the loss.
+        finished: an event that is set when the sweep has finished.
 
     Returns:
-        The monotonic time of this start; None if no such job starts within 120 s, or if the sweep has finished.
+        Time when the job started (monotonic seconds); None if no such job starts within 120 s or before `finished`.
     """
     access_point = AccessPoint()
     replaced: set[str] = set()
@@ -119,7 +126,7 @@ def wait_for_restart(events: EventLog, finished: threading.Event) -> float | Non
 
 
 def _is_invocation_job(access_point: AccessPoint, job: str) -> bool:
-    """Return whether a job carries records. A job without records is a glidein that replaces the killed glidein."""
+    """Return whether a job is an invocation job. If not, it is an outer job that replaces the killed glidein."""
     return bool(access_point.jobs(f"{any_of([job])} && {Job.PART} =!= undefined", ["ProcId"]))
 
 
@@ -139,12 +146,12 @@ def _kill_under_a_plain_job(bench: Rig) -> dict[str, float]:
     template = Template("noop", "noop", options=OPTIONS)
     macros = {
         "digest": template.digest, "model": "noop", "initialdir": str(folder),
-        f"My.{Job.SPEC}": job_file_value(template.to_json()), f"My.{Job.WANTED}": "2",  # the factory keeps two glideins
+        f"My.{Job.SPEC}": job_file_value(template.to_json()), f"My.{Job.WANTED}": "2",  # the run wants two glideins
     }  # fmt: skip
     text = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     cluster = access_point.submit(text.replace("\nqueue", "\nqueue 2"), macros, spool=True)
     _wait_for_start(events, cluster)
-    while len(bench.pool.glidein_masters()) < 2:  # the job needs a second glidein to which it can move
+    while len(bench.pool.glidein_masters()) < 2:  # wait for the second glidein, to which the lost job can move
         time.sleep(0.2)
     time.sleep(5.0)
     (job,) = access_point.jobs(f"ClusterId == {cluster} && ProcId == 0", ["RemoteHost"])

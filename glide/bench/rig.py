@@ -48,7 +48,7 @@ class Rig:
     def drain(self) -> None:
         """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        close(site, "bench")  # if the entry were open, the factory would reject the empty queue as implausible
+        close(site, "bench")  # the factory rejects a suddenly empty queue as implausible if an entry is open
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):
@@ -70,7 +70,7 @@ class Rig:
             options: options of the noop engine.
             watch: a function that is called with the progress in each cycle of the driver. It may raise Enough.
             texts: texts of the records; if empty, the texts are `text 0`, `text 1` and so on.
-            changes: keys of the sweep file that override the default keys.
+            changes: keys of the sweep file, with values that replace the default values.
         """
         self.runs += 1
         print(f"bench: sweep {self.runs}, {count} records, {options or 'no options'}, {changes}", file=sys.stderr)
@@ -102,7 +102,7 @@ def rig(
     entries: Sequence[Mapping[str, Any]] = ({"name": "bench"},),
     **entry: Any,
 ) -> Iterator[Rig]:
-    """Start a new pool and a factory for it, and stop both at the end.
+    """Provide a new pool and a factory for it in a `with` block, and stop both at the end of the block.
 
     Args:
         cores: number of CPU cores that the pool offers. The machine may have fewer, because noop engines only sleep.
@@ -111,8 +111,8 @@ def rig(
         settings: further HTCondor configuration of the pool.
         outer: HTCondor configuration of a second pool. The second pool has the cores, and glideins are submitted to it.
             If `outer` is None, glideins are submitted to the pool that they join.
-        entries: keys of each entry of the site.
-        entry: further keys of all entries.
+        entries: for each entry of the site, its own keys and their values.
+        entry: keys and values that all entries have.
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="glide-bench-") as name:
@@ -137,7 +137,7 @@ def rig(
             with factory(folder / "site.yaml"):
                 yield Rig(folder, pool, below)
         finally:
-            # Ignore these signals now, because a second Ctrl-C would leave the pools running.
+            # Ignore SIGINT and SIGTERM while the pools stop, because a second Ctrl-C here leaves the pools running.
             handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
             for each in dict.fromkeys((pool, below)):
                 each.down()

@@ -22,7 +22,7 @@ from glide.vocabulary import JobStatus
 
 CORES = 2
 RECORDS = 384
-LONG = 6 * RECORDS  # number of records for the comparison of the inferences alone
+LONG = 6 * RECORDS  # number of records for the comparison without the loading of models
 PER_JOB = 8
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}
@@ -31,9 +31,9 @@ OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB
 def sticky(repeat: int) -> dict[str, Any]:
     """Measure the makespan of each way, and divide it by the makespan of `sticky`.
 
-    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` compares the inferences
-    alone. It is the time from the first warm lane to the last gathered result, divided by the time in which the plain
-    processes compute.
+    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` is a comparison without
+    starts and loading: the time from the first warm lane to the last gathered result, divided by the time in which the
+    plain processes compute.
     """
     seconds: dict[str, list[float]] = {}
     serving: dict[str, list[float]] = {}
@@ -107,7 +107,7 @@ def _resident(bench: Rig, model: Path, count: int) -> tuple[float, float]:
 
 def _start_cold_job(*arguments: str) -> subprocess.Popen[bytes]:
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "glide.bench.cold_job", *arguments]
-    return subprocess.Popen(command, stdout=sys.stderr)  # the engine's output must not mix with the result
+    return subprocess.Popen(command, stdout=sys.stderr)  # standard output must contain only the benchmark's result
 
 
 def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
@@ -130,7 +130,7 @@ def _load_in_each_job(bench: Rig, model: Path, transfer: bool) -> float:
     """Run HTCondor jobs that each load the model, and return the seconds until the last job has ended.
 
     Args:
-        transfer: whether HTCondor sends the model's files with each job. Otherwise the jobs read them on the node.
+        transfer: whether HTCondor sends the model's files with each job. If not, the jobs read the files on the node.
     """
     bench.drain()
     folder = bench.folder / f"jobs-{time.monotonic_ns()}"

@@ -1,4 +1,4 @@
-"""The command line. Each noun has its own module. This module turns errors into messages and exit codes."""
+"""The command line of glide. This module imports the wanted command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def application(wanted: str = "") -> typer.Typer:
         help="Run prompts through warm models on preemptible GPUs, with HTCondor. Example: glide sweep run sweep.yaml",
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     )  # fmt: skip
-    app.callback()(lambda: None)  # without a callback, typer would not accept the name of a single command
+    app.callback()(lambda: None)  # without a callback, typer does not accept the name of a single command
     for name in [wanted] if wanted in COMMANDS else COMMANDS:
         module = import_module(f"glide.cli.{COMMANDS[name]}")
         if group := getattr(module, "app", None):
@@ -44,9 +44,9 @@ def application(wanted: str = "") -> typer.Typer:
 
 
 def main() -> None:
-    """Run `glide`."""
+    """Run the program `glide`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A user's text may have characters that the locale cannot encode. Escape them, as Python does on stderr.
+        # Output can have characters that the locale cannot encode. Escape these characters, as Python does on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
     # Treat SIGTERM like Ctrl-C, so that a command stops what it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _describe_os_error(error: OSError) -> str:
-    """Return a message with the file and the cause. If a variable sets the file's folder, name also this variable."""
+    """Return a message with the path and the cause, and with the variable that sets the folder, such as GLIDE_HOME."""
     from glide.condor import home
     from glide.condor.install import cache_dir
 
@@ -83,5 +83,5 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _concerns(path: Path, folder: Path) -> bool:
-    """Return whether an error at a path concerns a folder: the path is in the folder, or is a parent of the folder."""
+    """Return whether an error at a path is a problem of a folder: the path is in the folder, or is its parent."""
     return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

@@ -35,9 +35,9 @@ def doctor(
 ) -> None:
     """Diagnose this pool and suggest fixes. Example: glide doctor --quick
 
-    If a factory runs, the doctor also sends one test record to a warm lane and waits for the result. No glidein unloads
-    a model for this record. A glidein without a model or a new glidein serves the record. A new glidein then stays for
-    the idle_seconds of its entry.
+    If a factory runs, the doctor also sends one test record and waits for its result. A glidein without a model serves
+    the record, or a new glidein. No glidein unloads a model for it. A new glidein stays until it has been idle for the
+    idle_seconds of its entry.
     """
     try:
         diagnoses = examine(config or (), 0.0 if quick else wait, timeout)

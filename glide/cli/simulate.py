@@ -28,7 +28,7 @@ def simulate(
     """Simulate a sweep on the nodes of a trace. Example: glide simulate cluster.yaml --plot a.png
 
     The trace describes when nodes come and go. glide's own code decides which glideins and jobs are submitted, and how
-    records are packed into jobs. All times are simulated. Exit code 1: a variant has finished no record.
+    records are packed into jobs. All times are simulated. Exit code 1: a variant of the trace has finished no record.
     """
     if plot and (plot.suffix != ".png" or not plot.parent.is_dir()):
         raise InputError(f"{plot}: name a file that ends with .png, in a folder that exists")
@@ -63,6 +63,6 @@ def _table(found: dict[str, Outcome]) -> Table:
 
 
 def _draw(file: Path, found: dict[str, Outcome]) -> None:
-    from glide.report.simulation import draw  # the import is here, because importing matplotlib is slow
+    from glide.report.simulation import draw  # not at the top, because importing matplotlib is slow
 
     draw(file, {name: (each.times, each.curve, each.warm) for name, each in found.items()})

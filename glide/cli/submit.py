@@ -27,7 +27,7 @@ def submit(
 ) -> None:
     """Submit a job file with spooling, and print the cluster id. Example: glide submit invocation.sub --watch
 
-    Completed jobs stay in the queue until `glide gather` fetches their outputs, but at most 30 days.
+    Completed jobs stay in the queue until `glide gather` fetches their outputs, for at most 30 days.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -74,8 +74,8 @@ def gather(
     The command fetches the output, error and log files of each job, and the files that the job file lists. If the job
     file lists no files, the command fetches all files that the job has created. Files keep their names. If the
     initialdir of a job is not the folder of the job file, the job's files go into a folder with the initialdir's name.
-    Nothing is overwritten. If several jobs list the same file, or if a file exists already, the file goes into a folder
-    CLUSTER.PROC of its job. Jobs that share a log get one common log.
+    Nothing is overwritten. If a file exists already, or if several jobs list the same file, the file goes into a folder
+    with the id of its job (CLUSTER.PROC). Jobs that share a log get one common log.
 
     A job leaves the queue when its outputs are on disk. Exit 3: some jobs have not completed; gather again later.
     Exit 1: the outputs of a job could not be fetched. That job stays in the queue, and all other jobs are gathered.

@@ -42,8 +42,8 @@ def run(
 ) -> None:
     """Run all records of a sweep that have no result. Example: glide sweep run workflows/promptverify/sweep.yaml
 
-    A result is kept as long as its request is the same. So the command completes an interrupted sweep, or a sweep with
-    new records or prompts. If the sweep has finished, the command only prints the table of results.
+    A result is kept as long as its request is the same. So the command completes a sweep that was interrupted, or that
+    has new records or prompts. If the sweep has finished, the command only prints the table of results.
 
     Exit 0: every record has a result. 3: the sweep has finished, and some results are errors. 2: the input is wrong,
     and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted; continue with `glide sweep resume`.
@@ -69,7 +69,7 @@ def retry(
     site: Site = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run again all records whose result is an error. Example: glide sweep retry sweep.yaml --only RecordTimeout
+    """Run all records again whose result is an error. Example: glide sweep retry sweep.yaml --only RecordTimeout
 
     All other results are kept. An error is kept until its record has a new result. The exit codes are those of `run`.
     """
@@ -115,7 +115,7 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
 def _run(file: Path, site: Path | None, as_json: bool, only: str | None = None, **how: bool) -> None:
     sweep = prepare(file)
     if site is not None:
-        load(site, SiteFile)  # report a mistake in the site file before anything starts
+        load(site, SiteFile)  # a mistake in the site file must be reported before anything starts
     with closing(open_results(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", only=only, **how)) as results:
         for note in results.notes:
             print(note, file=sys.stderr)

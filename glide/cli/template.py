@@ -41,7 +41,7 @@ Source = Annotated[str, typer.Argument(help="A sweep file, or FILE.py:NAME of an
 def show(source: Source, as_json: AsJson = False) -> None:
     """Print a template. Example: glide template show infer.py:verdict
 
-    With --json, the template is complete and includes pickled functions. A sticky job carries a template in this form
+    With --json, the output is the complete template, including a pickled function. A sticky job needs this output
     (submit_templates/sticky.sub).
     """
     template = _template(source)
@@ -87,7 +87,7 @@ def check(source: Source, as_json: AsJson = False) -> None:
 
 @app.command()
 def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> None:
-    """Print the list of a model's files. A web server must serve this list in the same folder as the files.
+    """Print the list of a model's files. A web server with a model must have this list in the model's folder.
 
     Example: glide template files model > model/glide-files.json
     """
@@ -106,11 +106,11 @@ def ticket(
         str, typer.Option(help="Site whose nodes may serve the files, if factories of several sites have run here.")
     ] = "",
 ) -> None:
-    """Write a ticket, with which an ordinary job gets a model's files.
+    """Write a file NAME.glide, with which an ordinary job gets a model's files.
 
     Example: glide template ticket sweep.yaml tiny.glide
 
-    The ticket contains a key to these files. Give the ticket only to your own jobs (submit_templates/files.sub).
+    NAME.glide contains a key to these files. Give it only to your own jobs (submit_templates/files.sub).
     """
     if file.suffix != ".glide":
         raise InputError(f"{file}: the name must end with .glide; jobs then use glide://NAME")
@@ -119,7 +119,7 @@ def ticket(
         raise InputError(f"{source}: its model has no files")
     factories = sorted(path.parent for path in (home() / "factory").glob(f"{site or '*'}/peers"))
     if site and not factories:
-        raise InputError(f"no factory of a site {site!r} has run from {home()}")
+        raise InputError(f"no factory of a site {site!r} has run with GLIDE_HOME {home()}")
     if len(factories) > 1:
         raise InputError(f"several factories have run here; add --site {' or --site '.join(f.name for f in factories)}")
     if factories:
@@ -129,7 +129,7 @@ def ticket(
     else:
         print(
             "glide: no factory has run with this GLIDE_HOME, so jobs get the files from the source, not from nodes:"
-            " each host reads it once",
+            " each host reads the source once",
             file=sys.stderr,
         )
     _write(file, json.dumps(dataclasses.asdict(file_set)), 0o600)
@@ -155,7 +155,7 @@ def _template(source: str) -> Template:
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    sys.path.insert(0, str(path.parent.resolve()))  # Python does the same when it runs a script
+    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script, so that it can import from its folder
     content = runpy.run_path(str(path), run_name="glide_template")
     states = {key: state for key, each in content.items() if (state := _state(each))}
     if not name and len(set(map(id, states.values()))) == 1:

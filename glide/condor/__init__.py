@@ -1,8 +1,10 @@
-"""Use HTCondor on the access point: find or install HTCondor, run an embedded pool, use the queue and the collector.
+"""Use HTCondor on this machine: find or install it, run an embedded pool, use the queue and the collector.
 
-Only glide.condor.bindings imports HTCondor's Python bindings. Other packages use HTCondor without the bindings:
-glide.ssh runs HTCondor's commands on login hosts, glide.files.peers runs condor_status, glide.glidein starts HTCondor's
-daemons, and glide.server.stream writes to a job's spool with HTCondor's chirp protocol.
+Only glide.condor.bindings imports HTCondor's Python bindings. These modules use HTCondor without the bindings:
+- glide.ssh runs HTCondor's commands on login hosts.
+- glide.files.peers runs condor_status.
+- glide.glidein starts HTCondor's daemons.
+- glide.server.stream writes to a job's spool directory with HTCondor's chirp protocol.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ __all__ = ["AccessPoint", "Collector", "EmbeddedPool", "EventLog", "configured",
 
 
 def configured() -> bool:
-    """Return whether CONDOR_CONFIG or /etc/condor/condor_config configures a pool."""
+    """Return whether a pool is configured: CONDOR_CONFIG is set, or /etc/condor/condor_config exists."""
     return "CONDOR_CONFIG" in os.environ or Path("/etc/condor/condor_config").exists()
 
 
 def connect() -> None:
-    """Choose the pool that the bindings use.
+    """Choose the pool that HTCondor's Python bindings use: the first pool of this list that exists.
 
-    The choice is the pool in CONDOR_CONFIG. If CONDOR_CONFIG is not set, the choice is a running embedded pool, or else
-    the system's pool.
+    1. the pool of the configuration file that CONDOR_CONFIG names
+    2. the embedded pool in GLIDE_HOME, if it is running
+    3. the pool of /etc/condor/condor_config
 
     Raises:
         CondorError: none of these pools exists.
@@ -37,5 +40,5 @@ def connect() -> None:
     if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).listens():
         os.environ.update(pool.environment())
     elif not configured():
-        raise CondorError("no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to an existing one's")
+        raise CondorError("no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to the file of another")
     bindings.reload()

@@ -1,7 +1,4 @@
-"""Use the queue of an access point through HTCondor's bindings: submit, spool, query, retrieve and remove jobs.
-
-The modules collector, configuration, event_log and rights use the bindings for other daemons and files.
-"""
+"""Use the queue of an access point through HTCondor's bindings: submit, spool, query, retrieve and remove jobs."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ from glide.condor.signals import defer_signals
 from glide.errors import CondorError, CondorRefused
 from glide.vocabulary import JobStatus
 
-SPOOLING_INPUT = 16  # HTCondor's hold code of a job whose input is being spooled
-SPOOL_SECONDS = 45.0  # if a client spools input for a longer time, in seconds, the client was probably killed
-SUBMIT_SECONDS = 60.0  # time limit of a submission with little input, in seconds; the bindings have no time limit
+SPOOLING_INPUT = 16  # HTCondor's HoldReasonCode while the input files of a job are being spooled
+SPOOL_SECONDS = 45.0  # longest expected time to spool a job's input files, in seconds
+SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in seconds
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # this account's User, by the access point's address; a User never changes
+_USERS: dict[str, str] = {}  # values of AccessPoint.user, by the address of the access point
 
 
 def ad_to_dict(ad: Any) -> dict[str, Any]:
     """Return a ClassAd as a dict of Python values. Leave out attributes whose value is undefined or an error."""
     expression, nothing = bindings.classad2.ExprTree, bindings.classad2.Value
-    # Evaluate only expressions, because most attributes are plain values. For a large queue, the evaluation of all
-    # attributes would take six times as long.
+    # Most attributes are plain values. Only expressions are evaluated, because evaluating all attributes of a large
+    # queue takes six times as long.
     values = ((name, ad.eval(name) if isinstance(value, expression) else value) for name, value in ad.items())
     return {name: value for name, value in values if not isinstance(value, nothing)}
 
@@ -39,12 +36,12 @@ def ad_to_dict(ad: Any) -> dict[str, Any]:
 class AccessPoint:
     """A schedd of the configured pool or of another pool.
 
-    After a failed call, the schedd is located again, because a restarted pool has new addresses.
+    After a failed call, the collector is asked for the schedd's address again. A restarted schedd has a new address.
 
     Args:
-        name: the schedd's name. None stands for the default schedd of the configured pool, or for the only schedd of
-            another pool.
-        collector: address of another pool's collector; None for the configured pool.
+        name: the schedd's name. None: the default schedd of the configured pool. If `collector` is given, None means
+            the only schedd of that pool.
+        collector: address of another pool's collector. None: the configured pool.
 
     Raises:
         CondorError: the schedd does not answer.
@@ -58,7 +55,7 @@ class AccessPoint:
 
     @defer_signals()
     def _find(self) -> tuple[Any, Any]:
-        """Return the schedd's location and the bindings' object for it."""
+        """Return the schedd's location ad and the bindings' Schedd object."""
         if self._found is None:
             try:
                 kind = bindings.htcondor2.DaemonType.Schedd
@@ -82,7 +79,7 @@ class AccessPoint:
 
     @property
     def schedd(self) -> Any:
-        """The bindings' object for the schedd."""
+        """The bindings' Schedd object for this schedd."""
         return self._find()[1]
 
     @property
@@ -107,15 +104,16 @@ class AccessPoint:
         spool: bool = False,
         seconds: float = SUBMIT_SECONDS,
     ) -> int:
-        """Submit the text of a job file as one cluster, and return the cluster's number.
+        """Submit one cluster of jobs, and return the cluster's number.
 
-        If the submission fails, the queue contains no job of this cluster, or only held jobs that lack their input.
+        After a failed submission, the queue contains no job of this cluster, or only held jobs without input files.
 
         Args:
-            macros: values for macros. These values replace the values in the description.
-            items: one item for each job, with further macros for this job. Without items, the queue statement in the
-                description decides how many jobs are submitted.
-            spool: whether to send the input files to the access point, so that the jobs do not need this machine.
+            description: the text of a job file.
+            macros: values of macros by name. They replace the values in the description.
+            items: for each job, the values of further macros by name. If empty, the queue statement in the description
+                decides how many jobs are submitted.
+            spool: whether the input files are copied to the access point, so that the jobs do not need this machine.
             seconds: time limit of the submission, in seconds.
 
         Raises:
@@ -137,7 +135,7 @@ class AccessPoint:
                 result = self.schedd.submit(submit, spool=spool)
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
-            self.time()  # raises CondorError if HTCondor does not answer at all
+            self.time()  # `time` raises CondorError if HTCondor does not answer
             raise CondorRefused(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:
@@ -152,19 +150,20 @@ class AccessPoint:
 
     @defer_signals()
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
-        """Return the jobs that a constraint selects. A job has only the requested attributes that its ad defines.
+        """Return attributes of each job that a constraint selects. Attributes that a job does not define are left out.
 
-        While the input of a job is being spooled, HTCondor holds the job. For the first SPOOL_SECONDS, this method
-        returns such a job as idle.
+        HTCondor holds a job while the job's input files are being spooled. During the first SPOOL_SECONDS of this hold,
+        the returned JobStatus is idle.
 
         Args:
-            limit: maximum number of jobs; -1 for all jobs.
+            attributes: names of the attributes to return.
+            limit: maximum number of jobs; -1: no maximum.
         """
         wanted = {*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"}
         jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            with suppress(KeyError, TypeError):  # a job's owner can set these attributes to any value
+            with suppress(KeyError, TypeError):  # a user can edit a job's times, so they may be missing or texts
                 if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
@@ -180,7 +179,7 @@ class AccessPoint:
         self._call("retrieve", constraint)
 
     def edit(self, job: str, attribute: str, expression: str) -> None:
-        """Set an attribute of a job (cluster.proc), or of all jobs that a constraint selects."""
+        """Set an attribute of jobs to an expression. `job` is a job (cluster.proc) or a constraint."""
         self._isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
 
     @defer_signals()
@@ -188,26 +187,24 @@ class AccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         result = self._call(
             "act", bindings.htcondor2.JobAction.Remove, constraint, reason=(reason, 0)
-        )  # if the reason is not a tuple, the bindings ignore it
+        )  # the bindings ignore a reason that is not in a tuple
         return int(result.get("TotalSuccess", 0))
 
     def reconsider(self, constraint: str, priority: int) -> None:
-        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again.
+        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again. Ignore errors.
 
-        If no job is left, do nothing.
-
-        If a slot refuses a matched job, the schedd of HTCondor 25.14 still considers the job matched until the schedd
-        rebuilds its list of runnable jobs. The schedd rebuilds the list when a job arrives, when a priority is set, and
-        after 20 minutes.
+        After a slot has refused a matched job, the schedd of HTCondor 25.14 still treats the job as matched. This ends
+        when the schedd rebuilds its list of runnable jobs. The schedd rebuilds the list when a job arrives, when a
+        priority is set, and after 20 minutes.
         """
         with suppress(CondorError):
             self.edit(constraint, "JobPrio", str(priority))
 
     def _isolated(self, call: Callable[[], Answer], seconds: float) -> Answer:
-        """Run a call of the bindings with a time limit, and return the result. The bindings themselves set no limit.
+        """Run a call of the bindings in its own process, and return the result.
 
         Raises:
-            CondorError: for the same reasons as in `isolated`.
+            CondorError: the call failed, or took longer than `seconds`.
         """
         try:
             return isolated(call, seconds)
@@ -230,7 +227,7 @@ def read_submit_file(path: Path) -> str:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        text = content.decode("latin-1")  # condor_submit accepts any bytes, and Latin-1 has a character for each byte
+        text = content.decode("latin-1")  # condor_submit accepts any bytes, and Latin-1 can decode any bytes
     try:
         bindings.htcondor2.Submit(text)
     except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
@@ -239,17 +236,17 @@ def read_submit_file(path: Path) -> str:
 
 
 def parameter(name: str) -> str | None:
-    """Return a parameter of HTCondor's configuration, such as UID_DOMAIN; None if the parameter is not defined."""
+    """Return the value of an HTCondor configuration parameter, such as UID_DOMAIN; None if it is not defined."""
     value = bindings.htcondor2.param.get(name)
     return None if value is None else str(value)
 
 
 def job_file_value(text: str) -> str:
-    """Put a text into quotes, so that a job file can set an attribute to this text. Escape only quotes in the text.
+    """Return a text in quotes, as a job file writes the value of an attribute. Only quotes in the text are escaped.
 
     Raises:
-        CondorError: the text contains a control character or ends with a backslash. Such a text could change the next
-            lines of the job file.
+        CondorError: the text contains a control character or ends with a backslash. Such a text could change how
+            HTCondor reads the next lines of the job file.
     """
     if _CONTROL.search(text) or text.endswith("\\"):
         raise CondorError(f"a job file cannot have this value for an attribute: {text!r:.200}")
@@ -266,5 +263,5 @@ def quoted(text: str) -> str:
 
 
 def any_of(jobs: Iterable[str]) -> str:
-    """Return the constraint that selects these jobs. Each job is given as cluster.proc."""
+    """Return a ClassAd constraint that selects the given jobs. A job is given as cluster.proc."""
     return " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in jobs)

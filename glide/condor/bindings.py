@@ -1,8 +1,8 @@
-"""Import htcondor2 and classad2 only when a program first uses them.
+"""Import HTCondor's Python modules htcondor2 and classad2 when they are first used.
 
-The import reads HTCondor's configuration. So a late import allows `glide.condor.connect` to choose the pool after the
-rest of glide was imported. If HTCondor has no configuration, the import of htcondor2 sets CONDOR_CONFIG to /dev/null
-for this process and its children.
+htcondor2 reads HTCondor's configuration when it is imported. The import is late, so that `glide.condor.connect` can
+choose the pool first. If HTCondor has no configuration, the import of htcondor2 sets CONDOR_CONFIG to /dev/null for
+this process and its children.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import importlib
 import os
 from typing import Any
 
-QUERY_SECONDS = "20"  # time limit for an answer of the collector, in seconds; HTCondor's default is 60
+QUERY_SECONDS = "20"  # time limit of a query to a daemon, in seconds; HTCondor's default is 60
 
 
 def __getattr__(name: str) -> Any:
     if name not in ("htcondor2", "classad2"):
         raise AttributeError(name)
-    globals()[name] = module = importlib.import_module(name)  # Python calls this function only for missing names
+    # Python calls __getattr__ only for names that globals() does not contain, so the import runs once.
+    globals()[name] = module = importlib.import_module(name)
     if name == "htcondor2":
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS
     return module
@@ -31,5 +32,5 @@ def reload() -> None:
 
 
 def version() -> str:
-    """Return the version of HTCondor that the bindings belong to."""
+    """Return the version of HTCondor's Python bindings."""
     return str(__getattr__("htcondor2").version())

@@ -1,7 +1,7 @@
-"""Run calls with a time limit, each in its own process. `ask` runs several calls together. `isolated` runs one call.
+"""Run calls of HTCondor's Python bindings with a time limit, each call in its own process.
 
-HTCondor's bindings hold Python's global lock until a daemon answers. So no thread of the same process can interrupt a
-call. Most calls give up by themselves after about 20 s. A ping and a query for a daemon's configuration never give up.
+The bindings hold Python's global lock until a daemon answers, so no thread of the same process can interrupt a call.
+Most calls give up by themselves after about 20 s. A ping and a query for a daemon's configuration never give up.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from typing import Any, TypeVar
 from glide.errors import CondorError, GlideError, describe_bug
 from glide.system import end_with_parent
 
-CALL_SECONDS = 20.0  # default time limit of a call, in seconds; the bindings have about the same limit for a query
+CALL_SECONDS = 20.0  # default time limit of a call, in seconds; the bindings' own limit of a query is about the same
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class NoReply:
-    """The reason why a call has no answer, and the class of the error to raise."""
+    """The result of a failed call. `reason` is the error message. `kind` is the class of the error to raise."""
 
     reason: str
     kind: type[CondorError] = CondorError
 
 
 def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Run the calls at the same time, and return the results by the names of the calls.
+    """Run several calls at the same time, each in its own process. Return the results of the calls by name.
 
     If a call raises an error or takes longer than `seconds`, the result of this call is a NoReply.
+
+    Args:
+        questions: the calls by name.
+        seconds: time limit of all calls together, in seconds.
     """
     processes = multiprocessing.get_context("fork")
     asked = {}
@@ -55,11 +59,11 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
 def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answer:
     """Run a call of the bindings in its own process, and return the result.
 
-    If `ask` started the current process, run the call in the current process.
+    If the current process was started by `ask`, the call runs in the current process, without a time limit.
 
     Raises:
-        CondorError: the call raised an error or took longer than `seconds`, or no process can be started. If the call
-            raised a subclass of CondorError, an error of this subclass is raised.
+        CondorError: the call raised an error or took longer than `seconds`, or no process can be started. A subclass
+            of CondorError that the call raised is kept.
     """
     if multiprocessing.current_process().daemon:
         return call()
@@ -92,5 +96,5 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     except (GlideError, OSError) as error:
         pipe.send(NoReply(str(error)))
     except Exception as error:
-        # If a bug in glide raises an exception here, the result is its description, so that the other calls continue.
+        # All other exceptions come from bugs in glide. The caller of `ask` gets a description of the bug.
         pipe.send(NoReply(describe_bug(error)))

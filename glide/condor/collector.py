@@ -13,9 +13,10 @@ from glide.errors import CondorError
 
 
 class Collector:
-    """The collector of the configured pool, or the collector at an address.
+    """The collector of a pool. After a failed call, the collector's address is looked up again.
 
-    After a failed call, the collector is located again.
+    Args:
+        address: the collector's address. None: the collector of the configured pool.
     """
 
     def __init__(self, address: str | None = None):
@@ -35,7 +36,7 @@ class Collector:
 
     @defer_signals()
     def lanes(self, attributes: Iterable[str], constraint: str = "GlideId =!= undefined") -> list[dict[str, Any]]:
-        """Return the machine ads of lanes. An ad contains only the requested attributes that the lane defines."""
+        """Return the requested attributes of each lane. Attributes that a lane does not define are left out."""
         found = self._call("query", bindings.htcondor2.AdType.Slot, constraint, list(attributes))
         return [ad_to_dict(ad) for ad in found]
 
@@ -46,15 +47,16 @@ class Collector:
         """Return ads of all kinds of daemons.
 
         Args:
-            attributes: names of attributes whose values are returned.
-            expressions: names of further attributes. For each of these, the text of the expression is returned.
+            attributes: names of the attributes to return as values.
+            expressions: names of the attributes to return as texts, without evaluating their expressions.
+            constraint: expression that selects the ads.
         """
         found = self._call("query", bindings.htcondor2.AdType.Any, constraint, [*attributes, *expressions])
         return [ad_to_dict(ad) | {name: str(ad.lookup(name)) for name in expressions if name in ad} for ad in found]
 
     @defer_signals()
     def age(self) -> float:
-        """Return the seconds since the collector started. When the collector restarts, it loses all its ads.
+        """Return the seconds since the collector started. A collector that has just started has no ads.
 
         If the pool has several collectors, return the age of the youngest collector. If no collector reports its age,
         return infinity.
@@ -66,9 +68,9 @@ class Collector:
 
     @defer_signals()
     def expunge(self, constraint: str) -> None:
-        """Remove the machine ads that a constraint selects.
+        """Remove the slot ads that a constraint selects from the collector.
 
-        If the ads of a dead daemon are not removed, jobs can match these ads until the ads expire.
+        Jobs match the slots of a dead node until the ads of these slots are removed or expire.
         """
         ad = bindings.classad2.ClassAd({"MyType": "Query", "TargetType": "Machine"})
         ad["Requirements"] = bindings.classad2.ExprTree(constraint)
@@ -85,13 +87,13 @@ class Collector:
 
 @defer_signals()
 def locate(daemon: str) -> Any:
-    """Return the location of a daemon of the pool. Calls of the bindings need this location.
+    """Return the location ad of a daemon of the pool. The bindings need this ad to contact the daemon.
 
     Args:
-        daemon: kind of the daemon: Schedd, Negotiator, …
+        daemon: type of the daemon: Schedd, Negotiator, …
 
     Raises:
-        CondorError: the collector does not answer, or it has no ad of such a daemon.
+        CondorError: the collector does not answer, or has no ad of a daemon of this type.
     """
     try:
         return bindings.htcondor2.Collector().locate(getattr(bindings.htcondor2.DaemonType, daemon))
@@ -100,7 +102,7 @@ def locate(daemon: str) -> Any:
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Return the host and the port of an address in HTCondor's notation.
+    """Return the host and the port of an address in HTCondor's notation, such as <10.0.0.1:9618?addrs=…>.
 
     Raises:
         CondorError: the text is not an address in this notation.

@@ -1,4 +1,4 @@
-"""Read the configuration of a daemon. If the daemon refuses to show it, read the configuration of this machine."""
+"""Read the configuration of a daemon. If the daemon refuses the query, read the configuration of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Configuration:
 
     Attributes:
         values: the value of each parameter, by name. Parameters that are not defined are left out.
-        from_daemon: whether the daemon itself has reported the values. If not, this machine's files contain the values.
+        from_daemon: whether the daemon reported the values. If not, they come from this machine's configuration.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -29,14 +29,14 @@ class Configuration:
 
 
 def configuration(daemon: str, names: Iterable[str]) -> Configuration:
-    """Return configuration parameters of a daemon of the pool.
+    """Return the values of some configuration parameters of a daemon of the pool.
 
     Args:
-        daemon: kind of the daemon: Schedd, Negotiator, …
+        daemon: type of the daemon: Schedd, Negotiator, …
         names: names of the parameters.
 
     Raises:
-        CondorError: the pool has no such daemon, or the daemon does not answer.
+        CondorError: the pool has no daemon of this type, or the daemon does not answer.
     """
     return isolated(partial(_read, locate(daemon), tuple(names)))
 
@@ -50,7 +50,7 @@ def _read(location: Any, names: tuple[str, ...]) -> Configuration:
 
 
 def _value(text: str) -> Value:
-    """Evaluate the text of a parameter. Return the value if it is a number or a boolean, else return the text."""
+    """Return the value of a parameter: a number or a boolean if the text evaluates to one, else the text itself."""
     with suppress(ValueError, RuntimeError, bindings.classad2.ClassAdException):
         found = bindings.classad2.ExprTree(text).eval()
         if isinstance(found, bool | int | float):

@@ -13,7 +13,7 @@ from typing import Any
 from glide.condor import bindings
 from glide.condor.signals import defer_signals
 
-# A shadow writes these events as soon as it loses the connection to its starter. The queue shows the loss much later.
+# A shadow writes the events in LOST as soon as it loses its starter. The queue shows the loss much later.
 LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
 ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXCEPTION", *LOST)
 
@@ -57,7 +57,7 @@ class EventLog:
         """Return the events that were written since the last call. Do not wait for new events."""
         try:
             status = os.stat(self.path)
-        except OSError:  # the log does not exist before the first job, and for a moment when it is rotated
+        except OSError:  # the log is missing before the first job, and for a moment while HTCondor rotates it
             return self._read()
         replaced = self.log is not None and (self.inode != status.st_ino or status.st_size < self.size)
         events = self._read() if replaced and self.inode != status.st_ino else []  # unread events of the rotated file

@@ -1,10 +1,10 @@
 """Find HTCondor, or install it privately: without root, and only in glide's own cache folder.
 
-The private installation uses Debian's package `condor` and the packages of the libraries that `condor` needs.
-`dpkg-deb -x` unpacks the packages. Then each program is changed so that its interpreter and its library path are in the
-unpacked folder. The programs can run from any folder, so an archive of the unpacked folder is made for nodes. Nothing
-is registered with the system. apt downloads the packages, and verifies the packages with the system's keyrings and with
-checksums. apt's state is in glide's folder.
+A private installation has these steps. The system's list of installed packages does not change.
+1. apt downloads Debian's package `condor` and the libraries that it needs. It checks them with the system's keyrings.
+2. `dpkg-deb -x` unpacks the packages into one folder.
+3. The programs are changed so that they find their libraries in the same folder, wherever the folder is.
+4. The folder is packed into an archive, so that nodes without HTCondor can use it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathlib import Path
 from glide.errors import CondorError
 from glide.files.elf import PROGRAMS, ROOM, repoint
 
-# The HTCondor in Debian's stable suite is too old for the bindings. If the system's own suites have no HTCondor of
-# version OLDEST or newer, HTCondor and its libraries are downloaded from SUITE.
+# The HTCondor in Debian's stable suite is too old for the bindings. If the system's package sources have no HTCondor of
+# version OLDEST or newer, HTCondor and its libraries are downloaded from Debian's suite SUITE.
 OLDEST = 24
 SUITE = "forky"
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 BUNDLE = "condor.tar.gz"
-STEP_SECONDS = 600.0  # time limit of one command of the installation, in seconds; one command downloads one package
-# Nodes do not need these programs and folders, because only access points and central managers use them, or because
-# they contain documentation.
+STEP_SECONDS = 600.0  # time limit of one command, such as the download of one package, in seconds
+# The archive for nodes leaves out the files and folders in NOT_ON_NODES. They are documentation, or only access points
+# and central managers use them.
 NOT_ON_NODES = tuple(
     f"condor/usr/{name}"
     for name in (
@@ -50,7 +50,7 @@ OTHER_WAYS = """Other ways to get HTCondor, after which glide finds it on the PA
 
 @dataclass(frozen=True)
 class Installation:
-    """The folders of one HTCondor installation. `release_dir` is HTCondor's RELEASE_DIR."""
+    """The folders of an HTCondor installation: HTCondor's RELEASE_DIR, LIBEXEC and LIB."""
 
     release_dir: Path
     libexec: Path
@@ -89,12 +89,14 @@ class Installation:
 
 
 def cache_dir() -> Path:
-    """Return the folder for all files that glide downloads: XDG_CACHE_HOME/glide."""
+    """Return the folder for all files that glide downloads: $XDG_CACHE_HOME/glide, by default ~/.cache/glide."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glide"
 
 
 def find() -> Installation | None:
-    """Return the installation in GLIDE_CONDOR, else that on the PATH, else the private installation, else None.
+    """Return the HTCondor installation to use; None if there is none.
+
+    The search uses this order: the folder in GLIDE_CONDOR, the PATH, the private installation.
 
     Raises:
         CondorError: GLIDE_CONDOR is set, but that folder contains no HTCondor.
@@ -115,7 +117,7 @@ def ensure() -> Installation:
 
 
 def bundle() -> Path | None:
-    """Return the archive of HTCondor for nodes without HTCondor; None if the private installation is not in use."""
+    """Return the archive with HTCondor for nodes. None: this machine does not use a private installation."""
     archive = cache_dir() / BUNDLE
     found = find()
     return archive if found and found.is_private and archive.exists() else None
@@ -149,7 +151,7 @@ def _install(prefix: Path) -> Installation:
             raise CondorError(f"no HTCondor found, and this system has no {tool} to fetch one.\n{OTHER_WAYS}")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with _lock(prefix.parent / "condor.lock"):
-        if found := _installation_at(prefix):  # another process installed HTCondor during the wait
+        if found := _installation_at(prefix):  # another process has just installed HTCondor
             return found
         apt = PrivateApt(prefix.parent / "apt")
         apt.update()
@@ -168,11 +170,11 @@ def _install(prefix: Path) -> Installation:
 
 
 def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> None:
-    """Unpack packages into one folder.
+    """Unpack Debian packages into one folder.
 
     Args:
-        relocatable: whether to change the programs so that glide.files.elf.repoint can make them run in any folder. If
-            false, the programs stay unchanged and need LD_LIBRARY_PATH.
+        relocatable: whether the programs are prepared to run in any folder, after a call of glide.files.elf.repoint. If
+            not, the programs stay unchanged, and need LD_LIBRARY_PATH to find their libraries.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for number, archive in enumerate(archives, 1):
@@ -183,7 +185,7 @@ def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> 
 
 
 class PrivateApt:
-    """apt with the system's keyrings. The lists, the cache and the sources of this apt are in a folder of glide."""
+    """apt with the system's keyrings, but with package lists and a package cache in a folder of glide."""
 
     def __init__(self, state: Path):
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -194,7 +196,7 @@ class PrivateApt:
         self.options: dict[str, object] = {
             "Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status",
             "Dir::Cache": state / "cache",
-            # If root runs apt, apt by default switches to the account _apt, which cannot access a user's cache folder.
+            # This keeps root's apt from switching to the account _apt, which cannot access a user's cache folder.
             "APT::Sandbox::User": "root", "Acquire::Languages": "none", "Acquire::Retries": "3",
         }  # fmt: skip
 
@@ -203,12 +205,12 @@ class PrivateApt:
         return [program, "-q", *flags, *arguments]
 
     def refresh(self) -> None:
-        """Read the package lists of the suites in use. Before a call to `use`, these are the system's own suites."""
+        """Download the package lists of the suite that `use` has chosen, or else of the system's package sources."""
         _report("reading package lists", transient=True)
         _run(self.command("apt-get", "update"))
 
     def update(self) -> None:
-        """Read the package lists of the system's own suites. If they have no recent condor, read the lists of SUITE."""
+        """Find a recent condor in the system's package sources, or else in SUITE. Download the package lists."""
         self.refresh()
         if self._has_recent_condor():
             return
@@ -217,7 +219,7 @@ class PrivateApt:
             raise CondorError(f"no recent condor in {self.sources.read_text('utf-8').strip()}.\n{OTHER_WAYS}")
 
     def use(self, suite: str) -> None:
-        """Use only this suite of Debian, and read its package lists."""
+        """Use only this suite of Debian, and download its package lists."""
         sites = _run(self.command("apt-get", "indextargets", "--format", "$(SITE)")).split()
         debian = next((site for site in sites if site.rstrip("/").endswith("/debian")), None)
         if debian is None:
@@ -229,13 +231,13 @@ class PrivateApt:
         self.refresh()
 
     def download(self, *packages: str) -> list[Path]:
-        """Download packages and all needed libraries. Skip files that an earlier, interrupted run has downloaded."""
+        """Download packages and the libraries that they need. Keep files that an interrupted run has downloaded."""
         names = sorted({name for package in packages for name in self._library_closure(package)})
         archives = self.state / "archives"
         archives.mkdir(exist_ok=True)
         for number, name in enumerate(names, 1):
             _progress("downloading", number, len(names))
-            _run(self.command("apt-get", "download", name), cwd=archives)  # apt-get does nothing if the file exists
+            _run(self.command("apt-get", "download", name), cwd=archives)  # apt-get skips a file that exists already
         _report(f"downloaded {len(names)} packages")
         return sorted(archives.glob("*.deb"))
 
@@ -245,7 +247,7 @@ class PrivateApt:
         return candidate is not None and int(candidate[1]) >= OLDEST
 
     def _library_closure(self, package: str) -> list[str]:
-        """Return a package and the libraries that it needs, also indirectly, but no perl, python or init scripts."""
+        """Return the names of a package and of all libraries that it needs. Leave out perl, python and init scripts."""
         text = _run(self.command("apt-cache", "depends", "--recurse", "--important", package))
         needs: dict[str, list[str]] = {}
         current = ""
@@ -266,7 +268,7 @@ class PrivateApt:
 
 
 def _make_relocatable(tree: Path) -> None:
-    """Set the library path in ELF files to folders of the tree. Reserve space for the loader's path in programs."""
+    """Make library paths in programs relative, and reserve space in programs for the path of the dynamic loader."""
     for link in [path for path in tree.rglob("*") if path.is_symlink()]:
         target = os.readlink(link)
         if target.startswith("/") and (tree / target.lstrip("/")).exists():
@@ -286,14 +288,14 @@ def _make_relocatable(tree: Path) -> None:
         change = ["--set-interpreter", ROOM] if kind.returncode == 0 else []
         programs += [path] if change else []
         rpath = ":".join(f"$ORIGIN/{os.path.relpath(folder, path.parent)}" for folder in folders)
-        # --force-rpath is needed, because a RUNPATH does not apply to the libraries that a library needs. If a file has
-        # no dynamic section (debug stub, static program), patchelf fails. The failure is ignored: no change is needed.
+        # --force-rpath sets an RPATH. A RUNPATH would not apply to libraries that another library needs. patchelf fails
+        # for files without a dynamic section (debug stubs, static programs). Such files need no change.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
     (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs), "utf-8")
 
 
 def _pack(tree: Path, archive: Path) -> None:
-    """Make the archive of HTCondor for nodes."""
+    """Pack the unpacked HTCondor into an archive for nodes. Leave out the files in NOT_ON_NODES."""
     _report("packing it for nodes", transient=True)
     fresh = archive.with_suffix(".new")
     with tarfile.open(fresh, "w:gz", compresslevel=3) as bundle:
@@ -340,7 +342,7 @@ def _report(text: str, transient: bool = False) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock, so that only one process installs at a time. When the process ends, the kernel releases the lock."""
+    """Hold a lock, so that only one process installs at a time. A killed process loses the lock."""
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,6 @@
-"""Settings of an embedded pool. They replace HTCondor's defaults, which suit a campus pool where a job takes an hour.
+"""HTCondor settings of an embedded pool. HTCondor's own defaults suit a campus pool where a job takes an hour.
 
-Settings with the same reason are in one group. Paths, names and addresses are in glide.condor.pool.
+KNOBS groups the settings by their reason. Settings of paths, names and addresses are in glide.condor.pool.
 """
 
 from glide.vocabulary import Job
@@ -15,9 +15,8 @@ KNOBS: dict[str, dict[str, str]] = {
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",
-        # A starter asks its shadow for guidance. If the shadow has not yet reaped its file transfer, the shadow answers
-        # by default that the starter must ask again in 5 s. This pause would delay most jobs with several input files,
-        # and some jobs with fewer input files. This setting prevents the pause.
+        # By default, a shadow that has not yet reaped its file transfer process makes the starter wait for 5 s. This
+        # delays most jobs with several input files, and some other jobs. GUIDANCE_KEEP_CALM_AND prevents the delay.
         "GUIDANCE_KEEP_CALM_AND": "True",
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",
@@ -31,7 +30,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
-        # With the default of 300 s, the negotiator's ad would be expired most of the time.
+        # The negotiator's default interval is 300 s. With CLASSAD_LIFETIME = 60, its ad would mostly be missing.
         "NEGOTIATOR_UPDATE_INTERVAL": "15",
     },
     "A daemon that died is restarted after a second": {
@@ -53,22 +52,21 @@ KNOBS: dict[str, dict[str, str]] = {
         "SHADOW_QUEUE_UPDATE_INTERVAL": "60",
     },
     "The pool shares one machine with other programs": {
-        "PID_SNAPSHOT_INTERVAL": "300",  # each snapshot takes time, because it reads all processes of the machine
+        "PID_SNAPSHOT_INTERVAL": "300",  # seconds between two snapshots, which read all processes of the machine
         "PERIODIC_EXPR_INTERVAL": "10",
         "START": "True",
         "SUSPEND": "False",
         "PREEMPT": "False",
         "KILL": "False",
         "RUNBENCHMARKS": "False",
-        # A disk flush for each job takes too long. Disk flushes would only protect the queue from a power failure.
+        # Disk flushes would slow each job down, and would protect the queue only from a power failure.
         "CONDOR_FSYNC": "False",
         "MASTER_CHECK_NEW_EXEC_INTERVAL": "86400",
         "PREEN": "",
         "MAIL": "/bin/true",
         "SENDMAIL": "/bin/true",
-        # Without these settings, every start would take longer, because HTCondor would ask 15 plugins, Java and the
-        # container runtimes for their capabilities. Do not set FILETRANSFER_PLUGINS to an empty value instead, because
-        # this crashes the starter of HTCondor 25.14.
+        # By default, HTCondor asks 15 file transfer plugins, Java and the container runtimes for their capabilities.
+        # This delays every start. An empty FILETRANSFER_PLUGINS crashes the starter of HTCondor 25.14.
         "ENABLE_URL_TRANSFERS": "False",
         "JAVA": "",
         "DOCKER": "",
@@ -78,9 +76,9 @@ KNOBS: dict[str, dict[str, str]] = {
 }
 
 
-# No node may change these attributes of a queued job. want_io_proxy allows a node to change all other attributes of its
-# job. The access point's PROTECTED_JOB_ATTRS lists the protected attributes. IMMUTABLE_JOB_ATTRS cannot list them,
-# because the schedd itself sets some of these attributes when it spools a job's files.
+# With want_io_proxy, a node can change the attributes of its job in the queue. PROTECTED lists attributes that no node
+# may change. They are the value of PROTECTED_JOB_ATTRS on the access point. IMMUTABLE_JOB_ATTRS is not used, because it
+# would also stop the schedd from setting some of these attributes when it spools a job's files.
 PROTECTED: dict[str, tuple[str, ...]] = {
     "Which files of the access point a node reaches; LimitDirectoryAccess alone makes the others harmless": (
         "LimitDirectoryAccess", "WantIOProxy", "WantRemoteUpdates", "StreamOut", "StreamErr",
@@ -104,19 +102,19 @@ PROTECTED: dict[str, tuple[str, ...]] = {
         Job.RECORDS, Job.LEFT, Job.WANTED, Job.BEST_EFFORT,
     ),
 }  # fmt: skip
-# If one of these attributes is not protected, a node can access any file of the user, or run any code as the user.
+# If an attribute in VITAL is not protected, a node can access any file of the user, or run any code as the user.
 VITAL = (
     "LimitDirectoryAccess", "Iwd", "TransferInput", "UserLog", "Cmd", "Environment", "SUBMIT_Iwd", Job.SPEC,
 )  # fmt: skip
 
 
 def protected() -> str:
-    """Return the value of PROTECTED_JOB_ATTRS."""
+    """Return all attributes in PROTECTED, as the value of HTCondor's parameter PROTECTED_JOB_ATTRS."""
     return ", ".join(name for names in PROTECTED.values() for name in names)
 
 
 def rendered() -> str:
-    """Return KNOBS as HTCondor configuration, with the reasons as comments."""
+    """Return KNOBS as the text of an HTCondor configuration file, with the reasons as comments."""
     return "\n".join(
         "\n".join([f"# {reason}", *(f"{name} = {value}" for name, value in knobs.items())])
         for reason, knobs in KNOBS.items()

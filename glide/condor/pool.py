@@ -1,7 +1,7 @@
 """Start and stop an embedded pool: an HTCondor pool on one machine, which needs no change to the system.
 
-All files of the pool are in GLIDE_HOME (mode 0700): configuration, signing key, queue and logs. The pool has no fixed
-port, and by default it listens only on the loopback address. Pools with different GLIDE_HOMEs are independent.
+All files of the pool are in the folder GLIDE_HOME (mode 0700): configuration, signing key, queue and logs. The pool has
+no fixed port. By default, it listens only on the loopback address. Pools in different folders are independent.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from glide.errors import CondorError, InputError
 from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE, Machine
 
-START_BUDGET = 45.0  # time limit from the start until the schedd and the startd answer, in seconds
-LISTEN_SECONDS = 2.0  # time limit to connect, in seconds; the kernel accepts connections even if the collector is busy
+START_BUDGET = 45.0  # time limit from the start of the pool until its daemons answer, in seconds
+LISTEN_SECONDS = 2.0  # time limit to connect to the collector, in seconds; even a busy collector is faster
 _log = logging.getLogger("glide")
 FORBIDDEN = ',"\\$'  # characters that GLIDE_HOME must not contain; HTCondor uses them for lists, quotes and macros
-LAST_BYTES = 1 << 16  # number of bytes that are read from the end of a log to get its last lines
+LAST_BYTES = 1 << 16  # number of bytes at the end of a log in which its last lines are searched
 TOOL_SECONDS = 30.0  # time limit of one of HTCondor's tools, in seconds
-REAP_SECONDS = 2.0  # time limit for init to reap the processes that it inherited, in seconds
-STOP_BUDGET = 8.0  # time limit of an orderly stop, in seconds; after this time, the remaining processes are killed
+REAP_SECONDS = 2.0  # time limit until the ended masters are no longer in /proc, in seconds
+STOP_BUDGET = 8.0  # time that the master has to stop the pool, in seconds; all processes that are left are killed
 
 
 def home() -> Path:
-    """Return GLIDE_HOME, or by default a folder in XDG_STATE_HOME.
+    """Return the folder of glide's files: GLIDE_HOME, or by default the folder `glide` in XDG_STATE_HOME.
 
     Raises:
-        InputError: the path contains a character that HTCondor's own files use as a separator or a quote.
+        InputError: the path contains a character that HTCondor does not allow in a path.
     """
     chosen = os.environ.get("GLIDE_HOME")
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
@@ -57,7 +57,7 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class EmbeddedPool:
-    """An embedded pool. All its state is in one folder, so any process can create this object to use the pool."""
+    """An embedded pool. Its state is in the folder `home`, so any process can use the pool through such an object."""
 
     home: Path
 
@@ -76,21 +76,21 @@ class EmbeddedPool:
     # ---- starting and stopping -------------------------------------------------------------------
 
     def up(self, cores: int | None = None, address: str = "127.0.0.1", settings: Mapping[str, str] = {}) -> None:
-        """Start the pool and wait until its queue and its slots answer. Do nothing if the pool is up already.
+        """Start the pool and wait until its queue and its slots answer. Do nothing if they answer already.
 
         Args:
-            cores: number of CPUs that the pool's own execution point offers; None for all CPUs of the machine.
-            address: the address of this machine at which the pool listens.
-            settings: further HTCondor configuration.
+            cores: number of CPUs that the pool's own execution point offers. None: all CPUs of the machine.
+            address: IP address of this machine at which the pool listens.
+            settings: values of further HTCondor configuration parameters, by name.
 
         Raises:
-            CondorError: the pool did not start within START_BUDGET, or a pool that runs already does not answer. If the
+            CondorError: the pool did not start within START_BUDGET seconds, or is running but does not answer. If the
                 pool did not start, the message contains the last lines of the pool's logs.
         """
         if self.is_up():
             return
         deadline = time.monotonic() + START_BUDGET
-        while masters := self.daemons("condor_master"):  # wait for the running pool, because it may have jobs
+        while masters := self.daemons("condor_master"):  # a running pool may have jobs, so give it time to answer
             time.sleep(0.2)
             if self.is_up():
                 return
@@ -100,7 +100,7 @@ class EmbeddedPool:
                     f"answer; {self.logs} may say why, and `glide pool down` ends it"
                 )
         installation = install.ensure()
-        self.down()  # remove processes and locks of an earlier pool in this folder
+        self.down()  # stop what an earlier pool in this folder left behind
         self._write(installation, cores or os.cpu_count() or 1, address, settings)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
@@ -116,20 +116,20 @@ class EmbeddedPool:
             time.sleep(0.2)
 
     def down(self) -> None:
-        """Stop the pool, and remove its locks. Kill the processes that the master does not stop."""
+        """Stop the pool. Kill the processes that its master does not stop. Delete lock and address files."""
         mine = self.daemons("condor_master")
         for process in mine:
-            process.send(signal.SIGQUIT)  # SIGQUIT means a fast shutdown
+            process.send(signal.SIGQUIT)  # SIGQUIT makes a master stop its pool fast
         deadline = time.monotonic() + STOP_BUDGET
         while mine and self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
-        # If the master was killed, the pool's daemons, jobs and glideins still run, and no other code stops them.
+        # If the master was killed, nothing else stops the pool's daemons, jobs and glideins.
         while left := self.processes():
             for process in left:
                 process.send(signal.SIGKILL)
             time.sleep(0.05)
         for process in mine:
-            with suppress(ChildProcessError):  # init reaps a master that is no child of this process
+            with suppress(ChildProcessError):  # only the process that started a master can reap it
                 os.waitpid(process.pid, 0)
         deadline = time.monotonic() + REAP_SECONDS
         while any(Path(f"/proc/{process.pid}").exists() for process in mine) and time.monotonic() < deadline:
@@ -141,13 +141,13 @@ class EmbeddedPool:
         """Return whether the collector, schedd, negotiator and an execution point of this pool answer."""
         if not any(self.folder.glob("address/*")):
             return False
-        # Leave out the ads of glideins, because a pool may have hundreds of glideins.
+        # The query leaves out the ads of glideins, because they are not needed, and there may be hundreds.
         own = f'{Machine.ID} =?= undefined && MyType =!= "DaemonMaster"'
         status = self.tool("condor_status", "-any", "-constraint", own, "-af", "MyType", check=False).split()
         return {"Scheduler", "Negotiator"} <= set(status) and bool({"Machine", "Slot", "StartDaemon"} & set(status))
 
     def listens(self) -> bool:
-        """Return whether the last known address of the collector accepts connections. This is a quick check."""
+        """Return whether the collector's last known address accepts connections. This is quicker than `is_up`."""
         with suppress(OSError, CondorError):
             where = parse_address((self.folder / "address" / "collector").read_text("utf-8"))
             with socket.create_connection(where, timeout=LISTEN_SECONDS):
@@ -155,11 +155,11 @@ class EmbeddedPool:
         return False
 
     def processes(self) -> list[Process]:
-        """Return every process of this pool, including glideins and jobs."""
+        """Return all processes of this pool, including the processes of glideins and jobs."""
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
     def daemons(self, name: str) -> list[Process]:
-        """Return the pool's own daemons with a name such as condor_schedd. Leave out the daemons of glideins."""
+        """Return the pool's daemons of one program, such as condor_schedd. Leave out the daemons of glideins."""
         return [each for each in processes.daemons(self.processes(), name) if self._is_own(each)]
 
     def glidein_masters(self) -> list[Process]:
@@ -172,7 +172,7 @@ class EmbeddedPool:
     # ---- clients ---------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that a client of this pool needs."""
+        """Return the environment variables that a program needs to use this pool."""
         installation = install.find()
         variables = {"CONDOR_CONFIG": str(self.config)}
         if os.getuid() == 0:
@@ -185,7 +185,8 @@ class EmbeddedPool:
         """Run one of HTCondor's tools for this pool, and return the tool's output.
 
         Raises:
-            CondorError: the tool did not end in time, or it failed and `check` is true.
+            CondorError: the tool did not end within TOOL_SECONDS, or HTCondor is not installed. If `check` is true: the
+                tool failed.
         """
         installation = install.find()
         if installation is None:
@@ -238,8 +239,8 @@ class EmbeddedPool:
             "PROCD_ADDRESS": "$(RUN)/procd",
             "COLLECTOR_NAME": f"glide {trust}",
             "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
-            # This account may do everything. A glidein's token allows only to advertise. IDTOKENS come before FS,
-            # because root's pool runs as an unprivileged account, and FS cannot authenticate root as that account.
+            # OWNER has all rights. Glideins, which authenticate with a token, may only advertise. IDTOKENS come before
+            # FS, because root's pool runs as an unprivileged account, and FS cannot authenticate root as that account.
             "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
             "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
             "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
@@ -253,11 +254,10 @@ class EmbeddedPool:
             "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
-            # By default, every account that may advertise may also read. But glideins do not need to read the queue.
+            # By default, the right to advertise includes the right to read. Glideins need not read the queue.
             "SCHEDD.DENY_READ": "glidein-*@$(TRUST_DOMAIN)",
-            # A node must not change these attributes of its job.
             "PROTECTED_JOB_ATTRS": knobs.protected(),
-            # These settings are for the execution point, which runs glideins.
+            # The pool's own execution point, which runs glideins, has one partitionable slot.
             "NUM_CPUS": str(cores), "SLOT_TYPE_1": "100%", "SLOT_TYPE_1_PARTITIONABLE": "True", "NUM_SLOTS_TYPE_1": "1",
             "STARTER_JOB_ENVIRONMENT": environment({POOL_VARIABLE: str(self.home)}),
         }  # fmt: skip
@@ -272,7 +272,7 @@ class EmbeddedPool:
 
 
 def _account() -> pwd.struct_passwd:
-    """Return the account of the pool's daemons and jobs: this user's account, or an unprivileged account for root."""
+    """Return the account of the pool's daemons and jobs. If the user is root, this is an unprivileged account."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid())
     for name in ("daemon", "nobody"):
@@ -282,10 +282,12 @@ def _account() -> pwd.struct_passwd:
 
 
 def as_unprivileged() -> list[str]:
-    """Return a command prefix that runs a command as an unprivileged account; empty if this user is not root.
+    """Return words to put before a command, so that it runs as an unprivileged account.
 
-    HTCondor refuses to run jobs of root. So root's pool runs as an unprivileged account in a user namespace. For the
-    kernel, the pool's files and processes belong to root. For HTCondor, the pool is a personal pool of that account.
+    If the user is not root, the list of words is empty.
+
+    HTCondor refuses to run jobs of root. So root's pool runs in a user namespace, in which root appears as an
+    unprivileged account. Outside the namespace, the pool's files and processes belong to root.
     """
     if os.getuid() != 0:
         return []
@@ -297,10 +299,10 @@ def _under(account: pwd.struct_passwd) -> list[str]:
 
 
 def _with_own_mount(folder: Path) -> list[str]:
-    """Return a command prefix for a pool's master. The prefix makes the folder a separate mount for the pool's daemons.
+    """Return words to put before a command, so that its processes see the folder as a separate mount.
 
-    A shadow does not check hard links. If a job's node asks for a hard link to a file of the user, the shadow makes the
-    link. The separate mount prevents such links, because a hard link cannot lead to a different mount.
+    A job's node can ask its shadow for a hard link in the spool to any file of the user, and the shadow does not check
+    this. If the spool is a separate mount, such links fail, because a hard link cannot lead to another mount.
     """
     space = ["unshare", "--mount", "--propagation", "private"]
     space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]

@@ -1,6 +1,6 @@
-"""Find processes by their environment, which is read from /proc.
+"""Find the processes of a pool by an environment variable, which is read from /proc.
 
-Unlike a pid file, the environment of a process is never out of date.
+A pid file could be out of date. The environment of a running process cannot be out of date.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME_LENGTH = 15  # number of characters of a program's name that Linux stores for a process
+NAME_LENGTH = 15  # Linux cuts the name of a process to this number of characters
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Process:
 
 
 def with_variable(name: str, value: str) -> list[Process]:
-    """Return all live processes of this account whose environment has name=value, except this process."""
+    """Return all other running processes of this account in whose environment the variable has this value."""
     wanted = f"{name}={value}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
         with suppress(OSError):  # the process has just ended, or belongs to another user
             environment = frozenset((folder / "environ").read_bytes().split(b"\0"))
-            # A zombie has no environment, so this condition is false for a zombie.
+            # Zombies are left out, because a zombie has no environment.
             if wanted in environment and pid != os.getpid():
                 name = (folder / "comm").read_text("utf-8", "replace").strip()
                 parent = int((folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
@@ -50,9 +50,9 @@ def with_variable(name: str, value: str) -> list[Process]:
 
 
 def daemons(found: list[Process], name: str) -> list[Process]:
-    """Return the daemons with this name from a list of processes.
+    """Return the daemons with this program name from a list of processes.
 
-    Children of a daemon are left out. A forked child has the name of the daemon until the child runs another program.
+    Children of a daemon are left out. A forked child has its daemon's name until the child runs another program.
     """
     named = [process for process in found if process.name == name[:NAME_LENGTH]]
     forked = {process.pid for process in named}

@@ -13,10 +13,10 @@ from glide.condor.collector import locate
 
 @dataclass(frozen=True)
 class Authorization:
-    """A daemon's answer to the question whether it grants an authorization level.
+    """Whether a daemon grants an authorization level to an identity.
 
     Attributes:
-        who: readable description of the identity that asked.
+        who: the identity, described for people.
         daemon: Schedd or Collector.
         level: READ, WRITE, ADVERTISE_STARTD, …
         granted: whether the daemon grants the level.
@@ -29,10 +29,10 @@ class Authorization:
 
 
 def check_authorization(who: str, daemon: str, level: str, token: str | None = None) -> Authorization:
-    """Ask a daemon of the pool whether it grants an authorization level.
+    """Ask a daemon of the pool whether it grants an authorization level to this account or to a token's bearer.
 
     Args:
-        who: readable description of the identity that asks.
+        who: the identity that asks, described for people.
         daemon: Schedd or Collector.
         level: READ, WRITE, ADVERTISE_STARTD, …
         token: the token to authenticate with; None for this account's own credentials.

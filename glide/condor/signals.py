@@ -18,12 +18,12 @@ def defer_signals() -> Iterator[None]:
     signal handler. If the handler raises KeyboardInterrupt, the bindings continue without the object, and crash with a
     segmentation fault.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers only in the main thread
+    if threading.current_thread() is not threading.main_thread():  # other threads never run signal handlers
         yield
         return
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in INTERRUPTS}
-    # Only signals with a Python handler are deferred. The kernel handles all other signals.
+    # A signal without a Python handler is not deferred, because the kernel handles it.
     handled = [number for number, handler in before.items() if callable(handler)]
     for number in handled:
         signal.signal(number, lambda number, _: received.append(number))

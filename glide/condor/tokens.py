@@ -1,4 +1,4 @@
-"""Create HTCondor's IDTOKENs with the pool's signing key, and find out when a token expires."""
+"""Create IDTOKENs with the pool's signing key, and find out when an IDTOKEN expires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOOL_SECONDS = 30.0
 
 
 def seconds_left(path: Path, now: float) -> float | None:
-    """Return the seconds until a token expires; None if the file contains no token or if the token never expires."""
+    """Return the seconds until the token in a file expires. None: the file has no token, or it never expires."""
     try:
         payload = path.read_text("utf-8").split(".")[1]
         expires = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
@@ -36,9 +36,10 @@ def mint(
     """Create a token and write it to a file that only this account can read.
 
     Args:
+        path: path of the file.
         identity: the bearer's identity, as user@trust-domain.
-        authorizations: the only levels that the token grants (ADVERTISE_STARTD, …); empty for all levels.
-        lifetime: seconds until the token expires; None for a token that never expires.
+        authorizations: the authorization levels that the token grants (ADVERTISE_STARTD, …); empty: all levels.
+        lifetime: seconds until the token expires. None: the token never expires.
         environment: environment variables for condor_token_create, including the pool's CONDOR_CONFIG.
 
     Raises:

@@ -17,8 +17,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 # Without `strict`, pydantic would also accept `true` and "4" as numbers. Number also refuses .inf and .nan.
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# One line of text. Such texts become part of job files, of HTCondor's configuration or of paths. Therefore control
-# characters are refused.
+# One line of text. Control characters are refused, because such texts become part of job files, of HTCondor's
+# configuration, or of paths.
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -32,7 +32,7 @@ class Strict(BaseModel):
 def _full_date(time: object) -> object:
     """Accept only a full date, with or without a time.
 
-    Numbers are refused. YAML reads 20270104, 2027 and 8:00 as numbers, and pydantic reads numbers as Unix times.
+    Numbers are refused. YAML reads 20270104, 2027 and 8:00 as numbers, and pydantic would take them for Unix times.
     """
     if isinstance(time, date) or (isinstance(time, str) and re.match(r"\d{4}-\d\d?-\d\d?", time)):
         return time
@@ -55,10 +55,11 @@ def load(path: Path, model: type[Model]) -> Model:
 
 
 def load_part(path: Path, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
-    """Validate content that was built from one part of a YAML file.
+    """Return content as a model, after validation. The content was built from one part of a YAML file.
 
     Args:
-        keys: the keys that lead to this part of the file. The lines in error messages are lines of this part.
+        path: the YAML file.
+        keys: the keys that lead to this part of the file, outermost first. Error messages name lines of this part.
 
     Raises:
         InputError: the content has problems. The error names each problem as `file:line: what is wrong`.
@@ -76,7 +77,7 @@ def _validated(path: Path, tree: Any, content: Mapping[str, Any], model: type[Mo
 def position(path: Path, *keys: str) -> str:
     """Return the place of a key in a YAML file, as `file:line: key.key`.
 
-    Messages about errors that `load` cannot find contain this place.
+    Callers use it in messages about mistakes that `load` does not find.
     """
     line, found = _find(_parse(path)[0], keys)
     return f"{path}:{line}: {'.'.join(found)}"
@@ -105,7 +106,8 @@ class _Loader(yaml.SafeLoader):
     a line number. This loader reports both mistakes with their line numbers.
     """
 
-    # Compare the keys before `<<` merges other keys into the mapping. The mapping may override these merged keys.
+    # This check runs before `<<` merges keys of other mappings. After that, a key that overrides a merged key would
+    # look like a key that is given twice.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
@@ -120,14 +122,15 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_scalar(node)
         try:
             value.encode()
-        except UnicodeEncodeError:  # YAML can contain "\ud83d", but UTF-8 cannot
+        except UnicodeEncodeError:  # "\ud83d", half of a character, is valid YAML but not valid UTF-8
             raise _not_yaml(node, f"{value!r:.40} has half a character; complete or remove it") from None
         return value
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # int(), date() and other functions raise such errors
+        except (ValueError, LookupError, AttributeError):
+            # PyYAML calls int(), date() and other functions, which raise these errors for invalid values.
             kind = node.tag.rpartition(":")[2]
             raise _not_yaml(node, f"{node.value!r:.40} is not a valid {kind}; put text in quotes") from None
 
@@ -137,7 +140,7 @@ def _not_yaml(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
-    """Parse a YAML file. Return its tree of nodes, which contains the line numbers, and its content."""
+    """Parse a YAML file. Return its tree of YAML nodes, which have line numbers, and its content as Python objects."""
     text = read_text(path)
     try:
         loader = _Loader(text)
@@ -162,10 +165,10 @@ def _problems(path: Path, tree: yaml.Node | None, error: ValidationError, *where
 
 
 def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, list[str]]:
-    """Return the line and the keys of a location in the file. Errors of pydantic contain such locations.
+    """Return the line number and the keys of a place in a YAML file. `location` is the `loc` of a pydantic error.
 
-    Some parts of a location do not exist in the file, because pydantic treats the members of a union as keys. Such
-    parts are ignored.
+    If a value may have several types, pydantic adds the name of a type to the location. The file has no such key, so
+    this part of the location is ignored.
     """
     line, keys = tree.start_mark.line + 1 if tree else 1, []
     for part in location:
@@ -178,9 +181,10 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
 
 
 def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the key node and the value node of a key or an index. Return None if `node` has no such key or index.
+    """Return the YAML nodes of a key and of its value in a mapping. Return None if the key does not exist.
 
-    A key of the mapping itself overrides a key that `<<` merges into the mapping.
+    If `node` is a list, `part` is an index, and both returned nodes are the item at this index. If `<<` merges the key
+    into a mapping that also has the key itself, return the mapping's own key.
     """
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)

@@ -11,8 +11,8 @@ from glide.config.reading import Integer, Line, Name, Number, Strict, Time
 from glide.config.sweep import checked_options
 from glide.files.environment import REGISTRIES
 
-# Names of files that a factory keeps in the folder of its site. This folder also contains a folder for each entry, with
-# the name of the entry. So no entry may have one of these names.
+# A factory keeps files with these names in the folder of its site. Each entry has a folder there, too, with the entry's
+# name. So no entry may have one of these names.
 RESERVED_NAMES = (
     "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
     "users.lock", "while-used.lock",
@@ -25,8 +25,8 @@ class ResourceRequest(Strict):
     Attributes:
         cpus: number of CPU cores.
         memory: main memory in MB. If the entry has no GPUs, the files of a model must fit into this memory.
-        disk: disk space in MB. This space must also hold fetched and unpacked files, unless `cache` names a
-            folder outside this space.
+        disk: disk space in MB. If the cache is in the job's folder, this space must also hold fetched and unpacked
+            files.
         gpus: number of GPUs. A model uses one GPU, or all GPUs if the model's options contain `device: all`.
         gpu_memory: minimum memory of each GPU in MB. The files of a model must fit into gpu_memory × gpus. By default
             there is no minimum. Without a minimum, an entry with GPUs accepts models of any size, and each glidein of
@@ -87,11 +87,10 @@ class Breaker(Strict):
     """The circuit breaker. It stops submissions while the glideins of an entry, or of one model in an entry, fail.
 
     Attributes:
-        failures: number of glideins that must fail in a row until the breaker opens. A glidein fails if it never
-            becomes warm. Until one glidein has been warm, the factory tries at most this number of glideins at the same
-            time.
-        backoff_seconds: time for which the breaker stays open, in seconds. The time doubles after each further failure,
-            up to one day. When the time is over, the factory tries one glidein.
+        failures: number of failures in a row after which submissions stop. A glidein fails if it never becomes warm.
+            Until one glidein has been warm, the factory tries at most this number of glideins at the same time.
+        backoff_seconds: time for which submissions stop, in seconds. The time doubles after each further failure, up to
+            one day. When the time is over, the factory tries one glidein.
     """
 
     failures: Integer = Field(3, ge=1)
@@ -125,7 +124,7 @@ class Login(Strict):
         key: file with the private key. By default SSH's agent and usual key files are used. A daemon has no agent,
             so it needs a key without a passphrase.
         jump: host through which SSH connects, in the form [user@]host[:port]. By default SSH's configuration decides.
-        known_hosts: file with the known host keys. By default SSH's own file of the account is used.
+        known_hosts: file with the known host keys. By default SSH's configuration decides.
         schedd: name of the access point. By default HTCondor's configuration on the login host decides.
         folder: folder for glide's files on the login host, relative to the home folder. Nodes need no access to this
             folder.
@@ -144,20 +143,19 @@ class Login(Strict):
 
     @property
     def name(self) -> str:
-        """Return the host, with user, port and access point if they are set. Several logins may have the same host."""
+        """Return a name for messages: the host, and the user, port and access point if the site file sets them."""
         user, port = f"{self.user}@" if self.user else "", f":{self.port}" if self.port else ""
         return f"{user}{self.host}{port}{f' ({self.schedd})' if self.schedd else ''}"
 
 
 class CacheSettings(Strict):
-    """The cache of files on a node. The glideins on the node share the cache. Later glideins use the cache again.
+    """The cache of files on a node. All glideins of one account share the cache, and later glideins reuse it.
 
     Attributes:
         folder: folder on a disk of the node. The path may begin with an environment variable of the node
-            (`$SCRATCH/glide`). By default each account has a folder in /var/tmp. In two cases you must name a folder,
-            because otherwise the files are deleted when the glidein ends. In the first case, glideins share their
-            account with other jobs (`nobody`). In the second case, HTCondor gives each job its own /var/tmp
-            (MOUNT_UNDER_SCRATCH).
+            (`$SCRATCH/glide`). By default a folder of the account in /var/tmp. Name another folder if jobs of several
+            users run as the glideins' account (`nobody`), or if HTCondor gives each job its own /var/tmp
+            (MOUNT_UNDER_SCRATCH). In these two cases, the files in the default folder are deleted with the glidein.
         gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
         upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
             no limit.
@@ -188,10 +186,10 @@ class ServiceSettings(Strict):
 
 
 def _is_absolute(name: str | None) -> str | None:
-    """Accept an absolute path, or an image of a registry.
+    """Accept only an absolute path, or the address of an image in a registry (docker://…).
 
-    A relative path is ambiguous, because a site file may be in any folder. A web address is refused, because the
-    factory must not wait for a web server.
+    A relative path is refused, because it is not clear to which folder it is relative. A web address is refused,
+    because the factory must not wait for a web server.
     """
     if name is None or name.startswith(("/", *REGISTRIES)):
         return name
@@ -199,19 +197,20 @@ def _is_absolute(name: str | None) -> str | None:
 
 
 def _is_not_reserved(name: str) -> str:
-    """Accept the name of an entry, unless a file in the site's folder has this name."""
+    """Refuse the name of an entry if the factory uses this name for a file in the site's folder."""
     if name in RESERVED_NAMES:
         raise ValueError(f"the factory has a file of its own called {name}; give the entry another name")
     return name
 
 
 def _is_expression(requirements: str) -> str:
-    """Return a ClassAd expression as one line, because job files need one line. In YAML it may have more lines."""
+    """Check a ClassAd expression of one or more lines, and return it as one line, because a job file needs one line."""
     from glide.condor import bindings
 
     line = " ".join(requirements.split("\n")).strip()
     try:
-        # The second text has the form that job files use. In this form, a comment would hide the parenthesis.
+        # Also check the expression in parentheses, as the job file contains it. If the expression contains a comment,
+        # the comment hides the closing parenthesis.
         for text in (line, f"({line}) && true"):
             bindings.classad2.ExprTree(text)
     except (ValueError, RuntimeError, bindings.classad2.ClassAdException):
@@ -235,30 +234,29 @@ class Entry(Strict):
     """A place to which the factory may submit glideins, with its limits.
 
     Attributes:
-        name: name of the entry in limits, logs, metrics and GlideIds. The name must be unique over all sites of the
-            factory's account.
+        name: name of the entry in logs, metrics and GlideIds. The name must be unique among all sites of the factory's
+            account.
         pool: outer pool to which the glideins are submitted. By default the pool that the glideins join.
-        ssh: login host of the outer pool, if the pool's access point can be reached only from this host. By default
-            none. An entry cannot have both `pool` and `ssh`.
+        ssh: login host of the outer pool, if only the login host can reach the pool's access point. By default none.
+            An entry cannot have both `pool` and `ssh`.
         service: service outside the pool to which the glideins pass records on. By default glideins load a model.
         max_glideins: maximum number of glideins in the queue, running or not.
         lanes: number of lanes (slots) of a glidein. The lanes share one model server. With two lanes, one job computes
             while another job starts or ends.
         request: resources that each glidein requests.
         requirements: further ClassAd requirements that a node must meet.
-        python: Python interpreter on the nodes. The interpreter must be able to import the engine's packages. The
-            default is the path of the factory's own interpreter if a node has this path, otherwise python3.
-        environment: environment in which engines run if the model does not name an environment. The value can be the
-            absolute path of a packed environment or an image on this host. This file is sent to the nodes. The value
-            can also be the absolute path of a folder or an image that the nodes have, or an image of a registry
-            (docker://…). By default engines run in the `python` of the nodes.
+        python: Python interpreter on the nodes. The interpreter must be able to import the engine's packages. By
+            default the factory's own interpreter, or python3 on a node that does not have this interpreter.
+        environment: environment in which engines run if the model names no environment. If this is the absolute path of
+            a packed environment or an image on this host, the file is sent to the nodes. It can also be the absolute
+            path of a folder or an image that the nodes have, or an image in a registry (docker://…). By default engines
+            run in the `python` of the nodes.
         container: container image in which HTCondor runs the glideins, written like container_image in a job file. The
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
-        condor: absolute path of HTCondor's release folder on the nodes, or of an archive on this host. The archive
-            contains a release, and is sent to the nodes. By default a node uses the private HTCondor of this access
-            point if the node can see the folder of this HTCondor. Otherwise the node uses its own HTCondor, or the
-            private HTCondor is sent to the node.
+        condor: absolute path of HTCondor's release folder on the nodes, or of an archive of HTCondor on this host. An
+            archive is sent to the nodes. By default a node uses its own HTCondor. If this host uses an HTCondor that
+            glide has installed, a node first tries the folder of this HTCondor. A node without HTCondor gets a copy.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether users of an entry with several owners may bring code of their own (Python functions,
@@ -270,8 +268,8 @@ class Entry(Strict):
         ready: number of glideins that the factory keeps ready for the next model that jobs want. A ready glidein is
             idle, or has no model.
         max_idle: maximum number of glideins that wait in the outer pool's queue.
-        submits_per_cycle: maximum number of glideins that are submitted in one cycle of the factory. This limit
-            prevents that a wrong view of the pool floods a site.
+        submits_per_cycle: maximum number of glideins that are submitted in one cycle of the factory. If the factory has
+            a wrong view of the pool, this limit protects the site from too many glideins.
         removals_per_cycle: maximum number of glideins that are removed in one cycle of the factory.
         cache: cache of model files on the nodes.
         downtimes: periods in which nothing is submitted. By default none.
@@ -312,7 +310,7 @@ class Entry(Strict):
 
     @property
     def outer_pool(self) -> Pool | Login | None:
-        """Return the pool to which glideins are submitted. Return None if glideins join the same pool."""
+        """Return the pool to which glideins are submitted. Return None if this is also the pool that they join."""
         return self.pool or self.ssh
 
 
@@ -333,7 +331,7 @@ class SiteFile(Strict):
 
     @model_validator(mode="after")
     def _has_no_reserved_name(self) -> SiteFile:
-        """Refuse a site's name if glide has a file with this name in the same folder of a login host."""
+        """Refuse a site's name that glide uses for a file of its own, in the folder of the sites on a login host."""
         shared = self.site in ("bundles", "lock", "access_point") or self.site.startswith("word.")
         if shared and any(entry.ssh for entry in self.entries):
             raise ValueError(f"glide has a file of its own called {self.site}; give the site another name")

@@ -50,20 +50,19 @@ class ModelSpec(Strict):
         name: name of the model, which lanes advertise as GlideModel.
         engine: engine that runs the model. `transformers` loads the model on the node. `openai` is for a model that a
             service outside the pool serves. `noop` is a fake engine that takes a known time.
-        path: folder of the model in the Hugging Face format, relative to the sweep file, or an address (hf://, https://
-            or osdf://). The transformers engine requires a path.
+        path: folder of the model, relative to the sweep file, or address of the model (hf://, https:// or osdf://). The
+            files have the Hugging Face format. The transformers engine requires a path.
         keep: part of the model that stays on a node after a job. `state` keeps the loaded model. `files` keeps only the
-            files, so that each job loads the model. `nothing` keeps neither the model nor the files, so that each job
-            also fetches files that are not on a disk of the node. Use `files` and `nothing` only to measure the benefit
-            of kept state. With these values, set `lanes: 1` in the site file, because two jobs at the same time would
-            share the loaded model.
+            files, so that each job loads the model. `nothing` also deletes fetched files, so that each job fetches them
+            again. Use `files` and `nothing` only to measure the benefit of kept state. With these values, set
+            `lanes: 1` in the site file, because two jobs at the same time would share the loaded model.
         environment: environment in which the engine runs. It is a packed venv or conda environment, an Apptainer image,
             or a folder that the nodes have. By default the environment of the entry, or the nodes' own Python if the
             entry has no environment.
         options: options of the engine.
         budgets: time limit of each phase of a model server, in seconds. If a phase takes longer, it has failed. By
-            default fetch 7200, import 900, load 3600, warm 1800 and serve 300. In the phase `serve`, a warm engine must
-            send a message within this time while records wait for the engine.
+            default fetch 7200, import 900, load 3600, warm 1800 and serve 300. The limit `serve` is the time within
+            which a warm engine must begin a call that it has received.
     """
 
     name: Name
@@ -71,7 +70,8 @@ class ModelSpec(Strict):
     path: str | None = None
     keep: Keep = "state"
     environment: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # an engine may require an option
+    # The default {} is checked, too, because an engine may require an option.
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict
     )
@@ -89,7 +89,7 @@ class ModelSpec(Strict):
     def _checked_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """Convert the options to the types that the engine expects. A number in quotes becomes a number."""
         engine = info.data.get("engine")
-        if engine is None:  # the validator of `engine` has refused its value
+        if engine is None:  # the engine's name was invalid, and this has been reported
             return options
         if engine == "openai" and "key_file" in options:
             raise ValueError(f"{KEY_FILE_REFUSED}; remove it, and ask the site's admin for an entry with that service")
@@ -104,7 +104,7 @@ class ModelSpec(Strict):
 
 FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
-SUMMARY = "summary.json"  # file in the `out` folder of a sweep; the `out` folder also contains a folder for each prompt
+SUMMARY = "summary.json"  # file in a sweep's `out` folder; prompts have folders there, so no prompt has this name
 
 
 def prompt_fields(prompt: str) -> list[str]:
@@ -150,8 +150,8 @@ class SweepFile(Strict):
     Attributes:
         name: name of the sweep, for its jobs and its report.
         model: model to load.
-        records: file with the records, relative to the sweep file. Each line is a JSON object with a unique text
-            custom_id. CSV, TSV and Parquet files, and files in FEVER's own format are accepted, too.
+        records: file with the records, relative to the sweep file. Each line is a JSON object, whose `custom_id` is a
+            unique text. CSV, TSV and Parquet files, and files of the FEVER data set are accepted, too.
         prompts: texts of the prompts, by name. `{field}` stands for a field of the record. Write `{{` and `}}` for
             braces.
         generate: options of text generation, such as max_new_tokens or do_sample. Generation is greedy unless do_sample
@@ -161,9 +161,10 @@ class SweepFile(Strict):
         out: folder for the results, relative to the working directory.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
-        batch: number of records in a batch. A job carries whole batches, except for the first jobs, which only measure
-            the speed. `auto` means as many records as an engine call has, or 1 if `pack` is a number.
-        pack: number of batches in an HTCondor job. `auto` chooses the number from measured times.
+        batch: number of records in a batch. A job carries whole batches. Only the first jobs of a sweep, which measure
+            the speed, carry fewer records. With `auto`, a batch has as many records as an engine call; if `pack` is a
+            number, it has one record.
+        pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
     """
 
     name: Name

@@ -23,8 +23,8 @@ def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TI
 
     Args:
         files: paths of site files; if empty, all site files whose factories have run with this GLIDE_HOME.
-        budget: time limit of the test record, in seconds; 0 to send no test record.
-        timeout: time limit of all queries together, except for the test record, in seconds.
+        budget: time limit for the result of the test record, in seconds; 0 to send no test record.
+        timeout: time limit of all queries together, in seconds. The test record has its own limit.
 
     Raises:
         CondorError: no pool was found. The message also names possible causes on this machine, such as an expired
@@ -40,7 +40,8 @@ def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TI
 def _with_trial(facts: Facts, budget: float) -> Facts:
     """Send a test record, and return the facts with its outcome.
 
-    If no factory runs, send no test record, because it would only wait. The check `factories` reports the problem.
+    If no factory runs, send no test record, because nothing would serve it. The check `factories` reports that no
+    factory runs.
     """
     if facts.unavailable.get("snapshot") or not any(view.running for view in facts.views):
         return facts

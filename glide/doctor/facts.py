@@ -36,7 +36,7 @@ class Site:
         file: path of the site file.
         view: the site and the state of its factory; None if the site file has mistakes.
         problems: the mistakes in the site file, one line each.
-        missing: paths on this machine that the site file names but that do not exist.
+        missing: files that the site file names but that do not exist on this machine.
         cycle_age: seconds since the factory's last cycle; None if the factory has had no cycle.
         troubles: sources that the factory could not read in its last cycle, and actions that HTCondor refused.
     """
@@ -70,8 +70,8 @@ class Token:
     Attributes:
         seconds_left: seconds until the token expires; None if it never expires.
         entry: name of the entry whose glideins use the token; empty for a token of this account.
-        template: name of the folder with the token, if the token is for glideins: the first sixteen characters of their
-            template's digest, or `blank`.
+        template: the first 16 characters of the digest of the glideins' template, or `blank` for glideins without a
+            template; empty for a token of this account.
     """
 
     path: str
@@ -133,8 +133,8 @@ class TrialOutcome:
     Attributes:
         seconds: seconds until the result came back, or until the doctor stopped waiting.
         stuck: why the result did not come back; empty if it came back.
-        in_progress: true if nothing is wrong and the record only needs more time. For example, its glidein is starting
-            or waits for a node, or glideins of other templates use all places.
+        in_progress: whether nothing is wrong and the record only needs more time. For example, its glidein is starting
+            or waits for a node, or entries are full of glideins with other templates.
     """
 
     seconds: float = 0.0
@@ -153,8 +153,8 @@ class Facts:
         clock: seconds by which the access point's clock is ahead of this machine's clock.
         jobs: ads of invocation jobs.
         nodes: for each entry, the slots of the pool to which the entry submits. The key is the name of the entry.
-        unavailable: reasons why facts could not be gathered. The key is the name of a fact. The attribute with this
-            name then has its default value.
+        unavailable: for each fact that could not be gathered, the reason. The key is the name of the fact. The
+            attribute with this name has its default value.
     """
 
     now: float = 0.0

@@ -1,4 +1,4 @@
-"""Gather facts for the doctor's checks. This module makes all the doctor's queries except those for the test record."""
+"""Gather facts for the doctor's checks. All queries of the doctor are here, except those for the test record."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _JOB = (
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
 _NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'
-# The values of these attributes must have these types. Anybody can submit and advertise any value, so a value of a
-# wrong type is dropped.
+# The types that values of these attributes must have. A value of another type is dropped, because anybody can submit
+# and advertise any value.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("LastHeardFrom", "MyCurrentTime", "JobLeaseDuration", *_NODE), (int, float)),
     **dict.fromkeys(("MyType", "Name", Machine.ID, Machine.ENTRY), (str,)),
@@ -147,7 +147,7 @@ def _tokens(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Token, ...]:
 
 
 def _disks() -> tuple[Disk, ...]:
-    """Return the disks that hold glide's folders. Return each disk once, even if it holds several of these folders."""
+    """Return the disks that hold glide's folders. A disk with several of these folders is returned once."""
     folders = {"GLIDE_HOME": home(), "the access point's SPOOL": Path(parameter("SPOOL") or "/nowhere"),
                "the cache of what is downloaded": install.cache_dir()}  # fmt: skip
     found: dict[int, Disk] = {}
@@ -162,7 +162,7 @@ def _disks() -> tuple[Disk, ...]:
 
 def _event_log() -> EventLogState:
     path = parameter("EVENT_LOG") or ""
-    existing = Path(path) if Path(path).exists() else Path(path).parent  # a new access point has no event log yet
+    existing = Path(path) if Path(path).exists() else Path(path).parent  # a new access point only has the folder
     return EventLogState(path, os.access(existing, os.R_OK))
 
 
@@ -177,12 +177,12 @@ def _ads() -> tuple[dict[str, Any], ...]:
 def _clock() -> float:
     access_point = AccessPoint()
     before = time.time()
-    remote = access_point.time()  # in whole seconds; on average, this is half a second less than the true time
+    remote = access_point.time()  # in whole seconds: on average, half a second less than the true time
     return remote + 0.5 - (before + time.time()) / 2
 
 
 def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Authorization, ...]:
-    # First make a query with a time limit, which fails if no schedd answers. The calls below have no time limit.
+    # The calls below have no time limit. So first make a query with a time limit, which fails if no schedd answers.
     AccessPoint().jobs("false", [])
     rights = [check_authorization(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
     if entries:  # a factory needs this right to remove the ads of dead glideins
@@ -203,9 +203,9 @@ def _jobs() -> tuple[dict[str, Any], ...]:
 
 
 def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[SlotOffer, ...]]:
-    """Return for the name of each entry the slots of the pool to which the entry submits.
+    """Return the slots of the pool to which each entry submits. The key is the name of the entry.
 
-    If a pool does not answer, its entries are left out. The snapshot has the reason.
+    The entries of a pool that does not answer are left out. The snapshot has the reason.
     """
     found: dict[str, tuple[SlotOffer, ...]] = {}
     for place in {entry.outer_pool for _, entry in entries}:

@@ -1,6 +1,6 @@
 """Send a test record of the noop engine, and wait for its result.
 
-The record takes the same way as a user's record: through the queue, the factory and a glidein to a warm lane.
+The record takes the same way as a user's record: its job waits in the queue, and the factory provides a warm lane.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # seconds after the budget when HTCondor removes the test job, if the doctor has not removed it
+LATE_SECONDS = 600  # seconds after the budget when HTCondor removes the test job, if it is still there
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
@@ -87,10 +87,10 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
 
 
 def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: float) -> TrialOutcome:
-    """Return the outcome of a test record whose job is still idle. The outcome contains the reason.
+    """Return the outcome of a test record whose job is still idle. The outcome has the reason.
 
     Args:
-        run: name of the run to which the test record's job belongs.
+        run: name of the run that has only the test record.
         budget: seconds that the doctor has waited.
 
     Raises:
@@ -108,7 +108,7 @@ def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: 
 
 
 def _is_full(template: str, snapshot: Snapshot, views: Sequence[QueueView]) -> bool:
-    """Return whether the test record waits only because healthy glideins of other templates use all places."""
+    """Return whether the test record waits only because entries are full of healthy glideins with other templates."""
     actions = [action for view in views if view.running for action in view.plan(snapshot)]
     waits = any(isinstance(action, Wait) and action.full and action.template == template for action in actions)
     return waits and any(lane.state == State.WARM for lane in snapshot.lanes)

@@ -14,7 +14,7 @@ from glide.vocabulary import Machine
 
 
 def apply(client: SiteClient, actions: Iterable[Action], snapshot: Snapshot) -> list[str]:
-    """Carry out all actions, and return the errors. The next cycle observes the results."""
+    """Carry out all actions, and return the errors. Do not wait for effects: the next cycle observes them."""
     refused: list[str] = []
     for action in actions:
         with collect_errors(f"{action.entry}: cannot {action.action}", refused):
@@ -38,7 +38,10 @@ def _apply(client: SiteClient, action: Action, snapshot: Snapshot) -> None:
 
 
 def _remove(client: SiteClient, action: Remove, snapshot: Snapshot) -> None:
-    """Remove glideins. Leave out a glidein if one of its lanes has been claimed since the snapshot."""
+    """Remove the glideins of an action. A glidein stays if one of its lanes is claimed.
+
+    The collector is asked again, because a job may have claimed a lane since the snapshot.
+    """
     names = {glidein.job: glidein.glide_id for glidein in snapshot.glideins_of(action.entry)[0]}
     claimed = f'State == "Claimed" && {Machine.ID}'
     ids = [job for job in action.jobs if not client.collector.lanes(["Name"], f"{claimed} == {quoted(names[job])}")]

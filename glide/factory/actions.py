@@ -13,7 +13,8 @@ class Action:
     Attributes:
         action: name of this kind of action in the log, the journal and `glide factory plan --json`.
         template: digest of the template; empty if the action concerns no template or all templates.
-        count: number of glideins.
+        count: number of glideins that the action concerns. For a Wait, number of glideins that are still missing.
+        reason: why the factory takes this action, as text for people.
     """
 
     action: ClassVar[str]
@@ -35,7 +36,7 @@ class Submit(Action):
     Attributes:
         avoid: nodes on which the glideins must not run.
         prefer: nodes to use first, because they have the template's files.
-        last_resort: nodes to use only if no other node is free.
+        last_resort: nodes to use only if no other node is free, because the template did not load there.
     """
 
     action = "submit"
@@ -46,7 +47,11 @@ class Submit(Action):
 
 @dataclass(frozen=True)
 class Retarget(Action):
-    """Submit a sticky job for each slot in `slots`, so that `count` running glideins load another template."""
+    """Submit sticky jobs, so that `count` running glideins load the template `template`.
+
+    Attributes:
+        slots: names of the lanes of these glideins. Each lane gets one sticky job.
+    """
 
     action = "submit"
     slots: tuple[str, ...] = ()
@@ -54,7 +59,7 @@ class Retarget(Action):
 
 @dataclass(frozen=True)
 class Remove(Action):
-    """Remove glideins. A glidein stays if one of its lanes has been claimed since the snapshot.
+    """Remove glideins that no job uses. A glidein stays if a job has claimed one of its lanes since the snapshot.
 
     Attributes:
         jobs: the glideins' outer jobs, each as CLUSTER.PROC.
@@ -73,7 +78,11 @@ class Drain(Remove):
 
 @dataclass(frozen=True)
 class Expunge(Action):
-    """Remove machine ads from the collector. The glideins of these ads no longer run."""
+    """Remove from the collector the machine ads of glideins that no longer run.
+
+    Attributes:
+        glide_ids: the GlideIds of these glideins.
+    """
 
     action = "expunge"
     glide_ids: tuple[str, ...] = ()
@@ -81,11 +90,11 @@ class Expunge(Action):
 
 @dataclass(frozen=True)
 class Wait(Action):
-    """Do nothing.
+    """Do nothing in this cycle for a template, or for an entry if `template` is empty.
 
     Attributes:
-        full: whether an entry could serve the template, but is full of existing glideins. If so, the wait ends when one
-            of these glideins ends.
+        full: whether an entry could serve the template, but already has as many glideins as a limit allows. If so, the
+            wait ends when one of these glideins ends.
     """
 
     action = "wait"

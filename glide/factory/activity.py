@@ -1,4 +1,4 @@
-"""Classify the activity of each running glidein. This shows how much of a glidein's time is useful work."""
+"""Find out what each running glidein does. The result shows how much of the glideins' time is useful work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glide.vocabulary import JobStatus, State
 
 
 class Activity:
-    """Activities of a running glidein. The journal, the charts and the metrics use these values as keys."""
+    """The possible activities of a running glidein. They are keys in the journal, the charts and the metrics."""
 
     SERVING = "serving"
     IDLE = "idle"  # the glidein is warm but has no job, or the glidein is kept ready without a model
@@ -33,7 +33,11 @@ def activities(snapshot: Snapshot) -> dict[str, Counter[str]]:
 def activity(glidein: Glidein, lanes: Collection[Lane]) -> str:
     """Return the activity of a running glidein.
 
-    All lanes of a glidein share one node. So the activity of the glidein is the activity of its most useful lane.
+    If the lanes of the glidein differ, the most useful lane decides. For example, the glidein is serving if one warm
+    lane has a job, no matter what the other lanes do.
+
+    Args:
+        lanes: the lanes of the glidein.
     """
     states = {lane.state for lane in lanes}
     if any(lane.claimed and lane.state in (State.WARM, State.DRAINING) for lane in lanes):

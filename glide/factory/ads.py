@@ -1,7 +1,7 @@
-"""Check the attributes that the factory reads from ads. If an attribute fails its check, it counts as absent.
+"""Check the attributes that the factory reads from ads. An attribute that fails its check counts as absent.
 
-The checks are needed because any user can submit any job, and because any program on a node can write into the ads of
-its job and of the node's lanes.
+The factory cannot trust the ads. Any user can submit any job. Any program on a node can change the ad of its job and
+the machine ads of the node's lanes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from glide.condor import names
 from glide.vocabulary import Job, JobStatus, Machine
 
-LARGEST_COUNT = 1e15  # a count must be smaller than this number; a number in a ClassAd can be infinite
+LARGEST_COUNT = 1e15  # every valid count is smaller than this number; without a limit, a count could be infinite
 SHORTEST_RECORD = 1e-6  # smallest accepted time per record, in seconds; 0 would make the throughput infinite
 Check = Callable[[object], bool]
 
 
 def valid_attributes(ad: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """Return those attributes of an ad that pass their checks. Make text values safe to print."""
+    """Return the attributes of an ad that have a check in `checks` and pass it. Text values are made safe to print."""
     return {
         name: names.printable(value) if isinstance(value, str) else value
         for name, value in ad.items() if name in checks and checks[name](value)
@@ -27,18 +27,18 @@ def valid_attributes(ad: Mapping[str, Any], checks: Mapping[str, Check]) -> dict
 
 
 def is_invocation(job: Mapping[str, Any]) -> bool:
-    """Return True if a job asks for a template, and if all attributes of the job pass their checks."""
+    """Return whether a job ad is valid and belongs to an invocation job, which is a job that asks for a template."""
     valid = all(is_valid(job[name]) for name, is_valid in JOB_ATTRIBUTES.items() if name in job)
     return valid and bool(job.get(Job.TEMPLATE)) and job.get(Job.MODEL) != "" and job.keys() >= _REQUIRED
 
 
 def is_glidein(job: Mapping[str, Any]) -> bool:
-    """Return whether the valid attributes of a job ad identify a glidein."""
+    """Return whether a job is the outer job of a glidein. `job` contains only valid attributes."""
     return {"ClusterId", "ProcId", Job.ENTRY} <= job.keys()
 
 
 def is_lane(ad: Mapping[str, Any]) -> bool:
-    """Return whether the valid attributes of a machine ad identify a lane."""
+    """Return whether a machine ad belongs to a lane of a glidein. `ad` contains only valid attributes."""
     return {Machine.ID, "Name"} <= ad.keys()
 
 

@@ -1,13 +1,13 @@
-"""Find descriptions of templates in the queue. If several users describe the same template, choose one description.
+"""Read descriptions of templates from jobs in the queue. If users describe a template differently, choose one.
 
 A template's digest does not cover the path of the files, the sizes of the files, or the time limit for loading. So a
 user can submit a wrong description of a template that other users also want. Nodes never load wrong files, because they
 check the sha256 of each file. But if the description has a wrong path or size, the template does not load at all.
 
-The choice protects the users whose description is right. Each user has one vote. If files on this host confirm a
-description, this description wins over all others. If files on this host contradict a description, this description
-loses. Otherwise the description of most users wins. If several descriptions have equally many users, the description
-that has the oldest job wins.
+The choice protects the users whose description is right. First, each description is compared with the files on this
+host. A description that these files confirm wins over all others. A description that these files contradict loses.
+Among equally good descriptions, the description that most users give wins. If several descriptions have equally many
+users, the description with the oldest job wins.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def choose_description(templates: Sequence[Template]) -> Template:
 
 
 def _comparable(template: Template) -> Template:
-    """Return the template without the fields that the factory sets and without those that differ between users."""
+    """Return a template without the fields that may differ between right descriptions of the same template.
+
+    These fields are the function, because pickles of equal functions may differ, and the key and seed of the files,
+    because the factory sets them.
+    """
     return replace(template, function=None, key="", seed="")
 
 
@@ -99,5 +103,5 @@ def _find_description(access_point: AccessPoint, digest: str, user: str) -> Temp
             is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
             is_allowed = not template.has_code or template.owner == user  # a user's code may run only for this user
             if is_valid and is_allowed:
-                return replace(template, service=None)  # the entry decides whether a service computes the records
+                return replace(template, service=None)  # only an entry of a site, not a job, may choose a service
     return None

@@ -1,4 +1,4 @@
-"""Compute how many more glideins a site, an entry or a template may get now, and which limit forbids further ones."""
+"""Compute how many more glideins a site, an entry or a template may get now, and which limit forbids more."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ USEFUL_SECONDS = 600.0  # time that a glidein must be warm to be worth the cost 
 
 @dataclass
 class Headroom:
-    """How many more glideins a site, an entry or a template may get, and which limit forbids further glideins.
+    """How many more glideins a site, an entry or a template may get, and which limit forbids more.
 
     Attributes:
         left: number of glideins that may still be submitted.
-        limit: text that names the limit which forbids more glideins.
+        limit: text that names the limit; empty if there is no limit.
         full: whether existing glideins use up the limit. If so, more glideins are allowed when existing glideins end.
     """
 
@@ -29,13 +29,19 @@ class Headroom:
     full: bool = True
 
     def limit_to(self, left: int, limit: str, full: bool = False) -> None:
-        """Apply one more limit. Of all applied limits, only the lowest counts."""
+        """Apply one more limit. Of all applied limits, only the lowest counts.
+
+        Args:
+            left: number of glideins that this limit still allows.
+            limit: text that names this limit.
+            full: whether existing glideins use up this limit.
+        """
         if left < self.left:
             self.left, self.limit, self.full = max(0, left), limit, full
 
 
 def of_site(site: SiteFile, snapshot: Snapshot) -> Headroom:
-    """Return the headroom of all entries of the site together."""
+    """Return how many more glideins the site's own limit allows in all its entries together."""
     existing = 0
     for entry in site.entries:  # if the queue of an entry is unavailable, assume that the entry is full
         at_least = entry.max_glideins if entry.name in snapshot.unavailable_entries else 0
@@ -63,12 +69,13 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
             headroom.limit_to(0, f"down until {downtime.end:%Y-%m-%d %H:%M}: {downtime.reason}")
     if entry.name in drained:
         headroom.limit_to(0, "closed by `glide factory drain`; `glide factory drain --undo` opens it")
-    # The entry's circuit breaker ignores Failed glideins, because their templates caused the failures.
+    # If the state of a glidein is Failed, the template is the cause and not the entry. So the entry's circuit breaker
+    # ignores Failed glideins.
     groups = snapshot.glideins_of(entry.name)
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # The value is -1 and not 0, so that this limit is reported even if another limit is 0.
+        # An unavailable queue has the limit -1 and not 0. So `limit` names this cause even if another limit is 0.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 
@@ -76,7 +83,9 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
 def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
     """Return the headroom of a template on an entry.
 
-    The headroom depends on the template's users, size and code, and on the template's earlier glideins on this entry.
+    The headroom is 0 if the entry does not serve the template's users, if the template is too large for the entry, or
+    if the entry does not allow the template's code. A circuit breaker for the template on this entry also limits the
+    headroom.
     """
     headroom = Headroom(sys.maxsize, "")
     users = {demand.user for demand in snapshot.demands if demand.template == template}
@@ -108,8 +117,9 @@ def _apply_breaker(headroom: Headroom, breaker: BreakerState) -> None:
 def usefulness(entry: Entry, snapshot: Snapshot) -> float:
     """Estimate how useful the next glidein on an entry will be, from 0 to 1.
 
-    The estimate is the average score of the entry's earlier glideins and of two imaginary glideins, whose scores are
-    0 and 1. So the estimate for an entry without earlier glideins is 0.5.
+    The function `score` gives each glidein of the entry a score. The estimate is the average of these scores and of the
+    numbers 0 and 1, so the estimate for an entry without glideins is 0.5. Glideins in the queue that have not reported
+    a state yet do not count.
     """
     alive, ended = snapshot.glideins_of(entry.name)
     scores = [score(glidein) for glidein in (*alive, *ended) if glidein.state or glidein in ended]
@@ -119,11 +129,10 @@ def usefulness(entry: Entry, snapshot: Snapshot) -> float:
 def score(glidein: Glidein) -> float:
     """Return how useful one glidein was, from 0 to 1.
 
-    The score is 0 if the last state of the glidein is not Warm. The score is 1 if the glidein is still warm, or was
-    warm for at least USEFUL_SECONDS. If the glidein was evicted or ended earlier, the score is proportional to the time
-    for which the glidein was warm.
+    A glidein whose last state is not Warm has the score 0. A glidein that is still warm has the score 1. If a warm
+    glidein was evicted or has ended, the score is its warm time divided by USEFUL_SECONDS, but at most 1.
     """
     if glidein.state != State.WARM:
         return 0.0
-    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # the job of an evicted glidein is IDLE
+    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # after an eviction, the outer job is IDLE
     return min(1.0, glidein.warm_seconds / USEFUL_SECONDS) if is_over else 1.0

@@ -1,8 +1,9 @@
 """Use the outcomes of earlier glideins to decide whether an entry, a template or a node gets another glidein.
 
-A glidein succeeded if it was ever warm, no matter for how long, because a preemption is not the glidein's fault. A
-glidein failed if it ended or gave up before it was warm, no matter how slow it was. The factory reads the outcomes from
-the outer jobs in the queue. The outer job of an ended glidein stays in the queue for at least an hour.
+A glidein that was ever warm has succeeded, no matter for how long it was warm, because a preemption is not the
+glidein's fault. A glidein that ended or gave up before it was warm has failed. A glidein that is still starting has
+neither succeeded nor failed, no matter how slow it is. The factory reads the outcomes from the outer jobs in the queue.
+The outer job of an ended glidein stays in the queue for at least an hour.
 """
 
 from __future__ import annotations
@@ -15,13 +16,10 @@ from glide.config import Breaker
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
-# Number of failures without a success after which the factory avoids a node. The factory avoids no node of an entry
-# before a glidein has succeeded on this entry.
-NODE_FAILURES = 2
+NODE_FAILURES = 2  # after this number of failures on a node, and no success there, the factory avoids the node
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
-MOST_EARLIER_FAILURES = 3  # maximum number of earlier failures on other hosts that a breaker's reason names
-# A glidein is failing if at least this number of its records failed. The failed records must also be more than half of
-# the records that the glidein served.
+MOST_EARLIER_FAILURES = 3  # a breaker's reason names at most this number of earlier failures on other hosts
+# A glidein is failing if at least this number of its records failed, and if these are more than half of its records.
 FAILED_RECORDS = 5
 
 
@@ -31,7 +29,7 @@ class BreakerState:
 
     Attributes:
         allowed: number of further glideins that are allowed; None for no limit.
-        reason: why no more glideins are allowed.
+        reason: why no more glideins are allowed; empty if there is no limit.
         open: whether the breaker is open or half open.
     """
 
@@ -41,15 +39,16 @@ class BreakerState:
 
 
 def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> BreakerState:
-    """Decide how many more glideins of a kind may be tried. A kind is an entry, or a template on an entry.
+    """Return how many more glideins the circuit breaker of an entry, or of a template on an entry, allows.
 
     Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
-    `breaker.failures` failures in a row, the breaker opens for `breaker.backoff_seconds`. Each further failure doubles
-    this time. When this time is over, the breaker is half open, which means that one glidein is tried.
+    `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: no glidein is allowed. Each
+    further failure doubles this time. After this time, the breaker is half open: one glidein is tried.
 
     Args:
-        alive: glideins of this kind in the queue.
-        ended: glideins of this kind that have ended.
+        alive: glideins of the entry, or of the template on the entry, that are in the queue.
+        ended: glideins of the entry, or of the template on the entry, that have ended.
+        breaker: settings of the breaker, from the site file.
     """
     failed_alive = [each for each in alive if each.state == State.FAILED or (_is_held(each) and not each.state)]
     untested = sum(not glidein.state and not _is_held(glidein) for glidein in alive)
@@ -69,7 +68,7 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     if others := list(dict.fromkeys(earlier)):
         why += f"; before it, {'; '.join(others[:MOST_EARLIER_FAILURES])}"
     backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
-    # The latest failure may be a Failed glidein that still runs. In this case the backoff begins now.
+    # Seconds since the latest failure. If the glidein still runs in the state Failed, the value is 0.
     since = latest.age if latest not in failed_alive or _is_held(latest) else 0.0
     if since < backoff:
         return BreakerState(0, f"circuit breaker open for {backoff:.0f} s after the last failure: {why}", open=True)
@@ -94,7 +93,7 @@ def mark_failing_glideins(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot with failing glideins marked as Failed.
 
     A glidein is failing if most of its records fail. A failing glidein is marked only if another glidein serves the
-    same template well.
+    same template well. If none does, the template or the records may cause the failures, and not the glidein.
     """
     glideins = (*snapshot.glideins, *snapshot.ended)
     served_well = {
@@ -116,10 +115,17 @@ def _is_failing(glidein: Glidein) -> bool:
 
 
 def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes of an entry on which glideins fail. If no glidein of the entry succeeds, return no nodes."""
+    """Return the nodes of an entry on which at least NODE_FAILURES glideins failed and no glidein succeeded.
+
+    If no glidein of the entry succeeded on any node, return no nodes, because the nodes are probably not the cause.
+
+    Args:
+        alive: the entry's glideins in the queue.
+        ended: the entry's glideins that have ended.
+    """
     glideins = [*alive, *ended]
     good = {glidein.host for glidein in glideins if glidein.state == State.WARM}
-    if not good:  # glideins succeed nowhere, so the nodes are not the cause
+    if not good:
         return ()
     over = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
     bad = Counter(glidein.host for glidein in over if glidein.state != State.WARM and glidein.host)
@@ -136,7 +142,7 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes of an entry where the template failed in the last hour and was never warm."""
+    """Return the nodes of an entry where, in the last hour, glideins with the template failed and none was warm."""
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}
     failed = {each.host for each in mine if each.state == State.FAILED or each.status == JobStatus.COMPLETED}

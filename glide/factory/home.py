@@ -1,7 +1,7 @@
 """Manage the factory's files under GLIDE_HOME.
 
-The folder of a site contains the site's lock and the names of closed entries. It also contains a subfolder for each
-entry and template. In this subfolder, the factory stores the files that it sends to nodes, and the glideins' outputs.
+The folder of a site contains the site's lock and the names of closed entries. For each entry and template, the folder
+also has a subfolder. There the factory stores the files that it sends to nodes, and the outputs of the glideins.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def site_folder(site: SiteFile) -> Path:
     """
     path = home() / "factory" / site.site
     try:
-        for each in (home(), path.parent, path):  # mkdir applies the mode only to the last folder of a path
+        for each in (home(), path.parent, path):  # mkdir sets the mode of the last folder only, not of its parents
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; set GLIDE_HOME to a writable folder") from None
@@ -61,16 +61,16 @@ def site_folder(site: SiteFile) -> Path:
 
 
 def known_sites() -> list[Path]:
-    """Return the existing site files of all factories that have run with this GLIDE_HOME."""
+    """Return the site files of all factories that have run with this GLIDE_HOME. Leave out deleted files."""
     files = [Path(file.read_text("utf-8")) for file in sorted((home() / "factory").glob("*/file")) if file.is_file()]
     return [file for file in files if file.exists()]
 
 
 def is_running(site: SiteFile) -> bool:
-    """Return whether a factory with this GLIDE_HOME runs the site."""
+    """Return whether a factory for this site is running with this GLIDE_HOME."""
     with (site_folder(site) / "lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that several processes can test the lock
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a shared lock: several processes can test it at once
         except BlockingIOError:
             return True
         return False
@@ -78,9 +78,9 @@ def is_running(site: SiteFile) -> bool:
 
 @contextmanager
 def factory_lock(site: SiteFile) -> Iterator[None]:
-    """Hold the site's lock, so that only one factory runs the site.
+    """Hold the site's lock while the block runs, so that a site has only one factory at a time.
 
-    The kernel releases the lock when this process ends.
+    If this process is killed, the kernel releases the lock.
 
     Raises:
         InputError: another factory holds the lock.

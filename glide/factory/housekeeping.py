@@ -1,6 +1,7 @@
-"""Do the housekeeping of each cycle: remind access points, renew tokens, fetch logs.
+"""Do the work of each cycle that does not depend on the plan.
 
-This work does not depend on the plan.
+Ask access points to negotiate again for waiting glideins, renew the glideins' tokens, and fetch the logs of ended
+glideins.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _fetch_logs(client: SiteClient, entry: Entry, ended: Iterable[Glidein], now:
     missing: dict[str, Path] = {}
     for each in ended:
         path = client.entry_folder(entry, each.template) / f"{each.job}.out"
-        # If an output was fetched before the glidein ended, the output is not complete.
+        # An output that was fetched before the glidein ended is not complete, so it is fetched again.
         is_old = not path.exists() or path.stat().st_mtime < now - each.age
         if path.parent.exists() and is_old:
             missing[each.job] = path
@@ -70,8 +71,8 @@ def _fetch_logs(client: SiteClient, entry: Entry, ended: Iterable[Glidein], now:
         try:
             client.queue_of(entry.name).retrieve(any_of(some))
         except SshError:
-            return  # the next cycle tries again
+            return  # the login host does not answer; the next cycle tries again to fetch the logs
         except CondorError:
-            pass  # one glidein has no logs; the logs of all other glideins have arrived
+            pass  # a glidein without logs causes this error; all other logs have arrived
         for job in some:
-            missing[job].touch()  # if a glidein has no output, an empty file prevents further attempts
+            missing[job].touch()  # if a glidein has no output, the empty file prevents further attempts to fetch it

@@ -1,6 +1,7 @@
 """Write and read the factory's journal: JSON lines with the observations and the actions of the cycles.
 
-`glide factory status`, the charts and other programs read the journal. The factory's decisions do not depend on it.
+`glide factory status`, the charts and other programs read the journal. The factory's decisions do not depend on the
+journal.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED, Totals
 from glide.vocabulary import JobStatus
 
 SILENCE_SECONDS = 60.0  # maximum time between two lines, in seconds, even if nothing changes
-BLOCK = 65536  # number of bytes that are first read from the end of the file to find the last line
-# Maximum size of the journal, in bytes. A larger journal is renamed to journal.jsonl.1. An existing journal.jsonl.1 is
-# replaced.
+BLOCK = 65536  # to find the last line, this number of bytes is read from the end of the file at first
+# Maximum size of the journal, in bytes. A larger journal is renamed to journal.jsonl.1, and replaces an earlier file of
+# this name. Then a new journal begins.
 LARGEST = 10_000_000
 
 
 class Journal:
     """The journal of a site, which is a file in the site's folder.
 
-    A cycle without a change usually writes no line and only updates the file's modification time. The counts
-    `evictions`, `ended`, `records` and `errors` are 0 when a factory starts. `glidein_seconds` contains, for each
-    activity in `glide.factory.activity`, the seconds that glideins have spent on it since the previous line.
+    A cycle without a change usually writes no line and only updates the file's modification time. In a line, the counts
+    `evictions`, `ended`, `records` and `errors` include everything since the factory started. `glidein_seconds` has a
+    number for each activity in `glide.factory.activity`: the seconds that all glideins together have spent on this
+    activity since the previous line.
     """
 
     def __init__(self, folder: Path):
@@ -46,7 +48,7 @@ class Journal:
         """Record a cycle. Write a line if something changed, or if no line was written for SILENCE_SECONDS.
 
         Args:
-            refused: the errors of the actions.
+            refused: the errors of the actions that failed.
         """
         self._measure(snapshot)
         counted = {"evictions": self.totals.total(EVICTED), "ended": self.totals.total(ENDED)}
@@ -70,7 +72,7 @@ class Journal:
     def _measure(self, snapshot: Snapshot) -> None:
         """Update the counts and the seconds of each activity.
 
-        If only records, errors or seconds change, no line is written.
+        The method `write` does not write a line if only the records, the errors or the seconds have changed.
         """
         self.totals.add(snapshot)
         seconds = min(snapshot.now - self.cycle_time, SILENCE_SECONDS) if self.cycle_time else 0.0
@@ -85,7 +87,7 @@ class Journal:
     def lines(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield the lines that were written since a Unix time. Leave out incomplete lines."""
         for path in (self._rotated, self.path):
-            if not path.exists() or path.stat().st_mtime + 1 < since:  # 1 s is added because file times are coarse
+            if not path.exists() or path.stat().st_mtime + 1 < since:  # a file's time may be up to 1 s too early
                 continue
             with path.open(encoding="utf-8") as file:
                 for line in file:
@@ -119,14 +121,14 @@ def refusals(home: Path) -> list[str]:
     found: list[str] = []
     for path in sorted((home / "factory").glob("*/journal.jsonl")):
         journal = Journal(path.parent)
-        with suppress(OSError):  # the journal may be rotated at this moment
+        with suppress(OSError):  # the factory may rename the journal at this moment
             if (journal.age() or 0.0) < SILENCE_SECONDS:
                 found += map(str, journal.latest().get("refused", []))
     return found
 
 
 def _time(line: str) -> float:
-    """Return the Unix time of a line. Do not parse the whole line, because a journal has many lines.
+    """Return the Unix time of a journal's line. Read only the beginning of the line, because JSON is slow to parse.
 
     Raises:
         ValueError: the line is incomplete.
@@ -135,7 +137,10 @@ def _time(line: str) -> float:
 
 
 def describe_cycle(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
-    """Return the fields of a line: counts of glideins, lanes and jobs, unavailable sources and entries, and actions."""
+    """Return the fields of a journal's line that describe a cycle.
+
+    The fields are counts of glideins, lanes and jobs, the unavailable sources and entries, and the actions.
+    """
     entries: dict[str, Counter[str]] = {}
     for glidein in snapshot.glideins:
         entries.setdefault(glidein.entry, Counter())[JobStatus.NAMES[glidein.status]] += 1

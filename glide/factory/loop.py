@@ -41,7 +41,7 @@ class Factory:
     Args:
         files: the site files. At SIGHUP, the factory reads them again. If a changed file has an error, the factory
             continues with the earlier version.
-        drain: whether the factory removes its glideins when it stops. Otherwise the glideins continue to work.
+        drain: True to remove all glideins when the factory stops; False to let the glideins continue their work.
     """
 
     def __init__(self, files: list[Path], drain: bool = False):
@@ -51,14 +51,14 @@ class Factory:
             if count > 1:
                 raise InputError(f"{count} of these site files have an entry {name}; rename one")
         self.drain = drain
-        # Signal handlers set these plain flags. A handler must not set an Event instead, because an Event needs a lock,
-        # and the interrupted code may hold this lock.
+        # Signal handlers set the flags `stop` and `reload`. A flag is a bool and not a threading.Event, because an
+        # Event has a lock. If the code that the signal interrupts held this lock, the handler would wait forever.
         self.stop = False
         self.reload = False
-        self.logged: set[Action] = set()  # waits and drains that continue and are already logged
+        self.logged: set[Action] = set()  # logged waits and drains; while they continue, they are not logged again
         self.earlier_errors: set[str] = set()  # errors of the previous cycle
         self.errors: set[str] = set()  # errors of this cycle
-        self.baselines: dict[str, Snapshot] = {}  # for each site, the snapshot to compare the next one with
+        self.baselines: dict[str, Snapshot] = {}  # by site: the snapshot that the next snapshot is compared with
         self.journals = {site.site: Journal(site_folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()  # outer jobs of the glideins
@@ -95,7 +95,7 @@ class Factory:
     def _wait(self) -> None:
         """Wait until the next cycle is due.
 
-        Return earlier if the job of a glidein ends, because then the glidein's ads must be expunged soon.
+        Return earlier if the outer job of a glidein ends, because this glidein's ads must be expunged soon.
         """
         deadline = time.monotonic() + min(site.interval for site in self.sites.values())
         while time.monotonic() < deadline and not self.stop and not self.reload:
@@ -205,5 +205,5 @@ class Factory:
 def log(text: str) -> None:
     """Write one line of the factory's log."""
     line = printable(" ".join(text.split()), 10_000)
-    with suppress(OSError):  # the disk with the log may be full
+    with suppress(OSError):  # if the disk with the log is full, the line is lost
         print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}", file=sys.stderr, flush=True)

@@ -38,8 +38,8 @@ def observe(
 ) -> Snapshot:
     """Observe the pool now, and return a snapshot.
 
-    If a queue or the collector does not answer, the snapshot lists this source as unavailable. So the source is not
-    mistaken for an empty source.
+    If a queue or the collector does not answer, the snapshot lists this source as unavailable. So the factory does not
+    mistake a source without an answer for an empty source.
 
     Args:
         find_access_point: function that returns the access point of the pool that glideins join. If no access point
@@ -50,7 +50,7 @@ def observe(
             allows all users.
         accounts: "own" to return only the glideins of this account, which a factory needs; "all" to return the glideins
             of all accounts, which people may want to see.
-        earlier_accounts: names of accounts, without domain, that this factory has used to submit glideins.
+        earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.
     """
     failed: list[str] = []
     jobs: list[dict] = []
@@ -63,7 +63,8 @@ def observe(
         constraint = f"{Job.TEMPLATE} =!= undefined || {Job.ENTRY} =!= undefined"
         jobs += _valid_jobs(access_point, constraint, accounts, earlier_accounts)
         sticky_jobs = _sticky_jobs(access_point)
-        # Read `user` after the queries, because `user` needs a ping. Unlike a query, a ping never gives up by itself.
+        # Read `user` only after the queries. `user` needs a ping, and a ping has no time limit of its own. A query has
+        # a time limit, so the queries show first whether the access point answers.
         user = access_point.user
         invocations = [job for job in jobs if Job.ENTRY not in job]
         specs = find_templates(access_point, invocations, {owner or user for owner in owners})
@@ -79,7 +80,7 @@ def observe(
             jobs += _valid_jobs(find_queue(), f"{Job.ENTRY} =!= undefined", accounts, earlier_accounts)
         except CondorError as error:
             unavailable |= dict.fromkeys(entries, str(error))
-        except Exception as error:  # a bug must affect only these entries
+        except Exception as error:  # a bug in glide must affect only the entries of this queue
             unavailable |= dict.fromkeys(entries, describe_bug(error))
     retargets = tuple(
         StickyJob(
@@ -123,7 +124,7 @@ def _valid_jobs(access_point: Queue, constraint: str, accounts: str, earlier_acc
     """Return the valid ads of this account's glideins and of all users' invocation jobs.
 
     If `accounts` is "all", the glideins of all accounts are returned. The ads are checked because any user can submit
-    any job. A job with a bad ad must not make the factory fail, or add commands to the jobs that the factory submits.
+    any job. Without the checks, a bad ad could end the factory, or bring commands into the factory's own job files.
 
     Raises:
         CondorError: the queue has glideins that this factory submitted with an earlier account name. The factory would
@@ -167,10 +168,12 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0), model=job.get(Job.MODEL, ""),
     )  # fmt: skip
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
-        glidein = replace(glidein, state="", failure="", served=0, errors=0)  # the values are older than the last start
+        # These values were reported before the last start of the outer job, so they are out of date.
+        glidein = replace(glidein, state="", failure="", served=0, errors=0)
     lane = lanes.get((glidein.glide_id, glidein.template))  # None if the lane was retargeted to another template
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
-        glidein = replace(glidein, state=lane.state, failure=lane.failure)  # the lane's ad is newer than the job's
+        # The ad of the lane is newer than the ad of the outer job.
+        glidein = replace(glidein, state=lane.state, failure=lane.failure)
     if glidein.state == State.WARM:
         until = now - age if glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE) else now
         glidein = replace(glidein, warm_seconds=max(0.0, until - job.get(Job.STATE_SINCE, until)))
@@ -178,9 +181,9 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
 
 
 def _failure(job: dict) -> str:
-    """Return the failure that a glidein's model server reported.
+    """Return why a glidein failed, as its model server reported it; empty if there is no report.
 
-    If the glidein's outer job has ended without such a report, return how the job ended.
+    If the glidein's outer job has ended without a report, return how the outer job ended.
     """
     if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
         return job.get(Job.FAILURE, "")

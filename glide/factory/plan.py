@@ -7,8 +7,8 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 2. Expunge the machine ads of glideins whose outer job no longer runs.
 3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. Use the best entry
    first.
-4. Submit blank glideins on entries that keep some glideins ready.
-5. Remove useless glideins. Also remove idle glideins if unmet demand needs their places.
+4. On entries that keep some glideins ready, submit blank glideins. A blank glidein has no template.
+5. Remove useless glideins. Also remove idle glideins if the demand for another template needs their places.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glide.files import Tree
 from glide.files.peers import short_digest
 from glide.vocabulary import JobStatus, State
 
-START_GRACE_SECONDS = 20.0  # time after a glidein's start in which lanes' ads may be newer than the queue, in seconds
+START_GRACE_SECONDS = 20.0  # time after a start during which ads may be newer than the queue's answer, in seconds
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 _Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
 
@@ -72,7 +72,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
                 supply, unmet = _meet_demand(template, missing, snapshot, site_headroom, ranked, retargeted)
                 actions += supply
                 unmet_demands.append(unmet)
-        except Exception as error:  # any user can describe a template, so a bug must affect only this template
+        except Exception as error:  # a user's template may lead to a bug; the bug must affect only this template
             actions.append(Wait(best_first[0].name, template, 0, describe_bug(error)))
     for entry, entry_headroom in ranked:
         actions += _isolated(entry.name, partial(_keep_ready, entry, snapshot, entry_headroom, site_headroom))
@@ -82,7 +82,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
-        for unmet in waiting:  # on later entries, do not free a second place for the same glidein
+        for unmet in waiting:  # a glidein that gets a place here needs no place on a later entry
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
 
@@ -113,12 +113,12 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 
 
 def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
-    """Return how many more glideins the runs of a template can use. If no more are needed, the result is 0 or less.
+    """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
 
-    A run can use at most one glidein for each job. A running job never moves to another glidein, so all runs together
-    can use the busy glideins and one more glidein for each idle job. The work for each glidein must take at least as
-    long as the start of a glidein. A glidein does not count as existing if it has retired, or if it could not load the
-    template.
+    A job uses at most one glidein, and a running job stays on its glidein. So the jobs can use the busy glideins, and
+    one more glidein for each idle job. There must be enough work to keep each glidein busy for at least as long as its
+    start takes. Existing glideins with the template are subtracted. A glidein that has retired or could not load the
+    template is not subtracted.
 
     Args:
         owners: the Users that the site serves. If one of these Users wants the template, only their demand counts.
@@ -133,7 +133,7 @@ def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]
         wanted = max(1, int(work / start))
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
     existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
-    # The queue of an unavailable entry is not known. Instead, count the glideins whose lanes advertise.
+    # If an entry's queue is unavailable, count the entry's glideins whose lanes advertise the template.
     unavailable = [lane for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries]
     existing |= {lane.glide_id for lane in unavailable if lane.template == template}
     return wanted - len(existing - retiring - _failed_glideins(template, snapshot))
@@ -150,7 +150,7 @@ def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:
 
 
 def _work_seconds(template: str, snapshot: Snapshot) -> float:
-    """Return the seconds that one glidein would need for all remaining records; infinity if nothing is measured yet."""
+    """Return the seconds that one glidein would need for all remaining records; infinity if no lane is measured yet."""
     measured = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
     known = [seconds for seconds in measured.values() if seconds > 0]
     if not known:
@@ -222,12 +222,16 @@ def _meet_demand(
 def _retarget_idle(
     template: str, missing: int, why: str, snapshot: Snapshot, ranked: _Ranked, retargeted: set[str]
 ) -> list[Action]:
-    """Return the actions that make idle glideins load a template, if their present templates are not in demand.
+    """Return the actions that make idle glideins load a template.
 
-    If the template has only best-effort demand, use only blank glideins, so that no glidein unloads its model.
+    Only glideins whose present templates are not in demand are used. If the template has only best-effort demand, only
+    blank glideins are used, so that no glidein unloads its model.
+
+    Args:
+        retargeted: GlideIds of the glideins that load another template in this cycle. The function adds GlideIds.
     """
     if any(each.template == template and each.hold_reason for each in snapshot.retargets):
-        return []  # a sticky job has failed; the plan submits new glideins instead, because their logs show the reason
+        return []  # after a failed sticky job, submit new glideins: their logs show why the template fails
     wanted = {demand.template for demand in snapshot.demands}
     best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
     lanes = snapshot.lanes_of
@@ -255,7 +259,7 @@ def _retarget_idle(
 
 
 def _retarget_rank(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
-    """Return a sort key for a lane's glidein.
+    """Return the sort key of a glidein that could load a template. `lane` is any lane of the glidein.
 
     Glideins on hosts with more bytes of the template's files come first. If hosts have equally many bytes, the glidein
     that retires later comes first.
@@ -273,7 +277,7 @@ def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
 
 
 def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:
-    """Return the action that submits blank glideins, if an entry has fewer free glideins than `entry.ready`."""
+    """Return the action that submits blank glideins, if fewer than `entry.ready` glideins of an entry have no work."""
     wanted = {demand.template for demand in snapshot.demands}
     unwanted = [each for each in snapshot.glideins_of(entry.name)[0] if not snapshot.templates_of(each) & wanted]
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
@@ -288,9 +292,9 @@ def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site
 def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     """Return the actions that remove useless glideins.
 
-    A glidein is useless if it is held or failing, or if it is queued and no job wants its template. If unmet demand
-    needs places, idle glideins are also removed, in the order of their retirement. The remaining idle glideins stay,
-    because idle glideins end by themselves after the entry's idle_seconds.
+    A glidein is useless if it is held or failing, or if it still waits in the queue and no job wants its template. If
+    other templates need places, idle glideins are also removed; the glidein that retires first is removed first. All
+    other idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
 
     Args:
         unmet: number of places that other templates need on this entry.
@@ -299,13 +303,13 @@ def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
     mine = sorted(snapshot.glideins_of(entry.name)[0], key=lambda each: retires.get(each.glide_id, float("inf")))
-    # Some glideins are already being removed, and will soon free their places.
+    # Glideins that are already being removed will soon free their places, so fewer places are needed.
     unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)
     actions = []
     for glidein in (glidein for glidein in mine if glidein.status != JobStatus.REMOVED):
         if glidein.status == JobStatus.HELD:
-            # Keep a held glidein for a while, so that people can see it and so that it counts as a failure. If the
-            # glidein was removed immediately, the plan would immediately submit a new glidein.
+            # Keep a held glidein for a while, so that people can see it, and so that circuit breakers count it as a
+            # failure. If the plan removed the glidein immediately, the plan would immediately submit a new one.
             if glidein.age > entry.breaker.backoff_seconds or glidein.template not in wanted:
                 actions.append(_remove(glidein, f"held: {glidein.hold_reason}"))
         elif glidein.served and glidein.state == State.FAILED and glidein.glide_id not in claimed:
@@ -326,13 +330,13 @@ def _remove(glidein: Glidein, reason: str) -> Action:
 def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list[Action]:
     """Return the actions that expunge the machine ads of glideins whose outer job no longer runs.
 
-    Otherwise a job could match such an ad, and then the job would wait for a slot that no longer exists.
+    If such an ad stayed in the collector, a job could match the ad and wait for a slot that no longer exists.
     """
     names = {entry.name for entry in available}
     advertised = {lane.glide_id: lane.entry for lane in snapshot.lanes if lane.entry in names}
     running = [glidein for glidein in snapshot.glideins if glidein.status in _RUNNING]
     alive = {glidein.glide_id for glidein in running}
-    # Soon after a start, the ads may have the new GlideId while the queue still has the old number of starts.
+    # Soon after a start, an ad may have the new GlideId while the queue has the old number of starts. Keep such ads.
     starting = {(glidein.entry, glidein.job) for glidein in running if glidein.age < START_GRACE_SECONDS}
     return [
         Expunge(entry, "", 1, f"{each} advertises, but has no running job", (each,))

@@ -1,6 +1,6 @@
-"""Reject implausible answers of a queue or a collector. An answer is implausible if all glideins suddenly disappear.
+"""Reject implausible answers of a queue or a collector. An answer is implausible if it suddenly contains no glideins.
 
-If a factory accepted such an answer, it would submit glideins again, or it would expunge the ads of working glideins.
+If a factory accepted such an answer, the factory would submit glideins again, or expunge the ads of working glideins.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from glide.factory.actions import Action, Remove
 from glide.factory.snapshot import Snapshot
 from glide.vocabulary import JobStatus
 
-# If an implausible answer persists for this time, in seconds, the answer is accepted. The ads of dead glideins expire
-# within this time.
+# An implausible answer that persists for this time, in seconds, is accepted. If the glideins are really gone, their ads
+# expire within this time.
 ACCEPT_AFTER_SECONDS = 60.0
 
 
@@ -45,7 +45,8 @@ def reject_implausible(
             unavailable[entry.name] = f"its queue has forgotten all {len(earlier)} glideins; {accepted}"
     running = {glidein.glide_id for glidein in snapshot.glideins if glidein.status == JobStatus.RUNNING}
     advertised = {lane.glide_id for lane in snapshot.lanes}
-    # Consider only glideins that had a job. The ads of an idle glidein may disappear seconds before its outer job ends.
+    # Consider only glideins that had a job. If a glidein was idle, its ads may disappear some seconds before its outer
+    # job ends, and this is plausible.
     working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
     sources: tuple[str, ...] = ()
     if working and not working & advertised:
@@ -56,12 +57,12 @@ def reject_implausible(
 def baseline(snapshot: Snapshot, actions: Collection[Action], before: Snapshot | None = None) -> Snapshot:
     """Return the snapshot that the next snapshot is compared with.
 
-    The returned snapshot lacks the glideins that are being removed. If an entry is unavailable, the returned snapshot
-    contains the entry's glideins from `before`.
+    Glideins that are being removed are left out, because it is plausible that they disappear. For an entry whose queue
+    is unavailable, the glideins of `before` are used.
 
     Args:
-        actions: the plan for this snapshot.
-        before: the baseline of the previous cycle.
+        actions: the actions of this cycle.
+        before: the result of this function in the previous cycle; None in the first cycle.
     """
     gone = {job for action in actions if isinstance(action, Remove) for job in action.jobs}
     gone |= {glidein.job for glidein in snapshot.glideins if glidein.status == JobStatus.REMOVED}

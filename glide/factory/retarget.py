@@ -12,9 +12,11 @@ from glide.system import publish
 from glide.vocabulary import Job, JobStatus, Machine
 
 CLAIM_SECONDS = 120  # time limit for a sticky job to claim its lane, in seconds; some pools negotiate once per minute
-SETTLE_SECONDS = 30  # maximum time until the lane's ad shows the new template, in seconds
+# Maximum time from the end of a sticky job until the lane's ad shows the new template, in seconds.
+SETTLE_SECONDS = 30
 RETRY_SECONDS = 300  # time after which a failed retarget is tried again, in seconds
-# This condition is the same as in submit_templates/sticky.sub.
+# Requirements of a sticky job, as in submit_templates/sticky.sub: the slot belongs to a glidein, and the glidein has
+# enough memory for the template.
 CAN_RETARGET = f"(TARGET.{Machine.ROOM} >= MY.GlideMegabytes) =!= false && {GLIDEIN}"
 
 
@@ -32,11 +34,13 @@ def retarget(client: SiteClient, action: Retarget, snapshot: Snapshot) -> None:
         "initialdir": str(folder), "template": "template.json", "model": template.model,
         "megabytes": str(int(template.megabytes)), "requirements": f'TARGET.Name == "$(lane)" && {CAN_RETARGET}',
         f"My.{Job.BRINGS}": quoted(template.digest), f"My.{Job.LANE}": '"$(lane)"',
-        # If a sticky job claims no lane or fails, it is held. So the plan does not submit this job again for a while.
+        # A sticky job that claims no lane or fails is held for RETRY_SECONDS. While it is held, the plan submits no
+        # further sticky job for this template.
         "periodic_hold": f"JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {CLAIM_SECONDS}",
         "periodic_hold_reason": quoted(f"slot not claimed within {CLAIM_SECONDS} s"),
         "periodic_remove": f"JobStatus == {JobStatus.HELD} && time() - EnteredCurrentStatus > {RETRY_SECONDS}",
-        # A completed sticky job stays in the queue for SETTLE_SECONDS. By then, the lane's ad shows the new template.
+        # A completed sticky job stays in the queue until the lane's ad shows the new template. Until then, the factory
+        # reads from the sticky job which template the lane has.
         "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {SETTLE_SECONDS}",
     }  # fmt: skip
     client.access_point().submit(description, macros, [{"lane": name} for name in action.slots], spool=True)

@@ -1,8 +1,8 @@
-"""Run the seed, a file server on the access point. If nodes have no shared file system, the seed sends them models.
+"""Run the seed, a file server on the access point. The seed sends files to nodes without a shared file system.
 
 The seed is a separate process, `python -m glide.factory.seed FOLDER HOST`. A thread of the factory could not serve
-files all the time, because HTCondor's bindings hold Python's global lock while they wait. Each offer is a file in the
-seed's folder, so that no offer is lost when the factory or the seed restarts.
+files all the time, because HTCondor's bindings hold Python's global lock while they wait. For each file set that the
+seed offers to nodes, there is a file in the seed's folder. So no offer is lost when the factory or the seed restarts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Seed:
 
 
 def write_offer(file_set: FileSet, folder: Path) -> str:
-    """Write the offer of a file set into a seed's folder.
+    """Write a file into a seed's folder, so that the seed offers a file set to nodes.
 
     Returns:
         The seed's address, or "" if no seed has run with this folder.
@@ -74,7 +74,7 @@ def write_offer(file_set: FileSet, folder: Path) -> str:
 
 
 class SharedTrees(ChunkServer):
-    """A chunk server for the file sets that have an offer in the seed's folder."""
+    """The seed's server. It sends nodes the chunks of files that are offered in the seed's folder."""
 
     def __init__(self, folder: Path):
         super().__init__(Cache(folder / "cache"))
@@ -91,7 +91,7 @@ class SharedTrees(ChunkServer):
 async def serve(folder: Path, host: str) -> None:
     """Serve files until the process is killed.
 
-    Use the port of the seed's last run again if this port is free, because earlier glideins still connect to this port.
+    If the port of the seed's last run is free, use this port again, because earlier glideins still connect to it.
     """
     port = folder / "port"
     server = SharedTrees(folder)

@@ -68,14 +68,15 @@ class SiteClient:
         if not isinstance(place, Login):
             return self.access_point(place)
         remote = access_point_at(place)
-        if self.seed:  # the factory must not miss a submission that is still running on the login host
+        if self.seed:  # cancel delayed submissions of an earlier factory, because the queue does not show them yet
             remote.fence(self.site.site)
         return remote
 
     def observe(self) -> Snapshot:
         """Observe the pool and the queues of all entries.
 
-        If this process is the factory, also store the names of the factory's accounts at the access points.
+        If this process is the factory, also store the account names that the factory has at the access points. With
+        these names, a later factory recognizes glideins that were submitted under another account name.
         """
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
         accounts = self.folder / "accounts"
@@ -96,7 +97,11 @@ class SiteClient:
         return entry_folder(self.folder, entry.name, template)
 
     def with_key(self, file_set: FileSet) -> FileSet:
-        """Return the file set with the key that nodes need. If this host has the files, the seed offers them."""
+        """Return the file set with the key with which nodes fetch its files.
+
+        If this host has the files, and if this process is the factory, the seed offers the files. The file set then
+        contains the seed's address.
+        """
         file_set = replace(file_set, key=file_set_key(file_set, self.folder), seed="")
         is_here = file_set.files and file_set.path.startswith("/")
         return replace(file_set, seed=self.seed.offer(file_set)) if self.seed and is_here else file_set
@@ -104,8 +109,8 @@ class SiteClient:
     def template_for(self, entry: Entry, template: Template) -> Template:
         """Return the template for an entry's glideins.
 
-        If the entry has a service, the template contains the service's options. Otherwise the template contains the key
-        and the seed for its files.
+        If the entry has a service, the returned template contains the options of this service. For all other entries,
+        the returned template contains the key of its files and the seed's address.
         """
         if entry.service:
             return replace(template, service=entry.service.options, key="", seed="")
@@ -116,7 +121,11 @@ class SiteClient:
 
 @contextmanager
 def collect_errors(what: str, refused: list[str]) -> Iterator[None]:
-    """Add an exception of the block to `refused` and do not raise it. So the caller continues with the next action."""
+    """If the block raises an exception, add its message to `refused`. The caller continues after the block.
+
+    Args:
+        what: beginning of the message: what the block could not do.
+    """
     try:
         yield
     except (CondorError, OSError) as error:  # OSError means that a disk is full, or that a process cannot start

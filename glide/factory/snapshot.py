@@ -12,7 +12,7 @@ from functools import cached_property
 from glide.template import Template
 from glide.vocabulary import glide_id
 
-OTHER = "other"  # in counts for each model, this name stands for all models that no glidein has
+OTHER = "other"  # where jobs are counted by model, the name for all models that no glidein has reported
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Glidein:
     Attributes:
         template: digest of the template that the glidein was submitted with; empty for a blank glidein.
         status: HTCondor's JobStatus of the outer job.
-        starts: number of times that the job has started to run.
-        age: seconds since the job got its present status.
-        state: the last state that the model server reported to the job: Warm or Failed. Empty before the first report.
-        failure: why the glidein failed, or how its job ended.
+        starts: number of times that the outer job has started to run.
+        age: seconds since the outer job got its present status.
+        state: the last state that the model server reported: Warm or Failed. Empty before the first report.
+        failure: why the glidein failed, or how its outer job ended; empty if neither is known.
         warm_seconds: seconds for which the glidein has been warm, or was warm before it ended.
         served: number of records served, including the records whose result is an error.
         errors: number of served records whose result is an error.
@@ -54,7 +54,7 @@ class Glidein:
 
     @property
     def glide_id(self) -> str:
-        """The GlideId that the glidein's lanes advertise after the last start."""
+        """The GlideId that the glidein's lanes advertise since the outer job's last start."""
         return glide_id(self.entry, self.job, self.starts)
 
 
@@ -141,9 +141,9 @@ class Snapshot:
     """The state of the pool that the queues and the collector report at one moment.
 
     Attributes:
-        unavailable_sources: reasons why the access point or the collector is unavailable: it did not answer, or its
-            answer was implausible. If this is not empty, no action is safe.
-        unavailable_entries: the reason for each entry whose own queue is unavailable.
+        unavailable_sources: reasons why the access point or the collector is unavailable: no answer, or an implausible
+            answer. Empty if both are available. If one is unavailable, no action is safe.
+        unavailable_entries: names of the entries whose queues are unavailable, each with the reason.
         ended: glideins that ended in the last hour. The `age` of such a glidein is the time since it ended.
         retargets: sticky jobs in the queue.
         config_errors: errors in site files. A running factory continues with the earlier version of its site file.
@@ -183,7 +183,8 @@ class Snapshot:
     @cached_property
     def models(self) -> dict[str, str]:
         """For each template, the model name that glideins report. Names from users' jobs are not trusted."""
-        holders: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]  # later names replace earlier ones
+        # If names differ, the name that a lane advertises replaces the name from an outer job.
+        holders: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]
         return {each.template: each.model for each in holders if each.template and each.model}
 
     @cached_property

@@ -53,7 +53,7 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
     }  # fmt: skip
     macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
     macros |= {"container_image": entry.container} if entry.container else {}
-    if entry.container and entry.container.startswith("/"):  # the container is an image file that is sent to nodes
+    if entry.container and entry.container.startswith("/"):  # an image file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
     text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
     # The access point of an outer pool has only the spooled files, and it cannot stream outputs to this machine. Tokens
@@ -84,14 +84,17 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
     )  # fmt: skip
     mint_token(client, entry, digest)
     publish(folder / "glidein.json", settings.to_json())
-    if not entry.ssh:  # a login host has its own copy of these files
+    if not entry.ssh:  # glide.ssh sends the start files to a login host
         for name, content in bundle.start_files().items():
             publish(folder / name, content, 0o700)
     return folder
 
 
 def _condor_for(client: SiteClient, entry: Entry) -> tuple[str | None, FileSet | None]:
-    """Return HTCondor's release folder on the entry's nodes, and an archive of HTCondor for nodes without HTCondor."""
+    """Return HTCondor's release folder on the entry's nodes, and an archive of HTCondor for nodes without HTCondor.
+
+    Each of the two is None if it is not known or not needed.
+    """
     if entry.condor is None:
         archive = install.bundle()
         return _private_condor(), _file_set(client, str(archive)) if archive else None
@@ -129,9 +132,12 @@ def mint_token(client: SiteClient, entry: Entry, template: str) -> None:
 
 @lru_cache(64)
 def _read_file_set(name: str, version: tuple[int, int, int] | None) -> FileSet:
-    """Return the file set of an environment.
+    """Return the file set of an archive, an image or a folder.
 
-    The function reads the whole file. So its result is cached for each version of the file.
+    The function reads the whole file, which takes time. So the result is cached for each version of the file.
+
+    Args:
+        version: modification time in ns, size in bytes and inode number of the file; None for a folder.
     """
     return environment(name, Path("/"))
 

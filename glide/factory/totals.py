@@ -1,4 +1,4 @@
-"""Count events and served records of all glideins that a factory has had.
+"""Count the evictions, the ends and the served records of all glideins that a factory has had.
 
 The counters never decrease, even if glideins disappear. Each snapshot adds the increase since the previous snapshot.
 """
@@ -37,13 +37,13 @@ class Totals:
 
     A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. Only the maximum of
     the reported counts is added, so that nothing is counted twice. If a glidein loads a template for the second time,
-    the new counts are added only after they exceed the earlier maximum. If a count was added before the model's name
-    was known, this count stays without a name.
+    its counts begin at 0 again. They are added only after they exceed the earlier maximum, so the sum is too low. A
+    count that was reported before the model's name was known stays under an empty name.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[MetricKey] = Counter()
-        # For each kind and reporter, this dict contains the largest reported count and the last report's Unix time.
+        # For each kind and reporter, this dict has the largest reported count and the Unix time of the last report.
         self._maxima: dict[tuple[str, str], tuple[float, float]] = {}
         self._models: dict[str, str] = {}
 
@@ -63,7 +63,7 @@ class Totals:
     def _reported(self, snapshot: Snapshot) -> Iterator[tuple[MetricKey, str, float]]:
         """Yield the counter, the reporter and the value of each reported count.
 
-        The reporter identifies a job, or it identifies a glidein with a template.
+        The reporter is a text. It names an outer job, or a GlideId and the digest of a template.
         """
         for glidein in (*snapshot.glideins, *snapshot.ended):
             yield MetricKey(EVICTED, glidein.entry), glidein.job, max(0, glidein.starts - 1)

@@ -37,9 +37,9 @@ def is_used(site: SiteFile) -> bool:
 
 
 def stop_when_unused(sites: Sequence[SiteFile]) -> None:
-    """Send SIGTERM to this process when no process uses the factories of these sites any more.
+    """End this process when no other process uses it any more. This process is the factory of these sites.
 
-    This process is the factory of all these sites.
+    A thread waits until no process uses the sites, and then sends SIGTERM to this process.
     """
 
     def watch() -> None:
@@ -47,7 +47,7 @@ def stop_when_unused(sites: Sequence[SiteFile]) -> None:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    for site in sites:  # this process holds these locks until it ends
+    for site in sites:  # the locks show that this factory runs with `--while-used`
         file = _while_used_file(site).open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX)
         _locks.append(file)

@@ -1,8 +1,8 @@
 """If the factory hangs, end its process and log a traceback. Then the program that started the factory can restart it.
 
-HTCondor's bindings hold Python's global lock while they wait. During this time no thread and no signal handler can run,
-but faulthandler's timer needs no lock. systemd can also watch the process, because the factory sends the messages of
-sd_notify(3).
+HTCondor's bindings hold Python's global lock while they wait. During this time no thread and no signal handler can run.
+So this module uses faulthandler's timer, which does not need the lock. systemd can also watch the process, because the
+factory sends the messages of sd_notify(3).
 """
 
 from __future__ import annotations

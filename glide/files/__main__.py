@@ -1,19 +1,21 @@
-"""The program `python -m glide.files`, which fetches a file set.
+"""The program `python -m glide.files`, which fetches a file set to this node.
 
 A fetch runs in a separate process, because hashing and disk access take long. The program reads one JSON object from
 its standard input. The object has these keys:
 
-    parcel    the file set
-    cache     folder and limit of the cache
-    plugins   path of HTCondor's libexec folder, which contains the file transfer plugins; or null
-    swarm     the fields of glide.files.fetch.Swarm; or null if no peers are asked
-    open      true if the file set is an environment. An environment has one file. An archive is unpacked
+    parcel    the fields of the file set
+    cache     the path `folder` of the cache, and its maximum size `limit` in bytes (null: no limit)
+    plugins   path of HTCondor's libexec folder, which contains the file transfer plugins (null: no plugin is used)
+    swarm     the fields of glide.files.fetch.Swarm (null: no peers are asked)
+    open      true: the file set contains one file, an environment. If this file is an archive, unpack it
 
-The program writes lines of JSON to its standard output. During the fetch, each line contains four numbers of bytes:
-`size`, `cached`, `source` and `peers`. If the fetch fails, the last line contains `failed`, which is an error message.
-Otherwise the last line contains the paths `folder` and `place`. `folder` contains the files. If `open` is false,
-`place` is the same folder. If `open` is true, `place` is the folder with the unpacked files. If the file is not an
-archive, `place` is the path of the file.
+The program writes JSON objects to its standard output, one in each line. During the fetch, each object has the keys
+`size`, `cached`, `source` and `peers`, which are numbers of bytes (glide.files.fetch.FetchAccount). If the fetch fails,
+the last object has the key `failed`, an error message. If the fetch succeeds, the last object has two keys:
+
+    folder    path of the folder that contains the fetched files
+    place     if an archive was unpacked: path of the folder with the unpacked files. If `open` is true and the file is
+              not an archive: path of the file. If `open` is false: the same path as `folder`
 """
 
 from __future__ import annotations
@@ -64,14 +66,14 @@ def main() -> None:
 
 
 def read_ahead(paths: Iterable[Path]) -> None:
-    """Ask the kernel to read the files into memory while the engine imports its libraries."""
+    """Ask the kernel to read files into memory. Meanwhile, the engine imports its libraries."""
     for path in paths:
         with suppress(OSError), open_regular(path) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 class ProgressLog:
-    """Reports the progress of a fetch, at most once in REPORT_SECONDS. The end of the fetch is always reported."""
+    """Prints the progress of a fetch at most every REPORT_SECONDS, and always at the end of the fetch."""
 
     reported_at = 0.0  # time of the last report, by time.monotonic()
 

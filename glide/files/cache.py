@@ -1,18 +1,18 @@
-"""A node's cache of files. All glideins of one account on one host share the cache. Later glideins use it again.
+"""A node's cache of files. All present and later glideins of one account on one host share the cache.
 
 A *tree* is a folder of files, such as the files of a model. DIGEST is the sha256 of a tree (`Tree.digest`). A *content*
-is the data of a file without the name. SHA is the sha256 of these data. Several trees may contain the same content.
+is the data of a file without the name. SHA is the sha256 of a content. Several trees may contain the same content.
 
     contents/SHA            a complete, verified and read-only file with this content
     partial/SHA             a file that is being fetched. SHA.have lists the chunks that are already written
-    known/…                 stat data and chunk digests of a verified file. Changed stat data cause a new verification
-    trees/DIGEST/           a complete tree for engines. Its files are hard links to contents
-    trees/DIGEST.…/         a tree that is still incomplete
+    known/…                 a *memo*: stat data and chunk digests of a verified file. They show whether the file changes
+    trees/DIGEST/           a complete tree for engines. Its files are hard links to files in contents/
+    trees/DIGEST.…/         an incomplete tree
     trees/DIGEST.….files/   the unpacked files of an archive. DIGEST.unpacked contains the name of this folder
     trees/DIGEST.lock       a lock file. Each process that uses the tree or its unpacked files holds the lock
 
-The locks use flock, so the kernel releases the locks of a killed process. The least recently used tree is evicted
-first. A tree in use is never evicted.
+The locks use flock, so a killed process loses its locks. If the cache needs space, it evicts (deletes) the least
+recently used tree first. A tree that a process uses is never evicted.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from glide.files.unpack import unpack, unpacked_size
 from glide.system import publish
 from glide.vocabulary import POOL_VARIABLE
 
-SIZE_FILE = ".glide-bytes"  # file with the number of bytes unpacked so far; each folder of unpacked files has one
+SIZE_FILE = ".glide-bytes"  # file in each folder of unpacked files; it contains the number of unpacked bytes
 RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has no limit
 
 
 def default_folder(owner: str) -> Path | None:
-    """Return the folder of this account's cache on this host. In an embedded pool, return a folder of the pool.
+    """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, the pool has its own cache.
 
-    If the name of this account is not `owner`, return None, because jobs of several owners may run as this account.
+    In another pool, return None if this account's name is not `owner`, because such an
+    account may run jobs of several owners.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -53,7 +54,7 @@ def default_folder(owner: str) -> Path | None:
 
 
 class CacheFull(OSError):
-    """The cache has too little free space, and all files in it are in use."""
+    """The cache has too little free space, and processes use all trees in it."""
 
 
 class Cache:
@@ -61,7 +62,7 @@ class Cache:
 
     Args:
         folder: the folder of the cache. If it does not exist, it is created with access for this account only.
-        limit: maximum size of the cache in bytes. None: the size of the disk minus RESERVED_SHARE.
+        limit: maximum size of the cache in bytes. None: the cache leaves only RESERVED_SHARE of the disk free.
 
     Raises:
         OSError: the folder cannot be created, or another account owns it or has access to it.
@@ -70,8 +71,8 @@ class Cache:
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder = folder
         self.limit = limit
-        self.name = secrets.token_hex(8)  # random part of folder names; processes in two containers may have equal pids
-        self.memos: dict[Path, dict[str, Any]] = {}  # contents of the files in known/, by path
+        self.name = secrets.token_hex(8)  # makes folder names unique; two containers may have equal pids
+        self.memos: dict[Path, dict[str, Any]] = {}  # memos (the files in known/) by path
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -83,7 +84,7 @@ class Cache:
 
     @contextmanager
     def in_use(self, tree: str) -> Iterator[None]:
-        """Protect a tree from eviction inside the `with` block. The tree counts as used now."""
+        """Protect a tree from eviction inside the `with` block, and mark the tree as used now. `tree` is its digest."""
         descriptor = self.hold(tree)
         try:
             yield
@@ -91,7 +92,7 @@ class Cache:
             os.close(descriptor)
 
     def hold(self, tree: str) -> int:
-        """Protect a tree from eviction as long as a process has the returned file descriptor open."""
+        """Protect a tree from eviction until all processes have closed the returned file descriptor."""
         descriptor = _lock(self._lock_path(tree), fcntl.LOCK_SH)
         os.utime(self._lock_path(tree))
         return descriptor
@@ -109,25 +110,25 @@ class Cache:
         return sorted((self.folder / "trees").glob("*.lock"), key=_last_use, reverse=True)
 
     def tree_folder(self, tree: Tree) -> Path | None:
-        """Return the tree's folder. Return None if the folder or one of its files is missing or damaged."""
+        """Return the tree's folder; None if the folder does not exist, or if one of its files is missing or damaged."""
         folder = self.folder / "trees" / tree.digest
         complete = all(self._is_valid(folder / name, content, size) for name, (content, size) in tree.files.items())
         return folder if complete and folder.is_dir() else None
 
     def link(self, tree: Tree, content: str) -> None:
-        """Link a cached content into the tree's incomplete folder. The link also protects the content from eviction."""
+        """Add a cached file to an incomplete tree, as a hard link. The link also protects the file from eviction."""
         building = self._building(tree)
         for name, (digest, _) in tree.files.items():
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content_path(content), building / name)
-                self.is_verified(building / name, content)  # the memo must contain the new number of links
+                self.is_verified(building / name, content)  # this call notes the new number of hard links in the memo
 
     def publish(self, tree: Tree) -> Path:
-        """Move the complete folder of links to the tree's final path in one step, and return this path."""
+        """Move a tree that is now complete to its final path in one step, and return this path."""
         folder = self.folder / "trees" / tree.digest
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # if this fails, another process has published the tree, and that folder is used
+        with suppress(OSError):  # this fails if another process has published the same tree; its folder is used
             self._building(tree).rename(folder)
         shutil.rmtree(self._building(tree), ignore_errors=True)
         return folder
@@ -136,15 +137,15 @@ class Cache:
         return self.folder / "trees" / f"{tree.digest}.{self.name}"
 
     def unpack(self, tree: str, archive: Path) -> Path:
-        """Return the folder of an archive's files. Unpack the archive if this folder is missing. May raise OSError."""
+        """Return the folder of an archive's unpacked files. If there is none, unpack the archive. May raise OSError."""
         trees, finished = self.folder / "trees", self._lock_path(tree).with_suffix(".unpacked")
-        unfinished = finished.with_suffix(".unpacking")  # like `finished`, this file contains the name of a folder
+        unfinished = finished.with_suffix(".unpacking")  # file with the name of the folder that is being unpacked
         with locked(unfinished, fcntl.LOCK_EX):
             if finished.exists() and (folder := trees / finished.read_text("utf-8")).is_dir():
                 return folder
-            if leftover := unfinished.read_text("utf-8"):  # a killed process left the folder with this name
+            if leftover := unfinished.read_text("utf-8"):  # the name of a folder that a killed process left behind
                 shutil.rmtree(trees / leftover, ignore_errors=True)
-            folder = trees / f"{tree}.{self.name}.files"  # a new name, because jobs may use an older, damaged folder
+            folder = trees / f"{tree}.{self.name}.files"  # jobs may use an older, damaged folder, so the name is new
             unfinished.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
 
@@ -152,15 +153,15 @@ class Cache:
 
             def reserve(taken: int, more: int) -> None:
                 nonlocal checked
-                publish(folder / SIZE_FILE, str(taken), durable=False)  # publish never follows a link at this path
+                publish(folder / SIZE_FILE, str(taken), durable=False)  # this replaces a link from the archive
                 if not checked and self._free_bytes() < more:
-                    # Read the whole archive first, so that no tree is evicted for an archive that is too large.
+                    # An archive that is too large is refused here, before a tree is evicted for it.
                     more, checked = max(more, unpacked_size(archive) - taken), True
                 self.make_room(more)
 
             try:
                 unpack(archive, folder, reserve)
-                unfinished.write_text("", "utf-8")  # from now on no process deletes this folder as a leftover
+                unfinished.write_text("", "utf-8")  # from now on, other processes do not delete the folder
                 publish(finished, folder.name)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -170,11 +171,11 @@ class Cache:
     # ---- verified files --------------------------------------------------------------------------
 
     def is_verified(self, path: Path, content: str) -> bool:
-        """Return whether a file has been verified and has not changed after the verification."""
+        """Return whether a file was verified to have this content (a sha256), and has not changed since."""
         return self.chunk_digests(path, content) is not None
 
     def chunk_digests(self, path: Path, content: str) -> list[str] | None:
-        """Return the sha256 of each chunk of a file. Return None if the file is not verified (`is_verified`)."""
+        """Return the sha256 of each chunk of a verified file; None if the file is not verified (`is_verified`)."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             signature, path_of_memo = _signature(path), self._memo_path(path, content)
             memo = self.memos.get(path_of_memo)
@@ -188,7 +189,7 @@ class Cache:
         return None
 
     def verify(self, path: Path, content: str, size: int) -> bool:
-        """Return whether a file, inside or outside this cache, has this content. A verified file is not read again."""
+        """Return whether a file, cached or not, has this content (a sha256). A verified file is not read again."""
         for _ in self.verifying(path, content, size):
             pass
         return self.is_verified(path, content)
@@ -206,23 +207,23 @@ class Cache:
             self.mark_verified(path, content, parts)
 
     def mark_verified(self, path: Path, content: str, parts: list[str]) -> None:
-        """Record that a file was read and has this content. `parts` contains the digests of the file's chunks."""
+        """Note in a memo that a file has this content (a sha256). `parts` contains the sha256 of each chunk."""
         memo = self._memo_path(path, content)
-        # The memo need not be durable. If a crash makes the memo invalid JSON, the file is read and verified again.
+        # The memo is not flushed to disk, to save time. If a crash damages the memo, the file is verified again.
         publish(memo, json.dumps({"looks": _signature(path), "parts": parts}), durable=False)
 
     def _memo_path(self, path: Path, content: str) -> Path:
-        status = path.stat()  # the memo's name contains the inode, so all links to a file share one memo
+        status = path.stat()  # the inode is in the memo's name, so all hard links to a file share one memo
         return self.folder / "known" / f"{content}-{status.st_dev}-{status.st_ino}"
 
     # ---- single contents -------------------------------------------------------------------------
 
     def content_path(self, content: str) -> Path:
-        """Return the path of a content's file. The file exists only if the content is cached."""
+        """Return the path of a content (a sha256) in contents/. The file exists only if the content is cached."""
         return self.folder / "contents" / content
 
     def has(self, content: str, size: int) -> bool:
-        """Return whether a content is cached and intact."""
+        """Return whether the cache has a complete, undamaged file with this content (a sha256)."""
         return self._is_valid(self.content_path(content), content, size)
 
     def _is_valid(self, path: Path, content: str, size: int) -> bool:
@@ -238,7 +239,7 @@ class Cache:
     def make_room(self, needed: int) -> None:
         """Evict the least recently used trees until `needed` bytes are free. Raises CacheFull if this is impossible."""
         victims = list(reversed(self._locks))
-        for part in (self.folder / "partial").glob("*.lock"):  # leftovers of killed processes are evicted first
+        for part in (self.folder / "partial").glob("*.lock"):  # partial files of killed processes are evicted first
             victims.insert(0, part)
         for lock in victims:
             if self._free_bytes() >= needed:
@@ -252,13 +253,13 @@ class Cache:
             )  # fmt: skip
 
     def delete_tree(self, tree: str) -> None:
-        """Delete a tree, unless a process uses the tree."""
+        """Delete a tree if no process uses the tree. `tree` is its digest."""
         with suppress(BlockingIOError), locked(self._lock_path(tree), fcntl.LOCK_EX | fcntl.LOCK_NB):
             self._delete(self._lock_path(tree))
 
     def _delete(self, lock: Path) -> None:
-        """Delete the tree or the partial file that a lock protects. Delete the contents to which no tree links."""
-        for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # also leftovers of killed processes
+        """Delete the tree or partial file of this lock file. Delete all files in contents/ that are in no tree."""
+        for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # glob finds incomplete trees, too
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path != lock:
@@ -272,7 +273,7 @@ class Cache:
                     path.unlink()
 
     def _free_bytes(self) -> int:
-        """Return the number of bytes that still fit on the disk and within the limit of the cache."""
+        """Return the number of bytes that can still be added within the cache's limit and the disk's free space."""
         disk = os.statvfs(self.folder)
         free = disk.f_bavail * disk.f_frsize
         if self.limit is None:
@@ -284,7 +285,7 @@ class Cache:
 
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[None]:
-    """Lock a file inside the `with` block. `how` contains the flags for flock."""
+    """Lock a file inside the `with` block. `how` contains flags of flock, such as LOCK_EX."""
     descriptor = _lock(path, how)
     try:
         yield
@@ -303,7 +304,7 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process has evicted the tree or the partial file, and has deleted this lock file. Lock a new file.
+        # Another process has deleted this lock file, together with its tree or partial file. Lock a new file.
         os.close(descriptor)
 
 
@@ -337,7 +338,7 @@ def _read_number(path: Path) -> int:
 
 
 def _signature(path: Path) -> list[int]:
-    """Return stat data that change when a file changes. st_ctime is included, because programs can reset st_mtime."""
+    """Return the stat data that show whether a file has changed. Programs can reset st_mtime, but not st_ctime."""
     status = path.stat()
     return [
         status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev, status.st_ctime_ns, status.st_nlink,
@@ -345,5 +346,5 @@ def _signature(path: Path) -> list[int]:
 
 
 def _only_links_differ(before: list[int], now: list[int]) -> bool:
-    """Return whether two signatures differ only in st_nlink and st_ctime. A new or removed link changes only these."""
+    """Return whether a file's old and new signature differ only because a hard link was added or removed."""
     return len(before) == len(now) and before[:4] == now[:4] and before[5] != now[5]

@@ -1,7 +1,7 @@
-"""Write the path of the dynamic loader into programs that have a loader of their own.
+"""Write the path of the dynamic loader into programs that are unpacked together with their own loader.
 
-A program must contain the absolute path of its loader. This path is not known before the program is in its final
-folder. So glide.condor.install reserves space for the path in each program, and `repoint` writes the path later.
+A program must contain the absolute path of its dynamic loader (ld-linux.so). This path is unknown until the program is
+in its final folder. So glide.condor.install reserves space in each program, and `repoint` writes the path there later.
 
 This module uses only the standard library.
 """
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from glide.system import open_regular
 
-# Name of a file in the folder of the programs. The first line of this file is the path of the loader. Each further line
-# is the path of a program that needs this loader. The paths are relative to the folder.
+# PROGRAMS is a file in the folder of the programs. Its first line is the path of the loader. Each further line is the
+# path of a program that needs this loader. The paths are relative to the folder.
 PROGRAMS = ".glide-programs"
 LARGEST_LIST = 16 << 20  # maximum number of bytes that are read from the PROGRAMS file
 ROOM = "/" * 1023  # placeholder for the loader's path; real paths are much shorter
@@ -36,7 +36,7 @@ def repoint(folder: Path, place: Path) -> None:
         loader, *programs = file.read(LARGEST_LIST).decode("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
-        # The list may name programs that this node does not have. A malicious list may name files outside the folder.
+        # Skip programs that were not sent to this node, and files outside the folder that a malicious list names.
         found = folder / program
         if found.is_file() and not found.is_symlink() and folder.resolve() in found.resolve().parents:
             _write_loader(found, path)
@@ -55,7 +55,7 @@ def _write_loader(program: Path, path: bytes) -> None:
 
 
 def _loader(file: BinaryIO) -> tuple[int, int]:
-    """Return the offset of the loader's path in a 64-bit ELF program, and the number of bytes for this path."""
+    """Return the offset of the loader's path in a 64-bit ELF program, and the size of the space for it, in bytes."""
     head = file.read(0x40)
     order = "<" if head[5] == 1 else ">"
     (headers,) = struct.unpack_from(f"{order}Q", head, 0x20)

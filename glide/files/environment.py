@@ -1,4 +1,4 @@
-"""Make a file set from the name of an engine's environment. A user or an admin has written this name."""
+"""Make the file set of an environment: a Python environment or a container image in which an engine runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ IMAGES = (".sif", ".simg", ".sqfs")
 def environment(name: str, parent: Path) -> FileSet:
     """Return the file set of an environment.
 
-    If the name is the path or the address of an archive (SUFFIXES) or an image (IMAGES), the file set contains this
-    file, and nodes fetch the file. In three other cases nodes fetch nothing, and the file set has no files:
+    If the name is the path or the address of an archive (SUFFIXES) or of an image (IMAGES), the file set contains this
+    file, and nodes fetch it. For these names, the file set has no files, and nodes fetch nothing:
 
-    - The name is an image of a registry.
-    - The name is a folder that contains bin/python or the files of a container.
-    - The name is the absolute path of a folder or an image that exists only on the nodes.
+    - an image in a registry (REGISTRIES)
+    - a folder that contains bin/python, or the files of an unpacked image
+    - the absolute path of a folder or an image that exists only on the nodes
 
     Args:
-        name: the name that the user or the admin has written.
-        parent: folder to which the name is relative if it is a relative path.
+        name: the name of the environment, as the user or the admin has written it.
+        parent: folder from which a relative path starts.
 
     Raises:
-        ValueError: the name has no such form, or the file cannot be read.
+        ValueError: the name has none of these forms, or the file cannot be read.
     """
     if name.startswith(REGISTRIES):
         return FileSet(name)

@@ -1,9 +1,10 @@
-"""Fetch a tree from the cache, from peers and from the tree's source. Many nodes together read the source only once.
+"""Fetch a tree of files into the cache, from peers and from the tree's source. This needs only the standard library.
 
-If no node has the complete tree, the node that began first reads the source from the beginning to the end. The other
-nodes copy chunks from this first node and from each other. At first, a new node is not visible to its peers. During
-this time, the new node reads the source at random places, so that it gets chunks that other nodes lack. If a node gets
-no chunk for a long time, it also reads the source. This module uses only the standard library.
+All nodes together read the source about once. Each node fetches chunks from its peers. It also reads the source if:
+- No peer has the complete tree, and this node was the first to begin. It reads the source from start to end.
+- No peer has the complete tree, and this node has just begun, so that its peers do not see it yet. It reads the source
+  at random places, to get chunks that its peers lack.
+- The node has received no chunk for a long time.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from glide.files.peers import MOST_FAILURES, UNKNOWN_DISTANCE, Directory, Peer, 
 from glide.files.sources import Source
 from glide.files.tree import Tree, chunks, extent
 
-SWARM_BYTES = 32 << 20  # minimum size in bytes of a tree that nodes fetch from peers
+SWARM_BYTES = 32 << 20  # minimum size of a tree that is fetched from peers, in bytes
 DOWNLOADS = 3  # number of simultaneous downloads from peers
-QUERIED_PEERS = 4  # maximum number of peers that are queried in a round; a query asks which chunks the peer has
-QUERY_SECONDS = 1.0  # seconds between two rounds of queries
+QUERIED_PEERS = 4  # maximum number of peers that a node asks at a time which chunks they have
+QUERY_SECONDS = 1.0  # seconds between two times when a node asks peers which chunks they have
 DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
-VISIBLE_SECONDS = 8.0  # seconds after which a node counts as visible, even if the collector does not list the node
-READER_SECONDS = 1.0  # maximum seconds to wait until the thread that reads the source ends
-STALLED_SECONDS = 15.0  # seconds without a new chunk until a node reads the source, times a random factor from 1 to 2
+VISIBLE_SECONDS = 8.0  # seconds after which a node assumes that its peers see it
+READER_SECONDS = 1.0  # maximum time to wait for the end of the thread that reads the source, in seconds
+STALLED_SECONDS = 15.0  # seconds without a new chunk (times 1 to 2 at random) after which a node reads the source
 
 
 class WrongContent(Exception):
@@ -38,13 +39,13 @@ class WrongContent(Exception):
 
 @dataclass(frozen=True)
 class Swarm:
-    """The name of this node, and the data that this node needs to reach its peers.
+    """The name of this node, and the data that this node needs to find and ask its peers.
 
     Attributes:
         glide_id: name of this node.
         since: Unix time when this node began to fetch.
-        directory: object that lists the peers.
-        key: key that signs the requests to peers.
+        directory: lists the peers.
+        key: key that signs requests to peers.
         host: IP address of this node; empty if it is unknown.
     """
 
@@ -61,9 +62,9 @@ class FetchAccount:
 
     Attributes:
         size: number of bytes of the tree.
-        cached: bytes that were in the cache when the fetch began.
-        source: bytes that were read from the source.
-        peers: bytes that were received from peers.
+        cached: number of bytes that were in the cache when the fetch began.
+        source: number of bytes that were read from the source.
+        peers: number of bytes that were received from peers.
     """
 
     size: int
@@ -81,7 +82,7 @@ class Fetch:
 
     Args:
         swarm: this node and its peers. None: no peers are asked.
-        report: function that is called several times a second with the number of bytes so far.
+        report: function that is called several times a second with the number of bytes fetched so far.
     """
 
     def __init__(
@@ -93,9 +94,9 @@ class Fetch:
         self.swarm = swarm if swarm and tree.size >= SWARM_BYTES else None
         self.report = report
         self.account = FetchAccount(tree.size)
-        self.partial_files: dict[str, PartialFile] = {}  # the keys are the sha256 of the contents
-        self.missing: dict[str, set[int]] = {}  # numbers of the missing chunks of each content
-        self.in_flight: set[tuple[str, int]] = set()  # content and number of each chunk that a peer is sending
+        self.partial_files: dict[str, PartialFile] = {}  # partial files by sha256 of the complete file
+        self.missing: dict[str, set[int]] = {}  # numbers of the missing chunks, by sha256 of the file
+        self.in_flight: set[tuple[str, int]] = set()  # chunks that peers are sending: sha256 of file, number of chunk
         self.peers: list[Peer] = []
         self.lock = threading.RLock()
         self.progress = threading.Condition(self.lock)
@@ -112,7 +113,7 @@ class Fetch:
             OSError: the source or the disk of this node failed, or the cache is full.
             WrongContent: the content at the source is not the content that the template describes.
         """
-        for _ in range(3):  # try again if a cached content is deleted before it is linked
+        for _ in range(3):  # another process may delete a cached file before it is linked
             if folder := self.cache.tree_folder(self.tree):
                 self.account.cached = self.tree.size
                 return folder
@@ -125,19 +126,19 @@ class Fetch:
 
     def _fetch_missing(self) -> None:
         absent = {content: size for content, size in self.tree.contents.items() if not self._link(content, size)}
-        # A killed process may have left chunks, which already use space of the cache. Do not reserve this space again.
+        # Chunks that a killed process left already use space in the cache, so this space is not reserved again.
         paths = [self.cache.partial_path(content) for content in absent]
         here = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
         self.cache.make_room(max(0, sum(absent.values()) - here))
         with ExitStack() as stack:
-            for content, size in sorted(absent.items()):  # the same order in all processes prevents deadlocks
+            for content, size in sorted(absent.items()):  # all processes use this order, to prevent deadlocks
                 self.partial_files[content] = stack.enter_context(partial_file(self.cache, content, size))
             self.missing = {content: set(part.missing) for content, part in self.partial_files.items()}
             self.account = FetchAccount(self.tree.size)
             self.account.cached = self.tree.size - self._missing_bytes()
             self._fill_gaps()
             bad = [content for content in self.partial_files if not self._finish(content)]
-            if bad and self.account.peers:  # a peer may have sent wrong data, so read these files from the source only
+            if bad and self.account.peers:  # a peer may have sent wrong data, so use only the source
                 self.swarm = None
                 self.missing = {content: set(chunks(self.tree.contents[content])) for content in bad}
                 self._fill_gaps()
@@ -147,7 +148,7 @@ class Fetch:
                 raise WrongContent(f"{name} is not the file that the template describes: its sha256 is not {bad[0]}")
 
     def _link(self, content: str, size: int) -> bool:
-        """If a content is cached, link it into the tree and return True. Otherwise return False."""
+        """Add a cached file with this content (a sha256) to the tree. Return False if the file is not cached."""
         try:
             if self.cache.has(content, size):
                 self.cache.link(self.tree, content)
@@ -172,7 +173,7 @@ class Fetch:
     # ---- coordination ----------------------------------------------------------------------------
 
     def _fill_gaps(self) -> None:
-        """Fetch all missing chunks. Other threads fetch from the source and peers. This thread coordinates them."""
+        """Fetch all missing chunks. This thread coordinates other threads that fetch from the source and from peers."""
         if not self._is_incomplete():
             return
         self.failure = None
@@ -202,7 +203,7 @@ class Fetch:
             self.progress.notify_all()
         for thread in workers:
             thread.join()
-        reader.join(READER_SECONDS)  # do not wait longer, because the source may never answer
+        reader.join(READER_SECONDS)  # a source that never answers must not block the fetch
         if self._is_incomplete() and self.failure is not None:
             raise self.failure
 
@@ -224,8 +225,8 @@ class Fetch:
     def _query_peers(self, swarm: Swarm) -> None:
         """Ask up to QUERIED_PEERS peers which chunks they have.
 
-        The first peer has the complete tree. If no peer has the complete tree, the first peer is the peer that began
-        first. The second peer is the nearest of the remaining peers. All further peers are random.
+        Ask a peer with the complete tree. If there is none, ask the peer that began first. In addition, ask the
+        nearest of the remaining peers, and random peers.
         """
         first = sorted(self.peers, key=lambda peer: (not peer.has_all, peer.since, self._distance(peer)))[:1]
         near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]
@@ -239,18 +240,21 @@ class Fetch:
     # ---- the source ------------------------------------------------------------------------------
 
     def _read_source(self) -> None:
-        """Read missing chunks from the source whenever `reads_source` is true, until no chunk is missing."""
+        """Read chunks from the source whenever `reads_source` is true. End when no chunk is missing."""
         try:
             while run := self._next_to_read():
                 content, first = run
                 self._read(content, first)
-        except BaseException as error:  # the coordinating thread raises this error
+        except BaseException as error:  # the thread in `_fill_gaps` raises this error
             with self.progress:
                 self.failure = error
                 self.progress.notify_all()
 
     def _next_to_read(self) -> tuple[str, int] | None:
-        """Wait until this node must read the source. Return a content and the number of a chunk, or None at the end."""
+        """Wait until this node must read the source. Return where to begin: the sha256 of a file and a chunk's number.
+
+        At the end of the fetch, return None.
+        """
         with self.progress:
             while self.failure is None and self._is_incomplete():
                 free = [(content, n) for content in sorted(self.missing) for n in sorted(self._unassigned(content))]
@@ -260,11 +264,11 @@ class Fetch:
         return None
 
     def _unassigned(self, content: str) -> set[int]:
-        """Return the numbers of the missing chunks that no peer is sending."""
+        """Return the numbers of a file's missing chunks that no peer is sending. `content` is the file's sha256."""
         return self.missing[content] - {number for each, number in self.in_flight if each == content}
 
     def _read(self, content: str, number: int) -> None:
-        """Read a content from chunk `number` on. Stop before a chunk that this node has or that a peer is sending."""
+        """Read a file from the source, from chunk `number` on. Stop at a chunk that a peer is sending or has sent."""
         size, name = self.tree.contents[content], self.tree.name(content)
         buffer = bytearray()
         for data in self.source.read(name, extent(number, size)[0]):
@@ -305,7 +309,7 @@ class Fetch:
             except PeerBusy:
                 peer.busy_until = time.monotonic() + random.uniform(0.05, 0.2)
             except OSError as error:
-                if error.filename is not None:  # this node's disk has failed, not the peer
+                if error.filename is not None:  # an error with a file name comes from this node's disk
                     with self.progress:
                         self.failure = error
                 peer.failures += 1
@@ -316,10 +320,10 @@ class Fetch:
                     self.progress.notify_all()
 
     def _next_chunk(self) -> tuple[Peer, str, int] | None:
-        """Wait until a peer has a missing chunk. Return the peer, the content and the chunk's number.
+        """Wait until a peer has a missing chunk. Return the peer, the sha256 of the file and the number of the chunk.
 
-        Return None at the end of the fetch. The chunk is chosen at random. So if several nodes start together, each
-        node soon has other chunks than its peers, and the nodes can exchange these chunks.
+        At the end of the fetch, return None. The chunk is chosen at random, so that nodes that start together get
+        different chunks. The nodes exchange these chunks.
         """
         with self.progress:
             while self.failure is None and self._is_incomplete():

@@ -1,4 +1,4 @@
-"""Fetch the files of a file set to a node, and unpack an archive.
+"""Fetch the files of a file set to a node. Unpack the file if it is an archive.
 
 This module uses only the standard library.
 """
@@ -31,8 +31,8 @@ def ensure_local(
     Args:
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
         swarm: this node and its peers. None: no peers are asked.
-        report: function that is called with the progress, several times a second and at the end of the fetch. The
-            function is not called if the file set's own folder is returned.
+        report: function that is called with the number of bytes fetched so far, several times a second and at the end
+            of the fetch. It is not called if the file set's own folder is returned.
 
     Raises:
         OSError: the files cannot be read or stored.

@@ -1,4 +1,4 @@
-"""List the files at an address. A template's files are listed only once, so that all nodes expect the same files."""
+"""List the files at an address. This is done once for a template, so that all nodes expect the same files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from glide.template import checks
 MANIFEST = "glide-files.json"
 LARGEST_MANIFEST = 64 << 20  # maximum size of a manifest in bytes, enough for about 400,000 files
 MANIFEST_SECONDS = 300.0  # time limit for reading a manifest, in seconds
-# Patterns of files that are ignored in the repositories of a hub, because no engine needs such files. These are texts
-# for people, and weights for other libraries.
+# UNWANTED lists patterns of files in a hub's repositories that are not fetched, because no engine needs them. They are
+# texts for people, or weights for other libraries.
 UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.pdf", "*.png", "*.jpg", "onnx/*",
             "*.onnx", "*.gguf", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "coreml/*", "openvino/*",
             "original/*", "runs/*")  # fmt: skip
 
 
 def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
-    """Return the address that nodes must use, and the sha256 and size in bytes of each file at this address.
+    """Return the address that nodes must use, and the sha256 and size in bytes of each file at this address, by name.
 
-    If the address is a repository of a hub, the returned address contains a fixed revision. Any other server must have
-    the file MANIFEST in the folder of the model's files. `glide template files` writes this file.
+    If the address is a repository of a model hub, the returned address names a fixed revision of the repository. All
+    other servers must have the file MANIFEST in the folder of the files. `glide template files` writes this file.
 
     Raises:
         OSError: the list of files cannot be read. The message contains the address.
@@ -49,7 +49,7 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
 
 
 def _read(path: str) -> bytes:
-    """Read the manifest at an address, up to LARGEST_MANIFEST bytes and for at most about MANIFEST_SECONDS."""
+    """Return the manifest at an address. Raises OSError if its size or the time exceeds the limit."""
     text, until = bytearray(), time.monotonic() + MANIFEST_SECONDS
     for data in open_source(path).read(MANIFEST, 0):
         text += data
@@ -75,10 +75,10 @@ def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
         for file in _wanted(found.siblings):
             if file.lfs:
                 files[file.rfilename] = (str(file.lfs.sha256), int(file.lfs.size))
-            else:  # the hub reports no sha256 of a small file, so download the file
+            else:  # the hub reports no sha256 of a small file, so compute it from the file
                 local = Path(hf_hub_download(repository, file.rfilename, revision=found.sha))
                 files[file.rfilename] = (hashlib.sha256(local.read_bytes()).hexdigest(), local.stat().st_size)
-    except Exception as error:  # the client raises many exception classes of its own
+    except Exception as error:  # huggingface_hub raises exceptions of many classes
         raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     return f"hf://{repository}@{found.sha}", files
 
@@ -86,6 +86,6 @@ def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
 def _wanted(files: list[Any]) -> list[Any]:
     kept = [file for file in files if not any(PurePosixPath(file.rfilename).match(each) for each in UNWANTED)]
     if any(file.rfilename.endswith(".safetensors") for file in kept):
-        # Leave out the other formats. These files contain the same weights as .safetensors files, but load more slowly.
+        # Leave out .bin, .pt and .pth files. They contain the same weights as the .safetensors files, but load slower.
         kept = [file for file in kept if PurePosixPath(file.rfilename).suffix not in (".bin", ".pt", ".pth")]
     return kept

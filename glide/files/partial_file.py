@@ -18,17 +18,18 @@ from glide.files.tree import blocks, chunk_bytes, chunks, digests_of, extent
 
 @contextmanager
 def partial_file(cache: Cache, content: str, size: int) -> Iterator[PartialFile]:
-    """Lock the partial file of a content, and yield this file. If another process has the lock, wait for the lock."""
+    """Lock the partial file for a content (a sha256), and yield it. If another process has locked it, wait."""
     path = cache.partial_path(content)
     with locked(path.with_suffix(".lock"), fcntl.LOCK_EX):
         yield PartialFile(cache, path, content, size)
 
 
 class PartialFile:
-    """A file that is being fetched. Its chunks may arrive in any order. A chunk counts only after it is on disk.
+    """A file that is being fetched into the cache. Its chunks may arrive in any order.
 
     Args:
-        path: path of the file, which contains the chunks that are already written.
+        cache: the cache to which the complete file is moved.
+        path: path of the incomplete file. Chunks of an earlier, interrupted fetch are used.
         content: the sha256 that the whole file must have.
         size: the size of the whole file in bytes.
     """
@@ -38,7 +39,7 @@ class PartialFile:
         self.path = path
         self.content = content
         self.size = size
-        self.digests: dict[int, str] = {}  # sha256 of each written chunk, by its number
+        self.digests: dict[int, str] = {}  # sha256 of each written chunk, by the number of the chunk
         if not cache.has(content, size):
             self._resume()
 
@@ -71,18 +72,18 @@ class PartialFile:
             with self.path.with_suffix(".have").open("a", encoding="utf-8") as have:
                 have.write(f"{number} {digest}\n")
         except OSError as error:
-            self.discard()  # the disk may be full, so free the space of this file
+            self.discard()  # the disk may be full, so free the space that this file uses
             raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.digests[number] = digest
 
     def discard(self) -> None:
-        """Delete all chunks."""
+        """Delete the file with all its chunks."""
         self.digests = {}
         for path in (self.path, self.path.with_suffix(".have")):
             path.unlink(missing_ok=True)
 
     def finish(self) -> bool:
-        """Return whether the complete file is valid. Move a valid file to contents/. Delete an invalid file."""
+        """Return whether the file has the right sha256. If so, move it to the cache's contents/. If not, delete it."""
         if self.cache.has(self.content, self.size):
             return True
         if self.size == 0:
@@ -100,7 +101,7 @@ class PartialFile:
 
 
 def read_digests(partial: Path) -> dict[int, str]:
-    """Return the sha256 of each written chunk of a partial file, by chunk number. Ignore incomplete lines."""
+    """Return the sha256 of each chunk that a partial file already contains, by the number of the chunk."""
     have = {}
     with suppress(OSError):
         for line in partial.with_suffix(".have").read_text("utf-8").splitlines():

@@ -1,8 +1,8 @@
 """Find the peers of a node, ask them which chunks they have, and get chunks from them.
 
-A peer is another node that has a tree or is fetching the tree. Each request to a peer contains a bearer token. The
-token consists of an expiry time, and of an HMAC of this time and the requested path. The factory makes the key of the
-HMAC, and gives the key only to glideins that may have the tree. This module uses only the standard library.
+A peer is another node that has a tree of files or is fetching it. Each request to a peer contains a bearer token: an
+expiry time, and an HMAC of this time and the requested path. The factory makes the key of the HMAC, and gives the key
+only to glideins that may have the tree. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from glide.files.program import run
 from glide.files.tree import Tree, chunks
 from glide.vocabulary import Machine
 
-TIMEOUT = 5.0  # maximum seconds without a byte; if a peer exceeds this time, it is not asked again
+TIMEOUT = 5.0  # if a peer sends no byte for this time, in seconds, it is not asked again
 SLOWEST = 64 << 10  # minimum rate of a peer in bytes per second; the connection to a slower peer is closed
-MOST_PEERS = 4096  # maximum number of peers that are read from one answer of the directory
+MOST_PEERS = 4096  # maximum number of peers that a Directory lists
 TOKEN_SECONDS = 600  # seconds for which a token is valid
-UNKNOWN_DISTANCE = 128  # the largest possible distance, which is returned if an address is unknown
+UNKNOWN_DISTANCE = 128  # the distance if an address is unknown; no distance is larger
 MOST_FAILURES = 3  # number of failures in a row after which a peer is not asked again
 DIGEST_HEADER = "Chunk-Digest"
 _GLIDE_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 def short_digest(tree: str) -> str:
-    """Return the short form of a tree's digest. Ads contain this form."""
+    """Return the short form of a tree's digest, which lanes advertise."""
     return tree[:16]
 
 
 def token(key: str, path: str, now: float) -> str:
-    """Return a bearer token for requests of this path. The token is valid for TOKEN_SECONDS from `now` on."""
+    """Return a bearer token for requests of `path`. It is valid for TOKEN_SECONDS after the Unix time `now`."""
     expiry = str(int(now) + TOKEN_SECONDS)
     return f"{expiry}.{_mac(key, path, expiry)}"
 
 
 def allows(key: str, path: str, given: str, now: float) -> bool:
-    """Return whether a token is for this path, was made with this key, and has not expired."""
+    """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # The factor is 2, because the clock of the node that made the token may be ahead of this node's clock.
+    # If the clock of the peer is ahead, its token seems to be valid for longer. Up to twice the time is accepted.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 
@@ -59,7 +59,7 @@ def _mac(key: str, path: str, expiry: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an IP address with a port. Peers advertise such a text."""
+    """Return whether a text is an IP address with a port, such as 10.0.0.1:9618 or [fe80::1]:9618."""
     host, _, port = text.rpartition(":")
     with suppress(ValueError):
         ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
@@ -68,10 +68,10 @@ def is_address(text: str) -> bool:
 
 
 def distance(host: str, address: str) -> int:
-    """Return the distance between a host and an address with a port.
+    """Return the distance between the IP address `host` and an IP address with a port.
 
-    The first bits of the two IP addresses are equal. The distance is the number of bits after these equal bits. Hosts
-    in the same rack have a small distance, because only the last bits of their addresses differ.
+    The distance is the number of bits after the common beginning of the two IP addresses. Hosts in the same rack have a
+    small distance, because only the last bits of their addresses differ.
     """
     with suppress(ValueError):
         first, second = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
@@ -81,7 +81,7 @@ def distance(host: str, address: str) -> int:
 
 
 class PeerBusy(Exception):
-    """The peer has answered that it is busy. A later request may succeed."""
+    """The peer answered that it is busy. The same request can succeed later."""
 
 
 class PeerRefused(OSError):
@@ -94,18 +94,18 @@ class PeerRefused(OSError):
 
 @dataclass(eq=False)
 class Peer:
-    """A node that has a tree or is fetching it.
+    """A node that has a tree of files or is fetching it.
 
     Attributes:
         glide_id: name of the node.
         address: IP address and port of the node.
         since: Unix time when the node began to fetch the tree; 0 if the node is not fetching the tree.
         has_all: whether the node advertises the complete tree.
-        available: the numbers of the chunks that the node has of each content. None: the node has all chunks.
-        timeout: time limit in seconds for the next bytes of an answer.
+        available: numbers of the chunks that the node has, by sha256 of the file. None: the node has all chunks.
+        timeout: maximum time without a byte from the node during a request, in seconds.
         failures: number of failed requests in a row.
         in_flight: number of requests to the node that have no answer yet.
-        busy_until: time, by time.monotonic(), until which the node is not asked for chunks, because it was busy.
+        busy_until: the node was busy, and is not asked for chunks until this time, by time.monotonic().
     """
 
     glide_id: str
@@ -123,7 +123,7 @@ class Peer:
         return chunks is None or chunk in chunks
 
     def refresh(self, tree: Tree, key: str) -> None:
-        """Ask the peer which chunks it has.
+        """Ask the peer which chunks of a tree it has, and store the answer in `available`.
 
         Raises:
             PeerBusy: the peer is busy.
@@ -136,15 +136,15 @@ class Peer:
             self.available = {name: _chunk_numbers(some, numbers[name]) for name, some in json.loads(answer).items()}
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise OSError(f"{self.glide_id} sent an invalid list of chunks: {error!r:.200}") from None
-        if self.has_all and not self.available:  # the peer's cache has been deleted, so do not ask this peer again
+        if self.has_all and not self.available:  # the peer has lost its cache, so it is not asked again
             self.failures = MOST_FAILURES
 
     def fetch_chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
-        """Get a chunk from the peer, and compare its sha256 with the digest that the peer sends.
+        """Return the data of a chunk from the peer. The data are checked with the sha256 that the peer sends.
 
         Raises:
             PeerBusy: the peer is busy.
-            OSError: the peer does not send the chunk, or the sha256 differs from the digest.
+            OSError: the peer does not send the chunk, or the data are damaged.
         """
         data, digest = self._get(f"/{tree}/{content}/{chunk}", key, length)
         if len(data) != length or hashlib.sha256(data).hexdigest() != digest:
@@ -175,7 +175,7 @@ class Peer:
 
 
 def _chunk_numbers(some: object, numbers: range) -> set[int] | None:
-    """Return the chunk numbers in an answer, or None for all chunks. Raises ValueError if the answer is invalid."""
+    """Return the chunk numbers in a peer's answer; None: all chunks. Raises ValueError if the answer is invalid."""
     if some is None:
         return None
     if not isinstance(some, list) or not all(type(number) is int and number in numbers for number in some):
@@ -185,9 +185,9 @@ def _chunk_numbers(some: object, numbers: range) -> set[int] | None:
 
 @contextmanager
 def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
-    """Open a connection. After this number of seconds, close the connection, even if bytes still arrive."""
+    """Open a connection. Close it if the `with` block takes longer than `seconds`, even if bytes still arrive."""
     connection.connect()
-    connected = connection.sock  # http.client forgets its socket after the headers of the answer
+    connected = connection.sock  # keep the socket, because http.client forgets it after the headers of an answer
 
     def end() -> None:
         with suppress(OSError):
@@ -203,18 +203,18 @@ def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Itera
 
 
 def directory_command(programs: Path) -> list[str]:
-    """Return the command for a Directory. `programs` is the folder that contains condor_status."""
+    """Return the condor_status command that a Directory runs. `programs` is the folder that contains it."""
     sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
     names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
     return [str(programs / "condor_status"), "-constraint", sharing, "-af", *names]
 
 
 class Directory:
-    """Lists the nodes that have a tree or are fetching the tree. The list comes from the pool's collector.
+    """Lists the nodes that have a tree of files or are fetching it. The list comes from the pool's collector.
 
     Args:
-        command: command that prints a line `GlideId GlidePeer GlideShares GlideFetching` for each lane. `{tree}` in the
-            command is replaced by the short digest of the tree.
+        command: command that prints four attributes of each lane in one line: GlideId, GlidePeer, GlideShares and
+            GlideFetching. In the command, `{tree}` is replaced by the short digest of the tree.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -222,10 +222,10 @@ class Directory:
         self.peers: dict[str, Peer] = {}
 
     def refresh(self, tree: str) -> list[Peer]:
-        """Run the command and return the peers that the command lists.
+        """Ask the collector for the nodes that have the tree with this digest, or are fetching it. Return these peers.
 
-        If an earlier call returned the same peer, return the same Peer object again. If the command fails, return the
-        peers of the last successful call.
+        A peer of an earlier call keeps its Peer object. If the collector does not answer, return the peers of the last
+        successful call.
         """
         command = [word.replace("{tree}", short_digest(tree)) for word in self.command]
         try:

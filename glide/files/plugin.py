@@ -1,8 +1,10 @@
 """An HTCondor file transfer plugin for `glide://` addresses. Ordinary jobs get a template's files with this plugin.
 
-Such a job brings two files. One file is the plugin, which `glide template plugin` writes. The other file is a *ticket*
-`NAME.glide`, which `glide template ticket` writes. A ticket is a JSON object that describes a file set and contains the
-key for requests to peers. `glide://NAME` is the whole folder, and `glide://NAME/FILE` is one file of the folder.
+Such a job brings two files:
+- the plugin, which `glide template plugin` writes
+- the file NAME.glide, which `glide template ticket` writes. It contains a file set, and the key for requests to peers.
+
+In the job, `glide://NAME` stands for all files of the file set, and `glide://NAME/FILE` stands for one of these files.
 
 The plugin fetches the files into the node's cache, as glideins do. If the cache and the job are on the same disk, the
 job gets hard links to the cached files. So all jobs of a user on the node share one copy.
@@ -45,7 +47,7 @@ def main() -> None:
     given = dict(zip(words[::2], words[1::2], strict=False))
     if "-upload" in words or not {"-infile", "-outfile"} <= given.keys():
         sys.exit("glide:// is for input files: -classad, or -infile FILE -outfile FILE")
-    tickets = Path(given["-infile"]).parent  # the job's folder, where HTCondor has already put the tickets
+    tickets = Path(given["-infile"]).parent  # the job's folder, which contains the NAME.glide files
     requests = _requests(Path(given["-infile"]).read_text("utf-8"))
     answers = [_transfer(url, Path(target), tickets) for url, target in requests]
     Path(given["-outfile"]).write_text("".join(_ad_text(answer) for answer in answers), "utf-8")
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def _requests(text: str) -> list[tuple[str, str]]:
-    """Return the attributes Url and LocalFileName of each ad in a text."""
+    """Return Url and LocalFileName of each transfer that HTCondor requests. Each ad in the text is a transfer."""
     ads = [dict(re.findall(r'(\w+) *= *"((?:[^"\\]|\\.)*)"', ad)) for ad in re.findall(r"\[(.*?)\]", text, re.DOTALL)]
     found = [{name.lower(): value for name, value in ad.items()} for ad in ads]
     return [(ad["url"], ad["localfilename"]) for ad in found]
@@ -73,7 +75,7 @@ def _transfer(url: str, target: Path, tickets: Path) -> dict[str, Any]:
 
 
 def _fetch_into(url: str, target: Path, tickets: Path) -> int:
-    """Put the file or the folder of an address at the path `target`. Return the total size of the files in bytes."""
+    """Fetch the file or the folder at a glide:// address to the path `target`. Return the total size in bytes."""
     name, _, file = url.removeprefix("glide://").partition("/")
     ticket = tickets / f"{name}.glide"
     if not ticket.is_file():
@@ -93,13 +95,13 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
             place = target if file else target / each
             place.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(folder / each, place, cache)
-            cache.is_verified(folder / each, file_set.files[each][0])  # the memo must contain the new number of links
+            cache.is_verified(folder / each, file_set.files[each][0])  # the cache must know the new number of links
     return sum(file_set.files[each][1] for each in wanted)
 
 
 @contextmanager
 def _cache(job: Path) -> Iterator[Cache]:
-    """Yield this account's cache on this host. If other owners' jobs may use the account, yield a temporary cache."""
+    """Yield the cache of the job's owner, or a temporary cache if this account may run jobs of several owners."""
     folder = default_folder(str(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("Owner", "")))
     if folder is None:
         with tempfile.TemporaryDirectory(prefix=".glide-", dir=job) as own:
@@ -110,16 +112,16 @@ def _cache(job: Path) -> Iterator[Cache]:
 
 
 def _link_or_copy(source: Path, target: Path, cache: Cache) -> None:
-    """Make a hard link if the file is in the cache, because cached files are read-only. Otherwise copy the file."""
+    """Put a file at `target`: a hard link if the file is in the cache (its files are read-only), or else a copy."""
     target.unlink(missing_ok=True)
     if cache.folder in source.parents:
-        with suppress(OSError):  # if the cache is on another disk, copy the file
+        with suppress(OSError):  # a hard link to another disk fails, so the file is copied
             return os.link(source, target)
     shutil.copyfile(source, target)
 
 
 def _condor_release() -> Path:
-    """Return HTCondor's release folder. It contains the starter that runs this plugin, or condor_status on the PATH."""
+    """Return the release folder of HTCondor: of the starter that runs this plugin, or else of HTCondor on the PATH."""
     for program in (f"/proc/{os.getppid()}/exe", shutil.which("condor_status") or ""):
         folder = Path(os.path.realpath(program)).parent.parent
         if (folder / "bin" / "condor_status").exists():

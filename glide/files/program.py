@@ -17,7 +17,7 @@ from pathlib import Path
 
 from glide.system import end_with_parent
 
-MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept of the output; the error output has the same limit
+MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept of the output, and of the error output
 POLL_SECONDS = 0.5  # seconds between two checks of the program's progress
 BLOCK = 1 << 16
 
@@ -43,7 +43,8 @@ def run(
 
     Args:
         seconds: time limit in seconds. The time starts again whenever `progress` returns a new value.
-        progress: function that returns a measure of the program's progress.
+        cwd: working folder of the program. None: the current folder.
+        progress: function that returns a new value whenever the program has made progress.
 
     Raises:
         OSError: the program cannot be started.
@@ -77,13 +78,13 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         for pipe, text in kept.items():
-            _read_available(pipe, text)  # read the output that is left
+            _read_available(pipe, text)  # output that the program wrote just before its end
     output, errors = (bytes(text).decode("utf-8", "replace") for text in kept.values())
     return ProgramOutput(process.returncode, output, errors)
 
 
 def _read_available(pipe: int, kept: bytearray) -> bool:
-    """Read the available output of a pipe, up to a limit. Return whether the pipe is still open."""
+    """Read a pipe without waiting. Keep MOST_OUTPUT bytes at most. Return whether the pipe is still open."""
     for _ in range(2 * MOST_OUTPUT // BLOCK):
         try:
             data = os.read(pipe, BLOCK)

@@ -1,8 +1,11 @@
-"""Send chunks of a node's trees to the node's peers. The node may still be fetching these trees.
+"""Send chunks of files from a node to its peers. The node may still be fetching the rest of these files.
 
-The server accepts two HTTP requests, `GET /TREE/have` and `GET /TREE/CONTENT/CHUNK`. Each request must contain a bearer
-token. The server sends chunks with sendfile. It accepts only known trees and contents, so a request cannot choose the
-path of a file. This module uses only the standard library.
+The server accepts two HTTP requests. Each request must contain a bearer token (glide.files.peers).
+
+    GET /TREE/have             asks which chunks the node has of the tree with the digest TREE
+    GET /TREE/CONTENT/CHUNK    asks for the chunk with the number CHUNK of the file with the sha256 CONTENT
+
+A request contains no path of a file, so it cannot reach other files. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -24,18 +27,19 @@ from glide.files.peers import DIGEST_HEADER, allows
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
 
-# If a request exceeds one of these four limits, the answer is 503, and the peer asks again or asks another node.
+# If a request exceeds UPLOADS, VERIFYING, VERIFY_SECONDS or TURN_SECONDS, the answer is 503. The peer asks again later,
+# or asks another node instead.
 UPLOADS = 4  # maximum number of simultaneous uploads
 VERIFYING = 64  # maximum number of files that are verified at the same time
-VERIFY_SECONDS = 5.0  # maximum seconds that a request waits until a file is verified
-TURN_SECONDS = 1.0  # maximum seconds that a request waits because the upload rate is limited
+VERIFY_SECONDS = 5.0  # maximum time that a request waits until a file is verified, in seconds
+TURN_SECONDS = 1.0  # maximum time that a request waits because of the limited upload rate, in seconds
 
-READERS = 4  # number of threads that verify files; after each chunk, a thread may change to another file
+READERS = 4  # number of threads that verify files
 CONNECTIONS = 256  # maximum number of simultaneous connections
 CONNECTIONS_EACH = 64  # maximum number of connections from one address; several glideins may have the same address
-REQUEST_SECONDS = 10.0  # time limit in seconds for the arrival of a request
+REQUEST_SECONDS = 10.0  # time limit for the arrival of a request, in seconds
 LARGEST_REQUEST = 8192  # maximum size of a request in bytes
-STALLED_SECONDS = 60.0  # time limit in seconds for sending CHUNK bytes; larger chunks have proportionally more time
+STALLED_SECONDS = 60.0  # time limit for sending CHUNK bytes, in seconds; larger chunks have proportionally more time
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class SharedTree:
     """A tree that a node offers to its peers.
 
     Attributes:
-        tree: names, contents and sizes of the files.
-        key: key that authenticates the requests of peers.
+        tree: names, sha256 and sizes of the files.
+        key: key of the tokens in the requests of peers.
         folder: folder that contains the tree's files. None: the files are in the node's cache.
     """
 
@@ -57,7 +61,8 @@ class ChunkServer:
     """The server that sends chunks from a node to its peers.
 
     Args:
-        rate: maximum bytes per second of all uploads together. None: no limit.
+        cache: the node's cache, which contains the files and remembers verified files.
+        rate: maximum rate of all uploads together, in bytes per second. None: no limit.
     """
 
     def __init__(self, cache: Cache, rate: float | None = None):
@@ -71,13 +76,13 @@ class ChunkServer:
         self.next_upload = 0.0  # time when the next upload may begin, by time.monotonic()
 
     async def start(self, host: str, port: int = 0) -> int:
-        """Listen at an address of this node and return the port. Raises OSError if the port is in use."""
+        """Listen at an address of this node, and return the port. 0: any free port. Raises OSError if it is in use."""
         server = await asyncio.start_server(self._handle_connection, host, port, limit=LARGEST_REQUEST)
         self.serving = asyncio.create_task(_serve(server))
         return int(server.sockets[0].getsockname()[1])
 
     def find(self, tree: str) -> SharedTree | None:
-        """Return the offered tree with this digest, or None if there is no such tree."""
+        """Return the offered tree with this digest; None if the node does not offer it."""
         return self.offers.get(tree)
 
     def stop(self) -> None:
@@ -92,7 +97,7 @@ class ChunkServer:
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_SECONDS)
                 await self._answer(head.decode("latin-1"), writer)
                 writer.close()
-                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)  # wait until all data are sent
+                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)  # wait until everything is sent
         except (
             OSError, ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
         ):  # fmt: skip
@@ -100,7 +105,7 @@ class ChunkServer:
         finally:
             writer.transport.abort()
             self.connections[peer] -= 1
-            self.connections += Counter()  # this removes addresses without connections
+            self.connections += Counter()  # adding nothing removes addresses without connections
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")
@@ -124,7 +129,7 @@ class ChunkServer:
         _respond(writer, "404 Not Found")
 
     def _available_chunks(self, offer: SharedTree) -> dict[str, list[int] | None]:
-        """Return the numbers of the chunks that this node has of each content. None stands for all chunks."""
+        """Return the numbers of the chunks that this node has, by sha256 of the file. None: all chunks of the file."""
         have: dict[str, list[int] | None] = {}
         for content in offer.tree.contents:
             if self._verified_digests(offer, content) is not None:
@@ -137,11 +142,11 @@ class ChunkServer:
         return offer.folder / offer.tree.name(content) if offer.folder else self.cache.content_path(content)
 
     def _verified_digests(self, offer: SharedTree, content: str) -> list[str] | None:
-        """Return the digests of the chunks of a file, or None if the file does not exist or is not verified."""
+        """Return the sha256 of each chunk of a file; None if the file does not exist or is not verified."""
         return self.cache.chunk_digests(self._path(offer, content), content)
 
     async def _ensure_verified(self, offer: SharedTree, content: str) -> bool:
-        """If a file is outside the cache, wait until the file is verified. Return False if this takes too long."""
+        """Wait until a file outside the cache is verified. Return False if this takes too long."""
         path = self._path(offer, content)
         if offer.folder is None or self._verified_digests(offer, content) is not None:
             return True
@@ -153,7 +158,7 @@ class ChunkServer:
         return bool(done)
 
     async def _verify(self, path: Path, content: str, size: int) -> None:
-        """Verify a file chunk by chunk, so that other files can be verified between the chunks of a large file."""
+        """Verify a file chunk by chunk. Other files can be verified between two chunks of a large file."""
         reading, loop = self.cache.verifying(path, content, size), asyncio.get_running_loop()
         try:
             with suppress(OSError):
@@ -190,7 +195,7 @@ class ChunkServer:
             self.uploads -= 1
 
     async def _wait_for_turn(self, length: int) -> None:
-        """Wait before an upload, so that all uploads together do not exceed the rate."""
+        """Wait before an upload of `length` bytes, so that all uploads together do not exceed `rate`."""
         if self.rate:
             now = time.monotonic()
             self.next_upload = max(now, self.next_upload) + length / self.rate
@@ -219,7 +224,7 @@ def _head(status: str, length: int, more: str = "") -> bytes:
 def address_towards(collector: str) -> str:
     """Return the IP address that this machine uses to reach a pool's collector, or 127.0.0.1 if there is no route.
 
-    If other machines of the pool can reach this machine at all, they can reach this machine at this address.
+    If this machine accepts connections from other machines of the pool, they can reach it at this address.
     """
     host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

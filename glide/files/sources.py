@@ -1,4 +1,4 @@
-"""Read a template's files from their source. A source is a folder, a web server, a model hub or a file transfer plugin.
+"""Read a template's files from a source: a folder, the seed, a web server, a model hub or a file transfer plugin.
 
 This module uses only the standard library. For a model hub, it also uses the hub's own client.
 """
@@ -24,8 +24,8 @@ from glide.system import open_regular
 
 BLOCK = 1 << 20  # number of bytes that are read in one step
 TIMEOUT = 60.0  # seconds without a byte after which an attempt to read fails
-PLUGIN_SECONDS = 600.0  # seconds without a byte after which a file transfer plugin is killed; it may wait for a tape
-TRIES = 5  # number of attempts in a row; if none of them reads a byte, reading fails
+PLUGIN_SECONDS = 600.0  # seconds without a byte after which a plugin is killed; long, because plugins wait for tapes
+TRIES = 5  # reading fails after this number of attempts in a row that read no byte
 PAUSE = 1.0  # pause before the second attempt, in seconds; the pause doubles before each further attempt
 NETWORK_FILESYSTEMS = (
     "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "beegfs_nodev", "panfs", "wekafs", "afs", "cifs", "smb3",
@@ -34,18 +34,19 @@ NETWORK_FILESYSTEMS = (
 
 
 class Source(Protocol):
-    """A place from which files are read."""
+    """A place from which the files of a template are read."""
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        """Yield the data of a file in pieces, from the offset `start` on. An OSError names the file or its address."""
+        """Yield the data of a file in pieces, from byte `start` on. Raises OSError, with the file's name or address."""
 
 
 def open_source(path: str, plugins: Path | None = None, seed: Source | None = None) -> Source:
-    """Return the source for a template's path.
+    """Return the source of the files at a path or an address.
 
     Args:
-        plugins: HTCondor's libexec folder, which contains its file transfer plugins.
-        seed: source of the files if the path is a folder that does not exist on this node.
+        path: absolute path of a folder, or address of a folder or repository.
+        plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
+        seed: source of the files if the path is a folder that does not exist on this node. None: the folder exists.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.
@@ -66,7 +67,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
 
 
 def is_remote(folder: Path) -> bool:
-    """Return whether a folder is on a network file system. In this case a copy on this machine is faster."""
+    """Return whether a folder is on a network file system, which is slower than a disk of this machine."""
     best = ("", "")
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
         for line in mounts:
@@ -78,7 +79,7 @@ def is_remote(folder: Path) -> bool:
 
 
 class FolderSource:
-    """A folder of a file system."""
+    """A source: a folder in a file system of this node."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -91,10 +92,10 @@ class FolderSource:
 
 
 class AccessPointSource:
-    """A folder of the access point. The factory's file server (glide.factory.seed) sends the files."""
+    """A source: a folder of the access point. The seed (glide.factory.seed) sends the files."""
 
     def __init__(self, address: str, tree: Tree, key: str):
-        # The timeout is longer than for other peers, because this server verifies a whole file before it sends a chunk.
+        # The timeout is longer than for nodes, because the seed verifies a whole file before it sends a chunk.
         self.peer = Peer("the access point", address, timeout=TIMEOUT)
         self.tree = tree
         self.key = key
@@ -117,9 +118,9 @@ class AccessPointSource:
 
 
 class WebSource:
-    """A folder of a web server.
+    """A source: a folder of a web server.
 
-    If the server does not support ranges, resuming is slow, because the server sends the whole file again.
+    If a connection breaks, only the rest of the file is requested. A server without range requests sends all again.
     """
 
     def __init__(self, url: str):
@@ -132,7 +133,7 @@ class WebSource:
     def _stream(self, url: str, start: int) -> Iterator[bytes]:
         request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            skip = start if start and answer.status == 200 else 0  # status 200 means that the answer is the whole file
+            skip = start if start and answer.status == 200 else 0  # with status 200, the server sends the whole file
             length = answer.headers.get("Content-Length", "")
             left = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else -1
             while data := answer.read(BLOCK):
@@ -141,12 +142,12 @@ class WebSource:
                     skip, data = max(0, skip - len(data)), data[skip:]
                 if data:
                     yield data
-            if left > 0:  # http.client reports a broken connection as the end of the file
+            if left > 0:  # the connection broke; http.client reports this as the end of the file
                 raise OSError(f"{left} bytes are missing")
 
 
 class HubSource:
-    """A repository of a model hub, `hf://ORGANISATION/NAME@REVISION`. The hub's own client reads the files."""
+    """A source: a repository of a model hub, hf://ORGANISATION/NAME@REVISION. The hub's client reads the files."""
 
     def __init__(self, url: str):
         self.place = url.partition("://")[2]
@@ -166,7 +167,7 @@ class HubSource:
 
 
 class PluginSource:
-    """An address that one of HTCondor's file transfer plugins supports. The plugins fetch only whole files."""
+    """A source: an address that one of HTCondor's file transfer plugins supports. A plugin fetches whole files."""
 
     def __init__(self, url: str, plugins: Path | None):
         self.url = url.rstrip("/")
@@ -210,7 +211,7 @@ def _plugin_message(path: Path) -> str:
 
 
 def _find_plugin(scheme: str, folder: Path | None) -> Path:
-    """Return the plugin that supports this kind of address. `folder` is HTCondor's libexec folder."""
+    """Return the plugin for addresses with this scheme, such as osdf. `folder` is HTCondor's libexec folder."""
     for path in sorted(folder.glob("*plugin*") if folder else ()):
         if os.access(path, os.X_OK):
             try:
@@ -224,11 +225,11 @@ def _find_plugin(scheme: str, folder: Path | None) -> Path:
 
 
 def resuming(stream: Callable[[int], Iterator[bytes]], start: int, what: str) -> Iterator[bytes]:
-    """Yield the data of a stream. If the stream breaks, open it again at the same offset.
+    """Yield the data of a stream. If the stream breaks, open it again where it broke.
 
     Args:
-        stream: function that opens the stream at an offset.
-        start: the first offset.
+        stream: function that opens the stream at an offset in bytes, and yields its data.
+        start: offset at which the stream is first opened, in bytes.
         what: name of the stream in error messages.
 
     Raises:
@@ -242,7 +243,7 @@ def resuming(stream: Callable[[int], Iterator[bytes]], start: int, what: str) ->
                 at, failures = at + len(data), 0
             return
         except (OSError, HTTPException) as error:
-            answer = getattr(error, "response", None)  # errors of the hub's client have this attribute
+            answer = getattr(error, "response", None)  # huggingface_hub's errors have the attribute `response`
             status = int(getattr(error, "code", 0) or getattr(answer, "status_code", 0) or 500)
             failures += 1
             if failures == TRIES or (400 <= status < 500 and status not in (408, 425, 429)):

@@ -13,32 +13,32 @@ from pathlib import Path
 
 from glide.system import open_regular
 
-# Nodes request and verify files chunk by chunk. If a process is killed, a later process does not fetch the complete
-# chunks again. Large files have larger chunks, because the cache writes one line of text for each chunk.
+# A chunk is a part of a file. Nodes request and verify files chunk by chunk. A chunk that is complete when a process is
+# killed need not be fetched again. Large files have larger chunks, so that the number of chunks stays small.
 CHUNK = 4 << 20  # minimum size of a chunk in bytes
 LARGEST_CHUNK = 64 << 20  # maximum size of a chunk in bytes
-MOST_CHUNKS = 512  # maximum number of chunks of a file; a file with chunks of LARGEST_CHUNK bytes may have more
+MOST_CHUNKS = 512  # maximum number of chunks of a file, as long as its chunks are smaller than LARGEST_CHUNK
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder of files.
+    """The description of a folder of files.
 
     Attributes:
-        files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
+        files: sha256 and size in bytes of each file, by its path relative to the folder.
     """
 
     files: dict[str, tuple[str, int]]
 
     @property
     def digest(self) -> str:
-        """Return the sha256 over all names and contents. Trees with equal digests have equal files."""
+        """Return a sha256 of the names and contents of all files. Trees with equal digests have equal files."""
         content = {name: digest for name, (digest, _) in self.files.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def contents(self) -> dict[str, int]:
-        """Return the size in bytes of each content, by sha256. If several files share a content, it occurs once."""
+        """Return the size in bytes of each content, by its sha256. Several files may have the same content."""
         return dict(self.files.values())
 
     @property
@@ -46,12 +46,12 @@ class Tree:
         return sum(self.contents.values())
 
     def name(self, content: str) -> str:
-        """Return the name of the first file that has this content."""
+        """Return the name of the first file that has this content (a sha256)."""
         return next(name for name, (digest, _) in self.files.items() if digest == content)
 
 
 def chunk_bytes(size: int) -> int:
-    """Return the size of a chunk in bytes. `size` is the size of the file. The last chunk may be shorter."""
+    """Return the size of a file's chunks in bytes; the last chunk may be smaller. `size` is the size of the file."""
     length = CHUNK
     while length < LARGEST_CHUNK and size > length * MOST_CHUNKS:
         length *= 2
@@ -64,16 +64,18 @@ def chunks(size: int) -> range:
 
 
 def extent(number: int, size: int) -> tuple[int, int]:
-    """Return the offset and the length of a chunk in bytes. `size` is the size of the file."""
+    """Return the offset and the length of a chunk in bytes. `size` is the size of the file in bytes."""
     length = chunk_bytes(size)
     return number * length, min(length, size - number * length)
 
 
 def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[str]]]:
-    """Compute the sha256 of a file and of its chunks. Yield after each chunk, so that a caller can alternate files.
+    """Return the sha256 of a file, and a list with the sha256 of each chunk. Both are empty if the size is wrong.
+
+    The generator yields after each chunk, so that a caller can read several files in turn.
 
     Args:
-        size: the expected size in bytes. If the file has another size, it is not read, and the digest is empty.
+        size: the expected size in bytes.
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
@@ -90,7 +92,7 @@ def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[st
 
 
 def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
-    """Return the sha256 of a file and of each of its chunks, as `digesting` computes them."""
+    """Return the sha256 of a file and of each of its chunks, like `digesting`, but in one call."""
     steps = digesting(path, size)
     while True:
         try:
@@ -100,7 +102,7 @@ def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
 
 
 def blocks(path: Path, length: int, most: int) -> Iterator[bytes]:
-    """Yield the data of a file in pieces of `length` bytes. Stop after `most` bytes in total."""
+    """Yield the first `most` bytes of a file in pieces of `length` bytes. The last piece may be shorter."""
     with open_regular(path) as file:
         while most > 0 and (data := file.read(min(length, most))):
             most -= len(data)

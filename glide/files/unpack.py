@@ -1,8 +1,8 @@
 """Unpack an archive into the folder where its programs will run. The archive contains an environment or HTCondor.
 
 An archive is not trusted, because the account that unpacks it also has files of other users. So nothing is written
-outside the folder, even if the name of a member or a link leads there. The filters of tarfile are not used, because
-they do not stop all links that lead out of the folder. This module uses only the standard library.
+outside the folder, even if a file name or a link in the archive leads out of the folder. The filters of tarfile are not
+used, because they do not stop all such links. This module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ BROKEN = (
     tarfile.TarError, EOFError, ValueError, lzma.LZMAError, zlib.error, struct.error, ArithmeticError, LookupError,
     RecursionError,
 )  # exceptions that damaged archives cause  # fmt: skip
-STEP = 32 << 20  # number of bytes that are reserved in advance
+STEP = 32 << 20  # number of bytes that are reserved in addition to the size of the next file
 # The maximum size of the unpacked files is RATIO times the size of the archive, but at least LEAST bytes. Environments
 # have a ratio of 3 to 5. LEAST is needed, because a small archive that contains mostly zeros has a higher ratio.
 RATIO = 25
 LEAST = 1 << 30
-BLOCK = 4096  # number of bytes that are counted for each file, link or folder in addition to its content
-LARGEST_HEADER = 16 << 20  # maximum size in bytes of a header in an archive; tarfile reads a whole header into memory
+BLOCK = 4096  # bytes that each file, link or folder counts in addition to its content
+LARGEST_HEADER = 16 << 20  # maximum size of a header in an archive, in bytes; tarfile reads each header into memory
 CONDA_SECONDS = 1800.0  # time limit of conda-unpack, in seconds
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
@@ -48,12 +48,12 @@ def unpack(archive: Path, folder: Path, reserve: Callable[[int, int], None]) -> 
     """Unpack an archive into a folder, and write the path of the folder into the unpacked programs.
 
     Args:
-        reserve: function that makes space. The first argument is the number of bytes that are already written. The
+        reserve: function that frees space on the disk. Its first argument is the number of bytes written so far. Its
             second argument is the number of bytes that must be free for the next files.
 
     Raises:
-        OSError: the archive is damaged, its files are too large, a name leads out of the folder (directly or through a
-            link), or the disk is full.
+        OSError: the archive is damaged, or its files are too large, or the disk is full. Or a file name in the archive
+            leads out of the folder, directly or through a link.
     """
     taken = promised = 0
     made: set[Path] = {folder}
@@ -84,7 +84,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield an archive's members. Raises ValueError if the members are too large for the size of the archive."""
+    """Yield each member with its open archive. Raises ValueError if the unpacked files would be too large."""
     limit = max(LEAST, RATIO * archive.stat().st_size)
     taken = 0
     with (
@@ -92,7 +92,7 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]
         tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as archived,
     ):
         for member in archived:
-            cast(Any, archived).members = []  # otherwise tarfile would keep all members in memory
+            cast(Any, archived).members = []  # keeps tarfile from collecting all members in memory
             taken += BLOCK + max(0, member.size)
             if taken > limit:
                 raise ValueError(f"more than {limit / 1e6:.0f} MB are in it, too many for an archive of its size")
@@ -110,7 +110,7 @@ def _decompressed(archive: Path) -> Iterator[IO[bytes]]:
 
 
 class _Headers:
-    """A stream that refuses headers above LARGEST_HEADER. tarfile itself would accept headers of any size."""
+    """A stream that refuses headers of more than LARGEST_HEADER bytes. tarfile itself accepts headers of any size."""
 
     def __init__(self, stream: IO[bytes]):
         self.stream = stream
@@ -131,11 +131,12 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
             _clear(target)
             target.mkdir()
             made.add(target)
-        target.chmod(member.mode & 0o777 | 0o700)  # writable, because files are created and deleted in this folder
+        target.chmod(member.mode & 0o777 | 0o700)  # the owner can always write, to create and delete files here
         return
     _clear(target)
     if member.issym():
-        # A link may lead anywhere, for example from a packed venv to its Python. _place refuses paths through links.
+        # A link may lead anywhere, for example from a packed venv to its Python. No file is written through a link,
+        # because `_place` refuses such paths.
         target.symlink_to(member.linkname)
     elif member.islnk():
         os.link(_place(folder, member.linkname, made), target, follow_symlinks=False)
@@ -145,19 +146,19 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
         with content, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
             os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)
-        os.utime(target, (member.mtime, member.mtime))  # Python compares this time with the time in compiled modules
+        os.utime(target, (member.mtime, member.mtime))  # Python compares this time with the time in its .pyc file
     else:
         raise ValueError(f"{member.name!r} is neither a file, a folder nor a link")
 
 
 def _place(folder: Path, name: str, made: set[Path]) -> Path:
-    """Return the path of a member, and create the folders above this path.
+    """Return the path at which a member with this name is unpacked. Create the folders that contain the path.
 
     Args:
-        made: the folders that were created so far.
+        made: the folders that have been created. New folders are added.
 
     Raises:
-        ValueError: the path is outside `folder`, or a folder above the path is a link.
+        ValueError: the path is outside `folder`, or one of the folders that contain it is a link.
     """
     path = PurePosixPath(name.lstrip("/"))
     if ".." in path.parts:
@@ -177,14 +178,14 @@ def _clear(target: Path) -> None:
 
 
 def content_root(folder: Path) -> Path:
-    """Return the top folder of the unpacked files. If an archive contains only one folder, return that folder."""
+    """Return the top folder of the unpacked files: `folder`, or the single folder in it that contains all files."""
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     alone = len(inside) == 1 and inside[0].is_dir() and not inside[0].is_symlink()
     return inside[0] if alone and inside[0].name not in ("bin", "usr") else folder
 
 
 def _relocate(folder: Path) -> None:
-    """Replace the former path of the folder by its present path in all programs and texts."""
+    """Write the path of the folder into the programs and texts that contain the path where they were built."""
     repoint(folder, folder.resolve())
     conda = folder / "bin" / "conda-unpack"  # conda-pack puts this program into its archives
     if conda.exists():

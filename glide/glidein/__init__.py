@@ -1,1 +1,1 @@
-"""The code that turns an outer job into a glidein with lanes. The code runs on a node before the model server."""
+"""The program that turns an outer job into a glidein: it starts HTCondor's daemons and the model server on a node."""

@@ -24,13 +24,13 @@ from glide.job_ad import read_ad
 from glide.template import FileSet
 from glide.vocabulary import POOL_VARIABLE, glide_id
 
-# The daemons of the outer job set these environment variables. If condor_master inherited the variables, it would join
-# the family of these daemons.
+# The outer pool's daemons may pass these environment variables to the outer job. With them, condor_master would act as
+# one of these daemons. So the variables are removed.
 INHERITED = ("CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT", "CONDOR_PARENT_ID", "CONDOR_CONFIG")
 
 
 def main() -> None:
-    """Unpack glide's code, write the configuration and the settings, and run condor_master in this process."""
+    """Unpack glide's code, write the files that HTCondor and the model server read, and become condor_master."""
     folder = Path.cwd()
     with zipfile.ZipFile(folder / "glide.zip") as bundle:
         bundle.extractall(folder / "code")
@@ -64,7 +64,8 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
         )
     master = _condor_master(settings, cache)
     release = master.parent.parent
-    # Do not use NumJobStarts, because its value reaches the queue only a quarter of an hour after a start.
+    # The factory and the glidein must compute the same GlideId. A new NumJobStarts reaches the queue only 15 minutes
+    # after a start. So the GlideId is made from NumShadowStarts.
     name = glide_id(
         settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", 1))
     )
@@ -81,8 +82,8 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
 def _is_private(folder: Path) -> bool:
     """Return whether a folder is deleted when this job ends.
 
-    A folder in the job's folder is deleted. If HTCondor has mounted a part of the job's folder over another folder, for
-    example over /var/tmp, the content of that folder is deleted, too.
+    HTCondor deletes the job's scratch folder and everything in it. HTCondor may have mounted a part of the scratch
+    folder at another path, for example at /var/tmp. The files under this path are deleted, too.
     """
     if folder.is_relative_to(Path.cwd()):
         return True
@@ -92,12 +93,14 @@ def _is_private(folder: Path) -> bool:
 
 
 def _condor_master(settings: GlideinSettings, cache: str) -> Path:
-    """Return the path of condor_master: in the entry's release folder, on this node's PATH, or in the bundle.
+    """Return the path of condor_master on this node. If there is none, end this program with a message.
 
-    If the entry names a release folder, look first in this folder, then on the PATH, and then in the bundle. Without a
-    bundle, look only in the release folder.
+    The settings may name a release folder (`condor`), an archive of HTCondor (`bundle`), or both:
 
-    If the entry names no release folder, look only in the bundle. Without a bundle, look on the PATH.
+        only `condor`    Use the release folder.
+        only `bundle`    Fetch and unpack the archive.
+        both             Use the release folder. If it is missing, use the PATH. If the PATH has none, use the archive.
+        neither          Use the PATH.
     """
     found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
     if settings.condor is not None:
@@ -114,10 +117,10 @@ def _condor_master(settings: GlideinSettings, cache: str) -> Path:
 
 
 def _unpacked_master(bundle: FileSet, place: Path, limit: int | None) -> Path:
-    """Fetch the bundle, unpack it into the node's cache, and return the path of the bundle's condor_master."""
+    """Fetch an archive of HTCondor, unpack it into the node's cache, and return the path of its condor_master."""
     try:
         cache = Cache(place, limit)
-        # condor_master inherits this lock. The cache keeps the files of the bundle while condor_master holds the lock.
+        # condor_master inherits this lock. While condor_master holds the lock, the cache keeps HTCondor's files.
         os.set_inheritable(cache.hold(Tree(bundle.files).digest), True)
         folder = unpacked(bundle, ensure_local(bundle, cache), cache)
     except (OSError, ValueError, WrongContent) as error:
@@ -129,9 +132,13 @@ def _unpacked_master(bundle: FileSet, place: Path, limit: int | None) -> Path:
 
 
 def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
-    """Return the first of these folders of a release that contains a file whose name matches the pattern.
+    """Look for a file in some folders of a release, and return the first folder that has it.
 
-    If no folder contains such a file, return the first folder.
+    If no folder has the file, return the first of these folders.
+
+    Args:
+        pattern: name of the file; `*` stands for any characters.
+        folders: paths relative to the release.
     """
     for folder in folders:
         if any(release.glob(f"{folder}/{pattern}")):
@@ -140,9 +147,9 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
 
 
 def _write_programs(node: GlideinNode) -> None:
-    """Write the script that starts the node's Python with glide's code, and the script that is the starter's hook."""
-    # HTCondor uses a daemon's role as the name of the daemon's program. But Python finds its packages only under its
-    # own name, so a script starts Python.
+    """Write the script that starts Python with glide's code, and the script that the starter runs before each job."""
+    # HTCondor starts a daemon's program under a name of its own choice (argv[0]). Python finds its packages only if
+    # argv[0] is Python's own path. So HTCondor starts a script, and the script starts Python.
     code, python = shlex.quote(f"{node.folder}/code"), shlex.quote(node.python)
     node.python_launcher.write_text(f'#!/bin/sh\nPYTHONPATH={code} exec {python} "$@"\n', "utf-8")
     node.prepare_hook.write_text(prepare_script(node), "utf-8")

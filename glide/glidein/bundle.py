@@ -19,9 +19,9 @@ NODE_CODE = (
 
 
 def start_files() -> dict[str, bytes]:
-    """Return the files that every glidein needs to start. The dictionary maps each file's name to its content.
+    """Return the content of each file that a glidein needs to start. The keys are the files' names.
 
-    The files do not depend on the template.
+    These files are the same for all templates.
     """
     return {"glide.zip": bundle(), "start.sh": (PACKAGE / "glidein" / "start.sh").read_bytes()}
 
@@ -40,9 +40,9 @@ def bundle() -> bytes:
 
 
 def plugin() -> bytes:
-    """Return a program that runs glide.files.plugin, HTCondor's file transfer plugin for glide's files.
+    """Return a file transfer plugin for HTCondor, which fetches addresses that begin with glide://.
 
-    The program is one file that contains glide's code. It runs with Python 3.10 or later.
+    The plugin is one file that contains glide's code. It runs with Python 3.10 or later.
     """
     buffer = io.BytesIO(b"#!/usr/bin/env python3\n" + bundle())
     with zipfile.ZipFile(buffer, "a") as program:
@@ -51,14 +51,14 @@ def plugin() -> bytes:
 
 
 def _add(bundle: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
-    member = zipfile.ZipInfo(name)  # the default date, in 1980, makes the bytes independent of the time
+    member = zipfile.ZipInfo(name)  # the default date (1980), so that the same code always gives the same bytes
     member.external_attr, member.compress_type = mode << 16, zipfile.ZIP_DEFLATED
     bundle.writestr(member, content)
 
 
 def _compiled(source: Path, place: Path) -> bytes:
-    """Return a module's bytecode. A Python of this version uses the bytecode. Other versions ignore it."""
+    """Return a module's bytecode. Nodes with the same version of Python as this program need not compile the module."""
     with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
-        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # unpacking changes times, so do not compare them
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # ignores file times, because unpacking changes them
         py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
         return Path(file.name).read_bytes()

@@ -15,13 +15,14 @@ from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
 
-# With these attributes, a job could make the starter run any program, or write files outside the job's folder.
+# With these attributes, a job could make the starter run any program, or write files outside the job's folder. So
+# lanes refuse jobs that have one of these attributes.
 FORBIDDEN_ATTRIBUTES = (
     "PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins", "DockerImage", "ContainerImage", "SingularityImage",
     "TransferInputRemaps", "StarterUserLog", "ManifestDesired", "ManifestDir",
 )  # fmt: skip
-# A job must meet these conditions to run on a lane. The job's program must be the ticket. When START is evaluated for a
-# match, Cmd is the reference $$(GlideInvoke) to the ticket. When a claim is activated, Cmd is the path of the ticket.
+# With these conditions, START accepts a job only if the job's program (Cmd) is the ticket. The negotiator sees Cmd as
+# the text $$(GlideInvoke). When the schedd sends the job to a lane, Cmd is the ticket's path. So both are accepted.
 TICKET_REQUIREMENTS = " && ".join((
     "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
     "TARGET.TransferExecutable =?= false", '(TARGET.Environment ?: "") == "" && (TARGET.Env ?: "") == ""',
@@ -29,8 +30,7 @@ TICKET_REQUIREMENTS = " && ".join((
     *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
     *(f"TARGET.{name} =?= undefined" for name in FORBIDDEN_ATTRIBUTES),
 ))  # fmt: skip
-# With these knobs, the lanes of an entry run any program that the entry's owners submit. Such a program runs under the
-# account of the glidein.
+# These knobs allow the owners of an entry to run any program on its lanes, under the glidein's account.
 ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
 
 
@@ -48,8 +48,8 @@ class GlideinNode:
         retires: Unix time after which the lanes accept no further job.
         cache: folder in which files stay for later glideins.
         host: address of this node, as other nodes of the pool see it.
-        pool_home: GLIDE_HOME of the embedded pool to which the glidein belongs; None if the glidein belongs to another
-            pool. With this value, `glide pool down` finds processes that are left over.
+        pool_home: GLIDE_HOME of the embedded pool, if the glidein runs in one; otherwise None. By this value, `glide
+            pool down` finds remaining processes.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class GlideinNode:
 
     @property
     def endpoint(self) -> Path:
-        """File that contains the model server's port and secret."""
+        """File with the port and the secret of the model server."""
         return self.folder / "server" / "door"
 
     @property
@@ -95,9 +95,10 @@ class GlideinNode:
 
 
 def cache_folder(settings: GlideinSettings, owner: str) -> str:
-    """Return the folder in which files stay on this node for later glideins of an owner.
+    """Return the folder of the cache. Files stay there for later glideins of the same owner.
 
-    If the entry names no folder, and this account also runs jobs of other owners, the cache is in the job's folder.
+    The result is the folder that the entry names, or a default folder of this account. If jobs of other owners use this
+    account, too, the default is a folder in the job's scratch folder, and its files are deleted with the job.
     """
     return os.path.expandvars(settings.cache) if settings.cache else str(default_folder(owner) or Path.cwd() / "cache")
 
@@ -123,11 +124,11 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
 
 
 def prepare_script(node: GlideinNode) -> str:
-    """Return a script that the starter runs before each job. The starter puts the script's output into the job's ad.
+    """Return a script that the starter runs before each job. The script prints attributes for the job's ad.
 
-    START accepts only jobs that run the ticket. But the job's program or environment may be an expression that has
-    another value in the starter than in START. The environment also matters, because BASH_ENV or LD_PRELOAD would run
-    code before the ticket. So the script's output replaces the job's attributes for the program and the environment.
+    The attributes make the ticket the job's program, and the job's environment empty. START has checked the program and
+    the environment of the job. But these may be expressions that have another value in the starter. The environment
+    matters, because a job could use variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
     """
     attributes = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
     attributes |= dict.fromkeys(FORBIDDEN_ATTRIBUTES, "undefined")
@@ -155,7 +156,7 @@ def _place(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         "LOCAL_DIR": str(node.folder), "LOG": "$(LOCAL_DIR)/logs", "EXECUTE": "$(LOCAL_DIR)/execute",
         "SPOOL": "$(LOCAL_DIR)/spool", "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/lock",
         "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "", "PROCD_ADDRESS": "$(LOCK)/procd",
-        # The name is new at every start, so that ads of an earlier start are not mistaken for ads of this start.
+        # The daemons get a new name at each start. So ads of an earlier start are not mistaken for ads of this one.
         "MASTER_NAME": node.daemon_name, "STARTD_NAME": node.daemon_name,
         "DAEMON_LIST": "MASTER, STARTD, MODELSERVER", "DC_DAEMON_LIST": "MASTER, STARTD",
         "MODELSERVER": str(node.python_launcher),
@@ -163,8 +164,8 @@ def _place(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
             ["-m", "glide.server", f"{node.folder}/server.json", f"{node.folder}/template.json", str(node.endpoint),
              str(node.log)]
         ),
-        # If the model server has ended, restart it soon, because loading a model takes minutes. After repeated ends,
-        # wait longer, up to 60 seconds.
+        # If the model server ends, the master restarts it almost immediately, and not after HTCondor's default pause.
+        # If the model server ends again and again, the pause grows, up to 60 seconds.
         "MASTER_MODELSERVER_BACKOFF_CONSTANT": "1", "MASTER_MODELSERVER_BACKOFF_CEILING": "60",
     }  # fmt: skip
 
@@ -176,7 +177,8 @@ def _pool(settings: GlideinSettings) -> dict[str, str]:
         **({"NETWORK_INTERFACE": "127.0.0.1", "NO_DNS": "True", "DEFAULT_DOMAIN_NAME": "localdomain"} if loopback
            else {"CCB_ADDRESS": "$(COLLECTOR_HOST)"}),
         "USE_SHARED_PORT": "False",
-        # The outer job's daemons belong to another family, and this pool does not know the session keys of that family.
+        # HTCondor's daemons on a host can share a security session, the family session. This node's family session
+        # belongs to the outer pool, and the overlay pool does not know it. So a glidein does not use it.
         "SEC_USE_FAMILY_SESSION": "False",
         "TRUST_DOMAIN": settings.trust_domain, "UID_DOMAIN": settings.trust_domain,
         "FILESYSTEM_DOMAIN": "$(STARTD_NAME)",
@@ -205,36 +207,35 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         "STARTD_ATTRS": ", ".join(
             [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
         ),
-        # When HTCondor reuses a claim, it checks START, but not the job's requirements. So START checks the state.
-        # START refuses outer jobs, because a glidein must not run inside this glidein. Outer jobs also name a template.
-        # If a user's code is loaded, only jobs of this user run. A sticky job may replace an idle template.
+        # START also checks template and state, because HTCondor does not check a job's requirements again when it
+        # reuses a claim. If a user's code is loaded, START accepts only this user's jobs and the factory's sticky jobs.
+        # START refuses outer jobs (they have GlideEntry), because a glidein must not run inside another glidein.
         "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
                  f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # The job must run the ticket, no matter who its user is. The starter ignores the hook keyword of a job, because
-        # this configuration sets a hook keyword.
+        # GLIDE_RUNS is a part of START. It accepts only jobs whose program is the ticket. A job cannot replace this
+        # glidein's hook. The starter ignores the hook keyword of a job, because the configuration sets a hook keyword.
         "GLIDE_RUNS": TICKET_REQUIREMENTS,
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": environment(variables),
-        # Frequent updates about the job on a lane are not needed.
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
-        # Take snapshots of the process table rarely. A snapshot costs time for each process of the node, also for the
-        # processes of other glideins.
+        # HTCondor reads the node's process table only every 300 seconds, because each reading costs time for every
+        # process on the node. These include the processes of other glideins.
         "PID_SNAPSHOT_INTERVAL": "300",
-        # Do not detect the abilities of plugins, Java and container runtimes. The detection would delay the start by
-        # seconds.
+        # The startd does not test file transfer plugins, Java and container runtimes. These tests would delay the start
+        # of the glidein by seconds.
         "ENABLE_URL_TRANSFERS": "False", "JAVA": "", "DOCKER": "", "SINGULARITY": "",
     }  # fmt: skip
 
 
 def _server(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     return {
-        # The cron job never exits, so its mode is WaitForExit. When the cron job prints "- update:true", the startd
-        # sends the ad to the collector.
+        # The cron job is advertise.sh, which never exits. Therefore its mode is WaitForExit. When it prints
+        # "- update:true", the startd sends the lane's ad to the collector immediately.
         "STARTD_CRON_JOBLIST": "GLIDE",
         "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise),
         "STARTD_CRON_GLIDE_ARGS": arguments([str(node.endpoint), str(settings.lanes)]),

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 
 from glide.template import FileSet, Template
 
-# A lifetime varies randomly by up to this share. Otherwise, glideins that start together would also end together.
+# Each glidein's lifetime is randomly longer or shorter by up to this share. So glideins that start at the same time do
+# not all end at the same time.
 SPREAD = 0.1
 
 
@@ -28,21 +29,20 @@ class GlideinSettings:
         lanes: number of lanes. Lanes are static slots that share the model server.
         memory: memory that all loaded templates may use together, in MB. None means that the limit is unknown. The
             model server then keeps only one template loaded.
-        condor: path of HTCondor's release folder on the node; None if the entry names no release folder.
-        bundle: archive with a release folder; None if there is no archive. A node uses the archive if the node has
-            neither the folder `condor` nor HTCondor on its PATH. If `condor` is None, every node uses the archive. If
-            `condor` and `bundle` are None, nodes use the HTCondor on their PATH.
-        environment: environment in which an engine runs if the template names no environment; None for the node's own
-            Python.
+        condor: path of HTCondor's release folder on the nodes; None if nodes need no such folder.
+        bundle: archive of HTCondor; None if no archive is sent. If `condor` and `bundle` are set, a node tries the
+            folder, then its PATH, then the archive. If one of them is set, a node uses only this one. If both are None,
+            a node uses its PATH.
+        environment: environment in which an engine runs if the template names none; None for the node's own Python.
         idle_seconds: number of seconds without a job after which the glidein ends itself.
         lifetime: number of seconds from the start of the glidein until its lanes accept no further job.
-        cache: folder on the node in which files stay for later glideins; None for a folder of this account.
+        cache: folder on the node in which files stay for later glideins; None for the account's default folder.
         cache_gigabytes: maximum size of the cache in GB; None if the cache may use most of its disk.
         upload_megabytes: maximum number of MB per second that other nodes may take from this glidein; None for no
             limit.
-        users_code: whether users' code may be loaded if there are several owners. If there is only one owner, this
-            owner's code may always be loaded.
-        knobs: additional HTCondor configuration of this entry.
+        users_code: whether templates may contain users' code if there are several owners. If there is only one owner,
+            this owner's code is always allowed.
+        knobs: further HTCondor settings, by name. They override glide's own settings.
     """
 
     entry: str

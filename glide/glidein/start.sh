@@ -1,8 +1,8 @@
 #!/bin/sh
 # This script is the first step of a glidein. It starts the Python program that unpacks glide's code and becomes
 # condor_master.
-# GLIDE_PYTHON is the Python of the entry, or a list of Pythons that are separated by colons. The script uses the first
-# Python that this node has. That Python needs the packages that the engine imports. It needs no part of glide.
+# GLIDE_PYTHON is a list of paths or names of Python interpreters, separated by colons. The script uses the first
+# interpreter that this node has. The interpreter needs the packages that the engine imports. It needs no part of glide.
 set -eu
 umask 077
 # Create the folder `logs` before anything can fail. If the folder is missing at the job's end, HTCondor holds the job,
@@ -15,10 +15,10 @@ if [ -z "$python" ]; then
     echo "glidein: this node has no $GLIDE_PYTHON; set the entry's 'python' to one that it has" >&2
     exit 1
 fi
-# Copy the log of the model server and its engines to this job's output, because HTCondor forwards the output
-# immediately. Copy only the first MOST bytes of the log. After that, copy only the lines of the model server. Such a
-# line reports, for example, the end of an engine. This shell becomes condor_master, and the copying ends when
-# condor_master ends.
+# The model server and its engines write to one log. Copy this log to the job's output, because HTCondor forwards the
+# output immediately. Copy the first MOST bytes completely. After that, copy only the lines of the model server, such as
+# the report of an engine's end, up to MOST bytes more. This shell becomes condor_master. When condor_master ends, the
+# copying ends.
 MOST=5000000
 : >logs/ModelServerLog
 unbuffered=$(command -v stdbuf >/dev/null && echo "stdbuf -o0") || true
@@ -30,5 +30,5 @@ tail --pid=$$ -F -n +1 logs/ModelServerLog 2>/dev/null | {
         $unbuffered head -c $MOST
     }
 } 2>/dev/null &
-# Start Python by its full path. Otherwise Python could not find its own location if the job has no PATH.
+# $python is a full path. If a job has no PATH, Python can find its own location only by a full path.
 PYTHONPATH="$PWD/glide.zip" exec "$python" -m glide.glidein glidein.json

@@ -34,8 +34,8 @@ class LoadTrial:
     """The result of loading a template once.
 
     Attributes:
-        seconds: for each phase in PHASES, the time of this phase in seconds.
-        megabytes: maximum memory that the engine has used, in MB.
+        seconds: duration of each phase in seconds. The keys are the phases in PHASES.
+        megabytes: peak memory of the engine in MB.
         gpu: name of the GPU; empty if the engine uses no GPU.
         failure: reason why the template did not load; empty if the template loaded.
         log: text of the model server's log.
@@ -60,7 +60,8 @@ def trial(template: Template, cache: Path, on_state: Callable[[str], None] = lam
         (folder / "template.json").write_text(template.to_json(), "utf-8")
         (folder / "server.json").write_text(ServerSettings(SupplySettings(str(cache))).to_json(), "utf-8")
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
-        # Use the code that nodes get, because the template's environment may have another Python than this program.
+        # The server runs the code that nodes get. The engine may run under the Python of the template's environment.
+        # This Python cannot import glide from this program's packages.
         with zipfile.ZipFile(io.BytesIO(bundle())) as code:
             code.extractall(folder / "code")
         environment = {**os.environ, "PYTHONPATH": str(folder / "code")}
@@ -82,7 +83,10 @@ def trial(template: Template, cache: Path, on_state: Callable[[str], None] = lam
 
 
 def _states(server: subprocess.Popen, endpoint: Path) -> Iterator[dict[str, Any]]:
-    """Wait until the model server has an endpoint, connect to the server, and yield each status that it sends."""
+    """Connect to a model server, and yield the lane's attributes whenever the server sends them.
+
+    If the server ends before it has an endpoint, yield nothing.
+    """
     while not endpoint.exists():
         if server.poll() is not None:
             return
@@ -101,9 +105,9 @@ def _states(server: subprocess.Popen, endpoint: Path) -> Iterator[dict[str, Any]
 
 
 def _most_memory(server: int) -> float:
-    """Return the peak memory of the largest descendant of the model server, in MB.
+    """Return the peak memory of the model server's largest descendant process, in MB.
 
-    All descendants are compared, because the engine need not be a child of the server.
+    The largest descendant is the engine. It need not be a child of the server, so all descendants are compared.
     """
     most = 0.0
     with suppress(OSError, StopIteration):

@@ -1,4 +1,4 @@
-"""Read and check the output of an invocation job. Any code on the node may have written to the output.
+"""Read an invocation job's output, and check it, because any code on the node may have written to the output.
 
 A valid line is a result for one of the job's records, or the number of records that the model server has begun. All
 other lines are rejected. If a record has several results, the first one counts. If a line or the whole output is longer
@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-# Maximum number of bytes that an output may have in addition to its results. Each second, the model server may write a
-# line with the number of records that it has begun.
+# An output may have this number of bytes in addition to its results. The model server needs these bytes for lines with
+# the number of records that it has begun. It may write such a line each second.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
 LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
 NAME_LENGTH = 1000  # maximum number of characters of a glidein's name or an error's type
 MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
-MOST_NESTED = 100  # maximum depth of arrays and objects within a line; Python cannot write 1,000 levels back as JSON
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that stands for half a character
+MOST_NESTED = 100  # maximum depth of arrays and objects in a line; Python cannot write a value with 1,000 levels
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # a JSON escape for one half of a character that needs two escapes
 
 
 @dataclass
@@ -77,8 +77,8 @@ def read(
         path: path of the output file.
         ids: ids of the job's records.
         max_result_bytes: maximum length of one result's line, in bytes.
-        check_result: a function that checks a result further. It returns a problem, or an empty text if the result is
-            valid.
+        check_result: a function with further checks of a result. The function returns what is wrong, or an empty text
+            if the result is valid.
     """
     answers = OutputContent()
     with suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
@@ -122,7 +122,7 @@ def _read_line(
         if line.count(b"[") + line.count(b"{") > MOST_NESTED and _is_deeper(content, MOST_NESTED):
             raise RejectedResult(f"a line has more than {MOST_NESTED} levels of arrays and objects")
         if SURROGATE.search(line):
-            json.dumps(content, ensure_ascii=False).encode()  # fails if the other half of a character is missing
+            json.dumps(content, ensure_ascii=False).encode()  # fails if a character's other half is missing
     except UnicodeError:
         raise RejectedResult("a text is not valid Unicode") from None
     except (ValueError, RecursionError):
@@ -142,7 +142,7 @@ def _read_line(
 
 
 def problem(result: dict[str, Any]) -> str:
-    """Return a problem of the fields that every result must have, or an empty text if all these fields are valid."""
+    """Return what is wrong with the fields that every result must have; empty if all these fields are valid."""
     text, error = result.get("text"), result.get("error")
     if error is not None and not _is_error(error):
         return "`error` is not null or {type, message}"
@@ -173,7 +173,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_deeper(value: object, most: int) -> bool:
-    """Return whether a value of JSON has more than `most` levels of arrays and objects."""
+    """Return whether a value from JSON has more than `most` levels of arrays and objects."""
     if not isinstance(value, (dict, list)):
         return False
     parts = value.values() if isinstance(value, dict) else value
@@ -181,7 +181,11 @@ def _is_deeper(value: object, most: int) -> bool:
 
 
 def _finite(text: str) -> float:
-    """Return a number of JSON. Raise ValueError if the number is too large, because JSON has no infinity."""
+    """Return the float for a number in JSON text.
+
+    Raises:
+        ValueError: the number is too large. Python would make it infinite, and JSON has no infinite numbers.
+    """
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"{text} is too large")

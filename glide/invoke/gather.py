@@ -5,12 +5,13 @@ job are gathered in these steps:
 
 1. Change the job's ad so that its paths name a staging folder inside the folder of results.
 2. Retrieve the outputs into the staging folder.
-3. When the outputs are complete and on disk, rename the staging folder to `.glide-gather/JOB-TIME`.
+3. When the outputs are complete and on disk, rename the staging folder to `.glide-gather/JOB-TIME`. TIME is the time of
+   the job's submission.
 4. Link each file to its final place, and flush the changed folders to disk.
 5. Remove the job from the queue.
 
-After an interruption, the next run continues with step 4 if `.glide-gather/JOB-TIME` exists. Otherwise the next run
-begins again with step 1.
+After an interruption, the next run continues with step 4 if `.glide-gather/JOB-TIME` exists. If this folder does not
+exist, the next run begins again with step 1.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Gatherer:
         return gathered, [ad["JobStatus"] for ad in ads]
 
     def _gather(self, job: Outputs) -> bool:
-        """Gather one job's outputs, and remove the job from the queue. Return False if this failed."""
+        """Gather one job's outputs, and remove the job from the queue. Return False if the retrieval fails."""
         staged = self.staging / f"{job.id}-{job.submitted}"
         resumed = staged.is_dir()
         if job.problem:
@@ -128,7 +129,7 @@ class Gatherer:
     # ---- from the access point to the staging folder ----
 
     def _retrieve(self, job: Outputs, staged: Path) -> None:
-        """Retrieve a job's outputs into a temporary folder. When all are on disk, rename the folder to `staged`."""
+        """Retrieve a job's outputs into a temporary folder. When they are on disk, rename this folder to `staged`."""
         partial = self.staging / f"{job.id}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
@@ -163,7 +164,8 @@ class Gatherer:
     def _retrieve_via_submit_folder(self, job: Outputs, home: Path, folder: Path) -> None:
         """Retrieve a job's outputs into `home`, where the job was submitted, and move the outputs to `folder`.
 
-        Raises CondorError if `home` already has a file with the name of an output, because HTCondor would overwrite it.
+        Raises:
+            CondorError: `home` already has a file with the name of an output, and HTCondor would overwrite this file.
         """
         places = [(home / name, folder / name) for name in dict.fromkeys(job.retrieved)]
         if not job.remaps_unchanged:
@@ -181,14 +183,15 @@ class Gatherer:
     def _redirect(self, job: Outputs, folder: Path) -> bool:
         """Change a completed job's ad so that HTCondor's client writes the outputs into `folder`.
 
-        Return False if the access point protects one of the path attributes from the job's owner (PROTECTED_JOB_ATTRS).
-        In this case no node can have changed the attribute, because a node acts with the owner's rights. After a job
-        has completed, no node can change the job's ad at all.
+        Return False if the access point does not allow the job's owner to change a path attribute
+        (PROTECTED_JOB_ATTRS). Such an attribute can be trusted: a node has only the owner's rights, so no node has
+        changed the attribute. After the redirection, all attributes stay as they are, because no node can change the ad
+        of a completed job.
         """
         attributes = {
-            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # with condor_submit's default, the first retrieval removes the job
+            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # condor_submit's default would remove the job after one retrieval
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # the folder of the log is in a remap
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # only the name; a remap has the path of the log
             "SUBMIT_Iwd": quoted(str(folder)),
         }
         self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))
@@ -228,8 +231,8 @@ class Gatherer:
     def _targets(self, job: Outputs, name: PurePosixPath) -> Iterator[Path]:
         """Yield the possible places for a file, the best place first.
 
-        The best place is the file's own path, unless this path is ambiguous or inside the staging folder. All other
-        places are inside folders that are named after the job.
+        The best place is the path that the job gives the file. If this path is ambiguous or inside the staging folder,
+        the path is left out. All other places are inside folders that are named after the job.
         """
         path = job.folder / name
         clashes = str(name) != job.log and any(str(each) in self.names_in_job_folders for each in (path, *path.parents))
@@ -247,7 +250,11 @@ class Gatherer:
                 yield from (str(path.relative_to(folder)) for path in _inside(folder) if not _is_folder(path))
 
     def _folder(self, folder: Path, changed: set[Path]) -> bool:
-        """Create a folder and its parents inside `to`. Return False if a file or a link is in the way."""
+        """Create a folder and its parents inside `to`. Return False if a file or a link is in the way.
+
+        Args:
+            changed: the function adds the created folders and their parents to this set.
+        """
         here = self.to
         for name in folder.relative_to(self.to).parts:
             try:
@@ -260,7 +267,14 @@ class Gatherer:
         return True
 
     def _append(self, source: Path, target: Path, resumed: bool) -> bool:
-        """Append a job's events to the event log that the cluster's jobs share. Return False if this is impossible."""
+        """Append a job's events to the event log that the cluster's jobs share.
+
+        Return False if `target` is not an event log of this cluster, or if the job's log is too large.
+
+        Args:
+            source: the job's log in the staging folder. It is deleted after its events have been appended.
+            resumed: whether an interrupted run may already have appended the events.
+        """
         if source.stat().st_size > LARGEST_LOG:
             return False
         try:
@@ -291,7 +305,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     """Yield all files and folders below a folder, each folder before its content. Do not follow links."""
     for path in sorted(folder.iterdir()):
         descend = _is_folder(path)
-        yield path  # `_is_folder` was called before, because the caller may move the file
+        yield path  # the caller may move the file now, so `_is_folder` is called earlier
         if descend:
             yield from _inside(path)
 
@@ -303,7 +317,7 @@ def _is_folder(path: Path) -> bool:
 def _sync_with_permissions(path: Path) -> None:
     """Give a retrieved file or folder ordinary permissions, and flush it to disk.
 
-    The owner gets access. Special bits such as setuid are removed, because a node may have set them.
+    The owner gets read and write access. Special bits such as setuid are removed, because a node may have set them.
     """
     mode = path.lstat().st_mode
     if not stat.S_ISLNK(mode):
@@ -316,7 +330,7 @@ def _sync_with_permissions(path: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Move a file to `target`. Return False if another file already has this name."""
+    """Move a file to `target`. If another file already has this name, move nothing and return False."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:

@@ -25,13 +25,13 @@ from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
 
 # These requirements are the same as in submit_templates/invocation.sub. Only a daemon with a glidein's token gets an
-# identity that begins with IDENTITY. So no other daemon of the pool can pretend to be a lane with a false ad.
+# identity that begins with IDENTITY. So no other daemon of the pool can send a false ad and pretend to be a lane.
 GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
 COMMON = ("generate", "timeout")  # record fields that usually have the same value in all records of a job
-# For each event of a job, the attribute of the job's ad that holds the Unix time of the event. If a job has started
-# more than once, the attributes hold the times of the last start.
+# For each event of a job, the attribute of the job's ad that contains the Unix time of the event. If a job has started
+# more than once, the times for "started" and "executing" are those of the last start.
 TIMES = {
     "queued": "QDate", "started": "JobCurrentStartDate", "executing": "JobCurrentStartExecutingDate",
     "completed": "CompletionDate",
@@ -44,7 +44,7 @@ ELSEWHERE = (
     "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
     "TransferOutputRemaps", "UserLog", "OutputDestination",
 )  # fmt: skip
-# ClassAd expression for jobs that a killed driver has left behind. No site makes a job wait longer than KEPT_SECONDS.
+# ClassAd expression that is true for a job whose driver was killed. No site makes a job wait longer than KEPT_SECONDS.
 # So if a job has been idle or held for a longer time, its driver is gone.
 ABANDONED = (
     f"(JobStatus == {JobStatus.IDLE} || JobStatus == {JobStatus.HELD})"
@@ -67,9 +67,9 @@ class InvocationJob:
         records: number of the job's records.
         starts: number of times that the job has started.
         status_seconds: seconds since the status changed.
-        lane: Name of the lane on which the job runs; empty if the job does not run.
+        lane: name of the lane on which the job runs; empty if the job does not run.
         hold_reason: HTCondor's reason for the hold; empty if the job is not held.
-        last_lane: Name of the lane on which the job last completed or was evicted; empty if the job has left no lane.
+        last_lane: name of the lane that the job left last, by completion or eviction; empty if the job has left none.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
     """
 
@@ -99,8 +99,8 @@ class RunSpec:
         folder: folder with the jobs' input and output files. No other run uses this folder.
         max_glideins: maximum number of glideins that may run at the same time for this run.
         max_result_bytes: maximum length of one result's line, in bytes.
-        check_result: a function that checks a result after `answers` has checked it. It returns a problem, or an empty
-            text.
+        check_result: a function with further checks of a result. The function returns what is wrong, or an empty text
+            if the result is valid.
     """
 
     name: str
@@ -134,13 +134,13 @@ class RunJobs:
         Args:
             parts: the records of each job. A record has `custom_id`, `prompt`, `generate` (the engine's options) and
                 `timeout` (time limit of an engine call, in seconds).
-            avoid: GlideIds of glideins that must not get these jobs. Dead glideins, for example, may still have ads in
-                the collector. If `avoid` is not empty, the jobs get a higher priority, because they may repeat lost
-                records, which have waited before.
+            avoid: GlideIds of glideins that must not get these jobs, such as dead glideins that still have ads in the
+                collector. If `avoid` is not empty, the jobs may repeat lost records, which have waited before. So the
+                jobs get a higher priority.
             pending: number of the run's records that are in no job yet. The factory computes the run's demand from this
                 number.
-            last: whether no more parts will follow. If so, a lane is released as soon as a job has ended there, so that
-                other runs can use the lane.
+            last: True if the run submits no more parts after these. Then each lane is released as soon as its job has
+                ended, so that other runs can use the lane.
 
         Returns:
             The names of the parts.
@@ -159,7 +159,7 @@ class RunJobs:
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
                 self._input(item["part"]).write_text(text, encoding="utf-8")
             self._submit(items, avoid, pending, last)
-        except (OSError, CondorRefused):  # no job has been submitted
+        except (OSError, CondorRefused):  # after these errors, no job is in the queue
             for item in items:
                 self._remove_files(item["part"])
             raise
@@ -217,7 +217,8 @@ class RunJobs:
         Args:
             ids: ids of the job's records.
         """
-        # A running job has no error file yet. So the retrieval fails, but only after it has copied the other files.
+        # A running job has no standard error file yet. So the retrieval reports an error, but only after all other
+        # files have been copied. This error is ignored.
         with suppress(CondorError):
             self.access_point.retrieve(self._retrievable([job]))
         return self._read(job, ids)
@@ -271,19 +272,19 @@ class RunJobs:
         return ids
 
     def reconsider(self, jobs: Sequence[InvocationJob]) -> None:
-        """Make the access point try again to match these idle jobs. Raise their priority, because they have waited."""
+        """Raise the priority of some of these idle jobs, so that the access point tries again to match all jobs."""
         if jobs:
             self.access_point.reconsider(any_of(job.id for job in jobs[:MOST_RECONSIDERED]), URGENT)
 
     def remove(self, jobs: Sequence[InvocationJob], reason: str) -> None:
-        """Remove jobs from the queue, and delete their files. The caller has to send unfinished records again."""
+        """Remove jobs from the queue, and delete their files. The caller has to submit unfinished records again."""
         if jobs:
             self.access_point.remove(any_of(job.id for job in jobs), reason)
             for job in jobs:
                 self._remove_files(job.part)
 
     def remove_other_files(self, parts: Collection[str]) -> None:
-        """Delete the files that a killed driver has left. Keep the files of `parts`, which are in the queue."""
+        """Delete the files that a killed driver has left. Keep the files of `parts`, whose jobs are in the queue."""
         for path in self.run.folder.iterdir():
             if path.name.partition(".")[0] not in parts:
                 path.unlink(missing_ok=True)
@@ -313,9 +314,9 @@ def _text(ad: Mapping[str, Any], name: str) -> str:
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a job's input file. A line with a record does not have the COMMON fields.
+    """Yield the lines of a job's input file. A record's line does not contain the fields in COMMON.
 
-    When the values of the COMMON fields change, a line with only these fields comes before the record.
+    If a record has other values of these fields than the record before it, a line with only these fields comes first.
     """
     common: dict[str, Any] = {}
     for record in records:

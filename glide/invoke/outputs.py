@@ -1,6 +1,7 @@
 """Read the names and places of a spooled job's outputs from the job's ad. Make these names and places safe.
 
-While a job runs, its node may change the job's ad. So no name from the ad may lead outside the folder of results.
+While a job runs, its node may change the job's ad. So no name from the ad may lead outside the folder of results, which
+is the folder into which `glide gather` retrieves outputs.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def within(path: str, base: str) -> str:
 
 
 def safe_remaps(text: str, base: str) -> dict[str, str]:
-    """Return the remaps, with targets that stay inside the job's own folder. Leave out ambiguous remaps.
+    """Return the remaps, with targets that stay inside the job's own folder. The keys are file names.
+
+    A remap is left out if it contains a separator of this syntax, or if its target is no file name.
 
     Args:
         text: remaps in the syntax of transfer_output_remaps.
@@ -128,7 +131,11 @@ def _problem(ad: Mapping[str, Any]) -> str:
 
 
 def _remapped(names: Iterable[str], remaps: Mapping[str, str]) -> list[str]:
-    """Return the names of files after retrieval. HTCondor uses the last part of a path, or the remap of this part."""
+    """Return the names that files have after their retrieval.
+
+    A retrieved file gets the last part of its path as its name. If there is a remap for this part, the file gets the
+    remap's target as its name.
+    """
     last = (os.path.basename(name.rstrip("/")) for name in names)
     return [remaps.get(name, name) for name in last if name]
 

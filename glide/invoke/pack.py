@@ -1,8 +1,8 @@
-"""Choose the number of records of each job. The choice depends only on the pending records and on measured times.
+"""Choose the number of records of each job. This module only computes: it uses neither HTCondor nor a clock.
 
-The method is guided self-scheduling (Polychronopoulos and Kuck, 1987). Each job gets a share of the pending records. So
-the first jobs are large, the last jobs are small, and the lanes finish together. Jobs are submitted in waves, just
-before the lanes need them, so that each wave uses the newest measurements.
+The method is guided self-scheduling (Polychronopoulos and Kuck, 1987). Each job gets a share of the pending records,
+which are the records that are in no job yet. So the first jobs are large, the last jobs are small, and the lanes finish
+together. Jobs are submitted in waves, just before the lanes need them, so that each wave uses the newest measurements.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHARE = 3  # a job gets (number of pending records) / (number of lanes) / SHARE records
-# Minimum and maximum number of records of a job as long as no lane has been measured. The minimum is enough work for
-# fast lanes until their speed is known. The maximum is not too much work for slow lanes.
+# Minimum and maximum number of records of a job as long as no lane's speed is known. A smaller job would be too short
+# for fast lanes. A larger job would be too long for slow lanes.
 PROBE_RECORDS = (8, 128)
 # The access point needs about START_SECONDS to start a job. This time does not depend on the job's number of records.
 # The access point may spend the fraction AP_SHARE of its time on starting jobs. Even with one lane, a job should take
-# SHORTEST_SECONDS, which is much longer than the start of a job.
+# at least SHORTEST_SECONDS, so that the start of a job is short in comparison.
 START_SECONDS = 0.06
 AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0
 # Maximum planned duration of a job, in seconds. When a node is lost, the finished records of its job are safe, but the
-# unfinished records have to be sent again. So a job should end before its node is lost. Jobs are longer only if the
-# access point could not start enough jobs of this duration.
+# unfinished records have to be sent again. So a job should be short. Jobs are longer only if the access point cannot
+# start jobs of this duration fast enough.
 LONGEST_SECONDS = 60.0
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
@@ -38,7 +38,7 @@ class Wave:
 
     Attributes:
         sizes: the number of records of each job; empty if no job is to be submitted.
-        reason: the reason for these sizes, as text for the user.
+        reason: why the jobs have these sizes, or why there is no job, as text for the user.
     """
 
     sizes: tuple[int, ...]
@@ -56,7 +56,7 @@ def pack(
     start_seconds: float = START_SECONDS,
     unfinished: int = 0,
 ) -> Wave:
-    """Return the sizes of the jobs of the next wave.
+    """Return the number of records of each job in the next wave.
 
     Args:
         pending: number of records that are in no job yet.
@@ -73,7 +73,8 @@ def pack(
     lanes = max(1, lanes)
     most_jobs = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
     if not record_seconds and not fixed:
-        # Jobs are still small, so queue only as many jobs as the access point can start within SHORTEST_SECONDS.
+        # As long as no lane has been measured, jobs are small. So queue one job for each lane, and in addition at most
+        # the number of jobs that the access point can start within SHORTEST_SECONDS.
         most_jobs = min(most_jobs, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
     if pending <= 0 or most_jobs <= 0:
         return Wave((), "the lanes have work")
@@ -81,21 +82,22 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # If few records are pending, use a smaller minimum, so that there are more jobs. A run gets at most one glidein
-        # per job, and a record may take a minute. But do not make more jobs than the access point can start within
-        # SHORTEST_SECONDS.
+        # If few records are pending, use a smaller minimum, so that there are more jobs. More jobs are useful, because
+        # a run gets at most one glidein per job, and a record may take a minute. But the access point must be able to
+        # start all these jobs within SHORTEST_SECONDS.
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
         size = min(max(math.ceil(pending / lanes / SHARE), least), most)
         return Wave(_cut(pending, [size] * most_jobs), f"{size} records a job until their time is known")
-    # HTCondor may give any job to any lane. So the last job must be short even on the slowest lane.
+    # HTCondor may give any job to any lane. So the last job must be short even if the slowest lane gets it.
     slowest = max(record_seconds)
     if slowest == 0:
         return Wave((pending,), f"all {pending} records in one job: they take no time")
     # The speed of all lanes together, in records per second.
     speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
-    # Duration of the last jobs, in seconds. Each lane gets one last job if the access point can start jobs fast enough.
-    # Otherwise there are fewer and longer last jobs, and the starts of all last jobs together take as long as one job.
+    # Duration of the last jobs, in seconds. If the access point can start jobs fast enough, each lane gets one last
+    # job. If the access point is too slow for that, there are fewer and longer last jobs. Then the access point needs
+    # as much time to start all last jobs as a lane needs for one of them.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
@@ -105,13 +107,13 @@ def pack(
     remaining = pending
     for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # A job may have more than `most` records if the access point cannot start smaller jobs fast enough. But the job
-        # must be so small that even the slowest lane finishes it before the last of the other lanes finishes.
+        # A job may have more than `most` records if the access point cannot start smaller jobs fast enough. But even
+        # the slowest lane must finish the job within the time that all lanes together need for the remaining records.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         size = min(max(share, least), cap, remaining)
         if size == 0:
             break
-        if remaining - size < least:  # to avoid a tiny last job, make two jobs of equal size, or a single job
+        if remaining - size < least:  # instead of a tiny last job, make two equal jobs or one larger job
             half = batch * math.ceil(remaining / 2 / batch)
             size = min(half if remaining > cap or remaining - half >= 0.75 * least else remaining, cap)
         sizes.append(size)

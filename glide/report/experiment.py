@@ -1,6 +1,6 @@
 """Write the output of an experiment: a JSON file, a table and a figure.
 
-The JSON file has the numbers, the machine, the versions of packages, and the command line.
+The JSON file has the measured numbers, a description of the machine, the versions of packages, and the command line.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Comparison:
         unit: the unit of all numbers.
         here: the number measured on this machine; None if it was not measured.
         simulated: the number that `glide simulate` predicts; None if it was not simulated.
-        better: `more` if `here` should be at least the goal; `less` if `here` should be at most the goal; empty if no
-            goal exists.
-        goal: the goal; None if the paper's number is the goal.
+        better: `more` if `here` should be at least `goal`; `less` if `here` should be at most `goal`; empty if the
+            comparison has no goal.
+        goal: the goal for `here`; None to use the paper's number as the goal.
     """
 
     what: str
@@ -83,8 +83,10 @@ class Experiment:
 
     Attributes:
         name: name of the output files, without a suffix.
-        title, question: one line of text each.
-        columns, rows: the table. A cell is a text, a number or a Measurement.
+        title: title of the experiment, in one line.
+        question: the question that the experiment answers, in one line.
+        columns: the headings of the table.
+        rows: the rows of the table. A cell is a text, a number or a Measurement.
         compared: numbers of this experiment beside those of a paper.
         notes: facts that a reader must know, one sentence each. Missed goals come first.
         data: the numbers that the figure shows, so that other figures can be made from them.
@@ -120,15 +122,15 @@ class Experiment:
 
 
 def arguments(what: str, name: str, takes: str, repeat: int | None = None) -> argparse.ArgumentParser:
-    """Return an argument parser with the options that all experiments have, and treat SIGTERM like Ctrl-C.
+    """Return an argument parser with the options that all experiments have.
 
-    Therefore an experiment that receives SIGTERM also stops the processes that it has started.
+    This function also makes SIGTERM act like Ctrl-C. So SIGTERM ends the experiment and all processes that it started.
 
     Args:
-        what: description of the command.
+        what: description of the experiment, for the help.
         name: name of the experiment.
-        takes: sentences about how long the experiment takes on two cores, and which processes it starts.
-        repeat: default number of runs of each measurement; None if every run gives the same numbers.
+        takes: last sentences of the help: how long the experiment takes on two cores, and what it starts.
+        repeat: default number of runs of each measurement; None for an experiment whose runs all give the same numbers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
@@ -155,7 +157,7 @@ def positive(text: str) -> int:
 def writable(text: str) -> Path:
     """Create the folder that a command-line argument names, and return its path.
 
-    Therefore, if the results cannot be written, the experiment fails before it starts.
+    So an experiment whose folder cannot be created ends before it measures anything.
 
     Raises:
         argparse.ArgumentTypeError: the folder cannot be created.
@@ -203,7 +205,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """Return the commit of glide's working tree; empty if glide is not in a git tree.
 
-    If the working tree has changes, the text ends with `, changed`.
+    If the working tree has uncommitted changes, the text ends with `, changed`.
     """
     with suppress(OSError):
         describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
@@ -212,7 +214,7 @@ def commit() -> str:
 
 
 def command() -> str:
-    """Return the command line of this experiment without --out.
+    """Return the command line of this experiment, without the option --out.
 
     The path of the script is relative to the current folder, so that the command line is valid on other machines.
     """

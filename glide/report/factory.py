@@ -20,7 +20,7 @@ from glide.factory.snapshot import Glidein, Snapshot
 from glide.system import tail
 from glide.vocabulary import JobStatus, State
 
-LAST_LINES = 12  # maximum number of lines that a report shows of the output of a failed glidein
+LAST_LINES = 12  # maximum number of lines that are shown from a failed glidein's output
 LONGEST_LINE = 1000  # maximum length of a shown line, in characters
 TAIL_BYTES = 100_000  # number of bytes that are read from the end of an output file
 
@@ -79,7 +79,7 @@ def last_output(site: Path, glidein: Glidein) -> list[str]:
 
 
 def last_lines(output: Path, last: int) -> list[str]:
-    """Return the last lines that a glidein has printed. Lines of its error output come after lines of its output.
+    """Return the last lines of a glidein's output and error output. The lines of the error output come last.
 
     Control characters become `?`.
 
@@ -94,7 +94,7 @@ def last_lines(output: Path, last: int) -> list[str]:
 
 
 def tables(sites: list[dict[str, Any]]) -> list[Table | str]:
-    """Return a table and lines of text that show sites on a terminal.
+    """Return a table and lines of text that show the status of sites on a terminal.
 
     Args:
         sites: the status documents of the sites.

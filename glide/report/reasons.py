@@ -1,4 +1,4 @@
-"""Explain why jobs wait, and what a user or an admin can do. The explanations use the plans of factories."""
+"""Explain why jobs wait, and what a user or an admin can do. An explanation also tells what factories plan to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class QueueView:
     _planned: tuple[Snapshot, list[Action]] | None = field(default=None, repr=False)
 
     def plan(self, snapshot: Snapshot) -> list[Action]:
-        """Return the actions that the site's factory plans for a snapshot. Only the last plan is cached."""
+        """Return the actions that the factory plans for a snapshot. The result is cached until the next snapshot."""
         if self._planned is None or self._planned[0] is not snapshot:
             self._planned = snapshot, plan(snapshot, self.site, self.drained)
         return self._planned[1]
@@ -64,7 +64,7 @@ def why_idle(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView] = ()
 
 
 def phase(lane: Lane) -> str:
-    """Return a lane's state as text. While the lane fetches files, add the share of the bytes that have arrived."""
+    """Return a lane's state as text. While the lane fetches files, the text has the percentage of fetched bytes."""
     return lane.state if lane.fetched is None else f"{lane.state} ({lane.fetched:.0%})"
 
 
@@ -104,7 +104,7 @@ def _while_starting(glideins: Sequence[Glidein], lanes: Sequence[Lane]) -> str:
 
 
 def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView]) -> str:
-    """Describe as text the glideins that factories plan to submit for a demand, or why they plan to submit none."""
+    """Return a text: which glideins the factories plan to submit for a demand, or why they plan none."""
     if not views:
         return (
             "no factory has run with this GLIDE_HOME: start one (glide factory run -c SITE.yaml), or ask the admin of"
@@ -125,7 +125,7 @@ def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView
 
 
 def _submission(action: Action, refused: Sequence[str]) -> str:
-    """Describe a planned submission as text. If the last submission to this entry failed, give the cause instead."""
+    """Return a text about a planned submission. If the last submission to its entry failed, the text is the cause."""
     begins = f"{action.entry}: cannot submit: "
     why = next((refusal.removeprefix(begins) for refusal in refused if refusal.startswith(begins)), "")
     return (

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from glide.report.sweep.figures import BLUE, DOTS, GREEN, ORANGE, PURPLE, RED, SKY, WIDTH, style
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-# These line styles distinguish variants in print without colour. They also distinguish variants of the same colour.
+# Line styles of the variants. They distinguish variants in print without colour, and variants that share a colour.
 DASHES = ("-", "--", "-.", ":")
 
 # The curves of a simulation are three sequences of the same length: times in seconds, the number of completed records
@@ -19,10 +19,10 @@ Curves = tuple[Sequence[float], Sequence[float], Sequence[int]]
 
 
 def draw(file: Path, found: Mapping[str, Curves]) -> None:
-    """Write the figure as a PNG file.
+    """Draw the curves of simulated variants, and write the figure as a PNG file.
 
     Args:
-        found: for each simulated variant, its curves. The key is the name of the variant.
+        found: for each variant, its curves. The key is the name of the variant.
     """
     with style():
         figure = Figure(figsize=(WIDTH, 4.2))

@@ -48,7 +48,7 @@ def queue_view(site: SiteFile) -> QueueView:
 def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:
     """Return the sites whose factories have run with this GLIDE_HOME, and the mistakes in their files.
 
-    Leave out a site whose file has mistakes, because an admin may just be editing this file.
+    A site whose file has mistakes is left out. So the status of all other sites is shown while an admin edits a file.
     """
     sites: list[SiteFile] = []
     problems: list[str] = []
@@ -93,7 +93,7 @@ def document(snapshot: Snapshot, views: Sequence[QueueView] = ()) -> dict[str, A
 def tables(status: dict[str, Any]) -> list[Table | str]:
     """Return tables and lines of text that show a status document on a terminal.
 
-    If the factory of a site has run, leave out the entries of this site. `glide.report.factory.tables` shows them.
+    Entries of sites whose factories have run are left out, because `glide.report.factory.tables` shows them.
     """
     glideins = Table("entry", "glideins", title="Glideins", title_justify="left")
     known = {entry["entry"] for site in status["sites"] for entry in site["entries"]}
@@ -129,10 +129,10 @@ def _group(lane: Lane) -> tuple[str, str, str, str, bool]:
 
 
 def _throughput(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
-    """Return a run's throughput, and its ETA at that throughput.
+    """Return a run's throughput in records per second, and the seconds until the run ends at this throughput.
 
-    Several runs may use the same template. Then the throughput of the lanes with this template is divided among these
-    runs, in proportion to the running jobs of each run.
+    Runs with the same template share the throughput of the lanes with this template. The share of a run is in
+    proportion to the number of its running jobs.
     """
     running = sum(each.running for each in snapshot.demands if each.template == demand.template)
     mine = [lane for lane in snapshot.lanes if lane.template == demand.template]
@@ -141,7 +141,7 @@ def _throughput(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def records_per_second(lanes: Iterable[Lane]) -> float:
-    """Return the records per second that all engines with a running job compute together.
+    """Return the total throughput of all engines that have a running job, in records per second.
 
     The lanes of a glidein share one engine, so each glidein counts once.
     """

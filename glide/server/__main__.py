@@ -23,17 +23,16 @@ async def serve(settings: Path, template: Path, endpoint: Path, log: Path) -> No
         settings: file that contains the ServerSettings as JSON.
         template: file that contains the initial template as JSON. The server starts without a template if this file
             does not exist.
-        endpoint: file in which the server publishes its port and its secret.
+        endpoint: file in which the server publishes its port, and the secret that its clients must send.
         log: file to which the server and its engines append their output.
     """
-    os.umask(0o077)  # this process writes secrets to some files, so only this account may read its files
+    os.umask(0o077)  # only this account may read the model server's files, because some contain secrets
     os.chdir(endpoint.parent)
-    # condor_master gives its children no file for their output. So the server opens the log as its output. The engines
-    # inherit this output.
+    # condor_master gives the model server no file for its output. So the server and its engines write to the log.
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    # Write UTF-8 even if the locale has another encoding.
+    # Encode the server's output in UTF-8, even if the locale has another encoding.
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     end_strays(log)
     initial = Template.from_json(template.read_text("utf-8")) if template.exists() else None

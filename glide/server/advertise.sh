@@ -4,7 +4,7 @@
 #
 # The script connects to the model server. When the attributes of the lanes change, the server sends them in the format
 # that the startd reads. The startd sends the attributes to the collector about a second later. If the connection ends,
-# the model server has ended, for any reason.
+# the model server has ended.
 # This is a shell script because it runs beside every model server, and a Python program would use 7 MB of memory.
 
 while :; do

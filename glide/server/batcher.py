@@ -15,8 +15,8 @@ from glide.server.engine import DeadEngine
 from glide.server.job import QueuedRecord, ServedJob, oldest_first
 from glide.server.suspects import next_calls
 
-# One message gives an engine work for about this number of seconds. With more work in a message, other jobs wait
-# longer.
+# A message to an engine contains work for about this number of seconds. If messages were longer, the records of a new
+# job would wait longer for the engine.
 CALL_SECONDS = 0.5
 
 
@@ -29,10 +29,10 @@ class Batcher:
 
     Attributes:
         jobs: the jobs that are served now; the oldest job is first.
-        suspects: engine calls whose records are suspected of killing an engine. These calls are made before all other
-            calls, and the engine gets only one of them at a time.
-        in_flight: records that were sent to the engine and have no result yet. The dict's key of a record is the
-            record's key in the message to the engine.
+        suspects: lists of records. One record of a list may have killed an engine. Each list is served in a call of
+            its own, before all other records, and the engine gets only one list at a time.
+        in_flight: records that were sent to the engine and have no result yet. The dict's keys are the numbers that
+            identify the records in messages to and from the engine.
         work: event that is set when records may be waiting.
         next_key: key that the next record gets when it is sent to an engine.
         finished: number of records that have got a result.
@@ -50,13 +50,13 @@ class Batcher:
     def next_records(self, batch: int, window: int, seconds_per_record: float) -> list[QueuedRecord]:
         """Remove the next records from the queue and return them.
 
-        If `suspects` has a call, return the records of the first such call. Otherwise return records of the jobs.
+        If `suspects` is not empty, return its first list of records. If it is empty, return records of the jobs.
 
         Args:
             batch: number of records that one engine call should have.
             window: maximum number of records in one message to the engine.
-            seconds_per_record: measured engine time for a record, in seconds. The value is 0 if no call was measured
-                yet. Then at most `batch` records are returned.
+            seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement. If it is
+                0, at most `batch` records are returned.
         """
         if self.suspects:
             return self.suspects.popleft()
@@ -64,7 +64,7 @@ class Batcher:
         return oldest_first(self.jobs, wanted)
 
     def serve_message(self, items: Sequence[QueuedRecord]) -> dict[str, Any]:
-        """Return the message that makes the engine serve these records. Add the records to `in_flight`."""
+        """Return the message that makes the engine serve these records, and add the records to `in_flight`."""
         # Many records share one `generate` object, which may be long. So the message contains each such object once.
         options = {id(item.request.generate): item.request.generate for item in items}
         kinds = {each: number for number, each in enumerate(options)}
@@ -77,7 +77,7 @@ class Batcher:
         return {"serve": serve, "generate": list(options.values())}
 
     def still_in_flight(self, keys: Iterable[int]) -> list[QueuedRecord]:
-        """Return the records that have one of these keys. Leave out the records that already have a result."""
+        """Return the records with these keys, without the records that already have a result."""
         return [self.in_flight[key] for key in keys if key in self.in_flight]
 
     def deliver(self, done: Sequence[tuple[int, dict[str, Any]]]) -> int:
@@ -105,8 +105,9 @@ class Batcher:
     def requeue_after_death(self, running: Sequence[int], death: DeadEngine) -> int:
         """Put the records of a dead engine back into the queue.
 
-        The records of the call that was running become suspects. The engine's other records return to the queues of
-        their jobs. If a record is known to be the cause of the death, this record gets an error as its result.
+        The records of the call that was running become suspects, because one of them may have killed the engine. The
+        engine's other records return to the queues of their jobs. If a suspect is known to be the cause of the death,
+        this record gets an error as its result.
 
         Args:
             running: keys of the records in the call that was running.

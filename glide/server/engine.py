@@ -22,15 +22,15 @@ from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
-# After the server has interrupted a call, it waits this number of seconds, and then kills the engine. The server waits
-# equally long after an engine has closed its channel.
+# If an engine's call has not ended this number of seconds after an interrupt, the model server kills the engine. The
+# server waits equally long for the end of an engine that has closed its connection to the server.
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
-# After an engine's process has ended, the server reads the engine's messages for this many seconds, and then closes the
-# channel. Otherwise the channel could stay open, because the engine may have passed the channel's descriptor to another
-# process.
+# After an engine's process has ended, the model server reads the engine's last messages for this number of seconds, and
+# then closes the connection. The connection does not always close by itself, because the engine may have passed its
+# descriptor to another process.
 DRAIN_SECONDS = 1.0
-OUTPUT_BYTES = 1 << 16  # an engine's last output is searched in this number of bytes at the end of the log
+OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
 
 
 class DeadEngine(Exception):
@@ -38,8 +38,8 @@ class DeadEngine(Exception):
 
     Attributes:
         self_inflicted: True if the engine certainly caused its own end: the engine exited, or the model server killed
-            it because of its behaviour. False if a signal that the model server did not send ended the engine, because
-            then another process may be the cause. For example, another process may have used up the memory.
+            the engine because of its behaviour. False if the engine was ended by a signal that the model server did
+            not send. The cause of such a signal may be another process, for example one that used up the memory.
     """
 
     def __init__(self, how: str, self_inflicted: bool):
@@ -53,6 +53,9 @@ class EngineHandle:
     The keeper forwards the signals INTERRUPT and DUMP to the engine. When the keeper gets SIGTERM, it kills the engine
     and all processes that the engine has started.
 
+    A *pending call* is a list of records that was sent to the engine and is not finished. The engine divides this list
+    into smaller calls. The *running call* is the smaller call that the engine is executing.
+
     Attributes:
         mark: value of the environment variable ENGINE_VARIABLE in the engine's process and in all processes that the
             engine starts. Every engine has a different mark.
@@ -63,8 +66,7 @@ class EngineHandle:
         started: time by the monotonic clock when the process was started.
         warm: whether the engine has loaded its template.
         unused: whether the model server has ended the engine because no job was left.
-        pending_calls: number of records of each call that was sent to the engine and has not ended; the oldest call is
-            first.
+        pending_calls: number of records of each pending call; the oldest call is first.
         empty: event that is set when the last pending call has ended.
         last_message_at: time by the monotonic clock when the engine's last message arrived.
         log_start: size of the log, in bytes, when this engine was started.
@@ -107,7 +109,8 @@ class EngineHandle:
         mark = f"{_mark(log)}{secrets.token_hex(8)}"
         ours, theirs = socket.socketpair()
         with theirs:
-            # The channel is the engine's standard input, because container runtimes pass no additional descriptors.
+            # The engine's standard input is its connection to the server, because container runtimes pass only the
+            # three standard descriptors to the engine.
             process = await asyncio.create_subprocess_exec(
                 *keeper.under_keeper([*program, "-m", "glide.server.engine_process"]),
                 stdin=theirs.fileno(), env={**variables, ENGINE_VARIABLE: mark}, start_new_session=True,
@@ -136,7 +139,7 @@ class EngineHandle:
             message = await frames.read(self.reader)
             self.last_message_at = time.monotonic()
             return message
-        except ValueError as error:  # user code in the engine has written to the channel
+        except ValueError as error:  # the message is invalid, because user code has written to the connection
             self.kill_reason = self.kill_reason or f"sent {error}"
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -144,11 +147,11 @@ class EngineHandle:
 
     async def _death(self) -> DeadEngine:
         """Wait until the engine and all processes that it started have ended. Return a description of this end."""
-        if not self.kill_reason:  # an engine with a kill reason does not end by itself, so do not wait for it
+        if not self.kill_reason:  # do not wait for an engine that must be killed
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE_SECONDS)
         code = await self.stop()
-        output = tail(self.log, OUTPUT_BYTES, self.log_start)  # leave out the output of earlier engines
+        output = tail(self.log, OUTPUT_BYTES, self.log_start)  # output of this engine, not of earlier ones
         lines = [line for line in output.splitlines() if SERVER_PREFIX not in line]
         if self.kill_reason:
             how = f"{self.kill_reason}, so it was killed{_main_thread_frame(lines)}"
@@ -156,9 +159,10 @@ class EngineHandle:
         return DeadEngine(_describe_end(code, lines), self_inflicted=code >= 0)
 
     async def _end_channel(self) -> None:
-        """Close the channel after the engine's process has ended.
+        """Close the connection to the engine after the engine's process has ended.
 
-        Otherwise `receive` could wait forever, because another process may hold the engine's end of the channel open.
+        If another process still holds the engine's end of the connection open, the connection does not close by itself,
+        and `receive` would wait forever.
         """
         await self.process.wait()
         await asyncio.sleep(DRAIN_SECONDS)
@@ -172,7 +176,7 @@ class EngineHandle:
     async def enforce_timeout(self, timeout: float) -> None:
         """Interrupt the running call if it has taken more than `timeout` seconds.
 
-        Kill the engine if the call has exceeded this time by GRACE_SECONDS.
+        Kill the engine if the call has exceeded this time by more than GRACE_SECONDS.
         """
         over = time.monotonic() - (self.running_since or time.monotonic()) - timeout
         if over > GRACE_SECONDS:
@@ -190,15 +194,15 @@ class EngineHandle:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the engine's last message; 0 if no call is pending, or if a call is running."""
+        """Seconds since the engine's last message; 0 if the engine has no records to serve, or is running a call."""
         return time.monotonic() - self.last_message_at if self.pending_calls and self.running_since is None else 0.0
 
     def interrupt(self) -> None:
-        """Make the running call raise RecordTimeout. This has no effect while the call runs native code."""
+        """Make the running call raise RecordTimeout. While the call runs native code, the exception is delayed."""
         self._signal(INTERRUPT)
 
     def call_sent(self, records: int) -> None:
-        """Note that a call with this number of records was sent to the engine."""
+        """Note that a list with this number of records was sent to the engine as a pending call."""
         self.pending_calls.append(records)
         self.empty.clear()
 
@@ -216,8 +220,8 @@ class EngineHandle:
         await self.empty.wait()
 
     def _signal(self, number: int) -> None:
-        # Do not call `self.process.send_signal`. That method reaps the process, and then asyncio never learns the exit
-        # code.
+        # Use os.kill instead of the method `send_signal` of the process. That method may reap the process, and asyncio
+        # would never learn the exit code.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -239,7 +243,7 @@ def end_strays(log: Path) -> None:
 
 
 def _mark(log: Path) -> str:
-    """Return the common start of the marks of all engines that write to this log."""
+    """Return the text with which the marks of all engines begin that write to this log (see EngineHandle.mark)."""
     return f"{log}#"
 
 
@@ -253,10 +257,9 @@ def _describe_end(code: int, log: Sequence[str]) -> str:
 
 
 def _main_thread_frame(log: Sequence[str]) -> str:
-    """Return a text about the line of code that the main thread was running.
+    """Return a text that names the line of code in which the engine's main thread was; empty without stacks in the log.
 
-    The line comes from the stacks of all threads in the log. faulthandler writes the stack of the main thread last. The
-    text is empty if the log contains no stacks.
+    faulthandler has written the stacks of all threads to the log. The stack of the main thread is the last one.
     """
     heads = [number for number, line in enumerate(log) if line.endswith("(most recent call first):")]
     frame = log[heads[-1] + 1].strip() if heads and len(log) > heads[-1] + 1 else ""

@@ -1,7 +1,8 @@
 """Load a template in a separate process, and then serve the records that the model server sends.
 
-An engine can hang, exhaust the memory, or crash in native code. Because the process is separate, the connections of the
-jobs and the ads of the lanes survive this. The model server reports how the engine ended, and starts another engine.
+An engine can hang, exhaust the memory, or crash in native code. The connections of the jobs and the ads of the lanes
+survive such a failure, because the engine has its own process. The model server reports how the engine ended, and
+starts another engine.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from glide.template import Template
 INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
 FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_BYTES = 8_000_000  # total length of the collected results, in bytes, above which the results are sent earlier
+FLUSH_BYTES = 8_000_000  # total length of results, in bytes, above which they are sent before FLUSH_SECONDS are over
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
 
 def main() -> None:
-    """Load a template and serve records. The standard input of this process is a socket to the model server."""
+    """Load a template and serve records. The standard input of this process must be a socket to the model server."""
     server = socket.socket(fileno=os.dup(0))
     os.register_at_fork(after_in_child=server.close)  # a forked child must not write to the model server
     with open(os.devnull, encoding="utf-8") as nothing:
-        os.dup2(nothing.fileno(), 0)  # user code may read the standard input, but must not get messages there
-    log = os.dup(2)  # this descriptor stays open even if user code closes the error output
+        os.dup2(nothing.fileno(), 0)  # user code may read standard input, where it must not find messages
+    log = os.dup(2)  # descriptor of the log that stays open even if user code closes descriptor 2
     faulthandler.enable(log)
     faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
@@ -50,7 +51,7 @@ def main() -> None:
             _serve(
                 server, engine, [EngineRecord(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]]
             )
-    except (EOFError, ConnectionError):  # the model server has ended; _isolated handles exceptions of calls
+    except (EOFError, ConnectionError):  # the model server has ended; an exception of a call never gets here
         return
 
 
@@ -81,7 +82,7 @@ def _load(server: socket.socket, template: Template) -> Engine:
                 }
             )
         )
-    except BaseException as error:  # catch all kinds of errors, so that the user sees more than an exit code
+    except BaseException as error:  # report errors of all kinds, so that the user sees more than an exit code
         traceback.print_exc()
         server.sendall(frames.encode({"failed": last_line(error)}))
         sys.exit(1)
@@ -90,10 +91,7 @@ def _load(server: socket.socket, template: Template) -> Engine:
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Run user code in a `with` block.
-
-    The code may fork. If a forked child reaches the end of the block, this function ends the child.
-    """
+    """End each forked child that reaches the end of the `with` block. User code in the block may fork."""
     process = os.getpid()
     try:
         yield
@@ -105,14 +103,15 @@ def _in_this_process() -> Iterator[None]:
 def _resident_megabytes() -> float:
     """Return the memory that this process uses, in MB.
 
-    If an engine knows a better number, such as the memory on a GPU, its method `describe` returns the better number.
+    If an engine knows a better number, such as the memory on a GPU, its method `describe` returns that number, and the
+    model server uses it.
     """
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -> None:
-    """Serve records, and send their results in groups of at most about FLUSH_BYTES."""
+    """Serve records, and send their results to the model server in groups of at most about FLUSH_BYTES."""
     done: list[tuple[int, dict[str, Any]]] = []
     flushed = started = time.monotonic()
     size = 0
@@ -151,7 +150,7 @@ def _calls(
     """Divide records into the batches that the engine plans, and yield each batch with its results."""
     try:
         planned = engine.plan(records)
-    except BaseException:  # a record made `plan` fail: call each record alone, so that only that record fails
+    except BaseException:  # call each record alone, because one record may have made `plan` fail
         planned = [[record] for record in records]
     for batch in planned:
         yield batch, _isolated(server, engine, batch)
@@ -163,7 +162,8 @@ def _isolated(server: socket.socket, engine: Engine, batch: Sequence[EngineRecor
     If the engine's call raises an exception, serve each half of the batch separately. The halves are divided further
     until the failing record is alone in a call. The exception then becomes the result of the failing record.
     """
-    # Send the keys before the call. If the call ends this process, the model server knows the suspects by these keys.
+    # Send the records' keys before the call. If the call ends this process, the model server knows from these keys
+    # which records may be the cause.
     server.sendall(frames.encode({"begin": [record.key for record in batch]}))
     started = time.monotonic()
     try:
@@ -171,7 +171,7 @@ def _isolated(server: socket.socket, engine: Engine, batch: Sequence[EngineRecor
             completions = engine.call(batch)
         if len(completions) != len(batch):
             raise WrongCount(f"the engine returned {len(completions)} texts for {len(batch)} records")
-    except BaseException as error:  # catch even asyncio.CancelledError, because the loaded state is unchanged
+    except BaseException as error:  # continue even after SystemExit, because the loaded state is unchanged
         if len(batch) == 1:
             return [_failure(error, time.monotonic() - started)]
         middle = len(batch) // 2

@@ -12,7 +12,7 @@ from glide.files.environment import SANDBOX
 
 CODE = Path(__file__).resolve().parents[2]  # folder from which the Python of an environment imports glide
 RUNTIMES = ("apptainer", "singularity")
-DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # for each GPU device, the container runtime's option
+DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # GPU devices, each with the option that containers need
 
 
 class UnusableEnvironment(Exception):
@@ -32,7 +32,8 @@ def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[l
     """
     if place is None:
         return [sys.executable], dict(os.environ)
-    # This account or the job may add packages to the node's own Python. The environment must not use these packages.
+    # The account or the job may have extra packages for the node's own Python. Set PYTHONPATH and PYTHONNOUSERSITE, so
+    # that the environment does not import these packages.
     variables = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONNOUSERSITE": "1"}
     variables.pop("PYTHONHOME", None)
     folder = Path(place)

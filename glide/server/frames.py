@@ -27,7 +27,7 @@ async def read(reader: asyncio.StreamReader) -> Any:
     """Wait for the next message of an engine and return it.
 
     Raises:
-        asyncio.IncompleteReadError: the other side has closed the channel.
+        asyncio.IncompleteReadError: the engine has closed the channel.
         ValueError: the data is not a valid frame.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -43,7 +43,7 @@ def receive(connection: socket.socket) -> Any:
     """Wait for the next message of the model server and return it.
 
     Raises:
-        EOFError: the other side has closed the channel.
+        EOFError: the model server has closed the channel.
     """
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     return json.loads(_exactly(connection, length))

@@ -15,8 +15,8 @@ from glide.vocabulary import Exit
 
 QUEUE_RECORDS = 4096  # maximum number of records in a job's queue; while the queue is full, the job's input is not read
 QUEUE_BYTES = 32_000_000  # maximum total size of the records in a job's queue, in bytes of the job's input
-CALL_BYTES = 32_000_000  # a message to the engine is full when its records have this total size, in bytes of input
-PAUSE_BYTES = 1_000_000  # the server reads this number of bytes of a job's input, and then lets other jobs continue
+CALL_BYTES = 32_000_000  # total size of records, in bytes of input, at which a message to the engine is full
+PAUSE_BYTES = 1_000_000  # number of bytes that are read from a job's input before other jobs get a turn
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class QueuedRecord:
 
     @property
     def attempts(self) -> int:
-        """Number of times that the record was started, in earlier jobs and in all starts of this job."""
+        """Number of times that the record was tried: in earlier jobs, in earlier starts of this job, and now."""
         return self.request.attempts + self.job.job_request.starts + 1
 
 
@@ -49,9 +49,9 @@ class ServedJob:
         waiting_bytes: sum of the sizes of the waiting records.
         unanswered: number of records that were read from the input and have no result.
         has_space: event that is set when a record has left the queue.
-        answered: event that is set when no record is unanswered, or when the job cannot be served here.
+        answered: event that is set when all records that were read have a result, or when `problem` is set.
         gone: whether the job has ended or has been disconnected.
-        problem: reason why the job cannot be served here; empty while the job can be served.
+        problem: reason why the job cannot be served on this glidein; empty while the job can be served.
     """
 
     job_request: JobRequest
@@ -112,7 +112,7 @@ class ServedJob:
         self.waiting_bytes += item.size
 
     def send_elsewhere(self, problem: str) -> None:
-        """Stop serving the job here, because of a problem. HTCondor then runs the job again on another lane."""
+        """Stop serving the job here, because of a problem of this node. HTCondor then runs the job on another lane."""
         self.problem = self.problem or problem
         self.answered.set()
 

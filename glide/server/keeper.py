@@ -22,14 +22,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# This is the keeper's exit code if SIGKILL ended the program. If SIGKILL ended the keeper, the exit code is -9.
+# The keeper exits with this code if SIGKILL ended the program. If SIGKILL ended the keeper itself, the parent of the
+# keeper sees the exit code -9.
 KILLED = 128 + signal.SIGKILL
 FORWARDED = (signal.SIGUSR1, signal.SIGUSR2)  # signals that the keeper forwards to the program
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 HANDLED = {signal.SIGCHLD, *FORWARDED, *ENDING}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-# The keeper waits this number of seconds between two tries to kill its children. A try fails if, for example, a child
-# is a setuid program.
+# The keeper waits this number of seconds between two tries to kill its children. A try fails, for example, if one of
+# the children runs a setuid program.
 RETRY_SECONDS = 0.2
 
 
@@ -39,38 +40,39 @@ def under_keeper(program: list[str]) -> list[str]:
 
 
 def kill_marked(variable: str, prefix: str) -> None:
-    """Kill all marked processes of this account. They can remain after a keeper was killed.
+    """Kill all processes of this account whose environment variable `variable` has a value that begins with `prefix`.
 
-    A process is marked if its environment variable `variable` has a value that begins with `prefix`.
+    An engine's processes have such a variable. They can remain after their keeper was killed.
     """
     wanted = f"{variable}={prefix}".encode()
 
     def is_marked(process: str) -> bool:
-        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # this is empty for a zombie
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # empty for a zombie process
         return any(each.startswith(wanted) for each in environment)
 
     while found := list(_processes(is_marked)):
         if not _kill(found):
-            return  # no process could be killed, because the remaining processes belong to root now
+            return  # the remaining processes cannot be killed, because they belong to root now
         time.sleep(0.01)
 
 
 def main(program: list[str]) -> None:
     """Run a program, kill its descendants after its end, and exit with the program's exit code or signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD were ignored, children would leave no exit code
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD were ignored, exit codes of children would be lost
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     child = os.fork()
     if child == 0:
-        os.setsid()  # user code may send a signal to its process group, which must not contain the keeper
+        os.setsid()  # user code may send signals to its process group, so the keeper must not be in it
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals, so restore the default
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both; the program gets the default
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(program[0], program)
-    # Close the engine's channel in this process, so that the channel ends when the engine ends.
+    # The keeper's standard input is also the engine's connection to the model server. Close the connection here, so
+    # that it closes when the engine ends.
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     code = _serve_until_end(child)
     _end_children()
@@ -83,7 +85,7 @@ def main(program: list[str]) -> None:
 
 
 def _serve_until_end(child: int) -> int:
-    """Forward signals to the program until the program ends. If a signal of ENDING arrives, kill the program.
+    """Forward signals to the program until the program ends. If one of the signals in ENDING arrives, kill the program.
 
     Return the program's exit code. If a signal ended the program, return the signal's number with a minus sign.
     """
@@ -100,7 +102,7 @@ def _serve_until_end(child: int) -> int:
 
 
 def _end_children() -> None:
-    """Kill all children until no child is left. A grandchild becomes a child when its parent ends."""
+    """Kill the keeper's children until no child is left. When a child ends, its own children become the keeper's."""
     own = str(os.getpid())
 
     def is_child(process: str) -> bool:
@@ -132,7 +134,7 @@ def _processes(is_wanted: Callable[[str], bool]) -> Iterator[int]:
         is_wanted: function that gets a process id as text, and returns whether the process is selected.
     """
     for name in os.listdir("/proc"):
-        with suppress(OSError, IndexError):  # the process has ended, or belongs to another account
+        with suppress(OSError, IndexError):  # raised if the process has ended or belongs to another account
             if name.isdigit() and int(name) != os.getpid() and is_wanted(name):
                 yield int(name)
 

@@ -13,14 +13,14 @@ LIMIT = 10_000_000  # maximum size of the log in bytes, and also of the file LOG
 def log_line(text: str) -> None:
     """Write a line to the log. The line contains the time in UTC."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    with suppress(OSError):  # for example, the disk is full
+    with suppress(OSError):  # raised, for example, if the disk is full
         print(f"{SERVER_PREFIX} {now} {text}".rstrip(), flush=True)
 
 
 def trim(log: Path, limit: int = LIMIT) -> None:
     """If the log is longer than `limit` bytes, copy its last `limit` bytes to `LOG.old`, and empty the log.
 
-    The log is not renamed, because engines have the file open and append to it.
+    The log is not renamed, because engines have it open and would continue to write to the renamed file.
     """
     with suppress(OSError), log.open("r+b") as file:
         size = file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""The model server of a glidein. It has one endpoint, some lanes, and a TemplateServer for each loaded template.
+"""The model server of a glidein. It has one port, one or more lanes, and a TemplateServer for each loaded template.
 
 Each lane offers one template. A *sticky job* brings another template to the lane on which the job runs. If the memory
 is too small for all these templates, the model server first unloads the templates that were idle longest. The new
@@ -29,16 +29,16 @@ from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-# A changed speed is reported within this number of seconds. A changed state or the first speed is reported immediately.
+# A lane advertises a changed speed within this number of seconds, and a new state or its first speed immediately.
 REPORT_SECONDS = 2.0
-MOST_UNAUTHENTICATED = 64  # maximum number of connections without the secret; if there are more, the oldest is closed
+MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
-FAILED_SECONDS = 3.0  # if no template loads, the glidein ends after this time in seconds; the pool then has the failure
-COUNT_SECONDS = 15.0  # seconds between reports of small changes; reports take time in startd, collector and negotiator
+FAILED_SECONDS = 3.0  # idle seconds until the glidein's end if all templates failed; enough to advertise the failure
+COUNT_SECONDS = 15.0  # seconds between updates of an ad for small changes; each update costs startd and collector time
 
 
 class WrongRequest(Exception):
-    """A sticky job cannot be served here. `code` is the exit code of this job."""
+    """A sticky job cannot be served on this glidein. `code` is the exit code that the job gets."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -49,15 +49,15 @@ class ModelServer:
     """Serves jobs until the task that executes `run` is cancelled.
 
     Args:
-        template: the template that all lanes offer at first; None for a blank server.
+        template: the initial template, which all lanes offer at first; None for a glidein that starts without one.
         settings: the settings of this server.
         endpoint: file to which the server writes its port and its secret.
         log: file to which the server and its engines write.
 
     Attributes:
-        lanes: for each lane, the template server of the lane's template; None for a blank lane.
-        servers: for each template's digest, the template server.
-        sizes: for the digest of each template that was loaded, the memory that the template used, in MB.
+        lanes: for each lane, the template server of the lane's template; None for a lane without a template.
+        servers: the template servers. The keys are the digests of their templates.
+        sizes: memory in MB that each template used when it was last loaded. The keys are the templates' digests.
         changed: event that is set when the status of a lane may have changed.
         unauthenticated: connections that have not sent the secret yet; the oldest connection is first.
     """
@@ -85,12 +85,12 @@ class ModelServer:
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
-        else:  # a blank server is ready immediately, so report this to the outer job
+        else:  # a glidein without a template is ready immediately; its outer job gets this state
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
         try:
-            # Do not use serve_forever. In Python 3.12 and later, cancelling it waits until all connections have ended.
+            # Do not use serve_forever of asyncio. In Python 3.12 and later, its cancellation waits for all connections.
             await asyncio.get_running_loop().create_future()
         finally:
             for task in tasks:
@@ -107,23 +107,23 @@ class ModelServer:
     async def _leave_when_idle(self) -> None:
         """End condor_master, the parent of this process, when the glidein has had no job for too long.
 
-        The startd's knob STARTD_NOCLAIM_SHUTDOWN is unsuitable: it would also end a glidein during a long load.
+        The startd's knob STARTD_NOCLAIM_SHUTDOWN is not used, because it would also end a glidein during a long load.
         """
         latest = time.monotonic()
         while self.idle_seconds is None or time.monotonic() - latest < self._idle_limit:
             await asyncio.sleep(1.0)
             busy = len(self._idle_servers()) < len(self.servers)
-            # A job may have arrived and ended between two checks. Then `last_used` is the time when the job ended.
+            # A short job can start and end between two checks, so also use the times when the servers' last jobs ended.
             latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
             if server.is_initial:
-                await report_to_outer_job(server.status)  # report the final counters; most changes are not reported
+                await report_to_outer_job(server.status)  # the final counters; most changes were not reported
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
     def _idle_limit(self) -> float:
-        """Idle seconds until the glidein ends. If all templates failed, they are few, so that another node can try."""
+        """Idle seconds until the glidein ends. If all templates failed, it ends soon, so that other nodes can try."""
         idle_seconds = self.idle_seconds or 0.0
         states = {server.status.state for server in self.servers.values()}
         return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
@@ -132,7 +132,7 @@ class ModelServer:
         try:
             if await self._is_authenticated(reader, writer):
                 await self._dispatch(reader, writer)
-        # A stop of the server raises CancelledError. If it were not caught, asyncio would print many tracebacks.
+        # When the server stops, each connection raises CancelledError, for which asyncio would print a traceback.
         except (OSError, EOFError, asyncio.TimeoutError, asyncio.CancelledError):
             pass
         except Exception as error:
@@ -141,13 +141,13 @@ class ModelServer:
             writer.close()
 
     async def _is_authenticated(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Return whether a client sends the secret. Clients without the secret are limited in number and time."""
+        """Return whether a client sends the secret. Close the oldest connection if too many have not yet sent it."""
         self.unauthenticated.append(writer)
         if len(self.unauthenticated) > MOST_UNAUTHENTICATED:
             self.unauthenticated.pop(0).transport.abort()
         try:
             return await self.endpoint.authenticate(reader)
-        except ValueError:  # the client's line is too long
+        except ValueError:  # the client has sent a line that is too long
             return False
         finally:
             if writer in self.unauthenticated:
@@ -165,7 +165,7 @@ class ModelServer:
             await self._serve_job(received, reader, writer)
 
     async def _serve_job(self, request: JobRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a job with the server of the job's template. If the job names no template, use the lane's server."""
+        """Serve a job with the template that it names. If the job names no template, use the template of its lane."""
         server = self.servers.get(request.template) if request.template else self.lanes[request.lane]
         if server is None:
             loaded = ", ".join(self.servers) or "none"
@@ -203,14 +203,14 @@ class ModelServer:
         return replace(template, service=None)
 
     async def _retarget(self, lane: int, template: Template) -> TemplateServer:
-        """Make a lane offer a warm template, and return the template's server. If this fails, raise WrongRequest."""
+        """Load a template, let a lane offer it, and return the template's server. Raise WrongRequest if it fails."""
         async with self.retarget_lock:
             before = self.lanes[lane]
             server = self.servers.get(template.digest)
             if server is None or server.status.state == State.FAILED:
                 to_stop = self._servers_to_stop(template)
                 server = self._add_server(template)
-                await self._stop_servers(to_stop, server)  # these engines end before code of another owner starts
+                await self._stop_servers(to_stop, server)  # end these before the new engine starts
                 server.start()
             self.lanes[lane] = server
             self.changed.set()
@@ -222,26 +222,26 @@ class ModelServer:
             if server.status.state == State.FAILED:
                 await self._restore_lanes(server, before)
                 raise WrongRequest(f"{template.model} does not load: {server.status.failure}", Exit.FAILED)
-            for other in self._idle_servers(server):  # the template may use more memory than was expected
+            for other in self._idle_servers(server):  # the new template may use too much memory, so unload others
                 if self.memory is not None and self._used_megabytes() > self.memory:
                     await self._stop_servers([other], server)
         return server
 
     async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
-        """Stop template servers, and give their lanes to the successor. Without a successor, the lanes become blank."""
+        """Stop template servers, and give their lanes to the successor. Without one, the lanes get no template."""
         for each in to_stop:
             if self.servers.get(each.template.digest) is each:
                 del self.servers[each.template.digest]
         self.lanes = [successor if each in to_stop else each for each in self.lanes]
         self.changed.set()
-        for each in to_stop:  # this is the last step, because it takes time, and jobs may arrive during this time
+        for each in to_stop:  # do this last, because it takes time, and jobs that arrive meanwhile need other servers
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
         """Stop a server whose template did not load, and give its lanes to another server.
 
-        The lanes get the server `before`. If `before` was stopped, they get the server of another loaded template. If
-        no template is loaded, they get a new server for the initial template.
+        The lanes get `before`, the server that the sticky job's lane had before the job. If `before` was stopped, they
+        get the server of another loaded template. If no template is loaded, they get a new server for the initial one.
         """
         await self._stop_servers([server])
         if before not in self.servers.values():
@@ -263,16 +263,16 @@ class ModelServer:
     # ---- memory ----------------------------------------------------------------------------------
 
     def _servers_to_stop(self, template: Template) -> list[TemplateServer]:
-        """Return the servers that must end so that a template fits into the memory.
+        """Return the template servers that must end before a template can be loaded.
 
-        Raises WrongRequest if the template does not fit even without these servers, or if one of them is in use.
+        Raises WrongRequest if the template is too large for the memory, or if a server that must end is in use.
         """
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"
             raise WrongRequest(f"{needed}, but this glidein has {self.memory:.0f} MB", Exit.SERVER_LOST)
-        failed = self.servers.get(template.digest)  # if the template has a server here, that server has failed
+        failed = self.servers.get(template.digest)  # earlier server of the template; None if there is none
         to_stop = [failed] if failed else []
-        # Never run code of different owners at the same time, because all code runs under the same account.
+        # Stop the servers with code of other owners, because code of two owners must not run under one account at once.
         to_stop += [
             each for each in self.servers.values() if each.template.owner != template.owner and each not in to_stop
         ]
@@ -288,7 +288,7 @@ class ModelServer:
         return to_stop
 
     def _idle_servers(self, excluded: TemplateServer | None = None) -> list[TemplateServer]:
-        """Return the settled servers with no job and no waiting sticky job, sorted by the time of their last job."""
+        """Return the servers that have no job and are not loading a template. The least recently used is first."""
         idle = [
             each
             for each in self.servers.values()
@@ -300,35 +300,35 @@ class ModelServer:
         """Return whether the memory suffices for a template after the servers in `to_stop` have ended."""
         if self.memory is None:
             return len(to_stop) == len(self.servers)
-        # A function's state has an unknown size before its first load. Assume that the state needs all the memory.
+        # Before a function has run, the size of its state is unknown. Assume that the state needs all of the memory.
         unknown = self.memory if template.function and not template.files else template.megabytes
         return self.sizes.get(template.digest, unknown) + self._used_megabytes(to_stop) <= self.memory
 
     def _used_megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
-        """Return the memory in MB that the servers use together, without the servers in `to_stop`."""
+        """Return the memory in MB that all template servers use together, without the servers in `to_stop`."""
         return sum(each.megabytes for each in self.servers.values() if each not in to_stop)
 
     @property
     def room(self) -> float | None:
-        """Memory in MB for a new template if all idle templates are unloaded; None if the memory limit is unknown."""
+        """MB of memory that a new template can use if all idle templates are unloaded; None if the limit is unknown."""
         if self.memory is None:
             return None
         return max(0.0, self.memory - self._used_megabytes(self._idle_servers()))
 
     @property
     def owner(self) -> str:
-        """The user whose code is loaded; empty if no user's code is loaded. The lanes serve only this user's jobs."""
+        """The user whose code is loaded; empty if there is none. If it is set, only this user's jobs are served."""
         return next((each.template.owner for each in self.servers.values()), "")
 
     # ---- status ----------------------------------------------------------------------------------
 
     async def _stream_status(self, writer: asyncio.StreamWriter) -> None:
-        """Send the status of each lane immediately, and again after each change of the status."""
+        """Send the status of each lane to a client: immediately, and again after each change of the status."""
         reported: dict[int, tuple[Status, float]] = {}
         while True:
             files = self.supply.ad_attributes()
             for lane, server in enumerate(self.lanes):
-                # A sticky job's failed template is not shown. The job reports the failure, and the lane is restored.
+                # Do not advertise a sticky job's template that failed. The job reports it, and its lane is restored.
                 shown = server and (server.is_initial or server.status.state != State.FAILED)
                 status = replace(
                     server.status if server and shown else self.blank, room=self.room, owner=self.owner, files=files

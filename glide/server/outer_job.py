@@ -15,9 +15,9 @@ from glide.vocabulary import Job
 
 
 async def report_to_outer_job(status: Status) -> None:
-    """Set the attributes that the factory reads.
+    """Write a status to the outer job's ad, as attributes that the factory reads.
 
-    If a person started the glidein, no outer job exists. Then this function does nothing.
+    If a person started the glidein, there is no outer job, and this function does nothing.
     """
     attributes: dict[str, str | int] = {
         Job.FAILURE: status.failure, Job.SERVED: status.served, Job.ERRORS: status.errors,

@@ -42,7 +42,7 @@ class WrongInput(Exception):
 
 
 def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
-    """Yield the request and the length in bytes of each line of a file.
+    """For each line of a file, yield the request and the line's length in bytes.
 
     The request is None if the line is empty or gives default values.
 

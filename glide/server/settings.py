@@ -23,8 +23,8 @@ class ServerSettings:
             server then keeps only one template loaded.
         idle_seconds: number of idle seconds after which the server ends the glidein; None for never. The glidein is
             idle while it has no job and loads no template.
-        factory: the factory's user, in the form of HTCondor's attribute User. The factory's sticky jobs may bring the
-            code of any user.
+        factory: the factory's user, in the form of HTCondor's attribute User; empty if no factory is known. The
+            factory's sticky jobs may bring the code of any user.
         users_code: whether templates may contain users' code. If the glidein serves several users, such code can reach
             the files of all these users on this node.
     """

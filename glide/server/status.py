@@ -19,8 +19,9 @@ class Status:
         state: one of the states in vocabulary.State.
         since: Unix time when the state was entered.
         entered: time by the monotonic clock when the state was entered. Durations are measured by this clock.
-        failure: reason why the state is Failed, or why the last engine ended.
-        batching: how prompts are batched: static, continuous, equal lengths or single.
+        failure: reason why the state is Failed, or why the last engine ended; empty if there is no such reason.
+        batching: how prompts are batched: static, continuous, equal lengths or single; empty if the engine does not
+            report it.
         batch: number of records that one engine call should have.
         prefix_hits: share of all prompt tokens, from 0 to 1, that were not computed because they came from a cache.
         served: number of records that have a result.
@@ -30,7 +31,7 @@ class Status:
         served_since: Unix time when the first call began; 0 before the first call.
         served_until: Unix time when the last call ended; 0 before the first call has ended.
         files: attributes that FileSupply adds to the ad.
-        room: memory in MB for a new template, after all idle templates were unloaded; None if the memory limit is
+        room: memory in MB that a new template can use if all idle templates are unloaded; None if the memory limit is
             unknown.
     """
 
@@ -97,8 +98,8 @@ class Status:
     def worth_reporting_after(self, reported: Status | None) -> bool:
         """Return whether this status should be reported immediately.
 
-        This is the case if the last report differs from this status in the template, the state, the batch or the files,
-        or if the speed has changed by more than a quarter. These changes can affect the readers of the report.
+        This is true if the template, the state, the batch or the files differ from the last report. It is also true if
+        `record_seconds` has changed by more than a quarter. Smaller changes can wait.
 
         Args:
             reported: the last status that was reported; None if no status was reported.
@@ -112,7 +113,7 @@ class Status:
         return abs(self.record_seconds - reported.record_seconds) > 0.25 * reported.record_seconds
 
     def attributes(self) -> dict[str, Any]:
-        """Return the ClassAd attributes. Empty attributes are left out, so that they are undefined in the ad."""
+        """Return the status as ClassAd attributes. Empty values are left out, so that they are undefined in the ad."""
         values = {
             Machine.TEMPLATE: self.template,
             Machine.MODEL: self.model,

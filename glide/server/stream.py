@@ -1,8 +1,8 @@
 """While a job runs, append its results to a file in the job's spool directory on the access point.
 
-Appended results survive the loss of the node. If the job starts again, the records that have a result there are
-skipped. The driver can read the results before the job ends. This module uses HTCondor's chirp protocol; the job's
-starter is the chirp server.
+Appended results survive the loss of the node. If the job starts again, the records that have a result in this file are
+skipped. The driver can read the results before the job ends. This module uses HTCondor's chirp protocol. The server of
+this protocol is the job's starter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from glide.system import open_regular
 
 TIMEOUT = 60.0  # time limit for an answer of the access point, in seconds
-LONGEST = 991  # maximum number of bytes of an attribute's text; the starter accepts 993 bytes, with the two quotes
+LONGEST = 991  # maximum number of bytes in an attribute's text; the starter accepts 993 bytes with the two quotes
 
 
 class Chirp:
@@ -71,11 +71,11 @@ class Chirp:
     async def set_attribute(self, name: str, value: str | int) -> None:
         """Set an attribute of the job's ad. The queue gets the value at the starter's next update or at the job's end.
 
-        The attribute's name must begin with `Chirp`. The job would need want_io_proxy for all other names, and for
-        sending a value to the queue immediately. But with want_io_proxy, any code on the node could change the job.
+        The attribute's name must begin with `Chirp`. To set another attribute, or to update the queue immediately, the
+        job would need want_io_proxy. With want_io_proxy, any code on the node could change the job.
         """
         expression = str(value) if isinstance(value, int) else classad_string(value)
-        # The starter answers 1 if it refuses the name.
+        # The starter answers 1 if it refuses the attribute's name.
         if await self._command(f"set_job_attr_delayed {name} {_escaped(expression)}") != 0:
             raise OSError(f"starter refused {name}: CHIRP_DELAYED_UPDATE_PREFIX on this node is not HTCondor's default")
 
@@ -124,14 +124,15 @@ class ResultStream:
         chirp_config: path of the file with the starter's address and cookie; empty if nothing is to be streamed.
 
     Attributes:
-        begun: number of records that were sent to the engine. The driver uses this number if the node is lost.
+        begun: number of records that were sent to the engine. If the node is lost, the driver learns from this number
+            how many records were tried.
         reported_begun: value of `begun` that was last sent to the access point.
         written: number of bytes in the output file, which always contains complete lines.
         sent: number of bytes of the output file that are on the access point.
         unsent_records: number of results that were written since the last append.
         batch_full: event that is set when RECORDS results are unsent.
-        line_break: bytes that the next append sends first: a line end if the last line on the access point may be
-            incomplete, otherwise nothing.
+        line_break: bytes that the next append sends first. This is a line end if the last line on the access point may
+            be incomplete. If that line is complete, it is empty.
     """
 
     SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
@@ -187,12 +188,12 @@ class ResultStream:
         self.written += len(line)
 
     async def run(self, report: Callable[[str], None]) -> None:
-        """Append new results after each interval of SECONDS, or earlier if RECORDS results are unsent.
+        """Append new results to the file on the access point every SECONDS seconds.
 
-        If an append fails, report the failure and try again later.
+        If RECORDS results are unsent, append earlier. If an append fails, report the failure and try again later.
 
         Args:
-            report: called with the message about a failed append.
+            report: function that gets the message about a failed append.
         """
         while self.chirp_config:
             with suppress(asyncio.TimeoutError):
@@ -211,11 +212,11 @@ class ResultStream:
                 await asyncio.sleep(self.SECONDS)
 
     async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
-        """Append the bytes of the output file from `sent` to `end`, and a line with the number of begun records.
+        """Append the bytes of the output file from `sent` to `end`, and a line with the number `begun`.
 
         Args:
-            end: offset in the output file.
-            begun: number of begun records.
+            end: offset in the output file, in bytes.
+            begun: number of records that were sent to the engine.
         """
         position = self.sent
         account = b'{"begun": %d}\n' % begun
@@ -224,7 +225,7 @@ class ResultStream:
             if position < end and not piece:
                 raise OSError(f"output file {self.name} has become shorter")
             whole = piece.rfind(b"\n") + 1
-            piece = piece[: whole or len(piece)]  # send a part of a line only if the line is longer than a piece
+            piece = piece[: whole or len(piece)]  # only a line longer than PIECE bytes is divided
             position += len(piece)
             await chirp.append(self.name, self.line_break + piece + (account if position == end else b""))
             self.line_break = b""
@@ -236,13 +237,13 @@ class ResultStream:
 
     async def _connect(self) -> Chirp:
         chirp = await Chirp.connect(self.chirp_config)
-        # Create the job's error output on the access point. The access point gives out the files of a running job only
-        # if all these files exist. But HTCondor transfers the error output only when the job ends.
+        # The access point gives out the files of a running job only if all of them exist. HTCondor transfers the job's
+        # error output only when the job ends. So create an empty error output on the access point now.
         await chirp.append(self.errors, b"")
         return chirp
 
     def close(self) -> None:
-        """Close the files. Do this before the job ends, because the output file may be incomplete until then."""
+        """Close the files. The job must not end earlier, because its output file may be incomplete before this call."""
         if self.chirp is not None:
             self.chirp.close()
         self.reading.close()

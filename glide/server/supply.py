@@ -24,7 +24,7 @@ from glide.system import end_with_parent
 from glide.template import FileSet, Template
 from glide.vocabulary import Machine
 
-STEPS = 10  # number of steps in which the progress of fetching is advertised; each step is an update of the ad
+STEPS = 10  # number of steps in which the progress of fetching is advertised; each step updates the lanes' ads
 MOST_ADVERTISED = 32  # maximum number of cached trees that an ad names; these are the trees that were used last
 
 
@@ -60,7 +60,9 @@ class FetchFailed(Exception):
 
 
 class FileSupply:
-    """Fetches the files of templates to this node.
+    """Fetches the files of templates to this node, and serves them to peers.
+
+    A *tree* is the folder with the files of a file set. It is fetched and cached as a whole.
 
     Args:
         changed: event that is set when `ad_attributes` has changed.
@@ -73,8 +75,8 @@ class FileSupply:
         fetching: for the digest of each tree that is being fetched, the Unix time when the fetching began.
         progress: for the digest of each tree that is being fetched, a pair: the number of the tree's bytes that are on
             this node, and the number of all bytes of the tree.
-        held: for the digest of each template, the locks that keep the template's trees in the cache. These locks are a
-            dict that maps the digest of a tree to the descriptor of the tree's lock.
+        held: for the digest of each template, the locks that keep the template's trees in the cache. A template's locks
+            are a dict. Its keys are the digests of the trees, and its values are the file descriptors of the locks.
     """
 
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
@@ -94,7 +96,7 @@ class FileSupply:
 
     @property
     def fetched_share(self) -> float | str:
-        """Fetched share of all bytes of the trees that are being fetched; empty while the share is unknown.
+        """Share, from 0 to 1, of the bytes of the trees being fetched that are on this node; empty while unknown.
 
         The share is rounded down to a multiple of 1/STEPS.
         """
@@ -102,7 +104,7 @@ class FileSupply:
         return int(here / whole * STEPS) / STEPS if whole else ""
 
     async def start(self) -> None:
-        """Start to serve peers, if this node exchanges files with peers."""
+        """Start to serve files to peers, if this glidein exchanges files with peers."""
         if self.chunk_server:
             self.address = f"{self.settings.host}:{await self.chunk_server.start(self.settings.host)}"
 
@@ -140,9 +142,9 @@ class FileSupply:
         return await self._ensure_local(template, environment, unpack=True)
 
     def visible_folders(self, template: Template) -> list[str]:
-        """Return the folders that must be visible in a container.
+        """Return the folders of the node that a template's engine needs if it runs in a container.
 
-        These are the folders in which the template's files may be, and the server's own folder.
+        These are the model server's folder, and the folders in which the template's files may be.
         """
         model_folder = [template.path] if template.path and Path(template.path).is_dir() else []
         return [os.getcwd(), self.settings.cache, *model_folder]
@@ -150,7 +152,7 @@ class FileSupply:
     async def _ensure_local(self, template: Template, file_set: FileSet, unpack: bool = False) -> str:
         """Fetch a file set into the cache if the cache lacks it. Return the file set's path on this node.
 
-        The cache keeps the file set until the template is released.
+        The cache keeps the file set until `release` is called for the template.
         """
         if self.cache is None:
             raise FetchFailed(self.cache_error)
@@ -159,8 +161,8 @@ class FileSupply:
         if tree.digest not in held:
             held[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
-        # If the template has keep "nothing", do not share its files with peers. These files are temporary, so peers
-        # cannot rely on them. In addition, a job with this template must cost as much as it would cost without peers.
+        # Do not share the files of a template with `keep: nothing`. The files are soon deleted, so peers cannot rely on
+        # them. In addition, a job with this template measures how long it takes to fetch the files without peers.
         chunk_server = self.chunk_server if file_set.key and template.keep != "nothing" else None
         if chunk_server:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key)
@@ -170,7 +172,7 @@ class FileSupply:
             report = await self._fetch(what, file_set, tree.digest, since, unpack, swarm=chunk_server is not None)
         finally:
             self.progress.pop(tree.digest, None)
-            self.fetching.pop(tree.digest, None)  # another fetch of the same tree may have removed the entry
+            self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed it already
             self.changed.set()
         if chunk_server and report["folder"] == file_set.path:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))
@@ -194,7 +196,7 @@ class FileSupply:
             "plugins": settings.plugins, "swarm": swarm_settings if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
-            # Use a keeper, because the process may run conda-unpack, which is user code.
+            # Run the process under a keeper, because it may run the program conda-unpack of a user's environment.
             *under_keeper([sys.executable, "-m", "glide.files"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             start_new_session=True, preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
@@ -226,7 +228,7 @@ class FileSupply:
         return report
 
     def delete_cached(self, template: Template) -> None:
-        """Delete a template's files from the cache. With this, a user can measure how much time the cache saves."""
+        """Delete a template's files from the cache, because the template keeps nothing between jobs."""
         self.release(template)
         for file_set in template.file_sets:
             if self.cache:

@@ -14,14 +14,18 @@ from glide.server.job import QueuedRecord
 def next_calls(
     suspects: Sequence[QueuedRecord], self_inflicted: bool
 ) -> tuple[list[list[QueuedRecord]], QueuedRecord | None]:
-    """Return the next calls, and the record that is the cause; None instead of the record if the cause is unknown.
+    """Return the record that has ended an engine, or the calls that help to find this record.
 
-    While an engine has one of these calls, it must have no other call. A record that was alone in its call is the cause
-    if the death of the engine is self-inflicted, or if two engines have died while they served only this record.
+    A record that was alone in its call is the cause if the death of the engine is self-inflicted. It is also the cause
+    if two engines have died while they served only this record.
 
     Args:
         suspects: records of the call in which the engine died.
         self_inflicted: whether the engine certainly caused its own death.
+
+    Returns:
+        A pair: the next calls, and the record that is the cause. The record is None while the cause is unknown. An
+        engine must have only one of these calls at a time, and no other call.
     """
     if len(suspects) > 1:
         middle = len(suspects) // 2

@@ -1,9 +1,9 @@
 """The requests that the model server accepts on its endpoint, and the files that these requests name.
 
 An invocation job runs the script glide/invoke/ticket.sh on its lane, and this script sends a request. The request has
-seven lines: the cookie, the job's folder, the input, the output, the file with the job ad, the file with chirp's
-address, and the GlideId. The server answers with lines for the job's error output, and then with the line `exit CODE`.
-If a client sends the cookie and then the line `watch`, the server sends the status of all lanes.
+seven lines: the server's secret, the job's folder, the input, the output, the file with the job ad, the file with
+chirp's address, and the GlideId. The server answers with lines for the job's error output, and then with the line
+`exit CODE`. If a client sends the secret and then the line `watch`, the server sends the status of all lanes.
 
 The input has one JSON object per line, with `custom_id` and `prompt`. A line without `custom_id` gives default values
 for the lines after it, for example `{"generate": {"max_new_tokens": 4}}`.
@@ -41,15 +41,14 @@ class JobRequest:
         chirp: path of the file with chirp's address and cookie; empty if the job has no such file.
         template: digest of the template that the job needs; empty if the job accepts the template of its lane.
         starts: number of earlier starts of the job, according to the job's ad.
-        resumed: whether an earlier start of the job may have streamed results. This may be true even if `starts` is 0,
-            because a killed access point forgets some starts.
+        resumed: whether an earlier start of the job may have streamed results. This can be true although `starts` is 0,
+            because an access point that is killed forgets some starts.
         glidein: GlideId of the glidein, which is written into the job's results.
         lane: number of the lane; the first lane has the number 0.
         sticky: whether this is a sticky job, which brings a template.
         user: the job's user, in the form of HTCondor's attribute User.
         arrived: time by the monotonic clock when the request arrived.
-        timed: whether the server writes two times to the job's error output: when serving the job began, and when it
-            ended.
+        timed: whether the job's error output gets the times at which serving the job began and ended.
     """
 
     input: Path
@@ -73,7 +72,7 @@ class ConnectionWatch:
 class Endpoint:
     """The port of this host on which the model server listens, and a secret that clients must send.
 
-    The port and the secret are in a file that only this account can read.
+    A file that only this account can read contains the port and the secret.
     """
 
     def __init__(self, path: Path):
@@ -81,11 +80,11 @@ class Endpoint:
         self.cookie = secrets.token_hex(16)
 
     def open(self, port: int) -> None:
-        """Publish the port and the secret."""
+        """Write the port and the secret to the endpoint's file."""
         publish(self.path, f"{port} {self.cookie}\n", durable=False)
 
     async def authenticate(self, reader: asyncio.StreamReader) -> bool:
-        """Return whether a client sends the secret, which is needed because any account of this host can connect."""
+        """Return whether a client sends the secret. A secret is needed because any account of this host can connect."""
         (cookie,) = await _read_lines(reader, 1)
         return hmac.compare_digest(cookie, self.cookie.encode())
 

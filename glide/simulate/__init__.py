@@ -1,4 +1,4 @@
-"""Simulate a sweep on a cluster that a trace describes. The simulation runs the real planner and the real packer."""
+"""Simulate a sweep on the nodes of a trace. The factory's `plan` and the driver's `pack` are the real functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Outcome", "Trace", "read", "simulate"]
 
 
 def simulate(trace: Trace, site: SiteFile) -> Outcome:
-    """Run a simulated sweep until it is finished, the trace ends, or all nodes are gone."""
+    """Simulate a sweep until it is finished, the time `until` of the trace is reached, or all nodes are gone."""
     began = time.monotonic()
     world = World(trace, site)
     sweep = SimulatedSweep(world)

@@ -1,4 +1,4 @@
-"""The simulated nodes, and the outer queue of glideins. Idle glideins of the queue start on free nodes."""
+"""The simulated nodes, and the queue of the outer pool. Idle glideins in this queue start on free nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glide.vocabulary import JobStatus
 
 
 class Cluster:
-    """The nodes of the trace, and the queue of glideins.
+    """The nodes of the trace, and the queue of the outer pool.
 
     Args:
         make_glidein: function that makes a glidein. Its arguments are a cluster number, a process number, the name of
@@ -21,11 +21,11 @@ class Cluster:
 
     Attributes:
         glideins: idle and running glideins of the queue, by job id.
-        ended: glideins that ended by themselves.
+        ended: glideins that have ended by themselves within the last KEEP_ENDED_SECONDS.
         free: nodes without a glidein, by entry.
         idle: glideins that wait for a node, by entry.
         matching: entries for which a negotiation is in progress.
-        nodes_left: number of nodes that are present or will still come.
+        nodes_left: number of nodes that are present or will still arrive.
         all_nodes_gone: event that occurs when the last node has left and will not return.
         last_cluster: cluster number of the last submission.
     """
@@ -48,7 +48,7 @@ class Cluster:
                 world.env.process(self._run_node(nodes, node, each))
 
     def submit(self, entry: str, count: int) -> None:
-        """Put glideins into the queue."""
+        """Submit `count` glideins for an entry."""
         self.last_cluster += 1
         for proc in range(count):
             glidein = self.make_glidein(self.last_cluster, proc, entry, self._glidein_ended)
@@ -65,7 +65,7 @@ class Cluster:
                 self.idle[glidein.entry].pop(glidein, None)
                 if glidein.status == JobStatus.RUNNING:
                     glidein.end()
-                    self.ended.remove(glidein)  # a removed glidein is neither a success nor a failure
+                    self.ended.remove(glidein)  # a removed glidein counts neither as a success nor as a failure
                 else:
                     self._forget(glidein)
 
@@ -94,7 +94,11 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """If an arriving or leaving node has the files, add or remove a fetch slot, because the node can be a peer."""
+        """Change the number of fetch slots if the node has the files. Such a node is a peer, which adds a fetch slot.
+
+        Args:
+            change: 1 if the node arrives, and -1 if it leaves.
+        """
         files, slots = self.world.trace.files, self.world.fetch_slots
         if slots and node.files and files and files.peers:
             slots.put(1) if change > 0 else slots.get(1)

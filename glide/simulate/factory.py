@@ -1,4 +1,4 @@
-"""The simulated factory. It runs the real planner on a snapshot of the simulation."""
+"""The simulated factory. It passes snapshots of the simulation to the real function `plan`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from glide.simulate.cluster import Cluster
 from glide.simulate.sweep import SimulatedSweep
 from glide.simulate.world import USER, Steps, World
 
-# Seconds between two plans as long as only ages change in the snapshot. A plan depends only on the snapshot.
+# As long as only ages change in the snapshot, the factory plans again only after this number of seconds.
 CALM_SECONDS = 30.0
 
 
 class SimulatedFactory:
-    """A factory. In a cycle, it takes a snapshot, plans and acts. If nothing has changed, it waits for CALM_SECONDS.
+    """A simulated factory. A cycle takes a snapshot, plans and acts. If nothing changes, cycles are CALM_SECONDS apart.
 
     The simulation ignores which nodes a glidein should avoid or prefer.
 
     Attributes:
-        wait_reason: reason of the last action Wait; empty if there was none.
+        wait_reason: reason of the last action Wait of a plan; empty if no plan had such an action.
     """
 
     def __init__(self, world: World, cluster: Cluster, sweep: SimulatedSweep):
@@ -53,7 +53,7 @@ class SimulatedFactory:
                 self.wait_reason = action.reason
 
     def snapshot(self) -> Snapshot:
-        """Return what the factory would observe now."""
+        """Return what the factory observes now."""
         glideins = self.cluster.glideins.values()
         self.cluster.ended = [each for each in self.cluster.ended if self.world.now - each.since < KEEP_ENDED_SECONDS]
         return Snapshot(

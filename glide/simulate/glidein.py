@@ -30,14 +30,17 @@ class SimulatedNode:
 
 
 class SimulatedGlidein:
-    """An outer job. Whenever its node leaves, the job starts again on another node.
+    """A glidein and its outer job. If its node leaves, the glidein waits in the queue, and starts again on a free node.
+
+    Times are in seconds from the beginning of the simulation.
 
     Args:
-        on_end: function that is called when the glidein ends, except when its node leaves.
+        on_end: function that is called with the glidein and its node when the glidein ends by itself or is removed. It
+            is not called when the node leaves.
 
     Attributes:
         starts: number of starts of the glidein on a node.
-        reported_state: last state that the model server reported to the outer job.
+        reported_state: last state that the model server reported to the outer job; empty before the first report.
         warm_since: time when the glidein became warm.
         warm_seconds: seconds for which the glidein was warm. The value is set when the glidein stops, and is 0 before.
         start_seconds: seconds from the beginning of fetching until the glidein was warm.
@@ -87,7 +90,7 @@ class SimulatedGlidein:
         return glide_id(self.entry, self.job, self.starts)
 
     def observed(self) -> snapshot.Glidein:
-        """Return the glidein as the ad of its outer job describes it."""
+        """Return what the factory reads about the glidein in the ad of the outer job."""
         is_warm = self.status == JobStatus.RUNNING and self.state == State.WARM
         warm = self._seconds_warm() if is_warm else self.warm_seconds
         return snapshot.Glidein(
@@ -97,11 +100,11 @@ class SimulatedGlidein:
         )  # fmt: skip
 
     def observed_lanes(self) -> list[snapshot.Lane]:
-        """Return the lanes of the glidein as their ads in the collector describe them."""
+        """Return what the factory reads about the glidein's lanes in their ads in the collector."""
         if not self.node or self.state == State.BLANK:
             return []
         current = (self.starts, self.state, bool(self.served), tuple(self.busy))
-        if self.cached_lanes[0] != current:  # the lanes are cached, because most glideins have not changed
+        if self.cached_lanes[0] != current:  # lanes are cached, because most glideins do not change between two calls
             self.cached_lanes = current, [
                 snapshot.Lane(
                     self.glide_id, self.entry, DIGEST, TEMPLATE.model, self.state, lane in self.busy,
@@ -155,7 +158,7 @@ class SimulatedGlidein:
         self.busy.clear()
 
     def close(self) -> None:
-        """Log the time that was spent and the records that were streamed until the end of the simulation."""
+        """At the end of the simulation, log the time that the glidein spent and the records that it streamed."""
         if self.status != JobStatus.RUNNING:
             return
         if self.state != State.WARM:
@@ -198,7 +201,7 @@ class SimulatedGlidein:
         self.world.changed += 1
 
     def _fetch(self, node: SimulatedNode) -> Steps:
-        """Fetch the files to the node. They stay there, unless the workload keeps nothing."""
+        """Fetch the files to the node. If the workload's `keep` is `nothing`, the files do not stay there."""
         world, files, device = self.world, self.world.trace.files, self.world.device(node.device)
         if node.files:
             return
@@ -221,7 +224,7 @@ class SimulatedGlidein:
     # ---- lanes -----------------------------------------------------------------------------------
 
     def _run_lane(self, lane: int, node: SimulatedNode) -> Steps:
-        """Serve job after job, until no job has come for `idle_seconds`, or until the lifetime is over."""
+        """Serve jobs on a lane until no job has come for `idle_seconds`, or until the glidein's lifetime is over."""
         env = self.world.env
         claimed = False
         while True:
@@ -289,7 +292,7 @@ class SimulatedGlidein:
             self._log_served(job.records, began, device.record_seconds, node)
 
     def _load_for_job(self, device: Device, node: SimulatedNode) -> Steps:
-        """Fetch the files and load the model, if the workload does not keep them between jobs."""
+        """Before a job, fetch the files and load the model, if the workload does not keep them between jobs."""
         keep = self.world.trace.workload.keep
         if keep == "nothing":
             yield from self._fetch(node)
@@ -299,7 +302,8 @@ class SimulatedGlidein:
     def _log_interrupted(self, job: SimulatedJob, seconds: float, record_seconds: float, node: SimulatedNode) -> None:
         """Log a job that was lost after it had been in the engine for `seconds`.
 
-        Streamed results are kept, except the results of the last moments. Records that were in the engine are lost.
+        If results are streamed, they are kept, except those of the last `Costs.stream` seconds. All other records of
+        the job are computed again.
         """
         workload = self.world.trace.workload
         begun = min(job.records, ceil(seconds / record_seconds / workload.batch) * workload.batch)

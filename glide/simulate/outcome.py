@@ -29,8 +29,8 @@ class Outcome:
         spent: seconds that glideins spent, by kind. `serving` is the computation of results. `loading` is all the time
             until the model is warm. `lost` is the time that gave no result because a node was lost. `idle` is the rest.
         by_device: number of records that were computed, by kind of GPU.
-        times, curve, warm: points of two curves. For each time in seconds, `curve` is the number of records that are
-            done by this time, and `warm` is the number of glideins that are warm at this time.
+        times, curve, warm: points of two curves. `times` are seconds from the beginning. For each time, `curve` is the
+            number of records that are done by this time, and `warm` is the number of glideins that are warm then.
         why: reason why records have no result; empty if all records have a result.
         took: real seconds that the simulation took.
     """
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Return the share of each kind in the total time of the glideins, from 0 to 1."""
+        """Return, for each kind of time in `spent`, its share in the total time of the glideins, from 0 to 1."""
         whole = sum(self.spent.values()) or 1.0
         return {kind: seconds / whole for kind, seconds in self.spent.items()}
 
@@ -92,10 +92,14 @@ def outcome(log: SimulationLog, records: int, done: int, makespan: float, why: s
 
 
 def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarray:
-    """Return the number of records done at each time. Within an interval, records are done at a constant rate."""
+    """Return the number of records that are done at each of these times.
+
+    Args:
+        served: start, end and number of records of each computation. Its records are done at a constant rate.
+    """
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))
-    # Add up ramps. The slope of an interval is added at its beginning and subtracted at its end.
+    # Each computation adds a ramp to the curve. Its slope is added at its start and subtracted at its end.
     steady = end > begin
     slope = count[steady] / (end - begin)[steady]
     for edges, slopes in ((begin[steady], slope), (end[steady], -slope)):
@@ -106,7 +110,7 @@ def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.nd
         rate = np.concatenate([[0.0], np.cumsum(slopes)])[upto]
         offset = np.concatenate([[0.0], np.cumsum(slopes * at)])[upto]
         total += rate * times - offset
-    # An interval without length is a step, in which all its records are done together.
+    # A computation whose start equals its end adds a step to the curve, because all its records are done together.
     order = np.argsort(end[~steady])
     steps = np.concatenate([[0.0], np.cumsum(count[~steady][order])])
     return np.round(total + steps[np.searchsorted(end[~steady][order], times, side="right")], 3)

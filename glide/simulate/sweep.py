@@ -1,4 +1,4 @@
-"""The simulated driver. It submits jobs to the queue. The real packer decides the sizes of the jobs."""
+"""The simulated driver. It submits jobs to the queue. The real function `pack` decides the sizes of the jobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SimulatedSweep:
         running: jobs that are on a lane.
         pending: number of records that are in no job.
         done: number of records that have a result.
-        access_point: access point, which starts only one job at a time.
+        access_point: the resource that a job needs at its start, because the access point starts one job at a time.
         lanes: number of warm lanes.
         lane_record_seconds: for each measured value of seconds per record, the number of lanes with this value.
         woken: event that wakes the driver.
@@ -53,7 +53,7 @@ class SimulatedSweep:
 
     @property
     def demand_state(self) -> tuple[bool, int]:
-        """Return whether jobs wait, and how many jobs could run together. The plan depends only on these two values."""
+        """Return whether jobs wait, and how many jobs could run together. A plan uses only this part of the demand."""
         waiting = len(self.queue.items)
         return waiting > 0, min(waiting + len(self.running), self.workload.glideins)
 
@@ -107,11 +107,14 @@ class SimulatedSweep:
         self._wake()
 
     def add_measurement(self, lanes: int, record_seconds: float) -> None:
-        """Store a glidein's seconds per record after the first engine call. The glidein's lanes share the engine."""
+        """Store a glidein's measured seconds per record, after its first engine call.
+
+        The lanes share one engine. So the time of a lane is the engine's time, multiplied by the number of lanes.
+        """
         self.lane_record_seconds[record_seconds * lanes] += lanes
 
     def remove_lanes(self, lanes: int, record_seconds: float) -> None:
-        """Remove the lanes of a glidein that is no longer warm. `record_seconds` is 0 if nothing was measured."""
+        """Remove the lanes of a glidein that is no longer warm. `record_seconds` is 0 if no call has ended there."""
         self.lanes -= lanes
         if record_seconds:
             self.lane_record_seconds[record_seconds * lanes] -= lanes
@@ -121,7 +124,7 @@ class SimulatedSweep:
         self.running.add(job)
 
     def return_job(self, get: Any) -> None:
-        """Cancel a lost lane's request for a job. If the lane has just got a job, put this job back into the queue."""
+        """Cancel a lost lane's request for a job. If the lane has just got a job, put the job back into the queue."""
         if get.triggered:
             self.queue.put(get.value)
         else:

@@ -49,10 +49,11 @@ class Nodes(TraceSection):
         entry: entry of the site whose glideins run on these nodes. By default the first entry.
         count: number of nodes.
         arrive: time at which the first node arrives, in seconds.
-        every: seconds between the arrivals of two nodes.
+        every: seconds from the arrival of a node to the arrival of the next node.
         leave: time at which the first node leaves, in seconds. By default nodes stay to the end.
-        leave_every: seconds between the departures of two nodes. `leave_every` requires `leave`.
-        stay: average time that a node stays, in seconds. Each time is random. Nodes have either `stay` or `leave`. By
+        leave_every: seconds from the departure of a node to the departure of the next node. `leave_every` requires
+            `leave`.
+        stay: average time that a node stays, in seconds. Each time is random. Do not give both `stay` and `leave`. By
             default nodes do not leave at random.
         away: average time between the departure of a node and its return, in seconds. Each time is random. `away`
             requires `stay`. By default nodes do not return.
@@ -89,11 +90,11 @@ class Workload(TraceSection):
         records: number of records.
         glideins: maximum number of glideins that run at the same time, as in a sweep file.
         batch: number of records in an engine call.
-        pack: number of engine calls in an HTCondor job. `auto` lets the packer choose the size of jobs.
-        keep: what stays on a node after a job: the loaded state, only its files, or nothing.
-        results: how results reach the access point. `streamed` sends each result when it is ready. `brought home`
-            transfers all results when the job ends, as HTCondor does by default. In this case a lost job has no
-            results.
+        pack: number of engine calls in an HTCondor job. With `auto`, glide chooses the size of each job.
+        keep: what stays on a node after a job: the loaded state (`state`), only its files (`files`), or `nothing`.
+        results: how results reach the access point. With `streamed`, each result is sent when it is ready. With
+            `brought home`, all results are transferred when the job ends, as HTCondor does by default. Then a lost job
+            has no results.
     """
 
     records: int = Field(ge=1)
@@ -114,7 +115,7 @@ class Files(TraceSection):
 
     Attributes:
         megabytes: size of the model and its environment together, in MB.
-        origin: rate at which the source of the files sends to all nodes together, in MB/s.
+        origin: maximum rate at which the source of the files sends to all nodes together, in MB/s.
         node: maximum rate at which one node receives, in MB/s.
         peers: whether nodes that have the files send them to other nodes.
     """
@@ -131,16 +132,19 @@ class Costs(TraceSection):
     Attributes:
         start: seconds that the access point needs to start a job. The access point starts one job after the other.
         match: seconds until a lane without a claim gets a waiting job.
-        turnover: seconds from the end of a job to the start of the next job on the lane. The time that the access point
-            needs is not included.
+        turnover: seconds from the end of a job to the start of the next job on the lane. The seconds of `start` are not
+            included.
         queue: seconds from the submission of a glidein to its start on a free node.
         glidein: seconds from the start of a glidein to the start of its model server.
-        loss: seconds until the records of a lost job are in the queue again. Matching and starting are not included.
-        stream: seconds until a result is on the access point. If a node is lost, the results of these seconds are lost.
+        loss: seconds from the loss of a job until the driver can send its records again. The seconds of `match`,
+            `start` and `turnover` are not included.
+        stream: seconds until a computed result is on the access point. If a node is lost, its results of the last
+            `stream` seconds are lost.
         look: seconds that the driver needs to read the ad of one job or lane.
-        gather: seconds until the last results have been gathered.
-        measured: files with the output of `glide bench overhead --json` or `glide bench recovery --json`, relative to
-            the trace. The measured costs replace `start` and `turnover`, or `loss`. By default no files.
+        gather: seconds from the end of the last job until its results have been gathered.
+        measured: files with the output of `glide bench overhead --json` or `glide bench recovery --json`. The paths are
+            relative to the trace. The output of `overhead` replaces `start` and `turnover`. The output of `recovery`
+            replaces `loss`. By default no files.
     """
 
     start: float = Field(START_SECONDS, ge=0)
@@ -166,7 +170,8 @@ class Trace(TraceSection):
         workload: sweep that begins at 0 s.
         files: files that nodes fetch from a source of limited bandwidth. By default a fetch takes only fetch_seconds.
         costs: time that HTCondor and glide take.
-        begins: date and time at which the simulation begins, for downtimes. A time without a time zone is UTC.
+        begins: date and time at which the simulation begins. Only the downtimes of entries depend on it. A time without
+            a time zone is UTC.
         until: time at which the simulation ends if the sweep has not finished, in seconds. The default is 30 days.
         seed: seed of the random numbers.
     """
@@ -191,7 +196,7 @@ class Trace(TraceSection):
 
     @property
     def epoch(self) -> float:
-        """Return the Unix time of second 0."""
+        """Return the Unix time at which the simulation begins."""
         return unix_time(self.begins)
 
 
@@ -200,8 +205,8 @@ class TraceFile(Trace):
 
     Attributes:
         name: name of the trace.
-        variants: keys that each variant changes, by the name of the variant. All other keys are as in the trace. By
-            default the trace is the only simulation.
+        variants: for each variant, by its name, the keys that it changes. All other keys are as in the trace. Each
+            variant is one simulation. By default the trace itself is the only simulation.
     """
 
     name: Name
@@ -231,7 +236,7 @@ def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with these changes. Mappings are merged. Any other value replaces the old value."""
+    """Return `base` with these changes. Mappings are merged key by key. Other new values replace the old values."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
@@ -275,7 +280,7 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
     """Return the costs. Values from the benchmark reports in `measured` replace the values in the trace.
 
     Raises:
-        ValueError: a file is not the output of one of these benchmarks.
+        ValueError: a file of `measured` is not the output of `glide bench overhead` or `glide bench recovery`.
     """
     recovery: float | None = None
     for name in costs.measured:
@@ -287,8 +292,8 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
         if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
-            # The benchmark uses two lanes. While the access point starts a job on one lane, the second lane ends a job
-            # and gets a new job.
+            # The benchmark uses two lanes. While the access point starts a job on one lane, a job ends on the second
+            # lane, and this lane gets its next job. So `start` and `turnover` are both the time per job.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):
@@ -297,7 +302,8 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
             raise ValueError(f"{where}: has neither job_each_per_s nor kills and median_s; {_NAME_A_REPORT}")
     if recovery is None:
         return costs
-    # The benchmark measures the time until the records run again. This time includes matching, start and turnover.
+    # The benchmark measures the time until the records run again. Subtract the time of match, start and turnover,
+    # because `loss` does not include this time.
     again = costs.match + costs.start + costs.turnover
     return costs.model_copy(update={"loss": max(0.0, recovery - again)})
 

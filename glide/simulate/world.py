@@ -15,7 +15,7 @@ from glide.config import SiteFile
 from glide.simulate.trace import Device, Trace
 from glide.template import Template
 
-Steps = Generator[simpy.Event, Any, None]  # the steps of a simulated process
+Steps = Generator[simpy.Event, Any, None]  # a simulated process, as a generator of the events for which it waits
 USER = "simulated"
 TEMPLATE = Template("simulated", "noop")
 DIGEST = TEMPLATE.digest
@@ -27,10 +27,10 @@ class SimulationLog:
 
     Attributes:
         served: start, end and number of records, for each computation of records whose results were kept.
-        warm: time and change of the number of warm glideins. The change is 1 if a glidein became warm, and -1 if a
-            warm glidein ended.
+        warm: for each change of the number of warm glideins, the time and the change: 1 if a glidein became warm, and
+            -1 if a warm glidein ended or lost its node.
         spent: seconds that glideins spent, by kind. `starting` is the time until a glidein was warm, or until the end
-            of the simulation. `never_warm` is the time of glideins that were lost before they were warm. `warm` is the
+            of the simulation. `never_warm` is the time of glideins that stopped before they were warm. `warm` is the
             time for which glideins were warm, and includes `loading`, `serving` and `lost`.
         by_device: number of records that were computed, by kind of GPU.
         jobs: number of submitted invocation jobs.
@@ -58,10 +58,10 @@ class World:
     """The clock, the trace and the site of a simulation.
 
     Attributes:
-        epoch: Unix time of second 0.
+        epoch: Unix time at which the simulation begins.
         changed: number of changes so far that a factory could observe.
         fetch_slots: number of fetches that may begin now; None if fetches do not share bandwidth. A fetch takes one
-            slot, and each peer with the files adds one slot.
+            slot while it runs, and each peer with the files adds one slot.
         fetch_rate: rate of each fetch in MB/s.
     """
 
@@ -74,7 +74,7 @@ class World:
         self.changed = 0
         self.fetch_slots, self.fetch_rate = None, 0.0
         if files := trace.files:
-            count = ceil(files.origin / files.node)  # number of nodes that the origin can serve at the same time
+            count = ceil(files.origin / files.node)  # number of nodes that the origin can serve together
             self.fetch_slots = simpy.Container(self.env, init=count)
             self.fetch_rate = min(files.node, files.origin / count)
 

@@ -1,10 +1,10 @@
 """Use an access point behind a login host. HTCondor's commands run on that host, over one SSH connection.
 
-If the connection breaks during a submission, condor_submit may still run on the host. If the next query missed the new
-jobs, the factory would submit these jobs again. Two measures prevent this:
-- A command that changes the queue holds an exclusive lock on the host. A query waits for this lock.
-- A delayed submission possibly does not hold the lock yet. So before its first query, a factory writes a new token to a
-  file on the host (`fence`). A submission with an older token does nothing.
+If the connection breaks during a submission, condor_submit may still be running on the host, or may start there later.
+If a query missed the jobs of this submission, the factory would submit them again. Two measures prevent this:
+- A command that changes the queue holds an exclusive lock on the host. A query waits until the lock is free.
+- Each submission carries a token, and submits nothing if a file on the host contains another token. Before its first
+  query, and after the connection has broken, a factory writes a new token to this file (`fence`).
 """
 
 from __future__ import annotations
@@ -32,29 +32,31 @@ from glide.glidein import bundle
 from glide.ssh.link import SshError, SshLink
 from glide.vocabulary import Job, Machine
 
-INPUTS = ("glidein.json", "token")  # names of the glideins' input files that the bundle does not contain
-LOG_DAYS = 7  # age at which the output of glideins is deleted from the host, in days
-LARGEST_LOG = 1_000_000  # maximum number of bytes that are retrieved from the end of a glidein's output
+INPUTS = ("glidein.json", "token")  # names of the input files of glideins that are not in the bundle
+LOG_DAYS = 7  # the output of glideins is deleted from the host after this time, in days
+LARGEST_LOG = 1_000_000  # number of bytes that are retrieved from the end of a glidein's output, at most
 SUMS = "SHA256SUMS"
-TIMED_OUT = 124  # exit code of the program `timeout` if the command did not end within the time limit
-# The path of a glidein's output is SITE/ENTRY/TEMPLATE/cluster.proc. No part begins with a dot, so no part is `..`.
+TIMED_OUT = 124  # exit code of the program `timeout` if the time limit is over
+# OUTPUT matches the paths of glideins' outputs: SITE/ENTRY/TEMPLATE/cluster.proc. A folder name must not begin with
+# a dot, so a path with `..` does not match.
 OUTPUT = re.compile(r"(?:[A-Za-z0-9][\w.-]*/){3}\d{1,10}\.\d{1,10}", re.ASCII)
 ENTER = 'set -e; umask 077; mkdir -p "$0"; cd "$0"'
 
 
 class RemoteAccessPoint:
-    """An access point behind a login host. The methods resemble the methods of glide.condor.AccessPoint.
+    """An access point behind a login host. Its methods are similar to those of glide.condor.AccessPoint.
 
-    The login names a folder on the host. In this folder, `bundles/VERSION` contains the files that all glideins start
-    from. SITE/ENTRY/TEMPLATE contains the other input files of glideins and the output of glideins. The factory's
-    folder on this machine has the same subfolders SITE/ENTRY/TEMPLATE.
+    On the host, the folder `login.folder` contains glide's files:
+    - bundles/VERSION is the bundle of a version of glide: the files that every glidein of this version needs to start.
+    - SITE/ENTRY/TEMPLATE contains the other input files of glideins, and the output of glideins. The factory's folder
+      on this machine has the same subfolders.
     """
 
     def __init__(self, login: Login):
         self.login = login
         self.link = SshLink(login)
         self._user = ""
-        self._fence_tokens: dict[str, str] = {}  # for each site, the fence token that this process wrote
+        self._fence_tokens: dict[str, str] = {}  # tokens that `fence` wrote to the host, by site
 
     # ---- jobs --------------------------------------------------------------------------------------
 
@@ -69,11 +71,11 @@ class RemoteAccessPoint:
         return self._user
 
     def fence(self, site: str) -> None:
-        """Cancel delayed submissions for a site. If a submission has submitted nothing yet, it will submit nothing.
+        """Cancel all earlier submissions for a site that have not reached the queue yet. They will submit nothing.
 
         Raises:
-            CondorError: the host does not answer, or earlier glideins were submitted on a different host. The host can
-                be different because one host name may stand for several hosts, each with its own queue.
+            CondorError: the host does not answer, or its access point is not the one where earlier glideins were
+                submitted. This happens if one host name stands for several hosts, each with its own queue.
         """
         if site in self._fence_tokens:
             return
@@ -94,15 +96,16 @@ class RemoteAccessPoint:
         self._fence_tokens[site] = token
 
     def submit(self, description: str, macros: Mapping[str, str], spool: bool = True) -> int:
-        """Submit the text of a job file as one cluster, and return the cluster's number.
+        """Submit one cluster of glideins, and return the cluster's number.
 
         Args:
-            macros: values for macros. These values replace the values in the description. The macro `folder` names a
-                folder on this machine. The input files of glideins in this folder are sent to the host.
-            spool: ignored. The parameter exists because AccessPoint.submit has it too.
+            description: the text of a job file.
+            macros: values of macros by name. They replace values in the description. The macro `folder` is required:
+                the folder on this machine that contains the glideins' input files (INPUTS).
+            spool: ignored. The parameter exists because AccessPoint.submit has it, too.
 
         Raises:
-            CondorError: HTCondor refuses the job, or the connection broke. If the connection broke, it is not known
+            CondorError: HTCondor refuses the job, or the connection broke. After a broken connection, it is unknown
                 whether the job was submitted.
         """
         local = Path(macros["folder"])
@@ -122,10 +125,11 @@ class RemoteAccessPoint:
         return int(found[1])
 
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
-        """Return the jobs that a constraint selects. A job has only the requested attributes that its ad defines.
+        """Return attributes of each job that a constraint selects. Attributes that a job does not define are left out.
 
         Args:
-            limit: maximum number of jobs; -1 for all jobs.
+            attributes: names of the attributes to return.
+            limit: maximum number of jobs; -1: no maximum.
         """
         wanted = sorted({*attributes, "JobStatus", "HoldReasonCode", "EnteredCurrentStatus", "ServerTime"})
         most = ("-limit", str(limit)) if limit >= 0 else ()
@@ -135,10 +139,10 @@ class RemoteAccessPoint:
         return self._parse_ads("condor_q", output)
 
     def slots(self, attributes: Collection[str]) -> list[dict[str, Any]]:
-        """Return the ads of the pool's slots, without lanes. A slot's ad may lack some of the requested attributes."""
+        """Return attributes of each slot of the host's pool, without lanes. Undefined attributes are left out."""
         words = ("-json", "-attributes", ",".join(attributes), "-constraint", f"{Machine.ID} =?= undefined")
         ads = self._parse_ads("condor_status", self.shell(join(["condor_status", *words])))
-        # Names in ClassAds are not case-sensitive, and nodes choose the case. Return the names as in `attributes`.
+        # Names in ClassAds are not case-sensitive, and a node may spell them differently. Restore the usual spelling.
         spelling = {name.lower(): name for name in attributes}
         return [{spelling.get(name.lower(), name): value for name, value in ad.items()} for ad in ads]
 
@@ -146,31 +150,31 @@ class RemoteAccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
-            # Make the reason one line. Replace `!`, because `!` has a special meaning in a C shell.
+            # The reason must be one line. It must not contain `!`, because the account's login shell may be a C shell.
             reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
 
     def reconsider(self, constraint: str, priority: int) -> None:
-        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again.
-
-        If no job is left, do nothing.
-        """
+        """Set the priority of idle jobs, so that the schedd negotiates for these jobs again. Ignore errors."""
         with suppress(CondorError):
             self._tool("condor_qedit", "-constraint", constraint, "JobPrio", str(priority), changes=True)
 
     def retrieve(self, constraint: str) -> None:
-        """Copy the ends of glideins' output and error files to the folders of these glideins on this machine."""
+        """Copy the output and error files of glideins to the folders of these glideins on this machine.
+
+        Only the last LARGEST_LOG bytes of each file are copied. The constraint selects the jobs of the glideins.
+        """
         places = []
         for job in self.jobs(constraint, ["ClusterId", "ProcId", "Iwd", "User"]):
-            # Do not trust Iwd. All users choose the Iwd of their jobs, and the code of a job can change the job's Iwd.
+            # Iwd is not trusted, because the user or the code of a job can change it. So the path must match OUTPUT.
             folder = str(job.get("Iwd")).removeprefix(f"{self._base}/")
             name = f"{folder}/{job.get('ClusterId')}.{job.get('ProcId')}"
             if job.get("User") == self.user and OUTPUT.fullmatch(name):
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
         output = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
-        for text in output.split("= ")[1:]:  # base64 contains no space, so `= ` begins a header
+        for text in output.split("= ")[1:]:  # `= ` precedes each file name; base64 has no spaces
             name, _, content = text.partition("\n")
             if name in places:
                 path = home() / "factory" / name
@@ -183,9 +187,9 @@ class RemoteAccessPoint:
     # ---- files on the host -------------------------------------------------------------------------
 
     def send(self, folder: Path) -> str:
-        """Send the input files of glideins from a folder on this machine to the host.
+        """Copy the input files of glideins from a folder on this machine to the corresponding folder on the host.
 
-        Also delete old output from the folder on the host, and return the path of that folder.
+        Delete glideins' output older than LOG_DAYS from the host's folder. Return the path of the host's folder.
         """
         remote = f"{self._base}/{folder.relative_to(home() / 'factory').as_posix()}"
         old = " -o ".join(f"-name '{pattern}'" for pattern in ("*.out", "*.err", "*.logs", ".new.*"))
@@ -196,10 +200,10 @@ class RemoteAccessPoint:
     def deploy(self) -> str:
         """Make sure that the host has the bundle of this version of glide, and return the version's name.
 
-        If a new bundle was sent, delete the older bundles that no job in the queue uses.
+        If the bundle had to be sent, delete the bundles of other versions that no job in the queue uses.
 
         Raises:
-            CondorError: the files on the host differ from the files that were sent.
+            CondorError: the bundle on the host differs from the bundle that was sent.
         """
         files = bundle.start_files()
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()).encode()
@@ -218,22 +222,26 @@ class RemoteAccessPoint:
         return self.shell('mkdir -p "$0/bundles"; ls "$0/bundles"', self._base).split()
 
     def _bundle_digest(self, place: str) -> str:
-        """Return the sha256 of a bundle's file SHA256SUMS, or "" if a file of the bundle does not match SHA256SUMS."""
+        """Return the sha256 of the file SHA256SUMS in a bundle; empty if a file of the bundle is missing or damaged."""
         output = self.shell(f'cd "$0" 2>/dev/null && sha256sum --quiet -c {SUMS} && sha256sum {SUMS} || true', place)
         return output.split()[-2] if output.endswith(f" {SUMS}\n") else ""
 
     def _delete_old_bundles(self, version: str) -> None:
-        """Delete the bundles of other versions. Keep a bundle if jobs in the queue use it."""
+        """Delete the bundles of other versions than `version` that no job in the queue uses."""
         jobs = self.jobs(f"{Job.ENTRY} =!= undefined", ["Cmd"])
         used = {PurePosixPath(str(job.get("Cmd"))).parent.name for job in jobs} | {version}
         if old := [f"{self._base}/bundles/{each}" for each in self.versions() if each not in used]:
             self.shell('rm -rf "$0" "$@"', *old)
 
     def _write_files(self, folder: str, files: Mapping[str, bytes], then: str = "true") -> None:
-        """Write files to a folder on the host. Each file is written in one step. Only the owner can read the files.
+        """Write files to a folder on the host. Only the owner can read the files.
+
+        A program on the host sees either the old file or the complete new file.
 
         Args:
-            then: a shell command that runs in the folder after all files are written.
+            folder: path of the folder. The folder is created if it does not exist.
+            files: content of each file, by name.
+            then: shell command that runs in the folder after all files are written.
         """
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w:gz") as tar:
@@ -249,17 +257,18 @@ class RemoteAccessPoint:
     def _base(self) -> str:
         """The absolute path of glide's folder on the host. The folder is created if it does not exist."""
         lines = self.shell(f"{ENTER}; pwd -P", self.login.folder).splitlines()
-        if not lines or not lines[-1].startswith("/"):  # a shell may print a greeting before the path
+        if not lines or not lines[-1].startswith("/"):  # a login shell may print a greeting before the path
             raise CondorError(f"{self.login.name}: no folder {self.login.folder} on the host: {' '.join(lines)!r}")
         return lines[-1]
 
     # ---- commands on the host ----------------------------------------------------------------------
 
     def shell(self, script: str, *arguments: str, stdin: bytes = b"") -> str:
-        """Run a script with `sh` on the host, and return its output. The account's login shell need not be `sh`.
+        """Run a script with `sh` on the host, and return the script's output. The account may have any login shell.
 
         Args:
-            arguments: `$0`, `$1`, … of the script.
+            arguments: the values of `$0`, `$1`, … in the script.
+            stdin: standard input of the script.
 
         Raises:
             CondorError: the exit code is not 0, or the connection broke.
@@ -269,30 +278,31 @@ class RemoteAccessPoint:
     def _tool(
         self, name: str, *arguments: str, changes: bool = False, stdin: bytes = b"", fence: Sequence[str] = ()
     ) -> str:
-        """Run one of HTCondor's commands while the lock on the host is held, and return the command's output.
+        """Run one of HTCondor's commands on the host under the lock, and return the command's output.
 
         Args:
-            changes: whether the command changes the queue. If so, the lock is exclusive.
-            fence: a command prefix that runs the command only if the fence token is still valid; empty for no check.
+            changes: whether the command changes the queue. If it does, the lock is exclusive. If not, it is shared.
+            fence: words to put before the command, so that it runs only if the token of `fence` is unchanged on the
+                host. Empty: the token is not checked.
         """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
 
     def _locked(self, kind: str, *command: str, stdin: bytes = b"") -> str:
-        """Run a command while the lock on the host is held, and return the command's output.
+        """Run a command on the host while it holds the lock on the host. Return the command's output.
 
         Args:
-            kind: "-x" for an exclusive lock; "-s" for a shared lock.
+            kind: the option of `flock`: "-x" for an exclusive lock, "-s" for a shared lock.
         """
-        budget = str(max(1, int(self.login.seconds) - 2))  # the host must give up before this machine gives up
+        budget = str(max(1, int(self.login.seconds) - 2))  # seconds on the host; this machine waits 2 s longer
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
-        except SshError:  # the command may still run, or may start later, so `fence` must be called again
+        except SshError:  # the command may still run or start later, so new tokens are needed
             self._fence_tokens.clear()
             raise
 
     def _parse_ads(self, name: str, output: str) -> list[dict[str, Any]]:
-        """Return the ads in the JSON output of a command."""
+        """Return the ads in a command's output, which must be JSON. `name` is the command's name for error messages."""
         try:
             return [dict(ad) for ad in json.loads(output or "[]")]
         except (ValueError, TypeError):
@@ -301,7 +311,7 @@ class RemoteAccessPoint:
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
         result = self.link.run(join(command), stdin)
         if result.code != 0:
-            self.__dict__.pop("_base", None)  # if the folder was deleted, the next call creates it again
+            self.__dict__.pop("_base", None)  # forget glide's folder; if it was deleted, the next call creates it again
             late = f"no answer within {command[1]} s, or another command holds the lock on the host"
             raise CondorError(f"{self.login.name}: {late if result.code == TIMED_OUT else result.last_line}")
         return result.output
@@ -311,7 +321,8 @@ def job_file_line(name: str, value: str) -> str:
     """Return the line of a job file that sets `name` to `value`.
 
     Raises:
-        CondorError: the value could begin a new line of the file. A new line could contain any command.
+        CondorError: the value contains a control character or ends with a backslash. Such a value could change other
+            lines of the job file.
     """
     if re.search(r"[\x00-\x1f\x7f]", value) or value.endswith("\\"):
         raise CondorError(f"{name}: a job file cannot have this value in one line: {value!r:.200}")
@@ -322,6 +333,6 @@ def job_file_line(name: str, value: str) -> str:
 def access_point_at(login: Login) -> RemoteAccessPoint:
     """Return the access point behind a login host.
 
-    All calls with the same login return the same object, because a new connection takes long to open.
+    Calls with the same login return the same object, and so share one connection. A new connection takes long to open.
     """
     return RemoteAccessPoint(login)

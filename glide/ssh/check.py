@@ -1,4 +1,4 @@
-"""Check whether a login host has everything that glideins need. QUESTIONS is the table of the checks."""
+"""Check whether a login host has everything that glideins need. The checks are in QUESTIONS."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ COMMANDS = (
     "condor_submit", "condor_q", "condor_rm", "condor_qedit", "condor_ping", "condor_status", "condor_version", "bash",
     "flock", "timeout", "tar", "base64", "sha256sum", "mktemp", "find",
 )  # fmt: skip
-SPACE = 500  # disk space that must be free on the host for bundles and for the output of glideins, in MB
-SKEW_SECONDS = 5.0  # largest accepted clock difference, in seconds; hosts check the times in tokens and ads
-CONNECT_SECONDS = 5  # time limit to connect from the host to the collector, in seconds
+SPACE = 500  # disk space that must be free on the host for glide's files, in MB
+SKEW_SECONDS = 5.0  # largest accepted difference between the clocks of the host and this machine, in seconds
+CONNECT_SECONDS = 5  # time limit of a connection from the host to the collector, in seconds
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        question: what was checked.
-        found: the result, as a text.
+        question: name of the check.
+        found: text that describes what the check found.
         fix: how to solve the problem; empty if there is no problem.
     """
 
@@ -41,7 +41,9 @@ class CheckResult:
 
 
 def check(login: Login, entries: list[Entry]) -> list[CheckResult]:
-    """Run all checks on a login host. If the host cannot be reached, return only one result, which gives the cause.
+    """Run all checks on a login host, and return their results.
+
+    If the host cannot be reached, return only one result. Its `fix` is the error message.
 
     Args:
         entries: the entries whose glideins are submitted on this host.
@@ -113,9 +115,9 @@ def _clock(login: Login, entries: list[Entry]) -> FoundAndFix:
 
 
 def _outward(login: Login, entries: list[Entry]) -> FoundAndFix:
-    """Check whether glideins can connect to the pool that they join.
+    """Check whether the login host can connect to the collector of the pool that glideins join.
 
-    The test runs on the login host, because the login host is the nearest host to the nodes.
+    Glideins on nodes need this connection. The login host stands for the nodes, which cannot be reached directly.
     """
     host, port = parse_address(Collector().address)
     script = f'timeout {CONNECT_SECONDS} bash -c ": < /dev/tcp/$0/$1" 2>/dev/null && echo open || echo closed'

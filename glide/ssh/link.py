@@ -1,6 +1,7 @@
 """Run commands on a login host over one SSH connection.
 
-A command opens the connection if the connection is closed. After a failure, no command opens it before a pause is over.
+The first command opens the connection. After a failure, all commands fail until a pause is over. The next command opens
+a new connection.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from glide.config import Login
 from glide.errors import CondorError
 
 if TYPE_CHECKING:
-    # At run time, these modules are imported only in the functions that need them. Their import takes longer than most
-    # commands of glide.
+    # At run time, only the functions that need fabric and paramiko import them, because the import takes longer than
+    # most of glide's commands take in total.
     import fabric
     import paramiko
 
 CONNECT_SECONDS = 15.0
 KEEPALIVE_SECONDS = 15
-MOST_BYTES = 1 << 28  # maximum number of bytes of a command's output, ten times the output for a large queue
-FIRST_PAUSE, LONGEST_PAUSE = (
-    10.0,
-    300.0,
-)  # the first pause and the longest pause between attempts to reach a host, in seconds
+MOST_BYTES = 1 << 28  # maximum size of a command's output in bytes; a large queue needs a tenth of this
+# Pauses between two attempts to reach a host, in seconds. FIRST_PAUSE follows the first failure. Each further failure
+# doubles the pause, up to LONGEST_PAUSE.
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
 
 
 class SshError(CondorError):
@@ -48,14 +48,15 @@ class CommandOutput:
     def last_line(self) -> str:
         """The last line of the error output.
 
-        If the error output is empty, this is the last line of the output. If both are empty, this is the exit code.
+        If the error output is empty, return the last line of the output. If the output is empty, too, return a text
+        with the exit code.
         """
         lines = (self.errors.strip() or self.output.strip()).splitlines()
         return lines[-1] if lines else f"exit code {self.code}"
 
 
 class SshLink:
-    """A link that runs commands on a login host. Several threads may use the same link."""
+    """Runs commands on a login host, one at a time. Several threads may use the same object."""
 
     def __init__(self, login: Login):
         self.login = login
@@ -69,8 +70,8 @@ class SshLink:
         """Run a command in the host's shell.
 
         Raises:
-            SshError: the host cannot be reached, the command took longer than the login's `seconds`, or the connection
-                broke. After such an error, every call immediately raises the same error until a pause is over.
+            SshError: the host cannot be reached, the command took longer than `login.seconds`, or the connection broke.
+                Until a pause is over, every further call immediately raises the same error.
         """
         with self._lock:
             if time.monotonic() < self._next_try:
@@ -85,14 +86,14 @@ class SshLink:
     def _run(self, command: str, stdin: bytes) -> CommandOutput:
         connection = self._open_connection()
         late = threading.Event()
-        # The timer closes the whole transport, because closing only a channel would block if the host does not read.
+        # When the time is over, the whole connection is closed, because closing only the channel could block.
         timer = threading.Timer(self.login.seconds, _end, (late, connection.transport))
         timer.start()
         try:
-            # Use the channel directly, because fabric's `run` copies standard input character by character.
+            # fabric's own method `run` is not used, because it copies standard input slowly, character by character.
             channel = connection.create_session()
             channel.exec_command(command)
-            with suppress(OSError):  # the command ended before it read all input; the output has the reason
+            with suppress(OSError):  # the command ended before it read all input; its output explains why
                 channel.sendall(stdin)
                 channel.shutdown_write()
             output, errors = (file.read(MOST_BYTES) for file in _outputs(channel))
@@ -113,7 +114,7 @@ class SshLink:
     def close(self) -> None:
         """Close the connection. The next command opens a new connection."""
         connection, self._connection = self._connection, None
-        for hop in _hops(connection):  # fabric's own method would close only the first connection
+        for hop in _hops(connection):  # fabric's `close` leaves connections to jump hosts open
             with suppress(Exception):
                 hop.client.close()
 
@@ -143,15 +144,18 @@ def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
 
 
 def _connection(login: Login) -> fabric.Connection:
-    """Return a connection that is not open yet. The login host and jump hosts are accepted only with known keys."""
+    """Return a new connection to a login host, which `open` opens later.
+
+    `open` fails if the key of the login host, or of a jump host, is not a known key.
+    """
     import fabric
     import paramiko
 
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # each error that paramiko logs is also raised
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # paramiko also raises each error that it logs
     timeout = min(CONNECT_SECONDS, login.seconds)
     options: dict[str, Any] = {
         "banner_timeout": timeout, "auth_timeout": timeout,
-        "channel_timeout": login.seconds,  # paramiko's default is an hour
+        "channel_timeout": login.seconds,  # time limit to open a channel, in seconds; paramiko's default is an hour
     }  # fmt: skip
     if login.key:
         options |= {"key_filename": str(Path(login.key).expanduser()), "allow_agent": False, "look_for_keys": False}
@@ -168,7 +172,7 @@ def _connection(login: Login) -> fabric.Connection:
 
 
 def _hops(connection: fabric.Connection | None) -> Iterator[fabric.Connection]:
-    """Yield a connection, and yield the connections to its jump hosts. Leave out proxy commands."""
+    """Yield a connection and the connections to its jump hosts. Proxy commands are left out."""
     hop: Any = connection
     while hasattr(hop, "client"):
         yield hop
@@ -176,7 +180,7 @@ def _hops(connection: fabric.Connection | None) -> Iterator[fabric.Connection]:
 
 
 def _explain(error: Exception, login: Login) -> str:
-    """Return a text with the cause of an error and the next step for the user."""
+    """Return an error message for the user: the cause of an error, and for common errors also what to do."""
     import paramiko
 
     known = login.known_hosts or "~/.ssh/known_hosts"

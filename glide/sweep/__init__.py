@@ -1,1 +1,1 @@
-"""Sweeps and sessions. They read records or calls, run these as invocation jobs, and store the results."""
+"""Run the records of sweeps and the Python calls of sessions in invocation jobs, and deliver the results."""

@@ -1,4 +1,4 @@
-"""Count the invalid output lines of each glidein, and the jobs that ended without a valid result for a record."""
+"""Count invalid output lines for each glidein. For each record, count the jobs that ended without a valid result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("glide")
 
 
 class Audit:
-    """Count invalid output lines and unanswered records.
+    """Counts of invalid output lines, and of jobs that ended without a valid result for a record.
 
     Attributes:
         rejected: number of invalid output lines of each glidein. A key has the form "GlideId (host)".
@@ -30,7 +30,7 @@ class Audit:
         """Count and log the invalid lines in the output of a job that has ended.
 
         Args:
-            lane: the job's glidein and host, as text.
+            lane: the lane that ran the job, as the text "GlideId (host)".
             job: the job's number, CLUSTER.PROC.
         """
         if answers.rejected:
@@ -41,12 +41,12 @@ class Audit:
             )  # fmt: skip
 
     def count_unanswered(self, missing: Iterable[str], lane: str, reason: str) -> list[dict[str, Any]]:
-        """Count a job that has ended without a valid result for the records `missing`.
+        """For each record in `missing`, count one more job that has ended without a valid result for the record.
 
         Args:
-            missing: ids of the records without a valid result.
-            lane: the job's glidein and host, as text.
-            reason: problem of the job's first invalid line; empty if no line was invalid.
+            missing: ids of the job's records that have no valid result.
+            lane: the lane that ran the job, as the text "GlideId (host)".
+            reason: what is wrong with the first invalid line of the job's output; empty if no line is invalid.
 
         Returns:
             Results with the error NoAnswer, one for each record whose count has reached MOST_UNANSWERED.

@@ -1,4 +1,4 @@
-"""The calls of a session. A driver runs the calls on glideins, and sets the results of the caller's futures."""
+"""The function calls of a session. A driver runs each call on a glidein, and sets the result of the call's future."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 
 class RemoteTraceback(Exception):
-    """The traceback that an exception had on a node, as the `__cause__` of the exception in the caller's process."""
+    """The traceback of an exception on a node. In the caller's process, this is the exception's `__cause__`."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
 class Call(Future):
-    """The future of one call of a function. All attributes are set when the call has ended.
+    """The future of one call of a function. These attributes are set when the call has ended.
 
     Attributes:
         stdout, stderr: the text that the call printed to standard output, and to standard error.
         glidein: GlideId of the glidein that ran the call.
         attempts: number of times that the call was started.
-        seconds: duration of the call, in seconds.
+        seconds: time that the call took on the node, in seconds.
     """
 
     stdout = stderr = glidein = ""
@@ -42,7 +42,7 @@ class Call(Future):
         self.request = request
 
     def set_outcome(self, result: dict[str, Any]) -> None:
-        """Set the future's value or exception from a result."""
+        """Set the attributes of this future, and its value or exception, from the call's result."""
         for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
             if name in result:
                 setattr(self, name, result[name])
@@ -51,9 +51,9 @@ class Call(Future):
                 self.set_result(_unpickled(result["value"]))
             else:
                 self.set_exception(_raised(result))
-        except Exception as error:  # this process cannot unpickle the value
+        except Exception as error:  # this process cannot unpickle what the node sent
             self.set_exception(error)
-        except BaseException as error:  # unpickling raised SystemExit, for example; only this call must fail
+        except BaseException as error:  # for example SystemExit from unpickling; it must not end the driver
             self.set_exception(InvocationError(type(error).__name__, str(error)))
 
 
@@ -126,9 +126,9 @@ class Calls(Work):
                 del self.open[number]
 
     def check_result(self, result: dict[str, Any]) -> str:
-        """Return a problem of a call's result, or an empty text if the result is valid.
+        """Return what is wrong with a call's result, or an empty text if the result is valid.
 
-        A result without an error needs a `value`. The fields in _TEXTS must be strings, but may be missing.
+        A result without an error must have a `value`. If another field of _TEXTS is present, it must be a string.
         """
         if result["error"] is None and not isinstance(result.get("value"), str):
             return "`value` is not a string"
@@ -147,7 +147,7 @@ def _raised(result: dict[str, Any]) -> BaseException:
     error: BaseException = described
     with suppress(Exception):
         error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # SystemExit would end the caller's program
+    if not isinstance(error, Exception):  # for example SystemExit, which would end the caller's program
         error = described
     error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
     return error

@@ -26,16 +26,16 @@ from glide.sweep.results import Results
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
-POLL_SECONDS = 0.25  # seconds between two queries of the schedd and the collector; both daemons fork for each query
+POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
 CALM_SECONDS = 1.0  # seconds between two queries if a lane has been warm, the event log is readable, and no job ends
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
-# A run gives up if HTCondor refuses jobs for this number of seconds, or has not answered for this time after the start.
-# After a first answer, the run waits without limit if HTCondor does not answer, because access points are rebooted.
+# A run gives up if HTCondor refuses jobs for this number of seconds, or gives no first answer in this time. Once
+# HTCondor has answered, the run waits for it without a time limit, because an access point may be rebooting.
 PATIENCE_SECONDS = 30.0
-# If a job is idle for this number of seconds while a warm lane is free, the access point has forgotten the job.
+# If a job is idle for this number of seconds while a warm lane is free, the access point no longer matches the job.
 STUCK_SECONDS = 5.0
 
-# Only some engines advertise these attributes. The keys are the names that the summary uses.
+# Only some engines advertise these attributes in their lanes' ads. The dict's keys are the names in summary.json.
 _ENGINE_FIGURES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}
 _log = logging.getLogger("glide")
 
@@ -48,7 +48,7 @@ class Progress:
         total, done, errors: number of records, of results, and of results with an error.
         lanes: number of lanes for each state of the model server.
         running, idle: number of running and of idle invocation jobs.
-        wave: reason for the sizes of the jobs that were submitted last.
+        wave: why the newest jobs have their sizes; empty if no job was submitted yet.
         problem: why the run makes no progress; empty if the run makes progress.
     """
 
@@ -63,17 +63,17 @@ class Progress:
 
 
 class Driver:
-    """Compute the results of some work on the active pool.
+    """Compute the results of a run's records on the configured pool.
 
-    The queue and the files of results hold the whole state. So after a crash, a new driver can continue the work.
+    The job queue and the results on disk hold the whole state of a sweep. So a new driver can continue after a crash.
 
     Args:
-        condor_answered: whether HTCondor has answered this process before. If so, the driver waits without limit when
-            HTCondor does not answer.
+        condor_answered: whether HTCondor has answered this process before. If so, the driver waits without a time limit
+            when HTCondor does not answer.
 
     Attributes:
         reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
-        lanes_full: whether the lanes have enough jobs while more records are pending.
+        lanes_full: whether records are pending, but no job is submitted now because the lanes have enough jobs.
         first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
         folder_cleaned: whether the files that earlier drivers left in the run's folder have been removed.
     """
@@ -95,20 +95,20 @@ class Driver:
         self.folder_cleaned = False
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-        """Do all the work and return the summary. Wait while HTCondor does not answer, or while a disk is full.
+        """Compute all results and return the summary. Wait while HTCondor does not answer, or while a disk is full.
 
         Args:
             watch: a function that is called with the progress after each cycle.
 
         Raises:
-            TemplateError: no node can load the template.
+            TemplateError: too many glideins have failed to load the template, so the run gives up.
             CondorError: HTCondor does not answer at the start.
-            CondorRefused: HTCondor refuses jobs, or holds jobs again and again.
+            CondorRefused: HTCondor refuses jobs, or holds jobs repeatedly.
         """
         well = time.monotonic()
         while True:
             if self.work.wait_for_work():
-                well = time.monotonic()  # HTCondor was not queried during the wait
+                well = time.monotonic()  # HTCondor was not queried in this time, so do not count it
             try:
                 self.progress = self._cycle()
                 self.condor_answered, well = True, time.monotonic()
@@ -128,24 +128,24 @@ class Driver:
             self._wait()
 
     def _wait_out(self, error: Exception, watch: Callable[[Progress], None]) -> None:
-        """Wait until HTCondor answers or the disk has space again, or until the work is finished."""
+        """Pause after a temporary error. The pause ends when HTCondor answers, or when the run is finished."""
         watch(replace(self.progress, problem=f"paused: {error}"))
         self.outage.wait(error, lambda: self.work.finished)
         self.lanes.reset_timeouts()
 
     def _probe(self) -> None:
-        """Raise an error if HTCondor does not answer. The call is isolated, so an interrupt ends it immediately."""
+        """Raise an error if the schedd or the collector does not answer."""
         at = self.jobs.access_point
-        AccessPoint(at.name, at.collector).time()  # locate the daemon again, because the address changes at a restart
+        AccessPoint(at.name, at.collector).time()  # locate the schedd again, because a restart changes its address
         Collector().age()
 
     def _finish_run(self) -> dict[str, Any]:
-        """Remove the remaining jobs and files, and return the summary."""
+        """Remove the run's remaining jobs and their files, and return the summary."""
         summary = self._summary()
         try:
             if self.outage.since is None:
                 queue = self.jobs.queue()
-                self.jobs.remove(queue, "all results are here")  # these jobs would only compute copies
+                self.jobs.remove(queue, "all results are here")  # these jobs would only compute copies of results
                 self.work.history.write_ended(queue, "removed")
                 self.jobs.remove_other_files(())
         except (CondorError, OSError) as error:
@@ -153,12 +153,12 @@ class Driver:
         return summary
 
     def _wait(self) -> None:
-        """Wait for the next cycle. Return immediately if a node is lost or records are new, and soon if a job ends."""
+        """Wait until the next cycle. A lost node or a new record ends the wait, and the end of a job shortens it."""
         started = time.monotonic()
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.lanes_full:  # ignore new records, because a cycle costs the access point two queries
+            if self.lanes_full:  # new records need no cycle now, and a cycle costs two queries
                 time.sleep(EVENT_SECONDS)
             elif self.work.new_work.wait(EVENT_SECONDS):
                 self.work.new_work.clear()
@@ -174,7 +174,7 @@ class Driver:
         """Gather the completed jobs of this run, and remove the other jobs.
 
         Args:
-            reason: the reason for the removal, for HTCondor's job history.
+            reason: why the jobs are removed, as text for HTCondor's job history.
         """
         queue = self.intake.gather_finished(self.intake.queue(), at_once=True)
         self.jobs.remove(queue, reason)
@@ -182,7 +182,7 @@ class Driver:
         self.jobs.remove_other_files(())
 
     def stop(self, reason: str) -> bool:
-        """Cancel the run. Return False if HTCondor does not answer, so that the jobs are left to a later driver."""
+        """Cancel the run and return True. If HTCondor does not answer, leave the jobs in the queue and return False."""
         try:
             if self.outage.since is not None:
                 raise CondorError(self.outage.reason)
@@ -196,7 +196,7 @@ class Driver:
             return False
 
     def _cycle(self) -> Progress:
-        """Query queue and collector once, store new results, remove bad jobs, and submit the next wave."""
+        """Query queue and collector, store new results, remove held, lost and outdated jobs, and submit a wave."""
         queue = self.intake.queue()
         if not self.folder_cleaned:
             self.jobs.remove_other_files({job.part for job in queue})
@@ -226,7 +226,7 @@ class Driver:
         )  # fmt: skip
 
     def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
-        """Make the access point match jobs again if they are idle for STUCK_SECONDS although a warm lane is free."""
+        """If a warm lane is free, make the access point try again to match jobs that are idle for STUCK_SECONDS."""
         free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
         stuck = [each for each in queue if each.status == JobStatus.IDLE and each.status_seconds > STUCK_SECONDS]
         if free and time.monotonic() - self.reconsidered > STUCK_SECONDS:
@@ -236,7 +236,7 @@ class Driver:
     # ---- the next wave ---------------------------------------------------------------------------
 
     def _submit_wave(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
-        """Submit jobs with pending records, if the lanes need more jobs."""
+        """If the lanes need more jobs, submit jobs with pending records."""
         in_flight = self.intake.update_in_flight({job.part for job in queue})
         unfinished = self.work.total - len(self.work.done)
         pending = unfinished - len(in_flight.difference(self.work.done))
@@ -256,12 +256,12 @@ class Driver:
             records = self._with_attempts(self.work.pending(in_flight))
             parts = [part for size in wave.sizes if (part := list(islice(records, size)))]
             pending -= sum(wave.sizes)
-            if parts:  # there are no parts if the caller has cancelled the calls in the meantime
+            if parts:  # empty if a session's caller has just cancelled all pending calls
                 last = pending == 0 and self.work.all_known
                 self.intake.note_submitted(self.jobs.submit(parts, list(self.lanes.avoided), pending, last), parts)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the requests. If jobs with a request were lost, the request gets their number as `attempts`."""
+        """Yield the requests. If lost jobs had a request, set its `attempts` to the number of these jobs."""
         for record in records:
             lost = self.intake.attempts.get(record["custom_id"])
             yield {**record, "attempts": lost} if lost else record
@@ -293,7 +293,7 @@ class Driver:
 
 
 def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> dict[str, Any]:
-    """Run a sweep on the active pool and return the summary. After an interrupt or an error, remove the sweep's jobs.
+    """Run a sweep on the configured pool and return the summary. After an interrupt or error, remove the sweep's jobs.
 
     Raises:
         TemplateError, CondorError, CondorRefused: in the same cases as Driver.run.
@@ -326,7 +326,7 @@ def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> 
 
 
 def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
-    """Put the results in input order and write the summary. Wait while the disk is full."""
+    """Put the results in input order and write the summary. If the disk is full, wait and try again."""
     outage = Outage(results.run, lambda: None)
     while True:
         try:
@@ -340,10 +340,10 @@ def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record_seconds(warm: list[dict[str, Any]]) -> list[float]:
-    """Return the seconds per record of each measured lane.
+    """Return the seconds per record of each lane whose engine has been measured.
 
-    The lanes of a glidein share one engine. So the time of each lane is the engine's time, multiplied by the glidein's
-    number of lanes.
+    The lanes of a glidein share one engine. So the value of a lane is the engine's seconds per record, multiplied by
+    the number of the glidein's lanes.
     """
     sharing = Counter(lane[Machine.ID] for lane in warm)
     times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]

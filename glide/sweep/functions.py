@@ -32,14 +32,16 @@ class Sticky:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> StickyState:
         call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong arguments fail here, not on a node
-        call.apply_defaults()  # default values may name files too
+        call.apply_defaults()  # default values may name files that nodes need, too
         return StickyState(self.function, call.args, call.kwargs, environment=self.environment)
 
 
 class StickyState:
-    """A description of sticky state. To load the state, a glidein calls the function once, with the arguments.
+    """A description of sticky state. To load the state, a glidein calls a function once.
 
     Args:
+        function: the function that returns the state as a dict.
+        arguments, keywords: the positional arguments and the keyword arguments of the function.
         name: name of the template; by default the function's name.
         environment: the Python environment on nodes, as in `sticky`. None means the node's own Python.
     """
@@ -85,9 +87,10 @@ NO_STATE = StickyState(dict, (), {}, "stateless")
 
 
 class Invocation:
-    """A function that uses sticky state. A value of the state goes to the parameter with the same name.
+    """A function that uses sticky state. The state is a dict.
 
-    A direct call is useful to try the function out. The call loads the state and runs the function in this process.
+    A parameter with the same name as a key of the state gets the value of this key. To try the function, call it
+    directly: the call loads the state and runs the function in this process.
     """
 
     def __init__(self, function: Callable[..., Any], state: StickyState = NO_STATE, timeout: float = TIMEOUT):
@@ -111,8 +114,8 @@ class Invocation:
     def generate(self) -> dict[str, str]:
         """The `generate` options for the python engine (glide.server.engines.python), with the pickled function.
 
-        The function is pickled at each access to this property, because helper functions may have been redefined, for
-        example in a notebook. As long as the function does not change, all accesses return the same object.
+        Helper functions may be redefined at any time, for example in a notebook. So each access to this property
+        pickles the function again. As long as the pickled text stays the same, all accesses return the same dict.
         """
         text = pickled(self.function, self.__name__, self._captured)
         if text != self._generate["function"]:
@@ -149,8 +152,9 @@ def sticky(*, environment: str | None = None) -> Callable[[Callable[..., dict[st
 def sticky(function: Callable[..., dict[str, Any]] | None = None, *, environment: str | None = None) -> Any:
     """Decorate a function that returns a dict. A glidein runs the function once, and then keeps the dict in memory.
 
-    An argument may name an existing file or folder, as a Path or as a text with a slash. Such arguments are compared by
-    the content of the files, not by the path. On a node, the function gets the path of the files on this node.
+    An argument can be the path of an existing file or folder, as a Path or as a text with a slash. Then nodes get the
+    files, and the function gets the path of the files on its node. The template's digest depends on the content of the
+    files, not on their path.
 
     Args:
         environment: the Python environment in which nodes run the function and its invocations: a packed environment,

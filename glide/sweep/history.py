@@ -1,13 +1,13 @@
-"""Write the driver's observations of lanes, jobs and records as JSON lines. The report of a sweep reads this history.
+"""Write the driver's observations of lanes, jobs and counts as JSON lines. The report of a sweep reads this history.
 
-Each line has `at` (Unix time), new facts, and one of these keys:
+Each line has `at` (Unix time), the facts that have changed, and one of these keys:
 
-- `run`: name of the run. Such a line marks the start of a driver.
-- `lane`: Name of the lane that the facts describe.
-- `carrier`: name of the part whose invocation job the facts describe.
-- `counts`: the driver's counts.
+- `run`: name of the run. A driver writes this line when it starts.
+- `lane`: Name of the lane that the facts are about.
+- `carrier`: name of the part (the records of one invocation job). The facts are about this job.
+- `counts`: numbers of results, errors, tokens, recomputed records and lost records.
 
-The key `end` describes how a run, a lane or a job has ended. No decision depends on the history.
+The key `end` says how a driver, a lane or a job has ended. The driver itself never reads the history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from glide.invoke.jobs import InvocationJob
 from glide.vocabulary import JobStatus, Machine
 
 COUNT_SECONDS = 1.0  # minimum time between two lines that have only counts, in seconds
-# These attributes of a lane's ad are written to the history. The keys are the names of the attributes in the history.
+# These attributes of a lane's ad are written to the history. The keys are their names in the history.
 LANE = {
     "glidein": Machine.ID, "slot": "SlotID", "state": Machine.STATE, "since": Machine.STATE_SINCE,
     "device": Machine.GPU_NAME, "service": Machine.SERVICE, "born": "DaemonStartTime", "fetch": Machine.FETCH_SECONDS,
@@ -36,9 +36,9 @@ class HistoryWriter:
     """Write one line for each change of a lane, a job or a count. Without a path, write nothing.
 
     Attributes:
-        written: the facts that were last written about each present lane and job. A key consists of the kind ("lane"
-            or "carrier") and the name of the lane or part.
-        counts: the newest counts.
+        written: for each present lane and job, the facts that were last written. A key is a pair: "lane" and the Name
+            of the lane, or "carrier" and the name of the job's part (its records).
+        counts: the newest counts, written or not.
         last_counts: time when counts were last written (monotonic seconds), and the counts that were written.
     """
 
@@ -50,7 +50,7 @@ class HistoryWriter:
         self.last_counts: tuple[float, dict[str, int]] = (0.0, {})
 
     def begin(self, **facts: Any) -> None:
-        """Open the file, end its last line if this line is incomplete, and write a line for the start of a driver.
+        """Open the file, end its last line with a newline if needed, and write a line for the start of a driver.
 
         Args:
             facts: entries of the new line. `run` is the run's name, `total` is the number of the run's records, and
@@ -68,7 +68,7 @@ class HistoryWriter:
             self.file.flush()
 
     def close(self, how: str) -> None:
-        """Write the newest counts and the way in which the driver ended ("finished" or "stopped"). Close the file."""
+        """Write the newest counts and how the driver ended: "finished" or "stopped". Then close the file."""
         if self.file is not None:
             self._write_line({"counts": self.counts, "end": how})
             self.file.close()
@@ -90,7 +90,7 @@ class HistoryWriter:
         """Write new facts about the present lanes, and the end of each lane that is gone.
 
         Args:
-            lanes: ads of the present lanes. They have loaded the run's template, or are loading it.
+            lanes: ads of the present lanes, which have loaded the run's template or are loading it.
         """
         if self.file is not None:
             for lane in lanes:
@@ -100,7 +100,7 @@ class HistoryWriter:
                 self._write_end("lane", lane_name, {"end": "gone"})
 
     def write_counts(self, **counts: int) -> None:
-        """If the counts have changed, write the new counts, but at most once in COUNT_SECONDS. Then flush the file.
+        """Write the counts if they have changed, at most once in COUNT_SECONDS. Then flush the file.
 
         The driver calls this method after each cycle.
         """
@@ -117,7 +117,7 @@ class HistoryWriter:
 
         Args:
             how: "gathered", "lost" or "removed".
-            facts: further entries of the lines. If the jobs ended before now, `at` is the Unix time of the end.
+            facts: further entries of the lines. `at` is the Unix time when the jobs ended; by default, now.
         """
         if self.file is not None:
             for job in jobs:

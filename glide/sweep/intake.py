@@ -20,8 +20,8 @@ from glide.vocabulary import JobStatus
 
 PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output; a read costs the access point at least 5 ms
 PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running jobs' output, in seconds
-# Minimum time between two gathers, in seconds. A gather of many jobs together costs the access point little more than a
-# gather of one job.
+# Minimum time between two gathers, in seconds. To gather many jobs together costs the access point little more than to
+# gather one job, so several ended jobs are gathered together.
 GATHER_SECONDS = 1.0
 # Held jobs may be found this number of times in a row without a new result in between. Each time, the records of the
 # held jobs are sent again. If held jobs are found once more, the run fails.
@@ -32,16 +32,18 @@ _log = logging.getLogger("glide")
 class ResultIntake:
     """Store the results of jobs. Remove a job from the queue if the job has ended or must not continue.
 
+    The records of one job are called a part. A part has a name, which the job's ad contains.
+
     Attributes:
         starts: number of starts of each job, by job number.
         record_ids: ids of the records in each part, by name of the part.
         outdated: names of the parts whose jobs have to be removed, because a request in the part has changed.
-        finished: names of the parts whose jobs have ended, but are not gathered yet.
+        finished: names of the parts whose jobs have completed, but are not gathered yet.
         attempts: for each record id, the number of lost jobs that had the record.
         evictions: number of jobs that were lost.
         lost_in_flight: number of records that were begun on lost nodes and have no saved result. A node reports the
             number of begun records only once a second. So records that a node began in its last second are not counted.
-        disconnected: for each job that has lost its node, the Unix time of the loss, by job number.
+        disconnected: Unix time when a job lost its node, by job number.
         peeked: time of the last read of each running job's output (monotonic seconds), by name of the part.
         holds: number of times in a row that held jobs were found, without a new result in between.
         done_at_last_hold: number of results when held jobs were last found.
@@ -64,9 +66,9 @@ class ResultIntake:
         self.holds = self.done_at_last_hold = 0
 
     def note_lost_nodes(self, events: Iterable[Event]) -> None:
-        """Remember the jobs that have lost their node according to new events of the event log.
+        """Remember the jobs that have lost their node, according to these new events of the event log.
 
-        The event of a loss may arrive even before the queue shows the start of the job.
+        An event may arrive before the queue shows that its job has started. So unknown jobs are remembered, too.
         """
         self.disconnected |= {event.job: event.at for event in reversed(list(events)) if event.kind in LOST}
 
@@ -87,7 +89,7 @@ class ResultIntake:
         return queue
 
     def note_submitted(self, names: Sequence[str], parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Remember the ids of the records in new jobs, so that `queue` does not read the jobs' input files.
+        """Remember the ids of the records in new jobs. So `queue` need not read the input files of these jobs.
 
         Args:
             names: names of the parts.
@@ -97,19 +99,20 @@ class ResultIntake:
             self.record_ids[name] = {request["custom_id"] for request in part}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
-        """Forget the parts that have left the queue. Return the ids of the records in the remaining parts.
+        """Forget the parts whose jobs have left the queue. Return the ids of the records in the remaining parts.
 
         Args:
-            parts: names of the parts in the queue. Parts in `finished` also remain, because they are not gathered yet.
+            parts: names of the parts whose jobs are in the queue. The parts in `finished` remain, too, because their
+                jobs are not gathered yet.
         """
         self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
         return set().union(*self.record_ids.values())
 
     def gather_finished(self, queue: list[InvocationJob], at_once: bool = False) -> list[InvocationJob]:
-        """Gather the completed jobs, and return the other jobs.
+        """Store the results of the completed jobs, and remove these jobs from the queue. Return the other jobs.
 
         Args:
-            at_once: whether to gather even if the last gather was less than GATHER_SECONDS ago.
+            at_once: whether to do this even if it was done less than GATHER_SECONDS ago.
         """
         finished = [job for job in queue if job.status == JobStatus.COMPLETED]
         others = [job for job in queue if job.status != JobStatus.COMPLETED]
@@ -139,7 +142,7 @@ class ResultIntake:
         self.peeked = {part: self.peeked.get(part, now) for part in running}
         too_long: list[tuple[InvocationJob, OutputContent]] = []
         for part in sorted(running, key=lambda part: self.peeked[part]):
-            # The budget limits the duration of a cycle if there are many jobs, or if the access point is busy.
+            # PEEK_BUDGET keeps a cycle short if there are many jobs, or if the access point is busy.
             if now - self.peeked[part] < PEEK_SECONDS or time.monotonic() - now > PEEK_BUDGET:
                 break
             answers = self.jobs.peek(running[part], self.record_ids[part])
@@ -156,9 +159,9 @@ class ResultIntake:
     def _remove(
         self, queue: list[InvocationJob], bad: list[tuple[InvocationJob, OutputContent]], reason: str
     ) -> list[InvocationJob]:
-        """Remove jobs whose results are already stored, and return the other jobs.
+        """Remove the jobs in `bad`, whose results are already stored. Return the other jobs.
 
-        The driver sends the unfinished records of the removed jobs again.
+        The driver later sends the unfinished records of the removed jobs again.
         """
         self.jobs.remove([job for job, _ in bad], reason)
         self.work.history.write_ended([job for job, _ in bad], "removed")
@@ -168,7 +171,7 @@ class ResultIntake:
     def _log_rejected(self, job: InvocationJob, answers: OutputContent) -> set[str]:
         """Log a job's invalid output lines, and return the ids of the job's records that have no result.
 
-        If a record has no result and a different glidein is warm, send no job to this job's glidein for a while.
+        If a record has no result and another glidein is warm, send no job to this job's glidein for AVOID_SECONDS.
         """
         lane = job.lane or job.last_lane
         missing = self.record_ids[job.part] - self.work.done.keys()
@@ -178,7 +181,10 @@ class ResultIntake:
         return missing
 
     def _count_unanswered(self, ended: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
-        """Log invalid lines of ended jobs. If too many jobs ended without a result for a record, store an error."""
+        """Log the invalid output lines of ended jobs, and count the jobs that ended without a result for a record.
+
+        If MOST_UNANSWERED jobs have ended without a result for a record, store an error as the record's result.
+        """
         for job, answers in ended:
             missing = self._log_rejected(job, answers)
             lane = self.lanes.describe(job.lane or job.last_lane)
@@ -223,8 +229,8 @@ class ResultIntake:
     def remove_lost(self, queue: list[InvocationJob]) -> list[InvocationJob]:
         """Store the results that lost jobs have streamed, remove these jobs, and return the remaining jobs.
 
-        A job is lost if its node is dead. The driver sends the unfinished records of lost jobs again. HTCondor itself
-        would run a lost job again only after 15 s, when the job's shadow has asked the dead node three times.
+        A job is lost if its node is dead. The driver sends the unfinished records of lost jobs again in a new job.
+        HTCondor itself runs a lost job again only after 15 s, when the shadow has asked the dead node three times.
         """
         gone = self.lanes.vanished() & {job.lane for job in queue}
         if gone and self.lanes.collector.age() < SILENT_SECONDS:  # the collector has restarted and lost all ads

@@ -14,15 +14,15 @@ from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# Maximum age of a lane's ad, in seconds, compared with the newest ad of all lanes. If the ad is older, the lane's host
-# has vanished, although TCP connections to the host may still look open. A lane advertises every 15 s.
+# A lane advertises every 15 s. If a lane's ad is older than the newest ad of all lanes by this number of seconds, the
+# lane's host has vanished, even if TCP connections to the host still look open.
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
 VANISHED_SECONDS = 3.0
-# A glidein is avoided for this number of seconds. After this time the collector has dropped the ads of a dead glidein,
-# even if nobody has removed the ads explicitly.
+# A glidein that is avoided gets no jobs for this number of seconds. After this time, the collector has dropped the ads
+# of a dead glidein, even if nobody has removed the ads explicitly.
 AVOID_SECONDS = 120.0
-LARGEST_NUMBER = 1e15  # a number in an ad must be smaller than this
+LARGEST_NUMBER = 1e15  # a number in an ad that is not smaller than this is ignored
 # Minimum number of seconds per record. A smaller value is ignored, because the lane's speed would be nearly infinite.
 SHORTEST = 1e-6
 LARGEST_BATCH = 1 << 20  # maximum batch size that is accepted from an ad
@@ -40,15 +40,15 @@ _log = logging.getLogger("glide")
 
 
 class Lanes:
-    """The lanes that have loaded one template, or are loading this template.
+    """The lanes that have loaded one template or are loading it, as their ads in the collector show them.
 
     Attributes:
         glideins: for each GlideId, the newest ad that a lane of the glidein sent.
         last_seen: for each lane Name, the GlideId and the time when the lane's ad was last present (monotonic seconds).
-        avoided: for each avoided glidein, the time of the last call of `avoid` (monotonic seconds), by GlideId. Such a
-            glidein is dead or has sent invalid results.
+        avoided: time of the last call of `avoid` for a glidein (monotonic seconds), by GlideId. Such a glidein is dead,
+            or did not send a valid result for each record.
         failures: the first failure of each glidein that failed to load the template, by GlideId.
-        is_warm: whether a lane is warm now.
+        is_warm: whether at least one lane is warm now.
         was_warm: whether a lane is warm now or was warm before.
     """
 
@@ -68,7 +68,7 @@ class Lanes:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
             CondorError: the collector does not answer.
         """
-        # Only a daemon with a glidein's token has this identity. The requirements of the jobs contain the same test.
+        # Only daemons with a glidein's token have an identity that begins with IDENTITY. The jobs require this, too.
         is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
         constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {is_glidein}'
         lanes = [lane for ad in self.collector.lanes(_ATTRIBUTES, constraint) if (lane := checked(ad))]
@@ -86,7 +86,7 @@ class Lanes:
         """Log new failures to load the template. Raise TemplateError if the run has to give up."""
         self.is_warm = any(lane.get(Machine.STATE) == State.WARM for lane in lanes)
         self.was_warm |= self.is_warm
-        # Ignore the lanes that use a remote service, because a service that fails may work again after a while.
+        # Ignore failures of lanes that use a remote service, because the service may work again after a while.
         own = [lane for lane in lanes if Machine.SERVICE not in lane]
         failed = [lane for lane in own if lane.get(Machine.STATE) == State.FAILED]
         for lane in failed:
@@ -118,7 +118,7 @@ class Lanes:
         return {name for name, (_, seen) in self.last_seen.items() if now - seen > VANISHED_SECONDS}
 
     def reset_timeouts(self) -> None:
-        """Give each lane time to advertise again before the lane counts as vanished.
+        """Give each lane SILENT_SECONDS to advertise again. Until then, no lane counts as vanished.
 
         This is needed after a pause of this driver, and after a restart of the collector.
         """
@@ -132,7 +132,7 @@ class Lanes:
             self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return whether no glidein is warm except the glidein of this lane."""
+        """Return True if no glidein is warm, except possibly the glidein of this lane."""
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}

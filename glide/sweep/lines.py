@@ -1,8 +1,9 @@
-"""Read the lines of a results.jsonl. Keep the lines that belong to current requests, and move the other lines aside.
+"""Read the lines of a results.jsonl. Keep the results of current requests, and move all other lines aside.
 
-A file has one line for each record that has a result. If a record is run again because its result is an error, the file
-may have two lines for the record. In this case the last line counts. Files may be larger than memory, so they are read
-line by line, and only the offsets of the lines are held in memory.
+A request is current if the sweep still has this request, unchanged. The file has one line for each record that has a
+result. If a record is run again because its result is an error, the file may have two lines for the record, and the
+last line counts. The file may be larger than memory. So it is read line by line, and only the offsets of the lines are
+kept in memory.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "glidein": (str, type(None)), "attempts": (int, type(None)), "seconds": (int, float, type(None)),
 }  # fmt: skip
 FIELDS = tuple(KINDS)
-LARGEST_NUMBER = 1e12  # a number in a result must be smaller than this
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps, which makes an encoder for each call
+LARGEST_NUMBER = 1e12  # a result with a number that is not smaller than this is invalid
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps, which makes a new encoder in each call
 
 
 def is_valid(result: Mapping[str, Any]) -> bool:
@@ -52,12 +53,12 @@ def to_line(result: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class ResultIndex:
-    """The positions of the results of current requests in a results.jsonl.
+    """Where a results.jsonl has the results of current requests.
 
     Attributes:
         offsets: for each record in input order, the offset of the record's last line, in bytes; NO_RESULT if there is
             no line.
-        duplicated: the numbers of the records that have more than one line.
+        duplicated: positions in the input, counted from 0, of the records that have more than one line.
         other_lines: number of lines that are not the result of a current request.
     """
 
@@ -74,7 +75,7 @@ class ResultIndex:
 
 
 def index_results(path: Path, index: RequestIndex) -> ResultIndex:
-    """Read a results.jsonl, and return the offsets of the results of current requests."""
+    """Read a results.jsonl, and return where it has the results of current requests."""
     offsets, duplicated, other_lines = array("q", [NO_RESULT]) * len(index.fingerprints), set(), 0
     for offset, _, number, _ in _read(path, index):
         if number is None:
@@ -87,7 +88,7 @@ def index_results(path: Path, index: RequestIndex) -> ResultIndex:
 
 
 def numbered_results(path: Path, index: RequestIndex, found: ResultIndex) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the result of each record that has a result, in the order of the file."""
+    """For each record that has a result, yield its position in the input and its result, in the order of the file."""
     for offset, _, number, result in _read(path, index):
         if number is not None and result is not None and found.offsets[number] == offset:
             yield number, result
@@ -104,9 +105,10 @@ def ordered(path: Path, found: ResultIndex) -> Iterator[tuple[bytes, dict[str, A
 
 
 def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | None, dict[str, Any] | None]]:
-    """For each line, yield the line's offset, the line itself, the number of the record, and the result.
+    """For each line, yield the line's offset in bytes, the line, the record's position in the input, and the result.
 
-    The number is None if the line is no result of a current request. The result is None if the line is no valid result.
+    The position is None if the line is not the result of a current request. The result is None if the line is not a
+    valid result.
     """
     offset = 0
     with suppress(FileNotFoundError), path.open("rb") as file:
@@ -131,8 +133,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def move_superseded(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
     """Move the outdated, repeated and invalid lines to the file `aside`. Return the number of moved lines.
 
-    If a record has several lines, the last line stays. Each moved line becomes a JSON object. If the line is a valid
-    result, the object has the keys `result` and `request` (the fingerprint). Otherwise the object has the key `line`.
+    If a record has several lines, the last line stays. A moved line becomes a JSON object. For a valid result, the
+    object has the keys `result` and `request` (fingerprint of the request). For an invalid line, it has the key `line`.
     """
     if not (found.duplicated or found.other_lines):
         return 0
@@ -160,7 +162,7 @@ def _fingerprint(index: RequestIndex, number: int | None) -> str | None:
 
 
 def restore(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
-    """Copy a result back from the file `aside` if the request is current again. Return the number of copies."""
+    """Copy back from the file `aside` the results whose requests are current again. Return the number of results."""
     present = bytearray(offset != NO_RESULT for offset in found.offsets)
     restored = 0
     with path.open("ab") as file:

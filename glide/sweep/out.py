@@ -31,7 +31,7 @@ from glide.errors import InputError
 from glide.invoke.jobs import read_lines
 from glide.system import publish, sync_folder
 
-LOCK_SECONDS = 1.0  # maximum wait for the lock, in seconds, because `glide sweep status` may hold the lock for a moment
+LOCK_SECONDS = 1.0  # maximum wait for the lock, in seconds; `glide sweep status` may hold the lock for a moment
 INTERNAL = ".glide"
 LOCK = "lock"
 STATE = "run.json"
@@ -45,7 +45,7 @@ class RunState:
         name: name of the sweep.
         source: absolute path of the sweep file.
         run: value of the attribute GlideRun in the ads of the sweep's jobs.
-        digest: digest of the sweep at the last start of a driver.
+        digest: value of `Sweep.digest` when a driver was last started.
         finished: whether every record has a result, the results are in order, and summary.json is about these results.
     """
 
@@ -57,7 +57,7 @@ class RunState:
 
 
 def internal_path(out: Path, name: str) -> Path:
-    """Return the path of one of glide's own files or folders in `out`."""
+    """Return the path of the file or folder with this name in `out/.glide`."""
     return out / INTERNAL / name
 
 
@@ -125,7 +125,7 @@ class Lock:
         path = internal_path(out, LOCK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("a+", encoding="utf-8")  # on NFS, an exclusive lock needs write access to the file
+            self.file = path.open("a+", encoding="utf-8")  # open for writing, because exclusive locks on NFS need this
         except OSError as error:
             raise unwritable(out, error) from None
         deadline = time.monotonic() + LOCK_SECONDS
@@ -142,7 +142,10 @@ class Lock:
         self.file.flush()
 
     def _try_lock(self) -> bool:
-        """Try to acquire the lock. Return False if another process holds it. Return True if locks are not supported."""
+        """Try to get the lock, and return True. If another process holds the lock, return False.
+
+        If the file system does not support locks, also return True.
+        """
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,10 +187,11 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     All other files in `out` stay there, for example the folder of a different sweep.
 
     Args:
-        prompts: names of prompts whose results are moved. The results of prompts in `.glide/requests` are moved too.
+        prompts: names of the sweep's prompts. The results of these prompts and of the prompts in `.glide/requests` are
+            moved.
 
     Returns:
-        The new folder. If `out` has no results, only `run.json` is removed, and the return value is None.
+        The new folder. If `out` has no results, nothing is moved, `run.json` is deleted, and the return value is None.
 
     Raises:
         InputError: the files cannot be moved.
@@ -195,7 +199,7 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
     to_move = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
     to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
-    # Move run.json last. So after an interruption it is still in `out`, and names the sweep of the remaining files.
+    # Move run.json last. It names the sweep of the other files, so it must still be there if the move is interrupted.
     to_move = [path for path in [*to_move, internal_path(out, STATE)] if path.exists()]
     if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
         internal_path(out, STATE).unlink(missing_ok=True)

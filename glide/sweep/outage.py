@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from glide.errors import CondorError, CondorRefused, GlideError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk and of an exhausted quota
+FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of an exceeded disk quota
 LONGEST_PAUSE = 10.0  # maximum time between two attempts, in seconds
 STEP = 0.25  # seconds between two checks whether the wait is still needed; also the length of the first pause
 _log = logging.getLogger("glide")
@@ -44,11 +44,11 @@ class Outage:
         self.pause = 0.0
 
     def wait(self, error: Exception, unneeded: Callable[[], bool]) -> None:
-        """Block until the probe succeeds, or until the wait is not needed any more.
+        """Block for at least one pause, and until the probe succeeds. Return early if `unneeded` returns True.
 
         Args:
             error: the error that stopped the run. The error is logged only at the beginning of an outage.
-            unneeded: a function that returns True if the wait is not needed any more.
+            unneeded: a function that returns True if the wait is no longer needed.
         """
         if self.since is None:
             self.since = time.time()

@@ -63,7 +63,7 @@ class Sweep:
     def fingerprints(self, prompt: str) -> array[int]:
         """Return the 64-bit fingerprints of a prompt's requests, one for each record.
 
-        A fingerprint depends on the template, the `generate` options, and the prompt that contains the record's fields.
+        A fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's fields.
         """
         common = hashlib.sha256(json.dumps([self.template.digest, self.file.generate], sort_keys=True).encode())
         prints = array("Q")

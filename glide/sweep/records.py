@@ -20,7 +20,7 @@ from glide.config import prompt_fields
 from glide.errors import InputError
 
 MOST_PROBLEMS = 20  # maximum number of problems reported for a file; further problems are usually of the same kind
-# For each of these labels in FEVER's files, the label that workloads and models use instead.
+# The keys are labels in FEVER's files. The values are the labels that prompts and models use instead.
 FEVER_LABELS = {"SUPPORTS": "SUPPORTED", "REFUTES": "REFUTED"}
 
 
@@ -38,7 +38,7 @@ def read(path: Path) -> list[Record]:
 
     Raises:
         InputError: the file cannot be read; or a line is not a record, has no custom_id, or has the custom_id of an
-            earlier line. The error lists the problems of all such lines.
+            earlier line. The error lists the first MOST_PROBLEMS of these lines, each with its problem.
     """
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)
@@ -111,7 +111,7 @@ def _is_fever(row: dict[str, Any]) -> bool:
 
 
 def _fever(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of FEVER's files with the fields that records have. FEVER's test files have no labels."""
+    """Return the fields of the record that a row of FEVER's files describes. FEVER's test files have no labels."""
     places = {
         f"{page}:{sentence}" for group in row["evidence"] for _, _, page, sentence, *_ in group if page is not None
     }
@@ -185,13 +185,13 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _duplicate(names: Iterable[str]) -> str | None:
-    """Return the most frequent name, or None if all names are different."""
+    """Return a name that occurs more than once, or None if all names are different."""
     name, times = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
     return name if times > 1 else None
 
 
 def _csv(path: Path, delimiter: str = ",") -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(sys.maxsize)  # a document may be longer than csv's default limit of 131072 characters
+    csv.field_size_limit(sys.maxsize)  # a cell may be longer than csv's default limit of 131072 characters
     # Without `strict`, a quote that is never closed would put the rest of the file into one cell, and raise no error.
     rows = csv.reader(_lines(path), strict=True, delimiter=delimiter)
     try:
@@ -225,7 +225,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     except ImportError:
         raise InputError(f"{path}: pyarrow is needed to read Parquet; run: pip install 'glide[parquet]'") from None
     try:
-        path.stat()  # if the file is missing, this error is clearer than pyarrow's error
+        path.stat()  # if the file is missing, the error of `stat` is clearer than pyarrow's error
         with parquet.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow.names)
             number = 0
@@ -286,12 +286,15 @@ def _text(value: Any) -> str:
 
 
 def check_fields(source: str, records: Iterable[Record], names: Iterable[str], why: str) -> list[str]:
-    """Find the first record in which a field is missing or null. Return a list with this problem, or an empty list.
+    """Check that each record has these fields, and that no field is null.
 
     Args:
-        source: name of the file, for the message.
+        source: name of the file of the records, for the message.
         names: names of the fields.
-        why: the reason why the fields are needed, as words for the message, for example "expect names".
+        why: words for the message that say why a field is needed, for example "expect names".
+
+    Returns:
+        A list with the first problem. It is empty if there is no problem.
     """
     for record in records:
         for name in names:
@@ -304,7 +307,7 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
 
 
 def check_prompts(source: str, records: list[Record], prompts: dict[str, str]) -> list[str]:
-    """Return a problem for each prompt with a field that is missing or null in a record."""
+    """Check that each record has the fields that the prompts name. Return at most one problem for each prompt."""
     problems = []
     for name, prompt in prompts.items():
         problems += check_fields(source, records, prompt_fields(prompt), f"prompt {name} names")

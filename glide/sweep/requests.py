@@ -18,7 +18,7 @@ from glide.invoke.jobs import read_lines
 from glide.sweep.out import internal_path
 from glide.system import publishing
 
-NO_RESULT = -1  # value that stands for the offset of a missing result
+NO_RESULT = -1  # used as the offset of a record that has no result
 
 
 def requests_file(out: Path, prompt: str) -> Path:
@@ -49,7 +49,8 @@ def compare(path: Path, numbers: Mapping[str, int], fingerprints: array[int]) ->
     """Compare the current requests with the fingerprints in the file `path`.
 
     Args:
-        numbers, fingerprints: the values of these two attributes in the returned RequestIndex.
+        numbers: position of each record in the input, by custom_id.
+        fingerprints: the fingerprints of the current requests, in input order.
     """
     unchanged, superseded, ordered, count = bytearray(len(fingerprints)), {}, True, 0
     for custom_id, fingerprint in _read(path):
@@ -64,7 +65,7 @@ def compare(path: Path, numbers: Mapping[str, int], fingerprints: array[int]) ->
 
 
 def write(path: Path, index: RequestIndex) -> None:
-    """Replace the content of the file `path` by the current fingerprints."""
+    """Replace the content of the file `path` with the current fingerprints."""
     with publishing(path, 0o666) as file:
         for custom_id, number in index.numbers.items():
             line = {"custom_id": custom_id, "request": f"{index.fingerprints[number]:016x}"}

@@ -43,14 +43,15 @@ from glide.system import publish, publishing, sync_folder
 class Results(Work):
     """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
 
-    In jobs, a record has the id "prompt/custom_id#fingerprint", so a result does not count if the request has changed.
-    When a record is run again after an error, the id also has a mark, so a copy of the old error does not count.
+    In jobs, a record has the id "prompt/custom_id#fingerprint". A changed request gets a new id, so a result with the
+    old id does not count. When a record is run again after an error, a mark is added to the id, so a second copy of the
+    error does not count.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
-        abandoned_run: GlideRun of earlier jobs, which must be removed because the sweep was started over; else None.
-        done_prefix: number of records at the beginning that all have a result. `pending` skips these records.
-        retry_marks: marks of the records that are run again after an error, by prompt and number of the record.
+        abandoned_run: GlideRun of jobs to remove, because the sweep was started over; None if there are none.
+        done_prefix: number of requests at the beginning that all have a result. `pending` skips these requests.
+        retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
 
@@ -97,11 +98,11 @@ class Results(Work):
         return f"{prompt}/{self.sweep.records[number].custom_id}#{self._version(prompt, number)}"
 
     def _version(self, prompt: str, number: int) -> str:
-        """Return the end of a record's id in jobs, which changes when the request changes or is run again."""
+        """Return the end of a record's id in jobs. It changes if the request changes, or if the record is run again."""
         return f"{self.indexes[prompt].fingerprints[number]:016x}{self.retry_marks.get((prompt, number), '')}"
 
     def _locate(self, wire_id: str) -> tuple[str, int] | None:
-        """Return prompt and record number for an id in jobs, or None if the id belongs to no current request."""
+        """Return prompt and position in the input for an id in jobs; None if the id belongs to no current request."""
         prompt, _, rest = wire_id.partition("/")
         custom_id, _, version = rest.rpartition("#")
         number = self.indexes[prompt].numbers.get(custom_id) if prompt in self.indexes else None
@@ -113,11 +114,11 @@ class Results(Work):
     # ---- results of earlier drivers --------------------------------------------------------------
 
     def load(self, retry: bool, only: str | None) -> None:
-        """Read the results in `out`. Count valid results, mark errors to be run again, and move all other lines aside.
+        """Read the results in `out`. Count valid results, mark the records to run again, and move other lines aside.
 
         Args:
             retry: whether to run records with an error again. Records with an earlier mark are always run again.
-            only: the only type of error that `retry` applies to; None for all types.
+            only: type of error; `retry` applies only to records with this error. None for all types.
         """
         sweep, out = self.sweep, self.sweep.out
         make_folders(out, self.indexes)
@@ -132,7 +133,8 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # Save the marks before old lines are removed. Otherwise a new line could look like the old error after a crash.
+        # A mark says that a record's only line is an old error. A record with a newer line has no mark. So save the
+        # marks before old lines are removed. Otherwise, after a crash, a newer line could be taken for the old error.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():
@@ -156,7 +158,10 @@ class Results(Work):
         self._update_state(self.state.finished and self.state.digest == sweep.digest and self.finished)
 
     def _count_found(self, prompt: str, found: ResultIndex, mark: str, only: str | None) -> int:
-        """Count a prompt's results, and mark errors to be run again. Return the number of restored results."""
+        """Restore and count a prompt's results. Return the number of restored results.
+
+        If `mark` is not empty, the records with an error get this mark, and are run again. `only` is as in `load`.
+        """
         path, index, restored = self.path(prompt), self.indexes[prompt], 0
         if NO_RESULT in found.offsets and (aside := superseded_file(self.sweep.out, prompt)).exists():
             restored = lines.restore(path, index, found, aside)
@@ -176,7 +181,7 @@ class Results(Work):
         index = requests.compare(old_requests, {}, array("Q"))
         moved = lines.move_superseded(path, index, lines.index_results(path, index), superseded_file(out, prompt))
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder contains other files
+        with suppress(OSError):  # the folder is not empty
             path.parent.rmdir()
         old_requests.unlink()
         return moved
@@ -227,13 +232,13 @@ class Results(Work):
             raise self._write_error(error) from None
 
     def _write_error(self, error: OSError) -> Exception:
-        """If the disk is full, return `error` itself, because then the driver waits. Otherwise return a GlideError."""
+        """Return `error` itself if the disk is full, because the driver then waits. If not, return a GlideError."""
         error.filename = error.filename or str(self.sweep.out)
         message = f"{error.filename}: {error.strerror}; fix this, then run: glide sweep resume {self.sweep.source}"
         return error if error.errno in FULL else GlideError(message)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:
-        """Write the jobs' sizes and the reason for the sizes to `wave.json`, which `glide sweep status` reads."""
+        """Write the sizes of a wave's jobs, and their reason, to `wave.json`, which `glide sweep status` reads."""
         wave = json.dumps({"sizes": list(sizes), "reason": reason}) + "\n"
         publish(internal_path(self.sweep.out, "wave.json"), wave, 0o666, durable=False)
 
@@ -246,7 +251,7 @@ class Results(Work):
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
         self.retry_marks.clear()
-        self._write_retry_marks()  # the marks must be gone from the disk before the older of two lines is removed
+        self._write_retry_marks()  # retry marks go first: a mark says that a record's only line is an old error
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}
@@ -301,7 +306,7 @@ def open_results(
         new_run: value of GlideRun for the sweep's jobs if the sweep is new.
         resume: whether to refuse a sweep without results.
         again: whether to move existing results aside and start over.
-        retry, only: the arguments of Results.load.
+        retry, only: as in Results.load.
 
     Raises:
         InputError: `out` holds a different sweep's results, is in use or cannot be written, or has nothing to resume.

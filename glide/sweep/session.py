@@ -1,4 +1,4 @@
-"""A session runs Python calls on glideins. It is an executor as in concurrent.futures. An example:
+"""A session runs calls of Python functions on glideins. It is an executor as in concurrent.futures. An example:
 
 with glide.Session() as session:
     for result in session.map(verdict, claims): ...
@@ -65,7 +65,7 @@ class Session(Executor):
         self.folder = home() / "sessions" / self.name
         self.calls: dict[str, Calls] = {}
         self.drivers: list[threading.Thread] = []
-        self.lock = threading.RLock()  # reentrant, because the callback of a future may submit more calls
+        self.lock = threading.RLock()  # reentrant: a thread that holds the lock may run a callback that calls `submit`
         self.ended = threading.Event()
         self.closed = False
         self.jobs_removed = True
@@ -90,7 +90,7 @@ class Session(Executor):
         """
         if isinstance(fn, Invocation):
             invocation = fn
-        else:  # do not cache other callables, because the object of a bound method, for example, may change
+        else:  # do not cache other callables, because they may change, for example the object of a bound method
             invocation = self.invocation(fn) if isinstance(fn, FunctionType) else Invocation(fn)
         request = {
             "prompt": invocation.prompt(args, kwargs), "generate": invocation.generate, "timeout": invocation.timeout,
@@ -104,7 +104,7 @@ class Session(Executor):
         """Accept no more calls, finish the submitted calls, and stop the pool and factory that the session started.
 
         Args:
-            wait: whether to block until all this is done.
+            wait: whether to block until the calls are finished, and the pool and factory are stopped.
             cancel_futures: whether to cancel the calls that are in no job yet.
         """
         with self.lock:
@@ -132,7 +132,10 @@ class Session(Executor):
     # ---- threads ---------------------------------------------------------------------------------
 
     def _hold_pool(self, ready: Future[str], site: Path | None, pool: Path | None) -> None:
-        """Keep pool and factory until the session ends. Set `ready` to the user's name at the access point."""
+        """Provide the pool and the factory until the session ends.
+
+        The result of `ready` becomes the user's name at the access point. If the start fails, `ready` gets the error.
+        """
         with ExitStack() as stack:
             try:
                 stack.enter_context(workplace(site, pool))
@@ -148,9 +151,10 @@ class Session(Executor):
             self.ended.wait()
 
     def _remove_folder(self) -> None:
-        """Remove the session's folder. But keep the folder if HTCondor did not answer, because jobs may remain.
+        """Remove the session's folder if the session's jobs have been removed.
 
-        The next session finds the folder, and removes the remaining jobs.
+        If HTCondor did not answer, jobs may remain, and the folder is kept. The next session finds the folder, and
+        removes these jobs.
         """
         if self.jobs_removed:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -215,7 +219,7 @@ def _connected_driver(run: RunSpec, calls: Calls) -> Driver | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock a session's folder. The kernel releases the lock when the process ends, even if the process is killed."""
+    """Lock a session's folder in a `with` block. If the process is killed, the kernel releases the lock."""
     with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -15,7 +15,7 @@ from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record
 from glide.sweep.requests import RequestIndex, requests_file
 
-# Summary entries that a driver fills. If a run needed no driver, the summary has these values.
+# A driver computes these entries of summary.json. If a run needed no driver, the entries have these values.
 EMPTY_SUMMARY = {
     "makespan_s": 0.0, "warm_makespan_s": 0.0, "jobs": 0, "evictions": 0, "recomputed": 0, "lost_in_flight": 0,
     "resumed": 0, "tokens": 0, "glideins": [],
@@ -68,10 +68,10 @@ def sweep_status(sweep: Sweep) -> SweepStatus:
 def current_results(
     sweep: Sweep, prompt: str, index: RequestIndex | None = None
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """Yield pairs of a record and the result of the record's current request with this prompt.
+    """For one prompt, yield each record that has a current result, with this result.
 
-    A record without such a result is left out. A driver may write results at the same time. If the folder has no
-    fingerprints, a result counts if the sweep has a record with the result's id.
+    A result is current if its request has not changed. If the folder has no fingerprints of the prompt's requests, each
+    result with the id of a record is current. A driver may write results at the same time.
     """
     path, index = results_file(sweep.out, prompt), index or request_index(sweep, prompt)
     if not requests_file(sweep.out, prompt).exists():
@@ -86,7 +86,7 @@ def request_index(sweep: Sweep, prompt: str) -> RequestIndex:
 
 
 def is_correct(result: Mapping[str, Any], sweep: Sweep, record: Record) -> bool:
-    """Return whether a result's text equals the field that `expect` names. White space around both is ignored."""
+    """Return whether a result's text equals the field that `expect` names. White space at the ends is ignored."""
     expected, text = record.fields.get(sweep.file.expect or ""), result.get("text")
     return text is not None and text.strip() == str(expected).strip()
 

@@ -28,7 +28,7 @@ class Work(ABC):
         tokens: sum of the results' tokens.
         by_glidein: number of results by GlideId.
         history: writer of the driver's observations. By default the writer has no file, and writes nothing.
-        new_work: an event that is set when records have been added since the driver last read `pending`.
+        new_work: an event that is set when records are added. The driver clears it when it takes note of them.
     """
 
     max_result_bytes = 64 << 20
@@ -62,7 +62,7 @@ class Work(ABC):
     def wait_for_work(self) -> bool:
         """Block until a record is pending, or until no more records will be added. Return whether the call waited.
 
-        This default method never waits, because all records are known from the start.
+        All records of a sweep are known from the start, so this default method never waits.
         """
         return False
 
@@ -75,11 +75,11 @@ class Work(ABC):
         """
 
     def are_current(self, records: Collection[str]) -> bool:
-        """Return whether all these ids belong to current requests. The requests of a sweep may have changed."""
+        """Return whether all these ids belong to current requests. A sweep's requests may change between drivers."""
         return True
 
     def check_result(self, result: dict[str, Any]) -> str:
-        """Return a problem of a result, or an empty text if the result is valid.
+        """Return what is wrong with a result, or an empty text if the result is valid.
 
         When this method is called, glide.invoke.answers has already checked the fields that every result must have.
         """
@@ -118,7 +118,7 @@ class Work(ABC):
         """Save the sizes of the jobs that are being submitted, and the reason for the sizes. By default, do nothing."""
 
     def count(self, record: str, result: dict[str, Any]) -> None:
-        """Count a record's result."""
+        """Add the result of a record to the counts."""
         self.done[record] = _execution_hash(result)
         self.errors += result.get("error") is not None
         self.tokens += result.get("tokens") or 0

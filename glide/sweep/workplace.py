@@ -26,21 +26,21 @@ STOP_SECONDS = 25.0  # an unused factory is killed if it has not ended by itself
 WATCH_SECONDS = 1.0  # seconds between two checks whether a factory runs
 # If a factory ends within this number of seconds after its start, it has failed, and the next start is delayed.
 SOON_SECONDS = 30.0
-LONGEST_PAUSE = 60.0  # maximum delay of a start, in seconds
-LAST_BYTES, LAST_LINES = 4096, 3  # maximum size of the end of a factory's log that is logged, in bytes and in lines
+LONGEST_PAUSE = 60.0  # maximum delay before a factory is started again, in seconds
+LAST_BYTES, LAST_LINES = 4096, 3  # maximum part of an ended factory's log that is logged, in bytes and in lines
 _log = logging.getLogger("glide")
 _embedded: set[str] = set()  # condor_config paths of the embedded pools that `embedded_pool` has activated
 
 
 @contextmanager
 def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None]:
-    """Provide a pool, and a factory if needed, inside the block. Afterwards, stop the processes that were started here.
+    """Provide a pool, and a factory if needed, in a `with` block. Then stop the processes that this function started.
 
     Args:
-        site_file: site file of the factory to run. By default, a configured pool is expected to have its own factory,
-            and an embedded pool gets a factory for site_configs/local.yaml.
-        pool: path of the condor_config of the pool. By default, the configured pool is used, or an embedded pool if no
-            pool is configured.
+        site_file: site file of the factory to run. If it is None, a configured pool is expected to have its own
+            factory, and an embedded pool gets a factory for site_configs/local.yaml.
+        pool: path of the condor_config of the pool. If it is None, the configured pool is used, or an embedded pool if
+            no pool is configured.
     """
     if pool is not None:
         os.environ["CONDOR_CONFIG"] = str(pool.resolve())
@@ -58,9 +58,9 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
 
 @contextmanager
 def embedded_pool() -> Iterator[None]:
-    """Provide the embedded pool of GLIDE_HOME inside the block. Start the pool if it is down.
+    """Provide the embedded pool of GLIDE_HOME in a `with` block. Start the pool if it is down.
 
-    If a sweep or a session has started the pool, the pool is stopped when the last process leaves the block.
+    If a sweep or a session has started the pool, the last process that leaves such a block stops the pool.
     """
     pool = EmbeddedPool(home())
     pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,7 +88,7 @@ def embedded_pool() -> Iterator[None]:
 
 @contextmanager
 def factory(site_file: Path) -> Iterator[None]:
-    """Provide a factory for the site inside the block. If no factory runs, start a new factory.
+    """Provide a factory for the site in a `with` block. If no factory runs, start a new factory.
 
     The new factory ends when no process uses it any more.
     """
@@ -101,7 +101,7 @@ def factory(site_file: Path) -> Iterator[None]:
         finally:
             supervisor.stop()
     deadline = time.monotonic() + STOP_SECONDS
-    while ends_when_unused(site) and not is_used(site):  # do not return before the unused factory has ended
+    while ends_when_unused(site) and not is_used(site):  # return only when the unused factory has ended
         if time.monotonic() > deadline:
             return supervisor.kill()
         time.sleep(0.1)

@@ -1,8 +1,8 @@
 """Compute a digest of Python objects and their code. Equal objects have the same digest in every process.
 
-Pickles of equal objects differ between processes. In a pickle, the order of a set depends on a random hash, a class has
-a random id, and code contains the path of its file. So a comparison of pickles cannot show that two sticky states are
-equal. This module visits the same objects as cloudpickle, but ignores these differences.
+The sha256 of a pickle is not such a digest, because pickles of equal objects differ between processes. The order of a
+set's items is random, a class has a random id, and code contains the path of its file. This module visits the same
+objects as cloudpickle, but ignores these differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CODE = (
     "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_posonlyargcount",
     "co_kwonlyargcount", "co_flags", "co_exceptiontable",
 )  # fmt: skip
-# Attributes that the digest of a class ignores, because the interpreter adds these attributes to every class.
+# The digest of a class ignores these attributes, because the interpreter adds them to every class.
 _NOT_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
 
 
@@ -35,8 +35,8 @@ class CapturedValue(NamedTuple):
 
     Attributes:
         digest: sha256 over the value and its code.
-        local: modules that the value uses. They belong to no installed package, so nodes do not have these modules.
-        imported: local modules that are imported only when the value's code runs. The keys are the modules' names.
+        local: modules of the user that the value uses. They belong to no installed package, so nodes do not have them.
+        imported: the modules in `local` that the value's code imports when it runs. The keys are the modules' names.
     """
 
     digest: str
@@ -55,13 +55,13 @@ def digest(value: Any) -> CapturedValue:
 
 
 class _Walk:
-    """A walk through an object and all objects to which it refers.
+    """Computes the digest of an object from the digests of all objects to which it refers.
 
     Attributes:
-        done: digests of the finished objects, by id().
-        open: the path from the first object to the current object. The keys are the id() of the objects on the path,
-            and the values are their positions. If an object refers to an object on the path, the digest of this
-            reference depends only on the distance between the two positions.
+        done: digests of the finished objects. The keys are the id() of the objects.
+        open: depth of each unfinished object. The keys are the id() of the objects. An object is unfinished while the
+            objects to which it refers are visited. If one of these refers back to it (a cycle), the digest of this
+            reference is made from the difference between the two depths.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -88,7 +88,7 @@ class _Walk:
 
     def _parts(self, value: Any) -> Iterator[bytes]:
         if type(value) is int:
-            yield f"{value:x}".encode()  # hexadecimal, because Python limits the number of decimal digits
+            yield f"{value:x}".encode()  # hexadecimal, because Python refuses to convert large numbers to decimal
         elif type(value) in (type(None), type(...), bool, float, complex, str, bytes):
             yield repr(value).encode()
         elif type(value) in (list, tuple):
@@ -96,7 +96,7 @@ class _Walk:
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))
         elif type(value) is dict:
-            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the items matters
+            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the items counts
         elif isinstance(value, CodeType):
             yield from (self.of(getattr(value, name, None)) for name in _CODE)
             yield from map(self.of, value.co_consts)
@@ -119,7 +119,7 @@ class _Walk:
             yield from self._object(value)
 
     def _module(self, module: ModuleType) -> Iterator[bytes]:
-        if _is_local(module):  # a local module is sent with its present content
+        if _is_local(module):  # nodes get the content of a local module, so its digest includes the content
             self.local.add(module)
             for name, each in sorted(vars(module).items()):
                 if name not in _NOT_MODULE:
@@ -164,7 +164,7 @@ class _Walk:
                 inner = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
                 accessors = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
                 yield name.encode() + type(value).__name__.encode()
-                # Slots and other descriptors of the interpreter have no content.
+                # The digest ignores slots and other descriptors of the interpreter, because they have no content.
                 yield from (self.of(each) for each in accessors if type(each).__name__ not in _DESCRIPTORS)
 
     def _object(self, value: Any) -> Iterator[bytes]:
@@ -173,21 +173,21 @@ class _Walk:
         if isinstance(reduced, str):
             yield reduced.encode()
             return
-        make, arguments, *state = reduced  # `state` may contain the object's state, list items and dict items
+        make, arguments, *state = reduced  # `state`: up to three parts, for attributes, list items and dict items
         yield self.of(type(value)) + self.of(make) + self.of(arguments)
         yield from (self.of(list(each) if isinstance(each, Iterator) else each) for each in state)
 
     def _is_by_value(self, value: Any) -> bool:
-        """Return whether the pickle of a value contains the value's code, and not only the value's name.
+        """Return whether the pickle of a function or class contains its code. Other pickles contain only its name.
 
-        A pickle contains the code of functions and classes from scripts, from notebooks and from modules beside them.
+        A pickle contains the code if the function or class is from a script, a notebook or a module of the user.
         """
         module = sys.modules.get(value.__module__ or "")
         if module is not None and _is_local(module):
             self.local.add(module)
             return True
         found: Any = None if module is None or module.__name__ == "__main__" else module
-        # If the qualified name does not lead to the value, the pickle contains the code. A lambda is an example.
+        # A pickle contains only the name if this name leads to the function or class. A lambda has no such name.
         for name in value.__qualname__.split("."):
             found = getattr(found, name, None)
         return found is not value
@@ -196,15 +196,15 @@ class _Walk:
 _NOT_MODULE = {
     "__builtins__", "__loader__", "__spec__", "__file__", "__path__", "__cached__", "__doc__", "__package__",
 }  # fmt: skip
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, the flag of each class that Python code defines
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, a flag of each class that is defined in Python code
 _DESCRIPTORS = ("member_descriptor", "getset_descriptor", "wrapper_descriptor")
 
 
 def _local_imports(function: FunctionType) -> Iterator[ModuleType]:
-    """Yield the local modules that a function imports when it runs. Yield a package before the package's modules."""
+    """Yield the user's own modules that a function imports when it runs. A package comes before its modules."""
     package = function.__globals__.get("__package__") or ""
     for level, names, module in _imports(function.__code__):
-        with suppress(Exception):  # if an import fails here, it may succeed on nodes, or may be optional
+        with suppress(Exception):  # ignore a failed import: it may succeed on nodes, or may be optional
             whole = importlib.util.resolve_name("." * level + module, package)
             within = [f"{whole}.{name}" for name in names or ()]
             parts = whole.split(".")
@@ -215,11 +215,11 @@ def _local_imports(function: FunctionType) -> Iterator[ModuleType]:
 
 
 def _imported_if_local(name: str) -> ModuleType | None:
-    """Import and return a local module. Return None for an installed module.
+    """Import a module and return it, if it belongs to the user. Otherwise return None.
 
-    Nodes have installed modules, and the import of an installed module may be slow.
+    A module of an installed package is not imported. Nodes have such modules too, and the import may be slow.
     """
-    spec = importlib.util.find_spec(name)  # this imports the module's parents, which the caller has checked before
+    spec = importlib.util.find_spec(name)  # this also imports the packages that contain the module
     places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
     if any(place and not _is_installed(Path(place)) for place in places):
         return importlib.import_module(name)
@@ -227,7 +227,7 @@ def _imported_if_local(name: str) -> ModuleType | None:
 
 
 def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]]:
-    """Yield the level, the imported names and the module of each import statement, as __import__ receives them."""
+    """Yield the arguments `level`, `fromlist` and `name` of `__import__` for each import statement in some code."""
     before: list[Any] = [None, None]
     for each in dis.get_instructions(code):
         if each.opname == "IMPORT_NAME":
@@ -240,7 +240,10 @@ def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]
 
 
 def _is_local(thing: ModuleType | type) -> bool:
-    """Return whether a module, or a class's module, belongs neither to Python nor to glide nor to a package."""
+    """Return whether a module belongs to the user, and not to Python, glide or an installed package.
+
+    For a class, the class's module counts.
+    """
     name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     module = sys.modules.get(name)
     if name.partition(".")[0] in (*sys.stdlib_module_names, "glide", "__main__") or module is None:
@@ -251,7 +254,8 @@ def _is_local(thing: ModuleType | type) -> bool:
 
 def _is_installed(place: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    # Folders with these names also contain packages: the user's, Debian's, and those of the Python under a venv.
+    # Other folders with these names contain packages, too. They belong to the user's account, to Debian, or to the
+    # Python from which a venv was made.
     named = {"site-packages", "dist-packages"} & set(place.parts)
     return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 

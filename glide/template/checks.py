@@ -15,10 +15,10 @@ from typing import Any
 
 from glide.vocabulary import State
 
-LARGEST_TEXT = 16_000_000  # maximum number of characters of a description; a job ad with a function has 1.4 million
+LARGEST_TEXT = 16_000_000  # maximum length of a description in characters; those with a function reach 1.4 million
 LARGEST_NAME = 4096  # maximum length of a path, an address, a key or an owner, in characters
 LARGEST_SIZE = 10**15  # maximum size of a file in bytes
-LONGEST_BUDGET = 1e9  # maximum time limit of a phase in seconds
+LONGEST_BUDGET = 1e9  # largest allowed time limit of a phase, in seconds
 DEEPEST = 50  # maximum depth of nested options; some versions of Python cannot write deeper options as JSON
 PHASES = (*State.COMING_UP, State.WARM)
 
@@ -39,7 +39,7 @@ def parse(text: object) -> dict[str, Any]:
         fields = json.loads(text, parse_constant=_refuse)
         if not isinstance(fields, dict):
             raise ValueError("the description is no JSON object")
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # this refuses 1e999 and lone surrogates
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # fails for 1e999 and lone surrogates
     except RecursionError:
         raise ValueError("the description is nested too deeply") from None
     return fields
@@ -49,7 +49,7 @@ def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tupl
     """Raise ValueError if a `needed` field is missing, a field is unknown, or a value does not pass its check.
 
     Args:
-        expected: the check of each known field, by name.
+        expected: for each known field, by name, a function that returns whether a value is valid.
         needed: names of the required fields.
         what: name of the object in error messages.
     """
@@ -65,10 +65,10 @@ def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tupl
 
 
 def files(described: Any) -> dict[str, tuple[str, int]]:
-    """Return the sha256 and the size in bytes of each described file. The keys are names relative to the folder.
+    """Check the list of files in a description. Return the sha256 and the size in bytes of each file, by name.
 
     Raises:
-        ValueError: a name, sha256 or size is invalid, or a name leads out of the folder.
+        ValueError: a sha256 or a size is invalid, or a name is not a relative path inside the template's folder.
     """
     if not isinstance(described, Mapping):
         raise ValueError("the files are no JSON object")
@@ -83,7 +83,7 @@ def files(described: Any) -> dict[str, tuple[str, int]]:
 
 
 def is_file_name(name: Any) -> bool:
-    """Return whether a value is a relative path in valid Unicode that does not lead out of the folder."""
+    """Return whether a value is a relative path without `..`, in valid Unicode and without control characters."""
     if not _is_line(name):
         return False
     path = PurePosixPath(name)
@@ -120,7 +120,10 @@ def _is_options(value: Any) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """Return how deeply lists and objects are nested. This is not recursive, because Python limits recursion."""
+    """Return how deeply lists and objects are nested.
+
+    The function does not call itself, because a value may be nested more deeply than Python allows calls to be nested.
+    """
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, (dict, list))]:
         depth += 1
@@ -148,9 +151,9 @@ FUNCTION: dict[str, Check] = {
     "source": _is_text, "pickle": _is_text, "digest": _is_digest,
     "python": _is_line, "cloudpickle": _is_line, "owner": _is_line,
 }  # fmt: skip
-# The function `files` checks the field `files`.
+# The field `files` has no check here, because the function `files` checks it.
 FILE_SET: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
-# Other code checks the fields whose check is `_anything`.
+# The fields with `_anything` have no check here, because Template.from_json checks them.
 TEMPLATE: dict[str, Check] = {
     "model": _is_name, "engine": _is_name, "path": _or_none(_is_line), "files": _anything, "options": _is_options,
     "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),

@@ -1,6 +1,6 @@
-"""Pickle Python code for nodes. The code makes or uses sticky state.
+"""Pickle users' Python functions for nodes. These functions make or use sticky state.
 
-Nodes do not import this module. To unpickle the code, nodes need only glide.template.file_argument and cloudpickle.
+Nodes do not import this module. To unpickle a function, they need only glide.template.file_argument and cloudpickle.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from glide.template.canonical import CapturedValue, digest
 from glide.template.file_argument import FileArgument, WithModules
 from glide.template.spec import Function, Template, files_of
 
-MOST_BYTES = 1 << 20  # maximum size of a pickled function in bytes; the ad of each job contains the function
+MOST_BYTES = 1 << 20  # maximum length of a pickled function in base64; the ad of each job contains the function
 
 
 def template_of(
     name: str, function: Callable, arguments: Sequence[Any], keywords: Mapping[str, Any], owner: str
 ) -> Template:
-    """Return the template of the state that a call makes.
+    """Return the template of the state that a function call makes.
 
-    If an argument of the call is a Path or a text with a slash, and a file or folder exists at this path, the template
-    contains the file, or the files of the folder.
+    The template contains the files that the call's arguments name. An argument that is a Path, or a text with a slash,
+    names the file or folder that exists at this path.
 
     Args:
         name: the template's name in ads.
+        arguments: positional arguments of the call.
+        keywords: keyword arguments of the call.
         owner: the only User whose jobs may use the state.
 
     Raises:
@@ -96,7 +98,7 @@ def _by_value(modules: set[ModuleType]) -> Iterator[None]:
 
 def _file(argument: Any) -> Path | None:
     if isinstance(argument, Path) or (isinstance(argument, str) and os.sep in argument):
-        with suppress(OSError, ValueError):  # the text may be an invalid path
+        with suppress(OSError, ValueError):  # a text that is not a valid path names no file
             path = Path(argument)
             return path.resolve() if path.exists() else None
     return None

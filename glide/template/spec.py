@@ -18,14 +18,14 @@ from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
 
-# Time limit of each phase of a model server, in seconds. A healthy node needs far less time. In the phase WARM, if
-# calls wait and no call has begun, the engine must send a message within this time.
+# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. The limit of WARM is
+# not for the whole phase. It is the time within which a warm engine must begin a call that it has received.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
 }  # fmt: skip
 
-# Phung and Thain call these three values StickyInvoc, StickyI/O and create-destroy, in this order.
+# In Phung and Thain's paper on StickyInvoc, these values are called StickyInvoc, StickyI/O and create-destroy.
 Keep = Literal["state", "files", "nothing"]
 
 
@@ -56,9 +56,9 @@ class FileSet:
     Attributes:
         path: folder or address (glide.files.sources) of the files.
         files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
-        key: key that authenticates requests to peers that have the files. The factory makes the key. Glideins and
-            tickets contain the key.
-        seed: address of the factory's file server, which nodes without this folder use. Empty: no server.
+        key: secret with which a node may fetch these files from peers. The factory makes the key. Empty: the files are
+            not fetched from peers.
+        seed: address of the factory's seed, from which nodes without this folder fetch the files. Empty: no seed.
     """
 
     path: str
@@ -88,14 +88,14 @@ class Template:
         files: sha256 and size in bytes of each file. The keys are the file names relative to the folder.
         options: options of the engine.
         function: the call that the python engine runs; None for other engines.
-        service: options of the openai engine. None unless the node passes records on to a service with the model.
-        budgets: time limits in seconds. The keys are phases (glide.vocabulary.State). A limit overrides BUDGETS.
-        keep: the part that stays on the node between jobs. This is the whole state, only the files, or nothing.
+        service: options of the openai engine, if a service outside the pool has the model; otherwise None.
+        budgets: time limits in seconds. The keys are phases (glide.vocabulary.State). These limits override BUDGETS.
+        keep: what stays on the node between jobs: the whole state, only the files, or nothing.
         key, seed: as in FileSet, for the template's files.
         environment: environment in which the engine runs. A file set with a file is an archive or an image that nodes
-            fetch. A file set without files is a folder or an image that nodes have. None: the node's own Python.
-        user: the User who chose the environment. Empty if the template has no environment, or if the template has a
-            function, because `function` contains the owner.
+            fetch. A file set without files is a folder or an image that nodes have. None: the environment of the entry,
+            or the node's own Python if the entry has no environment.
+        user: the User who chose the environment. Empty if there is no environment, or if `function` names the owner.
     """
 
     model: str
@@ -120,7 +120,7 @@ class Template:
 
     @property
     def owner(self) -> str:
-        """Return the only User whose jobs may use the state. Return an empty text if the state has no user's code."""
+        """Return the only User whose jobs may use the state. If the state has no user's code, return an empty text."""
         return self.function.owner if self.function else self.user
 
     @property
@@ -129,14 +129,17 @@ class Template:
         return self.function is not None or self.environment is not None
 
     def for_user(self, user: Callable[[], str]) -> Template:
-        """Return the template. If it has an environment and no function, set the user to the result of `user`."""
+        """Return the template with the owner of its environment. `user` is a function that returns this owner.
+
+        If the template has no environment, or if its function already has an owner, return the template unchanged.
+        """
         return replace(self, user=user()) if self.environment and not self.function else self
 
     @property
     def digest(self) -> str:
         """Return the sha256 over all fields that determine the state.
 
-        Fields that can differ between nodes, such as `path`, are left out.
+        Fields that do not change the state, such as `path`, are left out.
         """
         parts = {"engine": self.engine, "model": self.model, "options": self.options}
         parts["files"] = {name: digest for name, (digest, _) in self.files.items()}
@@ -159,7 +162,7 @@ class Template:
 
     @property
     def file_sets(self) -> list[FileSet]:
-        """Return the file sets that a node must fetch. These contain the template's and the environment's files."""
+        """Return the file sets that a node must fetch: the template's files and the environment's files, if any."""
         return [file_set for file_set in (self.file_set, self.environment) if file_set and file_set.files]
 
     def budget(self, phase: str) -> float:
@@ -208,7 +211,7 @@ def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if any(part.startswith(".") for part in each.relative_to(path).parts):
             continue
-        status = each.stat()  # unlike is_file, stat raises an error for a link to nothing
+        status = each.stat()  # stat, unlike is_file, raises an error for a link whose target is missing
         if stat.S_ISREG(status.st_mode):
             name = str(each.relative_to(root))
             if not checks.is_file_name(name):

@@ -23,7 +23,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def application(get_view: Callable[[], PoolView], names: Collection[str] = (), token: str = "") -> Guard:
-    """Return the web application. The guard checks each request before its route answers.
+    """Return the web application. Its guard checks each request before a page answers the request.
 
     Args:
         get_view: a function that returns the current view of the pool.
@@ -71,7 +71,7 @@ def application(get_view: Callable[[], PoolView], names: Collection[str] = (), t
         Route("/status.json", status_json),
         Route("/entry/{name}.json", entry_json),
         Route("/entry/{name}", entry),
-        Route("/run", run),  # a run's name may contain any character, so the name is a query parameter
+        Route("/run", run),  # the name is a query parameter, because it may contain any character
         Route("/run.json", run_json),
         Route("/metrics", metrics),
         Mount("/static", StaticFiles(directory=STATIC)),

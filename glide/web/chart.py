@@ -1,4 +1,4 @@
-"""Draw charts of series over time as SVG. The style sheet of the page sets the colours, by the classes in the SVG."""
+"""Draw charts of series over time as SVG. The SVG names CSS classes, and the page's style sheet has their colours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Series:
     """A series of a chart.
 
     Attributes:
-        colour: name of a CSS class. The style sheet of the page sets the colour of this class.
-        values: the value of each step; None for a step whose value is not known.
+        colour: name of a CSS class. The page's style sheet has the colour of this class.
+        values: the value of each step of time; None if the value is not known.
     """
 
     name: str
@@ -159,7 +159,7 @@ def _x(step: float, count: int) -> float:
 
 
 def _y(value: float, top: float) -> float:
-    """Return the vertical coordinate of a value."""
+    """Return the vertical coordinate of a value, in SVG units."""
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(1.0, value / top)), 1)
 
 

@@ -36,7 +36,7 @@ class Guard:
     """Pass a request on if it only reads, uses a known host name, and has the token or the session cookie.
 
     The check of the host name prevents DNS rebinding. In this attack, a hostile web site makes its own host name
-    resolve to this machine. But requests from the pages of that site still carry the site's host name.
+    resolve to this machine. Requests from the site's pages carry the site's host name, so the guard refuses them.
 
     Args:
         names: host names that requests may use, besides localhost and IP addresses.
@@ -66,7 +66,7 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """Return the answer to a request that is not allowed; None if the request is allowed."""
+        """Return the answer to a request that is refused or logs in; None if the application answers the request."""
         if scope["method"] not in METHODS:
             return PlainTextResponse("These pages are read-only.\n", 405, {"Allow": ", ".join(METHODS)})
         if not self._is_ours(Headers(scope=scope).get("host", "")):
@@ -91,8 +91,8 @@ class Guard:
         return name.lower() in {"localhost", *(each.lower() for each in self.names)}
 
     def _log_in(self, path: str, query: list[tuple[str, str]]) -> Response:
-        """Set the cookie, and redirect to the same page without the token in its address."""
-        whole = f"/{path.lstrip('/')}"  # browsers read a path that begins with two slashes as the name of a host
+        """Return an answer that sets the session cookie, and redirects to the same address without the token."""
+        whole = f"/{path.lstrip('/')}"  # one slash, because browsers take the path //NAME for the host NAME
         answer = RedirectResponse(f"{whole}?{urlencode(query)}" if query else whole, 303)
         answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict")
         return answer
@@ -103,6 +103,6 @@ def _equal(shown: str, expected: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server that listens on an address or name."""
+    """Return whether only this machine can reach a server that listens on an address or host name."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)

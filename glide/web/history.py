@@ -1,4 +1,4 @@
-"""Make charts of the last hours of a site from the journal of its factory."""
+"""Make charts of a site's last hours, from the journal of the site's factory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from glide.vocabulary import State
 from glide.web.chart import Chart, Series
 
 HOURS = (1, 6, 24)  # time ranges that the charts can show, in hours
-STEPS = 240  # number of steps of a chart
+STEPS = 240  # number of steps on the time axis of a chart
 # If two successive journal lines are further apart than this number of seconds, no factory ran between them.
 GAP_SECONDS = 2.5 * SILENCE_SECONDS
 
-# The series of the stacked charts, from bottom to top. For each series: its colour, and the states that it counts.
+# The series of the stacked charts, from bottom to top. For each series: its colour, and the states that it includes.
 GLIDEINS = {
     "running": ("green", {"running", "transferring"}),
     "idle": ("sky", {"idle"}),
@@ -38,14 +38,14 @@ SHARES = {
     Activity.LOST: "vermilion",
 }
 
-# The keys of a journal line that the charts need. The actions are left out, because they are the largest part.
+# The keys of a journal line that the charts need. The key `actions` is left out, because its value is large.
 DRAWN = ("time", "glideins", "lanes", "unseen", "records", "evictions", "glidein_seconds")
 Line = Mapping[str, Any]
 Levels = list[float | None]
 
 
 def charts(folder: Path, entries: Collection[str], hours: int) -> list[Chart]:
-    """Return the charts of a site. The charts are cached for the length of one step.
+    """Return the charts of a site. They are cached for as long as one step of their time axis.
 
     Args:
         folder: path of the folder with the factory's journal.
@@ -69,8 +69,7 @@ def build_charts(lines: Collection[Line], entries: Collection[str], start: float
 
     Args:
         lines: the journal lines, in order of time.
-        entries: names of the site's entries. The journal may also have glideins of this account's other sites, but
-            these glideins are left out.
+        entries: names of the site's entries. The glideins of all other entries in the journal are left out.
         start: Unix time of the first step.
         step: length of a step, in seconds.
     """
@@ -103,9 +102,9 @@ def build_charts(lines: Collection[Line], entries: Collection[str], start: float
 
 
 def _levels(lines: Iterable[Line], start: float, step: float, value: Callable[[Line], float]) -> Levels:
-    """Return the value at the end of each step.
+    """Return a level, such as a number of glideins, at the end of each step.
 
-    The value is None if no factory ran at that time, or if the factory could read no source.
+    The level is None if no factory ran at that time, or if the factory could read no source.
     """
     levels: Levels = [None] * STEPS
     for before, line in pairwise([*lines, {"time": start + STEPS * step}]):
@@ -119,7 +118,9 @@ def _levels(lines: Iterable[Line], start: float, step: float, value: Callable[[L
 
 
 def _spread(lines: Iterable[Line], start: float, step: float, amount: Callable[[Line, Line], float]) -> list[float]:
-    """Return the amount of each step. The amount between two lines is spread evenly over the steps between these lines.
+    """Return an amount, such as a number of served records, for each step.
+
+    The amount between two journal lines is spread evenly over the steps between these lines.
 
     Args:
         amount: a function that returns the amount between two lines.
@@ -140,7 +141,7 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
     """Return the number of events in each step.
 
     Args:
-        name: the key of the count of these events in a journal line.
+        name: the key of a journal line whose value is the count of these events since the factory started.
     """
     found: list[float | None] = [0.0] * STEPS
     for before, line in pairwise(lines):
@@ -151,7 +152,7 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
 
 
 def _more(name: str, before: Line, line: Line) -> float:
-    """Return the increase of a count between two lines. If the count fell, the increase is 0.
+    """Return the increase of a count between two journal lines; 0 if the count fell.
 
     A count falls when a new factory has started, because each factory counts from zero.
     """
@@ -159,7 +160,7 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Return a series for each activity of running glideins: the share of the glideins' time, in percent."""
+    """Return a series for each activity of running glideins: its share of the glideins' time, in percent."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

@@ -23,9 +23,9 @@ from glide.vocabulary import JobStatus, State
 from glide.web.snapshot_cache import PoolView
 
 STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
-ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported also if no glidein has them
-# For each counter: the kind of events that it counts, the name of its third label (after site and entry), the values of
-# this label that are exported for each entry from the beginning, and a description.
+ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported even if no glidein has them
+# For each counter: the kind of events that it counts, the name of its third label (after site and entry), the initial
+# values of this label, and a description. With an initial value, the counter is exported before its first event.
 COUNTERS = {
     "glide_records_served": (SERVED, "model", (), "Records that glideins have served, including those with an error."),
     "glide_record_errors": (ERRORS, "model", (), "Records that glideins have served with an error."),
@@ -126,9 +126,9 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _counters(view: PoolView, site_of: Mapping[str, str]) -> Iterator[Metric]:
-    """Yield the counters. If the values of the third label are known in advance, begin with 0 for each of them.
+    """Yield the counters. A counter with an initial value of its third label is 0 before the first event.
 
-    Prometheus sees the first increase of a counter only if the counter existed before.
+    Prometheus sees the first increase of a counter only if the counter existed before the increase.
     """
     for name, (kind, label, always, description) in COUNTERS.items():
         found = Counter({(site, entry, each): 0 for entry, site in site_of.items() for each in always})
@@ -150,5 +150,5 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return the label for a text that anybody may have written; `other` if the text is not a valid name."""
+    """Return a text as the value of a label; `other` if the text, which anybody can write, is not a valid name."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

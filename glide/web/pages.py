@@ -96,7 +96,7 @@ def page(template: str, view: PoolView, **context: Any) -> str:
 
 
 def freshness(view: PoolView) -> dict[str, Any]:
-    """Return the age of the view in seconds, and why the view is not newer. The age is None if no pool has answered."""
+    """Return the age of the view in seconds, and why it is not newer. The age is None if the pool never answered."""
     return {"age_s": round(max(0.0, time.time() - view.at), 1) if view.at else None, "trouble": view.trouble}
 
 
@@ -114,7 +114,7 @@ def _sums(view: PoolView) -> dict[str, Any]:
 
 
 def _models(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Count the lanes, and the busy lanes, of each model and state."""
+    """Return for each model and state the number of lanes, and the number of busy lanes."""
     groups: dict[tuple[str, str], Counter[str]] = {}
     for lane in snapshot.lanes:
         key = lane.model or ("no model" if not lane.template else lane.template[:12]), phase(lane)

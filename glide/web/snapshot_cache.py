@@ -16,25 +16,25 @@ from glide.factory.totals import MetricKey, Totals
 from glide.report.status import document
 from glide.web.snapshot_worker import serve_snapshots, unexpected_error
 
-REFRESH_SECONDS = 2.0  # minimum time between two snapshots
+REFRESH_SECONDS = 2.0  # minimum time between two snapshots, in seconds
 QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a query of one source takes up to 20 s
-MAX_WAIT_SECONDS = 3.0  # seconds of waiting for a new snapshot, before a request gets the previous snapshot
+MAX_WAIT_SECONDS = 3.0  # seconds that a request waits for a new snapshot, before it gets the previous one
 
 Run = tuple[str, str, str]  # name of the run, its user, and digest of the template
 
 
 @dataclass(frozen=True)
 class PoolView:
-    """The last snapshot for which the pool answered.
+    """The latest view of the pool: the last snapshot for which the pool answered.
 
     Attributes:
-        status: the document of `glide status --json`. If a later query reached only a part of the pool, the states of
-            the factories are from that query.
+        status: the document of `glide status --json`. If a later query reached only a part of the pool, only the states
+            of the factories are from this later query.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: for each run, the largest number of records that it had left in any snapshot.
-        counts: the values of `totals` at the time of the snapshot.
-        totals: counts over all snapshots since this process started.
+        counts: numbers of events, such as evictions, from the start of this process to the snapshot.
+        totals: computes `counts` from successive snapshots.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -77,8 +77,8 @@ class PoolView:
 def without_last_lines(view: PoolView) -> PoolView:
     """Return a copy of the view without the output of glideins.
 
-    Every account of this machine can read the queue. But only the account of glide web can read the folder with the
-    output.
+    Without a token, every account of this machine can read the pages. But only the account of glide web can read the
+    folder with the output, so these pages must not show the output.
     """
 
     def without_lines(entry: dict[str, Any]) -> dict[str, Any]:
@@ -90,11 +90,11 @@ def without_last_lines(view: PoolView) -> PoolView:
 
 
 class SnapshotCache:
-    """Return the latest view at each call. Only a call starts a new snapshot, and at most one in REFRESH_SECONDS.
+    """Return the latest view of the pool when called. If the view is older than REFRESH_SECONDS, take a new snapshot.
 
     Args:
-        worker: the function that the worker process runs. For each request on a pipe, this function takes a snapshot.
-        timeout: time limit of a snapshot, in seconds. If a worker process takes longer, it is killed. The next request
+        worker: the function that the worker process runs. It takes a snapshot for each message on a pipe.
+        timeout: time limit of a snapshot, in seconds. A worker process that takes longer is killed, and the next call
             starts a new process.
     """
 
@@ -118,7 +118,7 @@ class SnapshotCache:
             return self._view
 
     def _refresh_on_request(self) -> None:
-        """Take a snapshot at each request. This method runs in its own thread, and never returns.
+        """Take a snapshot whenever a call requests one. This method runs in a thread, and never returns.
 
         The worker process ends together with this thread. So this thread must not end before the server.
         """

@@ -1,7 +1,7 @@
-"""The process that queries the pool, so that glide web can serve pages while HTCondor does not answer.
+"""The worker process of glide web, which queries the pool.
 
-htcondor2 holds Python's global interpreter lock during a query. If a daemon hangs, the query ends only at its time
-limit.
+htcondor2 holds Python's global interpreter lock during a query. If a daemon hangs, htcondor2 holds the lock until the
+query's time limit. glide web can serve pages meanwhile, because it is another process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glide.system import end_with_parent
 
 def serve_snapshots(pipe: Connection) -> None:
     """Answer each message on a pipe with a snapshot and its status document, or with the cause of a failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent process, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C, too, and ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
     connected = False

@@ -1,6 +1,6 @@
 """Dask: two worker processes with one thread each. In each worker, the model stays in a global variable.
 
-python dask_workers.py MODEL RECORDS OUT
+Usage: python dask_workers.py MODEL RECORDS OUT
 """
 
 import sys
@@ -16,8 +16,8 @@ if __name__ == "__main__":
     dask.config.set({
         # The profiler samples the worker's stack a hundred times per second, which slows computing down.
         "distributed.worker.profile.enabled": False,
-        # This setting leaves out the default MALLOC_TRIM_THRESHOLD_. With this default, the memory of every large
-        # tensor is returned to the system and must be paged in again.
+        # Dask's default for this setting also has MALLOC_TRIM_THRESHOLD_, which is left out here. With it, a process
+        # returns the memory of every large tensor to the system, and must page the memory in again.
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1},
     })  # fmt: skip
     folder, records, out = sys.argv[1:]

@@ -1,6 +1,6 @@
 """glide: a sweep on two glideins, with glide's default settings, on an embedded pool of its own.
 
-python glide_sweep.py MODEL RECORDS OUT
+Usage: python glide_sweep.py MODEL RECORDS OUT
 """
 
 import json
@@ -24,8 +24,8 @@ if __name__ == "__main__":
         results = bench.results.sweep.out
         history = [json.loads(line) for line in (results / ".glide" / "history.jsonl").read_text("utf-8").splitlines()]
         answers = [json.loads(line) for line in (results / "plain" / "results.jsonl").read_text("utf-8").splitlines()]
-        # Take the time from the model server itself, as the other systems take it from their workers. The driver sees
-        # the warm server later.
+        # The time when the first model server was warm, by its own clock. The workers of the other systems measure this
+        # time, too. The driver sees the warm server only later.
         ready = min(line["since"] for line in history if line.get("state") == State.WARM)
         engines: Counter[str] = Counter()
         for answer in answers:

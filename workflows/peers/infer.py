@@ -1,6 +1,6 @@
-"""The computation of all systems except glide. Each process has a model and computes texts with plain transformers.
+"""The computation in the workers of all compared systems except glide: load a model, and generate texts.
 
-The workers of these systems import this module. glide has an engine of its own.
+Each worker uses plain transformers. glide computes the same texts with its own engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")
 HERE = str(Path(__file__).resolve().parent)
 
-# A worker has one core. Set these variables before torch is imported. Processes that start workers pass them on.
+# Each worker uses one core. torch reads these variables when it is imported, and worker processes inherit them.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Answer = tuple[list[str], float]  # the texts, and the Unix time when the worker's model was ready
@@ -41,7 +41,7 @@ def tasks(records: str) -> list[list[str]]:
 def _resident(folder: str) -> tuple[Any, Any, float]:
     """Load the model at the first call. Return model, tokenizer, and the Unix time when both were ready.
 
-    The model is called once before it counts as ready, because the first call takes longer.
+    The model is called once before it counts as ready, because its first call takes longer.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,7 +89,7 @@ def write_measurement(
     versions: Mapping[str, str] = MappingProxyType({}),
     **more: Any,
 ) -> None:
-    """Write the measured times to a file. Call this function as soon as the last result is there.
+    """Write the measured times to a file. The time of this call counts as the end of the run.
 
     Args:
         out: path of the file.
@@ -97,7 +97,7 @@ def write_measurement(
         ready: Unix time when the system's first worker had the model.
         texts: all results, in the order of the prompts.
         versions: versions of programs that pip does not know.
-        more: further keys of the file.
+        more: further keys and values of the file.
     """
     ended = time.time()
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
@@ -109,7 +109,7 @@ def write_measurement(
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of the packages that the caller's interpreter has."""
+    """Return the versions of Python and of the installed packages among PACKAGES."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -118,6 +118,6 @@ def _versions() -> dict[str, str]:
 
 
 def write_answers(out: str, began: float, answers: Sequence[Answer], **more: Any) -> None:
-    """Write the measured times. `answers` has one answer for each task, in the order of the tasks."""
+    """Write the measured times to the file `out`. `answers` are the answers of all tasks, in the order of the tasks."""
     ready = min(ready for _, ready in answers)
     write_measurement(out, began, ready, [text for texts, _ in answers for text in texts], **more)

@@ -1,6 +1,6 @@
 """Parsl's HighThroughputExecutor: a block of two workers. In each worker, the model stays in a global variable.
 
-python parsl_htex.py MODEL RECORDS OUT
+Usage: python parsl_htex.py MODEL RECORDS OUT
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 began = time.time()
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # Parsl starts its own programs by name
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # Parsl finds its own programs on the PATH
 
 import parsl  # noqa: E402
 from infer import HERE, WORKERS, load, serve, tasks, write_answers  # noqa: E402
@@ -27,7 +27,7 @@ with tempfile.TemporaryDirectory() as run_dir:
         prefetch_capacity=WORKERS,
     )  # fmt: skip
     with parsl.load(Config(executors=[executor], run_dir=run_dir, strategy="none", usage_tracking=0)):
-        # Each worker gets one of these tasks, because a worker that loads takes no second task.
+        # Each worker loads the model once, because a worker takes no second task while it loads.
         loading = [load_app(folder) for _ in range(WORKERS)]
         answers = [serve_app(folder, task) for task in tasks(records)]
         write_answers(out, began, [answer.result() for answer in answers])

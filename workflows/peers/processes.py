@@ -1,6 +1,6 @@
-"""Two plain processes, each with half of the tasks. Without any system, this is the shortest possible time.
+"""Two plain processes, each with half of the tasks. No system adds costs, so the time is the shortest possible.
 
-python processes.py MODEL RECORDS OUT
+Usage: python processes.py MODEL RECORDS OUT
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Ray: two actors that keep the model, and a pool that gives the next task to a free actor.
 
-python ray_actors.py MODEL RECORDS OUT
+Usage: python ray_actors.py MODEL RECORDS OUT
 """
 
 import os

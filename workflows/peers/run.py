@@ -33,9 +33,9 @@ from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 PROMPTVERIFY = Path(HERE).parent / "promptverify"
 CONSTRAINTS = Path(HERE).parent.parent / "constraints.txt"
-# Numbers of prompts. The second number is the whole sweep. It shows how a difference grows with the amount of work.
+# Numbers of prompts. The second number is the whole sweep, to show how a difference grows with the amount of work.
 RECORDS = [4000, 12000]
-LIMIT_SECONDS = 300  # time limit of one run
+LIMIT_SECONDS = 300  # time limit of one run of a script, in seconds
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class System:
     """A system that is measured.
 
     Attributes:
-        script: script in this folder, which is called with MODEL RECORDS OUT.
+        script: script in this folder, which is called with the arguments MODEL RECORDS OUT.
         needs: package that pip installs for the system in a separate environment; empty if pip installs nothing.
-        module: module of a system that pip cannot install. The interpreter must already have this module. The name is
-            empty for all other systems.
+        module: module of a system that pip cannot install, so the interpreter must already have it; empty for all other
+            systems.
     """
 
     name: str
@@ -75,14 +75,14 @@ class Case:
 
 
 class Missing(Exception):
-    """A system cannot be measured here. The message is one sentence: which system, why, and what to do."""
+    """A system cannot be measured here. The message tells in one sentence which system, why, and what to do."""
 
 
 def interpreter(system: System, given: str) -> str:
     """Return the interpreter that runs a system's script.
 
     Args:
-        given: interpreter for systems that pip cannot install.
+        given: interpreter for the systems that pip cannot install.
 
     Raises:
         Missing: the system is not installed and cannot be installed.
@@ -92,7 +92,7 @@ def interpreter(system: System, given: str) -> str:
         if found.returncode:
             raise Missing(
                 f"{system.name} was left out: {Path(given).name} cannot import {system.module}, torch and transformers,"
-                " and pip cannot install the former; name another interpreter with --taskvine."
+                f" and pip cannot install {system.module}; name another interpreter with --taskvine."
             )
         return given
     return str(environment(system)) if system.needs else sys.executable
@@ -162,7 +162,7 @@ def write_records(path: Path, count: int) -> None:
 def measure_all(
     cases: Sequence[Case], taskvine: str, repeat: int
 ) -> tuple[dict[Case, list[dict[str, Any]]], list[str]]:
-    """Run all cases in turns. Return the measurements of each case, and the reasons why systems were left out."""
+    """Run all cases `repeat` times. Return the measurements of each case, and why systems were left out."""
     runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
     interpreters: dict[System, str] = {}
     missing: list[str] = []
@@ -173,7 +173,7 @@ def measure_all(
             missing.append(str(why))
     with tempfile.TemporaryDirectory(prefix="glide-peers-") as folder:
         for turn in range(repeat):
-            for case in cases[:: -1 if turn % 2 else 1]:  # alternate the order, so that slow minutes affect all alike
+            for case in cases[:: -1 if turn % 2 else 1]:  # alternate the order, so that slow minutes affect all cases
                 if case.system not in interpreters:
                     continue
                 records = Path(folder) / f"{case.records}.jsonl"
@@ -196,6 +196,7 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     """Return the experiment with its table and notes.
 
     Args:
+        missing: for each system that was left out, a sentence with the reason.
         began: Unix time when the command began.
     """
     experiment = Experiment(
@@ -239,7 +240,7 @@ def seconds(runs: Sequence[dict[str, Any]], what: str) -> tuple[float, ...]:
 
 
 def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
-    """Return a note on glide's makespan: how long an engine computed, and how long the driver saw a warm lane."""
+    """Return a note on glide's makespan: how long its busier engine computed, and how long lanes were warm."""
     whole = median(seconds(runs, "makespan_s"))
     busy = median(max(each["engines"].values()) for each in runs)
     seen = median(each["summary"]["warm_makespan_s"] for each in runs)
@@ -254,7 +255,7 @@ def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def drawn(runs: dict[Case, list[dict[str, Any]]]) -> Figure:
-    """Draw the makespans of each case, and their median as a bar. A bar behind it shows the time from nothing."""
+    """Draw the makespans of each case, and their median as a bar. A second bar includes the system's start."""
     figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(runs)))
     axes = figure.subplots()
     for row, same in enumerate(runs.values()):

@@ -1,6 +1,6 @@
 """TaskVine: two workers, each with a library that keeps the model. Tasks call a function of the library.
 
-python taskvine_functions.py MODEL RECORDS OUT
+Usage: python taskvine_functions.py MODEL RECORDS OUT
 """
 
 import os

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-DISTRACTORS = (0, 0, 0, 1, 1)  # the number of additional sentences in the evidence is drawn at random from these
+DISTRACTORS = (0, 0, 0, 1, 1)  # numbers of distracting sentences in the evidence; one is drawn at random
 LABELS = ("SUPPORTED", "REFUTED", "NOT ENOUGH INFO")
 
 FIRST_NAMES = """Ada Boris Clara Dario Edith Felix Greta Hugo Irene Jonas Karin Leon Mara Nils Olga Pavel Rosa
@@ -48,7 +48,7 @@ GENERIC_WORDS = {"The", "of", "metres"}
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: the kinds of its subject and value, and sentences that state it in claims and in evidence."""
+    """One kind of fact: the kind of its subject, the kind of its value, and sentences for claims and for evidence."""
 
     name: str
     subject: str
@@ -104,7 +104,7 @@ RELATIONS = (
 def names(kind: str, held_out: bool) -> list[str]:
     """Return the names of a kind in one split.
 
-    The pairs of parts form a table. One diagonal in eight is held out, so both splits have every part.
+    The pairs of parts form a table. The held-out names are every eighth diagonal, so each part is in both splits.
     """
     firsts, seconds = NAME_PARTS[kind]
     pairs = product(enumerate(firsts), enumerate(seconds))
@@ -116,7 +116,7 @@ for _kind in NAME_PARTS:
 
 
 class Claims:
-    """A generator of examples from one split, with a seed."""
+    """A generator of random examples from one split of the names."""
 
     def __init__(self, seed: int, held_out: bool):
         self.random = random.Random(seed)
@@ -165,9 +165,9 @@ class Claims:
         return {"relation": relation.name, "claim": claim, "evidence": " ".join(sentences), "label": label}
 
     def bare(self, label: str) -> dict[str, str]:
-        """Return an example that has only names.
+        """Return an example whose claim and evidence are one name each.
 
-        The evidence has the name of the claim, a different name of the same kind, or a name of a different kind.
+        The evidence is the claim's name, a different name of the same kind, or a name of a different kind.
         """
         kind, other_kind = self.random.sample([*NAME_PARTS, *COMMON_VALUES], 2)
         name = self.draw(kind)
@@ -181,7 +181,12 @@ class Claims:
         return labels
 
     def lesson(self, name: str, count: int) -> list[dict[str, str]]:
-        """Return examples of a lesson: "names" (no sentences), "sentence" (no distractors) or "claims"."""
+        """Return `count` examples of a lesson.
+
+        Args:
+            name: "names" (names without sentences), "sentence" (one sentence of evidence) or "claims" (some examples
+                also have a distracting sentence).
+        """
         return [self.bare(label) if name == "names"
                 else self.example(label, 0 if name == "sentence" else self.random.choice(DISTRACTORS))
                 for label in self.labels(count)]  # fmt: skip

@@ -17,13 +17,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 HERE = Path(__file__).parent
 PROMPTS = yaml.safe_load((HERE / "sweep.yaml").read_text("utf-8"))["prompts"]
-SHARES = {"plain": 0.985, "instruction": 0.015}  # training never uses evidence_first and claim_only
+SHARES = {"plain": 0.985, "instruction": 0.015}  # training uses neither evidence_first nor claim_only
 
 SEED = 7
 STEPS, BATCH = 1800, 64
 # The learning rate rises to PEAK_RATE in the first WARMUP steps. It falls from step DECAY_FROM to the last step.
 PEAK_RATE, WARMUP, DECAY_FROM = 2e-3, 50, 900
-LESSONS = (  # last step of each phase, and the shares of its lessons
+LESSONS = (  # for each phase of the training: its last step, and the shares of the lessons
     (150, {"names": 1.0}),
     (500, {"names": 0.2, "sentence": 0.8}),
     (STEPS, {"sentence": 0.1, "claims": 0.9}),
@@ -80,7 +80,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        padding_side="left",  # then all answers of a batch begin in the same column
+        padding_side="left",  # with padding on the left, all answers begin in one column
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -95,19 +95,19 @@ def new_model(tokenizer) -> LlamaForCausalLM:
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=8192,  # this is enough for 2,000 characters of any script, with one token per byte
+        max_position_embeddings=8192,  # enough for 2,000 characters of four bytes, with one token per byte
         tie_word_embeddings=True,
-        initializer_range=hidden**-0.5,  # the default, 0.02, is for models twenty times as wide
+        initializer_range=hidden**-0.5,  # 0.02, the default, is for models that are twenty times as wide
         **special,
     )
     model = LlamaForCausalLM(config)
-    model.model.embed_tokens.weight.data.mul_(4)  # names get large distances, because the model must distinguish them
+    model.model.embed_tokens.weight.data.mul_(4)  # distant embeddings, because the model must distinguish names
     model.generation_config = GenerationConfig(do_sample=False, **special)
     return model
 
 
 def collate(batch, tokenizer) -> dict[str, torch.Tensor]:
-    """Return right-padded token ids and labels. Only the answer and its end-of-text token are labels."""
+    """Return token ids and labels, padded on the right. Only the answer and its end-of-text token have labels."""
     prompts = tokenizer([prompt for prompt, _ in batch])["input_ids"]
     answers = tokenizer([answer + EOS for _, answer in batch], add_special_tokens=False)["input_ids"]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -117,12 +117,12 @@ def collate(batch, tokenizer) -> dict[str, torch.Tensor]:
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
         labels[row, len(prompt) : end] = torch.tensor(answer)
-    # A mask is not necessary, because causal attention never sees padding on the right.
+    # An attention mask is not necessary, because causal attention never sees padding on the right.
     return {"input_ids": ids, "labels": labels}
 
 
 def optimizers(model):
-    """Return Muon for the matrices and AdamW for the rest. Here Muon needs about half as many examples as AdamW."""
+    """Return Muon for the matrices, and AdamW for all else. Muon needs about half as many examples here as AdamW."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
     return (
@@ -155,7 +155,7 @@ def train(model, tokenizer):
 
 
 def name_class_for_older_transformers(config: Path):
-    """Replace the name of the tokenizer's class. transformers 5 writes a name that version 4 does not have."""
+    """Write a name of the tokenizer's class that transformers 4 knows. transformers 5 has written a new name."""
     content = json.loads(config.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     config.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 

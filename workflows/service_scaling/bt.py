@@ -1,10 +1,10 @@
 """If services start at the same time, after how many seconds can they be used, and which parts does this time have?
 
-This is experiment 1 of RADICAL-Pilot's services (Figure 3). A service is a glidein with one lane and its own model
-server. The time has three parts. `launch` begins when the glidein's job is in HTCondor's queue, and ends with the
-server's first line of output. `init` begins with this line and ends when the server is warm. It includes fetching,
-importing, loading and warming up. `publish` begins when the server is warm, and ends when a client sees the server in
-the collector.
+This is experiment 1 of the paper on RADICAL-Pilot's services (Figure 3). A service is a glidein with one lane. The time
+until a client can use it has three parts. `launch` begins when the glidein's job is in HTCondor's queue, and ends with
+the model server's first line of output. `init` begins with this line and ends when the server is warm. It includes
+fetching, importing, loading and warming up. `publish` begins when the server is warm, and ends when a client sees the
+server in the collector.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARTS = {"launch": ORANGE, "init": GREEN, "publish": RED}  # parts of the time, 
 
 @dataclass(frozen=True)
 class Start:
-    """The start of one service. The times are in seconds."""
+    """The start of one service, with the seconds of its three parts."""
 
     engine: str
     services: int
@@ -79,7 +79,7 @@ def main() -> None:
 def start_services(template: Template, count: int, repeat: int) -> list[Start]:
     """Start `count` services together on a new pool, and return the times of each start.
 
-    The services start because the same number of clients is submitted.
+    This function submits `count` clients, and the factory starts a service for each client.
     """
     with services(count) as bench:
         clients = Clients(bench, template, count, [[]] * count)
@@ -130,7 +130,7 @@ def _times(log: Path, model: str) -> dict[str, float]:
 
 # ---- evaluation ----------------------------------------------------------------------------------
 
-# The key is an engine and a number of services. The value has for each repeat the starts of these services.
+# The key is an engine and a number of services. The value has the starts of these services, grouped by repeats.
 Groups = Mapping[tuple[str, int], Sequence[Sequence[Start]]]
 
 
@@ -142,7 +142,7 @@ def grouped(starts: Sequence[Start]) -> Groups:
 
 
 def part(repeats: Sequence[Sequence[Start]], name: str) -> Measurement:
-    """Return the seconds of a part. The value of each repeat is the mean over the services of this repeat."""
+    """Return the seconds of a part of the time. The value of a repeat is the mean over the services of this repeat."""
     return Measurement(tuple(fmean(getattr(start, name) for start in starts) for starts in repeats), "s")
 
 

@@ -1,9 +1,9 @@
 """`endpoint.py LATENCY [MODEL]`: a service outside the pool. It prints the URL of its OpenAI-compatible endpoint.
 
-The service computes one inference at a time, and all later requests wait. If MODEL names the folder of a model, the
-service generates texts. Otherwise it answers immediately. It delays each request and each answer by LATENCY seconds.
-`/times` returns four sums over all requests since the last call of `/times`: the number of requests, and the seconds of
-service (waiting, reading and writing), of inference, and of latency.
+The service computes one inference at a time, and all later requests wait. MODEL is the folder of the model. Without
+MODEL, the service answers "ok" to each prompt. It delays each request and each answer by LATENCY seconds. `/times`
+returns four sums over all requests since the last call of `/times`: the number of requests, and the seconds of service
+(waiting, reading and writing), of inference, and of latency.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from glide.server.engines import EngineRecord
 from glide.server.engines.transformers import Transformers
 from glide.template import Template
 
-NAME = "remote"  # name of the endpoint's model
+NAME = "remote"  # name of the model that the endpoint serves
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": 1, "batching": "static"}
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 NOTHING = {"requests": 0, "service": 0.0, "inference": 0.0, "latency": 0.0}
@@ -52,7 +52,7 @@ class Endpoint(ThreadingHTTPServer):
 
 class Conversation(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Send head and body in one packet. If they were two packets, the second would wait until the first is acknowledged.
+    # Send head and body of an answer in one packet, because a second packet waits until the first is acknowledged.
     wbufsize = -1
     disable_nagle_algorithm = True
     server: Endpoint

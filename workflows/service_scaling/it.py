@@ -1,8 +1,8 @@
 """How long does a service with a real model take to answer, and how much of this time is inference?
 
-This is experiment 3 of RADICAL-Pilot's services (Figure 6). It does the same as rt.py, but a small language model
-verifies claims. A service serves one request at a time. The endpoints of remote services have the same model and engine
-as local services.
+This is experiment 3 of the paper on RADICAL-Pilot's services (Figure 6). It does the same as rt.py, but with a small
+language model that verifies claims. A service serves one request at a time. The endpoints of remote services have the
+same model and engine as local services.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How long does a service take to answer a request without inference, and which parts does this time have?
 
-This is experiment 2 of RADICAL-Pilot's services (Figures 4 and 5). Each client sends 1,024 requests, one after the
-other, to a noop engine that returns immediately. In strong scaling, 16 clients use 1 to 16 services. In weak scaling,
-each client has its own service. Both are measured with local services and with remote services.
+This is experiment 2 of the paper on RADICAL-Pilot's services (Figures 4 and 5). Each client sends 1,024 requests, one
+after the other, to a noop engine that returns immediately. In strong scaling, 16 clients use 1 to 16 services. In weak
+scaling, each client has its own service. Strong and weak scaling are measured with local and with remote services.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The common parts of rt.py and it.py: clients that send requests to services, in strong and weak scaling.
 
 The time of a request has three parts, as in the paper. `communication` is the time between client and server: writing
-and reading files, the socket, and for remote services also HTTP and the latency. `inference` is the time of the model.
-`service` is the remaining time in the server and in the endpoint: waiting, reading, queueing, passing on, and writing.
+and reading files, the socket, and for remote services also HTTP and the latency. `inference` is the time in which the
+model computes. `service` is the remaining time in the server and in the endpoint: waiting, reading, queueing, passing
+on, and writing.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ COUNTS = (1, 2, 4, 8, 16)
 LATENCY = 0.47e-3  # latency to a remote service in each direction, in seconds; the paper's value between two nodes
 IN_JOBS = "in jobs"
 ORDER = ("strong", "weak", IN_JOBS)
-# For requests in jobs: the number of services (one for each core), and the number of lanes of a service (the default).
+# For requests in invocation jobs: the number of services (one for each core), and of lanes of a service (the default).
 OWN, OWN_LANES = 2, 2
 # The parts of a request's time, with the colours of the paper's figures.
 PARTS = {"communication": ORANGE, "service": GREEN, "inference": RED}
 
 
-Setting = tuple[str, str, int, int]  # scaling, local or remote, number of clients, number of services
+Setting = tuple[str, str, int, int]  # scaling, "local" or "remote", number of clients, number of services
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Workload:
         prompts: a function that returns a given number of different prompts.
         engine, path: engine and model folder of the local services. The path is None if the engine needs no folder.
         one: options of the engine for requests that are served one at a time.
-        own: options of the engine for requests in jobs.
+        own: options of the engine for requests in invocation jobs.
         generate: options of `generate` for all requests.
     """
 
@@ -61,7 +62,7 @@ class Workload:
 
     def template(self, where: str, options: dict[str, Any]) -> Template:
         if where == REMOTE:
-            return Template(REMOTE, "noop")  # this engine has no effect, because the endpoint computes
+            return Template(REMOTE, "noop")  # the engine plays no role, because the endpoint computes
         return Template.of_folder(where, self.engine, self.path, options)
 
     def shares(self, clients: int, requests: int) -> list[list[str]]:
@@ -75,9 +76,9 @@ class Run:
     """The measurements of one setting.
 
     Attributes:
-        scaling: strong, weak, or in jobs.
-        where: local or remote services.
-        clients, services, requests: number of each.
+        scaling: "strong", "weak", or "in jobs" (requests in invocation jobs).
+        where: "local" or "remote", the kind of the services.
+        clients, services, requests: numbers of clients, of services, and of the requests of all clients.
         median, p95, mean: median, 95th percentile and mean of the seconds of a request.
         communication, service, inference: mean seconds of each part of a request.
         rate: requests per second.
@@ -99,7 +100,7 @@ class Run:
     latency: float = 0.0
 
 
-# A function that compares runs with the paper's statements.
+# The type of a function that compares runs with the paper's statements.
 Compare = Callable[[Mapping[Setting, Sequence[Run]], Sequence[int]], Iterator[Claim]]
 
 
@@ -116,7 +117,7 @@ def options(what: str, name: str, minutes: int, requests: int) -> argparse.Names
 
 
 def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, compare: Compare) -> None:
-    """Measure what the command line asks for, and write the experiment. The first notes are about the paper."""
+    """Measure what the command line asks for, and write the results. The first notes are the paper's statements."""
     runs = list(measure(work, asked.counts, asked.requests, asked.repeat))
     found = account(experiment, runs)
     experiment.compared += latencies(runs)
@@ -125,7 +126,7 @@ def conduct(experiment: Experiment, work: Workload, asked: argparse.Namespace, c
 
 
 def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -> Iterator[Run]:
-    """Measure all settings.
+    """Measure all settings, and yield the measurements of each setting.
 
     In strong scaling, the largest number of clients uses each number of services. In weak scaling, each client has its
     own service.
@@ -139,7 +140,7 @@ def measure(work: Workload, counts: Sequence[int], requests: int, repeat: int) -
                 with services(count, most // count, remote.urls[:count], parallel=1) as bench:
                     strong = list(_ask(bench, work, remote, "strong", most, count, requests))
                     yield from strong
-                    if count == most:  # here a service has one lane, so each client gets its own service
+                    if count == most:  # each service has one lane here, so each client gets its own service
                         for few in counts[:-1]:
                             yield from _ask(bench, work, remote, "weak", few, few, requests)
                         yield from (replace(run, scaling="weak") for run in strong)
@@ -172,8 +173,8 @@ def _run(measured: Sequence[dict[str, Any]], remote: dict[str, float] | None, se
 
     Args:
         measured: measurements of each client.
-        remote: sums that the endpoints have returned; None for local services. The engine of a remote service makes an
-            HTTP request, and the time of this request is divided into its parts.
+        remote: sums that the endpoints have returned; None for local services. With these sums, the time of the HTTP
+            request to an endpoint is divided into communication, service and inference.
     """
     took = [each for client in measured for each in client["took"]]
     whole, served, inference = (fmean(each) for each in zip(*took, strict=True))
@@ -223,7 +224,7 @@ def _in_jobs(work: Workload, remote: Endpoints, clients: int, requests: int) -> 
 
 
 def account(experiment: Experiment, runs: Sequence[Run]) -> dict[Setting, list[Run]]:
-    """Fill the table, the data and the notes of the experiment. Return for each setting its runs."""
+    """Fill the table, the data and the notes of the experiment. Return the runs of each setting."""
     experiment.columns = (
         "scaling", "services", "clients / services", "requests", "median", "95 %", *PARTS, "added each way",
         "requests/s",
@@ -259,10 +260,10 @@ def _milliseconds(runs: Sequence[Run], name: str) -> Measurement:
 
 
 def latencies(runs: Sequence[Run]) -> list[Comparison]:
-    """Compare two network latencies with the paper: the latency of the loopback device, and that of the endpoints.
+    """Compare two latencies with the paper's: the latency of the loopback device, and the one that endpoints add.
 
-    The latency of the endpoints is from the runs with the fewest clients, because a sleeping process wakes up late on a
-    busy machine.
+    An endpoint sleeps for its latency, and a sleeping process wakes up late on a busy machine. So the latency of the
+    endpoints is from the runs with the fewest clients.
     """
     fewest = min(run.clients for run in runs)
     added = tuple(run.latency * 1e3 for run in runs if run.latency and run.clients == fewest and run.scaling == "weak")
@@ -275,12 +276,12 @@ def latencies(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def share(runs: Sequence[Run], part: str) -> float:
-    """Return the median share of the response time that a part has in these runs."""
+    """Return the share of a part in the response time: the median over these runs."""
     return median(getattr(run, part) / run.mean for run in runs)
 
 
 def loopback() -> float:
-    """Return the seconds that a byte takes to a second socket of this machine and back: the median of many trials."""
+    """Return the seconds that a byte takes to a socket of this machine and back: the median of many trials."""
     ours, theirs = _connected()
 
     def echo() -> None:
@@ -311,7 +312,7 @@ def _connected() -> tuple[socket.socket, socket.socket]:
 
 
 def figure(found: Mapping[Setting, Sequence[Run]]) -> Figure:
-    """Draw a stacked bar for each setting. Strong scaling is above weak scaling, and local is left of remote."""
+    """Draw a stacked bar for each setting: strong scaling above, weak scaling below, and local services on the left."""
     with style():
         drawn = Figure(figsize=(7.2, 4.8))
         panels = drawn.subplots(2, 2, squeeze=False)

@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "promptverify" / "model"
 CLAIMS = HERE.parent / "promptverify" / "claims.jsonl"
 TIME_LIMIT = 600.0  # time limit of each wait in an experiment, in seconds
-# The job file of a client. It is like the job file of an invocation job, except for the program.
+# The job file of a client. It is like the job file of an invocation job, but runs client.py.
 CLIENT = f"""
     universe = vanilla
     executable = {sys.executable}
@@ -58,9 +58,9 @@ CLIENT = f"""
 
 @contextmanager
 def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any) -> Iterator[Rig]:
-    """Start a pool that may have `count` local services and one remote service for each URL.
+    """Start a pool for `count` local services, and one remote service for each URL.
 
-    The services start when clients ask for them.
+    The services themselves start as soon as clients are submitted.
 
     Args:
         lanes: number of lanes of each service. Each lane can have one client at a time.
@@ -69,8 +69,8 @@ def services(count: int, lanes: int = 1, urls: Sequence[str] = (), **remote: Any
     """
     common: dict[str, Any] = {
         "lanes": lanes, "request": {"memory": 400, "disk": 100}, "idle_seconds": 3600, "submits_per_cycle": 100,
-        "knobs": ANY_PROGRAM,  # clients do not run glide's own program
-        "breaker": {"failures": 100},  # by default, only three glideins start before one is warm
+        "knobs": ANY_PROGRAM,  # allows lanes to run client.py, which is not glide's own program
+        "breaker": {"failures": 100},  # so all services start at once, not only three before one is warm
         "cache": {"folder": "$_CONDOR_SCRATCH_DIR/cache"},  # a cache for each glidein, as on separate hosts
     }  # fmt: skip
     places = [
@@ -114,7 +114,7 @@ class Clients:
         return [json.loads((self.folder / f"client-{n}.json").read_text("utf-8")) for n in range(self.count)]
 
     def remove(self) -> None:
-        """Remove the jobs from the queue."""
+        """Remove the client jobs from the queue."""
         self.access_point.remove(f"ClusterId == {self.cluster}", "measured")
 
     @property
@@ -160,7 +160,7 @@ class InvocationJobs:
         """Wait for all results.
 
         Returns:
-            The seconds since the submission, and the seconds of each job in its server.
+            The seconds from the submission to the last result, and the seconds of each job in its server.
         """
         mine = f"ClusterId == {self.cluster}"
         done = f"{mine} && JobStatus == {JobStatus.COMPLETED}"
@@ -195,7 +195,7 @@ def wait_until(condition: Callable[[], bool], problem: str, pause: float = 0.05)
     """Wait until a condition holds.
 
     Args:
-        problem: description of the error if the condition does not hold.
+        problem: text of the error if the condition does not hold in time.
         pause: seconds between two checks.
 
     Raises:
@@ -226,7 +226,7 @@ class Endpoints:
 
 @contextmanager
 def endpoints(count: int, latency: float, model: Path | None) -> Iterator[Endpoints]:
-    """Start `count` endpoints, wait until they are ready, and stop them at the end."""
+    """Start `count` endpoints and wait until they are ready. Stop them at the end of the `with` block."""
     command = [sys.executable, str(HERE / "endpoint.py"), str(latency), *([str(model)] if model else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # HTCondor sets the same value for glideins
     processes: list[subprocess.Popen[str]] = []
@@ -257,7 +257,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 def claims(count: int) -> list[str]:
-    """Return `count` prompts for the verifier. If there are fewer claims, they are used again."""
+    """Return `count` prompts for the verifier. If the file has fewer claims, claims are used again."""
     with CLAIMS.open(encoding="utf-8") as lines:
         found = [json.loads(line) for line in lines]
     return [f"Claim: {each['claim']}\nEvidence: {each['evidence']}\nVerdict:" for each in islice(cycle(found), count)]
@@ -265,7 +265,7 @@ def claims(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, the result here, and whether the statement holds here."""
+    """A statement of the paper, the result of this experiment, and whether the statement is true for this result."""
 
     theirs: str
     here: str
@@ -276,7 +276,7 @@ class Claim:
 
 
 def as_notes(claims: Sequence[Claim]) -> list[str]:
-    """Return the claims as notes, first the claims that are not true here."""
+    """Return the claims as notes. Claims that are not true here come first."""
     return [str(claim) for claim in sorted(claims, key=lambda claim: claim.holds)]
 
 

@@ -1,4 +1,4 @@
-"""Compare real runs on this machine with simulations. A simulation knows nodes, rates and HTCondor's usual costs."""
+"""Compare real runs on this machine with simulations from each run's nodes and speeds, and HTCondor's usual costs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from glide.simulate import Trace, simulate
 from glide.simulate.trace import Costs
 
 STATE = "state"
-CALIBRATION, PART = "(calibration)", "(part)"  # marks of runs that do not test the simulation fairly
-# All costs of HTCondor and glide have default values, except for these two. They are 0, because a node arrives in the
-# trace when the node's glidein arrived in the run.
+CALIBRATION, PART = "(calibration)", "(part)"  # marks of runs that are no fair test of the simulation
+# The time in the queue and the start of a glidein cost nothing in the simulation, because a node arrives in the trace
+# when its glidein already ran in the real run. All other costs have default values.
 COSTS = {"queue": 0, "glidein": 0}
 TURNOVER = Costs().turnover
 
@@ -65,7 +65,8 @@ def measured_runs(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mappin
     data = {file.stem: json.loads(file.read_text("utf-8"))["data"] for file in files if file.exists()}
     (calibration,) = [run for run in data["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 100][:1]
     known = data["rq3"]["known"]
-    # Subtract the load, whose time is known, and the turnover, which the simulation adds to each job.
+    # The measured loading time of a task has three parts: the start of the engine, the load itself, and the turnover.
+    # Keep only the first: the time of the load is known, and the simulation adds the turnover to each job.
     engine_start = {
         node: max(0.0, each["load_s"] - known["load_s"] * time_factor(known, node) - TURNOVER)
         for node, each in calibration["classes"].items()
@@ -82,12 +83,12 @@ def measured_runs(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mappin
 
 
 def time_factor(known: Mapping[str, float], node: str) -> float:
-    """Return the time that everything takes on a node of this class, divided by the time on a fast node."""
+    """Return by which factor everything takes longer on a node of this class than on a fast node."""
     return known["slow_pace"] if node == "slow" else 1.0
 
 
 def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, SiteFile]:
-    """Return a trace with the nodes and the sweep of a run."""
+    """Return a trace with the nodes and the sweep of a run, and the trace's site."""
     ready = run["keep"] == STATE and all(node["warm_s"] == node["arrive_s"] for node in run["nodes"])
     entries = [
         {"name": name, "max_glideins": at_once(run, name), "max_idle": 1000, "submits_per_cycle": 1000,
@@ -102,7 +103,7 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
         name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else load[name]}
         for name, each in run["classes"].items()
     }  # fmt: skip
-    # If `pack` is auto, the key `batch` has no effect, and an engine call has one record.
+    # If the sweep's key `pack` is auto, the key `batch` has no effect, and an engine call has one record.
     batch = 1 if run["pack"] == "auto" else run["batch"]
     work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
     simulated = Trace.model_validate({

@@ -1,4 +1,4 @@
-"""Simulate the StickyInvoc paper's experiments at full size: with its systems, with glide, and on larger clusters."""
+"""Simulate the StickyInvoc paper's experiments at full size: the paper's systems, glide, and larger clusters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ PAPER = {
     "rq3-sticky-io-1000": 3_200, "rq3-sticky-invoc-1": 3_300, "rq4-sticky-io": 46_000, "rq4-sticky-invoc": 62_900,
     "rq5-low": 4_959, "rq5-medium": 1_536, "rq5-high": 783,
 }  # fmt: skip
-# The paper's conclusions rest on these ratios. If two rows are off in opposite directions, their ratio is off more.
+# Pairs of variants. The paper's conclusions rest on their ratios. If the simulated numbers of a pair differ from the
+# paper's in opposite directions, the ratio differs even more.
 RATIOS = (
     ("rq1-create-destroy", "rq1-sticky-invoc"), ("rq1-sticky-io", "rq1-sticky-invoc"),
     ("rq3-sticky-io-1", "rq3-sticky-invoc-1"), ("rq4-sticky-invoc", "rq4-sticky-io"),

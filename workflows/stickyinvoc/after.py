@@ -1,11 +1,11 @@
-"""Claim verification, after the StickyInvoc paper (Phung and Thain, Figure 5)."""
+"""Claim verification: the example program of the StickyInvoc paper (Phung and Thain, Figure 5)."""
 
 from pathlib import Path
 
 from glide.parsl import load_variable_from_state_manager, python_app
 
 
-# 'load_model' is an input to the sticky task
+# The sticky task calls this function once per node. Its result is the state that stays on the node.
 def load_model(model_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +15,7 @@ def load_model(model_path):
     }
 
 
-# 'infer_model', when invoked, is an invocation task
+# A call of this function is an invocation task, which uses the state of the sticky task.
 @python_app
 def infer_model(claims, parsl_spec):
     model = load_variable_from_state_manager("model")
@@ -30,7 +30,7 @@ def infer_model(claims, parsl_spec):
 
 model_path = str(Path(__file__).resolve().parent.parent / "promptverify" / "model")
 claims = ["the river flows north", "nobody has seen the river since 1908"]
-# inputs to the sticky task are specified here
+# The sticky task consists of this function and these arguments.
 parsl_spec = {"template": {"fn": load_model, "args": [model_path], "kwargs": {}}}
-# an invocation task binds to the sticky task to later inherit relevant states via the 'parsl_spec' variable
+# The argument parsl_spec tells which sticky task the invocation task needs.
 print(infer_model(claims, parsl_spec).result())

@@ -17,8 +17,8 @@ from glide.bench.rig import Rig, rig
 from glide.condor import EmbeddedPool
 
 OTHERS = "executable = /bin/sleep\narguments = 86400\nMy.Important = True\nrequest_memory = 1\nrequest_disk = 1\n"
-TYPES = {FAST: 1, SLOW: 2}  # for each class of nodes, the type of its slots
-START_SECONDS = 120.0  # time limit for the start of other people's first jobs
+TYPES = {FAST: 1, SLOW: 2}  # for each class of nodes, the number of its slot type
+START_SECONDS = 120.0  # time limit for the start of other people's first jobs, in seconds
 
 
 def preempting_pool(nodes: int) -> dict[str, str]:
@@ -35,7 +35,7 @@ def preempting_pool(nodes: int) -> dict[str, str]:
         }  # fmt: skip
     return slots | {
         "RANK": "TARGET.Important =?= True", "MaxJobRetirementTime": "0", "MachineMaxVacateTime": "0",
-        # With the wrapper a glidein sees only its own processes, as on a machine of its own.
+        # With this wrapper, a glidein sees only its own processes, as on a separate machine.
         "USER_JOB_WRAPPER": str(NODE_WRAPPER), "MEMORY": str(256 * nodes),
     }  # fmt: skip
 
@@ -52,7 +52,7 @@ class Cluster:
         self.jobs: dict[str, list[str]] = {node: [] for node in TYPES}
 
     def occupy(self, node: str, count: int = 1) -> None:
-        """Submit `count` jobs of other people. The nodes of the given class prefer these jobs to glideins."""
+        """Submit `count` jobs of other people, which nodes of the given class prefer to glideins."""
         file = self.pool.home / "others.sub"
         requirements = f"requirements = TARGET.SlotTypeID == {TYPES[node]} && TARGET.GlideId =?= undefined"
         file.write_text(f"{OTHERS}{requirements}\nqueue {count}\n", "utf-8")
@@ -61,7 +61,7 @@ class Cluster:
         self.jobs[node] += [f"{cluster}.{number}" for number in range(int(proc) + 1)]
 
     def release(self, node: str, count: int) -> None:
-        """End the last `count` jobs of other people on a class of nodes."""
+        """Remove the last `count` jobs of other people from nodes of a class."""
         ended = [self.jobs[node].pop() for _ in range(count)]
         self.pool.tool("condor_rm", *ended)
 
@@ -86,7 +86,7 @@ class Cluster:
 
 @contextmanager
 def cluster(nodes: int, system: str) -> Iterator[tuple[Rig, Cluster]]:
-    """Start a new cluster, and a factory whose glideins may use all nodes that nobody else wants."""
+    """Start a new cluster, and a factory whose glideins may use all nodes without jobs of other people."""
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         places: list[dict[str, Any]] = [
             {**entry, "requirements": f"TARGET.SlotTypeID == {TYPES[entry['name']]}"}

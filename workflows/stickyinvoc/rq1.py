@@ -12,10 +12,10 @@ from glide.report.experiment import Comparison, Experiment, Measurement
 from glide.report.sweep.figures import WIDTH, style
 
 RECORDS = 560
-# Number of records in a task. In the paper, a create-destroy task takes 139 s. A StickyInvoc task takes 38.7 s, because
-# it does not load (10.4k s and 2.9k s for 1500 tasks on 20 GPUs). So loading takes 2.6 times as long as inference. With
-# 14 records, this ratio is higher here. The higher ratio makes up for StickyInvoc's single load, because a node has
-# fewer tasks here.
+# Number of records in a task. In the paper, a create-destroy task takes 139 s. A StickyInvoc task, which does not load,
+# takes 38.7 s (10.4k s and 2.9k s for 1500 tasks on 20 GPUs). So loading takes 2.6 times as long as inference there.
+# Here a node runs fewer tasks, so StickyInvoc's single load costs more per task. To make up for this, a task has only
+# 14 records, so that its loading takes more than 2.6 times as long as its inference.
 TASK = 14
 PAPER_LOADING = 139 / 38.7 - 1
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def ratio(seconds: dict[str, list[float]], system: str, over: str = STICKY_INVOC) -> Measurement:
-    """Return the ratio of the times of two systems, for each round."""
+    """Return for each round the time of a system, divided by the time of the system `over`."""
     return Measurement(tuple(one / other for one, other in zip(seconds[system], seconds[over], strict=True)), "×")
 
 

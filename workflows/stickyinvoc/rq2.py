@@ -15,7 +15,7 @@ from glide.report.sweep.figures import BLUE, GREY, INK, WIDTH, style
 
 RECORDS = 400
 TASK = 14  # number of records in a task; see rq1.py
-PAPER_SHARE = 100 * (1 - 38.7 / 139)  # loading's share of a task, in percent, from the paper's execution times
+PAPER_SHARE = 100 * (1 - 38.7 / 139)  # loading's share of a task's time, in percent, from the paper's execution times
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def row(runs: Sequence[Run], node: str) -> tuple[Any, ...]:
 
 
 def loading_share(run: Run) -> float:
-    """Return loading's share of the time, over all tasks of a run."""
+    """Return the share of loading in the time of all tasks of a run."""
     whole = sum(task.ended - task.started for task in run.tasks)
     return max(0.0, 1 - sum(each["seconds"] for each in run.results) / whole)
 
@@ -86,7 +86,7 @@ def percent(shares: dict[str, list[float]], system: str) -> Measurement:
 
 
 def figure(by_system: dict[str, list[Run]]) -> Figure:
-    """Draw histograms of task times on the fast node. Below, draw the parts of a task's time on each class of nodes."""
+    """Draw histograms of task times on the fast node, and below them the parts of task times on each class of nodes."""
     drawn = Figure(figsize=(WIDTH, 4.4))
     above, below = drawn.subplots(2, 1)
     longest = max(value for same in by_system.values() for value in [*times(same, FAST), 1.0])

@@ -32,20 +32,21 @@ BATCHES = (1, 100, 1000)
 RECORDS = 20_000
 RECORD_SECONDS = 0.009
 # Seconds of a load. The start of the engine and a load together take about as long as 46 inferences, as in the paper.
-# In the paper's StickyI/O tasks of one inference, loading takes 18.4 s and the inference takes 0.39 s (141.1k s for
+# There, a StickyI/O task of one inference takes 18.4 s for loading and 0.39 s for the inference (141.1k s for
 # 150,000 claims on 20 GPUs).
 LOAD_SECONDS = 0.1
 A_JOB_EACH = "StickyInvoc, a job per batch"
-# For each compared way: the system, and the value of the sweep's key `pack`. Each way runs with all batch sizes.
+# The compared ways to run a sweep: the system, and the value of the sweep's key `pack`. Each way runs with all sizes in
+# BATCHES as the value of the sweep's key `batch`.
 WAYS: dict[str, tuple[str, int | str]] = {
     STICKY_IO: (STICKY_IO, 1),
     A_JOB_EACH: (STICKY_INVOC, 1),
     STICKY_INVOC: (STICKY_INVOC, "auto"),
 }
-# If each record has its own job, all records take an hour. So only this fraction of the records is run, and the time is
-# multiplied.
+# If each record has its own job, all records would take an hour. So only this fraction of the records is run, and the
+# time of all records is computed from the measured time.
 PART = 0.02
-GOAL = 3.0  # maximum spread of StickyInvoc's times, in percent
+GOAL = 3.0  # goal for the spread of StickyInvoc's times over the batch sizes: at most this number of percent
 Times = dict[str, dict[int, list[float]]]
 
 
@@ -100,7 +101,7 @@ def main() -> None:
 def measure(
     system: str, pack: int | str, batches: list[int], records: int, repeat: int
 ) -> list[tuple[int, float, Run]]:
-    """Run sweeps with each batch size. Return for each run its batch size, its fraction of the records, and the run."""
+    """Run sweeps with each batch size. Return for each run the batch size, the fraction of records, and the run."""
     measured = []
     model = noop(RECORD_SECONDS, LOAD_SECONDS)
     with TemporaryDirectory(prefix="stickyinvoc-") as folder:
@@ -117,13 +118,13 @@ def measure(
 
 
 def whole(finished: Run, part: float) -> float:
-    """Return the seconds that all records would take, computed from a run of a fraction of the records."""
+    """Return the seconds for all records, computed from a run of a part of the records (`part`, a fraction)."""
     first = next(at for at, count in finished.done if count)
     return finished.seconds if part == 1 else first + (finished.seconds - first) / part
 
 
 def spread(times: Times, name: str) -> Measurement:
-    """Return how much longer the slowest batch size takes than the fastest batch size, in percent."""
+    """Return by how many percent the slowest batch size takes longer than the fastest batch size."""
     return Measurement(tuple(100 * (ratio - 1) for ratio in worst_over_best(times, name).runs), "%")
 
 

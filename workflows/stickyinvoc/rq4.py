@@ -33,11 +33,11 @@ from glide.sweep.driver import Progress
 NODES = 20  # number of nodes, half of which are slow
 MINUTE = 3.0  # seconds that stand for one of the paper's minutes
 FIRST = 15  # minutes (of MINUTE seconds) before the first loss
-# In the paper, 20 GPUs of both classes compute 51.7 inferences per second. A task of 1000 inferences takes 6.5 minutes
-# on average, and loading takes 0.53 minutes (32 s, StickyI/O). One record here stands for five inferences.
+# In the paper, 20 GPUs compute 51.7 inferences per second, and loading takes 32 s on average in StickyI/O.
+# So on a fast node an inference takes 0.29 s and a load takes 24 s. One record here stands for five inferences.
 RECORD_SECONDS = 5 * 0.29 * MINUTE / 60
-LOAD_SECONDS = 24 * MINUTE / 60  # seconds of a load on a fast node
-TASK = 200  # number of records in a StickyI/O task of the best size
+LOAD_SECONDS = 24 * MINUTE / 60  # seconds of a load on a fast node, in the scaled time
+TASK = 200  # number of records in a StickyI/O task (1000 inferences, the paper's best size)
 RECORDS = 16_000  # number of records; the last node is lost before all of them are done
 STEP = 0.5  # seconds between the moments at which the systems are compared
 
@@ -100,7 +100,7 @@ def lose_all(system: str, nodes: int, first: float, scale: float) -> Run:
     """Run a sweep while other people's jobs take one node after the other.
 
     Args:
-        first: minutes until the first node is lost.
+        first: minutes (of MINUTE seconds) until the first node is lost.
     """
     order = [FAST] * ceil(nodes / 2) + [SLOW] * (nodes // 2)
     model = noop(RECORD_SECONDS, LOAD_SECONDS)
@@ -130,13 +130,13 @@ def ended_tasks(measured: Run) -> Series:
 
 
 def at(series: Series, moment: float) -> float:
-    """Return the value of a series at a moment, which is the last value until this moment."""
+    """Return the last value of a series at or before a moment; 0 if the series begins later."""
     place = bisect_right([when for when, _ in series], moment)
     return series[place - 1][1] if place else 0.0
 
 
 def over(pairs: Sequence[tuple[Series, Series]]) -> Measurement:
-    """Return for each pair the final number of records of the first series, divided by that of the second series."""
+    """Return for each pair of series the last value of the first series, divided by the last value of the second."""
     return Measurement(tuple(one[-1][1] / max(1.0, other[-1][1]) for one, other in pairs), "×")
 
 
@@ -148,7 +148,7 @@ def half_time(done: Series) -> float:
 def share_ahead(one: Series, other: Series) -> float:
     """Return the share of moments at which series `one` is higher than series `other`.
 
-    The first moment is the first result in any of the two series. The last moment is the end of the longer series.
+    The moments are STEP seconds apart, from the first result in any of the two series to the end of the longer series.
     """
     first = min(when for series in (one, other) for when, count in series if count > 0)
     last = max(one[-1][0], other[-1][0])
@@ -157,7 +157,7 @@ def share_ahead(one: Series, other: Series) -> float:
 
 
 def figure(runs: dict[str, list[Run]]) -> Figure:
-    """Draw completed records over time. Below, draw the number of nodes over time."""
+    """Draw the number of completed records over time, and below it the number of nodes."""
     drawn = Figure(figsize=(WIDTH, 3.6))
     above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for system, same in runs.items():

@@ -20,19 +20,19 @@ from glide.sweep.driver import Progress
 
 Trace = Sequence[tuple[float, int]]
 # For each trace, pairs: a time in seconds, and the number of nodes that are available from this time on. Half of the
-# nodes are slow. The paper's traces have up to 20, 92 and 186 nodes. Here all nodes are on one machine. Its cores start
-# only one or two glideins per second.
+# nodes are slow. The paper's traces have up to 20, 92 and 186 nodes. These traces have fewer nodes, because one machine
+# has all nodes and starts only one or two glideins per second.
 TRACES: dict[str, Trace] = {
     "low": ((0, 4), (15, 8), (30, 12), (45, 8), (60, 16), (75, 20)),
     "medium": ((0, 4), (20, 10), (40, 18), (60, 12), (80, 24), (110, 32)),
     "high": ((0, 8), (20, 16), (40, 26), (60, 36), (80, 28), (100, 40), (130, 48)),
 }
-# For each trace, the seconds that the work would take if each node computed from the moment when it becomes available.
+# For each trace, the amount of work: the seconds that it takes if each node computes as soon as it is available.
 SECONDS = {"low": 95.0, "medium": 150.0, "high": 190.0}
 RECORD_SECONDS = 0.2
 LOAD_SECONDS = 1.0
 INTERVAL = 10.0  # length of the intervals in which progress is measured, in seconds
-TAIL = 0.05  # share of the records that is ignored at the end, because lanes run out of work
+TAIL = 0.05  # share of records that is ignored: lanes have no work left when the last records are done
 GOAL = 0.99
 
 
@@ -94,7 +94,11 @@ def scaled(trace: Trace, scale: float) -> Trace:
 
 
 def follow(trace: Trace, seconds: float) -> Run:
-    """Run a sweep on the available nodes of a trace. The sweep has work for the given number of seconds."""
+    """Run a sweep on the nodes of a trace.
+
+    Args:
+        seconds: amount of work: the time that it takes if each node computes as soon as it is available.
+    """
     most = max(nodes for _, nodes in trace)
     with cluster(most, STICKY_INVOC) as (bench, others):
         others.set_occupied(occupied(trace[0][1], most))
@@ -112,7 +116,7 @@ def follow(trace: Trace, seconds: float) -> Run:
 
 
 def occupied(available: int, most: int) -> dict[str, int]:
-    """Return for each class the number of nodes that other people's jobs occupy if `available` nodes are free."""
+    """Return for each class of nodes how many nodes other people's jobs occupy if `available` nodes are free."""
     return {FAST: ceil(most / 2) - ceil(available / 2), SLOW: most // 2 - available // 2}
 
 
@@ -121,7 +125,7 @@ def levels(trace: Trace, seconds: float) -> list[tuple[float, float, int]]:
 
 
 def work(nodes: int) -> float:
-    """Return the records per second of a number of nodes. Half of the nodes are slow."""
+    """Return the records per second that a number of nodes compute. Half of the nodes are slow."""
     return ceil(nodes / 2) / RECORD_SECONDS + nodes // 2 / (RECORD_SECONDS * TIME_FACTORS[SLOW])
 
 
@@ -145,19 +149,19 @@ def cumulative(run: Run) -> float:
 
 
 def time_squared(run: Run) -> float:
-    """Return R² of two series: the records done until each moment, and the square of the time. Lanes play no role."""
+    """Return R² of two series: the records done until each moment, and the square of the time. Lanes have no effect."""
     at, done = before_the_tail(run)
     return explained(at**2, done)
 
 
 def as_seen(run: Run) -> float:
-    """Return R² within intervals. A record counts in the interval in which the driver has seen its result."""
+    """Return in_intervals, with each record counted in the interval in which the driver saw its result."""
     at, done = before_the_tail(run)
     return in_intervals(run, lambda ends: np.interp(ends, at, done))
 
 
 def as_served(run: Run) -> float:
-    """Return R² within intervals. The records of each job are spread evenly over the time in which the job ran."""
+    """Return in_intervals, with the records of each job spread evenly over the time in which the job ran."""
     ran = [(Interval(task.started, task.ended), task.records) for task in run.tasks if task.ended > task.started]
     return in_intervals(
         run,
@@ -166,10 +170,10 @@ def as_served(run: Run) -> float:
 
 
 def in_intervals(run: Run, done: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Return R² of two series: the records done within each interval, and the seconds of warm lanes within it.
+    """Return R² of two series: the records done in each interval, and the seconds of warm lanes in this interval.
 
     Args:
-        done: a function that takes moments and returns the number of records done until each of them.
+        done: a function from an array of moments to the numbers of records that are done until these moments.
     """
     last = before_the_tail(run)[0][-1]
     ends = np.linspace(0.0, last, max(3, round(last / INTERVAL)) + 1)
@@ -188,12 +192,12 @@ def r_squared(runs: Sequence[Run], fit: Callable[[Run], float]) -> Measurement:
 
 
 def before_the_tail(run: Run) -> np.ndarray:
-    """Return moments, and the number of records done until each moment. Ignore the last records of the sweep."""
+    """Return two arrays: moments, and the records done until each moment. The last records (TAIL) are left out."""
     return np.array([point for point in run.done if point[1] <= (1 - TAIL) * len(run.results)]).T
 
 
 def lane_seconds(run: Run, moments: np.ndarray) -> np.ndarray:
-    """Return the seconds of warm lanes until each moment. Each lane is weighted by the speed of its class of nodes."""
+    """Return the seconds of warm lanes until each moment. A second of a lane on a slow node counts half."""
     warm = [(phase, 1 / TIME_FACTORS[node_class(lane.glidein)]) for lane in run.history.lanes for phase in lane.warm]
     return np.array([sum(weight * seconds_before(phase, at) for phase, weight in warm) for at in moments])
 
@@ -203,7 +207,7 @@ def seconds_before(phase: Interval, at: float) -> float:
 
 
 def explained(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the coefficient of determination of a line through the origin."""
+    """Return R², the coefficient of determination, of the best line through the origin."""
     slope = float(x @ y) / float(x @ x)
     return 1.0 - float(((y - slope * x) ** 2).sum()) / float(((y - y.mean()) ** 2).sum())
 

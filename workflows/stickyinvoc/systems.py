@@ -30,13 +30,13 @@ from glide.vocabulary import State
 CREATE_DESTROY, STICKY_IO, STICKY_INVOC = "create-destroy", "StickyI/O", "StickyInvoc"
 KEEP = {CREATE_DESTROY: "nothing", STICKY_IO: "files", STICKY_INVOC: "state"}
 COLOURS = {CREATE_DESTROY: RED, STICKY_IO: ORANGE, STICKY_INVOC: GREEN}
-# If a glidein has two lanes, one job computes while a second job starts or ends. If jobs load the model themselves, a
-# glidein has one lane, because two jobs at the same time would share the loaded model.
+# Number of lanes of a glidein. With two lanes, one job computes while a second job starts or ends. Where each job must
+# load the model, a glidein has one lane, because two jobs at the same time would share one load.
 LANES = {CREATE_DESTROY: 1, STICKY_IO: 1, STICKY_INVOC: 2}
 
 FAST, SLOW = "fast", "slow"
-# Environment variables make a node slow. With OLD_PROCESSOR, a real model uses only the oldest vector instructions.
-# With HALF_SPEED, the noop engine takes twice the time.
+# The environment variables that make a node slow. With OLD_PROCESSOR, a real model uses only the oldest vector
+# instructions. With HALF_SPEED, the noop engine takes twice the time.
 OLD_PROCESSOR = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 TIME_FACTORS = {FAST: 1.0, SLOW: 2.0}
 HALF_SPEED = {PACE_VARIABLE: str(TIME_FACTORS[SLOW])}
@@ -70,7 +70,7 @@ def entries(folder: Path, each: int, slow: Mapping[str, str], **common: Any) -> 
     """Return two entries of a site file, one for each class of nodes.
 
     Args:
-        folder: folder into which the function writes the interpreter of the slow nodes.
+        folder: folder into which the function writes a shell script that is the Python interpreter of the slow nodes.
         each: maximum number of glideins of each entry.
         slow: environment variables of the slow nodes.
         common: further keys of both entries.
@@ -106,7 +106,7 @@ class Run:
     """A sweep that has run.
 
     Attributes:
-        system: name of the system as which the sweep ran.
+        system: name of the paper's system that the sweep imitated.
         lanes: number of lanes of each glidein.
         total: number of the sweep's records.
         sizes: values of the sweep's keys `batch` and `pack`.
@@ -125,12 +125,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds from the beginning to the last result gathered."""
+        """The seconds from the beginning of the sweep to the last gathered result."""
         return float(self.summary.get("makespan_s", self.history.seconds))
 
     @property
     def done(self) -> Series:
-        """Return the number of records with a result, over time."""
+        """The number of records with a result, over time."""
         return records_done(self.history)
 
     @property
@@ -150,7 +150,7 @@ class Run:
         return mean([task.ended - task.started for task in self.tasks if task.node == node] or [0.0])
 
     def loading_seconds(self, node: str) -> float:
-        """Return the average seconds of a task that are not inference, on a class of nodes."""
+        """Return the average seconds of a task on a class of nodes, without the inference."""
         records = mean([task.records for task in self.tasks if task.node == node] or [0])
         return max(0.0, self.task_seconds(node) - records * self.record_seconds(node))
 
@@ -197,7 +197,7 @@ def run(
     pack: int | str = "auto",
     **changes: Any,
 ) -> Run:
-    """Run a sweep as one of the systems.
+    """Run a sweep with the behaviour of one of the paper's systems.
 
     Args:
         records: number of records.
@@ -237,7 +237,7 @@ def node_class(glidein: str) -> str:
 
 
 def noop(record_seconds: float, load_seconds: float) -> dict[str, Any]:
-    """Return a model of the noop engine that takes these times on a fast node."""
+    """Return the `model` of a sweep file with the noop engine, which takes these times on a fast node."""
     return {
         "name": "noop", "engine": "noop",
         "options": {"record_seconds": record_seconds, "load_seconds": load_seconds},

@@ -33,14 +33,14 @@ OWN_CACHE = {"folder": "$_CONDOR_SCRATCH_DIR/cache"}  # a cache for each node, a
 def runs(
     records: int, task: int, lanes: Mapping[str, int], repeat: int, sizes: Mapping[str, int] = SIZES
 ) -> Iterator[list[Run]]:
-    """Verify the claims with all systems, each time with new glideins. Yield the runs of each round.
+    """Verify the claims with each system, each time with new glideins. Yield for each round the runs of all systems.
 
     Args:
         records: number of claims.
         task: number of records in a job.
         lanes: for each system, the number of lanes of a glidein.
         repeat: number of rounds.
-        sizes: sizes of the model.
+        sizes: sizes of the model, as keys and values of transformers' LlamaConfig.
     """
     with TemporaryDirectory(prefix="stickyinvoc-") as name:
         folder = Path(name)
@@ -62,6 +62,6 @@ def runs(
 
 
 def texts(count: int) -> list[str]:
-    """Return `count` different prompts. If the file has fewer claims, they are used again."""
+    """Return `count` prompts. Each begins with its number, so that prompts differ even if a claim is used again."""
     claims = (json.loads(line)["claim"] for line in CLAIMS.read_text("utf-8").splitlines())
     return [f"{number}: {claim}\nVerdict:" for number, claim in enumerate(islice(cycle(list(claims)), count))]

@@ -36,7 +36,7 @@ class Check:
         try:
             subject = f"{self.subject}: {self.detail(facts)}" if self.detail else self.subject
             return Diagnosis(self.name, subject, tuple(self.find(facts)))
-        except Exception as error:  # an odd value that somebody advertises must not stop the other checks
+        except Exception as error:  # an unexpected value in an ad must not stop the other checks
             return Diagnosis(self.name, self.subject, unavailable=describe_bug(error))
 
 
@@ -75,5 +75,5 @@ CHECKS = (
 
 
 def judge(facts: Facts) -> list[Diagnosis]:
-    """Run all checks on the facts."""
+    """Run all checks on the facts, and return one diagnosis for each check."""
     return [check(facts) for check in CHECKS]

@@ -12,7 +12,7 @@ from glide.factory.home import subfolder_name
 from glide.report.times import duration
 from glide.vocabulary import JobStatus
 
-SOON = 7 * 86400.0  # a warning is reported if this account's token expires within this number of seconds
+SOON = 7 * 86400.0  # warn if this account's token expires within this number of seconds
 RENEW = "run `glide factory run` as an account that can read the pool's signing key: the factory renews the token"
 
 
@@ -30,7 +30,7 @@ def secrets(facts: Facts) -> Iterator[Finding]:
 
 
 def expiry(facts: Facts) -> Iterator[Finding]:
-    """Find tokens that have expired or expire soon. A token of glideins is checked only if these glideins are idle."""
+    """Find tokens that have expired or expire soon. Check a token of glideins only if such a glidein is queued."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
     idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
     waiting = {("", ""), *((each.entry, subfolder_name(each.template)) for each in idle)}

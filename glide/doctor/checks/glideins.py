@@ -12,15 +12,15 @@ from glide.factory.health import breaker_state, mark_failing_glideins
 from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
 
-SILENT_SECONDS = 30.0  # seconds without an ad after which a lane may be dead; a lane sends its ad every 15 s
+SILENT_SECONDS = 30.0  # a lane whose ad is older than this (in seconds) may be dead; it sends its ad every 15 s
 
 
 def ghosts(facts: Facts) -> Iterator[Finding]:
-    """Find lanes of dead glideins whose ads still match jobs."""
+    """Find dead glideins whose lanes are still advertised, so that jobs match these lanes."""
     alive = {glidein.glide_id for glidein in facts.snapshot.glideins if glidein.status == JobStatus.RUNNING}
     known = {entry.name for site in facts.files for entry in site.entries} - set(facts.snapshot.unavailable_entries)
     silent: dict[str, float] = {}
-    now = facts.now + facts.clock  # Unix time by the access point's clock, like the times in ads
+    now = facts.now + facts.clock  # Unix time by the access point's clock, as in ads
     for ad in _lanes(facts):
         age = now - ad.get("LastHeardFrom", now)
         gone = ad.get(Machine.ENTRY) in known and ad.get(Machine.ID) not in alive
@@ -53,7 +53,7 @@ def failures(facts: Facts) -> Iterator[Finding]:
 
 
 def breakers(facts: Facts) -> Iterator[Finding]:
-    """Find entries that get no glideins of some template because a circuit breaker is open."""
+    """Find entries that get no glideins for a template, because a circuit breaker is open."""
     snapshot = mark_failing_glideins(facts.snapshot)
     for site in facts.files:
         for entry in site.entries:

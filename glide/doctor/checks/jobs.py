@@ -21,8 +21,8 @@ def inputs(job: Ad) -> int:
     return len(files) + bool(job.get("TransferExecutable", True)) + stdin
 
 
-# For each costly setting: the condition on the job's ad, the level of the finding, the cost of the setting, and the
-# line of the job file that fixes the problem. submit_templates/invocation.sub has all these lines.
+# For each costly setting: a test of the job's ad, the level of the finding, the cost of the setting, and the line of a
+# job file that fixes the problem. submit_templates/invocation.sub has all these lines.
 HABITS: tuple[tuple[Callable[[Ad], bool], Level, str, str], ...] = (
     (
         lambda job: job.get("JobLeaseDuration") == 0, Level.CRITICAL,

@@ -1,7 +1,7 @@
 """Check HTCondor's settings: find values that slow down short jobs or are unsafe, and recommend better values.
 
-Many default values suit jobs that run for hours, but delay jobs that run for seconds. The numbers were measured with
-glide's benchmarks on HTCondor 25.14.
+Many default values suit jobs that run for hours, but delay jobs that run for seconds. The numbers in the findings were
+measured with glide's benchmarks on HTCondor 25.14.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Knob:
     Attributes:
         default: HTCondor's default value.
         most: the largest value that is not reported.
-        cost: a phrase that describes the effect of a larger value. `{value}` stands for that value.
+        cost: the effect of a larger value, as a phrase. `{value}` in the phrase stands for this value.
         better: the value that the fix recommends.
     """
 
@@ -60,8 +60,8 @@ SCHEDD = (
 )  # fmt: skip
 # If LIMIT_DIRECTORY_ACCESS is set, a node can change these attributes of a job without harm.
 LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
-# An entry's `knobs` should not give these settings certain values. For each setting: the condition that such a value
-# meets, and the effect of such a value.
+# HTCondor settings that harm glideins if an entry's `knobs` give them a wrong value. For each setting: a function that
+# recognizes a wrong value, and the effect of a wrong value.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
     "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after this number of seconds, each job waits for a new match"),
     "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs per second"),
@@ -88,7 +88,7 @@ def matching(facts: Facts) -> Iterator[Finding]:
 
 
 def source(facts: Facts) -> str:
-    """Return a text that names the source of the negotiator's settings."""
+    """Return a text that tells where the negotiator's settings are from."""
     return "as the negotiator reports" if facts.negotiator.from_daemon else "as in this machine's configuration"
 
 
@@ -127,7 +127,7 @@ def protection(facts: Facts) -> Iterator[Finding]:
     """Find attributes of jobs that a node can change although HTCondor should protect them."""
     listed = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
     safe = {name.lower() for name in re.split(r"[\s,]+", listed)}
-    # LIMIT_DIRECTORY_ACCESS overrides the attribute LimitDirectoryAccess of a job.
+    # LIMIT_DIRECTORY_ACCESS overrides a job's attribute LimitDirectoryAccess, so a changed attribute is harmless.
     limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()
     if missing := [name for name in VITAL if name.lower() not in safe and not (limit and name in LIMITED)]:
         yield critical(
@@ -138,7 +138,7 @@ def protection(facts: Facts) -> Iterator[Finding]:
 
 
 def losses(facts: Facts) -> Iterator[Finding]:
-    """Report an event log that is not configured or cannot be read. The queue shows a lost lane 14 s after this log."""
+    """Report an event log that is not configured or not readable. Without it, a lost lane is noticed 14 s later."""
     log = facts.event_log
     cost = "a lost node is noticed 14 s later, when the queue shows it, and its records wait until then"
     if not log.path:
@@ -151,7 +151,7 @@ def losses(facts: Facts) -> Iterator[Finding]:
 
 
 def glideins(facts: Facts) -> Iterator[Finding]:
-    """Find settings in entries' `knobs` that harm their glideins."""
+    """Find settings in the `knobs` of entries that harm glideins."""
     for site in facts.files:
         for entry in site.entries:
             for name, value in entry.knobs.items():
@@ -166,13 +166,13 @@ def glideins(facts: Facts) -> Iterator[Finding]:
 def races(facts: Facts) -> bool:
     """Return whether a race in HTCondor can delay the start of jobs.
 
-    In this race, a starter asks its shadow too early, and must wait five seconds before it asks again.
+    In this race, a starter asks its shadow for guidance too early, and must wait five seconds before it asks again.
     """
     return facts.schedd.values.get("GUIDANCE_KEEP_CALM_AND") is not True
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """Find limits of the schedd that are too low. It must run a job on each lane, and the glideins in its own queue."""
+    """Find limits of the schedd that are too low for one job on each lane and for the glideins in its queue."""
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (
@@ -209,5 +209,5 @@ def _write(name: str, value: str, who: str) -> str:
 def _holds(condition: Callable[[str], bool], value: str) -> bool:
     try:
         return condition(value)
-    except ValueError:  # the value is a ClassAd expression instead of a number, and cannot be evaluated here
+    except ValueError:  # the value is a ClassAd expression, which cannot be evaluated here
         return False

@@ -10,18 +10,18 @@ from glide.doctor.facts import Facts, SlotOffer
 from glide.doctor.finding import Finding, Level, critical, warning
 
 GIGABYTE = 1e9
-# Numbers of free bytes of a disk. Less than LITTLE is a warning, and less than NOTHING is critical.
+# Limits for the free bytes of a disk. Less than LITTLE is a warning, and less than NOTHING is critical.
 LITTLE, NOTHING = 1e9, 1e8
-# Differences of clocks, in seconds. More than SKEW is a warning, and more than BROKEN is critical. These limits cannot
+# Limits for differences of clocks, in seconds. More than SKEW is a warning, more than BROKEN is critical. They cannot
 # be much smaller, because times in ads are whole seconds.
 SKEW, BROKEN = 5.0, 60.0
-LATE = 15.0  # seconds by which a busy machine may delay an ad; this delay looks like a clock that is behind
+LATE = 15.0  # seconds that a busy machine may delay an ad, so that its clock only seems to be behind
 
 
 def daemons(facts: Facts) -> Iterator[Finding]:
     """Find a schedd or negotiator that does not answer.
 
-    If the schedd does not answer, the negotiator is not reported. A healthy negotiator may be waiting for the schedd.
+    If neither answers, only the schedd is reported, because a healthy negotiator can be waiting for the schedd.
     """
     daemons = (("schedd", "the access point"), ("negotiator", "the central manager"))
     for daemon, where in [each for each in daemons if each[0] in facts.unavailable][:1]:
@@ -103,7 +103,7 @@ def _suits(node: SlotOffer, entry: Entry) -> bool:
 def _lacking(found: tuple[SlotOffer, ...], entry: Entry) -> tuple[str, str]:
     """Return two texts: the requested resource that no node offers, and the setting to use instead.
 
-    If each resource is offered by some node, but no single node offers all of them, the first text names all resources.
+    If nodes offer each resource, but no single node offers all of them, the first text names all resources.
     """
     request = entry.request
     for name, asked, unit in (

@@ -12,12 +12,12 @@ Place = Pool | Login | None  # place of the queue with an entry's glideins; None
 
 
 def places(facts: Facts) -> Mapping[str, Place]:
-    """Return for the name of each entry the place of the queue that contains the entry's glideins."""
+    """Return the place of the queue with each entry's glideins. The key is the name of the entry."""
     return {entry.name: entry.outer_pool for site in facts.files for entry in site.entries}
 
 
 def key(place: Place) -> str:
-    """Return the key in the site file that sets a place."""
+    """Return the key of an entry in a site file that sets this place: `ssh` or `pool`."""
     return "ssh" if isinstance(place, Login) else "pool"
 
 
@@ -29,7 +29,7 @@ def command(name: str, job: str, place: Place) -> str:
     Args:
         name: a command of HTCondor, such as condor_rm.
         job: id of the job, as CLUSTER.PROC.
-        place: the place of the queue.
+        place: place of the queue with the job; None for the pool that the glideins join.
     """
     if place is None:
         return f"{name} {job}"
@@ -37,5 +37,5 @@ def command(name: str, job: str, place: Place) -> str:
     if isinstance(place, Login):
         return f"on {place.name}: {name}{schedd} {job}"
     pool = f"-pool {shlex.quote(place.collector)}"
-    # With -pool but without -name, HTCondor's commands may use the access point of this machine.
+    # Always add -name: with -pool alone, HTCondor's commands can use the access point of this machine.
     return f"{name} {pool}{schedd or f' -name $(condor_status {pool} -schedd -af Name)'} {job}"

@@ -10,7 +10,7 @@ from glide.condor.install import OLDEST
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
-BINDINGS = (25, 8, 2)  # first version of the bindings in which retrieve() releases spooled jobs
+BINDINGS = (25, 8, 2)  # first version of the bindings whose retrieve() lets spooled jobs leave the queue
 # For each known bug: the kind of daemon (MyType), the first and the last version with the bug, and the bug's effect.
 KNOWN = (
     ("Scheduler", (24, 5, 1), (24, 7, 99), "it loses claims that it should reuse, so each job waits for a match"),
@@ -58,7 +58,8 @@ def found_versions(facts: Facts) -> str:
 def series(facts: Facts) -> Iterator[Finding]:
     """Find daemons whose release series does not fit the bindings.
 
-    The bindings must be of the daemon's series or of the next series.
+    A release series is the first part of a version, such as 25. The bindings must be of the daemon's series, or of the
+    series after it.
     """
     mine = number(facts.programs.bindings)
     for kind, name in (("Scheduler", "access point"), ("Negotiator", "central manager")):

@@ -11,7 +11,7 @@ from glide.report.times import duration
 
 
 def files(facts: Facts) -> Iterator[Finding]:
-    """Find mistakes in site files, files that are named there but missing, and entries with the same name."""
+    """Find mistakes in site files, missing files that a site file names, and entries with the same name."""
     for site in facts.sites:
         for problem in site.problems:
             yield critical(problem, f"correct {site.file}; a running factory keeps what it read before")
@@ -25,7 +25,7 @@ def files(facts: Facts) -> Iterator[Finding]:
 
 
 def factories(facts: Facts) -> Iterator[Finding]:
-    """Find factories that do not run, complete no cycles, cannot read a queue, or had actions refused by HTCondor."""
+    """Find factories that do not run, complete no cycle, cannot read a queue, or whose actions HTCondor has refused."""
     waiting = sum(demand.idle for demand in facts.snapshot.demands)
     for site in facts.sites:
         if site.view is None:
@@ -53,7 +53,7 @@ def factories(facts: Facts) -> Iterator[Finding]:
 
 
 def trial(facts: Facts) -> Iterator[Finding]:
-    """Report a test record that did not come back."""
+    """Report a test record whose result did not come back."""
     if facts.trial and facts.trial.stuck:
         yield Finding(
             Level.WARNING if facts.trial.in_progress else Level.CRITICAL,

@@ -1,1 +1,1 @@
-"""A sweep for people: its progress, its final table, and the report with figures."""
+"""Texts and figures about a sweep: its progress, the table of its results, and its report."""

@@ -1,6 +1,6 @@
 """The captions of the figures in a sweep's report.
 
-A caption describes what its figure shows and gives the main numbers, which come from the report's JSON document.
+A caption describes its figure, and gives the main numbers of the report's JSON document.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from glide.vocabulary import State
 
 WIDTH = 4.6  # width of a figure, in inches
 DOTS = 300  # resolution of a PNG, in dots per inch
-DOTS_ACROSS = 700  # number of dots across a timeline; a finer resolution would only make the page larger
+DOTS_ACROSS = 700  # number of dots across a timeline; more dots only make the page larger
 MOST_BINS = 40  # maximum number of bins of a histogram
 BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # the palette of Okabe and Ito, 2008
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7",
@@ -79,9 +79,9 @@ STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Set matplotlib's options while the context lasts. Figures must be drawn and saved inside this context."""
+    """Set matplotlib's options inside a `with` block. Draw and save all figures in this block."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # matplotlib draws a box for a character that the font lacks
+        warnings.filterwarnings("ignore", "Glyph")  # do not warn if the font lacks a character
         yield
 
 
@@ -111,7 +111,7 @@ def progress(history: SweepHistory, total: int) -> Figure:
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        # Leave out the drop to zero at the end of the history.
+        # All lanes end with the history, so the number of lanes drops to zero there. Leave out this drop.
         before_end = [point for point in series if point[0] < history.seconds] or series
         steps = [*before_end, (history.seconds, before_end[-1][1])]
         below.step(
@@ -181,10 +181,10 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
 
 
 def breakdown(jobs: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
-    """Draw how the time of jobs and of glideins was used, in percent.
+    """Draw two bars, in percent: how all jobs spent their time, and how all glideins spent their time.
 
     Args:
-        jobs, glideins: for each kind of time, the seconds.
+        jobs, glideins: for each kind of time, the seconds that all jobs or all glideins spent.
     """
     figure = Figure(figsize=(WIDTH, 3.5))
     renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
@@ -203,7 +203,7 @@ def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw how the lanes' time was used, with one bar for each device.
 
     Args:
-        spent: for each device, the seconds of each kind of time.
+        spent: for each device and each kind of time, the seconds.
     """
     figure, axes = _figure(1.25 + 0.45 * len(spent))
     _stacked(axes, {f"{_short(device)}\n{duration(sum(each.values()))}": each for device, each in spent.items()})
@@ -276,7 +276,7 @@ def _edges(values: Sequence[float], limit: float) -> list[float]:
 
 
 def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw a stacked bar for each entry of `bars`. A bar is 100 % wide, and shares of at least 7 % get a label."""
+    """Draw a stacked bar of shares for each item of `bars`. A share of at least 7 % gets a label."""
     for row, spent in enumerate(bars.values()):
         whole, left = sum(spent.values()) or 1.0, 0.0
         for kind, seconds in spent.items():
@@ -294,7 +294,7 @@ def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
-    """Draw a legend below a figure. Its order is row by row, but matplotlib itself would fill column by column."""
+    """Draw a legend below a figure. It is filled row by row; matplotlib alone fills a legend column by column."""
     by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 

@@ -1,6 +1,6 @@
 """Read the history of a sweep: its driver runs, lanes and jobs. glide.sweep.history wrote the lines of the history.
 
-Times are in seconds since the sweep began. The time between two driver runs is left out.
+Times are in seconds since the sweep began, without the time between two runs of the driver.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from glide.vocabulary import State
 
 ORDER = (State.FETCHING, State.IMPORTING, State.LOADING, State.WARMING, State.WARM)
-PER_RUN = ("recomputed", "lost_in_flight")  # names of the counts that each driver starts from zero
+PER_RUN = ("recomputed", "lost_in_flight")  # names of the counts that start from zero in each driver run
 RUNNING = ("running", "transferring", "suspended", "completed")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of time. `kind` is the state of a model server in this interval, or how this interval was used."""
+    """An interval of time. `kind` is the state of a model server in the interval, or what the interval was used for."""
 
     start: float
     end: float
@@ -36,7 +36,7 @@ class DriverRun:
 
     Attributes:
         found: number of records that already had a result when the run began.
-        end: finished or stopped; empty if the driver was killed or still runs.
+        end: "finished" or "stopped"; empty if the driver was killed or still runs.
     """
 
     name: str
@@ -122,8 +122,8 @@ class SweepHistory:
     runs: tuple[DriverRun, ...] = ()
     lanes: tuple[LaneHistory, ...] = ()
     jobs: tuple[JobHistory, ...] = ()
-    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # times, each with the counts of all runs up to that time
-    resumed: tuple[float, ...] = ()  # times when the second run and each later run began
+    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and the counts of all runs until then
+    resumed: tuple[float, ...] = ()  # times when the second and each later driver run began
 
     @property
     def seconds(self) -> float:
@@ -131,7 +131,7 @@ class SweepHistory:
 
 
 class Clock:
-    """Convert a Unix time to seconds since the sweep began. The time between two driver runs is left out."""
+    """Convert a Unix time to seconds since the sweep began, without the time between two runs of the driver."""
 
     def __init__(self, runs: Iterable[DriverRun]):
         self.runs = tuple(runs)
@@ -141,7 +141,7 @@ class Clock:
 
 
 def read(lines: Iterable[Mapping[str, Any]]) -> SweepHistory:
-    """Return the history that some lines describe. The history is empty if no line begins a run."""
+    """Return the history that the lines of a history file describe. It is empty if no line begins a driver run."""
     timed = [line for line in lines if isinstance(line.get("at"), (int, float))]
     reader = _Reader(_runs(timed))
     for line in timed:
@@ -150,7 +150,7 @@ def read(lines: Iterable[Mapping[str, Any]]) -> SweepHistory:
 
 
 def _runs(lines: Iterable[Mapping[str, Any]]) -> list[DriverRun]:
-    """Return the driver runs. A run lasts from its first line to its last line."""
+    """Return the driver runs that lines describe. A run lasts from its first line to its last line."""
     runs: list[DriverRun] = []
     for line in lines:
         if "run" in line:
@@ -166,15 +166,16 @@ def _runs(lines: Iterable[Mapping[str, Any]]) -> list[DriverRun]:
 class _OpenLane:
     """A lane whose lines are being read."""
 
-    facts: dict[str, Any] = field(default_factory=dict)  # the latest value of each key
+    facts: dict[str, Any] = field(default_factory=dict)  # for each key of the lane's lines, the latest value
     marks: list[tuple[float, str]] = field(default_factory=list)  # pairs: the time when a state began, and the state
-    claims: list[tuple[float, str]] = field(default_factory=list)  # time when a claim began ("claimed") or ended ("")
+    # Pairs: a time, and "claimed" if a claim of the lane began at this time; "" if the claim ended.
+    claims: list[tuple[float, str]] = field(default_factory=list)
     reloaded: float = 0.0
 
 
 @dataclass
 class _OpenJob:
-    """A job whose lines are being read. The last execution of the job may not have ended."""
+    """A job whose lines are being read. The last execution of the job has no end while it runs."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     executions: list[dict[str, Any]] = field(default_factory=list)
@@ -183,7 +184,7 @@ class _OpenJob:
 
 
 class _Reader:
-    """Build a history from lines, which must be added in the order of the file."""
+    """Build a history from its lines. Add the lines in the order of the file."""
 
     def __init__(self, runs: list[DriverRun]):
         self.runs = runs
@@ -192,17 +193,17 @@ class _Reader:
         self.open: dict[str, _OpenLane] = {}
         self.lanes: list[LaneHistory] = []
         self.closed: dict[str, float] = {}  # for each lane, the time when it last disappeared
-        self.lost: dict[str, float] = {}  # for each glidein, the time of the last loss of one of its jobs
+        self.lost: dict[str, float] = {}  # for each glidein, the time when it last lost a job
         self.jobs: dict[str, _OpenJob] = {}
         self.counts: list[tuple[float, dict[str, int]]] = []
-        self.earlier: dict[str, int] = {}  # the PER_RUN counts, summed over the runs before the present run
+        self.earlier: dict[str, int] = {}  # the counts of PER_RUN, summed over all earlier runs
 
     def add(self, line: Mapping[str, Any]) -> None:
         at = float(line["at"])
         if "run" in line:
             self._begin_run(line, at)
         elif not self.begun:
-            return  # a line before the first run belongs to no run
+            return  # ignore a line before the first driver run
         elif "lane" in line:
             self._lane(str(line["lane"]), line, at)
         elif "carrier" in line:
@@ -222,7 +223,7 @@ class _Reader:
         )  # fmt: skip
 
     def _begin_run(self, line: Mapping[str, Any], at: float) -> None:
-        if self.begun:  # no driver observed the lanes between two runs
+        if self.begun:  # close all lanes, because no driver observed them after the run
             self._close_lanes(self.runs[self.begun - 1].ended, "")
         self.earlier = self._summed({})
         self.begun += 1
@@ -244,8 +245,8 @@ class _Reader:
         lane = self.open.setdefault(name, _OpenLane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            # If a lane disappears and reappears, its present state may have begun before the lane disappeared. Do not
-            # count the time before the disappearance twice.
+            # The state of a lane that has reappeared may have begun before the lane disappeared. The time before the
+            # disappearance is already counted, so count this state only from the disappearance.
             earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
             marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
             lane.marks += [(max(earliest, since), state) for since, state in marks]
@@ -261,7 +262,7 @@ class _Reader:
     def _close_lane(self, name: str, at: float, end: str) -> None:
         lane = self.open.pop(name)
         lost = self.lost.get(lane.facts.get("glidein", ""), 0.0)
-        if lane.marks and lane.marks[0][0] < lost < at:  # the collector keeps the ad of a lost lane for a while
+        if lane.marks and lane.marks[0][0] < lost < at:  # a lost lane ends before its ad leaves the collector
             at = lost
         self.closed[name] = at
         if lane.marks:
@@ -318,10 +319,10 @@ class _Reader:
 
 
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
-    """Return pairs of a time and a state: the times when a lane's latest states began.
+    """Return pairs: the Unix time when a state of a lane began, and the state. The last pair is the present state.
 
-    `last` is the last pair before these, or None. If no line shows the states between `last` and the present state, the
-    times of these states are computed from the seconds that the lane advertises for each phase.
+    The pairs before it are the states since `last` that no line shows. Their times are computed from the seconds that
+    the lane advertises for each phase. `last` is the latest pair that is already known, or None.
     """
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
     fetch = facts.get("fetch") or 0.0
@@ -329,7 +330,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # times in ads are whole seconds, but the duration of a phase is exact
+    if last:  # make `since` (whole seconds) more exact, with the duration of the last phase
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:
@@ -342,7 +343,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
 
 
 def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: Clock) -> Iterator[Interval]:
-    """Yield the intervals between marks. The last interval ends at `end`."""
+    """Yield an interval for each mark: a Unix time and the state that began then. The last interval ends at `end`."""
     whole = [*marks, (end, "")]
     for number, ((start, kind), (until, _)) in enumerate(pairwise(whole), 2):
         if until > start or number == len(whole):

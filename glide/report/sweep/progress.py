@@ -19,7 +19,7 @@ LINE_SECONDS = 3.0  # seconds between two lines of progress, if the output is no
 class ProgressDisplay:
     """Show a sweep's progress with throughput and ETA. Use an object of this class as a context manager.
 
-    On a terminal, one line is updated in place. Otherwise, new lines are printed.
+    On a terminal, one line is updated in place. If stderr is not a terminal, new lines are printed.
     """
 
     def __init__(self, name: str):
@@ -67,7 +67,7 @@ class ProgressDisplay:
         if self.first is None or self.last_done < 0:
             self.first = (now, progress.done)
         elif progress.done == self.first[1]:
-            self.first = (now, progress.done)  # the time before the first new result does not count
+            self.first = (now, progress.done)  # throughput leaves out the time before the first new result
         since, before = self.first
         if progress.done == before or now == since:
             return ""

@@ -54,8 +54,8 @@ def load_report(sweep: Sweep) -> SweepReport:
     scores = _scores(sweep)
     notes = []
     done = sum(prompt.done for prompt in scores.prompts.values())
-    # If a finished sweep is extended or changed, its old summary remains. Ignore this summary until the sweep has
-    # finished again.
+    # The summary of a finished sweep remains if the sweep is extended or changed. Ignore the summary until the sweep
+    # has a result for each record again.
     summary = read_summary(sweep) if (state is None or state.finished) and done == sweep.total else None
     if summary is None:
         notes.append(f"This sweep has not finished: {done:,} of {sweep.total:,} records have a result.")
@@ -78,7 +78,7 @@ def _scores(sweep: Sweep) -> Scores:
 def document(report: SweepReport) -> dict[str, Any]:
     """Return the report as one JSON document.
 
-    Times are in seconds since the sweep began. The time between two driver runs is left out.
+    Times are in seconds since the sweep began, without the time between two runs of the driver.
     """
     history, scores = report.history, report.scores
     runs, tasks = history.runs, timeline.task_seconds(history)

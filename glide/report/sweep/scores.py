@@ -1,7 +1,7 @@
 """Compute scores from a sweep's results.
 
-The scores are the accuracy of each prompt with a confidence interval, groups of similar errors, and the records and
-seconds of each glidein.
+The scores are the accuracy of each prompt with a confidence interval, and groups of similar errors. They include for
+each glidein the number of its results and the computing time of its engine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 Z = 1.959963984540054  # 95 % of a normal distribution is within this number of standard deviations from the mean
 LONGEST = 300  # maximum length of a message in the report, in characters
-# Messages of errors with the same cause may differ in some parts. Each pattern matches such parts, and the sign
-# replaces them. The pattern for numbers must come last, because ids and addresses contain numbers.
+# Patterns of the parts in which messages of the same error differ, and the sign that replaces each part. The pattern of
+# numbers must come last, because ids and addresses contain numbers.
 PLACEHOLDERS = tuple(
     (re.compile(pattern, re.IGNORECASE), sign)
     for pattern, sign in (
@@ -31,7 +31,7 @@ PLACEHOLDERS = tuple(
 
 @dataclass
 class PromptScore:
-    """The number of results of one prompt.
+    """The score of one prompt.
 
     Attributes:
         records: number of records of the sweep.
@@ -69,7 +69,7 @@ class Scores:
         prompts: for each prompt, its score. The key is the name of the prompt.
         causes: groups of errors. The key is the type of an error and its normalized message.
         by_glidein: for each glidein, the number of results that it computed.
-        engine: for each glidein, the seconds in which its engine computed.
+        engine: for each glidein, the computing time of its engine in seconds.
         seconds: for each result, the seconds that the engine needed.
     """
 
@@ -119,12 +119,12 @@ def normalize(message: str, custom_id: str = "") -> str:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share, by the method of Wilson (1927).
+    """Return the ends of the 95 % confidence interval of a share, by the method of Wilson (1927).
 
     This method also works for few cases, and for shares near 0 or 1.
 
     Args:
-        right: number of cases that belong to the share.
+        right: number of cases that count for the share, such as correct results.
         count: number of all cases.
     """
     if not count:
@@ -139,7 +139,7 @@ def quantile(values: Iterable[float], share: float) -> float:
     """Return a quantile of some values; 0 if no values are given.
 
     Args:
-        share: share of the values that are below the quantile, from 0 to 1. 0.5 gives the median.
+        share: share of the values that are below the quantile, from 0 to 1; 0.5 for the median.
     """
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

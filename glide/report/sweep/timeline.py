@@ -15,7 +15,7 @@ UNKNOWN = "not known (never warm)"
 CPU = "CPU"
 SERVING = "serving"
 IDLE = "warm, idle"
-SPENT = ("productive", "loading", "lost", "idle")  # the ways in which a lane's time was used
+SPENT = ("productive", "loading", "lost", "idle")  # the kinds of time of a lane
 
 Series = list[tuple[float, float]]
 
@@ -27,8 +27,8 @@ class GlideinTimeline:
     Attributes:
         intervals: the activities of the glidein's model server, in order of time and without gaps.
         warm: seconds from the glidein's first appearance until it was warm; None if it was never warm.
-        end: "lost" if the glidein disappeared while it had jobs, or before it was warm; "left" if it disappeared
-            otherwise; "failed" if it could not load its template; empty if it was present at the end.
+        end: "lost" if the glidein disappeared while it had jobs, or before it was warm; "left" if a warm glidein
+            disappeared without jobs; "failed" if it could not load its template; empty if it was present at the end.
         reloaded: seconds in which the model server loaded the model again while the glidein counted as warm.
     """
 
@@ -56,12 +56,12 @@ class GlideinTimeline:
 
 
 def records_done(history: SweepHistory) -> Series:
-    """Return the number of records with a result over time. Each point is a count that the driver made."""
+    """Return the number of records with a result, over time. Each point is a count by the driver."""
     return [(at, float(counts["done"])) for at, counts in history.counts if "done" in counts]
 
 
 def lanes_over_time(history: SweepHistory) -> dict[str, Series]:
-    """Return three series: the numbers of connected, warm and claimed lanes over time."""
+    """Return three series over time: the numbers of connected, warm and claimed lanes."""
     return {
         "connected": count_over_time(Interval(lane.start, lane.ended) for lane in history.lanes),
         "warm": count_over_time(phase for lane in history.lanes for phase in lane.warm),
@@ -70,7 +70,7 @@ def lanes_over_time(history: SweepHistory) -> dict[str, Series]:
 
 
 def count_over_time(intervals: Iterable[Interval]) -> Series:
-    """Return over time how many intervals overlap. The series has a point wherever this number changes."""
+    """Return how many of the intervals overlap, over time. The series has a point for each change of this number."""
     changes: Counter[float] = Counter()
     for each in intervals:
         if each.seconds > 0:
@@ -103,7 +103,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def within(intervals: Iterable[Interval], bounds: Sequence[Interval]) -> list[Interval]:
-    """Return the parts of the intervals that lie within the bounds."""
+    """Return the parts of intervals that are inside an interval of `bounds`."""
     parts = (
         Interval(max(each.start, bound.start), min(each.end, bound.end), each.kind)
         for each in intervals
@@ -150,7 +150,7 @@ def _lane_seconds(lane: LaneHistory, jobs: Iterable[JobExecution]) -> dict[str, 
     productive = lost = latest = 0.0
     ran = [(execution.executing, execution) for execution in jobs if execution.executing is not None]
     for executing, execution in sorted(ran, key=lambda each: each[0]):
-        # Times are whole seconds, so two successive jobs may seem to overlap.
+        # Times are whole seconds, so two successive jobs can seem to overlap. Count the overlap once.
         whole = Interval(max(executing, latest), execution.ended)
         latest = max(latest, execution.ended)
         seconds = sum(part.seconds for part in within([whole], lane.warm))
@@ -193,7 +193,7 @@ def glideins(history: SweepHistory) -> list[GlideinTimeline]:
 
 
 def _glidein(name: str, device: str, lanes: list[LaneHistory], jobs: list[JobExecution]) -> GlideinTimeline:
-    # The lanes of a glidein share one model server, so all of them have the same states.
+    # The lanes of a glidein share one model server, so the states of one lane are enough.
     first = [lane for lane in lanes if lane.name == lanes[0].name]
     phases = [phase for lane in first for phase in lane.phases]
     served = union(Interval(each.executing, each.ended, SERVING) for each in jobs if each.executing is not None)
@@ -223,8 +223,7 @@ def coarsen(intervals: Sequence[Interval], step: float) -> list[Interval]:
     """Reduce intervals to the resolution of a figure.
 
     Args:
-        step: number of seconds that one dot of the figure covers. The whole dot gets the kind that takes most of these
-            seconds.
+        step: seconds that one dot of the figure covers. The dot gets the kind that takes most of these seconds.
     """
     steps: dict[int, dict[str, float]] = {}
     for each in intervals:
@@ -244,8 +243,8 @@ def coarsen(intervals: Sequence[Interval], step: float) -> list[Interval]:
 
 
 def _end(last: LaneHistory, was_warm: bool, jobs: list[JobExecution]) -> str:
-    # An eviction does not prove that the lane is lost, and HTCondor may match a job to a lane that is already dead. So
-    # ignore each loss or eviction if a job of this glidein ended normally afterwards.
+    # A lost or evicted job does not prove that its glidein is lost. So ignore the loss if another job of the glidein
+    # ended normally after the loss.
     worked = max((execution.ended for execution in jobs if execution.end not in LOST), default=0.0)
     after = {execution.end for execution in jobs if execution.end in LOST and execution.ended >= worked}
     if "lost" in after:
@@ -263,8 +262,8 @@ def _end(last: LaneHistory, was_warm: bool, jobs: list[JobExecution]) -> str:
 def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
     """Return the seconds that all jobs spent waiting in the queue, starting and running.
 
-    The time of running jobs has three parts. `lost` is the time whose results were lost. `engine` is the part of the
-    remaining time in which an engine computed the job's records. `sharing` is the rest.
+    The time of running jobs has three parts. `lost` is the time for results that were lost. `engine` is the time in
+    which engines computed the gathered results. `sharing` is the rest: a job waits while its engine serves another job.
 
     Args:
         engine: seconds in which engines computed the gathered results.
@@ -283,10 +282,9 @@ def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
 
 
 def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds that all glideins spent in each kind of use.
+    """Return for each kind of time the seconds that all glideins spent.
 
-    The kinds are the phases until a glidein is warm, the engine's computing, the rest of the time with jobs, and the
-    idle time.
+    The kinds are each phase before a glidein is warm, computing, the rest of the time with jobs, and the idle time.
 
     Args:
         engine: for each glidein, the seconds in which its engine computed the gathered results.
@@ -296,7 +294,8 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
         for interval in each.intervals:
             known = interval.kind in spent
             spent[interval.kind if known else "other"] += interval.seconds
-        # The times of jobs are whole seconds, so the engine may have started in a second that counts as idle.
+        # The times of jobs are whole seconds, so an engine can compute for longer than jobs seem to run. The missing
+        # seconds are taken from the idle time.
         warm = each.seconds(SERVING) + each.seconds(IDLE)
         computed = min(engine.get(each.id, 0.0), warm)
         again = min(each.reloaded, warm - computed)

@@ -11,12 +11,12 @@ process calls the engine's methods, one at a time, in this order:
    yet.
 2. `load` runs when the files are on the node. `describe` runs once after `load`.
 3. When a list of records arrives, `plan` divides the list into calls. `call` runs for each of these calls, in order.
-   Then `describe` runs again. This repeats until the process ends. There is no method that closes an engine.
+   Then `describe` runs again. Step 3 repeats until the process ends. There is no method that closes an engine.
 
 An error in step 1 or 2 ends the process. The template then fails on this glidein, and the glidein reports the error as
-the reason. In step 3, an engine need not catch the error of a record. The process calls the engine again with fewer
-records, until the failing record is alone in the call. If a repeated call costs more than time, the engine should not
-raise the error. It should return `Completion.failed` for the failing record.
+the reason. In step 3, an engine need not catch an error that one record causes. The process repeats the call with fewer
+records, until the failing record is alone in its call. If a repeated call costs money, the engine should catch the
+error, and return `Completion.failed` for the failing record.
 
 Access points import an engine's module to check options, but may lack heavy packages such as torch. An engine's module
 must therefore not import such packages at its top. Import them in `prepare`.
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def engine_class(name: str) -> Any:
-    """Return the class of an engine. This does not import the packages that the engine needs to load a model.
+    """Return the class of an engine, without importing the packages that the engine needs to load a model.
 
     Args:
         name: the engine's name in templates.
@@ -83,11 +83,11 @@ def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None
         folder: the model's folder, from which some limits are read; None if this machine does not have the folder.
 
     Raises:
-        UnknownOption: the engine has no option with this name.
+        UnknownOption: the engine does not have one of the options.
         WrongOption: an option has a value with which no record can be served.
         ValueError: no engine has this name.
     """
-    check = getattr(engine_class(engine), "check_generate", None)  # noop and python have no such method
+    check = getattr(engine_class(engine), "check_generate", None)  # the engines noop and python do not check options
     if check is not None:
         check(generate, folder)
 

@@ -70,7 +70,7 @@ def printable(text: str) -> str:
 
 
 class RecordError(Exception):
-    """Base class of errors that refuse a record. The name of the error's class is written into the record's result."""
+    """Base class of errors for records that cannot be served. The result gets the name of the error's class."""
 
 
 class WrongOption(RecordError):
@@ -163,15 +163,15 @@ class Engine(Protocol):
         The halves are divided further until each failing record is alone. `call` must not change the state, even if
         `call` raises an error.
 
-        If a call takes longer than the longest timeout of its records, the server raises RecordTimeout inside the call,
-        in the main thread, once a second. The server also raises RecordTimeout if all jobs that wait for the call have
-        ended. An engine may catch RecordTimeout and return the outcomes that it has. While native code runs, the
-        exception is delayed until that code returns to Python. The server kills the process if the call has not ended 5
-        seconds after the timeout.
+        If a call takes longer than the longest timeout of its records, the server raises RecordTimeout inside the call.
+        The exception is raised in the main thread, once a second until the call ends. The server also raises it if all
+        jobs that wait for the call have ended. An engine may catch RecordTimeout and return the outcomes that it has.
+        While native code runs, the exception is delayed until this code returns to Python. If the call has not ended 5
+        seconds after the timeout, the server kills the process.
 
         Args:
-            records: the records of one call of the last plan, or some of these records, or a single record that is in
-                no plan.
+            records: the records of one call that the last `plan` returned, or some of these records. If `plan` failed,
+                a single record.
 
         Returns:
             One outcome for each record, in the order of the records.

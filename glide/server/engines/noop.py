@@ -56,8 +56,8 @@ class Noop:
         self.options = replace(
             options, load_seconds=options.load_seconds * slowdown, record_seconds=options.record_seconds * slowdown
         )
-        self.free_at = 0.0  # time by the monotonic clock when the last call ends
-        # If records take no time, use large calls. With small calls, a benchmark would measure only the socket.
+        self.free_at = 0.0  # time by the monotonic clock when the last call should have ended
+        # If records take no time, use large calls. With small calls, a benchmark would mainly measure the messages.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
 
@@ -82,8 +82,8 @@ class Noop:
         return [list(records[i : i + self.batch]) for i in range(0, len(records), self.batch)]
 
     def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
-        # Compute the end of the call, and sleep until then. If each sleep had a fixed length, it would last 0.1 ms too
-        # long, and this error would add up over thousands of calls.
+        # A sleep lasts about 0.1 ms too long, and this error would add up over thousands of calls. So compute the time
+        # at which this call should end, and sleep until that time.
         now = time.monotonic()
         started = self.free_at if now - self.free_at < 0.005 else now
         self.free_at = started + self.options.record_seconds

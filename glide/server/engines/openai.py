@@ -1,8 +1,8 @@
 """The openai engine. It sends records to a model that runs elsewhere, behind an OpenAI-compatible endpoint.
 
-No model is on the node. The state consists of the fact that the service is ready, the limit of requests in flight, and
-the end of the pause that the service has asked for. The library httpx2 sends the requests. The package `openai` would
-not make this module shorter: it retries each request separately, so a pause of all requests needs a loop here.
+No model is on the node, so loading only waits until the service is ready. The engine limits the number of requests in
+flight, and pauses all requests if the service asks for a pause. The library httpx2 sends the requests. The package
+`openai` cannot pause all requests, because it retries each request separately.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glide.server.engines.base import Completion, EngineRecord, RecordError, Unk
 from glide.template import Template
 from glide.vocabulary import State
 
-CONNECT_SECONDS = 10.0  # time limit for opening a connection; short, so that an unreachable host is soon tried again
+CONNECT_SECONDS = 10.0  # time limit in seconds for a connection; short, so that an unreachable host is soon tried again
 FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
 # `backoff` returns at most this number of seconds, even if the service asks for a longer pause. The service may recover
 # earlier, and a record's timeout is 600 s by default.
@@ -39,9 +39,9 @@ KEYS = Path("~/.glide/keys")  # folder with the API keys, in the home folder of 
 KEY_FILE_REFUSED = (
     "key_file is for the `service` of a site's entry, because a sweep with a key_file could send any key to any url"
 )
-RETRIED_STATUSES = (408, 409, 429)  # a request is repeated after these statuses, and after all 5xx statuses
+RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
 
-# These are the API's names of the options of `generate`. Without `do_sample: true`, the temperature is set to 0.
+# Each key is an option of `generate`, and its value is the API's name of this option. The API has no option do_sample.
 API_NAMES = {
     "max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
     "stop": "stop", "stop_strings": "stop", "seed": "seed",
@@ -74,11 +74,11 @@ class OpenAI:
         chat: if true, send the prompt as the user's message to /chat/completions. If false, send it to /completions.
         system: system message that is sent before the user's message. This option needs `chat`.
         parallel: maximum number of requests in flight at the same time.
-        ready_seconds: maximum seconds that loading waits until the service lists the model. Choose less than the
-            template's budget for loading. If the budget ends first, the error message lacks the service's last answer.
+        ready_seconds: time limit, in seconds, until the service must list the model. Choose less than the template's
+            budget for loading. If the budget ends first, the error message lacks the service's last answer.
         request_seconds: time limit of one HTTP request, in seconds.
         retries: maximum number of times that a request is repeated while the service is busy or fails. The record's
-            timeout also ends the tries. The timeout should suffice for all tries of `request_seconds` each.
+            timeout also ends the tries, so it should suffice for all tries of `request_seconds` each.
         """
 
         url: str = ""
@@ -93,7 +93,7 @@ class OpenAI:
 
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
-            if "@" in address.netloc:  # this check is first, because a later message quotes the url
+            if "@" in address.netloc:  # first, because later messages quote the url with its password
                 raise ValueError(
                     "a url with a user or password is visible to everyone in the pool; "
                     "use the key_file of a site's service instead"
@@ -124,7 +124,7 @@ class OpenAI:
         self.batch = options.parallel
         self.window = 16 * options.parallel
         self.key = ""
-        self.resume_at = 0.0  # all requests wait until this time by the monotonic clock
+        self.resume_at = 0.0  # time by the monotonic clock until which all requests wait
 
     def prepare(self) -> None:
         import httpx2
@@ -138,13 +138,13 @@ class OpenAI:
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=self.httpx.Timeout(None, connect=CONNECT_SECONDS),
-            # Connections need no limit, because `parallel` already limits the requests. If there were a limit, a
-            # request could be cancelled while it waits for a connection. It would leave an unusable connection in the
-            # pool (encode/httpcore#1093).
+            # Do not limit the number of connections. With a limit, a request that is cancelled while it waits for a
+            # connection leaves an unusable connection in the pool (encode/httpcore#1093). The option `parallel` already
+            # limits the number of requests.
             limits=self.httpx.Limits(max_connections=None, max_keepalive_connections=self.options.parallel),
         )
-        # All requests run in a second thread. The main thread only waits, so the server's signal can interrupt it at
-        # any time. The main thread then cancels the requests.
+        # All requests run in a second thread. The main thread only waits, so a signal of the model server can interrupt
+        # it at any time. After such a signal, the main thread cancels the requests.
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._wait_until_ready(), self.loop).result()
@@ -157,7 +157,7 @@ class OpenAI:
         outcomes = [asyncio.run_coroutine_threadsafe(self._serve_alone(record), self.loop) for record in records]
         try:
             wait(outcomes)
-        except Exception as interrupt:  # this is a RecordTimeout; answered records keep their answers
+        except Exception as interrupt:  # after a RecordTimeout, answered records keep their answers
             late = Completion.failed(interrupt)
             return [late if outcome.cancel() else outcome.result() for outcome in outcomes]
         return [outcome.result() for outcome in outcomes]
@@ -202,7 +202,7 @@ class OpenAI:
     async def _serve_alone(self, record: EngineRecord) -> Completion:
         try:
             return await self._serve(record)
-        except Exception as error:  # if the error were raised, the other records would be sent and paid again
+        except Exception as error:  # if this raised the error, the call's other records would be sent and paid again
             return Completion.failed(error)
 
     async def _serve(self, record: EngineRecord) -> Completion:
@@ -224,15 +224,15 @@ class OpenAI:
             requested = retry_after(response.headers.get("Retry-After", ""), time.time())
             pause = backoff(attempt, requested)
             if response.status_code == 429:
-                # After status 429, all requests wait. Most requests did not fail, so all get the pause of a first try.
+                # 429 means too many requests, so all requests wait. Their pause is that of a first failed try.
                 self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
         raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
     async def _wait_before_try(self, pause: float) -> None:
-        """Wait until this request's pause and the pause of all requests are over.
+        """Wait until the pause of this request, in seconds, and the pause of all requests are over.
 
-        A random factor from 1 to 2 makes the pause longer. Otherwise, if several requests fail at the same time, they
-        would also be repeated at the same time.
+        A random factor from 1 to 2 makes the wait longer. So requests that failed at the same time are not repeated at
+        the same time.
         """
         while (left := max(pause, self.resume_at - time.monotonic())) > 0:
             await asyncio.sleep(left * random.uniform(1, 2))
@@ -244,7 +244,7 @@ class OpenAI:
         Raises:
             NoAnswer: no complete response has arrived within `seconds`, or the connection failed.
         """
-        # asyncio limits the whole request. httpx's timeouts would never end a request whose answer arrives very slowly.
+        # Limit the whole request with asyncio. httpx limits only single steps, so a slow answer might never end.
         try:
             return await asyncio.wait_for(self.client.request(method, path, **content), seconds)
         except asyncio.TimeoutError:
@@ -299,11 +299,11 @@ def read_key(path: Path) -> str:
         with path.expanduser().open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             key = file.read().strip()
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
+    except (OSError, RuntimeError) as error:  # a RuntimeError means that the home folder is unknown
         raise TemplateError(f"cannot read key_file {path}: {getattr(error, 'strerror', None) or error}") from None
     if mode & 0o077:
         raise TemplateError(f"key_file {path} is accessible to others than its owner (mode {mode:o}); chmod it to 600")
-    if not re.fullmatch(rb"[!-~]+", key):  # otherwise, the HTTP library's own error would quote the key
+    if not re.fullmatch(rb"[!-~]+", key):  # the HTTP library's error would quote an invalid key
         raise TemplateError(f"key_file {path} does not hold a key; write it there as one line of ASCII without spaces")
     return key.decode("ascii")
 
@@ -311,8 +311,8 @@ def read_key(path: Path) -> str:
 def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of `generate` under the API's names.
 
-    Without `do_sample: true` the temperature is 0, so that the text is greedy, as with every engine. With
-    `do_sample: true`, the service chooses the values of the options that are not given.
+    Without `do_sample: true`, the temperature is 0, so that the text is greedy, as with the other engines. With
+    `do_sample: true`, the service chooses the value of each option that is not given.
 
     Raises:
         UnknownOption: the API has no equivalent of an option.
@@ -329,7 +329,7 @@ def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def backoff(attempt: int, requested: float = 0.0) -> float:
-    """Return the time to wait after a failed try, in seconds. It is at most LONGEST_PAUSE.
+    """Return the seconds to wait after a failed try, at most LONGEST_PAUSE.
 
     Args:
         attempt: number of the failed try, counted from 0.
@@ -339,7 +339,7 @@ def backoff(attempt: int, requested: float = 0.0) -> float:
 
 
 def retry_after(value: str, now: float) -> float:
-    """Return for how many seconds after the Unix time `now` a Retry-After header asks the client to wait.
+    """Return the seconds, counted from the Unix time `now`, for which a Retry-After header asks the client to wait.
 
     The header contains a number of seconds or a date (RFC 9110, 10.2.3). If it contains neither, return 0.
     """

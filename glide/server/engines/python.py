@@ -31,7 +31,7 @@ from glide.template.spec import Function
 from glide.vocabulary import State
 
 OUTPUT_BYTES = 1 << 16  # maximum bytes of each output stream in a result; from longer output, only the end is kept
-# The handlers of these signals are restored after each call.
+# User code may change the handlers of these signals. They are restored after each call.
 RESTORED_SIGNALS = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE,
     signal.SIGUSR1,
@@ -44,7 +44,7 @@ class WrongVersion(Exception):
 
 
 class Python:
-    """The python engine. Each call serves only one record, because a record runs the user's own code."""
+    """The python engine. Each call serves only one record, because a record's code may fail or take very long."""
 
     @dataclass(frozen=True)
     class Options:
@@ -61,8 +61,8 @@ class Python:
         if function is None:
             raise ValueError("the python engine needs a template with a function, and this template has none")
         _check_versions(function)
-        # Pickles may refer to names in the __main__ of the user's program. Python looks up these names in this empty
-        # module.
+        # Pickles may refer to names in the user's __main__. Python looks these names up in this process's __main__, so
+        # replace it by an empty module for the user's names.
         sys.modules["__main__"] = ModuleType("__main__")
         self.state_call = unwrap(_unpickled(function.pickle))
 
@@ -92,7 +92,7 @@ class Python:
                 value = function(*arguments, **{**self._values_from_state(function, arguments), **keywords})
                 outcome = {"value": _pickled(value)}
                 error = None
-            except BaseException as raised:  # catch also SystemExit, so that `sys.exit` ends only the call
+            except BaseException as raised:  # also catch SystemExit, so that `sys.exit` ends only this call
                 error = error_fields(raised)
                 outcome = {"traceback": _user_traceback(raised), "exception": _pickled_exception(raised)}
         return [Completion(None if error else "", 0, {**outcome, **printed}, error)]
@@ -118,7 +118,7 @@ def _define_in_main(function: Callable) -> None:
 
 @contextmanager
 def _process_state_restored() -> Iterator[None]:
-    """After the block, restore the process settings that the next call needs. The code in the block may change them."""
+    """Restore environment variables, working folder, signal handlers and so on after the user code in the block."""
     # Copy the environment as bytes, because decoding it would take longer than the rest of this function.
     environment = dict(vars(os.environb)["_data"])
     path = list(sys.path)
@@ -136,7 +136,7 @@ def _process_state_restored() -> Iterator[None]:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.umask(mask)
-        with suppress(OSError):  # the call may have closed all descriptors
+        with suppress(OSError):  # raised if the call has closed all descriptors
             os.fchdir(folder)
             os.close(folder)
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -164,7 +164,7 @@ def _check_versions(function: Function) -> None:
             f"the function was pickled by Python {function.python}, but this node has {here}; "
             "set the entry's `python` or the state's `environment`"
         )
-    import cloudpickle  # needed to read the pickles
+    import cloudpickle  # this package must be on the node to read the pickles
 
     if function.cloudpickle.split(".")[0] != cloudpickle.__version__.split(".")[0]:
         raise WrongVersion(
@@ -203,7 +203,7 @@ def _user_traceback(error: BaseException) -> str:
         first = first.tb_next
     try:
         return printable("".join(traceback.format_exception(type(error), error, first)))
-    except BaseException:  # the exception's own methods may raise errors
+    except BaseException:  # raised if the exception's own methods raise errors
         return printable("".join(traceback.format_tb(first)))
 
 
@@ -217,7 +217,7 @@ def _reopen_streams() -> None:
 
 @contextmanager
 def _output_captured() -> Iterator[dict[str, str]]:
-    """Capture the output that this process and its children print in the block, from Python or from native code.
+    """Capture what this process and its children print in the `with` block, from Python or from native code.
 
     Yields:
         A dict. After the block, the keys "stdout" and "stderr" have the output of these streams. A stream without
@@ -229,13 +229,13 @@ def _output_captured() -> Iterator[dict[str, str]]:
             yield printed
         finally:
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # the disk may be full, or the call may have closed the stream
+                with suppress(OSError, ValueError):  # raised if the disk is full, or the call has closed the stream
                     stream.flush()
 
 
 @contextmanager
 def _descriptor_captured(descriptor: int, printed: dict[str, str], name: str) -> Iterator[None]:
-    """In the block, redirect a descriptor to a temporary file. Then put the end of the file into `printed[name]`."""
+    """Redirect a descriptor to a file in the `with` block. Afterwards, put the end of the file into `printed[name]`."""
     saved = os.dup(descriptor)
     try:
         file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""The interface of the two ways of batching, and the rules for the options of `generate` that each way can serve."""
+"""The interface of static and continuous batching, and the options of `generate` that each of them can serve."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from glide.server.engines.transformers.prompts import Prompt
 from glide.server.engines.transformers.sharing import RowRule
 
-# The effect of these options depends on the prompt's tokens or on their number. The dict maps each option to the value
-# that switches the option off.
+# The effect of these options depends on the prompt's tokens or on their number, so padding would change the text. Each
+# option's value in this dict switches the option off.
 PROMPT_SENSITIVE = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0, "min_length": 0, "forced_bos_token_id": None, "watermarking_config": None,
@@ -24,11 +24,11 @@ IGNORED_WHEN_GREEDY = {
     "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_logits", "output_scores",
 }  # fmt: skip
 DEFAULT_NEW_TOKENS = 20  # number of tokens that transformers generates if no option sets a limit
-# Continuous batching supports these options. It ignores all other options, or uses one value of such an option for all
-# requests.
+# With continuous batching, each record may have its own values of these options. Continuous batching ignores all other
+# options, or uses the same value for all records.
 CONTINUOUS_OPTIONS = {"max_new_tokens", "eos_token_id", "do_sample"}
-# These options use only the logits of the next token. If a record has no other options, its prompt may continue a
-# cached prefix.
+# The effect of these options depends only on the logits of the next token. If a record has no other options, its prompt
+# may continue a prefix from the cache.
 NEXT_TOKEN_OPTIONS = CONTINUOUS_OPTIONS | {
     "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "suppress_tokens",
 }  # fmt: skip
@@ -48,7 +48,7 @@ class Generated:
 
 
 def truncate_at_end(row: list[int], ends: set[int]) -> list[int]:
-    """Return a row up to and including its first token that is in `ends`. The tokens after that token are padding."""
+    """Return a row of tokens up to and including its first token that is in `ends`. The tokens after it are padding."""
     end = next((number for number, token in enumerate(row) if token in ends), len(row))
     return row[: end + 1]
 
@@ -80,7 +80,7 @@ class Defaults:
     def __init__(self, config: Any, context: int):
         self.config = config
         self.context = context
-        # The values None and False mean "not set", and 0 switches a penalty off.
+        # Leave out the values None, False and 0, which mean that an option is not set or is switched off.
         self.effective = {name for name, value in config.to_diff_dict().items() if value} - IGNORED_WHEN_GREEDY
 
     def value(self, name: str, generate: dict[str, Any]) -> Any:
@@ -102,21 +102,22 @@ class Defaults:
             return prompt + int(new)
         if longest := generate.get("max_length"):
             return max(prompt, int(longest))
-        # Otherwise transformers limits the text to max_length or DEFAULT_NEW_TOKENS, and to the context.
+        # If neither max_new_tokens nor the record's max_length is set, the model's max_length limits prompt and text
+        # together. Without it, DEFAULT_NEW_TOKENS limits the text. The context is always a limit, too.
         return max(prompt + 1, min(self.config.max_length or prompt + DEFAULT_NEW_TOKENS, self.context))
 
     def new_tokens(self, generate: dict[str, Any]) -> int:
-        """Return the maximum number of tokens of a text; this is an estimate if the number depends on the prompt."""
+        """Return the maximum number of tokens of a text. It is an estimate if the options do not set the number."""
         return int(self.value("max_new_tokens", generate) or DEFAULT_NEW_TOKENS)
 
     def row_rule(self, generate: dict[str, Any]) -> RowRule:
-        """Return the rule for the rows that may share a call with these options."""
+        """Return the rule that says which prompts with these options may share a call."""
         if any(self.value(name, generate) for name in SINGLE_ROW_OPTIONS):
             return RowRule.SINGLE
         for name, off in PROMPT_SENSITIVE.items():
             if self.value(name, generate) not in (None, off):
                 return RowRule.EQUAL
-        # Without max_new_tokens, transformers limits the sum of prompt, text and padding.
+        # Without max_new_tokens, transformers limits prompt, text and padding together, so padding shortens the text.
         return RowRule.ANY if self.value("max_new_tokens", generate) else RowRule.EQUAL
 
     def allows_prefix(self, generate: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Choose how to batch on this device.
+"""Choose static or continuous batching for this device.
 
 Static batching is faster on some devices, and continuous batching is faster on others. The slower way may take twice as
 long. So the engine measures both ways in trials while it is warming up.
@@ -18,10 +18,10 @@ from glide.server.engines.transformers.padded import BatchSpeed, Padded
 from glide.server.engines.transformers.prompts import Prompt
 
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
-SMALLEST_BATCH = 8  # minimum number of rows of a batch in a trial, if there are enough prompts
+SMALLEST_BATCH = 8  # minimum number of prompts in a trial's smallest batch, if there are enough prompts
 ROUNDS = 3
 # A trial of a batch takes at most this number of seconds. Only the smallest batch may take longer. All trials together
-# take about four times this number of seconds.
+# take at most about four times this number of seconds.
 BATCH_SECONDS = 0.5
 
 
@@ -39,13 +39,13 @@ class BatchTrial:
 
 
 def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
-    """Measure batches of the prompts in up to ROUNDS rounds. Each batch of a round doubles the previous size."""
+    """Measure static batches of several sizes, in up to ROUNDS rounds. Each batch of a round doubles the last size."""
     speeds: dict[int, BatchSpeed] = {}
     rows: list[list[int]] = []
     padded.generate(prompts[:1], GENERATE)
     trials_started = time.perf_counter()
     for _ in range(ROUNDS):
-        if time.perf_counter() - trials_started > 2 * BATCH_SECONDS:  # after this time, the speeds are exact enough
+        if time.perf_counter() - trials_started > 2 * BATCH_SECONDS:  # the speeds are exact enough by now
             break
         size = len(prompts)
         while size // 2 >= SMALLEST_BATCH:
@@ -56,7 +56,7 @@ def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
             speed, answer = _timed(padded, prompts[:size])
             seconds = time.perf_counter() - started
             rows = answer if len(answer) > len(rows) else rows
-            best = speeds.get(size, speed)  # keep the shorter times, because noise only adds time
+            best = speeds.get(size, speed)  # keep the shortest times, because noise only adds time
             speeds[size] = BatchSpeed(
                 size, min(speed.token_seconds, best.token_seconds), min(speed.step_seconds, best.step_seconds)
             )
@@ -65,7 +65,7 @@ def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
 
 
 def _timed(padded: Padded, prompts: Sequence[Prompt]) -> tuple[BatchSpeed, list[list[int]]]:
-    """Run one batch, measure when the logits of each step are ready, and return the batch's speed and rows."""
+    """Generate texts for one batch, and measure each step. Return the batch's speed and the tokens of the texts."""
     times = [time.perf_counter()]
 
     def record_time(ids: Any, scores: Any) -> Any:
@@ -93,7 +93,7 @@ def choose_batching(
         start: function that starts continuous batching. If it raises an error, static batching is chosen.
         prompts: the prompts of the trial.
         fresh_prompts: prompts for measuring the time, with the same number and lengths as `prompts`. They must not
-            share a prefix with `prompts`, because after the first call, the pages of `prompts` are in the cache.
+            share a prefix with `prompts`, because such a prefix is in the cache and shortens the measured time.
         end_tokens: tokens that end a text.
 
     Returns:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNLIMITED = 1 << 30  # number of tokens that means no limit, as for recurrent models or relative positions
-# With these kinds of scaling, the factor extends max_position_embeddings. With other kinds, max_position_embeddings
-# already includes the factor.
+UNLIMITED = 1 << 30  # number of tokens that means no limit, for example for recurrent models
+# With these kinds of position scaling, the scaling factor extends max_position_embeddings. With other kinds, the value
+# of max_position_embeddings already includes the factor.
 FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 
 @dataclass(frozen=True)
 class DynamicRope:
     """A limit, in tokens, above which rotary positions depend on the longest row of a call.
+
+    A row is a prompt with its text.
 
     Attributes:
         tokens: the limit. If no row of a call has more tokens, each row has the same positions as in a call with only
@@ -64,7 +66,7 @@ def context_of(folder: Path) -> int | None:
 
 
 def dynamic_rope(positions: int | None, rope: Mapping[str, Any] | None) -> DynamicRope | None:
-    """Return the DynamicRope of a model; None if positions never depend on other rows, as in most models."""
+    """Return the DynamicRope of a model; None if, as in most models, positions never depend on other rows of a call."""
     for scaling in _scalings(rope):
         if _kind(scaling) == "longrope":
             return DynamicRope(int(scaling.get("original_max_position_embeddings") or positions or 0), switches=True)

@@ -1,7 +1,7 @@
 """Continuous batching. When the text of a prompt is finished, the next prompt takes this prompt's place in the batch.
 
-The library transformers has a manager that does the work. The key-value cache consists of pages. Prompts that begin
-with the same tokens share the pages of these tokens.
+An object of the library transformers, the manager, does the work in a thread of its own. The key-value cache consists
+of pages. Prompts that begin with the same tokens share the pages of these tokens.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from typing import Any
 from glide.server.engines.transformers.batching import Generated
 from glide.server.engines.transformers.prompts import Prompt
 
-# A page has this number of tokens. Only whole pages are shared, and most shared prefixes are shorter than the library's
-# default of 256 tokens.
+# A page of the cache has this number of tokens. Prompts share only whole pages. The library's default of 256 tokens is
+# too large, because most shared prefixes are shorter.
 PAGE_TOKENS = 32
-# A forward pass has at most this number of tokens. Without a flash kernel, each token attends to the whole pass, so a
-# large pass is slow. On one core, each prompt takes 20 ms with passes of 2048 tokens, and 9 ms with passes of 512
-# tokens.
+# A forward pass has at most this number of tokens. Without a flash-attention kernel, each token attends to the whole
+# pass, so a large pass is slow. On one core, a prompt takes 20 ms with passes of 2048 tokens, and 9 ms with 512 tokens.
 PASS_TOKENS = 512
 
 
 class NotServed(Exception):
-    """Continuous batching gave no answer. The library logs the errors of its thread, but does not raise them."""
+    """Continuous batching gave no answer. The library logs the cause, but does not raise it as an error."""
 
 
 class Continuous:
@@ -33,7 +32,7 @@ class Continuous:
 
     Args:
         model: the loaded model.
-        end_tokens: tokens that end a text, unless a record names other tokens.
+        end_tokens: tokens that end the text of a record that names no end tokens.
         max_tokens: number of tokens that the cache holds. A prompt and its text together cannot have more tokens.
 
     Raises:
@@ -47,26 +46,27 @@ class Continuous:
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         if model.config._attn_implementation == "eager":
-            raise ValueError("eager attention would have to be replaced in the model, which static batching uses, too")
+            raise ValueError("continuous batching would replace the model's eager attention also for static batching")
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
-            # If num_blocks or max_batch_tokens were not set, the library would take 60 % of the memory.
+            # Set num_blocks and max_batch_tokens, because the library would otherwise take 60 % of the memory.
             num_blocks=-(-max_tokens // PAGE_TOKENS),
             max_batch_tokens=PASS_TOKENS,
             auto_switch_to_flash=False,  # True would download a kernel from the model hub
         )
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(end_tokens) or -1)
         self.end_tokens = sorted(end_tokens)
-        self.max_tokens = max_tokens  # if a prompt and its text had more tokens, the thread would end
+        self.max_tokens = max_tokens  # above this limit, the manager's thread would end
         self.calls = 0
         self.reused_tokens = 0
         library_log = logging.getLogger("ContinuousBatchingLogger")
-        library_log.setLevel(logging.CRITICAL)  # this hides a useless warning on nodes without psutil
+        library_log.setLevel(logging.CRITICAL)  # hide a useless warning on nodes without psutil
         self.manager = model.init_continuous_batching(generation_config=greedy, continuous_batching_config=config)
-        self.manager.warmup()  # allocate memory here, because the manager's thread would only log an error
+        self.manager.warmup()  # this allocates memory; in the manager's thread, a failure would only be logged
         library_log.setLevel(logging.ERROR)
         self._count_shared_pages(self.manager.batch_processor.cache)
-        # The manager's thread must not keep the process alive. A thread is a daemon if a daemon thread starts it.
+        # The manager's thread must not keep the process alive, so it must be a daemon thread. It becomes one because
+        # another daemon thread starts it.
         starter = threading.Thread(target=self.manager.start, daemon=True)
         starter.start()
         starter.join()
@@ -79,7 +79,7 @@ class Continuous:
             self.reused_tokens += found_tokens
             return found_tokens
 
-        cache.search_prefix_match = search_and_count  # the library reports this number nowhere else
+        cache.search_prefix_match = search_and_count  # count reused tokens, because the library does not
 
     def end_reason(self) -> str:
         """Return the error that has ended the manager's thread; empty while the thread runs.
@@ -110,7 +110,7 @@ class Continuous:
                 self._submit(name, prompt, generate)
             while waiting:
                 name, row = self._next_finished(deadline)
-                if waiting.pop(name, None):  # otherwise the request is from an interrupted call
+                if waiting.pop(name, None):  # ignore requests of an interrupted call
                     rows[name] = row
         finally:
             for name in waiting:
@@ -119,7 +119,7 @@ class Continuous:
 
     def _submit(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
         end_tokens = generate.get("eos_token_id", self.end_tokens)
-        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by its default
+        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by a default
         accepted = self.manager.add_request(
             prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=end_tokens
         )

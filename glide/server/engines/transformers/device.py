@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 NO_GPU = "10000"  # the value of CUDA_VISIBLE_DEVICES that HTCondor sets for jobs without a GPU
-PROBE_SIZE = 64  # number of rows, and of columns, of the matrices that are multiplied as a test
+PROBE_SIZE = 64  # number of rows and number of columns of the matrices that a test multiplies
 
 
 class BrokenDevice(Exception):
@@ -18,8 +18,8 @@ def choose_device(wanted: str) -> str:
     """Return the torch device for the option `device`.
 
     Args:
-        wanted: the option's value. Values other than auto and all are returned unchanged. For the value all, the first
-            GPU is returned, because this GPU has the model's first layers.
+        wanted: the option's value. Values other than auto and all are returned unchanged. For all, the first GPU is
+            returned, because this GPU has the model's first layers.
 
     Raises:
         BrokenDevice: HTCondor has assigned a GPU to this job, but torch sees no GPU. A CPU is not used instead, because
@@ -56,8 +56,8 @@ def probe(device: str) -> None:
 def end_if_broken(device: str, error: Exception) -> None:
     """If a failed call has left the GPU unusable, end this process, because every later call would fail, too.
 
-    The server then starts another process and makes calls with fewer records, until the record that is the cause is
-    alone in a call.
+    The model server then starts another process. It serves the call's records in smaller and smaller calls, until the
+    record that is the cause is alone in a call.
     """
     if not device.startswith("cuda"):
         return

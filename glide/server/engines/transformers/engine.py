@@ -36,7 +36,7 @@ class Transformers:
         batching: static (padded batches), continuous or auto. auto measures both while the engine is warming up, and
             uses the faster one. If padding would change a model's texts, a static batch has only prompts of equal
             length, or only one prompt.
-        chat: use the tokenizer's chat template, with the prompt as the user's message.
+        chat: if true, use the tokenizer's chat template, with the prompt as the user's message.
         system: the system message in the chat template. Without `chat`, this option has no effect.
         """
 
@@ -54,15 +54,15 @@ class Transformers:
     def __init__(self, template: Template, options: Options):
         self.options = options
         self.batch = options.batch
-        self.window = 16 * options.batch  # enough records to sort by length; with more, other jobs would wait longer
+        self.window = 16 * options.batch  # enough records to sort by length; with more, new jobs would wait longer
         self.planned: dict[int, Prompt] = {}  # prompts of the last plan; the dict's keys are the records' keys
 
     def prepare(self) -> None:
         import torch  # noqa: F401
         import transformers
 
-        # The library imports a class's module when the class is first used. Use the classes now, while files are
-        # fetched.
+        # The library imports the module of a class when the class is first used. Use the classes now, while the files
+        # of the template are being fetched.
         _ = transformers.AutoTokenizer, loading.model_class(self.options.task)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
@@ -93,8 +93,8 @@ class Transformers:
     def _placement(self) -> dict[str, Any]:
         """Return the options of `from_pretrained` that choose the devices for the model.
 
-        With the package accelerate, several threads copy the tensors one by one from the mapped files to the GPU.
-        Without accelerate, the whole model is first loaded into the node's memory.
+        With the package accelerate, several threads copy the tensors one by one from the files to the GPU. Without
+        accelerate, the whole model is first loaded into the node's memory.
         """
         if self.options.device == "all":
             return {"device_map": "auto"}

@@ -17,8 +17,8 @@ from glide.server.engines.transformers.prompts import Encoder, Prompt, check_pro
 from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
 from glide.server.engines.transformers.stops import StopStrings
 
-# One call of continuous batching serves this number of batches. Places in a batch are empty only at the end of a call,
-# so a long call is more efficient.
+# A call of continuous batching serves up to this number of full batches. Places in a batch are empty only at the end of
+# a call, so a long call is more efficient than short calls.
 CONTINUOUS_BATCHES = 4
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then".split()
 
@@ -48,7 +48,7 @@ class Generation:
             self._warm_up(model, batching, 2 * batch_tokens)
 
     def _warm_up(self, model: Any, batching: str, tokens: int) -> None:
-        """Find out with trials what this model supports, and choose how to batch.
+        """Find out with trials what this model supports, and choose static or continuous batching.
 
         Args:
             model: the loaded model.
@@ -94,7 +94,7 @@ class Generation:
         The prompts have nearly the same length, as in a real call, because `plan` sorts prompts by length.
 
         Args:
-            first: number of the first prompt.
+            first: number of the first prompt. Prompts with different numbers begin differently.
             max_prompt: maximum number of tokens of a prompt.
         """
         spread = 4 if self.padded.sharing.rows == RowRule.ANY else 1
@@ -105,7 +105,7 @@ class Generation:
 
     @property
     def default_batching(self) -> Batching:
-        """The way of batching that serves a call if the call's options allow both ways."""
+        """The way of batching, static or continuous, that serves a call if the call's options allow both."""
         return self.continuous or self.padded
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -120,7 +120,7 @@ class Generation:
             static_prompts: list[Prompt] = []
             for prompt in group:
                 (continuous_prompts if self._uses_continuous([prompt], generate) else static_prompts).append(prompt)
-            # Sort the prompts. Then prompts with a shared page follow each other, while the page is still in the cache.
+            # Sort the prompts. Prompts that share a page then follow each other, while the page is still in the cache.
             continuous_prompts.sort(key=lambda prompt: prompt.ids)
             size = CONTINUOUS_BATCHES * self.batch
             calls += [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]
@@ -201,7 +201,7 @@ def _choices(texts: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _without_defaults(model: Any) -> Iterator[None]:
-    """In the block, remove a model's own generation defaults, because stop strings or beams would disturb trials."""
+    """In the block, remove the model's own generation defaults. Defaults such as beams would disturb trials."""
     from transformers import GenerationConfig
 
     defaults = model.generation_config

@@ -16,7 +16,8 @@ WORDS = "the claim is that rivers flow north and nobody has seen any evidence fo
 class Head:
     """Base class of the tasks `embed` and `classify`.
 
-    If padding does not change the model's outputs, rows are padded on the right, and the padding is masked.
+    A call may have rows of different lengths if padding does not change the model's outputs. The shorter rows are then
+    padded on the right, and the padding is masked.
     """
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
@@ -24,13 +25,14 @@ class Head:
         self.encoder = encoder
         self.batch = batch
         self.batch_tokens = batch_tokens
-        # An encoder model may have more positions than a prompt may have tokens, because positions may begin at 2.
+        # An encoder's positions may begin at 2. A prompt must then have fewer tokens than the model has positions. The
+        # tokenizer's limit accounts for this.
         self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
         self.vocabulary_size = positions.vocabulary_size(model)
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
 
     def warm_up(self) -> None:
-        """Find out with a trial which rows may share a call, and set `sharing`."""
+        """Find out with a trial which rows may share a call, and set `sharing` to the answer."""
         max_tokens = max(1, min(self.context, self.sharing.unrestricted_tokens))
         texts = [f"{n} {WORDS[n:]} {WORDS}" for n in range(3)]
         rows = [prompt.ids[:max_tokens] for prompt in self.encoder.encode([EngineRecord(-1, text) for text in texts])]
@@ -99,8 +101,8 @@ class Classification(Head):
         self.config = model.config.get_text_config()
         self.unpadded = self.config.pad_token_id is None
         self.labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-        # If there is one label, or if several labels may be true, each label has its own probability. Otherwise the
-        # probabilities of all labels add up to 1.
+        # If there is only one label, or if several labels may be true, the probabilities of labels are independent. In
+        # all other models, the probabilities of all labels add up to 1.
         self.independent = len(self.labels) == 1 or model.config.problem_type == "multi_label_classification"
 
     def _padding_token(self, rows: Sequence[list[int]]) -> int:

@@ -1,7 +1,8 @@
 """Compute the feed-forward block of the last layer only for a prompt's last position.
 
-During prefill, only the logits of a prompt's last position are needed, and nothing except the logits depends on the
-block. If a model with n layers skips the block for all earlier positions, about 0.7/n of the prefill time is saved.
+Prefill is the pass over a prompt. It needs only the logits of the prompt's last position. In the last layer, nothing
+except the logits depends on the feed-forward block. So a model with n layers can skip this block for all earlier
+positions, which saves about 0.7/n of the prefill time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
 
     def watch_logits_to_keep(module: Any, args: Any, options: dict[str, Any]) -> None:
         nonlocal only_last
-        keep = options.get("logits_to_keep")  # this is a number; with continuous batching, it is a tensor of positions
+        keep = options.get("logits_to_keep")  # static batching: a number; continuous batching: a tensor of positions
         only_last = isinstance(keep, int) and keep == 1
 
     def keep_last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -46,12 +46,12 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
         options: further arguments of `from_pretrained`.
 
     Raises:
-        TemplateError: the model cannot be loaded, its type does not have the task, or weights for the task are missing.
+        TemplateError: the model cannot be loaded, is not of a type for the task, or lacks weights for the task.
     """
     import transformers
 
-    # Set trust_remote_code to False. Otherwise the library asks at the terminal whether to run the model's code. For
-    # this question, the library sets an alarm. The alarm remains and later ends the process.
+    # Set trust_remote_code to False. If it is not set, the library asks at the terminal whether to run the model's
+    # code. For this question, the library sets an alarm, which would later end the process.
     config = _attempt(lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), "the model")
     wanted = TASKS[task][1]
     if type(config) not in model_class(task)._model_mapping:

@@ -15,8 +15,8 @@ from glide.server.engines.base import UnknownOption, WrongOption
 from glide.server.engines.transformers.context import context_of
 
 MAX_NEW_TOKENS = 1 << 20  # limit of max_new_tokens and max_length; a larger value is a mistake that needs a huge cache
-IGNORED = {"pad_token_id", "return_dict_in_generate"}  # accepted without effect, because the engine sets them
-# These options are accepted without effect, because results do not contain these outputs.
+IGNORED = {"pad_token_id", "return_dict_in_generate"}  # options without effect, because the engine sets them
+# These options are accepted without effect, because a result does not contain the outputs that they ask for.
 OUTPUTS = {"output_attentions", "output_hidden_states", "output_logits", "output_scores"}
 
 
@@ -37,7 +37,7 @@ def _are_texts(value: Any) -> bool:
     return bool(values) and all(isinstance(text, str) and text for text in values)
 
 
-# Each kind has a text that says what the value must be, a function that tests the value, and names of options.
+# Each kind of option has a text that says what values must be, a function that tests a value, and the options' names.
 KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a whole number of 1 or more", lambda value: _is_whole(value) and value > 0,
      "max_new_tokens max_length num_beams num_return_sequences prompt_lookup_num_tokens max_matching_ngram_size "
@@ -64,14 +64,14 @@ KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 TOKENS = {name for _, test, names in KINDS if test is _are_tokens for name in names.split()}
 WHOLE = {must for must, test, _ in KINDS if "whole" in must or test is _are_tokens}
 KNOWN = {name: (must, test) for must, test, names in KINDS for name in names.split()}
-# If `do_sample` is true, these limits apply in addition. If not, these options have no effect.
+# These additional limits apply if `do_sample` is true. If `do_sample` is false, these options have no effect.
 SAMPLING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("above 0 with do_sample; for greedy text leave do_sample out", lambda value: value > 0),
     "top_k": ("0 or more with do_sample", lambda value: value >= 0),
     "top_p": ("0 or more with do_sample", lambda value: value >= 0),
     "min_p": ("from 0 to 1 with do_sample", lambda value: 0 <= value <= 1),
 }
-# Each key is an option of another API. The error message suggests the value instead.
+# Each key is the name of an option in another API. Its value, the name in transformers, is part of an error message.
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences",
                "stop": "stop_strings"}  # fmt: skip
 
@@ -81,8 +81,8 @@ def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> N
 
     Args:
         generate: the options, with their names as keys.
-        folder: the model's folder; None if this machine does not have the folder. The context of the model in the
-            folder limits the text's length.
+        folder: the model's folder; None if this machine does not have the folder. With the folder, the options that
+            limit the text's length are checked against the model's context.
 
     Raises:
         UnknownOption: transformers has no such option, or the engine does not support it.

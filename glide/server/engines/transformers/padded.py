@@ -12,8 +12,8 @@ from glide.server.engines.transformers.prefix import PrefixCaches, group_by_pref
 from glide.server.engines.transformers.prompts import Encoder, Prompt, divide_into_calls
 from glide.server.engines.transformers.sharing import RowRule, RowSharing, nearly_equal, tolerance
 
-# Two batch sizes count as equally fast if their times differ by at most this factor. Then the smaller size is used,
-# because its results come sooner.
+# Two batch sizes count as equally fast if their times differ by at most this factor. Of such sizes, the smallest is
+# used, because its results come sooner.
 EQUAL_SPEED = 1.05
 Prefix = tuple[int, ...]
 
@@ -24,8 +24,8 @@ class BatchSpeed:
 
     Attributes:
         rows: number of rows in a batch.
-        token_seconds: seconds that prefill takes for each prompt token.
-        step_seconds: seconds that a decoding step takes for each row.
+        token_seconds: seconds that the pass over the prompts takes, divided by the number of the prompts' tokens.
+        step_seconds: seconds that a decoding step takes, divided by the number of rows.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class Padded:
     """Static batching with a loaded model.
 
     A row consists of the prefix, then the padding, then the rest of the prompt. The library computes positions from
-    the mask, so padding takes no position.
+    the attention mask, so padding takes no position.
     """
 
     def __init__(self, model: Any, encoder: Encoder, batch: int, batch_tokens: int):
@@ -53,7 +53,7 @@ class Padded:
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
         self.tolerance = tolerance(model)
         self.prefixes = PrefixCaches(model)
-        self.speeds: list[BatchSpeed] = []  # measured speeds, the smallest batch first; empty if not measured yet
+        self.speeds: list[BatchSpeed] = []  # measured speeds, the smallest batch first; empty before the trial
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Padded:
         return calls
 
     def _best_batch(self, tokens: float, new_tokens: int) -> int:
-        """Return the number of rows of a call that serves prompts fastest.
+        """Return the number of rows with which a call serves prompts fastest.
 
         Large batches have less overhead in decoding. Small batches fit into a CPU's cache.
 
@@ -94,21 +94,21 @@ class Padded:
             new_tokens: number of tokens to generate for each prompt.
         """
         best = min(self.speeds, key=lambda speed: speed.seconds(tokens, new_tokens), default=None)
-        if best is None or (best == self.speeds[-1] and best.rows < self.batch):  # larger batches were not tried
+        if best is None or (best == self.speeds[-1] and best.rows < self.batch):  # untried larger batches may be faster
             return self.batch
         enough = EQUAL_SPEED * best.seconds(tokens, new_tokens)
         return next(speed.rows for speed in self.speeds if speed.seconds(tokens, new_tokens) <= enough)
 
     def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated:
         prefix = prompts[0].prefix
-        if any(prompt.prefix != prefix for prompt in prompts):  # the call is not from `plan`, so compute full prompts
+        if any(prompt.prefix != prefix for prompt in prompts):  # `plan` did not make this call, so compute full prompts
             prefix = ()
         output, computed = self._generate([prompt.ids for prompt in prompts], prefix, generate)
         width = max(len(prompt.ids) for prompt in prompts)
         return Generated(output[:, width:].tolist(), reused_tokens=len(prefix) * (len(prompts) - computed))
 
     def _generate(self, rows: Sequence[list[int]], prefix: Prefix, generate: dict[str, Any]) -> tuple[Any, bool]:
-        """Return the output of the library's `generate`, and whether the prefix had to be computed."""
+        """Return the output of the library's `generate`, and whether the prefix had to be computed for this call."""
         import torch
 
         width, prefix_length = max(map(len, rows)), len(prefix)
@@ -163,11 +163,11 @@ class Padded:
         Args:
             rows: tokens of the prompts.
             steps: number of tokens to generate.
-            prefix: first tokens of all rows, which are taken from the cache; empty if the full rows are computed.
+            prefix: first tokens of all rows, whose keys and values come from the cache; empty to compute full rows.
         """
         import torch
 
         options = {"max_new_tokens": steps, "output_logits": True, "return_dict_in_generate": True}
         logits = torch.stack(self._generate(rows, prefix, options)[0].logits, dim=1).float()
-        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # an excluded token's logit is the data type's lowest number
+        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # limit the logits of excluded tokens, which are extremely low
         return logits - logits.mean(dim=-1, keepdim=True)

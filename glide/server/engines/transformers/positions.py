@@ -1,4 +1,4 @@
-"""Read a loaded model's limits, in tokens. Reset the values for positions that the model keeps between calls."""
+"""Read a loaded model's limits, in tokens. Reset the position scaling that a model keeps from earlier calls."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def context_tokens(model: Any) -> int:
     config = model.config.get_text_config()
     longest = context.context(*_positions(config))
     for name, table in model.named_modules():
-        # If a table of positions has a row for padding, positions begin after this row. For example, RoBERTa's table
-        # has 514 rows for 512 positions.
+        # If a table of position embeddings has a row for padding, positions begin after this row. For example, the
+        # table of RoBERTa has 514 rows for 512 positions.
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             longest = min(longest, table.num_embeddings - table.padding_idx - 1)
     return longest
@@ -29,7 +29,7 @@ def vocabulary_size(model: Any) -> int:
 
 
 def dynamic_rope(model: Any) -> DynamicRope | None:
-    """Return the DynamicRope of a model; None if positions never depend on other rows."""
+    """Return the DynamicRope of a model; None if a row's positions never depend on other rows of its call."""
     return context.dynamic_rope(*_positions(model.config.get_text_config()))
 
 
@@ -38,7 +38,7 @@ def _positions(config: Any) -> tuple[int | None, Any]:
 
 
 def reset_dynamic_rope(model: Any) -> None:
-    """Reset the frequencies that dynamic NTK scaling has computed for the longest prompt so far.
+    """Reset the rotary frequencies that dynamic NTK scaling has computed for the longest prompt so far.
 
     Without this reset, the texts of a call would depend on earlier calls.
     """

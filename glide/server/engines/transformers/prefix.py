@@ -1,5 +1,4 @@
-"""Shared prefixes. Find the prefix that prompts share, compute the keys and values of the prefix once, and cache
-them."""
+"""Shared prefixes. Find the prefix that prompts share, compute its keys and values once, and cache them."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from typing import Any
 from glide.server.engines.transformers.positions import dynamic_rope
 from glide.server.engines.transformers.prompts import Prompt
 
-GROUP_TOKENS = 8  # prompts form a group if this number of first tokens is equal; each group may get a prefix
-SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; a shorter prefix saves less than its mask costs
+GROUP_TOKENS = 8  # number of first tokens that are equal in all prompts of a group; each group may get a prefix
+SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; the use of a shorter prefix costs more than it saves
 # A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
 REUSED_SHARE = 0.75
-# A prefix need not fit all prompts. If there are n times this number of prompts, n prompts at each end of the sorted
-# prompts may begin differently.
+# A prefix need not fit all prompts. With n times this number of prompts, the first n and the last n of the sorted
+# prompts may begin with other tokens.
 PROMPTS_PER_STRAY = 8
 MAX_PREFIXES = 8  # maximum number of prefixes in the cache
 MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
@@ -27,13 +26,14 @@ def group_by_prefix(
 ) -> list[list[Prompt]]:
     """Divide prompts into families with a common prefix, and set the `prefix` of each prompt.
 
-    The prompts without a common prefix form one family.
+    The prompts without a common prefix form one family. Prompts whose first GROUP_TOKENS tokens are equal form a group.
+    A prefix is common to prompts of one group.
 
     Args:
         prompts: the prompts, in any order.
         cached: prefixes that are in the cache.
-        batch: number of prompts in a full call. A group with less than half of this number gets no prefix, because
-            its call would be too small. But a group that contains all prompts may get a prefix.
+        batch: number of prompts in a full call. A group with less than half of this number gets no prefix, because its
+            call would be too small. A group that contains all prompts may get a prefix even if it is small.
         max_tokens: maximum number of tokens of a cached prefix.
     """
     groups: dict[tuple[int, ...], list[Prompt]] = {}
@@ -90,17 +90,20 @@ class PrefixCaches:
         self.max_tokens = 0
 
     def probe(self, ids: Sequence[int]) -> str:
-        """Find out with a short prompt whether rows can share the model's cache of a prefix, and set `max_tokens`.
+        """Find out whether several rows can continue one cached prefix with this model. If so, set `max_tokens`.
+
+        Args:
+            ids: tokens of a short prefix for the trial.
 
         Returns:
-            The reason why rows cannot share prefixes; empty if rows can share them.
+            The reason why rows cannot share a prefix; empty if rows can share a prefix.
         """
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         if not ids:
             return "its context is too short"
         cache = self._computed(ids)
-        # Caches with sliding windows, recurrent states or compressed keys lack the keys and values of some tokens.
+        # Refuse caches with sliding windows, recurrent states or compressed keys. They lack some keys and values.
         if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return "its cache does not keep the keys and values of each token"
         if dynamic_rope(self.model) is not None:
@@ -130,8 +133,8 @@ class PrefixCaches:
         for keys, values in self.cached[prefix]:
             layer = DynamicLayer()
             layer.lazy_initialization(keys, values)
-            # Views are safe, because a layer never changes a tensor. At each step, the layer makes a new tensor of all
-            # keys.
+            # All rows share one copy of the keys and values. This is safe, because a layer never changes these tensors.
+            # At each step, the layer makes new tensors of all keys and values.
             layer.keys, layer.values = (tensor.expand(rows, -1, -1, -1) for tensor in (keys, values))
             cache.layers.append(layer)
         return cache, computed
@@ -141,5 +144,5 @@ class PrefixCaches:
 
         with torch.inference_mode():
             row = torch.tensor([list(ids)], device=self.model.device)
-            # Call the base model, because the head would compute logits, which take more memory than the prefix.
+            # Call the model without its head, which would compute logits. They take more memory than the prefix.
             return self.model.base_model(input_ids=row, use_cache=True).past_key_values

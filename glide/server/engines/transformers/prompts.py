@@ -23,7 +23,7 @@ class UnknownToken(RecordError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tokens of a record.
+    """The prompt of a record, as tokens.
 
     Attributes:
         record: the record.
@@ -53,12 +53,13 @@ class Encoder:
         self.system = [{"role": "system", "content": system}] if system else []
 
     def padding_token(self, vocabulary_size: int) -> int:
-        """Return the first usable token of these: the tokenizer's padding token, end token, beginning token, or token
-        0.
+        """Return the token that pads rows: the padding, end or beginning token of the tokenizer, or token 0.
+
+        The first of these tokens for which the model has an embedding is returned. The tokenizer's padding token often
+        has no embedding.
 
         Args:
-            vocabulary_size: number of tokens for which the model has an embedding. A token without an embedding cannot
-                be used. The tokenizer's padding token often has no embedding.
+            vocabulary_size: number of tokens for which the model has an embedding.
         """
         own = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
         return next((token for token in own if token is not None and token < vocabulary_size), 0)
@@ -117,12 +118,12 @@ def divide_into_calls(
 ) -> list[list[Prompt]]:
     """Divide prompts into calls, the longest prompts first.
 
-    The prompts of a call then have similar lengths and need little padding. The first call needs the most memory.
+    The prompts of a call have similar lengths and therefore need little padding. The first call needs the most memory.
 
     Args:
         prompts: the prompts, in any order.
         batch: maximum number of prompts in a call.
-        batch_tokens: maximum number of tokens in a call, padding included. A longer prompt gets its own call.
+        batch_tokens: maximum number of tokens in a call, padding included. A prompt with more tokens gets its own call.
         may_share: function that returns whether two prompts may share a call. The function's first argument is the
             first prompt of the call. The second argument is a prompt that is not longer than the first.
     """

@@ -1,8 +1,9 @@
 """Decide which rows may share a call. The texts of rows in one call must be the same as if each row were alone.
 
-Trials with the loaded model decide this. Most models ignore padding, because a mask excludes it. But padding changes
-the texts of some recurrent models, and of some models whose positions do not follow the mask. Some models cannot even
-serve several rows of equal length in a call. In addition, rotary positions may depend on the longest row of a call.
+A row has the tokens of one prompt. Trials with the loaded model show which rows may share a call. Most models ignore
+padding, because a mask excludes it. But padding changes the texts of some recurrent models, and of some models whose
+positions do not follow the mask. Some models cannot even serve several rows of equal length in a call. In addition,
+rotary positions may depend on the longest row of a call.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from typing import Any
 
 from glide.server.engines.transformers.context import UNLIMITED, DynamicRope
 
-# The three rows of a trial have these numbers of tokens. If padding is not masked out, it changes the shortest row
-# most.
+# The three rows of a trial have these numbers of tokens. If padding is not masked out, the outputs of the shortest row
+# change most, because it has the most padding.
 SHORTEST = 2
 MIDDLE = 13
 LONGEST = 70
-# A row may have slightly different outputs alone and in a call with other rows. These numbers limit the difference, in
-# relation to the norm of the outputs. Rounding causes differences of about 1e-5 in float32 and 0.05 in bfloat16. If
-# padding is not masked out, it causes differences of about 1.
+# A row may have slightly different outputs alone and in a call with other rows. These numbers limit the difference,
+# divided by the norm of the outputs. Rounding causes differences of about 1e-5 in float32 and 0.05 in bfloat16. Padding
+# that is not masked out causes differences of about 1.
 EXACT = 3e-4  # limit for float32 and float64 on devices other than CUDA
 CONVOLVED = 1e-2  # limit for float32 and float64 on CUDA, where convolutions use TF32
 REDUCED = 0.2  # limit for types of lower precision than float32, and for quantized models
 
-Outputs = Callable[[Sequence[list[int]]], Any]  # function of rows of tokens that returns a tensor (row, step, output)
+Outputs = Callable[[Sequence[list[int]]], Any]  # function from rows of tokens to a tensor (row, step, output)
 
 
 class RowRule(IntEnum):
-    """A rule for the rows of a call. A call may have one row, several rows of equal length, or any rows."""
+    """A rule for the rows of a call. The rule allows one row, several rows of equal length, or any rows."""
 
     SINGLE = 0
     EQUAL = 1
@@ -91,12 +92,12 @@ class RowSharing:
 
     @property
     def unrestricted_tokens(self) -> int:
-        """Maximum number of tokens of a prompt and its text with which positions do not depend on other rows."""
+        """Number of tokens of a prompt and its text up to which positions do not depend on other rows."""
         return UNLIMITED if self.dynamic_rope is None else self.dynamic_rope.tokens
 
 
 def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -> tuple[RowRule, str]:
-    """Compare the outputs of rows in one call with the outputs of each row alone.
+    """Find out which rows may share a call: compare the outputs of rows in one call with those of each row alone.
 
     Args:
         outputs: function that computes the outputs of rows of tokens in one call.
@@ -116,7 +117,7 @@ def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -
 
 
 def _difference(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -> str:
-    """Describe how outputs change when rows share a call. Return an empty text if no output changes."""
+    """Describe how outputs change when rows share a call. Return an empty text if all outputs are nearly equal."""
     alone = [outputs([row])[0] for row in rows]
     try:
         together = outputs(rows)
@@ -130,8 +131,7 @@ def _difference(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -
 def _rows_agree(alone: Any, together: Any, tolerance: float) -> bool:
     """Return whether a row has the same outputs alone and together with other rows, in each step.
 
-    If rounding leads to different tokens in a step, the later steps are ignored, because the texts differ from there
-    on.
+    If rounding leads to different tokens in a step, the later steps are ignored, because they continue different texts.
     """
     for one, other in zip(alone, together, strict=True):
         if not nearly_equal(one, other, tolerance):
@@ -151,5 +151,9 @@ def tolerance(model: Any) -> float:
 
 
 def nearly_equal(plain: Any, other: Any, tolerance: float) -> bool:
-    """Return whether two outputs differ by at most the tolerance. Norms along the last dimension are compared."""
+    """Return whether two outputs are nearly equal.
+
+    The norm of their difference must be at most `tolerance` times the norm of the first output. Norms are computed
+    along the last dimension.
+    """
     return bool(((plain - other).norm(dim=-1) <= tolerance * plain.norm(dim=-1)).all())

@@ -1,4 +1,4 @@
-"""Find where a stop string ends a text. The library's `generate` shows this end only by padding."""
+"""Find where a stop string ends a text. The library's `generate` does not return this place; it only pads the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOKEN_WITHOUT_TEXT = (1 << 31) - 1  # token number that the library's criterion 
 
 
 class StopStrings:
-    """The library's criterion for stop strings. This class applies the criterion to finished rows."""
+    """Applies the library's criterion for stop strings to rows of generated tokens."""
 
     def __init__(self, tokenizer: Any):
         from transformers import StopStringCriteria
@@ -18,7 +18,7 @@ class StopStrings:
         self.criterion = lru_cache(maxsize=8)(lambda strings: StopStringCriteria(tokenizer, list(strings)))
 
     def truncate(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> list[int]:
-        """Return a row up to and including the token that completes one of the strings.
+        """Return a row up to and including the token that completes one of the strings, or else the whole row.
 
         Args:
             prompt: tokens of the prompt. A stop string may begin in the prompt.
@@ -33,8 +33,8 @@ class StopStrings:
         width = criterion.maximum_token_len
         before = [TOKEN_WITHOUT_TEXT] * width + list(prompt[-width:])
         tokens = before + row
-        # Each token of the row has a window of `width` tokens, in which this token is last. During generation, the
-        # criterion gets the same windows.
+        # For each token of the row, make a window: the `width` tokens that end with this token. During generation, the
+        # library gives the same windows to its criterion.
         windows = torch.tensor(tokens).unfold(0, width, 1)[len(before) - width + 1 :]
         ended = criterion(windows, None).nonzero()
         return row[: int(ended[0]) + 1] if len(ended) else row
