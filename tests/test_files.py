@@ -110,7 +110,7 @@ def test_data_fetched_before_kill_is_not_refetched(model, tmp_path):
         assert sum(server.sent.values()) < sum(SIZES.values()) + 6 * CHUNK  # what was under way, and in sockets
 
 
-def test_processes_wanting_same_files_fetch_them_once(model, tmp_path):
+def test_processes_share_one_fetch_of_same_files(model, tmp_path):
     with origin(model, rate=20e6) as server:
         template = described(model, server.url)
         processes = [Process(tmp_path / "cache", template) for _ in range(4)]

@@ -144,7 +144,7 @@ def test_demand_without_template_description_waits_with_reason():
     assert "GlideTemplateSpec" in action.reason
 
 
-def test_template_description_of_one_job_suffices_for_all():
+def test_one_description_suffices_for_all_jobs_of_template():
     actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
 
@@ -183,7 +183,7 @@ def test_entry_never_exceeds_its_limit():
         assert submitted == 0 or len(snapshot.glideins) + submitted <= limit, (snapshot, actions)
 
 
-def test_every_action_has_correct_count_and_reason():
+def test_every_planned_action_states_count_and_reason():
     for snapshot in worlds():
         for action in plan(snapshot, site()):
             assert action.action in ("submit", "remove", "expunge", "wait")

@@ -105,7 +105,7 @@ def test_result_text_with_lone_surrogate_is_stored(sweep, begin):
     assert texts_of(results, "plain") == {"a": "\ud83d"}
 
 
-def test_full_disk_never_stores_only_some_results(sweep, begin, monkeypatch):
+def test_write_to_full_disk_stores_all_or_nothing(sweep, begin, monkeypatch):
     results = begin(sweep)
     path = Results.path
     with monkeypatch.context() as patched:

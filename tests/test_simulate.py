@@ -123,7 +123,7 @@ def test_glideins_started_together_end_at_different_times():
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_simulation_ignores_ready_and_owners_settings(file):
+def test_simulation_ignores_settings_named_ready_and_owners(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])

@@ -242,7 +242,9 @@ def parameter(name: str) -> str | None:
 
 
 def job_file_value(text: str) -> str:
-    """Return a text in quotes, as a job file writes the value of an attribute. Only quotes in the text are escaped.
+    """Return a text in quotes, in the form in which a job file has the value of an attribute.
+
+    Only quotes in the text are escaped.
 
     Raises:
         CondorError: the text contains a control character or ends with a backslash. Such a text could change how

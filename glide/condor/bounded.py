@@ -30,13 +30,13 @@ class NoReply:
 
 
 def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Run several calls at the same time, each in its own process. Return the results of the calls by name.
+    """Run several calls at the same time, each in its own process. Return a dict with the result of each call.
 
-    If a call raises an error or takes longer than `seconds`, the result of this call is a NoReply.
+    If a call raises an error, or has not ended after `seconds`, its result is a NoReply.
 
     Args:
-        questions: the calls by name.
-        seconds: time limit of all calls together, in seconds.
+        questions: a dict with the calls. Each result has the same key as its call.
+        seconds: time limit, in seconds. All calls start together, so the limit is the same for each call.
     """
     processes = multiprocessing.get_context("fork")
     asked = {}

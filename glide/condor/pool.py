@@ -301,8 +301,9 @@ def _under(account: pwd.struct_passwd) -> list[str]:
 def _with_own_mount(folder: Path) -> list[str]:
     """Return words to put before a command, so that its processes see the folder as a separate mount.
 
-    A job's node can ask its shadow for a hard link in the spool to any file of the user, and the shadow does not check
-    this. If the spool is a separate mount, such links fail, because a hard link cannot lead to another mount.
+    Code on a node can ask its job's shadow to create a hard link in the spool. The link may lead to any file of the
+    job's owner, because the shadow does not check where the link leads. If the spool is a separate mount, the shadow
+    cannot create such a link, because a hard link cannot lead to another mount.
     """
     space = ["unshare", "--mount", "--propagation", "private"]
     space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]

@@ -21,7 +21,8 @@ class Headroom:
     Attributes:
         left: number of glideins that may still be submitted.
         limit: text that names the limit; empty if there is no limit.
-        full: whether existing glideins use up the limit. If so, more glideins are allowed when existing glideins end.
+        full: whether the limit is reached because of existing glideins. If so, more glideins are allowed as soon as
+            existing glideins end.
     """
 
     left: int
@@ -29,12 +30,13 @@ class Headroom:
     full: bool = True
 
     def limit_to(self, left: int, limit: str, full: bool = False) -> None:
-        """Apply one more limit. Of all applied limits, only the lowest counts.
+        """Apply one more limit. Of all limits, the one that allows the fewest glideins counts.
 
         Args:
             left: number of glideins that this limit still allows.
             limit: text that names this limit.
-            full: whether existing glideins use up this limit.
+            full: whether the limit is reached because of existing glideins. An open circuit breaker, for example, is
+                another reason.
         """
         if left < self.left:
             self.left, self.limit, self.full = max(0, left), limit, full

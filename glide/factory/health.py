@@ -142,7 +142,10 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes of an entry where, in the last hour, glideins with the template failed and none was warm."""
+    """Return the nodes on which glideins with the template failed, and no glidein with the template was warm.
+
+    Only glideins in the queue count. An ended glidein stays there for at least an hour.
+    """
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}
     failed = {each.host for each in mine if each.state == State.FAILED or each.status == JobStatus.COMPLETED}

@@ -155,7 +155,7 @@ class Cache:
                 nonlocal checked
                 publish(folder / SIZE_FILE, str(taken), durable=False)  # this replaces a link from the archive
                 if not checked and self._free_bytes() < more:
-                    # An archive that is too large is refused here, before a tree is evicted for it.
+                    # An archive that is too large is refused here, before a tree is evicted to make room for it.
                     more, checked = max(more, unpacked_size(archive) - taken), True
                 self.make_room(more)
 
@@ -207,9 +207,9 @@ class Cache:
             self.mark_verified(path, content, parts)
 
     def mark_verified(self, path: Path, content: str, parts: list[str]) -> None:
-        """Note in a memo that a file has this content (a sha256). `parts` contains the sha256 of each chunk."""
+        """Record that a file has the sha256 `content`, and that its chunks have the sha256s in `parts`."""
         memo = self._memo_path(path, content)
-        # The memo is not flushed to disk, to save time. If a crash damages the memo, the file is verified again.
+        # To save time, this record is not flushed to disk. If a crash damages it, the file is verified again.
         publish(memo, json.dumps({"looks": _signature(path), "parts": parts}), durable=False)
 
     def _memo_path(self, path: Path, content: str) -> Path:
@@ -304,7 +304,7 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process has deleted this lock file, together with its tree or partial file. Lock a new file.
+        # Another process has deleted this lock file, and also the tree or file that it locked. Lock a new file.
         os.close(descriptor)
 
 

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from glide.system import open_regular
 
-# PROGRAMS is a file in the folder of the programs. Its first line is the path of the loader. Each further line is the
-# path of a program that needs this loader. The paths are relative to the folder.
+# Name of a file in the folder to which programs were unpacked. The first line of this file is the path of the dynamic
+# loader (ld.so). Each further line is the path of a program that needs this loader. Paths are relative to the folder.
 PROGRAMS = ".glide-programs"
 LARGEST_LIST = 16 << 20  # maximum number of bytes that are read from the PROGRAMS file
 ROOM = "/" * 1023  # placeholder for the loader's path; real paths are much shorter

@@ -37,8 +37,9 @@ class SupplySettings:
         limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
         glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
         host: address of this host, as peers see it.
-        directory: command that finds peers (glide.files.peers.Directory).
-        upload_rate: maximum number of bytes per second that peers may take from this glidein; None for no limit.
+        directory: words of the command that lists the peers; empty if there are no peers.
+        upload_rate: maximum number of bytes per second that all peers together may take from this glidein; None for no
+            limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
             no plugins.
         environment: environment in which an engine runs if the template names no environment; None for this node's own

@@ -94,7 +94,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> t
 
 
 def progress(history: SweepHistory, total: int) -> Figure:
-    """Draw the number of completed records over time, and the number of lanes in a panel below.
+    """Draw the number of completed records over time. A second panel below shows the number of lanes.
 
     Args:
         total: number of records of the sweep.
