@@ -29,7 +29,11 @@ class LoginHost:
         self.folder = folder
         self.home = folder / "home"
         self.home.mkdir(parents=True)
-        self.port = _free_port()
+        # sshd can listen on this port although the socket is bound, and nobody else gets the port before that.
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.reserved.bind(("127.0.0.1", 0))
+        self.port = int(self.reserved.getsockname()[1])
         self.known_hosts = folder / "known_hosts"
         self.key = folder / "id_ed25519"
         _make_key(self.key)
@@ -123,12 +127,6 @@ class LoginHost:
 def _make_key(path: Path) -> None:
     program = shutil.which("ssh-keygen") or fetched("openssh-client").program("usr/bin/ssh-keygen")
     subprocess.run([program, "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

@@ -60,9 +60,10 @@ def test_error_of_unready_service_includes_last_answer(service, unready, options
 
 
 def test_model_server_fails_with_reason_without_service(service, serve):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    words = failure(serve(url=nobody, ready_seconds=1.0))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else gets the port
+        nobody = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        words = failure(serve(url=nobody, ready_seconds=1.0))
     assert nobody in words and "not ready within 1 s" in words and "ConnectError" in words and "\n" not in words
 
 
