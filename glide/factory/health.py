@@ -142,7 +142,7 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes on which glideins with the template failed, and no glidein with the template was warm.
+    """Return the nodes on which a glidein with the template failed and none with the template was ever warm.
 
     Only glideins in the queue count. An ended glidein stays there for at least an hour.
     """

@@ -122,13 +122,13 @@ class Cache:
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content_path(content), building / name)
-                self.is_verified(building / name, content)  # this call notes the new number of hard links in the memo
+                self.is_verified(building / name, content)  # this call writes the new number of links into the memo
 
     def publish(self, tree: Tree) -> Path:
         """Move a tree that is now complete to its final path in one step, and return this path."""
         folder = self.folder / "trees" / tree.digest
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # this fails if another process has published the same tree; its folder is used
+        with suppress(OSError):  # fails if another process has published this tree first; then use that folder
             self._building(tree).rename(folder)
         shutil.rmtree(self._building(tree), ignore_errors=True)
         return folder
@@ -139,7 +139,7 @@ class Cache:
     def unpack(self, tree: str, archive: Path) -> Path:
         """Return the folder of an archive's unpacked files. If there is none, unpack the archive. May raise OSError."""
         trees, finished = self.folder / "trees", self._lock_path(tree).with_suffix(".unpacked")
-        unfinished = finished.with_suffix(".unpacking")  # file with the name of the folder that is being unpacked
+        unfinished = finished.with_suffix(".unpacking")  # contains the name of the folder being filled
         with locked(unfinished, fcntl.LOCK_EX):
             if finished.exists() and (folder := trees / finished.read_text("utf-8")).is_dir():
                 return folder

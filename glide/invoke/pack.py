@@ -27,8 +27,8 @@ SHORTEST_SECONDS = 2.0
 LONGEST_SECONDS = 60.0
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
-# Minimum number of jobs in the queue if the user has fixed the number of records per job. Such jobs may be so short
-# that AHEAD jobs per lane do not keep the lanes busy.
+# Minimum number of jobs in the queue if the user has fixed the number of records per job. Such jobs may be very short,
+# and then two jobs for each lane would not keep the lanes busy.
 FIXED_AHEAD = 1000
 
 

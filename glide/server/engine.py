@@ -27,8 +27,7 @@ from glide.vocabulary import ENGINE_VARIABLE
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
 # After an engine's process has ended, the model server reads the engine's last messages for this number of seconds, and
-# then closes the connection. The connection does not always close by itself, because the engine may have passed its
-# descriptor to another process.
+# then closes the connection. The connection may not close by itself, because another process may have a copy of it.
 DRAIN_SECONDS = 1.0
 OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
 

@@ -71,8 +71,8 @@ def main(program: list[str]) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(program[0], program)
-    # The keeper's standard input is also the engine's connection to the model server. Close the connection here, so
-    # that it closes when the engine ends.
+    # The keeper inherited a copy of the engine's connection to the model server as its standard input. Close this copy.
+    # Otherwise the connection would stay open after the engine's end.
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     code = _serve_until_end(child)
     _end_children()

@@ -27,7 +27,7 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # seconds between two queries if a lane has been warm, the event log is readable, and no job ends
+CALM_SECONDS = 1.0  # seconds between two queries after a lane was warm, while the event log shows that no job ends
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up if HTCondor refuses jobs for this number of seconds, or gives no first answer in this time. Once
 # HTCondor has answered, the run waits for it without a time limit, because an access point may be rebooting.
@@ -261,7 +261,7 @@ class Driver:
                 self.intake.note_submitted(self.jobs.submit(parts, list(self.lanes.avoided), pending, last), parts)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the requests. If lost jobs had a request, set its `attempts` to the number of these jobs."""
+        """Yield the requests. If a request was in jobs that were lost, its `attempts` is the number of these jobs."""
         for record in records:
             lost = self.intake.attempts.get(record["custom_id"])
             yield {**record, "attempts": lost} if lost else record

@@ -15,8 +15,8 @@ from typing import Any
 
 Z = 1.959963984540054  # 95 % of a normal distribution is within this number of standard deviations from the mean
 LONGEST = 300  # maximum length of a message in the report, in characters
-# Messages of the same error may differ in details such as ids, addresses and numbers. Each pattern finds such details,
-# and the sign replaces them. The pattern of numbers must come last, because ids and addresses contain numbers.
+# Messages of the same error may differ in ids, addresses and numbers. Each line has a pattern and a placeholder. The
+# placeholder replaces what the pattern finds. The numbers must come last, because ids and addresses contain numbers.
 PLACEHOLDERS = tuple(
     (re.compile(pattern, re.IGNORECASE), sign)
     for pattern, sign in (
