@@ -30,7 +30,7 @@ class Headroom:
     full: bool = True
 
     def limit_to(self, left: int, limit: str, full: bool = False) -> None:
-        """Apply one more limit. Of all limits, the one that allows the fewest glideins counts.
+        """Apply one more limit. Only the lowest of all limits has an effect.
 
         Args:
             left: number of glideins that this limit still allows.

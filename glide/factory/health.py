@@ -42,8 +42,8 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     """Return how many more glideins the circuit breaker of an entry, or of a template on an entry, allows.
 
     Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
-    `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: no glidein is allowed. Each
-    further failure doubles this time. After this time, the breaker is half open: one glidein is tried.
+    `breaker.failures` failures in a row, the breaker is open: no glidein is allowed for `breaker.backoff_seconds`. Then
+    the breaker is half open: one glidein is tried. If it fails, too, the breaker is open for twice as long.
 
     Args:
         alive: glideins of the entry, or of the template on the entry, that are in the queue.
@@ -142,9 +142,9 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes on which a glidein with the template failed and none with the template was ever warm.
+    """Return the nodes on which a glidein with the template has failed, and no such glidein has been warm.
 
-    Only glideins in the queue count. An ended glidein stays there for at least an hour.
+    Older glideins than those in the queue are ignored. An ended glidein stays in the queue for at least an hour.
     """
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}

@@ -101,7 +101,7 @@ def build_snapshot(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[s
     Args:
         jobs: job ads of glideins and invocation jobs.
         lanes: machine ads.
-        specs: a dict from the digest of each template in demand to its description, which comes from a job's ad.
+        specs: for each digest, the template that a job's ad describes.
     """
     advertised = tuple(map(_lane, lanes))
     by_glidein = {(lane.glide_id, lane.template): lane for lane in advertised}

@@ -128,7 +128,7 @@ class Cache:
         """Move a tree that is now complete to its final path in one step, and return this path."""
         folder = self.folder / "trees" / tree.digest
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # fails if another process has published this tree first; then use that folder
+        with suppress(OSError):  # this fails if another process has already published the tree
             self._building(tree).rename(folder)
         shutil.rmtree(self._building(tree), ignore_errors=True)
         return folder

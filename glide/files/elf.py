@@ -49,7 +49,7 @@ def _write_loader(program: Path, path: bytes) -> None:
         except (struct.error, IndexError):
             raise OSError(f"{program} is not a 64-bit program") from None
         if len(path) >= room:
-            raise OSError(f"{path.decode()} is too long for the path of a loader, which has at most {room - 1} bytes")
+            raise OSError(f"{path.decode()} is too long: the path of the loader may have at most {room - 1} bytes")
         file.seek(at)
         file.write(path.ljust(room, b"\0"))
 

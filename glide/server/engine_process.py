@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.server import engines, frames
-from glide.server.engines import Completion, Engine, EngineRecord, error_fields
+from glide.server.engines import Completion, Engine, EngineRecord, RecordTimeout, error_fields
 from glide.system import end_with_parent
 from glide.template import Template
 
@@ -186,10 +186,6 @@ class InvalidResult(Exception):
 
 class WrongCount(Exception):
     """The engine did not return exactly one text for each record."""
-
-
-class RecordTimeout(Exception):
-    """An engine call took longer than the largest timeout of its records."""
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class SupplySettings:
         limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
         glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
         host: address of this host, as peers see it.
-        directory: the command that lists the peers, as a list of words; empty if there are no peers.
+        directory: words of the command that prints the peers' addresses; empty if there are no peers.
         upload_rate: maximum number of bytes per second that all peers together may take from this glidein; None for no
             limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has

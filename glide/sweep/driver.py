@@ -27,7 +27,7 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # seconds between two queries after a lane was warm, while the event log shows that no job ends
+CALM_SECONDS = 1.0  # the same time in calm phases: a lane has been warm, and no job ends according to the event log
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up if HTCondor refuses jobs for this number of seconds, or gives no first answer in this time. Once
 # HTCondor has answered, the run waits for it without a time limit, because an access point may be rebooting.

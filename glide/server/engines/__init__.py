@@ -33,6 +33,7 @@ from glide.server.engines.base import (
     Engine,
     EngineRecord,
     RecordError,
+    RecordTimeout,
     UnknownOption,
     WrongOption,
     error_fields,
@@ -41,7 +42,7 @@ from glide.server.engines.base import (
 from glide.template import Template
 
 __all__ = [
-    "Completion", "Engine", "EngineRecord", "RecordError", "UnknownOption", "WrongOption",
+    "Completion", "Engine", "EngineRecord", "RecordError", "RecordTimeout", "UnknownOption", "WrongOption",
     "build", "check_generate", "engine_class", "error_fields", "printable",
 ]  # fmt: skip
 

@@ -90,6 +90,10 @@ class UnknownOption(WrongOption):
     """The engine has no option of `generate` with this name."""
 
 
+class RecordTimeout(Exception):
+    """An engine call took longer than the largest timeout of its records."""
+
+
 class Engine(Protocol):
     """The interface of an engine. New engines are the only way to extend the model server.
 

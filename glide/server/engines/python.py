@@ -24,7 +24,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import IO, Any
 
-from glide.server.engines.base import Completion, EngineRecord, error_fields, printable
+from glide.server.engines.base import Completion, EngineRecord, RecordTimeout, error_fields, printable
 from glide.template import Template
 from glide.template.file_argument import on_node, unwrap
 from glide.template.spec import Function
@@ -186,8 +186,11 @@ def _pickled(value: Any) -> str:
 def _pickled_exception(error: BaseException) -> str:
     """Return the exception as a pickle; empty if the exception cannot be pickled and unpickled.
 
-    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store.
+    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. The
+    text is also empty for a RecordTimeout. Then the caller gets an InvocationError, as for all errors of the engine.
     """
+    if isinstance(error, RecordTimeout):
+        return ""
     try:
         text = _pickled(error)
         _unpickled(text)
