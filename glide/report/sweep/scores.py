@@ -15,8 +15,8 @@ from typing import Any
 
 Z = 1.959963984540054  # 95 % of a normal distribution is within this number of standard deviations from the mean
 LONGEST = 300  # maximum length of a message in the report, in characters
-# Pairs of a pattern and a placeholder. Messages of the same error may differ in ids, addresses and numbers, so these are
-# replaced by placeholders. The pattern for numbers comes last, because ids and addresses contain numbers.
+# Pairs of a pattern and a placeholder. Messages of the same error may differ in ids, addresses and numbers. These parts
+# are replaced by placeholders. The pattern for numbers comes last, because ids and addresses contain numbers.
 PLACEHOLDERS = tuple(
     (re.compile(pattern, re.IGNORECASE), sign)
     for pattern, sign in (
