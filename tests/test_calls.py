@@ -110,7 +110,7 @@ def test_base_exception_in_call_keeps_loaded_state(run):
     assert value(first) == value(last)
 
 
-def test_failed_load_reports_base_exception(start):
+def test_cancelled_error_during_load_is_reported(start):
     server = start(template_of("ill", raises, (asyncio.CancelledError("stop"),), {}, OWNER))
     reason = next(ad for ad in server.states() if ad[Machine.STATE] == State.FAILED)[Machine.FAILURE]
     assert reason == "asyncio.exceptions.CancelledError: stop"

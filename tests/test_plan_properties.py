@@ -144,7 +144,7 @@ def test_plan_only_waits_while_collector_is_unreachable(snapshot: Snapshot, site
 
 
 @given(snapshots(), sites())
-def test_plan_only_waits_for_unreachable_entry(snapshot: Snapshot, site: SiteFile):
+def test_plan_never_acts_on_unreachable_entry(snapshot: Snapshot, site: SiteFile):
     for action in plan(snapshot, site):
         assert action.action == "wait" or action.entry not in snapshot.unavailable_entries
 

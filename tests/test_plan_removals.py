@@ -23,7 +23,7 @@ def test_unwanted_queued_glidein_is_removed():
     assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
 
 
-def test_held_glidein_is_removed_later_if_wanted():
+def test_held_glidein_stays_longer_if_jobs_want_it():
     held = glidein(1, status=HELD, hold_reason="no such file", age=500)
     for of, demands, removed in (
         (held, (), True), (held, (demand(wanted=1),), False), (replace(held, age=601), (demand(wanted=1),), True),

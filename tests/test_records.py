@@ -45,7 +45,7 @@ def test_json_lines_become_records_with_line_numbers(write):
 @pytest.mark.parametrize(
     "content", ['{"custom_id": "a"}\n{"custom_id": "b"}', '{"custom_id": "a"}\r\n{"custom_id": "b"}\r\n']
 )
-def test_windows_or_missing_final_line_breaks_are_accepted(write, content):
+def test_crlf_and_missing_final_line_break_are_accepted(write, content):
     assert [(record.custom_id, record.line) for record in read(write("r.json", content))] == [("a", 1), ("b", 2)]
 
 
@@ -341,7 +341,7 @@ def test_doubled_braces_in_prompt_name_no_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_missing_field_of_expect_setting_is_reported():
+def test_missing_field_that_expect_names_is_reported():
     assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
         "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
     ]

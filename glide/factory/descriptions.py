@@ -66,10 +66,10 @@ def choose_description(templates: Sequence[Template]) -> Template:
 
 
 def _comparable(template: Template) -> Template:
-    """Return a template without the fields that may differ between right descriptions of the same template.
+    """Return a copy of a template without the fields that users' jobs may describe differently.
 
-    These fields are the function, because pickles of equal functions may differ, and the key and seed of the files,
-    because the factory sets them.
+    Pickles of equal functions may differ, so the function is left out. The key and the seed of the files are left out,
+    because only the factory sets them.
     """
     return replace(template, function=None, key="", seed="")
 

@@ -97,7 +97,7 @@ class SiteClient:
         return entry_folder(self.folder, entry.name, template)
 
     def with_key(self, file_set: FileSet) -> FileSet:
-        """Return the file set with the key with which nodes fetch its files.
+        """Return a copy of the file set that contains the key. Nodes need the key to fetch the files.
 
         If this host has the files, and if this process is the factory, the seed offers the files. The file set then
         contains the seed's address.

@@ -40,10 +40,9 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 
 
 def default_folder(owner: str) -> Path | None:
-    """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, the pool has its own cache.
+    """Return the folder of the cache for jobs of `owner` on this host; None if this account is not the owner's.
 
-    In another pool, return None if this account's name is not `owner`, because such an
-    account may run jobs of several owners.
+    An account that is not the owner's may run the jobs of several owners. An embedded pool has a cache of its own.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")

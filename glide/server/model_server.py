@@ -263,9 +263,9 @@ class ModelServer:
     # ---- memory ----------------------------------------------------------------------------------
 
     def _servers_to_stop(self, template: Template) -> list[TemplateServer]:
-        """Return the template servers that must end before a template can be loaded.
+        """Return the TemplateServers that must be stopped, so that the memory suffices for one more template.
 
-        Raises WrongRequest if the template is too large for the memory, or if a server that must end is in use.
+        Raises WrongRequest if the template is too large for the memory, or if a server that must stop is in use.
         """
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"

@@ -291,7 +291,8 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
     Args:
         source: name of the file of the records, for the message.
         names: names of the fields.
-        why: words for the message that say why a field is needed, for example "expect names".
+        why: the part of the message that says who needs the field. For example, "expect names" gives the message "no
+            field 'claim', which expect names".
 
     Returns:
         A list with the first problem. It is empty if there is no problem.

@@ -150,5 +150,5 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return a text as the value of a label; `other` if the text, which anybody can write, is not a valid name."""
+    """Return the text if it is a valid name, else `other`. The text becomes a label's value, and anybody can write it."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

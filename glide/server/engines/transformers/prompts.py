@@ -85,13 +85,13 @@ def check_prompts(
     Args:
         prompts: the prompts of the call.
         total_tokens: function that gets the number of tokens of a prompt, and returns the maximum number of tokens of
-            the prompt and its text together.
-        context: maximum number of tokens that the model can serve for a prompt and its text together.
+            the prompt and the generated text together.
+        context: maximum number of tokens that a prompt and its generated text may have together.
         vocabulary_size: number of tokens for which the model has an embedding.
 
     Raises:
         EmptyPrompt: a prompt has no token.
-        PromptTooLong: a prompt leaves no room for its text.
+        PromptTooLong: a prompt leaves no room for generated text.
         UnknownToken: a token has no embedding.
     """
     for prompt in prompts:

@@ -33,8 +33,8 @@ class StopStrings:
         width = criterion.maximum_token_len
         before = [TOKEN_WITHOUT_TEXT] * width + list(prompt[-width:])
         tokens = before + row
-        # For each token of the row, make a window: the `width` tokens that end with this token. During generation, the
-        # library gives the same windows to its criterion.
+        # For each generated token, make a window: the `width` tokens that end with this token. During generation,
+        # transformers passes the same windows to the criterion.
         windows = torch.tensor(tokens).unfold(0, width, 1)[len(before) - width + 1 :]
         ended = criterion(windows, None).nonzero()
         return row[: int(ended[0]) + 1] if len(ended) else row
