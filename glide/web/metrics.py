@@ -150,5 +150,5 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return the text if it is a valid name, else `other`. The text is for a label's value, and anybody can write it."""
+    """Return the text if it is a valid name, else `other`. The text is for a label's value. Anybody can write it."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER
