@@ -19,7 +19,7 @@ def environment(variables: Mapping[str, str]) -> str:
 
 
 def in_environment(value: str) -> str:
-    """Return a value with the quotes that a job file needs at the place of `…` in `environment = "NAME=…"`."""
+    """Quote a value that replaces the `…` of `environment = "NAME=…"` in a job file."""
     return _word(value).replace('"', '""')
 
 

@@ -2,8 +2,8 @@
 
     from glide.parsl import load_variable_from_state_manager, python_app
 
-A call of an app returns a future, as in Parsl. If an app has a parameter `parsl_spec`, its argument describes the state
-that the call needs: `parsl_spec["template"]` is a dict with the keys "fn", "args" and "kwargs". All calls of a program
+A call of an app returns a future, as in Parsl. An app may have a parameter `parsl_spec`, which describes the state
+that a call needs: `parsl_spec["template"]` is a dict with the keys "fn", "args" and "kwargs". All calls of a program
 share one session (glide.Session), which begins with the first call and ends with the program.
 
 Apps call `load_variable_from_state_manager` on nodes, so nodes import this module. Therefore it must not import

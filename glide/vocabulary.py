@@ -38,7 +38,7 @@ class Machine:
     CACHED = "GlideCached"  # short digests of the file sets in the host's cache, separated by commas
     SHARES = "GlideShares"  # short digests of the file sets that the node serves to peers, separated by commas
     FETCHING = "GlideFetching"  # file sets that are being fetched: DIGEST:TIME, where TIME is the Unix start time
-    FETCHED = "GlideFetched"  # share of the bytes to fetch that has arrived, from 0 to 1
+    FETCHED = "GlideFetched"  # fetched bytes divided by all bytes to fetch, from 0 to 1
     PEER = "GlidePeer"  # address at which the node serves files to peers
 
 
@@ -48,7 +48,7 @@ class Job:
     TEMPLATE = "GlideTemplate"  # digest of the template that the job wants, or that the glidein was submitted with
     MODEL = "GlideModel"  # name of the model in the template that GlideTemplate names
     ENTRY = "GlideEntry"  # outer job: name of the entry that the glidein was submitted to
-    # In its outer job's ad, a glidein may set only attributes whose names begin with Chirp. It sets these five.
+    # In its outer job's ad, a glidein may set only attributes whose names begin with Chirp. It sets the next five.
     STATE = "ChirpGlideState"  # outer job: the last state that the glidein's model server reported
     STATE_SINCE = "ChirpGlideStateSince"  # outer job: Unix time when the state in ChirpGlideState began
     FAILURE = "ChirpGlideFailure"  # outer job: reason why the state in ChirpGlideState is Failed
@@ -64,7 +64,7 @@ class Job:
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: for this job, no glidein is removed, and no model is unloaded
-    TIMED = "GlideTimed"  # true if the job's error output must contain the times when its service began and ended
+    TIMED = "GlideTimed"  # true if the job's error output must say from when to when the server served the job
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 

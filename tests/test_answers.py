@@ -55,7 +55,7 @@ def test_valid_result_is_read_unchanged(tmp_path, right):
     assert found.results == {"a": GOOD | right} and not found.rejected
 
 
-def test_result_nested_to_limit_can_be_stored(tmp_path):
+def test_result_with_deepest_allowed_nesting_is_stored(tmp_path):
     deepest = nested(MOST_NESTED - 1)
     assert to_line(read(tmp_path, deepest).results["a"]) == deepest
 
@@ -82,7 +82,7 @@ def test_output_reader_rejects_invalid_line_and_continues(tmp_path, wrong):
     assert list(found.results) == ["b"] and found.rejected == 1 and found.reason and not found.too_long
 
 
-def test_output_reader_ignores_repeated_empty_or_incomplete_lines(tmp_path):
+def test_output_reader_ignores_blank_duplicate_and_incomplete_lines(tmp_path):
     found = read(
         tmp_path, b"\n", line(), line(), line(text="other"), b" \n", b'{"begun": 2}\n', line(custom_id="b")[:-9]
     )

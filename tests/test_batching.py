@@ -70,7 +70,7 @@ def test_reused_prefix_tokens_are_counted(llama):
     assert engine.describe()["prefix_hits"] == pytest.approx(3 * length / (4 * (length + 1)))  # one had to compute it
 
 
-def test_chance_overlap_of_prompts_creates_no_new_prefix(llama):
+def test_accidental_prompt_overlap_is_not_cached_as_prefix(llama):
     engine = loaded(llama, batching="static", batch=8)
     for window in ("abcd", ["e1", "e2"], ["zz1", "zz2"], "f"):
         texts(engine, [CLAIM + rest for rest in window], **GENERATE)
@@ -97,7 +97,7 @@ def test_sliding_window_model_shares_no_prompt_prefixes(variant, capfd):
     assert not engine.task.padded.prefixes.cached
 
 
-def test_common_prefix_tolerates_a_few_different_prompts():
+def test_common_prefix_is_found_despite_few_unrelated_prompts():
     rows = [[*range(20), 100 + number] for number in range(16)]
     assert common_prefix(rows, (), 1000) == tuple(range(20))
     assert common_prefix([*rows, [0, 1], [5, 6]], (), 1000) == tuple(range(20))  # two strays
@@ -179,7 +179,7 @@ def test_interrupted_engine_call_does_not_affect_next_call(llama, plain, monkeyp
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
-def test_static_batching_serves_prompts_too_long_for_continuous(llama, plain):
+def test_static_batching_serves_prompts_above_continuous_token_limit(llama, plain):
     engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
     prompts = [CLAIM + OTHER, "Verdict:"]
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
@@ -223,7 +223,7 @@ def test_last_layer_computes_only_needed_token_positions(llama):
     assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
 
 
-def test_last_layer_skips_nothing_if_skipping_changes_logits(llama, capfd, monkeypatch):
+def test_layer_computes_all_positions_if_skipping_changes_logits(llama, capfd, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
@@ -317,7 +317,7 @@ def test_loading_fails_if_model_lacks_chat_template(tmp_path):
         loaded(tiny_llama(tmp_path / "llama"), chat=True)
 
 
-def test_texts_of_mixed_prompts_match_plain_transformers(llama, plain):
+def test_texts_match_transformers_for_prompts_with_mixed_prefixes(llama, plain):
     chance = random.Random(3)
     prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(40)]
     engine = loaded(llama, batch=16)

@@ -101,7 +101,7 @@ def raises(error: BaseException) -> None:
     raise error
 
 
-def test_base_exception_in_call_keeps_loaded_state(run):
+def test_exceptions_like_system_exit_keep_loaded_state(run):
     kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Own)
     first, *errors, last = run(pid, *((raises, (kind("stop"),)) for kind in kinds), pid)
     for kind, error in zip(kinds, errors, strict=True):
@@ -110,13 +110,13 @@ def test_base_exception_in_call_keeps_loaded_state(run):
     assert value(first) == value(last)
 
 
-def test_cancelled_error_during_load_is_reported(start):
+def test_load_that_raises_asyncio_cancelled_error_is_reported(start):
     server = start(template_of("ill", raises, (asyncio.CancelledError("stop"),), {}, OWNER))
     reason = next(ad for ad in server.states() if ad[Machine.STATE] == State.FAILED)[Machine.FAILURE]
     assert reason == "asyncio.exceptions.CancelledError: stop"
 
 
-def test_unprintable_exception_fails_only_its_own_call(run):
+def test_exception_without_printable_message_fails_only_its_call(run):
     results = run((raises, (ValueError("\ud800"),)), (raises, (Unspeakable(),)), pid)
     assert [result["error"] and result["error"]["type"] for result in results] == ["ValueError", "Unspeakable", None]
     assert results[0]["error"]["message"] == "\\ud800"
@@ -217,7 +217,7 @@ def test_model_server_kills_processes_of_earlier_server(start, tmp_path):
     assert stray.wait(60) == -signal.SIGKILL
 
 
-def test_model_server_kills_processes_of_previous_owner(tmp_path):
+def test_processes_of_previous_template_owner_are_killed(tmp_path):
     server = Server(tmp_path / "server", state(), lanes=1)
     try:
         server.reached(State.WARM)

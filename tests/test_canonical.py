@@ -98,7 +98,7 @@ def test_digest_includes_contents_of_local_modules(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_digest_function_lists_local_modules_to_transfer(tmp_path, monkeypatch):
+def test_digest_returns_local_modules_that_must_be_transferred(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +107,7 @@ def test_digest_function_lists_local_modules_to_transfer(tmp_path, monkeypatch):
     assert {module.__name__ for module in digest(travelling.go)[1]} == {"travelling", "second"}
 
 
-def test_digest_depends_on_type_attributes_and_dict_order():
+def test_function_attributes_types_and_dict_order_change_digest():
     def plain():
         return 1
 

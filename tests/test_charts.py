@@ -36,7 +36,7 @@ def test_factory_journal_summarizes_unchanged_state_every_minute(tmp_path):
     assert list(journal.lines(since=written))[-1] == journal.latest() and not list(journal.lines(since=written + 5))
 
 
-def test_last_journal_line_is_read_without_whole_file(tmp_path):
+def test_last_journal_line_is_read_from_file_end(tmp_path):
     journal = Journal(tmp_path)
     long = json.dumps({"time": 1.0, "actions": ["ä" * 100_000]})
     for torn in ("", '{"time": 2.0, "act', "\n\n"):

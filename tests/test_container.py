@@ -66,7 +66,7 @@ def elsewhere() -> Iterator[Path]:
 
 
 @pytest.mark.pool
-def test_glidein_runs_in_container_without_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
+def test_glidein_runs_in_image_that_contains_no_htcondor(monkeypatch, request, sweep, image, elsewhere, tmp_path):
     monkeypatch.setenv("_CONDOR_SINGULARITY", str(program_folder() / "apptainer"))
     monkeypatch.setenv("_CONDOR_SINGULARITY_BIND_EXPR", f'"{os.environ["APPTAINER_BIND"]}"')
     monkeypatch.setenv("_CONDOR_EXECUTE", str(elsewhere))

@@ -30,7 +30,7 @@ def test_factory_submits_no_glidein_that_starts_too_late(records, submitted):
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
 
-def test_wanted_glidein_count_applies_before_first_measurement():
+def test_unmeasured_run_gets_its_wanted_number_of_glideins():
     assert brief(plan(Snapshot(demands=(demand(wanted=3, records=1),)), site())) == [("submit", "T", 3)]
     there = glidein(1)
     unmeasured = Snapshot((there,), (lane(there),), (demand(wanted=3, records=1),))
@@ -105,7 +105,7 @@ def test_shared_entry_runs_user_code_only_if_allowed():
     assert [action.action for action in plan(plain, site(several))] == ["submit"]
 
 
-def test_demand_of_owner_without_entry_is_not_counted():
+def test_demand_that_no_entry_may_serve_is_ignored():
     demands = (demand(wanted=3, user="who@else"), demand(wanted=1, run="other", user="us@here"))
     assert brief(plan(Snapshot(demands=demands, user="us@here"), site())) == [("submit", "T", 1)]
 
@@ -142,7 +142,7 @@ def test_entry_whose_glideins_stay_warm_longer_comes_first():
     assert headroom.usefulness(both.entries[0], Snapshot()) == 0.5
 
 
-def test_glidein_score_depends_on_warm_time():
+def test_glidein_score_grows_with_time_spent_warm():
     assert headroom.score(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
     assert headroom.score(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(
         0.1

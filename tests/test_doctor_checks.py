@@ -197,7 +197,7 @@ def test_remote_glideins_do_not_count_toward_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_expiring_token_without_waiting_glidein_is_ignored():
+def test_expiring_token_is_ignored_if_no_glidein_waits():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 
@@ -226,7 +226,7 @@ def test_doctor_distinguishes_full_pool_from_impossible_placement():
         assert not told.in_progress and " critical " in found(healthy(trial=told))[0], told
 
 
-def test_ad_that_breaks_one_check_affects_no_other():
+def test_doctor_check_that_raises_affects_no_other_check():
     odd = healthy(jobs=({**JOB, "JobLeaseDuration": "x"},), clock=6.0)
     unseen = {verdict.check: verdict.unavailable for verdict in judge(odd) if verdict.unavailable}
     assert list(unseen) == ["jobs"] and unseen["jobs"].startswith("an error in glide: TypeError: ")
@@ -251,7 +251,7 @@ def test_model_on_cpu_despite_gpu_request_is_reported():
     assert "gpus: 1, and no machine" in found(healthy(sites=asking))[0]
 
 
-def test_doctor_check_reports_facts_that_it_lacks():
+def test_doctor_check_states_why_its_facts_are_unavailable():
     for name in ("jobs", "snapshot", "rights", "trial"):
         verdicts = judge(healthy(unavailable={name: "it hides"}))
         assert [verdict.unavailable for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]

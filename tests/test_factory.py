@@ -126,7 +126,7 @@ def test_sighup_reloads_site_file_unless_it_is_invalid(run_factory, ask, access_
     eventually(lambda: glideins(access_point, "again"), "a glidein is submitted")
 
 
-def test_circuit_breaker_opens_after_failures_until_success(run_factory, ask, access_point, tmp_path):
+def test_circuit_breaker_stays_open_until_a_glidein_succeeds(run_factory, ask, access_point, tmp_path):
     python = tmp_path / "python"
     breaker = {"failures": 2, "backoff_seconds": 6}
     factory = run_factory("breaking", entry("dies", python=str(python), breaker=breaker))
@@ -312,7 +312,7 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_factory_refuses_queue_with_glideins_of_earlier_account(access_point, monkeypatch):
+def test_factory_refuses_queue_with_its_former_accounts_glideins(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]

@@ -138,7 +138,7 @@ def test_gathered_outputs_keep_names_and_overwrite_nothing(tmp_path, access_poin
 
 
 @pytest.mark.pool
-def test_gather_keeps_initial_directories_and_unlisted_outputs(tmp_path, access_point):
+def test_gather_places_unlisted_outputs_under_their_initial_directories(tmp_path, access_point):
     folder, got = tmp_path / "work", tmp_path / "got"
     for number in range(3):
         (folder / f"run{number}").mkdir(parents=True)

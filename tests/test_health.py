@@ -32,7 +32,7 @@ def demand(wanted: int) -> Demand:
     return Demand("T", "model", "run", "", idle=50, running=0, wanted=wanted, spec=Template("model", "noop"))
 
 
-def test_entry_without_success_gets_few_glideins_at_once():
+def test_entry_gets_three_glideins_until_one_is_warm():
     assert breaker_state([], [], BREAKER).allowed == 3
     assert breaker_state([alive(1), alive(2)], [], BREAKER).allowed == 1
     assert breaker_state([alive(1), alive(2)], [ended(1, 5)], BREAKER).allowed == 0

@@ -160,7 +160,7 @@ def test_wrong_template_description_never_replaces_correct_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:8], "a b", "a'b", "a;b", "a`b", "-rf", ".", ".."])
-def test_names_in_ads_with_special_characters_are_refused(text):
+def test_slot_entry_and_glidein_names_reject_special_characters(text):
     patterns = (names.SLOT, names.GLIDE_ID, names.ENTRY, names.DIGEST)
     assert not [pattern.pattern for pattern in patterns if pattern.fullmatch(text)]
 
@@ -170,12 +170,12 @@ def test_real_slot_and_glidein_names_are_allowed():
     assert all(map(names.GLIDE_ID.fullmatch, ("here-7.1", "a.b-c-7.1r3")))
 
 
-def test_shown_ad_text_is_short_without_control_characters():
+def test_ad_text_loses_control_characters_and_excess_length():
     assert names.printable("a\x1b[2J\x07b\n\tc\x9b\u202e\ud800é") == "a?[2J?b\n\tc???é"
     assert len(names.printable("a" * 10_000)) < 3000
 
 
-def test_job_file_line_rejects_line_breaks():
+def test_job_file_expression_with_line_break_is_refused():
     assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
     for text in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
         with pytest.raises(CondorError, match="cannot have this value in one line"):
@@ -192,7 +192,7 @@ def test_glidein_outputs_are_stored_only_in_entry_folders(place):
 
 @given(some.text())
 @example("a 'b' \"c\" $(HOME)")
-def test_unexpected_error_in_one_entry_hides_no_other(text):
+def test_error_in_one_entry_hides_only_that_entry(text):
     def broken() -> Any:
         raise ZeroDivisionError(text)
 
@@ -210,7 +210,7 @@ def test_quoted_text_stays_one_classad_string(text):
     assert "\n" not in written and "\r" not in written
 
 
-def test_job_file_value_rejects_line_breaks():
+def test_job_file_string_with_line_break_is_refused():
     assert job_file_value('{"a": "b"}') == '"{\\"a\\": \\"b\\"}"'
     for text in ("a\nqueue 9", "a\\"):
         with pytest.raises(CondorError):

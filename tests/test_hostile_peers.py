@@ -135,7 +135,7 @@ def test_malformed_requests_do_not_stop_seed_process(model, seed, sent):
     assert given == (model / "config.json").read_bytes()
 
 
-def test_connections_held_by_one_host_block_no_other(model, seed):
+def test_one_host_cannot_use_up_all_seed_connections(model, seed):
     """One host opens as many as it can; another one is served."""
     template = replace(described(model), key=KEY)
     host, _, port = seed.offer(template.file_set).rpartition(":")

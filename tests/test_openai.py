@@ -59,7 +59,7 @@ def test_error_of_unready_service_includes_last_answer(service, unready, options
         assert part in str(refused.value)
 
 
-def test_model_server_fails_with_reason_without_service(service, serve):
+def test_model_server_without_service_fails_with_reason(service, serve):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else gets the port
         nobody = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
@@ -158,7 +158,7 @@ def test_chat_sends_system_message_and_accepts_empty_content(service):
     assert body == {"model": "other", "messages": messages, "max_tokens": 4, "temperature": 0}
 
 
-def test_prompt_is_sent_unchanged_without_chat(service):
+def test_prompt_is_sent_unchanged_if_chat_is_off(service):
     assert engine(service, chat=False).call([EngineRecord(0, "Once upon")]) == [Completion("Once upon", 3)]
     assert service.asked[-1][1:] == ("/v1/completions", {"model": "m", "prompt": "Once upon", "temperature": 0})
 

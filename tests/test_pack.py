@@ -79,7 +79,7 @@ def test_fixed_job_size_applies_except_for_last_job():
             assert set(sizes[:-1]) <= {fixed} and sizes[-1] == min(fixed, left - fixed * (len(sizes) - 1))
 
 
-def test_fixed_job_size_gives_every_lane_jobs():
+def test_every_lane_gets_jobs_of_fixed_size():
     lanes = 3 * FIXED_AHEAD
     assert len(pack(10**6, lanes, 0, fixed=1).sizes) == AHEAD * lanes
 
@@ -116,7 +116,7 @@ def test_job_duration_stays_between_shortest_and_longest_allowed():
             taken += size
 
 
-def test_first_job_takes_fixed_fraction_of_lane_work():
+def test_first_job_holds_fixed_share_of_lane_records():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
@@ -223,6 +223,6 @@ def test_job_packing_costs_long_sweep_under_ten_percent(lanes):
     assert makespan <= 1.1 * 20_000 * 0.05 / lanes
 
 
-def test_sweep_uses_few_jobs():
+def test_average_job_reaches_shortest_allowed_duration():
     _, jobs = simulate(20_000, 8, 0.05)
     assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS

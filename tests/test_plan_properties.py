@@ -138,7 +138,7 @@ def test_only_idle_unwanted_lanes_get_another_template(snapshot: Snapshot, site:
 
 
 @given(snapshots(), sites())
-def test_plan_only_waits_while_collector_is_unreachable(snapshot: Snapshot, site: SiteFile):
+def test_unreachable_collector_leaves_only_wait_actions_in_plan(snapshot: Snapshot, site: SiteFile):
     actions = plan(replace(snapshot, unavailable_sources=("collector: timeout",)), site)
     assert {action.action for action in actions} == {"wait"}
 
@@ -157,7 +157,7 @@ def test_every_planned_action_has_one_line_reason(snapshot: Snapshot, site: Site
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_repeated_planning_stops_and_keeps_new_glideins(snapshot: Snapshot, site: SiteFile):
+def test_repeated_planning_settles_and_never_removes_new_glideins(snapshot: Snapshot, site: SiteFile):
     """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""
     started: set[str] = set()
     for _ in range(40):

@@ -108,7 +108,7 @@ def test_glideins_with_cached_model_files_are_preferred():
     assert submit.prefer == (), "it has no files"
 
 
-def test_ready_glideins_wait_and_load_wanted_models():
+def test_ready_setting_keeps_blank_glideins_for_wanted_models():
     ready = site({"name": "here", "max_glideins": 4, "ready": 2})
     (submit,) = plan(Snapshot(), ready)
     assert (submit.action, submit.template, submit.count) == ("submit", "", 2) and "without a model" in submit.reason

@@ -29,7 +29,7 @@ def test_unchanged_snapshot_is_accepted():
     assert reject_implausible(BEFORE, None, HERE) == BEFORE
 
 
-def test_suddenly_empty_queue_is_accepted_only_later():
+def test_suddenly_empty_queue_is_accepted_after_delay():
     empty = Snapshot(demands=(demand(),), now=SOON)
     seen = reject_implausible(empty, BEFORE, HERE)
     assert "forgotten all 2 glideins" in seen.unavailable_entries["here"] and kinds(seen) == {"wait"}
@@ -43,7 +43,7 @@ def test_empty_queue_is_rejected_while_glideins_advertise():
         assert "2 glideins advertise" in seen.unavailable_entries["here"] and kinds(seen) == {"wait"}
 
 
-def test_loss_of_all_working_lanes_is_accepted_later():
+def test_loss_of_working_lanes_is_accepted_after_delay():
     seen = reject_implausible(Snapshot(THERE, (), (demand(),), now=SOON), BEFORE, HERE)
     assert "the collector has forgotten" in seen.unavailable_sources[0] and kinds(seen) == {"wait"}
     assert not reject_implausible(Snapshot(THERE, (), (demand(),), now=LATER), BEFORE, HERE).unavailable_sources
@@ -52,7 +52,7 @@ def test_loss_of_all_working_lanes_is_accepted_later():
     assert not seen.unavailable_sources, "idle glideins end by themselves"
 
 
-def test_glideins_may_disappear_after_removal_end_or_drain():
+def test_removed_ended_or_drained_glideins_may_disappear():
     empty = Snapshot(demands=(demand(),), now=SOON)
     removal = Remove("here", "T", 1, "why", ("7.1", "7.2"))
     assert not reject_implausible(empty, baseline(BEFORE, [removal]), HERE).unavailable_entries
@@ -63,7 +63,7 @@ def test_glideins_may_disappear_after_removal_end_or_drain():
     assert not reject_implausible(empty, baseline(going, []), HERE).unavailable_entries
 
 
-def test_last_accepted_glideins_of_unreachable_entry_are_remembered():
+def test_glideins_seen_before_entry_was_unreachable_are_remembered():
     seen = replace(BEFORE, now=BEFORE.now + 600, glideins=(), unavailable_entries={"here": "no answer"})
     believed = baseline(seen, [], BEFORE)
     assert believed.glideins == BEFORE.glideins

@@ -31,7 +31,7 @@ def pools(tmp_path: Path):
         pool.down()
 
 
-def test_two_pools_coexist_and_second_start_changes_nothing(pools):
+def test_two_pools_coexist_and_repeated_start_changes_nothing(pools):
     one, two = pools
     for pool in pools:
         pool.up(cores=1)
@@ -75,7 +75,7 @@ def test_daemons_update_ads_well_before_they_expire(pools):
     assert max(told) * 3 < int(pool.tool("condor_config_val", "CLASSAD_LIFETIME"))
 
 
-def test_pool_up_waits_for_stopped_schedd_without_restart(pools):
+def test_pool_up_awaits_suspended_schedd_and_restarts_nothing(pools):
     pool = pools[0]
     pool.up(cores=1)
     before = daemons(pool)

@@ -132,7 +132,7 @@ def test_running_jobs_get_no_idle_reason():
     assert why_idle(snapshot.demands[0], snapshot) == ""
 
 
-def test_throughput_and_eta_of_run_follow_running_jobs():
+def test_throughput_and_eta_are_computed_from_running_jobs():
     lanes = tuple(lane(glide_id=f"here-{n}.0", claimed=n < 4, record_seconds=0.5) for n in range(5))
     other = replace(DEMAND, run="run-2", running=3, records=900)
     told = document(seen(lanes=lanes, demands=(replace(DEMAND, running=1), other)))

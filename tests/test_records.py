@@ -209,7 +209,7 @@ def test_file_without_records_is_refused(write, name, content):
     assert problems_of(write(name, content)) == [": the file has no records"]
 
 
-def test_csv_without_custom_id_reports_each_row(write):
+def test_every_csv_row_without_custom_id_is_reported(write):
     problems = problems_of(write("r.csv", "id,t\na,x\nb,y\n"))
     assert [problem.split(":")[1] for problem in problems] == ["2", "3"]
 
@@ -337,11 +337,11 @@ def test_null_field_is_refused_like_missing_field():
     assert check_fields("r.jsonl", records, ["claim"], "expect names")
 
 
-def test_doubled_braces_in_prompt_name_no_field():
+def test_doubled_braces_in_prompt_mark_no_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_missing_field_that_expect_names_is_reported():
+def test_expect_setting_with_unknown_field_is_refused():
     assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
         "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
     ]

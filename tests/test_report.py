@@ -100,7 +100,7 @@ def browser():
         browser.close()
 
 
-def test_report_page_is_safe_and_needs_no_network(browser, sweep: SweepFolder):
+def test_report_page_escapes_text_and_needs_no_network(browser, sweep: SweepFolder):
     told = [{**each, "device": HOSTILE} if each.get("lane") == "a@x" else each for each in TWO_LANES]
     lay(sweep, told, 20, prompts={"plain": "{text}", "other": "{text}!"}, expect="label")
     write(load_report(prepare(sweep.file)), sweep.out / "report")

@@ -32,7 +32,7 @@ from tests.results_rig import (
 sweep, begin = results_rig.sweep, results_rig.begin
 
 
-def test_finished_sweep_run_again_changes_no_file(sweep, begin):
+def test_rerun_of_finished_sweep_changes_no_file(sweep, begin):
     finished(begin(sweep, "first"))
     before = snapshot(sweep.out)
     for resume in (False, True):

@@ -105,7 +105,7 @@ def test_job_arriving_during_engine_shutdown_is_served(start, tmp_path):
         assert len(server.call(records, template.digest).results()) == 4
 
 
-def test_engine_death_with_kept_files_fails_one_record(start, model):
+def test_engine_crash_under_keep_files_fails_one_record(start, model):
     options = {"crash_on": "POISON"}
     template = replace(described(model), keep="files", options=options)
     server = start(template, {"cache": str(model.parent / "cache")})

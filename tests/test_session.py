@@ -100,7 +100,7 @@ def test_calls_use_current_state_of_functions_and_modules(session, tmp_path, mon
     assert session.submit(call).result(60) == 5, "so does an invocation: helpers change in notebooks"
 
 
-def test_unpicklable_or_wrong_call_is_refused_immediately(session):
+def test_call_that_cannot_be_sent_is_refused_immediately(session):
     import threading
 
     @glide.invocation()

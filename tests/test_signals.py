@@ -32,7 +32,7 @@ def test_signal_is_deferred_until_call_ends(number):
         signal.signal(number, before)
 
 
-def test_deferring_signals_in_thread_keeps_handlers():
+def test_deferring_signals_in_thread_leaves_handlers_unchanged():
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []
 

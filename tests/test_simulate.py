@@ -34,7 +34,7 @@ def ran(trace: Trace) -> Any:
     return simulate(trace, trace.site)
 
 
-def test_simulated_makespan_of_one_lane_sums_all_parts():
+def test_makespan_of_one_lane_equals_sum_of_costs():
     costs = {**FREE, "start": 0.5, "match": 2, "turnover": 0.25, "queue": 3, "glidein": 4, "gather": 1}
     devices = {"fast": {"record_seconds": 0.1, "load_seconds": 7, "fetch_seconds": 11}}
     work = {"records": 1000, "glideins": 1, "pack": 100}

@@ -49,7 +49,7 @@ def test_entry_with_both_pool_and_ssh_is_refused(refusal):
 
 
 @pytest.mark.parametrize("key", ["condor", "environment"])
-def test_condor_and_environment_must_be_absolute_paths(tmp_path, key):
+def test_condor_and_environment_settings_must_be_absolute_paths(tmp_path, key):
     for name in ("env.tar.gz", "https://example.org/env.tar.gz"):
         (tmp_path / "s.yaml").write_text(f"site: s\nentries:\n  - {{name: a, max_glideins: 1, {key}: '{name}'}}\n")
         with pytest.raises(InputError, match=rf"s.yaml:3: .*{name} is not an absolute path"):

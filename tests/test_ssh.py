@@ -307,7 +307,7 @@ def test_jump_host_is_used_and_its_key_checked(host: LoginHost, tmp_path: Path):
         inner.stop()
 
 
-def test_wrong_ssh_key_and_immediate_reconnection_are_refused(host: LoginHost, tmp_path: Path):
+def test_wrong_ssh_key_fails_and_link_delays_reconnection(host: LoginHost, tmp_path: Path):
     stranger = LoginHost(tmp_path / "stranger")
     with pytest.raises(SshError, match="the host refuses the login"):
         SshLink(Login(**host.login(key=str(stranger.key)))).run("true")

@@ -90,7 +90,7 @@ def records(count: int) -> list[dict[str, Any]]:
     return [{"custom_id": str(number), "prompt": f"text {number}"} for number in range(count)]
 
 
-def test_sticky_jobs_load_templates_on_lanes_without_one(serve, sized):
+def test_sticky_jobs_load_their_templates_on_blank_lanes(serve, sized):
     server, one, other = serve(), sized("one"), sized("other")
     assert lanes(server) == {1: ("", State.BLANK), 2: ("", State.BLANK)}
     assert server.call(records(1), one.digest).end()[0] == Exit.SERVER_LOST
@@ -180,7 +180,7 @@ def test_loading_template_is_not_evicted_and_becomes_warm(serve, sized, tmp_path
         server.stop()
 
 
-def test_idle_server_stops_its_glidein_only_after_loading(tmp_path):
+def test_idle_limit_ends_no_glidein_that_still_loads(tmp_path):
     """Its parent stands for condor_master."""
     (tmp_path / "template.json").write_text(Template("slow", "noop", options={"load_seconds": 3}).to_json())
     (tmp_path / "server.json").write_text(

@@ -53,7 +53,7 @@ def test_noop_engine_is_slowed_by_pace_variable(monkeypatch):
     assert (slow.load_seconds, slow.record_seconds) == (3.0, 1.5)
 
 
-def test_share_of_time_ahead_counts_from_first_result(experiments):
+def test_share_ahead_measures_how_long_one_series_leads(experiments):
     from rq4 import share_ahead
 
     ahead, behind = [(0.0, 0.0), (1.0, 10.0), (5.0, 50.0)], [(0.0, 0.0), (2.0, 9.0), (5.0, 40.0)]
@@ -70,7 +70,7 @@ def test_explained_variance_is_one_only_for_proportional_data(experiments):
     assert explained(there, there**2) < 0.95
 
 
-def test_spread_compares_batch_sizes_within_same_round(experiments):
+def test_batch_size_spread_is_computed_within_each_round(experiments):
     from rq3 import spread
 
     times = {"one": {1: [11.0, 20.0], 100: [10.0, 20.0]}}

@@ -31,7 +31,7 @@ def test_template_lists_digest_and_size_of_each_file(folder):
     assert files["config.json"][0] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
 
-def test_environment_makes_template_specific_to_its_user(folder):
+def test_template_with_environment_belongs_to_one_user(folder):
     site, packed = of(folder), replace(of(folder), environment=FileSet("/env", {"env.tar.gz": ("0" * 64, 1)}))
     assert site.for_user(lambda: "ada@here") == site and site.owner == "" and not site.has_code
     hers, his = packed.for_user(lambda: "ada@here"), packed.for_user(lambda: "bob@here")
@@ -122,6 +122,6 @@ def test_template_with_unsafe_file_entry_is_refused(name, digest, size):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"files": {"a": ["00", "big"]}, "model": "m", "engine": "noop"}', "7", ""]
 )
-def test_malformed_template_json_raises_catchable_exception(text):
+def test_malformed_template_json_raises_expected_exception_type(text):
     with pytest.raises((ValueError, KeyError, TypeError, RecursionError)):
         Template.from_json(text)

@@ -105,7 +105,7 @@ def nothing_done_since(pools: Pools, factory: FactoryProcess, lines: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["condor_collector", "condor_schedd"])
-def test_factory_only_waits_while_daemon_is_unresponsive(pools: Pools, working, name: str):
+def test_factory_takes_no_action_while_daemon_is_unresponsive(pools: Pools, working, name: str):
     lines = len(pools.journal(working))
     signalled(pools.overlay, name, signal.SIGSTOP)
     try:
@@ -120,7 +120,7 @@ def test_factory_only_waits_while_daemon_is_unresponsive(pools: Pools, working, 
 
 
 @pytest.mark.soak  # it takes the minute that the factory doubts; tests/test_plausibility.py has its decisions
-def test_emptied_queue_and_collector_are_accepted_only_later(pools: Pools, working):
+def test_emptied_queue_and_collector_are_accepted_after_delay(pools: Pools, working):
     """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
     lines = len(pools.journal(working))
     queue = pools.outer.folder / "spool" / "job_queue.log"

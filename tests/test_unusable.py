@@ -64,7 +64,7 @@ def test_file_name_invalid_in_locale_gives_short_error(folder):
     ("/elsewhere", ""),
     ("/", ""),
 ])  # fmt: skip
-def test_os_error_names_variable_that_sets_folder(monkeypatch, path, fix):
+def test_os_error_message_suggests_variable_that_sets_folder(monkeypatch, path, fix):
     monkeypatch.setenv("GLIDE_HOME", "/h/glide")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert _describe_os_error(PermissionError(13, "Permission denied", path)) == f"{path}: Permission denied{fix}"

@@ -35,7 +35,7 @@ def test_web_page_without_pool_suggests_starting_one(tmp_path, monkeypatch):
         assert "glide_pool_answers 0.0" in web.page("/metrics")
 
 
-def test_failed_pool_observation_is_reported_and_repeated():
+def test_failed_pool_observation_is_reported_and_tried_again():
     see = SnapshotCache(stumbles)
     eventually(lambda: "an error in glide" in see().trouble, "it says so")
     eventually(lambda: see().answered, "it looks again")
@@ -152,7 +152,7 @@ def test_user_text_never_becomes_html_markup(tmp_path, monkeypatch):
         assert not Elements(page).found & {"onerror", "onload", "onclick", "style"}, name
 
 
-def test_glidein_activity_is_that_of_best_lane():
+def test_most_active_lane_determines_activity_of_glidein():
     glidein = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
     lane = Lane("here-1.0", "here", "T", "model", State.WARM, False)
     blank = replace(lane, state=State.BLANK, template="")

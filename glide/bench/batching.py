@@ -130,7 +130,7 @@ class _Plain:
 
 
 def _with_engine(engine: Transformers, texts: list[str]) -> list[str]:
-    """Compute the completions with glide's engine. It plans `window` records at a time, as in a model server."""
+    """Complete texts with glide's engine. Like a model server, split `window` records at a time into batches."""
     completions = [""] * len(texts)
     records = [EngineRecord(number, text, GENERATE) for number, text in enumerate(texts)]
     for start in range(0, len(records), engine.window):

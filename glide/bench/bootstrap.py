@@ -112,8 +112,8 @@ def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict
     """Return the seconds of each phase, and `overlap`.
 
     Packages are imported while the files are fetched and read. The model is loaded after both. `overlap` is the time
-    until the model is loaded, divided by the time of import and load, or of fetch, read and load, whichever is longer.
-    So it is 1 if the shorter part adds no time. The warm-up after the load is left out.
+    until the model is loaded, divided by the longer of two times: import and load, or fetch, read and load. A perfect
+    overlap gives 1. The warm-up after the load is left out.
 
     Args:
         phases: the glidein's entry in summary.json.

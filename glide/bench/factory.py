@@ -102,7 +102,7 @@ def _cpu_seconds() -> float:
 
 
 def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str, float]:
-    """Measure the seconds that one plan from ads takes, and the peak memory, which includes the ads."""
+    """Measure the seconds to turn ads into a plan, and the peak memory, which includes the ads."""
     templates = {template.digest: template for template in (Template(f"model-{n}", "noop") for n in range(10))}
     entries = [{"name": f"entry-{number}", "max_glideins": glideins, "max_idle": glideins} for number in range(10)]
     site = SiteFile.model_validate({"site": "bench", "entries": entries})
@@ -121,9 +121,9 @@ def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str,
 
 
 def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[dict], list[dict]]:
-    """Return the ads of the queue of a large pool, and the ads of its lanes.
+    """Return the ads of a large pool's queue and lanes.
 
-    Half of the glideins run, and each running glidein has two lanes. All jobs are idle.
+    Half of the glideins run, and each running glidein has two lanes. All invocation jobs are idle.
     """
     common = {"ServerTime": 2000, "EnteredCurrentStatus": 1000}
     queue = [

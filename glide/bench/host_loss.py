@@ -131,7 +131,7 @@ def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
 
 @contextmanager
 def _glidein(bench: Rig, host: Host) -> Iterator[None]:
-    """Run a glidein on the host in a `with` block. It starts from a copy of the files that the factory has prepared."""
+    """In a `with` block, run a glidein on the host, from a copy of the files that the factory has prepared."""
     (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)

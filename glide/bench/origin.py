@@ -29,12 +29,12 @@ class Origin(ThreadingHTTPServer):
         requests: file name and Range header of each request so far.
         status: HTTP status of answers that fail.
         failures: how many of the next answers fail.
-        cut: number of bytes after which an answer that is cut ends, because the server closes the connection.
+        cut: number of bytes after which the server cuts an answer by closing the connection.
         cuts: how many of the next answers are cut.
         stall: number of bytes after which an answer stops, while the connection stays open; None to send all bytes.
         ranges: whether the server supports Range headers.
-        hub: if the server acts as a model hub: the name and commit of the repository that the folder represents, and
-            the names of the files that are in large file storage. None for a plain web server.
+        hub: the model hub's repository that the folder represents: name, commit, and names of the files in large file
+            storage. None for a plain web server.
     """
 
     daemon_threads = True

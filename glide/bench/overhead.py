@@ -100,11 +100,11 @@ def _bare_engine(count: int) -> float:
 
 def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
     """Return the share of time in which a new glidein's engine computes, between the first and the last record."""
-    options = {"record_seconds": 0.02 + number * 1e-6}  # a new value means a new template, and so a new glidein
+    options = {"record_seconds": 0.02 + number * 1e-6}  # new options mean a new template, and so a new glidein
     bench.sweep(count, options, glideins=1)
     collector = Collector()
     mine = f'{Machine.TEMPLATE} == "{Template("noop", "noop", options=options).digest}" && {Machine.SERVED} == {count}'
     while not (lanes := collector.lanes([Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL], mine)):
-        time.sleep(0.25)  # within two seconds, the lane's ad has the last values
+        time.sleep(0.25)  # the lane's ad may be up to two seconds old
     lane = lanes[0]
     return float(lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE]))

@@ -103,7 +103,7 @@ def _has_client(bench: Rig, master: processes.Process) -> bool:
 def wait_for_restart(events: EventLog, finished: threading.Event) -> float | None:
     """Wait for the start of an invocation job that the driver submits after the loss of a glidein.
 
-    Such a job has lost records, because the driver submitted all other jobs of the sweep before the loss.
+    Such a job contains lost records, because the driver submitted the sweep's other jobs before the loss.
 
     Args:
         events: the event log, read up to the moment of the loss.

@@ -48,7 +48,7 @@ class Rig:
     def drain(self) -> None:
         """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        close(site, "bench")  # the factory rejects a suddenly empty queue as implausible if an entry is open
+        close(site, "bench")  # unless all entries are closed, the factory rejects a suddenly empty queue
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _describe_os_error(error: OSError) -> str:
-    """Return a message with the path and the cause, and with the variable that sets the folder, such as GLIDE_HOME."""
+    """Return a message with the path, the cause and, if there is one, the variable to change, such as GLIDE_HOME."""
     from glide.condor import home
     from glide.condor.install import cache_dir
 
@@ -83,5 +83,5 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _concerns(path: Path, folder: Path) -> bool:
-    """Return whether an error at a path is a problem of a folder: the path is in the folder, or is its parent."""
+    """Return whether an error at `path` concerns `folder`: `path` is in the folder, or the folder is in `path`."""
     return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

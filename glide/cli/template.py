@@ -155,7 +155,7 @@ def _template(source: str) -> Template:
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    sys.path.insert(0, str(path.parent.resolve()))  # as Python does for a script, so that it can import from its folder
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file, like a script, can import from its folder
     content = runpy.run_path(str(path), run_name="glide_template")
     states = {key: state for key, each in content.items() if (state := _state(each))}
     if not name and len(set(map(id, states.values()))) == 1:

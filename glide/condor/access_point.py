@@ -21,7 +21,7 @@ SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in s
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # values of AccessPoint.user, by the address of the access point
+_USERS: dict[str, str] = {}  # a dict from an access point's address to AccessPoint.user
 
 
 def ad_to_dict(ad: Any) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class AccessPoint:
 
         Args:
             description: the text of a job file.
-            macros: values of macros by name. They replace the values in the description.
-            items: for each job, the values of further macros by name. If empty, the queue statement in the description
+            macros: a dict from macro name to value. Each value replaces the value in the description.
+            items: for each job, a dict of further macros. If `items` is empty, the queue statement in the description
                 decides how many jobs are submitted.
             spool: whether the input files are copied to the access point, so that the jobs do not need this machine.
             seconds: time limit of the submission, in seconds.
@@ -163,7 +163,7 @@ class AccessPoint:
         jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            with suppress(KeyError, TypeError):  # a user can edit a job's times, so they may be missing or texts
+            with suppress(KeyError, TypeError):  # a user can edit a job's times, so a time may be missing or a text
                 if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
@@ -187,7 +187,7 @@ class AccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         result = self._call(
             "act", bindings.htcondor2.JobAction.Remove, constraint, reason=(reason, 0)
-        )  # the bindings ignore a reason that is not in a tuple
+        )  # the bindings ignore a removal reason that is not in a tuple
         return int(result.get("TotalSuccess", 0))
 
     def reconsider(self, constraint: str, priority: int) -> None:
@@ -242,7 +242,7 @@ def parameter(name: str) -> str | None:
 
 
 def job_file_value(text: str) -> str:
-    """Return a text in quotes, in the form in which a job file has the value of an attribute.
+    """Return a text in quotes, for use as an attribute's value in a job file.
 
     Only quotes in the text are escaped.
 

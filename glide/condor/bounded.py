@@ -96,5 +96,5 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     except (GlideError, OSError) as error:
         pipe.send(NoReply(str(error)))
     except Exception as error:
-        # All other exceptions come from bugs in glide. The caller of `ask` gets a description of the bug.
+        # Exceptions other than GlideError and OSError are bugs in glide. The caller of `ask` gets a description.
         pipe.send(NoReply(describe_bug(error)))

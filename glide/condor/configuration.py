@@ -20,7 +20,7 @@ class Configuration:
     """Values of HTCondor's configuration parameters.
 
     Attributes:
-        values: the value of each parameter, by name. Parameters that are not defined are left out.
+        values: a dict from parameter name to value. Parameters that are not defined are left out.
         from_daemon: whether the daemon reported the values. If not, they come from this machine's configuration.
     """
 

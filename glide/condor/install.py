@@ -1,6 +1,6 @@
 """Find HTCondor, or install it privately: without root, and only in glide's own cache folder.
 
-A private installation has these steps. The system's list of installed packages does not change.
+A private installation takes four steps. None of them changes the system's list of installed packages.
 1. apt downloads Debian's package `condor` and the libraries that it needs. It checks them with the system's keyrings.
 2. `dpkg-deb -x` unpacks the packages into one folder.
 3. The programs are changed so that they find their libraries in the same folder, wherever the folder is.

@@ -30,7 +30,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
-        # The negotiator's default interval is 300 s. With CLASSAD_LIFETIME = 60, its ad would mostly be missing.
+        # By default, the negotiator sends its ad every 300 s. With CLASSAD_LIFETIME = 60, the ad is mostly missing.
         "NEGOTIATOR_UPDATE_INTERVAL": "15",
     },
     "A daemon that died is restarted after a second": {
@@ -52,7 +52,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "SHADOW_QUEUE_UPDATE_INTERVAL": "60",
     },
     "The pool shares one machine with other programs": {
-        "PID_SNAPSHOT_INTERVAL": "300",  # seconds between two snapshots, which read all processes of the machine
+        "PID_SNAPSHOT_INTERVAL": "300",  # seconds between two scans of all processes of the machine
         "PERIODIC_EXPR_INTERVAL": "10",
         "START": "True",
         "SUSPEND": "False",

@@ -1,7 +1,7 @@
 """Check names that come from ads and logs, and make texts safe to print.
 
 Any user can write into the ad of a job, and any program on a node can write into the ads of its own job and slots.
-glide uses a name in an expression, a job file, a shell or a path only if the name matches one of these patterns. No
+glide uses a name in an expression, a job file, a shell or a path only if the name matches a pattern of this module. No
 pattern allows a quote, a line break, a space, a `$` or a backslash. Only MODEL allows a `/` or the name `..`.
 """
 

@@ -32,10 +32,10 @@ START_BUDGET = 45.0  # time limit from the start of the pool until its daemons a
 LISTEN_SECONDS = 2.0  # time limit to connect to the collector, in seconds; even a busy collector is faster
 _log = logging.getLogger("glide")
 FORBIDDEN = ',"\\$'  # characters that GLIDE_HOME must not contain; HTCondor uses them for lists, quotes and macros
-LAST_BYTES = 1 << 16  # number of bytes at the end of a log in which its last lines are searched
+LAST_BYTES = 1 << 16  # number of bytes that are read at the end of a log
 TOOL_SECONDS = 30.0  # time limit of one of HTCondor's tools, in seconds
 REAP_SECONDS = 2.0  # time limit until the ended masters are no longer in /proc, in seconds
-STOP_BUDGET = 8.0  # time that the master has to stop the pool, in seconds; all processes that are left are killed
+STOP_BUDGET = 8.0  # time limit for the master to stop the pool, in seconds; after that, remaining processes are killed
 
 
 def home() -> Path:
@@ -81,7 +81,7 @@ class EmbeddedPool:
         Args:
             cores: number of CPUs that the pool's own execution point offers. None: all CPUs of the machine.
             address: IP address of this machine at which the pool listens.
-            settings: values of further HTCondor configuration parameters, by name.
+            settings: further HTCondor configuration: a dict from parameter to value.
 
         Raises:
             CondorError: the pool did not start within START_BUDGET seconds, or is running but does not answer. If the

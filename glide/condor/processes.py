@@ -34,7 +34,7 @@ class Process:
 
 
 def with_variable(name: str, value: str) -> list[Process]:
-    """Return all other running processes of this account in whose environment the variable has this value."""
+    """Return all processes of this account, except this process, in whose environment the variable has this value."""
     wanted = f"{name}={value}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -55,7 +55,7 @@ def load(path: Path, model: type[Model]) -> Model:
 
 
 def load_part(path: Path, content: Mapping[str, Any], model: type[Model], *keys: str) -> Model:
-    """Return content as a model, after validation. The content was built from one part of a YAML file.
+    """Validate content that was built from one part of a YAML file, and return it as a model.
 
     Args:
         path: the YAML file.
@@ -130,7 +130,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError):
-            # PyYAML calls int(), date() and other functions, which raise these errors for invalid values.
+            # PyYAML calls int(), date() and other functions, which raise various errors for invalid values.
             kind = node.tag.rpartition(":")[2]
             raise _not_yaml(node, f"{node.value!r:.40} is not a valid {kind}; put text in quotes") from None
 

@@ -274,7 +274,7 @@ class Entry(Strict):
         cache: cache of model files on the nodes.
         downtimes: periods in which nothing is submitted. By default none.
         breaker: circuit breaker, which stops submissions while glideins fail.
-        knobs: further HTCondor settings of the glideins, by name. They override glide's own settings. By default none.
+        knobs: further HTCondor settings for glideins (name: value). They override glide's settings. By default none.
     """
 
     name: EntryName
@@ -331,7 +331,7 @@ class SiteFile(Strict):
 
     @model_validator(mode="after")
     def _has_no_reserved_name(self) -> SiteFile:
-        """Refuse a site's name that glide uses for a file of its own, in the folder of the sites on a login host."""
+        """Refuse a site's name if glide uses this name for a file beside the sites' folders on a login host."""
         shared = self.site in ("bundles", "lock", "access_point") or self.site.startswith("word.")
         if shared and any(entry.ssh for entry in self.entries):
             raise ValueError(f"glide has a file of its own called {self.site}; give the site another name")

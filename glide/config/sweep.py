@@ -70,7 +70,7 @@ class ModelSpec(Strict):
     path: str | None = None
     keep: Keep = "state"
     environment: str | None = None
-    # The default {} is checked, too, because an engine may require an option.
+    # If `options` is missing, check {}, because an engine may require an option.
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict
@@ -152,7 +152,7 @@ class SweepFile(Strict):
         model: model to load.
         records: file with the records, relative to the sweep file. Each line is a JSON object, whose `custom_id` is a
             unique text. CSV, TSV and Parquet files, and files of the FEVER data set are accepted, too.
-        prompts: texts of the prompts, by name. `{field}` stands for a field of the record. Write `{{` and `}}` for
+        prompts: names and texts of the prompts. `{field}` stands for a field of the record. Write `{{` and `}}` for
             braces.
         generate: options of text generation, such as max_new_tokens or do_sample. Generation is greedy unless do_sample
             is true.
@@ -162,8 +162,8 @@ class SweepFile(Strict):
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
         batch: number of records in a batch. A job carries whole batches. Only the first jobs of a sweep, which measure
-            the speed, carry fewer records. With `auto`, a batch has as many records as an engine call; if `pack` is a
-            number, it has one record.
+            the speed, carry fewer records. With `auto`, a batch has one record if `pack` is a number, and otherwise as
+            many records as an engine call.
         pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
     """
 

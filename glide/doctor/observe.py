@@ -42,7 +42,7 @@ _JOB = (
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
 _NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'
-# The types that values of these attributes must have. A value of another type is dropped, because anybody can submit
+# For some attributes: the types that values must have. A value of another type is dropped, because anybody can submit
 # and advertise any value.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("LastHeardFrom", "MyCurrentTime", "JobLeaseDuration", *_NODE), (int, float)),
@@ -162,7 +162,7 @@ def _disks() -> tuple[Disk, ...]:
 
 def _event_log() -> EventLogState:
     path = parameter("EVENT_LOG") or ""
-    existing = Path(path) if Path(path).exists() else Path(path).parent  # a new access point only has the folder
+    existing = Path(path) if Path(path).exists() else Path(path).parent  # a new access point has no event log yet
     return EventLogState(path, os.access(existing, os.R_OK))
 
 
@@ -177,7 +177,7 @@ def _ads() -> tuple[dict[str, Any], ...]:
 def _clock() -> float:
     access_point = AccessPoint()
     before = time.time()
-    remote = access_point.time()  # in whole seconds: on average, half a second less than the true time
+    remote = access_point.time()  # time() cuts to whole seconds: on average, it is half a second too low
     return remote + 0.5 - (before + time.time()) / 2
 
 
@@ -185,7 +185,7 @@ def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Authorization, .
     # The calls below have no time limit. So first make a query with a time limit, which fails if no schedd answers.
     AccessPoint().jobs("false", [])
     rights = [check_authorization(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
-    if entries:  # a factory needs this right to remove the ads of dead glideins
+    if entries:  # a factory needs ADVERTISE_STARTD to remove dead glideins' ads
         rights.append(check_authorization(US, "Collector", "ADVERTISE_STARTD"))
     for site, entry in entries:
         for path in _entry_tokens(site, entry)[:1]:

@@ -30,7 +30,7 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # seconds after the budget when HTCondor removes the test job, if it is still there
+LATE_SECONDS = 600  # seconds from the end of the budget until HTCondor removes a remaining test job
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
@@ -91,7 +91,7 @@ def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: 
 
     Args:
         run: name of the run that has only the test record.
-        budget: seconds that the doctor has waited.
+        budget: the expired time limit, in seconds.
 
     Raises:
         CondorError: the job is not in the queue, or the queue cannot be read.

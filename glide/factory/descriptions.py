@@ -31,7 +31,7 @@ MAX_DESCRIPTIONS = 10
 def find_templates(
     access_point: AccessPoint, jobs: Iterable[Mapping[str, Any]], owners: Collection[str]
 ) -> dict[str, Template]:
-    """Return the templates that invocation jobs ask for, by digest. Leave out templates that no job describes.
+    """Return the templates that invocation jobs ask for and describe. The keys are the digests of the templates.
 
     Args:
         jobs: ads of invocation jobs.

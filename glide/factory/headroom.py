@@ -43,7 +43,7 @@ class Headroom:
 
 
 def of_site(site: SiteFile, snapshot: Snapshot) -> Headroom:
-    """Return how many more glideins the site's own limit allows in all its entries together."""
+    """Return how many more glideins the site's limit allows for all entries together."""
     existing = 0
     for entry in site.entries:  # if the queue of an entry is unavailable, assume that the entry is full
         at_least = entry.max_glideins if entry.name in snapshot.unavailable_entries else 0
@@ -77,7 +77,7 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # An unavailable queue has the limit -1 and not 0. So `limit` names this cause even if another limit is 0.
+        # The limit of an unavailable queue is -1, so that `limit` names the queue even if another limit is 0.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 

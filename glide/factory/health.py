@@ -144,7 +144,7 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
     """Return the nodes on which a glidein with the template has failed, and no such glidein has been warm.
 
-    Older glideins than those in the queue are ignored. An ended glidein stays in the queue for at least an hour.
+    Only glideins in the queue count. An ended glidein stays in the queue for at least an hour.
     """
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}

@@ -1,4 +1,4 @@
-"""Do the work of each cycle that does not depend on the plan.
+"""In each cycle, do the work that does not depend on the plan.
 
 Ask access points to negotiate again for waiting glideins, renew the glideins' tokens, and fetch the logs of ended
 glideins.
@@ -73,6 +73,6 @@ def _fetch_logs(client: SiteClient, entry: Entry, ended: Iterable[Glidein], now:
         except SshError:
             return  # the login host does not answer; the next cycle tries again to fetch the logs
         except CondorError:
-            pass  # a glidein without logs causes this error; all other logs have arrived
+            pass  # a glidein has no logs; the logs of all other glideins have arrived
         for job in some:
             missing[job].touch()  # if a glidein has no output, the empty file prevents further attempts to fetch it

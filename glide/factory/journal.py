@@ -70,7 +70,7 @@ class Journal:
         self.glidein_seconds.clear()
 
     def _measure(self, snapshot: Snapshot) -> None:
-        """Update the counts and the seconds of each activity.
+        """Update the counts and the activities' seconds.
 
         The method `write` does not write a line if only the records, the errors or the seconds have changed.
         """

@@ -58,7 +58,7 @@ class Factory:
         self.logged: set[Action] = set()  # logged waits and drains; while they continue, they are not logged again
         self.earlier_errors: set[str] = set()  # errors of the previous cycle
         self.errors: set[str] = set()  # errors of this cycle
-        self.baselines: dict[str, Snapshot] = {}  # by site: the snapshot that the next snapshot is compared with
+        self.baselines: dict[str, Snapshot] = {}  # for each site: the snapshot that the next snapshot is compared with
         self.journals = {site.site: Journal(site_folder(site)) for site in self.sites.values()}
         self.events = EventLog()
         self.glideins: set[str] = set()  # outer jobs of the glideins

@@ -168,11 +168,11 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0), model=job.get(Job.MODEL, ""),
     )  # fmt: skip
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
-        # These values were reported before the last start of the outer job, so they are out of date.
+        # The outer job has started again since the last report, so the report is out of date.
         glidein = replace(glidein, state="", failure="", served=0, errors=0)
-    lane = lanes.get((glidein.glide_id, glidein.template))  # None if the lane was retargeted to another template
+    lane = lanes.get((glidein.glide_id, glidein.template))  # `lane` is None after a retarget to another template
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
-        # The ad of the lane is newer than the ad of the outer job.
+        # Use the lane's ad, because it is newer than the outer job's ad.
         glidein = replace(glidein, state=lane.state, failure=lane.failure)
     if glidein.state == State.WARM:
         until = now - age if glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE) else now
@@ -181,9 +181,9 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
 
 
 def _failure(job: dict) -> str:
-    """Return why a glidein failed, as its model server reported it; empty if there is no report.
+    """Return why a glidein failed, as its model server reported it.
 
-    If the glidein's outer job has ended without a report, return how the outer job ended.
+    If there is no report, return how the outer job ended, or an empty text if it has not ended.
     """
     if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
         return job.get(Job.FAILURE, "")

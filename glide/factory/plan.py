@@ -72,7 +72,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
                 supply, unmet = _meet_demand(template, missing, snapshot, site_headroom, ranked, retargeted)
                 actions += supply
                 unmet_demands.append(unmet)
-        except Exception as error:  # a user's template may lead to a bug; the bug must affect only this template
+        except Exception as error:  # a bug that a template triggers must affect only this template
             actions.append(Wait(best_first[0].name, template, 0, describe_bug(error)))
     for entry, entry_headroom in ranked:
         actions += _isolated(entry.name, partial(_keep_ready, entry, snapshot, entry_headroom, site_headroom))
@@ -82,7 +82,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
-        for unmet in waiting:  # a glidein that gets a place here needs no place on a later entry
+        for unmet in waiting:  # a glidein with a place on this entry needs no place on a later one
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
 
@@ -150,7 +150,7 @@ def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:
 
 
 def _work_seconds(template: str, snapshot: Snapshot) -> float:
-    """Return the seconds that one glidein would need for all remaining records; infinity if no lane is measured yet."""
+    """Return the seconds that one glidein would need for all remaining records; infinity if no speed is known yet."""
     measured = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
     known = [seconds for seconds in measured.values() if seconds > 0]
     if not known:
@@ -228,7 +228,7 @@ def _retarget_idle(
     blank glideins are used, so that no glidein unloads its model.
 
     Args:
-        retargeted: GlideIds of the glideins that load another template in this cycle. The function adds GlideIds.
+        retargeted: GlideIds of all glideins that are retargeted in this cycle. The function adds further ones.
     """
     if any(each.template == template and each.hold_reason for each in snapshot.retargets):
         return []  # after a failed sticky job, submit new glideins: their logs show why the template fails

@@ -97,9 +97,9 @@ class SiteClient:
         return entry_folder(self.folder, entry.name, template)
 
     def with_key(self, file_set: FileSet) -> FileSet:
-        """Return a copy of the file set that contains the key. Nodes need the key to fetch the files.
+        """Copy the file set, add the key that nodes need to fetch the files, and return the copy.
 
-        If this host has the files, and if this process is the factory, the seed offers the files. The file set then
+        If this host has the files, and if this process is the factory, the seed offers the files. Then the copy also
         contains the seed's address.
         """
         file_set = replace(file_set, key=file_set_key(file_set, self.folder), seed="")

@@ -12,7 +12,7 @@ from functools import cached_property
 from glide.template import Template
 from glide.vocabulary import glide_id
 
-OTHER = "other"  # where jobs are counted by model, the name for all models that no glidein has reported
+OTHER = "other"  # name under which jobs are counted if no glidein has reported their model
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Glidein:
 
     @property
     def glide_id(self) -> str:
-        """The GlideId that the glidein's lanes advertise since the outer job's last start."""
+        """The GlideId that the glidein's lanes have advertised since the outer job last started."""
         return glide_id(self.entry, self.job, self.starts)
 
 

@@ -53,7 +53,7 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
     }  # fmt: skip
     macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
     macros |= {"container_image": entry.container} if entry.container else {}
-    if entry.container and entry.container.startswith("/"):  # an image file, which is sent to nodes
+    if entry.container and entry.container.startswith("/"):  # the container's image is a file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
     text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
     # The access point of an outer pool has only the spooled files, and it cannot stream outputs to this machine. Tokens

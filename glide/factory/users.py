@@ -37,9 +37,9 @@ def is_used(site: SiteFile) -> bool:
 
 
 def stop_when_unused(sites: Sequence[SiteFile]) -> None:
-    """End this process when no other process uses it any more. This process is the factory of these sites.
+    """End this factory's process when no other process uses the factory any more.
 
-    A thread waits until no process uses the sites, and then sends SIGTERM to this process.
+    A thread waits until no process uses any of the factory's sites, and then sends SIGTERM to this process.
     """
 
     def watch() -> None:

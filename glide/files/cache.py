@@ -5,7 +5,7 @@ is the data of a file without the name. SHA is the sha256 of a content. Several 
 
     contents/SHA            a complete, verified and read-only file with this content
     partial/SHA             a file that is being fetched. SHA.have lists the chunks that are already written
-    known/…                 a *memo*: stat data and chunk digests of a verified file. They show whether the file changes
+    known/…                 a *memo*: stat data and chunk digests of a verified file. The stat data show any change
     trees/DIGEST/           a complete tree for engines. Its files are hard links to files in contents/
     trees/DIGEST.…/         an incomplete tree
     trees/DIGEST.….files/   the unpacked files of an archive. DIGEST.unpacked contains the name of this folder
@@ -42,7 +42,7 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 def default_folder(owner: str) -> Path | None:
     """Return the folder of the cache for jobs of `owner` on this host; None if this account is not the owner's.
 
-    An account that is not the owner's may run the jobs of several owners. An embedded pool has a cache of its own.
+    An account that is not the owner's may run the jobs of several owners. In an embedded pool, return the pool's cache.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -71,7 +71,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
         self.name = secrets.token_hex(8)  # makes folder names unique; two containers may have equal pids
-        self.memos: dict[Path, dict[str, Any]] = {}  # memos (the files in known/) by path
+        self.memos: dict[Path, dict[str, Any]] = {}  # a dict from a memo's path in known/ to the memo
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -121,13 +121,13 @@ class Cache:
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content_path(content), building / name)
-                self.is_verified(building / name, content)  # this call writes the new number of links into the memo
+                self.is_verified(building / name, content)  # `is_verified` writes the new number of links into the memo
 
     def publish(self, tree: Tree) -> Path:
         """Move a tree that is now complete to its final path in one step, and return this path."""
         folder = self.folder / "trees" / tree.digest
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # this fails if another process has already published the tree
+        with suppress(OSError):  # `rename` fails if another process has already published the tree
             self._building(tree).rename(folder)
         shutil.rmtree(self._building(tree), ignore_errors=True)
         return folder
@@ -138,7 +138,7 @@ class Cache:
     def unpack(self, tree: str, archive: Path) -> Path:
         """Return the folder of an archive's unpacked files. If there is none, unpack the archive. May raise OSError."""
         trees, finished = self.folder / "trees", self._lock_path(tree).with_suffix(".unpacked")
-        unfinished = finished.with_suffix(".unpacking")  # contains the name of the folder being filled
+        unfinished = finished.with_suffix(".unpacking")  # file with the name of the folder that is being filled
         with locked(unfinished, fcntl.LOCK_EX):
             if finished.exists() and (folder := trees / finished.read_text("utf-8")).is_dir():
                 return folder
@@ -152,7 +152,7 @@ class Cache:
 
             def reserve(taken: int, more: int) -> None:
                 nonlocal checked
-                publish(folder / SIZE_FILE, str(taken), durable=False)  # this replaces a link from the archive
+                publish(folder / SIZE_FILE, str(taken), durable=False)  # `publish` replaces a link from the archive
                 if not checked and self._free_bytes() < more:
                     # An archive that is too large is refused here, before a tree is evicted to make room for it.
                     more, checked = max(more, unpacked_size(archive) - taken), True
@@ -206,9 +206,9 @@ class Cache:
             self.mark_verified(path, content, parts)
 
     def mark_verified(self, path: Path, content: str, parts: list[str]) -> None:
-        """Record that a file has the sha256 `content`, and that its chunks have the sha256s in `parts`."""
+        """Mark a file as verified: it has the sha256 `content`, and its chunks have the sha256s in `parts`."""
         memo = self._memo_path(path, content)
-        # To save time, this record is not flushed to disk. If a crash damages it, the file is verified again.
+        # To save time, the memo is not flushed to disk. If a crash damages the memo, the file is verified again.
         publish(memo, json.dumps({"looks": _signature(path), "parts": parts}), durable=False)
 
     def _memo_path(self, path: Path, content: str) -> Path:
@@ -303,7 +303,7 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process has deleted this lock file, and also the tree or file that it locked. Lock a new file.
+        # Another process has deleted this lock file with its tree or partial file. Lock a new lock file.
         os.close(descriptor)
 
 

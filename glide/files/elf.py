@@ -36,7 +36,7 @@ def repoint(folder: Path, place: Path) -> None:
         loader, *programs = file.read(LARGEST_LIST).decode("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
-        # Skip programs that were not sent to this node, and files outside the folder that a malicious list names.
+        # Skip programs that this node lacks. Also skip paths outside the folder, as the list may be malicious.
         found = folder / program
         if found.is_file() and not found.is_symlink() and folder.resolve() in found.resolve().parents:
             _write_loader(found, path)

@@ -19,7 +19,7 @@ def environment(name: str, parent: Path) -> FileSet:
     """Return the file set of an environment.
 
     If the name is the path or the address of an archive (SUFFIXES) or of an image (IMAGES), the file set contains this
-    file, and nodes fetch it. For these names, the file set has no files, and nodes fetch nothing:
+    file, and nodes fetch it. For the names below, the file set has no files, and nodes fetch nothing:
 
     - an image in a registry (REGISTRIES)
     - a folder that contains bin/python, or the files of an unpacked image

@@ -25,12 +25,12 @@ from glide.files.tree import Tree, chunks, extent
 
 SWARM_BYTES = 32 << 20  # minimum size of a tree that is fetched from peers, in bytes
 DOWNLOADS = 3  # number of simultaneous downloads from peers
-QUERIED_PEERS = 4  # maximum number of peers that a node asks at a time which chunks they have
-QUERY_SECONDS = 1.0  # seconds between two times when a node asks peers which chunks they have
+QUERIED_PEERS = 4  # maximum number of peers that one call of `_query_peers` asks
+QUERY_SECONDS = 1.0  # minimum time between two calls of `_query_peers`, in seconds
 DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
 VISIBLE_SECONDS = 8.0  # seconds after which a node assumes that its peers see it
 READER_SECONDS = 1.0  # maximum time to wait for the end of the thread that reads the source, in seconds
-STALLED_SECONDS = 15.0  # seconds without a new chunk (times 1 to 2 at random) after which a node reads the source
+STALLED_SECONDS = 15.0  # seconds without a new chunk until a node reads the source, times a random number from 1 to 2
 
 
 class WrongContent(Exception):
@@ -44,7 +44,7 @@ class Swarm:
     Attributes:
         glide_id: name of this node.
         since: Unix time when this node began to fetch.
-        directory: lists the peers.
+        directory: object that lists the peers.
         key: key that signs requests to peers.
         host: IP address of this node; empty if it is unknown.
     """
@@ -94,8 +94,8 @@ class Fetch:
         self.swarm = swarm if swarm and tree.size >= SWARM_BYTES else None
         self.report = report
         self.account = FetchAccount(tree.size)
-        self.partial_files: dict[str, PartialFile] = {}  # partial files by sha256 of the complete file
-        self.missing: dict[str, set[int]] = {}  # numbers of the missing chunks, by sha256 of the file
+        self.partial_files: dict[str, PartialFile] = {}  # a dict from a complete file's sha256 to its partial file
+        self.missing: dict[str, set[int]] = {}  # a dict from a file's sha256 to the numbers of its missing chunks
         self.in_flight: set[tuple[str, int]] = set()  # chunks that peers are sending: sha256 of file, number of chunk
         self.peers: list[Peer] = []
         self.lock = threading.RLock()
@@ -131,7 +131,7 @@ class Fetch:
         here = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
         self.cache.make_room(max(0, sum(absent.values()) - here))
         with ExitStack() as stack:
-            for content, size in sorted(absent.items()):  # all processes use this order, to prevent deadlocks
+            for content, size in sorted(absent.items()):  # all processes lock in sorted order, to prevent deadlocks
                 self.partial_files[content] = stack.enter_context(partial_file(self.cache, content, size))
             self.missing = {content: set(part.missing) for content, part in self.partial_files.items()}
             self.account = FetchAccount(self.tree.size)

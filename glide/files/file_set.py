@@ -1,4 +1,4 @@
-"""Fetch the files of a file set to a node. Unpack the file if it is an archive.
+"""Fetch the files of a file set to a node. If the only file is an archive, unpack it.
 
 This module uses only the standard library.
 """

@@ -23,7 +23,7 @@ UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.
 
 
 def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
-    """Return the address that nodes must use, and the sha256 and size in bytes of each file at this address, by name.
+    """Return the address for nodes, and a dict from each file's name at this address to its sha256 and size in bytes.
 
     If the address is a repository of a model hub, the returned address names a fixed revision of the repository. All
     other servers must have the file MANIFEST in the folder of the files. `glide template files` writes this file.

@@ -39,7 +39,7 @@ class PartialFile:
         self.path = path
         self.content = content
         self.size = size
-        self.digests: dict[int, str] = {}  # sha256 of each written chunk, by the number of the chunk
+        self.digests: dict[int, str] = {}  # a dict from the number of each written chunk to its sha256
         if not cache.has(content, size):
             self._resume()
 
@@ -101,7 +101,7 @@ class PartialFile:
 
 
 def read_digests(partial: Path) -> dict[int, str]:
-    """Return the sha256 of each chunk that a partial file already contains, by the number of the chunk."""
+    """Return a dict from the number of each chunk in a partial file to the chunk's sha256."""
     have = {}
     with suppress(OSError):
         for line in partial.with_suffix(".have").read_text("utf-8").splitlines():

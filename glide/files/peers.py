@@ -50,7 +50,7 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # If the clock of the peer is ahead, its token seems to be valid for longer. Up to twice the time is accepted.
+    # If the peer's clock is ahead, its token seems valid for longer. Up to twice TOKEN_SECONDS is accepted.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 
@@ -101,11 +101,11 @@ class Peer:
         address: IP address and port of the node.
         since: Unix time when the node began to fetch the tree; 0 if the node is not fetching the tree.
         has_all: whether the node advertises the complete tree.
-        available: numbers of the chunks that the node has, by sha256 of the file. None: the node has all chunks.
+        available: a dict from a file's sha256 to the numbers of the chunks that the node has. None: all chunks.
         timeout: maximum time without a byte from the node during a request, in seconds.
         failures: number of failed requests in a row.
         in_flight: number of requests to the node that have no answer yet.
-        busy_until: the node was busy, and is not asked for chunks until this time, by time.monotonic().
+        busy_until: time, by time.monotonic(), before which the busy node is not asked for chunks.
     """
 
     glide_id: str
@@ -213,7 +213,7 @@ class Directory:
     """Lists the nodes that have a tree of files or are fetching it. The list comes from the pool's collector.
 
     Args:
-        command: command that prints four attributes of each lane in one line: GlideId, GlidePeer, GlideShares and
+        command: command that prints one line for each lane, with GlideId, GlidePeer, GlideShares and
             GlideFetching. In the command, `{tree}` is replaced by the short digest of the tree.
     """
 

@@ -112,7 +112,7 @@ def _cache(job: Path) -> Iterator[Cache]:
 
 
 def _link_or_copy(source: Path, target: Path, cache: Cache) -> None:
-    """Put a file at `target`: a hard link if the file is in the cache (its files are read-only), or else a copy."""
+    """Put a file at `target`: a hard link if the file is in the cache and thus read-only, or else a copy."""
     target.unlink(missing_ok=True)
     if cache.folder in source.parents:
         with suppress(OSError):  # a hard link to another disk fails, so the file is copied
@@ -121,7 +121,7 @@ def _link_or_copy(source: Path, target: Path, cache: Cache) -> None:
 
 
 def _condor_release() -> Path:
-    """Return the release folder of HTCondor: of the starter that runs this plugin, or else of HTCondor on the PATH."""
+    """Return the release folder of the HTCondor whose starter runs this plugin, or else of the HTCondor on the PATH."""
     for program in (f"/proc/{os.getppid()}/exe", shutil.which("condor_status") or ""):
         folder = Path(os.path.realpath(program)).parent.parent
         if (folder / "bin" / "condor_status").exists():

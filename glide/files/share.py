@@ -70,13 +70,13 @@ class ChunkServer:
         self.rate = rate
         self.offers: dict[str, SharedTree] = {}  # offered trees by digest
         self.uploads = 0
-        self.connections: Counter[str] = Counter()  # number of connections by address
+        self.connections: Counter[str] = Counter()  # a dict from an address to its number of connections
         self.readers = ThreadPoolExecutor(READERS)
         self.verifying: dict[Path, asyncio.Task[None]] = {}
         self.next_upload = 0.0  # time when the next upload may begin, by time.monotonic()
 
     async def start(self, host: str, port: int = 0) -> int:
-        """Listen at an address of this node, and return the port. 0: any free port. Raises OSError if it is in use."""
+        """Listen at an address and return the port. Port 0: any free port. Raises OSError if the port is in use."""
         server = await asyncio.start_server(self._handle_connection, host, port, limit=LARGEST_REQUEST)
         self.serving = asyncio.create_task(_serve(server))
         return int(server.sockets[0].getsockname()[1])
@@ -105,7 +105,7 @@ class ChunkServer:
         finally:
             writer.transport.abort()
             self.connections[peer] -= 1
-            self.connections += Counter()  # adding nothing removes addresses without connections
+            self.connections += Counter()  # adding an empty Counter removes addresses without connections
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")
@@ -129,7 +129,7 @@ class ChunkServer:
         _respond(writer, "404 Not Found")
 
     def _available_chunks(self, offer: SharedTree) -> dict[str, list[int] | None]:
-        """Return the numbers of the chunks that this node has, by sha256 of the file. None: all chunks of the file."""
+        """Return a dict from a file's sha256 to the numbers of the chunks that this node has. None: all chunks."""
         have: dict[str, list[int] | None] = {}
         for content in offer.tree.contents:
             if self._verified_digests(offer, content) is not None:

@@ -37,7 +37,7 @@ class Source(Protocol):
     """A place from which the files of a template are read."""
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
-        """Yield the data of a file in pieces, from byte `start` on. Raises OSError, with the file's name or address."""
+        """Yield the data of a file in pieces, from byte `start` on. An OSError contains the file's name or address."""
 
 
 def open_source(path: str, plugins: Path | None = None, seed: Source | None = None) -> Source:
@@ -120,7 +120,7 @@ class AccessPointSource:
 class WebSource:
     """A source: a folder of a web server.
 
-    If a connection breaks, only the rest of the file is requested. A server without range requests sends all again.
+    If a connection breaks, only the rest of the file is requested. Servers without range requests send the whole file.
     """
 
     def __init__(self, url: str):

@@ -25,7 +25,7 @@ class Tree:
     """The description of a folder of files.
 
     Attributes:
-        files: sha256 and size in bytes of each file, by its path relative to the folder.
+        files: a dict from each file's path in the folder to its sha256 and size in bytes.
     """
 
     files: dict[str, tuple[str, int]]
@@ -38,7 +38,7 @@ class Tree:
 
     @property
     def contents(self) -> dict[str, int]:
-        """Return the size in bytes of each content, by its sha256. Several files may have the same content."""
+        """Return a dict from each content's sha256 to its size in bytes. Several files may have the same content."""
         return dict(self.files.values())
 
     @property

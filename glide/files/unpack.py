@@ -33,7 +33,7 @@ STEP = 32 << 20  # number of bytes that are reserved in addition to the size of 
 # have a ratio of 3 to 5. LEAST is needed, because a small archive that contains mostly zeros has a higher ratio.
 RATIO = 25
 LEAST = 1 << 30
-BLOCK = 4096  # bytes that each file, link or folder counts in addition to its content
+BLOCK = 4096  # number of bytes that are added to the size of each file, link or folder
 LARGEST_HEADER = 16 << 20  # maximum size of a header in an archive, in bytes; tarfile reads each header into memory
 CONDA_SECONDS = 1800.0  # time limit of conda-unpack, in seconds
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
@@ -131,7 +131,7 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
             _clear(target)
             target.mkdir()
             made.add(target)
-        target.chmod(member.mode & 0o777 | 0o700)  # the owner can always write, to create and delete files here
+        target.chmod(member.mode & 0o777 | 0o700)  # the owner can always create and delete files here
         return
     _clear(target)
     if member.issym():
@@ -146,7 +146,7 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
         with content, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
             os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)
-        os.utime(target, (member.mtime, member.mtime))  # Python compares this time with the time in its .pyc file
+        os.utime(target, (member.mtime, member.mtime))  # Python compares a file's mtime with the mtime in the .pyc
     else:
         raise ValueError(f"{member.name!r} is neither a file, a folder nor a link")
 
@@ -185,7 +185,7 @@ def content_root(folder: Path) -> Path:
 
 
 def _relocate(folder: Path) -> None:
-    """Write the path of the folder into the programs and texts that contain the path where they were built."""
+    """Write the path of the folder into the unpacked programs and texts that need this path."""
     repoint(folder, folder.resolve())
     conda = folder / "bin" / "conda-unpack"  # conda-pack puts this program into its archives
     if conda.exists():

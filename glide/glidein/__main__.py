@@ -99,7 +99,7 @@ def _condor_master(settings: GlideinSettings, cache: str) -> Path:
 
         only `condor`    Use the release folder.
         only `bundle`    Fetch and unpack the archive.
-        both             Use the release folder. If it is missing, use the PATH. If the PATH has none, use the archive.
+        both             Try the release folder, then the PATH, then the archive.
         neither          Use the PATH.
     """
     found = shutil.which("condor_master") or shutil.which("condor_master", path="/usr/sbin:/usr/local/sbin")
@@ -120,7 +120,7 @@ def _unpacked_master(bundle: FileSet, place: Path, limit: int | None) -> Path:
     """Fetch an archive of HTCondor, unpack it into the node's cache, and return the path of its condor_master."""
     try:
         cache = Cache(place, limit)
-        # condor_master inherits this lock. While condor_master holds the lock, the cache keeps HTCondor's files.
+        # condor_master inherits the lock that keeps HTCondor's files in the cache.
         os.set_inheritable(cache.hold(Tree(bundle.files).digest), True)
         folder = unpacked(bundle, ensure_local(bundle, cache), cache)
     except (OSError, ValueError, WrongContent) as error:

@@ -51,7 +51,7 @@ def plugin() -> bytes:
 
 
 def _add(bundle: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
-    member = zipfile.ZipInfo(name)  # the default date (1980), so that the same code always gives the same bytes
+    member = zipfile.ZipInfo(name)  # every file is dated 1980, so that the same code always gives the same bytes
     member.external_attr, member.compress_type = mode << 16, zipfile.ZIP_DEFLATED
     bundle.writestr(member, content)
 
@@ -59,6 +59,6 @@ def _add(bundle: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) 
 def _compiled(source: Path, place: Path) -> bytes:
     """Return a module's bytecode. Nodes with the same version of Python as this program need not compile the module."""
     with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
-        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # ignores file times, because unpacking changes them
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # no check of file times, as unpacking changes them
         py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
         return Path(file.name).read_bytes()

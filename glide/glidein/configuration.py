@@ -22,7 +22,7 @@ FORBIDDEN_ATTRIBUTES = (
     "TransferInputRemaps", "StarterUserLog", "ManifestDesired", "ManifestDir",
 )  # fmt: skip
 # With these conditions, START accepts a job only if the job's program (Cmd) is the ticket. The negotiator sees Cmd as
-# the text $$(GlideInvoke). When the schedd sends the job to a lane, Cmd is the ticket's path. So both are accepted.
+# the text $$(GlideInvoke). When the schedd sends the job to a lane, Cmd is the ticket's path. START accepts both.
 TICKET_REQUIREMENTS = " && ".join((
     "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
     "TARGET.TransferExecutable =?= false", '(TARGET.Environment ?: "") == "" && (TARGET.Env ?: "") == ""',
@@ -126,9 +126,9 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
 def prepare_script(node: GlideinNode) -> str:
     """Return a script that the starter runs before each job. The script prints attributes for the job's ad.
 
-    The attributes make the ticket the job's program, and the job's environment empty. START has checked the program and
-    the environment of the job. But these may be expressions that have another value in the starter. The environment
-    matters, because a job could use variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
+    The attributes set the job's program to the ticket, and clear the job's environment. START has checked both. But
+    both may be expressions that have another value in the starter. The environment matters, because a job could use
+    variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
     """
     attributes = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
     attributes |= dict.fromkeys(FORBIDDEN_ATTRIBUTES, "undefined")
@@ -215,8 +215,8 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # GLIDE_RUNS is a part of START. It accepts only jobs whose program is the ticket. A job cannot replace this
-        # glidein's hook. The starter ignores the hook keyword of a job, because the configuration sets a hook keyword.
+        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A hook keyword in this
+        # configuration makes the starter ignore a job's own hook keyword. So a job cannot replace the glidein's hook.
         "GLIDE_RUNS": TICKET_REQUIREMENTS,
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",

@@ -30,8 +30,8 @@ class GlideinSettings:
         memory: memory that all loaded templates may use together, in MB. None means that the limit is unknown. The
             model server then keeps only one template loaded.
         condor: path of HTCondor's release folder on the nodes; None if nodes need no such folder.
-        bundle: archive of HTCondor; None if no archive is sent. If `condor` and `bundle` are set, a node tries the
-            folder, then its PATH, then the archive. If one of them is set, a node uses only this one. If both are None,
+        bundle: archive of HTCondor; None if no archive is sent. If only `condor` or only `bundle` is set, a node uses
+            nothing else. If both are set, a node tries the folder, then its PATH, then the archive. If both are None,
             a node uses its PATH.
         environment: environment in which an engine runs if the template names none; None for the node's own Python.
         idle_seconds: number of seconds without a job after which the glidein ends itself.
@@ -42,7 +42,7 @@ class GlideinSettings:
             limit.
         users_code: whether templates may contain users' code if there are several owners. If there is only one owner,
             this owner's code is always allowed.
-        knobs: further HTCondor settings, by name. They override glide's own settings.
+        knobs: names and values of further HTCondor settings. They override glide's own settings.
     """
 
     entry: str

@@ -122,7 +122,7 @@ def _read_line(
         if line.count(b"[") + line.count(b"{") > MOST_NESTED and _is_deeper(content, MOST_NESTED):
             raise RejectedResult(f"a line has more than {MOST_NESTED} levels of arrays and objects")
         if SURROGATE.search(line):
-            json.dumps(content, ensure_ascii=False).encode()  # fails if a character's other half is missing
+            json.dumps(content, ensure_ascii=False).encode()  # `encode` fails on half of a character
     except UnicodeError:
         raise RejectedResult("a text is not valid Unicode") from None
     except (ValueError, RecursionError):

@@ -191,7 +191,7 @@ class Gatherer:
         attributes = {
             "LeaveJobInQueue": LEAVE_IN_QUEUE,  # condor_submit's default would remove the job after one retrieval
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # only the name; a remap has the path of the log
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # log's file name; a remap has the log's path
             "SUBMIT_Iwd": quoted(str(folder)),
         }
         self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))
@@ -253,7 +253,7 @@ class Gatherer:
         """Create a folder and its parents inside `to`. Return False if a file or a link is in the way.
 
         Args:
-            changed: the function adds the created folders and their parents to this set.
+            changed: set to which the created folders and their parents are added.
         """
         here = self.to
         for name in folder.relative_to(self.to).parts:
@@ -305,7 +305,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     """Yield all files and folders below a folder, each folder before its content. Do not follow links."""
     for path in sorted(folder.iterdir()):
         descend = _is_folder(path)
-        yield path  # the caller may move the file now, so `_is_folder` is called earlier
+        yield path  # the caller may move `path`, so call `_is_folder` before `yield`
         if descend:
             yield from _inside(path)
 

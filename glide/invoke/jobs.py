@@ -159,7 +159,7 @@ class RunJobs:
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
                 self._input(item["part"]).write_text(text, encoding="utf-8")
             self._submit(items, avoid, pending, last)
-        except (OSError, CondorRefused):  # after these errors, no job is in the queue
+        except (OSError, CondorRefused):  # no job was submitted, so no file is needed
             for item in items:
                 self._remove_files(item["part"])
             raise

@@ -20,7 +20,7 @@ ATTRIBUTES = (
     "SUBMIT_UserLog", "UserLog", "Out", "Err", "TransferOutput", "SpooledOutputFiles", Job.RUN, Job.FOLDER,
     Job.INITIAL_DIR,
 )  # fmt: skip
-_NOT_IN_REMAPS = "=;\\\t\n\r\0"  # separators and escape characters; a remap is ignored if it contains any of them
+_NOT_IN_REMAPS = "=;\\\t\n\r\0"  # separators and escape characters; a remap with one in name or target is ignored
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def within(path: str, base: str) -> str:
 def safe_remaps(text: str, base: str) -> dict[str, str]:
     """Return the remaps, with targets that stay inside the job's own folder. The keys are file names.
 
-    A remap is left out if it contains a separator of this syntax, or if its target is no file name.
+    A remap NAME=TARGET is left out if either part has a separator, or if TARGET is no file name.
 
     Args:
         text: remaps in the syntax of transfer_output_remaps.

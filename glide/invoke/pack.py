@@ -82,7 +82,7 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # If few records are pending, use a smaller minimum, so that there are more jobs. More jobs are useful, because
+        # If few records are pending, allow smaller jobs, so that there are more jobs. More jobs are useful, because
         # a run gets at most one glidein per job, and a record may take a minute. But the access point must be able to
         # start all these jobs within SHORTEST_SECONDS.
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))

@@ -125,7 +125,7 @@ def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView
 
 
 def _submission(action: Action, refused: Sequence[str]) -> str:
-    """Return a text about a planned submission. If the last submission to its entry failed, the text is the cause."""
+    """Return a text about a planned submission. If the entry's last submission failed, the text is the cause."""
     begins = f"{action.entry}: cannot submit: "
     why = next((refusal.removeprefix(begins) for refusal in refused if refusal.startswith(begins)), "")
     return (

@@ -93,7 +93,7 @@ def document(snapshot: Snapshot, views: Sequence[QueueView] = ()) -> dict[str, A
 def tables(status: dict[str, Any]) -> list[Table | str]:
     """Return tables and lines of text that show a status document on a terminal.
 
-    Entries of sites whose factories have run are left out, because `glide.report.factory.tables` shows them.
+    Entries in `status["sites"]` are left out, because `glide.report.factory.tables` shows these entries.
     """
     glideins = Table("entry", "glideins", title="Glideins", title_justify="left")
     known = {entry["entry"] for site in status["sites"] for entry in site["entries"]}

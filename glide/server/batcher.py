@@ -50,7 +50,7 @@ class Batcher:
     def next_records(self, batch: int, window: int, seconds_per_record: float) -> list[QueuedRecord]:
         """Remove the next records from the queue and return them.
 
-        If `suspects` is not empty, return its first list of records. If it is empty, return records of the jobs.
+        If `suspects` is not empty, return its first list of records. Otherwise, return records of the jobs.
 
         Args:
             batch: number of records that one engine call should have.
@@ -77,7 +77,7 @@ class Batcher:
         return {"serve": serve, "generate": list(options.values())}
 
     def still_in_flight(self, keys: Iterable[int]) -> list[QueuedRecord]:
-        """Return the records with these keys, without the records that already have a result."""
+        """Return the records that have these keys and no result yet."""
         return [self.in_flight[key] for key in keys if key in self.in_flight]
 
     def deliver(self, done: Sequence[tuple[int, dict[str, Any]]]) -> int:

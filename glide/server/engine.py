@@ -22,12 +22,12 @@ from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
-# If an engine's call has not ended this number of seconds after an interrupt, the model server kills the engine. The
-# server waits equally long for the end of an engine that has closed its connection to the server.
+# An engine's call must end within this number of seconds after an interrupt. Otherwise the model server kills the
+# engine. The server waits equally long for the end of an engine that has closed its connection to the server.
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
-# After an engine's process has ended, the model server reads the engine's last messages for this number of seconds, and
-# then closes the connection. The connection may not close by itself, because another process may have a copy of it.
+# After an engine's process has ended, the model server reads the engine's last messages for this number of seconds.
+# Then the server closes the connection, which a copy in another process might otherwise keep open.
 DRAIN_SECONDS = 1.0
 OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
 
@@ -168,7 +168,7 @@ class EngineHandle:
         self.writer.transport.abort()
 
     def call_began(self, keys: list[int]) -> None:
-        """Note that the engine has begun a call with the records that have these keys."""
+        """Remember the keys of the records in the call that the engine has just begun."""
         self.running_keys = keys
         self.running_since = time.monotonic()
 
@@ -201,12 +201,12 @@ class EngineHandle:
         self._signal(INTERRUPT)
 
     def call_sent(self, records: int) -> None:
-        """Note that a list with this number of records was sent to the engine as a pending call."""
+        """Add a pending call with this number of records, which were sent to the engine."""
         self.pending_calls.append(records)
         self.empty.clear()
 
     def call_ended(self) -> int:
-        """Note that the oldest pending call has ended, and return its number of records."""
+        """Remove the oldest pending call, which has ended, and return its number of records."""
         records = self.pending_calls.pop(0)
         self.slots.release()
         self.running_since = None
@@ -242,7 +242,7 @@ def end_strays(log: Path) -> None:
 
 
 def _mark(log: Path) -> str:
-    """Return the text with which the marks of all engines begin that write to this log (see EngineHandle.mark)."""
+    """Return the common beginning of the marks of all engines that write to this log (see EngineHandle.mark)."""
     return f"{log}#"
 
 
@@ -256,7 +256,7 @@ def _describe_end(code: int, log: Sequence[str]) -> str:
 
 
 def _main_thread_frame(log: Sequence[str]) -> str:
-    """Return a text that names the line of code in which the engine's main thread was; empty without stacks in the log.
+    """Return a text that names the line of code that a killed engine was executing; empty if the log has no stacks.
 
     faulthandler has written the stacks of all threads to the log. The stack of the main thread is the last one.
     """

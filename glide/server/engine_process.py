@@ -51,7 +51,7 @@ def main() -> None:
             _serve(
                 server, engine, [EngineRecord(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]]
             )
-    except (EOFError, ConnectionError):  # the model server has ended; an exception of a call never gets here
+    except (EOFError, ConnectionError):  # raised if the model server has ended, never by an engine's call
         return
 
 

@@ -12,7 +12,7 @@ from glide.files.environment import SANDBOX
 
 CODE = Path(__file__).resolve().parents[2]  # folder from which the Python of an environment imports glide
 RUNTIMES = ("apptainer", "singularity")
-DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # GPU devices, each with the option that containers need
+DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # dict from a GPU device to the option that containers need
 
 
 class UnusableEnvironment(Exception):

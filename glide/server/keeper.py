@@ -47,7 +47,7 @@ def kill_marked(variable: str, prefix: str) -> None:
     wanted = f"{variable}={prefix}".encode()
 
     def is_marked(process: str) -> bool:
-        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # empty for a zombie process
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")  # a zombie's environ is empty
         return any(each.startswith(wanted) for each in environment)
 
     while found := list(_processes(is_marked)):
@@ -67,7 +67,7 @@ def main(program: list[str]) -> None:
     if child == 0:
         os.setsid()  # user code may send signals to its process group, so the keeper must not be in it
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both; the program gets the default
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the program must not ignore these signals, as Python does
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(program[0], program)
@@ -134,7 +134,7 @@ def _processes(is_wanted: Callable[[str], bool]) -> Iterator[int]:
         is_wanted: function that gets a process id as text, and returns whether the process is selected.
     """
     for name in os.listdir("/proc"):
-        with suppress(OSError, IndexError):  # raised if the process has ended or belongs to another account
+        with suppress(OSError, IndexError):  # the process may have ended or belong to another account
             if name.isdigit() and int(name) != os.getpid() and is_wanted(name):
                 yield int(name)
 

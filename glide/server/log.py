@@ -13,7 +13,7 @@ LIMIT = 10_000_000  # maximum size of the log in bytes, and also of the file LOG
 def log_line(text: str) -> None:
     """Write a line to the log. The line contains the time in UTC."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    with suppress(OSError):  # raised, for example, if the disk is full
+    with suppress(OSError):  # for example, the disk may be full
         print(f"{SERVER_PREFIX} {now} {text}".rstrip(), flush=True)
 
 

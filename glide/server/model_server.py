@@ -34,7 +34,7 @@ REPORT_SECONDS = 2.0
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
 FAILED_SECONDS = 3.0  # idle seconds until the glidein's end if all templates failed; enough to advertise the failure
-COUNT_SECONDS = 15.0  # seconds between updates of an ad for small changes; each update costs startd and collector time
+COUNT_SECONDS = 15.0  # seconds after which small changes update an ad; each update costs startd and collector time
 
 
 class WrongRequest(Exception):
@@ -55,8 +55,8 @@ class ModelServer:
         log: file to which the server and its engines write.
 
     Attributes:
-        lanes: for each lane, the template server of the lane's template; None for a lane without a template.
-        servers: the template servers. The keys are the digests of their templates.
+        lanes: for each lane, the TemplateServer of the lane's template; None for a lane without a template.
+        servers: a dict from a template's digest to the template's TemplateServer.
         sizes: memory in MB that each template used when it was last loaded. The keys are the templates' digests.
         changed: event that is set when the status of a lane may have changed.
         unauthenticated: connections that have not sent the secret yet; the oldest connection is first.
@@ -85,7 +85,7 @@ class ModelServer:
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
-        else:  # a glidein without a template is ready immediately; its outer job gets this state
+        else:  # report Warm to the outer job, because a glidein without a template is ready immediately
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
@@ -118,12 +118,12 @@ class ModelServer:
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
             if server.is_initial:
-                await report_to_outer_job(server.status)  # the final counters; most changes were not reported
+                await report_to_outer_job(server.status)  # report the final counters; most changes were not reported
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
     def _idle_limit(self) -> float:
-        """Idle seconds until the glidein ends. If all templates failed, it ends soon, so that other nodes can try."""
+        """Idle seconds until the glidein ends; few if all templates failed, so that other nodes can soon try them."""
         idle_seconds = self.idle_seconds or 0.0
         states = {server.status.state for server in self.servers.values()}
         return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
@@ -203,14 +203,14 @@ class ModelServer:
         return replace(template, service=None)
 
     async def _retarget(self, lane: int, template: Template) -> TemplateServer:
-        """Load a template, let a lane offer it, and return the template's server. Raise WrongRequest if it fails."""
+        """Load a template, let a lane offer it, and return the TemplateServer. Raise WrongRequest if loading fails."""
         async with self.retarget_lock:
             before = self.lanes[lane]
             server = self.servers.get(template.digest)
             if server is None or server.status.state == State.FAILED:
                 to_stop = self._servers_to_stop(template)
                 server = self._add_server(template)
-                await self._stop_servers(to_stop, server)  # end these before the new engine starts
+                await self._stop_servers(to_stop, server)  # end the old engines before the new engine starts
                 server.start()
             self.lanes[lane] = server
             self.changed.set()
@@ -228,7 +228,7 @@ class ModelServer:
         return server
 
     async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
-        """Stop template servers, and give their lanes to the successor. Without one, the lanes get no template."""
+        """Stop servers, and give their lanes to the successor. If there is no successor, the lanes get no template."""
         for each in to_stop:
             if self.servers.get(each.template.digest) is each:
                 del self.servers[each.template.digest]
@@ -305,7 +305,7 @@ class ModelServer:
         return self.sizes.get(template.digest, unknown) + self._used_megabytes(to_stop) <= self.memory
 
     def _used_megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
-        """Return the memory in MB that all template servers use together, without the servers in `to_stop`."""
+        """Return the memory in MB that all servers except those in `to_stop` use together."""
         return sum(each.megabytes for each in self.servers.values() if each not in to_stop)
 
     @property
@@ -317,7 +317,7 @@ class ModelServer:
 
     @property
     def owner(self) -> str:
-        """The user whose code is loaded; empty if there is none. If it is set, only this user's jobs are served."""
+        """The user whose code is loaded, so only this user's jobs are served; empty if no user's code is loaded."""
         return next((each.template.owner for each in self.servers.values()), "")
 
     # ---- status ----------------------------------------------------------------------------------

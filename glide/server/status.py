@@ -1,4 +1,4 @@
-"""The status of a template server, and its conversion into attributes of a lane's machine ad."""
+"""The status that a lane advertises, and its conversion into attributes of the lane's machine ad."""
 
 from __future__ import annotations
 

@@ -131,8 +131,8 @@ class ResultStream:
         sent: number of bytes of the output file that are on the access point.
         unsent_records: number of results that were written since the last append.
         batch_full: event that is set when RECORDS results are unsent.
-        line_break: bytes that the next append sends first. This is a line end if the last line on the access point may
-            be incomplete. If that line is complete, it is empty.
+        line_break: bytes that the next append sends first: a line end if the last line on the access point may be
+            incomplete, otherwise nothing.
     """
 
     SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
@@ -212,7 +212,7 @@ class ResultStream:
                 await asyncio.sleep(self.SECONDS)
 
     async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
-        """Append the bytes of the output file from `sent` to `end`, and a line with the number `begun`.
+        """Append the output file's bytes from `sent` to `end`, and a line with `begun`, to the access point's file.
 
         Args:
             end: offset in the output file, in bytes.

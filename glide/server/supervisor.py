@@ -38,7 +38,7 @@ class Supervisor:
 
     Attributes:
         job_arrived: event that is set when a job has arrived.
-        megabytes: memory of the template in MB: the larger number of the size of its files and the engine's report.
+        megabytes: memory of the template in MB: the size of its files or the engine's report, whichever is larger.
     """
 
     def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
@@ -119,7 +119,7 @@ class Supervisor:
                     self.supply.delete_cached(self.template)
             elif not self.state.failed and not engine.warm:
                 at = self.state.status.state if self.keeps_state else State.LOADING
-                at = State.IMPORTING if at == State.FETCHING else at  # while files are fetched, the engine imports
+                at = State.IMPORTING if at == State.FETCHING else at  # during fetching, the engine imports packages
                 during = "" if engine.kill_reason else f" while {at}"
                 self.state.enter(State.FAILED, f"the engine {death}{during}")
             elif not self.state.failed:
@@ -134,7 +134,7 @@ class Supervisor:
     def _handle_message(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
         """Act on a message of the engine. Add new tasks to `tasks`; such tasks run until the engine dies."""
         if "phase" in message:
-            if self.keeps_state:  # otherwise the lane stays Warm, because jobs may arrive at any time
+            if self.keeps_state:  # if no state is kept, the lane stays Warm, because jobs may arrive at any time
                 self.state.enter(message["phase"])
         elif "failed" in message:
             self.state.enter(State.FAILED, message["failed"])

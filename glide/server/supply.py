@@ -73,11 +73,11 @@ class FileSupply:
         chunk_server: server that gives files to peers; None if there is no cache, or if this glidein exchanges no files
             with peers.
         address: address where peers reach the chunk server; empty before the chunk server has started.
-        fetching: for the digest of each tree that is being fetched, the Unix time when the fetching began.
-        progress: for the digest of each tree that is being fetched, a pair: the number of the tree's bytes that are on
-            this node, and the number of all bytes of the tree.
-        held: for the digest of each template, the locks that keep the template's trees in the cache. A template's locks
-            are a dict. Its keys are the digests of the trees, and its values are the file descriptors of the locks.
+        fetching: a dict from the digest of each tree that is being fetched to the Unix time when the fetching began.
+        progress: a dict from the digest of each tree that is being fetched to a pair: the number of the tree's bytes
+            that are on this node, and the number of all bytes of the tree.
+        held: a dict from a template's digest to the locks that keep the template's trees in the cache. These locks are
+            a dict from a tree's digest to the file descriptor of the tree's lock.
     """
 
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
@@ -97,9 +97,10 @@ class FileSupply:
 
     @property
     def fetched_share(self) -> float | str:
-        """Share, from 0 to 1, of the bytes of the trees being fetched that are on this node; empty while unknown.
+        """The progress of fetching, from 0 to 1; empty while unknown.
 
-        The share is rounded down to a multiple of 1/STEPS.
+        It is the number of bytes on this node divided by the size of all trees being fetched, rounded down to a
+        multiple of 1/STEPS.
         """
         here, whole = (sum(column) for column in zip(*self.progress.values(), strict=True)) if self.progress else (0, 0)
         return int(here / whole * STEPS) / STEPS if whole else ""
@@ -162,8 +163,8 @@ class FileSupply:
         if tree.digest not in held:
             held[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
-        # Do not share the files of a template with `keep: nothing`. The files are soon deleted, so peers cannot rely on
-        # them. In addition, a job with this template measures how long it takes to fetch the files without peers.
+        # Do not share the files of a template that has `keep: nothing`. The files are soon deleted, so peers cannot
+        # rely on them. In addition, a job with this template measures how long fetching the files takes without peers.
         chunk_server = self.chunk_server if file_set.key and template.keep != "nothing" else None
         if chunk_server:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key)
@@ -173,7 +174,7 @@ class FileSupply:
             report = await self._fetch(what, file_set, tree.digest, since, unpack, swarm=chunk_server is not None)
         finally:
             self.progress.pop(tree.digest, None)
-            self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed it already
+            self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed the entry
             self.changed.set()
         if chunk_server and report["folder"] == file_set.path:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))

@@ -94,7 +94,7 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """Change the number of fetch slots if the node has the files. Such a node is a peer, which adds a fetch slot.
+        """Allow one more fetch at a time if a node with the files arrives, and one fewer if such a node leaves.
 
         Args:
             change: 1 if the node arrives, and -1 if it leaves.

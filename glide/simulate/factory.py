@@ -22,7 +22,7 @@ class SimulatedFactory:
     The simulation ignores which nodes a glidein should avoid or prefer.
 
     Attributes:
-        wait_reason: reason of the last action Wait of a plan; empty if no plan had such an action.
+        wait_reason: reason in the last Wait action of a plan; empty if no plan had such an action.
     """
 
     def __init__(self, world: World, cluster: Cluster, sweep: SimulatedSweep):

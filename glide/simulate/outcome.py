@@ -99,7 +99,7 @@ def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.nd
     """
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))
-    # Each computation adds a ramp to the curve. Its slope is added at its start and subtracted at its end.
+    # A computation adds a ramp to the curve: add the ramp's slope at the start, subtract it at the end.
     steady = end > begin
     slope = count[steady] / (end - begin)[steady]
     for edges, slopes in ((begin[steady], slope), (end[steady], -slope)):

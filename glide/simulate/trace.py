@@ -205,8 +205,8 @@ class TraceFile(Trace):
 
     Attributes:
         name: name of the trace.
-        variants: for each variant, by its name, the keys that it changes. All other keys are as in the trace. Each
-            variant is one simulation. By default the trace itself is the only simulation.
+        variants: for each variant's name, the changed keys. All other keys are as in the trace. Each variant is one
+            simulation. By default the trace itself is the only simulation.
     """
 
     name: Name
@@ -214,7 +214,7 @@ class TraceFile(Trace):
 
 
 def read(path: Path) -> dict[str, tuple[Trace, SiteFile]]:
-    """Read a trace file. Return the trace and the site of each simulation in the file, by the name of the simulation.
+    """Read a trace file. Return a dict from the name of each simulation to the simulation's trace and site.
 
     Raises:
         InputError: the file has problems. The error names each problem as `file:line: what is wrong`.

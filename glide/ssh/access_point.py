@@ -34,7 +34,7 @@ from glide.vocabulary import Job, Machine
 
 INPUTS = ("glidein.json", "token")  # names of the input files of glideins that are not in the bundle
 LOG_DAYS = 7  # the output of glideins is deleted from the host after this time, in days
-LARGEST_LOG = 1_000_000  # number of bytes that are retrieved from the end of a glidein's output, at most
+LARGEST_LOG = 1_000_000  # maximum number of bytes that are retrieved from the end of a glidein's output
 SUMS = "SHA256SUMS"
 TIMED_OUT = 124  # exit code of the program `timeout` if the time limit is over
 # OUTPUT matches the paths of glideins' outputs: SITE/ENTRY/TEMPLATE/cluster.proc. A folder name must not begin with
@@ -56,7 +56,7 @@ class RemoteAccessPoint:
         self.login = login
         self.link = SshLink(login)
         self._user = ""
-        self._fence_tokens: dict[str, str] = {}  # tokens that `fence` wrote to the host, by site
+        self._fence_tokens: dict[str, str] = {}  # a dict from site to the token that `fence` wrote
 
     # ---- jobs --------------------------------------------------------------------------------------
 
@@ -100,8 +100,8 @@ class RemoteAccessPoint:
 
         Args:
             description: the text of a job file.
-            macros: values of macros by name. They replace values in the description. The macro `folder` is required:
-                the folder on this machine that contains the glideins' input files (INPUTS).
+            macros: a dict from macro name to value. Each value replaces the value in the description. The macro
+                `folder` is required: the folder on this machine with the glideins' input files (INPUTS).
             spool: ignored. The parameter exists because AccessPoint.submit has it, too.
 
         Raises:
@@ -150,7 +150,7 @@ class RemoteAccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
-            # The reason must be one line. It must not contain `!`, because the account's login shell may be a C shell.
+            # A removal reason must be one line without `!`, because the account's login shell may be a C shell.
             reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
@@ -174,7 +174,7 @@ class RemoteAccessPoint:
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
         output = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
-        for text in output.split("= ")[1:]:  # `= ` precedes each file name; base64 has no spaces
+        for text in output.split("= ")[1:]:  # `= ` precedes each file name, and is never in base64 data
             name, _, content = text.partition("\n")
             if name in places:
                 path = home() / "factory" / name
@@ -189,7 +189,7 @@ class RemoteAccessPoint:
     def send(self, folder: Path) -> str:
         """Copy the input files of glideins from a folder on this machine to the corresponding folder on the host.
 
-        Delete glideins' output older than LOG_DAYS from the host's folder. Return the path of the host's folder.
+        In the host's folder, delete glideins' output that is older than LOG_DAYS. Return the path of this folder.
         """
         remote = f"{self._base}/{folder.relative_to(home() / 'factory').as_posix()}"
         old = " -o ".join(f"-name '{pattern}'" for pattern in ("*.out", "*.err", "*.logs", ".new.*"))
@@ -240,7 +240,7 @@ class RemoteAccessPoint:
 
         Args:
             folder: path of the folder. The folder is created if it does not exist.
-            files: content of each file, by name.
+            files: a dict from file name to content.
             then: shell command that runs in the folder after all files are written.
         """
         archive = io.BytesIO()
@@ -282,22 +282,22 @@ class RemoteAccessPoint:
 
         Args:
             changes: whether the command changes the queue. If it does, the lock is exclusive. If not, it is shared.
-            fence: words to put before the command, so that it runs only if the token of `fence` is unchanged on the
-                host. Empty: the token is not checked.
+            fence: words to put before the command, so that it runs only if the host still has the token that the
+                method `fence` wrote. Empty: no token is checked.
         """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
 
     def _locked(self, kind: str, *command: str, stdin: bytes = b"") -> str:
-        """Run a command on the host while it holds the lock on the host. Return the command's output.
+        """Run a command on the host under the lock, and return the command's output.
 
         Args:
             kind: the option of `flock`: "-x" for an exclusive lock, "-s" for a shared lock.
         """
-        budget = str(max(1, int(self.login.seconds) - 2))  # seconds on the host; this machine waits 2 s longer
+        budget = str(max(1, int(self.login.seconds) - 2))  # time limit on the host; this machine waits 2 s longer
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
-        except SshError:  # the command may still run or start later, so new tokens are needed
+        except SshError:  # the command may submit later, so `fence` must write new tokens
             self._fence_tokens.clear()
             raise
 
@@ -311,7 +311,7 @@ class RemoteAccessPoint:
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
         result = self.link.run(join(command), stdin)
         if result.code != 0:
-            self.__dict__.pop("_base", None)  # forget glide's folder; if it was deleted, the next call creates it again
+            self.__dict__.pop("_base", None)  # the next call creates glide's folder again if it was deleted
             late = f"no answer within {command[1]} s, or another command holds the lock on the host"
             raise CondorError(f"{self.login.name}: {late if result.code == TIMED_OUT else result.last_line}")
         return result.output

@@ -144,14 +144,14 @@ def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
 
 
 def _connection(login: Login) -> fabric.Connection:
-    """Return a new connection to a login host, which `open` opens later.
+    """Return a new connection to a login host. It is not open yet.
 
     `open` fails if the key of the login host, or of a jump host, is not a known key.
     """
     import fabric
     import paramiko
 
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # paramiko also raises each error that it logs
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # no log is needed: paramiko also raises each error
     timeout = min(CONNECT_SECONDS, login.seconds)
     options: dict[str, Any] = {
         "banner_timeout": timeout, "auth_timeout": timeout,

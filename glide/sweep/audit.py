@@ -30,7 +30,7 @@ class Audit:
         """Count and log the invalid lines in the output of a job that has ended.
 
         Args:
-            lane: the lane that ran the job, as the text "GlideId (host)".
+            lane: glidein and host where the job ran, as "GlideId (host)".
             job: the job's number, CLUSTER.PROC.
         """
         if answers.rejected:
@@ -45,7 +45,7 @@ class Audit:
 
         Args:
             missing: ids of the job's records that have no valid result.
-            lane: the lane that ran the job, as the text "GlideId (host)".
+            lane: glidein and host where the job ran, as "GlideId (host)".
             reason: what is wrong with the first invalid line of the job's output; empty if no line is invalid.
 
         Returns:

@@ -53,7 +53,7 @@ class Call(Future):
                 self.set_exception(_raised(result))
         except Exception as error:  # this process cannot unpickle what the node sent
             self.set_exception(error)
-        except BaseException as error:  # for example SystemExit from unpickling; it must not end the driver
+        except BaseException as error:  # unpickling may raise SystemExit, which must not end the driver
             self.set_exception(InvocationError(type(error).__name__, str(error)))
 
 
@@ -128,7 +128,7 @@ class Calls(Work):
     def check_result(self, result: dict[str, Any]) -> str:
         """Return what is wrong with a call's result, or an empty text if the result is valid.
 
-        A result without an error must have a `value`. If another field of _TEXTS is present, it must be a string.
+        A result without an error must have a `value`. All fields in _TEXTS that are present must be strings.
         """
         if result["error"] is None and not isinstance(result.get("value"), str):
             return "`value` is not a string"
@@ -147,7 +147,7 @@ def _raised(result: dict[str, Any]) -> BaseException:
     error: BaseException = described
     with suppress(Exception):
         error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # for example SystemExit, which would end the caller's program
+    if not isinstance(error, Exception):  # a call's SystemExit would end the caller's program
         error = described
     error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
     return error

@@ -27,7 +27,7 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # the same time in calm phases: a lane has been warm, and no job ends according to the event log
+CALM_SECONDS = 1.0  # seconds between two queries if a lane has been warm and the event log reports no end of a job
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up if HTCondor refuses jobs for this number of seconds, or gives no first answer in this time. Once
 # HTCondor has answered, the run waits for it without a time limit, because an access point may be rebooting.
@@ -108,7 +108,7 @@ class Driver:
         well = time.monotonic()
         while True:
             if self.work.wait_for_work():
-                well = time.monotonic()  # HTCondor was not queried in this time, so do not count it
+                well = time.monotonic()  # the wait for work does not count as silence of HTCondor
             try:
                 self.progress = self._cycle()
                 self.condor_answered, well = True, time.monotonic()
@@ -145,7 +145,7 @@ class Driver:
         try:
             if self.outage.since is None:
                 queue = self.jobs.queue()
-                self.jobs.remove(queue, "all results are here")  # these jobs would only compute copies of results
+                self.jobs.remove(queue, "all results are here")  # remaining jobs would only compute results again
                 self.work.history.write_ended(queue, "removed")
                 self.jobs.remove_other_files(())
         except (CondorError, OSError) as error:
@@ -158,7 +158,7 @@ class Driver:
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.lanes_full:  # new records need no cycle now, and a cycle costs two queries
+            if self.lanes_full:  # lanes have enough jobs, so new records need no costly cycle
                 time.sleep(EVENT_SECONDS)
             elif self.work.new_work.wait(EVENT_SECONDS):
                 self.work.new_work.clear()
@@ -256,7 +256,7 @@ class Driver:
             records = self._with_attempts(self.work.pending(in_flight))
             parts = [part for size in wave.sizes if (part := list(islice(records, size)))]
             pending -= sum(wave.sizes)
-            if parts:  # empty if a session's caller has just cancelled all pending calls
+            if parts:  # a session's caller may have just cancelled all pending calls
                 last = pending == 0 and self.work.all_known
                 self.intake.note_submitted(self.jobs.submit(parts, list(self.lanes.avoided), pending, last), parts)
 

@@ -44,7 +44,7 @@ class ResultIntake:
         lost_in_flight: number of records that were begun on lost nodes and have no saved result. A node reports the
             number of begun records only once a second. So records that a node began in its last second are not counted.
         disconnected: Unix time when a job lost its node, by job number.
-        peeked: time of the last read of each running job's output (monotonic seconds), by name of the part.
+        peeked: for the name of each part, the time when its job's output was last read (monotonic seconds).
         holds: number of times in a row that held jobs were found, without a new result in between.
         done_at_last_hold: number of results when held jobs were last found.
     """

@@ -22,7 +22,7 @@ VANISHED_SECONDS = 3.0
 # A glidein that is avoided gets no jobs for this number of seconds. After this time, the collector has dropped the ads
 # of a dead glidein, even if nobody has removed the ads explicitly.
 AVOID_SECONDS = 120.0
-LARGEST_NUMBER = 1e15  # a number in an ad that is not smaller than this is ignored
+LARGEST_NUMBER = 1e15  # in an ad, a number of this size or larger is ignored
 # Minimum number of seconds per record. A smaller value is ignored, because the lane's speed would be nearly infinite.
 SHORTEST = 1e-6
 LARGEST_BATCH = 1 << 20  # maximum batch size that is accepted from an ad
@@ -45,7 +45,7 @@ class Lanes:
     Attributes:
         glideins: for each GlideId, the newest ad that a lane of the glidein sent.
         last_seen: for each lane Name, the GlideId and the time when the lane's ad was last present (monotonic seconds).
-        avoided: time of the last call of `avoid` for a glidein (monotonic seconds), by GlideId. Such a glidein is dead,
+        avoided: for each avoided GlideId, time of the last call of `avoid` (monotonic seconds). The glidein is dead,
             or did not send a valid result for each record.
         failures: the first failure of each glidein that failed to load the template, by GlideId.
         is_warm: whether at least one lane is warm now.
@@ -68,7 +68,7 @@ class Lanes:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
             CondorError: the collector does not answer.
         """
-        # Only daemons with a glidein's token have an identity that begins with IDENTITY. The jobs require this, too.
+        # Only a glidein's token gives an identity that begins with IDENTITY. Jobs also require such an identity.
         is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
         constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {is_glidein}'
         lanes = [lane for ad in self.collector.lanes(_ATTRIBUTES, constraint) if (lane := checked(ad))]

@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "glidein": (str, type(None)), "attempts": (int, type(None)), "seconds": (int, float, type(None)),
 }  # fmt: skip
 FIELDS = tuple(KINDS)
-LARGEST_NUMBER = 1e12  # a result with a number that is not smaller than this is invalid
+LARGEST_NUMBER = 1e12  # a result is invalid if it has a number of this size or larger
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps, which makes a new encoder in each call
 
 

@@ -49,7 +49,7 @@ class Results(Work):
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
-        abandoned_run: GlideRun of jobs to remove, because the sweep was started over; None if there are none.
+        abandoned_run: GlideRun of jobs to remove after the sweep is started over; None if no such jobs exist.
         done_prefix: number of requests at the beginning that all have a result. `pending` skips these requests.
         retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
@@ -251,7 +251,7 @@ class Results(Work):
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
         self.retry_marks.clear()
-        self._write_retry_marks()  # retry marks go first: a mark says that a record's only line is an old error
+        self._write_retry_marks()  # clear marks, then sort: each says its record's only line is an old error
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}

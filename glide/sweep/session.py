@@ -69,7 +69,7 @@ class Session(Executor):
         self.ended = threading.Event()
         self.closed = False
         self.jobs_removed = True
-        self.invocation = lru_cache(64)(Invocation)  # makes invocations of plain functions, which need no state
+        self.invocation = lru_cache(64)(Invocation)  # turns plain functions into invocations that need no state
         self.template = lru_cache(64)(lambda state: state.template(self.user))
         ready: Future[str] = Future()
         # The processes of the pool and the factory end together with the thread that started these processes. So
@@ -90,7 +90,7 @@ class Session(Executor):
         """
         if isinstance(fn, Invocation):
             invocation = fn
-        else:  # do not cache other callables, because they may change, for example the object of a bound method
+        else:  # cache only functions: other callables may change, for example the object of a bound method
             invocation = self.invocation(fn) if isinstance(fn, FunctionType) else Invocation(fn)
         request = {
             "prompt": invocation.prompt(args, kwargs), "generate": invocation.generate, "timeout": invocation.timeout,

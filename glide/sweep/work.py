@@ -18,8 +18,8 @@ class Work(ABC):
         template: the template that all records need.
         glideins: maximum number of glideins that may run at the same time.
         pack: number of records per job if the user has fixed this number, else None.
-        batch: if `pack` is None, the number of records per job is a multiple of `batch`. If `batch` is None, too, it is
-            a multiple of the records in an engine call.
+        batch: if `pack` is None, each job gets a multiple of `batch` records. If `batch` is None, too, each job gets a
+            multiple of the records in an engine call.
         done: for each id that has a result, a hash of the execution that computed the result (`_execution_hash`).
         resumed: number of ids that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.
@@ -28,7 +28,7 @@ class Work(ABC):
         tokens: sum of the results' tokens.
         by_glidein: number of results by GlideId.
         history: writer of the driver's observations. By default the writer has no file, and writes nothing.
-        new_work: an event that is set when records are added. The driver clears it when it takes note of them.
+        new_work: an event that is set when records are added, and cleared when the driver takes note.
     """
 
     max_result_bytes = 64 << 20

@@ -60,8 +60,8 @@ class _Walk:
     Attributes:
         done: digests of the finished objects. The keys are the id() of the objects.
         open: depth of each unfinished object. The keys are the id() of the objects. An object is unfinished while the
-            objects to which it refers are visited. If one of these refers back to it (a cycle), the digest of this
-            reference is made from the difference between the two depths.
+            objects to which it refers are visited. If a cycle leads back to an unfinished object, the digest of the
+            last reference in the cycle is made from the length of the cycle.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -96,7 +96,7 @@ class _Walk:
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))
         elif type(value) is dict:
-            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the items counts
+            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the keys counts
         elif isinstance(value, CodeType):
             yield from (self.of(getattr(value, name, None)) for name in _CODE)
             yield from map(self.of, value.co_consts)
@@ -178,9 +178,9 @@ class _Walk:
         yield from (self.of(list(each) if isinstance(each, Iterator) else each) for each in state)
 
     def _is_by_value(self, value: Any) -> bool:
-        """Return whether the pickle of a function or class contains its code. Other pickles contain only its name.
+        """Return whether the pickle of a function or class contains the code, and not only the name.
 
-        A pickle contains the code if the function or class is from a script, a notebook or a module of the user.
+        The pickle contains the code if the function or class is from a script, a notebook or a module of the user.
         """
         module = sys.modules.get(value.__module__ or "")
         if module is not None and _is_local(module):
@@ -254,8 +254,8 @@ def _is_local(thing: ModuleType | type) -> bool:
 
 def _is_installed(place: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    # Other folders with these names contain packages, too. They belong to the user's account, to Debian, or to the
-    # Python from which a venv was made.
+    # Packages are also in folders named site-packages or dist-packages, such as those of the user's account, of Debian,
+    # and of the Python from which a venv was made.
     named = {"site-packages", "dist-packages"} & set(place.parts)
     return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from glide.vocabulary import State
 
-LARGEST_TEXT = 16_000_000  # maximum length of a description in characters; those with a function reach 1.4 million
+LARGEST_TEXT = 16_000_000  # maximum length of a description in characters; one with a function reaches 1.4 million
 LARGEST_NAME = 4096  # maximum length of a path, an address, a key or an owner, in characters
 LARGEST_SIZE = 10**15  # maximum size of a file in bytes
 LONGEST_BUDGET = 1e9  # largest allowed time limit of a phase, in seconds
@@ -39,7 +39,7 @@ def parse(text: object) -> dict[str, Any]:
         fields = json.loads(text, parse_constant=_refuse)
         if not isinstance(fields, dict):
             raise ValueError("the description is no JSON object")
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # fails for 1e999 and lone surrogates
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # refuse 1e999 and lone surrogates
     except RecursionError:
         raise ValueError("the description is nested too deeply") from None
     return fields
@@ -49,7 +49,7 @@ def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tupl
     """Raise ValueError if a `needed` field is missing, a field is unknown, or a value does not pass its check.
 
     Args:
-        expected: for each known field, by name, a function that returns whether a value is valid.
+        expected: a dict from the name of each known field to a function that returns whether a value is valid.
         needed: names of the required fields.
         what: name of the object in error messages.
     """
@@ -65,7 +65,7 @@ def check(fields: Mapping[str, Any], expected: Mapping[str, Check], needed: tupl
 
 
 def files(described: Any) -> dict[str, tuple[str, int]]:
-    """Check the list of files in a description. Return the sha256 and the size in bytes of each file, by name.
+    """Check a description's files. Return a dict from the name of each file to its sha256 and its size in bytes.
 
     Raises:
         ValueError: a sha256 or a size is invalid, or a name is not a relative path inside the template's folder.

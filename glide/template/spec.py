@@ -25,7 +25,7 @@ BUDGETS = {
     State.WARM: 300.0,
 }  # fmt: skip
 
-# In Phung and Thain's paper on StickyInvoc, these values are called StickyInvoc, StickyI/O and create-destroy.
+# Phung and Thain's paper on StickyInvoc calls `state` StickyInvoc, `files` StickyI/O, and `nothing` create-destroy.
 Keep = Literal["state", "files", "nothing"]
 
 
@@ -129,7 +129,7 @@ class Template:
         return self.function is not None or self.environment is not None
 
     def for_user(self, user: Callable[[], str]) -> Template:
-        """Return the template with the owner of its environment. `user` is a function that returns this owner.
+        """Return a copy of the template, in which the field `user` is the result of the function `user`.
 
         If the template has no environment, or if its function already has an owner, return the template unchanged.
         """

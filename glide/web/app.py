@@ -71,7 +71,7 @@ def application(get_view: Callable[[], PoolView], names: Collection[str] = (), t
         Route("/status.json", status_json),
         Route("/entry/{name}.json", entry_json),
         Route("/entry/{name}", entry),
-        Route("/run", run),  # the name is a query parameter, because it may contain any character
+        Route("/run", run),  # a run's name may contain any character, so it is a query parameter
         Route("/run.json", run_json),
         Route("/metrics", metrics),
         Mount("/static", StaticFiles(directory=STATIC)),

@@ -92,7 +92,7 @@ class Guard:
 
     def _log_in(self, path: str, query: list[tuple[str, str]]) -> Response:
         """Return an answer that sets the session cookie, and redirects to the same address without the token."""
-        whole = f"/{path.lstrip('/')}"  # one slash, because browsers take the path //NAME for the host NAME
+        whole = f"/{path.lstrip('/')}"  # if the path were //NAME, browsers would go to the host NAME
         answer = RedirectResponse(f"{whole}?{urlencode(query)}" if query else whole, 303)
         answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict")
         return answer

@@ -141,7 +141,7 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
     """Return the number of events in each step.
 
     Args:
-        name: the key of a journal line whose value is the count of these events since the factory started.
+        name: a key of journal lines; the key's value is the count of these events since the factory started.
     """
     found: list[float | None] = [0.0] * STEPS
     for before, line in pairwise(lines):
@@ -160,7 +160,7 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Return a series for each activity of running glideins: its share of the glideins' time, in percent."""
+    """Return a series for each activity: the activity's share of all running glideins' time, in percent."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

@@ -126,7 +126,7 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _counters(view: PoolView, site_of: Mapping[str, str]) -> Iterator[Metric]:
-    """Yield the counters. A counter with an initial value of its third label is 0 before the first event.
+    """Yield the counters. COUNTERS lists label values whose counters are 0 before their first event.
 
     Prometheus sees the first increase of a counter only if the counter existed before the increase.
     """
@@ -150,5 +150,5 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return the text if it is a valid name, else `other`. The text is for a label's value. Anybody can write it."""
+    """Return the text if it is a valid name, else `other`. It becomes a label's value, and anybody can write it."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

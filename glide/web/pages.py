@@ -1,4 +1,4 @@
-"""Make the pages as HTML and as JSON documents. The templates escape all texts that users have written."""
+"""Make the pages as HTML and as JSON documents. In HTML, all texts that users have written are escaped."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def page(template: str, view: PoolView, **context: Any) -> str:
     """Return a page as HTML.
 
     Args:
-        template: file name of the template.
+        template: HTML template's file name.
         context: further variables of the template. Some templates need `page` (the document to show) or `what` (the
             name of the thing that was not found).
     """

@@ -20,7 +20,7 @@ REFRESH_SECONDS = 2.0  # minimum time between two snapshots, in seconds
 QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a query of one source takes up to 20 s
 MAX_WAIT_SECONDS = 3.0  # seconds that a request waits for a new snapshot, before it gets the previous one
 
-Run = tuple[str, str, str]  # name of the run, its user, and digest of the template
+Run = tuple[str, str, str]  # a run's name, its user's name, its template's digest
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class PoolView:
     """The latest view of the pool: the last snapshot for which the pool answered.
 
     Attributes:
-        status: the document of `glide status --json`. If a later query reached only a part of the pool, only the states
-            of the factories are from this later query.
+        status: the document of `glide status --json`. If a later query reached only a part of the pool, it has
+            updated the states of the factories and nothing else.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: for each run, the largest number of records that it had left in any snapshot.
         counts: numbers of events, such as evictions, from the start of this process to the snapshot.
-        totals: computes `counts` from successive snapshots.
+        totals: running totals; `counts` is a copy of them.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)

@@ -1,7 +1,7 @@
 """The worker process of glide web, which queries the pool.
 
 htcondor2 holds Python's global interpreter lock during a query. If a daemon hangs, htcondor2 holds the lock until the
-query's time limit. glide web can serve pages meanwhile, because it is another process.
+query's time limit. Another process serves the pages, and does not need this lock.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from glide.factory.health import breaker_state, mark_failing_glideins
 from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
 
-SILENT_SECONDS = 30.0  # a lane whose ad is older than this (in seconds) may be dead; it sends its ad every 15 s
+SILENT_SECONDS = 30.0  # a lane whose ad is older than this (in seconds) may be dead: lanes send ads every 15 s
 
 
 def ghosts(facts: Facts) -> Iterator[Finding]:

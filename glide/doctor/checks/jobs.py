@@ -15,7 +15,7 @@ SHOWN = 3  # maximum number of jobs that a finding names
 
 
 def inputs(job: Ad) -> int:
-    """Return the number of files that HTCondor sends to the node. The executable and the standard input count too."""
+    """Return the number of files that HTCondor sends for a job. The executable and the standard input count too."""
     files = [name for name in str(job.get("TransferInput", "")).split(",") if name.strip()]
     stdin = job.get("In", "/dev/null") not in ("", "/dev/null")
     return len(files) + bool(job.get("TransferExecutable", True)) + stdin

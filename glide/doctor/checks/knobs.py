@@ -172,7 +172,7 @@ def races(facts: Facts) -> bool:
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """Find limits of the schedd that are too low for one job on each lane and for the glideins in its queue."""
+    """Find schedd limits that are too low for one job on each lane plus the glideins in the schedd's queue."""
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (

@@ -15,7 +15,7 @@ LITTLE, NOTHING = 1e9, 1e8
 # Limits for differences of clocks, in seconds. More than SKEW is a warning, more than BROKEN is critical. They cannot
 # be much smaller, because times in ads are whole seconds.
 SKEW, BROKEN = 5.0, 60.0
-LATE = 15.0  # seconds that a busy machine may delay an ad, so that its clock only seems to be behind
+LATE = 15.0  # a busy machine may send an ad this late (in seconds), as if its clock were behind
 
 
 def daemons(facts: Facts) -> Iterator[Finding]:

@@ -12,12 +12,12 @@ Place = Pool | Login | None  # place of the queue with an entry's glideins; None
 
 
 def places(facts: Facts) -> Mapping[str, Place]:
-    """Return the place of the queue with each entry's glideins. The key is the name of the entry."""
+    """Return a dict from each entry's name to the place of the queue with the entry's glideins."""
     return {entry.name: entry.outer_pool for site in facts.files for entry in site.entries}
 
 
 def key(place: Place) -> str:
-    """Return the key of an entry in a site file that sets this place: `ssh` or `pool`."""
+    """Return which key of a site file's entry sets this place: `ssh` or `pool`."""
     return "ssh" if isinstance(place, Login) else "pool"
 
 

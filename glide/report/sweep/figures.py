@@ -79,7 +79,7 @@ STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Set matplotlib's options inside a `with` block. Draw and save all figures in this block."""
+    """Set matplotlib's options for a `with` block: callers draw and save all figures in it."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # do not warn if the font lacks a character
         yield
@@ -111,7 +111,7 @@ def progress(history: SweepHistory, total: int) -> Figure:
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        # All lanes end with the history, so the number of lanes drops to zero there. Leave out this drop.
+        # At the history's end, all lanes end, so the number of lanes drops to zero. Leave out this drop.
         before_end = [point for point in series if point[0] < history.seconds] or series
         steps = [*before_end, (history.seconds, before_end[-1][1])]
         below.step(
@@ -294,7 +294,7 @@ def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
-    """Draw a legend below a figure. It is filled row by row; matplotlib alone fills a legend column by column."""
+    """Draw a legend below a figure, filled row by row. matplotlib's default is column by column."""
     by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 

@@ -122,7 +122,7 @@ class SweepHistory:
     runs: tuple[DriverRun, ...] = ()
     lanes: tuple[LaneHistory, ...] = ()
     jobs: tuple[JobHistory, ...] = ()
-    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and the counts of all runs until then
+    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and all driver runs' counts up to it
     resumed: tuple[float, ...] = ()  # times when the second and each later driver run began
 
     @property
@@ -196,7 +196,7 @@ class _Reader:
         self.lost: dict[str, float] = {}  # for each glidein, the time when it last lost a job
         self.jobs: dict[str, _OpenJob] = {}
         self.counts: list[tuple[float, dict[str, int]]] = []
-        self.earlier: dict[str, int] = {}  # the counts of PER_RUN, summed over all earlier runs
+        self.earlier: dict[str, int] = {}  # counts named in PER_RUN, summed over earlier runs
 
     def add(self, line: Mapping[str, Any]) -> None:
         at = float(line["at"])
@@ -262,7 +262,7 @@ class _Reader:
     def _close_lane(self, name: str, at: float, end: str) -> None:
         lane = self.open.pop(name)
         lost = self.lost.get(lane.facts.get("glidein", ""), 0.0)
-        if lane.marks and lane.marks[0][0] < lost < at:  # a lost lane ends before its ad leaves the collector
+        if lane.marks and lane.marks[0][0] < lost < at:  # a lost lane's ad stays in the collector for a while
             at = lost
         self.closed[name] = at
         if lane.marks:
@@ -321,7 +321,7 @@ class _Reader:
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
     """Return pairs: the Unix time when a state of a lane began, and the state. The last pair is the present state.
 
-    The pairs before it are the states since `last` that no line shows. Their times are computed from the seconds that
+    Earlier pairs are the lane's states after `last` that no line shows. Their times are computed from the seconds that
     the lane advertises for each phase. `last` is the latest pair that is already known, or None.
     """
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
@@ -330,7 +330,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # make `since` (whole seconds) more exact, with the duration of the last phase
+    if last:  # `since` is in whole seconds; the last phase's duration makes it more exact
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:

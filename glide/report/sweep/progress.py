@@ -67,7 +67,7 @@ class ProgressDisplay:
         if self.first is None or self.last_done < 0:
             self.first = (now, progress.done)
         elif progress.done == self.first[1]:
-            self.first = (now, progress.done)  # throughput leaves out the time before the first new result
+            self.first = (now, progress.done)  # measure the throughput from the first new result on
         since, before = self.first
         if progress.done == before or now == since:
             return ""

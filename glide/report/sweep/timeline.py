@@ -70,7 +70,7 @@ def lanes_over_time(history: SweepHistory) -> dict[str, Series]:
 
 
 def count_over_time(intervals: Iterable[Interval]) -> Series:
-    """Return how many of the intervals overlap, over time. The series has a point for each change of this number."""
+    """Return the number of intervals at each time, as a series with a point for each change of this number."""
     changes: Counter[float] = Counter()
     for each in intervals:
         if each.seconds > 0:
@@ -103,7 +103,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def within(intervals: Iterable[Interval], bounds: Sequence[Interval]) -> list[Interval]:
-    """Return the parts of intervals that are inside an interval of `bounds`."""
+    """Return each interval's intersections with the intervals of `bounds`."""
     parts = (
         Interval(max(each.start, bound.start), min(each.end, bound.end), each.kind)
         for each in intervals
@@ -284,7 +284,7 @@ def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
 def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, float]) -> dict[str, float]:
     """Return for each kind of time the seconds that all glideins spent.
 
-    The kinds are each phase before a glidein is warm, computing, the rest of the time with jobs, and the idle time.
+    Each phase before `Warm` is a kind. Further kinds are computing, the other time with jobs, and idle time.
 
     Args:
         engine: for each glidein, the seconds in which its engine computed the gathered results.

@@ -96,8 +96,8 @@ def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None
 def build(template: Template) -> Engine:
     """Create the engine that a template names, without loading the template.
 
-    If the template has a `service`, create the openai engine with the service's options. The entry's glideins then send
-    the records to a model that is served elsewhere.
+    If the glidein's entry has given the template a `service`, create the openai engine with the service's options. This
+    engine sends the records to a model that is served elsewhere.
 
     Raises:
         ValueError: no engine has this name, or an option has a value that cannot work.

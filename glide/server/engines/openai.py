@@ -93,7 +93,7 @@ class OpenAI:
 
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
-            if "@" in address.netloc:  # first, because later messages quote the url with its password
+            if "@" in address.netloc:  # check this first, because later messages quote the url with its password
                 raise ValueError(
                     "a url with a user or password is visible to everyone in the pool; "
                     "use the key_file of a site's service instead"
@@ -202,7 +202,7 @@ class OpenAI:
     async def _serve_alone(self, record: EngineRecord) -> Completion:
         try:
             return await self._serve(record)
-        except Exception as error:  # if this raised the error, the call's other records would be sent and paid again
+        except Exception as error:  # if the whole call failed, its other records would be sent and paid again
             return Completion.failed(error)
 
     async def _serve(self, record: EngineRecord) -> Completion:
@@ -224,12 +224,12 @@ class OpenAI:
             requested = retry_after(response.headers.get("Retry-After", ""), time.time())
             pause = backoff(attempt, requested)
             if response.status_code == 429:
-                # 429 means too many requests, so all requests wait. Their pause is that of a first failed try.
+                # Status 429 means too many requests. So all requests wait as long as after a first failed try.
                 self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
         raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
     async def _wait_before_try(self, pause: float) -> None:
-        """Wait until the pause of this request, in seconds, and the pause of all requests are over.
+        """Wait for `pause` seconds, or longer if the pause for all requests lasts longer.
 
         A random factor from 1 to 2 makes the wait longer. So requests that failed at the same time are not repeated at
         the same time.

@@ -107,7 +107,7 @@ class Python:
 
 
 def _define_in_main(function: Callable) -> None:
-    """If a function was defined in the user's __main__, copy its globals into this process's __main__.
+    """If a function was defined in the user's __main__, copy the function's globals into this process's __main__.
 
     Pickles that were made without cloudpickle refer to these globals as names in __main__.
     """
@@ -136,7 +136,7 @@ def _process_state_restored() -> Iterator[None]:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.umask(mask)
-        with suppress(OSError):  # raised if the call has closed all descriptors
+        with suppress(OSError):  # the call may have closed all descriptors
             os.fchdir(folder)
             os.close(folder)
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -164,7 +164,7 @@ def _check_versions(function: Function) -> None:
             f"the function was pickled by Python {function.python}, but this node has {here}; "
             "set the entry's `python` or the state's `environment`"
         )
-    import cloudpickle  # this package must be on the node to read the pickles
+    import cloudpickle  # to read the pickles, the node needs cloudpickle
 
     if function.cloudpickle.split(".")[0] != cloudpickle.__version__.split(".")[0]:
         raise WrongVersion(
@@ -184,10 +184,10 @@ def _pickled(value: Any) -> str:
 
 
 def _pickled_exception(error: BaseException) -> str:
-    """Return the exception as a pickle; empty if the exception cannot be pickled and unpickled.
+    """Return the exception as a pickle; an empty text if it cannot be pickled and unpickled.
 
-    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. The
-    text is also empty for a RecordTimeout. Then the caller gets an InvocationError, as for all errors of the engine.
+    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. For a
+    RecordTimeout, return an empty text, so that the caller gets an InvocationError, as for all errors of the engine.
     """
     if isinstance(error, RecordTimeout):
         return ""
@@ -206,7 +206,7 @@ def _user_traceback(error: BaseException) -> str:
         first = first.tb_next
     try:
         return printable("".join(traceback.format_exception(type(error), error, first)))
-    except BaseException:  # raised if the exception's own methods raise errors
+    except BaseException:  # the exception's own methods may raise errors
         return printable("".join(traceback.format_tb(first)))
 
 
@@ -232,7 +232,7 @@ def _output_captured() -> Iterator[dict[str, str]]:
             yield printed
         finally:
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # raised if the disk is full, or the call has closed the stream
+                with suppress(OSError, ValueError):  # the disk may be full, or the call may have closed the stream
                     stream.flush()
 
 

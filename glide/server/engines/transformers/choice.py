@@ -39,7 +39,7 @@ class BatchTrial:
 
 
 def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
-    """Measure static batches of several sizes, in up to ROUNDS rounds. Each batch of a round doubles the last size."""
+    """Measure static batches in up to ROUNDS rounds. In a round, each batch is twice as large as the one before."""
     speeds: dict[int, BatchSpeed] = {}
     rows: list[list[int]] = []
     padded.generate(prompts[:1], GENERATE)

@@ -52,17 +52,17 @@ class Continuous:
             # Set num_blocks and max_batch_tokens, because the library would otherwise take 60 % of the memory.
             num_blocks=-(-max_tokens // PAGE_TOKENS),
             max_batch_tokens=PASS_TOKENS,
-            auto_switch_to_flash=False,  # True would download a kernel from the model hub
+            auto_switch_to_flash=False,  # flash attention would download a kernel from the model hub
         )
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(end_tokens) or -1)
         self.end_tokens = sorted(end_tokens)
-        self.max_tokens = max_tokens  # above this limit, the manager's thread would end
+        self.max_tokens = max_tokens  # a longer request would end the manager's thread
         self.calls = 0
         self.reused_tokens = 0
         library_log = logging.getLogger("ContinuousBatchingLogger")
         library_log.setLevel(logging.CRITICAL)  # hide a useless warning on nodes without psutil
         self.manager = model.init_continuous_batching(generation_config=greedy, continuous_batching_config=config)
-        self.manager.warmup()  # this allocates memory; in the manager's thread, a failure would only be logged
+        self.manager.warmup()  # allocate memory now; in the manager's thread, a failure would only be logged
         library_log.setLevel(logging.ERROR)
         self._count_shared_pages(self.manager.batch_processor.cache)
         # The manager's thread must not keep the process alive, so it must be a daemon thread. It becomes one because
@@ -119,7 +119,7 @@ class Continuous:
 
     def _submit(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
         end_tokens = generate.get("eos_token_id", self.end_tokens)
-        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by a default
+        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by its defaults
         accepted = self.manager.add_request(
             prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=end_tokens
         )

@@ -31,7 +31,7 @@ def choose_device(wanted: str) -> str:
         return wanted
     if torch.cuda.is_available():
         return "cuda"
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # HTCondor sets this to the assigned GPUs, or to NO_GPU
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the GPUs that HTCondor has assigned, or NO_GPU
     if given not in ("", "-1", "none", NO_GPU):
         raise BrokenDevice(
             f"GPU {given} is assigned, but torch sees none; check the node's driver and the CUDA version of its torch"
@@ -56,8 +56,8 @@ def probe(device: str) -> None:
 def end_if_broken(device: str, error: Exception) -> None:
     """If a failed call has left the GPU unusable, end this process, because every later call would fail, too.
 
-    The model server then starts another process. It serves the call's records in smaller and smaller calls, until the
-    record that is the cause is alone in a call.
+    The model server then starts another process, which serves the call's records in smaller and smaller calls, until
+    the record that is the cause is alone in a call.
     """
     if not device.startswith("cuda"):
         return

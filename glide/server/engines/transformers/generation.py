@@ -120,7 +120,7 @@ class Generation:
             static_prompts: list[Prompt] = []
             for prompt in group:
                 (continuous_prompts if self._uses_continuous([prompt], generate) else static_prompts).append(prompt)
-            # Sort the prompts. Prompts that share a page then follow each other, while the page is still in the cache.
+            # Sort the prompts, so that the cache still has the pages that a prompt shares with the prompts before it.
             continuous_prompts.sort(key=lambda prompt: prompt.ids)
             size = CONTINUOUS_BATCHES * self.batch
             calls += [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]

@@ -35,7 +35,8 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
 
     def watch_logits_to_keep(module: Any, args: Any, options: dict[str, Any]) -> None:
         nonlocal only_last
-        keep = options.get("logits_to_keep")  # static batching: a number; continuous batching: a tensor of positions
+        # `logits_to_keep` is a number in static batching, and a tensor of positions in continuous batching.
+        keep = options.get("logits_to_keep")
         only_last = isinstance(keep, int) and keep == 1
 
     def keep_last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -68,7 +68,7 @@ class Padded:
             prompts: the prompts, in any order.
             new_tokens: number of tokens to generate for each prompt.
             share_prefixes: whether the options allow prompts to continue a cached prefix.
-            rows: rule for the rows that may share a call with these options.
+            rows: rule for the rows of a call, given the options of the prompts.
         """
         sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]
@@ -163,11 +163,11 @@ class Padded:
         Args:
             rows: tokens of the prompts.
             steps: number of tokens to generate.
-            prefix: first tokens of all rows, whose keys and values come from the cache; empty to compute full rows.
+            prefix: first tokens that all rows take from the cache of keys and values; empty to compute full rows.
         """
         import torch
 
         options = {"max_new_tokens": steps, "output_logits": True, "return_dict_in_generate": True}
         logits = torch.stack(self._generate(rows, prefix, options)[0].logits, dim=1).float()
-        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # limit the logits of excluded tokens, which are extremely low
+        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # limit the extremely low logits of excluded tokens
         return logits - logits.mean(dim=-1, keepdim=True)

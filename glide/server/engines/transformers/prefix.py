@@ -14,8 +14,8 @@ GROUP_TOKENS = 8  # number of first tokens that are equal in all prompts of a gr
 SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; the use of a shorter prefix costs more than it saves
 # A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
 REUSED_SHARE = 0.75
-# A prefix need not fit all prompts. With n times this number of prompts, the first n and the last n of the sorted
-# prompts may begin with other tokens.
+# A prefix need not fit all prompts. Of n times this number of sorted prompts, the first n and the last n may begin with
+# other tokens.
 PROMPTS_PER_STRAY = 8
 MAX_PREFIXES = 8  # maximum number of prefixes in the cache
 MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
@@ -24,10 +24,10 @@ MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together
 def group_by_prefix(
     prompts: Sequence[Prompt], cached: Collection[tuple[int, ...]], batch: int, max_tokens: int
 ) -> list[list[Prompt]]:
-    """Divide prompts into families with a common prefix, and set the `prefix` of each prompt.
+    """Divide prompts into families with equal prefixes, and set the `prefix` of each prompt.
 
-    The prompts without a common prefix form one family. Prompts whose first GROUP_TOKENS tokens are equal form a group.
-    A prefix is common to prompts of one group.
+    The prompts that get no prefix form one family. Prompts whose first GROUP_TOKENS tokens are equal form a group. Only
+    prompts of the same group can get the same prefix.
 
     Args:
         prompts: the prompts, in any order.

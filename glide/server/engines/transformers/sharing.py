@@ -39,7 +39,7 @@ class RowRule(IntEnum):
 
     @property
     def batching(self) -> str:
-        """The value of GlideBatching in the machine ad for static batching with this rule."""
+        """The value of GlideBatching in the machine ad when static batching uses this rule."""
         return {RowRule.SINGLE: "single", RowRule.EQUAL: "equal lengths", RowRule.ANY: "static"}[self]
 
     @property
