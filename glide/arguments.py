@@ -19,7 +19,7 @@ def environment(variables: Mapping[str, str]) -> str:
 
 
 def in_environment(value: str) -> str:
-    """Quote a value that replaces the `…` of `environment = "NAME=…"` in a job file."""
+    """Quote a value for a job file. In the line `environment = "NAME=…"`, the result replaces the `…`."""
     return _word(value).replace('"', '""')
 
 

@@ -1,4 +1,4 @@
-"""Run programs on glide that were written for StickyInvoc, an extension of Parsl. Only one line of a program changes:
+"""Use glide for programs that were written for StickyInvoc, an extension of Parsl. Only one line of a program changes:
 
     from glide.parsl import load_variable_from_state_manager, python_app
 

@@ -88,8 +88,8 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
 
     Args:
         limit: maximum number of bytes that are read.
-        since: offset in bytes. Earlier bytes are left out. If the log is shorter, it was emptied and written again,
-            and no bytes are left out.
+        since: offset in bytes. Earlier bytes are left out. If the log has fewer bytes than `since`, it was emptied and
+            written again. Then no bytes are left out.
     """
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -99,7 +99,7 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """Make the kernel send a signal to this process when the thread that started this process ends.
+    """Make the kernel send a signal to this process when its parent ends. The parent is the thread that started it.
 
     Args:
         number: number of the signal.

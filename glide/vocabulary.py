@@ -13,7 +13,7 @@ class Machine:
     STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
     FAILURE = "GlideFailure"  # reason why the state is Failed, or why the last engine ended
     OWNER = "GlideOwner"  # the only User whose jobs the lane serves; set if the template contains code of this User
-    ROOM = "GlideRoom"  # memory for another template if all idle templates are unloaded, in MB; absent if unknown
+    ROOM = "GlideRoom"  # memory (MB) that another template can get after all idle ones are unloaded; absent if unknown
     ID = "GlideId"  # name of the glidein: ENTRY-CLUSTER.PROC, with rN at the end after N restarts of the outer job
     ENTRY = "GlideEntry"  # name of the entry in the site file
     SITE = "GlideSite"  # name of the site in the site file
@@ -45,10 +45,10 @@ class Machine:
 class Job:
     """Attributes in the ads of invocation jobs, of sticky jobs, and of the outer jobs of glideins."""
 
-    TEMPLATE = "GlideTemplate"  # digest of the template that the job wants, or that the glidein was submitted with
-    MODEL = "GlideModel"  # name of the model in the template that GlideTemplate names
+    TEMPLATE = "GlideTemplate"  # digest of the template that the job wants; in outer jobs, the glidein's first template
+    MODEL = "GlideModel"  # name of the model in this template
     ENTRY = "GlideEntry"  # outer job: name of the entry that the glidein was submitted to
-    # In its outer job's ad, a glidein may set only attributes whose names begin with Chirp. It sets the next five.
+    # A glidein can set an attribute of its outer job only if the name begins with Chirp. It sets these five attributes:
     STATE = "ChirpGlideState"  # outer job: the last state that the glidein's model server reported
     STATE_SINCE = "ChirpGlideStateSince"  # outer job: Unix time when the state in ChirpGlideState began
     FAILURE = "ChirpGlideFailure"  # outer job: reason why the state in ChirpGlideState is Failed
@@ -63,8 +63,8 @@ class Job:
     RECORDS = "GlideRecords"  # number of records that the job carries
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
-    BEST_EFFORT = "GlideModest"  # true for best effort: for this job, no glidein is removed, and no model is unloaded
-    TIMED = "GlideTimed"  # true if the job's error output must say from when to when the server served the job
+    BEST_EFFORT = "GlideModest"  # true for best effort: no glidein or model has to make room for the job
+    TIMED = "GlideTimed"  # true if the job's error output must contain the times when serving the job began and ended
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 
@@ -98,7 +98,7 @@ class JobStatus:
     NAMES = ("?", "idle", "running", "removed", "completed", "held", "transferring", "suspended")
 
 
-# A completed job with spooled outputs stays in the queue until its outputs are fetched, at most for KEPT_SECONDS.
+# A completed job with spooled outputs stays in the queue until its outputs are fetched, but not longer than this time.
 KEPT_SECONDS = 30 * 24 * 3600
 LEAVE_IN_QUEUE = f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {KEPT_SECONDS}"
 
@@ -114,8 +114,8 @@ class Exit:
     INTERRUPTED = 130  # the command was interrupted; `glide sweep resume` continues an interrupted sweep
 
 
-# The identity in every glidein's token begins with this text. The collector writes the identity into the glidein's ads.
-# So jobs can recognise genuine lanes.
+# Each glidein's token contains an identity, which begins with this text. The collector writes this identity into the
+# glidein's ads, so that jobs can recognise genuine lanes.
 IDENTITY = "glidein-"
 # The glidein's startd sets these two environment variables for every job on a lane. SOCKET_VARIABLE is the path of the
 # file with the model server's port and key. ID_VARIABLE is the GlideId.
@@ -136,5 +136,5 @@ def glide_id(entry: str, job: str, starts: int) -> str:
 
 # Every process of an engine has this environment variable. Its value identifies the engine.
 ENGINE_VARIABLE = "GLIDE_ENGINE"
-# Every process of an embedded pool has this environment variable. With it, `glide pool down` finds remaining processes.
+# Every process of an embedded pool has this environment variable. With it, `glide pool down` finds all these processes.
 POOL_VARIABLE = "GLIDE_POOL_HOME"

@@ -110,7 +110,7 @@ def is_refused(config: Path, request: str) -> bool:
     return answer == 1 if request.startswith("set_job_attr_delayed") else answer < 0
 
 
-def test_chirp_refuses_protected_attributes_and_files_outside_sandbox(
+def test_chirp_refuses_outside_files_and_protected_job_attributes(
     pool, guarded, submit, finish, access_point, tmp_path
 ):
     secret, target = tmp_path / "secret", tmp_path / "target"

@@ -108,7 +108,7 @@ def test_common_prefix_is_found_despite_few_unrelated_prompts():
     assert common_prefix([[1] * 20, [1] * 20], (), 1000) == (1,) * 19  # a token is left
 
 
-def test_small_prompt_groups_with_different_prefixes_share_call():
+def test_small_groups_of_prompts_share_one_engine_call():
     families = [[Prompt(EngineRecord(n, ""), [family] * 20 + [n]) for n in range(3)] for family in range(4)]
     mixed = [prompt for family in families for prompt in family]
     assert len(group_by_prefix(mixed, (), 64, 1000)) == 1
@@ -215,7 +215,7 @@ def rows_of_the_last_block(engine: Transformers, prompts: list[str], **generate:
     return seen
 
 
-def test_last_layer_computes_only_needed_token_positions(llama):
+def test_last_layer_skips_unneeded_token_positions(llama):
     engine = loaded(llama, batching="static", batch=8)
     assert rows_of_the_last_block(engine, [CLAIM, OTHER], **GENERATE) == [1] * GENERATE["max_new_tokens"]
     # Guesses are judged by logits of more positions than the last.

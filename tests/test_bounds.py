@@ -110,7 +110,7 @@ def test_wrong_input_line_is_reported_with_its_number(start, tmp_path):
     assert server.log.read_text("utf-8").count("Loading") == 1
 
 
-def test_job_with_unusable_files_fails_alone(start, tmp_path):
+def test_unusable_job_files_do_not_stop_model_server(start, tmp_path):
     server = start()
     server.reached(State.WARM)
     fifo, output, ad = tmp_path / "fifo", tmp_path / "out", tmp_path / ".job.ad"
@@ -231,7 +231,7 @@ def failure_after(server: Server) -> str:
 # ---- logs ----------------------------------------------------------------------------------------
 
 
-def test_log_is_trimmed_and_its_end_stays_readable(tmp_path):
+def test_log_end_stays_readable_after_log_is_trimmed(tmp_path):
     log = tmp_path / "log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 50)

@@ -101,7 +101,7 @@ def raises(error: BaseException) -> None:
     raise error
 
 
-def test_exceptions_like_system_exit_keep_loaded_state(run):
+def test_call_that_raises_system_exit_keeps_state_loaded(run):
     kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Own)
     first, *errors, last = run(pid, *((raises, (kind("stop"),)) for kind in kinds), pid)
     for kind, error in zip(kinds, errors, strict=True):
@@ -285,7 +285,7 @@ def writes_into_the_channel() -> None:
             os.write(int(link.name), pickle.dumps({"done": 1}))
 
 
-def test_unexpected_engine_message_ends_only_the_engine(run):
+def test_engine_is_replaced_after_it_sends_invalid_message(run):
     (first,) = run(pid)
     wrong, last = run(writes_into_the_channel, pid)
     assert wrong["error"]["type"] == "EngineDied" and "sent a frame" in wrong["error"]["message"]

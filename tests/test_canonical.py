@@ -84,7 +84,7 @@ def test_equal_values_have_equal_digests_in_all_processes(digests):
         ('T = typing.TypeVar("T")', 'T = typing.TypeVar("T", bound=int)', {"generic"}),
     ],
 )
-def test_changed_definition_changes_only_dependent_digests(digests, old, new, changed):
+def test_code_change_affects_digests_of_dependent_values(digests, old, new, changed):
     before, after = digests(), digests(HEAD.replace(old, new))
     assert {name for name in before if before[name] != after[name]} == changed
 
@@ -98,7 +98,7 @@ def test_digest_includes_contents_of_local_modules(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_digest_returns_local_modules_that_must_be_transferred(tmp_path, monkeypatch):
+def test_digest_function_also_returns_required_local_modules(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -58,7 +58,7 @@ def line(at: float, **changes: Any) -> dict[str, Any]:
     return {"time": at, "records": 0, "glidein_seconds": {}, **whole, **changes}
 
 
-def test_charts_show_levels_rates_shares_and_gaps():
+def test_charts_show_journal_values_and_unobserved_gaps():
     step = 15.0
     lines = [
         line(60.0),

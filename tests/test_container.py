@@ -38,7 +38,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_engine_in_container_works_like_any_other(start, image, tmp_path):
+def test_engine_in_container_recovers_from_hang_and_kill(start, image, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(b"x")

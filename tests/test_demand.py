@@ -83,7 +83,7 @@ def test_glideins_of_unavailable_entry_are_not_replaced_elsewhere():
     assert [(a.action, a.entry, a.count) for a in plan(snapshot, both)] == [("wait", "here", 0), ("submit", "there", 1)]
 
 
-def test_only_entries_that_serve_job_owner_get_glideins():
+def test_entry_that_excludes_job_owner_gets_no_glidein():
     both = site(
         {"name": "here", "max_glideins": 4, "owners": ["them@here"]}, {"name": "there", "max_glideins": 1},
     )  # fmt: skip
@@ -171,7 +171,7 @@ def test_failing_node_is_avoided_and_its_glidein_removed():
     assert not [action for action in plan(claimed, site()) if action.action == "remove"]
 
 
-def test_records_failing_everywhere_blame_no_node():
+def test_node_is_not_avoided_if_records_fail_everywhere():
     there = tuple(serving(proc, 50, 50, f"n{proc}") for proc in (1, 2))
     lanes = tuple(lane(of) for of in there)
     assert brief(plan(Snapshot(there, lanes, (demand(wanted=3),)), site())) == [("submit", "T", 1)]
@@ -209,7 +209,7 @@ def test_one_failed_node_does_not_stop_submissions():
     assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 2)]
 
 
-def test_site_limit_counts_unavailable_entry_as_full():
+def test_unavailable_entry_counts_fully_toward_site_limit():
     both = SiteFile.model_validate(
         {"site": "s", "max_glideins": 4, "entries": [{"name": n, "max_glideins": 3} for n in ("here", "there")]}
     )

@@ -150,7 +150,7 @@ def test_doctor_reports_missing_advertise_permission(clinic):
         )
 
 
-def test_doctor_reports_impossible_site_file_requests(clinic, tmp_path):
+def test_doctor_reports_site_file_entries_that_cannot_work(clinic, tmp_path):
     entries = (
         entry("ward"),
         entry("gpus", request={"gpus": 1, "memory": 600}),

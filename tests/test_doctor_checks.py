@@ -193,15 +193,15 @@ def test_doctor_reports_each_exceeded_limit_exactly_once(changes, words):
 
 
 @pytest.mark.parametrize("place", [{"pool": POOL}, {"ssh": LOGIN}])
-def test_remote_glideins_do_not_count_toward_job_limit(place):
+def test_doctor_ignores_remote_glideins_for_local_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_expiring_token_is_ignored_if_no_glidein_waits():
+def test_doctor_accepts_expiring_token_without_waiting_glidein():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 
-def test_doctor_distinguishes_full_pool_from_impossible_placement():
+def test_stuck_test_job_is_critical_unless_pool_full():
     """The trial's job waits, and the entry has its two glideins."""
     demand = Demand(TEMPLATE.digest, TEMPLATE.model, "r", "", 1, 0, 1, TEMPLATE, 1, best_effort=True)
     others = replace(demand, template="T", run="other", best_effort=False)
@@ -237,7 +237,7 @@ def test_doctor_check_that_raises_affects_no_other_check():
     ("seconds", "told"),
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (90, "1 min 30 s"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")],
 )
-def test_duration_shows_two_largest_units(seconds, told):
+def test_formatted_duration_has_at_most_two_units(seconds, told):
     assert duration(seconds) == told
 
 

@@ -91,7 +91,7 @@ def test_invalid_environment_is_refused_before_submission(tmp_path):
         glide.sticky(environment=str(tmp_path / "missing.tar.gz"))(lambda: {})().template("ada@here")
 
 
-def test_environments_existing_only_on_nodes_are_accepted_unchecked():
+def test_cvmfs_and_docker_environments_are_accepted_unchecked():
     for name in ("/cvmfs/software.example/envs/llm", "/cvmfs/images.example/llm.sif", "docker://example/llm:1"):
         assert environment(name, Path()) == FileSet(name)
 
@@ -192,7 +192,7 @@ def test_unpacked_archives_obey_cache_limit_and_are_evicted(packed, tmp_path):
     assert not folder.exists()
 
 
-def test_conda_unpack_runs_in_final_folder(tmp_path):
+def test_conda_unpack_runs_at_final_path_of_environment(tmp_path):
     source = tmp_path / "env"
     (source / "bin").mkdir(parents=True)
     (source / "bin" / "python").symlink_to(sys.executable)

@@ -51,7 +51,7 @@ def test_experiment_writes_numbers_table_and_figure(tmp_path, monkeypatch, capsy
     (("--repeat", "two"), "--repeat: invalid positive value: 'two'"),
     (("--out", "/dev/null/there"), "--out: /dev/null/there: Not a directory"),
 ])  # fmt: skip
-def test_invalid_experiment_arguments_are_refused_early(tmp_path, monkeypatch, capsys, words, says):
+def test_invalid_experiment_arguments_are_refused_before_measurement(tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
     parser = arguments("It tries.", "try", "A minute.", repeat=3)
     with pytest.raises(SystemExit):

@@ -312,7 +312,7 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_factory_refuses_queue_with_its_former_accounts_glideins(access_point, monkeypatch):
+def test_factory_rejects_queue_with_glideins_of_earlier_account(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]

@@ -95,7 +95,7 @@ def test_forged_job_ad_cannot_redirect_outputs():
     assert "not spooled" in outputs({**ad, "StageInFinish": None}).problem
 
 
-def test_output_names_shared_by_jobs_are_detected():
+def test_output_name_used_by_several_jobs_is_detected():
     ad = {
         "ClusterId": 7,
         "StageInFinish": 5,
@@ -240,7 +240,7 @@ def test_killed_gather_neither_loses_nor_duplicates_outputs(tmp_path, access_poi
 
 
 @pytest.mark.pool
-def test_gather_with_immutable_job_attributes_overwrites_nothing(tmp_path, monkeypatch):
+def test_gather_overwrites_nothing_if_job_attributes_are_immutable(tmp_path, monkeypatch):
     """As on an access point that protects where outputs go: there, HTCondor's client writes over what is there."""
     monkeypatch.setenv("_CONDOR_IMMUTABLE_JOB_ATTRS", "SUBMIT_Iwd, SUBMIT_TransferOutputRemaps, SUBMIT_UserLog")
     with in_force(tmp_path / "home", cores=2):

@@ -32,7 +32,7 @@ def demand(wanted: int) -> Demand:
     return Demand("T", "model", "run", "", idle=50, running=0, wanted=wanted, spec=Template("model", "noop"))
 
 
-def test_entry_gets_three_glideins_until_one_is_warm():
+def test_entry_gets_at_most_three_glideins_before_success():
     assert breaker_state([], [], BREAKER).allowed == 3
     assert breaker_state([alive(1), alive(2)], [], BREAKER).allowed == 1
     assert breaker_state([alive(1), alive(2)], [ended(1, 5)], BREAKER).allowed == 0
@@ -78,14 +78,14 @@ def test_failing_entry_gets_three_submissions_in_ten_minutes():
     assert submissions == 3
 
 
-def test_entry_serves_other_templates_despite_unloadable_one():
+def test_circuit_breaker_of_template_blocks_no_other_template():
     failures = tuple(replace(ended(number, 10, State.FAILED), template="broken") for number in range(4))
     actions = plan(Snapshot(demands=(demand(2), replace(demand(2), template="broken")), ended=failures), site())
     assert [(action.action, action.template) for action in actions] == [("submit", "T"), ("wait", "broken")]
     assert "breaker open" in actions[1].reason
 
 
-def test_failing_node_is_avoided_only_if_others_succeed():
+def test_failing_node_is_avoided_if_another_node_succeeds():
     failures = [ended(1, 10, host="bad"), ended(2, 20, host="bad")]
     assert bad_nodes([alive(9, State.WARM, host="good")], failures) == ("bad",)
     assert bad_nodes([], failures) == ()

@@ -78,7 +78,7 @@ def test_goodput_categories_sum_to_connected_lane_time():
     assert sum(sum(spent.values()) for spent in goodput.values()) == pytest.approx(connected)
 
 
-def test_load_phases_inside_jobs_count_as_loading_time():
+def test_model_load_during_job_counts_as_loading_time():
     told = [line(0, run="r"), lane(0, "a@x", State.WARM), line(1, lane="a@x", load=0.0), *carried("p", "a@x", 2, 12)]
     told += [line(15, lane="a@x", load=6.0), *carried("q", "a@x", 15, 20), line(20, counts={}, end="finished")]
     history = histories.read(told)
@@ -95,7 +95,7 @@ def test_timeline_merges_short_intervals_into_longer_neighbours():
     assert timeline.coarsen(distinct, 0.5) == distinct
 
 
-def test_categories_cover_all_job_and_glidein_time():
+def test_time_categories_add_up_for_jobs_and_glideins():
     history = histories.read(TWO_LANES)
     jobs = timeline.spent_by_jobs(history, engine=15.0)
     assert jobs == pytest.approx({"waiting": 10, "starting": 0, "engine": 15, "sharing": 13, "lost": 12})
@@ -161,7 +161,7 @@ def test_restarted_job_counts_as_eviction():
     assert job.evictions == 1
 
 
-def test_glidein_never_warm_has_unknown_device():
+def test_device_of_never_warm_glidein_is_unknown():
     told = [line(0, run="r"), lane(1, "a@x", State.LOADING), line(9, lane="a@x", end="gone"), line(10, counts={})]
     assert timeline.goodput(histories.read(told)) == {UNKNOWN: {"productive": 0, "loading": 8, "lost": 0, "idle": 0}}
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["lost"]
@@ -174,7 +174,7 @@ def test_glidein_never_warm_has_unknown_device():
     (carried("s", "b@y", 41, 45), ""),
     ([*carried("s", "b@y", 41, 45), line(46, lane="b@y", end="gone")], "left"),
 ], ids=["put back beside it", "matched when dead", "goes on", "goes on and leaves"])  # fmt: skip
-def test_glidein_is_lost_with_its_job_unless_reused(after, end):
+def test_glidein_with_lost_last_job_counts_as_lost(after, end):
     started = {"on": "b@y", "queued": START + 11, "started": START + 39, "executing": START + 39}
     told = [*TWO_LANES[:-2], line(39, carrier="r", job="r.0", records=10, status="running", starts=1, **started)]
     history = histories.read([*told, *after, line(50, counts={}, end="stopped")])

@@ -88,7 +88,7 @@ def test_malicious_archive_is_refused_and_harms_nothing(case, members, why):
     assert case.unharmed()
 
 
-def test_links_in_archive_are_replaced_not_followed(case):
+def test_later_archive_entry_replaces_link_of_same_name(case):
     case.unpack(
         member("a", tarfile.SYMTYPE, str(case.victim)), ("a", b"mine"),
         ("b", b"one"), member("c", tarfile.LNKTYPE, "b"), ("c", b"two"),
@@ -104,7 +104,7 @@ def test_links_in_archive_are_replaced_not_followed(case):
     assert (case.folder / "e").stat().st_mode & 0o777 == 0o755
 
 
-def test_glide_follows_no_archive_links_when_writing(case, tmp_path):
+def test_glide_does_not_write_through_links_in_archive(case, tmp_path):
     """Its own notes, and programs that are told where their loader is."""
     program = shutil.copy("/bin/true", tmp_path / "program")
     before = Path(program).read_bytes()

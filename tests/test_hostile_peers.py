@@ -56,7 +56,7 @@ def descriptors(seed: Seed) -> int:
     return len(os.listdir(f"/proc/{seed.process.pid}/fd"))
 
 
-def test_unreadable_offered_files_do_not_block_seed_process(tmp_path, model, seed):
+def test_pipes_or_huge_files_never_block_seed_process(tmp_path, model, seed):
     """A pipe, a device and files that take days to read: more of them than a seed has threads."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -90,7 +90,7 @@ def test_unreadable_offered_files_do_not_block_seed_process(tmp_path, model, see
         thread.join()
 
 
-def test_pipes_and_devices_are_never_read(tmp_path, model):
+def test_fetch_and_cache_never_read_pipes_or_devices(tmp_path, model):
     os.mkfifo(tmp_path / "pipe")
     file_set = {"pipe": (SHA, 5)}
     said = Process(tmp_path / "cache", Template("m", "noop", str(tmp_path), file_set)).end()
@@ -193,7 +193,7 @@ def test_peer_with_invalid_chunk_list_is_ignored(model, some):
     assert not peer.available
 
 
-def test_peer_offers_exactly_its_listed_chunks(model):
+def test_chunk_list_of_peer_is_read_and_checked(model):
     wanted, files = tree(model), described(model).files
     one, other = files["one.bin"][0], files["config.json"][0]
     peer = Liar(saying(json.dumps({one: [0, 1], other: None}))).peer

@@ -21,7 +21,7 @@ def test_last_output_of_glidein_without_template_is_found(tmp_path: Path):
     assert last_output(tmp_path, Glidein(8, 1, "here", "", JobStatus.COMPLETED)) == []
 
 
-def test_only_end_of_huge_output_is_read(tmp_path: Path):
+def test_last_lines_are_read_without_whole_output(tmp_path: Path):
     output = tmp_path / "1.0.out"
     with output.open("wb") as file:
         file.truncate(1 << 40)  # a hole: who reads it whole needs a terabyte of memory

@@ -81,7 +81,7 @@ def test_missing_hub_repository_is_reported_with_address(hub, tmp_path, name):
     assert f"hf://{name}: " in said.splitlines()[-1]
 
 
-def test_web_folder_requires_list_of_its_files(model):
+def test_model_folder_at_url_needs_list_of_files(model):
     with origin(model) as server:
         with pytest.raises(OSError, match=f"404.*glide template files FOLDER > FOLDER/{MANIFEST}"):
             listing(server.url)

@@ -54,9 +54,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.pool
-def test_prometheus_scrapes_metrics_that_dashboard_queries(
-    factory, sweep: SweepFolder, prometheus: Fetched, tmp_path: Path
-):
+def test_prometheus_has_all_metrics_used_by_dashboard(factory, sweep: SweepFolder, prometheus: Fetched, tmp_path: Path):
     token = tmp_path / "token"
     token.write_text("a-secret-of-this-test")
     token.chmod(0o600)

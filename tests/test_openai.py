@@ -84,7 +84,7 @@ def test_each_record_is_answered_once_despite_unreliable_service(service, serve)
     assert service.connections < len(sent)
 
 
-def test_refused_record_fails_alone_without_retries(service, serve):
+def test_record_refused_by_service_is_not_sent_again(service, serve):
     service.troubles["says 5"] = [says(400, "this prompt is too long")] * 9
     server = serve(parallel=8)
     server.reached(State.WARM)

@@ -91,7 +91,7 @@ def test_jobs_are_small_before_first_measurement():
     assert set(pack(60, 4, 0).sizes[:-1]) == {least}
 
 
-def test_first_jobs_only_slightly_outnumber_the_lanes():
+def test_first_wave_has_few_more_jobs_than_lanes():
     assert len(pack(10**6, 4, 0).sizes) == 8
     assert 500 < len(pack(10**6, 500, 0).sizes) < 550
 
@@ -116,7 +116,7 @@ def test_job_duration_stays_between_shortest_and_longest_allowed():
             taken += size
 
 
-def test_first_job_holds_fixed_share_of_lane_records():
+def test_first_job_size_depends_on_records_per_lane():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
@@ -128,7 +128,7 @@ def test_slow_lane_makes_jobs_smaller():
     assert "10 to 100 ms" in mixed.reason
 
 
-def test_jobs_shrunk_for_slow_lane_respect_start_rate():
+def test_job_start_rate_limits_shrinking_for_slow_lane():
     """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
@@ -165,7 +165,7 @@ def test_few_slow_records_are_spread_over_many_lanes():
     assert 100 < len(sizes) < 200 and sum(sizes) == 1000
 
 
-def test_leftover_records_form_one_job_during_large_sweep():
+def test_few_records_form_one_job_during_large_sweep():
     assert len(pack(50, 400, 400, [1.0], unfinished=10**6).sizes) == 1
     assert len(pack(50, 400, 400, [1.0]).sizes) > 10
 
@@ -223,6 +223,6 @@ def test_job_packing_costs_long_sweep_under_ten_percent(lanes):
     assert makespan <= 1.1 * 20_000 * 0.05 / lanes
 
 
-def test_average_job_reaches_shortest_allowed_duration():
+def test_average_job_duration_is_at_least_allowed_minimum():
     _, jobs = simulate(20_000, 8, 0.05)
     assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS

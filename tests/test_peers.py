@@ -102,7 +102,7 @@ def nodes(tmp_path: Path, model: Path, source: Origin) -> Iterator[Nodes]:
         server.stop()
 
 
-def test_source_sends_six_nodes_at_most_two_copies(nodes, model, source):
+def test_six_nodes_together_fetch_at_most_two_copies(nodes, model, source):
     nodes.start(6)
     nodes.warm()
     assert all(same(nodes.place(server), model) for server in nodes.servers)
@@ -189,7 +189,7 @@ def answer(address: str, path: str, authorization: str = "") -> tuple[int, bytes
         connection.close()
 
 
-def test_peer_serves_known_files_to_valid_tokens_only(nodes, model):
+def test_peer_refuses_unknown_files_and_invalid_tokens(nodes, model):
     nodes.start()
     nodes.warm()
     address = nodes.ads["node-0"][Machine.PEER]

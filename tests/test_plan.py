@@ -78,7 +78,7 @@ def test_submissions_stay_within_submits_per_cycle():
     assert brief(plan(Snapshot(demands=(demand(wanted=50, idle=99),)), here)) == [("submit", "T", 3)]
 
 
-def test_templates_together_stay_within_submits_per_cycle():
+def test_submits_per_cycle_limits_all_templates_together():
     here = site({"name": "here", "max_glideins": 100, "submits_per_cycle": 3})
     actions = plan(Snapshot(demands=(demand("T", 50, 99), demand("U", 50, 99))), here)
     assert sum(action.count for action in actions if action.action == "submit") <= 3
@@ -144,7 +144,7 @@ def test_demand_without_template_description_waits_with_reason():
     assert "GlideTemplateSpec" in action.reason
 
 
-def test_one_description_suffices_for_all_jobs_of_template():
+def test_template_description_of_one_run_serves_other_runs():
     actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
 

@@ -128,7 +128,7 @@ def test_plan_never_removes_running_claimed_glidein(snapshot: Snapshot, site: Si
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_only_idle_unwanted_lanes_get_another_template(snapshot: Snapshot, site: SiteFile):
+def test_plan_never_retargets_claimed_or_wanted_lanes(snapshot: Snapshot, site: SiteFile):
     wanted = {demand.template for demand in snapshot.demands}
     lanes = {lane.name: lane for lane in snapshot.lanes}
     coming = {move.lane for move in snapshot.retargets if not move.hold_reason and move.template in wanted}

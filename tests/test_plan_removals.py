@@ -54,7 +54,7 @@ def test_best_effort_run_unloads_and_removes_nothing():
 
 
 @pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
-def test_run_is_best_effort_if_all_jobs_are(said, modest):
+def test_run_with_ordinary_job_is_not_best_effort(said, modest):
     ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
     jobs = [{**ad, "ProcId": number, Job.BEST_EFFORT: value} for number, value in enumerate(said)]
     assert [each.best_effort for each in build_snapshot(jobs, (), {}).demands] == [modest]
@@ -126,7 +126,7 @@ def test_ready_setting_keeps_blank_glideins_for_wanted_models():
     assert [action.action for action in plan(idle, site())] == ["remove"], "where none are wanted, none are queued"
 
 
-def test_only_necessary_number_of_glideins_is_removed():
+def test_plan_removes_no_more_glideins_than_necessary():
     there = tuple(glidein(proc, "U") for proc in range(4))
     snapshot = Snapshot(there, tuple(map(lane, there)), (demand(wanted=1),), retargets=(IN_VAIN,))
     assert len(ids(plan(snapshot, site()), "remove")) == 1
@@ -151,7 +151,7 @@ def test_drain_removes_all_glideins_of_each_entry():
 # ---- ghosts --------------------------------------------------------------------------------------
 
 
-def test_ads_of_glidein_without_job_are_removed():
+def test_ads_of_glidein_without_outer_job_are_removed():
     gone = glidein(9)
     (action,) = plan(Snapshot((), (lane(gone), lane(gone, claimed=True))), site())
     assert (action.action, action.entry, action.glide_ids) == ("expunge", "here", (gone.glide_id,))
@@ -169,7 +169,7 @@ def test_ads_of_requeued_glidein_are_removed():
     assert ids(plan(snapshot, site()), "expunge") == ["here-7.1"]
 
 
-def test_only_ads_of_earlier_job_starts_are_removed():
+def test_ads_from_earlier_outer_job_starts_are_removed():
     again = glidein(1, starts=3)
     assert again.glide_id == "here-7.1r2"
     lanes = (lane(glidein(1, starts=1)), lane(glidein(1, starts=2)), lane(again))
@@ -177,7 +177,7 @@ def test_only_ads_of_earlier_job_starts_are_removed():
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])
-def test_unexpected_ads_of_recently_started_job_are_kept(started):
+def test_ads_are_kept_if_outer_job_just_started(started):
     """Queue and collector are not read at the same instant: its ads may be of a life not counted yet."""
     young = glidein(1, age=START_GRACE_SECONDS / 2, starts=started)
     lanes = (lane(glidein(1, starts=started + 1)),)

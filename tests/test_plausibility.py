@@ -52,7 +52,7 @@ def test_loss_of_working_lanes_is_accepted_after_delay():
     assert not seen.unavailable_sources, "idle glideins end by themselves"
 
 
-def test_removed_ended_or_drained_glideins_may_disappear():
+def test_snapshot_without_removed_or_ended_glideins_is_accepted():
     empty = Snapshot(demands=(demand(),), now=SOON)
     removal = Remove("here", "T", 1, "why", ("7.1", "7.2"))
     assert not reject_implausible(empty, baseline(BEFORE, [removal]), HERE).unavailable_entries
@@ -63,7 +63,7 @@ def test_removed_ended_or_drained_glideins_may_disappear():
     assert not reject_implausible(empty, baseline(going, []), HERE).unavailable_entries
 
 
-def test_glideins_seen_before_entry_was_unreachable_are_remembered():
+def test_factory_remembers_glideins_while_entry_is_unreachable():
     seen = replace(BEFORE, now=BEFORE.now + 600, glideins=(), unavailable_entries={"here": "no answer"})
     believed = baseline(seen, [], BEFORE)
     assert believed.glideins == BEFORE.glideins

@@ -322,7 +322,7 @@ def test_prompt_inserts_field_values_unchanged(prompt, fields, text):
 RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custom_id": "b"}, 7)]
 
 
-def test_missing_prompt_field_is_reported_with_first_record():
+def test_missing_prompt_field_error_names_first_affected_record():
     problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
     assert problems == [
         "r.jsonl:7: no field 'claim', which prompt bad names; it has custom_id",
@@ -337,7 +337,7 @@ def test_null_field_is_refused_like_missing_field():
     assert check_fields("r.jsonl", records, ["claim"], "expect names")
 
 
-def test_doubled_braces_in_prompt_mark_no_field():
+def test_doubled_braces_in_prompt_are_not_a_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 

@@ -160,7 +160,7 @@ def test_report_groups_errors_by_cause(sweep: SweepFolder):
     (TWO_LANES[:7], 4, "4 of 20 records have a result"),
     ([], 20, NO_HISTORY),
 ], ids=["nothing", "just begun", "interrupted", "without a history"])  # fmt: skip
-def test_report_mentions_missing_results_or_history(sweep: SweepFolder, told, done, says):
+def test_report_mentions_if_results_or_history_are_missing(sweep: SweepFolder, told, done, says):
     lay(sweep, told, done, expect="label")
     shown = glide("sweep", "report", str(sweep.file), "--to", str(sweep.folder / "there"))
     assert shown.returncode == Exit.OK, shown.stderr

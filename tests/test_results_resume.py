@@ -119,7 +119,7 @@ def test_results_are_reused_despite_invalid_state_file(sweep, begin, tmp_path, s
         begin(make(tmp_path, model="other"))
 
 
-def test_error_about_impossible_output_folder_mentions_out_setting(tmp_path, begin):
+def test_output_folder_inside_regular_file_is_refused(tmp_path, begin):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*: Not a directory; `out` must name a folder"):
         begin(make(tmp_path, out=str(tmp_path / "file" / "out")))

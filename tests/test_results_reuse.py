@@ -53,7 +53,7 @@ def test_invalid_summary_file_is_rewritten(sweep, begin):
         assert json.loads((sweep.out / "summary.json").read_text())["tokens"] == 12
 
 
-def test_again_option_moves_aside_only_own_results(sweep, begin):
+def test_again_option_moves_results_and_keeps_other_files(sweep, begin):
     finished(begin(sweep, "first"))
     (sweep.out / "notes.txt").write_text("mine")
     (sweep.out / "kind" / ".glide").mkdir()  # of a sweep whose `out` is that folder
@@ -107,7 +107,7 @@ def test_again_option_without_results_creates_no_folder(sweep, begin, tmp_path):
     assert not sweep.out.with_name("out.1").exists()
 
 
-def test_results_of_unknown_sweep_are_refused_and_kept(sweep, begin):
+def test_results_of_unknown_sweep_are_refused_without_loss(sweep, begin):
     (sweep.out / "plain").mkdir(parents=True)
     (sweep.out / "plain" / "results.jsonl").write_text('{"custom_id": "a", "text": "mine"}\n')
     with pytest.raises(InputError, match="results of an unknown sweep"):
@@ -153,7 +153,7 @@ def test_extended_sweep_computes_only_missing_results(sweep, begin, tmp_path, en
     ({"timeout": 5.0, "glideins": 7, "expect": None}, []),
 ], ids=["text", "prompt", "generate", "model", "nothing of the request"])  # fmt: skip
 @pytest.mark.parametrize("end", [False, True])
-def test_undoing_a_change_restores_old_results(sweep, begin, tmp_path, changes, missing, end):
+def test_undoing_a_sweep_change_restores_old_results(sweep, begin, tmp_path, changes, missing, end):
     results = begin(sweep)
     keep(results, *EVERY, text="old")
     late = [answer(results, name, "late") for name in EVERY]

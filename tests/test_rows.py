@@ -50,7 +50,7 @@ def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
     [("minimax", "equal lengths", "prompts of equal length"), ("xlnet", "equal lengths", "prompts of equal length"),
      ("rwkv", "single", "one prompt per call"), ("windowed", "static", "")],
 )  # fmt: skip
-def test_prompts_are_batched_only_if_texts_stay_unchanged(variant, capfd, kind, batching, words):
+def test_batching_is_restricted_if_it_would_change_texts(variant, capfd, kind, batching, words):
     engine = loaded(variant(kind), batch=8, batching="static")
     log = capfd.readouterr().out
     assert (f"static batches have {words}: " in log) if words else ("static batches have" not in log)
@@ -201,7 +201,7 @@ def test_token_beyond_vocabulary_fails_only_its_prompt(llama, tmp_path):
     ],
     ids=["seq2seq", "no head", "another head", "own code", "unknown type", "quantized"],
 )  # fmt: skip
-def test_unloadable_model_error_is_one_line(llama, variant, tmp_path, kind, changed, options, words):
+def test_error_for_unsupported_model_is_one_line(llama, variant, tmp_path, kind, changed, options, words):
     folder = edited(llama if kind == "llama" else variant(kind), tmp_path / "m", config=changed)
     with pytest.raises(TemplateError) as refused:
         loaded(folder, **options)
@@ -227,7 +227,7 @@ def test_loading_reports_insufficient_memory(llama, tmp_path):
         loaded(folder)
 
 
-def test_process_with_broken_gpu_aborts():
+def test_engine_process_aborts_if_gpu_is_broken():
     """A stand-in for a GPU: where the failed call has broken it, even a small product fails."""
     broken = (
         "from glide.server.engines.transformers import device\n"

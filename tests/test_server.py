@@ -116,7 +116,7 @@ def dying(tmp_path: Path) -> Iterator[dict[str, str]]:
     thread.join()
 
 
-def test_client_of_dying_server_asks_for_rerun(tmp_path, dying):
+def test_ticket_exits_with_server_lost_if_server_dies(tmp_path, dying):
     done = subprocess.run([TICKET, "in", "out"], env=dying, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert done.returncode == Exit.SERVER_LOST and "went away" in done.stderr
 

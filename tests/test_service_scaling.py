@@ -120,7 +120,7 @@ def test_response_times_split_into_communication_service_and_inference(left):
 
 
 @pytest.mark.pool
-def test_invocation_jobs_return_all_records_of_their_clients(pool, factory, tmp_path, monkeypatch):
+def test_benchmark_invocation_jobs_serve_all_client_records(pool, factory, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     from services import InvocationJobs
 

@@ -37,7 +37,7 @@ def state_that_counts(folder: Path, **values):
     return counted(str(folder / "loads"), **values), lambda: (folder / "loads").read_text().count("loaded")
 
 
-def test_only_bad_calls_among_thousand_fail(factory, tmp_path):
+def test_failing_calls_among_thousand_affect_no_other_calls(factory, tmp_path):
     state, loads = state_that_counts(tmp_path, base=1000)
 
     @glide.invocation(state=state, timeout=3)
@@ -137,7 +137,7 @@ def test_cancelled_calls_and_calls_after_shutdown_never_run(factory, tmp_path):
         session.submit(mark, 1)
 
 
-def test_exception_in_session_fails_calls_and_removes_jobs(factory, access_point):
+def test_exception_in_session_block_ends_calls_and_jobs(factory, access_point):
     with pytest.raises(ZeroDivisionError), glide.Session() as session:
         call = session.submit(time.sleep, 3600)
         eventually(call.running, "it is on its way")
@@ -231,7 +231,7 @@ def drive(folder: Path, text: str = DRIVER) -> tuple[str, str]:
     return digest, result
 
 
-def test_sessions_share_only_equal_state(factory, tmp_path):
+def test_sessions_share_state_with_equal_code_and_arguments(factory, tmp_path):
     digest, result = drive(tmp_path)
     assert result == "HELLO!"
     assert drive(tmp_path) == (digest, "HELLO!")  # another process, with other random hashes

@@ -123,7 +123,7 @@ def test_glideins_started_together_end_at_different_times():
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_simulation_ignores_settings_named_ready_and_owners(file):
+def test_simulation_ignores_ready_and_owners_keys_of_entry(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])
@@ -250,7 +250,7 @@ def test_simulation_reproduces_makespans_of_paper(variant, told):
     assert simulate(*read(PAPER)[variant]).makespan == pytest.approx(told, rel=0.1)
 
 
-def test_simulation_reproduces_makespan_with_load_per_inference():
+def test_simulation_reproduces_makespan_if_every_job_loads_model():
     each, site = read(PAPER)["rq3-sticky-io-1"]
     workload = each.workload.model_copy(update={"records": each.workload.records // 10})
     done = simulate(each.model_copy(update={"workload": workload}), site)

@@ -168,6 +168,6 @@ def test_entry_named_like_factory_file_is_refused(refusal, name):
     assert line == 3 and f"a file of its own called {name}" in said
 
 
-def test_ssh_site_named_like_remote_folder_is_refused(refusal):
+def test_ssh_site_named_bundles_is_refused(refusal):
     text = ENTRY.replace("site: s", "site: bundles")
     assert "a file of its own" in refusal(text + "    ssh: {host: h}\n", SiteFile)[0][1]

@@ -122,7 +122,7 @@ def test_doctor_examines_nodes_queue_and_tokens_over_ssh(pools: Pools, host: Log
     pools.outer.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(pools.folder / "gone"))
 
 
-def test_site_deploy_repairs_damaged_and_removes_unused_bundles(pools: Pools, host: LoginHost):
+def test_site_deploy_repairs_bundle_and_removes_unused_bundles(pools: Pools, host: LoginHost):
     file = site_file(pools.folder, **host.login())
     code, told = site(pools, "deploy", file)
     (version,) = told.values()
@@ -307,7 +307,7 @@ def test_jump_host_is_used_and_its_key_checked(host: LoginHost, tmp_path: Path):
         inner.stop()
 
 
-def test_wrong_ssh_key_fails_and_link_delays_reconnection(host: LoginHost, tmp_path: Path):
+def test_ssh_login_failure_is_reported_and_reconnection_delayed(host: LoginHost, tmp_path: Path):
     stranger = LoginHost(tmp_path / "stranger")
     with pytest.raises(SshError, match="the host refuses the login"):
         SshLink(Login(**host.login(key=str(stranger.key)))).run("true")

@@ -102,7 +102,7 @@ def test_sticky_jobs_load_their_templates_on_blank_lanes(serve, sized):
     assert server.log.read_text().count("Loading") == 2
 
 
-def test_only_idle_templates_are_evicted_for_memory(serve, sized):
+def test_busy_template_is_not_unloaded_to_free_memory(serve, sized):
     busy, idle, third, fourth = (sized(name, record_seconds=0.05) for name in ("busy", "idle", "third", "fourth"))
     server = serve(busy)
     server.reached(State.WARM)
@@ -120,7 +120,7 @@ def test_only_idle_templates_are_evicted_for_memory(serve, sized):
     assert stick(server, busy, 1)[0] == 0 and server.call(records(3), busy.digest).results()
 
 
-def test_template_still_in_memory_returns_without_reload(serve, sized):
+def test_lane_reuses_template_that_is_still_in_memory(serve, sized):
     first, second, third = sized("first"), sized("second"), sized("third")
     server = serve(first)
     server.reached(State.WARM)
@@ -180,7 +180,7 @@ def test_loading_template_is_not_evicted_and_becomes_warm(serve, sized, tmp_path
         server.stop()
 
 
-def test_idle_limit_ends_no_glidein_that_still_loads(tmp_path):
+def test_idle_time_begins_after_template_is_loaded(tmp_path):
     """Its parent stands for condor_master."""
     (tmp_path / "template.json").write_text(Template("slow", "noop", options={"load_seconds": 3}).to_json())
     (tmp_path / "server.json").write_text(

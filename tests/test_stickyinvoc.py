@@ -53,7 +53,7 @@ def test_noop_engine_is_slowed_by_pace_variable(monkeypatch):
     assert (slow.load_seconds, slow.record_seconds) == (3.0, 1.5)
 
 
-def test_share_ahead_measures_how_long_one_series_leads(experiments):
+def test_share_ahead_is_time_fraction_of_leading_series(experiments):
     from rq4 import share_ahead
 
     ahead, behind = [(0.0, 0.0), (1.0, 10.0), (5.0, 50.0)], [(0.0, 0.0), (2.0, 9.0), (5.0, 40.0)]
@@ -62,7 +62,7 @@ def test_share_ahead_measures_how_long_one_series_leads(experiments):
     assert 0.0 < share_ahead(ahead, [(0.0, 0.0), (3.0, 20.0), (5.0, 20.0)]) < 1.0
 
 
-def test_explained_variance_is_one_only_for_proportional_data(experiments):
+def test_explained_variance_is_one_for_proportional_data(experiments):
     from rq5 import explained
 
     there = np.arange(1.0, 20.0)
@@ -70,7 +70,7 @@ def test_explained_variance_is_one_only_for_proportional_data(experiments):
     assert explained(there, there**2) < 0.95
 
 
-def test_batch_size_spread_is_computed_within_each_round(experiments):
+def test_time_spread_over_batch_sizes_is_per_round(experiments):
     from rq3 import spread
 
     times = {"one": {1: [11.0, 20.0], 100: [10.0, 20.0]}}

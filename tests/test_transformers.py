@@ -93,7 +93,7 @@ def test_result_lists_all_returned_sequences_as_choices(warm, plain):
     [({"surprise": 1}, "UnknownOption"), ({"max_new_tokens": "many"}, "WrongOption"),
      ({"eos_token_id": 400_000}, "WrongOption"), ({"cache_implementation": "nowhere"}, "ValueError")],
 )  # fmt: skip
-def test_invalid_options_fail_records_but_keep_engine(warm, options, type):
+def test_invalid_options_give_record_errors_without_engine_restart(warm, options, type):
     before = warm.engine
     results = ask(warm, ["one", "two", "three"], **options)
     assert [result["error"]["type"] for result in results] == [type] * 3

@@ -35,7 +35,7 @@ def pools(both: tuple[EmbeddedPool, EmbeddedPool], tmp_path: Path) -> Iterator[P
     pools.clear()
 
 
-def test_token_of_one_pool_is_refused_by_other(both: tuple[EmbeddedPool, EmbeddedPool]):
+def test_pool_refuses_token_of_another_pool(both: tuple[EmbeddedPool, EmbeddedPool]):
     for mine, other in (both, both[::-1]):
         address = (other.folder / "address" / "collector").read_text().splitlines()[0]
         environment = {**os.environ, **mine.environment()}
@@ -46,7 +46,7 @@ def test_token_of_one_pool_is_refused_by_other(both: tuple[EmbeddedPool, Embedde
             assert "Error" in refused.stdout + refused.stderr, (tool, refused.stdout)
 
 
-def test_factory_scales_with_demand_and_down_to_zero(pools: Pools):
+def test_number_of_glideins_follows_demand_down_to_zero(pools: Pools):
     factory = pools.factory("filling", idle_seconds=4)
     pools.ask(Template("filling", "noop", options={"record_seconds": 0.2}), jobs=2, records=20, wanted=2)
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_factory_scales_with_demand_and_down_to_zero(pools: Pools):
     assert "Warm" in command("factory", "logs", "filling", environment=pools.environment).stdout
 
 
-def test_evicted_glidein_returns_and_finishes_its_job(pools: Pools):
+def test_job_of_evicted_glidein_finishes_after_glidein_restart(pools: Pools):
     factory = pools.factory("taken")
     factory.start()
     pools.ask(Template("taken", "noop", options={"record_seconds": 0.5}), records=60)

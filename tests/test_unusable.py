@@ -51,7 +51,7 @@ def test_unusable_output_folder_error_suggests_out_setting(folder):
     assert not (folder / "home").exists()
 
 
-def test_file_name_invalid_in_locale_gives_short_error(folder):
+def test_file_name_invalid_in_locale_error_suggests_utf8(folder):
     (folder / "s.yaml").write_text(SWEEP.replace("r.jsonl", "größe.jsonl"), "utf-8")
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert refused(folder, "sweep", "status", "s.yaml", **locale).endswith("set LC_ALL=C.UTF-8")
@@ -64,7 +64,7 @@ def test_file_name_invalid_in_locale_gives_short_error(folder):
     ("/elsewhere", ""),
     ("/", ""),
 ])  # fmt: skip
-def test_os_error_message_suggests_variable_that_sets_folder(monkeypatch, path, fix):
+def test_os_error_suggests_environment_variable_for_unwritable_folder(monkeypatch, path, fix):
     monkeypatch.setenv("GLIDE_HOME", "/h/glide")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert _describe_os_error(PermissionError(13, "Permission denied", path)) == f"{path}: Permission denied{fix}"

@@ -27,7 +27,7 @@ def test_load_failures_on_three_hosts_end_sweep():
     assert why == "; ".join(f"here-{n}.0 ({host}): no room on {host}" for n, host in enumerate(("one", "two", "three")))
 
 
-def test_single_host_sweep_ends_after_two_load_failures():
+def test_sweep_on_single_host_ends_after_load_failures():
     assert not reason_to_give_up({}, False, {"here"}, LONG)
     assert not reason_to_give_up(failures("here"), False, {"here"}, 1.0)
     assert not reason_to_give_up(failures("here", "here"), True, {"here"}, LONG), "a third one may do better"

@@ -1,7 +1,7 @@
 """Measure the benefit of batching: the prompts per second of plain transformers and of glide's engine.
 
 Plain transformers computes single prompts in a loop, or padded batches. Everything runs on one core, without a pool.
-The loop computes only every tenth prompt. Its rate counts only these prompts.
+The loop computes only one prompt in ten, and its rate does not include the other nine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ Way = Callable[[list[str]], list[str]]  # a function that takes prompts and retu
 def batching(repeat: int) -> dict[str, Any]:
     """Measure the prompts per second of a loop over single prompts, of padded batches, and of glide's engine.
 
-    Also compute two median ratios: glide's rate to the rate of the loop, and to the rate of the best padded batches.
+    Also divide glide's rate by the rate of the loop, and by the best rate of padded batches. Do this in each round, and
+    report the medians of these ratios.
 
     Args:
         repeat: number of rounds. Each round measures everything once. So if the machine is slow for a minute, this

@@ -111,9 +111,9 @@ def _from_cache() -> dict[str, Any]:
 def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict[str, float]:
     """Return the seconds of each phase, and `overlap`.
 
-    Packages are imported while the files are fetched and read. The model is loaded after both. `overlap` is the time
-    until the model is loaded, divided by the longer of two times: import and load, or fetch, read and load. A perfect
-    overlap gives 1. The warm-up after the load is left out.
+    Packages are imported while the files are fetched and read. When both are finished, the model is loaded. `overlap`
+    is the measured time until the model is loaded, divided by load_s + max(import_s, fetch_s + read_s). A perfect
+    overlap gives 1. The warm-up after the load is not included.
 
     Args:
         phases: the glidein's entry in summary.json.
@@ -172,8 +172,8 @@ def _start_glideins(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
 def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """Run a sweep, and return its summary and the timelines of its glideins.
 
-    With the noop engine, the sweep stops when all glideins are warm, and the summary is None. The factory submits only
-    as many glideins as the jobs can use. So the sweep has many jobs.
+    With the noop engine, the sweep stops when all glideins are warm, and the summary is None. The sweep has many jobs,
+    because with few jobs the factory would submit too few glideins.
     """
 
     def watch(progress: Progress) -> None:

@@ -54,8 +54,8 @@ def _scale(glideins: int) -> dict[str, Any]:
 
 def _measure(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
     lanes = 2 * glideins
-    # The sweep must last longer than the start of all glideins. The more glideins run, the longer the next ones take to
-    # start. So with more glideins, each record takes longer.
+    # The sweep must last until all glideins have started. When many glideins already run, another glidein starts more
+    # slowly. So in a sweep with more glideins, each record takes longer.
     record_seconds = 0.5 * max(1.0, glideins / 186) ** 2
     started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
     timeline: list[dict[str, float]] = []

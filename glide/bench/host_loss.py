@@ -120,7 +120,7 @@ def _lose_a_host(bench: Rig, host: Host) -> dict[str, Any]:
 
 
 def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
-    time.sleep(8.0)  # after this time, the lanes of the host compute, and the lanes of this machine are warm
+    time.sleep(8.0)  # wait until the lanes of the host compute, and the lanes of this machine are warm
     events = EventLog()
     cut = time.monotonic()
     host.cut()

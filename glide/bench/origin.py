@@ -33,8 +33,8 @@ class Origin(ThreadingHTTPServer):
         cuts: how many of the next answers are cut.
         stall: number of bytes after which an answer stops, while the connection stays open; None to send all bytes.
         ranges: whether the server supports Range headers.
-        hub: the model hub's repository that the folder represents: name, commit, and names of the files in large file
-            storage. None for a plain web server.
+        hub: None for a plain web server. If the server imitates a model hub with one repository: the repository's name,
+            its commit, and the names of its files in large file storage.
     """
 
     daemon_threads = True

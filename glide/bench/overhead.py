@@ -99,7 +99,7 @@ def _bare_engine(count: int) -> float:
 
 
 def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
-    """Return the share of time in which a new glidein's engine computes, between the first and the last record."""
+    """Run a sweep on a new glidein. Return the engine's busy time, divided by the time from first to last record."""
     options = {"record_seconds": 0.02 + number * 1e-6}  # new options mean a new template, and so a new glidein
     bench.sweep(count, options, glideins=1)
     collector = Collector()

@@ -21,7 +21,7 @@ from glide.template import Template
 from glide.vocabulary import SOCKET_VARIABLE, Job
 
 KILLS = 20
-REPLACE_SECONDS = 20.0  # if a killed glidein is not replaced within this number of seconds, it is never replaced
+REPLACE_SECONDS = 20.0  # a sweep ends if a killed glidein is not replaced within this number of seconds
 OPTIONS = {"record_seconds": 0.02}
 
 
@@ -52,8 +52,8 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
     """Run a sweep with three long jobs on three glideins, so that some lanes are free. Kill busy glideins one by one.
 
-    The sweep ends after enough kills, or when a killed glidein is not replaced. A glidein is not replaced if free lanes
-    take the lost records so fast that the factory sees no waiting job. The next sweep starts the missing glidein.
+    The sweep ends after enough kills. Sometimes free lanes take the lost records before the factory sees a waiting job.
+    Then the factory does not replace the killed glidein, and the sweep ends early. The next sweep starts a new glidein.
 
     Args:
         kills: number of measurements that are needed in total.
@@ -68,7 +68,8 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
         if finished.is_set():
             raise Enough
 
-    # A job lasts 20 s for each kill, because a kill and the start of the new glidein take less than 20 s together.
+    # Each job takes `kills` × 20 s. This is long enough for all kills: one kill and the start of the new glidein take
+    # less than 20 s together.
     records = kills * 20 * 50
     with suppress(Enough):
         bench.sweep(records * 3, OPTIONS, watch, glideins=3, pack=records)
@@ -77,7 +78,7 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
 
 def _kill(bench: Rig, kills: int, seconds: list[float], finished: threading.Event) -> None:
     rng = random.Random(1)
-    complete_at = time.monotonic()  # latest time when all three glideins ran (monotonic seconds)
+    complete_at = time.monotonic()  # last time at which three glideins were running (monotonic seconds)
     while len(seconds) < kills and not finished.is_set() and time.monotonic() - complete_at < REPLACE_SECONDS:
         time.sleep(rng.uniform(2.0, 4.0))
         masters = bench.pool.glidein_masters()

@@ -48,7 +48,7 @@ class Rig:
     def drain(self) -> None:
         """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        close(site, "bench")  # unless all entries are closed, the factory rejects a suddenly empty queue
+        close(site, "bench")  # with closed entries, the factory accepts that the queue is suddenly empty
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):
@@ -109,8 +109,8 @@ def rig(
         idle_seconds: value of the key `idle_seconds` in all entries.
         address: address at which the pool listens.
         settings: further HTCondor configuration of the pool.
-        outer: HTCondor configuration of a second pool. The second pool has the cores, and glideins are submitted to it.
-            If `outer` is None, glideins are submitted to the pool that they join.
+        outer: HTCondor configuration of a second pool, on whose cores the glideins run. If `outer` is None, glideins
+            run on the cores of the pool that they join.
         entries: for each entry of the site, its own keys and their values.
         entry: keys and values that all entries have.
     """

@@ -31,9 +31,9 @@ OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB
 def sticky(repeat: int) -> dict[str, Any]:
     """Measure the makespan of each way, and divide it by the makespan of `sticky`.
 
-    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` is a comparison without
-    starts and loading: the time from the first warm lane to the last gathered result, divided by the time in which the
-    plain processes compute.
+    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` is a ratio of two times
+    without starts and loading. The first is the time of `sticky` from the first warm lane to the last gathered result.
+    The second is the time in which the plain processes of `resident` compute.
     """
     seconds: dict[str, list[float]] = {}
     serving: dict[str, list[float]] = {}

@@ -33,7 +33,7 @@ def application(wanted: str = "") -> typer.Typer:
         help="Run prompts through warm models on preemptible GPUs, with HTCondor. Example: glide sweep run sweep.yaml",
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     )  # fmt: skip
-    app.callback()(lambda: None)  # without a callback, typer does not accept the name of a single command
+    app.callback()(lambda: None)  # with one command and no callback, typer does not accept the command's name
     for name in [wanted] if wanted in COMMANDS else COMMANDS:
         module = import_module(f"glide.cli.{COMMANDS[name]}")
         if group := getattr(module, "app", None):
@@ -83,5 +83,5 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _concerns(path: Path, folder: Path) -> bool:
-    """Return whether an error at `path` concerns `folder`: `path` is in the folder, or the folder is in `path`."""
+    """Return whether an error at a path concerns a folder: the path is inside the folder, or is one of its parents."""
     return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

@@ -1,4 +1,4 @@
-"""glide bench: run a benchmark on this machine. The same run also measures the baseline of the benchmark."""
+"""glide bench: measure a benchmark and its baseline on this machine, in one run."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _template(source: str) -> Template:
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file, like a script, can import from its folder
+    sys.path.insert(0, str(path.parent.resolve()))  # so that this Python file can import modules from its folder
     content = runpy.run_path(str(path), run_name="glide_template")
     states = {key: state for key, each in content.items() if (state := _state(each))}
     if not name and len(set(map(id, states.values()))) == 1:
@@ -176,7 +176,7 @@ def _owner() -> str:
         return AccessPoint().user
     except CondorError:
         print(
-            "glide: no pool is up, so this template has no owner; with a pool it has one, and another digest",
+            "glide: no pool is up, so this template has no owner; with a pool, it has an owner and a different digest",
             file=sys.stderr,
         )
         return ""

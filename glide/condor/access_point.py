@@ -21,7 +21,7 @@ SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in s
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # a dict from an access point's address to AccessPoint.user
+_USERS: dict[str, str] = {}  # this account's name at each access point, by the access point's address
 
 
 def ad_to_dict(ad: Any) -> dict[str, Any]:
@@ -39,8 +39,7 @@ class AccessPoint:
     After a failed call, the collector is asked for the schedd's address again. A restarted schedd has a new address.
 
     Args:
-        name: the schedd's name. None: the default schedd of the configured pool. If `collector` is given, None means
-            the only schedd of that pool.
+        name: the schedd's name. None: the default schedd of the configured pool, or the only schedd of another pool.
         collector: address of another pool's collector. None: the configured pool.
 
     Raises:
@@ -110,7 +109,7 @@ class AccessPoint:
 
         Args:
             description: the text of a job file.
-            macros: a dict from macro name to value. Each value replaces the value in the description.
+            macros: a dict from macro name to value. These values replace the values that the description gives.
             items: for each job, a dict of further macros. If `items` is empty, the queue statement in the description
                 decides how many jobs are submitted.
             spool: whether the input files are copied to the access point, so that the jobs do not need this machine.
@@ -152,8 +151,8 @@ class AccessPoint:
     def jobs(self, constraint: str, attributes: Iterable[str], limit: int = -1) -> list[dict[str, Any]]:
         """Return attributes of each job that a constraint selects. Attributes that a job does not define are left out.
 
-        HTCondor holds a job while the job's input files are being spooled. During the first SPOOL_SECONDS of this hold,
-        the returned JobStatus is idle.
+        While a job's input files are being spooled, HTCondor reports the job as held. This method reports such a job as
+        idle, but only for the first SPOOL_SECONDS.
 
         Args:
             attributes: names of the attributes to return.
@@ -163,7 +162,7 @@ class AccessPoint:
         jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            with suppress(KeyError, TypeError):  # a user can edit a job's times, so a time may be missing or a text
+            with suppress(KeyError, TypeError):  # a user can delete a job's times or change them into texts
                 if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
@@ -179,7 +178,7 @@ class AccessPoint:
         self._call("retrieve", constraint)
 
     def edit(self, job: str, attribute: str, expression: str) -> None:
-        """Set an attribute of jobs to an expression. `job` is a job (cluster.proc) or a constraint."""
+        """Set an attribute of jobs to an expression. `job` selects the jobs: a cluster.proc or a constraint."""
         self._isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
 
     @defer_signals()
@@ -187,7 +186,7 @@ class AccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         result = self._call(
             "act", bindings.htcondor2.JobAction.Remove, constraint, reason=(reason, 0)
-        )  # the bindings ignore a removal reason that is not in a tuple
+        )  # the bindings expect a tuple; they ignore a removal reason that is a plain text
         return int(result.get("TotalSuccess", 0))
 
     def reconsider(self, constraint: str, priority: int) -> None:

@@ -17,7 +17,7 @@ QUERY_SECONDS = "20"  # time limit of a query to a daemon, in seconds; HTCondor'
 def __getattr__(name: str) -> Any:
     if name not in ("htcondor2", "classad2"):
         raise AttributeError(name)
-    # This line adds the module to globals(). After that, Python finds the module there and does not call __getattr__.
+    # This adds the module to globals(), so that Python does not call __getattr__ for the module again.
     globals()[name] = module = importlib.import_module(name)
     if name == "htcondor2":
         module.param["QUERY_TIMEOUT"] = QUERY_SECONDS

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from glide.errors import CondorError, GlideError, describe_bug
 from glide.system import end_with_parent
 
-CALL_SECONDS = 20.0  # default time limit of a call, in seconds; the bindings' own limit of a query is about the same
+CALL_SECONDS = 20.0  # default time limit of a call, in seconds; most calls give up by themselves after about this time
 Answer = TypeVar("Answer")
 
 
@@ -62,8 +62,8 @@ def isolated(call: Callable[[], Answer], seconds: float = CALL_SECONDS) -> Answe
     If the current process was started by `ask`, the call runs in the current process, without a time limit.
 
     Raises:
-        CondorError: the call raised an error or took longer than `seconds`, or no process can be started. A subclass
-            of CondorError that the call raised is kept.
+        CondorError: the call raised an error or took longer than `seconds`, or no process can be started.
+            If the call raises a subclass of CondorError, this function raises the same subclass.
     """
     if multiprocessing.current_process().daemon:
         return call()
@@ -96,5 +96,5 @@ def _answer(pipe: Connection, question: Callable[[], Any]) -> None:
     except (GlideError, OSError) as error:
         pipe.send(NoReply(str(error)))
     except Exception as error:
-        # Exceptions other than GlideError and OSError are bugs in glide. The caller of `ask` gets a description.
+        # An exception other than GlideError and OSError is a bug in glide. The NoReply describes the bug.
         pipe.send(NoReply(describe_bug(error)))

@@ -98,7 +98,7 @@ def locate(daemon: str) -> Any:
     try:
         return bindings.htcondor2.Collector().locate(getattr(bindings.htcondor2.DaemonType, daemon))
     except (RuntimeError, bindings.htcondor2.HTCondorException) as error:
-        raise CondorError(f"the collector does not locate a {daemon.lower()}: {error}") from None
+        raise CondorError(f"cannot get the address of a {daemon.lower()} from the collector: {error}") from None
 
 
 def parse_address(address: str) -> tuple[str, int]:

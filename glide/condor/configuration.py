@@ -50,7 +50,7 @@ def _read(location: Any, names: tuple[str, ...]) -> Configuration:
 
 
 def _value(text: str) -> Value:
-    """Return the value of a parameter: a number or a boolean if the text evaluates to one, else the text itself."""
+    """Return the number or boolean to which a parameter's text evaluates. In all other cases, return the text."""
     with suppress(ValueError, RuntimeError, bindings.classad2.ClassAdException):
         found = bindings.classad2.ExprTree(text).eval()
         if isinstance(found, bool | int | float):

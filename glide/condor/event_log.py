@@ -60,7 +60,8 @@ class EventLog:
         except OSError:  # the log is missing before the first job, and for a moment while HTCondor rotates it
             return self._read()
         replaced = self.log is not None and (self.inode != status.st_ino or status.st_size < self.size)
-        events = self._read() if replaced and self.inode != status.st_ino else []  # unread events of the rotated file
+        # If HTCondor has rotated the log, first read the remaining events of the old file.
+        events = self._read() if replaced and self.inode != status.st_ino else []
         if self.log is None or replaced:
             self.log = self._open_log()
         self.inode, self.size = status.st_ino, status.st_size

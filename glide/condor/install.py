@@ -104,7 +104,7 @@ def find() -> Installation | None:
     if chosen := os.environ.get("GLIDE_CONDOR"):
         found = _installation_at(Path(chosen))
         if found is None:
-            raise CondorError(f"GLIDE_CONDOR={chosen} has no sbin/condor_master; unset it or correct it")
+            raise CondorError(f"GLIDE_CONDOR={chosen} has no sbin/condor_master; correct or unset GLIDE_CONDOR")
         return found
     if on_path := shutil.which("condor_master"):
         return _installation_at(Path(on_path).resolve().parent.parent)
@@ -117,7 +117,7 @@ def ensure() -> Installation:
 
 
 def bundle() -> Path | None:
-    """Return the archive with HTCondor for nodes. None: this machine does not use a private installation."""
+    """Return the archive from which nodes get HTCondor; None if this machine does not use a private installation."""
     archive = cache_dir() / BUNDLE
     found = find()
     return archive if found and found.is_private and archive.exists() else None
@@ -173,8 +173,8 @@ def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> 
     """Unpack Debian packages into one folder.
 
     Args:
-        relocatable: whether the programs are prepared to run in any folder, after a call of glide.files.elf.repoint. If
-            not, the programs stay unchanged, and need LD_LIBRARY_PATH to find their libraries.
+        relocatable: whether to change the programs, so that they can run in any folder. glide.files.elf.repoint then
+            completes this change. Unchanged programs need LD_LIBRARY_PATH to find their libraries.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for number, archive in enumerate(archives, 1):
@@ -185,7 +185,7 @@ def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> 
 
 
 class PrivateApt:
-    """apt with the system's keyrings, but with package lists and a package cache in a folder of glide."""
+    """apt with the system's keyrings, but with package lists and a package cache in the folder `state`."""
 
     def __init__(self, state: Path):
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -196,7 +196,7 @@ class PrivateApt:
         self.options: dict[str, object] = {
             "Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status",
             "Dir::Cache": state / "cache",
-            # This keeps root's apt from switching to the account _apt, which cannot access a user's cache folder.
+            # When root runs apt, apt switches to the account _apt by default. _apt cannot access a user's cache folder.
             "APT::Sandbox::User": "root", "Acquire::Languages": "none", "Acquire::Retries": "3",
         }  # fmt: skip
 
@@ -205,12 +205,12 @@ class PrivateApt:
         return [program, "-q", *flags, *arguments]
 
     def refresh(self) -> None:
-        """Download the package lists of the suite that `use` has chosen, or else of the system's package sources."""
+        """Download the lists of the system's package sources. A call of `use` replaces these sources by one suite."""
         _report("reading package lists", transient=True)
         _run(self.command("apt-get", "update"))
 
     def update(self) -> None:
-        """Find a recent condor in the system's package sources, or else in SUITE. Download the package lists."""
+        """Download the package lists. If the system's package sources have no recent condor, switch to SUITE."""
         self.refresh()
         if self._has_recent_condor():
             return
@@ -268,7 +268,7 @@ class PrivateApt:
 
 
 def _make_relocatable(tree: Path) -> None:
-    """Make library paths in programs relative, and reserve space in programs for the path of the dynamic loader."""
+    """Make library paths in programs relative. Reserve the space into which `repoint` writes the loader's path."""
     for link in [path for path in tree.rglob("*") if path.is_symlink()]:
         target = os.readlink(link)
         if target.startswith("/") and (tree / target.lstrip("/")).exists():
@@ -288,8 +288,8 @@ def _make_relocatable(tree: Path) -> None:
         change = ["--set-interpreter", ROOM] if kind.returncode == 0 else []
         programs += [path] if change else []
         rpath = ":".join(f"$ORIGIN/{os.path.relpath(folder, path.parent)}" for folder in folders)
-        # --force-rpath sets an RPATH. A RUNPATH would not apply to libraries that another library needs. patchelf fails
-        # for files without a dynamic section (debug stubs, static programs). Such files need no change.
+        # --force-rpath sets an RPATH, because a RUNPATH does not apply to libraries that another library needs.
+        # patchelf fails for files without a dynamic section (debug stubs, static programs). They need no change.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
     (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs), "utf-8")
 

@@ -15,8 +15,8 @@ KNOBS: dict[str, dict[str, str]] = {
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",
-        # By default, a shadow that has not yet reaped its file transfer process makes the starter wait for 5 s. This
-        # delays most jobs with several input files, and some other jobs. GUIDANCE_KEEP_CALM_AND prevents the delay.
+        # By default, the starter waits for 5 s if the shadow has not noticed the end of its file transfer process yet.
+        # This delays most jobs with several input files, and some others. GUIDANCE_KEEP_CALM_AND prevents the delay.
         "GUIDANCE_KEEP_CALM_AND": "True",
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",
@@ -30,7 +30,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",
         "MASTER_UPDATE_INTERVAL": "15",
-        # By default, the negotiator sends its ad every 300 s. With CLASSAD_LIFETIME = 60, the ad is mostly missing.
+        # By default, the negotiator sends its ad every 300 s. But the ad expires after 60 s (CLASSAD_LIFETIME).
         "NEGOTIATOR_UPDATE_INTERVAL": "15",
     },
     "A daemon that died is restarted after a second": {

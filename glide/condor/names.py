@@ -2,7 +2,8 @@
 
 Any user can write into the ad of a job, and any program on a node can write into the ads of its own job and slots.
 glide uses a name in an expression, a job file, a shell or a path only if the name matches a pattern of this module. No
-pattern allows a quote, a line break, a space, a `$` or a backslash. Only MODEL allows a `/` or the name `..`.
+pattern allows a quote, a line break, a space, a `$` or a backslash. Only the pattern MODEL allows a `/` and the name
+`..`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 SLOT = re.compile(r"\w[\w.@:+-]{0,254}", re.ASCII)  # the name of a slot (slot1_2@host), a lane or a host
 GLIDE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,63}-(?P<job>\d{1,10}\.\d{1,10})(?:r\d{1,10})?", re.ASCII)
 ENTRY = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)  # an entry's name; same as glide.config.reading.Name
-DIGEST = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)  # a template's digest, or a user's own name of a template
+DIGEST = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)  # a template's digest, or a name that a user chose for it
 MODEL = re.compile(r"[\w./:+-]{1,200}")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -32,9 +32,9 @@ START_BUDGET = 45.0  # time limit from the start of the pool until its daemons a
 LISTEN_SECONDS = 2.0  # time limit to connect to the collector, in seconds; even a busy collector is faster
 _log = logging.getLogger("glide")
 FORBIDDEN = ',"\\$'  # characters that GLIDE_HOME must not contain; HTCondor uses them for lists, quotes and macros
-LAST_BYTES = 1 << 16  # number of bytes that are read at the end of a log
+LAST_BYTES = 1 << 16  # maximum number of bytes to read from the end of a log, to show its last lines
 TOOL_SECONDS = 30.0  # time limit of one of HTCondor's tools, in seconds
-REAP_SECONDS = 2.0  # time limit until the ended masters are no longer in /proc, in seconds
+REAP_SECONDS = 2.0  # time limit until a stopped master disappears from /proc, in seconds
 STOP_BUDGET = 8.0  # time limit for the master to stop the pool, in seconds; after that, remaining processes are killed
 
 
@@ -57,7 +57,7 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class EmbeddedPool:
-    """An embedded pool. Its state is in the folder `home`, so any process can use the pool through such an object."""
+    """An embedded pool. Its state is in the folder `home`, so each process can create its own object for the pool."""
 
     home: Path
 
@@ -97,7 +97,7 @@ class EmbeddedPool:
             if time.monotonic() > deadline:
                 raise CondorError(
                     f"the embedded pool of {self.home} runs (condor_master is process {masters[0].pid}) but does not "
-                    f"answer; {self.logs} may say why, and `glide pool down` ends it"
+                    f"answer; look for the reason in {self.logs}, or stop the pool with `glide pool down`"
                 )
         installation = install.ensure()
         self.down()  # stop what an earlier pool in this folder left behind
@@ -129,7 +129,7 @@ class EmbeddedPool:
                 process.send(signal.SIGKILL)
             time.sleep(0.05)
         for process in mine:
-            with suppress(ChildProcessError):  # only the process that started a master can reap it
+            with suppress(ChildProcessError):  # waiting works only if this process started the master
                 os.waitpid(process.pid, 0)
         deadline = time.monotonic() + REAP_SECONDS
         while any(Path(f"/proc/{process.pid}").exists() for process in mine) and time.monotonic() < deadline:
@@ -159,7 +159,7 @@ class EmbeddedPool:
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
     def daemons(self, name: str) -> list[Process]:
-        """Return the pool's daemons of one program, such as condor_schedd. Leave out the daemons of glideins."""
+        """Return the pool's daemons that run a program, such as condor_schedd. Leave out the daemons of glideins."""
         return [each for each in processes.daemons(self.processes(), name) if self._is_own(each)]
 
     def glidein_masters(self) -> list[Process]:
@@ -185,8 +185,8 @@ class EmbeddedPool:
         """Run one of HTCondor's tools for this pool, and return the tool's output.
 
         Raises:
-            CondorError: the tool did not end within TOOL_SECONDS, or HTCondor is not installed. If `check` is true: the
-                tool failed.
+            CondorError: HTCondor is not installed, the tool did not end within TOOL_SECONDS, or the tool failed and
+                `check` is true.
         """
         installation = install.find()
         if installation is None:
@@ -239,8 +239,8 @@ class EmbeddedPool:
             "PROCD_ADDRESS": "$(RUN)/procd",
             "COLLECTOR_NAME": f"glide {trust}",
             "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
-            # OWNER has all rights. Glideins, which authenticate with a token, may only advertise. IDTOKENS come before
-            # FS, because root's pool runs as an unprivileged account, and FS cannot authenticate root as that account.
+            # OWNER has all rights. Glideins, which authenticate with a token, may only advertise. If root uses the
+            # pool, OWNER is an unprivileged account, and FS cannot authenticate root as OWNER. So IDTOKENS come first.
             "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
             "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
             "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
@@ -282,12 +282,12 @@ def _account() -> pwd.struct_passwd:
 
 
 def as_unprivileged() -> list[str]:
-    """Return words to put before a command, so that it runs as an unprivileged account.
+    """Return words to put before a command of root, so that it runs as an unprivileged account.
 
     If the user is not root, the list of words is empty.
 
-    HTCondor refuses to run jobs of root. So root's pool runs in a user namespace, in which root appears as an
-    unprivileged account. Outside the namespace, the pool's files and processes belong to root.
+    If root starts a pool, the pool runs in a user namespace, because HTCondor refuses to run jobs of root. Inside the
+    namespace, the pool's files and processes seem to belong to an unprivileged account. Outside, they belong to root.
     """
     if os.getuid() != 0:
         return []
@@ -299,10 +299,10 @@ def _under(account: pwd.struct_passwd) -> list[str]:
 
 
 def _with_own_mount(folder: Path) -> list[str]:
-    """Return words to put before a command, so that its processes see the folder as a separate mount.
+    """Return words to put before a command, so that the command sees `folder`, the spool, as a separate mount.
 
-    Code on a node can ask its job's shadow to create a hard link in the spool. The link may lead to any file of the
-    job's owner, because the shadow does not check where the link leads. If the spool is a separate mount, the shadow
+    Code on a node can ask the shadow of its job to create a hard link in the spool. The shadow does not check the
+    target of the link, so the target may be any file of the job's owner. If the spool is a separate mount, the shadow
     cannot create such a link, because a hard link cannot lead to another mount.
     """
     space = ["unshare", "--mount", "--propagation", "private"]

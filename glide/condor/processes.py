@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME_LENGTH = 15  # Linux cuts the name of a process to this number of characters
+NAME_LENGTH = 15  # maximum length of a process's name in Linux; Linux cuts off the rest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Process:
 
 
 def with_variable(name: str, value: str) -> list[Process]:
-    """Return all processes of this account, except this process, in whose environment the variable has this value."""
+    """Return the processes of this account whose environment contains `name=value`. Leave out this process."""
     wanted = f"{name}={value}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -50,7 +50,7 @@ def with_variable(name: str, value: str) -> list[Process]:
 
 
 def daemons(found: list[Process], name: str) -> list[Process]:
-    """Return the daemons with this program name from a list of processes.
+    """Return the processes in `found` that are daemons with the program name `name`.
 
     Children of a daemon are left out. A forked child has its daemon's name until the child runs another program.
     """

@@ -106,8 +106,8 @@ class _Loader(yaml.SafeLoader):
     a line number. This loader reports both mistakes with their line numbers.
     """
 
-    # This check runs before `<<` merges keys of other mappings. After that, a key that overrides a merged key would
-    # look like a key that is given twice.
+    # This check runs before `<<` merges keys of other mappings. A mapping may override a merged key, so a check after
+    # the merge would find this key twice.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
@@ -167,8 +167,8 @@ def _problems(path: Path, tree: yaml.Node | None, error: ValidationError, *where
 def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, list[str]]:
     """Return the line number and the keys of a place in a YAML file. `location` is the `loc` of a pydantic error.
 
-    If a value may have several types, pydantic adds the name of a type to the location. The file has no such key, so
-    this part of the location is ignored.
+    If a value may have several types, pydantic adds the name of a type to the location. This name is not a key in the
+    file, so it is skipped.
     """
     line, keys = tree.start_mark.line + 1 if tree else 1, []
     for part in location:
@@ -183,8 +183,8 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
 def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
     """Return the YAML nodes of a key and of its value in a mapping. Return None if the key does not exist.
 
-    If `node` is a list, `part` is an index, and both returned nodes are the item at this index. If `<<` merges the key
-    into a mapping that also has the key itself, return the mapping's own key.
+    If `node` is a list, `part` is an index, and both returned nodes are the item at this index. If a mapping overrides
+    a key that `<<` has merged, the mapping contains the key twice. Then return the key that overrides the other.
     """
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)

@@ -88,7 +88,7 @@ class Breaker(Strict):
 
     Attributes:
         failures: number of failures in a row after which submissions stop. A glidein fails if it never becomes warm.
-            Until one glidein has been warm, the factory tries at most this number of glideins at the same time.
+            Until the first glidein is warm, `failures` also limits how many glideins are tried at the same time.
         backoff_seconds: time for which submissions stop, in seconds. The time doubles after each further failure, up to
             one day. When the time is over, the factory tries one glidein.
     """
@@ -153,9 +153,9 @@ class CacheSettings(Strict):
 
     Attributes:
         folder: folder on a disk of the node. The path may begin with an environment variable of the node
-            (`$SCRATCH/glide`). By default a folder of the account in /var/tmp. Name another folder if jobs of several
-            users run as the glideins' account (`nobody`), or if HTCondor gives each job its own /var/tmp
-            (MOUNT_UNDER_SCRATCH). In these two cases, the files in the default folder are deleted with the glidein.
+            (`$SCRATCH/glide`). By default a folder in /var/tmp that belongs to the glideins' account. Name another
+            folder if this account also runs jobs of other users (as `nobody` may), or if HTCondor gives each job its
+            own /var/tmp (MOUNT_UNDER_SCRATCH). In both cases, the default folder is deleted with each glidein.
         gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
         upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
             no limit.
@@ -209,8 +209,8 @@ def _is_expression(requirements: str) -> str:
 
     line = " ".join(requirements.split("\n")).strip()
     try:
-        # Also check the expression in parentheses, as the job file contains it. If the expression contains a comment,
-        # the comment hides the closing parenthesis.
+        # The job file puts the expression in parentheses. A comment in the expression would hide the closing
+        # parenthesis. So check the expression with parentheses, too.
         for text in (line, f"({line}) && true"):
             bindings.classad2.ExprTree(text)
     except (ValueError, RuntimeError, bindings.classad2.ClassAdException):
@@ -255,14 +255,14 @@ class Entry(Strict):
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
         condor: absolute path of HTCondor's release folder on the nodes, or of an archive of HTCondor on this host. An
-            archive is sent to the nodes. By default a node uses its own HTCondor. If this host uses an HTCondor that
-            glide has installed, a node first tries the folder of this HTCondor. A node without HTCondor gets a copy.
+            archive is sent to the nodes. By default a node uses its own HTCondor, and a node without HTCondor gets a
+            copy. If glide has installed HTCondor on this host, nodes first try the folder of this installation.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
-        users_code: whether users of an entry with several owners may bring code of their own (Python functions,
-            environments). On a node all owners share one account, so this code can read the files of other owners.
-        idle_seconds: seconds without a job after which a glidein ends itself. If a glidein was submitted without a
-            model (`ready`), it waits for its whole lifetime instead.
+        users_code: whether the owners may bring code of their own (Python functions, environments) if there are several
+            owners. On a node all owners share one account, so one owner's code can read the files of the others.
+        idle_seconds: seconds without a job after which a glidein ends itself. But a glidein that was submitted without
+            a model (see `ready`) waits for its whole lifetime.
         lifetime: seconds after which a glidein accepts no further job. Each glidein gets up to 10 % more or less, so
             that glideins do not all end together. A glidein ends at most `idle_seconds` after its last job.
         ready: number of glideins that the factory keeps ready for the next model that jobs want. A ready glidein is
@@ -331,7 +331,7 @@ class SiteFile(Strict):
 
     @model_validator(mode="after")
     def _has_no_reserved_name(self) -> SiteFile:
-        """Refuse a site's name if glide uses this name for a file beside the sites' folders on a login host."""
+        """Refuse a site's name if a file in glide's folder on a login host has the same name."""
         shared = self.site in ("bundles", "lock", "access_point") or self.site.startswith("word.")
         if shared and any(entry.ssh for entry in self.entries):
             raise ValueError(f"glide has a file of its own called {self.site}; give the site another name")

@@ -54,8 +54,8 @@ class ModelSpec(Strict):
             files have the Hugging Face format. The transformers engine requires a path.
         keep: part of the model that stays on a node after a job. `state` keeps the loaded model. `files` keeps only the
             files, so that each job loads the model. `nothing` also deletes fetched files, so that each job fetches them
-            again. Use `files` and `nothing` only to measure the benefit of kept state. With these values, set
-            `lanes: 1` in the site file, because two jobs at the same time would share the loaded model.
+            again. Use `files` and `nothing` only to measure the benefit of kept state. They need `lanes: 1` in the site
+            file. With more lanes, two jobs could run at the same time and share the loaded model.
         environment: environment in which the engine runs. It is a packed venv or conda environment, an Apptainer image,
             or a folder that the nodes have. By default the environment of the entry, or the nodes' own Python if the
             entry has no environment.
@@ -104,7 +104,8 @@ class ModelSpec(Strict):
 
 FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
-SUMMARY = "summary.json"  # file in a sweep's `out` folder; prompts have folders there, so no prompt has this name
+# A sweep's `out` folder contains this file and a folder for each prompt. So no prompt may have the file's name.
+SUMMARY = "summary.json"
 
 
 def prompt_fields(prompt: str) -> list[str]:
@@ -123,7 +124,7 @@ def prompt_fields(prompt: str) -> list[str]:
             continue
         if form or conversion or not FIELD.fullmatch(name):
             raise ValueError(
-                f"{{{name}}} is not the name of a field (one word, or words with ' ', '-' or '_' between); {BRACES}"
+                f"{{{name}}} is not the name of a field (a word, or words joined by ' ', '-' or '_'); {BRACES}"
             )
         names.append(name)
     return names
@@ -162,8 +163,8 @@ class SweepFile(Strict):
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
         batch: number of records in a batch. A job carries whole batches. Only the first jobs of a sweep, which measure
-            the speed, carry fewer records. With `auto`, a batch has one record if `pack` is a number, and otherwise as
-            many records as an engine call.
+            the speed, carry fewer records. If `batch` is `auto` and `pack` is a number, a batch has one record. If both
+            are `auto`, each engine call is a batch.
         pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
     """
 

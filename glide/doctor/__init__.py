@@ -23,7 +23,7 @@ def examine(files: Sequence[Path] = (), budget: float = 0.0, timeout: float = TI
 
     Args:
         files: paths of site files; if empty, all site files whose factories have run with this GLIDE_HOME.
-        budget: time limit for the result of the test record, in seconds; 0 to send no test record.
+        budget: maximum number of seconds to wait for the result of a test record; 0 to send no test record.
         timeout: time limit of all queries together, in seconds. The test record has its own limit.
 
     Raises:

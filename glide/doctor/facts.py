@@ -12,7 +12,7 @@ from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
 from glide.report.reasons import QueueView
 
-US = "this account"  # the name of this account in Authorization.who and in findings
+US = "this account"  # the words for this account in Authorization.who and in findings
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class TrialOutcome:
     Attributes:
         seconds: seconds until the result came back, or until the doctor stopped waiting.
         stuck: why the result did not come back; empty if it came back.
-        in_progress: whether nothing is wrong and the record only needs more time. For example, its glidein is starting
-            or waits for a node, or entries are full of glideins with other templates.
+        in_progress: whether the result may still come. For example, the record's glidein is starting or waits for a
+            node, or glideins with other templates fill the entries.
     """
 
     seconds: float = 0.0
@@ -154,7 +154,7 @@ class Facts:
         jobs: ads of invocation jobs.
         nodes: for each entry, the slots of the pool to which the entry submits. The key is the name of the entry.
         unavailable: for each fact that could not be gathered, the reason. The key is the name of the fact. The
-            attribute with this name has its default value.
+            attribute for such a fact has its default value.
     """
 
     now: float = 0.0

@@ -182,7 +182,7 @@ def _clock() -> float:
 
 
 def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Authorization, ...]:
-    # The calls below have no time limit. So first make a query with a time limit, which fails if no schedd answers.
+    # The calls below have no time limit. So first make a query that has one. If no schedd answers, this query fails.
     AccessPoint().jobs("false", [])
     rights = [check_authorization(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
     if entries:  # a factory needs ADVERTISE_STARTD to remove dead glideins' ads
@@ -205,7 +205,7 @@ def _jobs() -> tuple[dict[str, Any], ...]:
 def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[SlotOffer, ...]]:
     """Return the slots of the pool to which each entry submits. The key is the name of the entry.
 
-    The entries of a pool that does not answer are left out. The snapshot has the reason.
+    If a pool does not answer, its entries are left out. `Facts.snapshot` contains the reason.
     """
     found: dict[str, tuple[SlotOffer, ...]] = {}
     for place in {entry.outer_pool for _, entry in entries}:

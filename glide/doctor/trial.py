@@ -30,13 +30,13 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # seconds from the end of the budget until HTCondor removes a remaining test job
+LATE_SECONDS = 600  # seconds after the budget; if the test job still exists then, HTCondor removes it
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
 
 def send_test_record(sites: Sequence[SiteFile], budget: float) -> TrialOutcome | NoReply:
-    """Send the test record and wait for its result. Afterwards always remove the record's job and files.
+    """Send the test record and wait for its result. At the end, remove the record's job and files in any case.
 
     Args:
         budget: time limit for the result, in seconds.

@@ -36,7 +36,7 @@ class Submit(Action):
     Attributes:
         avoid: nodes on which the glideins must not run.
         prefer: nodes to use first, because they have the template's files.
-        last_resort: nodes to use only if no other node is free, because the template did not load there.
+        last_resort: nodes on which the template did not load. They are used only if no other node is free.
     """
 
     action = "submit"
@@ -93,8 +93,8 @@ class Wait(Action):
     """Do nothing in this cycle for a template, or for an entry if `template` is empty.
 
     Attributes:
-        full: whether an entry could serve the template, but already has as many glideins as a limit allows. If so, the
-            wait ends when one of these glideins ends.
+        full: True if a suitable entry has as many glideins as a limit allows. Then the wait ends when one of these
+            glideins ends.
     """
 
     action = "wait"

@@ -57,7 +57,7 @@ def choose_description(templates: Sequence[Template]) -> Template:
     """Choose one of the descriptions of a template.
 
     Args:
-        templates: one description from each user. The description from the user with the oldest job is first.
+        templates: one description from each user, in the order of the users' oldest jobs.
     """
     plain = list(map(_comparable, templates))
     if all(each == plain[0] for each in plain):
@@ -66,10 +66,10 @@ def choose_description(templates: Sequence[Template]) -> Template:
 
 
 def _comparable(template: Template) -> Template:
-    """Return a copy of a template without the fields that users' jobs may describe differently.
+    """Return a copy of a template without the fields that may differ between two right descriptions.
 
-    Pickles of equal functions may differ, so the function is left out. The key and the seed of the files are left out,
-    because only the factory sets them.
+    The function is left out, because equal functions may have different pickles. The fields `key` and `seed` are left
+    out, because the factory replaces their values.
     """
     return replace(template, function=None, key="", seed="")
 
@@ -103,5 +103,5 @@ def _find_description(access_point: AccessPoint, digest: str, user: str) -> Temp
             is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
             is_allowed = not template.has_code or template.owner == user  # a user's code may run only for this user
             if is_valid and is_allowed:
-                return replace(template, service=None)  # only an entry of a site, not a job, may choose a service
+                return replace(template, service=None)  # a job must not choose a service; only an entry may
     return None

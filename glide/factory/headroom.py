@@ -11,7 +11,7 @@ from glide.factory.health import BreakerState, breaker_state
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
-USEFUL_SECONDS = 600.0  # time that a glidein must be warm to be worth the cost of its start, in seconds
+USEFUL_SECONDS = 600.0  # a glidein that was warm for this time, in seconds, was worth the cost of its start
 
 
 @dataclass
@@ -77,7 +77,7 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # The limit of an unavailable queue is -1, so that `limit` names the queue even if another limit is 0.
+        # -1 is less than any other limit. So `limit` names the unavailable queue even if another limit is 0.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 
@@ -119,9 +119,8 @@ def _apply_breaker(headroom: Headroom, breaker: BreakerState) -> None:
 def usefulness(entry: Entry, snapshot: Snapshot) -> float:
     """Estimate how useful the next glidein on an entry will be, from 0 to 1.
 
-    The function `score` gives each glidein of the entry a score. The estimate is the average of these scores and of the
-    numbers 0 and 1, so the estimate for an entry without glideins is 0.5. Glideins in the queue that have not reported
-    a state yet do not count.
+    The estimate is the average of several numbers: the `score` of each glidein of the entry, a 0 and a 1. So the
+    estimate for an entry without glideins is 0.5. A glidein is left out until it has reported a state or has ended.
     """
     alive, ended = snapshot.glideins_of(entry.name)
     scores = [score(glidein) for glidein in (*alive, *ended) if glidein.state or glidein in ended]
@@ -136,5 +135,5 @@ def score(glidein: Glidein) -> float:
     """
     if glidein.state != State.WARM:
         return 0.0
-    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # after an eviction, the outer job is IDLE
+    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # IDLE: the warm glidein was evicted
     return min(1.0, glidein.warm_seconds / USEFUL_SECONDS) if is_over else 1.0

@@ -16,10 +16,10 @@ from glide.config import Breaker
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
-NODE_FAILURES = 2  # after this number of failures on a node, and no success there, the factory avoids the node
+NODE_FAILURES = 2  # the factory avoids a node with at least this number of failures and no success
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
 MOST_EARLIER_FAILURES = 3  # a breaker's reason names at most this number of earlier failures on other hosts
-# A glidein is failing if at least this number of its records failed, and if these are more than half of its records.
+# A glidein is failing if more than half of its records failed. At least this number of its records must have failed.
 FAILED_RECORDS = 5
 
 
@@ -42,8 +42,8 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     """Return how many more glideins the circuit breaker of an entry, or of a template on an entry, allows.
 
     Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
-    `breaker.failures` failures in a row, the breaker is open: no glidein is allowed for `breaker.backoff_seconds`. Then
-    the breaker is half open: one glidein is tried. If it fails, too, the breaker is open for twice as long.
+    `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: it allows no glidein. Then
+    the breaker is half open: it allows one glidein. If this glidein fails, too, the breaker is open for twice as long.
 
     Args:
         alive: glideins of the entry, or of the template on the entry, that are in the queue.
@@ -93,7 +93,7 @@ def mark_failing_glideins(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot with failing glideins marked as Failed.
 
     A glidein is failing if most of its records fail. A failing glidein is marked only if another glidein serves the
-    same template well. If none does, the template or the records may cause the failures, and not the glidein.
+    same template well. Otherwise, the template or the records may be the cause of the failures.
     """
     glideins = (*snapshot.glideins, *snapshot.ended)
     served_well = {
@@ -142,9 +142,9 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes on which a glidein with the template has failed, and no such glidein has been warm.
+    """Return the nodes where glideins with the template have failed, and none of them has been warm.
 
-    Only glideins in the queue count. An ended glidein stays in the queue for at least an hour.
+    The factory knows an ended glidein only while its outer job is in the queue, which is at least an hour.
     """
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}

@@ -1,7 +1,8 @@
 """Manage the factory's files under GLIDE_HOME.
 
-The folder of a site contains the site's lock and the names of closed entries. For each entry and template, the folder
-also has a subfolder. There the factory stores the files that it sends to nodes, and the outputs of the glideins.
+The folder of a site contains the site's lock and the names of closed entries. It also contains a subfolder for each
+pair of an entry and a template. In such a subfolder, the factory stores the files that it sends to nodes, and the
+outputs of the glideins.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def is_running(site: SiteFile) -> bool:
     """Return whether a factory for this site is running with this GLIDE_HOME."""
     with (site_folder(site) / "lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a shared lock: several processes can test it at once
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes can call is_running at once
         except BlockingIOError:
             return True
         return False
@@ -113,7 +114,7 @@ def _lock_owner(file) -> str:
 
 
 def subfolder_name(template: str) -> str:
-    """Return the name of the subfolder that an entry's folder has for a template.
+    """Return the name of the subfolder for a template. The subfolder is in the folder of an entry.
 
     Args:
         template: digest of the template; empty for blank glideins.

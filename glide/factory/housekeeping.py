@@ -73,6 +73,7 @@ def _fetch_logs(client: SiteClient, entry: Entry, ended: Iterable[Glidein], now:
         except SshError:
             return  # the login host does not answer; the next cycle tries again to fetch the logs
         except CondorError:
-            pass  # a glidein has no logs; the logs of all other glideins have arrived
+            pass  # the error means that a glidein has no logs; all other logs have arrived
         for job in some:
-            missing[job].touch()  # if a glidein has no output, the empty file prevents further attempts to fetch it
+            # If a glidein has no output, create an empty output file. Then later cycles do not try to fetch the output.
+            missing[job].touch()

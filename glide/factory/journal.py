@@ -22,7 +22,7 @@ from glide.factory.totals import ENDED, ERRORS, EVICTED, SERVED, Totals
 from glide.vocabulary import JobStatus
 
 SILENCE_SECONDS = 60.0  # maximum time between two lines, in seconds, even if nothing changes
-BLOCK = 65536  # to find the last line, this number of bytes is read from the end of the file at first
+BLOCK = 65536  # to find the last line, first read this number of bytes at the end of the file
 # Maximum size of the journal, in bytes. A larger journal is renamed to journal.jsonl.1, and replaces an earlier file of
 # this name. Then a new journal begins.
 LARGEST = 10_000_000
@@ -32,9 +32,9 @@ class Journal:
     """The journal of a site, which is a file in the site's folder.
 
     A cycle without a change usually writes no line and only updates the file's modification time. In a line, the counts
-    `evictions`, `ended`, `records` and `errors` include everything since the factory started. `glidein_seconds` has a
-    number for each activity in `glide.factory.activity`: the seconds that all glideins together have spent on this
-    activity since the previous line.
+    `evictions`, `ended`, `records` and `errors` include everything since the factory started. `glidein_seconds`
+    contains a number of seconds for each activity of glideins. It is the time that all glideins together have spent on
+    this activity since the previous line.
     """
 
     def __init__(self, folder: Path):
@@ -87,7 +87,7 @@ class Journal:
     def lines(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield the lines that were written since a Unix time. Leave out incomplete lines."""
         for path in (self._rotated, self.path):
-            if not path.exists() or path.stat().st_mtime + 1 < since:  # a file's time may be up to 1 s too early
+            if not path.exists() or path.stat().st_mtime + 1 < since:  # st_mtime may be up to 1 s before the last write
                 continue
             with path.open(encoding="utf-8") as file:
                 for line in file:

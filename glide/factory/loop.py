@@ -51,8 +51,8 @@ class Factory:
             if count > 1:
                 raise InputError(f"{count} of these site files have an entry {name}; rename one")
         self.drain = drain
-        # Signal handlers set the flags `stop` and `reload`. A flag is a bool and not a threading.Event, because an
-        # Event has a lock. If the code that the signal interrupts held this lock, the handler would wait forever.
+        # Signal handlers set the flags `stop` and `reload`. The flags are bools, because a threading.Event has a lock.
+        # If a signal arrived while this program held the lock, the signal handler would wait forever.
         self.stop = False
         self.reload = False
         self.logged: set[Action] = set()  # logged waits and drains; while they continue, they are not logged again
@@ -164,7 +164,7 @@ class Factory:
             try:
                 fresh = load(path, SiteFile)
                 if fresh.site != site.site:
-                    raise InputError(f"{path}: it describes another site, {fresh.site}; start a factory for that site")
+                    raise InputError(f"{path}: its site is now {fresh.site}; start a factory for this site")
                 self.sites[path] = fresh
                 log(f"{path}: {'read again' if fresh != site else 'unchanged'}")
             except InputError as error:

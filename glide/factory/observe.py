@@ -63,8 +63,8 @@ def observe(
         constraint = f"{Job.TEMPLATE} =!= undefined || {Job.ENTRY} =!= undefined"
         jobs += _valid_jobs(access_point, constraint, accounts, earlier_accounts)
         sticky_jobs = _sticky_jobs(access_point)
-        # Read `user` only after the queries. `user` needs a ping, and a ping has no time limit of its own. A query has
-        # a time limit, so the queries show first whether the access point answers.
+        # `access_point.user` needs a ping, and a ping has no time limit of its own. A query has a time limit. So query
+        # first: if the access point does not answer, the query fails, and no ping is sent.
         user = access_point.user
         invocations = [job for job in jobs if Job.ENTRY not in job]
         specs = find_templates(access_point, invocations, {owner or user for owner in owners})
@@ -170,7 +170,7 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
         # The outer job has started again since the last report, so the report is out of date.
         glidein = replace(glidein, state="", failure="", served=0, errors=0)
-    lane = lanes.get((glidein.glide_id, glidein.template))  # `lane` is None after a retarget to another template
+    lane = lanes.get((glidein.glide_id, glidein.template))  # None after a retarget: the lanes have another template
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
         # Use the lane's ad, because it is newer than the outer job's ad.
         glidein = replace(glidein, state=lane.state, failure=lane.failure)

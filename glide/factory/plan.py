@@ -29,7 +29,7 @@ from glide.files import Tree
 from glide.files.peers import short_digest
 from glide.vocabulary import JobStatus, State
 
-START_GRACE_SECONDS = 20.0  # time after a start during which ads may be newer than the queue's answer, in seconds
+START_GRACE_SECONDS = 20.0  # for this number of seconds after a start, ads may be newer than the queue's answer
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 _Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
 
@@ -82,7 +82,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
-        for unmet in waiting:  # a glidein with a place on this entry needs no place on a later one
+        for unmet in waiting:  # places that become free here need not become free on a later entry
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
 
@@ -115,13 +115,12 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
 
-    A job uses at most one glidein, and a running job stays on its glidein. So the jobs can use the busy glideins, and
-    one more glidein for each idle job. There must be enough work to keep each glidein busy for at least as long as its
-    start takes. Existing glideins with the template are subtracted. A glidein that has retired or could not load the
-    template is not subtracted.
+    A job uses at most one glidein. So running jobs can use the glideins on which they run, and each idle job can use
+    one more. There must be enough work to keep each glidein busy for at least as long as its start takes. Existing
+    glideins with the template are subtracted, except glideins that have retired or could not load the template.
 
     Args:
-        owners: the Users that the site serves. If one of these Users wants the template, only their demand counts.
+        owners: the Users that the site serves. If any of them wants the template, other Users' demand is ignored.
     """
     demands = [demand for demand in snapshot.demands if demand.template == template]
     demands = [demand for demand in demands if demand.user in owners] or demands
@@ -133,7 +132,7 @@ def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]
         wanted = max(1, int(work / start))
     retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
     existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
-    # If an entry's queue is unavailable, count the entry's glideins whose lanes advertise the template.
+    # If an entry's queue is unavailable, find the entry's glideins by the ads of their lanes.
     unavailable = [lane for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries]
     existing |= {lane.glide_id for lane in unavailable if lane.template == template}
     return wanted - len(existing - retiring - _failed_glideins(template, snapshot))
@@ -224,14 +223,14 @@ def _retarget_idle(
 ) -> list[Action]:
     """Return the actions that make idle glideins load a template.
 
-    Only glideins whose present templates are not in demand are used. If the template has only best-effort demand, only
-    blank glideins are used, so that no glidein unloads its model.
+    Do not use a glidein if jobs want a template that it has. If all demand for the new template is best effort, use
+    only blank glideins, so that no glidein unloads its model.
 
     Args:
-        retargeted: GlideIds of all glideins that are retargeted in this cycle. The function adds further ones.
+        retargeted: GlideIds of all glideins that are retargeted in this cycle. The function adds further GlideIds.
     """
     if any(each.template == template and each.hold_reason for each in snapshot.retargets):
-        return []  # after a failed sticky job, submit new glideins: their logs show why the template fails
+        return []  # a sticky job has failed: submit new glideins, whose logs show why the template fails
     wanted = {demand.template for demand in snapshot.demands}
     best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
     lanes = snapshot.lanes_of
@@ -277,7 +276,7 @@ def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
 
 
 def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:
-    """Return the action that submits blank glideins, if fewer than `entry.ready` glideins of an entry have no work."""
+    """If fewer than `entry.ready` glideins of an entry are ready, return the action that submits blank ones."""
     wanted = {demand.template for demand in snapshot.demands}
     unwanted = [each for each in snapshot.glideins_of(entry.name)[0] if not snapshot.templates_of(each) & wanted]
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
@@ -336,7 +335,8 @@ def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list
     advertised = {lane.glide_id: lane.entry for lane in snapshot.lanes if lane.entry in names}
     running = [glidein for glidein in snapshot.glideins if glidein.status in _RUNNING]
     alive = {glidein.glide_id for glidein in running}
-    # Soon after a start, an ad may have the new GlideId while the queue has the old number of starts. Keep such ads.
+    # A GlideId contains the number of starts. Soon after a start, the queue may still report the old number, while the
+    # glidein's ads have the new GlideId. Keep such ads.
     starting = {(glidein.entry, glidein.job) for glidein in running if glidein.age < START_GRACE_SECONDS}
     return [
         Expunge(entry, "", 1, f"{each} advertises, but has no running job", (each,))

@@ -57,8 +57,8 @@ def reject_implausible(
 def baseline(snapshot: Snapshot, actions: Collection[Action], before: Snapshot | None = None) -> Snapshot:
     """Return the snapshot that the next snapshot is compared with.
 
-    Glideins that are being removed are left out, because it is plausible that they disappear. For an entry whose queue
-    is unavailable, the glideins of `before` are used.
+    Glideins that are being removed are left out, because it is plausible that they disappear. If the queue of an entry
+    is unavailable, the entry's glideins are copied from `before`.
 
     Args:
         actions: the actions of this cycle.

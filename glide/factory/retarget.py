@@ -39,8 +39,8 @@ def retarget(client: SiteClient, action: Retarget, snapshot: Snapshot) -> None:
         "periodic_hold": f"JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {CLAIM_SECONDS}",
         "periodic_hold_reason": quoted(f"slot not claimed within {CLAIM_SECONDS} s"),
         "periodic_remove": f"JobStatus == {JobStatus.HELD} && time() - EnteredCurrentStatus > {RETRY_SECONDS}",
-        # A completed sticky job stays in the queue until the lane's ad shows the new template. Until then, the factory
-        # reads from the sticky job which template the lane has.
+        # A completed sticky job stays in the queue until the lane's ad shows the new template. Until then, the sticky
+        # job shows the factory that the lane has this template.
         "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {SETTLE_SECONDS}",
     }  # fmt: skip
     client.access_point().submit(description, macros, [{"lane": name} for name in action.slots], spool=True)

@@ -74,7 +74,7 @@ def write_offer(file_set: FileSet, folder: Path) -> str:
 
 
 class SharedTrees(ChunkServer):
-    """The seed's server. It sends nodes the chunks of files that are offered in the seed's folder."""
+    """The seed's server, which sends chunks of files to nodes. The seed's folder lists the offered file sets."""
 
     def __init__(self, folder: Path):
         super().__init__(Cache(folder / "cache"))

@@ -68,15 +68,17 @@ class SiteClient:
         if not isinstance(place, Login):
             return self.access_point(place)
         remote = access_point_at(place)
-        if self.seed:  # cancel delayed submissions of an earlier factory, because the queue does not show them yet
+        # An earlier factory's submission may still be delayed. The queue does not show it yet, so this factory would
+        # submit the same glideins again. Therefore cancel the delayed submission.
+        if self.seed:
             remote.fence(self.site.site)
         return remote
 
     def observe(self) -> Snapshot:
         """Observe the pool and the queues of all entries.
 
-        If this process is the factory, also store the account names that the factory has at the access points. With
-        these names, a later factory recognizes glideins that were submitted under another account name.
+        If this process is the factory, also store the name of its account at each access point. If the factory's
+        account changes later, the stored names show which glideins the factory submitted under an earlier name.
         """
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
         accounts = self.folder / "accounts"
@@ -124,7 +126,7 @@ def collect_errors(what: str, refused: list[str]) -> Iterator[None]:
     """If the block raises an exception, add its message to `refused`. The caller continues after the block.
 
     Args:
-        what: beginning of the message: what the block could not do.
+        what: first part of the message, such as "cannot fetch the logs".
     """
     try:
         yield

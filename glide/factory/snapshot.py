@@ -12,7 +12,7 @@ from functools import cached_property
 from glide.template import Template
 from glide.vocabulary import glide_id
 
-OTHER = "other"  # name under which jobs are counted if no glidein has reported their model
+OTHER = "other"  # in counts of jobs for each model, this stands for models that no glidein has reported
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ class Snapshot:
     def templates_of(self, glidein: Glidein) -> set[str]:
         """Return the digests of the templates that a glidein has or is about to load.
 
-        Before the lanes advertise a template, the glidein counts as having the template that it was submitted with. If
-        a lane has a sticky job that is not held, the lane counts as having the sticky job's template.
+        Each lane gives one template. If a sticky job for the lane is in the queue and is not held, this is the sticky
+        job's template. Otherwise, it is the template that the lane advertises. Before the lane advertises a template,
+        it is the template that the glidein was submitted with.
         """
         lanes = self.lanes_of.get(glidein.glide_id, [])
         templates = {self._retargeted.get(lane.name, lane.template or glidein.template) for lane in lanes}
@@ -192,7 +193,7 @@ class Snapshot:
         return {each.lane: each.template for each in self.retargets if not each.hold_reason}
 
     def glideins_of(self, entry: str) -> tuple[list[Glidein], list[Glidein]]:
-        """Return two lists of an entry's glideins: those in the queue, and those that have ended."""
+        """Return two lists of an entry's glideins: those that have not ended, and those that have."""
         return (
             [glidein for glidein in self.glideins if glidein.entry == entry],
             [glidein for glidein in self.ended if glidein.entry == entry],

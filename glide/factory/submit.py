@@ -27,8 +27,8 @@ from glide.template import FileSet, Template
 from glide.vocabulary import IDENTITY
 
 QUEUE_SECONDS = 7 * 86400  # maximum time that a glidein waits in a queue where its token is renewed, in seconds
-# A token is valid for the glidein's lifetime plus this time, in seconds. In a queue where tokens are not renewed, a
-# glidein waits at most for this time.
+# A token is valid for the glidein's lifetime plus this time, in seconds. So a glidein may wait in the queue for at most
+# this time if its token is not renewed.
 TOKEN_SECONDS = 86400
 KEEP_ENDED_SECONDS = 3600  # minimum time that ended glideins stay in the queue, in seconds
 LOG_SECONDS = 7 * 86400  # time that the logs of ended glideins stay on disk, in seconds
@@ -56,8 +56,8 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
     if entry.container and entry.container.startswith("/"):  # the container's image is a file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
     text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
-    # The access point of an outer pool has only the spooled files, and it cannot stream outputs to this machine. Tokens
-    # in its queue are not renewed, so a glidein must start within TOKEN_SECONDS after its submission.
+    # The access point of an outer pool cannot stream outputs to this machine, because it has only spooled files. Tokens
+    # in this pool's queue are not renewed, so a glidein must start within TOKEN_SECONDS after its submission.
     spooled = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
     macros |= {**spooled, "queue_seconds": str(TOKEN_SECONDS)} if entry.pool else {}
     client.queue_of(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.outer_pool is not None)
@@ -134,10 +134,10 @@ def mint_token(client: SiteClient, entry: Entry, template: str) -> None:
 def _read_file_set(name: str, version: tuple[int, int, int] | None) -> FileSet:
     """Return the file set of an archive, an image or a folder.
 
-    The function reads the whole file, which takes time. So the result is cached for each version of the file.
+    It takes time to read a large archive or image. So the result is cached until `version` changes.
 
     Args:
-        version: modification time in ns, size in bytes and inode number of the file; None for a folder.
+        version: modification time in ns, size in bytes and inode number of the archive or image; None for a folder.
     """
     return environment(name, Path("/"))
 

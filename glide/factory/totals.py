@@ -20,7 +20,7 @@ class MetricKey(NamedTuple):
 
     Attributes:
         kind: SERVED, ERRORS, EVICTED or ENDED.
-        label: the model's name for SERVED and ERRORS, one of ENDS for ENDED, and empty for EVICTED.
+        label: the model's name for SERVED and ERRORS; the glidein's last state for ENDED; empty for EVICTED.
     """
 
     kind: str
@@ -37,8 +37,8 @@ class Totals:
 
     A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. Only the maximum of
     the reported counts is added, so that nothing is counted twice. If a glidein loads a template for the second time,
-    its counts begin at 0 again. They are added only after they exceed the earlier maximum, so the sum is too low. A
-    count that was reported before the model's name was known stays under an empty name.
+    the counts begin at 0 again. The new counts are ignored until they exceed the earlier maximum, so the sum is too
+    low. If a count is reported before the model's name is known, it stays under an empty name.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Totals:
 
     def add(self, snapshot: Snapshot) -> None:
         """Add the increase of each count since the last snapshot."""
-        self._models = snapshot.models | self._models  # a template keeps the first model name that was reported
+        self._models = snapshot.models | self._models  # if names differ, the name that was reported first stays
         for key, reporter, value in self._reported(snapshot):
             before, _ = self._maxima.get((key.kind, reporter), (0.0, 0.0))
             self.counts[key] += max(0, int(value - before))

@@ -4,18 +4,18 @@ A fetch runs in a separate process, because hashing and disk access take long. T
 its standard input. The object has these keys:
 
     parcel    the fields of the file set
-    cache     the path `folder` of the cache, and its maximum size `limit` in bytes (null: no limit)
+    cache     `folder`: path of the cache's folder. `limit`: maximum size of the cache in bytes (null: no limit)
     plugins   path of HTCondor's libexec folder, which contains the file transfer plugins (null: no plugin is used)
     swarm     the fields of glide.files.fetch.Swarm (null: no peers are asked)
-    open      true: the file set contains one file, an environment. If this file is an archive, unpack it
+    open      whether the file set is an environment, which has only one file. If this file is an archive, unpack it
 
 The program writes JSON objects to its standard output, one in each line. During the fetch, each object has the keys
 `size`, `cached`, `source` and `peers`, which are numbers of bytes (glide.files.fetch.FetchAccount). If the fetch fails,
 the last object has the key `failed`, an error message. If the fetch succeeds, the last object has two keys:
 
     folder    path of the folder that contains the fetched files
-    place     if an archive was unpacked: path of the folder with the unpacked files. If `open` is true and the file is
-              not an archive: path of the file. If `open` is false: the same path as `folder`
+    place     if `open` is false: the same path as in `folder`. If `open` is true: path of the folder with the
+              archive's unpacked files, or path of the file if the file is not an archive
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ is the data of a file without the name. SHA is the sha256 of a content. Several 
 
     contents/SHA            a complete, verified and read-only file with this content
     partial/SHA             a file that is being fetched. SHA.have lists the chunks that are already written
-    known/…                 a *memo*: stat data and chunk digests of a verified file. The stat data show any change
+    known/…                 a *memo*: chunk digests of a verified file, and stat data that reveal a later change
     trees/DIGEST/           a complete tree for engines. Its files are hard links to files in contents/
     trees/DIGEST.…/         an incomplete tree
     trees/DIGEST.….files/   the unpacked files of an archive. DIGEST.unpacked contains the name of this folder
@@ -40,9 +40,9 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 
 
 def default_folder(owner: str) -> Path | None:
-    """Return the folder of the cache for jobs of `owner` on this host; None if this account is not the owner's.
+    """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, this is the pool's cache.
 
-    An account that is not the owner's may run the jobs of several owners. In an embedded pool, return the pool's cache.
+    In other pools, return None if the jobs' account is not `owner`, because this account may run several owners' jobs.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -121,7 +121,7 @@ class Cache:
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content_path(content), building / name)
-                self.is_verified(building / name, content)  # `is_verified` writes the new number of links into the memo
+                self.is_verified(building / name, content)  # this also updates the number of links in the memo
 
     def publish(self, tree: Tree) -> Path:
         """Move a tree that is now complete to its final path in one step, and return this path."""
@@ -138,13 +138,13 @@ class Cache:
     def unpack(self, tree: str, archive: Path) -> Path:
         """Return the folder of an archive's unpacked files. If there is none, unpack the archive. May raise OSError."""
         trees, finished = self.folder / "trees", self._lock_path(tree).with_suffix(".unpacked")
-        unfinished = finished.with_suffix(".unpacking")  # file with the name of the folder that is being filled
+        unfinished = finished.with_suffix(".unpacking")  # contains the name of the folder that is being filled
         with locked(unfinished, fcntl.LOCK_EX):
             if finished.exists() and (folder := trees / finished.read_text("utf-8")).is_dir():
                 return folder
             if leftover := unfinished.read_text("utf-8"):  # the name of a folder that a killed process left behind
                 shutil.rmtree(trees / leftover, ignore_errors=True)
-            folder = trees / f"{tree}.{self.name}.files"  # jobs may use an older, damaged folder, so the name is new
+            folder = trees / f"{tree}.{self.name}.files"  # a new name: jobs may still use an older, damaged folder
             unfinished.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
 
@@ -152,7 +152,7 @@ class Cache:
 
             def reserve(taken: int, more: int) -> None:
                 nonlocal checked
-                publish(folder / SIZE_FILE, str(taken), durable=False)  # `publish` replaces a link from the archive
+                publish(folder / SIZE_FILE, str(taken), durable=False)  # a link at this path is replaced, not followed
                 if not checked and self._free_bytes() < more:
                     # An archive that is too large is refused here, before a tree is evicted to make room for it.
                     more, checked = max(more, unpacked_size(archive) - taken), True
@@ -257,7 +257,7 @@ class Cache:
             self._delete(self._lock_path(tree))
 
     def _delete(self, lock: Path) -> None:
-        """Delete the tree or partial file of this lock file. Delete all files in contents/ that are in no tree."""
+        """Delete a tree or partial file, given its lock file. Delete all files in contents/ that are in no tree."""
         for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # glob finds incomplete trees, too
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -303,7 +303,7 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process has deleted this lock file with its tree or partial file. Lock a new lock file.
+        # Another process has deleted this lock file, so create and lock a new one.
         os.close(descriptor)
 
 

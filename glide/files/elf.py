@@ -28,7 +28,7 @@ def repoint(folder: Path, place: Path) -> None:
     Do nothing if the folder has no PROGRAMS file.
 
     Args:
-        place: the path that the folder has when the programs run.
+        place: path that the folder will have when its programs run. It may differ from the present path, `folder`.
     """
     if not (folder / PROGRAMS).exists():
         return

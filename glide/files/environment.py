@@ -65,7 +65,7 @@ def _at_address(name: str) -> FileSet:
     except OSError as error:
         raise ValueError(str(error)) from None
     if file not in files:
-        raise ValueError(f"{path} has no {file}, or its list of files does not contain it")
+        raise ValueError(f"{path} has no {file}, or the list of files there is incomplete")
     return FileSet(path, {file: files[file]})
 
 

@@ -1,9 +1,10 @@
 """Fetch a tree of files into the cache, from peers and from the tree's source. This needs only the standard library.
 
-All nodes together read the source about once. Each node fetches chunks from its peers. It also reads the source if:
-- No peer has the complete tree, and this node was the first to begin. It reads the source from start to end.
-- No peer has the complete tree, and this node has just begun, so that its peers do not see it yet. It reads the source
-  at random places, to get chunks that its peers lack.
+All nodes together read the source about once. Each node fetches chunks from its peers. In three cases, a node also
+reads the source:
+- No peer has the complete tree, and the node began before all its peers. Then it reads from start to end.
+- No peer has the complete tree, and the node has just begun, so no peer sees it yet. Then it reads at random places, to
+  get chunks that its peers lack.
 - The node has received no chunk for a long time.
 """
 
@@ -30,7 +31,9 @@ QUERY_SECONDS = 1.0  # minimum time between two calls of `_query_peers`, in seco
 DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
 VISIBLE_SECONDS = 8.0  # seconds after which a node assumes that its peers see it
 READER_SECONDS = 1.0  # maximum time to wait for the end of the thread that reads the source, in seconds
-STALLED_SECONDS = 15.0  # seconds without a new chunk until a node reads the source, times a random number from 1 to 2
+# If a node receives no chunk for this time, in seconds, it reads the source. Each node multiplies the time by a random
+# number from 1 to 2.
+STALLED_SECONDS = 15.0
 
 
 class WrongContent(Exception):
@@ -39,7 +42,7 @@ class WrongContent(Exception):
 
 @dataclass(frozen=True)
 class Swarm:
-    """The name of this node, and the data that this node needs to find and ask its peers.
+    """The data with which this node finds its peers and sends requests to them.
 
     Attributes:
         glide_id: name of this node.
@@ -126,7 +129,7 @@ class Fetch:
 
     def _fetch_missing(self) -> None:
         absent = {content: size for content, size in self.tree.contents.items() if not self._link(content, size)}
-        # Chunks that a killed process left already use space in the cache, so this space is not reserved again.
+        # The chunks of an interrupted fetch are already in the cache, so no space is reserved for them.
         paths = [self.cache.partial_path(content) for content in absent]
         here = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
         self.cache.make_room(max(0, sum(absent.values()) - here))
@@ -225,8 +228,8 @@ class Fetch:
     def _query_peers(self, swarm: Swarm) -> None:
         """Ask up to QUERIED_PEERS peers which chunks they have.
 
-        Ask a peer with the complete tree. If there is none, ask the peer that began first. In addition, ask the
-        nearest of the remaining peers, and random peers.
+        First ask a peer with the complete tree or, if no peer has the complete tree, the peer that began first. Then
+        ask the nearest other peer (glide.files.peers.distance), and some random peers.
         """
         first = sorted(self.peers, key=lambda peer: (not peer.has_all, peer.since, self._distance(peer)))[:1]
         near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]

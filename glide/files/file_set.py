@@ -25,14 +25,14 @@ def ensure_local(
 ) -> Path:
     """Return a folder on this node that contains the files of a file set.
 
-    If the file set's own folder is on a disk of this node, verify the files there and return this folder. Otherwise
+    If `file_set.path` is a folder on a disk of this node, verify the files there and return this folder. Otherwise
     fetch the files into the cache.
 
     Args:
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
         swarm: this node and its peers. None: no peers are asked.
         report: function that is called with the number of bytes fetched so far, several times a second and at the end
-            of the fetch. It is not called if the file set's own folder is returned.
+            of the fetch. It is not called if `file_set.path` is returned.
 
     Raises:
         OSError: the files cannot be read or stored.

@@ -23,10 +23,10 @@ UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.
 
 
 def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
-    """Return the address for nodes, and a dict from each file's name at this address to its sha256 and size in bytes.
+    """Return the address from which nodes fetch, and a dict from each file's name to its sha256 and size in bytes.
 
-    If the address is a repository of a model hub, the returned address names a fixed revision of the repository. All
-    other servers must have the file MANIFEST in the folder of the files. `glide template files` writes this file.
+    If `path` is a repository of a model hub, the returned address names a fixed revision of the repository. At any
+    other address, the folder must contain the file MANIFEST, which `glide template files` writes.
 
     Raises:
         OSError: the list of files cannot be read. The message contains the address.
@@ -49,7 +49,7 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
 
 
 def _read(path: str) -> bytes:
-    """Return the manifest at an address. Raises OSError if its size or the time exceeds the limit."""
+    """Return the manifest at an address. Raises OSError if the manifest is too large, or if reading takes too long."""
     text, until = bytearray(), time.monotonic() + MANIFEST_SECONDS
     for data in open_source(path).read(MANIFEST, 0):
         text += data

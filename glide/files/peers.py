@@ -50,7 +50,7 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # If the peer's clock is ahead, its token seems valid for longer. Up to twice TOKEN_SECONDS is accepted.
+    # If a peer's clock is ahead, its tokens expire later. A clock may be ahead by up to TOKEN_SECONDS.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 
@@ -70,8 +70,8 @@ def is_address(text: str) -> bool:
 def distance(host: str, address: str) -> int:
     """Return the distance between the IP address `host` and an IP address with a port.
 
-    The distance is the number of bits after the common beginning of the two IP addresses. Hosts in the same rack have a
-    small distance, because only the last bits of their addresses differ.
+    To compute the distance, leave out the first bits, in which both IP addresses agree, and count the remaining bits.
+    Hosts in the same rack have a small distance, because only the last bits of their addresses differ.
     """
     with suppress(ValueError):
         first, second = ipaddress.ip_address(host), ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
@@ -100,12 +100,12 @@ class Peer:
         glide_id: name of the node.
         address: IP address and port of the node.
         since: Unix time when the node began to fetch the tree; 0 if the node is not fetching the tree.
-        has_all: whether the node advertises the complete tree.
+        has_all: whether the node advertises that it has the complete tree.
         available: a dict from a file's sha256 to the numbers of the chunks that the node has. None: all chunks.
-        timeout: maximum time without a byte from the node during a request, in seconds.
+        timeout: a request fails if the node sends no byte for this time, in seconds.
         failures: number of failed requests in a row.
         in_flight: number of requests to the node that have no answer yet.
-        busy_until: time, by time.monotonic(), before which the busy node is not asked for chunks.
+        busy_until: the node was busy, so no chunks are requested from it until this time, by time.monotonic().
     """
 
     glide_id: str
@@ -187,7 +187,7 @@ def _chunk_numbers(some: object, numbers: range) -> set[int] | None:
 def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
     """Open a connection. Close it if the `with` block takes longer than `seconds`, even if bytes still arrive."""
     connection.connect()
-    connected = connection.sock  # keep the socket, because http.client forgets it after the headers of an answer
+    connected = connection.sock  # `end` needs this socket, but http.client forgets `connection.sock` too early
 
     def end() -> None:
         with suppress(OSError):
@@ -203,7 +203,7 @@ def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Itera
 
 
 def directory_command(programs: Path) -> list[str]:
-    """Return the condor_status command that a Directory runs. `programs` is the folder that contains it."""
+    """Return the condor_status command that a Directory runs. `programs` is the folder of HTCondor's programs."""
     sharing = f'{Machine.PEER} =!= undefined && stringListMember("{{tree}}", {Machine.SHARES})'
     names = (Machine.ID, Machine.PEER, Machine.SHARES, Machine.FETCHING)
     return [str(programs / "condor_status"), "-constraint", sharing, "-af", *names]
@@ -224,8 +224,8 @@ class Directory:
     def refresh(self, tree: str) -> list[Peer]:
         """Ask the collector for the nodes that have the tree with this digest, or are fetching it. Return these peers.
 
-        A peer of an earlier call keeps its Peer object. If the collector does not answer, return the peers of the last
-        successful call.
+        If the last call returned the same peer, return the same Peer object again. If the collector does not answer,
+        return the peers of the last successful call.
         """
         command = [word.replace("{tree}", short_digest(tree)) for word in self.command]
         try:

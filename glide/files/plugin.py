@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _requests(text: str) -> list[tuple[str, str]]:
-    """Return Url and LocalFileName of each transfer that HTCondor requests. Each ad in the text is a transfer."""
+    """Read HTCondor's list of transfers, with one ad for each transfer. Return the Url and LocalFileName of each ad."""
     ads = [dict(re.findall(r'(\w+) *= *"((?:[^"\\]|\\.)*)"', ad)) for ad in re.findall(r"\[(.*?)\]", text, re.DOTALL)]
     found = [{name.lower(): value for name, value in ad.items()} for ad in ads]
     return [(ad["url"], ad["localfilename"]) for ad in found]
@@ -95,7 +95,7 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
             place = target if file else target / each
             place.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(folder / each, place, cache)
-            cache.is_verified(folder / each, file_set.files[each][0])  # the cache must know the new number of links
+            cache.is_verified(folder / each, file_set.files[each][0])  # record the new number of links in the cache
     return sum(file_set.files[each][1] for each in wanted)
 
 
@@ -112,7 +112,7 @@ def _cache(job: Path) -> Iterator[Cache]:
 
 
 def _link_or_copy(source: Path, target: Path, cache: Cache) -> None:
-    """Put a file at `target`: a hard link if the file is in the cache and thus read-only, or else a copy."""
+    """Put a file at `target`. A file in the cache is read-only, so a hard link suffices. Any other file is copied."""
     target.unlink(missing_ok=True)
     if cache.folder in source.parents:
         with suppress(OSError):  # a hard link to another disk fails, so the file is copied
@@ -121,7 +121,7 @@ def _link_or_copy(source: Path, target: Path, cache: Cache) -> None:
 
 
 def _condor_release() -> Path:
-    """Return the release folder of the HTCondor whose starter runs this plugin, or else of the HTCondor on the PATH."""
+    """Return the release folder of the HTCondor that runs this plugin. If it is not found, try the PATH, then /usr."""
     for program in (f"/proc/{os.getppid()}/exe", shutil.which("condor_status") or ""):
         folder = Path(os.path.realpath(program)).parent.parent
         if (folder / "bin" / "condor_status").exists():

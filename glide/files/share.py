@@ -2,10 +2,11 @@
 
 The server accepts two HTTP requests. Each request must contain a bearer token (glide.files.peers).
 
-    GET /TREE/have             asks which chunks the node has of the tree with the digest TREE
-    GET /TREE/CONTENT/CHUNK    asks for the chunk with the number CHUNK of the file with the sha256 CONTENT
+    GET /TREE/have             asks which chunks of a tree the node has. TREE is the tree's digest
+    GET /TREE/CONTENT/CHUNK    asks for a chunk. CHUNK is its number, and CONTENT is the sha256 of the file
 
-A request contains no path of a file, so it cannot reach other files. This module uses only the standard library.
+A request names files only by sha256, so it cannot reach a file outside the trees that the node offers. This module uses
+only the standard library.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class ChunkServer:
         finally:
             writer.transport.abort()
             self.connections[peer] -= 1
-            self.connections += Counter()  # adding an empty Counter removes addresses without connections
+            self.connections += Counter()  # for a Counter, `+=` removes addresses without connections
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")
@@ -205,7 +206,7 @@ class ChunkServer:
 async def _serve(server: asyncio.Server) -> None:
     """Keep the server open until this task is cancelled.
 
-    `serve_forever` is not used, because in Python 3.12 and later its cancellation waits until all connections end.
+    `serve_forever` is not used. When it is cancelled, it waits until all connections end (Python 3.12 and later).
     """
     try:
         await asyncio.get_running_loop().create_future()
@@ -224,7 +225,7 @@ def _head(status: str, length: int, more: str = "") -> bytes:
 def address_towards(collector: str) -> str:
     """Return the IP address that this machine uses to reach a pool's collector, or 127.0.0.1 if there is no route.
 
-    If this machine accepts connections from other machines of the pool, they can reach it at this address.
+    Other machines of the pool can reach this machine at this address, if this machine accepts their connections.
     """
     host = collector.strip("<>").partition("?")[0].rpartition(":")[0] or collector
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -23,8 +23,8 @@ from glide.files.tree import Tree, chunk_bytes, extent
 from glide.system import open_regular
 
 BLOCK = 1 << 20  # number of bytes that are read in one step
-TIMEOUT = 60.0  # seconds without a byte after which an attempt to read fails
-PLUGIN_SECONDS = 600.0  # seconds without a byte after which a plugin is killed; long, because plugins wait for tapes
+TIMEOUT = 60.0  # an attempt to read fails if no byte arrives for this time, in seconds
+PLUGIN_SECONDS = 600.0  # a plugin is killed if it writes no byte for this time, in seconds; it may wait for a tape
 TRIES = 5  # reading fails after this number of attempts in a row that read no byte
 PAUSE = 1.0  # pause before the second attempt, in seconds; the pause doubles before each further attempt
 NETWORK_FILESYSTEMS = (
@@ -46,7 +46,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     Args:
         path: absolute path of a folder, or address of a folder or repository.
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
-        seed: source of the files if the path is a folder that does not exist on this node. None: the folder exists.
+        seed: source of the files of a folder that this node does not have. None: this node has the folder.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.
@@ -95,7 +95,7 @@ class AccessPointSource:
     """A source: a folder of the access point. The seed (glide.factory.seed) sends the files."""
 
     def __init__(self, address: str, tree: Tree, key: str):
-        # The timeout is longer than for nodes, because the seed verifies a whole file before it sends a chunk.
+        # The seed verifies a whole file before it sends the first chunk. So its timeout is longer than a node's.
         self.peer = Peer("the access point", address, timeout=TIMEOUT)
         self.tree = tree
         self.key = key
@@ -120,7 +120,8 @@ class AccessPointSource:
 class WebSource:
     """A source: a folder of a web server.
 
-    If a connection breaks, only the rest of the file is requested. Servers without range requests send the whole file.
+    If a connection breaks, only the rest of the file is requested. Some servers still send the whole file. Then the
+    data that was already read is skipped.
     """
 
     def __init__(self, url: str):

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from glide.system import open_regular
 
-# A chunk is a part of a file. Nodes request and verify files chunk by chunk. A chunk that is complete when a process is
-# killed need not be fetched again. Large files have larger chunks, so that the number of chunks stays small.
+# A chunk is a part of a file. Nodes request and verify files chunk by chunk. If a fetch is interrupted, the complete
+# chunks are kept, and not fetched again. Large files have larger chunks, so that the number of chunks stays small.
 CHUNK = 4 << 20  # minimum size of a chunk in bytes
 LARGEST_CHUNK = 64 << 20  # maximum size of a chunk in bytes
-MOST_CHUNKS = 512  # maximum number of chunks of a file, as long as its chunks are smaller than LARGEST_CHUNK
+MOST_CHUNKS = 512  # if a file would have more chunks than this, its chunks are made larger, up to LARGEST_CHUNK
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def extent(number: int, size: int) -> tuple[int, int]:
 
 
 def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[str]]]:
-    """Return the sha256 of a file, and a list with the sha256 of each chunk. Both are empty if the size is wrong.
+    """Compute the sha256 of a file, and the list of its chunks' sha256s. Both are empty if the file's size is wrong.
 
-    The generator yields after each chunk, so that a caller can read several files in turn.
+    Yield after each chunk, so that a caller can read several files in turn. At the end, return the results.
 
     Args:
         size: the expected size in bytes.

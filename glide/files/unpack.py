@@ -1,6 +1,6 @@
 """Unpack an archive into the folder where its programs will run. The archive contains an environment or HTCondor.
 
-An archive is not trusted, because the account that unpacks it also has files of other users. So nothing is written
+An archive is not trusted, because the account on the node may also own other users' files. So nothing is written
 outside the folder, even if a file name or a link in the archive leads out of the folder. The filters of tarfile are not
 used, because they do not stop all such links. This module uses only the standard library.
 """
@@ -33,7 +33,7 @@ STEP = 32 << 20  # number of bytes that are reserved in addition to the size of 
 # have a ratio of 3 to 5. LEAST is needed, because a small archive that contains mostly zeros has a higher ratio.
 RATIO = 25
 LEAST = 1 << 30
-BLOCK = 4096  # number of bytes that are added to the size of each file, link or folder
+BLOCK = 4096  # each file, link or folder counts as its size plus this number of bytes
 LARGEST_HEADER = 16 << 20  # maximum size of a header in an archive, in bytes; tarfile reads each header into memory
 CONDA_SECONDS = 1800.0  # time limit of conda-unpack, in seconds
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
@@ -84,7 +84,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield each member with its open archive. Raises ValueError if the unpacked files would be too large."""
+    """For each member, yield the open archive and the member. Raises ValueError if the unpacked files are too large."""
     limit = max(LEAST, RATIO * archive.stat().st_size)
     taken = 0
     with (
@@ -146,19 +146,19 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
         with content, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
             os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)
-        os.utime(target, (member.mtime, member.mtime))  # Python compares a file's mtime with the mtime in the .pyc
+        os.utime(target, (member.mtime, member.mtime))  # if a .py has a new mtime, Python ignores its .pyc
     else:
         raise ValueError(f"{member.name!r} is neither a file, a folder nor a link")
 
 
 def _place(folder: Path, name: str, made: set[Path]) -> Path:
-    """Return the path at which a member with this name is unpacked. Create the folders that contain the path.
+    """Return the path at which a member with this name is unpacked. Create the missing folders above this path.
 
     Args:
-        made: the folders that have been created. New folders are added.
+        made: the folders created so far. This function adds the folders that it creates.
 
     Raises:
-        ValueError: the path is outside `folder`, or one of the folders that contain it is a link.
+        ValueError: the path is outside `folder`, or a folder above the path is a link.
     """
     path = PurePosixPath(name.lstrip("/"))
     if ".." in path.parts:

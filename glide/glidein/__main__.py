@@ -24,8 +24,8 @@ from glide.job_ad import read_ad
 from glide.template import FileSet
 from glide.vocabulary import POOL_VARIABLE, glide_id
 
-# The outer pool's daemons may pass these environment variables to the outer job. With them, condor_master would act as
-# one of these daemons. So the variables are removed.
+# The outer pool's daemons may pass these environment variables to the outer job. The variables are removed, because
+# they would make condor_master act as one of the outer pool's daemons.
 INHERITED = ("CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT", "CONDOR_PARENT_ID", "CONDOR_CONFIG")
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     (folder / "server.json").write_text(server_settings(settings, node).to_json(), "utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
     environment |= {"CONDOR_CONFIG": str(folder / "condor_config")}
-    environment.pop("PYTHONPATH")  # only this program needs PYTHONPATH, and invocation jobs must not inherit it
+    environment.pop("PYTHONPATH")  # invocation jobs must not inherit this program's PYTHONPATH
     model = settings.template.model if settings.template else "nothing yet"
     print(f"glidein {node.glide_id}: {model} on {settings.lanes} lanes", flush=True)
     os.execve(master, [str(master), "-f"], environment)
@@ -64,8 +64,8 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
         )
     master = _condor_master(settings, cache)
     release = master.parent.parent
-    # The factory and the glidein must compute the same GlideId. A new NumJobStarts reaches the queue only 15 minutes
-    # after a start. So the GlideId is made from NumShadowStarts.
+    # The factory must compute the same GlideId from the job ad in the queue. NumJobStarts is not suitable, because its
+    # new value reaches the queue only 15 minutes after a start. So NumShadowStarts is used.
     name = glide_id(
         settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", 1))
     )
@@ -82,8 +82,8 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
 def _is_private(folder: Path) -> bool:
     """Return whether a folder is deleted when this job ends.
 
-    HTCondor deletes the job's scratch folder and everything in it. HTCondor may have mounted a part of the scratch
-    folder at another path, for example at /var/tmp. The files under this path are deleted, too.
+    HTCondor then deletes the job's scratch folder. HTCondor may show a part of the scratch folder at another path, for
+    example at /var/tmp. So files that seem to be in /var/tmp may be in the scratch folder, and are deleted with it.
     """
     if folder.is_relative_to(Path.cwd()):
         return True
@@ -120,7 +120,7 @@ def _unpacked_master(bundle: FileSet, place: Path, limit: int | None) -> Path:
     """Fetch an archive of HTCondor, unpack it into the node's cache, and return the path of its condor_master."""
     try:
         cache = Cache(place, limit)
-        # condor_master inherits the lock that keeps HTCondor's files in the cache.
+        # While a process holds the lock, HTCondor's files stay in the cache. condor_master inherits the lock.
         os.set_inheritable(cache.hold(Tree(bundle.files).digest), True)
         folder = unpacked(bundle, ensure_local(bundle, cache), cache)
     except (OSError, ValueError, WrongContent) as error:
@@ -134,7 +134,7 @@ def _unpacked_master(bundle: FileSet, place: Path, limit: int | None) -> Path:
 def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
     """Look for a file in some folders of a release, and return the first folder that has it.
 
-    If no folder has the file, return the first of these folders.
+    If no folder has the file, return the first of `folders`.
 
     Args:
         pattern: name of the file; `*` stands for any characters.

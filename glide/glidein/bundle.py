@@ -40,7 +40,7 @@ def bundle() -> bytes:
 
 
 def plugin() -> bytes:
-    """Return a file transfer plugin for HTCondor, which fetches addresses that begin with glide://.
+    """Return a file transfer plugin for HTCondor. It fetches files whose addresses begin with glide://.
 
     The plugin is one file that contains glide's code. It runs with Python 3.10 or later.
     """
@@ -59,6 +59,7 @@ def _add(bundle: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) 
 def _compiled(source: Path, place: Path) -> bytes:
     """Return a module's bytecode. Nodes with the same version of Python as this program need not compile the module."""
     with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
-        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH  # no check of file times, as unpacking changes them
+        # Unpacking changes the files' times. So Python must not use these times to check the bytecode.
+        unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
         py_compile.compile(str(source), file.name, str(place), doraise=True, invalidation_mode=unchecked)
         return Path(file.name).read_bytes()

@@ -21,8 +21,8 @@ FORBIDDEN_ATTRIBUTES = (
     "PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins", "DockerImage", "ContainerImage", "SingularityImage",
     "TransferInputRemaps", "StarterUserLog", "ManifestDesired", "ManifestDir",
 )  # fmt: skip
-# With these conditions, START accepts a job only if the job's program (Cmd) is the ticket. The negotiator sees Cmd as
-# the text $$(GlideInvoke). When the schedd sends the job to a lane, Cmd is the ticket's path. START accepts both.
+# With these conditions, START accepts a job only if the job's program (Cmd) is the ticket. While the negotiator matches
+# the job, Cmd is the text $$(GlideInvoke). Later, on the lane, Cmd is the ticket's path. START accepts both values.
 TICKET_REQUIREMENTS = " && ".join((
     "TARGET.JobUniverse == 5", f'(TARGET.Cmd =?= "$$({Machine.INVOKE})" || TARGET.Cmd =?= {Machine.INVOKE})',
     "TARGET.TransferExecutable =?= false", '(TARGET.Environment ?: "") == "" && (TARGET.Env ?: "") == ""',
@@ -30,7 +30,7 @@ TICKET_REQUIREMENTS = " && ".join((
     *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
     *(f"TARGET.{name} =?= undefined" for name in FORBIDDEN_ATTRIBUTES),
 ))  # fmt: skip
-# These knobs allow the owners of an entry to run any program on its lanes, under the glidein's account.
+# With these knobs, the entry's owners can run any program on the lanes, under the glidein's account.
 ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
 
 
@@ -48,8 +48,8 @@ class GlideinNode:
         retires: Unix time after which the lanes accept no further job.
         cache: folder in which files stay for later glideins.
         host: address of this node, as other nodes of the pool see it.
-        pool_home: GLIDE_HOME of the embedded pool, if the glidein runs in one; otherwise None. By this value, `glide
-            pool down` finds remaining processes.
+        pool_home: GLIDE_HOME of the embedded pool, if the glidein runs in one; otherwise None. The glidein's processes
+            carry this value, so that `glide pool down` finds them.
     """
 
     folder: Path
@@ -97,8 +97,8 @@ class GlideinNode:
 def cache_folder(settings: GlideinSettings, owner: str) -> str:
     """Return the folder of the cache. Files stay there for later glideins of the same owner.
 
-    The result is the folder that the entry names, or a default folder of this account. If jobs of other owners use this
-    account, too, the default is a folder in the job's scratch folder, and its files are deleted with the job.
+    If the entry names no folder, use a default folder of the account that runs the glidein. If this account may also
+    run jobs of other owners, use a folder in the job's scratch folder instead. This folder is deleted with the job.
     """
     return os.path.expandvars(settings.cache) if settings.cache else str(default_folder(owner) or Path.cwd() / "cache")
 
@@ -126,9 +126,9 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
 def prepare_script(node: GlideinNode) -> str:
     """Return a script that the starter runs before each job. The script prints attributes for the job's ad.
 
-    The attributes set the job's program to the ticket, and clear the job's environment. START has checked both. But
-    both may be expressions that have another value in the starter. The environment matters, because a job could use
-    variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
+    The attributes set the job's program to the ticket, and clear the job's environment. START has checked the program
+    and the environment. But if a job gives them as expressions, the starter may get other values than START. The
+    environment matters, because a job could use variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
     """
     attributes = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
     attributes |= dict.fromkeys(FORBIDDEN_ATTRIBUTES, "undefined")
@@ -177,8 +177,8 @@ def _pool(settings: GlideinSettings) -> dict[str, str]:
         **({"NETWORK_INTERFACE": "127.0.0.1", "NO_DNS": "True", "DEFAULT_DOMAIN_NAME": "localdomain"} if loopback
            else {"CCB_ADDRESS": "$(COLLECTOR_HOST)"}),
         "USE_SHARED_PORT": "False",
-        # HTCondor's daemons on a host can share a security session, the family session. This node's family session
-        # belongs to the outer pool, and the overlay pool does not know it. So a glidein does not use it.
+        # HTCondor's daemons on a host can share a security session, the family session. On this node, it is a session
+        # of the outer pool. The overlay pool does not know this session, so the glidein does not use it.
         "SEC_USE_FAMILY_SESSION": "False",
         "TRUST_DOMAIN": settings.trust_domain, "UID_DOMAIN": settings.trust_domain,
         "FILESYSTEM_DOMAIN": "$(STARTD_NAME)",
@@ -215,16 +215,16 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A hook keyword in this
-        # configuration makes the starter ignore a job's own hook keyword. So a job cannot replace the glidein's hook.
+        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A job can name hooks with
+        # a hook keyword. The starter ignores this keyword if the configuration sets one. So only glide's hook runs.
         "GLIDE_RUNS": TICKET_REQUIREMENTS,
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",
         "STARTER_JOB_ENVIRONMENT": environment(variables),
         "STARTER_UPDATE_INTERVAL": "60", "RUNBENCHMARKS": "False",
-        # HTCondor reads the node's process table only every 300 seconds, because each reading costs time for every
-        # process on the node. These include the processes of other glideins.
+        # HTCondor reads the node's process table only every 300 seconds. Reading the table takes long on a node with
+        # many processes, for example of other glideins.
         "PID_SNAPSHOT_INTERVAL": "300",
         # The startd does not test file transfer plugins, Java and container runtimes. These tests would delay the start
         # of the glidein by seconds.

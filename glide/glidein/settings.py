@@ -40,8 +40,8 @@ class GlideinSettings:
         cache_gigabytes: maximum size of the cache in GB; None if the cache may use most of its disk.
         upload_megabytes: maximum number of MB per second that other nodes may take from this glidein; None for no
             limit.
-        users_code: whether templates may contain users' code if there are several owners. If there is only one owner,
-            this owner's code is always allowed.
+        users_code: True to allow templates with users' code although there are several owners. If there is only one
+            owner, such templates are always allowed.
         knobs: names and values of further HTCondor settings. They override glide's own settings.
     """
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-# An output may have this number of bytes in addition to its results. The model server needs these bytes for lines with
-# the number of records that it has begun. It may write such a line each second.
+# Besides results, an output contains lines with the number of records that the model server has begun. The server may
+# write one such line each second. All these lines together may have this number of bytes.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
 LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
 NAME_LENGTH = 1000  # maximum number of characters of a glidein's name or an error's type
 MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
 MOST_NESTED = 100  # maximum depth of arrays and objects in a line; Python cannot write a value with 1,000 levels
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # a JSON escape for one half of a character that needs two escapes
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # the JSON escape of a surrogate, which is only half of a character
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _read_line(
         if line.count(b"[") + line.count(b"{") > MOST_NESTED and _is_deeper(content, MOST_NESTED):
             raise RejectedResult(f"a line has more than {MOST_NESTED} levels of arrays and objects")
         if SURROGATE.search(line):
-            json.dumps(content, ensure_ascii=False).encode()  # `encode` fails on half of a character
+            json.dumps(content, ensure_ascii=False).encode()  # `encode` fails if a surrogate has no partner
     except UnicodeError:
         raise RejectedResult("a text is not valid Unicode") from None
     except (ValueError, RecursionError):

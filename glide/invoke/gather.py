@@ -47,9 +47,8 @@ class Gatherer:
             the cause.
 
     Attributes:
-        names_in_job_folders: file names that are ambiguous. A file with such a name goes into a folder named after its
-            job. A name is ambiguous if several jobs have a file of this name, or if an earlier run has put a file of
-            this name into a job's folder.
+        names_in_job_folders: ambiguous file names. Either several jobs have a file of this name, or an earlier run has
+            put a file of this name into a folder named after a job. Files with ambiguous names go into such folders.
 
     Raises:
         InputError: another process gathers into this folder, or another account has access to the staging folder.
@@ -169,7 +168,7 @@ class Gatherer:
         """
         places = [(home / name, folder / name) for name in dict.fromkeys(job.retrieved)]
         if not job.remaps_unchanged:
-            raise CondorError("its remaps lead out of its folder; retrieve its outputs with condor_transfer_data")
+            raise CondorError("a remap leads out of the job's folder; retrieve the outputs with condor_transfer_data")
         if existing := [str(place) for place, _ in places if os.path.lexists(place)]:
             raise CondorError(f"this access point only retrieves outputs into {home}; move {', '.join(existing)} away")
         try:
@@ -183,15 +182,14 @@ class Gatherer:
     def _redirect(self, job: Outputs, folder: Path) -> bool:
         """Change a completed job's ad so that HTCondor's client writes the outputs into `folder`.
 
-        Return False if the access point does not allow the job's owner to change a path attribute
-        (PROTECTED_JOB_ATTRS). Such an attribute can be trusted: a node has only the owner's rights, so no node has
-        changed the attribute. After the redirection, all attributes stay as they are, because no node can change the ad
-        of a completed job.
+        Return False if PROTECTED_JOB_ATTRS forbids the job's owner to change a path attribute. A node has only the
+        owner's rights, so it cannot have changed this attribute either, and the attribute can be trusted. The job is
+        completed, so no node can change the ad after the redirection.
         """
         attributes = {
-            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # condor_submit's default would remove the job after one retrieval
+            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # keep the job after a retrieval; condor_submit's value would not
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # log's file name; a remap has the log's path
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # only the log's file name; its path is in a remap
             "SUBMIT_Iwd": quoted(str(folder)),
         }
         self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))
@@ -231,8 +229,8 @@ class Gatherer:
     def _targets(self, job: Outputs, name: PurePosixPath) -> Iterator[Path]:
         """Yield the possible places for a file, the best place first.
 
-        The best place is the path that the job gives the file. If this path is ambiguous or inside the staging folder,
-        the path is left out. All other places are inside folders that are named after the job.
+        The best place is the path that the job's ad names. It is skipped if it is ambiguous or inside the staging
+        folder. All other places are inside folders that are named after the job.
         """
         path = job.folder / name
         clashes = str(name) != job.log and any(str(each) in self.names_in_job_folders for each in (path, *path.parents))

@@ -24,8 +24,8 @@ from glide.invoke.answers import OutputContent
 from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
 
-# These requirements are the same as in submit_templates/invocation.sub. Only a daemon with a glidein's token gets an
-# identity that begins with IDENTITY. So no other daemon of the pool can send a false ad and pretend to be a lane.
+# The same requirements are in submit_templates/invocation.sub. The collector writes the sender's identity into each ad.
+# Only glideins have identities that begin with IDENTITY. So no other daemon of the pool can pretend to be a lane.
 GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
@@ -44,8 +44,8 @@ ELSEWHERE = (
     "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
     "TransferOutputRemaps", "UserLog", "OutputDestination",
 )  # fmt: skip
-# ClassAd expression that is true for a job whose driver was killed. No site makes a job wait longer than KEPT_SECONDS.
-# So if a job has been idle or held for a longer time, its driver is gone.
+# ClassAd expression that is true if a job has been idle or held for longer than KEPT_SECONDS. As long as a driver runs,
+# no job waits that long at any site. So the driver of this job was killed.
 ABANDONED = (
     f"(JobStatus == {JobStatus.IDLE} || JobStatus == {JobStatus.HELD})"
     f" && time() - EnteredCurrentStatus > {KEPT_SECONDS}"
@@ -69,7 +69,7 @@ class InvocationJob:
         status_seconds: seconds since the status changed.
         lane: name of the lane on which the job runs; empty if the job does not run.
         hold_reason: HTCondor's reason for the hold; empty if the job is not held.
-        last_lane: name of the lane that the job left last, by completion or eviction; empty if the job has left none.
+        last_lane: name of the last lane on which the job completed or was evicted; empty if there is none.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
     """
 
@@ -135,8 +135,8 @@ class RunJobs:
             parts: the records of each job. A record has `custom_id`, `prompt`, `generate` (the engine's options) and
                 `timeout` (time limit of an engine call, in seconds).
             avoid: GlideIds of glideins that must not get these jobs, such as dead glideins that still have ads in the
-                collector. If `avoid` is not empty, the jobs may repeat lost records, which have waited before. So the
-                jobs get a higher priority.
+                collector. If `avoid` is not empty, the jobs get a higher priority, because some of their records may be
+                from lost jobs.
             pending: number of the run's records that are in no job yet. The factory computes the run's demand from this
                 number.
             last: True if the run submits no more parts after these. Then each lane is released as soon as its job has
@@ -314,9 +314,10 @@ def _text(ad: Mapping[str, Any], name: str) -> str:
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a job's input file. A record's line does not contain the fields in COMMON.
+    """Yield the lines of a job's input file.
 
-    If a record has other values of these fields than the record before it, a line with only these fields comes first.
+    The fields in COMMON have their own line. It applies to all records that follow, until the next such line. The line
+    of a record contains the record's other fields.
     """
     common: dict[str, Any] = {}
     for record in records:

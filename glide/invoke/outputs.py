@@ -20,7 +20,8 @@ ATTRIBUTES = (
     "SUBMIT_UserLog", "UserLog", "Out", "Err", "TransferOutput", "SpooledOutputFiles", Job.RUN, Job.FOLDER,
     Job.INITIAL_DIR,
 )  # fmt: skip
-_NOT_IN_REMAPS = "=;\\\t\n\r\0"  # separators and escape characters; a remap with one in name or target is ignored
+# Separators and escape characters. A remap is ignored if its name or target contains one of them.
+_NOT_IN_REMAPS = "=;\\\t\n\r\0"
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class Outputs:
         folder: folder for the job's files. The path is relative to the folder of results.
         remaps: the new path of each remapped file, by file name. The paths are relative to `folder`.
         log: path of the job's event log, relative to `folder`; empty if the job has no log.
-        declared: paths of the files that the job file lists. The remaps have been applied. The paths are relative to
-            the folder of results.
-        retrieved: paths of all files that HTCondor retrieves. The remaps have been applied. The paths are relative to
-            `folder`.
+        declared: paths, after remapping, of the files that the job file lists. These paths are relative to the folder
+            of results.
+        retrieved: paths, after remapping, of all files that HTCondor retrieves. These paths are relative to `folder`.
         remaps_unchanged: whether `remaps` equals the remaps in the ad. It is False if a remap was changed or left out
             for safety.
         problem: why the outputs must not be retrieved; empty if they may be retrieved.
@@ -105,7 +105,8 @@ def within(path: str, base: str) -> str:
 def safe_remaps(text: str, base: str) -> dict[str, str]:
     """Return the remaps, with targets that stay inside the job's own folder. The keys are file names.
 
-    A remap NAME=TARGET is left out if either part has a separator, or if TARGET is no file name.
+    A remap NAME=TARGET is left out if NAME or TARGET contains a separator or an escape character, or if TARGET does
+    not name a file.
 
     Args:
         text: remaps in the syntax of transfer_output_remaps.

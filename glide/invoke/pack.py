@@ -73,8 +73,8 @@ def pack(
     lanes = max(1, lanes)
     most_jobs = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
     if not record_seconds and not fixed:
-        # As long as no lane has been measured, jobs are small. So queue one job for each lane, and in addition at most
-        # the number of jobs that the access point can start within SHORTEST_SECONDS.
+        # Jobs are small until a lane has been measured. So queue at most one job for each lane, plus the number of jobs
+        # that the access point can start within SHORTEST_SECONDS.
         most_jobs = min(most_jobs, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
     if pending <= 0 or most_jobs <= 0:
         return Wave((), "the lanes have work")
@@ -82,8 +82,8 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # If few records are pending, allow smaller jobs, so that there are more jobs. More jobs are useful, because
-        # a run gets at most one glidein per job, and a record may take a minute. But the access point must be able to
+        # If few records are pending, allow smaller jobs. A run gets at most one glidein per job, so more glideins can
+        # then share the records. This helps because a record may take a minute. But the access point must be able to
         # start all these jobs within SHORTEST_SECONDS.
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
         size = min(max(math.ceil(pending / lanes / SHARE), least), most)
@@ -96,8 +96,8 @@ def pack(
     speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
     # Duration of the last jobs, in seconds. If the access point can start jobs fast enough, each lane gets one last
-    # job. If the access point is too slow for that, there are fewer and longer last jobs. Then the access point needs
-    # as much time to start all last jobs as a lane needs for one of them.
+    # job. If it is too slow for that, there are fewer and longer last jobs. Their duration is then the time that the
+    # access point needs to start all of them.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))

@@ -129,8 +129,9 @@ def arguments(what: str, name: str, takes: str, repeat: int | None = None) -> ar
     Args:
         what: description of the experiment, for the help.
         name: name of the experiment.
-        takes: last sentences of the help: how long the experiment takes on two cores, and what it starts.
-        repeat: default number of runs of each measurement; None for an experiment whose runs all give the same numbers.
+        takes: sentences for the end of the help. They tell how long the experiment takes on two cores, and what it
+            starts.
+        repeat: default number of runs of each measurement; None if all runs of the experiment give the same numbers.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
@@ -157,7 +158,7 @@ def positive(text: str) -> int:
 def writable(text: str) -> Path:
     """Create the folder that a command-line argument names, and return its path.
 
-    So an experiment whose folder cannot be created ends before it measures anything.
+    If the folder cannot be created, the experiment ends before it measures anything.
 
     Raises:
         argparse.ArgumentTypeError: the folder cannot be created.

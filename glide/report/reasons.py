@@ -16,7 +16,7 @@ from glide.vocabulary import JobStatus, State
 
 @dataclass
 class QueueView:
-    """A site whose factory has run with this GLIDE_HOME.
+    """A site, with the state of its factory.
 
     Attributes:
         drained: names of entries that an admin has closed.
@@ -104,7 +104,7 @@ def _while_starting(glideins: Sequence[Glidein], lanes: Sequence[Lane]) -> str:
 
 
 def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView]) -> str:
-    """Return a text: which glideins the factories plan to submit for a demand, or why they plan none."""
+    """Describe the glideins that the factories plan to submit for a demand. If they plan no glidein, explain why."""
     if not views:
         return (
             "no factory has run with this GLIDE_HOME: start one (glide factory run -c SITE.yaml), or ask the admin of"
@@ -125,7 +125,7 @@ def _factory_plans(demand: Demand, snapshot: Snapshot, views: Sequence[QueueView
 
 
 def _submission(action: Action, refused: Sequence[str]) -> str:
-    """Return a text about a planned submission. If the entry's last submission failed, the text is the cause."""
+    """Describe a planned submission to an entry. If the last submission to this entry failed, explain why."""
     begins = f"{action.entry}: cannot submit: "
     why = next((refusal.removeprefix(begins) for refusal in refused if refusal.startswith(begins)), "")
     return (

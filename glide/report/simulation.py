@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from glide.report.sweep.figures import BLUE, DOTS, GREEN, ORANGE, PURPLE, RED, SKY, WIDTH, style
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-# Line styles of the variants. They distinguish variants in print without colour, and variants that share a colour.
+# Line styles of the variants. Readers need them in print without colour, and when two variants have the same colour.
 DASHES = ("-", "--", "-.", ":")
 
 # The curves of a simulation are three sequences of the same length: times in seconds, the number of completed records

@@ -48,7 +48,7 @@ def queue_view(site: SiteFile) -> QueueView:
 def _sites() -> tuple[list[SiteFile], tuple[str, ...]]:
     """Return the sites whose factories have run with this GLIDE_HOME, and the mistakes in their files.
 
-    A site whose file has mistakes is left out. So the status of all other sites is shown while an admin edits a file.
+    If the file of a site has mistakes, this site is left out. The status of the other sites is still shown.
     """
     sites: list[SiteFile] = []
     problems: list[str] = []
@@ -131,8 +131,8 @@ def _group(lane: Lane) -> tuple[str, str, str, str, bool]:
 def _throughput(demand: Demand, snapshot: Snapshot) -> dict[str, Any]:
     """Return a run's throughput in records per second, and the seconds until the run ends at this throughput.
 
-    Runs with the same template share the throughput of the lanes with this template. The share of a run is in
-    proportion to the number of its running jobs.
+    Several runs may want the same template. Then the throughput of the template's lanes is divided between these runs,
+    in proportion to their numbers of running jobs.
     """
     running = sum(each.running for each in snapshot.demands if each.template == demand.template)
     mine = [lane for lane in snapshot.lanes if lane.template == demand.template]

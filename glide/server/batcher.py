@@ -29,8 +29,8 @@ class Batcher:
 
     Attributes:
         jobs: the jobs that are served now; the oldest job is first.
-        suspects: lists of records. One record of a list may have killed an engine. Each list is served in a call of
-            its own, before all other records, and the engine gets only one list at a time.
+        suspects: lists of records. Each list may contain the record that killed an engine. The lists are served before
+            all other records, one after another, each in a separate call.
         in_flight: records that were sent to the engine and have no result yet. The dict's keys are the numbers that
             identify the records in messages to and from the engine.
         work: event that is set when records may be waiting.

@@ -22,12 +22,12 @@ from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
-# An engine's call must end within this number of seconds after an interrupt. Otherwise the model server kills the
-# engine. The server waits equally long for the end of an engine that has closed its connection to the server.
+# The model server kills an engine whose call still runs this number of seconds after an interrupt. It also kills an
+# engine that still runs this number of seconds after it has closed its connection to the server.
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
 # After an engine's process has ended, the model server reads the engine's last messages for this number of seconds.
-# Then the server closes the connection, which a copy in another process might otherwise keep open.
+# Then the server closes the connection, because another process may still hold the engine's end open.
 DRAIN_SECONDS = 1.0
 OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
 
@@ -65,8 +65,8 @@ class EngineHandle:
         started: time by the monotonic clock when the process was started.
         warm: whether the engine has loaded its template.
         unused: whether the model server has ended the engine because no job was left.
-        pending_calls: number of records of each pending call; the oldest call is first.
-        empty: event that is set when the last pending call has ended.
+        pending_calls: for each pending call, its number of records; the oldest call is first.
+        empty: event that is set as soon as no pending call is left.
         last_message_at: time by the monotonic clock when the engine's last message arrived.
         log_start: size of the log, in bytes, when this engine was started.
     """
@@ -146,7 +146,7 @@ class EngineHandle:
 
     async def _death(self) -> DeadEngine:
         """Wait until the engine and all processes that it started have ended. Return a description of this end."""
-        if not self.kill_reason:  # do not wait for an engine that must be killed
+        if not self.kill_reason:  # wait until the engine ends by itself, unless it must be killed
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE_SECONDS)
         code = await self.stop()
@@ -219,8 +219,8 @@ class EngineHandle:
         await self.empty.wait()
 
     def _signal(self, number: int) -> None:
-        # Use os.kill instead of the method `send_signal` of the process. That method may reap the process, and asyncio
-        # would never learn the exit code.
+        # Use os.kill, not the process's method `send_signal`. If the process has just ended, `send_signal` may fetch
+        # its exit code, and asyncio would never learn this code.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -256,9 +256,10 @@ def _describe_end(code: int, log: Sequence[str]) -> str:
 
 
 def _main_thread_frame(log: Sequence[str]) -> str:
-    """Return a text that names the line of code that a killed engine was executing; empty if the log has no stacks.
+    """Return a phrase for an error message: the line of code that an engine was executing when it was killed.
 
-    faulthandler has written the stacks of all threads to the log. The stack of the main thread is the last one.
+    Before the engine was killed, faulthandler wrote the stacks of all threads to the log. The stack of the main thread
+    is the last one. If the log has no stacks, return an empty text.
     """
     heads = [number for number, line in enumerate(log) if line.endswith("(most recent call first):")]
     frame = log[heads[-1] + 1].strip() if heads and len(log) > heads[-1] + 1 else ""

@@ -28,7 +28,7 @@ from glide.template import Template
 INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
 FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_BYTES = 8_000_000  # total length of results, in bytes, above which they are sent before FLUSH_SECONDS are over
+FLUSH_BYTES = 8_000_000  # results that together exceed this number of bytes are sent at once
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     os.register_at_fork(after_in_child=server.close)  # a forked child must not write to the model server
     with open(os.devnull, encoding="utf-8") as nothing:
         os.dup2(nothing.fileno(), 0)  # user code may read standard input, where it must not find messages
-    log = os.dup(2)  # descriptor of the log that stays open even if user code closes descriptor 2
+    log = os.dup(2)  # a copy of descriptor 2, the log; the copy stays open if user code closes descriptor 2
     faulthandler.enable(log)
     faulthandler.register(DUMP, log, all_threads=True)
     signal.signal(INTERRUPT, signal.SIG_IGN)
@@ -51,7 +51,7 @@ def main() -> None:
             _serve(
                 server, engine, [EngineRecord(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]]
             )
-    except (EOFError, ConnectionError):  # raised if the model server has ended, never by an engine's call
+    except (EOFError, ConnectionError):  # the model server has ended; an engine's own errors do not get here
         return
 
 
@@ -91,7 +91,7 @@ def _load(server: socket.socket, template: Template) -> Engine:
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """End each forked child that reaches the end of the `with` block. User code in the block may fork."""
+    """User code in the `with` block may fork. End the forked child when it reaches the end of the block."""
     process = os.getpid()
     try:
         yield
@@ -103,15 +103,15 @@ def _in_this_process() -> Iterator[None]:
 def _resident_megabytes() -> float:
     """Return the memory that this process uses, in MB.
 
-    If an engine knows a better number, such as the memory on a GPU, its method `describe` returns that number, and the
-    model server uses it.
+    If the engine's state is elsewhere, for example on a GPU, the engine's `describe` returns the size of the state. The
+    model server then uses that size instead.
     """
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -> None:
-    """Serve records, and send their results to the model server in groups of at most about FLUSH_BYTES."""
+    """Serve records. Send results to the model server every FLUSH_SECONDS, or as soon as they exceed FLUSH_BYTES."""
     done: list[tuple[int, dict[str, Any]]] = []
     flushed = started = time.monotonic()
     size = 0
@@ -150,7 +150,7 @@ def _calls(
     """Divide records into the batches that the engine plans, and yield each batch with its results."""
     try:
         planned = engine.plan(records)
-    except BaseException:  # call each record alone, because one record may have made `plan` fail
+    except BaseException:  # one record may have made `plan` fail, so serve each record in a separate call
         planned = [[record] for record in records]
     for batch in planned:
         yield batch, _isolated(server, engine, batch)

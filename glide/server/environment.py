@@ -32,8 +32,8 @@ def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[l
     """
     if place is None:
         return [sys.executable], dict(os.environ)
-    # The account or the job may have extra packages for the node's own Python. Set PYTHONPATH and PYTHONNOUSERSITE, so
-    # that the environment does not import these packages.
+    # Packages for the node's own Python may be in the account's home folder or in PYTHONPATH. Set PYTHONPATH and
+    # PYTHONNOUSERSITE, so that the environment does not import these packages.
     variables = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONNOUSERSITE": "1"}
     variables.pop("PYTHONHOME", None)
     folder = Path(place)

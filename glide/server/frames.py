@@ -1,8 +1,8 @@
 """Encode, decode and read the messages between the model server and an engine process.
 
-The two processes exchange messages as frames over a socket pair, the channel. A frame is the length of a body, followed
-by the body. The body is JSON. User code runs in the engine's process and may write anything into the channel. So the
-model server checks the data that it reads.
+The two processes exchange messages as frames over a socket pair, the channel. A frame begins with the length of its
+body. The body is the message as JSON. User code runs in the engine's process and may write anything into the channel.
+So the model server checks the data that it reads.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from glide.vocabulary import Exit
 
 QUEUE_RECORDS = 4096  # maximum number of records in a job's queue; while the queue is full, the job's input is not read
 QUEUE_BYTES = 32_000_000  # maximum total size of the records in a job's queue, in bytes of the job's input
-CALL_BYTES = 32_000_000  # total size of records, in bytes of input, at which a message to the engine is full
+CALL_BYTES = 32_000_000  # a message to the engine gets no more records when it has this many bytes of input
 PAUSE_BYTES = 1_000_000  # number of bytes that are read from a job's input before other jobs get a turn
 
 
@@ -35,7 +35,7 @@ class QueuedRecord:
 
     @property
     def attempts(self) -> int:
-        """Number of times that the record was tried: in earlier jobs, in earlier starts of this job, and now."""
+        """Number of times that the record was tried, in earlier jobs and in this job. The present try counts, too."""
         return self.request.attempts + self.job.job_request.starts + 1
 
 
@@ -49,7 +49,7 @@ class ServedJob:
         waiting_bytes: sum of the sizes of the waiting records.
         unanswered: number of records that were read from the input and have no result.
         has_space: event that is set when a record has left the queue.
-        answered: event that is set when all records that were read have a result, or when `problem` is set.
+        answered: event that is set when `unanswered` becomes 0, or when `problem` is set.
         gone: whether the job has ended or has been disconnected.
         problem: reason why the job cannot be served on this glidein; empty while the job can be served.
     """
@@ -121,7 +121,7 @@ class ServedJob:
         self.writer.write(printable(message.replace("\n", " ")).encode() + b"\n")
 
     def finish(self, code: int) -> None:
-        """Close the job's files, and make the job end with this exit code."""
+        """Close the job's files, and make the job end with the exit code `code`."""
         self.results.close()
         self.writer.write(b"exit %d\n" % code)
 
@@ -129,8 +129,8 @@ class ServedJob:
 def oldest_first(jobs: Sequence[ServedJob], wanted: int) -> list[QueuedRecord]:
     """Remove the next records from the jobs' queues and return them.
 
-    Three quarters of the records come from the oldest job, and one quarter comes from the other jobs in turn. If all
-    jobs had equal shares, they could end at the same time, and the engine would be idle until the next jobs arrive.
+    Three quarters of the records come from the oldest job, and one quarter comes from the other jobs in turn. With
+    equal shares, all jobs could end at the same time. Then the engine would be idle until new jobs arrive.
 
     Args:
         jobs: the jobs that are served now; the oldest job is first.

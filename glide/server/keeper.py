@@ -1,10 +1,10 @@
 """Run an engine, and end all processes that the engine has started: `python -I -S keeper.py PROGRAM ARGUMENT…`.
 
-The engine's user code may start processes that leave their session and their parent (setsid, double fork). The keeper
-is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel makes the keeper the new parent. So
-the keeper ends all its descendants by killing its children until no child is left. The keeper kills its children when
-the engine ends, when the keeper gets one of the signals in ENDING, and when the keeper's parent ends. After that, the
-keeper ends, too.
+The engine's user code may start processes that are no longer in the engine's session and no longer its children
+(setsid, double fork). So the keeper is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel
+makes the keeper the new parent. In this way, each remaining descendant becomes a child of the keeper at some time. The
+keeper kills its children until no child is left. It does this in three cases: the engine ends, the keeper gets one of
+the signals in ENDING, or the keeper's own parent ends. Then the keeper ends, too.
 
 The keeper runs outside the engine's container and environment. So this file is started by its path, and imports only
 the standard library.
@@ -59,7 +59,7 @@ def kill_marked(variable: str, prefix: str) -> None:
 def main(program: list[str]) -> None:
     """Run a program, kill its descendants after its end, and exit with the program's exit code or signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD were ignored, exit codes of children would be lost
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD would lose the children's exit codes
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -67,12 +67,12 @@ def main(program: list[str]) -> None:
     if child == 0:
         os.setsid()  # user code may send signals to its process group, so the keeper must not be in it
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the program must not ignore these signals, as Python does
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals, but the program must not
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvp(program[0], program)
-    # The keeper inherited a copy of the engine's connection to the model server as its standard input. Close this copy.
-    # Otherwise the connection would stay open after the engine's end.
+    # The keeper's standard input is a copy of the engine's connection to the model server. Close this copy. Otherwise
+    # the connection would stay open after the engine's end.
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     code = _serve_until_end(child)
     _end_children()
@@ -102,7 +102,7 @@ def _serve_until_end(child: int) -> int:
 
 
 def _end_children() -> None:
-    """Kill the keeper's children until no child is left. When a child ends, its own children become the keeper's."""
+    """Kill the keeper's children until no child is left. When a child ends, the keeper gets the child's children."""
     own = str(os.getpid())
 
     def is_child(process: str) -> bool:

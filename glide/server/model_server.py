@@ -29,12 +29,12 @@ from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-# A lane advertises a changed speed within this number of seconds, and a new state or its first speed immediately.
+# Seconds between checks for a changed speed of a lane. A new state or a first speed is advertised immediately.
 REPORT_SECONDS = 2.0
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
-FAILED_SECONDS = 3.0  # idle seconds until the glidein's end if all templates failed; enough to advertise the failure
-COUNT_SECONDS = 15.0  # seconds after which small changes update an ad; each update costs startd and collector time
+FAILED_SECONDS = 3.0  # if all templates failed, the glidein ends after this idle time; enough to advertise the failure
+COUNT_SECONDS = 15.0  # small changes wait this long for the next ad, because each ad costs startd and collector time
 
 
 class WrongRequest(Exception):
@@ -113,17 +113,17 @@ class ModelServer:
         while self.idle_seconds is None or time.monotonic() - latest < self._idle_limit:
             await asyncio.sleep(1.0)
             busy = len(self._idle_servers()) < len(self.servers)
-            # A short job can start and end between two checks, so also use the times when the servers' last jobs ended.
+            # A short job can start and end between two checks. `last_used`, the time of the last job's end, shows it.
             latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
             if server.is_initial:
-                await report_to_outer_job(server.status)  # report the final counters; most changes were not reported
+                await report_to_outer_job(server.status)  # until now, most changes of the counters were not reported
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
     def _idle_limit(self) -> float:
-        """Idle seconds until the glidein ends; few if all templates failed, so that other nodes can soon try them."""
+        """Idle seconds until the glidein ends. If all templates failed, it ends soon, so other nodes can try them."""
         idle_seconds = self.idle_seconds or 0.0
         states = {server.status.state for server in self.servers.values()}
         return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
@@ -141,7 +141,7 @@ class ModelServer:
             writer.close()
 
     async def _is_authenticated(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Return whether a client sends the secret. Close the oldest connection if too many have not yet sent it."""
+        """Return whether a client sends the secret. If too many clients have not sent it yet, disconnect the first."""
         self.unauthenticated.append(writer)
         if len(self.unauthenticated) > MOST_UNAUTHENTICATED:
             self.unauthenticated.pop(0).transport.abort()
@@ -228,20 +228,20 @@ class ModelServer:
         return server
 
     async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
-        """Stop servers, and give their lanes to the successor. If there is no successor, the lanes get no template."""
+        """Stop servers, and give their lanes to the server `successor`. If it is None, the lanes get no template."""
         for each in to_stop:
             if self.servers.get(each.template.digest) is each:
                 del self.servers[each.template.digest]
         self.lanes = [successor if each in to_stop else each for each in self.lanes]
         self.changed.set()
-        for each in to_stop:  # do this last, because it takes time, and jobs that arrive meanwhile need other servers
+        for each in to_stop:  # this is slow, so it comes last; jobs that arrive meanwhile already get other servers
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
         """Stop a server whose template did not load, and give its lanes to another server.
 
-        The lanes get `before`, the server that the sticky job's lane had before the job. If `before` was stopped, they
-        get the server of another loaded template. If no template is loaded, they get a new server for the initial one.
+        The lanes get `before`, the former server of the sticky job's lane. If this server was stopped, they get the
+        server of another loaded template. If no template is loaded, they get a new server for the initial template.
         """
         await self._stop_servers([server])
         if before not in self.servers.values():
@@ -317,7 +317,7 @@ class ModelServer:
 
     @property
     def owner(self) -> str:
-        """The user whose code is loaded, so only this user's jobs are served; empty if no user's code is loaded."""
+        """The user whose code is loaded. Only this user's jobs are served. Empty if no user's code is loaded."""
         return next((each.template.owner for each in self.servers.values()), "")
 
     # ---- status ----------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class ModelServer:
         while True:
             files = self.supply.ad_attributes()
             for lane, server in enumerate(self.lanes):
-                # Do not advertise a sticky job's template that failed. The job reports it, and its lane is restored.
+                # If a sticky job's template fails, the job reports this. So the lane does not advertise the failure.
                 shown = server and (server.is_initial or server.status.state != State.FAILED)
                 status = replace(
                     server.status if server and shown else self.blank, room=self.room, owner=self.owner, files=files

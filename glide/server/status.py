@@ -17,13 +17,13 @@ class Status:
     Attributes:
         service: URL of the service that has the model; empty if the model is on the node.
         state: one of the states in vocabulary.State.
-        since: Unix time when the state was entered.
-        entered: time by the monotonic clock when the state was entered. Durations are measured by this clock.
+        since: Unix time when the state began.
+        entered: the same moment by the monotonic clock. Durations are measured by this clock.
         failure: reason why the state is Failed, or why the last engine ended; empty if there is no such reason.
         batching: how prompts are batched: static, continuous, equal lengths or single; empty if the engine does not
             report it.
         batch: number of records that one engine call should have.
-        prefix_hits: share of all prompt tokens, from 0 to 1, that were not computed because they came from a cache.
+        prefix_hits: share of the prompt tokens that came from a cache and were not computed, from 0 to 1.
         served: number of records that have a result.
         errors: number of records whose result is an error.
         record_seconds: moving average of the engine time for a record, in seconds; 0 before the first call.
@@ -61,7 +61,7 @@ class Status:
     room: float | None = None
 
     def entering(self, state: str, failure: str = "") -> Status:
-        """Return a copy of this status in a new state. The time in the old state is added to the old state's total."""
+        """Return a copy in a new state. The old state's duration is added to, for example, `load_seconds`."""
         now = time.monotonic()
         spent = now - self.entered
         times: dict[str, Any] = {

@@ -18,7 +18,7 @@ from typing import Any
 from glide.system import open_regular
 
 TIMEOUT = 60.0  # time limit for an answer of the access point, in seconds
-LONGEST = 991  # maximum number of bytes in an attribute's text; the starter accepts 993 bytes with the two quotes
+LONGEST = 991  # maximum number of bytes in an attribute's text; two quotes are added, and the starter accepts 993 bytes
 
 
 class Chirp:
@@ -127,17 +127,17 @@ class ResultStream:
         begun: number of records that were sent to the engine. If the node is lost, the driver learns from this number
             how many records were tried.
         reported_begun: value of `begun` that was last sent to the access point.
-        written: number of bytes in the output file, which always contains complete lines.
+        written: number of bytes in the output file. The file always ends with a complete line.
         sent: number of bytes of the output file that are on the access point.
         unsent_records: number of results that were written since the last append.
         batch_full: event that is set when RECORDS results are unsent.
-        line_break: bytes that the next append sends first: a line end if the last line on the access point may be
-            incomplete, otherwise nothing.
+        line_break: bytes that the next append sends before its data. If the last line on the access point may be
+            incomplete, they are a line end. Otherwise they are empty.
     """
 
     SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
     RECORDS = 256  # number of unsent results at which the next append is made without waiting
-    PIECE = 4_000_000  # maximum number of bytes in an append, which must reach the access point within TIMEOUT
+    PIECE = 4_000_000  # maximum number of bytes in an append; all must reach the access point within TIMEOUT
 
     def __init__(self, output: Path, errors: str, chirp_config: str):
         self.name = output.name
@@ -155,9 +155,9 @@ class ResultStream:
         self.line_break = b""
 
     async def resume(self) -> set[str]:
-        """Return the ids of the records whose results an earlier start of this job has streamed.
+        """Fetch the results that an earlier start of this job has streamed, and return the ids of their records.
 
-        Write these results to the output file again.
+        Write the fetched results to the output file.
         """
         results: dict[str, bytes] = {}
         with suppress(OSError, ValueError, EOFError, asyncio.TimeoutError):
@@ -212,10 +212,10 @@ class ResultStream:
                 await asyncio.sleep(self.SECONDS)
 
     async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
-        """Append the output file's bytes from `sent` to `end`, and a line with `begun`, to the access point's file.
+        """Append new bytes of the output file to the file on the access point. Then append a line with `begun`.
 
         Args:
-            end: offset in the output file, in bytes.
+            end: offset in the output file where the new bytes end. They begin at the offset `sent`.
             begun: number of records that were sent to the engine.
         """
         position = self.sent
@@ -225,7 +225,7 @@ class ResultStream:
             if position < end and not piece:
                 raise OSError(f"output file {self.name} has become shorter")
             whole = piece.rfind(b"\n") + 1
-            piece = piece[: whole or len(piece)]  # only a line longer than PIECE bytes is divided
+            piece = piece[: whole or len(piece)]  # end with a complete line, except in a line longer than PIECE
             position += len(piece)
             await chirp.append(self.name, self.line_break + piece + (account if position == end else b""))
             self.line_break = b""
@@ -243,7 +243,7 @@ class ResultStream:
         return chirp
 
     def close(self) -> None:
-        """Close the files. The job must not end earlier, because its output file may be incomplete before this call."""
+        """Close the files. The job may end only after this call, because its output file may be incomplete before."""
         if self.chirp is not None:
             self.chirp.close()
         self.reading.close()

@@ -53,7 +53,8 @@ class Supervisor:
     async def run(self) -> None:
         """Start engines when they are needed, until the template has failed.
 
-        If the template does not keep its state, it is Warm when its files are here, and each engine waits for a job.
+        A template that does not keep its state is Warm as soon as its files are on this node. Engines of such a
+        template start only while the template has jobs.
         """
         fruitless_deaths = 0
         if not self.keeps_state:
@@ -101,7 +102,7 @@ class Supervisor:
             files.cancel()
 
     async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[str | None]) -> None:
-        """Exchange messages with an engine until its death. Then report the death, and requeue the engine's records."""
+        """Exchange messages with an engine until it dies. Then report its death, and requeue its unfinished records."""
         tasks = [
             asyncio.create_task(self._enforce_limits(engine)),
             asyncio.create_task(self._send_folder(engine, files)),
@@ -119,7 +120,8 @@ class Supervisor:
                     self.supply.delete_cached(self.template)
             elif not self.state.failed and not engine.warm:
                 at = self.state.status.state if self.keeps_state else State.LOADING
-                at = State.IMPORTING if at == State.FETCHING else at  # during fetching, the engine imports packages
+                # In the state Fetching, the engine is importing packages. So the failure names the state Importing.
+                at = State.IMPORTING if at == State.FETCHING else at
                 during = "" if engine.kill_reason else f" while {at}"
                 self.state.enter(State.FAILED, f"the engine {death}{during}")
             elif not self.state.failed:
@@ -134,7 +136,7 @@ class Supervisor:
     def _handle_message(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
         """Act on a message of the engine. Add new tasks to `tasks`; such tasks run until the engine dies."""
         if "phase" in message:
-            if self.keeps_state:  # if no state is kept, the lane stays Warm, because jobs may arrive at any time
+            if self.keeps_state:  # otherwise the lane stays Warm, so that jobs can start at any time
                 self.state.enter(message["phase"])
         elif "failed" in message:
             self.state.enter(State.FAILED, message["failed"])
@@ -192,7 +194,7 @@ class Supervisor:
         await engine.send({"folder": folder})
 
     async def _enforce_limits(self, engine: EngineHandle) -> None:
-        """Kill the engine if a phase exceeds its time limit, or if a call exceeds its records' largest timeout."""
+        """Kill the engine if a phase exceeds its time limit, or a call exceeds the largest timeout of its records."""
         while True:
             await asyncio.sleep(1.0)
             state, since = self.state.status.state, self.state.status.entered
@@ -210,7 +212,7 @@ class Supervisor:
             if engine.running_since is None or not items:
                 continue
             if all(item.job.gone for item in items):
-                engine.interrupt()  # all jobs of this call have ended, and new jobs may be waiting
+                engine.interrupt()  # no job needs this call now, and new jobs may be waiting
             await engine.enforce_timeout(max(item.request.timeout for item in items))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
@@ -223,7 +225,7 @@ class Supervisor:
                 await self.batcher.work.wait()
             engine.call_sent(len(items))
             await engine.send(self.batcher.serve_message(items))
-            if self.batcher.suspects:  # a call of suspects must be alone in the engine, so wait for the call's end
+            if self.batcher.suspects:  # the engine gets suspects in one call at a time, so wait until this call ends
                 await engine.wait_until_empty()
 
     def _next_records(self, warm: dict[str, Any]) -> list[QueuedRecord]:

@@ -25,7 +25,7 @@ from glide.template import FileSet, Template
 from glide.vocabulary import Machine
 
 STEPS = 10  # number of steps in which the progress of fetching is advertised; each step updates the lanes' ads
-MOST_ADVERTISED = 32  # maximum number of cached trees that an ad names; these are the trees that were used last
+MOST_ADVERTISED = 32  # maximum number of cached trees that an ad names; it names the trees that were used last
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SupplySettings:
         limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
         glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
         host: address of this host, as peers see it.
-        directory: words of the command that prints the peers' addresses; empty if there are no peers.
+        directory: command that prints the peers' addresses, as a list of words; empty if there are no peers.
         upload_rate: maximum number of bytes per second that all peers together may take from this glidein; None for no
             limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
@@ -73,9 +73,10 @@ class FileSupply:
         chunk_server: server that gives files to peers; None if there is no cache, or if this glidein exchanges no files
             with peers.
         address: address where peers reach the chunk server; empty before the chunk server has started.
-        fetching: a dict from the digest of each tree that is being fetched to the Unix time when the fetching began.
-        progress: a dict from the digest of each tree that is being fetched to a pair: the number of the tree's bytes
-            that are on this node, and the number of all bytes of the tree.
+        fetching: the trees that are being fetched. The keys are the trees' digests. Each value is the Unix time when
+            fetching began.
+        progress: the progress of these trees. The keys are the trees' digests. Each value is a pair: the number of the
+            tree's bytes that are on this node, and the number of all its bytes.
         held: a dict from a template's digest to the locks that keep the template's trees in the cache. These locks are
             a dict from a tree's digest to the file descriptor of the tree's lock.
     """
@@ -119,7 +120,7 @@ class FileSupply:
     async def ensure_files(self, template: Template) -> str | None:
         """Fetch a template's files if they are not on this node. Return the path of the files' folder.
 
-        If the template names no files to fetch, return the template's path on the node; None if it has no path.
+        If the template has no files to fetch, return the path that the template itself names, or None.
 
         Raises:
             FetchFailed: the files cannot be fetched.
@@ -164,7 +165,7 @@ class FileSupply:
             held[tree.digest] = self.cache.hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
         # Do not share the files of a template that has `keep: nothing`. The files are soon deleted, so peers cannot
-        # rely on them. In addition, a job with this template measures how long fetching the files takes without peers.
+        # rely on them. In addition, such templates are used to measure the time that fetching takes without peers.
         chunk_server = self.chunk_server if file_set.key and template.keep != "nothing" else None
         if chunk_server:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key)
@@ -174,7 +175,7 @@ class FileSupply:
             report = await self._fetch(what, file_set, tree.digest, since, unpack, swarm=chunk_server is not None)
         finally:
             self.progress.pop(tree.digest, None)
-            self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed the entry
+            self.fetching.pop(tree.digest, None)  # no entry if another fetch of this tree has ended first
             self.changed.set()
         if chunk_server and report["folder"] == file_set.path:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))

@@ -24,8 +24,8 @@ def next_calls(
         self_inflicted: whether the engine certainly caused its own death.
 
     Returns:
-        A pair: the next calls, and the record that is the cause. The record is None while the cause is unknown. An
-        engine must have only one of these calls at a time, and no other call.
+        A pair: the next calls, and the record that is the cause. The record is None while the cause is unknown. The
+        calls must be sent one after the other. While one of them runs, the engine must not get another call.
     """
     if len(suspects) > 1:
         middle = len(suspects) // 2

@@ -137,6 +137,6 @@ class TemplateServer:
 
 
 async def _wait_for_end(reader: asyncio.StreamReader) -> None:
-    """Wait for a job's end, which ends its connection. A job sends nothing after its request, so ignore all data."""
+    """Wait until a job ends and closes its connection. Ignore all data, because a job sends only its request."""
     while await reader.read(1 << 12):
         pass

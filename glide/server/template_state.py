@@ -1,4 +1,4 @@
-"""Keep the present status of a template on this glidein, and advertise and report its changes."""
+"""Keep the present status of a template on this glidein. Advertise it, and report it in the outer job's ad."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TemplateState:
         return self.status.state == State.FAILED
 
     def enter(self, state: str, failure: str = "") -> None:
-        """Enter a state. If the template is warm or has failed now, also report the status to the outer job.
+        """Change the state. If the new state is Warm or Failed, also report the status to the outer job.
 
         Args:
             failure: why the template has failed, or why its last engine ended; empty if nothing has gone wrong.
@@ -52,11 +52,11 @@ class TemplateState:
         self.changed.set()
 
     def update(self, **values: Any) -> None:
-        """Replace values of the status that are not advertised immediately."""
+        """Replace some values of the status, but do not advertise the change immediately."""
         self.status = replace(self.status, **values)
 
     def count_errors(self, errors: int) -> None:
-        """Add to the number of results that are errors."""
+        """Add `errors` to the status's number of errors."""
         if errors:
             self.update(errors=self.status.errors + errors)
             # Report only when the number has doubled, because each report is a transaction at the access point.
@@ -73,7 +73,7 @@ class TemplateState:
         first = not self.status.served
         self.status = self.status.after_call(records, seconds)
         if first:
-            self.changed.set()  # advertise the first speed immediately; before that, drivers send small jobs
+            self.changed.set()  # advertise the first speed immediately; drivers that know no speed send small jobs
 
     def _report(self) -> None:
         self.reported_errors = self.status.errors

@@ -48,7 +48,7 @@ class JobRequest:
         sticky: whether this is a sticky job, which brings a template.
         user: the job's user, in the form of HTCondor's attribute User.
         arrived: time by the monotonic clock when the request arrived.
-        timed: whether the job's error output gets the times at which serving the job began and ended.
+        timed: whether the job's error output says from when to when the job was served.
     """
 
     input: Path

@@ -94,7 +94,7 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """Allow one more fetch at a time if a node with the files arrives, and one fewer if such a node leaves.
+        """When a node with the files arrives, add the fetch slot of this peer. When it leaves, remove the slot.
 
         Args:
             change: 1 if the node arrives, and -1 if it leaves.

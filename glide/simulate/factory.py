@@ -12,7 +12,7 @@ from glide.simulate.cluster import Cluster
 from glide.simulate.sweep import SimulatedSweep
 from glide.simulate.world import USER, Steps, World
 
-# As long as only ages change in the snapshot, the factory plans again only after this number of seconds.
+# Seconds between two plans when nothing happens in the simulation except that time passes.
 CALM_SECONDS = 30.0
 
 

@@ -300,10 +300,10 @@ class SimulatedGlidein:
             yield self.world.env.timeout(device.load_seconds)
 
     def _log_interrupted(self, job: SimulatedJob, seconds: float, record_seconds: float, node: SimulatedNode) -> None:
-        """Log a job that was lost after it had been in the engine for `seconds`.
+        """Log a job that was lost when the engine had computed it for `seconds`.
 
-        If results are streamed, they are kept, except those of the last `Costs.stream` seconds. All other records of
-        the job are computed again.
+        If results are streamed, most results are already on the access point. Only the results of the last
+        `Costs.stream` seconds are lost. If results are not streamed, all are lost. Lost results are computed again.
         """
         workload = self.world.trace.workload
         begun = min(job.records, ceil(seconds / record_seconds / workload.batch) * workload.batch)

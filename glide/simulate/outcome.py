@@ -27,10 +27,10 @@ class Outcome:
         lost_in_flight: number of records that were begun on a node and done again on another node, because the first
             node was lost.
         spent: seconds that glideins spent, by kind. `serving` is the computation of results. `loading` is all the time
-            until the model is warm. `lost` is the time that gave no result because a node was lost. `idle` is the rest.
+            until the model is warm. `lost` is time that was wasted because a node was lost. `idle` is the rest.
         by_device: number of records that were computed, by kind of GPU.
-        times, curve, warm: points of two curves. `times` are seconds from the beginning. For each time, `curve` is the
-            number of records that are done by this time, and `warm` is the number of glideins that are warm then.
+        times, curve, warm: three lists of the same length. `times` contains seconds from the beginning. For each time,
+            `curve` contains the number of records that are done, and `warm` contains the number of warm glideins.
         why: reason why records have no result; empty if all records have a result.
         took: real seconds that the simulation took.
     """
@@ -95,11 +95,12 @@ def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.nd
     """Return the number of records that are done at each of these times.
 
     Args:
-        served: start, end and number of records of each computation. Its records are done at a constant rate.
+        served: start, end and number of records of each computation. The rate within a computation is constant.
     """
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))
-    # A computation adds a ramp to the curve: add the ramp's slope at the start, subtract it at the end.
+    # A computation makes the curve steeper from its start to its end. So the curve's slope increases at the start, and
+    # decreases by the same amount at the end.
     steady = end > begin
     slope = count[steady] / (end - begin)[steady]
     for edges, slopes in ((begin[steady], slope), (end[steady], -slope)):

@@ -53,7 +53,7 @@ class SimulatedSweep:
 
     @property
     def demand_state(self) -> tuple[bool, int]:
-        """Return whether jobs wait, and how many jobs could run together. A plan uses only this part of the demand."""
+        """Return what a plan uses of the demand: whether jobs wait, and how many jobs could run together."""
         waiting = len(self.queue.items)
         return waiting > 0, min(waiting + len(self.running), self.workload.glideins)
 
@@ -114,7 +114,11 @@ class SimulatedSweep:
         self.lane_record_seconds[record_seconds * lanes] += lanes
 
     def remove_lanes(self, lanes: int, record_seconds: float) -> None:
-        """Remove the lanes of a glidein that is no longer warm. `record_seconds` is 0 if no call has ended there."""
+        """Remove the lanes of a glidein that is no longer warm.
+
+        Args:
+            record_seconds: the glidein's measured seconds per record; 0 if none of its engine calls has ended.
+        """
         self.lanes -= lanes
         if record_seconds:
             self.lane_record_seconds[record_seconds * lanes] -= lanes
@@ -124,7 +128,7 @@ class SimulatedSweep:
         self.running.add(job)
 
     def return_job(self, get: Any) -> None:
-        """Cancel a lost lane's request for a job. If the lane has just got a job, put the job back into the queue."""
+        """End a lost lane's request for a job. If the lane has already got a job, put this job back."""
         if get.triggered:
             self.queue.put(get.value)
         else:

@@ -31,7 +31,7 @@ class Device(TraceSection):
     Attributes:
         record_seconds: seconds that the engine needs per record, if the engine chooses the size of the batches.
         load_seconds: seconds from the arrival of the files on the node until the model is warm.
-        fetch_seconds: seconds to bring the files to the node, in addition to the time that follows from `files`.
+        fetch_seconds: seconds that a fetch of the files takes. If the trace has `files`, the transfer time is added.
     """
 
     record_seconds: float = Field(gt=0)
@@ -205,8 +205,8 @@ class TraceFile(Trace):
 
     Attributes:
         name: name of the trace.
-        variants: for each variant's name, the changed keys. All other keys are as in the trace. Each variant is one
-            simulation. By default the trace itself is the only simulation.
+        variants: names of variants, each with the keys that it changes. Each variant is one simulation, and takes all
+            other keys from the trace. By default the trace itself is the only simulation.
     """
 
     name: Name
@@ -292,14 +292,14 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
         if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
-            # The benchmark uses two lanes. While the access point starts a job on one lane, a job ends on the second
-            # lane, and this lane gets its next job. So `start` and `turnover` are both the time per job.
+            # The two lanes of the benchmark alternate. While the access point starts a job on one lane (`start`), the
+            # other lane ends its job and gets the next job (`turnover`). So each of the two times is the time per job.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):
             recovery = report["median_s"]  # a report of glide bench recovery
         else:
-            raise ValueError(f"{where}: has neither job_each_per_s nor kills and median_s; {_NAME_A_REPORT}")
+            raise ValueError(f"{where}: must have job_each_per_s, or both kills and median_s; {_NAME_A_REPORT}")
     if recovery is None:
         return costs
     # The benchmark measures the time until the records run again. Subtract the time of match, start and turnover,

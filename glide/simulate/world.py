@@ -60,8 +60,8 @@ class World:
     Attributes:
         epoch: Unix time at which the simulation begins.
         changed: number of changes so far that a factory could observe.
-        fetch_slots: number of fetches that may begin now; None if fetches do not share bandwidth. A fetch takes one
-            slot while it runs, and each peer with the files adds one slot.
+        fetch_slots: number of free slots for fetches; None if fetches do not share bandwidth. Each running fetch
+            occupies one slot. The origin provides some slots, and each peer with the files provides one slot.
         fetch_rate: rate of each fetch in MB/s.
     """
 

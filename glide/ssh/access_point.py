@@ -3,8 +3,8 @@
 If the connection breaks during a submission, condor_submit may still be running on the host, or may start there later.
 If a query missed the jobs of this submission, the factory would submit them again. Two measures prevent this:
 - A command that changes the queue holds an exclusive lock on the host. A query waits until the lock is free.
-- Each submission carries a token, and submits nothing if a file on the host contains another token. Before its first
-  query, and after the connection has broken, a factory writes a new token to this file (`fence`).
+- A file on the host contains a token. A factory writes a new token (`fence`) before the factory's first query, and
+  after the connection has broken. A submission that carries an older token submits nothing.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class RemoteAccessPoint:
     """An access point behind a login host. Its methods are similar to those of glide.condor.AccessPoint.
 
     On the host, the folder `login.folder` contains glide's files:
-    - bundles/VERSION is the bundle of a version of glide: the files that every glidein of this version needs to start.
-    - SITE/ENTRY/TEMPLATE contains the other input files of glideins, and the output of glideins. The factory's folder
-      on this machine has the same subfolders.
+    - bundles/VERSION contains the bundle of a version of glide. All glideins of this version need its files to start.
+    - SITE/ENTRY/TEMPLATE contains the input files that are not in the bundle (INPUTS), and the output of glideins. The
+      factory's folder on this machine has the same subfolders.
     """
 
     def __init__(self, login: Login):
@@ -71,11 +71,11 @@ class RemoteAccessPoint:
         return self._user
 
     def fence(self, site: str) -> None:
-        """Cancel all earlier submissions for a site that have not reached the queue yet. They will submit nothing.
+        """Cancel a site's earlier submissions if they have not reached the queue yet. They will then submit nothing.
 
         Raises:
-            CondorError: the host does not answer, or its access point is not the one where earlier glideins were
-                submitted. This happens if one host name stands for several hosts, each with its own queue.
+            CondorError: the host does not answer, or its access point has changed since earlier glideins were
+                submitted. This happens if one host name leads to several hosts, each with its own queue.
         """
         if site in self._fence_tokens:
             return
@@ -100,8 +100,8 @@ class RemoteAccessPoint:
 
         Args:
             description: the text of a job file.
-            macros: a dict from macro name to value. Each value replaces the value in the description. The macro
-                `folder` is required: the folder on this machine with the glideins' input files (INPUTS).
+            macros: a dict from macro name to value. These values replace the values that the description
+                gives. The macro `folder` is required. It names the folder on this machine with the files in INPUTS.
             spool: ignored. The parameter exists because AccessPoint.submit has it, too.
 
         Raises:
@@ -139,10 +139,10 @@ class RemoteAccessPoint:
         return self._parse_ads("condor_q", output)
 
     def slots(self, attributes: Collection[str]) -> list[dict[str, Any]]:
-        """Return attributes of each slot of the host's pool, without lanes. Undefined attributes are left out."""
+        """Return attributes of each slot of the host's pool that is not a lane. Leave out undefined attributes."""
         words = ("-json", "-attributes", ",".join(attributes), "-constraint", f"{Machine.ID} =?= undefined")
         ads = self._parse_ads("condor_status", self.shell(join(["condor_status", *words])))
-        # Names in ClassAds are not case-sensitive, and a node may spell them differently. Restore the usual spelling.
+        # Attribute names are not case-sensitive, so nodes may spell them differently. Use the spelling in `attributes`.
         spelling = {name.lower(): name for name in attributes}
         return [{spelling.get(name.lower(), name): value for name, value in ad.items()} for ad in ads]
 
@@ -150,7 +150,7 @@ class RemoteAccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
-            # A removal reason must be one line without `!`, because the account's login shell may be a C shell.
+            # In a C shell, which may be the account's login shell, a `!` or a line break in the reason causes an error.
             reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
@@ -174,7 +174,7 @@ class RemoteAccessPoint:
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
         output = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
-        for text in output.split("= ")[1:]:  # `= ` precedes each file name, and is never in base64 data
+        for text in output.split("= ")[1:]:  # `= ` begins each file in the output; base64 data cannot contain it
             name, _, content = text.partition("\n")
             if name in places:
                 path = home() / "factory" / name
@@ -227,7 +227,7 @@ class RemoteAccessPoint:
         return output.split()[-2] if output.endswith(f" {SUMS}\n") else ""
 
     def _delete_old_bundles(self, version: str) -> None:
-        """Delete the bundles of other versions than `version` that no job in the queue uses."""
+        """Delete all bundles that no job in the queue uses, except the bundle of `version`."""
         jobs = self.jobs(f"{Job.ENTRY} =!= undefined", ["Cmd"])
         used = {PurePosixPath(str(job.get("Cmd"))).parent.name for job in jobs} | {version}
         if old := [f"{self._base}/bundles/{each}" for each in self.versions() if each not in used]:
@@ -282,8 +282,8 @@ class RemoteAccessPoint:
 
         Args:
             changes: whether the command changes the queue. If it does, the lock is exclusive. If not, it is shared.
-            fence: words to put before the command, so that it runs only if the host still has the token that the
-                method `fence` wrote. Empty: no token is checked.
+            fence: words to put before the command. They run the command only if the token on the host is still the
+                token from the method `fence`. Without words, the token is not checked.
         """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
@@ -297,12 +297,12 @@ class RemoteAccessPoint:
         budget = str(max(1, int(self.login.seconds) - 2))  # time limit on the host; this machine waits 2 s longer
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
-        except SshError:  # the command may submit later, so `fence` must write new tokens
+        except SshError:  # the command may start later; after `fence` has written a new token, it submits nothing
             self._fence_tokens.clear()
             raise
 
     def _parse_ads(self, name: str, output: str) -> list[dict[str, Any]]:
-        """Return the ads in a command's output, which must be JSON. `name` is the command's name for error messages."""
+        """Return the ads in the JSON output of a command. `name`, the command's name, is used in error messages."""
         try:
             return [dict(ad) for ad in json.loads(output or "[]")]
         except (ValueError, TypeError):
@@ -311,7 +311,7 @@ class RemoteAccessPoint:
     def _run(self, command: Sequence[str], stdin: bytes = b"") -> str:
         result = self.link.run(join(command), stdin)
         if result.code != 0:
-            self.__dict__.pop("_base", None)  # the next call creates glide's folder again if it was deleted
+            self.__dict__.pop("_base", None)  # if glide's folder was deleted, the next call must create it again
             late = f"no answer within {command[1]} s, or another command holds the lock on the host"
             raise CondorError(f"{self.login.name}: {late if result.code == TIMED_OUT else result.last_line}")
         return result.output

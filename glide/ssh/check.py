@@ -117,7 +117,7 @@ def _clock(login: Login, entries: list[Entry]) -> FoundAndFix:
 def _outward(login: Login, entries: list[Entry]) -> FoundAndFix:
     """Check whether the login host can connect to the collector of the pool that glideins join.
 
-    Glideins on nodes need this connection. The login host stands for the nodes, which cannot be reached directly.
+    Glideins on nodes need this connection. The nodes cannot be reached directly, so the login host is tested instead.
     """
     host, port = parse_address(Collector().address)
     script = f'timeout {CONNECT_SECONDS} bash -c ": < /dev/tcp/$0/$1" 2>/dev/null && echo open || echo closed'

@@ -19,8 +19,8 @@ from glide.config import Login
 from glide.errors import CondorError
 
 if TYPE_CHECKING:
-    # At run time, only the functions that need fabric and paramiko import them, because the import takes longer than
-    # most of glide's commands take in total.
+    # Importing fabric and paramiko takes longer than most of glide's commands run. So at run time, only the functions
+    # that use these packages import them.
     import fabric
     import paramiko
 
@@ -33,7 +33,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
 
 
 class SshError(CondorError):
-    """The host was not reached, or the connection broke. It is not known whether the command ran on the host."""
+    """The host was not reached, or the connection broke. A broken connection does not show whether the command ran."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class SshLink:
             # fabric's own method `run` is not used, because it copies standard input slowly, character by character.
             channel = connection.create_session()
             channel.exec_command(command)
-            with suppress(OSError):  # the command ended before it read all input; its output explains why
+            with suppress(OSError):  # the command ended before it read all input; its output contains the reason
                 channel.sendall(stdin)
                 channel.shutdown_write()
             output, errors = (file.read(MOST_BYTES) for file in _outputs(channel))
@@ -144,9 +144,9 @@ def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
 
 
 def _connection(login: Login) -> fabric.Connection:
-    """Return a new connection to a login host. It is not open yet.
+    """Return a new connection to a login host. The connection is not open yet.
 
-    `open` fails if the key of the login host, or of a jump host, is not a known key.
+    The connection's method `open` fails if the key of the login host, or of a jump host, is unknown.
     """
     import fabric
     import paramiko

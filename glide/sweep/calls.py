@@ -24,7 +24,7 @@ class RemoteTraceback(Exception):
 
 
 class Call(Future):
-    """The future of one call of a function. These attributes are set when the call has ended.
+    """The future of one function call. The attributes are set when the call has ended.
 
     Attributes:
         stdout, stderr: the text that the call printed to standard output, and to standard error.
@@ -142,7 +142,7 @@ class Calls(Work):
 
 
 def _raised(result: dict[str, Any]) -> BaseException:
-    """Return the exception that a call raised. If unpickling fails, return an InvocationError instead."""
+    """Return the exception that a call raised. If it cannot be unpickled, return an InvocationError instead."""
     described = InvocationError(result["error"]["type"], result["error"]["message"])
     error: BaseException = described
     with suppress(Exception):

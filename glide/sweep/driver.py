@@ -27,12 +27,12 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # seconds between two queries if a lane has been warm and the event log reports no end of a job
+CALM_SECONDS = 1.0  # seconds between queries if a lane was warm, and the event log is readable and shows no ended job
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
-# A run gives up if HTCondor refuses jobs for this number of seconds, or gives no first answer in this time. Once
-# HTCondor has answered, the run waits for it without a time limit, because an access point may be rebooting.
+# A run gives up after this number of seconds if HTCondor refuses the run's jobs, or has never answered. If HTCondor has
+# answered before, the run waits without a time limit, because an access point may be rebooting.
 PATIENCE_SECONDS = 30.0
-# If a job is idle for this number of seconds while a warm lane is free, the access point no longer matches the job.
+# If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
 STUCK_SECONDS = 5.0
 
 # Only some engines advertise these attributes in their lanes' ads. The dict's keys are the names in summary.json.
@@ -45,10 +45,10 @@ class Progress:
     """The progress of a run, for a user who watches the run.
 
     Attributes:
-        total, done, errors: number of records, of results, and of results with an error.
+        total, done, errors: number of records, number of results, and number of results with an error.
         lanes: number of lanes for each state of the model server.
         running, idle: number of running and of idle invocation jobs.
-        wave: why the newest jobs have their sizes; empty if no job was submitted yet.
+        wave: reason for the number of records in the newest jobs; empty if no job was submitted yet.
         problem: why the run makes no progress; empty if the run makes progress.
     """
 
@@ -73,7 +73,7 @@ class Driver:
 
     Attributes:
         reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
-        lanes_full: whether records are pending, but no job is submitted now because the lanes have enough jobs.
+        lanes_full: whether the lanes have enough jobs, so that no job is submitted although records are pending.
         first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
         folder_cleaned: whether the files that earlier drivers left in the run's folder have been removed.
     """
@@ -158,7 +158,7 @@ class Driver:
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.lanes_full:  # lanes have enough jobs, so new records need no costly cycle
+            if self.lanes_full:  # lanes have enough jobs, so do not end the wait for a new record
                 time.sleep(EVENT_SECONDS)
             elif self.work.new_work.wait(EVENT_SECONDS):
                 self.work.new_work.clear()

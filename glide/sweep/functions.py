@@ -152,9 +152,9 @@ def sticky(*, environment: str | None = None) -> Callable[[Callable[..., dict[st
 def sticky(function: Callable[..., dict[str, Any]] | None = None, *, environment: str | None = None) -> Any:
     """Decorate a function that returns a dict. A glidein runs the function once, and then keeps the dict in memory.
 
-    An argument can be the path of an existing file or folder, as a Path or as a text with a slash. Then nodes get the
-    files, and the function gets the path of the files on its node. The template's digest depends on the content of the
-    files, not on their path.
+    An argument of the function can be the path of an existing file or folder, as a Path or as a text with a slash. Then
+    nodes get this file or folder, and the function gets its path on the node. The template's digest depends on the
+    content of the file or folder, not on its path.
 
     Args:
         environment: the Python environment in which nodes run the function and its invocations: a packed environment,

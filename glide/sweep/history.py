@@ -4,7 +4,7 @@ Each line has `at` (Unix time), the facts that have changed, and one of these ke
 
 - `run`: name of the run. A driver writes this line when it starts.
 - `lane`: Name of the lane that the facts are about.
-- `carrier`: name of the part (the records of one invocation job). The facts are about this job.
+- `carrier`: name of the part (the records) of the invocation job that the facts are about.
 - `counts`: numbers of results, errors, tokens, recomputed records and lost records.
 
 The key `end` says how a driver, a lane or a job has ended. The driver itself never reads the history.
@@ -36,8 +36,8 @@ class HistoryWriter:
     """Write one line for each change of a lane, a job or a count. Without a path, write nothing.
 
     Attributes:
-        written: for each present lane and job, the facts that were last written. A key is a pair: "lane" and the Name
-            of the lane, or "carrier" and the name of the job's part (its records).
+        written: for each present lane and job, the facts that were last written. A lane's key is ("lane", Name of
+            the lane). A job's key is ("carrier", name of the job's part).
         counts: the newest counts, written or not.
         last_counts: time when counts were last written (monotonic seconds), and the counts that were written.
     """

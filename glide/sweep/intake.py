@@ -20,8 +20,8 @@ from glide.vocabulary import JobStatus
 
 PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output; a read costs the access point at least 5 ms
 PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running jobs' output, in seconds
-# Minimum time between two gathers, in seconds. To gather many jobs together costs the access point little more than to
-# gather one job, so several ended jobs are gathered together.
+# Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
+# of one job. So the driver waits until it can gather several jobs together.
 GATHER_SECONDS = 1.0
 # Held jobs may be found this number of times in a row without a new result in between. Each time, the records of the
 # held jobs are sent again. If held jobs are found once more, the run fails.
@@ -41,12 +41,12 @@ class ResultIntake:
         finished: names of the parts whose jobs have completed, but are not gathered yet.
         attempts: for each record id, the number of lost jobs that had the record.
         evictions: number of jobs that were lost.
-        lost_in_flight: number of records that were begun on lost nodes and have no saved result. A node reports the
-            number of begun records only once a second. So records that a node began in its last second are not counted.
+        lost_in_flight: number of records that a node had begun, but whose results were lost with the node. A node
+            reports once a second how many records it has begun. So the records of its last second are not counted.
         disconnected: Unix time when a job lost its node, by job number.
         peeked: for the name of each part, the time when its job's output was last read (monotonic seconds).
-        holds: number of times in a row that held jobs were found, without a new result in between.
-        done_at_last_hold: number of results when held jobs were last found.
+        holds: number of times in a row that the queue had held jobs, without a new result in between.
+        done_at_last_hold: number of results when the queue last had held jobs.
     """
 
     def __init__(self, work: Work, jobs: RunJobs, lanes: Lanes):
@@ -89,7 +89,7 @@ class ResultIntake:
         return queue
 
     def note_submitted(self, names: Sequence[str], parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Remember the ids of the records in new jobs. So `queue` need not read the input files of these jobs.
+        """Remember the ids of the records in new jobs, so that the method `queue` need not read their input files.
 
         Args:
             names: names of the parts.
@@ -112,7 +112,7 @@ class ResultIntake:
         """Store the results of the completed jobs, and remove these jobs from the queue. Return the other jobs.
 
         Args:
-            at_once: whether to do this even if it was done less than GATHER_SECONDS ago.
+            at_once: whether to gather even if the last gather was less than GATHER_SECONDS ago.
         """
         finished = [job for job in queue if job.status == JobStatus.COMPLETED]
         others = [job for job in queue if job.status != JobStatus.COMPLETED]
@@ -181,9 +181,9 @@ class ResultIntake:
         return missing
 
     def _count_unanswered(self, ended: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
-        """Log the invalid output lines of ended jobs, and count the jobs that ended without a result for a record.
+        """Log the invalid output lines of ended jobs. For each record, count the jobs that ended without its result.
 
-        If MOST_UNANSWERED jobs have ended without a result for a record, store an error as the record's result.
+        When a record's count reaches MOST_UNANSWERED, store an error as the record's result.
         """
         for job, answers in ended:
             missing = self._log_rejected(job, answers)
@@ -216,7 +216,7 @@ class ResultIntake:
             self.holds, self.done_at_last_hold = 0, len(self.work.done)
         self.holds += 1
         if self.holds > MOST_HOLDS:
-            raise CondorRefused(f"job {held[0].id} is held, as were the jobs before it: {held[0].hold_reason}")
+            raise CondorRefused(f"HTCondor holds jobs repeatedly; reason for job {held[0].id}: {held[0].hold_reason}")
         received = [(job, self.jobs.peek(job, self.record_ids[job.part])) for job in held]
         self._store(*(answers for _, answers in received))
         queue = self._remove(queue, received, "held; its records are sent again")

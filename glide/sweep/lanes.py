@@ -14,7 +14,7 @@ from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# A lane advertises every 15 s. If a lane's ad is older than the newest ad of all lanes by this number of seconds, the
+# A lane advertises every 15 s. If a lane's ad is this number of seconds older than the newest ad of any lane, the
 # lane's host has vanished, even if TCP connections to the host still look open.
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
@@ -45,8 +45,8 @@ class Lanes:
     Attributes:
         glideins: for each GlideId, the newest ad that a lane of the glidein sent.
         last_seen: for each lane Name, the GlideId and the time when the lane's ad was last present (monotonic seconds).
-        avoided: for each avoided GlideId, time of the last call of `avoid` (monotonic seconds). The glidein is dead,
-            or did not send a valid result for each record.
+        avoided: for each GlideId that gets no jobs, time of the last call of `avoid` (monotonic seconds). A glidein is
+            avoided if it is dead, or if one of its jobs left records without a valid result.
         failures: the first failure of each glidein that failed to load the template, by GlideId.
         is_warm: whether at least one lane is warm now.
         was_warm: whether a lane is warm now or was warm before.
@@ -68,7 +68,8 @@ class Lanes:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
             CondorError: the collector does not answer.
         """
-        # Only a glidein's token gives an identity that begins with IDENTITY. Jobs also require such an identity.
+        # Only an ad that was sent with a glidein's token has an AuthenticatedIdentity that begins with IDENTITY. The
+        # requirements of invocation jobs test this, too.
         is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
         constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {is_glidein}'
         lanes = [lane for ad in self.collector.lanes(_ATTRIBUTES, constraint) if (lane := checked(ad))]
@@ -132,7 +133,7 @@ class Lanes:
             self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return True if no glidein is warm, except possibly the glidein of this lane."""
+        """Return False if any glidein other than this lane's glidein is warm, else True."""
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}

@@ -53,11 +53,11 @@ def to_line(result: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class ResultIndex:
-    """Where a results.jsonl has the results of current requests.
+    """The places in a results.jsonl file where the results of current requests are.
 
     Attributes:
-        offsets: for each record in input order, the offset of the record's last line, in bytes; NO_RESULT if there is
-            no line.
+        offsets: for each record in input order, the offset of the record's last line, in bytes; NO_RESULT if the record
+            has no line.
         duplicated: positions in the input, counted from 0, of the records that have more than one line.
         other_lines: number of lines that are not the result of a current request.
     """
@@ -75,7 +75,7 @@ class ResultIndex:
 
 
 def index_results(path: Path, index: RequestIndex) -> ResultIndex:
-    """Read a results.jsonl, and return where it has the results of current requests."""
+    """Read a results.jsonl file, and return the places of the results of current requests."""
     offsets, duplicated, other_lines = array("q", [NO_RESULT]) * len(index.fingerprints), set(), 0
     for offset, _, number, _ in _read(path, index):
         if number is None:
@@ -162,7 +162,7 @@ def _fingerprint(index: RequestIndex, number: int | None) -> str | None:
 
 
 def restore(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
-    """Copy back from the file `aside` the results whose requests are current again. Return the number of results."""
+    """Copy results from the file `aside` back to `path` if their requests are current again. Return their number."""
     present = bytearray(offset != NO_RESULT for offset in found.offsets)
     restored = 0
     with path.open("ab") as file:

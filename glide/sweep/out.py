@@ -184,11 +184,11 @@ def _holder(file: IO[str]) -> str:
 def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     """Move a sweep's results and the sweep's files in `.glide` to a new folder beside `out`.
 
-    All other files in `out` stay there, for example the folder of a different sweep.
+    All other files in `out` stay there. For example, `out` may contain the folder of a different sweep.
 
     Args:
-        prompts: names of the sweep's prompts. The results of these prompts and of the prompts in `.glide/requests` are
-            moved.
+        prompts: names of the sweep's prompts. The function moves the results of these prompts, and of all prompts
+            that have a file in `.glide/requests`.
 
     Returns:
         The new folder. If `out` has no results, nothing is moved, `run.json` is deleted, and the return value is None.
@@ -199,7 +199,7 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
     to_move = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
     to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
-    # Move run.json last. It names the sweep of the other files, so it must still be there if the move is interrupted.
+    # Move run.json last. It names the sweep, so `out` must still have it if the move of the other files is interrupted.
     to_move = [path for path in [*to_move, internal_path(out, STATE)] if path.exists()]
     if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
         internal_path(out, STATE).unlink(missing_ok=True)

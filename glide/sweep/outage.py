@@ -32,7 +32,7 @@ class Outage:
 
     Attributes:
         since: Unix time at which the outage began; None if the run can continue.
-        reason: beginning and cause of the outage, as text; empty if the run can continue.
+        reason: text with the start time and the cause of the outage; empty if the run can continue.
         pause: seconds before the next attempt. This value is doubled after each attempt, up to LONGEST_PAUSE.
     """
 
@@ -44,7 +44,7 @@ class Outage:
         self.pause = 0.0
 
     def wait(self, error: Exception, unneeded: Callable[[], bool]) -> None:
-        """Block for at least one pause, and until the probe succeeds. Return early if `unneeded` returns True.
+        """Pause, then call the probe. Repeat both until the probe succeeds, or until `unneeded` returns True.
 
         Args:
             error: the error that stopped the run. The error is logged only at the beginning of an outage.

@@ -111,7 +111,7 @@ def prepare(source: Path) -> Sweep:
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:
-    """Return the problems that this machine can find in a sweep's `generate` options."""
+    """Return the problems in a sweep's `generate` options. Without the model's folder, some limits are not checked."""
     folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
     try:
         engines.check_generate(file.model.engine, file.generate, folder)

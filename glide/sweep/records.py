@@ -162,7 +162,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _json(line: str) -> Any:
     try:
         value = json.loads(line, object_pairs_hook=_reject_duplicate_keys)
-        if "\\u" in line:  # only an escape sequence can produce a lone surrogate
+        if "\\u" in line:  # check for a lone surrogate, which only an escape sequence can produce
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnusableRecord as error:
@@ -277,7 +277,7 @@ def render(prompt: str, fields: dict[str, Any]) -> str:
 
 @lru_cache(64)
 def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """Split a prompt into pairs: a fixed text, and the name of the field after this text; None if no field follows."""
+    """Split a prompt into pairs of a fixed text and the name of the field after it (None if no field follows)."""
     return [(text, name) for text, name, _, _ in string.Formatter().parse(prompt)]
 
 
@@ -291,8 +291,8 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
     Args:
         source: name of the file of the records, for the message.
         names: names of the fields.
-        why: the part of the message that says who needs the field. For example, "expect names" gives the message "no
-            field 'claim', which expect names".
+        why: text that says where the field is needed. For example, "prompt p names" gives a message that begins with
+            "no field 'claim', which prompt p names".
 
     Returns:
         A list with the first problem. It is empty if there is no problem.

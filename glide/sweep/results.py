@@ -44,13 +44,13 @@ class Results(Work):
     """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
 
     In jobs, a record has the id "prompt/custom_id#fingerprint". A changed request gets a new id, so a result with the
-    old id does not count. When a record is run again after an error, a mark is added to the id, so a second copy of the
+    old id does not count. When a record is run again after an error, its id gets a mark. So another copy of the old
     error does not count.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
-        abandoned_run: GlideRun of jobs to remove after the sweep is started over; None if no such jobs exist.
-        done_prefix: number of requests at the beginning that all have a result. `pending` skips these requests.
+        abandoned_run: GlideRun before the sweep was started over, if such jobs may be in the queue; else None.
+        done_prefix: position before which all requests have a result. `pending` begins at this position.
         retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
@@ -117,7 +117,7 @@ class Results(Work):
         """Read the results in `out`. Count valid results, mark the records to run again, and move other lines aside.
 
         Args:
-            retry: whether to run records with an error again. Records with an earlier mark are always run again.
+            retry: whether to run records with an error again. Records that an earlier driver marked run again anyway.
             only: type of error; `retry` applies only to records with this error. None for all types.
         """
         sweep, out = self.sweep, self.sweep.out
@@ -133,8 +133,8 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # A mark says that a record's only line is an old error. A record with a newer line has no mark. So save the
-        # marks before old lines are removed. Otherwise, after a crash, a newer line could be taken for the old error.
+        # Only records whose single line is an old error keep their mark. Save the marks before old lines are removed.
+        # Otherwise, after a crash, a new result could be a single line with an old mark, and would be computed again.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():
@@ -227,18 +227,18 @@ class Results(Work):
                     os.fsync(file.fileno())
         except OSError as error:
             for path, size in sizes.items():
-                with suppress(OSError):  # for example, a device file cannot be truncated
+                with suppress(OSError):  # some files cannot be truncated, for example device files
                     os.truncate(path, size)
             raise self._write_error(error) from None
 
     def _write_error(self, error: OSError) -> Exception:
-        """Return `error` itself if the disk is full, because the driver then waits. If not, return a GlideError."""
+        """If the disk is full, return `error`, so that the driver waits. For other errors, return a GlideError."""
         error.filename = error.filename or str(self.sweep.out)
         message = f"{error.filename}: {error.strerror}; fix this, then run: glide sweep resume {self.sweep.source}"
         return error if error.errno in FULL else GlideError(message)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:
-        """Write the sizes of a wave's jobs, and their reason, to `wave.json`, which `glide sweep status` reads."""
+        """Write the sizes of a wave's jobs and the reason for these sizes to `wave.json`, for `glide sweep status`."""
         wave = json.dumps({"sizes": list(sizes), "reason": reason}) + "\n"
         publish(internal_path(self.sweep.out, "wave.json"), wave, 0o666, durable=False)
 
@@ -251,7 +251,7 @@ class Results(Work):
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
         self.retry_marks.clear()
-        self._write_retry_marks()  # clear marks, then sort: each says its record's only line is an old error
+        self._write_retry_marks()  # before the sort: with a mark, a record's only line would count as an old error
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}
@@ -304,7 +304,7 @@ def open_results(
 
     Args:
         new_run: value of GlideRun for the sweep's jobs if the sweep is new.
-        resume: whether to refuse a sweep without results.
+        resume: whether to raise an InputError if `out` has no results.
         again: whether to move existing results aside and start over.
         retry, only: as in Results.load.
 

@@ -122,7 +122,7 @@ class Session(Executor):
             atexit.unregister(self.shutdown)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Shut down. After an exception (for example an interrupt), let open calls fail instead of finishing them."""
+        """Shut down. If the `with` block ended with an exception (for example an interrupt), the open calls fail."""
         if error is not None:
             with self.lock:
                 for calls in self.calls.values():
@@ -134,7 +134,7 @@ class Session(Executor):
     def _hold_pool(self, ready: Future[str], site: Path | None, pool: Path | None) -> None:
         """Provide the pool and the factory until the session ends.
 
-        The result of `ready` becomes the user's name at the access point. If the start fails, `ready` gets the error.
+        The future `ready` gets the user's name at the access point, or the error if the start fails.
         """
         with ExitStack() as stack:
             try:
@@ -162,7 +162,7 @@ class Session(Executor):
     def _calls_for(self, template: Template) -> Calls:
         """Return the calls of a template. Start a driver for these calls if no driver runs."""
         calls = self.calls.get(template.digest)
-        if calls is None or calls.closed:  # if the calls are closed, their driver failed; a new driver may succeed
+        if calls is None or calls.closed:  # the driver of closed calls has failed; a new driver may succeed
             calls = self.calls[template.digest] = Calls(template, self.glideins)
             name = f"{self.name}-{len(self.drivers)}"
             driver = threading.Thread(target=self._drive, args=(calls, name), name=template.model, daemon=True)

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 HOSTS = 3  # a run gives up if the template could not be loaded on this number of hosts
-# On a pool with fewer than HOSTS hosts, a run gives up if the template has failed on every host, and no glidein is
-# still loading it. But first, GLIDEINS glideins must have failed, or the last failure must be ALONE_SECONDS ago.
+# On a pool with fewer than HOSTS hosts, a run gives up if three conditions are true: the template has failed on every
+# host; no glidein is still loading it; the number of failures is at least GLIDEINS, or the last failure was at least
+# ALONE_SECONDS ago.
 GLIDEINS = 2  # number of failures that can end a run on a pool with fewer than HOSTS hosts
 ALONE_SECONDS = 30.0  # seconds after which one failure can end a run on a pool with few hosts
 

@@ -29,12 +29,12 @@ SOON_SECONDS = 30.0
 LONGEST_PAUSE = 60.0  # maximum delay before a factory is started again, in seconds
 LAST_BYTES, LAST_LINES = 4096, 3  # maximum part of an ended factory's log that is logged, in bytes and in lines
 _log = logging.getLogger("glide")
-_embedded: set[str] = set()  # condor_config paths of the embedded pools that `embedded_pool` has activated
+_embedded: set[str] = set()  # condor_config paths of the embedded pools that this process has used
 
 
 @contextmanager
 def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None]:
-    """Provide a pool, and a factory if needed, in a `with` block. Then stop the processes that this function started.
+    """Provide a pool, and a factory if needed, for a `with` block. After the block, stop the processes started here.
 
     Args:
         site_file: site file of the factory to run. If it is None, a configured pool is expected to have its own
@@ -60,7 +60,7 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
 def embedded_pool() -> Iterator[None]:
     """Provide the embedded pool of GLIDE_HOME in a `with` block. Start the pool if it is down.
 
-    If a sweep or a session has started the pool, the last process that leaves such a block stops the pool.
+    If a sweep or a session has started the pool, the pool stops when the last process leaves its block.
     """
     pool = EmbeddedPool(home())
     pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -60,8 +60,8 @@ class _Walk:
     Attributes:
         done: digests of the finished objects. The keys are the id() of the objects.
         open: depth of each unfinished object. The keys are the id() of the objects. An object is unfinished while the
-            objects to which it refers are visited. If a cycle leads back to an unfinished object, the digest of the
-            last reference in the cycle is made from the length of the cycle.
+            objects to which it refers are visited. A reference to an unfinished object closes a cycle. The digest of
+            this reference is made from the length of the cycle.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -242,7 +242,7 @@ def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]
 def _is_local(thing: ModuleType | type) -> bool:
     """Return whether a module belongs to the user, and not to Python, glide or an installed package.
 
-    For a class, the class's module counts.
+    For a class, check the module that defines the class.
     """
     name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     module = sys.modules.get(name)
@@ -254,8 +254,8 @@ def _is_local(thing: ModuleType | type) -> bool:
 
 def _is_installed(place: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    # Packages are also in folders named site-packages or dist-packages, such as those of the user's account, of Debian,
-    # and of the Python from which a venv was made.
+    # Other folders of packages are named site-packages or dist-packages. Such folders belong to the user's account, to
+    # Debian, or to the Python from which a venv was made.
     named = {"site-packages", "dist-packages"} & set(place.parts)
     return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 

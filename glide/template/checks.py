@@ -15,7 +15,7 @@ from typing import Any
 
 from glide.vocabulary import State
 
-LARGEST_TEXT = 16_000_000  # maximum length of a description in characters; one with a function reaches 1.4 million
+LARGEST_TEXT = 16_000_000  # maximum number of characters; a description with a function reaches 1.4 million
 LARGEST_NAME = 4096  # maximum length of a path, an address, a key or an owner, in characters
 LARGEST_SIZE = 10**15  # maximum size of a file in bytes
 LONGEST_BUDGET = 1e9  # largest allowed time limit of a phase, in seconds
@@ -39,7 +39,7 @@ def parse(text: object) -> dict[str, Any]:
         fields = json.loads(text, parse_constant=_refuse)
         if not isinstance(fields, dict):
             raise ValueError("the description is no JSON object")
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # refuse 1e999 and lone surrogates
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # fails for infinite numbers and bad Unicode
     except RecursionError:
         raise ValueError("the description is nested too deeply") from None
     return fields
@@ -122,7 +122,7 @@ def _is_options(value: Any) -> bool:
 def _depth(value: Any) -> int:
     """Return how deeply lists and objects are nested.
 
-    The function does not call itself, because a value may be nested more deeply than Python allows calls to be nested.
+    The function is not recursive, because a value may be nested more deeply than Python's recursion limit allows.
     """
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, (dict, list))]:

@@ -31,8 +31,8 @@ def template_of(
 ) -> Template:
     """Return the template of the state that a function call makes.
 
-    The template contains the files that the call's arguments name. An argument that is a Path, or a text with a slash,
-    names the file or folder that exists at this path.
+    If an argument of the call is a Path or a text with a slash, it may be the path of a file or folder. If such a file
+    or folder exists, the template contains this file, or all files of this folder.
 
     Args:
         name: the template's name in ads.

@@ -18,14 +18,15 @@ from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
 
-# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. The limit of WARM is
-# not for the whole phase. It is the time within which a warm engine must begin a call that it has received.
+# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. In the phase
+# WARM, the limit applies to each call: it is the time within which the engine must begin the call.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
 }  # fmt: skip
 
-# Phung and Thain's paper on StickyInvoc calls `state` StickyInvoc, `files` StickyI/O, and `nothing` create-destroy.
+# Values of a template's `keep`. Phung and Thain's paper on StickyInvoc calls them StickyInvoc, StickyI/O and
+# create-destroy.
 Keep = Literal["state", "files", "nothing"]
 
 
@@ -92,10 +93,10 @@ class Template:
         budgets: time limits in seconds. The keys are phases (glide.vocabulary.State). These limits override BUDGETS.
         keep: what stays on the node between jobs: the whole state, only the files, or nothing.
         key, seed: as in FileSet, for the template's files.
-        environment: environment in which the engine runs. A file set with a file is an archive or an image that nodes
-            fetch. A file set without files is a folder or an image that nodes have. None: the environment of the entry,
-            or the node's own Python if the entry has no environment.
-        user: the User who chose the environment. Empty if there is no environment, or if `function` names the owner.
+        environment: environment in which the engine runs. If this file set has a file, the file is an archive or an
+            image, and nodes fetch it. If not, nodes already have the folder or image. None: the engine runs in the
+            entry's environment. If the entry has none, the node's own Python is used.
+        user: the User who chose the environment. Empty if there is no environment, or if `function` has an owner.
     """
 
     model: str
@@ -129,7 +130,7 @@ class Template:
         return self.function is not None or self.environment is not None
 
     def for_user(self, user: Callable[[], str]) -> Template:
-        """Return a copy of the template, in which the field `user` is the result of the function `user`.
+        """Return a copy of the template. Its field `user` has the value that `user()` returns.
 
         If the template has no environment, or if its function already has an owner, return the template unchanged.
         """
@@ -171,9 +172,9 @@ class Template:
 
     @property
     def megabytes(self) -> float:
-        """Return the size of the files in MB. The state needs at least this memory.
+        """Return the size of the files in MB. The state needs at least this amount of memory.
 
-        If a service has the model, return 0.
+        If a service outside the pool has the model, return 0.
         """
         return 0.0 if self.service else sum(size for _, size in self.files.values()) / 1e6
 
@@ -215,7 +216,9 @@ def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
         if stat.S_ISREG(status.st_mode):
             name = str(each.relative_to(root))
             if not checks.is_file_name(name):
-                raise OSError(errno.EILSEQ, "its name has control characters or is not UTF-8; rename it", str(each))
+                raise OSError(
+                    errno.EILSEQ, "the name has control characters or is not UTF-8; rename the file", str(each)
+                )
             files[name] = (_sha256(each), status.st_size)
     return files
 

@@ -23,7 +23,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def application(get_view: Callable[[], PoolView], names: Collection[str] = (), token: str = "") -> Guard:
-    """Return the web application. Its guard checks each request before a page answers the request.
+    """Return the web application, wrapped in a guard that checks each request.
 
     Args:
         get_view: a function that returns the current view of the pool.

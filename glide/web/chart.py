@@ -63,7 +63,7 @@ class Chart:
         return f"{self.title}. " + ", ".join(f"{each.name}: {self.value_text(each)}" for each in self.series)
 
     def value_text(self, series: Series) -> str:
-        """Return a series' value in the legend: the last known value, or for bars the sum of all values."""
+        """Return a text for the legend. In a bar chart, it is the sum of the series; otherwise the last known value."""
         known = [value for value in series.values if value is not None]
         value = sum(known) if self.kind == "bars" else known[-1] if known else None
         return "–" if value is None else f"{number(value)}{self.unit}"
@@ -125,7 +125,7 @@ def _line(series: Sequence[Series], top: float) -> list[Markup]:
 def _bars(series: Sequence[Series], top: float) -> list[Markup]:
     """Draw a bar for each value that is not zero.
 
-    Each bar is three SVG units wide, so that a single eviction is visible in a chart of a day.
+    Each bar is three SVG units wide. A thinner bar would be hard to see in a chart of a whole day.
     """
     parts = []
     for each in series:

@@ -66,7 +66,7 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """Return the answer to a request that is refused or logs in; None if the application answers the request."""
+        """Return the guard's own answer: a refusal or a login. Return None if the application must answer."""
         if scope["method"] not in METHODS:
             return PlainTextResponse("These pages are read-only.\n", 405, {"Allow": ", ".join(METHODS)})
         if not self._is_ours(Headers(scope=scope).get("host", "")):
@@ -103,6 +103,6 @@ def _equal(shown: str, expected: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server that listens on an address or host name."""
+    """Return whether an address or host name can be reached only from this machine."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)

@@ -104,7 +104,7 @@ def build_charts(lines: Collection[Line], entries: Collection[str], start: float
 def _levels(lines: Iterable[Line], start: float, step: float, value: Callable[[Line], float]) -> Levels:
     """Return a level, such as a number of glideins, at the end of each step.
 
-    The level is None if no factory ran at that time, or if the factory could read no source.
+    The level is None if no factory ran at that time, or if the factory could read neither queues nor the collector.
     """
     levels: Levels = [None] * STEPS
     for before, line in pairwise([*lines, {"time": start + STEPS * step}]):
@@ -141,7 +141,7 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
     """Return the number of events in each step.
 
     Args:
-        name: a key of journal lines; the key's value is the count of these events since the factory started.
+        name: the key under which a journal line has the number of such events since the factory started.
     """
     found: list[float | None] = [0.0] * STEPS
     for before, line in pairwise(lines):
@@ -160,7 +160,7 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Return a series for each activity: the activity's share of all running glideins' time, in percent."""
+    """Return a series for each activity: how many percent of their time the running glideins spent in it."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

@@ -43,7 +43,7 @@ class MetricsCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. prometheus_client calls this method.
 
-        While the pool does not answer, leave out the old values of glideins, lanes and jobs.
+        If the pool does not answer, there are no metrics of entries, glideins, lanes and jobs.
         """
         view = self.get_view()
         sites = view.status["sites"]
@@ -126,7 +126,7 @@ def _work(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _counters(view: PoolView, site_of: Mapping[str, str]) -> Iterator[Metric]:
-    """Yield the counters. COUNTERS lists label values whose counters are 0 before their first event.
+    """Yield the counters. If COUNTERS lists a label value, yield its counter even while the counter is 0.
 
     Prometheus sees the first increase of a counter only if the counter existed before the increase.
     """
@@ -150,5 +150,5 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return the text if it is a valid name, else `other`. It becomes a label's value, and anybody can write it."""
+    """Return a valid value for a label: the text if it is a valid name, else `other`. Anybody can write the text."""
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

@@ -114,7 +114,7 @@ def _sums(view: PoolView) -> dict[str, Any]:
 
 
 def _models(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return for each model and state the number of lanes, and the number of busy lanes."""
+    """Count all lanes and the busy lanes, separately for each model and state."""
     groups: dict[tuple[str, str], Counter[str]] = {}
     for lane in snapshot.lanes:
         key = lane.model or ("no model" if not lane.template else lane.template[:12]), phase(lane)

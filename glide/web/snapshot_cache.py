@@ -28,13 +28,13 @@ class PoolView:
     """The latest view of the pool: the last snapshot for which the pool answered.
 
     Attributes:
-        status: the document of `glide status --json`. If a later query reached only a part of the pool, it has
-            updated the states of the factories and nothing else.
+        status: the document of `glide status --json`. The states of the factories in it may be newer than the rest: a
+            query that reaches only a part of the pool updates only these states.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: for each run, the largest number of records that it had left in any snapshot.
         counts: numbers of events, such as evictions, from the start of this process to the snapshot.
-        totals: running totals; `counts` is a copy of them.
+        totals: the object that counts the events; `counts` is a copy of its numbers.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -120,7 +120,8 @@ class SnapshotCache:
     def _refresh_on_request(self) -> None:
         """Take a snapshot whenever a call requests one. This method runs in a thread, and never returns.
 
-        The worker process ends together with this thread. So this thread must not end before the server.
+        The kernel ends a worker process when the thread that started it ends. So one thread, which lives as long as
+        the server, starts all worker processes.
         """
         spawn = multiprocessing.get_context("spawn")
         child = None

@@ -30,7 +30,7 @@ def secrets(facts: Facts) -> Iterator[Finding]:
 
 
 def expiry(facts: Facts) -> Iterator[Finding]:
-    """Find tokens that have expired or expire soon. Leave out glideins' tokens that no waiting glidein uses."""
+    """Find tokens of this account, and tokens of waiting glideins, that have expired or expire soon."""
     lifetimes = {entry.name: entry.lifetime for site in facts.files for entry in site.entries}
     idle = [glidein for glidein in facts.snapshot.glideins if glidein.status == JobStatus.IDLE]
     waiting = {("", ""), *((each.entry, subfolder_name(each.template)) for each in idle)}

@@ -124,10 +124,11 @@ def queue(facts: Facts) -> Iterator[Finding]:
 
 
 def protection(facts: Facts) -> Iterator[Finding]:
-    """Find attributes of jobs that a node can change although HTCondor should protect them."""
+    """Find important job attributes that HTCondor does not protect from changes by a node."""
     listed = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
     safe = {name.lower() for name in re.split(r"[\s,]+", listed)}
-    # LIMIT_DIRECTORY_ACCESS overrides a job's attribute LimitDirectoryAccess, so a changed attribute is harmless.
+    # The setting LIMIT_DIRECTORY_ACCESS overrides the job attribute LimitDirectoryAccess. So a node may change this
+    # attribute without harm.
     limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()
     if missing := [name for name in VITAL if name.lower() not in safe and not (limit and name in LIMITED)]:
         yield critical(
@@ -138,7 +139,7 @@ def protection(facts: Facts) -> Iterator[Finding]:
 
 
 def losses(facts: Facts) -> Iterator[Finding]:
-    """Report an event log that is not configured or not readable. Without it, a lost lane is noticed 14 s later."""
+    """Report a missing or unreadable event log. Without the log, glide needs 14 s longer to notice a lost lane."""
     log = facts.event_log
     cost = "a lost node is noticed 14 s later, when the queue shows it, and its records wait until then"
     if not log.path:
@@ -151,7 +152,7 @@ def losses(facts: Facts) -> Iterator[Finding]:
 
 
 def glideins(facts: Facts) -> Iterator[Finding]:
-    """Find settings in the `knobs` of entries that harm glideins."""
+    """Check the `knobs` of entries, and find settings that harm glideins."""
     for site in facts.files:
         for entry in site.entries:
             for name, value in entry.knobs.items():
@@ -172,7 +173,7 @@ def races(facts: Facts) -> bool:
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """Find schedd limits that are too low for one job on each lane plus the glideins in the schedd's queue."""
+    """Find limits of the schedd that are too low. It must run one job for each lane, and the glideins in its queue."""
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (

@@ -15,7 +15,7 @@ LITTLE, NOTHING = 1e9, 1e8
 # Limits for differences of clocks, in seconds. More than SKEW is a warning, more than BROKEN is critical. They cannot
 # be much smaller, because times in ads are whole seconds.
 SKEW, BROKEN = 5.0, 60.0
-LATE = 15.0  # a busy machine may send an ad this late (in seconds), as if its clock were behind
+LATE = 15.0  # maximum delay of ads from a busy machine, in seconds; such a delay looks like a clock that is behind
 
 
 def daemons(facts: Facts) -> Iterator[Finding]:

@@ -12,12 +12,12 @@ Place = Pool | Login | None  # place of the queue with an entry's glideins; None
 
 
 def places(facts: Facts) -> Mapping[str, Place]:
-    """Return a dict from each entry's name to the place of the queue with the entry's glideins."""
+    """Return for each entry the place where its glideins are queued. The key is the name of the entry."""
     return {entry.name: entry.outer_pool for site in facts.files for entry in site.entries}
 
 
 def key(place: Place) -> str:
-    """Return which key of a site file's entry sets this place: `ssh` or `pool`."""
+    """Return the key with which site files set such a place: `ssh` or `pool`."""
     return "ssh" if isinstance(place, Login) else "pool"
 
 

@@ -10,7 +10,7 @@ from glide.condor.install import OLDEST
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
-BINDINGS = (25, 8, 2)  # first version of the bindings whose retrieve() lets spooled jobs leave the queue
+BINDINGS = (25, 8, 2)  # with older bindings, spooled jobs stay in the queue after retrieve()
 # For each known bug: the kind of daemon (MyType), the first and the last version with the bug, and the bug's effect.
 KNOWN = (
     ("Scheduler", (24, 5, 1), (24, 7, 99), "it loses claims that it should reuse, so each job waits for a match"),

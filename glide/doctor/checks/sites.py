@@ -25,7 +25,7 @@ def files(facts: Facts) -> Iterator[Finding]:
 
 
 def factories(facts: Facts) -> Iterator[Finding]:
-    """Find factories that do not run, complete no cycle, cannot read a queue, or whose actions HTCondor has refused."""
+    """Find factories that do not run or complete no cycle, unreadable queues, and actions that HTCondor has refused."""
     waiting = sum(demand.idle for demand in facts.snapshot.demands)
     for site in facts.sites:
         if site.view is None:

@@ -79,7 +79,7 @@ STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Set matplotlib's options for a `with` block: callers draw and save all figures in it."""
+    """Set matplotlib's options for the code in a `with` block. Draw and save all figures in such a block."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # do not warn if the font lacks a character
         yield
@@ -111,7 +111,7 @@ def progress(history: SweepHistory, total: int) -> Figure:
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        # At the history's end, all lanes end, so the number of lanes drops to zero. Leave out this drop.
+        # The history closes all lanes at its end. So the number of lanes drops to zero there. Do not draw this drop.
         before_end = [point for point in series if point[0] < history.seconds] or series
         steps = [*before_end, (history.seconds, before_end[-1][1])]
         below.step(
@@ -276,7 +276,7 @@ def _edges(values: Sequence[float], limit: float) -> list[float]:
 
 
 def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw a stacked bar of shares for each item of `bars`. A share of at least 7 % gets a label."""
+    """Draw a bar for each item of `bars`, divided by kind of time. A part of at least 7 % of the bar gets a label."""
     for row, spent in enumerate(bars.values()):
         whole, left = sum(spent.values()) or 1.0, 0.0
         for kind, seconds in spent.items():

@@ -85,7 +85,7 @@ class JobExecution:
     Attributes:
         started: when HTCondor started the job, before the file transfer.
         executing: when the job's program started; None if it never started.
-        saved: number of saved results divided by the number of records that this execution has begun, from 0 to 1.
+        saved: share of saved results, from 0 to 1. The whole is the number of records that the execution has begun.
         end: "evicted" if HTCondor put the job back into its queue; otherwise "gathered", "lost", "held" or "removed".
             The text is empty while the execution runs.
     """
@@ -100,7 +100,7 @@ class JobExecution:
 
 @dataclass(frozen=True)
 class JobHistory:
-    """The history of an invocation job. `end` is how the job left the queue; empty while the job is in the queue."""
+    """The history of an invocation job. `end` is "gathered", for example; it is empty while the job is in the queue."""
 
     job: str
     records: int
@@ -122,7 +122,7 @@ class SweepHistory:
     runs: tuple[DriverRun, ...] = ()
     lanes: tuple[LaneHistory, ...] = ()
     jobs: tuple[JobHistory, ...] = ()
-    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and all driver runs' counts up to it
+    counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and the whole sweep's counts at this time
     resumed: tuple[float, ...] = ()  # times when the second and each later driver run began
 
     @property
@@ -141,7 +141,7 @@ class Clock:
 
 
 def read(lines: Iterable[Mapping[str, Any]]) -> SweepHistory:
-    """Return the history that the lines of a history file describe. It is empty if no line begins a driver run."""
+    """Return the sweep history that these lines describe. If they show no driver run, the history is empty."""
     timed = [line for line in lines if isinstance(line.get("at"), (int, float))]
     reader = _Reader(_runs(timed))
     for line in timed:
@@ -175,11 +175,11 @@ class _OpenLane:
 
 @dataclass
 class _OpenJob:
-    """A job whose lines are being read. The last execution of the job has no end while it runs."""
+    """A job whose lines are being read. An execution gets the keys "ended" and "end" only when it ends."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     executions: list[dict[str, Any]] = field(default_factory=list)
-    seen: float = 0.0  # end of the last driver run that wrote a line about the job
+    seen: float = 0.0  # end (Unix time) of the latest driver run whose lines mention the job
     end: str = ""
 
 
@@ -245,8 +245,8 @@ class _Reader:
         lane = self.open.setdefault(name, _OpenLane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            # The state of a lane that has reappeared may have begun before the lane disappeared. The time before the
-            # disappearance is already counted, so count this state only from the disappearance.
+            # A lane can disappear and come back in the same state. The time until it disappeared is already counted. So
+            # count the state only from then on.
             earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
             marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
             lane.marks += [(max(earliest, since), state) for since, state in marks]
@@ -319,10 +319,10 @@ class _Reader:
 
 
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
-    """Return pairs: the Unix time when a state of a lane began, and the state. The last pair is the present state.
+    """Return a lane's new states in order of time, as pairs: the Unix time when a state began, and the state.
 
-    Earlier pairs are the lane's states after `last` that no line shows. Their times are computed from the seconds that
-    the lane advertises for each phase. `last` is the latest pair that is already known, or None.
+    `last` is the latest pair that was already known, or None. The lane may have passed quickly through states that no
+    line shows. The times of these states are computed from the seconds that the lane advertises for each phase.
     """
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
     fetch = facts.get("fetch") or 0.0

@@ -91,9 +91,9 @@ def page_figures(report: SweepReport, numbers: dict[str, Any]) -> Iterator[PageF
 
 
 def select_glideins(glideins: list[GlideinTimeline], most: int = MOST_GLIDEINS) -> list[GlideinTimeline]:
-    """Select the glideins that a figure shows, and return them in their original order.
+    """Select glideins for a figure, without a change of their order.
 
-    Lost and failed glideins come first. The remaining places are for the glideins that took longest to become warm.
+    Lost and failed glideins are preferred, and after them the glideins that took longest to become warm.
 
     Args:
         most: the maximum number of glideins.

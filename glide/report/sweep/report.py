@@ -54,8 +54,8 @@ def load_report(sweep: Sweep) -> SweepReport:
     scores = _scores(sweep)
     notes = []
     done = sum(prompt.done for prompt in scores.prompts.values())
-    # The summary of a finished sweep remains if the sweep is extended or changed. Ignore the summary until the sweep
-    # has a result for each record again.
+    # A finished sweep may be extended or changed. Then the folder still has the old summary. Ignore this summary until
+    # each record has a result again.
     summary = read_summary(sweep) if (state is None or state.finished) and done == sweep.total else None
     if summary is None:
         notes.append(f"This sweep has not finished: {done:,} of {sweep.total:,} records have a result.")

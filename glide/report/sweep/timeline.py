@@ -56,7 +56,7 @@ class GlideinTimeline:
 
 
 def records_done(history: SweepHistory) -> Series:
-    """Return the number of records with a result, over time. Each point is a count by the driver."""
+    """Return the number of records with a result, over time, as the driver counted them."""
     return [(at, float(counts["done"])) for at, counts in history.counts if "done" in counts]
 
 
@@ -92,7 +92,7 @@ def losses(history: SweepHistory) -> list[float]:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Join intervals that overlap. The result covers the same time and is in order of time."""
+    """Join intervals that overlap or touch. Return the joined and all other intervals, in order of time."""
     joined: list[Interval] = []
     for each in sorted(intervals, key=lambda interval: interval.start):
         if joined and each.start <= joined[-1].end:
@@ -262,8 +262,8 @@ def _end(last: LaneHistory, was_warm: bool, jobs: list[JobExecution]) -> str:
 def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
     """Return the seconds that all jobs spent waiting in the queue, starting and running.
 
-    The time of running jobs has three parts. `lost` is the time for results that were lost. `engine` is the time in
-    which engines computed the gathered results. `sharing` is the rest: a job waits while its engine serves another job.
+    The time of running jobs has three parts. In the part `lost`, jobs ran for results that were lost. In the part
+    `engine`, engines computed the gathered results. The rest is `sharing`: a job waited while its engine served others.
 
     Args:
         engine: seconds in which engines computed the gathered results.
@@ -282,9 +282,10 @@ def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
 
 
 def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, float]) -> dict[str, float]:
-    """Return for each kind of time the seconds that all glideins spent.
+    """Return the seconds that all glideins spent, for each kind of time.
 
-    Each phase before `Warm` is a kind. Further kinds are computing, the other time with jobs, and idle time.
+    Each phase before `Warm` is a kind. While a glidein has jobs, there are two kinds: its engine computes, or it does
+    not. Idle time is another kind.
 
     Args:
         engine: for each glidein, the seconds in which its engine computed the gathered results.
@@ -294,8 +295,8 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
         for interval in each.intervals:
             known = interval.kind in spent
             spent[interval.kind if known else "other"] += interval.seconds
-        # The times of jobs are whole seconds, so an engine can compute for longer than jobs seem to run. The missing
-        # seconds are taken from the idle time.
+        # Run times of jobs are in whole seconds, so an engine's computing time can exceed the run time of its jobs.
+        # Take the difference from the idle time.
         warm = each.seconds(SERVING) + each.seconds(IDLE)
         computed = min(engine.get(each.id, 0.0), warm)
         again = min(each.reloaded, warm - computed)

@@ -96,8 +96,8 @@ def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None
 def build(template: Template) -> Engine:
     """Create the engine that a template names, without loading the template.
 
-    If the glidein's entry has given the template a `service`, create the openai engine with the service's options. This
-    engine sends the records to a model that is served elsewhere.
+    The site's entry may have added a `service` to the template. If so, create the openai engine with the service's
+    options. The openai engine sends the records to a model that is served elsewhere.
 
     Raises:
         ValueError: no engine has this name, or an option has a value that cannot work.

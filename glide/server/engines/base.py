@@ -16,8 +16,8 @@ class EngineRecord:
     Attributes:
         key: number that the server gives to the record. The number is unique while the engine's process lives.
         prompt: the record's text.
-        generate: the record's options of `generate`. The records that the server passes to `plan` may have different
-            options.
+        generate: the record's options of `generate`. Records that the server passes to `plan` together may differ in
+            these options.
     """
 
     key: int
@@ -111,8 +111,8 @@ class Engine(Protocol):
         batch: number of records in an efficient call. Until the server has measured the throughput, it sends this
             number of records in a message. The server also advertises this number.
         window: maximum number of records that the server passes to one `plan`; at least `batch`. With a larger window,
-            the engine can, for example, sort more records by length. But then jobs wait longer for each other's
-            records.
+            the engine can, for example, sort more records by length. But the records of a job then wait longer while
+            the records of other jobs are served.
     """
 
     batch: int
@@ -168,8 +168,9 @@ class Engine(Protocol):
         `call` raises an error.
 
         If a call takes longer than the longest timeout of its records, the server raises RecordTimeout inside the call.
-        The exception is raised in the main thread, once a second until the call ends. The server also raises it if all
-        jobs that wait for the call have ended. An engine may catch RecordTimeout and return the outcomes that it has.
+        The exception is raised in the main thread, once a second until the call ends. The server also raises it if the
+        jobs of all the call's records have ended, because no job then needs the outcomes. An engine may catch
+        RecordTimeout and return the outcomes that it has.
         While native code runs, the exception is delayed until this code returns to Python. If the call has not ended 5
         seconds after the timeout, the server kills the process.
 
@@ -181,8 +182,8 @@ class Engine(Protocol):
             One outcome for each record, in the order of the records.
 
         Raises:
-            BaseException: an error of any kind, including SystemExit and RecordTimeout. Only these records are
-                affected. If there is only one record, the error is written into the record's result.
+            BaseException: an error of any kind, including SystemExit and RecordTimeout. If the call has only one
+                record, the error is written into the record's result. Other calls are not affected.
         """
 
     def describe(self) -> dict[str, Any]:

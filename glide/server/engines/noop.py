@@ -56,7 +56,7 @@ class Noop:
         self.options = replace(
             options, load_seconds=options.load_seconds * slowdown, record_seconds=options.record_seconds * slowdown
         )
-        self.free_at = 0.0  # time by the monotonic clock when the last call should have ended
+        self.free_at = 0.0  # computed end of the last call, by the monotonic clock
         # If records take no time, use large calls. With small calls, a benchmark would mainly measure the messages.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
@@ -95,7 +95,7 @@ class Noop:
     def _misbehave(self, prompt: str) -> None:
         options = self.options
         if options.raise_on and options.raise_on in prompt:
-            raise Poisoned(f"the prompt contains {options.raise_on!r}, on which raise_on raises")
+            raise Poisoned(f"the prompt contains {options.raise_on!r}, the text of the option raise_on")
         if options.hang_on and options.hang_on in prompt:
             _hang()
         if options.crash_on and options.crash_on in prompt:

@@ -74,11 +74,11 @@ class OpenAI:
         chat: if true, send the prompt as the user's message to /chat/completions. If false, send it to /completions.
         system: system message that is sent before the user's message. This option needs `chat`.
         parallel: maximum number of requests in flight at the same time.
-        ready_seconds: time limit, in seconds, until the service must list the model. Choose less than the template's
-            budget for loading. If the budget ends first, the error message lacks the service's last answer.
+        ready_seconds: maximum seconds to wait until the service lists the model. Choose less than the template's budget
+            for loading. If the budget ends first, the error message lacks the service's last answer.
         request_seconds: time limit of one HTTP request, in seconds.
         retries: maximum number of times that a request is repeated while the service is busy or fails. The record's
-            timeout also ends the tries, so it should suffice for all tries of `request_seconds` each.
+            timeout should suffice for all tries, because it ends them. Each try may take `request_seconds`.
         """
 
         url: str = ""
@@ -93,7 +93,7 @@ class OpenAI:
 
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
-            if "@" in address.netloc:  # check this first, because later messages quote the url with its password
+            if "@" in address.netloc:  # check this first, so that no other check's message shows the url's password
                 raise ValueError(
                     "a url with a user or password is visible to everyone in the pool; "
                     "use the key_file of a site's service instead"
@@ -138,8 +138,8 @@ class OpenAI:
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=self.httpx.Timeout(None, connect=CONNECT_SECONDS),
-            # Do not limit the number of connections. With a limit, a request that is cancelled while it waits for a
-            # connection leaves an unusable connection in the pool (encode/httpcore#1093). The option `parallel` already
+            # Do not limit the number of connections. With a limit, requests may wait for a connection. If a waiting
+            # request is cancelled, a connection becomes unusable (encode/httpcore#1093). The option `parallel` already
             # limits the number of requests.
             limits=self.httpx.Limits(max_connections=None, max_keepalive_connections=self.options.parallel),
         )
@@ -157,7 +157,7 @@ class OpenAI:
         outcomes = [asyncio.run_coroutine_threadsafe(self._serve_alone(record), self.loop) for record in records]
         try:
             wait(outcomes)
-        except Exception as interrupt:  # after a RecordTimeout, answered records keep their answers
+        except Exception as interrupt:  # on RecordTimeout, return the answers that have arrived
             late = Completion.failed(interrupt)
             return [late if outcome.cancel() else outcome.result() for outcome in outcomes]
         return [outcome.result() for outcome in outcomes]
@@ -202,7 +202,7 @@ class OpenAI:
     async def _serve_alone(self, record: EngineRecord) -> Completion:
         try:
             return await self._serve(record)
-        except Exception as error:  # if the whole call failed, its other records would be sent and paid again
+        except Exception as error:  # if an error ended the call, the other records would be sent and paid again
             return Completion.failed(error)
 
     async def _serve(self, record: EngineRecord) -> Completion:
@@ -224,15 +224,15 @@ class OpenAI:
             requested = retry_after(response.headers.get("Retry-After", ""), time.time())
             pause = backoff(attempt, requested)
             if response.status_code == 429:
-                # Status 429 means too many requests. So all requests wait as long as after a first failed try.
+                # Status 429 means too many requests. So pause all requests for FIRST_PAUSE, or longer if asked to.
                 self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
         raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
     async def _wait_before_try(self, pause: float) -> None:
         """Wait for `pause` seconds, or longer if the pause for all requests lasts longer.
 
-        A random factor from 1 to 2 makes the wait longer. So requests that failed at the same time are not repeated at
-        the same time.
+        The time is multiplied by a random number from 1 to 2. Otherwise, requests that failed together would be
+        repeated together.
         """
         while (left := max(pause, self.resume_at - time.monotonic())) > 0:
             await asyncio.sleep(left * random.uniform(1, 2))
@@ -303,7 +303,7 @@ def read_key(path: Path) -> str:
         raise TemplateError(f"cannot read key_file {path}: {getattr(error, 'strerror', None) or error}") from None
     if mode & 0o077:
         raise TemplateError(f"key_file {path} is accessible to others than its owner (mode {mode:o}); chmod it to 600")
-    if not re.fullmatch(rb"[!-~]+", key):  # the HTTP library's error would quote an invalid key
+    if not re.fullmatch(rb"[!-~]+", key):  # refuse an invalid key here, because the HTTP library's error would show it
         raise TemplateError(f"key_file {path} does not hold a key; write it there as one line of ASCII without spaces")
     return key.decode("ascii")
 
@@ -311,8 +311,8 @@ def read_key(path: Path) -> str:
 def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of `generate` under the API's names.
 
-    Without `do_sample: true`, the temperature is 0, so that the text is greedy, as with the other engines. With
-    `do_sample: true`, the service chooses the value of each option that is not given.
+    Without `do_sample: true`, the temperature is 0, so that the service takes the most probable token in each step, as
+    the other engines do. With `do_sample: true`, the service chooses the value of each option that is not given.
 
     Raises:
         UnknownOption: the API has no equivalent of an option.

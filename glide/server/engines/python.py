@@ -1,9 +1,8 @@
-"""The python engine. A user's function returns the state, and each record calls a function that uses the state.
+"""The python engine. A user's function returns the state. Each record is a call of a function that uses the state.
 
 A record's `prompt` is the tuple (arguments, keyword arguments), pickled with cloudpickle and encoded in base64. The
-record's `generate` is {"function": the pickled function}. If a parameter of the function gets no argument, and the
-state has a key with the parameter's name, then the parameter gets the value of that key. The record's result also has
-the output that the call prints.
+record's `generate` is {"function": the pickled function}. If the call passes no argument for a parameter, the parameter
+gets the state's value of the same name, if there is one. The record's result also has the output that the call prints.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Python:
 
     @dataclass(frozen=True)
     class Options:
-        """The python engine has no options. The user passes arguments to the function instead."""
+        """The python engine has no options. The user can pass arguments to the function."""
 
     def __init__(self, template: Template, options: Options):
         self.template = template
@@ -61,8 +60,8 @@ class Python:
         if function is None:
             raise ValueError("the python engine needs a template with a function, and this template has none")
         _check_versions(function)
-        # Pickles may refer to names in the user's __main__. Python looks these names up in this process's __main__, so
-        # replace it by an empty module for the user's names.
+        # Pickles may refer to names in the user's __main__. Python looks these names up in this process's __main__. So
+        # make __main__ an empty module, to which `_define_in_main` copies the user's names.
         sys.modules["__main__"] = ModuleType("__main__")
         self.state_call = unwrap(_unpickled(function.pickle))
 
@@ -109,7 +108,8 @@ class Python:
 def _define_in_main(function: Callable) -> None:
     """If a function was defined in the user's __main__, copy the function's globals into this process's __main__.
 
-    Pickles that were made without cloudpickle refer to these globals as names in __main__.
+    Without this copy, pickles that were made without cloudpickle could not be read. They refer to these globals as
+    names in __main__.
     """
     names = getattr(function, "__globals__", {})
     if names.get("__name__") == "__main__":
@@ -186,8 +186,9 @@ def _pickled(value: Any) -> str:
 def _pickled_exception(error: BaseException) -> str:
     """Return the exception as a pickle; an empty text if it cannot be pickled and unpickled.
 
-    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. For a
-    RecordTimeout, return an empty text, so that the caller gets an InvocationError, as for all errors of the engine.
+    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. A
+    RecordTimeout is an error of the engine, not of the user's function. For such errors, the caller gets an
+    InvocationError. So return an empty text for a RecordTimeout, too.
     """
     if isinstance(error, RecordTimeout):
         return ""

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 from glide.server.engines.transformers.prompts import Prompt
 from glide.server.engines.transformers.sharing import RowRule
 
-# The effect of these options depends on the prompt's tokens or on their number, so padding would change the text. Each
-# option's value in this dict switches the option off.
+# The effect of these options depends on the prompt's tokens or on their number, so padding would change the text. The
+# dict has, for each option, the value that switches the option off.
 PROMPT_SENSITIVE = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0, "min_length": 0, "forced_bos_token_id": None, "watermarking_config": None,
 }  # fmt: skip
 # These options are for speculative decoding. transformers supports them only in calls with a single row.
 SINGLE_ROW_OPTIONS = ("prompt_lookup_num_tokens", "assistant_early_exit")
-# If a model has defaults for these options, the defaults have no effect on greedy decoding with `max_new_tokens`.
+# A model may have default values for these options. They have no effect on greedy decoding with `max_new_tokens`.
 IGNORED_WHEN_GREEDY = {
     "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "do_sample",
     "temperature", "top_k", "top_p", "min_p", "typical_p", "max_length", "max_new_tokens", "use_cache",
@@ -65,7 +65,7 @@ class Batching(Protocol):
 
 
 class Defaults:
-    """A model's own generation defaults, which apply where a record sets no option.
+    """A model's default values for options of `generate`. A default applies if the record does not set the option.
 
     In the methods, `generate` has the options of a record.
 
@@ -74,7 +74,7 @@ class Defaults:
         context: maximum number of tokens of a prompt and its text together.
 
     Attributes:
-        effective: names of the defaults that affect greedy decoding with `max_new_tokens`.
+        effective: names of the options whose defaults change the texts of greedy decoding with `max_new_tokens`.
     """
 
     def __init__(self, config: Any, context: int):
@@ -92,7 +92,7 @@ class Defaults:
         return generate[name] if name in generate else getattr(self.config, name, None)
 
     def end_tokens(self, generate: dict[str, Any]) -> set[int]:
-        """Return the tokens that end a text. The tokenizer's end token is included only if the model names it, too."""
+        """Return the tokens that end a text, from the record or else from the model. The tokenizer's is not added."""
         ends = self.value("eos_token_id", generate)
         return set(ends if isinstance(ends, list) else [ends]) - {None}
 
@@ -103,7 +103,7 @@ class Defaults:
         if longest := generate.get("max_length"):
             return max(prompt, int(longest))
         # If neither max_new_tokens nor the record's max_length is set, the model's max_length limits prompt and text
-        # together. Without it, DEFAULT_NEW_TOKENS limits the text. The context is always a limit, too.
+        # together. If the model has no max_length, DEFAULT_NEW_TOKENS limits the text. The context is always a limit.
         return max(prompt + 1, min(self.config.max_length or prompt + DEFAULT_NEW_TOKENS, self.context))
 
     def new_tokens(self, generate: dict[str, Any]) -> int:
@@ -111,7 +111,7 @@ class Defaults:
         return int(self.value("max_new_tokens", generate) or DEFAULT_NEW_TOKENS)
 
     def row_rule(self, generate: dict[str, Any]) -> RowRule:
-        """Return the rule that says which prompts with these options may share a call."""
+        """Return whether a call with these options may have one row, several rows of equal length, or any rows."""
         if any(self.value(name, generate) for name in SINGLE_ROW_OPTIONS):
             return RowRule.SINGLE
         for name, off in PROMPT_SENSITIVE.items():
@@ -121,7 +121,7 @@ class Defaults:
         return RowRule.ANY if self.value("max_new_tokens", generate) else RowRule.EQUAL
 
     def allows_prefix(self, generate: dict[str, Any]) -> bool:
-        """Return whether prompts with these options may continue a prefix from the cache."""
+        """Return whether prompts with these options may use a cached prefix."""
         return self.row_rule(generate) == RowRule.ANY and self.effective | set(generate) <= NEXT_TOKEN_OPTIONS
 
     def allows_continuous(self, generate: dict[str, Any]) -> bool:

@@ -45,7 +45,7 @@ def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
     padded.generate(prompts[:1], GENERATE)
     trials_started = time.perf_counter()
     for _ in range(ROUNDS):
-        if time.perf_counter() - trials_started > 2 * BATCH_SECONDS:  # the speeds are exact enough by now
+        if time.perf_counter() - trials_started > 2 * BATCH_SECONDS:  # stop, because the speeds are exact enough
             break
         size = len(prompts)
         while size // 2 >= SMALLEST_BATCH:
@@ -91,9 +91,9 @@ def choose_batching(
     Args:
         trial: the measurements of static batching.
         start: function that starts continuous batching. If it raises an error, static batching is chosen.
-        prompts: the prompts of the trial.
-        fresh_prompts: prompts for measuring the time, with the same number and lengths as `prompts`. They must not
-            share a prefix with `prompts`, because such a prefix is in the cache and shortens the measured time.
+        prompts: the prompts of the trial. Continuous batching must generate the same tokens for them.
+        fresh_prompts: other prompts, to measure the time. Their number and lengths are those of `prompts`, but their
+            beginnings differ. A beginning that is already in the cache would shorten the time.
         end_tokens: tokens that end a text.
 
     Returns:

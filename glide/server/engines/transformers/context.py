@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNLIMITED = 1 << 30  # number of tokens that means no limit, for example for recurrent models
+UNLIMITED = 1 << 30  # number of tokens that stands for "no limit", for example for recurrent models
 # With these kinds of position scaling, the scaling factor extends max_position_embeddings. With other kinds, the value
 # of max_position_embeddings already includes the factor.
 FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
@@ -16,15 +16,14 @@ FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 @dataclass(frozen=True)
 class DynamicRope:
-    """A limit, in tokens, above which rotary positions depend on the longest row of a call.
+    """A limit, in tokens. If a row exceeds it, the rotary positions of all rows in the same call change.
 
     A row is a prompt with its text.
 
     Attributes:
-        tokens: the limit. If no row of a call has more tokens, each row has the same positions as in a call with only
-            this row.
-        switches: True if the positions change only once, when the longest row exceeds `tokens` (longrope). False if the
-            positions change with each further token (dynamic NTK).
+        tokens: the limit. If no row of a call exceeds the limit, each row has the same positions as alone in a call.
+        switches: True if the positions change once, when the longest row exceeds the limit (longrope). False if they
+            change again with each further token of the longest row (dynamic NTK).
     """
 
     tokens: int

@@ -28,11 +28,11 @@ class NotServed(Exception):
 
 
 class Continuous:
-    """Continuous batching with a loaded model. The library's manager and its thread run until `close`.
+    """Continuous batching with a loaded model. The thread of the library's manager runs until `close`.
 
     Args:
         model: the loaded model.
-        end_tokens: tokens that end the text of a record that names no end tokens.
+        end_tokens: tokens that end a text if the record names no end tokens.
         max_tokens: number of tokens that the cache holds. A prompt and its text together cannot have more tokens.
 
     Raises:
@@ -46,7 +46,7 @@ class Continuous:
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         if model.config._attn_implementation == "eager":
-            raise ValueError("continuous batching would replace the model's eager attention also for static batching")
+            raise ValueError("continuous batching would change the eager attention, which static batching needs")
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             # Set num_blocks and max_batch_tokens, because the library would otherwise take 60 % of the memory.
@@ -56,17 +56,17 @@ class Continuous:
         )
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(end_tokens) or -1)
         self.end_tokens = sorted(end_tokens)
-        self.max_tokens = max_tokens  # a longer request would end the manager's thread
+        self.max_tokens = max_tokens  # a request with more tokens would end the manager's thread
         self.calls = 0
         self.reused_tokens = 0
         library_log = logging.getLogger("ContinuousBatchingLogger")
         library_log.setLevel(logging.CRITICAL)  # hide a useless warning on nodes without psutil
         self.manager = model.init_continuous_batching(generation_config=greedy, continuous_batching_config=config)
-        self.manager.warmup()  # allocate memory now; in the manager's thread, a failure would only be logged
+        self.manager.warmup()  # allocate memory now, so that a failure raises an error and is not only logged
         library_log.setLevel(logging.ERROR)
         self._count_shared_pages(self.manager.batch_processor.cache)
-        # The manager's thread must not keep the process alive, so it must be a daemon thread. It becomes one because
-        # another daemon thread starts it.
+        # The manager's thread must be a daemon thread, so that it does not keep the process alive. A thread that is
+        # started by a daemon thread is a daemon thread, too.
         starter = threading.Thread(target=self.manager.start, daemon=True)
         starter.start()
         starter.join()
@@ -119,7 +119,7 @@ class Continuous:
 
     def _submit(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
         end_tokens = generate.get("eos_token_id", self.end_tokens)
-        end_tokens = [] if end_tokens is None else end_tokens  # the manager would replace None by its defaults
+        end_tokens = [] if end_tokens is None else end_tokens  # if it were None, the manager would use its defaults
         accepted = self.manager.add_request(
             prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=end_tokens
         )

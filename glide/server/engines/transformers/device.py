@@ -50,14 +50,14 @@ def probe(device: str) -> None:
 
     ones = torch.ones(PROBE_SIZE, PROBE_SIZE, device=device)
     if (ones @ ones).sum().item() != PROBE_SIZE**3:
-        raise BrokenDevice(f"{device} computes wrong results: the sum of a product of ones is not {PROBE_SIZE**3}")
+        raise BrokenDevice(f"{device} computes wrong results: a matrix product does not add up to {PROBE_SIZE**3}")
 
 
 def end_if_broken(device: str, error: Exception) -> None:
     """If a failed call has left the GPU unusable, end this process, because every later call would fail, too.
 
-    The model server then starts another process, which serves the call's records in smaller and smaller calls, until
-    the record that is the cause is alone in a call.
+    The model server then starts another process. This process serves the call's records in smaller and smaller calls,
+    until the record that made the GPU unusable is alone in a call.
     """
     if not device.startswith("cuda"):
         return

@@ -27,15 +27,15 @@ class Transformers:
         task: generate, embed or classify. generate continues the prompt. embed writes the mean of the last hidden
             states, scaled to length 1, to the result's `embedding`. classify returns the best label as the text, and
             writes the scores of all labels to the result's `scores`.
-        dtype: type of the weights in memory. float32, bfloat16, float16, or auto for the type that the model specifies.
+        dtype: type of the weights in memory: float32, bfloat16, float16 or auto. auto takes the model's own type.
         device: cuda, cuda:1 and so on, cpu, auto or all. auto uses cuda if a GPU is visible, and cpu otherwise. all is
             for a model that is too large for one GPU: its layers are spread over all GPUs of the job. This needs the
             package accelerate.
         batch: maximum number of records in one call of the library's generate.
         batch_tokens: maximum number of prompt tokens in one call, padding included.
         batching: static (padded batches), continuous or auto. auto measures both while the engine is warming up, and
-            uses the faster one. If padding would change a model's texts, a static batch has only prompts of equal
-            length, or only one prompt.
+            uses the faster one. If padding would change a model's texts, static batches are not padded. They then have
+            only prompts of equal length, or only one prompt.
         chat: if true, use the tokenizer's chat template, with the prompt as the user's message.
         system: the system message in the chat template. Without `chat`, this option has no effect.
         """
@@ -54,15 +54,15 @@ class Transformers:
     def __init__(self, template: Template, options: Options):
         self.options = options
         self.batch = options.batch
-        self.window = 16 * options.batch  # enough records to sort by length; with more, new jobs would wait longer
+        self.window = 16 * options.batch  # records that `plan` sorts by length; more records would delay new jobs
         self.planned: dict[int, Prompt] = {}  # prompts of the last plan; the dict's keys are the records' keys
 
     def prepare(self) -> None:
         import torch  # noqa: F401
         import transformers
 
-        # The library imports the module of a class when the class is first used. Use the classes now, while the files
-        # of the template are being fetched.
+        # The library imports a class only when a program first names the class. So name the classes now, while the
+        # template's files are being fetched. This saves time in `load`.
         _ = transformers.AutoTokenizer, loading.model_class(self.options.task)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:

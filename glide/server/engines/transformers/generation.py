@@ -17,8 +17,8 @@ from glide.server.engines.transformers.prompts import Encoder, Prompt, check_pro
 from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
 from glide.server.engines.transformers.stops import StopStrings
 
-# A call of continuous batching serves up to this number of full batches. Places in a batch are empty only at the end of
-# a call, so a long call is more efficient than short calls.
+# A call of continuous batching has at most this number of prompts for each place in the batch. Places are empty only at
+# the end of a call, so a long call is more efficient than several short calls.
 CONTINUOUS_BATCHES = 4
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then".split()
 
@@ -26,7 +26,7 @@ WORDS = "the claim is that rivers flow north and nobody has seen any evidence fo
 class Generation:
     """Text generation with a loaded model.
 
-    The rows of a call do not change each other's texts. Greedy texts are therefore the same as with plain transformers.
+    The rows of a call do not change each other's texts. So greedy decoding gives the same texts as plain transformers.
 
     Args:
         model: the loaded model.
@@ -105,7 +105,7 @@ class Generation:
 
     @property
     def default_batching(self) -> Batching:
-        """The way of batching, static or continuous, that serves a call if the call's options allow both."""
+        """The batching for calls whose options allow both: continuous if it was chosen, otherwise static."""
         return self.continuous or self.padded
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
@@ -120,7 +120,7 @@ class Generation:
             static_prompts: list[Prompt] = []
             for prompt in group:
                 (continuous_prompts if self._uses_continuous([prompt], generate) else static_prompts).append(prompt)
-            # Sort the prompts, so that the cache still has the pages that a prompt shares with the prompts before it.
+            # Sort the prompts, so that prompts with equal beginnings follow each other and share pages in the cache.
             continuous_prompts.sort(key=lambda prompt: prompt.ids)
             size = CONTINUOUS_BATCHES * self.batch
             calls += [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]

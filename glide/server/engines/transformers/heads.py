@@ -25,8 +25,8 @@ class Head:
         self.encoder = encoder
         self.batch = batch
         self.batch_tokens = batch_tokens
-        # An encoder's positions may begin at 2. A prompt must then have fewer tokens than the model has positions. The
-        # tokenizer's limit accounts for this.
+        # The positions of some encoders begin at 2, so the model has two positions more than a prompt may have tokens.
+        # The tokenizer's limit does not count these two positions.
         self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
         self.vocabulary_size = positions.vocabulary_size(model)
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))

@@ -40,8 +40,8 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
         only_last = isinstance(keep, int) and keep == 1
 
     def keep_last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # The block's output for the last position is enough. The residual connection adds this output to all positions,
-        # but only the last position is used.
+        # Pass only the last position to the block. The model then adds the block's output for this position to all
+        # positions. This is right only for the last position, but no other position is used.
         return (args[0][:, -1:], *args[1:]) if only_last else args
 
     hooks = [

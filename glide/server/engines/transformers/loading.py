@@ -1,4 +1,4 @@
-"""Load a model's folder. An error has one line that names the cause, because the library's own messages are long."""
+"""Load a model from its folder. If this fails, the error is one line with the cause, not the library's long message."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
     """
     import transformers
 
-    # Set trust_remote_code to False. If it is not set, the library asks at the terminal whether to run the model's
-    # code. For this question, the library sets an alarm, which would later end the process.
+    # Without trust_remote_code=False, the library asks at the terminal whether to run the model's code. It limits the
+    # time for the answer with an alarm, and this alarm would later end the process.
     config = _attempt(lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), "the model")
     wanted = TASKS[task][1]
     if type(config) not in model_class(task)._model_mapping:

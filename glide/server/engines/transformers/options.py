@@ -14,9 +14,9 @@ from typing import Any
 from glide.server.engines.base import UnknownOption, WrongOption
 from glide.server.engines.transformers.context import context_of
 
-MAX_NEW_TOKENS = 1 << 20  # limit of max_new_tokens and max_length; a larger value is a mistake and needs a huge cache
-IGNORED = {"pad_token_id", "return_dict_in_generate"}  # options without effect, because the engine sets them
-# These options are accepted without effect, because a result does not contain the outputs that they ask for.
+MAX_NEW_TOKENS = 1 << 20  # maximum of max_new_tokens and max_length; larger values are mistakes and need a huge cache
+IGNORED = {"pad_token_id", "return_dict_in_generate"}  # the engine sets these itself and ignores a record's values
+# These options ask for outputs that no result contains. So the options are accepted, but have no effect.
 OUTPUTS = {"output_attentions", "output_hidden_states", "output_logits", "output_scores"}
 
 

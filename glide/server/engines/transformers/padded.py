@@ -33,7 +33,7 @@ class BatchSpeed:
     step_seconds: float
 
     def seconds(self, tokens: float, new_tokens: int) -> float:
-        """Return the seconds that a prompt takes if it has `tokens` tokens and its text has `new_tokens` tokens."""
+        """Return the seconds for a prompt of `tokens` tokens and a generated text of `new_tokens` tokens."""
         return tokens * self.token_seconds + (new_tokens - 1) * self.step_seconds
 
 
@@ -68,7 +68,7 @@ class Padded:
             prompts: the prompts, in any order.
             new_tokens: number of tokens to generate for each prompt.
             share_prefixes: whether the options allow prompts to continue a cached prefix.
-            rows: rule for the rows of a call, given the options of the prompts.
+            rows: the rule that follows from these options. It says which rows may share a call.
         """
         sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]
@@ -94,14 +94,16 @@ class Padded:
             new_tokens: number of tokens to generate for each prompt.
         """
         best = min(self.speeds, key=lambda speed: speed.seconds(tokens, new_tokens), default=None)
-        if best is None or (best == self.speeds[-1] and best.rows < self.batch):  # untried larger batches may be faster
+        # If the largest batch of the trial was fastest, larger batches may be even faster. So use the full batch.
+        if best is None or (best == self.speeds[-1] and best.rows < self.batch):
             return self.batch
         enough = EQUAL_SPEED * best.seconds(tokens, new_tokens)
         return next(speed.rows for speed in self.speeds if speed.seconds(tokens, new_tokens) <= enough)
 
     def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated:
         prefix = prompts[0].prefix
-        if any(prompt.prefix != prefix for prompt in prompts):  # `plan` did not make this call, so compute full prompts
+        # If `plan` made this call, all its prompts have the same prefix. Otherwise, use no cached prefix.
+        if any(prompt.prefix != prefix for prompt in prompts):
             prefix = ()
         output, computed = self._generate([prompt.ids for prompt in prompts], prefix, generate)
         width = max(len(prompt.ids) for prompt in prompts)

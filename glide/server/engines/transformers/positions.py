@@ -9,7 +9,7 @@ from glide.server.engines.transformers.context import UNLIMITED, DynamicRope
 
 
 def context_tokens(model: Any) -> int:
-    """Return the maximum number of tokens of a prompt and its text together."""
+    """Return the maximum number of tokens that a prompt and its generated text may have together."""
     config = model.config.get_text_config()
     longest = context.context(*_positions(config))
     for name, table in model.named_modules():
@@ -29,7 +29,7 @@ def vocabulary_size(model: Any) -> int:
 
 
 def dynamic_rope(model: Any) -> DynamicRope | None:
-    """Return the DynamicRope of a model; None if a row's positions never depend on other rows of its call."""
+    """Return the limit in tokens above which positions depend on other rows of a call; None for no limit."""
     return context.dynamic_rope(*_positions(model.config.get_text_config()))
 
 

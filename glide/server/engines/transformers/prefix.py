@@ -14,8 +14,8 @@ GROUP_TOKENS = 8  # number of first tokens that are equal in all prompts of a gr
 SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; the use of a shorter prefix costs more than it saves
 # A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
 REUSED_SHARE = 0.75
-# A prefix need not fit all prompts. Of n times this number of sorted prompts, the first n and the last n may begin with
-# other tokens.
+# A prefix need not fit all prompts. `common_prefix` sorts the prompts. At each end of the sorted list, it ignores one
+# prompt for each PROMPTS_PER_STRAY prompts in the list.
 PROMPTS_PER_STRAY = 8
 MAX_PREFIXES = 8  # maximum number of prefixes in the cache
 MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
@@ -26,8 +26,8 @@ def group_by_prefix(
 ) -> list[list[Prompt]]:
     """Divide prompts into families with equal prefixes, and set the `prefix` of each prompt.
 
-    The prompts that get no prefix form one family. Prompts whose first GROUP_TOKENS tokens are equal form a group. Only
-    prompts of the same group can get the same prefix.
+    Prompts that begin with the same GROUP_TOKENS tokens form a group. Each group gets at most one prefix. Those prompts
+    of the group that begin with this prefix form a family. All prompts without a prefix form one more family.
 
     Args:
         prompts: the prompts, in any order.
@@ -144,5 +144,5 @@ class PrefixCaches:
 
         with torch.inference_mode():
             row = torch.tensor([list(ids)], device=self.model.device)
-            # Call the model without its head, which would compute logits. They take more memory than the prefix.
+            # Call the model without its head. The head computes logits, which take more memory than the prefix.
             return self.model.base_model(input_ids=row, use_cache=True).past_key_values

@@ -10,7 +10,7 @@ from glide.server.engines.base import EngineRecord, RecordError
 
 
 class PromptTooLong(RecordError):
-    """The prompt and its new tokens together exceed the model's context."""
+    """The prompt and the tokens to generate together exceed the model's context."""
 
 
 class EmptyPrompt(RecordError):
@@ -53,10 +53,10 @@ class Encoder:
         self.system = [{"role": "system", "content": system}] if system else []
 
     def padding_token(self, vocabulary_size: int) -> int:
-        """Return the token that pads rows: the padding, end or beginning token of the tokenizer, or token 0.
+        """Return the token that pads rows: the tokenizer's padding token, if the model has an embedding for it.
 
-        The first of these tokens for which the model has an embedding is returned. The tokenizer's padding token often
-        has no embedding.
+        Often, the model has none. Then the tokenizer's end token is returned, or else its beginning token. If none of
+        these tokens has an embedding, token 0 is returned.
 
         Args:
             vocabulary_size: number of tokens for which the model has an embedding.
@@ -80,12 +80,12 @@ def check_prompts(
 ) -> None:
     """Check that the model can serve a call's prompts.
 
-    If a prompt on a GPU were too long or had an unknown token, all later calls of the process would fail.
+    On a GPU, one prompt that is too long or has an unknown token would make all later calls of the process fail.
 
     Args:
         prompts: the prompts of the call.
-        total_tokens: function that gets the number of tokens of a prompt, and returns the maximum number of tokens of
-            the prompt and the generated text together.
+        total_tokens: function that gets the number of tokens of a prompt. It returns how many tokens the prompt and the
+            generated text can have together.
         context: maximum number of tokens that a prompt and its generated text may have together.
         vocabulary_size: number of tokens for which the model has an embedding.
 

@@ -1,9 +1,10 @@
 """Decide which rows may share a call. The texts of rows in one call must be the same as if each row were alone.
 
-A row has the tokens of one prompt. Trials with the loaded model show which rows may share a call. Most models ignore
-padding, because a mask excludes it. But padding changes the texts of some recurrent models, and of some models whose
-positions do not follow the mask. Some models cannot even serve several rows of equal length in a call. In addition,
-rotary positions may depend on the longest row of a call.
+A row has the tokens of one prompt. In a call, shorter rows get padding. Most models ignore padding, because a mask
+excludes it. But padding changes the texts of some recurrent models, and of some models that compute positions without
+the mask. Some models need a separate call for each row, even for rows of equal length. In some models with rotary
+positions, the positions depend on the longest row of a call. Trials with the loaded model show which rows may share a
+call.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from typing import Any
 
 from glide.server.engines.transformers.context import UNLIMITED, DynamicRope
 
-# The three rows of a trial have these numbers of tokens. If padding is not masked out, the outputs of the shortest row
-# change most, because it has the most padding.
+# Numbers of tokens of the three rows in a trial. The shortest row has the most padding. So if the model does not ignore
+# padding, the outputs of this row change most.
 SHORTEST = 2
 MIDDLE = 13
 LONGEST = 70
-# A row may have slightly different outputs alone and in a call with other rows. These numbers limit the difference,
-# divided by the norm of the outputs. Rounding causes differences of about 1e-5 in float32 and 0.05 in bfloat16. Padding
-# that is not masked out causes differences of about 1.
+# When a row shares a call, its outputs may change slightly. These numbers limit the relative change: the norm of the
+# change, divided by the norm of the outputs. Rounding causes relative changes of about 1e-5 in float32 and 0.05 in
+# bfloat16. Padding that the model does not ignore causes relative changes of about 1.
 EXACT = 3e-4  # limit for float32 and float64 on devices other than CUDA
 CONVOLVED = 1e-2  # limit for float32 and float64 on CUDA, where convolutions use TF32
 REDUCED = 0.2  # limit for types of lower precision than float32, and for quantized models
 
-Outputs = Callable[[Sequence[list[int]]], Any]  # function from rows of tokens to a tensor (row, step, output)
+Outputs = Callable[[Sequence[list[int]]], Any]  # function that gets rows and returns a tensor (row, step, output)
 
 
 class RowRule(IntEnum):
-    """A rule for the rows of a call. The rule allows one row, several rows of equal length, or any rows."""
+    """Which rows a call may have: only one row, several rows of equal length, or any rows."""
 
     SINGLE = 0
     EQUAL = 1
@@ -39,7 +40,7 @@ class RowRule(IntEnum):
 
     @property
     def batching(self) -> str:
-        """The value of GlideBatching in the machine ad when static batching uses this rule."""
+        """The name of the rule in the machine ad's attribute GlideBatching."""
         return {RowRule.SINGLE: "single", RowRule.EQUAL: "equal lengths", RowRule.ANY: "static"}[self]
 
     @property
@@ -54,12 +55,12 @@ class RowRule(IntEnum):
 
 @dataclass(frozen=True)
 class RowSharing:
-    """The rows that may share a call with a loaded model.
+    """Which rows may share a call with a loaded model.
 
     Attributes:
-        rows: rule for the rows of a call, if positions do not depend on the longest row.
-        dynamic_rope: number of tokens above which positions depend on the longest row; None if positions never depend
-            on other rows.
+        rows: which rows a call may have. This rule does not consider `dynamic_rope`.
+        dynamic_rope: limit in tokens. If a row exceeds it, all positions in the call depend on the longest row. None
+            if there is no such limit.
     """
 
     rows: RowRule = RowRule.ANY
@@ -92,12 +93,14 @@ class RowSharing:
 
     @property
     def unrestricted_tokens(self) -> int:
-        """Number of tokens of a prompt and its text up to which positions do not depend on other rows."""
+        """The limit in `dynamic_rope`, as a number of tokens; UNLIMITED if there is no limit."""
         return UNLIMITED if self.dynamic_rope is None else self.dynamic_rope.tokens
 
 
 def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -> tuple[RowRule, str]:
-    """Find out which rows may share a call: compare the outputs of rows in one call with those of each row alone.
+    """Find out which rows may share a call.
+
+    For this, compare the outputs of three rows in one call with the outputs of each row alone.
 
     Args:
         outputs: function that computes the outputs of rows of tokens in one call.
@@ -105,8 +108,8 @@ def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -
         tolerance: maximum relative difference between outputs that count as equal.
 
     Returns:
-        A pair: the rule for the rows that may share a call, and the reason why the rule is not RowRule.ANY. The reason
-        is empty if any rows may share a call.
+        A pair: the rule that says which rows may share a call, and a reason. If the rule is not RowRule.ANY, the reason
+        says why. Otherwise, the reason is empty.
     """
     long, middle, short = prompts[0][:LONGEST], prompts[1][:MIDDLE], prompts[2][:SHORTEST]
     if not (why := _difference(outputs, [long, middle, short], tolerance)):
@@ -131,7 +134,7 @@ def _difference(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -
 def _rows_agree(alone: Any, together: Any, tolerance: float) -> bool:
     """Return whether a row has the same outputs alone and together with other rows, in each step.
 
-    If rounding leads to different tokens in a step, the later steps are ignored, because they continue different texts.
+    Rounding may lead to different tokens in a step. After that, the two texts differ, so later steps are not compared.
     """
     for one, other in zip(alone, together, strict=True):
         if not nearly_equal(one, other, tolerance):
