@@ -182,7 +182,7 @@ def test_generate_options_are_translated_to_openai_names(generate, asked):
     assert api_options(generate) == asked
 
 
-def test_unknown_option_fails_its_record_without_request(service):
+def test_record_with_unknown_option_fails_before_any_request(service):
     bad, good = engine(service).call([EngineRecord(0, "bad", {"num_beams": 2}), EngineRecord(1, "good")])
     assert bad.error["type"] == "UnknownOption" and "num_beams" in bad.error["message"]
     assert good == Completion("good", 3)

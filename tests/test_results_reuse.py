@@ -53,7 +53,7 @@ def test_invalid_summary_file_is_rewritten(sweep, begin):
         assert json.loads((sweep.out / "summary.json").read_text())["tokens"] == 12
 
 
-def test_again_option_moves_results_and_keeps_other_files(sweep, begin):
+def test_option_again_moves_results_and_keeps_other_files(sweep, begin):
     finished(begin(sweep, "first"))
     (sweep.out / "notes.txt").write_text("mine")
     (sweep.out / "kind" / ".glide").mkdir()  # of a sweep whose `out` is that folder

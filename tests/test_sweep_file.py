@@ -112,7 +112,7 @@ def test_invalid_number_is_refused_with_line_number(refusal, key, value):
     assert said and all(line == 10 and words.startswith(f"{key}: ") for line, words in said), said
 
 
-def test_prompt_name_with_int_prefix_appears_in_error(refusal):
+def test_error_names_prompt_that_is_no_text(refusal):
     said = refusal(SWEEP.replace("  two:", "  int-two: 3\n  two:"))
     assert said == [(9, "prompts.int-two: Input should be a valid string")]
 

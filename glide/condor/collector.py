@@ -68,7 +68,7 @@ class Collector:
 
     @defer_signals()
     def expunge(self, constraint: str) -> None:
-        """Remove the slot ads that a constraint selects from the collector.
+        """Remove from the collector the slot ads that match a constraint.
 
         Jobs match the slots of a dead node until the ads of these slots are removed or expire.
         """

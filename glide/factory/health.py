@@ -18,7 +18,7 @@ from glide.vocabulary import JobStatus, State
 
 NODE_FAILURES = 2  # the factory avoids a node with at least this number of failures and no success
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
-MOST_EARLIER_FAILURES = 3  # a breaker's reason names at most this number of earlier failures on other hosts
+MOST_EARLIER_FAILURES = 3  # maximum number of earlier failures in the text that explains why a breaker is open
 # A glidein is failing if more than half of its records failed. At least this number of its records must have failed.
 FAILED_RECORDS = 5
 

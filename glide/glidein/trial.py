@@ -61,7 +61,7 @@ def trial(template: Template, cache: Path, on_state: Callable[[str], None] = lam
         (folder / "server.json").write_text(ServerSettings(SupplySettings(str(cache))).to_json(), "utf-8")
         paths = [folder / name for name in ("server.json", "template.json", "door", "log")]
         # The engine may run under the Python of the template's environment. This Python cannot import glide from this
-        # program's packages. So unpack a copy of glide's code for nodes.
+        # program's packages. So unpack the part of glide that nodes run.
         with zipfile.ZipFile(io.BytesIO(bundle())) as code:
             code.extractall(folder / "code")
         environment = {**os.environ, "PYTHONPATH": str(folder / "code")}

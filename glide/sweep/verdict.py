@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 HOSTS = 3  # a run gives up if the template could not be loaded on this number of hosts
-# On a pool with fewer than HOSTS hosts, a run gives up if three conditions are true: the template has failed on every
-# host; no glidein is still loading it; the number of failures is at least GLIDEINS, or the last failure was at least
-# ALONE_SECONDS ago.
+# A pool may have fewer than HOSTS hosts. Then a run gives up if the template has failed on every host and no glidein is
+# still loading it. But it waits for GLIDEINS failures, or until ALONE_SECONDS after the last failure.
 GLIDEINS = 2  # number of failures that can end a run on a pool with fewer than HOSTS hosts
 ALONE_SECONDS = 30.0  # seconds after which one failure can end a run on a pool with few hosts
 

@@ -160,7 +160,7 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Return a series for each activity: how many percent of their time the running glideins spent in it."""
+    """For each activity, return a series: the percentage of the running glideins' time that it took."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

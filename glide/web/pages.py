@@ -57,9 +57,9 @@ def run_document(view: PoolView, name: str) -> dict[str, Any] | None:
 
 
 def runs_of(view: PoolView) -> list[dict[str, Any]]:
-    """Return the `queue` of the status document, and add `records_most` to each run.
+    """Return the runs in the status document's `queue`, each with the additional key `records_most`.
 
-    `records_most` is the largest number of records that the run had left in any snapshot.
+    `records_most` is the largest number of remaining records that any snapshot shows for the run.
     """
 
     def most(run: dict[str, Any]) -> int:

@@ -101,9 +101,9 @@ def _suits(node: SlotOffer, entry: Entry) -> bool:
 
 
 def _lacking(found: tuple[SlotOffer, ...], entry: Entry) -> tuple[str, str]:
-    """Return two texts: the requested resource that no node offers, and the setting to use instead.
+    """Return two texts: what the entry requests and no node offers, and a value for `request` that a node offers.
 
-    If nodes offer each resource, but no single node offers all of them, the first text names all resources.
+    Each resource may be on some node, but no node may have all of them. Then the first text names all resources.
     """
     request = entry.request
     for name, asked, unit in (
