@@ -282,8 +282,8 @@ class RemoteAccessPoint:
 
         Args:
             changes: whether the command changes the queue. If it does, the lock is exclusive. If not, it is shared.
-            fence: a prefix for the command, from the method `fence`. With this prefix, the host runs the command only if
-                its token has not changed since `fence` was called. If the prefix is empty, the token is not checked.
+            fence: a prefix for the command, from the method `fence`. With this prefix, the host runs the command only
+                if its token has not changed since `fence` was called. If it is empty, the token is not checked.
         """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
