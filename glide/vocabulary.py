@@ -7,13 +7,13 @@ This module imports nothing, so that code on nodes can use it.
 class Machine:
     """Attributes of a lane's machine ad. The node publishes all these attributes."""
 
-    TEMPLATE = "GlideTemplate"  # digest of the template that the model server holds
+    TEMPLATE = "GlideTemplate"  # digest of the template that the lane offers
     MODEL = "GlideModel"  # name of the template's model
     STATE = "GlideState"  # model server's state: Blank, Fetching, Importing, Loading, Warming, Warm, Draining or Failed
     STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
     FAILURE = "GlideFailure"  # reason why the state is Failed, or why the last engine ended
     OWNER = "GlideOwner"  # the only User whose jobs the lane serves; set if the template contains code of this User
-    ROOM = "GlideRoom"  # memory (MB) that another template can get after all idle ones are unloaded; absent if unknown
+    ROOM = "GlideRoom"  # MB of memory for a new template if all unused templates are unloaded; absent if unknown
     ID = "GlideId"  # name of the glidein: ENTRY-CLUSTER.PROC, with rN at the end after N restarts of the outer job
     ENTRY = "GlideEntry"  # name of the entry in the site file
     SITE = "GlideSite"  # name of the site in the site file
@@ -21,7 +21,7 @@ class Machine:
     SOCKET = "GlideSocket"  # path of the file from which jobs on the lane read the model server's port and key
     RECORD_SECONDS = "GlideRecordSeconds"  # engine time per record in seconds, as a moving average
     BATCH = "GlideBatch"  # number of records that one engine call should have
-    BATCHING = "GlideBatching"  # how the engine batches prompts: static, continuous, equal lengths or single
+    BATCHING = "GlideBatching"  # how the engine batches prompts: "static", "continuous", "equal lengths" or "single"
     PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were reused from earlier prompts, from 0 to 1
     SERVED = "GlideServed"  # number of records served so far
     ERRORS = "GlideErrors"  # number of served records whose result is an error
@@ -64,7 +64,7 @@ class Job:
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: no glidein or model has to make room for the job
-    TIMED = "GlideTimed"  # true if the job's error output must contain the times when serving the job began and ended
+    TIMED = "GlideTimed"  # true if the job's error output must say from when to when the model server served the job
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 
@@ -98,7 +98,8 @@ class JobStatus:
     NAMES = ("?", "idle", "running", "removed", "completed", "held", "transferring", "suspended")
 
 
-# A completed job with spooled outputs stays in the queue until its outputs are fetched, but not longer than this time.
+# A completed job with spooled outputs stays in the queue until its outputs are fetched. After this number of seconds,
+# the job leaves the queue in any case.
 KEPT_SECONDS = 30 * 24 * 3600
 LEAVE_IN_QUEUE = f"JobStatus == {JobStatus.COMPLETED} && time() - CompletionDate < {KEPT_SECONDS}"
 

@@ -167,7 +167,7 @@ def test_sweep_stops_with_reason_if_model_cannot_load(factory, sweep: SweepFolde
     eventually(lambda: failures() or process.poll() is not None, "status shows the failure, or the sweep has ended")
     _, errors = process.communicate()
     assert process.returncode == Exit.FAILED
-    assert "corrupt cannot be loaded on here-" in errors and "SIGSEGV" in errors
+    assert "glideins could not load corrupt: here-" in errors and "SIGSEGV" in errors
 
 
 def test_missing_model_folder_stops_sweep_with_reason(factory, sweep: SweepFolder):

@@ -126,7 +126,7 @@ def test_model_server_reports_missing_environment_or_container_runtime(start, tm
     assert "/nowhere/env has no bin/python" in failure(start(in_environment(FileSet("/nowhere/env"))))
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = failure(start(in_environment(FileSet("docker://example/llm:1"))))
-    assert reason == "no apptainer or singularity on this node's PATH, which docker://example/llm:1 needs"
+    assert reason == "docker://example/llm:1 needs apptainer or singularity, but neither is on this node's PATH"
 
 
 def test_environment_is_fetched_with_model_files(start, packed, tmp_path):

@@ -320,7 +320,7 @@ def test_factory_rejects_queue_with_glideins_of_earlier_account(access_point, mo
         assert "mine" in {glidein.entry for glidein in observe(lambda: access_point, Collector()).glideins}
         monkeypatch.setitem(access_point_module._USERS, str(access_point.location["MyAddress"]), "mallory@else")
         seen = observe(lambda: access_point, Collector(), earlier_accounts=[earlier])
-        assert "queued under the name" in seen.unavailable_sources[0] and not seen.glideins
+        assert "submitted glideins under the account" in seen.unavailable_sources[0] and not seen.glideins
         seen = observe(lambda: access_point, Collector())  # all users' jobs, as for a factory that never had this name
         assert not seen.unavailable_sources and "mine" not in {glidein.entry for glidein in seen.glideins}
         seen = observe(lambda: access_point, Collector(), accounts="all")  # as people look who run no factory

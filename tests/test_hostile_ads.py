@@ -178,7 +178,7 @@ def test_printable_ad_text_is_short_without_control_characters():
 def test_job_file_expression_with_line_break_is_refused():
     assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
     for text in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
-        with pytest.raises(CondorError, match="cannot have this value in one line"):
+        with pytest.raises(CondorError, match="contains a control character, or ends with a backslash"):
             job_file_line("requirements", text)
 
 

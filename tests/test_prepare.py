@@ -116,8 +116,8 @@ def test_missing_fields_and_model_are_reported_together(write, tmp_path):
     model = {"name": "m", "engine": "transformers", "path": "gone"}
     problems = problems_of(write(model=model, prompts={"p": "{no}"}, expect="verdict"))
     assert len(problems) == 3
-    assert problems[1].startswith(f"{tmp_path / 'r.jsonl'}:1: no field 'no', which prompt p names")
-    assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:1: no field 'verdict', which expect names")
+    assert problems[1].startswith(f"{tmp_path / 'r.jsonl'}:1: no field 'no', but prompt p uses this field")
+    assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:1: no field 'verdict', but `expect` uses this field")
 
 
 def test_missing_records_file_is_reported_with_its_path(write, tmp_path):

@@ -156,8 +156,8 @@ def test_fever_dataset_line_without_evidence_is_accepted(write):
 
 def test_missing_label_in_fever_dataset_is_reported(write):
     row = {"id": 1, "claim": "c", "evidence": []}
-    problems = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "expect names")
-    assert problems == ["r:1: no field 'label', which expect names; it has claim, custom_id, evidence, id"]
+    got = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "`expect` uses this field")
+    assert got == ["r:1: no field 'label', but `expect` uses this field; the record has claim, custom_id, evidence, id"]
 
 
 # ---- what is wrong -------------------------------------------------------------------------------
@@ -272,8 +272,10 @@ def test_alternative_file_suffixes_are_accepted(write, name, content):
     ("r.json", '[{"custom_id": "a"}]', ":1: a JSON array; write one object per line: jq -c '.[]' r.json"),
     ("r.json", '\n[\n{"custom_id": "a"}\n]', ":2: a JSON array; write one object per line: jq -c '.[]' r.json"),
     ("r.json", '{\n"custom_id": "a"\n}', ":1: an object on several lines; write one per line: jq -c . r.json"),
-    ("r.csv", "custom_id;t\na;x\n", ":1: one column, 'custom_id;t': its cells are separated by ';'; use commas"),
-    ("r.csv", "custom_id\tt\na\tx\n", ":1: one column, 'custom_id\\tt': its cells are separated by '\\t'; use commas"),
+    ("r.csv", "custom_id;t\na;x\n", ":1: only one column, 'custom_id;t': ';' does not separate columns here; "
+     "a .csv file needs commas, a .tsv file needs tabs"),
+    ("r.csv", "custom_id\tt\na\tx\n", ":1: only one column, 'custom_id\\tt': '\\t' does not separate columns here; "
+     "a .csv file needs commas, a .tsv file needs tabs"),
     ("r.jsonl.gz", b"\x1f\x8b", ": is compressed; unpack it first: gunzip -k r.jsonl.gz"),
     ("r.jsonl.zst", b"", ": is compressed; unpack it first: unzstd r.jsonl.zst"),
     ("r.jsonl", '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}',
@@ -325,16 +327,16 @@ RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custo
 def test_missing_prompt_field_error_names_first_affected_record():
     problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
     assert problems == [
-        "r.jsonl:7: no field 'claim', which prompt bad names; it has custom_id",
-        "r.jsonl:1: no field 'evidence', which prompt worse names; it has claim, custom_id",
+        "r.jsonl:7: no field 'claim', but prompt bad uses this field; the record has custom_id",
+        "r.jsonl:1: no field 'evidence', but prompt worse uses this field; the record has claim, custom_id",
     ]
 
 
 def test_null_field_is_refused_like_missing_field():
     records = [Record("a", {"custom_id": "a", "claim": ""}, 1), Record("b", {"custom_id": "b", "claim": None}, 2)]
     (problem,) = check_prompts("r.jsonl", records, {"p": "{claim}"})
-    assert problem == "r.jsonl:2: field 'claim', which prompt p names, is null; give it a value, \"\" for none"
-    assert check_fields("r.jsonl", records, ["claim"], "expect names")
+    assert problem == "r.jsonl:2: field 'claim' is null, but prompt p uses this field; give it a value, \"\" for none"
+    assert check_fields("r.jsonl", records, ["claim"], "`expect` uses this field")
 
 
 def test_doubled_braces_in_prompt_are_not_a_field():
@@ -342,7 +344,7 @@ def test_doubled_braces_in_prompt_are_not_a_field():
 
 
 def test_expect_setting_with_unknown_field_is_refused():
-    assert check_fields("r.jsonl", RECORDS, ["claim"], "expect names") == [
-        "r.jsonl:7: no field 'claim', which expect names; it has custom_id"
+    assert check_fields("r.jsonl", RECORDS, ["claim"], "`expect` uses this field") == [
+        "r.jsonl:7: no field 'claim', but `expect` uses this field; the record has custom_id"
     ]
-    assert check_fields("r.jsonl", RECORDS, ["custom_id"], "expect names") == []
+    assert check_fields("r.jsonl", RECORDS, ["custom_id"], "`expect` uses this field") == []

@@ -208,7 +208,7 @@ def other_driver(sweep) -> Iterator[subprocess.Popen[str]]:
 def test_second_driver_is_refused_while_first_runs(sweep, begin, other_driver):
     holder = f"process {other_driver.pid} on {socket.gethostname()}"
     for how in ({}, {"again": True}):
-        with pytest.raises(InputError, match=f"{sweep.out} is in use by {holder}; wait until it ends"):
+        with pytest.raises(InputError, match=f"{sweep.out} is in use by {holder}; wait until this process ends"):
             begin(sweep, **how)
     assert (sweep_status(sweep).state, sweep_status(sweep).driver) == ("running", holder)
     other_driver.kill()

@@ -36,7 +36,7 @@ def test_changed_local_model_folder_is_refused(model, tmp_path):
     Process(tmp_path / "cache", template).end()
     (model / "weights/two.bin").write_bytes(b"y" * CHUNK)
     said = Process(tmp_path / "cache", template).end()
-    assert "weights/two.bin is not the file that the template describes: it has changed since" in said["failed"]
+    assert "weights/two.bin is not the file that the template describes: the file has changed since" in said["failed"]
 
 
 def test_model_server_reports_unusable_cache_folder(start, model):

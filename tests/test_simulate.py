@@ -208,7 +208,7 @@ def test_simulate_command_prints_json_and_writes_plot(file, tmp_path):
         ("count: 2", "count: 2, leave: 5, stay: 5", "remove one of them"),
         ("count: 2", "count: 2, arrive: 9, leave: 5", "some nodes leave before they arrive"),
         ("record_seconds: 0.1", "record_seconds: .inf", "finite number"),
-        ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "its model is warm after 90004 s"),
+        ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "the model needs 90004 s to become warm"),
     ],
 )  # fmt: skip
 def test_mistake_in_trace_file_is_one_line_error(file, old, new, told):

@@ -217,7 +217,7 @@ def test_different_access_point_behind_login_host_is_refused(pools: Pools, host:
     access_point = RemoteAccessPoint(Login(**host.login()))
     access_point.fence("here")
     (host.home / ".glide" / "access_point").write_text("login7.cluster\n")
-    with pytest.raises(CondorError, match=r"glideins were submitted at login7\.cluster; name `schedd`"):
+    with pytest.raises(CondorError, match=r"glideins were submitted at login7\.cluster; set `schedd`"):
         RemoteAccessPoint(Login(**host.login())).fence("here")
     RemoteAccessPoint(Login(**host.login(schedd="ap2"))).fence("here")
 

@@ -74,8 +74,8 @@ def test_template_digest_ignores_code_of_invocation_functions(code, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "words"), [("{code}:nothing", "name one of its invocations"), ("nowhere.py:x", "no such file"),
-                          ("{code}", "name one of its invocations"), ("nowhere.yaml", "nowhere.yaml")],
+    ("source", "words"), [("{code}:nothing", "choose a sticky state"), ("nowhere.py:x", "no such file"),
+                          ("{code}", "choose a sticky state"), ("nowhere.yaml", "nowhere.yaml")],
 )  # fmt: skip
 def test_missing_template_source_is_reported_in_one_line(code, source, words):
     done = command("digest", source.format(code=code))

@@ -180,7 +180,7 @@ def test_job_environment_keeps_spaces_and_quotes(pool, access_point, tmp_path):
 @pytest.mark.parametrize("name", ["a,b", 'a"b', "a$b", "a\\b", "a\nb"])
 def test_glide_home_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / name))
-    with pytest.raises(InputError, match="set GLIDE_HOME to another one"):
+    with pytest.raises(InputError, match="set GLIDE_HOME to another folder"):
         home()
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / "it's fine"))
     assert home() == tmp_path / "it's fine"

@@ -1,7 +1,7 @@
 """The benchmarks of glide. Most benchmarks start their own pool.
 
-In the same run, each benchmark also measures a baseline, for example HTCondor without glide. The seconds depend on the
-machine, so compare ratios to the baseline.
+The measured seconds depend on the machine. So most benchmarks also measure a baseline, for example HTCondor without
+glide. The ratio between a result and its baseline depends less on the machine.
 """
 
 from collections.abc import Callable

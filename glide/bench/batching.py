@@ -131,7 +131,11 @@ class _Plain:
 
 
 def _with_engine(engine: Transformers, texts: list[str]) -> list[str]:
-    """Complete texts with glide's engine. Like a model server, split `window` records at a time into batches."""
+    """Complete texts with glide's engine.
+
+    Like a model server, this function gives the engine groups of records. Each group has `engine.window` records. The
+    engine divides a group into batches, and computes the batches.
+    """
     completions = [""] * len(texts)
     records = [EngineRecord(number, text, GENERATE) for number, text in enumerate(texts)]
     for start in range(0, len(records), engine.window):

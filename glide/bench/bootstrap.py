@@ -130,7 +130,10 @@ def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict
 
 
 def _seconds_to_read(folder: Path) -> float:
-    """Return the seconds that it takes to read a folder's files from disk. Then drop them from the page cache."""
+    """Read all files of a folder from disk, and return how many seconds the reading took.
+
+    The files are dropped from the page cache before the reading, and again after the reading.
+    """
     _drop_from_memory(folder)
     began = time.monotonic()
     for path in folder.iterdir():
@@ -196,9 +199,16 @@ def _timelines(bench: Rig) -> list[dict[str, Any]]:
 
 
 def _timeline(glidein: str, log: str) -> dict[str, Any] | None:
-    """Return when a glidein entered its states, and where its files came from; None if the glidein was never warm.
+    """Read a glidein's timeline from the glidein's output. If the glidein was never warm, return None.
 
-    Times are in seconds from the beginning of the state Fetching. `began` is the Unix time of this beginning.
+    The timeline has these keys:
+
+    - `glidein`: name of the glidein.
+    - `began`: Unix time at which the glidein entered the state Fetching.
+    - `fetched_s`: seconds from the state Fetching to the state Importing.
+    - `warming_s`: seconds from the state Warming to the state Warm.
+    - `total_s`: seconds from the state Fetching to the state Warm.
+    - `cache_mb`, `source_mb`, `peers_mb`: size of the files from the cache, from the source and from peers, in MB.
 
     Args:
         log: the glidein's output.

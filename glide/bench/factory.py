@@ -54,8 +54,8 @@ def _scale(glideins: int) -> dict[str, Any]:
 
 def _measure(bench: Rig, glideins: int, records: int = 50_000) -> dict[str, Any]:
     lanes = 2 * glideins
-    # The sweep must last until all glideins have started. When many glideins already run, another glidein starts more
-    # slowly. So in a sweep with more glideins, each record takes longer.
+    # The sweep must last until all glideins have started. If many glideins already run, another glidein starts more
+    # slowly. So for a sweep with more glideins, the benchmark chooses a longer duration for each record.
     record_seconds = 0.5 * max(1.0, glideins / 186) ** 2
     started, memory, cpu = time.monotonic(), _available(), _cpu_seconds()
     timeline: list[dict[str, float]] = []
@@ -102,7 +102,7 @@ def _cpu_seconds() -> float:
 
 
 def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str, float]:
-    """Measure the seconds to turn ads into a plan, and the peak memory, which includes the ads."""
+    """Measure how many seconds it takes to make a plan from ads. Also measure the peak memory of ads and plan."""
     templates = {template.digest: template for template in (Template(f"model-{n}", "noop") for n in range(10))}
     entries = [{"name": f"entry-{number}", "max_glideins": glideins, "max_idle": glideins} for number in range(10)]
     site = SiteFile.model_validate({"site": "bench", "entries": entries})

@@ -131,7 +131,11 @@ def _cut(host: Host, seconds: list[float], finished: threading.Event) -> None:
 
 @contextmanager
 def _glidein(bench: Rig, host: Host) -> Iterator[None]:
-    """In a `with` block, run a glidein on the host, from a copy of the files that the factory has prepared."""
+    """Run a glidein in the network namespace `host` during a `with` block.
+
+    The factory has already written files from which a glidein starts. The glidein in the namespace starts from a copy
+    of these files.
+    """
     (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)

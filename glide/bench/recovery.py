@@ -52,11 +52,13 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
     """Run a sweep with three long jobs on three glideins, so that some lanes are free. Kill busy glideins one by one.
 
-    The sweep ends after enough kills. Sometimes free lanes take the lost records before the factory sees a waiting job.
-    Then the factory does not replace the killed glidein, and the sweep ends early. The next sweep starts a new glidein.
+    The sweep ends after enough kills. But sometimes free lanes take the lost records immediately. Then the factory sees
+    no waiting job, and does not replace the killed glidein. In this case, the sweep ends early, and the caller has to
+    call this function again.
 
     Args:
-        kills: number of measurements that are needed in total.
+        kills: number of measurements that are needed in total. A measurement is the time from the kill of a glidein
+            until the glidein's records start again.
         seconds: the measurements so far, in seconds; new measurements are appended.
     """
     finished = threading.Event()

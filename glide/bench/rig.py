@@ -48,7 +48,9 @@ class Rig:
     def drain(self) -> None:
         """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        close(site, "bench")  # with closed entries, the factory accepts that the queue is suddenly empty
+        # Close the entry first. The factory submits no glidein to a closed entry. If all glideins of a closed entry are
+        # missing from a snapshot, the factory accepts this.
+        close(site, "bench")
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")
         while access_point.jobs(f"{Job.ENTRY} =!= undefined", ["ClusterId"]):

@@ -1,9 +1,11 @@
-"""Measure the benefit of sticky state. The same inferences run in four ways on two cores.
+"""Measure the benefit of sticky state. The same inferences run in four ways on two cores:
 
-In `create_destroy`, HTCondor sends the model's files to each job, and the job loads the model. In `sticky_io`, the
-files are on the node, and each job loads the model. In `sticky`, glide loads the model once per glidein. In `resident`,
-a plain process on each core loads the model once, so no way can be faster. Create-destroy and StickyI/O are task models
-from a paper by Phung and Thain.
+- `create_destroy`: HTCondor sends the model's files to each job, and the job loads the model.
+- `sticky_io`: the files are on the node, and each job loads the model.
+- `sticky`: glide loads the model once per glidein.
+- `resident`: a plain process on each core loads the model once. This way is the fastest, because it needs no jobs.
+
+Create-destroy and StickyI/O are task models from a paper by Phung and Thain.
 """
 
 from __future__ import annotations
@@ -29,11 +31,16 @@ OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB
 
 
 def sticky(repeat: int) -> dict[str, Any]:
-    """Measure the makespan of each way, and divide it by the makespan of `sticky`.
+    """Run the same inferences in four ways, and compare the makespans.
 
-    The makespan is the time from a cold start to the last result. `warm_sticky_over_resident` is a ratio of two times
-    without starts and loading. The first is the time of `sticky` from the first warm lane to the last gathered result.
-    The second is the time in which the plain processes of `resident` compute.
+    The four ways are `create_destroy`, `sticky_io`, `sticky` and `resident`. A makespan is the time from a cold start
+    to the last result. In the report, `over_sticky` has each makespan, divided by the makespan of `sticky`.
+
+    `warm_sticky_over_resident` compares `sticky` with `resident`. It is the first of these durations, divided by the
+    second duration:
+
+    1. In `sticky`, the duration from the first warm lane to the last gathered result.
+    2. In `resident`, the duration for which the plain processes compute. Starts and loading are not included.
     """
     seconds: dict[str, list[float]] = {}
     serving: dict[str, list[float]] = {}

@@ -35,9 +35,9 @@ def doctor(
 ) -> None:
     """Diagnose this pool and suggest fixes. Example: glide doctor --quick
 
-    If a factory runs, the doctor also sends one test record and waits for its result. A glidein without a model serves
-    the record, or a new glidein. No glidein unloads a model for it. A new glidein stays until it has been idle for the
-    idle_seconds of its entry.
+    If a factory runs, the doctor also sends one test record and waits for its result. The record goes to a glidein
+    without a model. If there is no such glidein, the factory submits a new glidein. No glidein unloads its model for
+    the record. A new glidein stays until it has been idle for the idle_seconds of its entry.
     """
     try:
         diagnoses = examine(config or (), 0.0 if quick else wait, timeout)

@@ -27,7 +27,8 @@ def submit(
 ) -> None:
     """Submit a job file with spooling, and print the cluster id. Example: glide submit invocation.sub --watch
 
-    Completed jobs stay in the queue until `glide gather` fetches their outputs, for at most 30 days.
+    A completed job stays in the queue until `glide gather` fetches its outputs. After 30 days without `glide gather`,
+    the job leaves the queue, and its outputs are lost.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -83,7 +84,7 @@ def gather(
     connect()
     access_point = AccessPoint()
     if not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"], limit=1):
-        raise InputError(f"no cluster {cluster} in the queue: the number is wrong, or it is gathered already")
+        raise InputError(f"no cluster {cluster} in the queue: the number is wrong, or this cluster is gathered already")
     failed: list[str] = []
 
     def report(job: str, cause: str) -> None:

@@ -45,8 +45,9 @@ def run(
     A result is kept as long as its request is the same. So the command completes a sweep that was interrupted, or that
     has new records or prompts. If the sweep has finished, the command only prints the table of results.
 
-    Exit 0: every record has a result. 3: the sweep has finished, and some results are errors. 2: the input is wrong,
-    and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted; continue with `glide sweep resume`.
+    Exit 0: every record has a result, and no result is an error. 3: every record has a result, but some results are
+    errors. 2: the input is wrong, and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted;
+    continue with `glide sweep resume`.
     """
     _run(file, site, as_json, again=again)
 
@@ -69,7 +70,7 @@ def retry(
     site: Site = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run all records again whose result is an error. Example: glide sweep retry sweep.yaml --only RecordTimeout
+    """Run again all records whose result is an error. Example: glide sweep retry sweep.yaml --only RecordTimeout
 
     All other results are kept. An error is kept until its record has a new result. The exit codes are those of `run`.
     """
@@ -98,7 +99,8 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
 
     Example: glide sweep report sweep.yaml --to /tmp/report
 
-    The command writes report.html, which needs no other file, and each figure as a PNG. The sweep may be unfinished.
+    The command writes report.html, and a PNG file of each figure. report.html contains the figures, too, so it needs no
+    other file. The sweep may be unfinished.
     """
     loaded = load_report(prepare(file))
     folder = to or loaded.sweep.out / "report"

@@ -87,7 +87,9 @@ def check(source: Source, as_json: AsJson = False) -> None:
 
 @app.command()
 def files(folder: Annotated[Path, typer.Argument(help="A model's folder.")]) -> None:
-    """Print the list of a model's files. A web server with a model must have this list in the model's folder.
+    """Print the list of a model's files. If nodes fetch a model from a web server, the server needs this list.
+
+    Save the list on the server, in the model's folder, as glide-files.json.
 
     Example: glide template files model > model/glide-files.json
     """
@@ -161,7 +163,10 @@ def _template(source: str) -> Template:
     if not name and len(set(map(id, states.values()))) == 1:
         name = next(iter(states))
     if name not in states:
-        raise InputError(f"{path}: name one of its invocations or states, as {path}:{next(iter(states), 'NAME')}")
+        raise InputError(
+            f"{path}: choose a sticky state, or a function with the decorator @glide.invocation; for example, write"
+            f" {path}:{next(iter(states), 'NAME')}"
+        )
     return states[name].template(_owner())
 
 

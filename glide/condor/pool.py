@@ -49,8 +49,8 @@ def home() -> Path:
     path = Path(chosen).absolute() if chosen else state / "glide"
     if wrong := sorted({each for each in str(path) if each in FORBIDDEN or not each.isprintable()}):
         raise InputError(
-            f"GLIDE_HOME {str(path)!r}: HTCondor cannot use a folder with {' '.join(map(repr, wrong))} in its name;"
-            " set GLIDE_HOME to another one"
+            f"GLIDE_HOME {str(path)!r}: HTCondor does not allow these characters in a path: "
+            f"{' '.join(map(repr, wrong))}; set GLIDE_HOME to another folder"
         )
     return path
 
@@ -159,7 +159,7 @@ class EmbeddedPool:
         return processes.with_variable(POOL_VARIABLE, str(self.home))
 
     def daemons(self, name: str) -> list[Process]:
-        """Return the pool's daemons that run a program, such as condor_schedd. Leave out the daemons of glideins."""
+        """Return the pool's daemons that run the program `name`, such as condor_schedd. Leave out glideins' daemons."""
         return [each for each in processes.daemons(self.processes(), name) if self._is_own(each)]
 
     def glidein_masters(self) -> list[Process]:
@@ -239,8 +239,9 @@ class EmbeddedPool:
             "PROCD_ADDRESS": "$(RUN)/procd",
             "COLLECTOR_NAME": f"glide {trust}",
             "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
-            # OWNER has all rights. Glideins, which authenticate with a token, may only advertise. If root uses the
-            # pool, OWNER is an unprivileged account, and FS cannot authenticate root as OWNER. So IDTOKENS come first.
+            # The account OWNER has all rights. Glideins authenticate with a token, and may only advertise. If root uses
+            # the pool, OWNER is an unprivileged account. HTCondor's method FS would authenticate root as root. The
+            # method IDTOKENS authenticates root as OWNER. So the lists below begin with IDTOKENS.
             "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
             "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
             "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
@@ -278,13 +279,17 @@ def _account() -> pwd.struct_passwd:
     for name in ("daemon", "nobody"):
         with suppress(KeyError):
             return pwd.getpwnam(name)
-    raise CondorError("root needs an unprivileged account for HTCondor, but this system has neither daemon nor nobody")
+    raise CondorError(
+        "root needs an unprivileged account for HTCondor, but this system has neither an account `daemon` nor an"
+        " account `nobody`"
+    )
 
 
 def as_unprivileged() -> list[str]:
-    """Return words to put before a command of root, so that it runs as an unprivileged account.
+    """Return a prefix for commands, as a list of arguments.
 
-    If the user is not root, the list of words is empty.
+    If root starts a command with this prefix, the command runs as an unprivileged account. If the user is not root, the
+    list is empty.
 
     If root starts a pool, the pool runs in a user namespace, because HTCondor refuses to run jobs of root. Inside the
     namespace, the pool's files and processes seem to belong to an unprivileged account. Outside, they belong to root.

@@ -52,7 +52,7 @@ def with_variable(name: str, value: str) -> list[Process]:
 def daemons(found: list[Process], name: str) -> list[Process]:
     """Return the processes in `found` that are daemons with the program name `name`.
 
-    Children of a daemon are left out. A forked child has its daemon's name until the child runs another program.
+    Leave out forked copies of a daemon. A forked copy has the daemon's name until the copy runs another program.
     """
     named = [process for process in found if process.name == name[:NAME_LENGTH]]
     forked = {process.pid for process in named}

@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from glide.errors import InputError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-# Without `strict`, pydantic would also accept `true` and "4" as numbers. Number also refuses .inf and .nan.
+# Without `strict`, pydantic would also accept `true` and "4" as numbers. The type `Number` also refuses .inf
+# and .nan.
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 # One line of text. Control characters are refused, because such texts become part of job files, of HTCondor's
@@ -123,7 +124,9 @@ class _Loader(yaml.SafeLoader):
         try:
             value.encode()
         except UnicodeEncodeError:  # "\ud83d", half of a character, is valid YAML but not valid UTF-8
-            raise _not_yaml(node, f"{value!r:.40} has half a character; complete or remove it") from None
+            raise _not_yaml(
+                node, f"{value!r:.40} contains half a character (a lone surrogate); remove it, or add the other half"
+            ) from None
         return value
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -183,8 +186,10 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
 def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
     """Return the YAML nodes of a key and of its value in a mapping. Return None if the key does not exist.
 
-    If `node` is a list, `part` is an index, and both returned nodes are the item at this index. If a mapping overrides
-    a key that `<<` has merged, the mapping contains the key twice. Then return the key that overrides the other.
+    If `node` is a list, `part` is the index of an item. An item has no key, so the item's YAML node is returned twice.
+
+    A mapping may contain a key twice: first the key that `<<` has merged from another mapping, then the mapping's own
+    key. In this case, return the mapping's own key, because it overrides the merged key.
     """
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)

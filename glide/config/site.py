@@ -153,9 +153,9 @@ class CacheSettings(Strict):
 
     Attributes:
         folder: folder on a disk of the node. The path may begin with an environment variable of the node
-            (`$SCRATCH/glide`). By default a folder in /var/tmp that belongs to the glideins' account. Name another
-            folder if this account also runs jobs of other users (as `nobody` may), or if HTCondor gives each job its
-            own /var/tmp (MOUNT_UNDER_SCRATCH). In both cases, the default folder is deleted with each glidein.
+            (`$SCRATCH/glide`). By default a folder in /var/tmp that belongs to the glideins' account. In two cases, the
+            default folder is deleted at the end of each glidein, so name another folder: (1) Glideins run under a
+            shared account, for example `nobody`. (2) HTCondor gives each job its own /var/tmp (MOUNT_UNDER_SCRATCH).
         gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
         upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
             no limit.
@@ -193,7 +193,9 @@ def _is_absolute(name: str | None) -> str | None:
     """
     if name is None or name.startswith(("/", *REGISTRIES)):
         return name
-    raise ValueError(f"{name} is not an absolute path; begin it with / (an image: with {', '.join(REGISTRIES)})")
+    raise ValueError(
+        f"{name} is not an absolute path; begin a path with /, or an image's address with {', '.join(REGISTRIES)}"
+    )
 
 
 def _is_not_reserved(name: str) -> str:
@@ -239,7 +241,7 @@ class Entry(Strict):
         pool: outer pool to which the glideins are submitted. By default the pool that the glideins join.
         ssh: login host of the outer pool, if only the login host can reach the pool's access point. By default none.
             An entry cannot have both `pool` and `ssh`.
-        service: service outside the pool to which the glideins pass records on. By default glideins load a model.
+        service: service outside the pool. Glideins send records to this service. By default glideins load a model.
         max_glideins: maximum number of glideins in the queue, running or not.
         lanes: number of lanes (slots) of a glidein. The lanes share one model server. With two lanes, one job computes
             while another job starts or ends.
@@ -247,16 +249,17 @@ class Entry(Strict):
         requirements: further ClassAd requirements that a node must meet.
         python: Python interpreter on the nodes. The interpreter must be able to import the engine's packages. By
             default the factory's own interpreter, or python3 on a node that does not have this interpreter.
-        environment: environment in which engines run if the model names no environment. If this is the absolute path of
-            a packed environment or an image on this host, the file is sent to the nodes. It can also be the absolute
-            path of a folder or an image that the nodes have, or an image in a registry (docker://…). By default engines
-            run in the `python` of the nodes.
+        environment: environment in which engines run if the model names no environment. The value is an absolute path,
+            or the address of an image (docker://…). If this host has a packed environment or an image at the path, this
+            file is sent to the nodes. If this host has no such file, the nodes must have a folder or an image at the
+            path. By default engines run in the `python` of the nodes.
         container: container image in which HTCondor runs the glideins, written like container_image in a job file. The
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
-        condor: absolute path of HTCondor's release folder on the nodes, or of an archive of HTCondor on this host. An
-            archive is sent to the nodes. By default a node uses its own HTCondor, and a node without HTCondor gets a
-            copy. If glide has installed HTCondor on this host, nodes first try the folder of this installation.
+        condor: absolute path. It names HTCondor's release folder on the nodes, or an archive of HTCondor on this host.
+            An archive is sent to the nodes. By default a node uses the HTCondor on its PATH. If glide has
+            installed the HTCondor of this host, a node tries three places. The order is: the folder of this
+            installation, the node's PATH, a copy that is sent to the node.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether the owners may bring code of their own (Python functions, environments) if there are several

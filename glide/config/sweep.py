@@ -162,9 +162,10 @@ class SweepFile(Strict):
         out: folder for the results, relative to the working directory.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
-        batch: number of records in a batch. A job carries whole batches. Only the first jobs of a sweep, which measure
-            the speed, carry fewer records. If `batch` is `auto` and `pack` is a number, a batch has one record. If both
-            are `auto`, each engine call is a batch.
+        batch: number of records in a batch. Most jobs carry whole batches. The last job carries the remaining records.
+            With `pack: auto`, the first jobs measure the speed, and may be smaller than a batch. With `batch: auto` and
+            a number as `pack`, a batch has one record. With `auto` for both keys, the engine decides how many records a
+            batch has.
         pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
     """
 

@@ -177,7 +177,8 @@ def _ads() -> tuple[dict[str, Any], ...]:
 def _clock() -> float:
     access_point = AccessPoint()
     before = time.time()
-    remote = access_point.time()  # time() cuts to whole seconds: on average, it is half a second too low
+    # HTCondor rounds its time down to whole seconds. On average, the true time is 0.5 s later.
+    remote = access_point.time()
     return remote + 0.5 - (before + time.time()) / 2
 
 

@@ -30,7 +30,7 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # seconds after the budget; if the test job still exists then, HTCondor removes it
+LATE_SECONDS = 600  # this number of seconds after the time limit, HTCondor removes a test job that still exists
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
@@ -98,7 +98,7 @@ def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: 
     """
     demand = next((demand for demand in snapshot.demands if demand.run == run), None)
     if demand is None:
-        raise CondorError(next(iter(snapshot.unavailable_sources), "its job has left the queue"))
+        raise CondorError(next(iter(snapshot.unavailable_sources), "the test record's job has left the queue"))
     lanes = sorted({phase(lane) for lane in snapshot.lanes if lane.template == demand.template})
     glideins = [glidein for glidein in snapshot.glideins if demand.template in snapshot.templates_of(glidein)]
     starting = any(glidein.status in (JobStatus.IDLE, JobStatus.RUNNING) for glidein in glideins)

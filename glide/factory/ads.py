@@ -19,7 +19,10 @@ Check = Callable[[object], bool]
 
 
 def valid_attributes(ad: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """Return the attributes of an ad that have a check in `checks` and pass it. Text values are made safe to print."""
+    """Return the valid attributes of an ad. Text values are made safe to print.
+
+    An attribute is valid if its check in `checks` accepts the value. Attributes without a check are left out.
+    """
     return {
         name: names.printable(value) if isinstance(value, str) else value
         for name, value in ad.items() if name in checks and checks[name](value)

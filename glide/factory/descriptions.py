@@ -1,13 +1,15 @@
-"""Read descriptions of templates from jobs in the queue. If users describe a template differently, choose one.
+"""Read descriptions of templates from jobs in the queue. For each template, choose one description.
 
 A template's digest does not cover the path of the files, the sizes of the files, or the time limit for loading. So a
 user can submit a wrong description of a template that other users also want. Nodes never load wrong files, because they
 check the sha256 of each file. But if the description has a wrong path or size, the template does not load at all.
 
-The choice protects the users whose description is right. First, each description is compared with the files on this
-host. A description that these files confirm wins over all others. A description that these files contradict loses.
-Among equally good descriptions, the description that most users give wins. If several descriptions have equally many
-users, the description with the oldest job wins.
+If users describe a template differently, the choice protects the users whose description is right. The sizes in each
+description are compared with the files on this host. These rules apply, in this order:
+
+1. Prefer a description with correct sizes. Avoid a description with a wrong size.
+2. Prefer the description that most users give.
+3. Prefer the description from the oldest job.
 """
 
 from __future__ import annotations

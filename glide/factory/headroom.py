@@ -1,4 +1,4 @@
-"""Compute how many more glideins a site, an entry or a template may get now, and which limit forbids more."""
+"""Compute how many more glideins a site, an entry or a template may get now, and which limit determines this number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USEFUL_SECONDS = 600.0  # a glidein that was warm for this time, in seconds, was
 
 @dataclass
 class Headroom:
-    """How many more glideins a site, an entry or a template may get, and which limit forbids more.
+    """How many more glideins a site, an entry or a template may get, and which limit determines this number.
 
     Attributes:
         left: number of glideins that may still be submitted.
@@ -77,7 +77,8 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # -1 is less than any other limit. So `limit` names the unavailable queue even if another limit is 0.
+        # An unavailable queue counts as a limit of -1 glideins. After all limits above, `headroom.left` is 0 or more.
+        # So -1 is the lowest limit, and `headroom.limit` becomes the text about the unavailable queue.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 
@@ -119,8 +120,9 @@ def _apply_breaker(headroom: Headroom, breaker: BreakerState) -> None:
 def usefulness(entry: Entry, snapshot: Snapshot) -> float:
     """Estimate how useful the next glidein on an entry will be, from 0 to 1.
 
-    The estimate is the average of several numbers: the `score` of each glidein of the entry, a 0 and a 1. So the
-    estimate for an entry without glideins is 0.5. A glidein is left out until it has reported a state or has ended.
+    Each glidein of the entry has a score (see `score`). The estimate is the average of these scores and of two further
+    numbers, 0 and 1. So the estimate for an entry without glideins is 0.5. Only two kinds of glideins count: glideins
+    that have reported a state, and glideins that have ended.
     """
     alive, ended = snapshot.glideins_of(entry.name)
     scores = [score(glidein) for glidein in (*alive, *ended) if glidein.state or glidein in ended]

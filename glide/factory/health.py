@@ -19,7 +19,7 @@ from glide.vocabulary import JobStatus, State
 NODE_FAILURES = 2  # the factory avoids a node with at least this number of failures and no success
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
 MOST_EARLIER_FAILURES = 3  # maximum number of earlier failures in the text that explains why a breaker is open
-# A glidein is failing if more than half of its records failed. At least this number of its records must have failed.
+# A failing glidein has at least this number of failed records. It also has more failed records than successful records.
 FAILED_RECORDS = 5
 
 
@@ -142,9 +142,10 @@ def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Gl
 
 
 def nodes_without_success(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
-    """Return the nodes where glideins with the template have failed, and none of them has been warm.
+    """Return the nodes on which glideins with this template failed and no glidein with this template succeeded.
 
-    The factory knows an ended glidein only while its outer job is in the queue, which is at least an hour.
+    An ended glidein counts as long as its outer job is in the queue. The outer job stays in the queue for at least an
+    hour after the glidein's end.
     """
     mine = [each for each in (*alive, *ended) if each.template == template and each.host]
     good = {each.host for each in mine if each.state == State.WARM}

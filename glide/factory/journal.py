@@ -32,9 +32,9 @@ class Journal:
     """The journal of a site, which is a file in the site's folder.
 
     A cycle without a change usually writes no line and only updates the file's modification time. In a line, the counts
-    `evictions`, `ended`, `records` and `errors` include everything since the factory started. `glidein_seconds`
-    contains a number of seconds for each activity of glideins. It is the time that all glideins together have spent on
-    this activity since the previous line.
+    `evictions`, `ended`, `records` and `errors` include everything since the factory started. The field
+    `glidein_seconds` is a dict from activity to seconds. All glideins together have spent these seconds on the activity
+    since the previous line.
     """
 
     def __init__(self, folder: Path):
@@ -137,9 +137,13 @@ def _time(line: str) -> float:
 
 
 def describe_cycle(snapshot: Snapshot, actions: Collection[Action]) -> dict[str, Any]:
-    """Return the fields of a journal's line that describe a cycle.
+    """Return the fields that describe a cycle in a line of the journal. The keys are:
 
-    The fields are counts of glideins, lanes and jobs, the unavailable sources and entries, and the actions.
+    - glideins: for each entry, the number of glideins in each status
+    - lanes: for each model, the number of lanes in each state
+    - jobs: for each model, the number of invocation jobs
+    - unseen: the reasons why queues or the collector are unavailable
+    - actions: the actions of the cycle
     """
     entries: dict[str, Counter[str]] = {}
     for glidein in snapshot.glideins:

@@ -35,8 +35,11 @@ DRAIN_SECONDS = 20.0  # maximum time that a stopping factory waits until its gli
 class Factory:
     """The factory of one or more sites.
 
-    Between two cycles, the factory remembers only the actions and errors that it has logged, the last accepted
-    snapshots, and the jobs of its glideins.
+    Between two cycles, the factory remembers only three things:
+
+    - the actions and errors that it has logged
+    - for each site, the last snapshot that was plausible (see glide.factory.plausibility)
+    - the outer jobs of its glideins
 
     Args:
         files: the site files. At SIGHUP, the factory reads them again. If a changed file has an error, the factory

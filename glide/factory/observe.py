@@ -48,8 +48,8 @@ def observe(
             that use this pool.
         owners: the Users whose jobs may describe templates. "" stands for the factory's own User. An empty collection
             allows all users.
-        accounts: "own" to return only the glideins of this account, which a factory needs; "all" to return the glideins
-            of all accounts, which people may want to see.
+        accounts: whose glideins the snapshot contains. "own": only the glideins of this account. "all": the glideins
+            of all accounts. A factory needs "own".
         earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.
     """
     failed: list[str] = []
@@ -137,8 +137,8 @@ def _valid_jobs(access_point: Queue, constraint: str, accounts: str, earlier_acc
     names = {_account(job.get("User", "")) for job in glideins}
     if accounts != "all" and (other := (names & set(earlier_accounts)) - {own}):
         raise CondorError(
-            f"this factory has glideins that are queued under the name {min(other)}, but its name is {own} now: remove"
-            " them (condor_rm), or use the credentials of the earlier account"
+            f"this factory submitted glideins under the account {min(other)}, but now uses the account {own}; remove"
+            " the earlier glideins (condor_rm), or use the credentials of the earlier account"
         )
     mine = [job for job in glideins if accounts == "all" or _account(job.get("User", "")) == own]
     invocations = [valid_attributes(job, JOB_ATTRIBUTES) for job in jobs if Job.ENTRY not in job and is_invocation(job)]
@@ -181,9 +181,12 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
 
 
 def _failure(job: dict) -> str:
-    """Return why a glidein failed, as its model server reported it.
+    """Return the reason for a glidein's failure. Use the first source that gives a reason:
 
-    If there is no report, return how the outer job ended, or an empty text if it has not ended.
+    1. the report of the model server
+    2. the signal or the exit code with which the outer job ended
+
+    If neither source gives a reason, return an empty text.
     """
     if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
         return job.get(Job.FAILURE, "")

@@ -82,7 +82,8 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
-        for unmet in waiting:  # places that become free here need not become free on a later entry
+        # Each removal makes room for one missing glidein. The next entries of this loop need no room for this glidein.
+        for unmet in waiting:
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
 
@@ -115,9 +116,13 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
 
-    A job uses at most one glidein. So running jobs can use the glideins on which they run, and each idle job can use
-    one more. There must be enough work to keep each glidein busy for at least as long as its start takes. Existing
-    glideins with the template are subtracted, except glideins that have retired or could not load the template.
+    The jobs can use the lowest of these numbers of glideins:
+    - the number of glideins that the runs want, but at most one for each job
+    - the number of glideins that run jobs of this template, plus the number of idle jobs of this template
+    - the seconds of remaining work, divided by the seconds that a glidein needs for its start, but at least 1
+
+    From the lowest number, subtract the number of glideins that already have the template. Do not subtract glideins
+    that have retired or could not load the template.
 
     Args:
         owners: the Users that the site serves. If any of them wants the template, other Users' demand is ignored.

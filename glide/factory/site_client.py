@@ -68,8 +68,9 @@ class SiteClient:
         if not isinstance(place, Login):
             return self.access_point(place)
         remote = access_point_at(place)
-        # An earlier factory's submission may still be delayed. The queue does not show it yet, so this factory would
-        # submit the same glideins again. Therefore cancel the delayed submission.
+        # A restart of the factory may have interrupted a submission. The login host may complete this submission later.
+        # Until then, its glideins are not in the queue, and the factory would submit the same glideins again. So cancel
+        # the interrupted submission.
         if self.seed:
             remote.fence(self.site.site)
         return remote
@@ -77,8 +78,9 @@ class SiteClient:
     def observe(self) -> Snapshot:
         """Observe the pool and the queues of all entries.
 
-        If this process is the factory, also store the name of its account at each access point. If the factory's
-        account changes later, the stored names show which glideins the factory submitted under an earlier name.
+        If this process is the factory, also write the names of the factory's account into a file in the site's folder.
+        Each access point may have a different name for the account. If the account changes later, the file shows under
+        which earlier names the factory submitted glideins.
         """
         owners = {owner for entry in self.site.entries for owner in entry.owners or ("",)}
         accounts = self.folder / "accounts"

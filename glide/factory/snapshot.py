@@ -69,7 +69,8 @@ class Lane:
         start_seconds: total time to fetch, import, load and warm up, in seconds.
         retires: Unix time after which the lane accepts no new job.
         name: name of the slot.
-        fetched: bytes that have arrived divided by all bytes to fetch, from 0 to 1; None if the lane is not fetching.
+        fetched: fraction of the files' bytes that has arrived on the node, from 0 to 1. None if the lane fetches no
+            files.
         cached: short digests of the file sets that are on the lane's host.
     """
 
@@ -165,9 +166,13 @@ class Snapshot:
     def templates_of(self, glidein: Glidein) -> set[str]:
         """Return the digests of the templates that a glidein has or is about to load.
 
-        Each lane gives one template. If a sticky job for the lane is in the queue and is not held, this is the sticky
-        job's template. Otherwise, it is the template that the lane advertises. Before the lane advertises a template,
-        it is the template that the glidein was submitted with.
+        For each lane of the glidein, take the first template that exists:
+
+        1. the template of a sticky job for this lane, if the sticky job is in the queue and is not held
+        2. the template that the lane advertises
+        3. the template that the glidein was submitted with
+
+        If the glidein has no lanes, take only the third template.
         """
         lanes = self.lanes_of.get(glidein.glide_id, [])
         templates = {self._retargeted.get(lane.name, lane.template or glidein.template) for lane in lanes}

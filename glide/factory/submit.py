@@ -26,7 +26,9 @@ from glide.system import publish
 from glide.template import FileSet, Template
 from glide.vocabulary import IDENTITY
 
-QUEUE_SECONDS = 7 * 86400  # maximum time that a glidein waits in a queue where its token is renewed, in seconds
+# Maximum time that a glidein waits in a queue, in seconds. If the factory cannot renew tokens in a queue, a shorter
+# maximum applies.
+QUEUE_SECONDS = 7 * 86400
 # A token is valid for the glidein's lifetime plus this time, in seconds. So a glidein may wait in the queue for at most
 # this time if its token is not renewed.
 TOKEN_SECONDS = 86400
@@ -56,8 +58,10 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
     if entry.container and entry.container.startswith("/"):  # the container's image is a file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
     text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
-    # The access point of an outer pool cannot stream outputs to this machine, because it has only spooled files. Tokens
-    # in this pool's queue are not renewed, so a glidein must start within TOKEN_SECONDS after its submission.
+    # If the entry has a `pool`, the access point of this pool has only copies of the files. There are two consequences:
+    # - The access point cannot stream the glideins' output to this machine.
+    # - The factory cannot renew the copy of a token. So a glidein that still waits one day after its submission is
+    #   removed.
     spooled = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
     macros |= {**spooled, "queue_seconds": str(TOKEN_SECONDS)} if entry.pool else {}
     client.queue_of(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.outer_pool is not None)

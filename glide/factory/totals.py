@@ -35,10 +35,12 @@ ENDS = (State.WARM, State.FAILED, "never warm")  # possible last states of a gli
 class Totals:
     """The sums of the counts that glideins report.
 
-    A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. Only the maximum of
-    the reported counts is added, so that nothing is counted twice. If a glidein loads a template for the second time,
-    the counts begin at 0 again. The new counts are ignored until they exceed the earlier maximum, so the sum is too
-    low. If a count is reported before the model's name is known, it stays under an empty name.
+    A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. To count nothing
+    twice, add only the largest value that was ever reported for each count of each glidein.
+
+    If a glidein loads a template for the second time, the glidein's counts begin at 0 again. The new counts add nothing
+    until they exceed the earlier counts. So the sum can be too low. If a count is reported before the model's name is
+    known, the count stays under an empty name.
     """
 
     def __init__(self) -> None:

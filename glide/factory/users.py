@@ -47,7 +47,7 @@ def stop_when_unused(sites: Sequence[SiteFile]) -> None:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    for site in sites:  # hold locks that `ends_when_unused` finds in other processes
+    for site in sites:  # hold a lock for each site; the lock shows other processes that `--while-used` is set
         file = _while_used_file(site).open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX)
         _locks.append(file)

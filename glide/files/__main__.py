@@ -7,15 +7,18 @@ its standard input. The object has these keys:
     cache     `folder`: path of the cache's folder. `limit`: maximum size of the cache in bytes (null: no limit)
     plugins   path of HTCondor's libexec folder, which contains the file transfer plugins (null: no plugin is used)
     swarm     the fields of glide.files.fetch.Swarm (null: no peers are asked)
-    open      whether the file set is an environment, which has only one file. If this file is an archive, unpack it
+    open      whether to unpack an archive. If `open` is true, the file set must contain only one file. If this file is
+              not an archive, nothing is unpacked
 
 The program writes JSON objects to its standard output, one in each line. During the fetch, each object has the keys
 `size`, `cached`, `source` and `peers`, which are numbers of bytes (glide.files.fetch.FetchAccount). If the fetch fails,
 the last object has the key `failed`, an error message. If the fetch succeeds, the last object has two keys:
 
     folder    path of the folder that contains the fetched files
-    place     if `open` is false: the same path as in `folder`. If `open` is true: path of the folder with the
-              archive's unpacked files, or path of the file if the file is not an archive
+    place     the path to use after the fetch. There are three cases:
+              - `open` is false: the same path as in `folder`
+              - `open` is true, and the file is an archive: path of the folder that contains the unpacked files
+              - `open` is true, and the file is not an archive: path of the file
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 
 
 def default_folder(owner: str) -> Path | None:
-    """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, this is the pool's cache.
+    """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, return the pool's cache.
 
-    In other pools, return None if the jobs' account is not `owner`, because this account may run several owners' jobs.
+    In other pools, several users may share the account of this process. If the account is not `owner`, return None.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -247,8 +247,9 @@ class Cache:
                 self._delete(lock)
         if (free := self._free_bytes()) < needed:
             raise CacheFull(
-                errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {max(0, free) / 1e6:.0f} MB are available, as"
-                " the rest is in use; give the cache more space", str(self.folder),
+                errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {max(0, free) / 1e6:.0f} MB are available;"
+                " processes use all files in the cache; delete other files on the disk, or increase the cache's limit",
+                str(self.folder),
             )  # fmt: skip
 
     def delete_tree(self, tree: str) -> None:
@@ -257,7 +258,7 @@ class Cache:
             self._delete(self._lock_path(tree))
 
     def _delete(self, lock: Path) -> None:
-        """Delete a tree or partial file, given its lock file. Delete all files in contents/ that are in no tree."""
+        """Delete the tree or partial file of this lock. Then delete all files in contents/ that are in no tree."""
         for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # glob finds incomplete trees, too
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -65,4 +65,4 @@ def _loader(file: BinaryIO) -> tuple[int, int]:
         kind, _, at, _, _, room = struct.unpack_from(f"{order}IIQQQQ", file.read(size))
         if kind == _INTERP:
             return at, room
-    raise OSError("a program without the path of a loader")
+    raise OSError(f"{file.name} contains no path of a dynamic loader")

@@ -65,7 +65,9 @@ def _at_address(name: str) -> FileSet:
     except OSError as error:
         raise ValueError(str(error)) from None
     if file not in files:
-        raise ValueError(f"{path} has no {file}, or the list of files there is incomplete")
+        raise ValueError(
+            f"{file} is not in the file list of {path}; check that the file exists and that the list is complete"
+        )
     return FileSet(path, {file: files[file]})
 
 

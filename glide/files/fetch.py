@@ -1,7 +1,7 @@
 """Fetch a tree of files into the cache, from peers and from the tree's source. This needs only the standard library.
 
-All nodes together read the source about once. Each node fetches chunks from its peers. In three cases, a node also
-reads the source:
+Each node fetches chunks from its peers, so the source sends most chunks only once. In three cases, a node also reads
+the source:
 - No peer has the complete tree, and the node began before all its peers. Then it reads from start to end.
 - No peer has the complete tree, and the node has just begun, so no peer sees it yet. Then it reads at random places, to
   get chunks that its peers lack.
@@ -29,7 +29,7 @@ DOWNLOADS = 3  # number of simultaneous downloads from peers
 QUERIED_PEERS = 4  # maximum number of peers that one call of `_query_peers` asks
 QUERY_SECONDS = 1.0  # minimum time between two calls of `_query_peers`, in seconds
 DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
-VISIBLE_SECONDS = 8.0  # seconds after which a node assumes that its peers see it
+VISIBLE_SECONDS = 8.0  # seconds from the start of a fetch until the node assumes that all peers know this node
 READER_SECONDS = 1.0  # maximum time to wait for the end of the thread that reads the source, in seconds
 # If a node receives no chunk for this time, in seconds, it reads the source. Each node multiplies the time by a random
 # number from 1 to 2.
@@ -323,10 +323,10 @@ class Fetch:
                     self.progress.notify_all()
 
     def _next_chunk(self) -> tuple[Peer, str, int] | None:
-        """Wait until a peer has a missing chunk. Return the peer, the sha256 of the file and the number of the chunk.
+        """Wait until a peer has a chunk that this node lacks.
 
-        At the end of the fetch, return None. The chunk is chosen at random, so that nodes that start together get
-        different chunks. The nodes exchange these chunks.
+        Return the peer, the sha256 of the file and the number of the chunk. At the end of the fetch, return None. The
+        chunk is chosen at random. So nodes that start together get different chunks, and can exchange these chunks.
         """
         with self.progress:
             while self.failure is None and self._is_incomplete():

@@ -44,7 +44,10 @@ def ensure_local(
     if here and not is_remote(own):
         for name, (content, size) in file_set.files.items():
             if not cache.verify(own / name, content, size):
-                raise WrongContent(f"{own / name} is not the file that the template describes: it has changed since")
+                raise WrongContent(
+                    f"{own / name} is not the file that the template describes: the file has changed since the template"
+                    " was made"
+                )
         return own
     tree = Tree(file_set.files)
     seed = AccessPointSource(file_set.seed, tree, file_set.key) if file_set.seed and not here else None

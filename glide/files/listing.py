@@ -15,8 +15,8 @@ from glide.template import checks
 MANIFEST = "glide-files.json"
 LARGEST_MANIFEST = 64 << 20  # maximum size of a manifest in bytes, enough for about 400,000 files
 MANIFEST_SECONDS = 300.0  # time limit for reading a manifest, in seconds
-# UNWANTED lists patterns of files in a hub's repositories that are not fetched, because no engine needs them. They are
-# texts for people, or weights for other libraries.
+# Patterns of file names. If the name of a file on a model hub matches a pattern, nodes do not fetch the file. No engine
+# needs such files. Examples are documentation, and weights for other libraries.
 UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.pdf", "*.png", "*.jpg", "onnx/*",
             "*.onnx", "*.gguf", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "coreml/*", "openvino/*",
             "original/*", "runs/*")  # fmt: skip

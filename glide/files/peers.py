@@ -50,7 +50,8 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # If a peer's clock is ahead, its tokens expire later. A clock may be ahead by up to TOKEN_SECONDS.
+    # A token expires one lifetime after its sender made it, by the sender's clock. The sender's clock may be ahead of
+    # this node's clock by one more lifetime. So the expiry time must be at most two lifetimes after `now`.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 
@@ -224,7 +225,7 @@ class Directory:
     def refresh(self, tree: str) -> list[Peer]:
         """Ask the collector for the nodes that have the tree with this digest, or are fetching it. Return these peers.
 
-        If the last call returned the same peer, return the same Peer object again. If the collector does not answer,
+        If the last call returned a Peer object for a node, return this object again. If the collector does not answer,
         return the peers of the last successful call.
         """
         command = [word.replace("{tree}", short_digest(tree)) for word in self.command]

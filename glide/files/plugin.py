@@ -3,6 +3,7 @@
 Such a job brings two files:
 - the plugin, which `glide template plugin` writes
 - the file NAME.glide, which `glide template ticket` writes. It contains a file set, and the key for requests to peers.
+  This module calls NAME.glide a ticket. The ticket of an invocation job is a different file.
 
 In the job, `glide://NAME` stands for all files of the file set, and `glide://NAME/FILE` stands for one of these files.
 
@@ -95,13 +96,14 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
             place = target if file else target / each
             place.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(folder / each, place, cache)
-            cache.is_verified(folder / each, file_set.files[each][0])  # record the new number of links in the cache
+            # A new hard link changes the stat data of the cached file. This call stores the new stat data in the cache.
+            cache.is_verified(folder / each, file_set.files[each][0])
     return sum(file_set.files[each][1] for each in wanted)
 
 
 @contextmanager
 def _cache(job: Path) -> Iterator[Cache]:
-    """Yield the cache of the job's owner, or a temporary cache if this account may run jobs of several owners."""
+    """Yield the cache of the job's owner. If several users may share the job's account, yield a temporary cache."""
     folder = default_folder(str(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("Owner", "")))
     if folder is None:
         with tempfile.TemporaryDirectory(prefix=".glide-", dir=job) as own:

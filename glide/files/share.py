@@ -106,7 +106,7 @@ class ChunkServer:
         finally:
             writer.transport.abort()
             self.connections[peer] -= 1
-            self.connections += Counter()  # for a Counter, `+=` removes addresses without connections
+            self.connections += Counter()  # a Counter's `+=` deletes each address that has 0 connections
 
     async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")

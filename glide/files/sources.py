@@ -46,7 +46,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     Args:
         path: absolute path of a folder, or address of a folder or repository.
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
-        seed: source of the files of a folder that this node does not have. None: this node has the folder.
+        seed: source to use instead of a folder that this node does not have. None: the folder itself is read.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.
@@ -95,7 +95,8 @@ class AccessPointSource:
     """A source: a folder of the access point. The seed (glide.factory.seed) sends the files."""
 
     def __init__(self, address: str, tree: Tree, key: str):
-        # The seed verifies a whole file before it sends the first chunk. So its timeout is longer than a node's.
+        # The seed verifies a whole file before it sends the first chunk. So a request to the seed has a longer timeout
+        # than a request to a node.
         self.peer = Peer("the access point", address, timeout=TIMEOUT)
         self.tree = tree
         self.key = key
@@ -234,7 +235,7 @@ def resuming(stream: Callable[[int], Iterator[bytes]], start: int, what: str) ->
         what: name of the stream in error messages.
 
     Raises:
-        OSError: TRIES attempts in a row read nothing, or the source refuses the request.
+        OSError: the source refuses the request, or sends no data in TRIES consecutive attempts.
     """
     at, failures = start, 0
     while True:

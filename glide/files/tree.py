@@ -72,7 +72,7 @@ def extent(number: int, size: int) -> tuple[int, int]:
 def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[str]]]:
     """Compute the sha256 of a file, and the list of its chunks' sha256s. Both are empty if the file's size is wrong.
 
-    Yield after each chunk, so that a caller can read several files in turn. At the end, return the results.
+    Yield after each chunk, so that a caller can alternate between several files. At the end, return the results.
 
     Args:
         size: the expected size in bytes.

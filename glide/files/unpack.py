@@ -1,8 +1,9 @@
 """Unpack an archive into the folder where its programs will run. The archive contains an environment or HTCondor.
 
-An archive is not trusted, because the account on the node may also own other users' files. So nothing is written
-outside the folder, even if a file name or a link in the archive leads out of the folder. The filters of tarfile are not
-used, because they do not stop all such links. This module uses only the standard library.
+An archive is not trusted. Jobs of several users may run as the same account on a node. So one user's archive could
+overwrite another user's files. To prevent this, nothing is written outside the folder, even if a file name or a link in
+the archive leads out of the folder. The filters of tarfile are not used, because they do not stop all such links. This
+module uses only the standard library.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _extract(archived: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, m
             _clear(target)
             target.mkdir()
             made.add(target)
-        target.chmod(member.mode & 0o777 | 0o700)  # the owner can always create and delete files here
+        # The folder's owner gets all rights. Without these rights, glide could not create files in the folder.
+        target.chmod(member.mode & 0o777 | 0o700)
         return
     _clear(target)
     if member.issym():

@@ -59,13 +59,15 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
     cache = cache_folder(settings, str(job.get("Owner", "")))
     if _is_private(Path(cache)):
         print(
-            f"glidein: {cache} is deleted with this job: later glideins have no cache; set the entry's cache",
+            f"glidein: the cache {cache} is deleted when this job ends, so later glideins fetch all files again;"
+            " set 'folder' in the entry's 'cache' to a folder that stays",
             flush=True,
         )
     master = _condor_master(settings, cache)
     release = master.parent.parent
-    # The factory must compute the same GlideId from the job ad in the queue. NumJobStarts is not suitable, because its
-    # new value reaches the queue only 15 minutes after a start. So NumShadowStarts is used.
+    # The glidein computes its GlideId here, from its copy of the job ad. The factory computes the GlideId from the job
+    # ad in the queue. Both must get the same value, so both use NumShadowStarts. NumJobStarts is not suitable, because
+    # its new value reaches the queue only 15 minutes after a start.
     name = glide_id(
         settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", 1))
     )
@@ -80,10 +82,10 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether a folder is deleted when this job ends.
+    """Return whether HTCondor deletes a folder when this job ends.
 
-    HTCondor then deletes the job's scratch folder. HTCondor may show a part of the scratch folder at another path, for
-    example at /var/tmp. So files that seem to be in /var/tmp may be in the scratch folder, and are deleted with it.
+    When a job ends, HTCondor deletes the job's scratch folder. In some pools, HTCondor mounts a part of the scratch
+    folder at another path, for example at /var/tmp. In such a pool, files in /var/tmp are deleted, too.
     """
     if folder.is_relative_to(Path.cwd()):
         return True

@@ -30,7 +30,8 @@ TICKET_REQUIREMENTS = " && ".join((
     *(f'(TARGET.Transfer{name} =!= false || TARGET.{name} == "/dev/null")' for name in ("Out", "Err")),
     *(f"TARGET.{name} =?= undefined" for name in FORBIDDEN_ATTRIBUTES),
 ))  # fmt: skip
-# With these knobs, the entry's owners can run any program on the lanes, under the glidein's account.
+# With these HTCondor settings, lanes accept jobs with any program, not only with the ticket. All users in the entry's
+# `owners` can then run any program under the glidein's account.
 ANY_PROGRAM = {"GLIDE_RUNS": "True", "STARTER_JOB_HOOK_KEYWORD": ""}
 
 
@@ -126,9 +127,10 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
 def prepare_script(node: GlideinNode) -> str:
     """Return a script that the starter runs before each job. The script prints attributes for the job's ad.
 
-    The attributes set the job's program to the ticket, and clear the job's environment. START has checked the program
-    and the environment. But if a job gives them as expressions, the starter may get other values than START. The
-    environment matters, because a job could use variables such as BASH_ENV or LD_PRELOAD to run code before the ticket.
+    The attributes set the job's program to the ticket, and clear the job's environment. START has already checked the
+    program and the environment. But a job's ad may contain expressions in place of these values. START and the starter
+    may get different results from an expression. The environment is cleared for one more reason: variables such as
+    BASH_ENV or LD_PRELOAD can run code before the ticket.
     """
     attributes = {"Cmd": f'"{node.invoke}"', "TransferExecutable": "false", "Environment": '""', "Env": '""'}
     attributes |= dict.fromkeys(FORBIDDEN_ATTRIBUTES, "undefined")
@@ -215,8 +217,9 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A job can name hooks with
-        # a hook keyword. The starter ignores this keyword if the configuration sets one. So only glide's hook runs.
+        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A job's ad can contain a
+        # hook keyword, which selects hooks. This configuration sets the hook keyword GLIDE. So the starter ignores the
+        # job's hook keyword, and runs only glide's hook.
         "GLIDE_RUNS": TICKET_REQUIREMENTS,
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",

@@ -33,7 +33,8 @@ class GlideinSettings:
         bundle: archive of HTCondor; None if no archive is sent. If only `condor` or only `bundle` is set, a node uses
             nothing else. If both are set, a node tries the folder, then its PATH, then the archive. If both are None,
             a node uses its PATH.
-        environment: environment in which an engine runs if the template names none; None for the node's own Python.
+        environment: environment for engines whose templates name no environment. None means that such engines run in
+            the node's own Python.
         idle_seconds: number of seconds without a job after which the glidein ends itself.
         lifetime: number of seconds from the start of the glidein until its lanes accept no further job.
         cache: folder on the node in which files stay for later glideins; None for the account's default folder.

@@ -1,8 +1,10 @@
 """Read an invocation job's output, and check it, because any code on the node may have written to the output.
 
 A valid line is a result for one of the job's records, or the number of records that the model server has begun. All
-other lines are rejected. If a record has several results, the first one counts. If a line or the whole output is longer
-than the job's records allow, the rest of the output is not read.
+other lines are rejected. If a record has several results, the first one counts.
+
+There is a maximum length for a line, and a maximum length for the whole output. If a line or the output is longer, the
+rest of the output is not read.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-# Besides results, an output contains lines with the number of records that the model server has begun. The server may
-# write one such line each second. All these lines together may have this number of bytes.
+# Maximum size of all lines that are not results, in bytes. Such a line contains the number of records that the model
+# server has begun. The server may write one such line each second.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
 LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number

@@ -47,8 +47,9 @@ class Gatherer:
             the cause.
 
     Attributes:
-        names_in_job_folders: ambiguous file names. Either several jobs have a file of this name, or an earlier run has
-            put a file of this name into a folder named after a job. Files with ambiguous names go into such folders.
+        names_in_job_folders: names of files that go into folders named after jobs. A name is in this set in two cases:
+            - Several jobs have a file with this name.
+            - An earlier run has put a file with this name into a folder named after a job.
 
     Raises:
         InputError: another process gathers into this folder, or another account has access to the staging folder.
@@ -154,7 +155,7 @@ class Gatherer:
             self.access_point.retrieve(_constraint(job))
             pointed = self.access_point.jobs(_constraint(job), ["SUBMIT_Iwd"])
             if [ad.get("SUBMIT_Iwd") for ad in pointed] != [str(folder)]:
-                raise CondorError("another glide gather is retrieving its outputs; try again later")
+                raise CondorError("another glide gather is retrieving the outputs of this job; try again later")
         except BaseException:
             with suppress(CondorError):  # restore the job's own path, so that condor_transfer_data works
                 self.access_point.edit(job.id, "SUBMIT_Iwd", quoted(job.initial_dir))
@@ -170,7 +171,9 @@ class Gatherer:
         if not job.remaps_unchanged:
             raise CondorError("a remap leads out of the job's folder; retrieve the outputs with condor_transfer_data")
         if existing := [str(place) for place, _ in places if os.path.lexists(place)]:
-            raise CondorError(f"this access point only retrieves outputs into {home}; move {', '.join(existing)} away")
+            raise CondorError(
+                f"outputs can be retrieved only into {home} and would overwrite files; move {', '.join(existing)} away"
+            )
         try:
             self.access_point.retrieve(_constraint(job))
         finally:
@@ -182,14 +185,15 @@ class Gatherer:
     def _redirect(self, job: Outputs, folder: Path) -> bool:
         """Change a completed job's ad so that HTCondor's client writes the outputs into `folder`.
 
-        Return False if PROTECTED_JOB_ATTRS forbids the job's owner to change a path attribute. A node has only the
-        owner's rights, so it cannot have changed this attribute either, and the attribute can be trusted. The job is
-        completed, so no node can change the ad after the redirection.
+        Return False if the access point forbids the change of a path in the ad (PROTECTED_JOB_ATTRS). The access point
+        also forbids this change to the job's node. So this path in the ad is still the user's own path.
+
+        A completed job runs on no node. So no node can change the ad after this function.
         """
         attributes = {
-            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # keep the job after a retrieval; condor_submit's value would not
+            "LeaveJobInQueue": LEAVE_IN_QUEUE,  # the job stays in the queue after a retrieval
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # only the log's file name; its path is in a remap
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # a name without a folder; a remap adds the folder
             "SUBMIT_Iwd": quoted(str(folder)),
         }
         self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))

@@ -44,8 +44,8 @@ ELSEWHERE = (
     "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
     "TransferOutputRemaps", "UserLog", "OutputDestination",
 )  # fmt: skip
-# ClassAd expression that is true if a job has been idle or held for longer than KEPT_SECONDS. As long as a driver runs,
-# no job waits that long at any site. So the driver of this job was killed.
+# ClassAd expression that is true if a job has been idle or held for more than 30 days (KEPT_SECONDS). If the job's
+# driver runs, the job never waits for 30 days. So a true value means that the driver was killed.
 ABANDONED = (
     f"(JobStatus == {JobStatus.IDLE} || JobStatus == {JobStatus.HELD})"
     f" && time() - EnteredCurrentStatus > {KEPT_SECONDS}"
@@ -69,7 +69,8 @@ class InvocationJob:
         status_seconds: seconds since the status changed.
         lane: name of the lane on which the job runs; empty if the job does not run.
         hold_reason: HTCondor's reason for the hold; empty if the job is not held.
-        last_lane: name of the last lane on which the job completed or was evicted; empty if there is none.
+        last_lane: name of the lane on which the job last stopped; empty if the job has never stopped. A job stops when
+            it completes or is evicted.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
     """
 
@@ -284,7 +285,7 @@ class RunJobs:
                 self._remove_files(job.part)
 
     def remove_other_files(self, parts: Collection[str]) -> None:
-        """Delete the files that a killed driver has left. Keep the files of `parts`, whose jobs are in the queue."""
+        """Delete the files that remain from a killed driver. Keep the files of `parts`, whose jobs are in the queue."""
         for path in self.run.folder.iterdir():
             if path.name.partition(".")[0] not in parts:
                 path.unlink(missing_ok=True)
@@ -316,8 +317,8 @@ def _text(ad: Mapping[str, Any], name: str) -> str:
 def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a job's input file.
 
-    The fields in COMMON have their own line. It applies to all records that follow, until the next such line. The line
-    of a record contains the record's other fields.
+    Successive records usually have the same `generate` and `timeout`. So a separate line contains these two values. The
+    values apply to all records below, until the next such line. Each record has a line with the record's other fields.
     """
     common: dict[str, Any] = {}
     for record in records:

@@ -34,11 +34,11 @@ class Outputs:
             lost its queue between the two submissions.
         initial_dir: the job's initialdir; empty if the ad has no initialdir.
         folder: folder for the job's files. The path is relative to the folder of results.
-        remaps: the new path of each remapped file, by file name. The paths are relative to `folder`.
+        remaps: a dict from the name of a remapped file to the file's new path. These paths are relative to `folder`.
         log: path of the job's event log, relative to `folder`; empty if the job has no log.
-        declared: paths, after remapping, of the files that the job file lists. These paths are relative to the folder
-            of results.
-        retrieved: paths, after remapping, of all files that HTCondor retrieves. These paths are relative to `folder`.
+        declared: paths of the output files that the submit file lists, after remapping. The paths are relative to the
+            folder of results.
+        retrieved: paths of all files that HTCondor retrieves, after remapping. The paths are relative to `folder`.
         remaps_unchanged: whether `remaps` equals the remaps in the ad. It is False if a remap was changed or left out
             for safety.
         problem: why the outputs must not be retrieved; empty if they may be retrieved.
@@ -89,9 +89,12 @@ def shared_names(jobs: Iterable[Outputs]) -> set[str]:
 
 
 def within(path: str, base: str) -> str:
-    """Return a path relative to the folder `base`. The result is empty if the path is empty or is `base` itself.
+    """Convert `path` to a path that is relative to the folder `base`, and return the relative path.
 
-    If the path is outside the folder, return only the last part of the path.
+    There are two exceptions:
+
+    - If `path` is outside `base`, return only the last part of `path`.
+    - If `path` is empty, or is `base` itself, return an empty text.
     """
     if not path:
         return ""

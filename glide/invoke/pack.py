@@ -21,9 +21,9 @@ PROBE_RECORDS = (8, 128)
 START_SECONDS = 0.06
 AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0
-# Maximum planned duration of a job, in seconds. When a node is lost, the finished records of its job are safe, but the
-# unfinished records have to be sent again. So a job should be short. Jobs are longer only if the access point cannot
-# start jobs of this duration fast enough.
+# Maximum planned duration of a job, in seconds. When a node is lost, the unfinished records of its job are sent again.
+# So a job should be short. But if there are very many lanes, the access point cannot start enough short jobs.
+# In this case, jobs take longer than this maximum.
 LONGEST_SECONDS = 60.0
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
@@ -73,8 +73,9 @@ def pack(
     lanes = max(1, lanes)
     most_jobs = max(FIXED_AHEAD if fixed else 0, lanes * AHEAD) - queued
     if not record_seconds and not fixed:
-        # Jobs are small until a lane has been measured. So queue at most one job for each lane, plus the number of jobs
-        # that the access point can start within SHORTEST_SECONDS.
+        # Until a lane has been measured, the best size of a job is unknown. So the queue may contain only these jobs:
+        # - one job for each lane
+        # - as many further jobs as the access point can start within SHORTEST_SECONDS
         most_jobs = min(most_jobs, lanes + int(SHORTEST_SECONDS / start_seconds) - queued)
     if pending <= 0 or most_jobs <= 0:
         return Wave((), "the lanes have work")
@@ -82,9 +83,10 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # If few records are pending, allow smaller jobs. A run gets at most one glidein per job, so more glideins can
-        # then share the records. This helps because a record may take a minute. But the access point must be able to
-        # start all these jobs within SHORTEST_SECONDS.
+        # One record may take a minute, so even a few records should use many glideins. A run gets at most one glidein
+        # per job. So if few records are pending, lower the minimum number of records per job. Two conditions remain:
+        # - There are not more jobs than lanes.
+        # - The access point can start all these jobs within a short time (SHORTEST_SECONDS).
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
         size = min(max(math.ceil(pending / lanes / SHARE), least), most)
         return Wave(_cut(pending, [size] * most_jobs), f"{size} records a job until their time is known")
@@ -95,9 +97,10 @@ def pack(
     # The speed of all lanes together, in records per second.
     speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
-    # Duration of the last jobs, in seconds. If the access point can start jobs fast enough, each lane gets one last
-    # job. If it is too slow for that, there are fewer and longer last jobs. Their duration is then the time that the
-    # access point needs to start all of them.
+    # Duration of a job at the end of the run, in seconds. Suppose that all remaining records are in jobs of equal size:
+    # - If the access point is fast, each lane gets one of these jobs.
+    # - If the access point is slow, there are fewer and longer jobs. Their duration is chosen so that the access point
+    #   can start all these jobs within the duration of one job.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
@@ -107,8 +110,9 @@ def pack(
     remaining = pending
     for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # A job may have more than `most` records if the access point cannot start smaller jobs fast enough. But even
-        # the slowest lane must finish the job within the time that all lanes together need for the remaining records.
+        # If the access point starts jobs too slowly, a job may have more than `most` records. But the job should not
+        # end much later than the other jobs. So even on the slowest lane, the job must not take longer than all lanes
+        # together need for the remaining records.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         size = min(max(share, least), cap, remaining)
         if size == 0:

@@ -63,9 +63,11 @@ class Comparison:
         unit: the unit of all numbers.
         here: the number measured on this machine; None if it was not measured.
         simulated: the number that `glide simulate` predicts; None if it was not simulated.
-        better: `more` if `here` should be at least `goal`; `less` if `here` should be at most `goal`; empty if the
-            comparison has no goal.
-        goal: the goal for `here`; None to use the paper's number as the goal.
+        better: the kind of goal for `here`.
+            `more`: `here` should be at least the goal.
+            `less`: `here` should be at most the goal.
+            Empty: the comparison has no goal.
+        goal: the goal as a number. If `goal` is None, the paper's number is the goal.
     """
 
     what: str

@@ -85,7 +85,7 @@ def last_lines(output: Path, last: int) -> list[str]:
 
     Args:
         output: path of the output file. The file with the error output is in the same folder.
-        last: maximum number of lines.
+        last: maximum number of returned lines, from both files together.
     """
     lines: list[str] = []
     for path in (output, output.with_suffix(".err")):

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from glide.report.sweep.figures import BLUE, DOTS, GREEN, ORANGE, PURPLE, RED, SKY, WIDTH, style
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-# Line styles of the variants. Readers need them in print without colour, and when two variants have the same colour.
+# Each variant has one of these line styles. A reader needs the line styles in two cases: the figure is printed without
+# colour, or two variants have the same colour.
 DASHES = ("-", "--", "-.", ":")
 
 # The curves of a simulation are three sequences of the same length: times in seconds, the number of completed records

@@ -105,9 +105,13 @@ class Batcher:
     def requeue_after_death(self, running: Sequence[int], death: DeadEngine) -> int:
         """Put the records of a dead engine back into the queue.
 
-        The records of the call that was running become suspects, because one of them may have killed the engine. The
-        engine's other records return to the queues of their jobs. If a suspect is known to be the cause of the death,
-        this record gets an error as its result.
+        The records of the running call become suspects, because one of these records may have killed the engine. The
+        engine's other records return to the queues of their jobs.
+
+        If there is only one suspect, this record gets an error as its result in two cases:
+
+        - The engine certainly caused its own end (see DeadEngine).
+        - Another engine has already died in a call that had only this record.
 
         Args:
             running: keys of the records in the call that was running.

@@ -22,12 +22,13 @@ from glide.system import end_with_parent, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
-# The model server kills an engine whose call still runs this number of seconds after an interrupt. It also kills an
-# engine that still runs this number of seconds after it has closed its connection to the server.
+# In two cases, the model server waits for this number of seconds, and then kills the engine:
+# - The server has interrupted a call of the engine, but the call still runs.
+# - The engine has closed its connection to the server, but the engine's process still runs.
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
 # After an engine's process has ended, the model server reads the engine's last messages for this number of seconds.
-# Then the server closes the connection, because another process may still hold the engine's end open.
+# Then the server closes the connection. Otherwise, another process could keep the connection open forever.
 DRAIN_SECONDS = 1.0
 OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
 
@@ -146,7 +147,7 @@ class EngineHandle:
 
     async def _death(self) -> DeadEngine:
         """Wait until the engine and all processes that it started have ended. Return a description of this end."""
-        if not self.kill_reason:  # wait until the engine ends by itself, unless it must be killed
+        if not self.kill_reason:  # the engine has not been killed, so it gets some seconds to end by itself
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.process.wait(), GRACE_SECONDS)
         code = await self.stop()

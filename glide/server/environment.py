@@ -54,7 +54,7 @@ def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[l
 def _container_command(image: str, visible_folders: Iterable[str]) -> list[str]:
     runtime = next(filter(None, map(shutil.which, RUNTIMES)), None)
     if runtime is None:
-        raise UnusableEnvironment(f"no {' or '.join(RUNTIMES)} on this node's PATH, which {image} needs")
+        raise UnusableEnvironment(f"{image} needs {' or '.join(RUNTIMES)}, but neither is on this node's PATH")
     binds = [word for folder in visible_folders for word in ("--bind", folder)]
     devices = [option for device, option in DEVICES.items() if Path(device).exists()]
     return [runtime, "--quiet", "--nocolor", "exec", *devices, *binds, image, "python3"]

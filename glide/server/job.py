@@ -15,7 +15,8 @@ from glide.vocabulary import Exit
 
 QUEUE_RECORDS = 4096  # maximum number of records in a job's queue; while the queue is full, the job's input is not read
 QUEUE_BYTES = 32_000_000  # maximum total size of the records in a job's queue, in bytes of the job's input
-CALL_BYTES = 32_000_000  # a message to the engine gets no more records when it has this many bytes of input
+# If the records in a message to the engine have at least this size together, in bytes, no further record is added.
+CALL_BYTES = 32_000_000
 PAUSE_BYTES = 1_000_000  # number of bytes that are read from a job's input before other jobs get a turn
 
 

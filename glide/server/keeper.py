@@ -1,10 +1,14 @@
 """Run an engine, and end all processes that the engine has started: `python -I -S keeper.py PROGRAM ARGUMENT…`.
 
-The engine's user code may start processes that are no longer in the engine's session and no longer its children
-(setsid, double fork). So the keeper is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel
-makes the keeper the new parent. In this way, each remaining descendant becomes a child of the keeper at some time. The
-keeper kills its children until no child is left. It does this in three cases: the engine ends, the keeper gets one of
-the signals in ENDING, or the keeper's own parent ends. Then the keeper ends, too.
+The engine's user code may start processes that leave the engine's session and lose their parent (setsid, double fork).
+So the keeper is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel makes the keeper the
+new parent. In this way, each remaining descendant becomes a child of the keeper at some time.
+
+In three cases, the keeper kills its children until no child is left, and then ends:
+
+- The engine ends.
+- The keeper gets one of the signals in ENDING.
+- The keeper's own parent ends.
 
 The keeper runs outside the engine's container and environment. So this file is started by its path, and imports only
 the standard library.

@@ -29,12 +29,11 @@ from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
-# Seconds between checks for a changed speed of a lane. A new state or a first speed is advertised immediately.
-REPORT_SECONDS = 2.0
+REPORT_SECONDS = 2.0  # seconds between two checks of the lanes' speeds; a new state is advertised immediately
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
 FAILED_SECONDS = 3.0  # if all templates failed, the glidein ends after this idle time; enough to advertise the failure
-COUNT_SECONDS = 15.0  # small changes wait this long for the next ad, because each ad costs startd and collector time
+COUNT_SECONDS = 15.0  # minimum number of seconds between two ads with small changes; each ad is work for the collector
 
 
 class WrongRequest(Exception):
@@ -85,7 +84,7 @@ class ModelServer:
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
-        else:  # report Warm to the outer job, because a glidein without a template is ready immediately
+        else:  # no template has to be loaded, so the outer job's ad gets the state Warm, which here means ready
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
@@ -118,12 +117,12 @@ class ModelServer:
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
             if server.is_initial:
-                await report_to_outer_job(server.status)  # until now, most changes of the counters were not reported
+                await report_to_outer_job(server.status)  # update the number of served records in the ad
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
     def _idle_limit(self) -> float:
-        """Idle seconds until the glidein ends. If all templates failed, it ends soon, so other nodes can try them."""
+        """Number of idle seconds after which the glidein ends. If all templates have failed, the number is small."""
         idle_seconds = self.idle_seconds or 0.0
         states = {server.status.state for server in self.servers.values()}
         return min(FAILED_SECONDS, idle_seconds) if states == {State.FAILED} else idle_seconds
@@ -141,7 +140,7 @@ class ModelServer:
             writer.close()
 
     async def _is_authenticated(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Return whether a client sends the secret. If too many clients have not sent it yet, disconnect the first."""
+        """Return whether a client sends the secret. If too many connections lack the secret, close the oldest."""
         self.unauthenticated.append(writer)
         if len(self.unauthenticated) > MOST_UNAUTHENTICATED:
             self.unauthenticated.pop(0).transport.abort()
@@ -238,10 +237,11 @@ class ModelServer:
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
-        """Stop a server whose template did not load, and give its lanes to another server.
+        """Stop a server whose template did not load. Its lanes get the first of these servers that is available:
 
-        The lanes get `before`, the former server of the sticky job's lane. If this server was stopped, they get the
-        server of another loaded template. If no template is loaded, they get a new server for the initial template.
+        - `before`, the earlier server of the sticky job's lane, if it was not stopped
+        - the server of any other template
+        - a new server for the initial template
         """
         await self._stop_servers([server])
         if before not in self.servers.values():

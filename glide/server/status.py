@@ -61,7 +61,11 @@ class Status:
     room: float | None = None
 
     def entering(self, state: str, failure: str = "") -> Status:
-        """Return a copy in a new state. The old state's duration is added to, for example, `load_seconds`."""
+        """Return a copy of this status in a new state.
+
+        If the old state is Loading, the duration of the old state is added to `load_seconds`. In the same way, the
+        durations of Fetching and Warming are added to `fetch_seconds` and `warm_seconds`.
+        """
         now = time.monotonic()
         spent = now - self.entered
         times: dict[str, Any] = {

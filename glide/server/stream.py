@@ -137,7 +137,7 @@ class ResultStream:
 
     SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
     RECORDS = 256  # number of unsent results at which the next append is made without waiting
-    PIECE = 4_000_000  # maximum number of bytes in an append; all must reach the access point within TIMEOUT
+    PIECE = 4_000_000  # maximum number of bytes in one append; each append must be finished within TIMEOUT seconds
 
     def __init__(self, output: Path, errors: str, chirp_config: str):
         self.name = output.name
@@ -225,7 +225,7 @@ class ResultStream:
             if position < end and not piece:
                 raise OSError(f"output file {self.name} has become shorter")
             whole = piece.rfind(b"\n") + 1
-            piece = piece[: whole or len(piece)]  # end with a complete line, except in a line longer than PIECE
+            piece = piece[: whole or len(piece)]  # remove an incomplete last line, unless this line is the whole piece
             position += len(piece)
             await chirp.append(self.name, self.line_break + piece + (account if position == end else b""))
             self.line_break = b""

@@ -24,7 +24,8 @@ from glide.template import Template
 from glide.vocabulary import State
 
 T = TypeVar("T")
-MOST_FRUITLESS_DEATHS = 20  # number of engine deaths in a row, without a result, after which the template fails
+# If this number of engines die one after the other, and none of them gives a result, the template fails.
+MOST_FRUITLESS_DEATHS = 20
 
 
 class Supervisor:
@@ -120,7 +121,8 @@ class Supervisor:
                     self.supply.delete_cached(self.template)
             elif not self.state.failed and not engine.warm:
                 at = self.state.status.state if self.keeps_state else State.LOADING
-                # In the state Fetching, the engine is importing packages. So the failure names the state Importing.
+                # In the state Fetching, the node fetches files. At the same time, the engine imports packages. If the
+                # engine dies in this state, the fetch is not the cause. So the message below names the state Importing.
                 at = State.IMPORTING if at == State.FETCHING else at
                 during = "" if engine.kill_reason else f" while {at}"
                 self.state.enter(State.FAILED, f"the engine {death}{during}")
@@ -136,7 +138,9 @@ class Supervisor:
     def _handle_message(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
         """Act on a message of the engine. Add new tasks to `tasks`; such tasks run until the engine dies."""
         if "phase" in message:
-            if self.keeps_state:  # otherwise the lane stays Warm, so that jobs can start at any time
+            # Jobs start only on lanes in the state Warm. If the template does not keep its state, its engine starts
+            # only after a job has started. So the lanes stay Warm even while this engine loads the model.
+            if self.keeps_state:
                 self.state.enter(message["phase"])
         elif "failed" in message:
             self.state.enter(State.FAILED, message["failed"])
@@ -225,7 +229,9 @@ class Supervisor:
                 await self.batcher.work.wait()
             engine.call_sent(len(items))
             await engine.send(self.batcher.serve_message(items))
-            if self.batcher.suspects:  # the engine gets suspects in one call at a time, so wait until this call ends
+            # Each suspect is a record that may have killed an earlier engine. Send no further suspects until the engine
+            # has finished this call.
+            if self.batcher.suspects:
                 await engine.wait_until_empty()
 
     def _next_records(self, warm: dict[str, Any]) -> list[QueuedRecord]:

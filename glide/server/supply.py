@@ -37,7 +37,7 @@ class SupplySettings:
         limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
         glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
         host: address of this host, as peers see it.
-        directory: command that prints the peers' addresses, as a list of words; empty if there are no peers.
+        directory: program and arguments of the command that prints the peers' addresses; empty if there are no peers.
         upload_rate: maximum number of bytes per second that all peers together may take from this glidein; None for no
             limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
@@ -175,7 +175,7 @@ class FileSupply:
             report = await self._fetch(what, file_set, tree.digest, since, unpack, swarm=chunk_server is not None)
         finally:
             self.progress.pop(tree.digest, None)
-            self.fetching.pop(tree.digest, None)  # no entry if another fetch of this tree has ended first
+            self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed the key
             self.changed.set()
         if chunk_server and report["folder"] == file_set.path:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))

@@ -16,8 +16,10 @@ def next_calls(
 ) -> tuple[list[list[QueuedRecord]], QueuedRecord | None]:
     """Return the record that has ended an engine, or the calls that help to find this record.
 
-    A record that was alone in its call is the cause if the death of the engine is self-inflicted. It is also the cause
-    if two engines have died while they served only this record.
+    A record is the cause in two cases:
+
+    - The record was alone in its call, and the engine certainly caused its own death.
+    - Two engines have died while they served only this record.
 
     Args:
         suspects: records of the call in which the engine died.
@@ -25,7 +27,7 @@ def next_calls(
 
     Returns:
         A pair: the next calls, and the record that is the cause. The record is None while the cause is unknown. The
-        calls must be sent one after the other. While one of them runs, the engine must not get another call.
+        calls must be sent one after the other. While one of these calls runs, the engine must not get another call.
     """
     if len(suspects) > 1:
         middle = len(suspects) // 2

@@ -23,7 +23,7 @@ class TemplateState:
     Attributes:
         status: the present status.
         settled: event that is set as soon as the template is warm or has failed.
-        reported_errors: number of errors in the outer job's ad.
+        reported_errors: value of `status.errors` at the last report to the outer job.
     """
 
     def __init__(self, template: Template, changed: asyncio.Event, is_initial: bool):

@@ -35,7 +35,7 @@ LINE_BYTES = 1 << 15  # maximum number of bytes in a line that a client sends
 
 @dataclass(frozen=True)
 class JobRequest:
-    """The request of a job to be served.
+    """The request that a job sends to the model server.
 
     Attributes:
         chirp: path of the file with chirp's address and cookie; empty if the job has no such file.
@@ -48,7 +48,7 @@ class JobRequest:
         sticky: whether this is a sticky job, which brings a template.
         user: the job's user, in the form of HTCondor's attribute User.
         arrived: time by the monotonic clock when the request arrived.
-        timed: whether the job's error output says from when to when the job was served.
+        timed: whether the job's error output must contain the arrival time of this request and the end time of the job.
     """
 
     input: Path

@@ -25,8 +25,8 @@ class Cluster:
         free: nodes without a glidein, by entry.
         idle: glideins that wait for a node, by entry.
         matching: entries for which a negotiation is in progress.
-        nodes_left: number of nodes that are present or will still arrive.
-        all_nodes_gone: event that occurs when the last node has left and will not return.
+        nodes_left: number of remaining nodes. A remaining node is present now, or will be present later.
+        all_nodes_gone: event that occurs when no node remains.
         last_cluster: cluster number of the last submission.
     """
 
@@ -94,7 +94,10 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """When a node with the files arrives, add the fetch slot of this peer. When it leaves, remove the slot.
+        """Change the number of free slots for fetches, because a node arrives or leaves.
+
+        A slot allows one fetch at a time. Each node with the files provides one slot. A node without the files provides
+        none.
 
         Args:
             change: 1 if the node arrives, and -1 if it leaves.

@@ -17,7 +17,9 @@ CALM_SECONDS = 30.0
 
 
 class SimulatedFactory:
-    """A simulated factory. A cycle takes a snapshot, plans and acts. If nothing changes, cycles are CALM_SECONDS apart.
+    """A simulated factory. In each cycle, the factory takes a snapshot, makes a plan, and carries out this plan.
+
+    If nothing changes, the next cycle begins after CALM_SECONDS.
 
     The simulation ignores which nodes a glidein should avoid or prefer.
 

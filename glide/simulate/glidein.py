@@ -300,10 +300,14 @@ class SimulatedGlidein:
             yield self.world.env.timeout(device.load_seconds)
 
     def _log_interrupted(self, job: SimulatedJob, seconds: float, record_seconds: float, node: SimulatedNode) -> None:
-        """Log a job that was lost when the engine had computed it for `seconds`.
+        """Log a job that was lost while the engine computed the job.
 
         If results are streamed, most results are already on the access point. Only the results of the last
         `Costs.stream` seconds are lost. If results are not streamed, all are lost. Lost results are computed again.
+
+        Args:
+            seconds: number of seconds for which the engine had computed the job.
+            record_seconds: seconds that the engine needs per record.
         """
         workload = self.world.trace.workload
         begun = min(job.records, ceil(seconds / record_seconds / workload.batch) * workload.batch)

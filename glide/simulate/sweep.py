@@ -53,7 +53,7 @@ class SimulatedSweep:
 
     @property
     def demand_state(self) -> tuple[bool, int]:
-        """Return what a plan uses of the demand: whether jobs wait, and how many jobs could run together."""
+        """Return whether jobs wait, and how many glideins the sweep can use. The factory's plan depends on both."""
         waiting = len(self.queue.items)
         return waiting > 0, min(waiting + len(self.running), self.workload.glideins)
 

@@ -46,7 +46,7 @@ class Nodes(TraceSection):
 
     Attributes:
         device: kind of GPU of these nodes; one of `devices`.
-        entry: entry of the site whose glideins run on these nodes. By default the first entry.
+        entry: name of an entry of the site. Glideins of this entry run on these nodes. By default the first entry.
         count: number of nodes.
         arrive: time at which the first node arrives, in seconds.
         every: seconds from the arrival of a node to the arrival of the next node.
@@ -72,11 +72,11 @@ class Nodes(TraceSection):
     @model_validator(mode="after")
     def _has_consistent_times(self) -> Nodes:
         if self.stay is not None and self.leave is not None:
-            raise ValueError("leave is a fixed time and stay an average duration; remove one of them")
+            raise ValueError("the keys `leave` and `stay` exclude each other; remove one of them")
         if self.away is not None and self.stay is None:
-            raise ValueError("away without stay; add how long a node stays on average")
+            raise ValueError("the key `away` requires the key `stay`, the average time that a node stays; add `stay`")
         if self.leave_every and self.leave is None:
-            raise ValueError("leave_every without leave; add when the first node leaves")
+            raise ValueError("the key `leave_every` requires the key `leave`, the first node's departure; add `leave`")
         last = (self.count - 1) * (self.leave_every - self.every)
         if self.leave is not None and self.leave + min(0.0, last) <= self.arrive:
             raise ValueError("some nodes leave before they arrive; correct arrive, every, leave or leave_every")
@@ -164,8 +164,8 @@ class Trace(TraceSection):
 
     Attributes:
         site: site file of the factory. Give its name relative to the trace, or its content. `owners` and `ready` are
-            ignored, and entries with a service are refused.
-        devices: times that the model takes, by kind of GPU.
+            ignored. No entry may have the key `service`.
+        devices: how many seconds the model needs to load and to compute, for each kind of GPU.
         nodes: nodes that come and go.
         workload: sweep that begins at 0 s.
         files: files that nodes fetch from a source of limited bandwidth. By default a fetch takes only fetch_seconds.
@@ -271,8 +271,8 @@ def _check_lifetimes(trace: Trace, site: SiteFile) -> None:
         retires = entry.lifetime * (1 - SPREAD)
         if start >= retires:
             raise ValueError(
-                f"devices.{nodes.device}: its model is warm after {start:g} s, but glideins of {entry.name} accept no"
-                f" job after {retires:g} s (lifetime {entry.lifetime}, less {SPREAD:.0%}); use a longer lifetime"
+                f"devices.{nodes.device}: the model needs {start:g} s to become warm, but a glidein of {entry.name} may"
+                f" accept jobs for only {retires:g} s ({1 - SPREAD:.0%} of its lifetime); use a longer lifetime"
             )
 
 
@@ -292,8 +292,9 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
         if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
-            # The two lanes of the benchmark alternate. While the access point starts a job on one lane (`start`), the
-            # other lane ends its job and gets the next job (`turnover`). So each of the two times is the time per job.
+            # The benchmark has two lanes. While a job starts on one lane (`start`), the other lane ends a job and gets
+            # the next job (`turnover`). Then the lanes swap roles. Exactly one job ends between two swaps. So the time
+            # between two swaps is the measured time per job. `start` and `turnover` are equal to this time.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):

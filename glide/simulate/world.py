@@ -59,7 +59,7 @@ class World:
 
     Attributes:
         epoch: Unix time at which the simulation begins.
-        changed: number of changes so far that a factory could observe.
+        changed: how many changes have happened until now. Only changes that a factory can observe are counted.
         fetch_slots: number of free slots for fetches; None if fetches do not share bandwidth. Each running fetch
             occupies one slot. The origin provides some slots, and each peer with the files provides one slot.
         fetch_rate: rate of each fetch in MB/s.

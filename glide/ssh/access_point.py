@@ -90,8 +90,9 @@ class RemoteAccessPoint:
         here, before = words[-2:]
         if here != before and not self.login.schedd:
             raise CondorError(
-                f"{self.login.name}: this is {here}, and glideins were submitted at {before}; name `schedd`, or one"
-                f" host; or, if that host no longer exists, remove {self._base}/access_point"
+                f"{self.login.name}: the access point is now {here}, but glideins were submitted at {before}; set"
+                " `schedd` in the site's configuration, or set `host` to the name of a single host; if"
+                f" {before} no longer exists, delete the file {self._base}/access_point on the login host"
             )
         self._fence_tokens[site] = token
 
@@ -101,7 +102,8 @@ class RemoteAccessPoint:
         Args:
             description: the text of a job file.
             macros: a dict from macro name to value. These values replace the values that the description
-                gives. The macro `folder` is required. It names the folder on this machine with the files in INPUTS.
+                gives. The macro `folder` is required. Its value is the path of a folder on this machine. The folder
+                contains the glideins' input files (INPUTS).
             spool: ignored. The parameter exists because AccessPoint.submit has it, too.
 
         Raises:
@@ -139,7 +141,7 @@ class RemoteAccessPoint:
         return self._parse_ads("condor_q", output)
 
     def slots(self, attributes: Collection[str]) -> list[dict[str, Any]]:
-        """Return attributes of each slot of the host's pool that is not a lane. Leave out undefined attributes."""
+        """Return attributes of the slots in the host's pool. Leave out lanes, and leave out undefined attributes."""
         words = ("-json", "-attributes", ",".join(attributes), "-constraint", f"{Machine.ID} =?= undefined")
         ads = self._parse_ads("condor_status", self.shell(join(["condor_status", *words])))
         # Attribute names are not case-sensitive, so nodes may spell them differently. Use the spelling in `attributes`.
@@ -282,8 +284,8 @@ class RemoteAccessPoint:
 
         Args:
             changes: whether the command changes the queue. If it does, the lock is exclusive. If not, it is shared.
-            fence: a prefix for the command, from the method `fence`. With this prefix, the host runs the command only
-                if its token has not changed since `fence` was called. If it is empty, the token is not checked.
+            fence: a prefix for the command. The prefix contains a token. The host compares this token with the token
+                in a file on the host. If the tokens differ, the command does not run. Empty: no token is compared.
         """
         named = ("-name", self.login.schedd) if self.login.schedd else ()
         return self._locked("-x" if changes else "-s", *fence, name, *named, *arguments, stdin=stdin)
@@ -297,7 +299,9 @@ class RemoteAccessPoint:
         budget = str(max(1, int(self.login.seconds) - 2))  # time limit on the host; this machine waits 2 s longer
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
-        except SshError:  # the command may start later; after `fence` has written a new token, it submits nothing
+        except SshError:
+            # The host may still start the command. So forget all tokens. The next call of `fence` then writes a new
+            # token to the host. A late submission contains the old token, and so submits nothing.
             self._fence_tokens.clear()
             raise
 
@@ -325,7 +329,7 @@ def job_file_line(name: str, value: str) -> str:
             lines of the job file.
     """
     if re.search(r"[\x00-\x1f\x7f]", value) or value.endswith("\\"):
-        raise CondorError(f"{name}: a job file cannot have this value in one line: {value!r:.200}")
+        raise CondorError(f"{name}: this value contains a control character, or ends with a backslash: {value!r:.200}")
     return f"{name} = {value}"
 
 

@@ -19,14 +19,14 @@ from glide.config import Login
 from glide.errors import CondorError
 
 if TYPE_CHECKING:
-    # Importing fabric and paramiko takes longer than most of glide's commands run. So at run time, only the functions
-    # that use these packages import them.
+    # The import of fabric and paramiko takes longer than a typical command of glide. So only type checkers import the
+    # packages here. At run time, each function that uses a package imports the package.
     import fabric
     import paramiko
 
 CONNECT_SECONDS = 15.0
 KEEPALIVE_SECONDS = 15
-MOST_BYTES = 1 << 28  # maximum size of a command's output in bytes; a large queue needs a tenth of this
+MOST_BYTES = 1 << 28  # maximum size of a command's output in bytes; the ads of a large queue have a tenth of this size
 # Pauses between two attempts to reach a host, in seconds. FIRST_PAUSE follows the first failure. Each further failure
 # doubles the pause, up to LONGEST_PAUSE.
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0

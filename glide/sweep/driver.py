@@ -27,7 +27,7 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # seconds between queries if a lane was warm, and the event log is readable and shows no ended job
+CALM_SECONDS = 1.0  # when a lane has been warm and no job ends: seconds between two queries of schedd and collector
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up after this number of seconds if HTCondor refuses the run's jobs, or has never answered. If HTCondor has
 # answered before, the run waits without a time limit, because an access point may be rebooting.
@@ -48,7 +48,7 @@ class Progress:
         total, done, errors: number of records, number of results, and number of results with an error.
         lanes: number of lanes for each state of the model server.
         running, idle: number of running and of idle invocation jobs.
-        wave: reason for the number of records in the newest jobs; empty if no job was submitted yet.
+        wave: text that explains the number of records in the newest jobs; empty if no job was submitted yet.
         problem: why the run makes no progress; empty if the run makes progress.
     """
 
@@ -108,7 +108,7 @@ class Driver:
         well = time.monotonic()
         while True:
             if self.work.wait_for_work():
-                well = time.monotonic()  # the wait for work does not count as silence of HTCondor
+                well = time.monotonic()  # no query was made during this wait, so the time without an answer is now 0
             try:
                 self.progress = self._cycle()
                 self.condor_answered, well = True, time.monotonic()
@@ -153,12 +153,12 @@ class Driver:
         return summary
 
     def _wait(self) -> None:
-        """Wait until the next cycle. A lost node or a new record ends the wait, and the end of a job shortens it."""
+        """Wait between cycles. If a node is lost or a record is added, return. If a job ends, shorten the wait."""
         started = time.monotonic()
         calm = self.events.readable and self.first_warm is not None
         budget = CALM_SECONDS if calm else POLL_SECONDS
         while time.monotonic() - started < budget:
-            if self.lanes_full:  # lanes have enough jobs, so do not end the wait for a new record
+            if self.lanes_full:  # the lanes have enough jobs, so a new record does not end this wait
                 time.sleep(EVENT_SECONDS)
             elif self.work.new_work.wait(EVENT_SECONDS):
                 self.work.new_work.clear()
@@ -342,8 +342,8 @@ def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
 def _record_seconds(warm: list[dict[str, Any]]) -> list[float]:
     """Return the seconds per record of each lane whose engine has been measured.
 
-    The lanes of a glidein share one engine. So the value of a lane is the engine's seconds per record, multiplied by
-    the number of the glidein's lanes.
+    The warm lanes of a glidein share one engine. If a glidein has n warm lanes, each lane gets 1/n of the engine's
+    speed. So the result for each lane is n times the engine's seconds per record.
     """
     sharing = Counter(lane[Machine.ID] for lane in warm)
     times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]

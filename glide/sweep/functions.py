@@ -32,7 +32,7 @@ class Sticky:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> StickyState:
         call = inspect.signature(self.function).bind(*arguments, **keywords)  # wrong arguments fail here, not on a node
-        call.apply_defaults()  # default values may name files that nodes need, too
+        call.apply_defaults()  # a parameter's default value may be the path of a file that nodes need
         return StickyState(self.function, call.args, call.kwargs, environment=self.environment)
 
 
@@ -108,7 +108,7 @@ class Invocation:
         return self.function(*arguments, **{**{k: v for k, v in filled.items() if k not in given}, **keywords})
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self.__name__} is an invocation, and a node calls functions; use {self.__name__}.function")
+        raise TypeError(f"a node cannot call the invocation {self.__name__}; use the function {self.__name__}.function")
 
     @property
     def generate(self) -> dict[str, str]:

@@ -4,7 +4,8 @@ Each line has `at` (Unix time), the facts that have changed, and one of these ke
 
 - `run`: name of the run. A driver writes this line when it starts.
 - `lane`: Name of the lane that the facts are about.
-- `carrier`: name of the part (the records) of the invocation job that the facts are about.
+- `carrier`: The facts are about one invocation job. The value of this key is the name of the job's part. A part is
+  the set of records in one job.
 - `counts`: numbers of results, errors, tokens, recomputed records and lost records.
 
 The key `end` says how a driver, a lane or a job has ended. The driver itself never reads the history.

@@ -45,8 +45,8 @@ class ResultIntake:
             reports once a second how many records it has begun. So the records of its last second are not counted.
         disconnected: Unix time when a job lost its node, by job number.
         peeked: for the name of each part, the time when its job's output was last read (monotonic seconds).
-        holds: number of times in a row that the queue had held jobs, without a new result in between.
-        done_at_last_hold: number of results when the queue last had held jobs.
+        holds: number of times in a row that the driver found held jobs. After a new result, this count starts again.
+        done_at_last_hold: number of results at the time when the driver last found held jobs.
     """
 
     def __init__(self, work: Work, jobs: RunJobs, lanes: Lanes):
@@ -171,7 +171,8 @@ class ResultIntake:
     def _log_rejected(self, job: InvocationJob, answers: OutputContent) -> set[str]:
         """Log a job's invalid output lines, and return the ids of the job's records that have no result.
 
-        If a record has no result and another glidein is warm, send no job to this job's glidein for AVOID_SECONDS.
+        If a record has no result, the job's glidein gets no jobs for a while. If no other glidein is warm, the job's
+        glidein still gets jobs.
         """
         lane = job.lane or job.last_lane
         missing = self.record_ids[job.part] - self.work.done.keys()

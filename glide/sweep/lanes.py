@@ -14,8 +14,8 @@ from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# A lane advertises every 15 s. If a lane's ad is this number of seconds older than the newest ad of any lane, the
-# lane's host has vanished, even if TCP connections to the host still look open.
+# Each lane sends an ad every 15 s. The driver compares the ad of each lane with the newest ad of all lanes. If a lane's
+# ad is older by this number of seconds, the lane's host has vanished. TCP connections to the host may still look open.
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
 VANISHED_SECONDS = 3.0
@@ -98,7 +98,7 @@ class Lanes:
         if self.failures and not self.was_warm:
             why = reason_to_give_up(self.failures, len(failed) < len(own), self._pool_hosts(), now)
             if why:
-                raise TemplateError(f"{self.template.model} cannot be loaded on {why}")
+                raise TemplateError(f"glideins could not load {self.template.model}: {why}")
 
     def _pool_hosts(self) -> set[str]:
         """Return the hosts of the pool's own execution points, which are not glideins."""

@@ -162,7 +162,13 @@ def _fingerprint(index: RequestIndex, number: int | None) -> str | None:
 
 
 def restore(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) -> int:
-    """Copy results from the file `aside` back to `path` if their requests are current again. Return their number."""
+    """Copy results from the file `aside` back to the file `path`. Return the number of copied results.
+
+    A result is copied if both of these conditions hold:
+
+    - The request of the result is current again.
+    - The file `path` has no result for this request.
+    """
     present = bytearray(offset != NO_RESULT for offset in found.offsets)
     restored = 0
     with path.open("ab") as file:

@@ -134,7 +134,7 @@ class Lock:
             if time.monotonic() > deadline:
                 who = _holder(self.file)
                 self.file.close()
-                raise InputError(f"{out} is in use by {who}; wait until it ends, or name another `out`")
+                raise InputError(f"{out} is in use by {who}; wait until this process ends, or name another `out`")
             time.sleep(0.05)
         self.file.seek(0)
         self.file.truncate()
@@ -199,7 +199,8 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
     to_move = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
     to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
-    # Move run.json last. It names the sweep, so `out` must still have it if the move of the other files is interrupted.
+    # Move run.json last. This file names the sweep that wrote the other files. If the move is interrupted, the
+    # remaining files still need run.json.
     to_move = [path for path in [*to_move, internal_path(out, STATE)] if path.exists()]
     if not any(has_lines(path) for path in (*(results_file(out, p) for p in found), *superseded_files(out))):
         internal_path(out, STATE).unlink(missing_ok=True)

@@ -104,14 +104,17 @@ def prepare(source: Path) -> Sweep:
         problems += error.problems
     problems += reading.check_prompts(str(path), records, file.prompts)
     if file.expect is not None:
-        problems += reading.check_fields(str(path), records, [file.expect], "expect names")
+        problems += reading.check_fields(str(path), records, [file.expect], "`expect` uses this field")
     if problems:
         raise InputError(*problems)
     return Sweep(source, file, records, template)
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:
-    """Return the problems in a sweep's `generate` options. Without the model's folder, some limits are not checked."""
+    """Return the problems in a sweep's `generate` options.
+
+    If this machine does not have the model's folder, some limits are not checked.
+    """
     folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
     try:
         engines.check_generate(file.model.engine, file.generate, folder)

@@ -43,7 +43,7 @@ def read(path: Path) -> list[Record]:
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)
     if path.is_dir():
-        raise InputError(f"{path}: is a directory; join its files first, and name the new file: cat DIR/* >FILE")
+        raise InputError(f"{path}: is a directory; run `cat DIR/* >FILE`, and set `records: FILE` in the sweep file")
     if suffix in _COMPRESSED:
         raise InputError(f"{path}: is compressed; unpack it first: {_COMPRESSED[suffix]} {path.name}")
     if reader is None:
@@ -212,7 +212,10 @@ def _check_columns(path: Path, names: list[str]) -> None:
     if (name := _duplicate(names)) is not None:
         raise InputError(f"{path}:1: column {name!r:.40} is given twice; remove or rename one")
     if len(names) == 1 and (sign := next((sign for sign in ";\t|" if sign in names[0]), None)):
-        raise InputError(f"{path}:1: one column, {names[0]!r:.80}: its cells are separated by {sign!r}; use commas")
+        raise InputError(
+            f"{path}:1: only one column, {names[0]!r:.80}: {sign!r} does not separate columns here; "
+            "a .csv file needs commas, a .tsv file needs tabs"
+        )
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, Any]]:
@@ -291,8 +294,8 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
     Args:
         source: name of the file of the records, for the message.
         names: names of the fields.
-        why: text that says where the field is needed. For example, "prompt p names" gives a message that begins with
-            "no field 'claim', which prompt p names".
+        why: a sentence that says what uses the field, such as "prompt p uses this field". The message contains this
+            sentence: "no field 'claim', but prompt p uses this field".
 
     Returns:
         A list with the first problem. It is empty if there is no problem.
@@ -301,9 +304,9 @@ def check_fields(source: str, records: Iterable[Record], names: Iterable[str], w
         for name in names:
             if name not in record.fields:
                 has = ", ".join(sorted(record.fields))
-                return [f"{source}:{record.line}: no field {name!r}, which {why}; it has {has}"]
+                return [f"{source}:{record.line}: no field {name!r}, but {why}; the record has {has}"]
             if record.fields[name] is None:
-                return [f'{source}:{record.line}: field {name!r}, which {why}, is null; give it a value, "" for none']
+                return [f'{source}:{record.line}: field {name!r} is null, but {why}; give it a value, "" for none']
     return []
 
 
@@ -311,5 +314,5 @@ def check_prompts(source: str, records: list[Record], prompts: dict[str, str]) -
     """Check that each record has the fields that the prompts name. Return at most one problem for each prompt."""
     problems = []
     for name, prompt in prompts.items():
-        problems += check_fields(source, records, prompt_fields(prompt), f"prompt {name} names")
+        problems += check_fields(source, records, prompt_fields(prompt), f"prompt {name} uses this field")
     return problems

@@ -43,13 +43,13 @@ from glide.system import publish, publishing, sync_folder
 class Results(Work):
     """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
 
-    In jobs, a record has the id "prompt/custom_id#fingerprint". A changed request gets a new id, so a result with the
-    old id does not count. When a record is run again after an error, its id gets a mark. So another copy of the old
-    error does not count.
+    In jobs, a record has the id "prompt/custom_id#fingerprint". If the request changes, the id changes. If a record
+    runs again after an error, the id gets a mark. An old job may still send a result with the old id. Such a result
+    does not count.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
-        abandoned_run: GlideRun before the sweep was started over, if such jobs may be in the queue; else None.
+        abandoned_run: GlideRun of old jobs that may still be in the queue after the sweep was started over; else None.
         done_prefix: position before which all requests have a result. `pending` begins at this position.
         retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
@@ -114,10 +114,10 @@ class Results(Work):
     # ---- results of earlier drivers --------------------------------------------------------------
 
     def load(self, retry: bool, only: str | None) -> None:
-        """Read the results in `out`. Count valid results, mark the records to run again, and move other lines aside.
+        """Read the results in `out`. Count valid results, move other lines aside, and mark records that must run again.
 
         Args:
-            retry: whether to run records with an error again. Records that an earlier driver marked run again anyway.
+            retry: whether records with an error run again. A record with a mark of an earlier driver always runs again.
             only: type of error; `retry` applies only to records with this error. None for all types.
         """
         sweep, out = self.sweep, self.sweep.out
@@ -133,8 +133,8 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # Only records whose single line is an old error keep their mark. Save the marks before old lines are removed.
-        # Otherwise, after a crash, a new result could be a single line with an old mark, and would be computed again.
+        # A record with two lines has run again, and has lost its mark above. Save the marks, then remove old lines. In
+        # the other order, a crash could leave one line and the old mark, and the record would run once more.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():
@@ -250,8 +250,8 @@ class Results(Work):
         Raises:
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
-        self.retry_marks.clear()
-        self._write_retry_marks()  # before the sort: with a mark, a record's only line would count as an old error
+        self.retry_marks.clear()  # every record has its last result, so no record must run again
+        self._write_retry_marks()  # a mark that is on disk after the sort would make the next driver run a record again
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}

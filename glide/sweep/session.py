@@ -53,7 +53,7 @@ class Session(Executor):
         calls: the calls for each template, by the digest of the template.
         pool_thread: the thread that keeps the pool and the factory until the session ends.
         ended: an event that is set when `pool_thread` has to end.
-        jobs_removed: whether all ended drivers have removed their jobs.
+        jobs_removed: False if a driver has ended, but could not remove its jobs. True otherwise.
 
     Raises:
         GlideError: no pool is configured, and no embedded pool can be started.
@@ -162,7 +162,7 @@ class Session(Executor):
     def _calls_for(self, template: Template) -> Calls:
         """Return the calls of a template. Start a driver for these calls if no driver runs."""
         calls = self.calls.get(template.digest)
-        if calls is None or calls.closed:  # the driver of closed calls has failed; a new driver may succeed
+        if calls is None or calls.closed:  # the template's earlier driver has failed; a new driver may succeed
             calls = self.calls[template.digest] = Calls(template, self.glideins)
             name = f"{self.name}-{len(self.drivers)}"
             driver = threading.Thread(target=self._drive, args=(calls, name), name=template.model, daemon=True)

@@ -15,7 +15,8 @@ from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record
 from glide.sweep.requests import RequestIndex, requests_file
 
-# A driver computes these entries of summary.json. If no driver ran because all results existed, these are their values.
+# Only a driver computes these entries of summary.json. If all results already exist, no driver runs. Then all entries
+# except `tokens` get the values below.
 EMPTY_SUMMARY = {
     "makespan_s": 0.0, "warm_makespan_s": 0.0, "jobs": 0, "evictions": 0, "recomputed": 0, "lost_in_flight": 0,
     "resumed": 0, "tokens": 0, "glideins": [],

@@ -6,8 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 HOSTS = 3  # a run gives up if the template could not be loaded on this number of hosts
-# A pool may have fewer than HOSTS hosts. Then a run gives up if the template has failed on every host and no glidein is
-# still loading it. But it waits for GLIDEINS failures, or until ALONE_SECONDS after the last failure.
+# A pool may have fewer than HOSTS hosts. On such a pool, a run gives up if all of these conditions hold:
+#
+# - On every host of the pool, a glidein has failed to load the template.
+# - No other glidein is still loading the template.
+# - Enough glideins have failed (GLIDEINS), or the last failure was long ago (ALONE_SECONDS).
 GLIDEINS = 2  # number of failures that can end a run on a pool with fewer than HOSTS hosts
 ALONE_SECONDS = 30.0  # seconds after which one failure can end a run on a pool with few hosts
 

@@ -27,7 +27,9 @@ WATCH_SECONDS = 1.0  # seconds between two checks whether a factory runs
 # If a factory ends within this number of seconds after its start, it has failed, and the next start is delayed.
 SOON_SECONDS = 30.0
 LONGEST_PAUSE = 60.0  # maximum delay before a factory is started again, in seconds
-LAST_BYTES, LAST_LINES = 4096, 3  # maximum part of an ended factory's log that is logged, in bytes and in lines
+# When a factory has ended, a warning shows the end of the factory's log: at most this number of bytes, and at most this
+# number of lines.
+LAST_BYTES, LAST_LINES = 4096, 3
 _log = logging.getLogger("glide")
 _embedded: set[str] = set()  # condor_config paths of the embedded pools that this process has used
 
@@ -60,7 +62,7 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
 def embedded_pool() -> Iterator[None]:
     """Provide the embedded pool of GLIDE_HOME in a `with` block. Start the pool if it is down.
 
-    If a sweep or a session has started the pool, the pool stops when the last process leaves its block.
+    If the pool was started by a sweep or a session, the last process that uses the pool stops the pool.
     """
     pool = EmbeddedPool(home())
     pool.home.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -59,9 +59,10 @@ class _Walk:
 
     Attributes:
         done: digests of the finished objects. The keys are the id() of the objects.
-        open: depth of each unfinished object. The keys are the id() of the objects. An object is unfinished while the
-            objects to which it refers are visited. A reference to an unfinished object closes a cycle. The digest of
-            this reference is made from the length of the cycle.
+        open: a dict from the id() of each unfinished object to its depth. An object is unfinished while the objects to
+            which it refers are visited. The first object has depth 0. The objects to which it refers have depth 1, and
+            so on. If an unfinished object is reached again, the objects form a cycle. The digest of the reference then
+            contains only the number of objects in the cycle.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -95,8 +96,8 @@ class _Walk:
             yield from map(self.of, value)
         elif type(value) in (set, frozenset):
             yield from sorted(map(self.of, value))
-        elif type(value) is dict:
-            yield from (self.of(key) + self.of(item) for key, item in value.items())  # the order of the keys counts
+        elif type(value) is dict:  # the digest depends on the order of the keys
+            yield from (self.of(key) + self.of(item) for key, item in value.items())
         elif isinstance(value, CodeType):
             yield from (self.of(getattr(value, name, None)) for name in _CODE)
             yield from map(self.of, value.co_consts)
@@ -254,8 +255,8 @@ def _is_local(thing: ModuleType | type) -> bool:
 
 def _is_installed(place: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    # Other folders of packages are named site-packages or dist-packages. Such folders belong to the user's account, to
-    # Debian, or to the Python from which a venv was made.
+    # sysconfig does not know all folders with installed packages. The other folders are named site-packages or
+    # dist-packages. They can be in ~/.local, in Debian's Python, or in the Python from which a venv was made.
     named = {"site-packages", "dist-packages"} & set(place.parts)
     return bool(named) or any(place.is_relative_to(folder) for folder in folders)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from glide.vocabulary import State
 
-LARGEST_TEXT = 16_000_000  # maximum number of characters; a description with a function reaches 1.4 million
+LARGEST_TEXT = 16_000_000  # maximum length of a description in characters; a large function needs only 1.4 million
 LARGEST_NAME = 4096  # maximum length of a path, an address, a key or an owner, in characters
 LARGEST_SIZE = 10**15  # maximum size of a file in bytes
 LONGEST_BUDGET = 1e9  # largest allowed time limit of a phase, in seconds

@@ -79,7 +79,8 @@ def pickled(value: Any, name: str, captured: CapturedValue) -> str:
         raise InputError(f"{name} cannot be sent to a node: {error}") from error
     if len(text) > MOST_BYTES:
         raise InputError(
-            f"{name} and the objects it refers to have {len(text) / 1e6:.1f} MB; let it read large ones from a file"
+            f"{name} cannot be sent to a node: the pickle has {len(text) / 1e6:.1f} MB, and the limit is 1 MB; write"
+            " large objects to a file, and let the function read this file"
         )
     return text
 
@@ -98,7 +99,7 @@ def _by_value(modules: set[ModuleType]) -> Iterator[None]:
 
 def _file(argument: Any) -> Path | None:
     if isinstance(argument, Path) or (isinstance(argument, str) and os.sep in argument):
-        with suppress(OSError, ValueError):  # a text that is not a valid path names no file
+        with suppress(OSError, ValueError):  # if a text is not a valid path, no such file exists
             path = Path(argument)
             return path.resolve() if path.exists() else None
     return None

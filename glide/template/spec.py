@@ -18,8 +18,9 @@ from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
 
-# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. In the phase
-# WARM, the limit applies to each call: it is the time within which the engine must begin the call.
+# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. In the phase Warm, the
+# limit applies only while calls wait and the engine runs none of them. If the engine sends no message for longer than
+# the limit, the engine is killed.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
@@ -93,9 +94,11 @@ class Template:
         budgets: time limits in seconds. The keys are phases (glide.vocabulary.State). These limits override BUDGETS.
         keep: what stays on the node between jobs: the whole state, only the files, or nothing.
         key, seed: as in FileSet, for the template's files.
-        environment: environment in which the engine runs. If this file set has a file, the file is an archive or an
-            image, and nodes fetch it. If not, nodes already have the folder or image. None: the engine runs in the
-            entry's environment. If the entry has none, the node's own Python is used.
+        environment: file set of the environment in which the engine runs. There are three cases:
+            - The file set contains one file, which is an archive or an image. Nodes fetch this file.
+            - The file set contains no file. Nodes use the folder or image that the file set's `path` names.
+            - None: the engine runs in the entry's environment. Without such an environment, the engine runs in the
+              node's own Python.
         user: the User who chose the environment. Empty if there is no environment, or if `function` has an owner.
     """
 

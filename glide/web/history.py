@@ -141,7 +141,8 @@ def _events(lines: Iterable[Line], start: float, step: float, name: str) -> list
     """Return the number of events in each step.
 
     Args:
-        name: the key under which a journal line has the number of such events since the factory started.
+        name: a key of the journal lines, such as `evictions`. The key's value is the number of events since the factory
+            started.
     """
     found: list[float | None] = [0.0] * STEPS
     for before, line in pairwise(lines):
@@ -160,7 +161,7 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """For each activity, return a series: the percentage of the running glideins' time that it took."""
+    """Return one series for each activity: the activity's share of the running glideins' time, in percent."""
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

@@ -24,8 +24,11 @@ from glide.web.snapshot_cache import PoolView
 
 STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
 ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported even if no glidein has them
-# For each counter: the kind of events that it counts, the name of its third label (after site and entry), the initial
-# values of this label, and a description. With an initial value, the counter is exported before its first event.
+# A dict from the name of a metric to four values:
+# - the kind of events that the metric counts
+# - the name of the metric's third label; the first two labels are site and entry
+# - values of the third label that are exported even before the first event
+# - a description
 COUNTERS = {
     "glide_records_served": (SERVED, "model", (), "Records that glideins have served, including those with an error."),
     "glide_record_errors": (ERRORS, "model", (), "Records that glideins have served with an error."),

@@ -28,11 +28,11 @@ class PoolView:
     """The latest view of the pool: the last snapshot for which the pool answered.
 
     Attributes:
-        status: the document of `glide status --json`. The states of the factories in it may be newer than the rest: a
-            query that reaches only a part of the pool updates only these states.
+        status: the document of `glide status --json`. If a query reaches only a part of the pool, this query updates
+            only the states of the factories in the document.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
-        most_records: for each run, the largest number of records that it had left in any snapshot.
+        most_records: a dict from the run to the largest number of unfinished records that any snapshot showed.
         counts: numbers of events, such as evictions, from the start of this process to the snapshot.
         totals: the object that counts the events; `counts` is a copy of its numbers.
     """

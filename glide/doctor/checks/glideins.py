@@ -16,7 +16,7 @@ SILENT_SECONDS = 30.0  # a lane whose ad is older than this (in seconds) may be 
 
 
 def ghosts(facts: Facts) -> Iterator[Finding]:
-    """Find dead glideins whose lanes are still advertised, so that jobs match these lanes."""
+    """Find dead glideins whose lanes are still advertised. HTCondor still sends jobs to these lanes."""
     alive = {glidein.glide_id for glidein in facts.snapshot.glideins if glidein.status == JobStatus.RUNNING}
     known = {entry.name for site in facts.files for entry in site.entries} - set(facts.snapshot.unavailable_entries)
     silent: dict[str, float] = {}
@@ -71,7 +71,7 @@ def breakers(facts: Facts) -> Iterator[Finding]:
 
 
 def starts(facts: Facts) -> Iterator[Finding]:
-    """Find lanes whose START expression accepts jobs for other models."""
+    """Find lanes with a wrong START expression. Such a lane accepts jobs for models that the lane does not offer."""
     unsafe = {
         str(ad[Machine.ID]): ad.get(Machine.ENTRY, "?")
         for ad in _lanes(facts)

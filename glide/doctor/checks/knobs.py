@@ -60,8 +60,9 @@ SCHEDD = (
 )  # fmt: skip
 # If LIMIT_DIRECTORY_ACCESS is set, a node can change these attributes of a job without harm.
 LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
-# HTCondor settings that harm glideins if an entry's `knobs` give them a wrong value. For each setting: a function that
-# recognizes a wrong value, and the effect of a wrong value.
+# A dict from the name of an HTCondor setting to a pair. The pair consists of a function that recognizes wrong values of
+# the setting, and a text that describes the effect of wrong values. Wrong values harm glideins. An entry's `knobs` may
+# contain wrong values.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
     "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after this number of seconds, each job waits for a new match"),
     "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs per second"),
@@ -173,7 +174,10 @@ def races(facts: Facts) -> bool:
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """Find limits of the schedd that are too low. It must run one job for each lane, and the glideins in its queue."""
+    """Find limits that are too low for the schedd.
+
+    The schedd must run one invocation job for each lane. The schedd must also run the outer jobs in its own queue.
+    """
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (

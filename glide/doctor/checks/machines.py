@@ -101,9 +101,13 @@ def _suits(node: SlotOffer, entry: Entry) -> bool:
 
 
 def _lacking(found: tuple[SlotOffer, ...], entry: Entry) -> tuple[str, str]:
-    """Return two texts: what the entry requests and no node offers, and a value for `request` that a node offers.
+    """Return two texts for the message about an entry that fits no node.
 
-    Each resource may be on some node, but no node may have all of them. Then the first text names all resources.
+    - The first text names requested resources that no node offers.
+    - The second text suggests smaller values for the entry's `request`.
+
+    If no node offers enough of one resource, both texts name this resource. Otherwise, no node offers all resources
+    together, and the first text names all resources.
     """
     request = entry.request
     for name, asked, unit in (

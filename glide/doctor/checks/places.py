@@ -17,7 +17,7 @@ def places(facts: Facts) -> Mapping[str, Place]:
 
 
 def key(place: Place) -> str:
-    """Return the key with which site files set such a place: `ssh` or `pool`."""
+    """Return `ssh` if the place is behind a login host, otherwise `pool`. These are keys of an entry in a site file."""
     return "ssh" if isinstance(place, Login) else "pool"
 
 

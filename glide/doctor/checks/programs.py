@@ -58,8 +58,8 @@ def found_versions(facts: Facts) -> str:
 def series(facts: Facts) -> Iterator[Finding]:
     """Find daemons whose release series does not fit the bindings.
 
-    A release series is the first part of a version, such as 25. The bindings must be of the daemon's series, or of the
-    series after it.
+    A release series is the first part of a version, such as 25. The bindings must have the daemon's series or the next
+    newer series. For example, bindings of series 25 fit daemons of series 24 and 25.
     """
     mine = number(facts.programs.bindings)
     for kind, name in (("Scheduler", "access point"), ("Negotiator", "central manager")):

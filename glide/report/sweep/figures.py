@@ -181,10 +181,11 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
 
 
 def breakdown(jobs: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
-    """Draw two bars, in percent: how all jobs spent their time, and how all glideins spent their time.
+    """Draw a bar for all jobs and a bar for all glideins. A bar shows the share of each kind of time, in percent.
 
     Args:
-        jobs, glideins: for each kind of time, the seconds that all jobs or all glideins spent.
+        jobs: a dict from the kind of time, such as "starting", to the total seconds of all jobs.
+        glideins: a dict from the kind of time, such as "serving", to the total seconds of all glideins.
     """
     figure = Figure(figsize=(WIDTH, 3.5))
     renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
@@ -213,11 +214,7 @@ def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def glideins(shown: Sequence[GlideinTimeline], seconds: float) -> Figure:
-    """Draw a timeline of each glidein.
-
-    Args:
-        seconds: length of the sweep, in seconds.
-    """
+    """Draw a timeline of each glidein. `seconds` is the length of the sweep."""
     figure, axes = _figure(1.2 + 0.19 * max(3, len(shown)))
     unit, name = _unit(seconds)
     for row, glidein in enumerate(shown):
@@ -276,7 +273,10 @@ def _edges(values: Sequence[float], limit: float) -> list[float]:
 
 
 def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw a bar for each item of `bars`, divided by kind of time. A part of at least 7 % of the bar gets a label."""
+    """Draw one bar for each item of `bars`. A bar has one part for each kind of time.
+
+    If a part is at least 7 % of its bar, a label shows the percentage.
+    """
     for row, spent in enumerate(bars.values()):
         whole, left = sum(spent.values()) or 1.0, 0.0
         for kind, seconds in spent.items():
@@ -294,7 +294,7 @@ def _stacked(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _legend(figure: FigureBase, handles: list[Any], columns: int) -> None:
-    """Draw a legend below a figure, filled row by row. matplotlib's default is column by column."""
+    """Draw a legend below a figure. Entries fill the first row, then the next row. matplotlib would fill columns."""
     by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_rows, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 

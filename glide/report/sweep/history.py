@@ -1,6 +1,6 @@
-"""Read the history of a sweep: its driver runs, lanes and jobs. glide.sweep.history wrote the lines of the history.
+"""Read the history of a sweep: its drivers, its lanes and its jobs. glide.sweep.history wrote the history.
 
-Times are in seconds since the sweep began, without the time between two runs of the driver.
+Times are in seconds since the sweep began. Times without a driver are left out.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class JobExecution:
     Attributes:
         started: when HTCondor started the job, before the file transfer.
         executing: when the job's program started; None if it never started.
-        saved: share of saved results, from 0 to 1. The whole is the number of records that the execution has begun.
+        saved: number of saved results, divided by the number of records that the execution began. It is at most 1.
         end: "evicted" if HTCondor put the job back into its queue; otherwise "gathered", "lost", "held" or "removed".
             The text is empty while the execution runs.
     """
@@ -123,7 +123,7 @@ class SweepHistory:
     lanes: tuple[LaneHistory, ...] = ()
     jobs: tuple[JobHistory, ...] = ()
     counts: tuple[tuple[float, dict[str, int]], ...] = ()  # pairs: a time, and the whole sweep's counts at this time
-    resumed: tuple[float, ...] = ()  # times when the second and each later driver run began
+    resumed: tuple[float, ...] = ()  # for each run of the driver except the first: when it began
 
     @property
     def seconds(self) -> float:
@@ -245,8 +245,8 @@ class _Reader:
         lane = self.open.setdefault(name, _OpenLane())
         before, lane.facts = lane.facts, {**lane.facts, **line}
         if lane.facts.get("state") != before.get("state") or lane.facts.get("since") != before.get("since"):
-            # A lane can disappear and come back in the same state. The time until it disappeared is already counted. So
-            # count the state only from then on.
+            # A lane can disappear and come back in the same state. The time before the disappearance is already
+            # counted. So count only the time after the disappearance.
             earliest = max(self.runs[self.begun - 1].began, self.closed.get(name, 0.0))
             marks = _marks(lane.facts, lane.marks[-1] if lane.marks else None)
             lane.marks += [(max(earliest, since), state) for since, state in marks]
@@ -343,7 +343,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
 
 
 def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: Clock) -> Iterator[Interval]:
-    """Yield an interval for each mark: a Unix time and the state that began then. The last interval ends at `end`."""
+    """Yield one interval for each mark. A mark is a pair (Unix time, new state). The last interval ends at `end`."""
     whole = [*marks, (end, "")]
     for number, ((start, kind), (until, _)) in enumerate(pairwise(whole), 2):
         if until > start or number == len(whole):

@@ -119,13 +119,14 @@ def normalize(message: str, custom_id: str = "") -> str:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the ends of the 95 % confidence interval of a share, by the method of Wilson (1927).
+    """Return the 95 % confidence interval of an accuracy, as a pair of the lower end and the upper end.
 
-    This method also works for few cases, and for shares near 0 or 1.
+    The accuracy is `right` divided by `count`. The method of Wilson (1927) also works for few results, and for an
+    accuracy near 0 or 1.
 
     Args:
-        right: number of cases that count for the share, such as correct results.
-        count: number of all cases.
+        right: number of correct results.
+        count: number of all results.
     """
     if not count:
         return 0.0, 1.0

@@ -27,8 +27,11 @@ class GlideinTimeline:
     Attributes:
         intervals: the activities of the glidein's model server, in order of time and without gaps.
         warm: seconds from the glidein's first appearance until it was warm; None if it was never warm.
-        end: "lost" if the glidein disappeared while it had jobs, or before it was warm; "left" if a warm glidein
-            disappeared without jobs; "failed" if it could not load its template; empty if it was present at the end.
+        end: how the glidein ended.
+            "failed": the glidein could not load its template.
+            "left": the glidein was warm, and disappeared without jobs.
+            "lost": the glidein disappeared with jobs, or before it was warm.
+            Empty: the glidein was still present at the end of the sweep.
         reloaded: seconds in which the model server loaded the model again while the glidein counted as warm.
     """
 
@@ -70,7 +73,10 @@ def lanes_over_time(history: SweepHistory) -> dict[str, Series]:
 
 
 def count_over_time(intervals: Iterable[Interval]) -> Series:
-    """Return the number of intervals at each time, as a series with a point for each change of this number."""
+    """For each time, count the intervals that contain this time.
+
+    Return a pair (time, count) for each change of the count.
+    """
     changes: Counter[float] = Counter()
     for each in intervals:
         if each.seconds > 0:
@@ -92,7 +98,7 @@ def losses(history: SweepHistory) -> list[float]:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Join intervals that overlap or touch. Return the joined and all other intervals, in order of time."""
+    """Join all intervals that overlap or touch. Return the resulting intervals in order of time."""
     joined: list[Interval] = []
     for each in sorted(intervals, key=lambda interval: interval.start):
         if joined and each.start <= joined[-1].end:
@@ -131,8 +137,8 @@ def busy_seconds(history: SweepHistory) -> float:
 def goodput(history: SweepHistory) -> dict[str, dict[str, float]]:
     """For each device, return the productive, loading, lost and idle seconds of its connected lanes.
 
-    The run time of a job is productive if the job's results were saved, and lost if the job's lane was lost. If only a
-    part of the results was saved, the run time is divided in proportion. The time between two jobs is idle.
+    If all results of a job were saved, the job's run time is productive. If only 30 % of the results were saved, 30 %
+    of the run time is productive and 70 % is lost. The time between two jobs is idle.
     """
     devices = _devices(history.lanes)
     on: dict[str, list[JobExecution]] = {}
@@ -260,10 +266,15 @@ def _end(last: LaneHistory, was_warm: bool, jobs: list[JobExecution]) -> str:
 
 
 def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
-    """Return the seconds that all jobs spent waiting in the queue, starting and running.
+    """Return a dict from the kind of time to the total seconds of all jobs.
 
-    The time of running jobs has three parts. In the part `lost`, jobs ran for results that were lost. In the part
-    `engine`, engines computed the gathered results. The rest is `sharing`: a job waited while its engine served others.
+    The first two kinds are the time before a job runs. The last three kinds together are the run time.
+
+    - `waiting`: The job was in the queue.
+    - `starting`: HTCondor was starting the job on a lane.
+    - `engine`: The engine computed results of the job, and the results were gathered.
+    - `sharing`: The job waited while its engine served other jobs.
+    - `lost`: The job ran, but the results of this time were lost.
 
     Args:
         engine: seconds in which engines computed the gathered results.
@@ -296,7 +307,7 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
             known = interval.kind in spent
             spent[interval.kind if known else "other"] += interval.seconds
         # Run times of jobs are in whole seconds, so an engine's computing time can exceed the run time of its jobs.
-        # Take the difference from the idle time.
+        # Subtract the difference from the idle time.
         warm = each.seconds(SERVING) + each.seconds(IDLE)
         computed = min(engine.get(each.id, 0.0), warm)
         again = min(each.reloaded, warm - computed)

@@ -167,16 +167,18 @@ class Engine(Protocol):
         The halves are divided further until each failing record is alone. `call` must not change the state, even if
         `call` raises an error.
 
-        If a call takes longer than the longest timeout of its records, the server raises RecordTimeout inside the call.
-        The exception is raised in the main thread, once a second until the call ends. The server also raises it if the
-        jobs of all the call's records have ended, because no job then needs the outcomes. An engine may catch
-        RecordTimeout and return the outcomes that it has.
-        While native code runs, the exception is delayed until this code returns to Python. If the call has not ended 5
-        seconds after the timeout, the server kills the process.
+        The server raises RecordTimeout inside a call in two cases:
+
+        - The call has taken longer than the longest timeout of its records.
+        - All jobs that sent records of this call have ended. So no job needs the outcomes.
+
+        The exception is raised in the main thread, once a second until the call ends. While native code runs, the
+        exception is delayed. An engine may catch RecordTimeout and return the outcomes that it has. If the call has not
+        ended 5 seconds after the longest timeout, the server kills the process.
 
         Args:
-            records: the records of one call that the last `plan` returned, or some of these records. If `plan` failed,
-                a single record.
+            records: all or some records of one call. The last `plan` has put these records into this call. If `plan`
+                failed, a single record.
 
         Returns:
             One outcome for each record, in the order of the records.
@@ -192,8 +194,14 @@ class Engine(Protocol):
         `describe` runs once after `load`, and again after each list of records. So it must be quick.
 
         Returns:
-            A dict that may be empty. The server reads these keys: `gpu` (name of the GPU), `batching` (how records are
-            batched), `megabytes` (MB of memory that the state takes; by default the memory of the process), and
-            `prefix_hits` (share of all prompt tokens so far that came from a cache, 0 to 1). The server reads the first
-            three keys only once, after `load`.
+            A dict that may be empty. The server reads these keys only once, after `load`:
+
+            - `gpu`: name of the GPU.
+            - `batching`: how records are batched.
+            - `megabytes`: memory that the state takes, in MB. Without this key, the server uses the process's memory.
+
+            The server reads this key each time:
+
+            - `prefix_hits`: number of prompt tokens that came from a cache, divided by the number of all prompt tokens.
+              Both numbers are counted since `load`.
         """

@@ -78,7 +78,7 @@ class OpenAI:
             for loading. If the budget ends first, the error message lacks the service's last answer.
         request_seconds: time limit of one HTTP request, in seconds.
         retries: maximum number of times that a request is repeated while the service is busy or fails. The record's
-            timeout should suffice for all tries, because it ends them. Each try may take `request_seconds`.
+            timeout must be long enough for all tries. Each try may take `request_seconds`.
         """
 
         url: str = ""
@@ -190,7 +190,7 @@ class OpenAI:
             await asyncio.sleep(pause)
 
     def _problem_with_models(self, response: Any) -> str:
-        """Return the problem with an answer to GET /models; empty if the answer lists the engine's model."""
+        """Return what is wrong with an answer to GET /models. If the answer lists the model, return an empty text."""
         if not response.is_success:
             return self._summary(response)
         try:
@@ -224,15 +224,14 @@ class OpenAI:
             requested = retry_after(response.headers.get("Retry-After", ""), time.time())
             pause = backoff(attempt, requested)
             if response.status_code == 429:
-                # Status 429 means too many requests. So pause all requests for FIRST_PAUSE, or longer if asked to.
+                # After too many requests (status 429), all requests pause. The service may say for how long.
                 self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
         raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
     async def _wait_before_try(self, pause: float) -> None:
-        """Wait for `pause` seconds, or longer if the pause for all requests lasts longer.
+        """Wait at least `pause` seconds, and at least until the pause for all requests ends.
 
-        The time is multiplied by a random number from 1 to 2. Otherwise, requests that failed together would be
-        repeated together.
+        The waiting time is multiplied by a random number from 1 to 2, so that requests are not repeated together.
         """
         while (left := max(pause, self.resume_at - time.monotonic())) > 0:
             await asyncio.sleep(left * random.uniform(1, 2))
@@ -339,9 +338,10 @@ def backoff(attempt: int, requested: float = 0.0) -> float:
 
 
 def retry_after(value: str, now: float) -> float:
-    """Return the seconds, counted from the Unix time `now`, for which a Retry-After header asks the client to wait.
+    """Return how many seconds the header Retry-After asks a client to wait.
 
-    The header contains a number of seconds or a date (RFC 9110, 10.2.3). If it contains neither, return 0.
+    The header's value is a number of seconds or a date (RFC 9110, 10.2.3). If the value is a date, return the seconds
+    from the Unix time `now` to this date. If the value is neither a number nor a date, return 0.
     """
     with suppress(ValueError):
         return float(value)

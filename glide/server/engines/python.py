@@ -108,8 +108,8 @@ class Python:
 def _define_in_main(function: Callable) -> None:
     """If a function was defined in the user's __main__, copy the function's globals into this process's __main__.
 
-    Without this copy, pickles that were made without cloudpickle could not be read. They refer to these globals as
-    names in __main__.
+    For functions and classes of __main__, the standard library's `pickle` stores only names. To read such a pickle,
+    Python needs these names in this process's __main__.
     """
     names = getattr(function, "__globals__", {})
     if names.get("__name__") == "__main__":
@@ -184,11 +184,13 @@ def _pickled(value: Any) -> str:
 
 
 def _pickled_exception(error: BaseException) -> str:
-    """Return the exception as a pickle; an empty text if it cannot be pickled and unpickled.
+    """Return the exception as a pickle, or an empty text.
 
-    Unpickling fails, for example, if the exception's __init__ needs arguments that the exception does not store. A
-    RecordTimeout is an error of the engine, not of the user's function. For such errors, the caller gets an
-    InvocationError. So return an empty text for a RecordTimeout, too.
+    If the text is empty, the caller gets an InvocationError instead of the exception. The text is empty in these cases:
+
+    - The exception cannot be pickled.
+    - The pickle cannot be read, for example because __init__ needs arguments that the exception does not store.
+    - The exception is a RecordTimeout. The engine raised this error, not the user's function.
     """
     if isinstance(error, RecordTimeout):
         return ""

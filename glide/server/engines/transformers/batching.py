@@ -74,7 +74,8 @@ class Defaults:
         context: maximum number of tokens of a prompt and its text together.
 
     Attributes:
-        effective: names of the options whose defaults change the texts of greedy decoding with `max_new_tokens`.
+        effective: names of options. If a record sets only `max_new_tokens`, the model's default values of these options
+            affect the record's text.
     """
 
     def __init__(self, config: Any, context: int):
@@ -92,7 +93,11 @@ class Defaults:
         return generate[name] if name in generate else getattr(self.config, name, None)
 
     def end_tokens(self, generate: dict[str, Any]) -> set[int]:
-        """Return the tokens that end a text, from the record or else from the model. The tokenizer's is not added."""
+        """Return the tokens that end a text.
+
+        If the record does not set `eos_token_id`, the model's default is returned. The tokenizer's own end token is not
+        added.
+        """
         ends = self.value("eos_token_id", generate)
         return set(ends if isinstance(ends, list) else [ends]) - {None}
 
@@ -102,8 +107,10 @@ class Defaults:
             return prompt + int(new)
         if longest := generate.get("max_length"):
             return max(prompt, int(longest))
-        # If neither max_new_tokens nor the record's max_length is set, the model's max_length limits prompt and text
-        # together. If the model has no max_length, DEFAULT_NEW_TOKENS limits the text. The context is always a limit.
+        # Neither max_new_tokens nor the record's max_length is set. So one of these limits applies:
+        # - If the model has a max_length, prompt and text together have at most this number of tokens.
+        # - If the model has no max_length, the text has at most 20 tokens (DEFAULT_NEW_TOKENS).
+        # In both cases, prompt and text together must also fit into the model's context.
         return max(prompt + 1, min(self.config.max_length or prompt + DEFAULT_NEW_TOKENS, self.context))
 
     def new_tokens(self, generate: dict[str, Any]) -> int:
@@ -111,7 +118,7 @@ class Defaults:
         return int(self.value("max_new_tokens", generate) or DEFAULT_NEW_TOKENS)
 
     def row_rule(self, generate: dict[str, Any]) -> RowRule:
-        """Return whether a call with these options may have one row, several rows of equal length, or any rows."""
+        """Return the rule for the rows of a call: only one row, only rows of equal length, or rows of any length."""
         if any(self.value(name, generate) for name in SINGLE_ROW_OPTIONS):
             return RowRule.SINGLE
         for name, off in PROMPT_SENSITIVE.items():

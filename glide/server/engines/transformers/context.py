@@ -16,14 +16,14 @@ FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 @dataclass(frozen=True)
 class DynamicRope:
-    """A limit, in tokens. If a row exceeds it, the rotary positions of all rows in the same call change.
+    """A threshold for the length of a row. A row is a prompt with its text. The length is the number of tokens.
 
-    A row is a prompt with its text.
+    If a row of a call is longer than the threshold, the rotary positions of all rows in the call change.
 
     Attributes:
-        tokens: the limit. If no row of a call exceeds the limit, each row has the same positions as alone in a call.
-        switches: True if the positions change once, when the longest row exceeds the limit (longrope). False if they
-            change again with each further token of the longest row (dynamic NTK).
+        tokens: the threshold, in tokens. If no row of a call is longer, the rows do not change each other's positions.
+        switches: True if the positions change only once, as soon as a row exceeds the threshold (longrope). False if
+            the positions change again with each further token of the longest row (dynamic NTK).
     """
 
     tokens: int

@@ -119,7 +119,8 @@ class Continuous:
 
     def _submit(self, name: str, prompt: Prompt, generate: dict[str, Any]) -> None:
         end_tokens = generate.get("eos_token_id", self.end_tokens)
-        end_tokens = [] if end_tokens is None else end_tokens  # if it were None, the manager would use its defaults
+        # If the manager gets None, the manager uses its default end tokens. With an empty list, no token ends a text.
+        end_tokens = [] if end_tokens is None else end_tokens
         accepted = self.manager.add_request(
             prompt.ids, request_id=name, max_new_tokens=generate["max_new_tokens"], eos_token_id=end_tokens
         )

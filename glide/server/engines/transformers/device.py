@@ -15,11 +15,14 @@ class BrokenDevice(Exception):
 
 
 def choose_device(wanted: str) -> str:
-    """Return the torch device for the option `device`.
+    """Return the torch device for a value of the option `device`.
+
+    The values `auto` and `all` stand for the job's first GPU. With `all`, the model is divided among all GPUs of the
+    job, and the first layers are on the first GPU. If the job has no GPU, both values stand for the CPU. Every other
+    value is returned unchanged.
 
     Args:
-        wanted: the option's value. Values other than auto and all are returned unchanged. For all, the first GPU is
-            returned, because this GPU has the model's first layers.
+        wanted: the value of the option.
 
     Raises:
         BrokenDevice: HTCondor has assigned a GPU to this job, but torch sees no GPU. A CPU is not used instead, because

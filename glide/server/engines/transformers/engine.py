@@ -24,18 +24,19 @@ class Transformers:
     @dataclass(frozen=True)
     class Options:
         """
-        task: generate, embed or classify. generate continues the prompt. embed writes the mean of the last hidden
-            states, scaled to length 1, to the result's `embedding`. classify returns the best label as the text, and
-            writes the scores of all labels to the result's `scores`.
-        dtype: type of the weights in memory: float32, bfloat16, float16 or auto. auto takes the model's own type.
-        device: cuda, cuda:1 and so on, cpu, auto or all. auto uses cuda if a GPU is visible, and cpu otherwise. all is
-            for a model that is too large for one GPU: its layers are spread over all GPUs of the job. This needs the
-            package accelerate.
+        task: `generate`, `embed` or `classify`. `generate` continues the prompt. `embed` writes the mean of the last
+            hidden states, scaled to length 1, to the result's `embedding`. `classify` returns the best label as the
+            text, and writes the scores of all labels to the result's `scores`.
+        dtype: type of the weights in memory: `float32`, `bfloat16`, `float16` or `auto`. `auto` stands for the model's
+            own type.
+        device: `cpu`, `cuda`, `cuda:N` (the GPU with the number N), `auto` or `all`. If a GPU is visible, `auto` stands
+            for `cuda`. Otherwise, `auto` stands for `cpu`. With `all`, the model's layers are spread over all GPUs of
+            the job. Use `all` for a model that is too large for one GPU. `all` needs the package accelerate.
         batch: maximum number of records in one call of the library's generate.
         batch_tokens: maximum number of prompt tokens in one call, padding included.
-        batching: static (padded batches), continuous or auto. auto measures both while the engine is warming up, and
-            uses the faster one. If padding would change a model's texts, static batches are not padded. They then have
-            only prompts of equal length, or only one prompt.
+        batching: `static` (padded batches), `continuous` or `auto`. With `auto`, the engine measures both while it
+            warms up, and uses the faster one. If padding would change a model's texts, static batches are not padded.
+            They then have only prompts of equal length, or only one prompt.
         chat: if true, use the tokenizer's chat template, with the prompt as the user's message.
         system: the system message in the chat template. Without `chat`, this option has no effect.
         """
@@ -54,7 +55,9 @@ class Transformers:
     def __init__(self, template: Template, options: Options):
         self.options = options
         self.batch = options.batch
-        self.window = 16 * options.batch  # records that `plan` sorts by length; more records would delay new jobs
+        # `plan` gets at most this number of records, and sorts them by length. A larger number would delay the records
+        # of new jobs.
+        self.window = 16 * options.batch
         self.planned: dict[int, Prompt] = {}  # prompts of the last plan; the dict's keys are the records' keys
 
     def prepare(self) -> None:

@@ -17,8 +17,8 @@ from glide.server.engines.transformers.prompts import Encoder, Prompt, check_pro
 from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
 from glide.server.engines.transformers.stops import StopStrings
 
-# A call of continuous batching has at most this number of prompts for each place in the batch. Places are empty only at
-# the end of a call, so a long call is more efficient than several short calls.
+# The number of prompts in a call of continuous batching is at most this number times the option `batch`. At the end of
+# a call, some places in the batch stay empty. So one long call is more efficient than several short calls.
 CONTINUOUS_BATCHES = 4
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then".split()
 

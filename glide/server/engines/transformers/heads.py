@@ -106,9 +106,10 @@ class Classification(Head):
         self.independent = len(self.labels) == 1 or model.config.problem_type == "multi_label_classification"
 
     def _padding_token(self, rows: Sequence[list[int]]) -> int:
-        """Return the padding token. If the model has no padding token, choose a token with which no row ends.
+        """Return the padding token. If the model has no padding token, choose a token.
 
-        A decoder computes a row's scores at the row's last token that differs from the padding token.
+        A decoder computes the scores of a row at the row's last token. To find this token, the decoder skips all
+        padding tokens at the row's end. So the chosen token must not be the last token of any row.
         """
         if self.unpadded:
             last_tokens = {row[-1] for row in rows}

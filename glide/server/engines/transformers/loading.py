@@ -50,8 +50,8 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
     """
     import transformers
 
-    # Without trust_remote_code=False, the library asks at the terminal whether to run the model's code. It limits the
-    # time for the answer with an alarm, and this alarm would later end the process.
+    # Without trust_remote_code=False, the library may ask on standard input whether to run the model's code. An engine
+    # has no user who could answer this question.
     config = _attempt(lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), "the model")
     wanted = TASKS[task][1]
     if type(config) not in model_class(task)._model_mapping:
@@ -70,7 +70,10 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
     if (missing := sorted(loading_info["missing_keys"])) and task != "embed":
         names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         kind = ", ".join(config.architectures or ["a model of another kind"])
-        raise TemplateError(f"task {task} needs {wanted}, but the files, of {kind}, have no weights {names}")
+        raise TemplateError(
+            f"some weights for task {task} are missing: {names}; "
+            f"this task needs {wanted}, and the model's files contain {kind}"
+        )
     return model.eval()
 
 

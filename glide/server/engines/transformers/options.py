@@ -37,7 +37,10 @@ def _are_texts(value: Any) -> bool:
     return bool(values) and all(isinstance(text, str) and text for text in values)
 
 
-# Each kind of option has a text that says what values must be, a function that tests a value, and the options' names.
+# Each kind of option has three parts:
+# - a description of the allowed values, for error messages
+# - a function that tests a value
+# - the names of the options, separated by spaces
 KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a whole number of 1 or more", lambda value: _is_whole(value) and value > 0,
      "max_new_tokens max_length num_beams num_return_sequences prompt_lookup_num_tokens max_matching_ngram_size "
@@ -110,7 +113,7 @@ def _check_length(generate: Mapping[str, Any], context: int | None) -> None:
         limit = generate.get(name) or 0
         if context is not None and limit + (name == "max_new_tokens") > context:
             raise WrongOption(
-                name, f"{limit} tokens do not fit the model's context of {context} with a prompt; lower it"
+                name, f"{limit} tokens are too many; this model allows {context} tokens for prompt and text together"
             )
         if limit > MAX_NEW_TOKENS:
             raise WrongOption(name, f"{limit} tokens are more than any model writes; the limit is {MAX_NEW_TOKENS}")

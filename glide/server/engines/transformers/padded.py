@@ -1,4 +1,7 @@
-"""Static batching. The library's `generate` gets padded rows. Rows with a common prefix continue a cached prefix."""
+"""Static batching. One call of the library's `generate` serves several prompts. Shorter prompts get padding.
+
+If several prompts begin with the same prefix, this prefix is computed once and kept in a cache.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Padded:
             prompts: the prompts, in any order.
             new_tokens: number of tokens to generate for each prompt.
             share_prefixes: whether the options allow prompts to continue a cached prefix.
-            rows: the rule that follows from these options. It says which rows may share a call.
+            rows: the rule that says which rows may share a call. The prompts' options determine this rule.
         """
         sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]

@@ -29,7 +29,10 @@ def vocabulary_size(model: Any) -> int:
 
 
 def dynamic_rope(model: Any) -> DynamicRope | None:
-    """Return the limit in tokens above which positions depend on other rows of a call; None for no limit."""
+    """Return a limit for the length of rows, in tokens; None if the model has no such limit.
+
+    If a row exceeds the limit, the positions of all rows in the same call change.
+    """
     return context.dynamic_rope(*_positions(model.config.get_text_config()))
 
 

@@ -14,8 +14,8 @@ GROUP_TOKENS = 8  # number of first tokens that are equal in all prompts of a gr
 SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; the use of a shorter prefix costs more than it saves
 # A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
 REUSED_SHARE = 0.75
-# A prefix need not fit all prompts. `common_prefix` sorts the prompts. At each end of the sorted list, it ignores one
-# prompt for each PROMPTS_PER_STRAY prompts in the list.
+# A few prompts may have another beginning than the rest. So `common_prefix` sorts the N prompts. It ignores the first
+# N // PROMPTS_PER_STRAY prompts of the sorted list, and the same number of prompts at the end of the list.
 PROMPTS_PER_STRAY = 8
 MAX_PREFIXES = 8  # maximum number of prefixes in the cache
 MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
@@ -24,16 +24,18 @@ MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together
 def group_by_prefix(
     prompts: Sequence[Prompt], cached: Collection[tuple[int, ...]], batch: int, max_tokens: int
 ) -> list[list[Prompt]]:
-    """Divide prompts into families with equal prefixes, and set the `prefix` of each prompt.
+    """Divide prompts into families, and set the attribute `prefix` of each prompt.
 
-    Prompts that begin with the same GROUP_TOKENS tokens form a group. Each group gets at most one prefix. Those prompts
-    of the group that begin with this prefix form a family. All prompts without a prefix form one more family.
+    1. If prompts have the same first tokens, they form a group. GROUP_TOKENS is the number of these tokens.
+    2. A group gets at most one prefix.
+    3. The prompts that begin with the prefix of their group form a family.
+    4. All other prompts form one more family. Its prompts have an empty prefix.
 
     Args:
         prompts: the prompts, in any order.
         cached: prefixes that are in the cache.
-        batch: number of prompts in a full call. A group with less than half of this number gets no prefix, because its
-            call would be too small. A group that contains all prompts may get a prefix even if it is small.
+        batch: number of prompts in a full call. A group with fewer than `batch / 2` prompts gets no prefix, because its
+            call would be too small. The only exception is a group that contains all prompts.
         max_tokens: maximum number of tokens of a cached prefix.
     """
     groups: dict[tuple[int, ...], list[Prompt]] = {}
@@ -66,7 +68,7 @@ def common_prefix(rows: Sequence[list[int]], cached: Collection[tuple[int, ...]]
     common = next((n for n in range(most) if low[n] != high[n]), max(most, 0))
     fitting = [prefix for prefix in cached if len(prefix) <= common and prefix == tuple(low[: len(prefix)])]
     best = max(fitting, key=len, default=())
-    # Prefer a cached prefix even if these prompts happen to have a few more tokens in common.
+    # Prefer the cached prefix, even if the prompts' common beginning is a little longer than this prefix.
     if len(rows) == 1 or len(best) >= REUSED_SHARE * common:
         return best
     return tuple(low[:common]) if common >= SHORTEST_PREFIX else ()

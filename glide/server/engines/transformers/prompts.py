@@ -27,7 +27,7 @@ class Prompt:
 
     Attributes:
         record: the record.
-        ids: numbers of all tokens of the prompt.
+        ids: the token ids of the whole prompt.
         prefix: first tokens of the prompt, if their keys and values come from a shared cache; otherwise empty.
     """
 
@@ -53,10 +53,14 @@ class Encoder:
         self.system = [{"role": "system", "content": system}] if system else []
 
     def padding_token(self, vocabulary_size: int) -> int:
-        """Return the token that pads rows: the tokenizer's padding token, if the model has an embedding for it.
+        """Return the token that pads rows.
 
-        Often, the model has none. Then the tokenizer's end token is returned, or else its beginning token. If none of
-        these tokens has an embedding, token 0 is returned.
+        This token is the first token in the following list for which the model has an embedding:
+
+        - the tokenizer's padding token
+        - the tokenizer's end token
+        - the tokenizer's beginning token
+        - token 0
 
         Args:
             vocabulary_size: number of tokens for which the model has an embedding.
@@ -84,9 +88,9 @@ def check_prompts(
 
     Args:
         prompts: the prompts of the call.
-        total_tokens: function that gets the number of tokens of a prompt. It returns how many tokens the prompt and the
-            generated text can have together.
-        context: maximum number of tokens that a prompt and its generated text may have together.
+        total_tokens: function that gets the number of tokens of a prompt. It returns this number plus the maximum
+            number of tokens of the generated text.
+        context: the model's limit, in tokens, for a prompt and its generated text together.
         vocabulary_size: number of tokens for which the model has an embedding.
 
     Raises:
@@ -105,8 +109,8 @@ def check_prompts(
             )
         if (token := max(prompt.ids)) >= vocabulary_size:
             raise UnknownToken(
-                f"the tokenizer makes token {token} of the prompt, but the model's embedding ends at "
-                f"{vocabulary_size - 1}; use the tokenizer that belongs to the model"
+                f"the prompt contains token {token}, but the model has only the tokens 0 to {vocabulary_size - 1}; "
+                "use the tokenizer that belongs to the model"
             )
 
 

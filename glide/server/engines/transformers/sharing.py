@@ -132,9 +132,10 @@ def _difference(outputs: Outputs, rows: Sequence[list[int]], tolerance: float) -
 
 
 def _rows_agree(alone: Any, together: Any, tolerance: float) -> bool:
-    """Return whether a row has the same outputs alone and together with other rows, in each step.
+    """Return whether a row has nearly the same outputs in two calls: alone, and together with other rows.
 
-    Rounding may lead to different tokens in a step. After that, the two texts differ, so later steps are not compared.
+    The outputs are compared step by step. Because of rounding, a step may give different tokens in the two calls. Then
+    the texts differ from this step on, so later steps are not compared.
     """
     for one, other in zip(alone, together, strict=True):
         if not nearly_equal(one, other, tolerance):
