@@ -20,7 +20,7 @@ from glide.web.history import GAP_SECONDS, STEPS, build_charts
 from tests.snapshots import GLIDEIN, LANE
 
 
-def test_factory_journal_summarizes_unchanged_state_every_minute(tmp_path):
+def test_journal_gets_one_line_per_minute_without_changes(tmp_path):
     journal = Journal(tmp_path)
     for second in range(0, 200, 2):
         busy = replace(LANE, served=second * 5, claimed=second < 60)

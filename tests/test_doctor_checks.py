@@ -197,7 +197,7 @@ def test_doctor_ignores_remote_glideins_for_local_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_doctor_accepts_expiring_token_without_waiting_glidein():
+def test_expired_token_is_accepted_if_no_glidein_waits():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 

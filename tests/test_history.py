@@ -138,7 +138,7 @@ def test_sweep_history_omits_time_without_driver():
     assert glidein.end == "" and glidein.seconds(timeline.SERVING) == 13
 
 
-def test_returning_lane_is_not_counted_twice():
+def test_lane_that_disappears_and_returns_counts_once():
     told = [
         line(0, run="r"),
         lane(1, "a@x", State.WARM),

@@ -169,7 +169,7 @@ def test_ads_of_requeued_glidein_are_removed():
     assert ids(plan(snapshot, site()), "expunge") == ["here-7.1"]
 
 
-def test_ads_from_earlier_starts_of_outer_job_are_removed():
+def test_ads_from_previous_starts_of_glidein_are_removed():
     again = glidein(1, starts=3)
     assert again.glide_id == "here-7.1r2"
     lanes = (lane(glidein(1, starts=1)), lane(glidein(1, starts=2)), lane(again))

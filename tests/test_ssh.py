@@ -213,7 +213,7 @@ def _commands_of(host: LoginHost) -> str:
     return subprocess.run(["pgrep", "-a", "-f", str(host.home)], capture_output=True, text=True).stdout
 
 
-def test_different_access_point_behind_login_host_is_refused(pools: Pools, host: LoginHost):
+def test_login_host_of_another_access_point_is_refused(pools: Pools, host: LoginHost):
     access_point = RemoteAccessPoint(Login(**host.login()))
     access_point.fence("here")
     (host.home / ".glide" / "access_point").write_text("login7.cluster\n")

@@ -286,13 +286,10 @@ def _account() -> pwd.struct_passwd:
 
 
 def as_unprivileged() -> list[str]:
-    """Return a prefix for commands, as a list of arguments.
+    """Return a prefix for commands, as a list of arguments. If the user is not root, the list is empty.
 
-    If root starts a command with this prefix, the command runs as an unprivileged account. If the user is not root, the
-    list is empty.
-
-    If root starts a pool, the pool runs in a user namespace, because HTCondor refuses to run jobs of root. Inside the
-    namespace, the pool's files and processes seem to belong to an unprivileged account. Outside, they belong to root.
+    HTCondor refuses to run jobs of root. With this prefix, a command of root runs in a user namespace. Inside the
+    namespace, the processes and files seem to belong to an unprivileged account. Outside, they belong to root.
     """
     if os.getuid() != 0:
         return []

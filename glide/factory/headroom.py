@@ -54,7 +54,7 @@ def of_site(site: SiteFile, snapshot: Snapshot) -> Headroom:
 
 
 def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) -> Headroom:
-    """Return the headroom of an entry in this cycle. All glideins of the entry count, no matter which state they have.
+    """Return the headroom of an entry in this cycle. Each glidein of the entry counts, in any state.
 
     Args:
         drained: entries that an admin has closed.

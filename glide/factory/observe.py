@@ -38,16 +38,16 @@ def observe(
 ) -> Snapshot:
     """Observe the pool now, and return a snapshot.
 
-    If a queue or the collector does not answer, the snapshot lists this source as unavailable. So the factory does not
-    mistake a source without an answer for an empty source.
+    The sources are the queues and the collector. If a source does not answer, the snapshot lists the source as
+    unavailable. So the factory does not take the source for empty.
 
     Args:
         find_access_point: function that returns the access point of the pool that glideins join. If no access point
             answers, the function raises CondorError.
         outer_queues: a pair for each outer pool: a function that returns the pool's queue, and the names of the entries
             that use this pool.
-        owners: the Users whose jobs may describe templates. "" stands for the factory's own User. An empty collection
-            allows all users.
+        owners: values of the job attribute User. Only jobs of these users may describe templates. The value "" stands
+            for the factory's own user. If the collection is empty, jobs of all users may.
         accounts: whose glideins the snapshot contains. "own": only the glideins of this account. "all": the glideins
             of all accounts. A factory needs "own".
         earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.

@@ -68,7 +68,7 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
 
 
 def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapshot: Snapshot) -> Path:
-    """Write the files that the glideins of an entry and a template start from, and return the folder of these files."""
+    """Write the files that a glidein needs to start, and return the folder of these files."""
     template = template and client.template_for(entry, template)
     digest = template.digest if template else ""
     folder = client.entry_folder(entry, digest)

@@ -106,7 +106,10 @@ def _serve_until_end(child: int) -> int:
 
 
 def _end_children() -> None:
-    """Kill the keeper's children until no child is left. When a child ends, the keeper gets the child's children."""
+    """Kill the keeper's children until none is left.
+
+    When a child ends, the child's own children become children of the keeper.
+    """
     own = str(os.getpid())
 
     def is_child(process: str) -> bool:

@@ -108,7 +108,8 @@ class Invocation:
         return self.function(*arguments, **{**{k: v for k, v in filled.items() if k not in given}, **keywords})
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"a node cannot call the invocation {self.__name__}; use the function {self.__name__}.function")
+        name = self.__name__
+        raise TypeError(f"{name} has the decorator @glide.invocation, so a node cannot call it; use {name}.function")
 
     @property
     def generate(self) -> dict[str, str]:

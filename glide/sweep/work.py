@@ -115,7 +115,7 @@ class Work(ABC):
             self.count(record, result)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
-        """Save the sizes of the jobs that are being submitted, and the reason for the sizes. By default, do nothing."""
+        """Save the sizes of new jobs, in records, and the reason for these sizes. By default, save nothing."""
 
     def count(self, record: str, result: dict[str, Any]) -> None:
         """Add the result of a record to the counts."""

@@ -188,7 +188,8 @@ class _Walk:
             self.local.add(module)
             return True
         found: Any = None if module is None or module.__name__ == "__main__" else module
-        # A pickle contains only the name if this name leads to the function or class. A lambda has no such name.
+        # If a function or class can be imported by its name, its pickle has the name and no code. This is not so for a
+        # lambda.
         for name in value.__qualname__.split("."):
             found = getattr(found, name, None)
         return found is not value

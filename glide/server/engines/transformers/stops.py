@@ -18,7 +18,9 @@ class StopStrings:
         self.criterion = lru_cache(maxsize=8)(lambda strings: StopStringCriteria(tokenizer, list(strings)))
 
     def truncate(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> list[int]:
-        """Return a row up to and including the token that completes one of the strings, or else the whole row.
+        """Cut a row of generated tokens after the token that completes a stop string.
+
+        If no stop string occurs, return the whole row.
 
         Args:
             prompt: tokens of the prompt. A stop string may begin in the prompt.
