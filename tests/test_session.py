@@ -115,7 +115,7 @@ def test_call_that_cannot_be_sent_is_refused_immediately(session):
         session.submit(take, 1, 2, 3)
     with pytest.raises(InputError, match=r"arguments of take cannot be sent to a node: cannot pickle '_thread.lock'"):
         session.submit(take, threading.Lock())
-    with pytest.raises(InputError, match="take has the decorator @glide.invocation, so a node cannot call it"):
+    with pytest.raises(InputError, match=r"take has the decorator @glide\.invocation, so a node cannot call it"):
         session.submit(nested, 1)
     with pytest.raises(InputError, match="let the function read this file"):
         session.submit(take, bytes(2_000_000))
