@@ -58,8 +58,8 @@ def _invocation(function: Callable[..., Any], spec: Any) -> Any:
     if key not in _invocations:
         template = spec["template"] if spec else None
         state = StickyState(template["fn"], tuple(template["args"]), template["kwargs"]) if template else NO_STATE
-        # Keep a reference to the spec, because the key contains its id(). If Python deleted the spec, another object
-        # could get the same id().
+        # The key contains id(spec). Keep a reference to the spec, so that Python does not delete the spec. Otherwise
+        # another object could get the same id.
         _invocations[key] = (Invocation(function, state), spec)
     return _invocations[key][0]
 

@@ -1,7 +1,7 @@
 """Measure the benefit of batching: the prompts per second of plain transformers and of glide's engine.
 
 Plain transformers computes single prompts in a loop, or padded batches. Everything runs on one core, without a pool.
-The loop computes only one prompt in ten, and its rate does not include the other nine.
+The loop computes only every tenth prompt. The loop's rate counts only these prompts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from glide.server.engines.transformers import Transformers
 from glide.template import Template
 
 PROMPTS = 2000
-LOOP = 10  # the loop of single prompts computes one prompt in ten
+LOOP = 10  # the loop over single prompts computes only every tenth prompt
 TOKENS = 40  # average number of tokens in a prompt; one byte is one token
-SPREAD = 6  # maximum difference between the number of tokens in a prompt and the average TOKENS
+SPREAD = 6  # maximum difference between a prompt's length and the average length, in tokens
 SHARED = "The verdict of a judge: "[: TOKENS // 2]  # in the comparison "half_shared", all prompts begin with this text
 BATCHES = (32, 128, 256)
 GENERATE = {"max_new_tokens": 4, "do_sample": False}

@@ -111,9 +111,11 @@ def _from_cache() -> dict[str, Any]:
 def _phases(phases: dict[str, float], line: dict[str, Any], read: float) -> dict[str, float]:
     """Return the seconds of each phase, and `overlap`.
 
-    Packages are imported while the files are fetched and read. When both are finished, the model is loaded. `overlap`
-    is the measured time until the model is loaded, divided by load_s + max(import_s, fetch_s + read_s). A perfect
-    overlap gives 1. The warm-up after the load is not included.
+    While the files are fetched and read, packages are imported. Then the model is loaded. `overlap` is the measured
+    duration, divided by the ideal duration. A perfect overlap gives 1.
+
+    - The measured duration is the time from the start of the fetch to the end of the load.
+    - The ideal duration is load_s + max(import_s, fetch_s + read_s).
 
     Args:
         phases: the glidein's entry in summary.json.

@@ -32,8 +32,8 @@ def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, An
     for each lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
 
     Args:
-        glideins: the numbers of glideins of two sweeps. If the memory is too small for the second number, the number is
-            reduced.
+        glideins: the number of glideins in the first sweep, and the number of glideins in the second sweep. If the
+            machine's memory is too small, the second number is reduced.
     """
     first, most = glideins
     measured = {"plan": _plan(repeat), str(first): _scale(first)}
@@ -42,8 +42,8 @@ def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, An
 
 
 def _scale(glideins: int) -> dict[str, Any]:
-    # A glidein requests 64 MB, and HTCondor rounds the memory of a slot up to a multiple of 128 MB. So 256 MB for each
-    # glidein are enough. The benchmark measures the memory that glideins really use.
+    # A glidein requests 64 MB of memory. HTCondor rounds this request up to 128 MB. The pool offers 256 MB for each
+    # glidein, which is more. So all glideins fit. The benchmark measures the memory that glideins really use.
     settings = {"USER_JOB_WRAPPER": str(NODE_WRAPPER), "MEMORY": str(256 * glideins)}
     request = {"memory": 64, "disk": 1}
     with rig(

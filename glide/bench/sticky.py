@@ -24,7 +24,7 @@ from glide.vocabulary import JobStatus
 
 CORES = 2
 RECORDS = 384
-LONG = 6 * RECORDS  # number of records for the comparison without the loading of models
+LONG = 6 * RECORDS  # number of records for the report's key `warm_sticky_over_resident`
 PER_JOB = 8
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "batch": PER_JOB}
@@ -36,11 +36,11 @@ def sticky(repeat: int) -> dict[str, Any]:
     The four ways are `create_destroy`, `sticky_io`, `sticky` and `resident`. A makespan is the time from a cold start
     to the last result. In the report, `over_sticky` has each makespan, divided by the makespan of `sticky`.
 
-    `warm_sticky_over_resident` compares `sticky` with `resident`. It is the first of these durations, divided by the
-    second duration:
+    In the report, `warm_sticky_over_resident` has the duration of `sticky`, divided by the duration of `resident`.
+    Both durations begin after the loading of a model:
 
-    1. In `sticky`, the duration from the first warm lane to the last gathered result.
-    2. In `resident`, the duration for which the plain processes compute. Starts and loading are not included.
+    - The duration of `sticky` begins with the first warm lane, and ends with the last gathered result.
+    - The duration of `resident` is the time for which the slowest process computes.
     """
     seconds: dict[str, list[float]] = {}
     serving: dict[str, list[float]] = {}

@@ -83,5 +83,5 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _concerns(path: Path, folder: Path) -> bool:
-    """Return whether a path is inside a folder, or is a parent of the folder. The path `/` never counts."""
+    """Return whether a path is inside a folder, or is a parent of the folder. For the path `/`, return False."""
     return path.is_relative_to(folder) or (folder.is_relative_to(path) and path != Path("/"))

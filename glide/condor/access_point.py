@@ -21,7 +21,7 @@ SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in s
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # this account's name at each access point, by the access point's address
+_USERS: dict[str, str] = {}  # a dict from the address of an access point to this account's name there
 
 
 def ad_to_dict(ad: Any) -> dict[str, Any]:
@@ -246,9 +246,9 @@ def parameter(name: str) -> str | None:
 
 
 def job_file_value(text: str) -> str:
-    """Return a text in quotes, for use as an attribute's value in a job file.
+    """Return a text as a string literal for a job file: the text between double quotes.
 
-    Only quotes in the text are escaped.
+    Put a backslash before each double quote in the text. Change no other character.
 
     Raises:
         CondorError: the text contains a control character or ends with a backslash. Such a text could change how

@@ -21,7 +21,8 @@ class Configuration:
 
     Attributes:
         values: a dict from parameter name to value. Parameters that are not defined are left out.
-        from_daemon: whether the daemon reported the values. If not, they come from this machine's configuration.
+        from_daemon: True if a daemon of the pool reported the values.
+            False if the values come from this machine's configuration.
     """
 
     values: dict[str, Value] = field(default_factory=dict)

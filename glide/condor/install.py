@@ -96,7 +96,8 @@ def cache_dir() -> Path:
 def find() -> Installation | None:
     """Return the HTCondor installation to use; None if there is none.
 
-    The search uses this order: the folder in GLIDE_CONDOR, the PATH, the private installation.
+    The function searches three places in this order: the folder in GLIDE_CONDOR, the PATH, glide's cache folder.
+    glide itself can install HTCondor in the cache folder.
 
     Raises:
         CondorError: GLIDE_CONDOR is set, but that folder contains no HTCondor.

@@ -15,9 +15,9 @@ KNOBS: dict[str, dict[str, str]] = {
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",
-        # The shadow starts a process that transfers files. If the shadow has not yet noticed the end of this process,
-        # the starter waits for 5 s by default. The wait delays most jobs with several input files, and some other jobs.
-        # GUIDANCE_KEEP_CALM_AND prevents the delay.
+        # After the transfer of the input files, the starter asks the shadow for the next step. The shadow may not have
+        # noticed the end of the transfer yet. In this case, the shadow tells the starter to ask again after 5 s. This
+        # delays most jobs with several input files, and some other jobs. The following parameter prevents the delay.
         "GUIDANCE_KEEP_CALM_AND": "True",
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",

@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 
 def outer_job(glide_id: str) -> str:
-    """Return the outer job (cluster.proc) that a GlideId contains; empty if the text is no GlideId."""
+    """Read the outer job's cluster.proc from a glidein's name. If the name is not valid, return an empty text."""
     found = GLIDE_ID.fullmatch(glide_id)
     return found["job"] if found else ""
 

@@ -90,7 +90,9 @@ class EmbeddedPool:
         if self.is_up():
             return
         deadline = time.monotonic() + START_BUDGET
-        while masters := self.daemons("condor_master"):  # a running pool may have jobs, so give it time to answer
+        # If condor_master is running, the pool may have jobs. A stop of the pool would interrupt the jobs. So do not
+        # stop the pool. Wait until the pool answers.
+        while masters := self.daemons("condor_master"):
             time.sleep(0.2)
             if self.is_up():
                 return
@@ -240,8 +242,10 @@ class EmbeddedPool:
             "COLLECTOR_NAME": f"glide {trust}",
             "FULL_HOSTNAME": "localhost", "DEFAULT_DOMAIN_NAME": "localdomain", "NO_DNS": "True",
             # The account OWNER has all rights. Glideins authenticate with a token, and may only advertise. If root uses
-            # the pool, OWNER is an unprivileged account. HTCondor's method FS would authenticate root as root. The
-            # method IDTOKENS authenticates root as OWNER. So the lists below begin with IDTOKENS.
+            # the pool, OWNER is an unprivileged account. Root must then authenticate as OWNER:
+            # - The method IDTOKENS authenticates root as OWNER.
+            # - The method FS authenticates root as root.
+            # So each list of methods below begins with IDTOKENS.
             "UID_DOMAIN": trust, "FILESYSTEM_DOMAIN": trust, "TRUST_DOMAIN": trust,
             "SEC_DEFAULT_AUTHENTICATION": "REQUIRED", "SEC_DEFAULT_INTEGRITY": "REQUIRED",
             "SEC_DEFAULT_ENCRYPTION": "OPTIONAL", "SEC_DEFAULT_AUTHENTICATION_METHODS": "IDTOKENS, FS",
@@ -301,7 +305,9 @@ def _under(account: pwd.struct_passwd) -> list[str]:
 
 
 def _with_own_mount(folder: Path) -> list[str]:
-    """Return words to put before a command, so that the command sees `folder`, the spool, as a separate mount.
+    """Return a prefix for a command, as a list of arguments. `folder` is the pool's spool.
+
+    The prefix makes the spool a separate mount for the command.
 
     Code on a node can ask the shadow of its job to create a hard link in the spool. The shadow does not check the
     target of the link, so the target may be any file of the job's owner. If the spool is a separate mount, the shadow

@@ -16,7 +16,7 @@ class Authorization:
     """Whether a daemon grants an authorization level to an identity.
 
     Attributes:
-        who: the identity, described for people.
+        who: the name of the identity. Messages show this name.
         daemon: Schedd or Collector.
         level: READ, WRITE, ADVERTISE_STARTD, …
         granted: whether the daemon grants the level.
@@ -32,7 +32,7 @@ def check_authorization(who: str, daemon: str, level: str, token: str | None = N
     """Ask a daemon of the pool whether it grants an authorization level to this account or to a token's bearer.
 
     Args:
-        who: the identity that asks, described for people.
+        who: the name of this account or of the bearer. Messages show this name.
         daemon: Schedd or Collector.
         level: READ, WRITE, ADVERTISE_STARTD, …
         token: the token to authenticate with; None for this account's own credentials.

@@ -107,8 +107,8 @@ class _Loader(yaml.SafeLoader):
     a line number. This loader reports both mistakes with their line numbers.
     """
 
-    # This check runs before `<<` merges keys of other mappings. A mapping may override a merged key, so a check after
-    # the merge would find this key twice.
+    # Report a key that is given twice in a mapping. A key may override a key that `<<` merges from another mapping. So
+    # check the keys before PyYAML merges the mappings.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()

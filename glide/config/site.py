@@ -153,9 +153,9 @@ class CacheSettings(Strict):
 
     Attributes:
         folder: folder on a disk of the node. The path may begin with an environment variable of the node
-            (`$SCRATCH/glide`). By default a folder in /var/tmp that belongs to the glideins' account. In two cases, the
-            default folder is deleted at the end of each glidein, so name another folder: (1) Glideins run under a
-            shared account, for example `nobody`. (2) HTCondor gives each job its own /var/tmp (MOUNT_UNDER_SCRATCH).
+            (`$SCRATCH/glide`). By default a folder in /var/tmp that belongs to the glideins' account. Name a folder in
+            two cases: (1) Glideins run under a shared account, for example `nobody`. (2) HTCondor gives each job its
+            own /var/tmp (MOUNT_UNDER_SCRATCH). In both cases, HTCondor deletes the default cache when a glidein ends.
         gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
         upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
             no limit.
@@ -257,9 +257,9 @@ class Entry(Strict):
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
         condor: absolute path. It names HTCondor's release folder on the nodes, or an archive of HTCondor on this host.
-            An archive is sent to the nodes. By default a node uses the HTCondor on its PATH. If glide has
-            installed the HTCondor of this host, a node tries three places. The order is: the folder of this
-            installation, the node's PATH, a copy that is sent to the node.
+            An archive is sent to the nodes. By default a node uses the HTCondor on its PATH. But if glide has installed
+            HTCondor on this host, a node first tries the same folder as on this host, and then its PATH. A node
+            without HTCondor gets a copy.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether the owners may bring code of their own (Python functions, environments) if there are several

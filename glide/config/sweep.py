@@ -70,7 +70,7 @@ class ModelSpec(Strict):
     path: str | None = None
     keep: Keep = "state"
     environment: str | None = None
-    # If `options` is missing, check {}, because an engine may require an option.
+    # An engine may require an option. So if a sweep file has no `options`, pydantic checks the default, an empty dict.
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(
         default_factory=dict
@@ -162,10 +162,10 @@ class SweepFile(Strict):
         out: folder for the results, relative to the working directory.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
-        batch: number of records in a batch. Most jobs carry whole batches. The last job carries the remaining records.
-            With `pack: auto`, the first jobs measure the speed, and may be smaller than a batch. With `batch: auto` and
-            a number as `pack`, a batch has one record. With `auto` for both keys, the engine decides how many records a
-            batch has.
+        batch: number of records in a batch. The meaning of `auto` depends on `pack`. If `pack` is a number, `auto`
+            means one record. If `pack` is also `auto`, the engine chooses the number. Most jobs carry whole batches.
+            The last job carries the remaining records. With `pack: auto`, the first jobs measure the speed, and may be
+            smaller than a batch.
         pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
     """
 

@@ -38,7 +38,8 @@ class Site:
         problems: the mistakes in the site file, one line each.
         missing: files that the site file names but that do not exist on this machine.
         cycle_age: seconds since the factory's last cycle; None if the factory has had no cycle.
-        troubles: sources that the factory could not read in its last cycle, and actions that HTCondor refused.
+        troubles: what failed in the factory's last cycle, with one text for each failure. Queries of queues and of the
+            collector can fail, and HTCondor can refuse actions.
     """
 
     file: str

@@ -14,7 +14,7 @@ class Level(IntEnum):
 
     OK = 0
     WARNING = 1  # the problem costs time or results, or a check could not be made
-    CRITICAL = 2  # because of the problem, work is not completed or is not safe
+    CRITICAL = 2  # the problem prevents the completion of jobs, or is a security risk
     UNKNOWN = 3  # no pool was found
 
 

@@ -183,7 +183,8 @@ def _clock() -> float:
 
 
 def _rights(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Authorization, ...]:
-    # The calls below have no time limit. So first make a query that has one. If no schedd answers, this query fails.
+    # Calls of `check_authorization` have no time limit. So first make a query with a time limit. If no schedd answers,
+    # the query raises an error, and `check_authorization` is not called.
     AccessPoint().jobs("false", [])
     rights = [check_authorization(US, daemon, level) for daemon, level in (("Schedd", "READ"), ("Schedd", "WRITE"))]
     if entries:  # a factory needs ADVERTISE_STARTD to remove dead glideins' ads

@@ -30,7 +30,7 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # this number of seconds after the time limit, HTCondor removes a test job that still exists
+LATE_SECONDS = 600  # seconds from the test job's time limit until HTCondor removes the job, if the job still exists
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 

@@ -35,8 +35,8 @@ class Headroom:
         Args:
             left: number of glideins that this limit still allows.
             limit: text that names this limit.
-            full: whether the limit is reached because of existing glideins. An open circuit breaker, for example, is
-                another reason.
+            full: True if this limit is reached because of existing glideins. False if there is a different cause, such
+                as an open circuit breaker.
         """
         if left < self.left:
             self.left, self.limit, self.full = max(0, left), limit, full
@@ -77,8 +77,8 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # An unavailable queue counts as a limit of -1 glideins. After all limits above, `headroom.left` is 0 or more.
-        # So -1 is the lowest limit, and `headroom.limit` becomes the text about the unavailable queue.
+        # The text about the unavailable queue must replace the text of any other limit. Only a lower limit replaces a
+        # text, and other limits may be 0. So the limit here is -1. The method `limit_to` then sets `left` to 0.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 
@@ -137,5 +137,6 @@ def score(glidein: Glidein) -> float:
     """
     if glidein.state != State.WARM:
         return 0.0
-    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)  # IDLE: the warm glidein was evicted
+    # If the outer job of a warm glidein is idle, the glidein was evicted, and the outer job waits in the queue again.
+    is_over = glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE)
     return min(1.0, glidein.warm_seconds / USEFUL_SECONDS) if is_over else 1.0

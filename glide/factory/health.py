@@ -18,7 +18,8 @@ from glide.vocabulary import JobStatus, State
 
 NODE_FAILURES = 2  # the factory avoids a node with at least this number of failures and no success
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
-MOST_EARLIER_FAILURES = 3  # maximum number of earlier failures in the text that explains why a breaker is open
+# A text explains why a circuit breaker is open. The text lists at most this number of earlier failures.
+MOST_EARLIER_FAILURES = 3
 # A failing glidein has at least this number of failed records. It also has more failed records than successful records.
 FAILED_RECORDS = 5
 
@@ -29,7 +30,7 @@ class BreakerState:
 
     Attributes:
         allowed: number of further glideins that are allowed; None for no limit.
-        reason: why no more glideins are allowed; empty if there is no limit.
+        reason: why the number of further glideins is limited; empty if there is no limit.
         open: whether the breaker is open or half open.
     """
 

@@ -71,7 +71,8 @@ def is_running(site: SiteFile) -> bool:
     """Return whether a factory for this site is running with this GLIDE_HOME."""
     with (site_folder(site) / "lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes can call is_running at once
+            # The lock is shared, because several processes may call `is_running` at the same time.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False

@@ -33,8 +33,8 @@ class Journal:
 
     A cycle without a change usually writes no line and only updates the file's modification time. In a line, the counts
     `evictions`, `ended`, `records` and `errors` include everything since the factory started. The field
-    `glidein_seconds` is a dict from activity to seconds. All glideins together have spent these seconds on the activity
-    since the previous line.
+    `glidein_seconds` shows how all glideins together have spent the time since the previous line. The field is a dict
+    from an activity to the number of seconds for this activity.
     """
 
     def __init__(self, folder: Path):
@@ -70,9 +70,9 @@ class Journal:
         self.glidein_seconds.clear()
 
     def _measure(self, snapshot: Snapshot) -> None:
-        """Update the counts and the activities' seconds.
+        """Update the counts in `totals`. Add the time since the last cycle to `glidein_seconds`.
 
-        The method `write` does not write a line if only the records, the errors or the seconds have changed.
+        The records, the errors and the seconds change often. So a change of these numbers alone causes no new line.
         """
         self.totals.add(snapshot)
         seconds = min(snapshot.now - self.cycle_time, SILENCE_SECONDS) if self.cycle_time else 0.0
@@ -87,7 +87,8 @@ class Journal:
     def lines(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Yield the lines that were written since a Unix time. Leave out incomplete lines."""
         for path in (self._rotated, self.path):
-            if not path.exists() or path.stat().st_mtime + 1 < since:  # st_mtime may be up to 1 s before the last write
+            # The time `st_mtime` may be up to 1 s too early, because some file systems round this time down.
+            if not path.exists() or path.stat().st_mtime + 1 < since:
                 continue
             with path.open(encoding="utf-8") as file:
                 for line in file:

@@ -58,7 +58,9 @@ class Factory:
         # If a signal arrived while this program held the lock, the signal handler would wait forever.
         self.stop = False
         self.reload = False
-        self.logged: set[Action] = set()  # logged waits and drains; while they continue, they are not logged again
+        # The Wait and Drain actions that are in the log. If such an action repeats in the next cycle, it is not logged
+        # again.
+        self.logged: set[Action] = set()
         self.earlier_errors: set[str] = set()  # errors of the previous cycle
         self.errors: set[str] = set()  # errors of this cycle
         self.baselines: dict[str, Snapshot] = {}  # for each site: the snapshot that the next snapshot is compared with

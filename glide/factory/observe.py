@@ -44,10 +44,10 @@ def observe(
     Args:
         find_access_point: function that returns the access point of the pool that glideins join. If no access point
             answers, the function raises CondorError.
-        outer_queues: a pair for each outer pool: a function that returns the pool's queue, and the names of the entries
-            that use this pool.
-        owners: values of the job attribute User. Only jobs of these users may describe templates. The value "" stands
-            for the factory's own user. If the collection is empty, jobs of all users may.
+        outer_queues: one pair for each outer pool. The first value of a pair is a function that returns the pool's
+            queue. The second value has the names of the entries that use the pool.
+        owners: users whose jobs may describe templates, in the form of the job attribute User. The value "" stands for
+            the factory's own user. If `owners` is empty, the jobs of all users may describe templates.
         accounts: whose glideins the snapshot contains. "own": only the glideins of this account. "all": the glideins
             of all accounts. A factory needs "own".
         earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.
@@ -170,7 +170,8 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
     if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
         # The outer job has started again since the last report, so the report is out of date.
         glidein = replace(glidein, state="", failure="", served=0, errors=0)
-    lane = lanes.get((glidein.glide_id, glidein.template))  # None after a retarget: the lanes have another template
+    # If the glidein was retargeted, its lanes have a different template than the outer job. Then `lane` is None.
+    lane = lanes.get((glidein.glide_id, glidein.template))
     if lane and lane.state in (State.WARM, State.FAILED) and glidein.status == JobStatus.RUNNING:
         # Use the lane's ad, because it is newer than the outer job's ad.
         glidein = replace(glidein, state=lane.state, failure=lane.failure)

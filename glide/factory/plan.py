@@ -8,7 +8,7 @@ the actions. If a bug raises an exception, only one template or one entry is aff
 3. For each template in demand, retarget idle glideins. Then submit new glideins within all limits. Use the best entry
    first.
 4. On entries that keep some glideins ready, submit blank glideins. A blank glidein has no template.
-5. Remove useless glideins. Also remove idle glideins if the demand for another template needs their places.
+5. Remove useless glideins. Also remove idle glideins, to make room for glideins with other templates.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from glide.files import Tree
 from glide.files.peers import short_digest
 from glide.vocabulary import JobStatus, State
 
-START_GRACE_SECONDS = 20.0  # for this number of seconds after a start, ads may be newer than the queue's answer
+# For this time after a glidein's start, in seconds, the queue's answer may be older than the glidein's ads.
+START_GRACE_SECONDS = 20.0
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 _Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
 
 
 @dataclass
 class UnmetDemand:
-    """The number of glideins that a template still needs, and the full entries that could serve the template."""
+    """How many glideins a template still needs, and which entries may get them as soon as existing glideins end."""
 
     missing: int = 0
     entries: frozenset[str] = frozenset()
@@ -82,7 +83,7 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
         removals = _isolated(entry.name, partial(_remove_useless, entry, snapshot, missing))[: entry.removals_per_cycle]
         actions += removals
         freed = sum(isinstance(action, Remove) for action in removals)
-        # Each removal makes room for one missing glidein. The next entries of this loop need no room for this glidein.
+        # Each removal makes room for one missing glidein. So fewer removals are necessary on the next entries.
         for unmet in waiting:
             unmet.missing, freed = max(0, unmet.missing - freed), max(0, freed - unmet.missing)
     return actions
@@ -116,12 +117,12 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
 
-    The jobs can use the lowest of these numbers of glideins:
-    - the number of glideins that the runs want, but at most one for each job
-    - the number of glideins that run jobs of this template, plus the number of idle jobs of this template
-    - the seconds of remaining work, divided by the seconds that a glidein needs for its start, but at least 1
+    The runs want a number of glideins for the template. Three rules reduce this number:
+    - A run gets at most one glidein for each of its jobs.
+    - Some glideins already run jobs of the template. In addition to them, each idle job gets at most one glidein.
+    - The work of each glidein must take at least as long as a glidein's start. But one glidein is always allowed.
 
-    From the lowest number, subtract the number of glideins that already have the template. Do not subtract glideins
+    From the reduced number, subtract the number of glideins that already have the template. Do not subtract glideins
     that have retired or could not load the template.
 
     Args:
@@ -296,18 +297,18 @@ def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site
 def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     """Return the actions that remove useless glideins.
 
-    A glidein is useless if it is held or failing, or if it still waits in the queue and no job wants its template. If
-    other templates need places, idle glideins are also removed; the glidein that retires first is removed first. All
-    other idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
+    Held glideins and failing glideins are useless. A queued glidein is useless if no job wants its template. Idle
+    glideins are removed only to make room for `unmet` glideins. The glidein that retires first is removed first. Other
+    idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
 
     Args:
-        unmet: number of places that other templates need on this entry.
+        unmet: number of glideins that other templates still need. This entry has no room for these glideins.
     """
     wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
     retires = {lane.glide_id: lane.retires for lane in snapshot.lanes}
     mine = sorted(snapshot.glideins_of(entry.name)[0], key=lambda each: retires.get(each.glide_id, float("inf")))
-    # Glideins that are already being removed will soon free their places, so fewer places are needed.
+    # Some glideins are already being removed, and will soon make room. So fewer further removals are necessary.
     unmet -= sum(glidein.status == JobStatus.REMOVED for glidein in mine)
     actions = []
     for glidein in (glidein for glidein in mine if glidein.status != JobStatus.REMOVED):

@@ -34,8 +34,8 @@ def retarget(client: SiteClient, action: Retarget, snapshot: Snapshot) -> None:
         "initialdir": str(folder), "template": "template.json", "model": template.model,
         "megabytes": str(int(template.megabytes)), "requirements": f'TARGET.Name == "$(lane)" && {CAN_RETARGET}',
         f"My.{Job.BRINGS}": quoted(template.digest), f"My.{Job.LANE}": '"$(lane)"',
-        # A sticky job that claims no lane or fails is held for RETRY_SECONDS. While it is held, the plan submits no
-        # further sticky job for this template.
+        # HTCondor holds a sticky job in two cases: the job fails, or the job does not claim its lane in time. Some time
+        # later, HTCondor removes the held job. Until then, the plan submits no further sticky job for this template.
         "periodic_hold": f"JobStatus == {JobStatus.IDLE} && time() - EnteredCurrentStatus > {CLAIM_SECONDS}",
         "periodic_hold_reason": quoted(f"slot not claimed within {CLAIM_SECONDS} s"),
         "periodic_remove": f"JobStatus == {JobStatus.HELD} && time() - EnteredCurrentStatus > {RETRY_SECONDS}",

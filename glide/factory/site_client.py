@@ -57,7 +57,11 @@ class SiteClient:
 
     @property
     def outer_queues(self) -> list[tuple[Callable[[], Queue], list[str]]]:
-        """A pair for each outer pool: a function that returns the pool's queue, and the names of the pool's entries."""
+        """One pair for each outer pool.
+
+        The first value of a pair is a function that returns the pool's queue. The second value has the names of the
+        entries that use the pool.
+        """
         entries: dict[Pool | Login, list[str]] = {}
         for entry in self.site.entries:
             if entry.outer_pool:

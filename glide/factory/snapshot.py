@@ -12,7 +12,8 @@ from functools import cached_property
 from glide.template import Template
 from glide.vocabulary import glide_id
 
-OTHER = "other"  # in counts of jobs for each model, this stands for models that no glidein has reported
+# Jobs are counted for each model. If no glidein has reported a job's model, the job counts under the name `other`.
+OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Snapshot:
     config_errors: tuple[str, ...] = ()
 
     def templates_of(self, glidein: Glidein) -> set[str]:
-        """Return the digests of the templates that a glidein has or is about to load.
+        """Return the digests of the templates that a glidein has or will soon have.
 
         For each lane of the glidein, take the first template that exists:
 
@@ -189,7 +190,7 @@ class Snapshot:
     @cached_property
     def models(self) -> dict[str, str]:
         """For each template, the model name that glideins report. Names from users' jobs are not trusted."""
-        # If names differ, the name that a lane advertises replaces the name from an outer job.
+        # Ads may have different model names for one template. A name from a lane's ad replaces a name from a job's ad.
         holders: list[Lane | Glidein] = [*self.ended, *self.glideins, *self.lanes]
         return {each.template: each.model for each in holders if each.template and each.model}
 

@@ -58,10 +58,11 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
     if entry.container and entry.container.startswith("/"):  # the container's image is a file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"
     text = resources.find("submit_templates", "glidein.sub").read_text("utf-8")
-    # If the entry has a `pool`, the access point of this pool has only copies of the files. There are two consequences:
-    # - The access point cannot stream the glideins' output to this machine.
-    # - The factory cannot renew the copy of a token. So a glidein that still waits one day after its submission is
-    #   removed.
+    # If the entry has a `pool`, each submission copies the token and the other input files to this pool's access point.
+    # There are two consequences:
+    # - HTCondor cannot send the output to this machine while the glidein runs.
+    # - The factory cannot renew the copied token. So HTCondor removes a glidein that still waits one day after its
+    #   submission.
     spooled = {"stream_output": "false", "stream_error": "false", "waits_since": "QDate"}
     macros |= {**spooled, "queue_seconds": str(TOKEN_SECONDS)} if entry.pool else {}
     client.queue_of(entry.name).submit(f"{text}\nqueue {action.count}\n", macros, spool=entry.outer_pool is not None)
@@ -88,7 +89,8 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
     )  # fmt: skip
     mint_token(client, entry, digest)
     publish(folder / "glidein.json", settings.to_json())
-    if not entry.ssh:  # glide.ssh sends the start files to a login host
+    # If the entry has a login host, the package glide.ssh sends glide.zip and start.sh to this host.
+    if not entry.ssh:
         for name, content in bundle.start_files().items():
             publish(folder / name, content, 0o700)
     return folder

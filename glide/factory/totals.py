@@ -12,7 +12,7 @@ from typing import NamedTuple
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.vocabulary import State
 
-FORGET_SECONDS = 86400.0  # if no snapshot contains a glidein for this time, in seconds, the glidein is forgotten
+FORGET_SECONDS = 86400.0  # a glidein is forgotten this number of seconds after its last report
 
 
 class MetricKey(NamedTuple):
@@ -35,8 +35,8 @@ ENDS = (State.WARM, State.FAILED, "never warm")  # possible last states of a gli
 class Totals:
     """The sums of the counts that glideins report.
 
-    A glidein's job ad and its machine ads report the same counts, but the job ad is updated later. To count nothing
-    twice, add only the largest value that was ever reported for each count of each glidein.
+    The job ad and the machine ads of a glidein report the same counts. The job ad is updated later. Each new value of a
+    count is compared with the largest earlier value. Only an increase is added to the sum. So nothing is counted twice.
 
     If a glidein loads a template for the second time, the glidein's counts begin at 0 again. The new counts add nothing
     until they exceed the earlier counts. So the sum can be too low. If a count is reported before the model's name is
@@ -51,7 +51,7 @@ class Totals:
 
     def add(self, snapshot: Snapshot) -> None:
         """Add the increase of each count since the last snapshot."""
-        self._models = snapshot.models | self._models  # if names differ, the name that was reported first stays
+        self._models = snapshot.models | self._models  # a template keeps the model name that was reported first
         for key, reporter, value in self._reported(snapshot):
             before, _ = self._maxima.get((key.kind, reporter), (0.0, 0.0))
             self.counts[key] += max(0, int(value - before))

@@ -47,7 +47,8 @@ def stop_when_unused(sites: Sequence[SiteFile]) -> None:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    for site in sites:  # hold a lock for each site; the lock shows other processes that `--while-used` is set
+    # Hold a lock for each site. The lock is a sign for other processes: this factory runs with `--while-used`.
+    for site in sites:
         file = _while_used_file(site).open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX)
         _locks.append(file)

@@ -1,11 +1,11 @@
 """A node's cache of files. All present and later glideins of one account on one host share the cache.
 
 A *tree* is a folder of files, such as the files of a model. DIGEST is the sha256 of a tree (`Tree.digest`). A *content*
-is the data of a file without the name. SHA is the sha256 of a content. Several trees may contain the same content.
+is the data in a file. Several files may have the same content. SHA is the sha256 of a content.
 
     contents/SHA            a complete, verified and read-only file with this content
     partial/SHA             a file that is being fetched. SHA.have lists the chunks that are already written
-    known/…                 a *memo*: chunk digests of a verified file, and stat data that reveal a later change
+    known/…                 a *memo* of a verified file: chunk digests, and stat data to notice changes of the file
     trees/DIGEST/           a complete tree for engines. Its files are hard links to files in contents/
     trees/DIGEST.…/         an incomplete tree
     trees/DIGEST.….files/   the unpacked files of an archive. DIGEST.unpacked contains the name of this folder
@@ -71,7 +71,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
         self.name = secrets.token_hex(8)  # makes folder names unique; two containers may have equal pids
-        self.memos: dict[Path, dict[str, Any]] = {}  # a dict from a memo's path in known/ to the memo
+        self.memos: dict[Path, dict[str, Any]] = {}  # a dict from the path of a file in known/ to the file's content
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -121,7 +121,7 @@ class Cache:
             if digest == content and not (building / name).exists():
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(self.content_path(content), building / name)
-                self.is_verified(building / name, content)  # this also updates the number of links in the memo
+                self.is_verified(building / name, content)  # this call also stores the file's new number of links
 
     def publish(self, tree: Tree) -> Path:
         """Move a tree that is now complete to its final path in one step, and return this path."""
@@ -208,11 +208,11 @@ class Cache:
     def mark_verified(self, path: Path, content: str, parts: list[str]) -> None:
         """Mark a file as verified: it has the sha256 `content`, and its chunks have the sha256s in `parts`."""
         memo = self._memo_path(path, content)
-        # To save time, the memo is not flushed to disk. If a crash damages the memo, the file is verified again.
+        # To save time, the result is not flushed to disk. If a crash damages the result, the file is verified again.
         publish(memo, json.dumps({"looks": _signature(path), "parts": parts}), durable=False)
 
     def _memo_path(self, path: Path, content: str) -> Path:
-        status = path.stat()  # the inode is in the memo's name, so all hard links to a file share one memo
+        status = path.stat()  # all hard links to a file have the same inode, so they get the same path
         return self.folder / "known" / f"{content}-{status.st_dev}-{status.st_ino}"
 
     # ---- single contents -------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class Cache:
             self._delete(self._lock_path(tree))
 
     def _delete(self, lock: Path) -> None:
-        """Delete the tree or partial file of this lock. Then delete all files in contents/ that are in no tree."""
+        """Delete the tree or partial file that a lock protects, and then all files in contents/ that are in no tree."""
         for path in (*lock.parent.glob(f"{lock.stem}.*"), lock.with_suffix("")):  # glob finds incomplete trees, too
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

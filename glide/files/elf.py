@@ -36,7 +36,8 @@ def repoint(folder: Path, place: Path) -> None:
         loader, *programs = file.read(LARGEST_LIST).decode("utf-8").splitlines()
     path = str(place / loader).encode()
     for program in programs:
-        # Skip programs that this node lacks. Also skip paths outside the folder, as the list may be malicious.
+        # Skip programs that this node lacks. A malicious user may have written the list of programs. So also skip paths
+        # that lead out of the folder.
         found = folder / program
         if found.is_file() and not found.is_symlink() and folder.resolve() in found.resolve().parents:
             _write_loader(found, path)

@@ -11,7 +11,7 @@ from glide.template import FileSet
 from glide.template.spec import files_of
 
 SANDBOX = ".singularity.d"  # name of a folder that is in unpacked container images, but not in Python environments
-REGISTRIES = ("docker://", "oras://", "library://")  # prefixes of images that the container runtime fetches
+REGISTRIES = ("docker://", "oras://", "library://")  # the container runtime fetches images with these prefixes
 IMAGES = (".sif", ".simg", ".sqfs")
 
 

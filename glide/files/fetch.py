@@ -2,9 +2,10 @@
 
 Each node fetches chunks from its peers, so the source sends most chunks only once. In three cases, a node also reads
 the source:
-- No peer has the complete tree, and the node began before all its peers. Then it reads from start to end.
-- No peer has the complete tree, and the node has just begun, so no peer sees it yet. Then it reads at random places, to
-  get chunks that its peers lack.
+- The node is first. No peer has the complete tree, and no peer began earlier to fetch the tree. The node reads the
+  source from start to end.
+- The node is new. No peer has the complete tree, and no peer knows yet that this node is fetching. The node reads the
+  source at random places, to get chunks that its peers lack.
 - The node has received no chunk for a long time.
 """
 
@@ -29,7 +30,7 @@ DOWNLOADS = 3  # number of simultaneous downloads from peers
 QUERIED_PEERS = 4  # maximum number of peers that one call of `_query_peers` asks
 QUERY_SECONDS = 1.0  # minimum time between two calls of `_query_peers`, in seconds
 DIRECTORY_SECONDS = 3.0  # seconds between two updates of the list of peers
-VISIBLE_SECONDS = 8.0  # seconds from the start of a fetch until the node assumes that all peers know this node
+VISIBLE_SECONDS = 8.0  # if a fetch has taken this number of seconds, all peers are assumed to know about the fetch
 READER_SECONDS = 1.0  # maximum time to wait for the end of the thread that reads the source, in seconds
 # If a node receives no chunk for this time, in seconds, it reads the source. Each node multiplies the time by a random
 # number from 1 to 2.
@@ -97,7 +98,7 @@ class Fetch:
         self.swarm = swarm if swarm and tree.size >= SWARM_BYTES else None
         self.report = report
         self.account = FetchAccount(tree.size)
-        self.partial_files: dict[str, PartialFile] = {}  # a dict from a complete file's sha256 to its partial file
+        self.partial_files: dict[str, PartialFile] = {}  # the keys are the sha256s that the complete files must have
         self.missing: dict[str, set[int]] = {}  # a dict from a file's sha256 to the numbers of its missing chunks
         self.in_flight: set[tuple[str, int]] = set()  # chunks that peers are sending: sha256 of file, number of chunk
         self.peers: list[Peer] = []
@@ -226,10 +227,11 @@ class Fetch:
             self.reads_source = not any(peer.has_all for peer in others) and (self.in_order or not visible)
 
     def _query_peers(self, swarm: Swarm) -> None:
-        """Ask up to QUERIED_PEERS peers which chunks they have.
+        """Ask a few peers which chunks they have. These peers are asked, in this order:
 
-        First ask a peer with the complete tree or, if no peer has the complete tree, the peer that began first. Then
-        ask the nearest other peer (glide.files.peers.distance), and some random peers.
+        - a peer that has the complete tree. If no peer has it, the peer whose fetch began first
+        - the nearest of the other peers (glide.files.peers.distance)
+        - some random peers. In total, at most QUERIED_PEERS peers are asked
         """
         first = sorted(self.peers, key=lambda peer: (not peer.has_all, peer.since, self._distance(peer)))[:1]
         near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]

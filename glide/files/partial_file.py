@@ -101,7 +101,7 @@ class PartialFile:
 
 
 def read_digests(partial: Path) -> dict[int, str]:
-    """Return a dict from the number of each chunk in a partial file to the chunk's sha256."""
+    """Return the chunks that a partial file has: a dict from a chunk's number to the chunk's sha256."""
     have = {}
     with suppress(OSError):
         for line in partial.with_suffix(".have").read_text("utf-8").splitlines():

@@ -50,8 +50,8 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # A token expires one lifetime after its sender made it, by the sender's clock. The sender's clock may be ahead of
-    # this node's clock by one more lifetime. So the expiry time must be at most two lifetimes after `now`.
+    # The sender has set the expiry time by the sender's clock. This clock may be ahead of this node's clock, but by at
+    # most the lifetime of a token. So the expiry time may be up to two lifetimes after `now`. A later time is refused.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 

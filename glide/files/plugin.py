@@ -1,4 +1,4 @@
-"""An HTCondor file transfer plugin for `glide://` addresses. Ordinary jobs get a template's files with this plugin.
+"""An HTCondor file transfer plugin for `glide://` addresses. It fetches a template's files for ordinary jobs.
 
 Such a job brings two files:
 - the plugin, which `glide template plugin` writes

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from glide.system import end_with_parent
 
-MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept of the output, and of the error output
+MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept from stdout; stderr has the same limit
 POLL_SECONDS = 0.5  # seconds between two checks of the program's progress
 BLOCK = 1 << 16
 

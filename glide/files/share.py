@@ -49,7 +49,7 @@ class SharedTree:
 
     Attributes:
         tree: names, sha256 and sizes of the files.
-        key: key of the tokens in the requests of peers.
+        key: secret with which peers sign the tokens in their requests.
         folder: folder that contains the tree's files. None: the files are in the node's cache.
     """
 

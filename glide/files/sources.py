@@ -25,7 +25,7 @@ from glide.system import open_regular
 BLOCK = 1 << 20  # number of bytes that are read in one step
 TIMEOUT = 60.0  # an attempt to read fails if no byte arrives for this time, in seconds
 PLUGIN_SECONDS = 600.0  # a plugin is killed if it writes no byte for this time, in seconds; it may wait for a tape
-TRIES = 5  # reading fails after this number of attempts in a row that read no byte
+TRIES = 5  # after this number of consecutive attempts without any data, reading fails
 PAUSE = 1.0  # pause before the second attempt, in seconds; the pause doubles before each further attempt
 NETWORK_FILESYSTEMS = (
     "nfs", "nfs4", "lustre", "ceph", "gpfs", "beegfs", "beegfs_nodev", "panfs", "wekafs", "afs", "cifs", "smb3",
@@ -46,7 +46,8 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     Args:
         path: absolute path of a folder, or address of a folder or repository.
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
-        seed: source to use instead of a folder that this node does not have. None: the folder itself is read.
+        seed: another source of the folder's files, for a node that lacks the folder. With a seed, the folder is not
+            read. None: the folder is read. If `path` is an address, the seed has no effect.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.

@@ -92,7 +92,11 @@ def digesting(path: Path, size: int) -> Generator[None, None, tuple[str, list[st
 
 
 def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
-    """Return the sha256 of a file and of each of its chunks, like `digesting`, but in one call."""
+    """Return the sha256 of a file, and a list of the sha256 of each chunk.
+
+    If the file does not have `size` bytes, return an empty text and an empty list. Raises OSError if the file cannot be
+    read, or is not a regular file.
+    """
     steps = digesting(path, size)
     while True:
         try:
@@ -102,7 +106,7 @@ def digests_of(path: Path, size: int) -> tuple[str, list[str]]:
 
 
 def blocks(path: Path, length: int, most: int) -> Iterator[bytes]:
-    """Yield the first `most` bytes of a file in pieces of `length` bytes. The last piece may be shorter."""
+    """Yield a file's data in pieces of `length` bytes. Stop after `most` bytes. The last piece may be shorter."""
     with open_regular(path) as file:
         while most > 0 and (data := file.read(min(length, most))):
             most -= len(data)

@@ -28,13 +28,13 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 BROKEN = (
     tarfile.TarError, EOFError, ValueError, lzma.LZMAError, zlib.error, struct.error, ArithmeticError, LookupError,
     RecursionError,
-)  # exceptions that damaged archives cause  # fmt: skip
+)  # if an archive is damaged, one of these exceptions is raised  # fmt: skip
 STEP = 32 << 20  # number of bytes that are reserved in addition to the size of the next file
 # The maximum size of the unpacked files is RATIO times the size of the archive, but at least LEAST bytes. Environments
 # have a ratio of 3 to 5. LEAST is needed, because a small archive that contains mostly zeros has a higher ratio.
 RATIO = 25
 LEAST = 1 << 30
-BLOCK = 4096  # each file, link or folder counts as its size plus this number of bytes
+BLOCK = 4096  # for each file, link and folder, this number of bytes is added to the unpacked size
 LARGEST_HEADER = 16 << 20  # maximum size of a header in an archive, in bytes; tarfile reads each header into memory
 CONDA_SECONDS = 1800.0  # time limit of conda-unpack, in seconds
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))

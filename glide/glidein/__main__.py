@@ -150,8 +150,8 @@ def _folder_of(pattern: str, release: Path, *folders: str) -> Path:
 
 def _write_programs(node: GlideinNode) -> None:
     """Write the script that starts Python with glide's code, and the script that the starter runs before each job."""
-    # HTCondor starts a daemon's program under a name of its own choice (argv[0]). Python finds its packages only if
-    # argv[0] is Python's own path. So HTCondor starts a script, and the script starts Python.
+    # If HTCondor started Python directly, argv[0] would be a name that HTCondor chooses. But Python finds its packages
+    # only if argv[0] is Python's own path. So HTCondor starts a script, and the script starts Python.
     code, python = shlex.quote(f"{node.folder}/code"), shlex.quote(node.python)
     node.python_launcher.write_text(f'#!/bin/sh\nPYTHONPATH={code} exec {python} "$@"\n', "utf-8")
     node.prepare_hook.write_text(prepare_script(node), "utf-8")

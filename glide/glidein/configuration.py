@@ -49,8 +49,8 @@ class GlideinNode:
         retires: Unix time after which the lanes accept no further job.
         cache: folder in which files stay for later glideins.
         host: address of this node, as other nodes of the pool see it.
-        pool_home: GLIDE_HOME of the embedded pool, if the glidein runs in one; otherwise None. The glidein's processes
-            carry this value, so that `glide pool down` finds them.
+        pool_home: GLIDE_HOME of the outer pool, if glide itself has started this pool; otherwise None. The environment
+            of the glidein's processes contains this value, so that `glide pool down` finds the processes.
     """
 
     folder: Path
@@ -237,8 +237,9 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
 
 def _server(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     return {
-        # The cron job is advertise.sh, which never exits. Therefore its mode is WaitForExit. When it prints
-        # "- update:true", the startd sends the lane's ad to the collector immediately.
+        # The startd runs advertise.sh as a cron job. This script never exits. In the mode WaitForExit, the startd waits
+        # for the end of a script before it starts the script again. When advertise.sh prints "- update:true", the
+        # startd sends the lane's ad to the collector immediately.
         "STARTD_CRON_JOBLIST": "GLIDE",
         "STARTD_CRON_GLIDE_EXECUTABLE": str(node.advertise),
         "STARTD_CRON_GLIDE_ARGS": arguments([str(node.endpoint), str(settings.lanes)]),

@@ -35,7 +35,7 @@ from glide.vocabulary import LEAVE_IN_QUEUE, Job, JobStatus
 
 STAGING = ".glide-gather"
 LARGEST_LOG = 64 << 20  # maximum size of one job's event log, in bytes; an ordinary log has a few thousand bytes
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # errors of os.link where hard links are impossible
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # errors that mean: no hard link is possible
 
 
 class Gatherer:
@@ -185,8 +185,8 @@ class Gatherer:
     def _redirect(self, job: Outputs, folder: Path) -> bool:
         """Change a completed job's ad so that HTCondor's client writes the outputs into `folder`.
 
-        Return False if the access point forbids the change of a path in the ad (PROTECTED_JOB_ATTRS). The access point
-        also forbids this change to the job's node. So this path in the ad is still the user's own path.
+        If the access point protects a path in the ad from changes (PROTECTED_JOB_ATTRS), return False. No node can
+        change a protected path. So a protected path is still the path that the user has chosen.
 
         A completed job runs on no node. So no node can change the ad after this function.
         """
@@ -255,7 +255,7 @@ class Gatherer:
         """Create a folder and its parents inside `to`. Return False if a file or a link is in the way.
 
         Args:
-            changed: set to which the created folders and their parents are added.
+            changed: a set of folders. Each created folder and its parent are added to this set.
         """
         here = self.to
         for name in folder.relative_to(self.to).parts:

@@ -106,10 +106,12 @@ def within(path: str, base: str) -> str:
 
 
 def safe_remaps(text: str, base: str) -> dict[str, str]:
-    """Return the remaps, with targets that stay inside the job's own folder. The keys are file names.
+    """Return remaps as a dict from file name to target. All targets stay inside the job's own folder.
 
-    A remap NAME=TARGET is left out if NAME or TARGET contains a separator or an escape character, or if TARGET does
-    not name a file.
+    A remap NAME=TARGET is left out in two cases:
+
+    - NAME or TARGET contains `=`, a backslash, a tab, a line break or a zero byte.
+    - TARGET is empty, or is the job's initialdir itself.
 
     Args:
         text: remaps in the syntax of transfer_output_remaps.

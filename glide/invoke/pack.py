@@ -66,7 +66,7 @@ def pack(
         batch: number of records in one engine call. A job gets a multiple of this number, because a call with half of
             the records takes more than half of the time.
         fixed: number of records per job if the user has fixed this number, else None.
-        eviction_rate: number of lost jobs per lane and second.
+        eviction_rate: average number of jobs that are lost on one lane in one second.
         start_seconds: time that the access point needs to start a job, in seconds.
         unfinished: number of records without a result, including the records that are in jobs.
     """
@@ -83,10 +83,11 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # One record may take a minute, so even a few records should use many glideins. A run gets at most one glidein
-        # per job. So if few records are pending, lower the minimum number of records per job. Two conditions remain:
-        # - There are not more jobs than lanes.
-        # - The access point can start all these jobs within a short time (SHORTEST_SECONDS).
+        # If few records are pending, a job may have fewer records than the usual minimum. Then there are more jobs.
+        # A run gets at most one glidein per job. So with more jobs, the run can get more glideins. This helps if a
+        # record takes a minute. The number of jobs has two upper limits:
+        # - the number of lanes
+        # - the number of jobs that the access point can start within SHORTEST_SECONDS
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
         size = min(max(math.ceil(pending / lanes / SHARE), least), most)
         return Wave(_cut(pending, [size] * most_jobs), f"{size} records a job until their time is known")
@@ -97,10 +98,10 @@ def pack(
     # The speed of all lanes together, in records per second.
     speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
-    # Duration of a job at the end of the run, in seconds. Suppose that all remaining records are in jobs of equal size:
-    # - If the access point is fast, each lane gets one of these jobs.
-    # - If the access point is slow, there are fewer and longer jobs. Their duration is chosen so that the access point
-    #   can start all these jobs within the duration of one job.
+    # Planned duration of a job at the end of the run, in seconds. All jobs at the end have the same duration:
+    # - If the access point starts jobs quickly, the remaining records are divided into one job for each lane.
+    # - If the access point starts jobs slowly, the remaining records are divided into fewer and longer jobs. The access
+    #   point can start all these jobs within the duration of one job.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
@@ -110,9 +111,11 @@ def pack(
     remaining = pending
     for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # If the access point starts jobs too slowly, a job may have more than `most` records. But the job should not
-        # end much later than the other jobs. So even on the slowest lane, the job must not take longer than all lanes
-        # together need for the remaining records.
+        # The usual maximum number of records in a job is `most`. If the access point starts jobs too slowly, the
+        # maximum can be larger. It is then the smaller one of two numbers:
+        # - the number of records that an average lane computes in `shortest` seconds
+        # - the number of records that the slowest lane computes in T seconds. In T seconds, all lanes together compute
+        #   all remaining records. So the job does not end much later than the other jobs.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         size = min(max(share, least), cap, remaining)
         if size == 0:
@@ -128,7 +131,7 @@ def pack(
 
 
 def eviction_rate(evictions: int, lanes: int, seconds: float) -> float:
-    """Return the number of lost jobs per lane and second.
+    """Return the average number of jobs that are lost on one lane in one second.
 
     Args:
         evictions: number of lost jobs.

@@ -110,7 +110,7 @@ class Batcher:
 
         If there is only one suspect, this record gets an error as its result in two cases:
 
-        - The engine certainly caused its own end (see DeadEngine).
+        - The engine has exited, or the model server has killed the engine because of the engine's behaviour.
         - Another engine has already died in a call that had only this record.
 
         Args:

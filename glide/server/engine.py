@@ -27,10 +27,10 @@ from glide.vocabulary import ENGINE_VARIABLE
 # - The engine has closed its connection to the server, but the engine's process still runs.
 GRACE_SECONDS = 5.0
 DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks to the log, before the engine is killed
-# After an engine's process has ended, the model server reads the engine's last messages for this number of seconds.
-# Then the server closes the connection. Otherwise, another process could keep the connection open forever.
+# After an engine's process has ended, the model server still accepts messages for this number of seconds. Then the
+# server closes the connection, because another process could keep the connection open forever.
 DRAIN_SECONDS = 1.0
-OUTPUT_BYTES = 1 << 16  # number of bytes at the end of the log that are searched for an engine's last output
+OUTPUT_BYTES = 1 << 16  # this number of bytes, at the end of the log, is searched for an engine's last output
 
 
 class DeadEngine(Exception):
@@ -220,8 +220,8 @@ class EngineHandle:
         await self.empty.wait()
 
     def _signal(self, number: int) -> None:
-        # Use os.kill, not the process's method `send_signal`. If the process has just ended, `send_signal` may fetch
-        # its exit code, and asyncio would never learn this code.
+        # Use os.kill, not `send_signal` of asyncio's process object. If the process has just ended, `send_signal` may
+        # take the exit code from the kernel. Then asyncio can no longer get the exit code.
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -243,7 +243,7 @@ def end_strays(log: Path) -> None:
 
 
 def _mark(log: Path) -> str:
-    """Return the common beginning of the marks of all engines that write to this log (see EngineHandle.mark)."""
+    """Return the first part of EngineHandle.mark. All engines that write to the same log have the same first part."""
     return f"{log}#"
 
 

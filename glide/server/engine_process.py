@@ -28,7 +28,7 @@ from glide.template import Template
 INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
 FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_BYTES = 8_000_000  # results that together exceed this number of bytes are sent at once
+FLUSH_BYTES = 8_000_000  # if the collected results have more bytes than this number, they are sent immediately
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
 

@@ -14,7 +14,7 @@ from glide.server.ticket import JobRequest
 from glide.vocabulary import Exit
 
 QUEUE_RECORDS = 4096  # maximum number of records in a job's queue; while the queue is full, the job's input is not read
-QUEUE_BYTES = 32_000_000  # maximum total size of the records in a job's queue, in bytes of the job's input
+QUEUE_BYTES = 32_000_000  # maximum size of all records in a job's queue together, in bytes
 # If the records in a message to the engine have at least this size together, in bytes, no further record is added.
 CALL_BYTES = 32_000_000
 PAUSE_BYTES = 1_000_000  # number of bytes that are read from a job's input before other jobs get a turn

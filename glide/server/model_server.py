@@ -32,7 +32,7 @@ from glide.vocabulary import Exit, State
 REPORT_SECONDS = 2.0  # seconds between two checks of the lanes' speeds; a new state is advertised immediately
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
-FAILED_SECONDS = 3.0  # if all templates failed, the glidein ends after this idle time; enough to advertise the failure
+FAILED_SECONDS = 3.0  # idle seconds until the glidein ends if all templates failed; meanwhile it advertises the failure
 COUNT_SECONDS = 15.0  # minimum number of seconds between two ads with small changes; each ad is work for the collector
 
 
@@ -112,7 +112,7 @@ class ModelServer:
         while self.idle_seconds is None or time.monotonic() - latest < self._idle_limit:
             await asyncio.sleep(1.0)
             busy = len(self._idle_servers()) < len(self.servers)
-            # A short job can start and end between two checks. `last_used`, the time of the last job's end, shows it.
+            # A short job can start and end between two checks. So also use `last_used`, the time when a job last ended.
             latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
@@ -233,14 +233,14 @@ class ModelServer:
                 del self.servers[each.template.digest]
         self.lanes = [successor if each in to_stop else each for each in self.lanes]
         self.changed.set()
-        for each in to_stop:  # this is slow, so it comes last; jobs that arrive meanwhile already get other servers
+        for each in to_stop:  # stopping takes long, but new jobs do not wait: the lanes have already changed
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
-        """Stop a server whose template did not load. Its lanes get the first of these servers that is available:
+        """Stop `server`, because its template did not load. Give its lanes another server. Try these in this order:
 
-        - `before`, the earlier server of the sticky job's lane, if it was not stopped
-        - the server of any other template
+        - `before`, which was the server of the sticky job's lane. It may have been stopped meanwhile
+        - any other server that still runs
         - a new server for the initial template
         """
         await self._stop_servers([server])
@@ -270,7 +270,7 @@ class ModelServer:
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"
             raise WrongRequest(f"{needed}, but this glidein has {self.memory:.0f} MB", Exit.SERVER_LOST)
-        failed = self.servers.get(template.digest)  # earlier server of the template; None if there is none
+        failed = self.servers.get(template.digest)  # the template's failed TemplateServer, or None if there is none
         to_stop = [failed] if failed else []
         # Stop the servers with code of other owners, because code of two owners must not run under one account at once.
         to_stop += [

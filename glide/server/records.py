@@ -14,7 +14,7 @@ from typing import Any
 
 from glide.system import open_regular
 
-RECORD_TIMEOUT = 600.0  # timeout of a record that sets no timeout, in seconds
+RECORD_TIMEOUT = 600.0  # default timeout of a record, in seconds
 LINE_BYTES = 32_000_000  # maximum number of bytes in a line
 DEPTH = 50  # maximum number of levels of nested lists and objects in `generate`
 LONGEST_TIMEOUT = 1e7  # maximum timeout that a record may set, in seconds
@@ -44,7 +44,7 @@ class WrongInput(Exception):
 def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
     """For each line of a file, yield the request and the line's length in bytes.
 
-    The request is None if the line is empty or gives default values.
+    If a line has no `custom_id`, the request is None. Such a line is empty, or sets default values for later records.
 
     Raises:
         WrongInput: a line is not valid.

@@ -18,7 +18,9 @@ from typing import Any
 from glide.system import open_regular
 
 TIMEOUT = 60.0  # time limit for an answer of the access point, in seconds
-LONGEST = 991  # maximum number of bytes in an attribute's text; two quotes are added, and the starter accepts 993 bytes
+# Maximum number of bytes in an attribute's text, without the two quotes around the text. With the quotes, the starter
+# accepts 993 bytes.
+LONGEST = 991
 
 
 class Chirp:
@@ -131,12 +133,12 @@ class ResultStream:
         sent: number of bytes of the output file that are on the access point.
         unsent_records: number of results that were written since the last append.
         batch_full: event that is set when RECORDS results are unsent.
-        line_break: bytes that the next append sends before its data. If the last line on the access point may be
-            incomplete, they are a line end. Otherwise they are empty.
+        line_break: a line end if the last line on the access point may be incomplete; otherwise empty. The next append
+            sends `line_break` before its data.
     """
 
     SECONDS = 1.0  # seconds between appends; each append costs the access point a few milliseconds
-    RECORDS = 256  # number of unsent results at which the next append is made without waiting
+    RECORDS = 256  # if this number of results is unsent, they are appended immediately
     PIECE = 4_000_000  # maximum number of bytes in one append; each append must be finished within TIMEOUT seconds
 
     def __init__(self, output: Path, errors: str, chirp_config: str):
@@ -212,10 +214,12 @@ class ResultStream:
                 await asyncio.sleep(self.SECONDS)
 
     async def _append(self, chirp: Chirp, end: int, begun: int) -> None:
-        """Append new bytes of the output file to the file on the access point. Then append a line with `begun`.
+        """Append the new bytes of the output file to its copy on the access point. Then append a line to the copy.
+
+        This line contains the number `begun`.
 
         Args:
-            end: offset in the output file where the new bytes end. They begin at the offset `sent`.
+            end: offset in the output file at which the new bytes end. The new bytes begin at the offset `self.sent`.
             begun: number of records that were sent to the engine.
         """
         position = self.sent
@@ -225,7 +229,9 @@ class ResultStream:
             if position < end and not piece:
                 raise OSError(f"output file {self.name} has become shorter")
             whole = piece.rfind(b"\n") + 1
-            piece = piece[: whole or len(piece)]  # remove an incomplete last line, unless this line is the whole piece
+            # The piece is a part of the new bytes. If the piece contains a line end, append only the complete lines.
+            # Otherwise, the piece is a part of one long line. Then append the whole piece.
+            piece = piece[: whole or len(piece)]
             position += len(piece)
             await chirp.append(self.name, self.line_break + piece + (account if position == end else b""))
             self.line_break = b""

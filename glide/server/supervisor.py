@@ -216,7 +216,7 @@ class Supervisor:
             if engine.running_since is None or not items:
                 continue
             if all(item.job.gone for item in items):
-                engine.interrupt()  # no job needs this call now, and new jobs may be waiting
+                engine.interrupt()  # end the call: no job needs its results, and the call may delay new jobs
             await engine.enforce_timeout(max(item.request.timeout for item in items))
 
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:

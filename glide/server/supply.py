@@ -77,8 +77,9 @@ class FileSupply:
             fetching began.
         progress: the progress of these trees. The keys are the trees' digests. Each value is a pair: the number of the
             tree's bytes that are on this node, and the number of all its bytes.
-        held: a dict from a template's digest to the locks that keep the template's trees in the cache. These locks are
-            a dict from a tree's digest to the file descriptor of the tree's lock.
+        held: the locks that keep trees in the cache. The keys are the digests of templates. Each value is another dict,
+            for the trees of one template. Its keys are the trees' digests. Its values are the file descriptors of the
+            trees' locks.
     """
 
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
@@ -98,10 +99,10 @@ class FileSupply:
 
     @property
     def fetched_share(self) -> float | str:
-        """The progress of fetching, from 0 to 1; empty while unknown.
+        """The progress of fetching, as a number from 0 to 1; an empty text while the progress is unknown.
 
-        It is the number of bytes on this node divided by the size of all trees being fetched, rounded down to a
-        multiple of 1/STEPS.
+        Add up the bytes of all trees that are being fetched. The progress is the share of these bytes that is already
+        on this node. The progress is rounded down to a multiple of 1/STEPS.
         """
         here, whole = (sum(column) for column in zip(*self.progress.values(), strict=True)) if self.progress else (0, 0)
         return int(here / whole * STEPS) / STEPS if whole else ""
@@ -199,7 +200,8 @@ class FileSupply:
             "plugins": settings.plugins, "swarm": swarm_settings if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
-            # Run the process under a keeper, because it may run the program conda-unpack of a user's environment.
+            # The process may run conda-unpack, a program from the user's environment. So a keeper runs the process.
+            # The keeper kills all processes that conda-unpack leaves behind.
             *under_keeper([sys.executable, "-m", "glide.files"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             start_new_session=True, preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
@@ -231,7 +233,7 @@ class FileSupply:
         return report
 
     def delete_cached(self, template: Template) -> None:
-        """Delete a template's files from the cache, because the template keeps nothing between jobs."""
+        """Delete a template's files from the cache. Call this method only for a template with `keep: nothing`."""
         self.release(template)
         for file_set in template.file_sets:
             if self.cache:
@@ -249,7 +251,10 @@ class FileSupply:
             os.close(descriptor)
 
     def ad_attributes(self) -> dict[str, Any]:
-        """Return the attributes about files for the ads of the lanes. These attributes name trees by short digests."""
+        """Return the ad attributes that describe the files on this node. The ad of each lane gets these attributes.
+
+        The attributes name each tree by its short digest.
+        """
         cached = [] if self.cache is None else [tree for tree in self.cache.trees if tree not in self.fetching]
         return {
             Machine.CACHED: ",".join(map(short_digest, cached[:MOST_ADVERTISED])),

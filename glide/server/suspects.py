@@ -14,16 +14,18 @@ from glide.server.job import QueuedRecord
 def next_calls(
     suspects: Sequence[QueuedRecord], self_inflicted: bool
 ) -> tuple[list[list[QueuedRecord]], QueuedRecord | None]:
-    """Return the record that has ended an engine, or the calls that help to find this record.
+    """Find the record that made an engine die. If several records are suspects, divide these records into two calls.
 
-    A record is the cause in two cases:
+    A single suspect is certainly the cause in two cases:
 
-    - The record was alone in its call, and the engine certainly caused its own death.
+    - The engine exited, or the model server killed the engine because of the engine's behaviour (`self_inflicted`).
     - Two engines have died while they served only this record.
+
+    In all other cases, the single suspect is served alone again.
 
     Args:
         suspects: records of the call in which the engine died.
-        self_inflicted: whether the engine certainly caused its own death.
+        self_inflicted: False if another process may have killed the engine; otherwise True.
 
     Returns:
         A pair: the next calls, and the record that is the cause. The record is None while the cause is unknown. The

@@ -59,7 +59,8 @@ class TemplateState:
         """Add `errors` to the status's number of errors."""
         if errors:
             self.update(errors=self.status.errors + errors)
-            # Report only when the number has doubled, because each report is a transaction at the access point.
+            # Each report to the outer job is a transaction at the access point. So report only after the number of
+            # errors has doubled.
             if self.status.errors >= 2 * self.reported_errors:
                 self._report()
 

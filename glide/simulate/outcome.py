@@ -99,8 +99,8 @@ def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.nd
     """
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))
-    # A computation makes the curve steeper from its start to its end. So the curve's slope increases at the start, and
-    # decreases by the same amount at the end.
+    # The slope of the curve is the total rate of all running computations, in records per second. So the slope
+    # increases when a computation starts. The slope decreases by the same amount when the computation ends.
     steady = end > begin
     slope = count[steady] / (end - begin)[steady]
     for edges, slopes in ((begin[steady], slope), (end[steady], -slope)):

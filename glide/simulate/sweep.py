@@ -107,9 +107,13 @@ class SimulatedSweep:
         self._wake()
 
     def add_measurement(self, lanes: int, record_seconds: float) -> None:
-        """Store a glidein's measured seconds per record, after its first engine call.
+        """Store the seconds per record for each lane of a glidein, after the glidein's first engine call.
 
-        The lanes share one engine. So the time of a lane is the engine's time, multiplied by the number of lanes.
+        The lanes share one engine. So a record takes `lanes * record_seconds` seconds on each lane.
+
+        Args:
+            lanes: number of lanes of the glidein.
+            record_seconds: seconds that the engine needs per record.
         """
         self.lane_record_seconds[record_seconds * lanes] += lanes
 
@@ -135,7 +139,7 @@ class SimulatedSweep:
             get.cancel()
 
     def job_finished(self, job: SimulatedJob) -> None:
-        """Count a job as no longer running, because it has ended successfully."""
+        """Remove a job from the running jobs, because the job has ended successfully. Wake the driver."""
         self.running.discard(job)
         self._wake()
 

@@ -53,8 +53,8 @@ class Nodes(TraceSection):
         leave: time at which the first node leaves, in seconds. By default nodes stay to the end.
         leave_every: seconds from the departure of a node to the departure of the next node. `leave_every` requires
             `leave`.
-        stay: average time that a node stays, in seconds. Each time is random. Do not give both `stay` and `leave`. By
-            default nodes do not leave at random.
+        stay: average time that a node stays, in seconds. Each time is random. Do not give both `stay` and `leave`.
+            Without `stay`, no node leaves at a random time.
         away: average time between the departure of a node and its return, in seconds. Each time is random. `away`
             requires `stay`. By default nodes do not return.
     """
@@ -248,7 +248,9 @@ def _site(trace: Trace, folder: Path) -> SiteFile:
     """Return the site of a trace. `ready` and `owners` are removed, because they do not matter to a single sweep.
 
     Raises:
-        ValueError: the nodes name an unknown entry, or an entry has a service.
+        ValueError: there are two possible causes:
+            - The trace refers to an entry that the site does not have.
+            - An entry of the site has the key `service`. A simulation does not support this key.
     """
     site = trace.site if isinstance(trace.site, SiteFile) else load(folder / trace.site, SiteFile)
     names = [entry.name for entry in site.entries]
@@ -292,9 +294,11 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
         if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
-            # The benchmark has two lanes. While a job starts on one lane (`start`), the other lane ends a job and gets
-            # the next job (`turnover`). Then the lanes swap roles. Exactly one job ends between two swaps. So the time
-            # between two swaps is the measured time per job. `start` and `turnover` are equal to this time.
+            # The benchmark has two lanes, which work in turns. A turn lasts as long as the measured time per job.
+            # Two things happen in each turn:
+            # - One lane starts a job. This takes the time `start`.
+            # - The other lane ends a job and gets the next job. This takes the time `turnover`.
+            # In the next turn, the lanes swap roles. So `start` and `turnover` are both as long as a turn.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):

@@ -26,7 +26,7 @@ class SimulationLog:
     """A log of the events of a simulation. Times are in seconds from the beginning of the simulation.
 
     Attributes:
-        served: start, end and number of records, for each computation of records whose results were kept.
+        served: for each computation, a tuple (start, end, number of results). Lost results are not counted.
         warm: for each change of the number of warm glideins, the time and the change: 1 if a glidein became warm, and
             -1 if a warm glidein ended or lost its node.
         spent: seconds that glideins spent, by kind. `starting` is the time until a glidein was warm, or until the end

@@ -1,10 +1,11 @@
 """Use an access point behind a login host. HTCondor's commands run on that host, over one SSH connection.
 
 If the connection breaks during a submission, condor_submit may still be running on the host, or may start there later.
-If a query missed the jobs of this submission, the factory would submit them again. Two measures prevent this:
+If a query missed the jobs of this submission, the factory would submit the same jobs again. Two measures prevent this:
 - A command that changes the queue holds an exclusive lock on the host. A query waits until the lock is free.
-- A file on the host contains a token. A factory writes a new token (`fence`) before the factory's first query, and
-  after the connection has broken. A submission that carries an older token submits nothing.
+- A file on the host contains a random text, the fence token. Each submission contains a copy of the fence token. If the
+  copy differs from the text in the file, condor_submit does not run. The factory writes a new fence token at its start,
+  and after each broken connection.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from glide.glidein import bundle
 from glide.ssh.link import SshError, SshLink
 from glide.vocabulary import Job, Machine
 
-INPUTS = ("glidein.json", "token")  # names of the input files of glideins that are not in the bundle
+INPUTS = ("glidein.json", "token")  # names of a glidein's input files; start.sh and glide.zip are left out
 LOG_DAYS = 7  # the output of glideins is deleted from the host after this time, in days
 LARGEST_LOG = 1_000_000  # maximum number of bytes that are retrieved from the end of a glidein's output
 SUMS = "SHA256SUMS"
@@ -47,9 +48,10 @@ class RemoteAccessPoint:
     """An access point behind a login host. Its methods are similar to those of glide.condor.AccessPoint.
 
     On the host, the folder `login.folder` contains glide's files:
-    - bundles/VERSION contains the bundle of a version of glide. All glideins of this version need its files to start.
-    - SITE/ENTRY/TEMPLATE contains the input files that are not in the bundle (INPUTS), and the output of glideins. The
-      factory's folder on this machine has the same subfolders.
+    - bundles/VERSION contains one version of glide's code: the files start.sh and glide.zip. Each glidein of this
+      version needs both files.
+    - SITE/ENTRY/TEMPLATE contains the other input files of glideins (INPUTS), and the output of glideins. The factory's
+      folder on this machine has the same subfolders.
     """
 
     def __init__(self, login: Login):
@@ -176,7 +178,8 @@ class RemoteAccessPoint:
                 places += [f"{name}.out", f"{name}.err"]
         script = f'for name; do [ -f "$name" ] && echo "= $name" && tail -c {LARGEST_LOG} "$name" | base64; done; true'
         output = self.shell(f'cd "$0"; {script}', self._base, *places) if places else ""
-        for text in output.split("= ")[1:]:  # `= ` begins each file in the output; base64 data cannot contain it
+        # In the output, a line `= NAME` comes before the base64 data of each file. base64 data never contains `= `.
+        for text in output.split("= ")[1:]:
             name, _, content = text.partition("\n")
             if name in places:
                 path = home() / "factory" / name
@@ -200,12 +203,12 @@ class RemoteAccessPoint:
         return remote
 
     def deploy(self) -> str:
-        """Make sure that the host has the bundle of this version of glide, and return the version's name.
+        """Make sure that the host has this version of glide's code, and return the version's name.
 
-        If the bundle had to be sent, delete the bundles of other versions that no job in the queue uses.
+        If the code had to be sent, delete each other version that no job in the queue uses.
 
         Raises:
-            CondorError: the bundle on the host differs from the bundle that was sent.
+            CondorError: the code on the host differs from the code that was sent.
         """
         files = bundle.start_files()
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()).encode()
@@ -220,16 +223,19 @@ class RemoteAccessPoint:
         return version
 
     def versions(self) -> list[str]:
-        """Return the versions of the bundles on the host."""
+        """Return the versions of glide whose code is on the host."""
         return self.shell('mkdir -p "$0/bundles"; ls "$0/bundles"', self._base).split()
 
     def _bundle_digest(self, place: str) -> str:
-        """Return the sha256 of the file SHA256SUMS in a bundle; empty if a file of the bundle is missing or damaged."""
+        """Return the sha256 of the file SHA256SUMS in a folder on the host.
+
+        SHA256SUMS lists the sha256 of each other file. If a file is missing or damaged, return an empty text.
+        """
         output = self.shell(f'cd "$0" 2>/dev/null && sha256sum --quiet -c {SUMS} && sha256sum {SUMS} || true', place)
         return output.split()[-2] if output.endswith(f" {SUMS}\n") else ""
 
     def _delete_old_bundles(self, version: str) -> None:
-        """Delete all bundles that no job in the queue uses, except the bundle of `version`."""
+        """Delete old versions of glide's code from the host. Keep `version`, and each version that a job uses."""
         jobs = self.jobs(f"{Job.ENTRY} =!= undefined", ["Cmd"])
         used = {PurePosixPath(str(job.get("Cmd"))).parent.name for job in jobs} | {version}
         if old := [f"{self._base}/bundles/{each}" for each in self.versions() if each not in used]:
@@ -296,12 +302,14 @@ class RemoteAccessPoint:
         Args:
             kind: the option of `flock`: "-x" for an exclusive lock, "-s" for a shared lock.
         """
-        budget = str(max(1, int(self.login.seconds) - 2))  # time limit on the host; this machine waits 2 s longer
+        # The host ends the command after `budget` seconds. This machine waits 2 s longer for the host's answer.
+        budget = str(max(1, int(self.login.seconds) - 2))
         try:
             return self._run(["timeout", budget, "flock", kind, f"{self._base}/lock", *command], stdin)
         except SshError:
-            # The host may still start the command. So forget all tokens. The next call of `fence` then writes a new
-            # token to the host. A late submission contains the old token, and so submits nothing.
+            # The host may still start the command. If the fence token on the host changes, a late submission
+            # submits nothing. So forget the fence tokens here. Then the next call of `fence` changes the fence
+            # token on the host.
             self._fence_tokens.clear()
             raise
 

@@ -1,7 +1,7 @@
 """Run commands on a login host over one SSH connection.
 
-The first command opens the connection. After a failure, all commands fail until a pause is over. The next command opens
-a new connection.
+The first command opens the connection. If the connection fails, a pause begins. During the pause, all commands fail.
+The first command after the pause opens a new connection.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SshLink:
 
         Raises:
             SshError: the host cannot be reached, the command took longer than `login.seconds`, or the connection broke.
-                Until a pause is over, every further call immediately raises the same error.
+                After such an error, a pause begins. During the pause, each call immediately raises the same error.
         """
         with self._lock:
             if time.monotonic() < self._next_try:

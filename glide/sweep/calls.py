@@ -42,7 +42,7 @@ class Call(Future):
         self.request = request
 
     def set_outcome(self, result: dict[str, Any]) -> None:
-        """Set the attributes of this future, and its value or exception, from the call's result."""
+        """Give the call's result to this future: first the attributes, then the value or the exception."""
         for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
             if name in result:
                 setattr(self, name, result[name])

@@ -27,10 +27,11 @@ from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
-CALM_SECONDS = 1.0  # when a lane has been warm and no job ends: seconds between two queries of schedd and collector
+# Seconds between queries of schedd and collector after a lane became warm. If a job ends, the next query is earlier.
+CALM_SECONDS = 1.0
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
-# A run gives up after this number of seconds if HTCondor refuses the run's jobs, or has never answered. If HTCondor has
-# answered before, the run waits without a time limit, because an access point may be rebooting.
+# A run gives up after this number of seconds in two cases: HTCondor refuses the run's jobs, or has never answered. If
+# HTCondor answered before and does not answer now, the run waits without a limit. The access point may be rebooting.
 PATIENCE_SECONDS = 30.0
 # If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
 STUCK_SECONDS = 5.0
@@ -68,8 +69,7 @@ class Driver:
     The job queue and the results on disk hold the whole state of a sweep. So a new driver can continue after a crash.
 
     Args:
-        condor_answered: whether HTCondor has answered this process before. If so, the driver waits without a time limit
-            when HTCondor does not answer.
+        condor_answered: whether HTCondor has answered before. If so, the driver waits for HTCondor without a limit.
 
     Attributes:
         reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
@@ -108,7 +108,7 @@ class Driver:
         well = time.monotonic()
         while True:
             if self.work.wait_for_work():
-                well = time.monotonic()  # no query was made during this wait, so the time without an answer is now 0
+                well = time.monotonic()  # the wait for work does not count as time without an answer from HTCondor
             try:
                 self.progress = self._cycle()
                 self.condor_answered, well = True, time.monotonic()
@@ -226,7 +226,7 @@ class Driver:
         )  # fmt: skip
 
     def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
-        """If a warm lane is free, make the access point try again to match jobs that are idle for STUCK_SECONDS."""
+        """If jobs stay idle although a warm lane is free, ask the access point to match the jobs again."""
         free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
         stuck = [each for each in queue if each.status == JobStatus.IDLE and each.status_seconds > STUCK_SECONDS]
         if free and time.monotonic() - self.reconsidered > STUCK_SECONDS:

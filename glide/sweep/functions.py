@@ -168,7 +168,7 @@ def sticky(function: Callable[..., dict[str, Any]] | None = None, *, environment
 def invocation(
     *, state: StickyState = NO_STATE, timeout: float = TIMEOUT
 ) -> Callable[[Callable[..., Any]], Invocation]:
-    """Decorate a function so that `glide.Session` runs the function on glideins where `state` is warm.
+    """Decorate a function so that `glide.Session` runs the function on glideins that have loaded `state`.
 
     Args:
         state: the return value of a call to a sticky function. By default, the function needs no state.

@@ -37,8 +37,9 @@ class HistoryWriter:
     """Write one line for each change of a lane, a job or a count. Without a path, write nothing.
 
     Attributes:
-        written: for each present lane and job, the facts that were last written. A lane's key is ("lane", Name of
-            the lane). A job's key is ("carrier", name of the job's part).
+        written: a dict from each lane or invocation job to the facts that were last written. The key of a lane is
+            ("lane", Name of the lane). The key of an invocation job is ("carrier", name of the job's part). In the
+            history, such a job is called "carrier". If a lane or job has ended, the entry is deleted.
         counts: the newest counts, written or not.
         last_counts: time when counts were last written (monotonic seconds), and the counts that were written.
     """
@@ -88,10 +89,10 @@ class HistoryWriter:
                 self._write_end("carrier", part, {"end": "removed"})  # a person or HTCondor has removed the job
 
     def write_lanes(self, lanes: Sequence[Mapping[str, Any]]) -> None:
-        """Write new facts about the present lanes, and the end of each lane that is gone.
+        """Write new facts about the lanes, and the end of each lane that is gone.
 
         Args:
-            lanes: ads of the present lanes, which have loaded the run's template or are loading it.
+            lanes: ads of the lanes that have loaded the run's template or are loading it. All other lanes are gone.
         """
         if self.file is not None:
             for lane in lanes:
@@ -118,7 +119,8 @@ class HistoryWriter:
 
         Args:
             how: "gathered", "lost" or "removed".
-            facts: further entries of the lines. `at` is the Unix time when the jobs ended; by default, now.
+            facts: further entries for each job's line in the history. The entry `at` is the Unix time when the jobs
+                ended. If `at` is missing, the line gets the current time.
         """
         if self.file is not None:
             for job in jobs:

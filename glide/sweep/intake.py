@@ -42,7 +42,8 @@ class ResultIntake:
         attempts: for each record id, the number of lost jobs that had the record.
         evictions: number of jobs that were lost.
         lost_in_flight: number of records that a node had begun, but whose results were lost with the node. A node
-            reports once a second how many records it has begun. So the records of its last second are not counted.
+            reports once a second how many records it has begun. So this attribute does not count the records that
+            the node began after its last report.
         disconnected: Unix time when a job lost its node, by job number.
         peeked: for the name of each part, the time when its job's output was last read (monotonic seconds).
         holds: number of times in a row that the driver found held jobs. After a new result, this count starts again.
@@ -102,8 +103,8 @@ class ResultIntake:
         """Forget the parts whose jobs have left the queue. Return the ids of the records in the remaining parts.
 
         Args:
-            parts: names of the parts whose jobs are in the queue. The parts in `finished` remain, too, because their
-                jobs are not gathered yet.
+            parts: names of the parts whose jobs are in the queue and have not completed. This method also keeps the
+                parts in `finished`. The jobs of these parts have completed, but are not gathered yet.
         """
         self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
         return set().union(*self.record_ids.values())

@@ -62,7 +62,7 @@ class Lanes:
         self.is_warm = self.was_warm = False
 
     def observe(self) -> list[dict[str, Any]]:
-        """Query the collector, and return the ads of the present lanes. Leave out the lanes of avoided glideins.
+        """Query the collector, and return the ads of the lanes. Leave out old ads, and all ads of avoided glideins.
 
         Raises:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
@@ -133,7 +133,7 @@ class Lanes:
             self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return False if any glidein other than this lane's glidein is warm, else True."""
+        """Return True if no glidein is warm, except possibly the glidein of this lane."""
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}

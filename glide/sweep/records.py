@@ -280,7 +280,10 @@ def render(prompt: str, fields: dict[str, Any]) -> str:
 
 @lru_cache(64)
 def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """Split a prompt into pairs of a fixed text and the name of the field after it (None if no field follows)."""
+    """Split a prompt into pairs (text, field name).
+
+    The field comes directly after the text. If no field comes after the text, the field name is None.
+    """
     return [(text, name) for text, name, _, _ in string.Formatter().parse(prompt)]
 
 

@@ -1,4 +1,4 @@
-"""Store the fingerprints of the requests that a prompt's results belong to, in `.glide/requests/PROMPT.jsonl`.
+"""Store the fingerprints of a prompt's requests in `.glide/requests/PROMPT.jsonl`.
 
 A result has the id of its record, but not the request. The sweep file, the records or the model may change after the
 result was computed. The result is still valid if the request has the same fingerprint as before. A result may be in
@@ -34,7 +34,7 @@ class RequestIndex:
         fingerprints: the fingerprints of the current requests, in input order.
         unchanged: for each record in input order, 1 if the record's request has not changed, else 0. A result in `out`
             is still valid if the request has not changed.
-        superseded: fingerprints of the old requests that were changed or removed, by custom_id.
+        superseded: a dict from custom_id to the old fingerprint, for each request that was changed or removed.
         up_to_date: whether the file of fingerprints holds exactly the current requests.
     """
 

@@ -44,13 +44,12 @@ class Results(Work):
     """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
 
     In jobs, a record has the id "prompt/custom_id#fingerprint". If the request changes, the id changes. If a record
-    runs again after an error, the id gets a mark. An old job may still send a result with the old id. Such a result
-    does not count.
+    runs again after an error, the id gets a mark. If an old job sends a result with an old id, the result is ignored.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
         abandoned_run: GlideRun of old jobs that may still be in the queue after the sweep was started over; else None.
-        done_prefix: position before which all requests have a result. `pending` begins at this position.
+        done_prefix: position in the list of requests. All earlier requests have a result. `pending` begins here.
         retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
@@ -98,11 +97,11 @@ class Results(Work):
         return f"{prompt}/{self.sweep.records[number].custom_id}#{self._version(prompt, number)}"
 
     def _version(self, prompt: str, number: int) -> str:
-        """Return the end of a record's id in jobs. It changes if the request changes, or if the record is run again."""
+        """Return the suffix of the id that a record has in jobs. A changed request or a retry gets a new suffix."""
         return f"{self.indexes[prompt].fingerprints[number]:016x}{self.retry_marks.get((prompt, number), '')}"
 
     def _locate(self, wire_id: str) -> tuple[str, int] | None:
-        """Return prompt and position in the input for an id in jobs; None if the id belongs to no current request."""
+        """Return the prompt and the input position for an id from a job, or None if no current request has this id."""
         prompt, _, rest = wire_id.partition("/")
         custom_id, _, version = rest.rpartition("#")
         number = self.indexes[prompt].numbers.get(custom_id) if prompt in self.indexes else None
@@ -117,8 +116,8 @@ class Results(Work):
         """Read the results in `out`. Count valid results, move other lines aside, and mark records that must run again.
 
         Args:
-            retry: whether records with an error run again. A record with a mark of an earlier driver always runs again.
-            only: type of error; `retry` applies only to records with this error. None for all types.
+            retry: whether records with an error run again. Records marked by an earlier driver always run again.
+            only: the type of error to which `retry` applies. None means that `retry` applies to all errors.
         """
         sweep, out = self.sweep, self.sweep.out
         make_folders(out, self.indexes)
@@ -133,8 +132,9 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # A record with two lines has run again, and has lost its mark above. Save the marks, then remove old lines. In
-        # the other order, a crash could leave one line and the old mark, and the record would run once more.
+        # If a record has two lines, the record has already run again. So the code above has dropped the record's mark.
+        # Save the marks before the old lines are removed. Otherwise, a crash could leave one line and the old mark.
+        # Then the next driver would run the record again.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():
@@ -250,8 +250,8 @@ class Results(Work):
         Raises:
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
-        self.retry_marks.clear()  # every record has its last result, so no record must run again
-        self._write_retry_marks()  # a mark that is on disk after the sort would make the next driver run a record again
+        self.retry_marks.clear()  # every record has its final result, so no record needs to run again
+        self._write_retry_marks()  # delete the marks before the sort, so that no record runs again after a crash
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}
@@ -303,7 +303,7 @@ def open_results(
     """Open the results of a sweep, and lock `out` until the results are closed.
 
     Args:
-        new_run: value of GlideRun for the sweep's jobs if the sweep is new.
+        new_run: a name for the run. If the sweep is new, the jobs get this name in their attribute GlideRun.
         resume: whether to raise an InputError if `out` has no results.
         again: whether to move existing results aside and start over.
         retry, only: as in Results.load.

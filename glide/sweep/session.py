@@ -40,7 +40,7 @@ _log = logging.getLogger("glide")
 
 
 class Session(Executor):
-    """An executor that runs an invocation on glideins where the invocation's state is warm.
+    """An executor for calls of Python functions. A call runs on a glidein that has loaded the function's sticky state.
 
     Args:
         glideins: maximum number of glideins that may run at the same time for each template.
@@ -90,7 +90,7 @@ class Session(Executor):
         """
         if isinstance(fn, Invocation):
             invocation = fn
-        else:  # cache only functions: other callables may change, for example the object of a bound method
+        else:  # keep only plain functions in the cache, because other callables may contain objects that change
             invocation = self.invocation(fn) if isinstance(fn, FunctionType) else Invocation(fn)
         request = {
             "prompt": invocation.prompt(args, kwargs), "generate": invocation.generate, "timeout": invocation.timeout,

@@ -18,8 +18,8 @@ class Work(ABC):
         template: the template that all records need.
         glideins: maximum number of glideins that may run at the same time.
         pack: number of records per job if the user has fixed this number, else None.
-        batch: a number of records. If `pack` is None, each job gets a multiple of this number. If `batch` is None, the
-            driver uses the number of records in one engine call.
+        batch: most jobs get a multiple of this number of records. None means the number of records in one engine call.
+            If `pack` is not None, `batch` is not used.
         done: for each id that has a result, a hash of the execution that computed the result (`_execution_hash`).
         resumed: number of ids that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.
@@ -75,7 +75,11 @@ class Work(ABC):
         """
 
     def are_current(self, records: Collection[str]) -> bool:
-        """Return whether all these ids belong to current requests. A sweep's requests may change between drivers."""
+        """Return whether all these ids belong to current requests.
+
+        The requests of a sweep may change after a driver has submitted jobs. Then the next driver finds outdated
+        requests in these jobs.
+        """
         return True
 
     def check_result(self, result: dict[str, Any]) -> str:
@@ -115,7 +119,7 @@ class Work(ABC):
             self.count(record, result)
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
-        """Save the sizes of new jobs, in records, and the reason for these sizes. By default, save nothing."""
+        """Save how many records each new job has, and the reason for this. This default method saves nothing."""
 
     def count(self, record: str, result: dict[str, Any]) -> None:
         """Add the result of a record to the counts."""
@@ -127,5 +131,8 @@ class Work(ABC):
 
 
 def _execution_hash(result: dict[str, Any]) -> int:
-    """Return a hash that differs between two executions of a record, and is equal for copies of one result."""
+    """Return a hash of a result.
+
+    Copies of one result have the same hash. If a record is executed again, the new result has a different hash.
+    """
     return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))

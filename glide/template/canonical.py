@@ -61,8 +61,8 @@ class _Walk:
         done: digests of the finished objects. The keys are the id() of the objects.
         open: a dict from the id() of each unfinished object to its depth. An object is unfinished while the objects to
             which it refers are visited. The first object has depth 0. The objects to which it refers have depth 1, and
-            so on. If an unfinished object is reached again, the objects form a cycle. The digest of the reference then
-            contains only the number of objects in the cycle.
+            so on. If the walk reaches an unfinished object again, the objects form a cycle. In this case, the digest is
+            the hash of a number: how many objects the cycle has.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -165,7 +165,7 @@ class _Walk:
                 inner = getattr(value, "__func__", value) if isinstance(value, (staticmethod, classmethod)) else value
                 accessors = (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
                 yield name.encode() + type(value).__name__.encode()
-                # The digest ignores slots and other descriptors of the interpreter, because they have no content.
+                # Skip the interpreter's own descriptors, for example those for `__slots__`. They have no content.
                 yield from (self.of(each) for each in accessors if type(each).__name__ not in _DESCRIPTORS)
 
     def _object(self, value: Any) -> Iterator[bytes]:

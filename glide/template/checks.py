@@ -151,7 +151,7 @@ FUNCTION: dict[str, Check] = {
     "source": _is_text, "pickle": _is_text, "digest": _is_digest,
     "python": _is_line, "cloudpickle": _is_line, "owner": _is_line,
 }  # fmt: skip
-# The field `files` has no check here, because the function `files` checks it.
+# This table does not check the field `files`. The function files() above checks this field.
 FILE_SET: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
 # The fields with `_anything` have no check here, because Template.from_json checks them.
 TEMPLATE: dict[str, Check] = {

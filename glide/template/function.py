@@ -1,4 +1,4 @@
-"""Pickle users' Python functions for nodes. These functions make or use sticky state.
+"""Convert a user's Python function to a pickle that nodes can load. Such a function makes or uses sticky state.
 
 Nodes do not import this module. To unpickle a function, they need only glide.template.file_argument and cloudpickle.
 """

@@ -18,9 +18,10 @@ from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
 
-# Each phase of a model server has a time limit, in seconds. A healthy node needs far less time. In the phase Warm, the
-# limit applies only while calls wait and the engine runs none of them. If the engine sends no message for longer than
-# the limit, the engine is killed.
+# The time limit of each phase of a model server, in seconds. A healthy node needs far less time.
+# - The phases before Warm: If a phase takes longer than its limit, the template fails on this node.
+# - The phase Warm: The limit applies to an engine that has records to serve, but runs no call. If such an engine sends
+#   no message for longer than the limit, the model server kills the engine.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
@@ -99,7 +100,9 @@ class Template:
             - The file set contains no file. Nodes use the folder or image that the file set's `path` names.
             - None: the engine runs in the entry's environment. Without such an environment, the engine runs in the
               node's own Python.
-        user: the User who chose the environment. Empty if there is no environment, or if `function` has an owner.
+        user: the User who chose the environment. The text is empty in two cases:
+            - The template has no environment.
+            - The template has a function. Then `function.owner` names the user.
     """
 
     model: str
@@ -204,9 +207,10 @@ class Template:
 
 
 def files_of(path: Path, root: Path) -> dict[str, tuple[str, int]]:
-    """Return the sha256 and the size in bytes of a file, or of all files of a folder except hidden files.
+    """Return a dict from each file's name to its sha256 and its size in bytes. The names are relative to `root`.
 
-    The keys are the file names relative to `root`.
+    If `path` is a file, the dict has only this file. If `path` is a folder, the dict has all its files except hidden
+    files.
 
     Raises:
         OSError: a file cannot be read, a link leads to nothing, or a name is not valid.

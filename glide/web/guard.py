@@ -33,7 +33,11 @@ TOKEN_NEEDED = (
 
 @dataclass(frozen=True)
 class Guard:
-    """Pass a request on if it only reads, uses a known host name, and has the token or the session cookie.
+    """Pass a request to the application if all these conditions are true:
+
+    - The method of the request is GET or HEAD.
+    - The request uses a known host name or an IP address.
+    - The request has the token or the session cookie. If no token is configured, this condition is always true.
 
     The check of the host name prevents DNS rebinding. In this attack, a hostile web site makes its own host name
     resolve to this machine. Requests from the site's pages carry the site's host name, so the guard refuses them.
@@ -41,8 +45,9 @@ class Guard:
     Args:
         names: host names that requests may use, besides localhost and IP addresses.
         token: the token that clients must send; empty if they need no token.
-        session: value of the cookie that a browser gets in exchange for the token. The value is not the token itself,
-            because a browser sends cookies to every port of this host.
+        session: value of the cookie that a browser gets in exchange for the token. A browser sends the cookie to
+            all ports of this host, so other programs on this host can receive the cookie. Therefore the value is not
+            the token itself.
     """
 
     app: ASGIApp

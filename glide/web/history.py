@@ -65,7 +65,7 @@ def _charts(folder: Path, entries: tuple[str, ...], hours: int, steps: int) -> l
 
 
 def build_charts(lines: Collection[Line], entries: Collection[str], start: float, step: float) -> list[Chart]:
-    """Return the charts of some journal lines.
+    """Return the charts of a site. Their data come from the journal of the site's factory.
 
     Args:
         lines: the journal lines, in order of time.

@@ -153,5 +153,8 @@ def _gauge(name: str, description: str, values: Mapping[Any, float], *labels: st
 
 
 def _name(text: str) -> str:
-    """Return a valid value for a label: the text if it is a valid name, else `other`. Anybody can write the text."""
+    """Return the value of a label: the text if the text is valid, otherwise `other`.
+
+    The text can come from an ad, and any user or node can write an ad. So the text is checked.
+    """
     return text if not text or text in ENDS or MODEL.fullmatch(text) else OTHER

@@ -17,7 +17,7 @@ from glide.report.status import document
 from glide.web.snapshot_worker import serve_snapshots, unexpected_error
 
 REFRESH_SECONDS = 2.0  # minimum time between two snapshots, in seconds
-QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a query of one source takes up to 20 s
+QUERY_TIMEOUT = 120.0  # time limit of a snapshot, in seconds; a snapshot needs several queries of up to 20 s each
 MAX_WAIT_SECONDS = 3.0  # seconds that a request waits for a new snapshot, before it gets the previous one
 
 Run = tuple[str, str, str]  # a run's name, its user's name, its template's digest
@@ -25,11 +25,11 @@ Run = tuple[str, str, str]  # a run's name, its user's name, its template's dige
 
 @dataclass(frozen=True)
 class PoolView:
-    """The latest view of the pool: the last snapshot for which the pool answered.
+    """The latest view of the pool. It contains the last complete snapshot.
 
     Attributes:
-        status: the document of `glide status --json`. If a query reaches only a part of the pool, this query updates
-            only the states of the factories in the document.
+        status: the document of `glide status --json` for the snapshot. If only a part of the pool answers a later
+            query, the states of the factories come from the later query. All other data come from the snapshot.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: a dict from the run to the largest number of unfinished records that any snapshot showed.
@@ -68,7 +68,7 @@ class PoolView:
         for each in snapshot.demands:
             run = each.run, each.user, each.template
             left[run] = max(each.records, self.most_records.get(run, 0))
-        counts = dict(self.totals.counts)  # a copy, because other threads read the counts while the totals change
+        counts = dict(self.totals.counts)  # a copy: other threads read this copy while this thread changes the original
         return replace(
             self, snapshot=snapshot, status=status, at=snapshot.now, trouble="", most_records=left, counts=counts
         )
@@ -146,7 +146,8 @@ class SnapshotCache:
             except (EOFError, OSError):
                 child = None
                 view = self._view.updated("the process that queries the pool has died; the next query starts another")
-            except Exception as error:  # a bug must not end this thread, because the view would never change again
+            except Exception as error:
+                # A bug must not end this thread. Without the thread, the view would never change again.
                 traceback.print_exc()
                 view = self._view.updated(unexpected_error(error))
             with self._changed:

@@ -20,7 +20,7 @@ def ghosts(facts: Facts) -> Iterator[Finding]:
     alive = {glidein.glide_id for glidein in facts.snapshot.glideins if glidein.status == JobStatus.RUNNING}
     known = {entry.name for site in facts.files for entry in site.entries} - set(facts.snapshot.unavailable_entries)
     silent: dict[str, float] = {}
-    now = facts.now + facts.clock  # Unix time by the access point's clock, as in ads
+    now = facts.now + facts.clock  # Unix time by the access point's clock; this machine's clock can be wrong
     for ad in _lanes(facts):
         age = now - ad.get("LastHeardFrom", now)
         gone = ad.get(Machine.ENTRY) in known and ad.get(Machine.ID) not in alive

@@ -58,11 +58,12 @@ SCHEDD = (
     "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
     *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
-# If LIMIT_DIRECTORY_ACCESS is set, a node can change these attributes of a job without harm.
+# If a node changes these attributes of a job, the node can reach more folders of the access point. If the setting
+# LIMIT_DIRECTORY_ACCESS exists, this setting limits the folders. Then such a change does no harm.
 LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
-# A dict from the name of an HTCondor setting to a pair. The pair consists of a function that recognizes wrong values of
-# the setting, and a text that describes the effect of wrong values. Wrong values harm glideins. An entry's `knobs` may
-# contain wrong values.
+# Users write HTCondor settings for glideins into the `knobs` of an entry. Some settings harm the glideins. This is a
+# dict from the name of such a setting to a pair. The pair consists of a function that returns whether a value is
+# harmful, and a text that describes the harm.
 GLIDEIN: dict[str, tuple[Callable[[str], bool], str]] = {
     "CLAIM_WORKLIFE": (lambda value: float(value) >= 0, "after this number of seconds, each job waits for a new match"),
     "USE_PROCD": (lambda value: value.lower() == "false", "lanes start half as many jobs per second"),
@@ -128,8 +129,8 @@ def protection(facts: Facts) -> Iterator[Finding]:
     """Find important job attributes that HTCondor does not protect from changes by a node."""
     listed = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
     safe = {name.lower() for name in re.split(r"[\s,]+", listed)}
-    # The setting LIMIT_DIRECTORY_ACCESS overrides the job attribute LimitDirectoryAccess. So a node may change this
-    # attribute without harm.
+    # If the setting LIMIT_DIRECTORY_ACCESS exists, HTCondor itself limits the folders that a node can reach. Then the
+    # attributes in LIMITED need no protection.
     limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()
     if missing := [name for name in VITAL if name.lower() not in safe and not (limit and name in LIMITED)]:
         yield critical(

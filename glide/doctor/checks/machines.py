@@ -101,13 +101,13 @@ def _suits(node: SlotOffer, entry: Entry) -> bool:
 
 
 def _lacking(found: tuple[SlotOffer, ...], entry: Entry) -> tuple[str, str]:
-    """Return two texts for the message about an entry that fits no node.
+    """Return two texts for the message about an entry whose `request` is too large for every node.
 
-    - The first text names requested resources that no node offers.
-    - The second text suggests smaller values for the entry's `request`.
+    The first text names requested resources that no node has. The second text suggests smaller values.
 
-    If no node offers enough of one resource, both texts name this resource. Otherwise, no node offers all resources
-    together, and the first text names all resources.
+    - If the amount of one resource is too large for every node, both texts name only this resource. An example is
+      "cpus: 8" for the first text and "cpus: 4" for the second text.
+    - Otherwise, the first text names all requested resources, and the second text is "smaller values".
     """
     request = entry.request
     for name, asked, unit in (

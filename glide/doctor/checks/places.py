@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from glide.config import Login, Pool
 from glide.doctor.facts import Facts
 
-Place = Pool | Login | None  # place of the queue with an entry's glideins; None for the pool that the glideins join
+Place = Pool | Login | None  # an entry's outer pool, or the pool's login host; None: the outer pool is the overlay pool
 
 
 def places(facts: Facts) -> Mapping[str, Place]:
@@ -22,14 +22,14 @@ def key(place: Place) -> str:
 
 
 def command(name: str, job: str, place: Place) -> str:
-    """Return a command line for one job in the queue at a place.
+    """Return a command line that applies an HTCondor command to an outer job.
 
-    The command line names the queue, because another queue may have a job with the same id.
+    The command line also names the job's queue, because another queue can have a job with the same id.
 
     Args:
         name: a command of HTCondor, such as condor_rm.
         job: id of the job, as CLUSTER.PROC.
-        place: place of the queue with the job; None for the pool that the glideins join.
+        place: the outer pool, or the login host of this pool; None: the outer pool is the overlay pool.
     """
     if place is None:
         return f"{name} {job}"

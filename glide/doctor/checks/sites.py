@@ -25,7 +25,13 @@ def files(facts: Facts) -> Iterator[Finding]:
 
 
 def factories(facts: Facts) -> Iterator[Finding]:
-    """Find factories that do not run or complete no cycle, unreadable queues, and actions that HTCondor has refused."""
+    """Find problems of factories:
+
+    - A factory is not running.
+    - A factory has not completed a cycle for a long time.
+    - A queue or the collector could not be read.
+    - HTCondor has refused an action of a factory.
+    """
     waiting = sum(demand.idle for demand in facts.snapshot.demands)
     for site in facts.sites:
         if site.view is None:

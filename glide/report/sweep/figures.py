@@ -39,7 +39,7 @@ from glide.vocabulary import State
 
 WIDTH = 4.6  # width of a figure, in inches
 DOTS = 300  # resolution of a PNG, in dots per inch
-DOTS_ACROSS = 700  # number of dots across a timeline; more dots only make the page larger
+DOTS_ACROSS = 700  # width of a timeline, in dots; more dots only make the page's file larger
 MOST_BINS = 40  # maximum number of bins of a histogram
 BLUE, ORANGE, GREEN, RED, SKY, YELLOW, PURPLE = (  # the palette of Okabe and Ito, 2008
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7",

@@ -1,6 +1,6 @@
 """Read the history of a sweep: its drivers, its lanes and its jobs. glide.sweep.history wrote the history.
 
-Times are in seconds since the sweep began. Times without a driver are left out.
+A time is the number of seconds since the sweep began. Periods in which no driver ran do not count.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class JobExecution:
     Attributes:
         started: when HTCondor started the job, before the file transfer.
         executing: when the job's program started; None if it never started.
-        saved: number of saved results, divided by the number of records that the execution began. It is at most 1.
+        saved: fraction of the results that were saved, from 0 to 1. If `end` is not "lost", the fraction is 1.
         end: "evicted" if HTCondor put the job back into its queue; otherwise "gathered", "lost", "held" or "removed".
             The text is empty while the execution runs.
     """
@@ -150,7 +150,7 @@ def read(lines: Iterable[Mapping[str, Any]]) -> SweepHistory:
 
 
 def _runs(lines: Iterable[Mapping[str, Any]]) -> list[DriverRun]:
-    """Return the driver runs that lines describe. A run lasts from its first line to its last line."""
+    """Return the driver runs of a history file. A driver run lasts from its first line to its last line."""
     runs: list[DriverRun] = []
     for line in lines:
         if "run" in line:
@@ -164,9 +164,9 @@ def _runs(lines: Iterable[Mapping[str, Any]]) -> list[DriverRun]:
 
 @dataclass
 class _OpenLane:
-    """A lane whose lines are being read."""
+    """A lane before its `LaneHistory` is complete. The reader adds data from each line about this lane."""
 
-    facts: dict[str, Any] = field(default_factory=dict)  # for each key of the lane's lines, the latest value
+    facts: dict[str, Any] = field(default_factory=dict)  # the newest value of each key in the lines about this lane
     marks: list[tuple[float, str]] = field(default_factory=list)  # pairs: the time when a state began, and the state
     # Pairs: a time, and "claimed" if a claim of the lane began at this time; "" if the claim ended.
     claims: list[tuple[float, str]] = field(default_factory=list)
@@ -175,11 +175,11 @@ class _OpenLane:
 
 @dataclass
 class _OpenJob:
-    """A job whose lines are being read. An execution gets the keys "ended" and "end" only when it ends."""
+    """A job before its `JobHistory` is complete. An execution gets the keys "ended" and "end" only when it ends."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     executions: list[dict[str, Any]] = field(default_factory=list)
-    seen: float = 0.0  # end (Unix time) of the latest driver run whose lines mention the job
+    seen: float = 0.0  # end (Unix time) of the last driver run that wrote a line about the job
     end: str = ""
 
 
@@ -196,7 +196,7 @@ class _Reader:
         self.lost: dict[str, float] = {}  # for each glidein, the time when it last lost a job
         self.jobs: dict[str, _OpenJob] = {}
         self.counts: list[tuple[float, dict[str, int]]] = []
-        self.earlier: dict[str, int] = {}  # counts named in PER_RUN, summed over earlier runs
+        self.earlier: dict[str, int] = {}  # for each count in PER_RUN, its sum over the earlier driver runs
 
     def add(self, line: Mapping[str, Any]) -> None:
         at = float(line["at"])
@@ -321,8 +321,8 @@ class _Reader:
 def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tuple[float, str]]:
     """Return a lane's new states in order of time, as pairs: the Unix time when a state began, and the state.
 
-    `last` is the latest pair that was already known, or None. The lane may have passed quickly through states that no
-    line shows. The times of these states are computed from the seconds that the lane advertises for each phase.
+    `last` is the pair before the new pairs, or None. If a lane passes quickly through a state, the history file can
+    lack this state. The time of a missing state is computed from the phase durations that the lane advertises.
     """
     state, since = str(facts["state"]), float(facts.get("since") or facts["at"])
     fetch = facts.get("fetch") or 0.0
@@ -330,7 +330,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # `since` is in whole seconds; the last phase's duration makes it more exact
+    if last:  # `since` is in whole seconds; the start of the previous phase plus its duration is more exact
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:

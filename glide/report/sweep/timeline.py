@@ -293,10 +293,15 @@ def spent_by_jobs(history: SweepHistory, engine: float) -> dict[str, float]:
 
 
 def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds that all glideins spent, for each kind of time.
+    """Return a dict from the kind of time to the total seconds of all glideins.
 
-    Each phase before `Warm` is a kind. While a glidein has jobs, there are two kinds: its engine computes, or it does
-    not. Idle time is another kind.
+    - `Fetching`, `Importing`, `Loading` and `Warming`: The glidein was in this state.
+    - `engine`: The glidein was warm, and its engine computed results that were gathered.
+    - `serving`: The glidein was warm and had jobs, but its engine did not compute such results.
+    - `warm, idle`: The glidein was warm and had no jobs.
+    - `other`: The glidein was in another state, such as `Failed`.
+
+    A model server can load its model again while its glidein is warm. This time counts as `Loading`.
 
     Args:
         engine: for each glidein, the seconds in which its engine computed the gathered results.
@@ -306,8 +311,8 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
         for interval in each.intervals:
             known = interval.kind in spent
             spent[interval.kind if known else "other"] += interval.seconds
-        # Run times of jobs are in whole seconds, so an engine's computing time can exceed the run time of its jobs.
-        # Subtract the difference from the idle time.
+        # Run times of jobs are rounded to whole seconds. Computing times of engines are not rounded. So the computing
+        # time can be larger than the run time. Then reduce the idle time, so that the sum of all times stays correct.
         warm = each.seconds(SERVING) + each.seconds(IDLE)
         computed = min(engine.get(each.id, 0.0), warm)
         again = min(each.reloaded, warm - computed)

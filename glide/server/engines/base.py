@@ -177,8 +177,11 @@ class Engine(Protocol):
         ended 5 seconds after the longest timeout, the server kills the process.
 
         Args:
-            records: all or some records of one call. The last `plan` has put these records into this call. If `plan`
-                failed, a single record.
+            records: the records to serve. They are one of these:
+
+                - all records of a call that the last `plan` returned
+                - some records of such a call, after `call` has raised an error for the whole call
+                - a single record, if `plan` has raised an error
 
         Returns:
             One outcome for each record, in the order of the records.

@@ -56,7 +56,7 @@ class Noop:
         self.options = replace(
             options, load_seconds=options.load_seconds * slowdown, record_seconds=options.record_seconds * slowdown
         )
-        self.free_at = 0.0  # computed end of the last call, by the monotonic clock
+        self.free_at = 0.0  # the time at which the last call should end, as a value of time.monotonic()
         # If records take no time, use large calls. With small calls, a benchmark would mainly measure the messages.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)

@@ -74,8 +74,8 @@ class OpenAI:
         chat: if true, send the prompt as the user's message to /chat/completions. If false, send it to /completions.
         system: system message that is sent before the user's message. This option needs `chat`.
         parallel: maximum number of requests in flight at the same time.
-        ready_seconds: maximum seconds to wait until the service lists the model. Choose less than the template's budget
-            for loading. If the budget ends first, the error message lacks the service's last answer.
+        ready_seconds: maximum seconds to wait until the service lists the model. Choose a number below the template's
+            time limit for loading. Otherwise, the error message lacks the service's last answer.
         request_seconds: time limit of one HTTP request, in seconds.
         retries: maximum number of times that a request is repeated while the service is busy or fails. The record's
             timeout must be long enough for all tries. Each try may take `request_seconds`.
@@ -93,7 +93,7 @@ class OpenAI:
 
         def __post_init__(self) -> None:
             address = urlsplit(self.url)
-            if "@" in address.netloc:  # check this first, so that no other check's message shows the url's password
+            if "@" in address.netloc:  # refuse urls with a password first, because the messages below show the url
                 raise ValueError(
                     "a url with a user or password is visible to everyone in the pool; "
                     "use the key_file of a site's service instead"
@@ -110,7 +110,7 @@ class OpenAI:
 
     @staticmethod
     def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Check options of `generate`, as described in `Engine`. The folder is not used."""
+        """Check options of `generate`, as described in `Engine`. The argument `folder` is not used."""
         api_options(generate)
         if generate.get("temperature") and "do_sample" not in generate:
             raise WrongOption("temperature", "has no effect without do_sample: true; add that, or omit temperature")
@@ -124,7 +124,7 @@ class OpenAI:
         self.batch = options.parallel
         self.window = 16 * options.parallel
         self.key = ""
-        self.resume_at = 0.0  # time by the monotonic clock until which all requests wait
+        self.resume_at = 0.0  # all requests wait until this time of the monotonic clock
 
     def prepare(self) -> None:
         import httpx2
@@ -202,7 +202,7 @@ class OpenAI:
     async def _serve_alone(self, record: EngineRecord) -> Completion:
         try:
             return await self._serve(record)
-        except Exception as error:  # if an error ended the call, the other records would be sent and paid again
+        except Exception as error:  # do not raise the error: all requests of the call would be sent and paid for again
             return Completion.failed(error)
 
     async def _serve(self, record: EngineRecord) -> Completion:
@@ -229,7 +229,7 @@ class OpenAI:
         raise NoAnswer(f"no completion after {1 + self.options.retries} tries; last answer: {answer}")
 
     async def _wait_before_try(self, pause: float) -> None:
-        """Wait at least `pause` seconds, and at least until the pause for all requests ends.
+        """Wait at least `pause` seconds. If all requests pause at present, wait at least until this common pause ends.
 
         The waiting time is multiplied by a random number from 1 to 2, so that requests are not repeated together.
         """

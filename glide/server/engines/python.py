@@ -97,7 +97,13 @@ class Python:
         return [Completion(None if error else "", 0, {**outcome, **printed}, error)]
 
     def _values_from_state(self, function: Callable, arguments: tuple) -> dict[str, Any]:
-        """Return the state's values for those parameters of a function that get no positional argument."""
+        """Return the keyword arguments that a function gets from the state, as a dict from parameter name to value.
+
+        A parameter gets a value from the state if both conditions are true:
+
+        - The positional arguments in `arguments` have no value for the parameter.
+        - The state has a value with the parameter's name.
+        """
         names = list(_parameters(function))[len(arguments) :]
         return {name: resident[name] for name in names if name in resident}
 
@@ -241,7 +247,10 @@ def _output_captured() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _descriptor_captured(descriptor: int, printed: dict[str, str], name: str) -> Iterator[None]:
-    """Redirect a descriptor to a file in the `with` block. Afterwards, put the end of the file into `printed[name]`."""
+    """Redirect a descriptor to a file in the `with` block. After the block, put the output into `printed[name]`.
+
+    If the output has more than OUTPUT_BYTES bytes, keep only the last OUTPUT_BYTES bytes of the output.
+    """
     saved = os.dup(descriptor)
     try:
         file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115

@@ -17,7 +17,7 @@ PROMPT_SENSITIVE = {
 }  # fmt: skip
 # These options are for speculative decoding. transformers supports them only in calls with a single row.
 SINGLE_ROW_OPTIONS = ("prompt_lookup_num_tokens", "assistant_early_exit")
-# A model may have default values for these options. They have no effect on greedy decoding with `max_new_tokens`.
+# If decoding is greedy and `max_new_tokens` is set, a model's default values for these options have no effect.
 IGNORED_WHEN_GREEDY = {
     "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "do_sample",
     "temperature", "top_k", "top_p", "min_p", "typical_p", "max_length", "max_new_tokens", "use_cache",
@@ -71,11 +71,11 @@ class Defaults:
 
     Args:
         config: the model's generation configuration.
-        context: maximum number of tokens of a prompt and its text together.
+        context: maximum number of tokens that a prompt and its generated text may have together.
 
     Attributes:
-        effective: names of options. If a record sets only `max_new_tokens`, the model's default values of these options
-            affect the record's text.
+        effective: names of the options whose default values affect the texts of simple records. A simple record sets
+            only `max_new_tokens`.
     """
 
     def __init__(self, config: Any, context: int):

@@ -39,7 +39,11 @@ class BatchTrial:
 
 
 def try_static(padded: Padded, prompts: Sequence[Prompt]) -> BatchTrial:
-    """Measure static batches in up to ROUNDS rounds. In a round, each batch is twice as large as the one before."""
+    """Measure the speed of static batches.
+
+    There are up to ROUNDS rounds. Each round begins with the smallest batch. Each further batch of the round is twice
+    as large as the previous batch.
+    """
     speeds: dict[int, BatchSpeed] = {}
     rows: list[list[int]] = []
     padded.generate(prompts[:1], GENERATE)
@@ -92,8 +96,9 @@ def choose_batching(
         trial: the measurements of static batching.
         start: function that starts continuous batching. If it raises an error, static batching is chosen.
         prompts: the prompts of the trial. Continuous batching must generate the same tokens for them.
-        fresh_prompts: other prompts, to measure the time. Their number and lengths are those of `prompts`, but their
-            beginnings differ. A beginning that is already in the cache would shorten the time.
+        fresh_prompts: other prompts, with which the time is measured. The number of prompts and their lengths are the
+            same as in `prompts`. But none of these prompts begins like a prompt in `prompts`. Such a beginning would
+            already be in the cache, and this would shorten the time.
         end_tokens: tokens that end a text.
 
     Returns:

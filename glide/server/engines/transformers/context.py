@@ -16,14 +16,14 @@ FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 @dataclass(frozen=True)
 class DynamicRope:
-    """A threshold for the length of a row. A row is a prompt with its text. The length is the number of tokens.
+    """A property of some models: a long row changes the rotary positions of all rows in the same call.
 
-    If a row of a call is longer than the threshold, the rotary positions of all rows in the call change.
+    A row is a prompt and the text that is generated for the prompt.
 
     Attributes:
-        tokens: the threshold, in tokens. If no row of a call is longer, the rows do not change each other's positions.
-        switches: True if the positions change only once, as soon as a row exceeds the threshold (longrope). False if
-            the positions change again with each further token of the longest row (dynamic NTK).
+        tokens: a number of tokens. A row is long if the row has more tokens than this number.
+        switches: True if the positions change only once, as soon as the call has a long row (longrope). False if the
+            positions change again with each further token of the longest row (dynamic NTK).
     """
 
     tokens: int

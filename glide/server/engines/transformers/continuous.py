@@ -1,7 +1,7 @@
-"""Continuous batching. When the text of a prompt is finished, the next prompt takes this prompt's place in the batch.
+"""Continuous batching. When the generated text for a prompt is complete, another prompt takes its place in the batch.
 
-An object of the library transformers, the manager, does the work in a thread of its own. The key-value cache consists
-of pages. Prompts that begin with the same tokens share the pages of these tokens.
+The class Continuous uses an object of the library transformers: the manager. The manager generates the texts in its own
+thread. The key-value cache consists of pages. Prompts that begin with the same tokens share the pages of these tokens.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Continuous:
         self.manager.warmup()  # allocate memory now, so that a failure raises an error and is not only logged
         library_log.setLevel(logging.ERROR)
         self._count_shared_pages(self.manager.batch_processor.cache)
-        # The manager's thread must be a daemon thread, so that it does not keep the process alive. A thread that is
-        # started by a daemon thread is a daemon thread, too.
+        # The manager starts a thread. This thread must be a daemon thread, so that it does not keep the process alive.
+        # A new thread becomes a daemon thread if a daemon thread starts it. So start the manager in a daemon thread.
         starter = threading.Thread(target=self.manager.start, daemon=True)
         starter.start()
         starter.join()

@@ -17,9 +17,11 @@ class BrokenDevice(Exception):
 def choose_device(wanted: str) -> str:
     """Return the torch device for a value of the option `device`.
 
-    The values `auto` and `all` stand for the job's first GPU. With `all`, the model is divided among all GPUs of the
-    job, and the first layers are on the first GPU. If the job has no GPU, both values stand for the CPU. Every other
-    value is returned unchanged.
+    For `auto` and `all`, return the job's first GPU, or the CPU if the job has no GPU. Return every other value
+    unchanged.
+
+    With `all`, the model is later divided among all GPUs of the job. The first GPU is returned even then, because the
+    model's first layers are on the first GPU.
 
     Args:
         wanted: the value of the option.

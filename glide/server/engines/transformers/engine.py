@@ -96,8 +96,9 @@ class Transformers:
     def _placement(self) -> dict[str, Any]:
         """Return the options of `from_pretrained` that choose the devices for the model.
 
-        With the package accelerate, several threads copy the tensors one by one from the files to the GPU. Without
-        accelerate, the whole model is first loaded into the node's memory.
+        If the package accelerate is installed, `from_pretrained` copies each tensor directly from a file to the GPU.
+        Without accelerate, `from_pretrained` loads the whole model into the node's memory. `load` then moves the model
+        to the GPU.
         """
         if self.options.device == "all":
             return {"device_map": "auto"}

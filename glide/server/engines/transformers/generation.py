@@ -201,7 +201,10 @@ def _choices(texts: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _without_defaults(model: Any) -> Iterator[None]:
-    """In the block, remove the model's own generation defaults. Defaults such as beams would disturb trials."""
+    """Remove the model's generation defaults at the start of the `with` block. Restore the defaults after the block.
+
+    A default such as beam search would disturb the trials in the block.
+    """
     from transformers import GenerationConfig
 
     defaults = model.generation_config

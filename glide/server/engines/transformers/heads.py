@@ -25,8 +25,8 @@ class Head:
         self.encoder = encoder
         self.batch = batch
         self.batch_tokens = batch_tokens
-        # The positions of some encoders begin at 2, so the model has two positions more than a prompt may have tokens.
-        # The tokenizer's limit does not count these two positions.
+        # Some encoders never use the positions 0 and 1. The model's limit may count these unused positions. The
+        # tokenizer's limit does not count the unused positions. So use the smaller limit.
         self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
         self.vocabulary_size = positions.vocabulary_size(model)
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))

@@ -1,8 +1,9 @@
 """Compute the feed-forward block of the last layer only for a prompt's last position.
 
-Prefill is the pass over a prompt. It needs only the logits of the prompt's last position. In the last layer, nothing
-except the logits depends on the feed-forward block. So a model with n layers can skip this block for all earlier
-positions, which saves about 0.7/n of the prefill time.
+Prefill is the pass over a prompt. It needs only the logits of the prompt's last position. In the last layer, the output
+of the feed-forward block at a position is used only for the logits of the same position. So the model can skip this
+block for all earlier positions. The block takes about 70 % of a layer's time. With n layers, skipping the block saves
+about 0.7/n of the prefill time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
     Args:
         model: the loaded model. The change remains only if the logits with and without the change are nearly equal.
         first_logits: function that computes the logits of the first new token of some prompts.
-        tolerance: maximum relative difference between logits that count as equal.
+        tolerance: logits count as equal if their relative difference is at most this number.
 
     Returns:
         The reason why the model cannot skip the block; empty if the model skips the block from now on.
@@ -41,7 +42,7 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
 
     def keep_last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # Pass only the last position to the block. The model then adds the block's output for this position to all
-        # positions. This is right only for the last position, but no other position is used.
+        # positions. For the earlier positions, the sums are wrong, but nothing uses these sums.
         return (args[0][:, -1:], *args[1:]) if only_last else args
 
     hooks = [

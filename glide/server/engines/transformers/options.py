@@ -15,7 +15,7 @@ from glide.server.engines.base import UnknownOption, WrongOption
 from glide.server.engines.transformers.context import context_of
 
 MAX_NEW_TOKENS = 1 << 20  # maximum of max_new_tokens and max_length; larger values are mistakes and need a huge cache
-IGNORED = {"pad_token_id", "return_dict_in_generate"}  # the engine sets these itself and ignores a record's values
+IGNORED = {"pad_token_id", "return_dict_in_generate"}  # the engine sets these options and ignores a record's values
 # These options ask for outputs that no result contains. So the options are accepted, but have no effect.
 OUTPUTS = {"output_attentions", "output_hidden_states", "output_logits", "output_scores"}
 
@@ -131,7 +131,11 @@ def library_options(generate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(name: str, value: Any) -> Any:
-    """Convert a number to the type that the library requires. YAML may have 2 for 2.0, JSON may have 12.0 for 12."""
+    """Convert a number to the type that the library requires: int or float.
+
+    For example, a user may write 2 in YAML where the library requires 2.0. A JSON file may contain 12.0 where the
+    library requires 12.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     return int(value) if KNOWN[name][0] in WHOLE else float(value)

@@ -36,7 +36,12 @@ class BatchSpeed:
     step_seconds: float
 
     def seconds(self, tokens: float, new_tokens: int) -> float:
-        """Return the seconds for a prompt of `tokens` tokens and a generated text of `new_tokens` tokens."""
+        """Return the expected time for one row, in seconds: the time of a batch, divided by the number of its rows.
+
+        Args:
+            tokens: average number of tokens of a prompt.
+            new_tokens: number of tokens to generate for each prompt.
+        """
         return tokens * self.token_seconds + (new_tokens - 1) * self.step_seconds
 
 
@@ -56,7 +61,8 @@ class Padded:
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
         self.tolerance = tolerance(model)
         self.prefixes = PrefixCaches(model)
-        self.speeds: list[BatchSpeed] = []  # measured speeds, the smallest batch first; empty before the trial
+        # The measured speed of each batch size, beginning with the smallest size. Empty before the trial.
+        self.speeds: list[BatchSpeed] = []
 
     @property
     def name(self) -> str:
@@ -97,7 +103,7 @@ class Padded:
             new_tokens: number of tokens to generate for each prompt.
         """
         best = min(self.speeds, key=lambda speed: speed.seconds(tokens, new_tokens), default=None)
-        # If the largest batch of the trial was fastest, larger batches may be even faster. So use the full batch.
+        # If the trial's largest batch was fastest, larger batches may be even faster. So use the largest allowed batch.
         if best is None or (best == self.speeds[-1] and best.rows < self.batch):
             return self.batch
         enough = EQUAL_SPEED * best.seconds(tokens, new_tokens)
@@ -137,7 +143,8 @@ class Padded:
         """Compare the model's logits with and without a cached prefix, and disable prefixes if the logits differ.
 
         Args:
-            rows: tokens of some prompts. For the trial, their first tokens are replaced by a common prefix.
+            rows: tokens of some prompts, one row for each prompt. The trial changes the first tokens of the rows, so
+                that all rows have the same prefix.
 
         Returns:
             The reason why the model cannot use prefixes; empty if the model can use them.
@@ -157,22 +164,24 @@ class Padded:
         return why
 
     def first_logits(self, rows: Sequence[list[int]], prefix: Prefix = ()) -> Any:
-        """Return the logits of the first new token of each row, minus their mean."""
+        """Return the logits of each row's first new token. In each row, the mean of the row's logits is subtracted."""
         return self.logits(rows, 1, prefix)[:, 0]
 
     def logits(self, rows: Sequence[list[int]], steps: int, prefix: Prefix = ()) -> Any:
         """Return the logits of the next tokens, minus their mean, as a tensor with the dimensions (row, step, token).
 
-        The mean is subtracted because it has no effect on a text.
+        The mean of the logits has no effect on a text, so the mean is subtracted.
 
         Args:
             rows: tokens of the prompts.
             steps: number of tokens to generate.
-            prefix: first tokens that all rows take from the cache of keys and values; empty to compute full rows.
+            prefix: first tokens that all rows take from the key-value cache. Empty: the full rows are computed.
         """
         import torch
 
         options = {"max_new_tokens": steps, "output_logits": True, "return_dict_in_generate": True}
         logits = torch.stack(self._generate(rows, prefix, options)[0].logits, dim=1).float()
-        logits = logits.nan_to_num().clamp(-1e3, 1e3)  # limit the extremely low logits of excluded tokens
+        # Some models give extremely low logits to tokens that must not be chosen. Such logits would determine the mean
+        # of the row's logits. So replace logits below -1000 by -1000.
+        logits = logits.nan_to_num().clamp(-1e3, 1e3)
         return logits - logits.mean(dim=-1, keepdim=True)

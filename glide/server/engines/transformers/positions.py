@@ -13,8 +13,9 @@ def context_tokens(model: Any) -> int:
     config = model.config.get_text_config()
     longest = context.context(*_positions(config))
     for name, table in model.named_modules():
-        # If a table of position embeddings has a row for padding, positions begin after this row. For example, the
-        # table of RoBERTa has 514 rows for 512 positions.
+        # Some tables of position embeddings have a row for padding. The positions begin after this row. For example,
+        # RoBERTa's table has 514 rows. Row 1 is for padding. So the rows 0 and 1 are not used for positions, and the
+        # remaining 512 rows are used.
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             longest = min(longest, table.num_embeddings - table.padding_idx - 1)
     return longest

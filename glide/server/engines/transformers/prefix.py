@@ -14,8 +14,9 @@ GROUP_TOKENS = 8  # number of first tokens that are equal in all prompts of a gr
 SHORTEST_PREFIX = 12  # minimum number of tokens of a prefix; the use of a shorter prefix costs more than it saves
 # A cached prefix is used instead of a new prefix if it covers at least this share of the prompts' common beginning.
 REUSED_SHARE = 0.75
-# A few prompts may have another beginning than the rest. So `common_prefix` sorts the N prompts. It ignores the first
-# N // PROMPTS_PER_STRAY prompts of the sorted list, and the same number of prompts at the end of the list.
+# A few prompts, here called strays, may begin differently from the other prompts. `common_prefix` sorts the prompts by
+# their tokens. After sorting, strays are usually at the two ends of the list. If there are N prompts, `common_prefix`
+# ignores N // PROMPTS_PER_STRAY prompts at each end.
 PROMPTS_PER_STRAY = 8
 MAX_PREFIXES = 8  # maximum number of prefixes in the cache
 MAX_PREFIX_BYTES = 1 << 30  # maximum size of all prefixes in the cache together, in bytes
@@ -27,15 +28,15 @@ def group_by_prefix(
     """Divide prompts into families, and set the attribute `prefix` of each prompt.
 
     1. If prompts have the same first tokens, they form a group. GROUP_TOKENS is the number of these tokens.
-    2. A group gets at most one prefix.
+    2. If a group is large enough, `common_prefix` looks for one prefix for the group.
     3. The prompts that begin with the prefix of their group form a family.
-    4. All other prompts form one more family. Its prompts have an empty prefix.
+    4. One last family contains the remaining prompts of all groups. These prompts have an empty prefix.
 
     Args:
         prompts: the prompts, in any order.
         cached: prefixes that are in the cache.
-        batch: number of prompts in a full call. A group with fewer than `batch / 2` prompts gets no prefix, because its
-            call would be too small. The only exception is a group that contains all prompts.
+        batch: number of prompts in a full call. A group is large enough in two cases: the group has at least
+            `batch / 2` prompts, or the group contains all prompts. The call of a smaller group would be too small.
         max_tokens: maximum number of tokens of a cached prefix.
     """
     groups: dict[tuple[int, ...], list[Prompt]] = {}

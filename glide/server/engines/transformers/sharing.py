@@ -24,11 +24,13 @@ LONGEST = 70
 # When a row shares a call, its outputs may change slightly. These numbers limit the relative change: the norm of the
 # change, divided by the norm of the outputs. Rounding causes relative changes of about 1e-5 in float32 and 0.05 in
 # bfloat16. Padding that the model does not ignore causes relative changes of about 1.
-EXACT = 3e-4  # limit for float32 and float64 on devices other than CUDA
-CONVOLVED = 1e-2  # limit for float32 and float64 on CUDA, where convolutions use TF32
-REDUCED = 0.2  # limit for types of lower precision than float32, and for quantized models
+EXACT = 3e-4  # maximum relative change for float32 and float64 on devices other than CUDA
+CONVOLVED = 1e-2  # maximum relative change for float32 and float64 on CUDA, where convolutions use TF32
+REDUCED = 0.2  # maximum relative change for types of lower precision than float32, and for quantized models
 
-Outputs = Callable[[Sequence[list[int]]], Any]  # function that gets rows and returns a tensor (row, step, output)
+# The type of a function that computes a model's outputs for some rows. The outputs are a tensor with three dimensions:
+# row, step and output number.
+Outputs = Callable[[Sequence[list[int]]], Any]
 
 
 class RowRule(IntEnum):
@@ -40,7 +42,7 @@ class RowRule(IntEnum):
 
     @property
     def batching(self) -> str:
-        """The name of the rule in the machine ad's attribute GlideBatching."""
+        """The name of this rule. The machine ad's attribute GlideBatching contains this name."""
         return {RowRule.SINGLE: "single", RowRule.EQUAL: "equal lengths", RowRule.ANY: "static"}[self]
 
     @property
@@ -105,11 +107,11 @@ def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -
     Args:
         outputs: function that computes the outputs of rows of tokens in one call.
         prompts: three or more rows of tokens. The first three are used. Longer rows, up to LONGEST tokens, are better.
-        tolerance: maximum relative difference between outputs that count as equal.
+        tolerance: outputs count as equal if their relative difference is at most this number.
 
     Returns:
-        A pair: the rule that says which rows may share a call, and a reason. If the rule is not RowRule.ANY, the reason
-        says why. Otherwise, the reason is empty.
+        A pair: the rule that says which rows may share a call, and the reason why the rule excludes some rows. If any
+        rows may share a call, the reason is empty.
     """
     long, middle, short = prompts[0][:LONGEST], prompts[1][:MIDDLE], prompts[2][:SHORTEST]
     if not (why := _difference(outputs, [long, middle, short], tolerance)):

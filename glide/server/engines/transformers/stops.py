@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-TOKEN_WITHOUT_TEXT = (1 << 31) - 1  # token number that the library's criterion treats as a token without text
+TOKEN_WITHOUT_TEXT = (1 << 31) - 1  # no token has this number, so StopStringCriteria assumes a token without text
 
 
 class StopStrings:
