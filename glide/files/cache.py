@@ -170,7 +170,7 @@ class Cache:
     # ---- verified files --------------------------------------------------------------------------
 
     def is_verified(self, path: Path, content: str) -> bool:
-        """Return whether a file was verified to have this content (a sha256), and has not changed since."""
+        """Return whether the file was verified, and has not changed since. `content` is the expected sha256."""
         return self.chunk_digests(path, content) is not None
 
     def chunk_digests(self, path: Path, content: str) -> list[str] | None:

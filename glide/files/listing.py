@@ -55,7 +55,8 @@ def _read(path: str) -> bytes:
         text += data
         if len(text) > LARGEST_MANIFEST or time.monotonic() > until:
             raise OSError(
-                f"{path}/{MANIFEST} has more than {LARGEST_MANIFEST} bytes, or takes more than {MANIFEST_SECONDS:.0f} s"
+                f"{path}/{MANIFEST} has more than {LARGEST_MANIFEST} bytes, or reading it takes more than"
+                f" {MANIFEST_SECONDS:.0f} s"
             )
     return bytes(text)
 

@@ -147,7 +147,7 @@ def _raised(result: dict[str, Any]) -> BaseException:
     error: BaseException = described
     with suppress(Exception):
         error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # a call's SystemExit would end the caller's program
+    if not isinstance(error, Exception):  # raised here, a SystemExit would end the user's program
         error = described
     error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
     return error

@@ -23,8 +23,8 @@ PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running job
 # Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
 # of one job. So the driver waits until it can gather several jobs together.
 GATHER_SECONDS = 1.0
-# Held jobs may be found this number of times in a row without a new result in between. Each time, the records of the
-# held jobs are sent again. If held jobs are found once more, the run fails.
+# If held jobs are found more often than this in a row, without a new result in between, the run fails. Each time before
+# that, the records of the held jobs are sent again.
 MOST_HOLDS = 5
 _log = logging.getLogger("glide")
 

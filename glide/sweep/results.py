@@ -251,7 +251,7 @@ class Results(Work):
             GlideError: results have disappeared from a file, or a file cannot be written.
         """
         self.retry_marks.clear()  # every record has its final result, so no record needs to run again
-        self._write_retry_marks()  # delete the marks before the sort, so that no record runs again after a crash
+        self._write_retry_marks()  # first delete the marks on disk: after a crash, a mark makes a record run again
         try:
             prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
             complete_summary = {**summary, "prompts": prompts}

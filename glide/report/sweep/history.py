@@ -203,7 +203,7 @@ class _Reader:
         if "run" in line:
             self._begin_run(line, at)
         elif not self.begun:
-            return  # ignore a line before the first driver run
+            return  # ignore a line that was written before the first driver started
         elif "lane" in line:
             self._lane(str(line["lane"]), line, at)
         elif "carrier" in line:

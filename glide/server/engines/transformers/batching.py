@@ -102,7 +102,9 @@ class Defaults:
         return set(ends if isinstance(ends, list) else [ends]) - {None}
 
     def total_tokens(self, prompt: int, generate: dict[str, Any]) -> int:
-        """Return the maximum number of tokens of a prompt and its text together. The prompt has `prompt` tokens."""
+        """Return the maximum number of tokens of a prompt and its generated text together.
+
+        The prompt alone has `prompt` tokens."""
         if new := self.value("max_new_tokens", generate):
             return prompt + int(new)
         if longest := generate.get("max_length"):

@@ -148,7 +148,7 @@ def _rows_agree(alone: Any, together: Any, tolerance: float) -> bool:
 
 
 def tolerance(model: Any) -> float:
-    """Return the maximum relative difference that rounding alone may cause between outputs of a model in two calls."""
+    """Return the relative difference that rounding may cause between two outputs of a model for the same input."""
     import torch
 
     if model.dtype not in (torch.float32, torch.float64) or getattr(model.config, "quantization_config", None):
