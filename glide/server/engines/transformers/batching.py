@@ -104,7 +104,8 @@ class Defaults:
     def total_tokens(self, prompt: int, generate: dict[str, Any]) -> int:
         """Return the maximum number of tokens of a prompt and its generated text together.
 
-        The prompt alone has `prompt` tokens."""
+        The prompt alone has `prompt` tokens.
+        """
         if new := self.value("max_new_tokens", generate):
             return prompt + int(new)
         if longest := generate.get("max_length"):
