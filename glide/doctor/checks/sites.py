@@ -11,7 +11,7 @@ from glide.report.times import duration
 
 
 def files(facts: Facts) -> Iterator[Finding]:
-    """Find mistakes in site files, files that a site file mentions and that are missing, and entries with equal names."""
+    """Find mistakes in site files, missing files that site files mention, and entries with equal names."""
     for site in facts.sites:
         for problem in site.problems:
             yield critical(problem, f"correct {site.file}; a running factory keeps what it read before")
