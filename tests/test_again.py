@@ -144,7 +144,7 @@ def test_results_are_on_disk_before_jobs_are_removed(factory, sweep: SweepFolder
     assert kept == 50
 
 
-def test_jobs_contain_whole_batches_after_first_measurement(factory, sweep: SweepFolder, monkeypatch):
+def test_jobs_contain_whole_batches_after_speed_is_measured(factory, sweep: SweepFolder, monkeypatch):
     waves: list[tuple[list[int], str]] = []
     monkeypatch.setattr(Results, "note_wave", lambda self, sizes, reason: waves.append((list(sizes), reason)))
     model = {"name": "batches", "engine": "noop", "options": {"record_seconds": 0.01}}

@@ -34,7 +34,7 @@ def package(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def test_packages_import_in_documented_order():
+def test_package_dependencies_follow_documented_order():
     (line,) = re.findall(r"^> (.* → .*)$", (ROOT / "docs" / "inside.md").read_text(), re.MULTILINE)
     order = line.split(" → ")
     assert {package(module) for module in MODULES} - COMMON - {"", "__main__", "parsl"} == set(order)

@@ -77,7 +77,7 @@ def test_accidental_prompt_overlap_is_not_cached_as_prefix(llama):
     assert len(engine.task.padded.prefixes.cached) == 1
 
 
-def test_prefix_cache_is_bounded_and_texts_stay_correct(llama, plain, monkeypatch):
+def test_prefix_cache_of_limited_size_alters_no_text(llama, plain, monkeypatch):
     monkeypatch.setattr(prefix, "MAX_PREFIXES", 2)
     engine = loaded(llama, batching="static", batch=4)
     for round in range(2):
@@ -87,7 +87,7 @@ def test_prefix_cache_is_bounded_and_texts_stay_correct(llama, plain, monkeypatc
     assert len(engine.task.padded.prefixes.cached) == 2
 
 
-def test_sliding_window_model_shares_no_prompt_prefixes(variant, capfd):
+def test_prefix_cache_stays_empty_for_sliding_window_model(variant, capfd):
     folder = variant("windowed")
     plain = Plain(folder)
     engine = loaded(folder, batch=8)
@@ -156,7 +156,7 @@ def test_load_fails_when_requested_continuous_batching_is_impossible(llama, monk
         loaded(llama, batching="continuous")
 
 
-def test_static_batching_serves_after_continuous_batching_dies(llama, plain, capfd):
+def test_exception_in_continuous_batching_activates_static_batching(llama, plain, capfd):
     engine = loaded(llama, batching="continuous", batch=8)
     processor = engine.task.continuous.manager.batch_processor
     processor.prepare_next_batch = lambda: 1 // 0
@@ -179,13 +179,13 @@ def test_interrupted_engine_call_does_not_affect_next_call(llama, plain, monkeyp
     assert texts(engine, ODD, **GENERATE) == plain_texts(plain, ODD, **GENERATE)
 
 
-def test_static_batching_serves_prompts_above_continuous_token_limit(llama, plain):
+def test_prompts_too_long_for_continuous_batching_are_served(llama, plain):
     engine = loaded(llama, batching="continuous", batch=8, batch_tokens=32)
     prompts = [CLAIM + OTHER, "Verdict:"]
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
 
 
-def test_rejected_continuous_batching_releases_its_memory(llama, monkeypatch):
+def test_continuous_batching_with_wrong_tokens_frees_its_memory(llama, monkeypatch):
     started: list[continuous.Continuous] = []
 
     class Seen(Babbling):
@@ -223,7 +223,7 @@ def test_last_layer_skips_unneeded_token_positions(llama):
     assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
 
 
-def test_layer_computes_all_positions_if_skipping_changes_logits(llama, capfd, monkeypatch):
+def test_no_position_is_skipped_if_logits_would_change(llama, capfd, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward
@@ -317,7 +317,7 @@ def test_loading_fails_if_model_lacks_chat_template(tmp_path):
         loaded(tiny_llama(tmp_path / "llama"), chat=True)
 
 
-def test_texts_match_transformers_for_prompts_with_mixed_prefixes(llama, plain):
+def test_texts_for_various_prompt_prefixes_equal_transformers_output(llama, plain):
     chance = random.Random(3)
     prompts = [chance.choice((CLAIM, OTHER, "")) + "ab " * chance.randint(0, 6) + str(n) for n in range(40)]
     engine = loaded(llama, batch=16)

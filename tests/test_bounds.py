@@ -134,7 +134,7 @@ def job(source: Path, output: Path) -> ServedJob:
     return ServedJob(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
 
 
-def test_server_limits_bytes_in_queue_and_engine_call(tmp_path):
+def test_bytes_in_queue_and_engine_call_are_limited(tmp_path):
     source = tmp_path / "in"
     with source.open("wb") as file:
         for number in range(100):
@@ -249,7 +249,7 @@ def test_log_end_stays_readable_after_log_is_trimmed(tmp_path):
     assert tail(tmp_path / "missing", 100) == ""
 
 
-def test_start_script_limits_log_but_keeps_server_reports(tmp_path):
+def test_server_messages_remain_in_truncated_glidein_output(tmp_path):
     """By start.sh itself, with a program in a folder with spaces in place of Python."""
     folder = tmp_path / "a folder"
     folder.mkdir()

@@ -200,7 +200,7 @@ def test_killed_model_server_leaves_no_call_processes(start):
     eventually(lambda: not is_running(value(left)), "nothing is left of a killed server")
 
 
-def test_killed_engine_keeper_leaves_no_call_processes(run):
+def test_processes_left_by_calls_die_with_engine_keeper(run):
     left, engine = run(leaves_a_marked_daemon, pid)
     assert is_running(value(left))
     os.kill(run.server.keeper, signal.SIGKILL)
@@ -217,7 +217,7 @@ def test_model_server_kills_processes_of_earlier_server(start, tmp_path):
     assert stray.wait(60) == -signal.SIGKILL
 
 
-def test_processes_of_previous_template_owner_are_killed(tmp_path):
+def test_processes_of_previous_user_are_killed_before_loading(tmp_path):
     server = Server(tmp_path / "server", state(), lanes=1)
     try:
         server.reached(State.WARM)

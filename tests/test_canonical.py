@@ -84,7 +84,7 @@ def test_equal_values_have_equal_digests_in_all_processes(digests):
         ('T = typing.TypeVar("T")', 'T = typing.TypeVar("T", bound=int)', {"generic"}),
     ],
 )
-def test_code_change_affects_digests_of_dependent_values(digests, old, new, changed):
+def test_changed_code_alters_digests_of_values_using_it(digests, old, new, changed):
     before, after = digests(), digests(HEAD.replace(old, new))
     assert {name for name in before if before[name] != after[name]} == changed
 
@@ -98,7 +98,7 @@ def test_digest_includes_contents_of_local_modules(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_digest_function_also_returns_required_local_modules(tmp_path, monkeypatch):
+def test_digest_comes_with_local_modules_that_function_needs(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -107,7 +107,7 @@ def test_digest_function_also_returns_required_local_modules(tmp_path, monkeypat
     assert {module.__name__ for module in digest(travelling.go)[1]} == {"travelling", "second"}
 
 
-def test_function_attributes_types_and_dict_order_change_digest():
+def test_digest_distinguishes_types_and_attributes_and_dict_order():
     def plain():
         return 1
 
@@ -131,6 +131,6 @@ def test_tensor_digest_depends_on_type_shape_and_values():
     assert len({digest(value)[0] for value in other}) == len(other)
 
 
-def test_digest_error_names_unpicklable_type():
+def test_digest_error_contains_name_of_unpicklable_type():
     with pytest.raises(TypeError, match="cannot pickle 'generator'"):
         digest(number for number in range(3))

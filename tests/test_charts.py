@@ -20,7 +20,7 @@ from glide.web.history import GAP_SECONDS, STEPS, build_charts
 from tests.snapshots import GLIDEIN, LANE
 
 
-def test_journal_gets_one_line_per_minute_without_changes(tmp_path):
+def test_unchanged_state_adds_one_journal_line_per_minute(tmp_path):
     journal = Journal(tmp_path)
     for second in range(0, 200, 2):
         busy = replace(LANE, served=second * 5, claimed=second < 60)
@@ -58,7 +58,7 @@ def line(at: float, **changes: Any) -> dict[str, Any]:
     return {"time": at, "records": 0, "glidein_seconds": {}, **whole, **changes}
 
 
-def test_charts_show_journal_values_and_unobserved_gaps():
+def test_charts_show_recorded_values_and_otherwise_a_gap():
     step = 15.0
     lines = [
         line(60.0),
@@ -108,5 +108,5 @@ def test_chart_axis_ends_at_round_number(highest, top):
     assert round_up(highest) == pytest.approx(top)
 
 
-def test_journal_writes_often_enough_to_avoid_chart_gaps():
+def test_journal_is_written_before_chart_would_show_gap():
     assert 2 * SILENCE_SECONDS < GAP_SECONDS

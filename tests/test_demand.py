@@ -23,7 +23,7 @@ def measured(of: Glidein, record_seconds: float = 1.0, start_seconds: float = 60
 
 
 @pytest.mark.parametrize("records, submitted", [(30, 0), (119, 0), (130, 1), (200, 2), (10_000, 3)])
-def test_factory_submits_no_glidein_that_starts_too_late(records, submitted):
+def test_no_glidein_is_submitted_shortly_before_work_ends(records, submitted):
     """One glidein of 1 s a record is there, and another takes 60 s to start."""
     there = glidein(1)
     snapshot = Snapshot((there,), (measured(there),), (demand(wanted=4, records=records),))
@@ -93,7 +93,7 @@ def test_entry_that_excludes_job_owner_gets_no_glidein():
     assert wait.action == "wait" and wait.reason == "no entry serves who@else"
 
 
-def test_shared_entry_runs_user_code_only_if_allowed():
+def test_entry_for_several_users_refuses_code_by_default():
     code = Template("coded", "noop", environment=FileSet("/env"), user="us@here")
     snapshot = Snapshot(demands=(demand(spec=code, user="us@here"),), user="us@here")
     several = {"name": "here", "max_glideins": 4, "owners": ["us@here", "them@here"]}
@@ -128,7 +128,7 @@ def test_idle_glidein_loads_wanted_model_during_entry_downtime():
     assert move.action == "submit" and move.slots == ("one",)
 
 
-def test_entry_whose_glideins_stay_warm_longer_comes_first():
+def test_entry_whose_glideins_stayed_warm_longest_is_preferred():
     both = site({"name": "here", "max_glideins": 9}, {"name": "there", "max_glideins": 9})
     early = [replace(glidein(proc, status=JobStatus.COMPLETED, **WARM), warm_seconds=20.0) for proc in range(5)]
     long = [
@@ -142,7 +142,7 @@ def test_entry_whose_glideins_stay_warm_longer_comes_first():
     assert headroom.usefulness(both.entries[0], Snapshot()) == 0.5
 
 
-def test_glidein_score_grows_with_time_spent_warm():
+def test_usefulness_score_of_glidein_grows_with_warm_time():
     assert headroom.score(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
     assert headroom.score(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(
         0.1
@@ -193,7 +193,7 @@ def test_circuit_breaker_opens_for_entry_where_records_fail():
 # ---- what is about to change, and what is not seen -----------------------------------------------
 
 
-def test_pending_glidein_removal_prevents_second_removal():
+def test_second_glidein_stays_while_first_is_being_removed():
     there = (glidein(1, "U", JobStatus.REMOVED), glidein(2, "U"), glidein(3, "U"))
     snapshot = Snapshot(there, tuple(lane(each) for each in there[1:]), (demand(wanted=1),), retargets=(IN_VAIN,))
     full = site({"name": "here", "max_glideins": 3})
@@ -209,7 +209,7 @@ def test_one_failed_node_does_not_stop_submissions():
     assert brief(plan(Snapshot((well, ill), lanes, (demand(wanted=3),)), site())) == [("submit", "T", 2)]
 
 
-def test_unavailable_entry_counts_fully_toward_site_limit():
+def test_unavailable_entry_is_assumed_full_for_site_limit():
     both = SiteFile.model_validate(
         {"site": "s", "max_glideins": 4, "entries": [{"name": n, "max_glideins": 3} for n in ("here", "there")]}
     )

@@ -111,7 +111,7 @@ def _anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in headings}
 
 
-def test_documented_root_commands_and_systemd_units_are_valid(tmp_path: Path):
+def test_documented_admin_commands_and_systemd_units_are_valid(tmp_path: Path):
     lines = [line for text in DOCUMENTS for kind, _, block in BLOCK.findall(text.read_text()) if kind == "console"
              for line in block.splitlines()]  # fmt: skip
     assert lines and {line.split()[1] for line in lines if line.startswith("# ")} == ROOTS

@@ -100,7 +100,7 @@ def test_late_ad_is_not_reported_as_slow_clock():
     assert "25 s behind the collector's" in found(-25)[0] and "10 s ahead of" in found(10)[0]
 
 
-def test_immutable_job_attributes_count_as_protected():
+def test_doctor_accepts_immutable_instead_of_protected_job_attributes():
     kept = {"PROTECTED_JOB_ATTRS": "", "IMMUTABLE_JOB_ATTRS": protected().upper().replace(", ", " ")}
     assert found(healthy(schedd=Configuration(STARTING | kept))) == []
 
@@ -197,7 +197,7 @@ def test_doctor_ignores_remote_glideins_for_local_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_expired_token_is_accepted_if_no_glidein_waits():
+def test_doctor_ignores_expiring_token_unless_glidein_is_queued():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 
@@ -226,7 +226,7 @@ def test_stuck_test_job_is_critical_unless_pool_full():
         assert not told.in_progress and " critical " in found(healthy(trial=told))[0], told
 
 
-def test_doctor_check_that_raises_affects_no_other_check():
+def test_exception_in_one_doctor_check_affects_no_other():
     odd = healthy(jobs=({**JOB, "JobLeaseDuration": "x"},), clock=6.0)
     unseen = {verdict.check: verdict.unavailable for verdict in judge(odd) if verdict.unavailable}
     assert list(unseen) == ["jobs"] and unseen["jobs"].startswith("an error in glide: TypeError: ")
@@ -251,7 +251,7 @@ def test_model_on_cpu_despite_gpu_request_is_reported():
     assert "gpus: 1, and no machine" in found(healthy(sites=asking))[0]
 
 
-def test_doctor_check_states_why_its_facts_are_unavailable():
+def test_doctor_check_says_why_it_lacks_information():
     for name in ("jobs", "snapshot", "rights", "trial"):
         verdicts = judge(healthy(unavailable={name: "it hides"}))
         assert [verdict.unavailable for verdict in verdicts] == ["it hides" * (name in check.needs) for check in CHECKS]

@@ -28,7 +28,7 @@ def test_repeated_measurement_is_shown_with_range():
     assert str(Measurement((3.0,), "s")) == "3.00 s"
 
 
-def test_experiment_writes_numbers_table_and_figure(tmp_path, monkeypatch, capsys):
+def test_experiment_writes_json_data_markdown_table_and_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "try.py"), "--out", str(tmp_path), "--repeat", "2"])
     monkeypatch.chdir(tmp_path)
     speedup = Measurement((3.5, 3.9), "×")

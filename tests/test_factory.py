@@ -100,7 +100,7 @@ def test_factory_sigterm_keeps_glideins_but_drain_removes_them(run_factory, ask,
     eventually(lambda: not glideins(access_point, "stay", *RUNNING), "the glidein is gone")
 
 
-def test_factory_killed_repeatedly_submits_no_extra_glidein(run_factory, ask, access_point):
+def test_repeatedly_killed_factory_submits_no_extra_glidein(run_factory, ask, access_point):
     factory = run_factory("mortal", entry("twice", max_glideins=2))
     ask(Template("twice", "noop", options=SLOW), jobs=2, records=40)
     for _ in range(4):  # between its submission and its next look, as like as not
@@ -168,7 +168,7 @@ def test_glidein_past_its_lifetime_accepts_no_job(run_factory, ask, access_point
     assert len(glideins(access_point, "old", *RUNNING)) == 2
 
 
-def test_factory_finds_embedded_pool_without_condor_config(run_factory, pool):
+def test_factory_finds_pool_from_glide_home_variable_alone(run_factory, pool):
     factory = run_factory("finding", entry("found"))
     hidden = {name: value for name, value in os.environ.items() if name != "CONDOR_CONFIG"}
     factory.environment = {**hidden, "GLIDE_HOME": str(pool.home)}
@@ -312,7 +312,7 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_factory_rejects_queue_with_glideins_of_earlier_account(access_point, monkeypatch):
+def test_queue_with_glideins_of_former_account_is_unavailable(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]

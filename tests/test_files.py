@@ -27,7 +27,7 @@ model, cache = file_trees.model, file_trees.cache  # fixtures
 
 
 @pytest.mark.parametrize("kind", ["folder", "web", "web without ranges"])
-def test_file_tree_is_fetched_correctly_and_only_once(model, cache, kind):
+def test_file_tree_is_fetched_intact_and_never_refetched(model, cache, kind):
     with origin(model) as server:
         server.ranges = kind == "web"
         source = FolderSource(model) if kind == "folder" else WebSource(server.url)
@@ -72,7 +72,7 @@ def test_missing_file_is_reported_with_its_url(model, cache):
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "short", "long"])
-def test_corrupt_file_is_refused_and_long_file_truncated(model, cache, fault):
+def test_corrupt_files_are_refused_and_excess_bytes_ignored(model, cache, fault):
     wanted = tree(model)
     path = model / "weights/one.bin"
     data = bytearray(path.read_bytes())

@@ -121,7 +121,7 @@ def chaos(pool: EmbeddedPool, sweep: SweepFolder, request: pytest.FixtureRequest
 
 
 @pytest.mark.timeout(1800)
-def test_random_kills_neither_lose_nor_repeat_records(chaos: Chaos, request: pytest.FixtureRequest):
+def test_killing_random_processes_neither_loses_nor_repeats_results(chaos: Chaos, request: pytest.FixtureRequest):
     count, kills, seed = (request.config.getoption(name) for name in ("--records", "--kills", "--seed"))
     rng = random.Random(seed)
     results = chaos.sweep.out / "plain" / "results.jsonl"

@@ -138,7 +138,7 @@ def test_gathered_outputs_keep_names_and_overwrite_nothing(tmp_path, access_poin
 
 
 @pytest.mark.pool
-def test_gather_places_unlisted_outputs_under_their_initial_directories(tmp_path, access_point):
+def test_outputs_are_gathered_into_subfolders_named_like_initialdir(tmp_path, access_point):
     folder, got = tmp_path / "work", tmp_path / "got"
     for number in range(3):
         (folder / f"run{number}").mkdir(parents=True)
@@ -240,7 +240,7 @@ def test_killed_gather_neither_loses_nor_duplicates_outputs(tmp_path, access_poi
 
 
 @pytest.mark.pool
-def test_gather_overwrites_nothing_if_job_attributes_are_immutable(tmp_path, monkeypatch):
+def test_gathering_overwrites_no_file_despite_immutable_job_attributes(tmp_path, monkeypatch):
     """As on an access point that protects where outputs go: there, HTCondor's client writes over what is there."""
     monkeypatch.setenv("_CONDOR_IMMUTABLE_JOB_ATTRS", "SUBMIT_Iwd, SUBMIT_TransferOutputRemaps, SUBMIT_UserLog")
     with in_force(tmp_path / "home", cores=2):

@@ -51,7 +51,7 @@ TWO_LANES = [
 ]  # fmt: skip
 
 
-def test_sweep_history_yields_lane_job_and_record_timelines():
+def test_timelines_of_lanes_and_glideins_come_from_history():
     history = histories.read(TWO_LANES)
     assert history.seconds == 50
     assert timeline.records_done(history) == [(0, 0), (30, 20), (50, 40)]
@@ -69,7 +69,7 @@ def test_sweep_history_yields_lane_job_and_record_timelines():
     ]  # fmt: skip
 
 
-def test_goodput_categories_sum_to_connected_lane_time():
+def test_categories_of_lane_time_add_up_to_total():
     history = histories.read(TWO_LANES)
     goodput = timeline.goodput(history)
     assert goodput["GPU X"] == {"productive": 20, "loading": 8, "lost": 0, "idle": 20}
@@ -95,7 +95,7 @@ def test_timeline_merges_short_intervals_into_longer_neighbours():
     assert timeline.coarsen(distinct, 0.5) == distinct
 
 
-def test_time_categories_add_up_for_jobs_and_glideins():
+def test_time_of_jobs_and_glideins_is_fully_categorized():
     history = histories.read(TWO_LANES)
     jobs = timeline.spent_by_jobs(history, engine=15.0)
     assert jobs == pytest.approx({"waiting": 10, "starting": 0, "engine": 15, "sharing": 13, "lost": 12})
@@ -116,7 +116,7 @@ def test_unobserved_load_phases_are_derived_from_reported_durations():
     assert glidein.warm == 0 and timeline.goodput(histories.read(late))[CPU]["loading"] == 0  # before the sweep
 
 
-def test_sweep_history_omits_time_without_driver():
+def test_history_omits_time_when_no_driver_ran():
     told = [
         line(0, run="r", done=0), lane(1, "a@x", State.WARM),
         line(5, carrier="p", job="1.0", records=9, status="running", starts=1, on="a@x", queued=START + 4,
@@ -138,7 +138,7 @@ def test_sweep_history_omits_time_without_driver():
     assert glidein.end == "" and glidein.seconds(timeline.SERVING) == 13
 
 
-def test_lane_that_disappears_and_returns_counts_once():
+def test_lane_that_disappeared_temporarily_is_not_counted_twice():
     told = [
         line(0, run="r"),
         lane(1, "a@x", State.WARM),
@@ -181,7 +181,7 @@ def test_glidein_with_lost_last_job_counts_as_lost(after, end):
     assert {each.id: each.end for each in timeline.glideins(history)}["y"] == end
 
 
-def test_glidein_that_disappears_after_requeue_counts_as_lost():
+def test_vanished_glidein_with_requeued_job_is_considered_lost():
     told = [*TWO_LANES[:-3], line(40, carrier="q", status="idle"), *TWO_LANES[-2:]]
     assert [each.end for each in timeline.glideins(histories.read(told))] == ["", "lost"]
 
@@ -196,7 +196,7 @@ def carrier(part: str, status: int = JobStatus.RUNNING, on: str = "a@x", **times
 AD = {"Name": "a@x", "State": "Claimed", Machine.ID: "x", Machine.STATE: State.WARM, Machine.STATE_SINCE: 7}
 
 
-def test_sweep_history_records_only_changes(tmp_path):
+def test_unchanged_jobs_and_lanes_add_no_history_lines(tmp_path):
     history = writing.HistoryWriter(tmp_path / "h.jsonl")
     history.begin(run="r", done=0)
     for done in range(100_000):  # far more often than a driver looks

@@ -160,7 +160,7 @@ def test_wrong_template_description_never_replaces_correct_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:8], "a b", "a'b", "a;b", "a`b", "-rf", ".", ".."])
-def test_slot_entry_and_glidein_names_reject_special_characters(text):
+def test_slot_and_glidein_names_cannot_contain_special_characters(text):
     patterns = (names.SLOT, names.GLIDE_ID, names.ENTRY, names.DIGEST)
     assert not [pattern.pattern for pattern in patterns if pattern.fullmatch(text)]
 
@@ -170,12 +170,12 @@ def test_real_slot_and_glidein_names_are_allowed():
     assert all(map(names.GLIDE_ID.fullmatch, ("here-7.1", "a.b-c-7.1r3")))
 
 
-def test_printable_ad_text_is_short_without_control_characters():
+def test_ad_text_is_shortened_and_control_characters_replaced():
     assert names.printable("a\x1b[2J\x07b\n\tc\x9b\u202e\ud800é") == "a?[2J?b\n\tc???é"
     assert len(names.printable("a" * 10_000)) < 3000
 
 
-def test_job_file_expression_with_line_break_is_refused():
+def test_expressions_with_line_breaks_never_enter_job_files():
     assert job_file_line("requirements", 'Machine == "a b"') == 'requirements = Machine == "a b"'
     for text in ("a\nqueue 9", "a\rb", "a\0b", "a\\"):
         with pytest.raises(CondorError, match="contains a control character, or ends with a backslash"):

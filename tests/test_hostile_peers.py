@@ -90,7 +90,7 @@ def test_pipes_or_huge_files_never_block_seed_process(tmp_path, model, seed):
         thread.join()
 
 
-def test_fetch_and_cache_never_read_pipes_or_devices(tmp_path, model):
+def test_pipes_and_devices_are_refused_as_model_files(tmp_path, model):
     os.mkfifo(tmp_path / "pipe")
     file_set = {"pipe": (SHA, 5)}
     said = Process(tmp_path / "cache", Template("m", "noop", str(tmp_path), file_set)).end()
@@ -193,7 +193,7 @@ def test_peer_with_invalid_chunk_list_is_ignored(model, some):
     assert not peer.available
 
 
-def test_chunk_list_of_peer_is_read_and_checked(model):
+def test_list_of_chunks_with_unknown_file_is_refused(model):
     wanted, files = tree(model), described(model).files
     one, other = files["one.bin"][0], files["config.json"][0]
     peer = Liar(saying(json.dumps({one: [0, 1], other: None}))).peer

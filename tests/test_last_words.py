@@ -10,7 +10,7 @@ from glide.report.factory import LONGEST_LINE, last_lines, last_output
 from glide.vocabulary import JobStatus
 
 
-def test_last_output_of_glidein_without_template_is_found(tmp_path: Path):
+def test_last_output_of_blank_glidein_can_be_read(tmp_path: Path):
     """A blank one has no template, and its folder has a name of its own."""
     for template in ("", "0" * 64):
         glidein = Glidein(7, 1, "here", template, JobStatus.COMPLETED)
@@ -21,7 +21,7 @@ def test_last_output_of_glidein_without_template_is_found(tmp_path: Path):
     assert last_output(tmp_path, Glidein(8, 1, "here", "", JobStatus.COMPLETED)) == []
 
 
-def test_last_lines_are_read_without_whole_output(tmp_path: Path):
+def test_last_output_lines_are_found_without_reading_everything(tmp_path: Path):
     output = tmp_path / "1.0.out"
     with output.open("wb") as file:
         file.truncate(1 << 40)  # a hole: who reads it whole needs a terabyte of memory

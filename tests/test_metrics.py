@@ -241,7 +241,7 @@ def test_no_record_counts_twice_when_model_name_changes():
     assert totals.total(ERRORS) == 7
 
 
-def test_records_served_before_eviction_count_only_once():
+def test_record_is_counted_once_despite_later_eviction():
     job = {
         "ClusterId": 1, "ProcId": 0, "JobStatus": JobStatus.RUNNING, "ServerTime": 300, "NumShadowStarts": 1,
         "JobCurrentStartDate": 100, Job.ENTRY: "here", Job.TEMPLATE: "T", Job.MODEL: "model", Job.STATE: State.WARM,

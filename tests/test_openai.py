@@ -59,7 +59,7 @@ def test_error_of_unready_service_includes_last_answer(service, unready, options
         assert part in str(refused.value)
 
 
-def test_model_server_without_service_fails_with_reason(service, serve):
+def test_model_server_says_why_openai_service_is_unreachable(service, serve):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else gets the port
         nobody = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
@@ -199,7 +199,7 @@ def test_retry_after_header_accepts_seconds_or_date():
     assert [retry_after(rubbish, now) for rubbish in ("", "soon", "Mon, 99 Foo 2026")] == [0, 0, 0]
 
 
-def test_backoff_grows_and_obeys_retry_after():
+def test_backoff_grows_and_respects_retry_after_header():
     assert backoff(0) < backoff(2) < backoff(4) < backoff(6)
     assert backoff(0, requested=20) == 20
     for requested in (0.0, 1e9, float("inf"), float("nan"), -1e9):

@@ -68,7 +68,7 @@ def test_generate_option_that_cannot_work_is_refused(engine, generate, option, w
         ("noop", {"whatever": 1}),
     ],
 )  # fmt: skip
-def test_generate_option_without_known_problem_is_accepted(engine, generate):
+def test_valid_generate_options_of_each_engine_are_accepted(engine, generate):
     check_generate(engine, generate)
 
 
@@ -145,7 +145,7 @@ def test_integer_is_accepted_for_decimal_option(engine, plain):
 
 
 @pytest.mark.models
-def test_generate_options_like_output_scores_leave_text_unchanged(engine, plain):
+def test_generated_text_is_independent_of_output_scores_option(engine, plain):
     idle = {"pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}
     assert texts(engine("static"), PROMPTS, max_new_tokens=8, **idle) == [
         plain(text, max_new_tokens=8)[0] for text in PROMPTS
@@ -153,7 +153,7 @@ def test_generate_options_like_output_scores_leave_text_unchanged(engine, plain)
 
 
 @pytest.mark.models
-def test_num_return_sequences_option_fills_choices_of_result(engine, plain):
+def test_result_has_one_choice_per_returned_sequence(engine, plain):
     options = {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2}
     for text, completion in zip(PROMPTS, served(engine("static"), PROMPTS, **options), strict=True):
         wanted = plain.all(text, **options)
@@ -168,7 +168,7 @@ def test_sampling_produces_different_texts(engine):
 
 
 @pytest.mark.models
-def test_unknown_token_and_unknown_option_are_refused(engine):
+def test_token_outside_vocabulary_and_unknown_option_are_refused(engine):
     with pytest.raises(WrongOption, match="no token 400000"):
         served(engine("static"), ["hello"], forced_eos_token_id=400_000)
     with pytest.raises(UnknownOption):

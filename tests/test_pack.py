@@ -91,7 +91,7 @@ def test_jobs_are_small_before_first_measurement():
     assert set(pack(60, 4, 0).sizes[:-1]) == {least}
 
 
-def test_first_wave_has_few_more_jobs_than_lanes():
+def test_first_wave_has_slightly_more_jobs_than_lanes():
     assert len(pack(10**6, 4, 0).sizes) == 8
     assert 500 < len(pack(10**6, 500, 0).sizes) < 550
 
@@ -116,7 +116,7 @@ def test_job_duration_stays_between_shortest_and_longest_allowed():
             taken += size
 
 
-def test_first_job_size_depends_on_records_per_lane():
+def test_first_job_contains_third_of_records_per_lane():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
@@ -128,7 +128,7 @@ def test_slow_lane_makes_jobs_smaller():
     assert "10 to 100 ms" in mixed.reason
 
 
-def test_job_start_rate_limits_shrinking_for_slow_lane():
+def test_job_size_despite_slow_lane_respects_start_rate():
     """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
@@ -165,7 +165,7 @@ def test_few_slow_records_are_spread_over_many_lanes():
     assert 100 < len(sizes) < 200 and sum(sizes) == 1000
 
 
-def test_few_records_form_one_job_during_large_sweep():
+def test_jobs_are_larger_while_many_records_are_unfinished():
     assert len(pack(50, 400, 400, [1.0], unfinished=10**6).sizes) == 1
     assert len(pack(50, 400, 400, [1.0]).sizes) > 10
 
@@ -206,7 +206,7 @@ def simulate(records: int, lanes: int, seconds: float, start: float = 0.06, poll
 @pytest.mark.parametrize("records", [10, 1000, 20_000])
 @pytest.mark.parametrize("lanes", [1, 2, 7, 32])
 @pytest.mark.parametrize("seconds", [0.002, 0.05, 0.5])
-def test_simulated_sweep_finishes_close_to_ideal_time(records, lanes, seconds):
+def test_simulated_makespan_is_near_work_divided_by_lanes(records, lanes, seconds):
     makespan, jobs = simulate(records, lanes, seconds)
     ideal = -(-records // lanes) * seconds
     # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
@@ -218,7 +218,7 @@ def test_simulated_sweep_finishes_close_to_ideal_time(records, lanes, seconds):
 
 
 @pytest.mark.parametrize("lanes", [2, 8])
-def test_job_packing_costs_long_sweep_under_ten_percent(lanes):
+def test_overhead_of_long_sweep_stays_below_ten_percent(lanes):
     makespan, _ = simulate(20_000, lanes, 0.05)
     assert makespan <= 1.1 * 20_000 * 0.05 / lanes
 

@@ -23,7 +23,7 @@ def test_every_imported_package_is_declared_dependency() -> None:
     assert imported - declared == set()
 
 
-def test_constraints_pin_every_installed_requirement() -> None:
+def test_constraints_file_has_exact_version_of_every_requirement() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[2:])
     needed, todo = set[str](), [_name(each) for each in _requirements()]
     while todo:
@@ -40,7 +40,7 @@ def test_constraints_pin_every_installed_requirement() -> None:
     assert {name: version for name, version in installed.items() if pins.get(name) != version} == {}
 
 
-def test_declared_python_requirement_accepts_running_python() -> None:
+def test_current_python_version_satisfies_declared_requirement() -> None:
     """The oldest Python that is promised runs all tests; `make soak` runs them on the newest, too."""
     promised = re.fullmatch(r">=(3\.\d+)", PROJECT["requires-python"])
     assert promised and sys.version_info[:2] >= tuple(map(int, promised[1].split(".")))

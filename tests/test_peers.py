@@ -118,7 +118,7 @@ def test_new_node_fetches_everything_from_its_peer(nodes, model, source):
     assert sum(source.sent.values()) == before
 
 
-def test_template_that_keeps_no_files_uses_no_peers(nodes, model, source):
+def test_nodes_never_share_files_they_do_not_keep(nodes, model, source):
     nodes.template = replace(nodes.template, keep="nothing")
     for _ in range(2):
         nodes.warm(nodes.start())
@@ -341,5 +341,5 @@ def test_nearer_peer_serves_more_chunks(tmp_path, model, source):
         ("fd00::1", "[fd00::2]:4000", 2), ("10.1.2.3", "[fd00::2]:4000", 128), ("", "10.1.2.3:4000", 128),
     ],
 )  # fmt: skip
-def test_address_distance_counts_bits_from_first_difference(host, address, bits):
+def test_distance_of_addresses_is_bits_after_common_prefix(host, address, bits):
     assert distance(host, address) == bits

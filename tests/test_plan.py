@@ -54,7 +54,7 @@ def test_submissions_never_exceed_demand_or_entry_limit(wanted, jobs, there, sub
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
 
-def test_submission_reports_its_reason():
+def test_planned_submission_contains_its_reason():
     (action,) = plan(Snapshot(demands=(demand(idle=7, running=3),)), site())
     assert action.reason == "10 jobs of model want 2 more glideins"
     assert action.public() == {
@@ -73,12 +73,12 @@ def test_glideins_of_another_template_do_not_satisfy_demand():
     assert brief(plan(Snapshot((there,), (lane(there, claimed=True),), demands), site())) == [("submit", "T", 2)]
 
 
-def test_submissions_stay_within_submits_per_cycle():
+def test_submissions_do_not_exceed_limit_per_cycle():
     here = site({"name": "here", "max_glideins": 100, "submits_per_cycle": 3})
     assert brief(plan(Snapshot(demands=(demand(wanted=50, idle=99),)), here)) == [("submit", "T", 3)]
 
 
-def test_submits_per_cycle_limits_all_templates_together():
+def test_submission_limit_per_cycle_applies_across_all_templates():
     here = site({"name": "here", "max_glideins": 100, "submits_per_cycle": 3})
     actions = plan(Snapshot(demands=(demand("T", 50, 99), demand("U", 50, 99))), here)
     assert sum(action.count for action in actions if action.action == "submit") <= 3
@@ -89,7 +89,7 @@ def test_templates_share_limit_of_entry():
     assert brief(actions) == [("submit", "T", 3), ("submit", "U", 1)]
 
 
-def test_entries_are_filled_in_site_file_order():
+def test_new_glideins_fill_entries_in_site_file_order():
     both = site({"name": "here", "max_glideins": 2}, {"name": "there", "max_glideins": 5})
     actions = plan(Snapshot((glidein(1, "U"),), (), (demand(wanted=4), demand("U", 1))), both)
     assert [(action.action, action.entry, action.count) for action in actions] == [
@@ -117,7 +117,7 @@ def test_host_where_template_failed_is_last_resort():
     assert action.last_resort == (), "there it loads at times"
 
 
-def test_template_failing_on_all_hosts_waits_with_reasons():
+def test_factory_says_why_template_failing_everywhere_must_wait():
     there = tuple(
         glidein(
             number, host=f"n{number}", state=State.FAILED, failure=f"OSError: no weights {number}", age=60.0 - number
@@ -144,7 +144,7 @@ def test_demand_without_template_description_waits_with_reason():
     assert "GlideTemplateSpec" in action.reason
 
 
-def test_template_description_of_one_run_serves_other_runs():
+def test_template_description_in_one_run_suffices_for_all():
     actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
 
@@ -219,5 +219,5 @@ def steps_of_a_plan(glideins: int) -> int:
     return steps
 
 
-def test_planning_work_grows_less_than_quadratically():
+def test_planning_steps_grow_subquadratically_with_number_of_glideins():
     assert steps_of_a_plan(800) < 6 * steps_of_a_plan(200)

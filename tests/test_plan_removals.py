@@ -23,7 +23,7 @@ def test_unwanted_queued_glidein_is_removed():
     assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
 
 
-def test_held_glidein_stays_longer_if_jobs_want_it():
+def test_glidein_on_hold_is_removed_later_if_wanted():
     held = glidein(1, status=HELD, hold_reason="no such file", age=500)
     for of, demands, removed in (
         (held, (), True), (held, (demand(wanted=1),), False), (replace(held, age=601), (demand(wanted=1),), True),
@@ -54,7 +54,7 @@ def test_best_effort_run_unloads_and_removes_nothing():
 
 
 @pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
-def test_run_with_ordinary_job_is_not_best_effort(said, modest):
+def test_demand_with_ordinary_job_is_not_best_effort(said, modest):
     ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
     jobs = [{**ad, "ProcId": number, Job.BEST_EFFORT: value} for number, value in enumerate(said)]
     assert [each.best_effort for each in build_snapshot(jobs, (), {}).demands] == [modest]
@@ -90,7 +90,7 @@ def test_idle_glideins_load_wanted_model_before_new_submissions():
 WITH_FILES = Template("model", "noop", "/model", {"weights": ("0" * 64, 10)})
 
 
-def test_glideins_with_cached_model_files_are_preferred():
+def test_wanted_model_goes_where_its_files_are_cached():
     tree = Tree(WITH_FILES.files).digest[:16]
     idle = tuple(glidein(proc, "U") for proc in (1, 2, 3))
     lanes = tuple(lane(each, name=each.job, cached=(tree,) if each.proc == 2 else ("other",)) for each in idle)
@@ -108,7 +108,7 @@ def test_glideins_with_cached_model_files_are_preferred():
     assert submit.prefer == (), "it has no files"
 
 
-def test_ready_setting_keeps_blank_glideins_for_wanted_models():
+def test_blank_glideins_are_replenished_up_to_setting_ready():
     ready = site({"name": "here", "max_glideins": 4, "ready": 2})
     (submit,) = plan(Snapshot(), ready)
     assert (submit.action, submit.template, submit.count) == ("submit", "", 2) and "without a model" in submit.reason
@@ -169,7 +169,7 @@ def test_ads_of_requeued_glidein_are_removed():
     assert ids(plan(snapshot, site()), "expunge") == ["here-7.1"]
 
 
-def test_ads_from_previous_starts_of_glidein_are_removed():
+def test_old_ads_of_restarted_glidein_are_removed():
     again = glidein(1, starts=3)
     assert again.glide_id == "here-7.1r2"
     lanes = (lane(glidein(1, starts=1)), lane(glidein(1, starts=2)), lane(again))

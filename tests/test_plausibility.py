@@ -36,14 +36,14 @@ def test_suddenly_empty_queue_is_accepted_after_delay():
     assert kinds(reject_implausible(replace(empty, now=LATER), BEFORE, HERE)) == {"submit"}
 
 
-def test_empty_queue_is_rejected_while_glideins_advertise():
+def test_empty_queue_is_distrusted_if_glideins_advertise_lanes():
     lanes = BEFORE.lanes
     for before, now in ((None, SOON), (BEFORE, SOON), (BEFORE, LATER)):
         seen = reject_implausible(Snapshot((), lanes, (demand(),), now=now), before, HERE)
         assert "2 glideins advertise" in seen.unavailable_entries["here"] and kinds(seen) == {"wait"}
 
 
-def test_loss_of_working_lanes_is_accepted_after_delay():
+def test_snapshot_lacking_busy_lanes_is_accepted_after_delay():
     seen = reject_implausible(Snapshot(THERE, (), (demand(),), now=SOON), BEFORE, HERE)
     assert "the collector has forgotten" in seen.unavailable_sources[0] and kinds(seen) == {"wait"}
     assert not reject_implausible(Snapshot(THERE, (), (demand(),), now=LATER), BEFORE, HERE).unavailable_sources
@@ -52,7 +52,7 @@ def test_loss_of_working_lanes_is_accepted_after_delay():
     assert not seen.unavailable_sources, "idle glideins end by themselves"
 
 
-def test_snapshot_without_removed_or_ended_glideins_is_accepted():
+def test_snapshot_lacking_removed_or_ended_glideins_is_accepted():
     empty = Snapshot(demands=(demand(),), now=SOON)
     removal = Remove("here", "T", 1, "why", ("7.1", "7.2"))
     assert not reject_implausible(empty, baseline(BEFORE, [removal]), HERE).unavailable_entries

@@ -155,7 +155,7 @@ def test_plugin_refuses_uploads(job):
 # ---- tickets -------------------------------------------------------------------------------------
 
 
-def test_template_ticket_command_writes_file_list_and_key(tmp_path, monkeypatch, model):
+def test_template_ticket_contains_file_list_and_peer_key(tmp_path, monkeypatch, model):
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {
@@ -185,7 +185,7 @@ def test_template_ticket_command_writes_file_list_and_key(tmp_path, monkeypatch,
 
 
 @pytest.mark.pool
-def test_ordinary_job_fetches_model_with_its_own_plugin(monkeypatch, request, tmp_path, model, plugin):
+def test_ordinary_job_brings_plugin_that_fetches_its_model(monkeypatch, request, tmp_path, model, plugin):
     monkeypatch.setenv("_CONDOR_ENABLE_URL_TRANSFERS", "True")  # as everywhere but on an embedded pool
     pool: EmbeddedPool = request.getfixturevalue("own_pool")
     job = Job(tmp_path / "job", tmp_path / "node")

@@ -32,7 +32,7 @@ def run_with_one_bad_record(sweep: SweepFolder, **options) -> dict:
     return bad[0]["error"]
 
 
-def test_record_error_states_type_of_raised_exception(factory, sweep: SweepFolder):
+def test_error_of_record_contains_type_of_exception(factory, sweep: SweepFolder):
     error = run_with_one_bad_record(sweep, raise_on="POISON")
     assert error["type"] == "Poisoned" and "POISON" in error["message"]
 

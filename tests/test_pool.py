@@ -75,7 +75,7 @@ def test_daemons_update_ads_well_before_they_expire(pools):
     assert max(told) * 3 < int(pool.tool("condor_config_val", "CLASSAD_LIFETIME"))
 
 
-def test_pool_up_awaits_suspended_schedd_and_restarts_nothing(pools):
+def test_repeated_startup_keeps_daemons_despite_suspended_schedd(pools):
     pool = pools[0]
     pool.up(cores=1)
     before = daemons(pool)
@@ -157,7 +157,7 @@ def test_hanging_access_point_raises_error_after_timeout(own_pool, monkeypatch):
         access_point.submit("executable = /bin/true\nrequirements = ((\nqueue")
 
 
-def test_job_edit_finds_access_point_at_new_address(own_pool):
+def test_restarted_access_point_is_found_at_new_address(own_pool):
     access_point = AccessPoint()
     cluster = access_point.submit("executable = /bin/true\nhold = true\nqueue")
     before = access_point.location["MyAddress"]
@@ -178,7 +178,7 @@ def test_job_edit_finds_access_point_at_new_address(own_pool):
     assert job["JobPrio"] == 7
 
 
-def test_pool_env_makes_htcondor_tools_usable_in_shell(pools):
+def test_pool_env_command_prints_variables_for_htcondor_tools(pools):
     pool = pools[0]
     pool.up(cores=1)
     script = f'eval "$({sys.executable} -m glide pool env)" && condor_q -totals && condor_status -af Name'

@@ -220,7 +220,7 @@ def test_records_with_invalid_utf8_are_refused(write, name):
 
 
 @pytest.mark.parametrize("name", ["r.txt", "records", "r.xlsx"])
-def test_unknown_file_suffix_error_lists_known_suffixes(write, name):
+def test_error_for_unknown_file_suffix_mentions_known_suffixes(write, name):
     (problem,) = problems_of(write(name, "x"))
     assert ".jsonl, .ndjson, .json, .csv, .tsv, .parquet" in problem
 
@@ -281,7 +281,7 @@ def test_alternative_file_suffixes_are_accepted(write, name, content):
     ("r.jsonl", '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}',
      ":1: requests of OpenAI's Batch API are not supported; write their text into a field that a prompt names"),
 ])  # fmt: skip
-def test_unsupported_record_format_error_suggests_conversion(write, name, content, says):
+def test_error_for_unsupported_record_format_suggests_conversion(write, name, content, says):
     assert problems_of(write(name, content)) == [says]
 
 
@@ -324,7 +324,7 @@ def test_prompt_inserts_field_values_unchanged(prompt, fields, text):
 RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custom_id": "b"}, 7)]
 
 
-def test_missing_prompt_field_error_names_first_affected_record():
+def test_error_for_missing_field_gives_first_affected_record():
     problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
     assert problems == [
         "r.jsonl:7: no field 'claim', but prompt bad uses this field; the record has custom_id",
@@ -343,7 +343,7 @@ def test_doubled_braces_in_prompt_are_not_a_field():
     assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_expect_setting_with_unknown_field_is_refused():
+def test_record_lacking_field_named_by_expect_is_refused():
     assert check_fields("r.jsonl", RECORDS, ["claim"], "`expect` uses this field") == [
         "r.jsonl:7: no field 'claim', but `expect` uses this field; the record has custom_id"
     ]

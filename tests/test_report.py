@@ -274,7 +274,7 @@ def test_report_agrees_with_event_log_and_results(factory, pool: EmbeddedPool, s
 
 
 @pytest.mark.pool
-def test_resumed_sweep_keeps_one_history_of_all_runs(factory, pool, sweep: SweepFolder):
+def test_report_of_resumed_sweep_includes_jobs_before_interruption(factory, pool, sweep: SweepFolder):
     model = {"name": "twice", "engine": "noop", "options": {"record_seconds": 0.03}}
     process = sweep.write(noop_records(400), model=model).start()
     eventually(lambda: results_so_far(sweep) > 50, "results come in")

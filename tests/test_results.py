@@ -81,7 +81,7 @@ def test_same_record_under_two_prompts_gives_two_results(sweep, begin):
     assert (results.recomputed, len(results.done)) == (0, 2)
 
 
-def test_errors_tokens_and_glideins_of_results_are_counted(sweep, begin):
+def test_errors_and_tokens_in_results_are_counted(sweep, begin):
     results = begin(sweep)
     keep(results, "plain/a", attempts=2)
     keep(results, "plain/b", text=None, error={"type": "PromptTooLong", "message": "600 tokens"}, tokens=0)
@@ -147,7 +147,7 @@ def test_accuracy_ignores_whitespace_around_result_text(sweep, begin):
     assert json.loads((sweep.out / "summary.json").read_text()) == summary
 
 
-def test_sweep_without_expected_field_has_no_accuracy(tmp_path, begin):
+def test_accuracy_is_absent_if_sweep_lacks_key_expect(tmp_path, begin):
     results = begin(make(tmp_path, expect=None))
     keep(results, *EVERY)
     assert {part["accuracy"] for part in results.finish({})["prompts"].values()} == {None}

@@ -62,7 +62,7 @@ def test_very_long_incomplete_result_line_is_dropped(sweep, begin):
     assert results.path("plain").read_bytes() == b""
 
 
-def test_result_line_cut_within_character_is_dropped(sweep, begin):
+def test_result_line_ending_inside_utf8_character_is_dropped(sweep, begin):
     results = begin(sweep)
     keep(results, "plain/a", text="🦉")
     content = results.path("plain").read_bytes()

@@ -50,7 +50,7 @@ def lengths_of_calls(engine: Any, prompts: list[str]) -> list[list[int]]:
     [("minimax", "equal lengths", "prompts of equal length"), ("xlnet", "equal lengths", "prompts of equal length"),
      ("rwkv", "single", "one prompt per call"), ("windowed", "static", "")],
 )  # fmt: skip
-def test_batching_is_restricted_if_it_would_change_texts(variant, capfd, kind, batching, words):
+def test_prompts_share_batch_unless_it_would_change_texts(variant, capfd, kind, batching, words):
     engine = loaded(variant(kind), batch=8, batching="static")
     log = capfd.readouterr().out
     assert (f"static batches have {words}: " in log) if words else ("static batches have" not in log)
@@ -77,7 +77,7 @@ def test_generated_text_is_independent_of_other_prompts(variant, kind):
     assert any(len(set(call)) > 1 for call in lengths_of_calls(engine, asked))  # short ones are still padded
 
 
-def test_batching_rule_decides_which_prompt_lengths_share_batch():
+def test_row_rule_rejects_batch_with_incompatible_prompt_lengths():
     assert RowSharing().allows(1000, 1, 1000)
     assert not RowSharing(RowRule.SINGLE).allows(5, 5, 1)
     assert RowSharing(RowRule.EQUAL).allows(5, 5, 1) and not RowSharing(RowRule.EQUAL).allows(5, 4, 1)
@@ -120,7 +120,7 @@ def test_context_length_is_read_from_model_files(llama, variant, tmp_path):
     )
 
 
-def test_yarn_model_serves_prompts_beyond_original_context(variant):
+def test_yarn_scaling_allows_prompts_longer_than_original_context(variant):
     engine, plain = loaded(variant("yarn"), batch=8, batching="static"), Plain(variant("yarn"))
     # Of this type the tokenizer has a padding token of its own, for which the model has no embedding.
     assert engine.encoder.tokenizer.pad_token_id == engine.task.vocabulary_size > engine.task.padded.padding_token

@@ -116,12 +116,12 @@ def dying(tmp_path: Path) -> Iterator[dict[str, str]]:
     thread.join()
 
 
-def test_ticket_exits_with_server_lost_if_server_dies(tmp_path, dying):
+def test_exit_code_of_ticket_tells_that_server_died(tmp_path, dying):
     done = subprocess.run([TICKET, "in", "out"], env=dying, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert done.returncode == Exit.SERVER_LOST and "went away" in done.stderr
 
 
-def test_lane_without_reachable_server_advertises_no_model(tmp_path, dying):
+def test_lane_advertises_no_model_if_server_is_unreachable(tmp_path, dying):
     command = [ADVERTISE, tmp_path / "door", "1"]
     with subprocess.Popen(command, env=dying, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

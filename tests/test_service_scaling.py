@@ -52,7 +52,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], d
         process.wait()
 
 
-def test_client_gets_server_and_engine_time_per_request(start, tmp_path):
+def test_client_learns_server_and_engine_time_per_request(start, tmp_path):
     server = start(Template("noop", "noop", options={"record_seconds": 0.02}))
     server.reached(State.WARM)
     prompts = [["not mine"], ["one", "two", "three"]]
@@ -68,7 +68,7 @@ def test_client_gets_server_and_engine_time_per_request(start, tmp_path):
     assert told["ended"] - told["began"] > sum(took[0] for took in told["took"])
 
 
-def test_job_without_timing_request_gets_no_times(start):
+def test_job_gets_no_times_unless_it_requests_them(start):
     server = start()
     server.reached(State.WARM)
     assert server.call([{"custom_id": "one", "prompt": "one"}]).end() == (0, "")
@@ -97,7 +97,7 @@ def asked(url: str, **body: Any) -> dict[str, Any]:
 
 
 @pytest.mark.pool
-def test_bootstrap_experiment_measures_start_of_each_service(left):
+def test_experiment_result_contains_startup_seconds_of_service(left):
     told = left("bt")
     (start,) = told["data"]["starts"]
     assert start["init"] >= 0.5 and start["launch"] > 0
@@ -105,7 +105,7 @@ def test_bootstrap_experiment_measures_start_of_each_service(left):
 
 
 @pytest.mark.pool
-def test_response_times_split_into_communication_service_and_inference(left):
+def test_response_time_equals_communication_plus_service_plus_inference(left):
     told = left("rt")
     runs = told["data"]["runs"]
     settings = {(run["scaling"], run["where"]) for run in runs}
@@ -120,7 +120,7 @@ def test_response_times_split_into_communication_service_and_inference(left):
 
 
 @pytest.mark.pool
-def test_benchmark_invocation_jobs_serve_all_client_records(pool, factory, tmp_path, monkeypatch):
+def test_benchmark_measures_total_and_server_seconds_of_jobs(pool, factory, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     from services import InvocationJobs
 

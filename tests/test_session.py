@@ -137,7 +137,7 @@ def test_cancelled_calls_and_calls_after_shutdown_never_run(factory, tmp_path):
         session.submit(mark, 1)
 
 
-def test_exception_in_session_block_ends_calls_and_jobs(factory, access_point):
+def test_exception_inside_session_terminates_its_calls_and_jobs(factory, access_point):
     with pytest.raises(ZeroDivisionError), glide.Session() as session:
         call = session.submit(time.sleep, 3600)
         eventually(call.running, "it is on its way")
@@ -231,7 +231,7 @@ def drive(folder: Path, text: str = DRIVER) -> tuple[str, str]:
     return digest, result
 
 
-def test_sessions_share_state_with_equal_code_and_arguments(factory, tmp_path):
+def test_sessions_with_equal_code_and_arguments_share_state(factory, tmp_path):
     digest, result = drive(tmp_path)
     assert result == "HELLO!"
     assert drive(tmp_path) == (digest, "HELLO!")  # another process, with other random hashes
@@ -261,7 +261,7 @@ def test_template_digest_depends_on_contents_of_argument_files(tmp_path):
     assert of_file(tmp_path / "two" / "one").template("you").digest != first.digest
 
 
-def test_invocation_can_be_called_locally():
+def test_function_with_invocation_decorator_can_be_called_locally():
     @glide.sticky
     def numbers(base):
         return {"base": base, "unused": 0}

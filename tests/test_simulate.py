@@ -87,7 +87,7 @@ def test_simulation_ends_when_last_node_leaves():
     assert done.curve[-1] == pytest.approx(done.done) and done.warm[-1] == 0
 
 
-def test_peer_transfers_make_all_glideins_warm_sooner():
+def test_glideins_become_warm_sooner_if_peers_exchange_files():
     files = {"megabytes": 1000, "origin": 100, "node": 100}
     work = {"records": 100_000, "glideins": 32}
     alone, peers = (
@@ -123,7 +123,7 @@ def test_glideins_started_together_end_at_different_times():
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_simulation_ignores_ready_and_owners_keys_of_entry(file):
+def test_simulator_ignores_entry_settings_ready_and_owners(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])
@@ -211,7 +211,7 @@ def test_simulate_command_prints_json_and_writes_plot(file, tmp_path):
         ("record_seconds: 0.1", "record_seconds: 0.1, load_seconds: 90000", "the model needs 90004 s to become warm"),
     ],
 )  # fmt: skip
-def test_mistake_in_trace_file_is_one_line_error(file, old, new, told):
+def test_invalid_trace_file_is_reported_in_one_line(file, old, new, told):
     file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(InputError) as error:
         read(file)
@@ -219,7 +219,7 @@ def test_mistake_in_trace_file_is_one_line_error(file, old, new, told):
 
 
 @pytest.mark.parametrize("names", ["overhead.json, recovery.json", "recovery.json, overhead.json"])
-def test_simulation_costs_are_read_from_benchmark_results(file, tmp_path, names):
+def test_simulated_delays_are_derived_from_benchmark_results(file, tmp_path, names):
     (tmp_path / "overhead.json").write_text('{"job_each_per_s": 16.0, "runs": {}}')
     (tmp_path / "recovery.json").write_text('{"median_s": 0.8, "kills": 20}')
     file.write_text(FILE + f"costs: {{measured: [{names}], start: 1}}\n")

@@ -49,7 +49,7 @@ def test_entry_with_both_pool_and_ssh_is_refused(refusal):
 
 
 @pytest.mark.parametrize("key", ["condor", "environment"])
-def test_condor_and_environment_settings_must_be_absolute_paths(tmp_path, key):
+def test_entry_keys_condor_and_environment_need_absolute_paths(tmp_path, key):
     for name in ("env.tar.gz", "https://example.org/env.tar.gz"):
         (tmp_path / "s.yaml").write_text(f"site: s\nentries:\n  - {{name: a, max_glideins: 1, {key}: '{name}'}}\n")
         with pytest.raises(InputError, match=rf"s.yaml:3: .*{name} is not an absolute path"):
@@ -163,11 +163,11 @@ def test_requirements_may_span_several_lines(tmp_path):
 @pytest.mark.parametrize(
     "name", ["peers", "seed", "file", "lock", "drained", "journal.jsonl", "accounts", "users.lock"]
 )
-def test_entry_named_like_factory_file_is_refused(refusal, name):
+def test_entry_name_reserved_for_factory_files_is_refused(refusal, name):
     ((line, said),) = refusal(ENTRY.replace("name: e", f"name: {name}"), SiteFile)
     assert line == 3 and f"a file of its own called {name}" in said
 
 
-def test_ssh_site_named_bundles_is_refused(refusal):
+def test_ssh_site_cannot_have_the_name_bundles(refusal):
     text = ENTRY.replace("site: s", "site: bundles")
     assert "a file of its own" in refusal(text + "    ssh: {host: h}\n", SiteFile)[0][1]

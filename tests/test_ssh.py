@@ -83,7 +83,7 @@ def test_site_check_command_reports_missing_gpus(pools: Pools, host: LoginHost):
     assert "our collector" in table and "no GPUs" in table
 
 
-def test_doctor_examines_nodes_queue_and_tokens_over_ssh(pools: Pools, host: LoginHost):
+def test_doctor_reports_problems_at_site_reached_over_ssh(pools: Pools, host: LoginHost):
     factory = pools.factory("far", ssh=host.login(), ready=1)
     pools.important(seconds=3600)
     occupied = ("-constraint", "Important && JobStatus == 2", "-af", "ClusterId")
@@ -122,7 +122,7 @@ def test_doctor_examines_nodes_queue_and_tokens_over_ssh(pools: Pools, host: Log
     pools.outer.tool("condor_advertise", "-tcp", "INVALIDATE_STARTD_ADS", str(pools.folder / "gone"))
 
 
-def test_site_deploy_repairs_bundle_and_removes_unused_bundles(pools: Pools, host: LoginHost):
+def test_deploy_command_repairs_damaged_and_removes_unused_bundles(pools: Pools, host: LoginHost):
     file = site_file(pools.folder, **host.login())
     code, told = site(pools, "deploy", file)
     (version,) = told.values()
@@ -144,7 +144,7 @@ def test_site_deploy_repairs_bundle_and_removes_unused_bundles(pools: Pools, hos
     assert sorted(path.name for path in bundles.iterdir()) == sorted([version, named.name])
 
 
-def test_glideins_submitted_over_ssh_survive_eviction(pools: Pools, host: LoginHost):
+def test_evicted_glidein_submitted_over_ssh_starts_again(pools: Pools, host: LoginHost):
     factory = pools.factory("away", ssh=host.login(), idle_seconds=4)
     factory.start()
     pools.ask(Template("away", "noop", options={"record_seconds": 0.2}), records=120)
@@ -213,7 +213,7 @@ def _commands_of(host: LoginHost) -> str:
     return subprocess.run(["pgrep", "-a", "-f", str(host.home)], capture_output=True, text=True).stdout
 
 
-def test_login_host_of_another_access_point_is_refused(pools: Pools, host: LoginHost):
+def test_login_host_with_changed_access_point_is_refused(pools: Pools, host: LoginHost):
     access_point = RemoteAccessPoint(Login(**host.login()))
     access_point.fence("here")
     (host.home / ".glide" / "access_point").write_text("login7.cluster\n")
@@ -222,7 +222,7 @@ def test_login_host_of_another_access_point_is_refused(pools: Pools, host: Login
     RemoteAccessPoint(Login(**host.login(schedd="ap2"))).fence("here")
 
 
-def test_outputs_of_job_with_forged_folder_are_ignored(pools: Pools, host: LoginHost, tmp_path: Path):
+def test_outputs_from_folder_outside_glide_home_are_ignored(pools: Pools, host: LoginHost, tmp_path: Path):
     access_point = RemoteAccessPoint(Login(**host.login()))
     access_point.versions()
     (tmp_path / "stray").mkdir()

@@ -141,7 +141,7 @@ def test_template_that_fails_to_load_changes_no_lane(serve, sized):
     assert server.call(records(5), server.template.digest).results()
 
 
-def test_invalid_oversized_or_foreign_template_is_refused(serve, sized, tmp_path):
+def test_invalid_oversized_or_unauthorized_template_is_refused(serve, sized, tmp_path):
     server = serve()
     assert ads(server)[1][Machine.ROOM] == ROOM
     vast = Template("vast", "noop", files={"weights": ("0" * 64, 200_000_000)})
@@ -164,7 +164,7 @@ def test_invalid_oversized_or_foreign_template_is_refused(serve, sized, tmp_path
     assert code == Exit.INPUT and "hers brings a user's code, which this entry does not allow" in words
 
 
-def test_loading_template_is_not_evicted_and_becomes_warm(serve, sized, tmp_path):
+def test_template_being_loaded_is_not_evicted_by_another(serve, sized, tmp_path):
     slow, quick = sized("slow", load_seconds=3), sized("quick")
     server = Server(tmp_path / "one-at-a-time", None, lanes=2, memory=0)
     try:

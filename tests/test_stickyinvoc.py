@@ -26,7 +26,7 @@ def experiments(monkeypatch):
 
 
 @pytest.mark.pool
-def test_experiment_with_lost_nodes_writes_all_its_files(tmp_path: Path):
+def test_experiment_that_removes_nodes_writes_all_result_files(tmp_path: Path):
     words = [sys.executable, "-c", TINY, "--traces", "low", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def test_noop_engine_is_slowed_by_pace_variable(monkeypatch):
     assert (slow.load_seconds, slow.record_seconds) == (3.0, 1.5)
 
 
-def test_share_ahead_is_time_fraction_of_leading_series(experiments):
+def test_fraction_of_time_that_series_leads_is_computed(experiments):
     from rq4 import share_ahead
 
     ahead, behind = [(0.0, 0.0), (1.0, 10.0), (5.0, 50.0)], [(0.0, 0.0), (2.0, 9.0), (5.0, 40.0)]
@@ -70,7 +70,7 @@ def test_explained_variance_is_one_for_proportional_data(experiments):
     assert explained(there, there**2) < 0.95
 
 
-def test_time_spread_over_batch_sizes_is_per_round(experiments):
+def test_time_spread_is_computed_separately_for_each_repetition(experiments):
     from rq3 import spread
 
     times = {"one": {1: [11.0, 20.0], 100: [10.0, 20.0]}}

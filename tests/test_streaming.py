@@ -81,7 +81,7 @@ def open_lanes(factory: Path, tmp_path: Path) -> Iterator[str]:
     process.stop()
 
 
-def test_restarted_job_skips_only_completely_streamed_results(
+def test_restarted_job_recomputes_incompletely_streamed_results(
     submit, becomes, open_lanes: str, access_point: AccessPoint, tmp_path: Path
 ):
     """The first start leaves what one that was killed in the middle of an append may leave, and finds no server."""
@@ -109,7 +109,7 @@ def test_restarted_job_skips_only_completely_streamed_results(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a job a disk of its own to fill")
-def test_full_spool_disk_holds_job_without_losing_results(
+def test_job_held_by_full_spool_loses_no_results(
     submit, becomes, access_point: AccessPoint, pool: EmbeddedPool, tmp_path: Path
 ):
     before = submit(records(1))

@@ -112,7 +112,7 @@ def test_invalid_number_is_refused_with_line_number(refusal, key, value):
     assert said and all(line == 10 and words.startswith(f"{key}: ") for line, words in said), said
 
 
-def test_error_names_prompt_that_is_no_text(refusal):
+def test_error_message_contains_name_of_non_text_prompt(refusal):
     said = refusal(SWEEP.replace("  two:", "  int-two: 3\n  two:"))
     assert said == [(9, "prompts.int-two: Input should be a valid string")]
 
@@ -142,7 +142,7 @@ def test_all_mistakes_in_file_are_reported(refusal):
     "line",
     ["glideins: true", "glideins: '2'", "timeout: .inf", "timeout: '60'", "batch: true", "pack: '4'", "pack: 1.5"],
 )
-def test_sweep_number_of_wrong_type_is_refused(refusal, line):
+def test_invalid_value_of_numeric_sweep_key_is_refused(refusal, line):
     key = line.partition(":")[0]
     said = refusal(SWEEP.rstrip("\n") + f"\n{line}\n")
     assert said and all(at == len(SWEEP.rstrip("\n").splitlines()) + 1 and key in text for at, text in said)

@@ -31,7 +31,7 @@ def test_template_lists_digest_and_size_of_each_file(folder):
     assert files["config.json"][0] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
 
-def test_template_with_environment_belongs_to_one_user(folder):
+def test_environment_makes_template_digest_depend_on_user(folder):
     site, packed = of(folder), replace(of(folder), environment=FileSet("/env", {"env.tar.gz": ("0" * 64, 1)}))
     assert site.for_user(lambda: "ada@here") == site and site.owner == "" and not site.has_code
     hers, his = packed.for_user(lambda: "ada@here"), packed.for_user(lambda: "bob@here")
@@ -114,7 +114,7 @@ def test_broken_link_in_model_folder_raises_error(folder):
         ("", "0" * 64, 1), ("a\0b", "0" * 64, 1), ("a", "../../contents", 1), ("a", "0" * 63, 1), ("a", "0" * 64, -1),
     ],
 )  # fmt: skip
-def test_template_with_unsafe_file_entry_is_refused(name, digest, size):
+def test_template_with_unsafe_file_description_is_refused(name, digest, size):
     with pytest.raises(ValueError):
         Template.from_json(Template("m", "noop", "/model", {name: (digest, size)}).to_json())
 

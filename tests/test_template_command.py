@@ -60,7 +60,7 @@ def test_template_check_shows_traceback_of_failed_load(code):
     assert 'raise ValueError("a base below zero")' in done.stderr
 
 
-def test_template_digest_ignores_code_of_invocation_functions(code, tmp_path):
+def test_template_digest_ignores_code_of_functions_using_state(code, tmp_path):
     first = command("digest", f"{code}:add").stdout.strip()
     assert len(first) == 64 and command("digest", f"{code}:slow").stdout.strip() != first
     code.write_text("# moved down\n\n" + CODE.replace("number + base", "number - base"))

@@ -80,7 +80,7 @@ def test_each_record_is_served_with_its_own_options(warm):
     }
 
 
-def test_result_lists_all_returned_sequences_as_choices(warm, plain):
+def test_result_contains_every_returned_sequence_as_choice(warm, plain):
     options = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
     for result, prompt in zip(ask(warm, ["one", "and two"], **options), ["one", "and two"], strict=True):
         wanted = [text for text, _ in plain.all(prompt, **options)]

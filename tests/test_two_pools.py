@@ -120,7 +120,7 @@ def test_factory_takes_no_action_while_daemon_is_unresponsive(pools: Pools, work
 
 
 @pytest.mark.soak  # it takes the minute that the factory doubts; tests/test_plausibility.py has its decisions
-def test_emptied_queue_and_collector_are_accepted_after_delay(pools: Pools, working):
+def test_factory_believes_empty_queue_and_collector_after_delay(pools: Pools, working):
     """Started anew with nothing in them they answer, and what they say is: no glideins, while jobs wait for some."""
     lines = len(pools.journal(working))
     queue = pools.outer.folder / "spool" / "job_queue.log"

@@ -36,13 +36,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [("sweep", "run", "s.yaml"), ("pool", "up")])
-def test_unusable_home_error_suggests_glide_home_variable(folder, command):
+def test_error_for_unusable_glide_home_suggests_another_folder(folder, command):
     home = folder / "file" / "home"
     line = refused(folder, *command, GLIDE_HOME=str(home))
     assert line.startswith(f"glide: {home}") and "set GLIDE_HOME to a folder that you can write" in line
 
 
-def test_unusable_output_folder_error_suggests_out_setting(folder):
+def test_error_for_unusable_output_folder_suggests_another_folder(folder):
     (folder / "s.yaml").write_text(SWEEP.replace("OUT", "file/out"))
     line = refused(folder, "sweep", "run", "s.yaml", GLIDE_HOME=str(folder / "home"))
     assert (
@@ -51,7 +51,7 @@ def test_unusable_output_folder_error_suggests_out_setting(folder):
     assert not (folder / "home").exists()
 
 
-def test_file_name_invalid_in_locale_error_suggests_utf8(folder):
+def test_message_about_unencodable_file_name_suggests_utf8_locale(folder):
     (folder / "s.yaml").write_text(SWEEP.replace("r.jsonl", "größe.jsonl"), "utf-8")
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert refused(folder, "sweep", "status", "s.yaml", **locale).endswith("set LC_ALL=C.UTF-8")
@@ -64,7 +64,7 @@ def test_file_name_invalid_in_locale_error_suggests_utf8(folder):
     ("/elsewhere", ""),
     ("/", ""),
 ])  # fmt: skip
-def test_os_error_suggests_environment_variable_for_unwritable_folder(monkeypatch, path, fix):
+def test_message_about_unwritable_folder_suggests_environment_variable(monkeypatch, path, fix):
     monkeypatch.setenv("GLIDE_HOME", "/h/glide")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     assert _describe_os_error(PermissionError(13, "Permission denied", path)) == f"{path}: Permission denied{fix}"

@@ -22,7 +22,7 @@ def test_sweep_continues_when_available_nodes_are_unknown():
     assert not reason_to_give_up(failures(*["bad"] * 9), False, set(), LONG)
 
 
-def test_load_failures_on_three_hosts_end_sweep():
+def test_sweep_stops_after_loading_failed_on_three_hosts():
     why = reason_to_give_up(failures("one", "two", "three"), True, set(), 0.0)
     assert why == "; ".join(f"here-{n}.0 ({host}): no room on {host}" for n, host in enumerate(("one", "two", "three")))
 

@@ -148,7 +148,7 @@ def test_journal_write_error_is_logged_only_once(pool, tmp_path, monkeypatch, ca
         seed.stop()
 
 
-def test_log_on_full_disk_does_not_stop_factory():
+def test_factory_continues_if_its_log_disk_is_full():
     code = "from glide.factory.loop import log; log('a line'); log('another'); print('went on')"
     with open("/dev/full", "wb", buffering=0) as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full)
@@ -178,7 +178,7 @@ def test_job_environment_keeps_spaces_and_quotes(pool, access_point, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a,b", 'a"b', "a$b", "a\\b", "a\nb"])
-def test_glide_home_unusable_for_htcondor_is_refused(tmp_path, monkeypatch, name):
+def test_glide_home_folder_with_unusable_characters_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setenv("GLIDE_HOME", str(tmp_path / name))
     with pytest.raises(InputError, match="set GLIDE_HOME to another folder"):
         home()

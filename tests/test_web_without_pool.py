@@ -152,7 +152,7 @@ def test_user_text_never_becomes_html_markup(tmp_path, monkeypatch):
         assert not Elements(page).found & {"onerror", "onload", "onclick", "style"}, name
 
 
-def test_most_active_lane_determines_activity_of_glidein():
+def test_glidein_has_activity_of_its_most_active_lane():
     glidein = Glidein(1, 0, "here", "T", JobStatus.RUNNING, 1)
     lane = Lane("here-1.0", "here", "T", "model", State.WARM, False)
     blank = replace(lane, state=State.BLANK, template="")
