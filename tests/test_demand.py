@@ -142,7 +142,7 @@ def test_entry_whose_glideins_stayed_warm_longest_is_preferred():
     assert headroom.usefulness(both.entries[0], Snapshot()) == 0.5
 
 
-def test_usefulness_score_of_glidein_grows_with_warm_time():
+def test_glidein_that_was_warm_longer_scores_higher():
     assert headroom.score(glidein(1, **WARM)) == 1, "nobody knows how long it may yet be"
     assert headroom.score(replace(glidein(1, **WARM), status=JobStatus.COMPLETED, warm_seconds=60.0)) == pytest.approx(
         0.1

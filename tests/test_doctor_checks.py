@@ -197,7 +197,7 @@ def test_doctor_ignores_remote_glideins_for_local_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
 
 
-def test_doctor_ignores_expiring_token_unless_glidein_is_queued():
+def test_expired_token_is_ignored_if_no_glidein_is_queued():
     assert found(healthy(tokens=(Token("/t", 1.0, "here", "T"), Token("/t", 1.0, "here", "blank")))) == []
 
 

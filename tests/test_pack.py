@@ -42,7 +42,7 @@ def test_jobs_submitted_together_are_never_empty():
             assert all(size > 0 for size in sizes), (left, *rest)
 
 
-def test_job_sizes_decrease_except_for_last_job():
+def test_each_job_is_smaller_except_perhaps_the_last():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from glide.server.records import is_deeper
+
 # Maximum size of all lines that are not results, in bytes. Such a line contains the number of records that the model
 # server has begun. The server may write one such line each second.
 FREE_BYTES = 1 << 20
@@ -121,7 +123,7 @@ def _read_line(
         content = _DECODER.decode(line.decode())
         if not isinstance(content, dict):
             raise RejectedResult("a line is not a JSON object")
-        if line.count(b"[") + line.count(b"{") > MOST_NESTED and _is_deeper(content, MOST_NESTED):
+        if line.count(b"[") + line.count(b"{") > MOST_NESTED and is_deeper(content, MOST_NESTED):
             raise RejectedResult(f"a line has more than {MOST_NESTED} levels of arrays and objects")
         if SURROGATE.search(line):
             json.dumps(content, ensure_ascii=False).encode()  # `encode` fails if a surrogate has no partner
@@ -172,14 +174,6 @@ def _is_error(error: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
-
-
-def _is_deeper(value: object, most: int) -> bool:
-    """Return whether a value from JSON has more than `most` levels of arrays and objects."""
-    if not isinstance(value, (dict, list)):
-        return False
-    parts = value.values() if isinstance(value, dict) else value
-    return most == 0 or any(_is_deeper(part, most - 1) for part in parts)
 
 
 def _finite(text: str) -> float:

@@ -207,7 +207,7 @@ class EngineHandle:
         self.empty.clear()
 
     def call_ended(self) -> int:
-        """Remove the oldest pending call, which has ended, and return its number of records."""
+        """Remove the call that has ended, which is the oldest one, and return its number of records."""
         records = self.pending_calls.pop(0)
         self.slots.release()
         self.running_since = None

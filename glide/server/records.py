@@ -95,7 +95,7 @@ def _request(fields: dict[str, Any]) -> Request:
         raise ValueError("prompt is not a string")
     if not isinstance(generate, dict):
         raise ValueError("generate is not an object")
-    if _is_deeper(generate, DEPTH):
+    if is_deeper(generate, DEPTH):
         raise ValueError(f"generate is nested more than {DEPTH} levels deep")
     if not _is_number(timeout, (int, float)) or not 0 < timeout <= LONGEST_TIMEOUT:
         raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
@@ -108,9 +108,9 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     """Return whether a value has more than `levels` levels of nested lists and objects."""
     if not isinstance(value, (dict, list)):
         return False
     within = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in within)
+    return levels == 0 or any(is_deeper(each, levels - 1) for each in within)

@@ -31,7 +31,8 @@ class SweepStatus:
         state: new, running, interrupted, finished or changed. A sweep is changed if it had finished, and its file now
             has new requests.
         driver: process and host of the running driver; None if no driver runs.
-        done, errors: number of results, and of results with an error, for each prompt.
+        done: for each prompt, the number of results, including results with an error.
+        errors: for each prompt, the number of results with an error.
     """
 
     state: str

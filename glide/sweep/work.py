@@ -91,9 +91,9 @@ class Work(ABC):
 
     @abstractmethod
     def deliver(self, results: Collection[dict[str, Any]]) -> None:
-        """Write new results to disk, or pass them to the session's callers. Each id is delivered only once.
+        """Write new results to disk, or pass them to the session's callers. Each record gets only one result.
 
-        If this method raises an error, none of the results counts as received.
+        If this method raises an error, the caller delivers all these results again later.
         """
 
     def store(self, results: Iterable[dict[str, Any]]) -> None:

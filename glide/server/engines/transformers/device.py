@@ -61,8 +61,8 @@ def probe(device: str) -> None:
 def end_if_broken(device: str, error: Exception) -> None:
     """If a failed call has left the GPU unusable, end this process, because every later call would fail, too.
 
-    The model server then starts another process. This process serves the call's records in smaller and smaller calls,
-    until the record that made the GPU unusable is alone in a call.
+    The model server then starts another process. The new process serves the call's records in smaller and smaller
+    calls, until the record that made the GPU unusable is alone in a call.
     """
     if not device.startswith("cuda"):
         return

@@ -32,7 +32,7 @@ class Head:
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
 
     def warm_up(self) -> None:
-        """Find out with a trial which rows may share a call, and set `sharing` to the answer."""
+        """Try out which prompts may share a call, and set `sharing` to the rule that works."""
         max_tokens = max(1, min(self.context, self.sharing.unrestricted_tokens))
         texts = [f"{n} {WORDS[n:]} {WORDS}" for n in range(3)]
         rows = [prompt.ids[:max_tokens] for prompt in self.encoder.encode([EngineRecord(-1, text) for text in texts])]
