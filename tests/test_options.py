@@ -76,7 +76,7 @@ def test_valid_generate_options_of_each_engine_are_accepted(engine, generate):
 def test_token_limit_filling_whole_context_is_refused(llama):
     check_generate("transformers", {"max_new_tokens": 511}, llama)
     for options in {"max_new_tokens": 512}, {"max_length": 513}:
-        with pytest.raises(WrongOption, match="context of 512"):
+        with pytest.raises(WrongOption, match="prompt and text together may have 512 tokens"):
             check_generate("transformers", options, llama)
 
 

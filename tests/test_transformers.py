@@ -109,7 +109,7 @@ def test_invalid_options_give_record_errors_without_engine_restart(warm, options
     [
         ("{max_tokens: 12}", "generate.max_tokens: the transformers engine refuses max_tokens: "
          "no such option; did you mean max_new_tokens?"),
-        ("{max_new_tokens: 600}", "600 tokens are too many; this model allows 512 tokens for prompt and text"),
+        ("{max_new_tokens: 600}", "600 tokens are too many: prompt and text together may have 512 tokens"),
     ],
 )  # fmt: skip
 def test_sweep_with_impossible_options_is_refused(llama, tmp_path, generate, words):

@@ -113,7 +113,7 @@ def _check_length(generate: Mapping[str, Any], context: int | None) -> None:
         limit = generate.get(name) or 0
         if context is not None and limit + (name == "max_new_tokens") > context:
             raise WrongOption(
-                name, f"{limit} tokens are too many; this model allows {context} tokens for prompt and text together"
+                name, f"{limit} tokens are too many: prompt and text together may have {context} tokens with this model"
             )
         if limit > MAX_NEW_TOKENS:
             raise WrongOption(name, f"{limit} tokens are more than any model writes; the limit is {MAX_NEW_TOKENS}")
