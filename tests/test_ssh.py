@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -245,6 +246,25 @@ def test_frozen_login_host_causes_timeout_error(host: LoginHost):
     try:
         with pytest.raises(SshError, match="no answer within 2 s"):
             link.run("cat >/dev/null", bytes(20_000_000))
+    finally:
+        host.signal(signal.SIGCONT)
+
+
+def test_timeout_while_opening_connection_or_channel_is_explained(host: LoginHost):
+    link = SshLink(Login(**host.login(seconds=2)))
+    assert link.run("echo here").output == "here\n"
+    host.signal(signal.SIGSTOP)
+    try:
+        # paramiko's own limit ends before the timer of the link.
+        link._connection.transport.channel_timeout = 1
+        link.login = link.login.model_copy(update={"seconds": 1.0})
+        with (
+            mock.patch("glide.ssh.link.threading.Timer"),
+            pytest.raises(SshError, match="no answer within 1 s"),
+        ):
+            link.run("true")
+        with pytest.raises(SshError, match="no answer within 2 s"):
+            SshLink(Login(**host.login(seconds=2))).run("true")
     finally:
         host.signal(signal.SIGCONT)
 

@@ -86,6 +86,7 @@ class SshLink:
     def _run(self, command: str, stdin: bytes) -> CommandOutput:
         connection = self._open_connection()
         late = threading.Event()
+        started = time.monotonic()
         # When the time is over, the whole connection is closed, because closing only the channel could block.
         timer = threading.Timer(self.login.seconds, _end, (late, connection.transport))
         timer.start()
@@ -101,14 +102,14 @@ class SshLink:
                 raise OSError(f"a command on the host wrote more than {MOST_BYTES >> 20} MB")
             code = channel.recv_exit_status()
             channel.close()
-        except Exception:
-            if late.is_set():
-                raise TimeoutError from None
+            if code == -1:
+                raise EOFError
+        except Exception as error:
+            if late.is_set() or _is_timeout(error, started, self.login.seconds):
+                raise TimeoutError(self.login.seconds) from None
             raise
         finally:
             timer.cancel()
-        if code == -1:
-            raise TimeoutError if late.is_set() else EOFError
         return CommandOutput(code, *(written.decode("utf-8", "replace") for written in (output, errors)))
 
     def close(self) -> None:
@@ -121,8 +122,14 @@ class SshLink:
     def _open_connection(self) -> fabric.Connection:
         if self._connection is None or not self._connection.is_connected:
             self.close()
+            started, limit = time.monotonic(), _connect_limit(self.login)
             self._connection = _connection(self.login)
-            self._connection.open()
+            try:
+                self._connection.open()
+            except Exception as error:
+                if _is_timeout(error, started, limit):
+                    raise TimeoutError(limit) from None
+                raise
             self._connection.transport.set_keepalive(KEEPALIVE_SECONDS)
         return self._connection
 
@@ -143,6 +150,26 @@ def _outputs(channel: paramiko.Channel) -> tuple[Any, Any]:
     return channel.makefile("rb"), channel.makefile_stderr("rb")
 
 
+def _connect_limit(login: Login) -> float:
+    """Return the time limit for each step of opening a connection, in seconds."""
+    return min(CONNECT_SECONDS, login.seconds)
+
+
+def _is_timeout(error: Exception, started: float, limit: float) -> bool:
+    import paramiko
+
+    if isinstance(error, TimeoutError) or str(error) == "Authentication timeout.":
+        return True
+    # When a time limit of paramiko ends, the error has the class SSHException and one of several messages, such as "No
+    # existing session". The same messages have other causes as well, so the time that has passed decides.
+    late = time.monotonic() - started >= limit
+    return late and type(error) is paramiko.SSHException and not _is_unknown_key(error)
+
+
+def _is_unknown_key(error: Exception) -> bool:
+    return "not found in known_hosts" in str(error)
+
+
 def _connection(login: Login) -> fabric.Connection:
     """Return a new connection to a login host. The connection is not open yet.
 
@@ -152,7 +179,7 @@ def _connection(login: Login) -> fabric.Connection:
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # no log is needed: paramiko also raises each error
-    timeout = min(CONNECT_SECONDS, login.seconds)
+    timeout = _connect_limit(login)
     options: dict[str, Any] = {
         "banner_timeout": timeout, "auth_timeout": timeout,
         "channel_timeout": login.seconds,  # time limit to open a channel, in seconds; paramiko's default is an hour
@@ -194,12 +221,12 @@ def _explain(error: Exception, login: Login) -> str:
             f"the host refuses the login ({error}); check `user` and `key`, and that its authorized_keys contains your"
             " public key"
         )
-    if "not found in known_hosts" in str(error):
+    if _is_unknown_key(error):
         return (
             f"its host key is unknown ({error}); ask its admin whether it is right and add it to {known} (ssh-keyscan)"
         )
     if isinstance(error, EOFError):
         return "the connection broke"
     if isinstance(error, TimeoutError):
-        return f"no answer within {login.seconds:g} s"
+        return f"no answer within {error.args[0]:g} s"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
