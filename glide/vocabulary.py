@@ -13,7 +13,7 @@ class Machine:
     STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
     FAILURE = "GlideFailure"  # reason why the state is Failed, or why the last engine ended
     OWNER = "GlideOwner"  # the only User whose jobs the lane serves; set if the template contains code of this User
-    ROOM = "GlideRoom"  # MB of memory for a new template if all unused templates are unloaded; absent if unknown
+    ROOM = "GlideRoom"  # MB of memory for a new template: free memory and memory of unused templates; absent if unknown
     ID = "GlideId"  # name of the glidein: ENTRY-CLUSTER.PROC, with rN at the end after N restarts of the outer job
     ENTRY = "GlideEntry"  # name of the entry in the site file
     SITE = "GlideSite"  # name of the site in the site file
@@ -64,7 +64,7 @@ class Job:
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: no glidein or model has to make room for the job
-    TIMED = "GlideTimed"  # true if the error output must contain the job's start and end time in the model server
+    TIMED = "GlideTimed"  # true if the error output must show when the model server received and finished the job
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 

@@ -32,7 +32,9 @@ FILES = 4
 RATE = 20e6  # bytes per second that the source sends to all clients together
 COUNTS = (1, 4, 16)  # numbers of glideins that start together
 STREAM_SECONDS = 10.0  # time limit of the wait for the glideins' output, in seconds
-OWN_CACHE = "$_CONDOR_SCRATCH_DIR/cache"  # folder of a glidein's own cache, as if each glidein had its own host
+# Normally the glideins of a host share one cache. With this cache folder, each glidein has its own cache, like a
+# glidein that is alone on its host.
+OWN_CACHE = "$_CONDOR_SCRATCH_DIR/cache"
 FETCHED = re.compile(r"'s files: (\d+) MB, (\d+) from the cache, (\d+) from the source, (\d+) from peers")
 
 
@@ -44,8 +46,8 @@ def bootstrap(repeat: int) -> dict[str, Any]:
     - `waves`: several glideins start together, and each has an empty cache.
     - `newcomer`: a glidein gets all files from a peer.
     - `cached`: a glidein finds all files in the cache of its host.
-    - `transformers`: a glidein loads a model of transformers from the cache of its host. The files are in memory, or
-      only on disk.
+    - `transformers`: a glidein loads a model with the transformers engine. The files are in the cache of the glidein's
+      host. In the measurement `cached`, the files are also in memory. In `cached_on_disk`, the files are only on disk.
     """
     overlaps = [_from_cache() for _ in range(repeat)]
     runs = [_together(count) for _ in range(repeat) for count in COUNTS]
@@ -170,7 +172,10 @@ def _write_listing(model: Path) -> None:
 
 
 def _start_glideins(bench: Rig, url: str, count: int) -> list[dict[str, Any]]:
-    """Start glideins until `count` of them are warm, and return the timeline of each glidein."""
+    """Run a sweep until `count` glideins are warm. Return a timeline for each of these glideins.
+
+    Glideins of earlier calls are still warm, and are counted, too. So the sweep starts only the missing glideins.
+    """
     return _sweep(bench, url, count, "noop", {"record_seconds": 0.05})[1]
 
 

@@ -1,4 +1,8 @@
-"""Measure what a factory costs: a plan for a huge pool, and hundreds of real glideins on this machine."""
+"""Measure the factory with very many glideins.
+
+First measure how many seconds the function `plan` takes for a huge pool, which exists only as ads. Then start hundreds
+of real glideins on this machine, and measure the start time, memory and CPU time of these glideins.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ PAUSE = 2.0  # minimum time between two points of the timeline, in seconds
 
 
 def factory(repeat: int, glideins: tuple[int, int] = (186, 640)) -> dict[str, Any]:
-    """Measure a plan for 10,000 glideins and 100,000 jobs. Then measure the start of many glideins that run a sweep.
+    """Measure the function `plan` for 10,000 glideins and 100,000 jobs. Then measure many glideins in two sweeps.
 
-    The glideins are real, but their nodes are namespaces of this machine, and the engine is noop. The sweep has one job
-    for each lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
+    The glideins are real, but their nodes are namespaces of this machine, and the engine is noop. Each sweep has one
+    job for each lane, and all jobs have the same size. `glide bench batch` measures how glide chooses the size of jobs.
 
     Args:
-        glideins: the number of glideins in the first sweep, and the number of glideins in the second sweep. If the
-            machine's memory is too small, the second number is reduced.
+        glideins: the number of glideins for each of the two sweeps. If the machine's memory is too small, the second
+            sweep gets fewer glideins.
     """
     first, most = glideins
     measured = {"plan": _plan(repeat), str(first): _scale(first)}

@@ -51,9 +51,14 @@ def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, 
 
 
 def _raw_jobs(bench: Rig, count: int) -> float:
-    """Return the jobs per second of HTCondor alone, from the submission until the outputs are retrieved.
+    """Return how many plain jobs HTCondor runs per second, without glide.
 
-    The jobs have the same files as invocation jobs and the same number of slots, but run /bin/cp.
+    The measured time begins with the submission. The measured time ends when the outputs are retrieved. Plain jobs are
+    similar to invocation jobs:
+
+    - Each plain job has one input file and one output file, like an invocation job.
+    - Plain jobs run in two slots. Invocation jobs run on two lanes.
+    - Each plain job only copies the input file to the output file with /bin/cp.
     """
     folder = bench.folder / f"raw-{time.monotonic_ns()}"
     folder.mkdir()

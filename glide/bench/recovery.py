@@ -50,11 +50,11 @@ def recovery(repeat: int, kills: int = KILLS) -> dict[str, Any]:
 
 
 def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
-    """Run a sweep with three long jobs on three glideins, so that some lanes are free. Kill busy glideins one by one.
+    """Run a sweep on three glideins. Kill busy glideins one by one, and measure when the lost records start again.
 
-    The sweep ends after enough kills. But sometimes free lanes take the lost records immediately. Then the factory sees
-    no waiting job, and does not replace the killed glidein. In this case, the sweep ends early, and the caller has to
-    call this function again.
+    The sweep has three long jobs and six lanes, so three lanes are free. Free lanes may take the lost records
+    immediately. Then no job waits, so the factory does not replace the killed glidein. Without this replacement, the
+    sweep ends too early. So the caller must call this function again until there are enough measurements.
 
     Args:
         kills: number of measurements that are needed in total. A measurement is the time from the kill of a glidein

@@ -48,8 +48,10 @@ class Rig:
     def drain(self) -> None:
         """Remove all glideins, so that the next measurement starts cold and has all cores."""
         site = load(self.folder / "site.yaml", SiteFile)
-        # Close the entry first. The factory submits no glidein to a closed entry. If all glideins of a closed entry are
-        # missing from a snapshot, the factory accepts this.
+        # Close the entry before the glideins are removed. There are two reasons:
+        # - The factory submits no new glideins to a closed entry.
+        # - If all glideins of an open entry disappear together, the factory treats the queue's answer as an error. For
+        #   a closed entry, the factory accepts the answer.
         close(site, "bench")
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")

@@ -121,8 +121,10 @@ def _sticky(bench: Rig, model: Path, count: int) -> tuple[float, float]:
     """Run a sweep on new glideins.
 
     Returns:
-        Two numbers of seconds until the last result is gathered. The first number counts from the start, so it includes
-        the start of the glideins and the loading of the model. The second number counts from the first warm lane.
+        Two durations in seconds. Both durations end when the last result is gathered:
+
+        - The first duration begins before the glideins start and load the model.
+        - The second duration begins when the first lane is warm.
     """
     bench.drain()
     started = time.monotonic()

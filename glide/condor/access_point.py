@@ -21,7 +21,8 @@ SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in s
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_USERS: dict[str, str] = {}  # a dict from the address of an access point to this account's name there
+# Key: the address of an access point. Value: the user name that the access point gives to this account.
+_USERS: dict[str, str] = {}
 
 
 def ad_to_dict(ad: Any) -> dict[str, Any]:
@@ -205,7 +206,7 @@ class AccessPoint:
             self.edit(constraint, "JobPrio", str(priority))
 
     def _isolated(self, call: Callable[[], Answer], seconds: float) -> Answer:
-        """Run a call of the bindings in its own process, and return the result.
+        """Run a call of the bindings in a separate process, and return the result of the call.
 
         Raises:
             CondorError: the call failed, or took longer than `seconds`.

@@ -174,8 +174,8 @@ def unpack(archives: Sequence[Path], folder: Path, relocatable: bool = True) -> 
     """Unpack Debian packages into one folder.
 
     Args:
-        relocatable: whether to change the programs, so that they can run in any folder. glide.files.elf.repoint then
-            completes this change. Unchanged programs need LD_LIBRARY_PATH to find their libraries.
+        relocatable: whether to change the programs, so that the folder can be moved. Before a changed program starts,
+            call glide.files.elf.repoint. Unchanged programs find their libraries only with LD_LIBRARY_PATH.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for number, archive in enumerate(archives, 1):
@@ -269,7 +269,7 @@ class PrivateApt:
 
 
 def _make_relocatable(tree: Path) -> None:
-    """Make library paths in programs relative. Reserve the space into which `repoint` writes the loader's path."""
+    """Write relative library paths into programs. In each program, reserve space for the dynamic loader's path."""
     for link in [path for path in tree.rglob("*") if path.is_symlink()]:
         target = os.readlink(link)
         if target.startswith("/") and (tree / target.lstrip("/")).exists():

@@ -77,10 +77,12 @@ KNOBS: dict[str, dict[str, str]] = {
 }
 
 
-# If a job has want_io_proxy, the job's node can change attributes of the job in the queue. PROTECTED is a dict from a
-# reason to the attributes that no node may change. On the access point, HTCondor's parameter PROTECTED_JOB_ATTRS lists
-# these attributes. The parameter IMMUTABLE_JOB_ATTRS is not used, because that parameter also restricts the schedd.
-# When a job's files are spooled, the schedd must set some of these attributes.
+# If a job has want_io_proxy, the job's node can change attributes of the job in the queue. No node may change the
+# attributes below. The attributes are in groups, and the key of each group is the reason.
+#
+# The access point protects these attributes with HTCondor's parameter PROTECTED_JOB_ATTRS. The parameter
+# IMMUTABLE_JOB_ATTRS is not suitable, because this parameter also restricts the schedd. When the schedd spools the
+# files of a job, the schedd must set some of these attributes.
 PROTECTED: dict[str, tuple[str, ...]] = {
     "Which files of the access point a node reaches; LimitDirectoryAccess alone makes the others harmless": (
         "LimitDirectoryAccess", "WantIOProxy", "WantRemoteUpdates", "StreamOut", "StreamErr",

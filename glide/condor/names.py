@@ -13,7 +13,8 @@ import re
 SLOT = re.compile(r"\w[\w.@:+-]{0,254}", re.ASCII)  # the name of a slot (slot1_2@host), a lane or a host
 GLIDE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,63}-(?P<job>\d{1,10}\.\d{1,10})(?:r\d{1,10})?", re.ASCII)
 ENTRY = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)  # an entry's name; same as glide.config.reading.Name
-DIGEST = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)  # a template's digest, or a name that a user chose for it
+# The digest of a template. In a job file, a user may write any name instead of the digest.
+DIGEST = re.compile(r"[A-Za-z0-9][\w-]{0,127}", re.ASCII)
 MODEL = re.compile(r"[\w./:+-]{1,200}")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

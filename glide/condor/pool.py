@@ -174,7 +174,7 @@ class EmbeddedPool:
     # ---- clients ---------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that a program needs to use this pool."""
+        """Return environment variables for programs that use this pool, as a dict from name to value."""
         installation = install.find()
         variables = {"CONDOR_CONFIG": str(self.config)}
         if os.getuid() == 0:
@@ -259,7 +259,8 @@ class EmbeddedPool:
             "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_MASTER": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
             "ALLOW_ADVERTISE_SCHEDD": "$(OWNER)",
-            # By default, the right to advertise includes the right to read. Glideins need not read the queue.
+            # By default, the right to advertise includes the right to read. So without the next line, glideins could
+            # read the queue.
             "SCHEDD.DENY_READ": "glidein-*@$(TRUST_DOMAIN)",
             "PROTECTED_JOB_ATTRS": knobs.protected(),
             # The pool's own execution point, which runs glideins, has one partitionable slot.

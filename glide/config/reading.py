@@ -18,8 +18,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 # and .nan.
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-# One line of text. Control characters are refused, because such texts become part of job files, of HTCondor's
-# configuration, or of paths.
+# One line of text. glide writes texts of this type into job files, paths, and HTCondor's configuration. So control
+# characters are refused.
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -184,12 +184,16 @@ def _find(tree: yaml.Node | None, location: Iterable[int | str]) -> tuple[int, l
 
 
 def _child(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the YAML nodes of a key and of its value in a mapping. Return None if the key does not exist.
+    """Look up a value in a mapping or list. Return the YAML nodes of the value's key and of the value.
 
-    If `node` is a list, `part` is the index of an item. An item has no key, so the item's YAML node is returned twice.
+    - If there is no such value, return None.
+    - An item of a list has no key. So for an item, return the item's YAML node twice.
+    - A mapping can contain the same key twice, because `<<` adds keys from another mapping. The mapping's own key comes
+      last, and overrides the added key. So return the last key.
 
-    A mapping may contain a key twice: first the key that `<<` has merged from another mapping, then the mapping's own
-    key. In this case, return the mapping's own key, because it overrides the merged key.
+    Args:
+        node: the YAML node of the mapping or list.
+        part: the key in the mapping, or the index in the list.
     """
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in reversed(node.value) if key.value == str(part)), None)

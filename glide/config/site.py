@@ -249,17 +249,17 @@ class Entry(Strict):
         requirements: further ClassAd requirements that a node must meet.
         python: Python interpreter on the nodes. The interpreter must be able to import the engine's packages. By
             default the factory's own interpreter, or python3 on a node that does not have this interpreter.
-        environment: environment in which engines run if the model names no environment. The value is an absolute path,
-            or the address of an image (docker://…). If this host has a packed environment or an image at the path, this
-            file is sent to the nodes. If this host has no such file, the nodes must have a folder or an image at the
-            path. By default engines run in the `python` of the nodes.
+        environment: environment in which engines run if the model names no environment. Write one of these: (1) the
+            absolute path of a packed environment or image on this host. This file is sent to the nodes. (2) the
+            absolute path of a folder or image on the nodes. (3) the address of an image (docker://…). By default
+            engines run in the `python` of the nodes.
         container: container image in which HTCondor runs the glideins, written like container_image in a job file. The
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
-        condor: absolute path. It names HTCondor's release folder on the nodes, or an archive of HTCondor on this host.
-            An archive is sent to the nodes. By default a node uses the HTCondor on its PATH. But if glide has installed
-            HTCondor on this host, a node first tries the same folder as on this host, and then its PATH. A node
-            without HTCondor gets a copy.
+        condor: absolute path of HTCondor: a release folder on the nodes, or an archive on this host. The archive is
+            sent to the nodes. By default a node uses the HTCondor on its PATH. There is another default if glide has
+            installed HTCondor on this host. A node then tries in this order: (1) the path of this installation, which
+            may be in a shared folder; (2) the PATH of the node; (3) an archive that this host sends.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether the owners may bring code of their own (Python functions, environments) if there are several

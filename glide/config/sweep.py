@@ -161,12 +161,13 @@ class SweepFile(Strict):
             from these answers. By default no accuracy is computed.
         out: folder for the results, relative to the working directory.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
-        timeout: time limit of one engine call, in seconds. If a record takes longer, it gets the error RecordTimeout.
-        batch: number of records in a batch. The meaning of `auto` depends on `pack`. If `pack` is a number, `auto`
-            means one record. If `pack` is also `auto`, the engine chooses the number. Most jobs carry whole batches.
-            The last job carries the remaining records. With `pack: auto`, the first jobs measure the speed, and may be
-            smaller than a batch.
-        pack: number of batches in an HTCondor job. With `auto`, glide chooses the number from measured times.
+        timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
+            records run again in smaller calls. If a call with one record takes longer, this record gets the error
+            RecordTimeout.
+        batch: number of records in a batch. If `batch` and `pack` are `auto`, the engine chooses the number. If only
+            `batch` is `auto`, the number is 1.
+        pack: number of batches in an HTCondor job. The last job may be smaller. With `auto`, glide chooses the number
+            from measured times. The first jobs provide these measurements, and may be smaller than a batch.
     """
 
     name: Name

@@ -12,7 +12,7 @@ from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
 from glide.report.reasons import QueueView
 
-US = "this account"  # the words for this account in Authorization.who and in findings
+US = "this account"  # in findings and in Authorization.who, this text stands for the account that runs the doctor
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,10 @@ def _jobs() -> tuple[dict[str, Any], ...]:
 
 
 def _nodes(entries: Sequence[tuple[SiteFile, Entry]]) -> dict[str, tuple[SlotOffer, ...]]:
-    """Return the slots of the pool to which each entry submits. The key is the name of the entry.
+    """Return a dict from the name of an entry to the slots of the pool to which the entry submits.
 
-    If a pool does not answer, its entries are left out. `Facts.snapshot` contains the reason.
+    If a pool does not answer, leave out the pool's entries. The function `_snapshot` asks the same pool, and
+    reports the reason.
     """
     found: dict[str, tuple[SlotOffer, ...]] = {}
     for place in {entry.outer_pool for _, entry in entries}:

@@ -30,7 +30,9 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-LATE_SECONDS = 600  # seconds from the test job's time limit until HTCondor removes the job, if the job still exists
+# If glide does not remove the test job, HTCondor removes the job. HTCondor waits until the test's time limit has been
+# over for this number of seconds.
+LATE_SECONDS = 600
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}
 
@@ -87,7 +89,7 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
 
 
 def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: float) -> TrialOutcome:
-    """Return the outcome of a test record whose job is still idle. The outcome has the reason.
+    """Find out why the test record's job is still idle. Return a TrialOutcome with the reason.
 
     Args:
         run: name of the run that has only the test record.

@@ -25,8 +25,8 @@ from glide.condor.access_point import quoted
 from glide.template import Template
 from glide.vocabulary import Job
 
-# The maximum number of users whose jobs the factory reads for each template. This is also the maximum number of jobs
-# that the factory reads for each user.
+# For each template, the factory reads the jobs of at most this number of users. For each pair of a template and a user,
+# the factory reads at most this number of jobs.
 MAX_DESCRIPTIONS = 10
 
 
@@ -37,7 +37,8 @@ def find_templates(
 
     Args:
         jobs: ads of invocation jobs.
-        owners: the Users whose jobs may describe a template; empty for all users.
+        owners: values of the job attribute User. Only jobs with such a value may describe a template. If `owners` is
+            empty, all jobs may describe a template.
 
     Raises:
         CondorError: the access point does not answer.
@@ -105,5 +106,7 @@ def _find_description(access_point: AccessPoint, digest: str, user: str) -> Temp
             is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
             is_allowed = not template.has_code or template.owner == user  # a user's code may run only for this user
             if is_valid and is_allowed:
-                return replace(template, service=None)  # a job must not choose a service; only an entry may
+                # The field `service` contains the URL of a service outside the pool. This service runs the model. Only
+                # an entry may set this field. So delete the value that the job has set.
+                return replace(template, service=None)
     return None

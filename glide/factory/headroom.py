@@ -77,8 +77,9 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # The text about the unavailable queue must replace the text of any other limit. Only a lower limit replaces a
-        # text, and other limits may be 0. So the limit here is -1. The method `limit_to` then sets `left` to 0.
+        # The text about the unavailable queue must replace the text of any earlier limit. `limit_to` replaces the text
+        # only if the new limit is below `headroom.left`. This number is never negative, so the new limit is negative.
+        # `limit_to` then sets `headroom.left` to 0.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 
@@ -120,9 +121,10 @@ def _apply_breaker(headroom: Headroom, breaker: BreakerState) -> None:
 def usefulness(entry: Entry, snapshot: Snapshot) -> float:
     """Estimate how useful the next glidein on an entry will be, from 0 to 1.
 
-    Each glidein of the entry has a score (see `score`). The estimate is the average of these scores and of two further
-    numbers, 0 and 1. So the estimate for an entry without glideins is 0.5. Only two kinds of glideins count: glideins
-    that have reported a state, and glideins that have ended.
+    Two kinds of glideins count: glideins that have reported a state, and glideins that have ended. Each of these
+    glideins has a score (see `score`). Two additional scores count: 0 and 1. The estimate is the average of all scores.
+    With few glideins, the two additional scores keep the estimate close to 0.5. If no glidein counts, the estimate is
+    0.5.
     """
     alive, ended = snapshot.glideins_of(entry.name)
     scores = [score(glidein) for glidein in (*alive, *ended) if glidein.state or glidein in ended]

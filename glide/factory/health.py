@@ -47,8 +47,8 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     the breaker is half open: it allows one glidein. If this glidein fails, too, the breaker is open for twice as long.
 
     Args:
-        alive: glideins of the entry, or of the template on the entry, that are in the queue.
-        ended: glideins of the entry, or of the template on the entry, that have ended.
+        alive: glideins that have not ended. They belong to the entry, or to the template on the entry.
+        ended: glideins that have ended. They belong to the entry, or to the template on the entry.
         breaker: settings of the breaker, from the site file.
     """
     failed_alive = [each for each in alive if each.state == State.FAILED or (_is_held(each) and not each.state)]
@@ -69,7 +69,8 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     if others := list(dict.fromkeys(earlier)):
         why += f"; before it, {'; '.join(others[:MOST_EARLIER_FAILURES])}"
     backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
-    # Seconds since the latest failure. If the glidein still runs in the state Failed, the value is 0.
+    # Number of seconds since the glidein `latest` ended or was held. If this glidein has neither ended nor been held,
+    # the number is 0.
     since = latest.age if latest not in failed_alive or _is_held(latest) else 0.0
     if since < backoff:
         return BreakerState(0, f"circuit breaker open for {backoff:.0f} s after the last failure: {why}", open=True)
@@ -80,7 +81,8 @@ def _describe_failure(failed: Glidein, named: bool = True) -> str:
     """Return a text with the glidein, the host and the reason of a failure.
 
     Args:
-        named: whether the text contains the GlideId. If not, the text contains "one" in place of the GlideId.
+        named: whether the text begins with the GlideId. If not, the text begins with the word "one", such as
+            "one on node7: exit code 1".
     """
     host = f" on {failed.host}" if failed.host else ""
     return f"{failed.glide_id if named else 'one'}{host}: {failed.failure or failed.hold_reason}"
@@ -91,10 +93,10 @@ def _is_held(glidein: Glidein) -> bool:
 
 
 def mark_failing_glideins(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot with failing glideins marked as Failed.
+    """Set the state of failing glideins to Failed. Return a new snapshot with these states.
 
-    A glidein is failing if most of its records fail. A failing glidein is marked only if another glidein serves the
-    same template well. Otherwise, the template or the records may be the cause of the failures.
+    A glidein is failing if most of its records fail. A failing glidein gets the state Failed only if another glidein
+    serves the same template well. Otherwise, the template or the records may be the cause of the failures.
     """
     glideins = (*snapshot.glideins, *snapshot.ended)
     served_well = {
@@ -121,7 +123,7 @@ def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, 
     If no glidein of the entry succeeded on any node, return no nodes, because the nodes are probably not the cause.
 
     Args:
-        alive: the entry's glideins in the queue.
+        alive: the entry's glideins that have not ended.
         ended: the entry's glideins that have ended.
     """
     glideins = [*alive, *ended]

@@ -46,10 +46,10 @@ def observe(
             answers, the function raises CondorError.
         outer_queues: one pair for each outer pool. The first value of a pair is a function that returns the pool's
             queue. The second value has the names of the entries that use the pool.
-        owners: users whose jobs may describe templates, in the form of the job attribute User. The value "" stands for
-            the factory's own user. If `owners` is empty, the jobs of all users may describe templates.
-        accounts: whose glideins the snapshot contains. "own": only the glideins of this account. "all": the glideins
-            of all accounts. A factory needs "own".
+        owners: values of the job attribute User. Only jobs with such a value may describe templates. The value ""
+            stands for the factory's own user. If `owners` is empty, all jobs may describe templates.
+        accounts: with "own", the snapshot contains only the glideins of this account; with "all", the glideins of all
+            accounts. A factory needs "own".
         earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.
     """
     failed: list[str] = []

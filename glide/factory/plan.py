@@ -29,7 +29,7 @@ from glide.files import Tree
 from glide.files.peers import short_digest
 from glide.vocabulary import JobStatus, State
 
-# For this time after a glidein's start, in seconds, the queue's answer may be older than the glidein's ads.
+# Number of seconds after a glidein's start. During this time, the queue's answer may be older than the glidein's ads.
 START_GRACE_SECONDS = 20.0
 _RUNNING = (JobStatus.RUNNING, JobStatus.TRANSFERRING)
 _Ranked = list[tuple[Entry, Headroom]]  # all entries with their headroom, the most useful entry first
@@ -117,13 +117,13 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
 def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
     """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
 
-    The runs want a number of glideins for the template. Three rules reduce this number:
+    Each run wants a number of glideins for the template. Three rules reduce the sum of these numbers:
     - A run gets at most one glidein for each of its jobs.
-    - Some glideins already run jobs of the template. In addition to them, each idle job gets at most one glidein.
+    - The sum is at most the number of idle jobs plus the number of glideins that run jobs of the template.
     - The work of each glidein must take at least as long as a glidein's start. But one glidein is always allowed.
 
-    From the reduced number, subtract the number of glideins that already have the template. Do not subtract glideins
-    that have retired or could not load the template.
+    From the reduced sum, subtract the number of glideins that already have the template. Do not subtract glideins that
+    have retired or could not load the template.
 
     Args:
         owners: the Users that the site serves. If any of them wants the template, other Users' demand is ignored.
@@ -297,12 +297,12 @@ def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site
 def _remove_useless(entry: Entry, snapshot: Snapshot, unmet: int) -> list[Action]:
     """Return the actions that remove useless glideins.
 
-    Held glideins and failing glideins are useless. A queued glidein is useless if no job wants its template. Idle
-    glideins are removed only to make room for `unmet` glideins. The glidein that retires first is removed first. Other
-    idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
+    Held glideins and failing glideins are useless. A queued glidein is useless if no job wants its template. An idle
+    glidein is removed only if a new glidein needs the place. The idle glidein that retires first is removed first. All
+    remaining idle glideins stay, because an idle glidein ends by itself after the entry's idle_seconds.
 
     Args:
-        unmet: number of glideins that other templates still need. This entry has no room for these glideins.
+        unmet: number of new glideins that the factory would submit to this entry if the entry had room.
     """
     wanted = {demand.template for demand in snapshot.demands} | ({""} if entry.ready else set())
     claimed = {lane.glide_id for lane in snapshot.lanes if lane.claimed}
@@ -341,8 +341,8 @@ def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list
     advertised = {lane.glide_id: lane.entry for lane in snapshot.lanes if lane.entry in names}
     running = [glidein for glidein in snapshot.glideins if glidein.status in _RUNNING]
     alive = {glidein.glide_id for glidein in running}
-    # A GlideId contains the number of starts. Soon after a start, the queue may still report the old number, while the
-    # glidein's ads have the new GlideId. Keep such ads.
+    # A GlideId contains the number of times that the outer job has started. Soon after a start, the queue may still
+    # report the old number. So do not expunge the ads of a glidein that has just started.
     starting = {(glidein.entry, glidein.job) for glidein in running if glidein.age < START_GRACE_SECONDS}
     return [
         Expunge(entry, "", 1, f"{each} advertises, but has no running job", (each,))

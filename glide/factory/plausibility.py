@@ -21,7 +21,9 @@ ACCEPT_AFTER_SECONDS = 60.0
 def reject_implausible(
     snapshot: Snapshot, before: Snapshot | None, site: SiteFile, drained: Collection[str] = ()
 ) -> Snapshot:
-    """Return the snapshot with implausible sources and entries marked as unavailable.
+    """If the answer of the collector or of an entry's queue is implausible, mark this source as unavailable.
+
+    Return a new snapshot with these marks.
 
     Args:
         before: the last accepted snapshot, without the glideins that were removed after it (see `baseline`). None if no

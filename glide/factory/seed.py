@@ -1,8 +1,10 @@
 """Run the seed, a file server on the access point. The seed sends files to nodes without a shared file system.
 
-The seed is a separate process, `python -m glide.factory.seed FOLDER HOST`. A thread of the factory could not serve
-files all the time, because HTCondor's bindings hold Python's global lock while they wait. For each file set that the
-seed offers to nodes, there is a file in the seed's folder. So no offer is lost when the factory or the seed restarts.
+The seed is a separate process, `python -m glide.factory.seed FOLDER HOST`. A call of HTCondor's bindings holds Python's
+global lock until a daemon answers. During such a call, a thread of the factory could not send files.
+
+For each file set that the seed offers to nodes, there is a file in the seed's folder. So no offer is lost when the
+factory or the seed restarts.
 """
 
 from __future__ import annotations

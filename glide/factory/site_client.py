@@ -117,8 +117,9 @@ class SiteClient:
     def template_for(self, entry: Entry, template: Template) -> Template:
         """Return the template for an entry's glideins.
 
-        If the entry has a service, the returned template contains the options of this service. For all other entries,
-        the returned template contains the key of its files and the seed's address.
+        Some entries have a `service`, which runs the model outside the pool. For such an entry, the returned template
+        contains the options for requests to the service. For all other entries, glideins fetch the template's files. So
+        the returned template contains the key for these files, and the seed's address.
         """
         if entry.service:
             return replace(template, service=entry.service.options, key="", seed="")

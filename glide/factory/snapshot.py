@@ -116,7 +116,7 @@ class Demand:
     Attributes:
         idle: number of jobs that wait.
         running: number of jobs that run.
-        wanted: maximum number of glideins that the run may have at the same time.
+        wanted: the highest number of glideins that the run wants to use at the same time.
         spec: the template as the jobs describe it; None if no description was found.
         records: number of records in these jobs, plus the run's records that are in no job yet.
         best_effort: whether the demand is best effort. If so, no glidein is removed and no model is unloaded for it.

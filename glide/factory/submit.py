@@ -29,8 +29,8 @@ from glide.vocabulary import IDENTITY
 # Maximum time that a glidein waits in a queue, in seconds. If the factory cannot renew tokens in a queue, a shorter
 # maximum applies.
 QUEUE_SECONDS = 7 * 86400
-# A token is valid for the glidein's lifetime plus this time, in seconds. So a glidein may wait in the queue for at most
-# this time if its token is not renewed.
+# A token is valid for the glidein's lifetime plus this number of seconds. The lifetime begins when the glidein starts
+# on a node. If the token is not renewed, the glidein may wait in the queue for at most this number of seconds.
 TOKEN_SECONDS = 86400
 KEEP_ENDED_SECONDS = 3600  # minimum time that ended glideins stay in the queue, in seconds
 LOG_SECONDS = 7 * 86400  # time that the logs of ended glideins stay on disk, in seconds
@@ -128,7 +128,8 @@ def _file_set(client: SiteClient, name: str | None) -> FileSet | None:
 def mint_token(client: SiteClient, entry: Entry, template: str) -> None:
     """Write the token for the glideins of an entry and a template.
 
-    The token contains the entry's name, so that an admin can revoke the tokens of this entry alone.
+    The token contains the entry's name. So an admin can revoke all tokens of one entry. The tokens of all other entries
+    then stay valid.
     """
     path = client.entry_folder(entry, template) / "token"
     identity = f"{IDENTITY}{entry.name}@{_trust_domain()}"

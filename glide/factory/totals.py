@@ -39,8 +39,10 @@ class Totals:
     count is compared with the largest earlier value. Only an increase is added to the sum. So nothing is counted twice.
 
     If a glidein loads a template for the second time, the glidein's counts begin at 0 again. The new counts add nothing
-    until they exceed the earlier counts. So the sum can be too low. If a count is reported before the model's name is
-    known, the count stays under an empty name.
+    until they exceed the earlier counts. So the sum can be too low.
+
+    While the name of a model is unknown, each increase is added to a counter with an empty label. These increases stay
+    in this counter, even after the name is known.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 def default_folder(owner: str) -> Path | None:
     """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, return the pool's cache.
 
-    In other pools, several users may share the account of this process. If the account is not `owner`, return None.
+    In any other pool, return None if the account of this process is not `owner`. Users may share such an account.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -91,7 +91,7 @@ class Cache:
             os.close(descriptor)
 
     def hold(self, tree: str) -> int:
-        """Protect a tree from eviction until all processes have closed the returned file descriptor."""
+        """Protect a tree from eviction until this process and its children have closed the returned file descriptor."""
         descriptor = _lock(self._lock_path(tree), fcntl.LOCK_SH)
         os.utime(self._lock_path(tree))
         return descriptor

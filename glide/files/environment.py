@@ -22,7 +22,7 @@ def environment(name: str, parent: Path) -> FileSet:
     file, and nodes fetch it. For the names below, the file set has no files, and nodes fetch nothing:
 
     - an image in a registry (REGISTRIES)
-    - a folder that contains bin/python, or the files of an unpacked image
+    - a folder that contains either bin/python or the files of an unpacked image
     - the absolute path of a folder or an image that exists only on the nodes
 
     Args:

@@ -1,12 +1,11 @@
 """Fetch a tree of files into the cache, from peers and from the tree's source. This needs only the standard library.
 
-Each node fetches chunks from its peers, so the source sends most chunks only once. In three cases, a node also reads
-the source:
-- The node is first. No peer has the complete tree, and no peer began earlier to fetch the tree. The node reads the
-  source from start to end.
-- The node is new. No peer has the complete tree, and no peer knows yet that this node is fetching. The node reads the
-  source at random places, to get chunks that its peers lack.
-- The node has received no chunk for a long time.
+Each node fetches chunks from its peers, so the source sends most chunks only once. If no peer has the complete tree,
+two kinds of nodes also read the source:
+- The first node began to fetch the tree before all its peers. It reads the source from start to end.
+- A new node is still unknown to its peers. It reads the source at random places, to get chunks that its peers lack.
+
+If a node has received no chunk for a long time, it also reads the source.
 """
 
 from __future__ import annotations
@@ -229,9 +228,9 @@ class Fetch:
     def _query_peers(self, swarm: Swarm) -> None:
         """Ask a few peers which chunks they have. These peers are asked, in this order:
 
-        - a peer that has the complete tree. If no peer has it, the peer whose fetch began first
-        - the nearest of the other peers (glide.files.peers.distance)
-        - some random peers. In total, at most QUERIED_PEERS peers are asked
+        1. a peer that has the complete tree, or else the peer whose fetch began first
+        2. the nearest of the remaining peers (glide.files.peers.distance)
+        3. some random peers, so that at most QUERIED_PEERS peers are asked in total
         """
         first = sorted(self.peers, key=lambda peer: (not peer.has_all, peer.since, self._distance(peer)))[:1]
         near = sorted((peer for peer in self.peers if peer not in first), key=self._distance)[:1]

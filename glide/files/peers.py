@@ -47,11 +47,18 @@ def token(key: str, path: str, now: float) -> str:
 
 
 def allows(key: str, path: str, given: str, now: float) -> bool:
-    """Return whether the token `given` was made for this path and with this key, and has not expired at `now`."""
+    """Return whether a token is valid at the Unix time `now`.
+
+    A token is valid if it was made for this path and with this key, and has not expired.
+
+    Args:
+        given: the token.
+    """
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # The sender has set the expiry time by the sender's clock. This clock may be ahead of this node's clock, but by at
-    # most the lifetime of a token. So the expiry time may be up to two lifetimes after `now`. A later time is refused.
+    # By the sender's clock, a token expires one lifetime after the token was made. The sender's clock may be ahead of
+    # this node's clock. A difference of up to one more lifetime is accepted. So the latest accepted expiry time is two
+    # lifetimes after `now`.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 

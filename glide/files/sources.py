@@ -46,8 +46,8 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     Args:
         path: absolute path of a folder, or address of a folder or repository.
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
-        seed: another source of the folder's files, for a node that lacks the folder. With a seed, the folder is not
-            read. None: the folder is read. If `path` is an address, the seed has no effect.
+        seed: source that is read instead of a folder, because this node lacks the folder. None: the folder itself is
+            read. If `path` is an address, the seed is not used.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.

@@ -96,10 +96,16 @@ class GlideinNode:
 
 
 def cache_folder(settings: GlideinSettings, owner: str) -> str:
-    """Return the folder of the cache. Files stay there for later glideins of the same owner.
+    """Return the folder of the cache.
 
-    If the entry names no folder, use a default folder of the account that runs the glidein. If this account may also
-    run jobs of other owners, use a folder in the job's scratch folder instead. This folder is deleted with the job.
+    If the entry names a folder, return this folder. If the entry names no folder, return one of these folders:
+
+    - In an embedded pool: the pool's cache.
+    - If the account that runs the glidein is `owner`: the default folder of this account.
+    - In all other cases: a folder in the job's scratch folder. HTCondor deletes this folder when the job ends.
+
+    Args:
+        owner: owner of the outer job.
     """
     return os.path.expandvars(settings.cache) if settings.cache else str(default_folder(owner) or Path.cwd() / "cache")
 
@@ -179,8 +185,9 @@ def _pool(settings: GlideinSettings) -> dict[str, str]:
         **({"NETWORK_INTERFACE": "127.0.0.1", "NO_DNS": "True", "DEFAULT_DOMAIN_NAME": "localdomain"} if loopback
            else {"CCB_ADDRESS": "$(COLLECTOR_HOST)"}),
         "USE_SHARED_PORT": "False",
-        # HTCondor's daemons on a host can share a security session, the family session. On this node, it is a session
-        # of the outer pool. The overlay pool does not know this session, so the glidein does not use it.
+        # HTCondor's daemons on a node can share a security session, the family session. The daemons of the outer pool
+        # have created the family session of this node. The overlay pool does not know this session. So the glidein does
+        # not use the session.
         "SEC_USE_FAMILY_SESSION": "False",
         "TRUST_DOMAIN": settings.trust_domain, "UID_DOMAIN": settings.trust_domain,
         "FILESYSTEM_DOMAIN": "$(STARTD_NAME)",
@@ -209,18 +216,20 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         "STARTD_ATTRS": ", ".join(
             [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
         ),
-        # START also checks template and state, because HTCondor does not check a job's requirements again when it
-        # reuses a claim. If a user's code is loaded, START accepts only this user's jobs and the factory's sticky jobs.
+        # An invocation job's requirements check the lane's template and the lane's state. When HTCondor reuses a claim,
+        # it checks START again, but not the job's requirements. So START also checks the lane's template and state.
+        # If a user's code is loaded, START accepts only this user's jobs and the factory's sticky jobs.
         # START refuses outer jobs (they have GlideEntry), because a glidein must not run inside another glidein.
         "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
                  f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'
                  f" && ($(GLIDE_RUNS)) && TARGET.{Job.ENTRY} =?= undefined && time() < {Machine.RETIRES}",
-        # GLIDE_RUNS is the part of START that accepts only jobs whose program is the ticket. A job's ad can contain a
-        # hook keyword, which selects hooks. This configuration sets the hook keyword GLIDE. So the starter ignores the
-        # job's hook keyword, and runs only glide's hook.
+        # START contains the macro GLIDE_RUNS. This macro accepts only jobs whose program is the ticket.
         "GLIDE_RUNS": TICKET_REQUIREMENTS,
+        # A hook keyword tells the starter which hooks to run. A job's ad can contain a hook keyword. The starter
+        # ignores the job's hook keyword, because this configuration sets a hook keyword, too. So the starter runs only
+        # glide's hook.
         "STARTER_JOB_HOOK_KEYWORD": "GLIDE", "GLIDE_HOOK_PREPARE_JOB_BEFORE_TRANSFER": str(node.prepare_hook),
         "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": "False", "ENABLE_SSH_TO_JOB": "False",
         "SUSPEND": "False", "PREEMPT": "False", "KILL": "False", "CLAIM_WORKLIFE": "-1",

@@ -19,6 +19,13 @@ SPREAD = 0.1
 class GlideinSettings:
     """The settings of a glidein.
 
+    `condor` and `bundle` determine where a node finds HTCondor:
+
+    - If only `condor` is set, the node uses the release folder.
+    - If only `bundle` is set, the node uses the archive.
+    - If both are set, the node tries the release folder, then the node's PATH, then the archive.
+    - If both are None, the node uses its PATH.
+
     Attributes:
         collector: address of the overlay pool's collector.
         trust_domain: trust domain of the overlay pool, in which the glidein's token is valid.
@@ -30,9 +37,7 @@ class GlideinSettings:
         memory: memory that all loaded templates may use together, in MB. None means that the limit is unknown. The
             model server then keeps only one template loaded.
         condor: path of HTCondor's release folder on the nodes; None if nodes need no such folder.
-        bundle: archive of HTCondor; None if no archive is sent. If only `condor` or only `bundle` is set, a node uses
-            nothing else. If both are set, a node tries the folder, then its PATH, then the archive. If both are None,
-            a node uses its PATH.
+        bundle: archive of HTCondor, which nodes fetch; None if nodes fetch no archive.
         environment: environment for engines whose templates name no environment. None means that such engines run in
             the node's own Python.
         idle_seconds: number of seconds without a job after which the glidein ends itself.

@@ -24,8 +24,9 @@ from glide.invoke.answers import OutputContent
 from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
 
-# The same requirements are in submit_templates/invocation.sub. The collector writes the sender's identity into each ad.
-# Only glideins have identities that begin with IDENTITY. So no other daemon of the pool can pretend to be a lane.
+# The collector writes an identity into each ad: the identity of the daemon that has sent the ad. Only glideins have
+# identities that begin with "glidein-". A job's requirements check this beginning. So no other daemon of the pool can
+# pretend to be a lane. The file submit_templates/invocation.sub contains a copy of these requirements.
 GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
 WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
@@ -273,7 +274,7 @@ class RunJobs:
         return ids
 
     def reconsider(self, jobs: Sequence[InvocationJob]) -> None:
-        """Raise the priority of some of these idle jobs, so that the access point tries again to match all jobs."""
+        """Raise the priority of a few of `jobs`. After such a change, the access point matches all idle jobs again."""
         if jobs:
             self.access_point.reconsider(any_of(job.id for job in jobs[:MOST_RECONSIDERED]), URGENT)
 

@@ -83,9 +83,11 @@ def pack(
         return Wave(_cut(pending, [fixed] * most_jobs), f"{fixed} records a job, as fixed by the sweep")
     if not record_seconds:
         least, most = PROBE_RECORDS
-        # If few records are pending, a job may have fewer records than the usual minimum. Then there are more jobs.
-        # A run gets at most one glidein per job. So with more jobs, the run can get more glideins. This helps if a
-        # record takes a minute. The number of jobs has two upper limits:
+        # If few records are pending, a job may have fewer records than the usual minimum. The reasons are:
+        # - With smaller jobs, there are more jobs.
+        # - A run gets at most one glidein for each job. So with more jobs, the run can get more glideins.
+        # - If each record takes long, such as a minute, more glideins shorten the run.
+        # The number of these smaller jobs has two upper limits:
         # - the number of lanes
         # - the number of jobs that the access point can start within SHORTEST_SECONDS
         least = min(least, max(math.ceil(pending / lanes), math.ceil(pending * start_seconds / SHORTEST_SECONDS)))
@@ -100,8 +102,8 @@ def pack(
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
     # Planned duration of a job at the end of the run, in seconds. All jobs at the end have the same duration:
     # - If the access point starts jobs quickly, the remaining records are divided into one job for each lane.
-    # - If the access point starts jobs slowly, the remaining records are divided into fewer and longer jobs. The access
-    #   point can start all these jobs within the duration of one job.
+    # - If the access point starts jobs slowly, the remaining records are divided into fewer and longer jobs. The
+    #   duration of one job is then the time that the access point needs to start all these jobs.
     last = max(work / lanes, math.sqrt(work * start_seconds))
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
@@ -111,11 +113,11 @@ def pack(
     remaining = pending
     for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # The usual maximum number of records in a job is `most`. If the access point starts jobs too slowly, the
-        # maximum can be larger. It is then the smaller one of two numbers:
-        # - the number of records that an average lane computes in `shortest` seconds
-        # - the number of records that the slowest lane computes in T seconds. In T seconds, all lanes together compute
-        #   all remaining records. So the job does not end much later than the other jobs.
+        # A job usually has at most `most` records. If the access point starts jobs too slowly, a job may have more
+        # records. Then the maximum is the smaller one of two numbers:
+        # - The number of records that an average lane computes in the minimum duration of a job (`shortest`).
+        # - The number of records that the slowest lane can compute before the other lanes have finished all remaining
+        #   records.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         size = min(max(share, least), cap, remaining)
         if size == 0:

@@ -31,11 +31,12 @@ PACKAGES = ("glide", "htcondor", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number that was measured in one or more runs.
+    """A number that was measured one or more times.
 
     Attributes:
-        runs: the measured value of each run, in the order of the runs.
-        unit: the unit, which is printed after the number. The unit `×` marks a ratio of two numbers of the same run.
+        runs: the measured values, in the order of their measurement.
+        unit: the unit, which is printed after the number. If the unit is `×`, each value is a ratio of two numbers. The
+            two numbers were measured together.
     """
 
     runs: tuple[float, ...]

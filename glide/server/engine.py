@@ -53,8 +53,9 @@ class EngineHandle:
     The keeper forwards the signals INTERRUPT and DUMP to the engine. When the keeper gets SIGTERM, it kills the engine
     and all processes that the engine has started.
 
-    A *pending call* is a list of records that was sent to the engine and is not finished. The engine divides this list
-    into smaller calls. The *running call* is the smaller call that the engine is executing.
+    The model server sends lists of records to the engine. A list is a *pending call* until the engine has served all
+    records of the list. The engine serves a list in one or more engine calls. The *running call* is the engine call
+    that runs now.
 
     Attributes:
         mark: value of the environment variable ENGINE_VARIABLE in the engine's process and in all processes that the
@@ -161,8 +162,8 @@ class EngineHandle:
     async def _end_channel(self) -> None:
         """Close the connection to the engine after the engine's process has ended.
 
-        If another process still holds the engine's end of the connection open, the connection does not close by itself,
-        and `receive` would wait forever.
+        Another process may still have the engine's socket open. In this case, the connection does not close by itself.
+        Without this method, `receive` would then wait forever.
         """
         await self.process.wait()
         await asyncio.sleep(DRAIN_SECONDS)

@@ -12,7 +12,9 @@ from glide.files.environment import SANDBOX
 
 CODE = Path(__file__).resolve().parents[2]  # folder from which the Python of an environment imports glide
 RUNTIMES = ("apptainer", "singularity")
-DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}  # dict from a GPU device to the option that containers need
+# A dict from the device file of a GPU driver to an option of apptainer and singularity. With this option, a container
+# can use the GPUs of this driver.
+DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}
 
 
 class UnusableEnvironment(Exception):

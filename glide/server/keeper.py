@@ -1,8 +1,9 @@
 """Run an engine, and end all processes that the engine has started: `python -I -S keeper.py PROGRAM ARGUMENT…`.
 
-The engine's user code may start processes that leave the engine's session and lose their parent (setsid, double fork).
-So the keeper is a *child subreaper*: if a descendant of the keeper loses its parent, the kernel makes the keeper the
-new parent. In this way, each remaining descendant becomes a child of the keeper at some time.
+User code in the engine may start further processes. Such a process may leave the engine's process session (setsid). It
+may also lose its parent (double fork). So the keeper is a *child subreaper*: if a descendant of the keeper loses its
+parent, the kernel makes the keeper the new parent. In this way, each remaining descendant becomes a child of the keeper
+at some time.
 
 In three cases, the keeper kills its children until no child is left, and then ends:
 
@@ -44,9 +45,13 @@ def under_keeper(program: list[str]) -> list[str]:
 
 
 def kill_marked(variable: str, prefix: str) -> None:
-    """Kill all processes of this account whose environment variable `variable` has a value that begins with `prefix`.
+    """Kill the processes of this account that have a certain environment variable.
 
-    An engine's processes have such a variable. They can remain after their keeper was killed.
+    An engine's processes have this variable. They can remain after their keeper was killed.
+
+    Args:
+        variable: name of the environment variable.
+        prefix: the variable's value must begin with this text. Otherwise, the process is not killed.
     """
     wanted = f"{variable}={prefix}".encode()
 

@@ -84,7 +84,7 @@ class ModelServer:
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
-        else:  # no template has to be loaded, so the outer job's ad gets the state Warm, which here means ready
+        else:  # a glidein without an initial template is ready at once; the outer job's ad shows this as the state Warm
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]
@@ -233,13 +233,13 @@ class ModelServer:
                 del self.servers[each.template.digest]
         self.lanes = [successor if each in to_stop else each for each in self.lanes]
         self.changed.set()
-        for each in to_stop:  # stopping takes long, but new jobs do not wait: the lanes have already changed
+        for each in to_stop:  # stopping takes long; new jobs do not wait, because no lane uses these servers now
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
-        """Stop `server`, because its template did not load. Give its lanes another server. Try these in this order:
+        """Stop `server`, because its template did not load. Its lanes get the first available server of this list:
 
-        - `before`, which was the server of the sticky job's lane. It may have been stopped meanwhile
+        - `before`: the earlier server of the sticky job's lane, if this earlier server still runs
         - any other server that still runs
         - a new server for the initial template
         """

@@ -132,7 +132,8 @@ class ResultStream:
         written: number of bytes in the output file. The file always ends with a complete line.
         sent: number of bytes of the output file that are on the access point.
         unsent_records: number of results that were written since the last append.
-        batch_full: event that is set when RECORDS results are unsent.
+        batch_full: event that is set when many results are unsent (`RECORDS` or more). The next append then begins
+            immediately.
         line_break: a line end if the last line on the access point may be incomplete; otherwise empty. The next append
             sends `line_break` before its data.
     """
@@ -190,9 +191,14 @@ class ResultStream:
         self.written += len(line)
 
     async def run(self, report: Callable[[str], None]) -> None:
-        """Append new results to the file on the access point every SECONDS seconds.
+        """Append new results to the file on the access point, again and again.
 
-        If RECORDS results are unsent, append earlier. If an append fails, report the failure and try again later.
+        The next append begins in either of these cases:
+
+        - A certain time has passed (`SECONDS`).
+        - Many results are unsent (`RECORDS` or more).
+
+        If an append fails, report the failure and try again later.
 
         Args:
             report: function that gets the message about a failed append.

@@ -34,12 +34,13 @@ class Supervisor:
     Args:
         supply: object that fetches the template's files.
         log: file for the engines' output.
-        state: the template's status, which the supervisor changes.
-        batcher: the records that the engines serve.
+        state: object with the template's status. The supervisor changes this status.
+        batcher: queue from which the engines get their records.
 
     Attributes:
         job_arrived: event that is set when a job has arrived.
-        megabytes: memory of the template in MB: the size of its files or the engine's report, whichever is larger.
+        megabytes: memory that the template needs, in MB. At first, this is the size of the template's files. If an
+            engine reports a larger number, this larger number is used.
     """
 
     def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
@@ -138,8 +139,9 @@ class Supervisor:
     def _handle_message(self, engine: EngineHandle, message: dict[str, Any], tasks: list[asyncio.Task[None]]) -> None:
         """Act on a message of the engine. Add new tasks to `tasks`; such tasks run until the engine dies."""
         if "phase" in message:
-            # Jobs start only on lanes in the state Warm. If the template does not keep its state, its engine starts
-            # only after a job has started. So the lanes stay Warm even while this engine loads the model.
+            # Invocation jobs start only on lanes in the state Warm. Some templates do not stay loaded between jobs. The
+            # engine of such a template starts only after a job has started. So the lanes must stay Warm, even while
+            # this engine loads the model.
             if self.keeps_state:
                 self.state.enter(message["phase"])
         elif "failed" in message:

@@ -37,7 +37,8 @@ class SupplySettings:
         limit: maximum size of the cache in bytes; None if the cache may use most of its disk.
         glide_id: name of this glidein among its peers; empty if this glidein exchanges no files with peers.
         host: address of this host, as peers see it.
-        directory: program and arguments of the command that prints the peers' addresses; empty if there are no peers.
+        directory: the command that prints the peers' addresses. The first item is the program. The other items are the
+            program's arguments. Empty if there are no peers.
         upload_rate: maximum number of bytes per second that all peers together may take from this glidein; None for no
             limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
@@ -77,9 +78,8 @@ class FileSupply:
             fetching began.
         progress: the progress of these trees. The keys are the trees' digests. Each value is a pair: the number of the
             tree's bytes that are on this node, and the number of all its bytes.
-        held: the locks that keep trees in the cache. The keys are the digests of templates. Each value is another dict,
-            for the trees of one template. Its keys are the trees' digests. Its values are the file descriptors of the
-            trees' locks.
+        held: the locks that keep trees in the cache. `held[template][tree]` is the file descriptor of one lock. Both
+            keys are digests.
     """
 
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):

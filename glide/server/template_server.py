@@ -137,6 +137,6 @@ class TemplateServer:
 
 
 async def _wait_for_end(reader: asyncio.StreamReader) -> None:
-    """Wait until a job ends and closes its connection. Ignore all data, because a job sends only its request."""
+    """Wait until a job ends and closes its connection. The job has sent its request before. Ignore all later data."""
     while await reader.read(1 << 12):
         pass

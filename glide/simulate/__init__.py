@@ -1,4 +1,7 @@
-"""Simulate a sweep on the nodes of a trace. The factory's `plan` and the driver's `pack` are the real functions."""
+"""Simulate a sweep on the nodes that a trace file describes.
+
+The simulation uses two real functions of glide: the factory's `plan` and the driver's `pack`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,12 @@ __all__ = ["Outcome", "Trace", "read", "simulate"]
 
 
 def simulate(trace: Trace, site: SiteFile) -> Outcome:
-    """Simulate a sweep until it is finished, the time `until` of the trace is reached, or all nodes are gone."""
+    """Simulate a sweep. The simulation ends when the first of these events happens:
+
+    - The sweep is finished.
+    - The time limit of the trace (`until`) is reached.
+    - The last node has left for good.
+    """
     began = time.monotonic()
     world = World(trace, site)
     sweep = SimulatedSweep(world)

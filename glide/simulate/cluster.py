@@ -25,8 +25,8 @@ class Cluster:
         free: nodes without a glidein, by entry.
         idle: glideins that wait for a node, by entry.
         matching: entries for which a negotiation is in progress.
-        nodes_left: number of remaining nodes. A remaining node is present now, or will be present later.
-        all_nodes_gone: event that occurs when no node remains.
+        nodes_left: number of nodes that are present now or will be present later.
+        all_nodes_gone: event that occurs when the last node has left for good.
         last_cluster: cluster number of the last submission.
     """
 
@@ -94,10 +94,10 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """Change the number of free slots for fetches, because a node arrives or leaves.
+        """Change the number of fetches that may still start, because a node arrives or leaves.
 
-        A slot allows one fetch at a time. Each node with the files provides one slot. A node without the files provides
-        none.
+        A node with the files can send the files to one other node at a time. So such a node allows one more fetch. A
+        node without the files changes nothing.
 
         Args:
             change: 1 if the node arrives, and -1 if it leaves.

@@ -92,10 +92,12 @@ def outcome(log: SimulationLog, records: int, done: int, makespan: float, why: s
 
 
 def _done_at(served: list[tuple[float, float, int]], times: np.ndarray) -> np.ndarray:
-    """Return the number of records that are done at each of these times.
+    """Return, for each time in `times`, the number of records that are done at this time.
 
     Args:
-        served: start, end and number of records of each computation. The rate within a computation is constant.
+        served: for each computation, a tuple (start, end, number of records). Within a computation, records are done at
+            a constant rate.
+        times: times in seconds from the beginning of the simulation.
     """
     begin, end, count = np.array(served or [(0.0, 0.0, 0)]).T
     total = np.zeros(len(times))

@@ -1,4 +1,9 @@
-"""The format of a trace. It describes the nodes that come and go, the times of a model, and the sweep to simulate."""
+"""The format of a trace. A trace describes three things:
+
+- the nodes that come and go
+- the time that a model needs to load and to compute
+- the sweep to simulate
+"""
 
 from __future__ import annotations
 
@@ -294,11 +299,11 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
         except ValueError:
             raise ValueError(f"{where}: not JSON; {_NAME_A_REPORT}") from None
         if isinstance(report, dict) and _is_positive(report.get("job_each_per_s")):  # a report of glide bench overhead
-            # The benchmark has two lanes, which work in turns. A turn lasts as long as the measured time per job.
-            # Two things happen in each turn:
-            # - One lane starts a job. This takes the time `start`.
-            # - The other lane ends a job and gets the next job. This takes the time `turnover`.
-            # In the next turn, the lanes swap roles. So `start` and `turnover` are both as long as a turn.
+            # The benchmark has two lanes. In each round, the lanes do these two steps at the same time:
+            # - One lane starts a job. This step takes the time `start`.
+            # - The other lane ends a job and gets the next job. This step takes the time `turnover`.
+            # Then the lanes swap roles. One job starts in each round. So a round takes the measured time per job. Each
+            # of the two steps takes this time, too.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):

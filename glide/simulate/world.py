@@ -86,5 +86,5 @@ class World:
         return self.trace.devices[name]
 
     def random_for(self, name: str) -> random.Random:
-        """Return a random generator that depends only on the trace's seed and on this name."""
+        """Return a generator of random numbers. The generator depends only on the trace's seed and on `name`."""
         return random.Random(f"{self.trace.seed} {name}")

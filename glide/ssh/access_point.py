@@ -73,7 +73,7 @@ class RemoteAccessPoint:
         return self._user
 
     def fence(self, site: str) -> None:
-        """Cancel a site's earlier submissions if they have not reached the queue yet. They will then submit nothing.
+        """Stop earlier submissions of a site before they reach the queue. A stopped submission adds no jobs.
 
         Raises:
             CondorError: the host does not answer, or its access point has changed since earlier glideins were
@@ -154,7 +154,7 @@ class RemoteAccessPoint:
         """Remove the jobs that a constraint selects, and return the number of removed jobs."""
         count = len(self.jobs(constraint, ["ClusterId"]))
         if count:
-            # In a C shell, which may be the account's login shell, a `!` or a line break in the reason causes an error.
+            # The account's login shell may be a C shell. A C shell fails on a `!` or a line break in the text `reason`.
             reason = " ".join(reason.replace("!", ".").split())
             self._tool("condor_rm", "-constraint", constraint, "-reason", reason, changes=True)
         return count
@@ -205,7 +205,7 @@ class RemoteAccessPoint:
     def deploy(self) -> str:
         """Make sure that the host has this version of glide's code, and return the version's name.
 
-        If the code had to be sent, delete each other version that no job in the queue uses.
+        If the code had to be sent, also delete old versions. Keep old versions that jobs in the queue still use.
 
         Raises:
             CondorError: the code on the host differs from the code that was sent.
@@ -229,7 +229,7 @@ class RemoteAccessPoint:
     def _bundle_digest(self, place: str) -> str:
         """Return the sha256 of the file SHA256SUMS in a folder on the host.
 
-        SHA256SUMS lists the sha256 of each other file. If a file is missing or damaged, return an empty text.
+        SHA256SUMS lists the sha256 of all other files there. If a file is missing or damaged, return an empty text.
         """
         output = self.shell(f'cd "$0" 2>/dev/null && sha256sum --quiet -c {SUMS} && sha256sum {SUMS} || true', place)
         return output.split()[-2] if output.endswith(f" {SUMS}\n") else ""

@@ -160,8 +160,8 @@ def _is_timeout(error: Exception, started: float, limit: float) -> bool:
 
     if isinstance(error, TimeoutError) or str(error) == "Authentication timeout.":
         return True
-    # When a time limit of paramiko ends, the error has the class SSHException and one of several messages, such as "No
-    # existing session". The same messages have other causes as well, so the time that has passed decides.
+    # After a timeout, paramiko may raise an SSHException with a vague message, such as "No existing session". Errors
+    # with other causes have the same messages. So count the error as a timeout only if the time limit has passed.
     late = time.monotonic() - started >= limit
     return late and type(error) is paramiko.SSHException and not _is_unknown_key(error)
 

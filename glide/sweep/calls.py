@@ -42,7 +42,7 @@ class Call(Future):
         self.request = request
 
     def set_outcome(self, result: dict[str, Any]) -> None:
-        """Give the call's result to this future: first the attributes, then the value or the exception."""
+        """Set this future's attributes from the call's result. Then set this future's value or exception."""
         for name in ("stdout", "stderr", "glidein", "attempts", "seconds"):
             if name in result:
                 setattr(self, name, result[name])
@@ -147,7 +147,7 @@ def _raised(result: dict[str, Any]) -> BaseException:
     error: BaseException = described
     with suppress(Exception):
         error = _unpickled(result["exception"])
-    if not isinstance(error, Exception):  # raised here, a SystemExit would end the user's program
+    if not isinstance(error, Exception):  # if this process raised a SystemExit, the user's program would end
         error = described
     error.__cause__ = RemoteTraceback(result["traceback"]) if "traceback" in result else None
     return error

@@ -49,7 +49,7 @@ class Progress:
         total, done, errors: number of records, number of results, and number of results with an error.
         lanes: number of lanes for each state of the model server.
         running, idle: number of running and of idle invocation jobs.
-        wave: text that explains the number of records in the newest jobs; empty if no job was submitted yet.
+        wave: how many records each job of the last wave has, and the reason, as text; empty before the first wave.
         problem: why the run makes no progress; empty if the run makes progress.
     """
 
@@ -73,9 +73,9 @@ class Driver:
 
     Attributes:
         reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
-        lanes_full: whether the lanes have enough jobs, so that no job is submitted although records are pending.
+        lanes_full: True if records are pending, but the lanes have enough jobs. Then the driver submits no job.
         first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
-        folder_cleaned: whether the files that earlier drivers left in the run's folder have been removed.
+        folder_cleaned: True if this driver has already removed the old files of earlier drivers from the run's folder.
     """
 
     def __init__(self, work: Work, jobs: RunJobs, condor_answered: bool = False):
@@ -196,7 +196,7 @@ class Driver:
             return False
 
     def _cycle(self) -> Progress:
-        """Query queue and collector, store new results, remove held, lost and outdated jobs, and submit a wave."""
+        """Query queue and collector, and store new results. Remove useless jobs, such as held jobs. Submit new jobs."""
         queue = self.intake.queue()
         if not self.folder_cleaned:
             self.jobs.remove_other_files({job.part for job in queue})

@@ -4,8 +4,8 @@ Each line has `at` (Unix time), the facts that have changed, and one of these ke
 
 - `run`: name of the run. A driver writes this line when it starts.
 - `lane`: Name of the lane that the facts are about.
-- `carrier`: The facts are about one invocation job. The value of this key is the name of the job's part. A part is
-  the set of records in one job.
+- `carrier`: The facts are about one invocation job. The records in this job form a group, which has a name. The value
+  of `carrier` is the name of this group.
 - `counts`: numbers of results, errors, tokens, recomputed records and lost records.
 
 The key `end` says how a driver, a lane or a job has ended. The driver itself never reads the history.

@@ -23,8 +23,8 @@ PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running job
 # Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
 # of one job. So the driver waits until it can gather several jobs together.
 GATHER_SECONDS = 1.0
-# If held jobs are found more often than this in a row, without a new result in between, the run fails. Each time before
-# that, the records of the held jobs are sent again.
+# Maximum number of times in a row that the driver finds held jobs and sends the records of these jobs again. A new
+# result resets this count to 0. If the driver finds held jobs once more after the maximum, the run fails.
 MOST_HOLDS = 5
 _log = logging.getLogger("glide")
 
@@ -69,7 +69,8 @@ class ResultIntake:
     def note_lost_nodes(self, events: Iterable[Event]) -> None:
         """Remember the jobs that have lost their node, according to these new events of the event log.
 
-        An event may arrive before the queue shows that its job has started. So unknown jobs are remembered, too.
+        The event log can be faster than the queue. So a job is remembered even if the queue does not yet show the start
+        of the job.
         """
         self.disconnected |= {event.job: event.at for event in reversed(list(events)) if event.kind in LOST}
 
@@ -100,11 +101,12 @@ class ResultIntake:
             self.record_ids[name] = {request["custom_id"] for request in part}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
-        """Forget the parts whose jobs have left the queue. Return the ids of the records in the remaining parts.
+        """Forget all parts except the parts in `parts` and `finished`. Return the record ids of the remaining parts.
+
+        The jobs of the parts in `finished` have completed. The results of these jobs are not gathered yet.
 
         Args:
-            parts: names of the parts whose jobs are in the queue and have not completed. This method also keeps the
-                parts in `finished`. The jobs of these parts have completed, but are not gathered yet.
+            parts: names of the parts whose jobs are in the queue and have not completed.
         """
         self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
         return set().union(*self.record_ids.values())

@@ -14,8 +14,8 @@ from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# Each lane sends an ad every 15 s. The driver compares the ad of each lane with the newest ad of all lanes. If a lane's
-# ad is older by this number of seconds, the lane's host has vanished. TCP connections to the host may still look open.
+# Each lane sends an ad every 15 s. One of all these ads is the newest. If the last ad of a lane is this number of
+# seconds older than the newest ad, the lane's host has vanished. TCP connections to this host may still look open.
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
 VANISHED_SECONDS = 3.0
@@ -133,7 +133,7 @@ class Lanes:
             self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return True if no glidein is warm, except possibly the glidein of this lane."""
+        """Return True if no other glidein is warm. The state of the lane's own glidein does not matter."""
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}

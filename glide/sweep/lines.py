@@ -88,7 +88,10 @@ def index_results(path: Path, index: RequestIndex) -> ResultIndex:
 
 
 def numbered_results(path: Path, index: RequestIndex, found: ResultIndex) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For each record that has a result, yield its position in the input and its result, in the order of the file."""
+    """Yield the result of each record that has a result. The results come in the order of the lines in results.jsonl.
+
+    Each yielded item is a pair: the record's position in the input, counted from 0, and the result.
+    """
     for offset, _, number, result in _read(path, index):
         if number is not None and result is not None and found.offsets[number] == offset:
             yield number, result

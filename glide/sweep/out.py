@@ -1,6 +1,12 @@
 """Manage the folder of a sweep (`out`). Only one driver at a time may use the folder. Old results can be moved aside.
 
-`out` holds `summary.json`, a folder with `results.jsonl` for each prompt, and the folder `.glide`, which holds:
+`out` contains:
+
+- `summary.json`
+- one folder for each prompt, with the file `results.jsonl`
+- the folder `.glide`
+
+The folder `.glide` contains:
 
 - `run.json`: the sweep that the results belong to.
 - `requests`: fingerprints of the requests that the results belong to.
@@ -172,7 +178,7 @@ def holder(out: Path) -> str | None:
 
 
 def _holder(file: IO[str]) -> str:
-    """Return the process and the host that the lock file names, as text."""
+    """Read a process id and a host from the lock file. Return both as text, or "another driver" if this fails."""
     file.seek(0)
     try:
         content = json.loads(file.read())

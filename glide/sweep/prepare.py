@@ -48,7 +48,10 @@ class Sweep:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of everything that affects results and scores: records, prompts, `generate`, `expect`, template."""
+        """A digest of the records, the prompts, the `generate` options, the `expect` field and the template.
+
+        These data determine the results of the sweep, and the number of correct results.
+        """
         parts = [self.template.digest, self.file.prompts, self.file.generate, self.file.expect]
         content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for record in self.records:

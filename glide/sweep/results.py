@@ -48,7 +48,7 @@ class Results(Work):
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
-        abandoned_run: GlideRun of old jobs that may still be in the queue after the sweep was started over; else None.
+        abandoned_run: GlideRun of the sweep's old jobs, which the driver has to remove; None if there are no old jobs.
         done_prefix: position in the list of requests. All earlier requests have a result. `pending` begins here.
         retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
@@ -132,9 +132,9 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # If a record has two lines, the record has already run again. So the code above has dropped the record's mark.
-        # Save the marks before the old lines are removed. Otherwise, a crash could leave one line and the old mark.
-        # Then the next driver would run the record again.
+        # If a record has two lines, the record has already run again. So the code above has dropped the record's mark
+        # in memory. Drop the mark on disk now, and remove the old line later. In the reverse order, a crash could leave
+        # one line and the mark. Then the next driver would run the record once more.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():
@@ -309,7 +309,7 @@ def open_results(
         retry, only: as in Results.load.
 
     Raises:
-        InputError: `out` holds a different sweep's results, is in use or cannot be written, or has nothing to resume.
+        InputError: `out` has results of another sweep, another driver uses `out`, or `out` cannot be written.
     """
     out = sweep.out
     if resume and not internal_path(out, "run.json").exists() and not known_prompts(out):

@@ -42,12 +42,16 @@ _log = logging.getLogger("glide")
 class Session(Executor):
     """An executor for calls of Python functions. A call runs on a glidein that has loaded the function's sticky state.
 
+    If no pool is configured, the session uses the embedded pool. This is the HTCondor pool that glide itself starts on
+    this machine. The last process that uses the pool stops the pool, but only if a session or sweep started the pool.
+
     Args:
         glideins: maximum number of glideins that may run at the same time for each template.
-        site: site file of a factory that runs during the session. By default, a configured pool is expected to have its
-            own factory, and an embedded pool gets a factory for site_configs/local.yaml.
-        pool: path of the condor_config of an existing pool. By default, the configured pool is used. If no pool is
-            configured, the session starts an embedded pool, and stops this pool when the session ends.
+        site: site file of a factory that runs during the session. There are two defaults:
+            - On a configured pool, the session starts no factory. Such a pool should already have its own factory.
+            - On the embedded pool, the session runs a factory for site_configs/local.yaml.
+        pool: path of the condor_config of an existing pool. By default, the session uses the configured pool or the
+            embedded pool.
 
     Attributes:
         calls: the calls for each template, by the digest of the template.
@@ -134,7 +138,8 @@ class Session(Executor):
     def _hold_pool(self, ready: Future[str], site: Path | None, pool: Path | None) -> None:
         """Provide the pool and the factory until the session ends.
 
-        The future `ready` gets the user's name at the access point, or the error if the start fails.
+        When the pool and the factory run, the future `ready` gets the user's name at the access point. If an error
+        occurs before that, the future gets the error.
         """
         with ExitStack() as stack:
             try:

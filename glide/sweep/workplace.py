@@ -38,11 +38,14 @@ _embedded: set[str] = set()  # condor_config paths of the embedded pools that th
 def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None]:
     """Provide a pool, and a factory if needed, for a `with` block. After the block, stop the processes started here.
 
+    If no pool is configured, the block uses the embedded pool. This is the HTCondor pool that glide itself starts on
+    this machine.
+
     Args:
-        site_file: site file of the factory to run. If it is None, a configured pool is expected to have its own
-            factory, and an embedded pool gets a factory for site_configs/local.yaml.
-        pool: path of the condor_config of the pool. If it is None, the configured pool is used, or an embedded pool if
-            no pool is configured.
+        site_file: site file of the factory to run. If `site_file` is None, there are two cases:
+            - On a configured pool, no factory is started. Such a pool should already have its own factory.
+            - On the embedded pool, a factory for site_configs/local.yaml runs.
+        pool: path of the condor_config of an existing pool. None: use the configured pool or the embedded pool.
     """
     if pool is not None:
         os.environ["CONDOR_CONFIG"] = str(pool.resolve())

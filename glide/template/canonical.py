@@ -35,7 +35,7 @@ class CapturedValue(NamedTuple):
 
     Attributes:
         digest: sha256 over the value and its code.
-        local: modules of the user that the value uses. They belong to no installed package, so nodes do not have them.
+        local: the user's own modules among the modules that the value uses. Nodes do not have the user's own modules.
         imported: the modules in `local` that the value's code imports when it runs. The keys are the modules' names.
     """
 
@@ -61,8 +61,8 @@ class _Walk:
         done: digests of the finished objects. The keys are the id() of the objects.
         open: a dict from the id() of each unfinished object to its depth. An object is unfinished while the objects to
             which it refers are visited. The first object has depth 0. The objects to which it refers have depth 1, and
-            so on. If the walk reaches an unfinished object again, the objects form a cycle. In this case, the digest is
-            the hash of a number: how many objects the cycle has.
+            so on. If the walk reaches an unfinished object again, the walk has found a cycle of objects. The unfinished
+            object has no digest yet. So the walk uses a substitute: the hash of the number of objects in the cycle.
         kept: all visited objects. They must stay alive, because Python may give the id of a deleted object to a new
             object.
         local, imported: as in CapturedValue.
@@ -242,9 +242,12 @@ def _imports(code: CodeType) -> Iterator[tuple[int, tuple[str, ...] | None, str]
 
 
 def _is_local(thing: ModuleType | type) -> bool:
-    """Return whether a module belongs to the user, and not to Python, glide or an installed package.
+    """Return whether a module or a class is the user's own.
 
-    For a class, check the module that defines the class.
+    Return False for `__main__`, and for modules and classes of Python, of glide and of installed packages.
+
+    Args:
+        thing: a module or a class. For a class, the function checks the module that defines the class.
     """
     name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     module = sys.modules.get(name)

@@ -58,7 +58,11 @@ def template_of(
 
 
 def capture(value: Any, name: str) -> CapturedValue:
-    """Return the digest of a value and the modules that it needs. Raises InputError if the value cannot be pickled."""
+    """Compute the digest of a value, and find the modules that the value needs.
+
+    Raises:
+        InputError: the value cannot be pickled.
+    """
     try:
         return digest(value)
     except Exception as error:  # an object may raise any exception when it is pickled

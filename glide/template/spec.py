@@ -20,8 +20,8 @@ from glide.vocabulary import State
 
 # The time limit of each phase of a model server, in seconds. A healthy node needs far less time.
 # - The phases before Warm: If a phase takes longer than its limit, the template fails on this node.
-# - The phase Warm: The limit applies to an engine that has records to serve, but runs no call. If such an engine sends
-#   no message for longer than the limit, the model server kills the engine.
+# - The phase Warm: The limit is for the engine, not for the phase. After an engine has received records, it must report
+#   the start of a call. If this engine sends no message for longer than the limit, the model server kills the engine.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
@@ -127,7 +127,10 @@ class Template:
 
     @property
     def owner(self) -> str:
-        """Return the only User whose jobs may use the state. If the state has no user's code, return an empty text."""
+        """Return the User whose code the state contains. Only this user's jobs may use the state.
+
+        If the state contains no code from a user, return an empty text.
+        """
         return self.function.owner if self.function else self.user
 
     @property
@@ -136,9 +139,15 @@ class Template:
         return self.function is not None or self.environment is not None
 
     def for_user(self, user: Callable[[], str]) -> Template:
-        """Return a copy of the template. Its field `user` has the value that `user()` returns.
+        """Return a copy of the template in which the field `user` is set.
 
-        If the template has no environment, or if its function already has an owner, return the template unchanged.
+        In two cases, return the template itself:
+
+        - The template has no environment.
+        - The template has a function. Then `function.owner` already names the user.
+
+        Args:
+            user: a function that returns the user's name. This function is called only if the field is set.
         """
         return replace(self, user=user()) if self.environment and not self.function else self
 

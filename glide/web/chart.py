@@ -1,4 +1,7 @@
-"""Draw charts of series over time as SVG. The SVG names CSS classes, and the page's style sheet has their colours."""
+"""Draw charts of series over time as SVG.
+
+The SVG contains CSS classes, but no colours. The page's style sheet has a colour for each class.
+"""
 
 from __future__ import annotations
 

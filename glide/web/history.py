@@ -161,7 +161,10 @@ def _more(name: str, before: Line, line: Line) -> float:
 
 
 def _shares(lines: Collection[Line], start: float, step: float) -> list[Series]:
-    """Return one series for each activity: the activity's share of the running glideins' time, in percent."""
+    """Return one series for each activity of glideins, for example "serving" or "idle".
+
+    A value is the percentage of time that the running glideins spent in this activity.
+    """
 
     def of(did: str) -> list[float]:
         return _spread(lines, start, step, lambda _, line: line.get("glidein_seconds", {}).get(did, 0.0))

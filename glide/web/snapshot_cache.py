@@ -28,8 +28,8 @@ class PoolView:
     """The latest view of the pool. It contains the last complete snapshot.
 
     Attributes:
-        status: the document of `glide status --json` for the snapshot. If only a part of the pool answers a later
-            query, the states of the factories come from the later query. All other data come from the snapshot.
+        status: the document of `glide status --json` for the snapshot. If the collector or a queue does not answer a
+            later query, this query updates only the states of the factories in the document.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: a dict from the run to the largest number of unfinished records that any snapshot showed.
@@ -120,8 +120,8 @@ class SnapshotCache:
     def _refresh_on_request(self) -> None:
         """Take a snapshot whenever a call requests one. This method runs in a thread, and never returns.
 
-        The kernel ends a worker process when the thread that started it ends. So one thread, which lives as long as
-        the server, starts all worker processes.
+        The thread also starts the worker processes, which take the snapshots. If the thread ended, the kernel would
+        kill these processes. So the thread lives as long as the server.
         """
         spawn = multiprocessing.get_context("spawn")
         child = None

@@ -101,5 +101,9 @@ def without_gpu(facts: Facts) -> Iterator[Finding]:
 
 
 def _lanes(facts: Facts) -> list[Mapping[str, Any]]:
-    """Return the ads of lanes. Leave out the ads of startds, which have some of the same attributes."""
+    """Return the ads of lanes.
+
+    A glidein's startd sends an ad for each lane. The startd also sends an ad of its own, which has a GlideId, too.
+    Leave out the startd's own ad.
+    """
     return [ad for ad in facts.ads if ad["MyType"] == "Machine" and Machine.ID in ad]

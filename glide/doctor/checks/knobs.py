@@ -58,8 +58,8 @@ SCHEDD = (
     "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
     *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
-# If a node changes these attributes of a job, the node can reach more folders of the access point. If the setting
-# LIMIT_DIRECTORY_ACCESS exists, this setting limits the folders. Then such a change does no harm.
+# If a node changes one of these attributes of a job, the node can reach more folders of the access point. With the
+# setting LIMIT_DIRECTORY_ACCESS, nodes can reach only the folders in this setting. So such a change does no harm.
 LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
 # Users write HTCondor settings for glideins into the `knobs` of an entry. Some settings harm the glideins. This is a
 # dict from the name of such a setting to a pair. The pair consists of a function that returns whether a value is
@@ -129,8 +129,8 @@ def protection(facts: Facts) -> Iterator[Finding]:
     """Find important job attributes that HTCondor does not protect from changes by a node."""
     listed = " ".join(str(facts.schedd.values.get(name, "")) for name in PROTECTING)
     safe = {name.lower() for name in re.split(r"[\s,]+", listed)}
-    # If the setting LIMIT_DIRECTORY_ACCESS exists, HTCondor itself limits the folders that a node can reach. Then the
-    # attributes in LIMITED need no protection.
+    # With the setting LIMIT_DIRECTORY_ACCESS, nodes can reach only the folders in this setting. So the attributes in
+    # LIMITED need no protection.
     limit = str(facts.schedd.values.get("LIMIT_DIRECTORY_ACCESS", "")).strip()
     if missing := [name for name in VITAL if name.lower() not in safe and not (limit and name in LIMITED)]:
         yield critical(
@@ -175,9 +175,12 @@ def races(facts: Facts) -> bool:
 
 
 def _limits(facts: Facts) -> Iterator[Finding]:
-    """Find limits that are too low for the schedd.
+    """Find limits of the schedd that are too low for the sites.
 
-    The schedd must run one invocation job for each lane. The schedd must also run the outer jobs in its own queue.
+    The site files determine the largest numbers of lanes and of outer jobs. A limit is too low in these cases:
+
+    - A limit on jobs is lower than the number of lanes plus the number of outer jobs in the schedd's queue.
+    - A limit on simultaneous uploads is lower than the number of lanes, and also lower than 20.
     """
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)

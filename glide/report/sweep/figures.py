@@ -111,7 +111,7 @@ def progress(history: SweepHistory, total: int) -> Figure:
     lines = {"connected": (INK, (0, (3, 1.5)), 1.2), "warm": (ORANGE, "solid", 2.2), "claimed": (GREEN, "solid", 1.2)}
     for which, series in lanes_over_time(history).items():
         colour, dashes, width = lines[which]
-        # The history closes all lanes at its end. So the number of lanes drops to zero there. Do not draw this drop.
+        # At the end of the history, the number of lanes is always zero. So do not draw the points at this time.
         before_end = [point for point in series if point[0] < history.seconds] or series
         steps = [*before_end, (history.seconds, before_end[-1][1])]
         below.step(
@@ -181,11 +181,11 @@ def tasks(seconds: Sequence[float], engine: Sequence[float]) -> Figure:
 
 
 def breakdown(jobs: Mapping[str, float], glideins: Mapping[str, float]) -> Figure:
-    """Draw a bar for all jobs and a bar for all glideins. A bar shows the share of each kind of time, in percent.
+    """Draw a bar for all jobs and a bar for all glideins. Each bar shows how the time was used, in percent.
 
     Args:
-        jobs: a dict from the kind of time, such as "starting", to the total seconds of all jobs.
-        glideins: a dict from the kind of time, such as "serving", to the total seconds of all glideins.
+        jobs: a dict from the use of the time, such as "starting", to the total seconds of all jobs.
+        glideins: a dict from the use of the time, such as "serving", to the total seconds of all glideins.
     """
     figure = Figure(figsize=(WIDTH, 3.5))
     renamed = {("rest" if kind == SERVING else kind): seconds for kind, seconds in glideins.items()}
@@ -204,7 +204,8 @@ def goodput(spent: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw how the lanes' time was used, with one bar for each device.
 
     Args:
-        spent: for each device and each kind of time, the seconds.
+        spent: `spent[device][use]` is a number of seconds. A device is, for example, a GPU model. A use of the time is
+            "productive", "loading", "lost" or "idle".
     """
     figure, axes = _figure(1.25 + 0.45 * len(spent))
     _stacked(axes, {f"{_short(device)}\n{duration(sum(each.values()))}": each for device, each in spent.items()})

@@ -85,7 +85,7 @@ class JobExecution:
     Attributes:
         started: when HTCondor started the job, before the file transfer.
         executing: when the job's program started; None if it never started.
-        saved: fraction of the results that were saved, from 0 to 1. If `end` is not "lost", the fraction is 1.
+        saved: (number of saved results) / (number of records that have begun). The value is 1 if `end` is not "lost".
         end: "evicted" if HTCondor put the job back into its queue; otherwise "gathered", "lost", "held" or "removed".
             The text is empty while the execution runs.
     """
@@ -330,7 +330,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # `since` is in whole seconds; the start of the previous phase plus its duration is more exact
+    if last:  # `since` can be rounded down to whole seconds. The computed end of the previous state is more exact.
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:

@@ -1,7 +1,11 @@
 """Compute scores from a sweep's results.
 
-The scores are the accuracy of each prompt with a confidence interval, and groups of similar errors. For each
-glidein, they include the number of its results and the computing time of its engine.
+The scores are:
+
+- the accuracy of each prompt, with a confidence interval
+- groups of similar errors
+- the number of results of each glidein
+- the computing time of each glidein's engine
 """
 
 from __future__ import annotations

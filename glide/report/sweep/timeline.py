@@ -229,7 +229,7 @@ def coarsen(intervals: Sequence[Interval], step: float) -> list[Interval]:
     """Reduce intervals to the resolution of a figure.
 
     Args:
-        step: seconds that one dot of the figure covers. The dot gets the kind that takes most of these seconds.
+        step: seconds that one dot of the figure covers. The dot shows only the longest activity in these seconds.
     """
     steps: dict[int, dict[str, float]] = {}
     for each in intervals:
@@ -297,7 +297,8 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
 
     - `Fetching`, `Importing`, `Loading` and `Warming`: The glidein was in this state.
     - `engine`: The glidein was warm, and its engine computed results that were gathered.
-    - `serving`: The glidein was warm and had jobs, but its engine did not compute such results.
+    - `serving`: The glidein was warm and had jobs, but its engine computed no results that were gathered. For example,
+      the engine waited, or its results were lost.
     - `warm, idle`: The glidein was warm and had no jobs.
     - `other`: The glidein was in another state, such as `Failed`.
 

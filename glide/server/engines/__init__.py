@@ -13,8 +13,10 @@ process calls the engine's methods, one at a time, in this order:
 3. When a list of records arrives, `plan` divides the list into calls. `call` runs for each of these calls, in order.
    Then `describe` runs again. Step 3 repeats until the process ends. There is no method that closes an engine.
 
-An error in step 1 or 2 ends the process. The template then fails on this glidein, and the glidein reports the error as
-the reason. In step 3, an engine need not catch an error that one record causes. The process repeats the call with fewer
+An error in step 1 or 2 ends the process. The template then fails on this glidein. The glidein reports the error as the
+reason for this failure.
+
+If one record causes an error in step 3, the engine need not catch the error. The process repeats the call with fewer
 records, until the failing record is alone in its call. If a repeated call costs money, the engine should catch the
 error, and return `Completion.failed` for the failing record.
 

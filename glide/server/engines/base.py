@@ -110,9 +110,9 @@ class Engine(Protocol):
     Attributes:
         batch: number of records in an efficient call. Until the server has measured the throughput, it sends this
             number of records in a message. The server also advertises this number.
-        window: maximum number of records that the server passes to one `plan`; at least `batch`. With a larger window,
-            the engine can, for example, sort more records by length. But the records of a job then wait longer while
-            the records of other jobs are served.
+        window: maximum number of records that `plan` gets at a time. `window` must not be smaller than `batch`. With a
+            larger window, the engine can, for example, sort more records by length. But the records of a job then wait
+            longer while the records of other jobs are served.
     """
 
     batch: int

@@ -29,7 +29,7 @@ from glide.server.engines.base import Completion, EngineRecord, RecordError, Unk
 from glide.template import Template
 from glide.vocabulary import State
 
-CONNECT_SECONDS = 10.0  # time limit in seconds for a connection; short, so that an unreachable host is soon tried again
+CONNECT_SECONDS = 10.0  # maximum seconds to open a connection; a small number, so that the next try begins soon
 FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
 # `backoff` returns at most this number of seconds, even if the service asks for a longer pause. The service may recover
 # earlier, and a record's timeout is 600 s by default.

@@ -1,8 +1,9 @@
 """The python engine. A user's function returns the state. Each record is a call of a function that uses the state.
 
 A record's `prompt` is the tuple (arguments, keyword arguments), pickled with cloudpickle and encoded in base64. The
-record's `generate` is {"function": the pickled function}. If the call passes no argument for a parameter, the parameter
-gets the state's value of the same name, if there is one. The record's result also has the output that the call prints.
+record's `generate` is {"function": the pickled function}. If the call has no argument for a parameter, the engine looks
+in the state for a value with the parameter's name. If the state has such a value, the parameter gets the value. The
+record's result also has the output that the call prints.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ DEFAULT_NEW_TOKENS = 20  # number of tokens that transformers generates if no op
 # With continuous batching, each record may have its own values of these options. Continuous batching ignores all other
 # options, or uses the same value for all records.
 CONTINUOUS_OPTIONS = {"max_new_tokens", "eos_token_id", "do_sample"}
-# The effect of these options depends only on the logits of the next token. If a record has no other options, its prompt
-# may continue a prefix from the cache.
+# The effect of these options depends only on the logits of the next token. If a record has other options, the engine
+# computes the record's whole prompt. If a record has only these options, the engine may reuse an earlier result for the
+# beginning of the prompt.
 NEXT_TOKEN_OPTIONS = CONTINUOUS_OPTIONS | {
     "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "suppress_tokens",
 }  # fmt: skip
@@ -104,7 +105,8 @@ class Defaults:
     def total_tokens(self, prompt: int, generate: dict[str, Any]) -> int:
         """Return the maximum number of tokens of a prompt and its generated text together.
 
-        The prompt alone has `prompt` tokens.
+        Args:
+            prompt: number of tokens in the prompt.
         """
         if new := self.value("max_new_tokens", generate):
             return prompt + int(new)

@@ -65,7 +65,10 @@ def context_of(folder: Path) -> int | None:
 
 
 def dynamic_rope(positions: int | None, rope: Mapping[str, Any] | None) -> DynamicRope | None:
-    """Return the DynamicRope of a model; None if, as in most models, positions never depend on other rows of a call."""
+    """Return the DynamicRope of a model.
+
+    In most models, the positions in a row never depend on the other rows of a call. For such a model, return None.
+    """
     for scaling in _scalings(rope):
         if _kind(scaling) == "longrope":
             return DynamicRope(int(scaling.get("original_max_position_embeddings") or positions or 0), switches=True)

@@ -56,7 +56,8 @@ class Continuous:
         )
         greedy = GenerationConfig(do_sample=False, eos_token_id=sorted(end_tokens) or -1)
         self.end_tokens = sorted(end_tokens)
-        self.max_tokens = max_tokens  # a request with more tokens would end the manager's thread
+        # The cache holds this number of tokens. If a request needed more tokens, the manager's thread would end.
+        self.max_tokens = max_tokens
         self.calls = 0
         self.reused_tokens = 0
         library_log = logging.getLogger("ContinuousBatchingLogger")

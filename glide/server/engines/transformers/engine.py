@@ -58,7 +58,8 @@ class Transformers:
         # `plan` gets at most this number of records, and sorts them by length. A larger number would delay the records
         # of new jobs.
         self.window = 16 * options.batch
-        self.planned: dict[int, Prompt] = {}  # prompts of the last plan; the dict's keys are the records' keys
+        # A dict from a record's number (`record.key`) to the record's prompt. Each call of `plan` makes a new dict.
+        self.planned: dict[int, Prompt] = {}
 
     def prepare(self) -> None:
         import torch  # noqa: F401

@@ -17,8 +17,8 @@ from glide.server.engines.transformers.prompts import Encoder, Prompt, check_pro
 from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
 from glide.server.engines.transformers.stops import StopStrings
 
-# The number of prompts in a call of continuous batching is at most this number times the option `batch`. At the end of
-# a call, some places in the batch stay empty. So one long call is more efficient than several short calls.
+# A call of continuous batching has at most `CONTINUOUS_BATCHES * batch` prompts. `batch` is an option of the engine. At
+# the end of a call, some places in the batch stay empty. So one long call is more efficient than several short calls.
 CONTINUOUS_BATCHES = 4
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then".split()
 
@@ -26,7 +26,8 @@ WORDS = "the claim is that rivers flow north and nobody has seen any evidence fo
 class Generation:
     """Text generation with a loaded model.
 
-    The rows of a call do not change each other's texts. So greedy decoding gives the same texts as plain transformers.
+    A prompt's text does not depend on the other prompts in the call. So greedy decoding gives the same texts as plain
+    transformers.
 
     Args:
         model: the loaded model.
@@ -94,7 +95,7 @@ class Generation:
         The prompts have nearly the same length, as in a real call, because `plan` sorts prompts by length.
 
         Args:
-            first: number of the first prompt. Prompts with different numbers begin differently.
+            first: the number with which the first prompt begins. Each further prompt begins with the next number.
             max_prompt: maximum number of tokens of a prompt.
         """
         spread = 4 if self.padded.sharing.rows == RowRule.ANY else 1
@@ -105,7 +106,10 @@ class Generation:
 
     @property
     def default_batching(self) -> Batching:
-        """The batching for calls whose options allow both: continuous if it was chosen, otherwise static."""
+        """The batching for calls that static batching and continuous batching can both serve.
+
+        If continuous batching runs, return continuous batching. Otherwise, return static batching.
+        """
         return self.continuous or self.padded
 
     def plan(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:

@@ -25,8 +25,8 @@ class Head:
         self.encoder = encoder
         self.batch = batch
         self.batch_tokens = batch_tokens
-        # Some encoders never use the positions 0 and 1. The model's limit may count these unused positions. The
-        # tokenizer's limit does not count the unused positions. So use the smaller limit.
+        # Some encoders never use the positions 0 and 1. The model's maximum length may still include these two
+        # positions. The tokenizer's maximum length leaves these two positions out. So use the smaller maximum length.
         self.context = min(positions.context_tokens(model), encoder.tokenizer.model_max_length)
         self.vocabulary_size = positions.vocabulary_size(model)
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
@@ -101,8 +101,10 @@ class Classification(Head):
         self.config = model.config.get_text_config()
         self.unpadded = self.config.pad_token_id is None
         self.labels = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-        # If there is only one label, or if several labels may be true, the probabilities of labels are independent. In
-        # all other models, the probabilities of all labels add up to 1.
+        # In two cases, the probability of each label is computed separately:
+        # - The model has only one label.
+        # - Several labels may be true at the same time.
+        # In all other cases, the probabilities of all labels add up to 1.
         self.independent = len(self.labels) == 1 or model.config.problem_type == "multi_label_classification"
 
     def _padding_token(self, rows: Sequence[list[int]]) -> int:

@@ -14,7 +14,9 @@ from typing import Any
 from glide.server.engines.base import UnknownOption, WrongOption
 from glide.server.engines.transformers.context import context_of
 
-MAX_NEW_TOKENS = 1 << 20  # maximum of max_new_tokens and max_length; larger values are mistakes and need a huge cache
+# The options max_new_tokens and max_length may each have at most this value. A larger value is a mistake, and would
+# need a huge cache.
+MAX_NEW_TOKENS = 1 << 20
 IGNORED = {"pad_token_id", "return_dict_in_generate"}  # the engine sets these options and ignores a record's values
 # These options ask for outputs that no result contains. So the options are accepted, but have no effect.
 OUTPUTS = {"output_attentions", "output_hidden_states", "output_logits", "output_scores"}
@@ -74,7 +76,8 @@ SAMPLING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "top_p": ("0 or more with do_sample", lambda value: value >= 0),
     "min_p": ("from 0 to 1 with do_sample", lambda value: 0 <= value <= 1),
 }
-# Each key is the name of an option in another API. Its value, the name in transformers, is part of an error message.
+# A dict from an option's name in another API to the option's name in transformers. If a user writes the name from the
+# other API, an error message suggests the name in transformers.
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "n": "num_return_sequences",
                "stop": "stop_strings"}  # fmt: skip
 

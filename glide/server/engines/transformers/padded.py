@@ -77,7 +77,8 @@ class Padded:
             prompts: the prompts, in any order.
             new_tokens: number of tokens to generate for each prompt.
             share_prefixes: whether the options allow prompts to continue a cached prefix.
-            rows: the rule that says which rows may share a call. The prompts' options determine this rule.
+            rows: which prompts the options allow together in a call: only one prompt, prompts of equal length, or any
+                prompts.
         """
         sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]

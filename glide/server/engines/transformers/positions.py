@@ -30,9 +30,10 @@ def vocabulary_size(model: Any) -> int:
 
 
 def dynamic_rope(model: Any) -> DynamicRope | None:
-    """Return a limit for the length of rows, in tokens; None if the model has no such limit.
+    """Return the DynamicRope of a model; None if the model has no DynamicRope.
 
-    If a row exceeds the limit, the positions of all rows in the same call change.
+    In some models, a long row changes the rotary positions of all rows in the same call. A DynamicRope describes this
+    effect. It contains the number of tokens above which a row is long.
     """
     return context.dynamic_rope(*_positions(model.config.get_text_config()))
 

@@ -106,7 +106,8 @@ class PrefixCaches:
         if not ids:
             return "its context is too short"
         cache = self._computed(ids)
-        # Refuse caches with sliding windows, recurrent states or compressed keys. They lack some keys and values.
+        # Refuse caches with sliding windows, recurrent states or compressed keys. Such a cache does not keep the keys
+        # and values of each token.
         if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return "its cache does not keep the keys and values of each token"
         if dynamic_rope(self.model) is not None:

@@ -88,8 +88,8 @@ def check_prompts(
 
     Args:
         prompts: the prompts of the call.
-        total_tokens: function that gets the number of tokens of a prompt. It returns this number plus the maximum
-            number of tokens of the generated text.
+        total_tokens: function that returns the largest possible length of a prompt and its text together, in tokens.
+            The function's argument is the length of the prompt, in tokens.
         context: the model's limit, in tokens, for a prompt and its generated text together.
         vocabulary_size: number of tokens for which the model has an embedding.
 

@@ -57,12 +57,12 @@ class RowRule(IntEnum):
 
 @dataclass(frozen=True)
 class RowSharing:
-    """Which rows may share a call with a loaded model.
+    """Describes, for a loaded model, which rows may share a call.
 
     Attributes:
-        rows: which rows a call may have. This rule does not consider `dynamic_rope`.
-        dynamic_rope: limit in tokens. If a row exceeds it, all positions in the call depend on the longest row. None
-            if there is no such limit.
+        rows: which rows a call may have, apart from the limit in `dynamic_rope`.
+        dynamic_rope: a limit for the number of tokens in a row. If a row exceeds this limit, all positions in the call
+            depend on the longest row. None if the model has no such limit.
     """
 
     rows: RowRule = RowRule.ANY
@@ -110,8 +110,8 @@ def try_rows(outputs: Outputs, prompts: Sequence[list[int]], tolerance: float) -
         tolerance: outputs count as equal if their relative difference is at most this number.
 
     Returns:
-        A pair: the rule that says which rows may share a call, and the reason why the rule excludes some rows. If any
-        rows may share a call, the reason is empty.
+        A pair: the rule that says which rows may share a call, and the reason why the rule excludes some rows. If the
+        rule excludes no rows, the reason is empty.
     """
     long, middle, short = prompts[0][:LONGEST], prompts[1][:MIDDLE], prompts[2][:SHORTEST]
     if not (why := _difference(outputs, [long, middle, short], tolerance)):

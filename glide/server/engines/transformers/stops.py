@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-TOKEN_WITHOUT_TEXT = (1 << 31) - 1  # no token has this number, so StopStringCriteria assumes a token without text
+# No token has this id. The class StopStringCriteria treats an unknown id like a token without text. So this id can fill
+# the places before a prompt.
+TOKEN_WITHOUT_TEXT = (1 << 31) - 1
 
 
 class StopStrings:
@@ -35,8 +37,8 @@ class StopStrings:
         width = criterion.maximum_token_len
         before = [TOKEN_WITHOUT_TEXT] * width + list(prompt[-width:])
         tokens = before + row
-        # For each generated token, make a window: the `width` tokens that end with this token. During generation,
-        # transformers passes the same windows to the criterion.
+        # Make one window for each generated token. A window has `width` tokens: the generated token, and the tokens
+        # before the generated token. During generation, the criterion looks at the same windows.
         windows = torch.tensor(tokens).unfold(0, width, 1)[len(before) - width + 1 :]
         ended = criterion(windows, None).nonzero()
         return row[: int(ended[0]) + 1] if len(ended) else row
