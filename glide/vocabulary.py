@@ -64,7 +64,7 @@ class Job:
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: no glidein or model has to make room for the job
-    TIMED = "GlideTimed"  # true if the error output must show when the model server received and finished the job
+    TIMED = "GlideTimed"  # true if the model server must write the job's arrival time and end time to the error output
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 

@@ -220,7 +220,7 @@ def test_killed_gather_neither_loses_nor_duplicates_outputs(tmp_path, access_poi
     other = os.open(staging, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     refused = glide("gather", cluster, "--to", got)
-    assert refused.returncode == Exit.INPUT and "another glide gather is at work" in refused.stderr
+    assert refused.returncode == Exit.INPUT and "another `glide gather` uses" in refused.stderr
     os.close(other)
     while left(access_point, cluster):
         before = set(staging.iterdir()) if staging.exists() else set()

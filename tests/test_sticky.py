@@ -150,7 +150,7 @@ def test_invalid_oversized_or_unauthorized_template_is_refused(serve, sized, tmp
     code = template_of("hers", dict, (), {}, "ada@here")
     assert stick(server, code, user="mallory@here") == (
         Exit.INPUT,
-        "hers has code of ada@here; a job of mallory@here may not load it\n",
+        "hers contains code of ada@here; a job of mallory@here must not load this template\n",
     )
     assert stick(server, code, user="ada@here")[0] == 0
     environment = Template("packed", "noop", environment=FileSet("/nowhere/env"))

@@ -47,7 +47,10 @@ def bootstrap(repeat: int) -> dict[str, Any]:
     - `newcomer`: a glidein gets all files from a peer.
     - `cached`: a glidein finds all files in the cache of its host.
     - `transformers`: a glidein loads a model with the transformers engine. The files are in the cache of the glidein's
-      host. In the measurement `cached`, the files are also in memory. In `cached_on_disk`, the files are only on disk.
+      host. There are two measurements:
+
+        - `transformers.cached`: the files are also in memory.
+        - `transformers.cached_on_disk`: the files are only on disk.
     """
     overlaps = [_from_cache() for _ in range(repeat)]
     runs = [_together(count) for _ in range(repeat) for count in COUNTS]

@@ -53,8 +53,9 @@ def _kill_under_a_sweep(bench: Rig, kills: int, seconds: list[float]) -> None:
     """Run a sweep on three glideins. Kill busy glideins one by one, and measure when the lost records start again.
 
     The sweep has three long jobs and six lanes, so three lanes are free. Free lanes may take the lost records
-    immediately. Then no job waits, so the factory does not replace the killed glidein. Without this replacement, the
-    sweep ends too early. So the caller must call this function again until there are enough measurements.
+    immediately. Then no job waits, so the factory does not replace the killed glidein. Without a new glidein, the sweep
+    ends, even if there are fewer than `kills` measurements. So the caller must call this function again until there are
+    `kills` measurements.
 
     Args:
         kills: number of measurements that are needed in total. A measurement is the time from the kill of a glidein

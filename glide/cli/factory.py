@@ -85,7 +85,7 @@ def drain(entry: str, undo: Annotated[bool, typer.Option("--undo", help="Open th
     """Close an entry and remove its glideins. Example: glide factory drain local"""
     sites = [site for site in _sites(known_sites()) if any(each.name == entry for each in site.entries)]
     if not sites:
-        raise InputError(f"no factory with GLIDE_HOME {home()} has an entry {entry!r}")
+        raise InputError(f"no factory whose GLIDE_HOME is {home()} has an entry {entry!r}")
     connect()
     for site in sites:
         if undo:
@@ -109,7 +109,7 @@ def logs(entry: str, last: Annotated[int, typer.Option(help="Number of lines of 
     _fetch_logs(entry)
     outputs = [path for path in (home() / "factory").glob("*/*/*/*.out") if path.parent.parent.name == entry]
     if not outputs:
-        raise InputError(f"no glidein of an entry {entry!r} has run with GLIDE_HOME {home()}")
+        raise InputError(f"GLIDE_HOME is {home()}; this folder has no output of glideins of an entry {entry!r}")
     for path in sorted(outputs, key=_modified):
         print("\n".join([f"== {entry}-{path.stem}", *report.last_lines(path, last)]))
 

@@ -28,7 +28,10 @@ def simulate(
     """Simulate a sweep on the nodes of a trace. Example: glide simulate cluster.yaml --plot a.png
 
     The trace describes when nodes come and go. glide's own code decides which glideins and jobs are submitted, and how
-    records are packed into jobs. All times are simulated. Exit code 1: a variant of the trace has finished no record.
+    records are packed into jobs. All times are simulated.
+
+    A trace can contain several variants, for example with more GPUs or with more evictions. Then the command simulates
+    the sweep once for each variant. Exit code 1: at least one simulated sweep has finished no record.
     """
     if plot and (plot.suffix != ".png" or not plot.parent.is_dir()):
         raise InputError(f"{plot}: name a file that ends with .png, in a folder that exists")

@@ -72,11 +72,15 @@ def gather(
 ) -> None:
     """Fetch the outputs of a cluster's completed jobs. Example: glide gather 17 --to results
 
-    The command fetches the output, error and log files of each job, and the files that the job file lists. If the job
-    file lists no files, the command fetches all files that the job has created. Files keep their names. If the
-    initialdir of a job is not the folder of the job file, the job's files go into a folder with the initialdir's name.
-    Nothing is overwritten. If a file exists already, or if several jobs list the same file, the file goes into a folder
-    with the id of its job (CLUSTER.PROC). Jobs that share a log get one common log.
+    The command fetches the output, error and log files of each job. It also fetches the files that the job file lists
+    in transfer_output_files. Without such a list, it fetches all files that the job has created.
+
+    Each file keeps its name, and goes into the folder that --to names. A job may have an initialdir that is not the
+    folder of the job file. The files of such a job go into a subfolder with the initialdir's name. Jobs that share a
+    log get one common log.
+
+    No file is overwritten. If a file with the same name exists already, the new file goes into a subfolder with the id
+    of its job (CLUSTER.PROC). If several jobs list the same file, each of these files goes into such a subfolder, too.
 
     A job leaves the queue when its outputs are on disk. Exit 3: some jobs have not completed; gather again later.
     Exit 1: the outputs of a job could not be fetched. That job stays in the queue, and all other jobs are gathered.

@@ -112,7 +112,8 @@ def ticket(
 
     Example: glide template ticket sweep.yaml tiny.glide
 
-    NAME.glide contains a key to these files. Give it only to your own jobs (submit_templates/files.sub).
+    NAME.glide is not the ticket of an invocation job. It contains a secret that gives access to the model's files. So
+    give NAME.glide only to your own jobs (submit_templates/files.sub).
     """
     if file.suffix != ".glide":
         raise InputError(f"{file}: the name must end with .glide; jobs then use glide://NAME")

@@ -256,7 +256,9 @@ def job_file_value(text: str) -> str:
             HTCondor reads the next lines of the job file.
     """
     if _CONTROL.search(text) or text.endswith("\\"):
-        raise CondorError(f"a job file cannot have this value for an attribute: {text!r:.200}")
+        raise CondorError(
+            f"a text in a job file must not contain control characters or end with a backslash: {text!r:.200}"
+        )
     return '"' + text.replace('"', '\\"') + '"'
 
 

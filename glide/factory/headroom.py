@@ -78,8 +78,8 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
         # The text about the unavailable queue must replace the text of any earlier limit. `limit_to` replaces the text
-        # only if the new limit is below `headroom.left`. This number is never negative, so the new limit is negative.
-        # `limit_to` then sets `headroom.left` to 0.
+        # only if the new limit is below `headroom.left`. `headroom.left` is never negative, so the limit -1 is always
+        # below it. `limit_to` then sets `headroom.left` to 0, and not to -1.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 

@@ -169,7 +169,9 @@ class Factory:
             try:
                 fresh = load(path, SiteFile)
                 if fresh.site != site.site:
-                    raise InputError(f"{path}: its site is now {fresh.site}; start a factory for this site")
+                    raise InputError(
+                        f"{path}: the file now names the site {fresh.site}; start another factory for {fresh.site}"
+                    )
                 self.sites[path] = fresh
                 log(f"{path}: {'read again' if fresh != site else 'unchanged'}")
             except InputError as error:
@@ -197,7 +199,10 @@ class Factory:
                 log(f"cannot drain: {error}")
                 return
             time.sleep(0.5)
-        log(f"not drained within {DRAIN_SECONDS:.0f} s: {'; '.join(left)}")
+        log(
+            f"some glideins may still be in the queue, {DRAIN_SECONDS:.0f} s after their removal began:"
+            f" {'; '.join(left)}"
+        )
 
     def _log_actions(self, actions: list[Action]) -> None:
         """Log actions. If a wait or drain continues in the next cycles, log this action only once."""

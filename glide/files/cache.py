@@ -42,7 +42,8 @@ RESERVED_SHARE = 0.05  # fraction of the disk that stays free if the cache has n
 def default_folder(owner: str) -> Path | None:
     """Return the folder of the cache for jobs of `owner` on this host. In an embedded pool, return the pool's cache.
 
-    In any other pool, return None if the account of this process is not `owner`. Users may share such an account.
+    In any other pool, return a folder in /var/tmp if the account of this process is `owner`. If the account is not
+    `owner`, return None, because several users may share the account of this process.
     """
     if pool := os.environ.get(POOL_VARIABLE):
         return Path(pool, "cache")
@@ -147,7 +148,6 @@ class Cache:
             folder = trees / f"{tree}.{self.name}.files"  # a new name: jobs may still use an older, damaged folder
             unfinished.write_text(folder.name, "utf-8")
             folder.mkdir(mode=0o700)
-
             checked = False
 
             def reserve(taken: int, more: int) -> None:

@@ -40,12 +40,16 @@ def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
         text = _read(path)
     except OSError as error:
         raise OSError(
-            f"{error}; this file must list the model's files: glide template files FOLDER > FOLDER/{MANIFEST}"
+            f"{error}; the folder at this address needs a list of its files; to write the list, run:"
+            f" glide template files FOLDER > FOLDER/{MANIFEST}"
         ) from None
     try:
         return checks.files(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}/{MANIFEST} is not what glide template files writes: {error}") from None
+        raise ValueError(
+            f"{path}/{MANIFEST} is not a valid list of files: {error}; to write the list again, run:"
+            f" glide template files FOLDER > FOLDER/{MANIFEST}"
+        ) from None
 
 
 def _read(path: str) -> bytes:

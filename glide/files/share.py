@@ -28,8 +28,8 @@ from glide.files.peers import DIGEST_HEADER, allows
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
 
-# If one of the next four limits is reached, a request for a chunk gets the HTTP status 503. The peer then asks again
-# later, or asks another node.
+# If one of the next four limits is reached, a request for a chunk gets the HTTP status 503. The node that sent the
+# request then asks again later, or asks another node.
 UPLOADS = 4  # maximum number of simultaneous uploads
 VERIFYING = 64  # maximum number of files that are verified at the same time
 VERIFY_SECONDS = 5.0  # maximum time that a request waits until a file is verified, in seconds

@@ -96,7 +96,9 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]
             cast(Any, archived).members = []  # keeps tarfile from collecting all members in memory
             taken += BLOCK + max(0, member.size)
             if taken > limit:
-                raise ValueError(f"more than {limit / 1e6:.0f} MB are in it, too many for an archive of its size")
+                raise ValueError(
+                    f"the unpacked files exceed {limit / 1e6:.0f} MB, which is the limit for an archive of this size"
+                )
             yield archived, member
 
 

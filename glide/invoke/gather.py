@@ -69,7 +69,7 @@ class Gatherer:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another glide gather is at work in {to}; wait for it, or use another folder") from None
+            raise InputError(f"another `glide gather` uses {to}; wait until it ends, or use another folder") from None
         self.names_in_job_folders: set[str] = set()
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Gatherer:
             self.access_point.retrieve(_constraint(job))
             pointed = self.access_point.jobs(_constraint(job), ["SUBMIT_Iwd"])
             if [ad.get("SUBMIT_Iwd") for ad in pointed] != [str(folder)]:
-                raise CondorError("another glide gather is retrieving the outputs of this job; try again later")
+                raise CondorError("another `glide gather` is retrieving the outputs of this job; try again later")
         except BaseException:
             with suppress(CondorError):  # restore the job's own path, so that condor_transfer_data works
                 self.access_point.edit(job.id, "SUBMIT_Iwd", quoted(job.initial_dir))

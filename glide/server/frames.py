@@ -32,7 +32,7 @@ async def read(reader: asyncio.StreamReader) -> Any:
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > LIMIT:
-        raise ValueError(f"a frame of {length} bytes")
+        raise ValueError(f"a frame that is too long: {length} bytes")
     try:
         return json.loads(await reader.readexactly(length))
     except (ValueError, RecursionError) as error:

@@ -197,8 +197,8 @@ class ModelServer:
         if request.user == self.factory:
             return template
         if template.has_code and template.owner != request.user:
-            code = f"{template.model} has code of {template.owner}"
-            raise WrongRequest(f"{code}; a job of {request.user} may not load it", Exit.INPUT)
+            code = f"{template.model} contains code of {template.owner}"
+            raise WrongRequest(f"{code}; a job of {request.user} must not load this template", Exit.INPUT)
         return replace(template, service=None)
 
     async def _retarget(self, lane: int, template: Template) -> TemplateServer:
@@ -237,9 +237,9 @@ class ModelServer:
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
-        """Stop `server`, because its template did not load. Its lanes get the first available server of this list:
+        """Stop `server`, which could not load a sticky job's template. Its lanes get the first available server here:
 
-        - `before`: the earlier server of the sticky job's lane, if this earlier server still runs
+        - the server `before`, if it still runs. The sticky job's lane used this server until the sticky job arrived.
         - any other server that still runs
         - a new server for the initial template
         """

@@ -113,7 +113,7 @@ class TemplateServer:
             if serving.done():
                 if request.timed:
                     served = f"served from {request.arrived:.6f} to {time.monotonic():.6f} s"
-                    job.report(f"{served} by this host's monotonic clock")
+                    job.report(f"{served} (both times are from this host's monotonic clock)")
                 job.finish(serving.result())
         except OSError as error:
             self._handle_write_error(job, error)

@@ -94,10 +94,10 @@ class Cluster:
             self.all_nodes_gone.succeed()
 
     def _change_fetch_slots(self, node: SimulatedNode, change: int) -> None:
-        """Change the number of fetches that may still start, because a node arrives or leaves.
+        """When a node arrives or leaves, change the number of fetches that may still start.
 
-        A node with the files can send the files to one other node at a time. So such a node allows one more fetch. A
-        node without the files changes nothing.
+        A node with the files can send the files to one other node at a time. If such a node arrives, the number grows
+        by 1. If such a node leaves, the number falls by 1. For a node without the files, the number does not change.
 
         Args:
             change: 1 if the node arrives, and -1 if it leaves.

@@ -101,9 +101,10 @@ class ResultIntake:
             self.record_ids[name] = {request["custom_id"] for request in part}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
-        """Forget all parts except the parts in `parts` and `finished`. Return the record ids of the remaining parts.
+        """Keep only the parts in `parts` and in `finished`. Return the ids of all records in the kept parts.
 
-        The jobs of the parts in `finished` have completed. The results of these jobs are not gathered yet.
+        The records of one job are called a part. The jobs of the parts in `finished` have completed. The results of
+        these jobs are not gathered yet.
 
         Args:
             parts: names of the parts whose jobs are in the queue and have not completed.

@@ -132,9 +132,9 @@ class Results(Work):
             if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
             and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
         }  # fmt: skip
-        # If a record has two lines, the record has already run again. So the code above has dropped the record's mark
-        # in memory. Drop the mark on disk now, and remove the old line later. In the reverse order, a crash could leave
-        # one line and the mark. Then the next driver would run the record once more.
+        # A mark means: this record must run again. If a record has two result lines, the record has already run again.
+        # So its mark is left out above. Delete this mark on disk now, and delete the old line later. In the reverse
+        # order, a crash could leave one line and the mark. Then the next driver would run the record without need.
         self._write_retry_marks()
         restored = 0
         for prompt, index in self.indexes.items():

@@ -20,8 +20,9 @@ from glide.vocabulary import State
 
 # The time limit of each phase of a model server, in seconds. A healthy node needs far less time.
 # - The phases before Warm: If a phase takes longer than its limit, the template fails on this node.
-# - The phase Warm: The limit is for the engine, not for the phase. After an engine has received records, it must report
-#   the start of a call. If this engine sends no message for longer than the limit, the model server kills the engine.
+# - The phase Warm: The phase itself has no limit. The limit is for an engine that has records to serve, but has not
+#   reported the start of a call. The time is counted from the engine's last message. If the engine exceeds the limit,
+#   the model server kills the engine.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,
@@ -139,15 +140,15 @@ class Template:
         return self.function is not None or self.environment is not None
 
     def for_user(self, user: Callable[[], str]) -> Template:
-        """Return a copy of the template in which the field `user` is set.
+        """Return a copy of the template with the user's name in the field `user`.
 
-        In two cases, return the template itself:
+        In two cases, return the template itself, and do not ask for the name:
 
         - The template has no environment.
         - The template has a function. Then `function.owner` already names the user.
 
         Args:
-            user: a function that returns the user's name. This function is called only if the field is set.
+            user: a function that returns the user's name. This function is called only if a copy is made.
         """
         return replace(self, user=user()) if self.environment and not self.function else self
 

@@ -58,8 +58,9 @@ SCHEDD = (
     "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
     *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
-# If a node changes one of these attributes of a job, the node can reach more folders of the access point. With the
-# setting LIMIT_DIRECTORY_ACCESS, nodes can reach only the folders in this setting. So such a change does no harm.
+# Suppose that a node changes one of these attributes of a job. There are two cases:
+# - Without the setting LIMIT_DIRECTORY_ACCESS: After the change, the node can reach more folders of the access point.
+# - With the setting: Nodes can reach only the folders that the setting lists. So the change does no harm.
 LIMITED = ("LimitDirectoryAccess", "Iwd", "TransferInput")
 # Users write HTCondor settings for glideins into the `knobs` of an entry. Some settings harm the glideins. This is a
 # dict from the name of such a setting to a pair. The pair consists of a function that returns whether a value is
@@ -177,10 +178,11 @@ def races(facts: Facts) -> bool:
 def _limits(facts: Facts) -> Iterator[Finding]:
     """Find limits of the schedd that are too low for the sites.
 
-    The site files determine the largest numbers of lanes and of outer jobs. A limit is too low in these cases:
+    In the site files, each entry has a maximum number of glideins. Suppose that all entries have reached this number.
+    Then L lanes exist, and J outer jobs are in this schedd's queue. A limit is too low in these cases:
 
-    - A limit on jobs is lower than the number of lanes plus the number of outer jobs in the schedd's queue.
-    - A limit on simultaneous uploads is lower than the number of lanes, and also lower than 20.
+    - A limit on jobs is lower than L + J.
+    - A limit on simultaneous uploads is lower than L, and also lower than 20.
     """
     lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)

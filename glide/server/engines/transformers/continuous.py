@@ -46,7 +46,9 @@ class Continuous:
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         if model.config._attn_implementation == "eager":
-            raise ValueError("continuous batching would change the eager attention, which static batching needs")
+            raise ValueError(
+                "continuous batching would replace the model's eager attention, but static batching needs it"
+            )
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             # Set num_blocks and max_batch_tokens, because the library would otherwise take 60 % of the memory.
