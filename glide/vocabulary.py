@@ -16,6 +16,7 @@ class Machine:
     ROOM = "GlideRoom"  # MB of memory for a new template: free memory and memory of unused templates; absent if unknown
     ID = "GlideId"  # name of the glidein: ENTRY-CLUSTER.PROC, with rN at the end after N restarts of the outer job
     ENTRY = "GlideEntry"  # name of the entry in the site file
+    PROTOCOL = "GlideProtocol"  # version of the requests that the glidein serves; absent in glideins of version 1
     SITE = "GlideSite"  # name of the site in the site file
     INVOKE = "GlideInvoke"  # path of the ticket, the program that invocation jobs run on the node
     SOCKET = "GlideSocket"  # path of the file from which jobs on the lane read the model server's port and key
@@ -60,6 +61,7 @@ class Job:
     LANE = "GlideLane"  # sticky job: name of the slot that must load the template
     RUN = "GlideRun"  # name of the sweep or session that the job belongs to
     PART = "GlidePart"  # name of the group of records that the job carries; unique in the run
+    PROTOCOL = "GlideProtocol"  # version of the job's requests; a lane of an older version cannot serve them
     RECORDS = "GlideRecords"  # number of records that the job carries
     LEFT = "GlideLeft"  # number of the run's records that are in no job yet
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time

@@ -176,6 +176,20 @@ class Plain:
             self.known[asked] = [(self.tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in rows]
         return self.known[asked]
 
+    def ended(self, prompt: str, **generate: Any) -> bool:
+        """Return whether an end token has ended the text."""
+        encoded = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        row = self.model.generate(**encoded, do_sample=False, **generate)[0, encoded["input_ids"].shape[1] :]
+        ends = generate.get("eos_token_id", self.model.generation_config.eos_token_id)
+        return int(row[-1]) in (ends if isinstance(ends, list) else [ends])
+
+    def continuation(self, ids: Sequence[int], new_tokens: int) -> str:
+        """Return the greedy text after these tokens."""
+        import torch
+
+        row = self.model.generate(torch.tensor([list(ids)]), max_new_tokens=new_tokens, do_sample=False)[0, len(ids) :]
+        return str(self.tokenizer.decode(row, skip_special_tokens=True))
+
 
 def loaded(folder: Path, **options: Any) -> Any:
     """Load the transformers engine in this process."""

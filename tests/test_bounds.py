@@ -15,10 +15,10 @@ import pytest
 
 from glide.arguments import arguments, environment
 from glide.glidein.bundle import PACKAGE
+from glide.protocol.request import LINE_BYTES
 from glide.server.job import CALL_BYTES, QUEUE_BYTES, ServedJob, oldest_first
 from glide.server.log import trim
 from glide.server.model_server import MOST_UNAUTHENTICATED
-from glide.server.records import LINE_BYTES
 from glide.server.stream import ResultStream
 from glide.server.ticket import LINE_BYTES as VISITOR_BYTES
 from glide.server.ticket import JobRequest

@@ -10,8 +10,8 @@ from email.utils import formatdate
 import pytest
 
 from glide.errors import TemplateError
-from glide.server.engines import Completion, EngineRecord
-from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, api_options, backoff, retry_after
+from glide.server.engines import Completion, EngineRecord, openai_api
+from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, backoff, retry_after
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests import openai_service
@@ -122,14 +122,14 @@ def test_rate_limited_service_serves_all_records(service):
     service.rate = 20.0
     calls = [[EngineRecord(n, f"says {n}") for n in range(first, first + 4)] for first in (0, 4, 8)]
     asking = engine(service, parallel=4)
-    assert [asking.call(call) for call in calls] == [[Completion(r.prompt, 3) for r in call] for call in calls]
+    assert [asking.call(call) for call in calls] == [[answered(r.prompt) for r in call] for call in calls]
     assert set(service.served.values()) == {1}
 
 
 def test_busy_answer_of_service_delays_all_requests(service):
     service.troubles = {"busy": [says(429, retry_after="2")], "broken": [says(503)]}
     assert engine(service).call([EngineRecord(0, "busy"), EngineRecord(1, "broken")]) == [
-        Completion("busy", 3), Completion("broken", 3)
+        answered("busy"), answered("broken")
     ]  # fmt: skip
     refused = service.times("busy")[0]
     assert service.times("busy")[1] - refused >= 2 and service.times("broken")[1] - refused >= 2
@@ -146,12 +146,17 @@ def test_answer_without_completion_becomes_bad_answer_error(service, body, words
     assert outcome.error["type"] == "BadAnswer" and words in outcome.error["message"]
 
 
+def answered(text: str) -> Completion:
+    """The outcome that the service's answer gives."""
+    return Completion(text, 3, {"usage": {"prompt_tokens": 0, "completion_tokens": 3}, "finish_reason": "stop"})
+
+
 # ---- what is asked -------------------------------------------------------------------------------
 
 
 def test_chat_sends_system_message_and_accepts_empty_content(service):
     asking = engine(service, model="other", system="Be brief.")
-    assert asking.call([EngineRecord(0, "", {"max_new_tokens": 4, "do_sample": False})]) == [Completion("", 3)]
+    assert asking.call([EngineRecord(0, "", {"max_new_tokens": 4, "do_sample": False})]) == [answered("")]
     (_, path, body) = service.asked[-1]
     assert path == "/v1/chat/completions"
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}]
@@ -159,7 +164,7 @@ def test_chat_sends_system_message_and_accepts_empty_content(service):
 
 
 def test_prompt_is_sent_unchanged_if_chat_is_off(service):
-    assert engine(service, chat=False).call([EngineRecord(0, "Once upon")]) == [Completion("Once upon", 3)]
+    assert engine(service, chat=False).call([EngineRecord(0, "Once upon")]) == [answered("Once upon")]
     assert service.asked[-1][1:] == ("/v1/completions", {"model": "m", "prompt": "Once upon", "temperature": 0})
 
 
@@ -169,8 +174,10 @@ def test_prompt_is_sent_unchanged_if_chat_is_off(service):
         # Greedy, as on the transformers engine, unless sampling is asked for.
         ({}, {"temperature": 0}),
         ({"max_new_tokens": 4}, {"max_tokens": 4, "temperature": 0}),
-        ({"top_p": 0.9, "seed": 1}, {"top_p": 0.9, "seed": 1, "temperature": 0}),
-        ({"do_sample": None, "temperature": 0.7}, {"temperature": 0}),
+        ({"top_p": 1, "seed": 1}, {"top_p": 1, "seed": 1, "temperature": 0}),
+        ({"top_p": 0.9, "seed": 1}, {"top_p": 0.9, "seed": 1}),
+        ({"do_sample": None, "temperature": 0.7}, {"temperature": 0.7}),
+        ({"temperature": 1, "n": 4, "top_k": None}, {"temperature": 1, "n": 4}),
         ({"do_sample": False, "temperature": 0.7}, {"temperature": 0}),
         ({"do_sample": True}, {}),
         ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}),
@@ -179,13 +186,28 @@ def test_prompt_is_sent_unchanged_if_chat_is_off(service):
     ],
 )
 def test_generate_options_are_translated_to_openai_names(generate, asked):
-    assert api_options(generate) == asked
+    assert openai_api.options(generate, chat=True) == asked
+
+
+@pytest.mark.parametrize(
+    "chat, generate, asked",
+    [
+        (True, {"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        (True, {"logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        (False, {"logprobs": 3}, {"logprobs": 3}),
+        (False, {"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+        (False, {"logprobs": True}, {"logprobs": 0}),
+        (True, {"logprobs": False}, {}),
+    ],
+)
+def test_logprobs_have_the_form_of_each_endpoint(chat, generate, asked):
+    assert openai_api.options(generate, chat) == {**asked, "temperature": 0}
 
 
 def test_record_with_unknown_option_fails_before_any_request(service):
     bad, good = engine(service).call([EngineRecord(0, "bad", {"num_beams": 2}), EngineRecord(1, "good")])
     assert bad.error["type"] == "UnknownOption" and "num_beams" in bad.error["message"]
-    assert good == Completion("good", 3)
+    assert good == answered("good")
     assert service.times("bad") == []
 
 

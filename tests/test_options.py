@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glide.server.engines import UnknownOption, WrongOption, check_generate
-from glide.server.engines.transformers.options import KNOWN
+from glide.server.engines.transformers.options import LIBRARY
 from tests.models import ODD, loaded, served, texts
 
 CLAIM = "Decide whether the evidence supports the claim. Claim: the river flows north."
@@ -28,8 +28,14 @@ def engine(llama: Path):
 @pytest.mark.parametrize(
     ("engine", "generate", "option", "words"),
     [
-        ("transformers", {"max_tokens": 12}, "max_tokens", "did you mean max_new_tokens"),
-        ("transformers", {"stop": ["x"]}, "stop", "did you mean stop_strings"),
+        ("transformers", {"max_tokens": 12, "max_new_tokens": 13}, "max_tokens", "are the same option"),
+        ("transformers", {"stop": []}, "stop", "a text, or a list"),
+        ("transformers", {"n": 2, "temperature": 0}, "n", "all texts would be equal"),
+        ("transformers", {"top_logprobs": 2}, "top_logprobs", "needs `logprobs: true`"),
+        ("transformers", {"logprobs": 21}, "logprobs", "from 0 to 20"),
+        ("transformers", {"response_format": {"type": "json"}}, "response_format", "type: json_object"),
+        ("transformers", {"seed": 1, "num_beams": 2}, "seed", "does not work together with num_beams"),
+        ("transformers", {"truncate": "middle"}, "truncate", "left or right"),
         ("transformers", {"repetition_penality": 1.1}, "repetition_penality", "did you mean repetition_penalty"),
         ("transformers", {"attention_mask": None}, "attention_mask", "no such option"),
         ("transformers", {"max_new_tokens": "12"}, "max_new_tokens", "a whole number of 1 or more, but is '12'"),
@@ -41,13 +47,13 @@ def engine(llama: Path):
         ("transformers", {"num_return_sequences": 2}, "num_return_sequences", "must not exceed num_beams"),
         ("transformers", {"do_sample": "yes"}, "do_sample", "true or false"),
         ("transformers", {"do_sample": True, "temperature": 0}, "temperature", "above 0"),
-        ("transformers", {"do_sample": True, "top_k": -1}, "top_k", "0 or more"),
+        ("transformers", {"do_sample": True, "top_k": -2}, "top_k", "0 or -1 for no limit"),
         ("transformers", {"repetition_penalty": 0}, "repetition_penalty", "above 0"),
         ("transformers", {"eos_token_id": "</s>"}, "eos_token_id", "a token's number"),
         ("transformers", {"stop_strings": [""]}, "stop_strings", "a text"),
         ("openai", {"num_beams": 2}, "num_beams", "not in this API"),
         ("openai", {"stop": "a", "stop_strings": "b"}, "stop_strings", "give one of them"),
-        ("openai", {"temperature": 0.7}, "temperature", "no effect without do_sample"),
+        ("openai", {"n": 2, "temperature": 0}, "n", "all texts would be equal"),
     ],
 )  # fmt: skip
 def test_generate_option_that_cannot_work_is_refused(engine, generate, option, words):
@@ -59,7 +65,7 @@ def test_generate_option_that_cannot_work_is_refused(engine, generate, option, w
 @pytest.mark.parametrize(
     ("engine", "generate"),
     [
-        ("transformers", dict.fromkeys(KNOWN)),
+        ("transformers", dict.fromkeys(LIBRARY)),
         ("transformers", {"max_new_tokens": 12.0, "temperature": 0.7, "top_k": -1, "eos_token_id": []}),
         ("transformers", {"do_sample": True, "temperature": 2, "top_p": 1, "num_return_sequences": 3}),
         ("transformers", {"max_new_tokens": 1 << 20}),  # no folder, no context
@@ -90,9 +96,9 @@ def test_known_generate_options_match_transformers_library():
         "constraints", "continuous_batching_config", "diversity_penalty", "dola_layers", "force_words_ids",
         "is_assistant", "low_memory", "num_beam_groups", "penalty_alpha", "speculation_type", "target_lookbehind",
         "token_healing", "transformers_version", "use_mtp",
-    } - KNOWN.keys()  # fmt: skip
+    } - LIBRARY.keys()  # fmt: skip
     library = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert library == KNOWN.keys() | left_out
+    assert library == LIBRARY.keys() | left_out
 
 
 @pytest.mark.models

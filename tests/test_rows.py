@@ -166,11 +166,11 @@ def test_text_ends_with_token_that_completes_stop_string(llama):
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the", " river flows", "x")
     )
     found = stops.StopStrings(tokenizer)
-    assert tokenizer.decode(found.truncate(prompt, row + filled, ["ver"])) == " river"
-    assert found.truncate(prompt, row, "never") == row
-    assert found.truncate(prompt, [], "x") == []
+    assert tokenizer.decode(row[: found.end(prompt, row + filled, ["ver"])]) == " river"
+    assert found.end(prompt, row, "never") is None
+    assert found.end(prompt, [], "x") is None
     # It may begin in the prompt, as transformers looks at both.
-    assert len(found.truncate(prompt, row, ["the" + tokenizer.decode(row[:1])])) == 1
+    assert found.end(prompt, row, ["the" + tokenizer.decode(row[:1])]) == 1
 
 
 # ---- one line instead of a page ------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_result_contains_every_returned_sequence_as_choice(warm, plain):
     options = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2}
     for result, prompt in zip(ask(warm, ["one", "and two"], **options), ["one", "and two"], strict=True):
         wanted = [text for text, _ in plain.all(prompt, **options)]
-        assert result["choices"] == [{"index": index, "text": text} for index, text in enumerate(wanted)]
+        assert [(choice["index"], choice["text"]) for choice in result["choices"]] == list(enumerate(wanted))
         assert result["text"] == wanted[0] != wanted[1]
 
 
@@ -107,8 +107,8 @@ def test_invalid_options_give_record_errors_without_engine_restart(warm, options
 @pytest.mark.parametrize(
     ("generate", "words"),
     [
-        ("{max_tokens: 12}", "generate.max_tokens: the transformers engine refuses max_tokens: "
-         "no such option; did you mean max_new_tokens?"),
+        ("{max_tokans: 12}", "generate.max_tokans: the transformers engine refuses max_tokans: "
+         "no such option; did you mean max_tokens?"),
         ("{max_new_tokens: 600}", "600 tokens are too many: prompt and text together may have 512 tokens"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from glide.arguments import arguments, environment
 from glide.files.cache import default_folder
 from glide.files.peers import directory_command
 from glide.glidein.settings import GlideinSettings
+from glide.protocol.request import VERSION
 from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.vocabulary import ID_VARIABLE, POOL_VARIABLE, SOCKET_VARIABLE, Job, Machine, State
@@ -212,9 +213,10 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         # Lanes have no GPU, because only the model server uses the GPU. A job on a lane only connects to the server.
         "STARTD_DETECT_GPUS": "", "MACHINE_RESOURCE_GPUs": "0",
         Machine.ID: f'"{node.glide_id}"', Machine.ENTRY: f'"{settings.entry}"', Machine.SITE: f'"{settings.site}"',
+        Machine.PROTOCOL: str(VERSION),
         Machine.INVOKE: f'"{node.invoke}"', Machine.SOCKET: f'"{node.endpoint}"', Machine.RETIRES: str(node.retires),
         "STARTD_ATTRS": ", ".join(
-            [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
+            [Machine.ID, Machine.ENTRY, Machine.SITE, Machine.PROTOCOL, Machine.INVOKE, Machine.SOCKET, Machine.RETIRES]
         ),
         # An invocation job's requirements check the lane's template and the lane's state. When HTCondor reuses a claim,
         # it checks START again, but not the job's requirements. So START also checks the lane's template and state.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from glide.server.records import is_deeper
+from glide.protocol.request import is_deeper
 
 # Maximum size of all lines that are not results, in bytes. Such a line contains the number of records that the model
 # server has begun. The server may write one such line each second.
@@ -152,7 +152,7 @@ def problem(result: dict[str, Any]) -> str:
         return "`error` is not null or {type, message}"
     if not (isinstance(text, str) or (text is None and error is not None)):
         return "`text` is not a string"
-    if not _is_count(result.get("tokens")):
+    if not _is_count(result.get("tokens", "")) and result.get("tokens", "") is not None:
         return "`tokens` is not a count"
     seconds = result.get("seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < LARGEST_COUNT:

@@ -21,6 +21,7 @@ from glide.condor.access_point import SUBMIT_SECONDS, any_of, job_file_value, qu
 from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
+from glide.protocol.request import input_lines, needed_version
 from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
 
@@ -28,9 +29,11 @@ from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobSta
 # identities that begin with "glidein-". A job's requirements check this beginning. So no other daemon of the pool can
 # pretend to be a lane. The file submit_templates/invocation.sub contains a copy of these requirements.
 GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
-WARM = f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}" && {GLIDEIN}'
+WARM = (
+    f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
+    f" && (TARGET.{Machine.PROTOCOL} ?: 1) >= (MY.{Job.PROTOCOL} ?: 1) && {GLIDEIN}"
+)
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
-COMMON = ("generate", "timeout")  # record fields that usually have the same value in all records of a job
 # For each event of a job, the attribute of the job's ad that contains the Unix time of the event. If a job has started
 # more than once, the times for "started" and "executing" are those of the last start.
 TIMES = {
@@ -117,6 +120,7 @@ class RunJobs:
     """The invocation jobs of one run at one access point.
 
     Attributes:
+        version: highest version of the requests that were submitted.
         parts: the name of each job's part, by job number. The name is stored when the job is submitted, or when its ad
             is first read. Later values in the ad are ignored, because code on a node can change the ad.
     """
@@ -125,6 +129,7 @@ class RunJobs:
         self.run = run
         self.access_point = access_point
         self.parts: dict[str, str] = {}
+        self.version = 1
         run.folder.mkdir(parents=True, exist_ok=True)
 
     def submit(
@@ -155,10 +160,19 @@ class RunJobs:
         for records in parts:
             part = uuid.uuid4().hex[:12]
             most = answers.output_limit(len(records), self.run.max_result_bytes)
-            items.append({"part": part, "count": str(len(records)), "most_mb": str(most // MEGABYTE + 1)})
+            version = max(map(needed_version, records))
+            self.version = max(self.version, version)
+            items.append(
+                {
+                    "part": part,
+                    "count": str(len(records)),
+                    "most_mb": str(most // MEGABYTE + 1),
+                    "version": str(version),
+                }
+            )
         try:
             for item, records in zip(items, parts, strict=True):
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(records))
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in input_lines(records))
                 self._input(item["part"]).write_text(text, encoding="utf-8")
             self._submit(items, avoid, pending, last)
         except (OSError, CondorRefused):  # no job was submitted, so no file is needed
@@ -188,6 +202,7 @@ class RunJobs:
             "leave_in_queue": LEAVE_IN_QUEUE, "periodic_remove": ABANDONED, "max_transfer_output_mb": "$(most_mb)",
             "batch_name": self.run.name,
             f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
+            f"My.{Job.PROTOCOL}": "$(version)",
             f"My.{Job.WANTED}": str(self.run.max_glideins), f"My.{Job.SPEC}": job_file_value(spec),
         }  # fmt: skip
 
@@ -313,20 +328,6 @@ def _count(ad: Mapping[str, Any], name: str) -> int:
 def _text(ad: Mapping[str, Any], name: str) -> str:
     found = ad.get(name)
     return found if isinstance(found, str) else ""
-
-
-def _lines(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a job's input file.
-
-    Successive records usually have the same `generate` and `timeout`. So a separate line contains these two values. The
-    values apply to all records below, until the next such line. Each record has a line with the record's other fields.
-    """
-    common: dict[str, Any] = {}
-    for record in records:
-        if common != (own := {name: record[name] for name in COMMON}):
-            common = own
-            yield common
-        yield {name: value for name, value in record.items() if name not in COMMON}
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:

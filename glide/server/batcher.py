@@ -71,7 +71,8 @@ class Batcher:
         serve = []
         for item in items:
             self.in_flight[self.next_key] = item
-            serve.append((self.next_key, item.request.prompt, kinds[id(item.request.generate)]))
+            request = item.request
+            serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task))
             self.next_key += 1
             item.job.results.begun += 1
         return {"serve": serve, "generate": list(options.values())}

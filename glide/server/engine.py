@@ -69,7 +69,8 @@ class EngineHandle:
         unused: whether the model server has ended the engine because no job was left.
         pending_calls: for each pending call, its number of records; the oldest call is first.
         empty: event that is set as soon as no pending call is left.
-        last_message_at: time by the monotonic clock when the engine's last message arrived.
+        last_message_at: time by the monotonic clock when the engine's last message arrived, or when the engine got work
+            after it was idle.
         log_start: size of the log, in bytes, when this engine was started.
     """
 
@@ -204,6 +205,8 @@ class EngineHandle:
 
     def call_sent(self, records: int) -> None:
         """Add a pending call with this number of records, which were sent to the engine."""
+        if not self.pending_calls:
+            self.last_message_at = time.monotonic()  # an idle engine sends no messages, so its silence begins now
         self.pending_calls.append(records)
         self.empty.clear()
 

@@ -48,9 +48,9 @@ def main() -> None:
         while True:
             message = frames.receive(server)
             generate = message["generate"]
-            _serve(
-                server, engine, [EngineRecord(key, prompt, generate[kind]) for key, prompt, kind in message["serve"]]
-            )
+            serve = message["serve"]
+            records = [EngineRecord(key, prompt, generate[kind], task) for key, prompt, kind, task in serve]
+            _serve(server, engine, records)
     except (EOFError, ConnectionError):  # the model server has ended; an engine's own errors do not get here
         return
 

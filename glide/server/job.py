@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from glide.protocol.request import Request, WrongInput, requests
 from glide.server.engines import printable
-from glide.server.records import Request, WrongInput, requests
 from glide.server.stream import ResultStream
 from glide.server.ticket import JobRequest
 from glide.vocabulary import Exit

@@ -204,7 +204,7 @@ class Driver:
         self.work.history.write_queue(queue)
         queue = self.intake.remove_outdated(queue)
         queue = self.intake.remove_held(self.intake.gather_finished(queue))
-        lanes = self.lanes.observe()
+        lanes = self.lanes.observe(self.jobs.version)
         self.work.history.write_lanes(lanes)
         queue = self.intake.remove_lost(queue)
         queue = self.intake.peek(queue)

@@ -33,7 +33,7 @@ _TEXTS = (
 _NUMBERS = (
     "LastHeardFrom", "SlotID", "DaemonStartTime", Machine.BATCH, Machine.PREFIX_HITS, Machine.FETCH_SECONDS,
     Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
-    Machine.RECORD_SECONDS,
+    Machine.RECORD_SECONDS, Machine.PROTOCOL,
 )  # fmt: skip
 _ATTRIBUTES = tuple(dict.fromkeys(("Name", Machine.ID, *_TEXTS, *_NUMBERS, *LANE.values())))
 _log = logging.getLogger("glide")
@@ -50,6 +50,7 @@ class Lanes:
         failures: the first failure of each glidein that failed to load the template, by GlideId.
         is_warm: whether at least one lane is warm now.
         was_warm: whether a lane is warm now or was warm before.
+        is_outdated: whether all warm lanes are of a version of glide that is too old for the run's requests.
     """
 
     def __init__(self, template: Template):
@@ -60,9 +61,13 @@ class Lanes:
         self.avoided: dict[str, float] = {}
         self.failures: dict[str, Failure] = {}
         self.is_warm = self.was_warm = False
+        self.is_outdated = False
 
-    def observe(self) -> list[dict[str, Any]]:
+    def observe(self, version: int = 1) -> list[dict[str, Any]]:
         """Query the collector, and return the ads of the lanes. Leave out old ads, and all ads of avoided glideins.
+
+        Args:
+            version: version of the run's requests.
 
         Raises:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
@@ -81,6 +86,8 @@ class Lanes:
             self.last_seen[lane["Name"]] = (lane[Machine.ID], now)
         self.avoided = {each: since for each, since in self.avoided.items() if now - since < AVOID_SECONDS}
         self._check_failures(lanes, now)
+        warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
+        self.is_outdated = bool(warm) and all(lane.get(Machine.PROTOCOL, 1) < version for lane in warm)
         return [lane for lane in lanes if lane[Machine.ID] not in self.avoided]
 
     def _check_failures(self, lanes: list[dict[str, Any]], now: float) -> None:
@@ -107,7 +114,12 @@ class Lanes:
 
     @property
     def problem(self) -> str:
-        """The newest failure to load the template, as text; empty if a lane is warm or no glidein has failed."""
+        """Why no lane can serve the run's requests, as text; empty if a lane can, or if no reason is known."""
+        if self.is_outdated:
+            return (
+                "all warm glideins were started by an older glide, which cannot serve these requests; wait until they"
+                " end, or let an admin run: glide factory drain ENTRY"
+            )
         if self.is_warm or not self.failures:
             return ""
         glide_id, latest = list(self.failures.items())[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glide.sweep.history import HistoryWriter
@@ -125,9 +125,16 @@ class Work(ABC):
         """Add the result of a record to the counts."""
         self.done[record] = _execution_hash(result)
         self.errors += result.get("error") is not None
-        self.tokens += result.get("tokens") or 0
+        self.tokens += tokens_of(result)
         glidein = result.get("glidein") or ""
         self.by_glidein[glidein] = self.by_glidein.get(glidein, 0) + 1
+
+
+def tokens_of(result: Mapping[str, Any]) -> int:
+    """Return the number of tokens that were generated for a result. All texts of the result count."""
+    usage = result.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else result.get("tokens") or 0
 
 
 def _execution_hash(result: dict[str, Any]) -> int:

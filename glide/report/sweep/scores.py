@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glide.sweep.work import tokens_of
+
 Z = 1.959963984540054  # 95 % of a normal distribution is within this number of standard deviations from the mean
 LONGEST = 300  # maximum length of a message in the report, in characters
 # Pairs of a pattern and a placeholder. Messages of the same error may differ in ids, addresses and numbers. These parts
@@ -98,7 +100,7 @@ class Scores:
         self.by_glidein[glidein] += 1
         self.engine[glidein] = self.engine.get(glidein, 0.0) + seconds
         self.seconds.append(seconds)
-        self.tokens += result.get("tokens") or 0
+        self.tokens += tokens_of(result)
         if error := result.get("error"):
             score.errors += 1
             kind, message = str(error.get("type")), normalize(str(error.get("message")), result["custom_id"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 MESSAGE_LENGTH = 2000  # maximum length of an error message in a result, in characters
@@ -15,14 +16,18 @@ class EngineRecord:
 
     Attributes:
         key: number that the server gives to the record. The number is unique while the engine's process lives.
-        prompt: the record's text.
+        prompt: the record's text, or the messages of a chat (a list of dicts with `role` and `content`). For
+            embeddings, it may also be a list of texts.
         generate: the record's options of `generate`. Records that the server passes to `plan` together may differ in
             these options.
+        task: "embed" if the record asks for embeddings, "complete" if its prompt must not become a chat message; empty
+            if the engine's options decide.
     """
 
     key: int
-    prompt: str
+    prompt: str | list[Any]
     generate: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class Completion:
 
     Attributes:
         text: the generated text; empty if the engine generates no text; None if the record failed.
-        tokens: number of generated tokens; 0 if the record failed.
+        tokens: number of generated tokens; 0 if the record failed; None if it is unknown.
         extra: further fields of the record's result. Their values must be writable as JSON.
         error: the error's type and message, as `error_fields` returns them; None if the record did not fail.
     """
 
     text: str | None
-    tokens: int
+    tokens: int | None
     extra: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
 
@@ -49,6 +54,49 @@ class Completion:
         the other records again.
         """
         return cls(None, 0, error=error_fields(error))
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Return the field `usage` of a result.
+
+    Args:
+        prompt_tokens: number of tokens of the prompt.
+        completion_tokens: number of tokens of all texts together.
+    """
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+
+
+def choices_as_api(
+    is_chat: bool, texts: Sequence[tuple[str, str, list[dict[str, Any]] | None]]
+) -> list[dict[str, Any]]:
+    """Return the field `choices` of a result, as in OpenAI's API.
+
+    Args:
+        is_chat: whether the record has messages. Then the choices are those of a chat completion.
+        texts: for each text, the text, its finish reason, and the log probabilities of its tokens. These have the form
+            of a chat completion's `logprobs.content`. None means that the record asks for no log probabilities.
+    """
+    choices = []
+    for index, (text, reason, logprobs) in enumerate(texts):
+        content = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+        shown = None if logprobs is None else {"content": logprobs} if is_chat else _completion_logprobs(logprobs)
+        choices.append({"index": index, **content, "finish_reason": reason, "logprobs": shown})
+    return choices
+
+
+def _completion_logprobs(content: list[dict[str, Any]]) -> dict[str, Any]:
+    """Convert log probabilities of the form of a chat completion to the form of a completion."""
+    tokens = [entry["token"] for entry in content]
+    starts = accumulate(map(len, tokens), initial=0)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry["logprob"] for entry in content],
+        # Tokens with the same text, such as parts of characters, share a key. The most probable one counts.
+        "top_logprobs": [
+            {each["token"]: each["logprob"] for each in reversed(entry["top_logprobs"])} for entry in content
+        ],
+        "text_offset": [start for start, _ in zip(starts, tokens, strict=False)],
+    }
 
 
 def error_fields(error: BaseException) -> dict[str, str]:

@@ -12,9 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from glide.server.engines.base import Completion, EngineRecord
+from glide.server.engines.base import Completion, EngineRecord, choices_as_api, usage
 from glide.template import Template
 from glide.vocabulary import State
 
@@ -89,8 +89,8 @@ class Noop:
         self.free_at = started + self.options.record_seconds
         time.sleep(max(0.0, self.free_at - now))
         for record in records:
-            self._misbehave(record.prompt)
-        return [Completion(record.prompt, 0) for record in records]
+            self._misbehave(_text(record))
+        return [_completion(record) for record in records]
 
     def _misbehave(self, prompt: str) -> None:
         options = self.options
@@ -103,6 +103,24 @@ class Noop:
 
     def describe(self) -> dict:
         return {}
+
+
+def _text(record: EngineRecord) -> str:
+    """Return the record's prompt, or the content of its last message."""
+    return record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"])
+
+
+def _completion(record: EngineRecord) -> Completion:
+    if record.task == "embed":
+        texts = record.prompt if isinstance(record.prompt, list) else [record.prompt]
+        vectors = [[float(len(text))] for text in texts]
+        only = {"embeddings": vectors} if isinstance(record.prompt, list) else {"embedding": vectors[0]}
+        return Completion("", 0, {**only, "usage": usage(0, 0)})
+    text, copies = _text(record), int(record.generate.get("n") or 1)
+    extra: dict[str, Any] = {"finish_reason": "stop", "usage": usage(0, 0)}
+    if copies > 1:
+        extra["choices"] = choices_as_api(isinstance(record.prompt, list), [(text, "stop", None)] * copies)
+    return Completion(text, 0, extra)
 
 
 def _hang() -> NoReturn:

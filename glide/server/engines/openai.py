@@ -25,7 +25,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from glide.errors import TemplateError
-from glide.server.engines.base import Completion, EngineRecord, RecordError, UnknownOption, WrongOption
+from glide.server.engines import openai_api as api
+from glide.server.engines.base import Completion, EngineRecord, RecordError
 from glide.template import Template
 from glide.vocabulary import State
 
@@ -40,12 +41,6 @@ KEY_FILE_REFUSED = (
     "key_file is for the `service` of a site's entry, because a sweep with a key_file could send any key to any url"
 )
 RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
-
-# Each key is an option of `generate`, and its value is the API's name of this option. The API has no option do_sample.
-API_NAMES = {
-    "max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p",
-    "stop": "stop", "stop_strings": "stop", "seed": "seed",
-}  # fmt: skip
 
 
 class Refused(RecordError):
@@ -111,9 +106,7 @@ class OpenAI:
     @staticmethod
     def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
         """Check options of `generate`, as described in `Engine`. The argument `folder` is not used."""
-        api_options(generate)
-        if generate.get("temperature") and "do_sample" not in generate:
-            raise WrongOption("temperature", "has no effect without do_sample: true; add that, or omit temperature")
+        api.options(generate, chat=True)
 
     def __init__(self, template: Template, options: Options):
         if options.key_file and template.service is None:
@@ -207,7 +200,7 @@ class OpenAI:
 
     async def _serve(self, record: EngineRecord) -> Completion:
         """Send a record's request until the request succeeds, the service refuses it, or all tries have failed."""
-        path, body = self._request(record)
+        path, body = api.request(record, self.model, self.options.chat, self.options.system)
         answer, pause = "", 0.0
         for attempt in range(1 + self.options.retries):
             await self._wait_before_try(pause)
@@ -217,7 +210,7 @@ class OpenAI:
                 answer, pause = str(error), backoff(attempt)
                 continue
             if response.is_success:
-                return self._completion(response)
+                return self._completion(record, response)
             answer = self._summary(response)
             if response.status_code not in RETRIED_STATUSES and response.status_code < 500:
                 raise Refused(answer)
@@ -251,26 +244,11 @@ class OpenAI:
         except self.httpx.HTTPError as error:
             raise NoAnswer(f"{type(error).__name__} {error}".rstrip()) from None
 
-    def _request(self, record: EngineRecord) -> tuple[str, dict[str, Any]]:
-        body = {"model": self.model, **api_options(record.generate)}
-        if not self.options.chat:
-            return "completions", {**body, "prompt": record.prompt}
-        messages = [{"role": "user", "content": record.prompt}]
-        if self.options.system:
-            messages.insert(0, {"role": "system", "content": self.options.system})
-        return "chat/completions", {**body, "messages": messages}
-
-    def _completion(self, response: Any) -> Completion:
+    def _completion(self, record: EngineRecord, response: Any) -> Completion:
         try:
-            answer = response.json()
-            choice = answer["choices"][0]
-            text = (choice["message"]["content"] if self.options.chat else choice["text"]) or ""
-            tokens = (answer.get("usage") or {}).get("completion_tokens") or 0
+            return api.completion(record, response.json())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise BadAnswer(self._summary(response)) from None
-        if not isinstance(text, str) or not isinstance(tokens, int):
-            raise BadAnswer(self._summary(response))
-        return Completion(text, tokens)
 
     def _summary(self, response: Any) -> str:
         """Return a response's status and error message in one line.
@@ -305,26 +283,6 @@ def read_key(path: Path) -> str:
     if not re.fullmatch(rb"[!-~]+", key):  # refuse an invalid key here, because the HTTP library's error would show it
         raise TemplateError(f"key_file {path} does not hold a key; write it there as one line of ASCII without spaces")
     return key.decode("ascii")
-
-
-def api_options(generate: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of `generate` under the API's names.
-
-    Without `do_sample: true`, the temperature is 0, so that the service takes the most probable token in each step, as
-    the other engines do. With `do_sample: true`, the service chooses the value of each option that is not given.
-
-    Raises:
-        UnknownOption: the API has no equivalent of an option.
-        WrongOption: both `stop` and `stop_strings` are given.
-    """
-    asked = {name: value for name, value in generate.items() if name != "do_sample"}
-    for name in asked:
-        if name not in API_NAMES:
-            raise UnknownOption(name, f"not in this API; use do_sample, {', '.join(API_NAMES)}")
-    if {"stop", "stop_strings"} <= asked.keys():
-        raise WrongOption("stop_strings", "stop and stop_strings are the same option in this API; give one of them")
-    options = {API_NAMES[name]: value for name, value in asked.items()}
-    return options if generate.get("do_sample") else {**options, "temperature": 0}
 
 
 def backoff(attempt: int, requested: float = 0.0) -> float:

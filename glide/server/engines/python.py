@@ -88,7 +88,7 @@ class Python:
             try:
                 function = unwrap(self.cached_function(record.generate["function"]))
                 _define_in_main(function)
-                arguments, keywords = unwrap(_unpickled(record.prompt))
+                arguments, keywords = unwrap(_unpickled(str(record.prompt)))
                 value = function(*arguments, **{**self._values_from_state(function, arguments), **keywords})
                 outcome = {"value": _pickled(value)}
                 error = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from glide.server.engines.transformers.prompts import Prompt
@@ -42,10 +42,15 @@ class Generated:
     Attributes:
         rows: the tokens of each text, in the order of the prompts. A prompt may have several texts.
         reused_tokens: number of prompt tokens that came from a cache.
+        ended: for each row that a text of `stop` has ended, its number of tokens at this moment.
+        logprobs: for each step, token numbers and their log probabilities (TokenLogprobs.steps); empty if the records
+            do not ask for log probabilities.
     """
 
     rows: list[list[int]]
     reused_tokens: int
+    ended: dict[int, int] = field(default_factory=dict)
+    logprobs: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 def truncate_at_end(row: list[int], ends: set[int]) -> list[int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from glide.server.engines.base import Completion, EngineRecord
+from glide.server.engines.base import Completion, EngineRecord, RecordError, usage
 from glide.server.engines.transformers import loading
 from glide.server.engines.transformers.device import choose_device, end_if_broken, facts, probe
 from glide.server.engines.transformers.generation import Generation
@@ -16,6 +16,11 @@ from glide.server.engines.transformers.options import check_generate
 from glide.server.engines.transformers.prompts import Encoder, Prompt
 from glide.template import Template
 from glide.vocabulary import State
+
+
+def _has_texts(record: EngineRecord) -> bool:
+    """Return whether a record asks for the embeddings of a list of texts."""
+    return record.task == "embed" and isinstance(record.prompt, list)
 
 
 class Transformers:
@@ -106,18 +111,51 @@ class Transformers:
         return {"device_map": {"": self.device}} if self.device != "cpu" and find_spec("accelerate") else {}
 
     def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
-        calls = self.task.plan(self.encoder.encode(records))
+        lists = [[record] for record in records if _has_texts(record)]
+        records = [record for record in records if not _has_texts(record)]
+        failing: list[list[EngineRecord]] = []
+        try:
+            prompts = self.encoder.encode(records)
+        except RecordError:
+            prompts, failing = self._encode_each(records)
+        calls = self.task.plan(prompts) if prompts else []
         self.planned = {prompt.record.key: prompt for call in calls for prompt in call}
-        return [[prompt.record for prompt in call] for call in calls]
+        return [[prompt.record for prompt in call] for call in calls] + lists + failing
+
+    def _encode_each(self, records: Sequence[EngineRecord]) -> tuple[list[Prompt], list[list[EngineRecord]]]:
+        """Return the prompts of the records that have one, and a call for each other record."""
+        prompts: list[Prompt] = []
+        failing: list[list[EngineRecord]] = []
+        for record in records:
+            try:
+                prompts += self.encoder.encode([record])
+            except RecordError:
+                failing.append([record])
+        return prompts, failing
 
     def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
         try:
+            if _has_texts(records[0]):
+                return [self._embed_texts(records[0])]
             if all(record.key in self.planned for record in records):
                 return self.task.serve([self.planned[record.key] for record in records])
             return self.task.serve(self.encoder.encode(records))
         except Exception as error:
             end_if_broken(self.device, error)
             raise
+
+    def _embed_texts(self, record: EngineRecord) -> Completion:
+        """Return the embeddings of a record that has a list of texts."""
+        records = [replace(record, key=number, prompt=text) for number, text in enumerate(record.prompt)]
+        prompts = self.encoder.encode(records)
+        served = {
+            prompt.record.key: each
+            for call in self.task.plan(prompts)
+            for prompt, each in zip(call, self.task.serve(call), strict=True)
+        }
+        tokens = sum(each.extra["usage"]["prompt_tokens"] for each in served.values())
+        vectors = [served[number].extra["embedding"] for number in range(len(records))]
+        return Completion("", 0, {"embeddings": vectors, "usage": usage(tokens, 0)})
 
     def describe(self) -> dict[str, Any]:
         return {**facts(self.device), **self.task.describe()}

@@ -9,11 +9,15 @@ from typing import Any
 
 from glide.server.engines.base import Completion, EngineRecord, WrongOption
 from glide.server.engines.transformers import choice, last_layer, positions
-from glide.server.engines.transformers.batching import Batching, Defaults, Generated, truncate_at_end
+from glide.server.engines.transformers.batching import Batching, Defaults, Generated
+from glide.server.engines.transformers.choices import Text, completion, token_logprobs
 from glide.server.engines.transformers.continuous import Continuous, NotServed
-from glide.server.engines.transformers.options import TOKENS, library_options
-from glide.server.engines.transformers.padded import Padded
-from glide.server.engines.transformers.prompts import Encoder, Prompt, check_prompts
+from glide.server.engines.transformers.heads import Embedding
+from glide.server.engines.transformers.options import TOKENS, TextOptions, translated
+from glide.server.engines.transformers.padded import Padded, StepControl
+from glide.server.engines.transformers.prompts import Encoder, Prompt, check_prompts, truncated
+from glide.server.engines.transformers.sampling import row_seed
+from glide.server.engines.transformers.schema import SchemaMasks
 from glide.server.engines.transformers.sharing import LONGEST, RowRule, try_rows
 from glide.server.engines.transformers.stops import StopStrings
 
@@ -42,6 +46,9 @@ class Generation:
         self.vocabulary_size = positions.vocabulary_size(model)
         self.defaults = Defaults(model.generation_config, self.context)
         self.stops = StopStrings(encoder.tokenizer)
+        self.schemas = SchemaMasks(encoder.tokenizer, self.vocabulary_size)
+        self.embedding = Embedding(model.base_model, encoder, batch, batch_tokens)
+        self.embedding_is_warm = False
         self.padded = Padded(model, encoder, batch, batch_tokens)
         self.continuous: Continuous | None = None
         self.prompt_tokens = self.reused_tokens = 0
@@ -116,41 +123,83 @@ class Generation:
         """Divide prompts into calls. A call's prompts have equal options and, in static batching, the same prefix."""
         groups: dict[str, list[Prompt]] = {}
         for prompt in prompts:
-            groups.setdefault(json.dumps(prompt.record.generate, sort_keys=True), []).append(prompt)
+            groups.setdefault(_group(prompt), []).append(prompt)
         calls: list[list[Prompt]] = []
         for group in groups.values():
-            generate = library_options(group[0].record.generate)
-            continuous_prompts: list[Prompt] = []
-            static_prompts: list[Prompt] = []
-            for prompt in group:
-                (continuous_prompts if self._uses_continuous([prompt], generate) else static_prompts).append(prompt)
-            # Sort the prompts, so that prompts with equal beginnings follow each other and share pages in the cache.
-            continuous_prompts.sort(key=lambda prompt: prompt.ids)
-            size = CONTINUOUS_BATCHES * self.batch
-            calls += [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]
-            if static_prompts:
-                share_prefixes = self.defaults.allows_prefix(generate)
-                calls += self.padded.plan(
-                    static_prompts, self.defaults.new_tokens(generate), share_prefixes, self.defaults.row_rule(generate)
-                )
+            try:
+                options = translated(group[0].record.generate)
+            except WrongOption:
+                calls += [[prompt] for prompt in group]  # each of these calls raises the error again
+                continue
+            group = [self._truncated_prompt(prompt, options) for prompt in group]
+            if group[0].record.task == "embed":
+                calls += self._embedding().plan(group)
+            else:
+                calls += self._plan_texts(group, options)
+        return calls
+
+    def _plan_texts(self, group: Sequence[Prompt], options: TextOptions) -> list[list[Prompt]]:
+        continuous_prompts: list[Prompt] = []
+        static_prompts: list[Prompt] = []
+        for prompt in group:
+            (continuous_prompts if self._uses_continuous([prompt], options) else static_prompts).append(prompt)
+        # Sort the prompts, so that prompts with equal beginnings follow each other and share pages in the cache.
+        continuous_prompts.sort(key=lambda prompt: prompt.ids)
+        size = CONTINUOUS_BATCHES * self.batch
+        calls = [continuous_prompts[start : start + size] for start in range(0, len(continuous_prompts), size)]
+        if static_prompts:
+            generate = options.library
+            calls += self.padded.plan(
+                static_prompts, self.defaults.new_tokens(generate), self.defaults.allows_prefix(generate),
+                self.defaults.row_rule(generate), options.copies,
+            )  # fmt: skip
         return calls
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        generate = library_options(prompts[0].record.generate)
+        options = translated(prompts[0].record.generate)
+        prompts = [self._truncated_prompt(prompt, options) for prompt in prompts]
+        if prompts[0].record.task == "embed":
+            return self._embedding().serve(prompts)
+        generate = options.library
         self._check_tokens(generate)
         check_prompts(
             prompts, lambda length: self.defaults.total_tokens(length, generate), self.context, self.vocabulary_size
         )
-        generated = self._serve_continuous(prompts, generate) or self.padded.generate(prompts, generate)
+        generated = self._serve_continuous(prompts, options) or self._serve_static(prompts, options)
         self.prompt_tokens += sum(len(prompt.ids) for prompt in prompts)
         self.reused_tokens += generated.reused_tokens
         each = len(generated.rows) // len(prompts)
-        rows = [self._truncated(prompts[n // each], row, generate) for n, row in enumerate(generated.rows)]
-        texts = self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [
-            Completion(texts[n], len(rows[n]), _choices(texts[n : n + each]) if each > 1 else {})
-            for n in range(0, len(rows), each)
+        texts = [self._text(prompts[n // each], n, generated, options) for n in range(len(generated.rows))]
+        return [completion(prompt, texts[n * each : (n + 1) * each]) for n, prompt in enumerate(prompts)]
+
+    def _embedding(self) -> Embedding:
+        if not self.embedding_is_warm:
+            self.embedding.warm_up()
+            self.embedding_is_warm = True
+        return self.embedding
+
+    def _serve_static(self, prompts: Sequence[Prompt], options: TextOptions) -> Generated:
+        rows = [prompt for prompt in prompts for _ in range(options.copies)]
+        seeds = [
+            row_seed(prompt.record.generate.get("seed"), prompt.ids, choice)
+            for prompt in prompts
+            for choice in range(options.copies)
         ]
+        ends = self.defaults.end_tokens(options.library)
+        schema = self.schemas.processor(options.schema, len(rows), ends) if options.schema is not None else None
+        return self.padded.generate(rows, options.library, StepControl(options, self.defaults.config, seeds, schema))
+
+    def _truncated_prompt(self, prompt: Prompt, options: TextOptions) -> Prompt:
+        new_tokens = 0 if prompt.record.task == "embed" else self.defaults.total_tokens(0, options.library)
+        return truncated(prompt, self.context - new_tokens, options.truncate, self.encoder.tokenizer.bos_token_id)
+
+    def _text(self, prompt: Prompt, number: int, generated: Generated, options: TextOptions) -> Text:
+        """Return one of the texts that a call generated."""
+        row, ended = self._without_padding(prompt, generated.rows[number], generated.ended.get(number), options.library)
+        text = self.encoder.tokenizer.decode(row, skip_special_tokens=True)
+        ends = [place for place in map(text.find, options.stop) if place >= 0]
+        logprobs = token_logprobs(self.encoder.tokenizer, generated.logprobs, number, len(row))
+        return Text(text[: min(ends, default=len(text))], len(row), "stop" if ended else "length", logprobs)
 
     def _check_tokens(self, generate: dict[str, Any]) -> None:
         for name in TOKENS & generate.keys():
@@ -159,25 +208,37 @@ class Generation:
             if any(token is not None and token >= self.vocabulary_size for token in tokens):
                 raise WrongOption(name, f"no token {value} in the model; it has tokens 0 to {self.vocabulary_size - 1}")
 
-    def _truncated(self, prompt: Prompt, row: list[int], generate: dict[str, Any]) -> list[int]:
-        """Return a row up to and including its end token or stop string, without the padding."""
-        strings = self.defaults.value("stop_strings", generate)
-        truncated = self.stops.truncate(prompt.ids, row, strings) if strings else row
-        return truncate_at_end(truncated, self.defaults.end_tokens(generate))
+    def _without_padding(
+        self, prompt: Prompt, row: list[int], end: int | None, generate: dict[str, Any]
+    ) -> tuple[list[int], bool]:
+        """Return a row up to its end, and whether the row ended before the token limit.
 
-    def _serve_continuous(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated | None:
+        Args:
+            prompt: the prompt of the row.
+            row: the generated tokens, including the padding.
+            end: number of tokens after which a text of `stop` ended the row; None if no such text occurred.
+            generate: options of the library.
+        """
+        strings = self.defaults.value("stop_strings", generate)
+        ends = [end, self.stops.end(prompt.ids, row, strings) if strings else None]
+        end_tokens = self.defaults.end_tokens(generate)
+        ends.append(next((number for number, token in enumerate(row, 1) if token in end_tokens), None))
+        first = min((each for each in ends if each is not None), default=None)
+        return row[:first], first is not None
+
+    def _serve_continuous(self, prompts: Sequence[Prompt], options: TextOptions) -> Generated | None:
         """Return the texts of continuous batching; None if continuous batching fails or cannot serve the call."""
-        if not self._uses_continuous(prompts, generate) or self.continuous is None:
+        if not self._uses_continuous(prompts, options) or self.continuous is None:
             return None
         try:
-            return self.continuous.generate(prompts, generate)
+            return self.continuous.generate(prompts, options.library)
         except NotServed as error:
             print(
                 f"transformers engine: continuous batching failed, static batching serves the call: {error}", flush=True
             )
             return None
 
-    def _uses_continuous(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> bool:
+    def _uses_continuous(self, prompts: Sequence[Prompt], options: TextOptions) -> bool:
         """Return whether continuous batching can serve these prompts.
 
         If the thread of continuous batching has ended, disable continuous batching.
@@ -187,11 +248,12 @@ class Generation:
             self.continuous = None
         if (
             self.continuous is None
-            or not self.defaults.allows_continuous(generate)
+            or not options.is_plain
+            or not self.defaults.allows_continuous(options.library)
             or not all(prompt.ids for prompt in prompts)
         ):
             return False
-        longest = max(len(prompt.ids) for prompt in prompts) + int(generate["max_new_tokens"])
+        longest = max(len(prompt.ids) for prompt in prompts) + int(options.library["max_new_tokens"])
         return longest <= min(self.continuous.max_tokens, self.padded.sharing.unrestricted_tokens)
 
     def describe(self) -> dict[str, Any]:
@@ -199,8 +261,11 @@ class Generation:
         return {"batching": self.default_batching.name, "prefix_hits": hits}
 
 
-def _choices(texts: Sequence[str]) -> dict[str, Any]:
-    return {"choices": [{"index": index, "text": text} for index, text in enumerate(texts)]}
+def _group(prompt: Prompt) -> str:
+    """Return a text that is equal for records which may share a call. A seed belongs to its row, not to the call."""
+    record = prompt.record
+    shared = {name: value for name, value in record.generate.items() if name not in ("seed", "chat_template_kwargs")}
+    return json.dumps([record.task, shared], sort_keys=True)
 
 
 @contextmanager

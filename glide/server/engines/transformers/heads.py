@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from glide.server.engines.base import Completion, EngineRecord
+from glide.server.engines.base import Completion, EngineRecord, usage
 from glide.server.engines.transformers import positions
-from glide.server.engines.transformers.prompts import Encoder, Prompt, check_prompts, divide_into_calls
+from glide.server.engines.transformers.prompts import (
+    Encoder,
+    Prompt,
+    check_prompts,
+    divide_into_calls,
+    truncated,
+)
 from glide.server.engines.transformers.sharing import LONGEST, RowSharing, tolerance, try_rows
 
 WORDS = "the claim is that rivers flow north and nobody has seen any evidence for it since then"
@@ -49,8 +56,16 @@ class Head:
         return divide_into_calls(prompts, self.batch, self.batch_tokens, may_share)
 
     def serve(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        prompts = [
+            truncated(prompt, self.context, prompt.record.generate.get("truncate"), self.encoder.tokenizer.bos_token_id)
+            for prompt in prompts
+        ]
         check_prompts(prompts, lambda length: length, self.context, self.vocabulary_size)
-        return self._completions(self._outputs([prompt.ids for prompt in prompts]))
+        completions = self._completions(self._outputs([prompt.ids for prompt in prompts]))
+        return [
+            replace(each, extra={**each.extra, "usage": usage(len(prompt.ids), 0)})
+            for prompt, each in zip(prompts, completions, strict=True)
+        ]
 
     def _outputs(self, rows: Sequence[list[int]]) -> Any:
         """Return the model's outputs for rows of tokens, as a tensor with the dimensions (row, output)."""

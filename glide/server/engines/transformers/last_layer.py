@@ -45,8 +45,13 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
         # positions. For the earlier positions, the sums are wrong, but nothing uses these sums.
         return (args[0][:, -1:], *args[1:]) if only_last else args
 
+    def forget(module: Any, args: Any, output: Any) -> None:
+        nonlocal only_last
+        only_last = False  # a later call of the model's base alone needs all positions
+
     hooks = [
         model.register_forward_pre_hook(watch_logits_to_keep, with_kwargs=True),
+        model.register_forward_hook(forget),
         block.register_forward_pre_hook(keep_last_position),
     ]
     try:

@@ -5,14 +5,17 @@ If several prompts begin with the same prefix, this prefix is computed once and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from glide.server.engines.transformers import positions
 from glide.server.engines.transformers.batching import Generated
+from glide.server.engines.transformers.options import TextOptions
 from glide.server.engines.transformers.prefix import PrefixCaches, group_by_prefix
 from glide.server.engines.transformers.prompts import Encoder, Prompt, divide_into_calls
+from glide.server.engines.transformers.sampling import Processor, StopTexts, TokenLogprobs, processors
 from glide.server.engines.transformers.sharing import RowRule, RowSharing, nearly_equal, tolerance
 
 # Two batch sizes count as equally fast if their times differ by at most this factor. Of such sizes, the smallest is
@@ -45,6 +48,38 @@ class BatchSpeed:
         return tokens * self.token_seconds + (new_tokens - 1) * self.step_seconds
 
 
+class StepControl:
+    """What glide does in each step of a call, beside the library's own options.
+
+    Args:
+        options: the options of the call's records.
+        defaults: the model's generation configuration.
+        seeds: the seed of each row.
+        schema: processor that allows only texts that follow a JSON schema; None if there is no schema.
+    """
+
+    def __init__(self, options: TextOptions, defaults: Any, seeds: Sequence[int], schema: Processor | None):
+        self.processors = processors(options, defaults, seeds, schema)
+        self.logprobs = None if options.logprobs is None else TokenLogprobs(options.logprobs)
+        self.stop = options.stop
+
+    @contextmanager
+    def arguments(self, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+        """Yield the arguments for the library's `generate`. Run `generate` in the `with` block."""
+        found: dict[str, Any] = {}
+        chain = [*([self.logprobs] if self.logprobs else []), *self.processors]
+        if chain:
+            found["logits_processor"] = chain
+        if self.stop:
+            found["stopping_criteria"] = [StopTexts(tokenizer, self.stop)]
+        hook = model.register_forward_hook(self.logprobs.keep_logits) if self.logprobs else None
+        try:
+            yield found
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
 class Padded:
     """Static batching with a loaded model.
 
@@ -69,7 +104,7 @@ class Padded:
         return self.sharing.rows.batching
 
     def plan(
-        self, prompts: Sequence[Prompt], new_tokens: int, share_prefixes: bool, rows: RowRule
+        self, prompts: Sequence[Prompt], new_tokens: int, share_prefixes: bool, rows: RowRule, copies: int = 1
     ) -> list[list[Prompt]]:
         """Divide prompts with equal options into calls.
 
@@ -79,6 +114,7 @@ class Padded:
             share_prefixes: whether the options allow prompts to continue a cached prefix.
             rows: which prompts the options allow together in a call: only one prompt, prompts of equal length, or any
                 prompts.
+            copies: number of rows for each prompt.
         """
         sharing = self.sharing.limited_to(rows)
         families = [list(prompts)]
@@ -91,7 +127,8 @@ class Padded:
         calls: list[list[Prompt]] = []
         for family in families:
             tokens = sum(len(prompt.ids) - len(prompt.prefix) for prompt in family) / len(family)
-            calls += divide_into_calls(family, self._best_batch(tokens, new_tokens), self.batch_tokens, may_share)
+            batch = max(1, self._best_batch(tokens, new_tokens) // copies)
+            calls += divide_into_calls(family, batch, self.batch_tokens // copies, may_share)
         return calls
 
     def _best_batch(self, tokens: float, new_tokens: int) -> int:
@@ -110,14 +147,29 @@ class Padded:
         enough = EQUAL_SPEED * best.seconds(tokens, new_tokens)
         return next(speed.rows for speed in self.speeds if speed.seconds(tokens, new_tokens) <= enough)
 
-    def generate(self, prompts: Sequence[Prompt], generate: dict[str, Any]) -> Generated:
+    def generate(
+        self, prompts: Sequence[Prompt], generate: dict[str, Any], control: StepControl | None = None
+    ) -> Generated:
+        """Generate one text for each prompt.
+
+        Args:
+            prompts: the prompts, with equal options. A prompt may occur several times.
+            generate: options of the library.
+            control: further options, which the library does not know; None if there are none.
+        """
         prefix = prompts[0].prefix
         # If `plan` made this call, all its prompts have the same prefix. Otherwise, use no cached prefix.
         if any(prompt.prefix != prefix for prompt in prompts):
             prefix = ()
-        output, computed = self._generate([prompt.ids for prompt in prompts], prefix, generate)
-        width = max(len(prompt.ids) for prompt in prompts)
-        return Generated(output[:, width:].tolist(), reused_tokens=len(prefix) * (len(prompts) - computed))
+        rows, width = [prompt.ids for prompt in prompts], max(len(prompt.ids) for prompt in prompts)
+        if control is None:
+            output, computed = self._generate(rows, prefix, generate)
+            return Generated(output[:, width:].tolist(), reused_tokens=len(prefix) * (len(prompts) - computed))
+        with control.arguments(self.model, self.tokenizer) as arguments:
+            output, computed = self._generate(rows, prefix, {**generate, **arguments})
+        ended = {row: end for stop in arguments.get("stopping_criteria", ()) for row, end in stop.ended.items()}
+        steps = control.logprobs.finished(output[:, -1:]) if control.logprobs else []
+        return Generated(output[:, width:].tolist(), len(prefix) * (len(prompts) - computed), ended, steps)
 
     def _generate(self, rows: Sequence[list[int]], prefix: Prefix, generate: dict[str, Any]) -> tuple[Any, bool]:
         """Return the output of the library's `generate`, and whether the prefix had to be computed for this call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glide.server.engines.base import EngineRecord, RecordError
@@ -19,6 +19,14 @@ class EmptyPrompt(RecordError):
 
 class UnknownToken(RecordError):
     """The prompt has a token for which the model has no embedding."""
+
+
+class NoChatTemplate(RecordError):
+    """The record has messages, but the model's tokenizer has no chat template."""
+
+
+class ChatTemplateError(RecordError):
+    """The chat template cannot turn the record's messages into a prompt."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,72 @@ class Encoder:
         return next((token for token in own if token is not None and token < vocabulary_size), 0)
 
     def encode(self, records: Sequence[EngineRecord]) -> list[Prompt]:
-        texts = [record.prompt for record in records]
-        if self.chat:
-            messages = [[*self.system, {"role": "user", "content": text}] for text in texts]
-            texts = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        """Return the records' prompts as tokens.
+
+        Raises:
+            RecordError: a record has messages, and the tokenizer cannot turn them into a prompt.
+        """
+        texts = [self._text(record) for record in records]
         # A chat template contains the special tokens that begin a text, so the tokenizer must not add them again.
-        rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
+        plain = [not self._is_chat(record) for record in records]
+        rows: list[list[int]] = [[]] * len(records)
+        for special in {*plain}:
+            chosen = [number for number, each in enumerate(plain) if each == special]
+            ids = self.tokenizer([texts[number] for number in chosen], add_special_tokens=special)["input_ids"]
+            for number, row in zip(chosen, ids, strict=True):
+                rows[number] = row
         begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return [Prompt(record, row or begin) for record, row in zip(records, rows, strict=True)]
+
+    def _is_chat(self, record: EngineRecord) -> bool:
+        return not record.task and (self.chat or isinstance(record.prompt, list))
+
+    def _text(self, record: EngineRecord) -> str:
+        if not self._is_chat(record):
+            return str(record.prompt)
+        if not self.tokenizer.chat_template:
+            raise NoChatTemplate(
+                "the record has messages, but the model's tokenizer has no chat template; use a prompt"
+            )
+        messages = record.prompt
+        if isinstance(messages, str):
+            messages = [*self.system, {"role": "user", "content": messages}]
+        extra = record.generate.get("chat_template_kwargs") or {}
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [_with_text(message) for message in messages], add_generation_prompt=True, tokenize=False, **extra
+                )
+            )
+        except Exception as error:  # templates raise errors of several classes, for example for an unknown role
+            raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from None
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose content is one text. The API also allows a list of parts."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        raise ChatTemplateError("a message has content that is not text, but the engine serves only text")
+    return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
+
+
+def truncated(prompt: Prompt, longest: int, side: str | None, beginning: int | None) -> Prompt:
+    """Return the prompt with at most `longest` tokens.
+
+    Args:
+        prompt: the prompt.
+        longest: maximum number of tokens; if it is below 1, the prompt stays as it is.
+        side: `left` or `right`, the side from which tokens are removed; None if the prompt must stay as it is.
+        beginning: number of the token with which texts begin; None if there is none. This token is never removed.
+    """
+    ids = prompt.ids
+    if side is None or longest < 1 or len(ids) <= longest:
+        return prompt
+    keep = 1 if beginning is not None and ids[0] == beginning and longest > 1 else 0
+    ids = ids[:longest] if side == "right" else [*ids[:keep], *ids[len(ids) - longest + keep :]]
+    return replace(prompt, ids=ids)
 
 
 def check_prompts(

@@ -19,10 +19,10 @@ class StopStrings:
 
         self.criterion = lru_cache(maxsize=8)(lambda strings: StopStringCriteria(tokenizer, list(strings)))
 
-    def truncate(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> list[int]:
-        """Cut a row of generated tokens after the token that completes a stop string.
+    def end(self, prompt: Sequence[int], row: list[int], strings: str | Sequence[str]) -> int | None:
+        """Return the number of generated tokens up to and including the token that completes a stop string.
 
-        If no stop string occurs, return the whole row.
+        If no stop string occurs, return None.
 
         Args:
             prompt: tokens of the prompt. A stop string may begin in the prompt.
@@ -32,7 +32,7 @@ class StopStrings:
         import torch
 
         if not row:
-            return row
+            return None
         criterion = self.criterion((strings,) if isinstance(strings, str) else tuple(strings))
         width = criterion.maximum_token_len
         before = [TOKEN_WITHOUT_TEXT] * width + list(prompt[-width:])
@@ -41,4 +41,4 @@ class StopStrings:
         # before the generated token. During generation, the criterion looks at the same windows.
         windows = torch.tensor(tokens).unfold(0, width, 1)[len(before) - width + 1 :]
         ended = criterion(windows, None).nonzero()
-        return row[: int(ended[0]) + 1] if len(ended) else row
+        return int(ended[0]) + 1 if len(ended) else None

@@ -7,13 +7,25 @@ the records after this line.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glide.system import open_regular
 
+# Version of the requests that this code writes and serves. Older requests are served, too. Lanes advertise the number,
+# and a job matches only lanes that can serve its requests.
+VERSION = 2
+# These options came with version 2. A node of version 1 would refuse them, or would take another meaning.
+NEW_OPTIONS = frozenset(
+    "max_tokens max_completion_tokens temperature top_p top_k min_p frequency_penalty presence_penalty stop seed n"
+    " logprobs top_logprobs response_format truncate chat_template_kwargs".split()
+)
+# What a request asks for. Empty: what the engine's options say. `embed`: embeddings. `complete`: a continuation of the
+# prompt, which never becomes a message of a chat.
+TASKS = ("", "embed", "complete")
+COMMON = ("generate", "timeout")  # fields that usually have the same value in all requests of a job
 RECORD_TIMEOUT = 600.0  # default timeout of a record, in seconds
 LINE_BYTES = 32_000_000  # maximum number of bytes in a line
 DEPTH = 50  # maximum number of levels of nested lists and objects in `generate`
@@ -26,15 +38,19 @@ class Request:
     """The checked content of a record.
 
     Attributes:
+        prompt: the record's text, or the messages of a chat, or for the task `embed` a list of texts.
+        generate: the record's options.
         timeout: time limit for an engine call with this record, in seconds.
         attempts: number of times that the record was started in earlier jobs.
+        task: one of TASKS.
     """
 
     custom_id: str
-    prompt: str
+    prompt: str | list[Any]
     generate: dict[str, Any]
     timeout: float
     attempts: int
+    task: str = ""
 
 
 class WrongInput(Exception):
@@ -82,7 +98,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _request(fields: dict[str, Any]) -> Request:
-    name, prompt = fields["custom_id"], fields.get("prompt")
+    name, prompt, task = fields["custom_id"], fields.get("prompt"), fields.get("task", "")
     generate, timeout = fields.get("generate", {}), fields.get("timeout", RECORD_TIMEOUT)
     attempts = fields.get("attempts", 0)
     if not isinstance(name, str):
@@ -91,8 +107,10 @@ def _request(fields: dict[str, Any]) -> Request:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError("custom_id cannot be encoded in UTF-8") from None
-    if not isinstance(prompt, str):
-        raise ValueError("prompt is not a string")
+    if task not in TASKS:
+        raise ValueError(f"task {task!r:.40} is not one of {', '.join(map(repr, TASKS))}")
+    if problem := prompt_problem(prompt, task):
+        raise ValueError(problem)
     if not isinstance(generate, dict):
         raise ValueError("generate is not an object")
     if is_deeper(generate, DEPTH):
@@ -101,7 +119,48 @@ def _request(fields: dict[str, Any]) -> Request:
         raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
     if not _is_number(attempts, int) or not 0 <= attempts <= MOST_ATTEMPTS:
         raise ValueError(f"attempts is not a number up to {MOST_ATTEMPTS}")
-    return Request(name, prompt, generate, float(timeout), attempts)
+    return Request(name, prompt or "", generate, float(timeout), attempts, task)
+
+
+def prompt_problem(prompt: Any, task: str = "") -> str:
+    """Return what is wrong with the prompt of a request, or an empty text if the prompt is valid."""
+    if isinstance(prompt, str):
+        return ""
+    if not isinstance(prompt, list) or not prompt:
+        return "prompt is not a string"
+    if task == "embed":
+        return "" if all(isinstance(text, str) for text in prompt) else "a text to embed is not a string"
+    if task:
+        return "prompt is not a string"
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "a message is not an object with a role"
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            return "the content of a message is neither a string nor a list of parts"
+    return f"messages are nested more than {DEPTH} levels deep" if is_deeper(prompt, DEPTH) else ""
+
+
+def input_lines(requests: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a job's input.
+
+    Successive requests usually have the same `generate` and `timeout`. So a separate line contains these two values.
+    The values apply to all requests below, until the next such line. Each request has a line with its other fields.
+    """
+    common: dict[str, Any] = {}
+    for request in requests:
+        if common != (own := {name: request[name] for name in COMMON}):
+            common = own
+            yield common
+        yield {name: value for name, value in request.items() if name not in COMMON}
+
+
+def needed_version(request: Mapping[str, Any]) -> int:
+    """Return the version of the protocol that a node needs to serve a request.
+
+    Nodes of the first version only know prompts that are texts, and no options with the names of the API.
+    """
+    is_first = isinstance(request["prompt"], str) and not request.get("task")
+    return 1 if is_first and not NEW_OPTIONS & request["generate"].keys() else VERSION
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
