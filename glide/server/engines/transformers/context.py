@@ -67,7 +67,8 @@ def context_of(folder: Path) -> int | None:
 def dynamic_rope(positions: int | None, rope: Mapping[str, Any] | None) -> DynamicRope | None:
     """Return the DynamicRope of a model.
 
-    In most models, the positions in a row never depend on the other rows of a call. For such a model, return None.
+    In most models, the positions of a row's tokens never depend on the other rows of a call. For such a model, return
+    None.
     """
     for scaling in _scalings(rope):
         if _kind(scaling) == "longrope":

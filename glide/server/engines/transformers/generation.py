@@ -30,8 +30,8 @@ WORDS = "the claim is that rivers flow north and nobody has seen any evidence fo
 class Generation:
     """Text generation with a loaded model.
 
-    A prompt's text does not depend on the other prompts in the call. So greedy decoding gives the same texts as plain
-    transformers.
+    The text that is generated for a prompt does not depend on the other prompts in the call. So greedy decoding gives
+    the same texts as plain transformers.
 
     Args:
         model: the loaded model.
@@ -102,7 +102,8 @@ class Generation:
         The prompts have nearly the same length, as in a real call, because `plan` sorts prompts by length.
 
         Args:
-            first: the number with which the first prompt begins. Each further prompt begins with the next number.
+            first: a number. The text of the first prompt begins with this number. The text of each further prompt
+                begins with the next higher number.
             max_prompt: maximum number of tokens of a prompt.
         """
         spread = 4 if self.padded.sharing.rows == RowRule.ANY else 1

@@ -154,8 +154,9 @@ def check_prompts(
 
     Args:
         prompts: the prompts of the call.
-        total_tokens: function that returns the largest possible length of a prompt and its text together, in tokens.
-            The function's argument is the length of the prompt, in tokens.
+        total_tokens: a function that returns a number of tokens: the tokens of a prompt plus the largest possible
+            number of tokens that are generated for the prompt. The function's argument is the length of the prompt, in
+            tokens.
         context: the model's limit, in tokens, for a prompt and its generated text together.
         vocabulary_size: number of tokens for which the model has an embedding.
 
