@@ -116,7 +116,7 @@ def ticket(
     give NAME.glide only to your own jobs (submit_templates/files.sub).
     """
     if file.suffix != ".glide":
-        raise InputError(f"{file}: the name must end with .glide; jobs then use glide://NAME")
+        raise InputError(f"{file}: the name must end with .glide, because jobs refer to the file as glide://NAME")
     file_set = _template(source).file_set
     if not file_set.files:
         raise InputError(f"{source}: its model has no files")

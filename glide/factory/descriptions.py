@@ -7,7 +7,8 @@ check the sha256 of each file. But if the description has a wrong path or size, 
 If users describe a template differently, the choice protects the users whose description is right. The sizes in each
 description are compared with the files on this host. These rules apply, in this order:
 
-1. Prefer a description with correct sizes. Avoid a description with a wrong size.
+1. Descriptions with correct sizes come first. Next come descriptions whose files are not on this host. Descriptions
+   with a wrong size come last.
 2. Prefer the description that most users give.
 3. Prefer the description from the oldest job.
 """

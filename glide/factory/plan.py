@@ -120,7 +120,7 @@ def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]
     Each run wants a number of glideins for the template. Three rules reduce the sum of these numbers:
     - A run gets at most one glidein for each of its jobs.
     - The sum is at most the number of idle jobs plus the number of glideins that run jobs of the template.
-    - The work of each glidein must take at least as long as a glidein's start. But one glidein is always allowed.
+    - Each glidein must get work that takes at least as long as its start. But one glidein is always allowed.
 
     From the reduced sum, subtract the number of glideins that already have the template. Do not subtract glideins that
     have retired or could not load the template.

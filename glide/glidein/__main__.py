@@ -82,7 +82,7 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether HTCondor deletes a folder when this job ends.
+    """Return whether HTCondor deletes the given folder when this job ends.
 
     When a job ends, HTCondor deletes the job's scratch folder. In some pools, HTCondor mounts a part of the scratch
     folder at another path, for example at /var/tmp. In such a pool, files in /var/tmp are deleted, too.

@@ -16,8 +16,8 @@ SHARE = 3  # a job gets (number of pending records) / (number of lanes) / SHARE 
 # for fast lanes. A larger job would be too long for slow lanes.
 PROBE_RECORDS = (8, 128)
 # The access point needs about START_SECONDS to start a job. This time does not depend on the job's number of records.
-# The access point may spend the fraction AP_SHARE of its time on starting jobs. Even with one lane, a job should take
-# at least SHORTEST_SECONDS, so that the start of a job is short in comparison.
+# The access point may spend the fraction AP_SHARE of its time on starting jobs. So with more lanes, jobs must take
+# longer. In addition, a job should take at least SHORTEST_SECONDS, so that its start is short in comparison.
 START_SECONDS = 0.06
 AP_SHARE = 0.5
 SHORTEST_SECONDS = 2.0

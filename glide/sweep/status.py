@@ -83,7 +83,7 @@ def current_results(
 
 
 def request_index(sweep: Sweep, prompt: str) -> RequestIndex:
-    """Compare a prompt's current requests with the requests that the results in the sweep's folder belong to."""
+    """For one prompt, compare the current requests with the requests of the stored results."""
     return requests.compare(requests_file(sweep.out, prompt), sweep.numbers, sweep.fingerprints(prompt))
 
 

@@ -71,7 +71,7 @@ def files(described: Any) -> dict[str, tuple[str, int]]:
         ValueError: a sha256 or a size is invalid, or a name is not a relative path inside the template's folder.
     """
     if not isinstance(described, Mapping):
-        raise ValueError("the files are no JSON object")
+        raise ValueError("`files` must be a JSON object")
     found = {}
     for name, each in described.items():
         if not is_file_name(name):

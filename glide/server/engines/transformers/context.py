@@ -31,7 +31,7 @@ class DynamicRope:
 
 
 def context(positions: int | None, rope: Mapping[str, Any] | None) -> int:
-    """Return the maximum number of tokens of a prompt and its text together.
+    """Return the maximum number of tokens of a prompt and the generated text together.
 
     Args:
         positions: the configuration's `max_position_embeddings`. None or a number below 1 means no limit.

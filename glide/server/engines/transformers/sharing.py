@@ -25,7 +25,7 @@ LONGEST = 70
 # change, divided by the norm of the outputs. Rounding causes relative changes of about 1e-5 in float32 and 0.05 in
 # bfloat16. Padding that the model does not ignore causes relative changes of about 1.
 EXACT = 3e-4  # maximum relative change for float32 and float64 on devices other than CUDA
-CONVOLVED = 1e-2  # maximum relative change for float32 and float64 on CUDA, where convolutions use TF32
+CONVOLVED = 1e-2  # the same for models on CUDA; there, convolutions of float32 numbers are less exact (TF32)
 REDUCED = 0.2  # maximum relative change for types of lower precision than float32, and for quantized models
 
 # The type of a function that computes a model's outputs for some rows. The outputs are a tensor with three dimensions:
