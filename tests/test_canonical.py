@@ -84,7 +84,7 @@ def test_equal_values_have_equal_digests_in_all_processes(digests):
         ('T = typing.TypeVar("T")', 'T = typing.TypeVar("T", bound=int)', {"generic"}),
     ],
 )
-def test_changed_code_alters_digests_of_values_using_it(digests, old, new, changed):
+def test_digest_changes_with_code_that_value_refers_to(digests, old, new, changed):
     before, after = digests(), digests(HEAD.replace(old, new))
     assert {name for name in before if before[name] != after[name]} == changed
 

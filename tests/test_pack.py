@@ -42,7 +42,7 @@ def test_jobs_submitted_together_are_never_empty():
             assert all(size > 0 for size in sizes), (left, *rest)
 
 
-def test_each_job_is_smaller_except_perhaps_the_last():
+def test_only_last_job_may_be_larger_than_previous():
     for left, lanes, queued, paces, fixed in GRID:
         sizes = pack(left, lanes, queued, paces, fixed=fixed).sizes
         assert list(sizes[:-1]) == sorted(sizes[:-1], reverse=True), (left, lanes, queued, paces, fixed)

@@ -11,7 +11,8 @@ from glide.factory.health import BreakerState, breaker_state
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.vocabulary import JobStatus, State
 
-USEFUL_SECONDS = 600.0  # a glidein that was warm for this time, in seconds, was worth the cost of its start
+# If a glidein was warm for at least this number of seconds, the glidein was worth the cost of its start.
+USEFUL_SECONDS = 600.0
 
 
 @dataclass

@@ -188,7 +188,7 @@ class Cache:
         return None
 
     def verify(self, path: Path, content: str, size: int) -> bool:
-        """Return whether a file, cached or not, has this content (a sha256). A verified file is not read again."""
+        """Return whether a file's sha256 is `content`. If the file is verified and unchanged, do not read it again."""
         for _ in self.verifying(path, content, size):
             pass
         return self.is_verified(path, content)

@@ -11,7 +11,8 @@ from glide.template import FileSet
 from glide.template.spec import files_of
 
 SANDBOX = ".singularity.d"  # name of a folder that is in unpacked container images, but not in Python environments
-REGISTRIES = ("docker://", "oras://", "library://")  # the container runtime fetches images with these prefixes
+# If an image's address begins with one of these prefixes, the node's container runtime fetches the image.
+REGISTRIES = ("docker://", "oras://", "library://")
 IMAGES = (".sif", ".simg", ".sqfs")
 
 

@@ -130,7 +130,12 @@ class ChunkServer:
         _respond(writer, "404 Not Found")
 
     def _available_chunks(self, offer: SharedTree) -> dict[str, list[int] | None]:
-        """Return a dict from a file's sha256 to the numbers of the chunks that this node has. None: all chunks."""
+        """Return a dict from a file's sha256 to the chunks of the file that this node has.
+
+        - If the node has all chunks, the value in the dict is None.
+        - If the node has some chunks, the value is a list of chunk numbers. The first chunk of a file has the number 0.
+        - If the node has no chunk, the dict does not contain the file's sha256.
+        """
         have: dict[str, list[int] | None] = {}
         for content in offer.tree.contents:
             if self._verified_digests(offer, content) is not None:

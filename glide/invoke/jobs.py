@@ -247,7 +247,7 @@ class RunJobs:
         has stored before.
 
         Args:
-            ids: ids of the records, by name of the part.
+            ids: a dict from a part's name to the ids of the part's records. A part contains the records of one job.
             store: a function that stores the results. It is called once, with all jobs and their results. If it raises
                 an error, the jobs are not removed.
         """

@@ -50,8 +50,8 @@ class RemoteAccessPoint:
     On the host, the folder `login.folder` contains glide's files:
     - bundles/VERSION contains one version of glide's code: the files start.sh and glide.zip. Each glidein of this
       version needs both files.
-    - SITE/ENTRY/TEMPLATE contains the other input files of glideins (INPUTS), and the output of glideins. The factory's
-      folder on this machine has the same subfolders.
+    - SITE/ENTRY/TEMPLATE contains the other input files of glideins (INPUTS), and the output of glideins. On this
+      machine, GLIDE_HOME/factory also contains a folder SITE/ENTRY/TEMPLATE.
     """
 
     def __init__(self, login: Login):

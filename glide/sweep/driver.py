@@ -49,7 +49,7 @@ class Progress:
         total, done, errors: number of records, number of results, and number of results with an error.
         lanes: number of lanes for each state of the model server.
         running, idle: number of running and of idle invocation jobs.
-        wave: how many records each job of the last wave has, and the reason, as text; empty before the first wave.
+        wave: text that explains how many records each job of the last wave has; empty before the first wave.
         problem: why the run makes no progress; empty if the run makes progress.
     """
 
@@ -108,7 +108,7 @@ class Driver:
         well = time.monotonic()
         while True:
             if self.work.wait_for_work():
-                well = time.monotonic()  # the wait for work does not count as time without an answer from HTCondor
+                well = time.monotonic()  # the time limit for an answer from HTCondor begins after this wait
             try:
                 self.progress = self._cycle()
                 self.condor_answered, well = True, time.monotonic()

@@ -217,7 +217,8 @@ class ResultIntake:
         held = [job for job in queue if job.status == JobStatus.HELD]
         if not held:
             return queue
-        if len(self.work.done) > self.done_at_last_hold:  # new results have arrived since the last hold
+        # If the run got new results after the driver last found a held job, `holds` starts again from zero.
+        if len(self.work.done) > self.done_at_last_hold:
             self.holds, self.done_at_last_hold = 0, len(self.work.done)
         self.holds += 1
         if self.holds > MOST_HOLDS:

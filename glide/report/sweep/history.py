@@ -168,7 +168,7 @@ class _OpenLane:
 
     facts: dict[str, Any] = field(default_factory=dict)  # the newest value of each key in the lines about this lane
     marks: list[tuple[float, str]] = field(default_factory=list)  # pairs: the time when a state began, and the state
-    # Pairs: a time, and "claimed" if a claim of the lane began at this time; "" if the claim ended.
+    # Pairs of a time and a text. The text describes the lane from this time on: "claimed", or "" for an unclaimed lane.
     claims: list[tuple[float, str]] = field(default_factory=list)
     reloaded: float = 0.0
 
