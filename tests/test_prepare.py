@@ -59,7 +59,7 @@ def test_sweep_paths_are_relative_to_sweep_file(write, tmp_path, monkeypatch):
 
 def test_request_has_unique_id_and_filled_prompt(write):
     sweep = prepare(write())
-    requests = [sweep.request(prompt, record) for prompt in sweep.file.prompts for record in sweep.records]
+    requests = [sweep.request(prompt, record) for prompt in sweep.cells for record in sweep.records]
     asked = {"custom_id": "plain/b", "prompt": "two {x}", "generate": sweep.file.generate, "timeout": 600.0}
     assert requests[1] == asked
     assert len({request["custom_id"] for request in requests}) == sweep.total

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from glide.errors import InputError
-from glide.sweep.records import FEVER_LABELS, MOST_PROBLEMS, Record, check_fields, check_prompts, read, render
+from glide.sweep.prompts import check_fields, check_prompts, render
+from glide.sweep.records import FEVER_LABELS, MOST_PROBLEMS, Record, read
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def problems_of(path: Path) -> list[str]:
 def test_json_lines_become_records_with_line_numbers(write):
     path = write("r.jsonl", '{"custom_id": "a", "n": 1}\n\n  \n{"custom_id": "b", "n": [1, {"x": null}]}\n')
     assert read(path) == [
-        Record("a", {"custom_id": "a", "n": 1}, 1),
-        Record("b", {"custom_id": "b", "n": [1, {"x": None}]}, 4),
+        Record("a", {"custom_id": "a", "n": 1}, 1, path),
+        Record("b", {"custom_id": "b", "n": [1, {"x": None}]}, 4, path),
     ]
 
 
@@ -156,8 +157,10 @@ def test_fever_dataset_line_without_evidence_is_accepted(write):
 
 def test_missing_label_in_fever_dataset_is_reported(write):
     row = {"id": 1, "claim": "c", "evidence": []}
-    got = check_fields("r", read(write("test.jsonl", json.dumps(row))), ["label"], "`expect` uses this field")
-    assert got == ["r:1: no field 'label', but `expect` uses this field; the record has claim, custom_id, evidence, id"]
+    path = write("test.jsonl", json.dumps(row))
+    (got,) = check_fields(read(path), ["label"], "`expect` uses this field")
+    has = "the record has claim, custom_id, evidence, id"
+    assert got == f"{path}:1: no field 'label', but `expect` uses this field; {has}"
 
 
 # ---- what is wrong -------------------------------------------------------------------------------
@@ -174,8 +177,8 @@ def test_every_bad_record_is_reported_with_line_number(write):
     assert problems[1] == ":3: not a JSON object"
     for missing in (*problems[2:4], problems[5]):
         assert "no custom_id" in missing
-    assert problems[2].endswith("; it has text")
-    assert problems[4] == ":6: custom_id 7 is a number; write it as text, in quotes"
+    assert problems[2].endswith("; it has text; set `id: FIELD`, or `id: line` to number the lines")
+    assert problems[4] == ":6: custom_id 7 is a number; write it as text, in quotes, or set `id: custom_id`"
     assert problems[6] == ":8: custom_id 'a' is also in line 1"
 
 
@@ -230,9 +233,9 @@ def test_nonexistent_records_file_is_reported(tmp_path, name):
     assert "No such file" in problems_of(tmp_path / name)[0]
 
 
-def test_folder_as_records_file_is_refused(tmp_path):
-    (tmp_path / "r.jsonl").mkdir()
-    assert "directory" in problems_of(tmp_path / "r.jsonl")[0]
+def test_folder_without_readable_files_is_refused(write, tmp_path):
+    write("notes.txt", "x")
+    assert problems_of(tmp_path)[0].startswith(": the folder has no file that records can be read from (.jsonl")
 
 
 @pytest.mark.parametrize("line", [
@@ -269,17 +272,13 @@ def test_alternative_file_suffixes_are_accepted(write, name, content):
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("r.json", '[{"custom_id": "a"}]', ":1: a JSON array; write one object per line: jq -c '.[]' r.json"),
-    ("r.json", '\n[\n{"custom_id": "a"}\n]', ":2: a JSON array; write one object per line: jq -c '.[]' r.json"),
     ("r.json", '{\n"custom_id": "a"\n}', ":1: an object on several lines; write one per line: jq -c . r.json"),
     ("r.csv", "custom_id;t\na;x\n", ":1: only one column, 'custom_id;t': ';' does not separate columns here; "
      "a .csv file needs commas, a .tsv file needs tabs"),
     ("r.csv", "custom_id\tt\na\tx\n", ":1: only one column, 'custom_id\\tt': '\\t' does not separate columns here; "
      "a .csv file needs commas, a .tsv file needs tabs"),
-    ("r.jsonl.gz", b"\x1f\x8b", ": is compressed; unpack it first: gunzip -k r.jsonl.gz"),
-    ("r.jsonl.zst", b"", ": is compressed; unpack it first: unzstd r.jsonl.zst"),
-    ("r.jsonl", '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}',
-     ":1: requests of OpenAI's Batch API are not supported; write their text into a field that a prompt names"),
+    ("r.jsonl.bz2", b"BZ", ": is compressed; unpack it first: bunzip2 -k r.jsonl.bz2, or use .gz or .zst"),
+    ("r.jsonl.xz", b"", ": is compressed; unpack it first: unxz -k r.jsonl.xz, or use .gz or .zst"),
 ])  # fmt: skip
 def test_error_for_unsupported_record_format_suggests_conversion(write, name, content, says):
     assert problems_of(write(name, content)) == [says]
@@ -321,11 +320,12 @@ def test_prompt_inserts_field_values_unchanged(prompt, fields, text):
     assert render(prompt, fields) == text
 
 
-RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1), Record("b", {"custom_id": "b"}, 7)]
+SOURCE = Path("r.jsonl")
+RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1, SOURCE), Record("b", {"custom_id": "b"}, 7, SOURCE)]
 
 
 def test_error_for_missing_field_gives_first_affected_record():
-    problems = check_prompts("r.jsonl", RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
+    problems = check_prompts(RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
     assert problems == [
         "r.jsonl:7: no field 'claim', but prompt bad uses this field; the record has custom_id",
         "r.jsonl:1: no field 'evidence', but prompt worse uses this field; the record has claim, custom_id",
@@ -333,18 +333,19 @@ def test_error_for_missing_field_gives_first_affected_record():
 
 
 def test_null_field_is_refused_like_missing_field():
-    records = [Record("a", {"custom_id": "a", "claim": ""}, 1), Record("b", {"custom_id": "b", "claim": None}, 2)]
-    (problem,) = check_prompts("r.jsonl", records, {"p": "{claim}"})
+    rows = [{"custom_id": "a", "claim": ""}, {"custom_id": "b", "claim": None}]
+    records = [Record(row["custom_id"], row, line, SOURCE) for line, row in enumerate(rows, 1)]
+    (problem,) = check_prompts(records, {"p": "{claim}"})
     assert problem == "r.jsonl:2: field 'claim' is null, but prompt p uses this field; give it a value, \"\" for none"
-    assert check_fields("r.jsonl", records, ["claim"], "`expect` uses this field")
+    assert check_fields(records, ["claim"], "`expect` uses this field")
 
 
 def test_doubled_braces_in_prompt_are_not_a_field():
-    assert check_prompts("r.jsonl", RECORDS, {"p": "{{claim}} {custom_id}"}) == []
+    assert check_prompts(RECORDS, {"p": "{{claim}} {custom_id}"}) == []
 
 
 def test_record_lacking_field_named_by_expect_is_refused():
-    assert check_fields("r.jsonl", RECORDS, ["claim"], "`expect` uses this field") == [
+    assert check_fields(RECORDS, ["claim"], "`expect` uses this field") == [
         "r.jsonl:7: no field 'claim', but `expect` uses this field; the record has custom_id"
     ]
-    assert check_fields("r.jsonl", RECORDS, ["custom_id"], "`expect` uses this field") == []
+    assert check_fields(RECORDS, ["custom_id"], "`expect` uses this field") == []

@@ -27,7 +27,9 @@ refusal = config_rig.refusal  # a fixture
 def test_valid_sweep_is_loaded_with_defaults(tmp_path):
     (tmp_path / "s.yaml").write_text(SWEEP)
     sweep = load(tmp_path / "s.yaml", SweepFile)
-    assert (sweep.name, sweep.glideins, sweep.batch, sweep.pack, sweep.out) == ("tiny", 1, "auto", "auto", "results")
+    assert (sweep.name, sweep.glideins, sweep.batch, sweep.pack, sweep.out.folder) == (
+        "tiny", 1, "auto", "auto", "results",
+    )  # fmt: skip
     assert list(sweep.prompts) == ["one", "two"]
 
 

@@ -17,7 +17,7 @@ from glide.vocabulary import Exit
 # For each command: its module. Only the module of the wanted command is imported, because importing all modules takes
 # longer than most commands take.
 COMMANDS = {
-    "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "template": "template",
+    "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "batch": "batch", "template": "template",
     "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench",
     "simulate": "simulate", "doctor": "doctor",
 }  # fmt: skip

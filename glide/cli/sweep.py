@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def run(
     errors. 2: the input is wrong, and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted;
     continue with `glide sweep resume`.
     """
-    _run(file, site, as_json, again=again)
+    run_sweep(file, site, as_json, again=again)
 
 
 @app.command()
@@ -58,7 +59,7 @@ def resume(file: File, site: Site = None, as_json: AsJson = False) -> None:
 
     The command does the same as `run`, but refuses a sweep that was never started.
     """
-    _run(file, site, as_json, resume=True)
+    run_sweep(file, site, as_json, resume=True)
 
 
 @app.command()
@@ -74,7 +75,7 @@ def retry(
 
     All other results are kept. An error is kept until its record has a new result. The exit codes are those of `run`.
     """
-    _run(file, site, as_json, resume=True, retry=True, only=only)
+    run_sweep(file, site, as_json, resume=True, retry=True, only=only)
 
 
 @app.command()
@@ -86,9 +87,9 @@ def status(file: File, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"name": sweep.file.name, "records": len(sweep.records), **asdict(progress), "wave": wave})
         return
-    for prompt, count in progress.done.items():
-        errors = f", {progress.errors[prompt]} errors" if progress.errors[prompt] else ""
-        print(f"{prompt}: {count} of {len(sweep.records)}{errors}")
+    for cell, count in progress.done.items():
+        errors = f", {progress.errors[cell]} errors" if progress.errors[cell] else ""
+        print(f"{cell or sweep.file.name}: {count} of {len(sweep.records)}{errors}")
     by = f" by {progress.driver}" if progress.driver else ""
     print(f"{progress.state}{by}; last jobs: {', '.join(map(str, wave['sizes'][:8]))} ({wave['reason']})")
 
@@ -114,7 +115,19 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
     print("\n".join([*loaded.notes, page]))
 
 
-def _run(file: Path, site: Path | None, as_json: bool, only: str | None = None, **how: bool) -> None:
+def run_sweep(
+    file: Path, site: Path | None, as_json: bool, only: str | None = None,
+    finished: Callable[[Results], None] = lambda results: None, **how: bool,
+) -> None:  # fmt: skip
+    """Run a sweep, and print its results.
+
+    Args:
+        only, how: as in `open_results`.
+        finished: a function that is called when every record has a result, before the results are printed.
+
+    Raises:
+        typer.Exit: some results are errors, or the user has interrupted the sweep.
+    """
     sweep = prepare(file)
     if site is not None:
         load(site, SiteFile)  # a mistake in the site file must be reported before anything starts
@@ -122,6 +135,7 @@ def _run(file: Path, site: Path | None, as_json: bool, only: str | None = None, 
         for note in results.notes:
             print(note, file=sys.stderr)
         summary = _finished(file, results) if results.finished else _drive(file, site, results)
+        finished(results)
         if as_json:
             print_json(summary)
         else:

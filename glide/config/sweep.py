@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     TypeAdapter,
     ValidationInfo,
     field_validator,
@@ -142,7 +145,54 @@ def _is_not_the_summary(name: str) -> str:
 
 
 PromptName = Annotated[Name, AfterValidator(_is_not_the_summary)]
-Prompt = Annotated[str, AfterValidator(_has_only_fields)]
+PromptText = Annotated[str, AfterValidator(_has_only_fields)]
+ONE_FIELD = re.compile(r"\{(.*)\}")
+
+
+class Message(Strict):
+    """A message of a prompt that is a chat.
+
+    Attributes:
+        role: who says the message, for example system, user or assistant.
+        content: the text. `{field}` stands for a field of the record.
+    """
+
+    role: Name
+    content: PromptText
+
+
+@dataclass(frozen=True)
+class Messages:
+    """A prompt whose messages are in a field of the record.
+
+    Attributes:
+        field: name of the field.
+    """
+
+    field: str
+
+
+# Without this choice by type, an error in a prompt would be reported for both types.
+PromptValue = Annotated[
+    Annotated[PromptText, Tag("text")] | Annotated[list[Message], Field(min_length=1), Tag("messages")],
+    Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),
+]
+# A prompt of a sweep: a text, a list of messages, or the name of a field that holds messages.
+Prompt = str | list[Message] | Messages
+OutFormat = Literal["jsonl", "openai", "parquet"]
+
+
+class OutSpec(Strict):
+    """Where and how the results of a sweep are written.
+
+    Attributes:
+        folder: folder for the results, relative to the working directory.
+        format: further files that are written when the sweep has finished. `jsonl` adds no file. `openai` adds
+            output.jsonl and errors.jsonl in the format of OpenAI's Batch API. `parquet` adds results.parquet.
+    """
+
+    folder: str = "results"
+    format: OutFormat = "jsonl"
 
 
 class SweepFile(Strict):
@@ -151,15 +201,25 @@ class SweepFile(Strict):
     Attributes:
         name: name of the sweep, for its jobs and its report.
         model: model to load.
-        records: file with the records, relative to the sweep file. Each line is a JSON object, whose `custom_id` is a
-            unique text. CSV, TSV and Parquet files, and files of the FEVER data set are accepted, too.
+        records: file with the records, relative to the sweep file. It may also be a folder of files, or a pattern such
+            as `shards/*.jsonl.gz`. Each line is a JSON object, whose `custom_id` is a unique text. A file may also be
+            a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders of the
+            library `datasets`, and files of the FEVER data set are accepted, too. The lines of a file for OpenAI's
+            Batch API are requests of their own.
+        format: `openai` if each line must be a request of OpenAI's Batch API. By default, glide recognizes such lines.
+        id: name of the field that holds the id of a record, if this field is not `custom_id`. `line` stands for the
+            number of the line.
         prompts: names and texts of the prompts. `{field}` stands for a field of the record. Write `{{` and `}}` for
-            braces.
-        generate: options of text generation, such as max_new_tokens or do_sample. Generation is greedy unless do_sample
-            is true.
+            braces. A prompt may also be a list of messages with `role` and `content`. If each record brings its own
+            request, leave `prompts` out.
+        messages: `"{field}"`, where the field of a record holds the messages of a chat. Use it in place of `prompts`.
+        variants: names of sets of `generate` options. The options of a variant win over `generate`. Each record gets a
+            result for each prompt and variant.
+        generate: options of text generation, such as max_tokens, temperature or stop. Generation is greedy unless an
+            option of sampling is set. The field `generate` of a record wins over these options for this record.
         expect: name of the field that contains the right answer of a record. The accuracy of each prompt is computed
             from these answers. By default no accuracy is computed.
-        out: folder for the results, relative to the working directory.
+        out: folder for the results, relative to the working directory; or an object with `folder` and `format`.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
         timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
             records run again in smaller calls. If a call with one record takes longer, this record gets the error
@@ -173,11 +233,40 @@ class SweepFile(Strict):
     name: Name
     model: ModelSpec
     records: str
-    prompts: dict[PromptName, Prompt] = Field(min_length=1)
+    format: Literal["openai"] | None = None
+    id: str | None = None
+    prompts: dict[PromptName, PromptValue] | None = Field(None, min_length=1)
+    messages: str | None = None
+    variants: dict[PromptName, dict[str, JsonValue]] | None = Field(None, min_length=1)
     generate: dict[str, JsonValue] = Field(default_factory=dict)
     expect: str | None = None
-    out: str = "results"
+    out: OutSpec = Field(default_factory=OutSpec)
     glideins: Integer = Field(1, ge=1)
     timeout: Number = Field(600.0, gt=0)
     batch: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
     pack: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _folder_alone(cls, out: Any) -> Any:
+        return {"folder": out} if isinstance(out, str) else out
+
+    @field_validator("messages")
+    @classmethod
+    def _one_field(cls, messages: str | None) -> str | None:
+        """Return the name of the field without its braces."""
+        if messages is None:
+            return None
+        if not (found := ONE_FIELD.fullmatch(messages)) or prompt_fields(messages) != [found[1]]:
+            raise ValueError('must name one field that holds messages, as in "{conversation}"')
+        return found[1]
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompt(self) -> SweepFile:
+        if self.prompts is not None and self.messages is not None:
+            raise ValueError("give `prompts` or `messages`, but not both")
+        if self.format == "openai" and (self.prompts or self.messages):
+            raise ValueError(
+                "with `format: openai`, each record brings its own request; remove `prompts` and `messages`"
+            )
+        return self

@@ -189,7 +189,7 @@ class Supervisor:
             raise FetchFailed from None
 
     async def _send_folder(self, engine: EngineHandle, files: Awaitable[str | None]) -> None:
-        """Wait for the template's files while the engine imports libraries. Then send the path of the files' folder to the engine."""
+        """Wait for the template's files while the engine imports libraries. Then send their folder's path to it."""
         try:
             folder = await self._within_fetch_budget(files)
         except FetchFailed:

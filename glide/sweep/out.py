@@ -3,7 +3,8 @@
 `out` contains:
 
 - `summary.json`
-- one folder for each prompt, with the file `results.jsonl`
+- one folder for each cell, with the file `results.jsonl`; if the sweep has no axes, this file alone
+- `output.jsonl` and `errors.jsonl`, or `results.parquet`, if `out` names this format
 - the folder `.glide`
 
 The folder `.glide` contains:
@@ -37,6 +38,9 @@ from glide.errors import InputError
 from glide.invoke.jobs import read_lines
 from glide.system import publish, sync_folder
 
+FLAT = ":"  # stands for the slash between the parts of a cell's name; no part contains this character
+# Files of the further formats that `out` may name. They lie beside results.jsonl.
+OUTPUT, ERRORS, PARQUET = "output.jsonl", "errors.jsonl", "results.parquet"
 LOCK_SECONDS = 1.0  # maximum wait for the lock, in seconds; `glide sweep status` may hold the lock for a moment
 INTERNAL = ".glide"
 LOCK = "lock"
@@ -67,8 +71,18 @@ def internal_path(out: Path, name: str) -> Path:
     return out / INTERNAL / name
 
 
-def results_file(out: Path, prompt: str) -> Path:
-    return out / prompt / "results.jsonl"
+def flat(cell: str) -> str:
+    """Return the name of a cell without slashes, for the names of files and the ids of records in jobs."""
+    return cell.replace("/", FLAT)
+
+
+def cell_of(flat_name: str) -> str:
+    """Return the cell for a name that `flat` has returned."""
+    return flat_name.replace(FLAT, "/")
+
+
+def results_file(out: Path, cell: str) -> Path:
+    return out / cell / "results.jsonl"
 
 
 def history_file(out: Path) -> Path:
@@ -90,20 +104,21 @@ def write_state(out: Path, state: RunState) -> None:
     publish(internal_path(out, STATE), json.dumps(asdict(state)) + "\n", 0o666)
 
 
-def make_folders(out: Path, prompts: Collection[str]) -> None:
+def make_folders(out: Path, cells: Collection[str]) -> None:
     """Create the folders and the empty results files of a sweep, and flush them to disk.
 
     Raises:
         InputError: a folder or file cannot be created or written.
     """
     internal = [internal_path(out, name) for name in ("parts", "requests", "superseded")]
-    folders = [*internal, *(out / prompt for prompt in prompts)]
+    folders = [*internal, *(out / cell for cell in cells)]
+    folders += [parent for cell in cells for parent in (out / cell).parents if out in parent.parents]
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        for prompt in prompts:
-            if not results_file(out, prompt).exists():
-                results_file(out, prompt).touch()
+        for cell in cells:
+            if not results_file(out, cell).exists():
+                results_file(out, cell).touch()
         for folder in {out.parent, out, out / INTERNAL, *folders}:
             sync_folder(folder)
     except OSError as error:
@@ -187,13 +202,13 @@ def _holder(file: IO[str]) -> str:
         return "another driver"
 
 
-def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
+def move_aside(out: Path, cells: Collection[str]) -> Path | None:
     """Move a sweep's results and the sweep's files in `.glide` to a new folder beside `out`.
 
     All other files in `out` stay there. For example, `out` may contain the folder of a different sweep.
 
     Args:
-        prompts: names of the sweep's prompts. The function moves the results of these prompts, and of all prompts
+        cells: names of the sweep's cells. The function moves the results of these cells, and of all cells
             that have a file in `.glide/requests`.
 
     Returns:
@@ -202,8 +217,9 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
     Raises:
         InputError: the files cannot be moved.
     """
-    found = sorted({*known_prompts(out), *(prompt for prompt in prompts if results_file(out, prompt).exists())})
-    to_move = [results_file(out, prompt) for prompt in found] + [out / SUMMARY, out / "report"]
+    found = sorted({*known_cells(out), *(cell for cell in cells if results_file(out, cell).exists())})
+    to_move = [results_file(out, cell) for cell in found] + [out / SUMMARY, out / "report"]
+    to_move += [out / cell / name for cell in found for name in (OUTPUT, ERRORS, PARQUET)]
     to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
     # Move run.json last. This file names the sweep that wrote the other files. If the move is interrupted, the
     # remaining files still need run.json.
@@ -216,7 +232,7 @@ def move_aside(out: Path, prompts: Collection[str]) -> Path | None:
         aside = _new_folder_beside(out)
         for path in to_move:
             target = aside / path.relative_to(out)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
         for folder in {path.parent for path in to_move} | {out, out.parent}:
             sync_folder(folder)
@@ -241,14 +257,14 @@ def has_lines(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def superseded_file(out: Path, prompt: str) -> Path:
-    return internal_path(out, "superseded") / f"{prompt}.jsonl"
+def superseded_file(out: Path, cell: str) -> Path:
+    return internal_path(out, "superseded") / f"{flat(cell)}.jsonl"
 
 
 def superseded_files(out: Path) -> list[Path]:
     return sorted(internal_path(out, "superseded").glob("*.jsonl"))
 
 
-def known_prompts(out: Path) -> list[str]:
-    """Return the prompts that have results in `out`, including prompts that the sweep file no longer has."""
-    return sorted(path.name.removesuffix(".jsonl") for path in internal_path(out, "requests").glob("*.jsonl"))
+def known_cells(out: Path) -> list[str]:
+    """Return the cells that have results in `out`, including cells that the sweep file no longer has."""
+    return sorted(cell_of(path.name.removesuffix(".jsonl")) for path in internal_path(out, "requests").glob("*.jsonl"))

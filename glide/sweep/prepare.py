@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,10 @@ from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import listing
 from glide.server import engines
-from glide.sweep import records as reading
-from glide.sweep.records import Record
+from glide.sweep import outputs
+from glide.sweep.cells import Cell, cells
+from glide.sweep.prompts import check_fields, check_prompts
+from glide.sweep.records import Record, read
 from glide.template import Template
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
@@ -40,11 +43,16 @@ class Sweep:
 
     @property
     def out(self) -> Path:
-        return Path(self.file.out).absolute()
+        return Path(self.file.out.folder).absolute()
 
     @property
     def total(self) -> int:
-        return len(self.records) * len(self.file.prompts)
+        return len(self.records) * len(self.cells)
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """The combinations of the values of the sweep's axes, by name."""
+        return cells(self.file)
 
     @cached_property
     def digest(self) -> str:
@@ -52,7 +60,9 @@ class Sweep:
 
         These data determine the results of the sweep, and the number of correct results.
         """
-        parts = [self.template.digest, self.file.prompts, self.file.generate, self.file.expect]
+        file = self.file.model_dump(mode="json", include={"prompts", "messages", "variants"})
+        parts = [self.template.digest, file.pop("prompts"), self.file.generate, self.file.expect]
+        parts += [file] if any(file.values()) else []
         content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for record in self.records:
             content.update(json.dumps(record.fields, sort_keys=True, ensure_ascii=True).encode())
@@ -63,26 +73,24 @@ class Sweep:
         """The position of each record in the input, counted from 0, by custom_id."""
         return {record.custom_id: number for number, record in enumerate(self.records)}
 
-    def fingerprints(self, prompt: str) -> array[int]:
-        """Return the 64-bit fingerprints of a prompt's requests, one for each record.
+    def fingerprints(self, cell: str) -> array[int]:
+        """Return the 64-bit fingerprints of a cell's requests, one for each record.
 
         A fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's fields.
         """
-        common = hashlib.sha256(json.dumps([self.template.digest, self.file.generate], sort_keys=True).encode())
+        chosen = self.cells[cell]
+        common = hashlib.sha256(json.dumps([self.template.digest, chosen.generate], sort_keys=True).encode())
         prints = array("Q")
         for record in self.records:
             content = common.copy()
-            content.update(reading.render(self.file.prompts[prompt], record.fields).encode())
+            content.update(chosen.content(record))
             prints.frombytes(content.digest()[: prints.itemsize])
         return prints
 
-    def request(self, prompt: str, record: Record) -> dict[str, Any]:
-        """Return the request for a prompt and a record. No two requests of the sweep have the same `custom_id`."""
-        text = reading.render(self.file.prompts[prompt], record.fields)
-        return {
-            "custom_id": f"{prompt}/{record.custom_id}", "prompt": text, "generate": self.file.generate,
-            "timeout": self.file.timeout,
-        }  # fmt: skip
+    def request(self, cell: str, record: Record) -> dict[str, Any]:
+        """Return the request of a record in a cell. No two requests of the sweep have the same `custom_id`."""
+        request = self.cells[cell].request(record)
+        return {"custom_id": f"{cell}/{record.custom_id}", **request, "timeout": self.file.timeout}
 
 
 def prepare(source: Path) -> Sweep:
@@ -100,17 +108,34 @@ def prepare(source: Path) -> Sweep:
     except InputError as error:
         problems += error.problems
     problems += check_generate(source, file)
-    path = source.parent / file.records
     try:
-        records = reading.read(path)
+        records = read(source.parent / file.records, file.id, file.format)
     except InputError as error:
         problems += error.problems
-    problems += reading.check_prompts(str(path), records, file.prompts)
+    problems += _check_requests(file, records)
+    try:
+        outputs.check_format(file.out.format)
+    except InputError as error:
+        problems += [f"{position(source, 'out')}: {error}"]
     if file.expect is not None:
-        problems += reading.check_fields(str(path), records, [file.expect], "`expect` uses this field")
+        problems += check_fields(records, [file.expect], "`expect` uses this field")
     if problems:
         raise InputError(*problems)
     return Sweep(source, file, records, template)
+
+
+def _check_requests(file: SweepFile, records: Sequence[Record]) -> list[str]:
+    """Return the problems with the records' requests: at most one for each prompt."""
+    prompts = {name: cell.prompt for name, cell in cells(file).items() if cell.prompt is not None}
+    own = next((record for record in records if record.request is not None), None)
+    if own is not None and prompts:
+        return [f"{own.place}: is a request of OpenAI's Batch API; remove `prompts` and `messages` from the sweep file"]
+    bare = next((record for record in records if record.request is None), None)
+    if bare is not None and not prompts:
+        return [
+            f"{bare.place}: is not a request of OpenAI's Batch API, so the sweep file needs `prompts` or `messages`"
+        ]
+    return check_prompts(records, prompts)
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:
@@ -119,11 +144,15 @@ def check_generate(source: Path, file: SweepFile) -> list[str]:
     If this machine does not have the model's folder, some limits are not checked.
     """
     folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
-    try:
-        engines.check_generate(file.model.engine, file.generate, folder)
-    except engines.WrongOption as error:
-        return [f"{position(source, 'generate', error.option)}: the {file.model.engine} engine refuses {error}"]
-    return []
+    problems = []
+    places = {"generate": file.generate} | {f"variants.{name}": own for name, own in (file.variants or {}).items()}
+    for place, options in places.items():
+        try:
+            engines.check_generate(file.model.engine, options, folder)
+        except engines.WrongOption as error:
+            where = position(source, *place.split(".", 1), error.option)
+            problems.append(f"{where}: the {file.model.engine} engine refuses {error}")
+    return problems
 
 
 def prepare_model(source: Path) -> Template:

@@ -1,8 +1,8 @@
-"""Store the fingerprints of a prompt's requests in `.glide/requests/PROMPT.jsonl`.
+"""Store the fingerprints of a cell's requests in `.glide/requests/CELL.jsonl`.
 
 A result has the id of its record, but not the request. The sweep file, the records or the model may change after the
 result was computed. The result is still valid if the request has the same fingerprint as before. A result may be in
-`results.jsonl` only if the fingerprint of its request is in PROMPT.jsonl. Results of changed requests are moved to
+`results.jsonl` only if the fingerprint of its request is in CELL.jsonl. Results of changed requests are moved to
 `.glide/superseded`.
 """
 
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.invoke.jobs import read_lines
-from glide.sweep.out import internal_path
+from glide.sweep.out import flat, internal_path
 from glide.system import publishing
 
 NO_RESULT = -1  # used as the offset of a record that has no result
 
 
-def requests_file(out: Path, prompt: str) -> Path:
-    return internal_path(out, "requests") / f"{prompt}.jsonl"
+def requests_file(out: Path, cell: str) -> Path:
+    return internal_path(out, "requests") / f"{flat(cell)}.jsonl"
 
 
 @dataclass(frozen=True)
 class RequestIndex:
-    """The current requests of a prompt, compared with the requests that the results in `out` belong to.
+    """The current requests of a cell, compared with the requests that the results in `out` belong to.
 
     Attributes:
         numbers: position of each record in the input, by custom_id.

@@ -14,16 +14,17 @@ from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import GlideError, InputError
-from glide.invoke.jobs import read_lines
-from glide.sweep import lines, requests
+from glide.sweep import lines, outputs, requests, retry_marks
 from glide.sweep.history import HistoryWriter
 from glide.sweep.lines import FIELDS, ResultIndex
 from glide.sweep.out import (
     Lock,
     RunState,
+    cell_of,
+    flat,
     history_file,
     internal_path,
-    known_prompts,
+    known_cells,
     make_folders,
     move_aside,
     read_state,
@@ -37,20 +38,20 @@ from glide.sweep.prepare import Sweep
 from glide.sweep.requests import NO_RESULT, RequestIndex, requests_file
 from glide.sweep.status import EMPTY_SUMMARY, check_same_sweep, is_correct, read_summary, request_index
 from glide.sweep.work import Work
-from glide.system import publish, publishing, sync_folder
+from glide.system import publish, publishing
 
 
 class Results(Work):
-    """The pending records of a sweep, and its results in `out/<prompt>/results.jsonl`.
+    """The pending records of a sweep, and its results in `out/<cell>/results.jsonl`.
 
-    In jobs, a record has the id "prompt/custom_id#fingerprint". If the request changes, the id changes. If a record
+    In jobs, a record has the id "cell/custom_id#fingerprint". If the request changes, the id changes. If a record
     runs again after an error, the id gets a mark. If an old job sends a result with an old id, the result is ignored.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
         abandoned_run: GlideRun of the sweep's old jobs, which the driver has to remove; None if there are no old jobs.
         done_prefix: position in the list of requests. All earlier requests have a result. `pending` begins here.
-        retry_marks: marks of the records that are run again after an error, by prompt and position in the input.
+        retry_marks: marks of the records that are run again after an error, by cell and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
 
@@ -80,35 +81,36 @@ class Results(Work):
         return self.sweep.total
 
     def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
-        prompts, records = list(self.sweep.file.prompts), self.sweep.records
-        for position in range(self.done_prefix, len(prompts) * len(records)):
-            prompt, number = prompts[position // len(records)], position % len(records)
-            wire_id = self.wire_id(prompt, number)
+        cells, records = list(self.sweep.cells), self.sweep.records
+        for position in range(self.done_prefix, len(cells) * len(records)):
+            cell, number = cells[position // len(records)], position % len(records)
+            wire_id = self.wire_id(cell, number)
             if wire_id in self.done:
                 self.done_prefix += position == self.done_prefix
             elif wire_id not in in_flight:
-                yield {**self.sweep.request(prompt, records[number]), "custom_id": wire_id}
+                yield {**self.sweep.request(cell, records[number]), "custom_id": wire_id}
 
     def are_current(self, records: Collection[str]) -> bool:
         return all(self._locate(wire_id) is not None for wire_id in records)
 
-    def wire_id(self, prompt: str, number: int) -> str:
+    def wire_id(self, cell: str, number: int) -> str:
         """Return the id that a record has in jobs."""
-        return f"{prompt}/{self.sweep.records[number].custom_id}#{self._version(prompt, number)}"
+        return f"{flat(cell)}/{self.sweep.records[number].custom_id}#{self._version(cell, number)}"
 
-    def _version(self, prompt: str, number: int) -> str:
+    def _version(self, cell: str, number: int) -> str:
         """Return the suffix of the id that a record has in jobs. A changed request or a retry gets a new suffix."""
-        return f"{self.indexes[prompt].fingerprints[number]:016x}{self.retry_marks.get((prompt, number), '')}"
+        return f"{self.indexes[cell].fingerprints[number]:016x}{self.retry_marks.get((cell, number), '')}"
 
     def _locate(self, wire_id: str) -> tuple[str, int] | None:
-        """Return the prompt and the input position for an id from a job, or None if no current request has this id."""
-        prompt, _, rest = wire_id.partition("/")
+        """Return the cell and the input position for an id from a job, or None if no current request has this id."""
+        name, _, rest = wire_id.partition("/")
+        cell = cell_of(name)
         custom_id, _, version = rest.rpartition("#")
-        number = self.indexes[prompt].numbers.get(custom_id) if prompt in self.indexes else None
-        return None if number is None or version != self._version(prompt, number) else (prompt, number)
+        number = self.indexes[cell].numbers.get(custom_id) if cell in self.indexes else None
+        return None if number is None or version != self._version(cell, number) else (cell, number)
 
-    def path(self, prompt: str) -> Path:
-        return results_file(self.sweep.out, prompt)
+    def path(self, cell: str) -> Path:
+        return results_file(self.sweep.out, cell)
 
     # ---- results of earlier drivers --------------------------------------------------------------
 
@@ -121,31 +123,31 @@ class Results(Work):
         """
         sweep, out = self.sweep, self.sweep.out
         make_folders(out, self.indexes)
-        moved = sum(self._move_removed_prompt(prompt) for prompt in known_prompts(out) if prompt not in self.indexes)
+        moved = sum(self._move_removed_cell(cell) for cell in known_cells(out) if cell not in self.indexes)
         found = {}
-        for prompt, index in self.indexes.items():
-            lines.drop_torn_line(self.path(prompt))
-            found[prompt] = lines.index_results(self.path(prompt), index)
+        for cell, index in self.indexes.items():
+            lines.drop_torn_line(self.path(cell))
+            found[cell] = lines.index_results(self.path(cell), index)
         self.retry_marks = {
-            (prompt, number): mark
-            for prompt, custom_id, mark in _read_retry_marks(out)
-            if prompt in found and (number := self.indexes[prompt].numbers.get(custom_id)) is not None
-            and found[prompt].offsets[number] != NO_RESULT and number not in found[prompt].duplicated
+            (cell, number): mark
+            for cell, custom_id, mark in retry_marks.read(out)
+            if cell in found and (number := self.indexes[cell].numbers.get(custom_id)) is not None
+            and found[cell].offsets[number] != NO_RESULT and number not in found[cell].duplicated
         }  # fmt: skip
         # A mark means: this record must run again. If a record has two result lines, the record has already run again.
         # So its mark is left out above. Delete this mark on disk now, and delete the old line later. In the reverse
         # order, a crash could leave one line and the mark. Then the next driver would run the record without need.
         self._write_retry_marks()
         restored = 0
-        for prompt, index in self.indexes.items():
-            if gone := lines.move_superseded(self.path(prompt), index, found[prompt], superseded_file(out, prompt)):
+        for cell, index in self.indexes.items():
+            if gone := lines.move_superseded(self.path(cell), index, found[cell], superseded_file(out, cell)):
                 moved += gone
-                found[prompt] = lines.index_results(self.path(prompt), index)
+                found[cell] = lines.index_results(self.path(cell), index)
             if not index.up_to_date:
-                requests.write(requests_file(out, prompt), index)
+                requests.write(requests_file(out, cell), index)
             all_unchanged = bytearray(b"\1") * len(index.fingerprints)
-            self.indexes[prompt] = replace(index, unchanged=all_unchanged, superseded={}, up_to_date=True)
-            restored += self._count_found(prompt, found[prompt], secrets.token_hex(2) if retry else "", only)
+            self.indexes[cell] = replace(index, unchanged=all_unchanged, superseded={}, up_to_date=True)
+            restored += self._count_found(cell, found[cell], secrets.token_hex(2) if retry else "", only)
         self._write_retry_marks()
         self.resumed = len(self.done)
         if retry and not self.retry_marks:
@@ -157,44 +159,42 @@ class Results(Work):
             self.notes.append(f"brought {restored} results back from {aside}: their requests are current again")
         self._update_state(self.state.finished and self.state.digest == sweep.digest and self.finished)
 
-    def _count_found(self, prompt: str, found: ResultIndex, mark: str, only: str | None) -> int:
-        """Restore and count a prompt's results. Return the number of restored results.
+    def _count_found(self, cell: str, found: ResultIndex, mark: str, only: str | None) -> int:
+        """Restore and count a cell's results. Return the number of restored results.
 
         If `mark` is not empty, the records with an error get this mark, and are run again. `only` is as in `load`.
         """
-        path, index, restored = self.path(prompt), self.indexes[prompt], 0
-        if NO_RESULT in found.offsets and (aside := superseded_file(self.sweep.out, prompt)).exists():
+        path, index, restored = self.path(cell), self.indexes[cell], 0
+        if NO_RESULT in found.offsets and (aside := superseded_file(self.sweep.out, cell)).exists():
             restored = lines.restore(path, index, found, aside)
             found = lines.index_results(path, index)
         for number, result in lines.numbered_results(path, index, found):
             error = result.get("error")
             if mark and error is not None and only in (None, error["type"]):
-                self.retry_marks.setdefault((prompt, number), mark)
-            if (prompt, number) not in self.retry_marks:
-                self.count(self.wire_id(prompt, number), result)
+                self.retry_marks.setdefault((cell, number), mark)
+            if (cell, number) not in self.retry_marks:
+                self.count(self.wire_id(cell, number), result)
         return restored
 
-    def _move_removed_prompt(self, prompt: str) -> int:
-        """Move the results of a prompt that the sweep file no longer has. Return the number of moved lines."""
+    def _move_removed_cell(self, cell: str) -> int:
+        """Move the results of a cell that the sweep file no longer has. Return the number of moved lines."""
         out = self.sweep.out
-        path, old_requests = results_file(out, prompt), requests_file(out, prompt)
+        path, old_requests = results_file(out, cell), requests_file(out, cell)
         index = requests.compare(old_requests, {}, array("Q"))
-        moved = lines.move_superseded(path, index, lines.index_results(path, index), superseded_file(out, prompt))
+        moved = lines.move_superseded(path, index, lines.index_results(path, index), superseded_file(out, cell))
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder is not empty
-            path.parent.rmdir()
+        with suppress(OSError):  # a folder is not empty
+            for folder in (path.parent, *path.parent.parents):
+                if folder == out or out not in folder.parents:
+                    break
+                folder.rmdir()
         old_requests.unlink()
         return moved
 
     def _write_retry_marks(self) -> None:
-        path = internal_path(self.sweep.out, "retry.jsonl")
-        if not self.retry_marks:
-            path.unlink(missing_ok=True)
-            return sync_folder(path.parent)
-        with publishing(path, 0o666) as file:
-            for (prompt, number), mark in self.retry_marks.items():
-                custom_id = self.sweep.records[number].custom_id
-                file.write(lines.to_line({"prompt": prompt, "custom_id": custom_id, "mark": mark}))
+        records = self.sweep.records
+        marks = {(cell, records[number].custom_id): mark for (cell, number), mark in self.retry_marks.items()}
+        retry_marks.write(self.sweep.out, marks)
 
     def _update_state(self, finished: bool) -> None:
         sweep = self.sweep
@@ -212,14 +212,14 @@ class Results(Work):
         """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
         added: dict[str, list[bytes]] = {}
         for result in results:
-            prompt, number = self._locate(result["custom_id"]) or ("", 0)
+            cell, number = self._locate(result["custom_id"]) or ("", 0)
             kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
             line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
-            added.setdefault(prompt, []).append(line)
+            added.setdefault(cell, []).append(line)
         sizes: dict[Path, int] = {}
         try:
-            for prompt, content in added.items():
-                path = self.path(prompt)
+            for cell, content in added.items():
+                path = self.path(cell)
                 with path.open("ab") as file:
                     sizes[path] = file.tell()
                     file.writelines(content)
@@ -245,7 +245,7 @@ class Results(Work):
     # ---- the end ---------------------------------------------------------------------------------
 
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Put each prompt's results in input order, score them, and write summary.json.
+        """Put each cell's results in input order, score them, and write summary.json.
 
         Raises:
             GlideError: results have disappeared from a file, or a file cannot be written.
@@ -253,17 +253,17 @@ class Results(Work):
         self.retry_marks.clear()  # every record has its final result, so no record needs to run again
         self._write_retry_marks()  # first delete the marks on disk: after a crash, a mark makes a record run again
         try:
-            prompts = {prompt: self._order_and_score(prompt) for prompt in self.sweep.file.prompts}
-            complete_summary = {**summary, "prompts": prompts}
+            cells = {cell: self._order_and_score(cell) for cell in self.sweep.cells}
+            complete_summary = {**summary, "prompts": cells}
             publish(self.sweep.out / SUMMARY, json.dumps(complete_summary) + "\n", 0o666)
             self._update_state(True)
         except OSError as error:
             raise self._write_error(error) from None
         return complete_summary
 
-    def _order_and_score(self, prompt: str) -> dict[str, Any]:
-        path, records = self.path(prompt), self.sweep.records
-        found = lines.index_results(path, self.indexes[prompt])
+    def _order_and_score(self, cell: str) -> dict[str, Any]:
+        path, records = self.path(cell), self.sweep.records
+        found = lines.index_results(path, self.indexes[cell])
         if missing := found.offsets.count(NO_RESULT):
             raise GlideError(f"{path}: {missing} results have disappeared; run: glide sweep resume {self.sweep.source}")
         correct = errors = 0
@@ -273,6 +273,11 @@ class Results(Work):
                 correct += is_correct(result, self.sweep, record)
                 if file is not None:
                     file.write(line)
+        form = self.sweep.file.out.format
+        if form != "jsonl":
+            found = lines.index_results(path, self.indexes[cell])
+            answered = outputs.answered_in_order(records, lines.ordered(path, found))
+            outputs.write(path.parent, form, answered, self.sweep.template.model)
         accuracy = correct / len(records) if self.sweep.file.expect else None
         return {"records": len(records), "errors": errors, "accuracy": accuracy}
 
@@ -288,9 +293,9 @@ class Results(Work):
         if not self.errors:
             return []
         return [
-            f"{prompt}: {result['custom_id']}: {result['error']['type']}: {result['error']['message']}"
-            for prompt, index in self.indexes.items()
-            for path in [self.path(prompt)]
+            f"{cell}{cell and ': '}{result['custom_id']}: {result['error']['type']}: {result['error']['message']}"
+            for cell, index in self.indexes.items()
+            for path in [self.path(cell)]
             for _, result in lines.numbered_results(path, index, lines.index_results(path, index))
             if result.get("error") is not None
         ]
@@ -312,17 +317,17 @@ def open_results(
         InputError: `out` has results of another sweep, another driver uses `out`, or `out` cannot be written.
     """
     out = sweep.out
-    if resume and not internal_path(out, "run.json").exists() and not known_prompts(out):
+    if resume and not internal_path(out, "run.json").exists() and not known_cells(out):
         raise InputError(f"{sweep.source}: nothing to resume: {out} has no results; start with `glide sweep run`")
     lock = Lock(out)
     try:
         abandoned_run = aside = None
         if again:
             before = read_state(out)
-            aside = move_aside(out, sweep.file.prompts)
+            aside = move_aside(out, sweep.cells)
             abandoned_run = before.run if before and not before.finished else None
         state = read_state(out)
-        indexes = {prompt: request_index(sweep, prompt) for prompt in sweep.file.prompts}
+        indexes = {cell: request_index(sweep, cell) for cell in sweep.cells}
         check_same_sweep(sweep, state, indexes)
         state = state or RunState(sweep.file.name, str(sweep.source.absolute()), new_run, sweep.digest, False)
         results = Results(sweep, lock, indexes, state)
@@ -337,14 +342,3 @@ def open_results(
     except BaseException:
         lock.close()
         raise
-
-
-def _read_retry_marks(out: Path) -> Iterator[tuple[str, str, str]]:
-    for line in read_lines(internal_path(out, "retry.jsonl")):
-        content = (line.get("prompt"), line.get("custom_id"), line.get("mark"))
-        if all(map(_is_text, content)):
-            yield content  # type: ignore[misc]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

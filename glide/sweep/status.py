@@ -31,8 +31,8 @@ class SweepStatus:
         state: new, running, interrupted, finished or changed. A sweep is changed if it had finished, and its file now
             has new requests.
         driver: process and host of the running driver; None if no driver runs.
-        done: for each prompt, the number of results, including results with an error.
-        errors: for each prompt, the number of results with an error.
+        done: for each cell, the number of results, including results with an error.
+        errors: for each cell, the number of results with an error.
     """
 
     state: str
@@ -48,15 +48,15 @@ def sweep_status(sweep: Sweep) -> SweepStatus:
         InputError: the folder holds another sweep's results.
     """
     state, driver = read_state(sweep.out), holder(sweep.out)
-    indexes = {prompt: request_index(sweep, prompt) for prompt in sweep.file.prompts}
+    indexes = {cell: request_index(sweep, cell) for cell in sweep.cells}
     if state is not None:
         check_same_sweep(sweep, state, indexes)
     done, errors = {}, {}
-    for prompt in sweep.file.prompts:
-        done[prompt] = errors[prompt] = 0
-        for _, result in current_results(sweep, prompt, indexes[prompt]):
-            done[prompt] += 1
-            errors[prompt] += result.get("error") is not None
+    for cell in sweep.cells:
+        done[cell] = errors[cell] = 0
+        for _, result in current_results(sweep, cell, indexes[cell]):
+            done[cell] += 1
+            errors[cell] += result.get("error") is not None
     finished = state is not None and state.finished
     if driver:
         state_name = "running"
@@ -68,23 +68,23 @@ def sweep_status(sweep: Sweep) -> SweepStatus:
 
 
 def current_results(
-    sweep: Sweep, prompt: str, index: RequestIndex | None = None
+    sweep: Sweep, cell: str, index: RequestIndex | None = None
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """For one prompt, yield each record that has a current result, with this result.
+    """For one cell, yield each record that has a current result, with this result.
 
-    A result is current if its request has not changed. If the folder has no fingerprints of the prompt's requests, each
+    A result is current if its request has not changed. If the folder has no fingerprints of the cell's requests, each
     result with the id of a record is current. A driver may write results at the same time.
     """
-    path, index = results_file(sweep.out, prompt), index or request_index(sweep, prompt)
-    if not requests_file(sweep.out, prompt).exists():
+    path, index = results_file(sweep.out, cell), index or request_index(sweep, cell)
+    if not requests_file(sweep.out, cell).exists():
         index = replace(index, unchanged=bytearray(b"\1") * len(index.fingerprints))
     for number, result in lines.numbered_results(path, index, lines.index_results(path, index)):
         yield sweep.records[number], result
 
 
-def request_index(sweep: Sweep, prompt: str) -> RequestIndex:
-    """For one prompt, compare the current requests with the requests of the stored results."""
-    return requests.compare(requests_file(sweep.out, prompt), sweep.numbers, sweep.fingerprints(prompt))
+def request_index(sweep: Sweep, cell: str) -> RequestIndex:
+    """For one cell, compare the current requests with the requests of the stored results."""
+    return requests.compare(requests_file(sweep.out, cell), sweep.numbers, sweep.fingerprints(cell))
 
 
 def is_correct(result: Mapping[str, Any], sweep: Sweep, record: Record) -> bool:
@@ -104,14 +104,14 @@ def check_same_sweep(sweep: Sweep, state: RunState | None, indexes: Mapping[str,
 
     Args:
         state: content of `run.json`; None if the file is missing or invalid.
-        indexes: the requests of each prompt, by prompt.
+        indexes: the requests of each cell, by cell.
     """
     same_name = state is not None and state.name == sweep.file.name
     same_source = state is not None and state.source == str(sweep.source.absolute())
     known = any(any(each.unchanged) for each in indexes.values())
     if (same_name and same_source) or (known and (same_name or same_source or state is None)):
         return
-    if state is None and not any(has_lines(results_file(sweep.out, prompt)) for prompt in indexes):
+    if state is None and not any(has_lines(results_file(sweep.out, cell)) for cell in indexes):
         return
     whose = f"the results of another sweep, {state.name} ({state.source})" if state else "results of an unknown sweep"
     raise InputError(
@@ -124,16 +124,16 @@ def read_summary(sweep: Sweep) -> dict[str, Any] | None:
     known = next(read_lines(sweep.out / SUMMARY), {})  # `Results.finish` writes the file as one line
     if any(type(known.get(name)) is not type(value) for name, value in EMPTY_SUMMARY.items()):
         return None
-    if not _are_prompt_summaries(known.get("prompts")):
+    if not _are_cell_summaries(known.get("prompts")):
         return None
     sound = all(type(glidein) is dict and type(glidein.get("records")) is int for glidein in known["glideins"])
     return known if sound else None
 
 
-def _are_prompt_summaries(prompts: Any) -> bool:
-    """Return whether `prompts` is a dict in which each value is the summary of a prompt."""
-    return isinstance(prompts, dict) and all(
+def _are_cell_summaries(cells: Any) -> bool:
+    """Return whether `cells` is a dict in which each value is the summary of a cell."""
+    return isinstance(cells, dict) and all(
         isinstance(each, dict) and isinstance(each.get("records"), int) and isinstance(each.get("errors"), int)
         and isinstance(each.get("accuracy"), (int, float, type(None))) and "accuracy" in each
-        for each in prompts.values()
+        for each in cells.values()
     )  # fmt: skip

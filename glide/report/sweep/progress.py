@@ -91,5 +91,5 @@ def result_table(summary: dict[str, Any]) -> Group:
     ranked = sorted(summary["prompts"].items(), key=lambda item: -(item[1]["accuracy"] or 0))
     for name, prompt in ranked:
         accuracy = "-" if prompt["accuracy"] is None else f"{prompt['accuracy']:.3f}"
-        table.add_row(name, str(prompt["records"]), str(prompt["errors"]), accuracy)
+        table.add_row(name or "all", str(prompt["records"]), str(prompt["errors"]), accuracy)
     return Group(Text(summary["name"], style="bold"), table, Text(totals))

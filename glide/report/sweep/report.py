@@ -49,7 +49,7 @@ def load_report(sweep: Sweep) -> SweepReport:
     """
     state = read_state(sweep.out)
     if state is not None:
-        check_same_sweep(sweep, state, {prompt: request_index(sweep, prompt) for prompt in sweep.file.prompts})
+        check_same_sweep(sweep, state, {prompt: request_index(sweep, prompt) for prompt in sweep.cells})
     history = histories.read(read_lines(history_file(sweep.out)))
     scores = _scores(sweep)
     notes = []
@@ -68,7 +68,7 @@ def load_report(sweep: Sweep) -> SweepReport:
 
 def _scores(sweep: Sweep) -> Scores:
     scores = Scores()
-    for prompt in sweep.file.prompts:
+    for prompt in sweep.cells:
         scores.prompts[prompt] = PromptScore(len(sweep.records), right=0 if sweep.file.expect else None)
         for record, result in current_results(sweep, prompt):
             scores.add(prompt, result, is_correct(result, sweep, record) if sweep.file.expect else None)

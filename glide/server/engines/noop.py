@@ -106,8 +106,11 @@ class Noop:
 
 
 def _text(record: EngineRecord) -> str:
-    """Return the record's prompt, or the content of its last message."""
-    return record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"])
+    """Return the record's prompt, or the content of its last message, or its last text."""
+    if isinstance(record.prompt, str):
+        return record.prompt
+    last = record.prompt[-1]
+    return str(last["content"] if isinstance(last, dict) else last)
 
 
 def _completion(record: EngineRecord) -> Completion:

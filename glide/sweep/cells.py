@@ -1,0 +1,72 @@
+"""The axes of a sweep, and the request that a record makes in each combination of their values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from glide.config import SweepFile
+from glide.config.sweep import Messages, Prompt
+from glide.server.engines.options import with_inside_names
+from glide.sweep.prompts import render
+from glide.sweep.records import Record
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the values of a sweep's axes. Each record gets one result in each cell.
+
+    Attributes:
+        name: the names of the values, with a slash between two names. It is empty if the sweep has no axes. The
+            results of the cell are in the subfolder of `out` with this name.
+        prompt: the prompt; None if each record brings its own request.
+        generate: the options of `generate`.
+    """
+
+    name: str
+    prompt: Prompt | None
+    generate: Mapping[str, Any]
+
+    def request(self, record: Record) -> dict[str, Any]:
+        """Return the `prompt`, `generate` and `task` of a record's request. A missing `task` is empty."""
+        if record.request is not None:
+            own = record.request
+            return {"prompt": own.prompt, "generate": _merged(self.generate, own.generate)} | (
+                {"task": own.task} if own.task else {}
+            )
+        assert self.prompt is not None  # `prepare` has refused other records
+        own_options = record.fields.get("generate")
+        generate = _merged(self.generate, own_options) if isinstance(own_options, dict) else self.generate
+        return {"prompt": render(self.prompt, record.fields), "generate": generate}
+
+    def content(self, record: Record) -> bytes:
+        """Return what a record's request depends on, beside the template and the cell's own options."""
+        request = self.request(record)
+        if isinstance(request["prompt"], str) and request["generate"] is self.generate:
+            return request["prompt"].encode()
+        return json.dumps(request, sort_keys=True).encode()
+
+
+def cells(file: SweepFile) -> dict[str, Cell]:
+    """Return the cells of a sweep, by name."""
+    prompts: Mapping[str, Prompt | None] = file.prompts or {
+        "": None if file.messages is None else Messages(file.messages)
+    }
+    variants: Mapping[str, Mapping[str, Any]] = file.variants or {"": {}}
+    found = {}
+    for (prompt_name, prompt), (variant, options) in product(prompts.items(), variants.items()):
+        name = "/".join(part for part in (prompt_name, variant) if part)
+        found[name] = Cell(name, prompt, _merged(file.generate, options) if options else file.generate)
+    return found
+
+
+def _merged(generate: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options, in which `own` wins over `generate`. An option may have different names in the two."""
+    if not own:
+        return generate
+    if not generate:
+        return own
+    return {**with_inside_names(generate), **with_inside_names(own)}
