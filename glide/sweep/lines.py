@@ -75,7 +75,10 @@ class ResultIndex:
 
 
 def index_results(path: Path, index: RequestIndex) -> ResultIndex:
-    """Read a results.jsonl file, and return the places of the results of current requests."""
+    """Find the line of each record's result in a results.jsonl file.
+
+    If the request of a result was changed or removed, the line is only counted, in `other_lines`.
+    """
     offsets, duplicated, other_lines = array("q", [NO_RESULT]) * len(index.fingerprints), set(), 0
     for offset, _, number, _ in _read(path, index):
         if number is None:

@@ -120,7 +120,8 @@ def _is_id(value: Any) -> bool:
 def _is_fever(row: dict[str, Any]) -> bool:
     """Return whether a row is from FEVER.
 
-    The evidence of such a row is a list of groups. A group is a list of [annotation, evidence, page, sentence].
+    The evidence of such a row is a list of groups. Each group is a list of references. A
+    reference is a list that begins with four elements: annotation, evidence, page and sentence number.
     """
     groups = row.get("evidence")
     return (

@@ -30,7 +30,7 @@ def duplicate(names: Iterable[str]) -> str | None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, and decompress it if its suffix says so. Errors of reading become an InputError."""
+    """Open a file. Decompress it if its name ends in .gz or .zst. Errors of reading become an InputError."""
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".gz":
