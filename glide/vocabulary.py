@@ -60,6 +60,7 @@ class Job:
     BRINGS = "GlideBrings"  # sticky job: digest of the template that the lane must load
     LANE = "GlideLane"  # sticky job: name of the slot that must load the template
     RUN = "GlideRun"  # name of the sweep or session that the job belongs to
+    SWEEP = "GlideSweep"  # job of a driver: path of the sweep file
     PART = "GlidePart"  # name of the group of records that the job carries; unique in the run
     PROTOCOL = "GlideProtocol"  # version of the job's requests; a lane of an older version cannot serve them
     RECORDS = "GlideRecords"  # number of records that the job carries

@@ -24,12 +24,16 @@ ODD = [
 ]  # fmt: skip
 
 
-def tiny_llama(folder: Path, context: int = 512) -> Path:
-    """Write a random Llama with a byte-level tokenizer, the same at every call, and return its folder."""
-    import torch
+def tiny_tokenizer(begin: str | None = "<s>", pad: str | None = None) -> Any:
+    """Return a byte-level tokenizer, the same at every call.
+
+    Args:
+        begin: a token that begins every text. So an empty prompt has a token, and there is something to continue.
+        pad: the padding token.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,18 +42,29 @@ def tiny_llama(folder: Path, context: int = 512) -> Path:
         SENTENCES,
         trainers.BpeTrainer(
             vocab_size=400,
-            special_tokens=["<s>", "</s>"],
+            special_tokens=[token for token in (pad, begin, "</s>") if token],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    # An empty prompt still begins with <s>, so that there is something to continue.
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token="</s>", pad_token=pad)
+
+
+def tiny_llama(folder: Path, context: int = 512) -> Path:
+    """Write a random Llama with a byte-level tokenizer, the same at every call, and return its folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
 
     torch.manual_seed(20)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -19,6 +19,7 @@ from glide.invoke.jobs import read_lines
 from glide.report.sweep.page import PAGE, write
 from glide.report.sweep.progress import ProgressDisplay, result_table
 from glide.report.sweep.report import load_report
+from glide.sweep import driver_job
 from glide.sweep.driver import drive
 from glide.sweep.out import internal_path
 from glide.sweep.prepare import prepare
@@ -51,6 +52,24 @@ def run(
     continue with `glide sweep resume`.
     """
     run_sweep(file, site, as_json, again=again)
+
+
+@app.command()
+def submit(file: File, site: Site = None, as_json: AsJson = False) -> None:
+    """Put the driver of a sweep into HTCondor's queue, and return. Example: glide sweep submit sweep.yaml
+
+    The sweep then needs no terminal. HTCondor starts the driver again if it is killed, for example when the machine is
+    rebooted. `condor_q` and `glide sweep status` show the sweep, and `condor_rm` stops it. The driver's messages are in
+    `.glide/driver` in the sweep's `out`.
+    """
+    sweep = prepare(file)
+    if site is not None:
+        load(site, SiteFile)
+    job = driver_job.submit(sweep, site)
+    if as_json:
+        print_json({"name": sweep.file.name, "job": job})
+        return
+    print(f"job {job} runs {sweep.file.name}; to see its progress: glide sweep status {file}")
 
 
 @app.command()

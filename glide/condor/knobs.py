@@ -27,6 +27,9 @@ KNOBS: dict[str, dict[str, str]] = {
         "MAX_CONCURRENT_UPLOADS": "100",
         "MAX_CONCURRENT_DOWNLOADS": "100",
     },
+    "A driver that was held and released, or that has failed, starts again after seconds instead of five minutes": {
+        "SCHEDULER_UNIVERSE_COOL_DOWN_DURATION": "2",
+    },
     "Ads of a glidein that died expire after one minute instead of fifteen": {
         "UPDATE_INTERVAL": "15",
         "CLASSAD_LIFETIME": "60",

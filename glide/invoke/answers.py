@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from glide.protocol.request import is_deeper
+from glide.protocol.result import is_count, problem
 
 # Maximum size of all lines that are not results, in bytes. Such a line contains the number of records that the model
 # server has begun. The server may write one such line each second.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
-LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
-NAME_LENGTH = 1000  # maximum number of characters of a glidein's name or an error's type
-MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
 MOST_NESTED = 100  # maximum depth of arrays and objects in a line; Python cannot write a value with 1,000 levels
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # the JSON escape of a surrogate, which is only half of a character
 
@@ -132,7 +130,7 @@ def _read_line(
     except (ValueError, RecursionError):
         raise RejectedResult("a line is not a JSON object") from None
     if "custom_id" not in content:
-        if not _is_count(content.get("begun")):
+        if not is_count(content.get("begun")):
             raise RejectedResult("a line is neither a result nor the number of records that have begun")
         answers.begun = max(answers.begun, min(content["begun"], len(ids)))
         return
@@ -143,37 +141,6 @@ def _read_line(
         raise RejectedResult(f"a result is invalid: {wrong}")
     # Ignore a second result of a record. It is a copy, or it was computed after the job had started again.
     answers.results.setdefault(name, content)
-
-
-def problem(result: dict[str, Any]) -> str:
-    """Return what is wrong with the fields that every result must have; empty if all these fields are valid."""
-    text, error = result.get("text"), result.get("error")
-    if error is not None and not _is_error(error):
-        return "`error` is not null or {type, message}"
-    if not (isinstance(text, str) or (text is None and error is not None)):
-        return "`text` is not a string"
-    if not _is_count(result.get("tokens", "")) and result.get("tokens", "") is not None:
-        return "`tokens` is not a count"
-    seconds = result.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < LARGEST_COUNT:
-        return "`seconds` is not a number of seconds"
-    if not _is_count(result.get("attempts")):
-        return "`attempts` is not a count"
-    glidein = result.get("glidein")
-    if not isinstance(glidein, str) or len(glidein) > NAME_LENGTH:
-        return "`glidein` is not a name"
-    return ""
-
-
-def _is_error(error: object) -> bool:
-    if not isinstance(error, dict) or error.keys() != {"type", "message"}:
-        return False
-    lengths = {"type": NAME_LENGTH, "message": MESSAGE_LENGTH}
-    return all(isinstance(error[name], str) and len(error[name]) <= most for name, most in lengths.items())
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
 def _finite(text: str) -> float:

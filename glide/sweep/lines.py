@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.invoke.jobs import read_lines
+from glide.protocol.result import answer_problem
 from glide.sweep.requests import NO_RESULT, RequestIndex
 from glide.system import publishing
 
@@ -38,6 +39,8 @@ def is_valid(result: Mapping[str, Any]) -> bool:
         return False
     error = result.get("error")
     if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
+        return False
+    if answer_problem(result):
         return False
     # The comparison rejects NaN too, because NaN is not smaller than any number.
     return all(abs(result.get(name) or 0) < LARGEST_NUMBER for name in ("tokens", "attempts", "seconds"))
