@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from glide.config import SweepFile
+from glide.sweep import reading
 from glide.sweep import results as module
 from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record
@@ -19,6 +20,17 @@ from glide.template import Template
 THREE = (("a", "a"), ("b", "b"), ("c/d", "c/d"))
 LABELS = {"a": "yes", "b": "no", "c/d": "yes"}
 EVERY = [f"{prompt}/{record}" for prompt in ("plain", "kind") for record in ("a", "b", "c/d")]
+
+
+def read_records(path: Path, id_field: str | None = None, form: str | None = None) -> list[Record]:
+    """The records of a file as the check sees them; read from disk again, they must be the same."""
+    seen: list[Record] = []
+    again = reading.read(path, id_field, form, seen.append)
+    assert [(each.custom_id, each.fields, each.request) for each in again] == [
+        (each.custom_id, each.fields, each.request) for each in seen
+    ]
+    assert [again.number(each.custom_id) for each in seen] == list(range(len(seen)))
+    return seen
 
 
 @pytest.fixture
@@ -40,7 +52,7 @@ def make(tmp_path: Path, records: Iterable[tuple[str, str]] = THREE, model: str 
         Record(name, {"custom_id": name, "text": text, "label": LABELS.get(name, "")}, line)
         for line, (name, text) in enumerate(records, 1)
     ]
-    return Sweep(tmp_path / "s.yaml", SweepFile.model_validate(content), rows, Template(model, "noop"))
+    return Sweep.of(tmp_path / "s.yaml", SweepFile.model_validate(content), rows, Template(model, "noop"))
 
 
 @pytest.fixture
@@ -63,7 +75,7 @@ def answer(results: Results, name: str, text: str | None = "yes", **fields) -> d
     """What a lane's client writes."""
     prompt, _, custom_id = name.partition("/")
     return {
-        "custom_id": results.wire_id(prompt, results.sweep.numbers[custom_id]), "text": text, "tokens": 2,
+        "custom_id": results.wire_id(prompt, results.sweep.records.number(custom_id)), "text": text, "tokens": 2,
         "error": None, "glidein": "here-1.0", "attempts": 1, "seconds": 0.5,
     } | fields  # fmt: skip
 
@@ -78,17 +90,18 @@ def finished(results: Results, **fields) -> Results:
     return results
 
 
-def plain(wire_id: str) -> str:
-    """An id on the wire without its fingerprint."""
-    return wire_id.rpartition("#")[0]
+def plain(results: Results, wire_id: str) -> str:
+    """The cell and the custom_id for an id on the wire."""
+    cell, number = results.job_ids.locate(wire_id) or ("", 0)
+    return f"{cell}/{results.sweep.records[number].custom_id}"
 
 
 def unsent(results: Results) -> list[str]:
-    return [plain(request["custom_id"]) for request in results.pending(())]
+    return [plain(results, request["custom_id"]) for request in results.pending(())]
 
 
 def have(results: Results) -> set[str]:
-    return set(map(plain, results.done))
+    return {plain(results, wire_id) for wire_id in results.done}
 
 
 def lines_of(results: Results, prompt: str) -> list[dict]:

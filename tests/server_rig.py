@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glide.invoke.jobs import read_results
+from glide.protocol.json_lines import read_results
 from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.sweep import calls

@@ -15,7 +15,7 @@ from glide.condor import AccessPoint, EmbeddedPool, bindings, tokens
 from glide.condor.access_point import job_file_value
 from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import FORBIDDEN_ATTRIBUTES
-from glide.invoke.jobs import read_results
+from glide.protocol.json_lines import read_results
 from glide.server.stream import classad_string
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State

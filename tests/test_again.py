@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from glide.condor import AccessPoint
-from glide.invoke.jobs import read_results
+from glide.protocol.json_lines import read_results
 from glide.sweep.driver import drive
 from glide.sweep.prepare import prepare
 from glide.sweep.results import Results, open_results

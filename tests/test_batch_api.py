@@ -91,9 +91,9 @@ def test_requests_and_prompts_exclude_each_other(tmp_path):
 
 
 def test_changed_body_is_a_changed_request(tmp_path):
-    before = sweep_of(tmp_path, LINES).fingerprints("")
+    before = sweep_of(tmp_path, LINES).fingerprints[""]
     changed = {**CHAT, "body": {**CHAT["body"], "temperature": 1, "seed": 3}}
-    after = sweep_of(tmp_path, [changed, PLAIN, VECTORS]).fingerprints("")
+    after = sweep_of(tmp_path, [changed, PLAIN, VECTORS]).fingerprints[""]
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
 
 
@@ -218,6 +218,6 @@ def test_cells_have_their_own_folders_and_survive_resume(tmp_path):
     # A variant more: what is there stays; a variant less: its results are moved aside.
     grown = sweep_of(tmp_path, [{"custom_id": "a"}], prompts={"p": "x"}, variants={"v": {"n": 2}, "w": {"n": 3}})
     opened = open_results(grown, "run")
-    pending = [request["custom_id"].partition("#")[0] for request in opened.pending(())]
-    assert (opened.resumed, pending) == (1, ["p:w/a"]) and not (folder / "p" / "u").exists()
+    pending = [request["custom_id"].partition("/")[0] for request in opened.pending(())]
+    assert (opened.resumed, pending) == (1, ["p:w"]) and not (folder / "p" / "u").exists()
     opened.close()

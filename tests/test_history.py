@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from glide.invoke.jobs import InvocationJob, read_lines
+from glide.invoke.jobs import InvocationJob
+from glide.protocol.json_lines import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval

@@ -13,6 +13,7 @@ from glide.invoke.pack import (
     AP_SHARE,
     FIXED_AHEAD,
     LONGEST_SECONDS,
+    MOST_RECORDS,
     PROBE_RECORDS,
     SHARE,
     SHORTEST_SECONDS,
@@ -112,7 +113,8 @@ def test_job_duration_stays_between_shortest_and_longest_allowed():
         assert max(sizes) == 1 or max(sizes) * paces[0] <= longest
         taken = 0
         for size in sizes:
-            assert size == left - taken or size * paces[0] >= min(0.75 * shortest, longest / 2)
+            long_enough = size * paces[0] >= min(0.75 * shortest, longest / 2)
+            assert size == left - taken or long_enough or size >= 0.5 * MOST_RECORDS
             taken += size
 
 
@@ -226,3 +228,11 @@ def test_overhead_of_long_sweep_stays_below_ten_percent(lanes):
 def test_average_job_duration_is_at_least_allowed_minimum():
     _, jobs = simulate(20_000, 8, 0.05)
     assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS
+
+
+def test_fast_records_do_not_make_jobs_of_any_size():
+    assert max(pack(10_000_000, 2, 0, [2e-5]).sizes) == MOST_RECORDS
+    assert max(pack(10_000_000, 2, 0, [0.0]).sizes) == MOST_RECORDS
+    assert max(pack(10_000_000, 2, 0, [2e-5], fixed=100_000).sizes) == 100_000
+    # A thousand fast lanes need larger jobs: else the access point could not start enough of them.
+    assert max(pack(100_000_000, 1000, 0, [5e-4]).sizes) > MOST_RECORDS

@@ -106,7 +106,7 @@ def test_model_with_unsupported_url_is_refused(write):
 def test_model_and_record_problems_are_reported_together(write, tmp_path):
     records = '{"custom_id": "a", "text": "x"}\nnot json\n{"custom_id": "a", "text": "x"}\n'
     problems = problems_of(write(records, model={"name": "m", "engine": "transformers", "path": "gone"}))
-    assert len(problems) == 3
+    assert len(problems) == 4 and "no field 'label'" in problems[3]
     assert "gone" in problems[0]
     assert problems[1].startswith(f"{tmp_path / 'r.jsonl'}:2: not JSON")
     assert problems[2].startswith(f"{tmp_path / 'r.jsonl'}:3: custom_id 'a'")

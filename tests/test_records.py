@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from glide.errors import InputError
-from glide.sweep.prompts import check_fields, check_prompts, render
-from glide.sweep.records import FEVER_LABELS, MOST_PROBLEMS, Record, read
+from glide.sweep import reading
+from glide.sweep.prompts import field_problem, prompt_checks, render
+from glide.sweep.reading import MOST_PROBLEMS
+from glide.sweep.records import FEVER_LABELS, Record
+from tests.results_rig import read_records as read
 
 
 @pytest.fixture
@@ -158,7 +161,7 @@ def test_fever_dataset_line_without_evidence_is_accepted(write):
 def test_missing_label_in_fever_dataset_is_reported(write):
     row = {"id": 1, "claim": "c", "evidence": []}
     path = write("test.jsonl", json.dumps(row))
-    (got,) = check_fields(read(path), ["label"], "`expect` uses this field")
+    got = field_problem(["label"], "`expect` uses this field", read(path)[0])
     has = "the record has claim, custom_id, evidence, id"
     assert got == f"{path}:1: no field 'label', but `expect` uses this field; {has}"
 
@@ -288,7 +291,7 @@ def test_reading_records_needs_little_memory(write):
     path = write("r.jsonl", '{"custom_id": "a"}\n' + (" " * 999_999 + "\n") * 64)
     tracemalloc.start()
     try:
-        read(path)
+        reading.read(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -324,9 +327,14 @@ SOURCE = Path("r.jsonl")
 RECORDS = [Record("a", {"custom_id": "a", "claim": "x"}, 1, SOURCE), Record("b", {"custom_id": "b"}, 7, SOURCE)]
 
 
+def problems_with(prompts: dict[str, str], records: list[Record] = RECORDS) -> list[str]:
+    """What is wrong with the records for each prompt."""
+    checks = prompt_checks(prompts)
+    return [problem for check in checks for problem in [next(filter(None, map(check, records)), "")] if problem]
+
+
 def test_error_for_missing_field_gives_first_affected_record():
-    problems = check_prompts(RECORDS, {"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"})
-    assert problems == [
+    assert problems_with({"good": "{custom_id}", "bad": "{claim}", "worse": "{evidence}"}) == [
         "r.jsonl:7: no field 'claim', but prompt bad uses this field; the record has custom_id",
         "r.jsonl:1: no field 'evidence', but prompt worse uses this field; the record has claim, custom_id",
     ]
@@ -335,17 +343,16 @@ def test_error_for_missing_field_gives_first_affected_record():
 def test_null_field_is_refused_like_missing_field():
     rows = [{"custom_id": "a", "claim": ""}, {"custom_id": "b", "claim": None}]
     records = [Record(row["custom_id"], row, line, SOURCE) for line, row in enumerate(rows, 1)]
-    (problem,) = check_prompts(records, {"p": "{claim}"})
+    (problem,) = problems_with({"p": "{claim}"}, records)
     assert problem == "r.jsonl:2: field 'claim' is null, but prompt p uses this field; give it a value, \"\" for none"
-    assert check_fields(records, ["claim"], "`expect` uses this field")
+    assert [bool(field_problem(["claim"], "`expect` uses this field", record)) for record in records] == [False, True]
 
 
 def test_doubled_braces_in_prompt_are_not_a_field():
-    assert check_prompts(RECORDS, {"p": "{{claim}} {custom_id}"}) == []
+    assert problems_with({"p": "{{claim}} {custom_id}"}) == []
 
 
 def test_record_lacking_field_named_by_expect_is_refused():
-    assert check_fields(RECORDS, ["claim"], "`expect` uses this field") == [
+    assert field_problem(["claim"], "`expect` uses this field", RECORDS[1]) == (
         "r.jsonl:7: no field 'claim', but `expect` uses this field; the record has custom_id"
-    ]
-    assert check_fields(RECORDS, ["custom_id"], "`expect` uses this field") == []
+    )

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 
 from glide.condor import EmbeddedPool, bindings
 from glide.condor.event_log import LOST
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval, SweepHistory

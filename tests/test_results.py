@@ -34,14 +34,14 @@ def test_pending_records_have_neither_result_nor_job(sweep, begin):
 
     def left(*on_their_way: str) -> list[str]:
         ids = {answer(results, name)["custom_id"] for name in on_their_way}
-        return [plain(request["custom_id"]) for request in results.pending(ids)]
+        return [plain(results, request["custom_id"]) for request in results.pending(ids)]
 
     assert left() == EVERY
     keep(results, "plain/a", "plain/c/d")
-    assert left("plain/b", "kind/b") == ["kind/a", "kind/c/d"] and results.done_prefix == 1
+    assert left("plain/b", "kind/b") == ["kind/a", "kind/c/d"]
     assert left() == ["plain/b", "kind/a", "kind/b", "kind/c/d"]  # their jobs were lost
     keep(results, "plain/b", "kind/c/d")
-    assert left() == ["kind/a", "kind/b"] and results.done_prefix == 3
+    assert left() == ["kind/a", "kind/b"] and (results.first_cell, results.first_number) == (1, 0)
 
 
 def test_extra_result_fields_of_engine_are_kept(sweep, begin):
@@ -91,7 +91,10 @@ def test_errors_and_tokens_in_results_are_counted(sweep, begin):
     assert results.error_lines() == ["plain: b: PromptTooLong: 600 tokens"]
 
 
-@pytest.mark.parametrize("wire_id", ["", "x", "plain/a", "../x", "plain/../../x#0", "plain/zz#0", "nope/a#0", "/", "#"])
+@pytest.mark.parametrize(
+    "wire_id",
+    ["", "x", "plain/a", "../x", "plain/../../x#0", "plain/zz#0", "nope/a#0", "/", "#", "plain/0/#", "plain/-1/x#0"],
+)
 def test_result_with_unknown_id_is_not_stored(sweep, begin, wire_id):
     results = begin(sweep)
     results.store([answer(results, "plain/a") | {"custom_id": wire_id}])

@@ -21,7 +21,6 @@ from tests.results_rig import (
     keep,
     lines_of,
     make,
-    plain,
     snapshot,
     superseded,
     texts_of,
@@ -162,7 +161,8 @@ def test_undoing_a_sweep_change_restores_old_results(sweep, begin, tmp_path, cha
     changed = make(tmp_path, **changes)
     results = begin(changed)
     assert unsent(results) == missing and results.resumed == 6 - len(missing)
-    assert results.are_current([each["custom_id"] for each in late if plain(each["custom_id"]) not in missing])
+    still = [each["custom_id"] for name, each in zip(EVERY, late, strict=True) if name not in missing]
+    assert results.are_current(still)
     assert results.are_current([each["custom_id"] for each in late]) == (not missing)
     results.store(late)  # of a job that asked what was asked before
     assert unsent(results) == missing

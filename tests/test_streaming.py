@@ -14,7 +14,8 @@ import pytest
 from glide.condor import AccessPoint, EmbeddedPool, install
 from glide.condor.access_point import job_file_value
 from glide.glidein.configuration import ANY_PROGRAM
-from glide.invoke.jobs import WARM, read_results
+from glide.invoke.jobs import WARM
+from glide.protocol.json_lines import read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import eventually

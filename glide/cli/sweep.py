@@ -15,7 +15,7 @@ from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
 from glide.config import SiteFile, load
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.report.sweep.page import PAGE, write
 from glide.report.sweep.progress import ProgressDisplay, result_table
 from glide.report.sweep.report import load_report

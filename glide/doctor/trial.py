@@ -22,7 +22,7 @@ from glide.doctor.facts import TrialOutcome
 from glide.errors import CondorError
 from glide.factory.actions import Wait
 from glide.factory.snapshot import Snapshot
-from glide.invoke.jobs import read_results
+from glide.protocol.json_lines import read_results
 from glide.report.reasons import QueueView, phase, why_idle
 from glide.report.status import observe_pool
 from glide.template import Template

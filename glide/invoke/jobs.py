@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from glide.condor.access_point import SUBMIT_SECONDS, any_of, job_file_value, qu
 from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
-from glide.protocol.request import input_lines, needed_version
+from glide.invoke.part import Part
+from glide.protocol.request import input_lines
 from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
 
@@ -132,15 +133,33 @@ class RunJobs:
         self.version = 1
         run.folder.mkdir(parents=True, exist_ok=True)
 
-    def submit(
-        self, parts: Sequence[Sequence[Mapping[str, Any]]], avoid: Sequence[str] = (), pending: int = 0,
-        last: bool = False,
-    ) -> list[str]:  # fmt: skip
+    def write(self, records: Iterable[Mapping[str, Any]]) -> Part:
+        """Write the input file of a new job.
+
+        The file ends when it has PART_BYTES bytes. So it may have fewer records than `records`.
+
+        Args:
+            records: requests with `custom_id`, `prompt`, `generate` (the engine's options) and `timeout` (time limit of
+                an engine call, in seconds).
+
+        Raises:
+            OSError: the file cannot be written, for example because the disk is full. Then there is no file.
+        """
+        part = Part(uuid.uuid4().hex[:12])
+        try:
+            with self._input(part.name).open("w", encoding="utf-8") as file:
+                for line in input_lines(part.take(records)):
+                    part.size += file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except BaseException:
+            self._remove_files(part.name)
+            raise
+        return part
+
+    def submit(self, parts: Sequence[Part], avoid: Sequence[str] = (), pending: int = 0, last: bool = False) -> None:
         """Submit one job for each part. All jobs are submitted as one cluster, with spooled files.
 
         Args:
-            parts: the records of each job. A record has `custom_id`, `prompt`, `generate` (the engine's options) and
-                `timeout` (time limit of an engine call, in seconds).
+            parts: the parts, as `write` returns them.
             avoid: GlideIds of glideins that must not get these jobs, such as dead glideins that still have ads in the
                 collector. If `avoid` is not empty, the jobs get a higher priority, because some of their records may be
                 from lost jobs.
@@ -149,37 +168,28 @@ class RunJobs:
             last: True if the run submits no more parts after these. Then each lane is released as soon as its job has
                 ended, so that other runs can use the lane.
 
-        Returns:
-            The names of the parts.
-
         Raises:
-            OSError: an input file cannot be written, for example because the disk is full. No job is submitted.
+            OSError: an input file cannot be read. No job is submitted.
             CondorRefused: the access point refuses the jobs.
         """
         items = []
-        for records in parts:
-            part = uuid.uuid4().hex[:12]
-            most = answers.output_limit(len(records), self.run.max_result_bytes)
-            version = max(map(needed_version, records))
-            self.version = max(self.version, version)
-            items.append(
-                {
-                    "part": part,
-                    "count": str(len(records)),
-                    "most_mb": str(most // MEGABYTE + 1),
-                    "version": str(version),
-                }
-            )
+        for part in parts:
+            most = answers.output_limit(len(part.ids), self.run.max_result_bytes)
+            self.version = max(self.version, part.version)
+            items.append({
+                "part": part.name, "count": str(len(part.ids)), "most_mb": str(most // MEGABYTE + 1),
+                "version": str(part.version),
+            })  # fmt: skip
         try:
-            for item, records in zip(items, parts, strict=True):
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in input_lines(records))
-                self._input(item["part"]).write_text(text, encoding="utf-8")
             self._submit(items, avoid, pending, last)
         except (OSError, CondorRefused):  # no job was submitted, so no file is needed
-            for item in items:
-                self._remove_files(item["part"])
+            self.discard(parts)
             raise
-        return [item["part"] for item in items]
+
+    def discard(self, parts: Iterable[Part]) -> None:
+        """Delete the files of parts that are not submitted."""
+        for part in parts:
+            self._remove_files(part.name)
 
     def _submit(self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool) -> None:
         description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
@@ -328,22 +338,3 @@ def _count(ad: Mapping[str, Any], name: str) -> int:
 def _text(ad: Mapping[str, Any], name: str) -> str:
     found = ad.get(name)
     return found if isinstance(found, str) else ""
-
-
-def read_results(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the results in a file. A missing file counts as empty."""
-    return filter(_is_result, read_lines(path))
-
-
-def _is_result(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("custom_id"), str)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line. Skip incomplete and invalid lines. A missing file counts as empty."""
-    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            with suppress(ValueError, RecursionError):
-                content = json.loads(line) if line.endswith("\n") else None
-                if isinstance(content, dict):
-                    yield content

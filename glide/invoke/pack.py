@@ -25,6 +25,9 @@ SHORTEST_SECONDS = 2.0
 # So a job should be short. But if there are very many lanes, the access point cannot start enough short jobs.
 # In this case, jobs take longer than this maximum.
 LONGEST_SECONDS = 60.0
+# Maximum number of records of a job, except if the user has fixed the number. The driver holds the results of a job in
+# memory when it reads them, and only records that take less than 2 ms reach this maximum.
+MOST_RECORDS = 1 << 15
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
 # Minimum number of jobs in the queue if the user has fixed the number of records per job. Such jobs may be very short,
@@ -96,7 +99,7 @@ def pack(
     # HTCondor may give any job to any lane. So the last job must be short even if the slowest lane gets it.
     slowest = max(record_seconds)
     if slowest == 0:
-        return Wave((pending,), f"all {pending} records in one job: they take no time")
+        return Wave(_cut(pending, [MOST_RECORDS] * most_jobs), "jobs of the largest size: the records take no time")
     # The speed of all lanes together, in records per second.
     speed = lanes * sum(1 / max(each, slowest / 1000) for each in record_seconds) / len(record_seconds)
     work = max(pending, unfinished) * lanes / speed  # seconds that one lane would need for all remaining records
@@ -108,7 +111,10 @@ def pack(
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
     least = batch * math.ceil(shortest * speed / lanes / batch)
-    most = batch * max(1, int(longest / slowest / batch))
+    # With very many fast lanes, the access point could not start enough jobs of this size.
+    largest = batch * math.ceil(max(MOST_RECORDS, speed * start_seconds / AP_SHARE) / batch)
+    least = min(least, largest)
+    most = min(batch * max(1, int(longest / slowest / batch)), largest)
     sizes: list[int] = []
     remaining = pending
     for _ in range(most_jobs):
@@ -119,6 +125,7 @@ def pack(
         # - The number of records that the slowest lane can compute before the other lanes have finished all remaining
         #   records.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
+        cap = min(cap, largest)
         size = min(max(share, least), cap, remaining)
         if size == 0:
             break

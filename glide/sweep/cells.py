@@ -50,11 +50,16 @@ class Cell:
         return json.dumps(request, sort_keys=True).encode()
 
 
+def prompts_of(file: SweepFile) -> dict[str, Prompt]:
+    """Return the prompts of a sweep, by name; empty if each record brings its own request."""
+    if file.messages is not None:
+        return {"": Messages(file.messages)}
+    return dict(file.prompts or {})
+
+
 def cells(file: SweepFile) -> dict[str, Cell]:
     """Return the cells of a sweep, by name."""
-    prompts: Mapping[str, Prompt | None] = file.prompts or {
-        "": None if file.messages is None else Messages(file.messages)
-    }
+    prompts: Mapping[str, Prompt | None] = prompts_of(file) or {"": None}
     variants: Mapping[str, Mapping[str, Any]] = file.variants or {"": {}}
     found = {}
     for (prompt_name, prompt), (variant, options) in product(prompts.items(), variants.items()):

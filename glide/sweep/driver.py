@@ -18,8 +18,9 @@ from glide.errors import CondorError, CondorRefused, GlideError
 from glide.factory.journal import refusals
 from glide.invoke.jobs import InvocationJob, RunJobs, RunSpec
 from glide.invoke.pack import Wave, eviction_rate, pack
+from glide.invoke.part import Part
 from glide.sweep.intake import ResultIntake
-from glide.sweep.lanes import Lanes
+from glide.sweep.lanes import Lanes, record_seconds
 from glide.sweep.outage import Outage, is_temporary
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
@@ -239,7 +240,7 @@ class Driver:
         """If the lanes need more jobs, submit jobs with pending records."""
         in_flight = self.intake.update_in_flight({job.part for job in queue})
         unfinished = self.work.total - len(self.work.done)
-        pending = unfinished - len(in_flight.difference(self.work.done))
+        pending = unfinished - sum(record not in self.work.done for record in in_flight)
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
@@ -247,18 +248,27 @@ class Driver:
         batch = self.work.batch or max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
         losses = eviction_rate(self.intake.evictions, expected, time.monotonic() - (self.first_warm or self.started))
         wave = pack(
-            pending, expected, len(queue), _record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished
+            pending, expected, len(queue), record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished
         )
         self.lanes_full = pending > 0 and not wave.sizes
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
             records = self._with_attempts(self.work.pending(in_flight))
-            parts = [part for size in wave.sizes if (part := list(islice(records, size)))]
-            pending -= sum(wave.sizes)
+            parts: list[Part] = []
+            try:
+                for size in wave.sizes:
+                    parts.append(self.jobs.write(islice(records, size)))
+            except BaseException:
+                self.jobs.discard(parts)
+                raise
+            self.jobs.discard(part for part in parts if not part.ids)
+            parts = [part for part in parts if part.ids]
+            pending -= sum(len(part.ids) for part in parts)
             if parts:  # a session's caller may have just cancelled all pending calls
-                last = pending == 0 and self.work.all_known
-                self.intake.note_submitted(self.jobs.submit(parts, list(self.lanes.avoided), pending, last), parts)
+                last = pending <= 0 and self.work.all_known
+                self.jobs.submit(parts, list(self.lanes.avoided), max(0, pending), last)
+                self.intake.note_submitted(parts)
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the requests. If a request was in jobs that were lost, its `attempts` is the number of these jobs."""
@@ -337,14 +347,3 @@ def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
             if not is_temporary(error):
                 raise
             outage.wait(error, lambda: False)
-
-
-def _record_seconds(warm: list[dict[str, Any]]) -> list[float]:
-    """Return the seconds per record of each lane whose engine has been measured.
-
-    The warm lanes of a glidein share one engine. If a glidein has n warm lanes, each lane gets 1/n of the engine's
-    speed. So the result for each lane is n times the engine's seconds per record.
-    """
-    sharing = Counter(lane[Machine.ID] for lane in warm)
-    times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
-    return [seconds for seconds in times if seconds > 0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from glide.condor.event_log import LOST, Event
 from glide.condor.names import printable
 from glide.errors import CondorRefused
 from glide.invoke.answers import OutputContent
 from glide.invoke.jobs import InvocationJob, RunJobs
+from glide.invoke.part import Part
 from glide.sweep.audit import Audit
 from glide.sweep.lanes import SILENT_SECONDS, Lanes
 from glide.sweep.work import Work
@@ -90,15 +90,9 @@ class ResultIntake:
                     self.outdated.add(job.part)
         return queue
 
-    def note_submitted(self, names: Sequence[str], parts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Remember the ids of the records in new jobs, so that the method `queue` need not read their input files.
-
-        Args:
-            names: names of the parts.
-            parts: the requests in each part.
-        """
-        for name, part in zip(names, parts, strict=True):
-            self.record_ids[name] = {request["custom_id"] for request in part}
+    def note_submitted(self, parts: Sequence[Part]) -> None:
+        """Remember the ids of the records in new jobs, so that the method `queue` need not read their input files."""
+        self.record_ids |= {part.name: part.ids for part in parts}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
         """Keep only the parts in `parts` and in `finished`. Return the ids of all records in the kept parts.
@@ -157,6 +151,10 @@ class ResultIntake:
         self._count_unanswered(too_long)
         return queue
 
+    def _unfinished(self, part: str) -> set[str]:
+        """Return the ids of the records in a part that have no result."""
+        return {record for record in self.record_ids[part] if record not in self.work.done}
+
     def _store(self, *answers: OutputContent) -> None:
         self.work.store(result for each in answers for result in each.results.values())
 
@@ -179,7 +177,7 @@ class ResultIntake:
         glidein still gets jobs.
         """
         lane = job.lane or job.last_lane
-        missing = self.record_ids[job.part] - self.work.done.keys()
+        missing = self._unfinished(job.part)
         self.audit.log_rejected(self.lanes.describe(lane), job.id, answers)
         if missing and not self.lanes.is_only_warm_glidein(lane):
             self.lanes.avoid(lane)
@@ -251,7 +249,7 @@ class ResultIntake:
             self.lost_in_flight += max(0, answers.begun - saved)
             at = self.disconnected.get(job.id, time.time())
             self.work.history.write_ended([job], "lost", at=at, begun=answers.begun, saved=saved)
-            self.attempts.update(self.record_ids[job.part] - self.work.done.keys())
+            self.attempts.update(self._unfinished(job.part))
             self.audit.log_rejected(self.lanes.describe(job.lane), job.id, answers)
             self.lanes.avoid(job.lane)
         self.jobs.remove(lost, "its node is gone; its unfinished records are sent again")

@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import InputError
-from glide.sweep.text_files import Row, UnusableRow, duplicate, lines_of
+from glide.sweep.text_files import Row, UnusableRow, duplicate, places_of
 
 
 def json_rows(path: Path) -> Iterator[Row]:
     """Yield the objects of a file with one object per line, or with one array of objects."""
-    lines = enumerate(lines_of(path), 1)
-    for number, line in lines:
+    lines = places_of(path)
+    for number, line, offset in lines:
         start = line.strip()
         if not start:
             continue
         if start[0] == "[":
-            yield from _array_rows(path, number, line, lines)
+            yield from _array_rows(path, number, line, ((place, text) for place, text, _ in lines))
             return
         if start == "{":
             raise InputError(f"{path}:{number}: an object on several lines; write one per line: jq -c . {path.name}")
-        yield number, _json(line)
+        yield number, json_row(line), offset
         break
-    for number, line in lines:
+    for number, line, offset in lines:
         if line.strip():
-            yield number, _json(line)
+            yield number, json_row(line), offset
 
 
 def _array_rows(path: Path, number: int, line: str, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
@@ -38,7 +38,6 @@ def _array_rows(path: Path, number: int, line: str, lines: Iterator[tuple[int, s
         line: the text of this line.
         lines: the lines after it.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)
     text = line.lstrip()[1:]
     expected = "value"  # what may come next: "value" or "comma"
     while True:
@@ -59,14 +58,12 @@ def _array_rows(path: Path, number: int, line: str, lines: Iterator[tuple[int, s
             text, expected = text[1:], "value"
         else:
             first = number
-            value, text, number = _element(path, decoder, text, number, lines)
-            yield first, value
+            value, text, number = _element(path, text, number, lines)
+            yield first, value, None
             expected = "comma"
 
 
-def _element(
-    path: Path, decoder: json.JSONDecoder, text: str, number: int, lines: Iterator[tuple[int, str]]
-) -> tuple[Any, str, int]:
+def _element(path: Path, text: str, number: int, lines: Iterator[tuple[int, str]]) -> tuple[Any, str, int]:
     """Return the element with which a text begins, the text after it, and the number of the last line that was read.
 
     Lines are added to the text until the element is complete. Each time, twice as many lines are added, so that a long
@@ -75,7 +72,7 @@ def _element(
     first, more = number, 1
     while True:
         try:
-            value, end = decoder.raw_decode(text)
+            value, end = _DECODER.raw_decode(text)
             return _without_half_characters(value, text[:end]), text[end:], number
         except UnusableRow as error:
             raise InputError(f"{path}:{first}: {error}") from None
@@ -88,9 +85,10 @@ def _element(
             text, number, more = text + "".join(entry[1] for entry in added), added[-1][0], 2 * more
 
 
-def _json(line: str) -> Any:
+def json_row(line: str) -> Any:
+    """Return the content of a line of JSON, or an UnusableRow."""
     try:
-        return _without_half_characters(json.loads(line, object_pairs_hook=_reject_duplicate_keys), line)
+        return _without_half_characters(_DECODER.decode(line), line)
     except UnusableRow as error:
         return error
     except RecursionError:
@@ -116,3 +114,6 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         raise UnusableRow(f"{duplicate(key for key, _ in pairs)!r:.40} is given twice; remove or rename one")
     return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 from glide.condor import Collector
@@ -179,3 +180,14 @@ def checked(ad: dict[str, Any]) -> dict[str, Any] | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < LARGEST_NUMBER
+
+
+def record_seconds(warm: list[dict[str, Any]]) -> list[float]:
+    """Return the seconds per record of each lane whose engine has been measured.
+
+    The warm lanes of a glidein share one engine. If a glidein has n warm lanes, each lane gets 1/n of the engine's
+    speed. So the result for each lane is n times the engine's seconds per record.
+    """
+    sharing = Counter(lane[Machine.ID] for lane in warm)
+    times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
+    return [seconds for seconds in times if seconds > 0]

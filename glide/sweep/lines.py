@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.protocol.result import answer_problem
 from glide.sweep.requests import NO_RESULT, RequestIndex
 from glide.system import publishing
@@ -123,7 +123,7 @@ def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | N
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             result = _parse(line)
-            number = index.numbers.get(result["custom_id"]) if result is not None else None
+            number = index.records.number(result["custom_id"]) if result is not None else None
             yield offset, line, number if number is not None and index.unchanged[number] else None, result
             offset += len(line)
 
@@ -156,7 +156,7 @@ def move_superseded(path: Path, index: RequestIndex, found: ResultIndex, aside: 
             if result is None:
                 content: dict[str, Any] = {"line": line.decode("utf-8", "replace")}
             else:
-                request = index.superseded.get(result["custom_id"])
+                request = index.superseded(result["custom_id"])
                 content = {"request": request or _fingerprint(index, number), "result": result}
             aside_file.write(to_line(content))
             moved += 1
@@ -185,7 +185,7 @@ def restore(path: Path, index: RequestIndex, found: ResultIndex, aside: Path) ->
             result = content.get("result")
             if not isinstance(result, dict) or not is_valid(result):
                 continue
-            number = index.numbers.get(result["custom_id"])
+            number = index.records.number(result["custom_id"])
             if number is not None and not present[number] and content.get("request") == _fingerprint(index, number):
                 file.write(to_line(result))
                 present[number] = True

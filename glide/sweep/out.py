@@ -35,7 +35,7 @@ from typing import IO
 
 from glide.config import SUMMARY
 from glide.errors import InputError
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.system import publish, sync_folder
 
 FLAT = ":"  # stands for the slash between the parts of a cell's name; no part contains this character
@@ -267,4 +267,4 @@ def superseded_files(out: Path) -> list[Path]:
 
 def known_cells(out: Path) -> list[str]:
     """Return the cells that have results in `out`, including cells that the sweep file no longer has."""
-    return sorted(cell_of(path.name.removesuffix(".jsonl")) for path in internal_path(out, "requests").glob("*.jsonl"))
+    return sorted(cell_of(path.name.removesuffix(".bin")) for path in internal_path(out, "requests").glob("*.bin"))

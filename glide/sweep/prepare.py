@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from glide.files.environment import environment
 from glide.files.listing import listing
 from glide.server import engines
 from glide.sweep import outputs
-from glide.sweep.cells import Cell, cells
-from glide.sweep.prompts import check_fields, check_prompts
-from glide.sweep.records import Record, read
+from glide.sweep.cells import Cell, cells, prompts_of
+from glide.sweep.prompts import field_problem, prompt_checks
+from glide.sweep.reading import read
+from glide.sweep.record_set import RecordSet
+from glide.sweep.records import Record
 from glide.template import Template
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
@@ -34,12 +36,27 @@ class Sweep:
         file: content of the sweep file.
         records: the records, in input order.
         template: the template that the records need.
+        fingerprints: for each cell, the fingerprints of its requests in input order, as numbers of 64 bits. A
+            fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's
+            fields.
+        labels: a digest of the right answers; empty if the sweep file has no `expect`.
     """
 
     source: Path
     file: SweepFile
-    records: list[Record]
+    records: RecordSet
     template: Template
+    fingerprints: Mapping[str, array[int]]
+    labels: str = ""
+
+    @classmethod
+    def of(cls, source: Path, file: SweepFile, records: Iterable[Record], template: Template) -> Sweep:
+        """Return a sweep of records that are in no file."""
+        check = _RecordCheck(file, template)
+        found = RecordSet.of(records)
+        for record in found:
+            check(record)
+        return cls(source, file, found, template, check.fingerprints, check.labels)
 
     @property
     def out(self) -> Path:
@@ -56,36 +73,15 @@ class Sweep:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of the records, the prompts, the `generate` options, the `expect` field and the template.
+        """A digest of the requests, their order, and the right answers.
 
         These data determine the results of the sweep, and the number of correct results.
         """
-        file = self.file.model_dump(mode="json", include={"prompts", "messages", "variants"})
-        parts = [self.template.digest, file.pop("prompts"), self.file.generate, self.file.expect]
-        parts += [file] if any(file.values()) else []
-        content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for record in self.records:
-            content.update(json.dumps(record.fields, sort_keys=True, ensure_ascii=True).encode())
+        content = hashlib.sha256(json.dumps([self.file.expect, self.labels, *self.cells]).encode())
+        content.update(self.records.ids)
+        for fingerprints in self.fingerprints.values():
+            content.update(fingerprints)
         return content.hexdigest()
-
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """The position of each record in the input, counted from 0, by custom_id."""
-        return {record.custom_id: number for number, record in enumerate(self.records)}
-
-    def fingerprints(self, cell: str) -> array[int]:
-        """Return the 64-bit fingerprints of a cell's requests, one for each record.
-
-        A fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's fields.
-        """
-        chosen = self.cells[cell]
-        common = hashlib.sha256(json.dumps([self.template.digest, chosen.generate], sort_keys=True).encode())
-        prints = array("Q")
-        for record in self.records:
-            content = common.copy()
-            content.update(chosen.content(record))
-            prints.frombytes(content.digest()[: prints.itemsize])
-        return prints
 
     def request(self, cell: str, record: Record) -> dict[str, Any]:
         """Return the request of a record in a cell. No two requests of the sweep have the same `custom_id`."""
@@ -93,8 +89,62 @@ class Sweep:
         return {"custom_id": f"{cell}/{record.custom_id}", **request, "timeout": self.file.timeout}
 
 
-def prepare(source: Path) -> Sweep:
+class _RecordCheck:
+    """Checks each record, and computes the fingerprints of its requests.
+
+    Attributes:
+        problems: the first problem of each kind.
+        fingerprints: as in Sweep. They are incomplete if there are problems.
+    """
+
+    def __init__(self, file: SweepFile, template: Template):
+        self.cells = cells(file)
+        self.problems: list[str] = []
+        self.fingerprints = {name: array("Q") for name in self.cells}
+        prompts = prompts_of(file)
+        self.checks: list[Callable[[Record], str]] = [partial(_request_problem, bool(prompts))]
+        self.checks += prompt_checks(prompts)
+        if file.expect is not None:
+            self.checks.append(partial(field_problem, [file.expect], "`expect` uses this field"))
+        self.expect = file.expect
+        self._labels = hashlib.sha256()
+        self._common = {
+            name: hashlib.sha256(json.dumps([template.digest, cell.generate], sort_keys=True).encode())
+            for name, cell in self.cells.items()
+        }
+
+    @property
+    def labels(self) -> str:
+        return self._labels.hexdigest() if self.expect is not None else ""
+
+    def __call__(self, record: Record) -> None:
+        found = {check: problem for check in self.checks if (problem := check(record))}
+        if found:
+            self.problems += found.values()
+            self.checks = [check for check in self.checks if check not in found]
+        if self.problems:
+            return
+        for name, cell in self.cells.items():
+            content = self._common[name].copy()
+            content.update(cell.content(record))
+            self.fingerprints[name].frombytes(content.digest()[:8])
+        if self.expect is not None:
+            self._labels.update(json.dumps(record.fields[self.expect]).encode() + b"\n")
+
+
+def _request_problem(has_prompts: bool, record: Record) -> str:
+    if record.request is not None and has_prompts:
+        return f"{record.place}: is a request of OpenAI's Batch API; remove `prompts` from the sweep file"
+    if record.request is None and not has_prompts:
+        return f"{record.place}: is no request of OpenAI's Batch API, so the sweep file needs `prompts` or `messages`"
+    return ""
+
+
+def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) -> Sweep:
     """Read and check a sweep file and the files that it names.
+
+    Args:
+        progress: function that is called now and then with the number of records that have been checked.
 
     Raises:
         InputError: a file is wrong. The error lists all problems, each as `file:line: problem`.
@@ -102,40 +152,25 @@ def prepare(source: Path) -> Sweep:
     file = load(source, SweepFile)
     problems: list[str] = []
     template = Template("", "")
-    records: list[Record] = []
+    records = RecordSet.of(())
     try:
         template = prepare_model(source)
     except InputError as error:
         problems += error.problems
     problems += check_generate(source, file)
+    check = _RecordCheck(file, template)
     try:
-        records = read(source.parent / file.records, file.id, file.format)
+        records = read(source.parent / file.records, file.id, file.format, check, progress)
     except InputError as error:
         problems += error.problems
-    problems += _check_requests(file, records)
+    problems += check.problems
     try:
         outputs.check_format(file.out.format)
     except InputError as error:
         problems += [f"{position(source, 'out')}: {error}"]
-    if file.expect is not None:
-        problems += check_fields(records, [file.expect], "`expect` uses this field")
     if problems:
         raise InputError(*problems)
-    return Sweep(source, file, records, template)
-
-
-def _check_requests(file: SweepFile, records: Sequence[Record]) -> list[str]:
-    """Return the problems with the records' requests: at most one for each prompt."""
-    prompts = {name: cell.prompt for name, cell in cells(file).items() if cell.prompt is not None}
-    own = next((record for record in records if record.request is not None), None)
-    if own is not None and prompts:
-        return [f"{own.place}: is a request of OpenAI's Batch API; remove `prompts` and `messages` from the sweep file"]
-    bare = next((record for record in records if record.request is None), None)
-    if bare is not None and not prompts:
-        return [
-            f"{bare.place}: is not a request of OpenAI's Batch API, so the sweep file needs `prompts` or `messages`"
-        ]
-    return check_prompts(records, prompts)
+    return Sweep(source, file, records, template, check.fingerprints, check.labels)
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from glide.config import prompt_fields
@@ -63,45 +63,38 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def check_fields(records: Iterable[Record], names: Sequence[str], why: str) -> list[str]:
-    """Check that each record has these fields, and that no field is null.
+def field_problem(names: Sequence[str], why: str, record: Record) -> str:
+    """Return what is wrong with the fields of a record that something uses. If nothing is wrong, return an empty text.
 
     Args:
-        records: the records.
-        names: names of the fields.
-        why: a sentence that says what uses the field, such as "prompt p uses this field". The message contains this
+        names: names of the fields. Each must be there, and must not be null.
+        why: a sentence that says what uses the fields, such as "prompt p uses this field". The message contains this
             sentence: "no field 'claim', but prompt p uses this field".
-
-    Returns:
-        A list with the first problem. It is empty if there is no problem.
     """
-    for record in records:
-        for name in names:
-            if name not in record.fields:
-                has = ", ".join(sorted(record.fields))
-                return [f"{record.place}: no field {name!r}, but {why}; the record has {has}"]
-            if record.fields[name] is None:
-                return [f'{record.place}: field {name!r} is null, but {why}; give it a value, "" for none']
-    return []
+    for name in names:
+        if name not in record.fields:
+            has = ", ".join(sorted(record.fields))
+            return f"{record.place}: no field {name!r}, but {why}; the record has {has}"
+        if record.fields[name] is None:
+            return f'{record.place}: field {name!r} is null, but {why}; give it a value, "" for none'
+    return ""
 
 
-def check_prompts(records: Iterable[Record], prompts: Mapping[str, Prompt]) -> list[str]:
-    """Check that each record has what the prompts need. Return at most one problem for each prompt."""
-    problems = []
-    for name, prompt in prompts.items():
-        why = f"prompt {name} uses this field" if name else "`messages` uses this field"
-        found = check_fields(records, _names(prompt), why)
-        problems += found or (_check_messages(records, prompt) if isinstance(prompt, Messages) else [])
-    return problems
+def prompt_checks(prompts: Mapping[str, Prompt]) -> list[Callable[[Record], str]]:
+    """Return a function for each prompt. It returns what is wrong with a record for this prompt, or an empty text."""
+    return [partial(_prompt_problem, name, prompt, _names(prompt)) for name, prompt in prompts.items()]
 
 
-def _check_messages(records: Iterable[Record], prompt: Messages) -> list[str]:
-    for record in records:
-        try:
-            messages(record.fields[prompt.field])
-        except ValueError as error:
-            return [f"{record.place}: field {prompt.field!r} holds no messages: {error}"]
-    return []
+def _prompt_problem(name: str, prompt: Prompt, names: Sequence[str], record: Record) -> str:
+    why = f"prompt {name} uses this field" if name else "`messages` uses this field"
+    problem = field_problem(names, why, record)
+    if problem or not isinstance(prompt, Messages):
+        return problem
+    try:
+        messages(record.fields[prompt.field])
+    except ValueError as error:
+        return f"{record.place}: field {prompt.field!r} holds no messages: {error}"
+    return ""
 
 
 def _names(prompt: Prompt) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glide.errors import InputError
-from glide.sweep import batch_api, formats
+from glide.sweep import batch_api
 from glide.sweep.batch_api import BatchRequest
+from glide.sweep.json_rows import json_row
 from glide.sweep.text_files import UnusableRow
 
-MOST_PROBLEMS = 20  # maximum number of problems reported for a file; further problems are usually of the same kind
 LINE = "line"  # with this value of the key `id`, the custom_id of a record is the number of its line
 # The keys are labels in FEVER's files. The values are the labels that prompts and models use instead.
 FEVER_LABELS = {"SUPPORTS": "SUPPORTED", "REFUTES": "REFUTED"}
@@ -41,49 +41,42 @@ class Record:
         return f"{self.source}:{self.line}"
 
 
-def read(path: Path, id_field: str | None = None, form: str | None = None) -> list[Record]:
-    """Read the records of a file, a folder or a glob (glide.sweep.formats).
+@dataclass(frozen=True)
+class RecordFormat:
+    """How the rows of a sweep's input become records.
 
-    Args:
-        path: the file, the folder or the glob.
+    Attributes:
         id_field: name of the field that holds the custom_id; LINE for the number of the line; None for `custom_id`.
         form: "openai" if each record must be a line of OpenAI's Batch API; None if it may be any record.
-
-    Raises:
-        InputError: a file cannot be read; or a line is not a record, has no custom_id, or has the custom_id of an
-            earlier line. The error lists the first MOST_PROBLEMS of these lines, each with its problem.
+        several: whether there is more than one file. Then a custom_id that is a line's number also names the file.
     """
-    records: list[Record] = []
-    problems: list[str] = []
-    seen: dict[str, Record] = {}
-    sources = formats.files(path)
-    for source in sources:
-        for line, row in formats.rows(source):
-            record = _record(row, line, source, id_field, form, len(sources) > 1)
-            if isinstance(record, str):
-                problems.append(f"{source}:{line}: {record}")
-            elif record.custom_id in seen:
-                first = seen[record.custom_id]
-                where = f"line {first.line}" if first.source == source else first.place
-                problems.append(f"{source}:{line}: custom_id {record.custom_id!r} is also in {where}")
-            else:
-                seen[record.custom_id] = record
-                records.append(record)
-    if len(problems) > MOST_PROBLEMS:
-        problems[MOST_PROBLEMS:] = [f"{path}: … and {len(problems) - MOST_PROBLEMS} more"]
-    if problems:
-        raise InputError(*problems)
-    if not records:
-        raise InputError(f"{path}: the file has no records" if len(sources) == 1 else f"{path}: no file has records")
-    return records
+
+    id_field: str | None = None
+    form: str | None = None
+    several: bool = False
+
+    def record(self, row: Any, line: int, source: Path) -> Record | str:
+        """Return the record of a row, or the problem of the row as text."""
+        return _record(row, line, source, self.id_field, self.form, self.several)
+
+    def parse(self, source: Path, line: bytes) -> Record:
+        """Return the record of a line of JSON that has been checked before. Its line number is not known: it is 0.
+
+        Raises:
+            ValueError: the line has changed.
+        """
+        record = self.record(json_row(line.removeprefix(BOM_UTF8).decode("utf-8")), 0, source)
+        if isinstance(record, str):
+            raise ValueError(record)
+        return record
+
+
+def own_request(fields: dict[str, Any]) -> BatchRequest | None:
+    """Return the request in the fields of a record that has been checked before; None if it brings no request."""
+    return batch_api.request_of(fields) if batch_api.is_request(fields) else None
 
 
 def _record(row: Any, line: int, source: Path, id_field: str | None, form: str | None, several: bool) -> Record | str:
-    """Return the record of a row, or the problem of the row as text.
-
-    Args:
-        several: whether there is more than one file. Then a custom_id that is a line's number also names the file.
-    """
     if isinstance(row, UnusableRow):
         return str(row)
     if not isinstance(row, dict):

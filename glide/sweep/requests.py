@@ -1,28 +1,35 @@
-"""Store the fingerprints of a cell's requests in `.glide/requests/CELL.jsonl`.
+"""Store the fingerprints of a cell's requests in `.glide/requests/CELL.bin`.
 
 A result has the id of its record, but not the request. The sweep file, the records or the model may change after the
 result was computed. The result is still valid if the request has the same fingerprint as before. A result may be in
-`results.jsonl` only if the fingerprint of its request is in CELL.jsonl. Results of changed requests are moved to
+`results.jsonl` only if the fingerprint of its request is in CELL.bin. Results of changed requests are moved to
 `.glide/superseded`.
+
+CELL.bin has 16 bytes for each record, in input order: the hash of the record's id and the fingerprint of its request,
+each as a number of 64 bits (little endian).
 """
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glide.invoke.jobs import read_lines
+import numpy
+
 from glide.sweep.out import flat, internal_path
+from glide.sweep.record_set import RecordSet, id_hash
 from glide.system import publishing
 
 NO_RESULT = -1  # used as the offset of a record that has no result
+BLOCK = 1 << 18  # number of records that are compared or written at a time
+PAIR = numpy.dtype([("id", "<u8"), ("request", "<u8")])
 
 
 def requests_file(out: Path, cell: str) -> Path:
-    return internal_path(out, "requests") / f"{flat(cell)}.jsonl"
+    return internal_path(out, "requests") / f"{flat(cell)}.bin"
 
 
 @dataclass(frozen=True)
@@ -30,50 +37,85 @@ class RequestIndex:
     """The current requests of a cell, compared with the requests that the results in `out` belong to.
 
     Attributes:
-        numbers: position of each record in the input, by custom_id.
+        records: the records of the sweep.
         fingerprints: the fingerprints of the current requests, in input order.
         unchanged: for each record in input order, 1 if the record's request has not changed, else 0. A result in `out`
             is still valid if the request has not changed.
-        superseded: a dict from custom_id to the old fingerprint, for each request that was changed or removed.
+        old: ids and fingerprints of the requests that were changed or removed, as an array of PAIR, sorted by id.
         up_to_date: whether the file of fingerprints holds exactly the current requests.
     """
 
-    numbers: Mapping[str, int]
+    records: RecordSet
     fingerprints: array[int]
     unchanged: bytearray
-    superseded: Mapping[str, str]
+    old: Any
     up_to_date: bool
 
+    def superseded(self, custom_id: str) -> str | None:
+        """Return the old fingerprint of a request that was changed or removed; None if there is no such request."""
+        wanted = id_hash(custom_id)
+        at = int(numpy.searchsorted(self.old["id"], numpy.uint64(wanted)))
+        found = at < len(self.old) and int(self.old["id"][at]) == wanted
+        return f"{int(self.old['request'][at]):016x}" if found else None
 
-def compare(path: Path, numbers: Mapping[str, int], fingerprints: array[int]) -> RequestIndex:
-    """Compare the current requests with the fingerprints in the file `path`.
+    def all_current(self) -> RequestIndex:
+        """Return the index that is right when all results of old requests were moved, and the file was written."""
+        unchanged = bytearray(b"\1") * len(self.records)
+        return RequestIndex(self.records, self.fingerprints, unchanged, numpy.empty(0, PAIR), True)
+
+
+def compare(path: Path, records: RecordSet, fingerprints: array[int]) -> RequestIndex:
+    """Compare the current requests with the fingerprints in the file `path`. A missing file counts as empty.
 
     Args:
-        numbers: position of each record in the input, by custom_id.
+        records: the records of the sweep.
         fingerprints: the fingerprints of the current requests, in input order.
     """
-    unchanged, superseded, ordered, count = bytearray(len(fingerprints)), {}, True, 0
-    for custom_id, fingerprint in _read(path):
-        number = numbers.get(custom_id)
-        if number is not None and f"{fingerprints[number]:016x}" == fingerprint:
-            unchanged[number] = True
+    unchanged, ordered, count = bytearray(len(records)), True, 0
+    others = [numpy.empty(0, PAIR)]
+    for block in _blocks(path):
+        end = count + len(block)
+        # Slices are copies. A view would keep an array from growing.
+        ids = numpy.array(records.ids[count:end], "<u8")
+        if len(ids) == len(block) and bool((ids == block["id"]).all()):  # the records are the same as before
+            equal = numpy.array(fingerprints[count:end], "<u8") == block["request"]
+            unchanged[count:end] = equal.astype("u1").tobytes()
+            others.append(block[~equal])
         else:
-            superseded[custom_id] = fingerprint
-        ordered, count = ordered and number == count, count + 1
-    up_to_date = ordered and count == len(fingerprints) and all(unchanged)
-    return RequestIndex(numbers, fingerprints, unchanged, superseded, up_to_date)
+            ordered = False
+            others.append(_match(block, records, fingerprints, unchanged))
+        count = end
+    old = numpy.sort(numpy.concatenate(others), order="id")
+    return RequestIndex(records, fingerprints, unchanged, old, ordered and count == len(records) and 0 not in unchanged)
+
+
+def _match(block: Any, records: RecordSet, fingerprints: array[int], unchanged: bytearray) -> Any:
+    """Mark the records whose request is in a block of pairs. Return the pairs that are no longer current."""
+    rest = numpy.ones(len(block), bool)
+    for at, (record_id, request) in enumerate(block.tolist()):
+        number = records.number_of(record_id)
+        if number is not None and fingerprints[number] == request:
+            unchanged[number] = 1
+            rest[at] = False
+    return block[rest]
 
 
 def write(path: Path, index: RequestIndex) -> None:
     """Replace the content of the file `path` with the current fingerprints."""
     with publishing(path, 0o666) as file:
-        for custom_id, number in index.numbers.items():
-            line = {"custom_id": custom_id, "request": f"{index.fingerprints[number]:016x}"}
-            file.write(json.dumps(line).encode() + b"\n")
+        for start in range(0, len(index.records), BLOCK):
+            ids = index.records.ids[start : start + BLOCK]
+            block = numpy.empty(len(ids), PAIR)
+            block["id"], block["request"] = ids, index.fingerprints[start : start + BLOCK]
+            file.write(block.tobytes())
 
 
-def _read(path: Path) -> Iterator[tuple[str, str]]:
-    for line in read_lines(path):
-        custom_id, fingerprint = line.get("custom_id"), line.get("request")
-        if isinstance(custom_id, str) and isinstance(fingerprint, str):
-            yield custom_id, fingerprint
+def _blocks(path: Path) -> Iterator[Any]:
+    """Yield the pairs in a file, a block at a time. An incomplete pair at the end is left out."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        while data := file.read(BLOCK * PAIR.itemsize):
+            yield numpy.frombuffer(data[: len(data) // PAIR.itemsize * PAIR.itemsize], PAIR)

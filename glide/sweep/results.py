@@ -8,20 +8,19 @@ import secrets
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import GlideError, InputError
 from glide.sweep import lines, outputs, requests, retry_marks
+from glide.sweep.done import DoneRecords
 from glide.sweep.history import HistoryWriter
+from glide.sweep.job_ids import JobIds
 from glide.sweep.lines import FIELDS, ResultIndex
 from glide.sweep.out import (
     Lock,
     RunState,
-    cell_of,
-    flat,
     history_file,
     internal_path,
     known_cells,
@@ -35,6 +34,7 @@ from glide.sweep.out import (
 )
 from glide.sweep.outage import FULL
 from glide.sweep.prepare import Sweep
+from glide.sweep.record_set import RecordSet
 from glide.sweep.requests import NO_RESULT, RequestIndex, requests_file
 from glide.sweep.status import EMPTY_SUMMARY, check_same_sweep, is_correct, read_summary, request_index
 from glide.sweep.work import Work
@@ -44,13 +44,14 @@ from glide.system import publish, publishing
 class Results(Work):
     """The pending records of a sweep, and its results in `out/<cell>/results.jsonl`.
 
-    In jobs, a record has the id "cell/custom_id#fingerprint". If the request changes, the id changes. If a record
-    runs again after an error, the id gets a mark. If an old job sends a result with an old id, the result is ignored.
+    If an old job sends a result with an old id (glide.sweep.job_ids), the result is ignored.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
+        job_ids: the ids that records have in jobs.
+        has_result: the same object as `done`.
         abandoned_run: GlideRun of the sweep's old jobs, which the driver has to remove; None if there are no old jobs.
-        done_prefix: position in the list of requests. All earlier requests have a result. `pending` begins here.
+        first_cell, first_number: all requests before this cell and this record have a result. `pending` begins here.
         retry_marks: marks of the records that are run again after an error, by cell and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
@@ -63,11 +64,14 @@ class Results(Work):
         self.lock = lock
         self.indexes = indexes
         self.state = state
+        self.retry_marks: dict[tuple[str, int], str] = {}
+        self.job_ids = JobIds(sweep.records, sweep.fingerprints, self.retry_marks)
+        self.has_result = self.done = DoneRecords(indexes, len(sweep.records), self.job_ids)
         self.run = state.run
         self.abandoned_run: str | None = None
-        self.done_prefix = 0
+        self.cell_names = list(indexes)
+        self.first_cell = self.first_number = 0
         self.history = HistoryWriter(history_file(sweep.out))
-        self.retry_marks: dict[tuple[str, int], str] = {}
         self.notes: list[str] = []
         if not lock.has_locks:
             self.notes.append(f"{sweep.out} is on a file system without locks; make sure that no second sweep uses it")
@@ -81,33 +85,27 @@ class Results(Work):
         return self.sweep.total
 
     def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
-        cells, records = list(self.sweep.cells), self.sweep.records
-        for position in range(self.done_prefix, len(cells) * len(records)):
-            cell, number = cells[position // len(records)], position % len(records)
-            wire_id = self.wire_id(cell, number)
-            if wire_id in self.done:
-                self.done_prefix += position == self.done_prefix
-            elif wire_id not in in_flight:
-                yield {**self.sweep.request(cell, records[number]), "custom_id": wire_id}
+        records = self.sweep.records
+        while self.first_cell < len(self.cell_names):
+            cell = self.cell_names[self.first_cell]
+            self.first_number = next(self.has_result.missing(cell, self.first_number), len(records))
+            if self.first_number < len(records):
+                break
+            self.first_cell, self.first_number = self.first_cell + 1, 0
+        start = self.first_number
+        for cell in self.cell_names[self.first_cell :]:
+            for number in self.has_result.missing(cell, start):
+                wire_id = self.wire_id(cell, number)
+                if wire_id not in in_flight:
+                    yield {**self.sweep.request(cell, records[number]), "custom_id": wire_id}
+            start = 0
 
     def are_current(self, records: Collection[str]) -> bool:
-        return all(self._locate(wire_id) is not None for wire_id in records)
+        return all(self.job_ids.locate(wire_id) is not None for wire_id in records)
 
     def wire_id(self, cell: str, number: int) -> str:
         """Return the id that a record has in jobs."""
-        return f"{flat(cell)}/{self.sweep.records[number].custom_id}#{self._version(cell, number)}"
-
-    def _version(self, cell: str, number: int) -> str:
-        """Return the suffix of the id that a record has in jobs. A changed request or a retry gets a new suffix."""
-        return f"{self.indexes[cell].fingerprints[number]:016x}{self.retry_marks.get((cell, number), '')}"
-
-    def _locate(self, wire_id: str) -> tuple[str, int] | None:
-        """Return the cell and the input position for an id from a job, or None if no current request has this id."""
-        name, _, rest = wire_id.partition("/")
-        cell = cell_of(name)
-        custom_id, _, version = rest.rpartition("#")
-        number = self.indexes[cell].numbers.get(custom_id) if cell in self.indexes else None
-        return None if number is None or version != self._version(cell, number) else (cell, number)
+        return self.job_ids.format(cell, number)
 
     def path(self, cell: str) -> Path:
         return results_file(self.sweep.out, cell)
@@ -128,10 +126,11 @@ class Results(Work):
         for cell, index in self.indexes.items():
             lines.drop_torn_line(self.path(cell))
             found[cell] = lines.index_results(self.path(cell), index)
-        self.retry_marks = {
+        self.retry_marks.clear()
+        self.retry_marks |= {
             (cell, number): mark
             for cell, custom_id, mark in retry_marks.read(out)
-            if cell in found and (number := self.indexes[cell].numbers.get(custom_id)) is not None
+            if cell in found and (number := self.sweep.records.number(custom_id)) is not None
             and found[cell].offsets[number] != NO_RESULT and number not in found[cell].duplicated
         }  # fmt: skip
         # A mark means: this record must run again. If a record has two result lines, the record has already run again.
@@ -145,8 +144,7 @@ class Results(Work):
                 found[cell] = lines.index_results(self.path(cell), index)
             if not index.up_to_date:
                 requests.write(requests_file(out, cell), index)
-            all_unchanged = bytearray(b"\1") * len(index.fingerprints)
-            self.indexes[cell] = replace(index, unchanged=all_unchanged, superseded={}, up_to_date=True)
+            self.indexes[cell] = index.all_current()
             restored += self._count_found(cell, found[cell], secrets.token_hex(2) if retry else "", only)
         self._write_retry_marks()
         self.resumed = len(self.done)
@@ -180,7 +178,7 @@ class Results(Work):
         """Move the results of a cell that the sweep file no longer has. Return the number of moved lines."""
         out = self.sweep.out
         path, old_requests = results_file(out, cell), requests_file(out, cell)
-        index = requests.compare(old_requests, {}, array("Q"))
+        index = requests.compare(old_requests, RecordSet.of(()), array("Q"))
         moved = lines.move_superseded(path, index, lines.index_results(path, index), superseded_file(out, cell))
         path.unlink(missing_ok=True)
         with suppress(OSError):  # a folder is not empty
@@ -206,13 +204,13 @@ class Results(Work):
     # ---- new results -----------------------------------------------------------------------------
 
     def store(self, results: Iterable[dict[str, Any]]) -> None:
-        super().store(result for result in results if self._locate(result["custom_id"]) is not None)
+        super().store(result for result in results if self.job_ids.locate(result["custom_id"]) is not None)
 
     def deliver(self, results: Collection[dict[str, Any]]) -> None:
         """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
         added: dict[str, list[bytes]] = {}
         for result in results:
-            cell, number = self._locate(result["custom_id"]) or ("", 0)
+            cell, number = self.job_ids.locate(result["custom_id"]) or ("", 0)
             kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
             line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
             added.setdefault(cell, []).append(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.sweep import lines
 from glide.sweep.out import internal_path
 from glide.system import publishing, sync_folder

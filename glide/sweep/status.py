@@ -8,7 +8,7 @@ from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import InputError
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.sweep import lines, requests
 from glide.sweep.out import RunState, has_lines, holder, read_state, results_file
 from glide.sweep.prepare import Sweep
@@ -67,10 +67,8 @@ def sweep_status(sweep: Sweep) -> SweepStatus:
     return SweepStatus(state_name, driver, done, errors)
 
 
-def current_results(
-    sweep: Sweep, cell: str, index: RequestIndex | None = None
-) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """For one cell, yield each record that has a current result, with this result.
+def current_results(sweep: Sweep, cell: str, index: RequestIndex | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For one cell, yield the position of each record that has a current result, and this result.
 
     A result is current if its request has not changed. If the folder has no fingerprints of the cell's requests, each
     result with the id of a record is current. A driver may write results at the same time.
@@ -78,13 +76,12 @@ def current_results(
     path, index = results_file(sweep.out, cell), index or request_index(sweep, cell)
     if not requests_file(sweep.out, cell).exists():
         index = replace(index, unchanged=bytearray(b"\1") * len(index.fingerprints))
-    for number, result in lines.numbered_results(path, index, lines.index_results(path, index)):
-        yield sweep.records[number], result
+    yield from lines.numbered_results(path, index, lines.index_results(path, index))
 
 
 def request_index(sweep: Sweep, cell: str) -> RequestIndex:
     """For one cell, compare the current requests with the requests of the stored results."""
-    return requests.compare(requests_file(sweep.out, cell), sweep.numbers, sweep.fingerprints(cell))
+    return requests.compare(requests_file(sweep.out, cell), sweep.records, sweep.fingerprints[cell])
 
 
 def is_correct(result: Mapping[str, Any], sweep: Sweep, record: Record) -> bool:

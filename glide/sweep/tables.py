@@ -29,10 +29,10 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
         _check_columns(path, names)
         for cells in table:
             if len(cells) == len(names):
-                yield table.line_num, dict(zip(names, cells, strict=True))
+                yield table.line_num, dict(zip(names, cells, strict=True)), None
             elif cells:
                 why = f"{len(cells)} cells for {len(names)} columns; a text with a comma needs quotes around it"
-                yield table.line_num, UnusableRow(why)
+                yield table.line_num, UnusableRow(why), None
     except csv.Error as error:
         raise InputError(f"{path}:{table.line_num}: not CSV: {error}") from None
 
@@ -105,7 +105,7 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield number, _json_row(row)
+            yield number, _json_row(row), None
 
 
 def dataset_files(folder: Path) -> list[Path]:

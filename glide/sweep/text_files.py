@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 from glide.errors import InputError
 
 COMPRESSED = (".gz", ".zst")
-Row = tuple[int, Any]  # the number of a row's line, and the row's content or an UnusableRow
+# A row: the number of its line, its content or an UnusableRow, and the offset of its line in bytes. The offset is None
+# if the row cannot be read from there again.
+Row = tuple[int, Any, int | None]
 
 
 class UnusableRow(Exception):
@@ -95,10 +97,22 @@ def lines_of(path: Path) -> Iterator[str]:
 
     Only a newline character ends a line. Other characters that Python may accept as line ends can be part of a text.
     """
+    return (line for _, line, _ in places_of(path))
+
+
+def places_of(path: Path) -> Iterator[tuple[int, str, int | None]]:
+    """Yield the number of each line, the line as `lines_of` yields it, and its offset in bytes.
+
+    The offset is None if the file is compressed.
+    """
+    offset = 0
+    compressed = path.suffix.lower() in COMPRESSED
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                yield (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
+                text = (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
             except UnicodeDecodeError as error:
                 problem = f"{path}:{number}: not UTF-8: {error.reason}; save the file as UTF-8"
                 raise InputError(problem) from None
+            yield number, text, None if compressed else offset
+            offset += len(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from glide.sweep.history import HistoryWriter
@@ -38,7 +38,7 @@ class Work(ABC):
         self.glideins = glideins
         self.pack = pack
         self.batch = batch
-        self.done: dict[str, int] = {}
+        self.done: MutableMapping[str, int] = {}
         self.resumed = self.recomputed = self.errors = self.tokens = 0
         self.by_glidein: dict[str, int] = {}
         self.history = HistoryWriter()
@@ -140,6 +140,7 @@ def tokens_of(result: Mapping[str, Any]) -> int:
 def _execution_hash(result: dict[str, Any]) -> int:
     """Return a hash of a result.
 
-    Copies of one result have the same hash. If a record is executed again, the new result has a different hash.
+    Copies of one result have the same hash. If a record is executed again, the new result has a different hash, except
+    by chance. The hash is a number of 32 bits, and never 0.
     """
-    return hash((result.get("glidein"), result.get("attempts"), result.get("seconds")))
+    return hash((result.get("glidein"), result.get("attempts"), result.get("seconds"))) & 0xFFFFFFFF or 1

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from glide.bench.rig import Enough, Rig
-from glide.invoke.jobs import read_lines, read_results
+from glide.protocol.json_lines import read_lines, read_results
 from glide.report.experiment import arguments
 from glide.report.sweep import history as histories
 from glide.report.sweep.figures import GREEN, ORANGE, RED

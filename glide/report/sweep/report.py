@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from glide.invoke.jobs import read_lines
+from glide.protocol.json_lines import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import SweepHistory
@@ -70,8 +70,9 @@ def _scores(sweep: Sweep) -> Scores:
     scores = Scores()
     for prompt in sweep.cells:
         scores.prompts[prompt] = PromptScore(len(sweep.records), right=0 if sweep.file.expect else None)
-        for record, result in current_results(sweep, prompt):
-            scores.add(prompt, result, is_correct(result, sweep, record) if sweep.file.expect else None)
+        for number, result in current_results(sweep, prompt):
+            right = is_correct(result, sweep, sweep.records[number]) if sweep.file.expect else None
+            scores.add(prompt, result, right)
     return scores
 
 

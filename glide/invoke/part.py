@@ -1,0 +1,37 @@
+"""A part: the records of one invocation job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glide.protocol.request import needed_version
+
+PART_BYTES = 32 << 20  # the input file of a job gets no further record when it has this number of characters
+
+
+@dataclass
+class Part:
+    """The records of a new job.
+
+    Attributes:
+        name: name of the part.
+        ids: ids of the records.
+        version: version of the protocol that a node needs to serve the records.
+        size: number of characters in the job's input file.
+    """
+
+    name: str
+    ids: set[str] = field(default_factory=set)
+    version: int = 1
+    size: int = 0
+
+    def take(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Yield records and note their ids, until the part has PART_BYTES characters."""
+        for record in records:
+            self.ids.add(record["custom_id"])
+            self.version = max(self.version, needed_version(record))
+            yield record
+            if self.size >= PART_BYTES:
+                break

@@ -1,0 +1,28 @@
+"""Read files with one JSON object per line. Such files are appended to, so their last line may be incomplete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the results in a file. A missing file counts as empty."""
+    return filter(_is_result, read_lines(path))
+
+
+def _is_result(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("custom_id"), str)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each line. Skip incomplete and invalid lines. A missing file counts as empty."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                content = json.loads(line) if line.endswith("\n") else None
+                if isinstance(content, dict):
+                    yield content
