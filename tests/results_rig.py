@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from glide.config import SweepFile
-from glide.sweep import reading
+from glide.sweep import formats, reading
 from glide.sweep import results as module
 from glide.sweep.prepare import Sweep
-from glide.sweep.records import Record
+from glide.sweep.records import Record, RecordFormat
 from glide.sweep.results import Results
 from glide.sweep.status import EMPTY_SUMMARY
 from glide.template import Template
@@ -25,7 +25,8 @@ EVERY = [f"{prompt}/{record}" for prompt in ("plain", "kind") for record in ("a"
 def read_records(path: Path, id_field: str | None = None, form: str | None = None) -> list[Record]:
     """The records of a file as the check sees them; read from disk again, they must be the same."""
     seen: list[Record] = []
-    again = reading.read(path, id_field, form, seen.append)
+    sources = formats.files(path)
+    again = reading.read(path, sources, RecordFormat(id_field, form, len(sources) > 1), seen.append)
     assert [(each.custom_id, each.fields, each.request) for each in again] == [
         (each.custom_id, each.fields, each.request) for each in seen
     ]

@@ -12,7 +12,7 @@ from glide.errors import InputError
 from glide.sweep import reading
 from glide.sweep.prompts import field_problem, prompt_checks, render
 from glide.sweep.reading import MOST_PROBLEMS
-from glide.sweep.records import FEVER_LABELS, Record
+from glide.sweep.records import FEVER_LABELS, Record, RecordFormat
 from tests.results_rig import read_records as read
 
 
@@ -291,7 +291,7 @@ def test_reading_records_needs_little_memory(write):
     path = write("r.jsonl", '{"custom_id": "a"}\n' + (" " * 999_999 + "\n") * 64)
     tracemalloc.start()
     try:
-        reading.read(path)
+        reading.read(path, [path], RecordFormat())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

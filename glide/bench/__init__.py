@@ -13,16 +13,18 @@ from glide.bench.bootstrap import bootstrap
 from glide.bench.factory import factory
 from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
+from glide.bench.records import records
 from glide.bench.recovery import recovery
 from glide.bench.sticky import sticky
 
-BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
+BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "batch": batch,
     "batching": batching,
     "bootstrap": bootstrap,
     "factory": factory,
     "host-loss": host_loss,
     "overhead": overhead,
+    "records": records,
     "recovery": recovery,
     "sticky": sticky,
 }

@@ -14,12 +14,15 @@ from glide.errors import InputError
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each measurement; medians are reported.")] = 3,
+    count: Annotated[int | None, typer.Option(min=1000, help="Number of records, for the benchmark `records`.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one benchmark on an embedded pool of its own. Example: glide bench overhead --json"""
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
-    measured = BENCHMARKS[name](repeat)
+    if count is not None and name != "records":
+        raise InputError("--count is only for the benchmark records; leave it out")
+    measured = BENCHMARKS[name](repeat) if count is None else BENCHMARKS[name](repeat, count)
     if as_json:
         print_json(measured)
     for key, value in {} if as_json else measured.items():

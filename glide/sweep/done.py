@@ -49,6 +49,16 @@ class DoneRecords(MutableMapping[str, int]):
         self.count += hashes[number] == MISSING
         hashes[number] = execution
 
+    def fill(self, cell: str, executions: array[int], results: int) -> None:
+        """Set the hashes of a cell that has none yet.
+
+        Args:
+            executions: the hash for each record, in input order.
+            results: number of hashes that are not MISSING.
+        """
+        self.hashes[cell] = executions
+        self.count += results
+
     def __delitem__(self, record: str) -> None:
         cell, number = self.locate(record) or ("", 0)
         if self.hashes[cell][number] == MISSING:

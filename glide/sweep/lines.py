@@ -11,15 +11,17 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glide.protocol.json_lines import read_lines
 from glide.protocol.result import answer_problem
 from glide.sweep.requests import NO_RESULT, RequestIndex
+from glide.sweep.work import execution_hash, tokens_of
 from glide.system import publishing
 
 BLOCK = 1 << 16  # number of bytes in each read when `drop_torn_line` searches a file backwards for the last newline
@@ -35,15 +37,17 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps,
 
 def is_valid(result: Mapping[str, Any]) -> bool:
     """Return whether a result has all required fields, with valid types and values."""
-    if not all(isinstance(result.get(name), kinds) for name, kinds in KINDS.items()):
-        return False
+    for name, kinds in KINDS.items():
+        if not isinstance(result.get(name), kinds):
+            return False
     error = result.get("error")
     if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
         return False
     if answer_problem(result):
         return False
     # The comparison rejects NaN too, because NaN is not smaller than any number.
-    return all(abs(result.get(name) or 0) < LARGEST_NUMBER for name in ("tokens", "attempts", "seconds"))
+    tokens, attempts, seconds = result.get("tokens") or 0, result.get("attempts") or 0, result.get("seconds") or 0
+    return abs(tokens) < LARGEST_NUMBER and abs(attempts) < LARGEST_NUMBER and abs(seconds) < LARGEST_NUMBER
 
 
 def to_line(result: Mapping[str, Any]) -> bytes:
@@ -52,6 +56,32 @@ def to_line(result: Mapping[str, Any]) -> bytes:
         return _encode(result).encode() + b"\n"
     except UnicodeEncodeError:  # a text has a lone surrogate (half a character), which must be escaped
         return json.dumps(result).encode() + b"\n"
+
+
+@dataclass
+class Tally:
+    """Counts of results.
+
+    Attributes:
+        executions: for each record in input order, the hash of the execution that has computed its result; 0 if the
+            record has no result.
+        results, errors, tokens: number of results, of results with an error, and of generated tokens.
+        by_glidein: number of results by GlideId.
+    """
+
+    executions: array[int]
+    results: int = 0
+    errors: int = 0
+    tokens: int = 0
+    by_glidein: Counter[str] = field(default_factory=Counter)
+
+    def add(self, number: int, result: Mapping[str, Any]) -> None:
+        """Count the result of the record at a position."""
+        self.executions[number] = execution_hash(result)
+        self.results += 1
+        self.errors += result["error"] is not None
+        self.tokens += tokens_of(result)
+        self.by_glidein[result["glidein"] or ""] += 1
 
 
 @dataclass(frozen=True)
@@ -63,11 +93,13 @@ class ResultIndex:
             has no line.
         duplicated: positions in the input, counted from 0, of the records that have more than one line.
         other_lines: number of lines that are not the result of a current request.
+        tally: counts of the results. They are right only if each record has at most one line.
     """
 
     offsets: array[int]
     duplicated: set[int]
     other_lines: int
+    tally: Tally
 
     @property
     def in_order(self) -> bool:
@@ -83,14 +115,16 @@ def index_results(path: Path, index: RequestIndex) -> ResultIndex:
     If the request of a result was changed or removed, the line is only counted, in `other_lines`.
     """
     offsets, duplicated, other_lines = array("q", [NO_RESULT]) * len(index.fingerprints), set(), 0
-    for offset, _, number, _ in _read(path, index):
-        if number is None:
+    tally = Tally(array("I", [0]) * len(index.fingerprints))
+    for offset, _, number, result in _read(path, index):
+        if number is None or result is None:
             other_lines += 1
             continue
         if offsets[number] != NO_RESULT:
             duplicated.add(number)
         offsets[number] = offset
-    return ResultIndex(offsets, duplicated, other_lines)
+        tally.add(number, result)
+    return ResultIndex(offsets, duplicated, other_lines, tally)
 
 
 def numbered_results(path: Path, index: RequestIndex, found: ResultIndex) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,14 +137,25 @@ def numbered_results(path: Path, index: RequestIndex, found: ResultIndex) -> Ite
             yield number, result
 
 
-def ordered(path: Path, found: ResultIndex) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield the line and the parsed result of each record that has a result, in input order."""
+def ordered_lines(path: Path, found: ResultIndex) -> Iterator[bytes]:
+    """Yield the line of each record that has a result, in input order."""
     with path.open("rb") as file:
+        place = 0
         for offset in found.offsets:
-            if offset != NO_RESULT:
+            if offset == NO_RESULT:
+                continue
+            if offset != place:
                 file.seek(offset)
-                line = file.readline()
-                yield line, json.loads(line)
+            line = file.readline()
+            place = offset + len(line)
+            yield line
+
+
+def error_count(path: Path, index: RequestIndex, found: ResultIndex) -> int:
+    """Return the number of records whose result is an error."""
+    if not found.duplicated:
+        return found.tally.errors
+    return sum(result["error"] is not None for _, result in numbered_results(path, index, found))
 
 
 def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | None, dict[str, Any] | None]]:

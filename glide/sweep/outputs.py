@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,11 @@ def _row(item: tuple[Record, Mapping[str, Any]]) -> dict[str, Any]:
     return {**row, "other": json.dumps(other) if other else None}
 
 
-def answered_in_order(records: Iterable[Record], results: Iterator[tuple[bytes, dict[str, Any]]]) -> Answered:
-    """Yield each record with its result. Both are in input order."""
-    for record, (_, result) in zip(records, results, strict=True):
-        yield record, result
+def answered_in_order(records: Iterable[Record], lines: Iterable[bytes]) -> Answered:
+    """Yield each record with its result. Both are in input order.
+
+    Args:
+        lines: the line of each record's result.
+    """
+    for record, line in zip(records, lines, strict=True):
+        yield record, json.loads(line)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,12 +17,12 @@ from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import listing
 from glide.server import engines
-from glide.sweep import outputs
+from glide.sweep import check_cache, formats, outputs
 from glide.sweep.cells import Cell, cells, prompts_of
 from glide.sweep.prompts import field_problem, prompt_checks
 from glide.sweep.reading import read
 from glide.sweep.record_set import RecordSet
-from glide.sweep.records import Record
+from glide.sweep.records import Record, RecordFormat
 from glide.template import Template
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
@@ -40,6 +41,7 @@ class Sweep:
             fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's
             fields.
         labels: a digest of the right answers; empty if the sweep file has no `expect`.
+        check_key: key under which the result of the check is kept (glide.sweep.check_cache).
     """
 
     source: Path
@@ -48,6 +50,7 @@ class Sweep:
     template: Template
     fingerprints: Mapping[str, array[int]]
     labels: str = ""
+    check_key: str = ""
 
     @classmethod
     def of(cls, source: Path, file: SweepFile, records: Iterable[Record], template: Template) -> Sweep:
@@ -158,19 +161,27 @@ def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) 
     except InputError as error:
         problems += error.problems
     problems += check_generate(source, file)
-    check = _RecordCheck(file, template)
-    try:
-        records = read(source.parent / file.records, file.id, file.format, check, progress)
-    except InputError as error:
-        problems += error.problems
-    problems += check.problems
     try:
         outputs.check_format(file.out.format)
     except InputError as error:
         problems += [f"{position(source, 'out')}: {error}"]
+    check = _RecordCheck(file, template)
+    key = ""
+    try:
+        sources = formats.files(source.parent / file.records)
+        form = RecordFormat(file.id, file.format, len(sources) > 1)
+        with suppress(OSError):  # the error of reading a missing file is clearer
+            key = check_cache.key_of(file, template.digest, sources)
+        known = check_cache.load(Path(file.out.folder), key, form, list(check.cells)) if key and not problems else None
+        if known is not None:
+            return Sweep(source, file, known[0], template, known[1], known[2], key)
+        records = read(source.parent / file.records, sources, form, check, progress)
+    except InputError as error:
+        problems += error.problems
+    problems += check.problems
     if problems:
         raise InputError(*problems)
-    return Sweep(source, file, records, template, check.fingerprints, check.labels)
+    return Sweep(source, file, records, template, check.fingerprints, check.labels, key)
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:

@@ -16,16 +16,17 @@ REPORTED = 1 << 16  # number of records between two calls of `progress`
 
 def read(
     path: Path,
-    id_field: str | None = None,
-    form: str | None = None,
+    sources: Sequence[Path],
+    form: RecordFormat,
     visit: Callable[[Record], None] = lambda record: None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> RecordSet:
-    """Read the records of a file, a folder or a pattern (glide.sweep.formats).
+    """Read the records of files.
 
     Args:
-        path: the file, the folder or the pattern.
-        id_field, form: as in RecordFormat.
+        path: the file, the folder or the pattern that the user has named, for messages.
+        sources: the files.
+        form: how rows become records.
         visit: function that is called with each record.
         progress: function that is called now and then with the number of records so far.
 
@@ -33,23 +34,21 @@ def read(
         InputError: a file cannot be read; or a line is not a record, has no custom_id, or has the custom_id of an
             earlier line. The error lists the first MOST_PROBLEMS of these lines, each with its problem.
     """
-    sources = formats.files(path)
-    form_of_rows = RecordFormat(id_field, form, len(sources) > 1)
-    records = RecordSet(form_of_rows.parse)
+    records = RecordSet(form.parse)
     problems: list[tuple[int, int, str]] = []
     wrong = 0
     for number, source in enumerate(sources):
         for line, row, offset in formats.rows(source):
-            record = form_of_rows.record(row, line, source)
+            record = form.record(row, line, source)
             if isinstance(record, str):
                 wrong += 1
                 problems += [(number, line, record)] if wrong <= MOST_PROBLEMS else []
                 continue
-            records.add(record, None if id_field == LINE else offset)
+            records.add(record, None if form.id_field == LINE else offset)
             visit(record)
             if len(records) % REPORTED == 0:
                 progress(len(records))
-    repeated = _repeated(sources, form_of_rows, records.equal_ids())
+    repeated = _repeated(sources, form, records.equal_ids())
     wrong += len(repeated)
     found = [f"{sources[number]}:{line}: {problem}" for number, line, problem in sorted(problems + repeated)]
     if wrong > MOST_PROBLEMS:

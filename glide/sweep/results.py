@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from array import array
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from glide.config import SUMMARY
 from glide.errors import GlideError, InputError
-from glide.sweep import lines, outputs, requests, retry_marks
+from glide.sweep import check_cache, lines, outputs, requests, retry_marks
 from glide.sweep.done import DoneRecords
 from glide.sweep.history import HistoryWriter
 from glide.sweep.job_ids import JobIds
@@ -39,6 +40,8 @@ from glide.sweep.requests import NO_RESULT, RequestIndex, requests_file
 from glide.sweep.status import EMPTY_SUMMARY, check_same_sweep, is_correct, read_summary, request_index
 from glide.sweep.work import Work
 from glide.system import publish, publishing
+
+MOST_ERROR_LINES = 1000  # maximum number of errors that are printed at the end of a sweep
 
 
 class Results(Work):
@@ -166,7 +169,12 @@ class Results(Work):
         if NO_RESULT in found.offsets and (aside := superseded_file(self.sweep.out, cell)).exists():
             restored = lines.restore(path, index, found, aside)
             found = lines.index_results(path, index)
-        for number, result in lines.numbered_results(path, index, found):
+        simple = not (mark or self.retry_marks or found.duplicated or found.other_lines)
+        if simple:
+            self.has_result.fill(cell, found.tally.executions, found.tally.results)
+            self.errors, self.tokens = self.errors + found.tally.errors, self.tokens + found.tally.tokens
+            self.by_glidein = dict(found.tally.by_glidein + Counter(self.by_glidein))
+        for number, result in () if simple else lines.numbered_results(path, index, found):
             error = result.get("error")
             if mark and error is not None and only in (None, error["type"]):
                 self.retry_marks.setdefault((cell, number), mark)
@@ -190,9 +198,8 @@ class Results(Work):
         return moved
 
     def _write_retry_marks(self) -> None:
-        records = self.sweep.records
-        marks = {(cell, records[number].custom_id): mark for (cell, number), mark in self.retry_marks.items()}
-        retry_marks.write(self.sweep.out, marks)
+        ids = self.sweep.records
+        retry_marks.write(self.sweep.out, {(c, ids[n].custom_id): mark for (c, n), mark in self.retry_marks.items()})
 
     def _update_state(self, finished: bool) -> None:
         sweep = self.sweep
@@ -240,8 +247,6 @@ class Results(Work):
         wave = json.dumps({"sizes": list(sizes), "reason": reason}) + "\n"
         publish(internal_path(self.sweep.out, "wave.json"), wave, 0o666, durable=False)
 
-    # ---- the end ---------------------------------------------------------------------------------
-
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Put each cell's results in input order, score them, and write summary.json.
 
@@ -264,19 +269,21 @@ class Results(Work):
         found = lines.index_results(path, self.indexes[cell])
         if missing := found.offsets.count(NO_RESULT):
             raise GlideError(f"{path}: {missing} results have disappeared; run: glide sweep resume {self.sweep.source}")
-        correct = errors = 0
-        with nullcontext() if found.in_order else publishing(path, 0o666) as file:
-            for record, (line, result) in zip(records, lines.ordered(path, found), strict=True):
-                errors += result.get("error") is not None
-                correct += is_correct(result, self.sweep, record)
-                if file is not None:
-                    file.write(line)
+        correct, errors = 0, lines.error_count(path, self.indexes[cell], found)
+        expect = self.sweep.file.expect
+        if expect or not found.in_order:
+            with nullcontext() if found.in_order else publishing(path, 0o666) as file:
+                for number, line in enumerate(lines.ordered_lines(path, found)):
+                    if expect:
+                        correct += is_correct(json.loads(line), self.sweep, records[number])
+                    if file is not None:
+                        file.write(line)
         form = self.sweep.file.out.format
         if form != "jsonl":
             found = lines.index_results(path, self.indexes[cell])
-            answered = outputs.answered_in_order(records, lines.ordered(path, found))
+            answered = outputs.answered_in_order(records, lines.ordered_lines(path, found))
             outputs.write(path.parent, form, answered, self.sweep.template.model)
-        accuracy = correct / len(records) if self.sweep.file.expect else None
+        accuracy = correct / len(records) if expect else None
         return {"records": len(records), "errors": errors, "accuracy": accuracy}
 
     def finished_summary(self) -> dict[str, Any]:
@@ -287,16 +294,15 @@ class Results(Work):
         return self.finish(known or {"name": self.sweep.file.name, **EMPTY_SUMMARY, "tokens": self.tokens})
 
     def error_lines(self) -> list[str]:
-        """Return one line for each record that has an error."""
-        if not self.errors:
-            return []
-        return [
-            f"{cell}{cell and ': '}{result['custom_id']}: {result['error']['type']}: {result['error']['message']}"
-            for cell, index in self.indexes.items()
-            for path in [self.path(cell)]
-            for _, result in lines.numbered_results(path, index, lines.index_results(path, index))
-            if result.get("error") is not None
-        ]
+        """Return one line for each record that has an error, but at most MOST_ERROR_LINES."""
+        found: list[str] = []
+        for cell, index in self.indexes.items() if self.errors else ():
+            indexed = lines.index_results(self.path(cell), index)
+            for _, result in lines.numbered_results(self.path(cell), index, indexed):
+                if (error := result["error"]) and len(found) < MOST_ERROR_LINES:
+                    found.append(f"{cell}{cell and ': '}{result['custom_id']}: {error['type']}: {error['message']}")
+        more = [f"… and {self.errors - len(found)} more; they are in results.jsonl"] if self.errors > len(found) else []
+        return found + more
 
 
 def open_results(
@@ -333,6 +339,7 @@ def open_results(
         if aside:
             results.notes.append(f"moved the earlier results of {out} to {aside}")
         results.load(retry, only)
+        check_cache.save(out, sweep.check_key, sweep.records, sweep.fingerprints, sweep.labels)
         return results
     except OSError as error:
         lock.close()

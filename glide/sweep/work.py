@@ -20,7 +20,7 @@ class Work(ABC):
         pack: number of records per job if the user has fixed this number, else None.
         batch: a number of records. Most jobs get a multiple of this number. If `batch` is None, most jobs get a
             multiple of the number of records in one engine call. If `pack` is not None, `batch` is not used.
-        done: for each id that has a result, a hash of the execution that computed the result (`_execution_hash`).
+        done: for each id that has a result, a hash of the execution that computed the result (`execution_hash`).
         resumed: number of ids that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.
         recomputed: number of results that were ignored, because an earlier execution had computed the record's result.
@@ -107,9 +107,9 @@ class Work(ABC):
         for result in results:
             record = result["custom_id"]
             if record in self.done:
-                again += self.done[record] != _execution_hash(result)
+                again += self.done[record] != execution_hash(result)
             elif record in new:
-                again += _execution_hash(new[record]) != _execution_hash(result)
+                again += execution_hash(new[record]) != execution_hash(result)
             else:
                 new[record] = result
         if new:
@@ -123,7 +123,7 @@ class Work(ABC):
 
     def count(self, record: str, result: dict[str, Any]) -> None:
         """Add the result of a record to the counts."""
-        self.done[record] = _execution_hash(result)
+        self.done[record] = execution_hash(result)
         self.errors += result.get("error") is not None
         self.tokens += tokens_of(result)
         glidein = result.get("glidein") or ""
@@ -137,7 +137,7 @@ def tokens_of(result: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) else result.get("tokens") or 0
 
 
-def _execution_hash(result: dict[str, Any]) -> int:
+def execution_hash(result: Mapping[str, Any]) -> int:
     """Return a hash of a result.
 
     Copies of one result have the same hash. If a record is executed again, the new result has a different hash, except

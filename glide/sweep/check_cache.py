@@ -1,0 +1,93 @@
+"""Keep what the check of a large input has found, so that a resumed sweep need not read its input again.
+
+The files are in `.glide/check` of the sweep's `out`. They count only for the same sweep file, template and input files.
+An input file is the same if its path, size, inode and time of change are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from glide.config import SweepFile
+from glide.protocol.json_lines import read_lines
+from glide.sweep.out import flat, internal_path
+from glide.sweep.record_set import RecordSet
+from glide.sweep.records import RecordFormat
+from glide.system import publishing
+
+FORMAT = 1  # is increased when the content of the files or the meaning of a fingerprint changes
+LARGE = 100_000  # smaller inputs are checked again, which takes less than two seconds
+KEY = "key.json"
+# Keys of a sweep file that change neither the records nor their requests.
+OTHER_KEYS = {"name", "out", "glideins", "timeout", "batch", "pack"}
+
+
+def key_of(file: SweepFile, template: str, sources: Sequence[Path]) -> str:
+    """Return a text that is equal only if the check would find the same.
+
+    Args:
+        template: digest of the template.
+        sources: the input files.
+    """
+    states = [path.stat() for path in sources]
+    inputs = [
+        (str(path.absolute()), state.st_size, state.st_ino, state.st_mtime_ns)
+        for path, state in zip(sources, states, strict=True)
+    ]
+    content = [FORMAT, file.model_dump(mode="json", exclude=OTHER_KEYS), template, inputs]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load(
+    out: Path, key: str, form: RecordFormat, cells: Sequence[str]
+) -> tuple[RecordSet, dict[str, array[int]], str] | None:
+    """Return the records, the fingerprints of each cell's requests and the digest of the right answers.
+
+    If nothing is kept for this key, or the files are damaged, return None.
+    """
+    folder = internal_path(out, "check")
+    known = next(read_lines(folder / KEY), {})
+    if known.get("key") != key:
+        return None
+    records = RecordSet(form.parse)
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        count = int(known["records"])
+        records.ids, records.offsets = _read(folder / "ids", count), _read(folder / "offsets", count)
+        records.firsts = [int(first) for first in known["firsts"]]
+        records.places = [Path(place) for place in known["places"]]
+        fingerprints = {cell: _read(folder / f"requests.{flat(cell)}", count) for cell in cells}
+        return records, fingerprints, str(known["labels"])
+    return None
+
+
+def save(out: Path, key: str, records: RecordSet, fingerprints: Mapping[str, array[int]], labels: str) -> None:
+    """Keep what a check has found. Do nothing if the input is small, or if records are in a temporary file."""
+    folder = internal_path(out, "check")
+    if len(records) < LARGE or None in records.places or next(read_lines(folder / KEY), {}).get("key") == key:
+        return
+    folder.mkdir(exist_ok=True)
+    (folder / KEY).unlink(missing_ok=True)  # from now on, and until the end, the files belong to no key
+    arrays: dict[str, Any] = {"ids": records.ids, "offsets": records.offsets}
+    arrays |= {f"requests.{flat(cell)}": each for cell, each in fingerprints.items()}
+    for name, content in arrays.items():
+        with publishing(folder / name, 0o666) as file:
+            content.tofile(file)
+    known = {
+        "key": key, "records": len(records), "firsts": records.firsts, "labels": labels,
+        "places": [str(place.absolute()) for place in records.places if place is not None],
+    }  # fmt: skip
+    with publishing(folder / KEY, 0o666) as file:
+        file.write(json.dumps(known).encode() + b"\n")
+
+
+def _read(path: Path, count: int) -> array[int]:
+    numbers = array("Q")
+    with path.open("rb") as file:
+        numbers.fromfile(file, count)
+    return numbers
