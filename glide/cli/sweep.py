@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -22,11 +23,13 @@ from glide.report.sweep.report import load_report
 from glide.sweep import driver_job
 from glide.sweep.driver import drive
 from glide.sweep.out import internal_path
-from glide.sweep.prepare import prepare
+from glide.sweep.prepare import Sweep, prepare
 from glide.sweep.results import Results, open_results
 from glide.sweep.status import sweep_status
 from glide.sweep.workplace import workplace
 from glide.vocabulary import Exit
+
+CHECK_SECONDS = 3.0  # seconds between two messages about the check of the input
 
 app = typer.Typer(help="Run batch inference sweeps. Example: glide sweep run sweep.yaml", no_args_is_help=True)
 
@@ -62,7 +65,7 @@ def submit(file: File, site: Site = None, as_json: AsJson = False) -> None:
     rebooted. `condor_q` and `glide sweep status` show the sweep, and `condor_rm` stops it. The driver's messages are in
     `.glide/driver` in the sweep's `out`.
     """
-    sweep = prepare(file)
+    sweep = checked(file)
     if site is not None:
         load(site, SiteFile)
     job = driver_job.submit(sweep, site)
@@ -100,7 +103,7 @@ def retry(
 @app.command()
 def status(file: File, as_json: AsJson = False) -> None:
     """Show a sweep's progress, and how its records are packed into jobs. Example: glide sweep status sweep.yaml"""
-    sweep = prepare(file)
+    sweep = checked(file)
     progress = sweep_status(sweep)
     wave = next(read_lines(internal_path(sweep.out, "wave.json")), {"sizes": [], "reason": "no jobs yet"})
     if as_json:
@@ -122,7 +125,7 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
     The command writes report.html, and a PNG file of each figure. report.html contains the figures, too, so it needs no
     other file. The sweep may be unfinished.
     """
-    loaded = load_report(prepare(file))
+    loaded = load_report(checked(file))
     folder = to or loaded.sweep.out / "report"
     document = write(loaded, folder)
     page = str(folder / PAGE)
@@ -132,6 +135,19 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
     if loaded.summary is not None:
         Console(markup=False).print(result_table(loaded.summary))
     print("\n".join([*loaded.notes, page]))
+
+
+def checked(file: Path) -> Sweep:
+    """Read and check a sweep file and its input. If this takes long, show how many records have been checked."""
+    shown = time.monotonic()
+
+    def progress(count: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > CHECK_SECONDS:
+            shown = time.monotonic()
+            print(f"checked {count:,} records", file=sys.stderr)
+
+    return prepare(file, progress)
 
 
 def run_sweep(
@@ -147,7 +163,7 @@ def run_sweep(
     Raises:
         typer.Exit: some results are errors, or the user has interrupted the sweep.
     """
-    sweep = prepare(file)
+    sweep = checked(file)
     if site is not None:
         load(site, SiteFile)  # a mistake in the site file must be reported before anything starts
     with closing(open_results(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", only=only, **how)) as results:

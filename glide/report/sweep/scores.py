@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy
 
 from glide.sweep.work import tokens_of
 
@@ -83,7 +86,7 @@ class Scores:
     causes: dict[tuple[str, str], ErrorGroup] = field(default_factory=dict)
     by_glidein: Counter[str] = field(default_factory=Counter)
     engine: dict[str, float] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
+    seconds: array[float] = field(default_factory=lambda: array("d"))
     tokens: int = 0
 
     def add(self, prompt: str, result: Mapping[str, Any], right: bool | None) -> None:
@@ -148,5 +151,5 @@ def quantile(values: Iterable[float], share: float) -> float:
     Args:
         share: share of the values that are below the quantile, from 0 to 1; 0.5 for the median.
     """
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+    ordered = numpy.sort(numpy.frombuffer(values)) if isinstance(values, array) and values else sorted(values)
+    return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) if len(ordered) else 0.0
