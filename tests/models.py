@@ -51,7 +51,8 @@ def tiny_tokenizer(begin: str | None = "<s>", pad: str | None = None) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token="</s>", pad_token=pad)
+    special = {name: token for name, token in (("bos_token", begin), ("pad_token", pad)) if token}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **special)
 
 
 def tiny_llama(folder: Path, context: int = 512) -> Path:
@@ -134,6 +135,12 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("", "roberta", {**SIZE, "max_position_embeddings": 20, "pad_token_id": 1}),
     "seq2seq": ("Seq2SeqLM", "t5", {
         "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0,
+        "initializer_factor": 5.0, "dtype": "float32",
+    }),
+    "bart": ("Seq2SeqLM", "bart", {
+        "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+        "init_std": 0.3, "decoder_start_token_id": 1, "dtype": "float32",
     }),
 }  # fmt: skip
 
@@ -171,10 +178,12 @@ class Plain:
     """What plain transformers makes of a prompt alone, each asked for once."""
 
     def __init__(self, folder: Path):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.decodes = AutoConfig.from_pretrained(folder).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if self.decodes else AutoModelForCausalLM
+        self.model = kind.from_pretrained(folder).eval()
         self.known: dict[str, list[tuple[str, int]]] = {}
 
     def __call__(self, prompt: str, **generate: Any) -> tuple[str, int]:
@@ -187,7 +196,8 @@ class Plain:
         if asked not in self.known:
             options: dict[str, Any] = {"do_sample": False, "tokenizer": self.tokenizer, **generate}
             encoded = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-            rows = self.model.generate(**encoded, **options)[:, encoded["input_ids"].shape[1] :]
+            start = 1 if self.decodes else encoded["input_ids"].shape[1]
+            rows = self.model.generate(**encoded, **options)[:, start:]
             self.known[asked] = [(self.tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in rows]
         return self.known[asked]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glide.server.engines import Completion, EngineRecord
-from tests.models import loaded, served, texts, with_template
+from tests.models import Plain, loaded, served, texts, tiny_variant, with_template
 
 pytestmark = pytest.mark.models
 
@@ -277,3 +277,23 @@ def served_errors(engine: Any, prompts: list[str], **generate: Any) -> list[str]
             answered(engine, prompt, **generate)
         found.append(type(failed.value).__name__)
     return found
+
+
+# ---- encoder-decoder models ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "bart"])
+def test_encoder_decoder_models_generate_as_plain_transformers(llama, tmp_path, kind):
+    folder = tiny_variant(llama, tmp_path / kind, kind)
+    engine, plain = loaded(folder, batch=4), Plain(folder)
+    greedy = [plain(prompt, max_new_tokens=8) for prompt in PROMPTS]
+    completions = served(engine, PROMPTS, max_tokens=8)
+    assert [(one.text, one.tokens) for one in completions] == greedy
+    assert len({text for text, _ in greedy}) > 2
+    alone = [texts(engine, [prompt], **HOT)[0] for prompt in PROMPTS]
+    assert texts(engine, PROMPTS, **HOT) == alone != [text for text, _ in greedy]
+    assert len(answered(engine, "hello", **HOT, n=3, logprobs=2).extra["choices"]) == 3
+    assert len(answered(engine, "hello", task="embed").extra["embedding"]) == 32
+    whole = plain("hello", max_new_tokens=20)[0]
+    stopped = texts(engine, ["hello"], max_tokens=20, stop=whole[3:5] or "x")[0]
+    assert stopped == (whole[: whole.find(whole[3:5])] if whole[3:5] else whole)

@@ -208,7 +208,8 @@ def test_wrong_input_is_reported_before_submission(pool, access_point, sweep: Sw
     assert len([line for line in lines if "records.jsonl:2:" in line and "line 1" in line]) == 1
     assert len([line for line in lines if "records.jsonl:3:" in line and "not JSON" in line]) == 1
     assert len([line for line in lines if "records.jsonl:4:" in line and "custom_id" in line]) == 1
-    assert len(lines) == 3
+    assert len([line for line in lines if "records.jsonl:1:" in line and "no field 'txet'" in line]) == 1
+    assert len(lines) == 4
     run = json.dumps(f"{yaml.safe_load(sweep.file.read_text())['name']}-")
     assert access_point.jobs(f"substr(GlideRun, 0, size({run})) == {run}", ["ClusterId"]) == []
 

@@ -192,14 +192,14 @@ def test_token_beyond_vocabulary_fails_only_its_prompt(llama, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changed", "options", "words"),
     [
-        ("seq2seq", {}, {}, "needs a causal language model, but this is an encoder-decoder model of type t5"),
+        ("encoder", {}, {}, "the model's files contain BertModel"),
         ("llama", {}, {"task": "classify"}, "some weights for task classify are missing: score.weight"),
-        ("judge", {}, {}, "a causal language model, and the model's files contain LlamaForSequenceClassification"),
+        ("judge", {}, {}, "an encoder-decoder model, and the model's files contain LlamaForSequenceClassification"),
         ("llama", {"model_type": "new", "auto_map": {"AutoConfig": "new.NewConfig"}}, {}, "brings its own Python code"),
         ("llama", {"model_type": "new"}, {}, "the model can't be loaded: ValueError: The checkpoint you are trying"),
         ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4}}, {}, "with awq, can't be loaded"),
     ],
-    ids=["seq2seq", "no head", "another head", "own code", "unknown type", "quantized"],
+    ids=["encoder", "no head", "another head", "own code", "unknown type", "quantized"],
 )  # fmt: skip
 def test_error_for_unsupported_model_is_one_line(llama, variant, tmp_path, kind, changed, options, words):
     folder = edited(llama if kind == "llama" else variant(kind), tmp_path / "m", config=changed)

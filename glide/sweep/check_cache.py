@@ -52,11 +52,11 @@ def load(
     If nothing is kept for this key, or the files are damaged, return None.
     """
     folder = internal_path(out, "check")
-    known = next(read_lines(folder / KEY), {})
-    if known.get("key") != key:
-        return None
     records = RecordSet(form.parse)
     with suppress(OSError, KeyError, TypeError, ValueError):
+        known = next(read_lines(folder / KEY), {})
+        if known.get("key") != key:
+            return None
         count = int(known["records"])
         records.ids, records.offsets = _read(folder / "ids", count), _read(folder / "offsets", count)
         records.firsts = [int(first) for first in known["firsts"]]

@@ -78,13 +78,16 @@ class Defaults:
     Args:
         config: the model's generation configuration.
         context: maximum number of tokens that a prompt and its generated text may have together.
+        is_encoder_decoder: whether the model reads the prompt with an encoder. Then prompt and text are counted
+            separately.
 
     Attributes:
         effective: names of the options whose default values affect the texts of simple records. A simple record sets
             only `max_new_tokens`.
     """
 
-    def __init__(self, config: Any, context: int):
+    def __init__(self, config: Any, context: int, is_encoder_decoder: bool = False):
+        self.is_encoder_decoder = is_encoder_decoder
         self.config = config
         self.context = context
         # Leave out the values None, False and 0, which mean that an option is not set or is switched off.
@@ -113,6 +116,8 @@ class Defaults:
         Args:
             prompt: number of tokens in the prompt.
         """
+        if self.is_encoder_decoder:
+            return max(prompt, self.new_tokens(generate))
         if new := self.value("max_new_tokens", generate):
             return prompt + int(new)
         if longest := generate.get("max_length"):

@@ -44,10 +44,13 @@ class Generation:
         self.batch = batch
         self.context = positions.context_tokens(model)
         self.vocabulary_size = positions.vocabulary_size(model)
-        self.defaults = Defaults(model.generation_config, self.context)
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.defaults = Defaults(model.generation_config, self.context, self.is_encoder_decoder)
         self.stops = StopStrings(encoder.tokenizer)
         self.schemas = SchemaMasks(encoder.tokenizer, self.vocabulary_size)
-        self.embedding = Embedding(model.base_model, encoder, batch, batch_tokens)
+        self.embedding = Embedding(
+            model.get_encoder() if self.is_encoder_decoder else model.base_model, encoder, batch, batch_tokens
+        )
         self.embedding_is_warm = False
         self.padded = Padded(model, encoder, batch, batch_tokens)
         self.continuous: Continuous | None = None
@@ -191,7 +194,8 @@ class Generation:
         return self.padded.generate(rows, options.library, StepControl(options, self.defaults.config, seeds, schema))
 
     def _truncated_prompt(self, prompt: Prompt, options: TextOptions) -> Prompt:
-        new_tokens = 0 if prompt.record.task == "embed" else self.defaults.total_tokens(0, options.library)
+        alone = prompt.record.task == "embed" or self.is_encoder_decoder
+        new_tokens = 0 if alone else self.defaults.total_tokens(0, options.library)
         return truncated(prompt, self.context - new_tokens, options.truncate, self.encoder.tokenizer.bos_token_id)
 
     def _text(self, prompt: Prompt, number: int, generated: Generated, options: TextOptions) -> Text:
@@ -221,7 +225,8 @@ class Generation:
             generate: options of the library.
         """
         strings = self.defaults.value("stop_strings", generate)
-        ends = [end, self.stops.end(prompt.ids, row, strings) if strings else None]
+        before = [] if self.is_encoder_decoder else prompt.ids
+        ends = [end, self.stops.end(before, row, strings) if strings else None]
         end_tokens = self.defaults.end_tokens(generate)
         ends.append(next((number for number, token in enumerate(row, 1) if token in end_tokens), None))
         first = min((each for each in ends if each is not None), default=None)
@@ -279,7 +284,10 @@ def _without_defaults(model: Any) -> Iterator[None]:
 
     defaults = model.generation_config
     model.generation_config = GenerationConfig()
-    model.generation_config.update(use_cache=defaults.use_cache, cache_implementation=defaults.cache_implementation)
+    model.generation_config.update(
+        use_cache=defaults.use_cache, cache_implementation=defaults.cache_implementation,
+        decoder_start_token_id=defaults.decoder_start_token_id, bos_token_id=defaults.bos_token_id,
+    )  # fmt: skip
     try:
         yield
     finally:

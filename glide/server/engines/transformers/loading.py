@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from glide.errors import TemplateError
 
 TASKS = {
-    "generate": ("ForCausalLM", "a causal language model"),
+    "generate": ("ForCausalLM", "a causal language model or an encoder-decoder model"),
     "embed": ("", "a model of the transformers library"),
     "classify": ("ForSequenceClassification", "a model with a classification head"),
 }
@@ -18,9 +18,12 @@ MAX_CAUSE = 300  # maximum number of characters that are taken from the library'
 Loaded = TypeVar("Loaded")
 
 
-def model_class(task: str) -> Any:
+def model_class(task: str, is_encoder_decoder: bool = False) -> Any:
+    """Return the library's class that loads models for a task."""
     import transformers
 
+    if task == "generate" and is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
     return getattr(transformers, f"AutoModel{TASKS[task][0]}")
 
 
@@ -54,7 +57,8 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
     # has no user who could answer this question.
     config = _attempt(lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), "the model")
     wanted = TASKS[task][1]
-    if type(config) not in model_class(task)._model_mapping:
+    chosen = model_class(task, bool(config.is_encoder_decoder))
+    if type(config) not in chosen._model_mapping:
         if getattr(config, "auto_map", None):
             raise TemplateError(_OWN_CODE)
         kind = "an encoder-decoder model" if config.is_encoder_decoder else "a model"
@@ -62,7 +66,7 @@ def load_model(folder: str, task: str, **options: Any) -> Any:
     quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "")
     what = f"the model, which is quantized with {quantized}," if quantized else "the model"
     model, loading_info = _attempt(
-        lambda: model_class(task).from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options),
+        lambda: chosen.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **options),
         what,
     )
     # The library sets missing weights to random values. So missing weights are an error, except for the task embed.

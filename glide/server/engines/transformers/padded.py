@@ -93,6 +93,7 @@ class Padded:
         self.padding_token = encoder.padding_token(positions.vocabulary_size(model))
         self.batch = batch
         self.batch_tokens = batch_tokens
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.sharing = RowSharing(dynamic_rope=positions.dynamic_rope(model))
         self.tolerance = tolerance(model)
         self.prefixes = PrefixCaches(model)
@@ -161,7 +162,9 @@ class Padded:
         # If `plan` made this call, all its prompts have the same prefix. Otherwise, use no cached prefix.
         if any(prompt.prefix != prefix for prompt in prompts):
             prefix = ()
-        rows, width = [prompt.ids for prompt in prompts], max(len(prompt.ids) for prompt in prompts)
+        rows = [prompt.ids for prompt in prompts]
+        # In the output of an encoder-decoder model, the text begins after one token, which starts the decoder.
+        width = 1 if self.is_encoder_decoder else max(map(len, rows))
         if control is None:
             output, computed = self._generate(rows, prefix, generate)
             return Generated(output[:, width:].tolist(), reused_tokens=len(prefix) * (len(prompts) - computed))
@@ -176,8 +179,12 @@ class Padded:
         import torch
 
         width, prefix_length = max(map(len, rows)), len(prefix)
-        ids = [row[:prefix_length] + [self.padding_token] * (width - len(row)) + row[prefix_length:] for row in rows]
-        mask = [[1] * prefix_length + [0] * (width - len(row)) + [1] * (len(row) - prefix_length) for row in rows]
+        # The padding comes after the prefix. An encoder has no prefix, and needs the padding at the end.
+        padded = [(row[:prefix_length], [self.padding_token] * (width - len(row)), row[prefix_length:]) for row in rows]
+        if self.is_encoder_decoder:
+            padded = [(rest, padding, []) for _, padding, rest in padded]
+        ids = [before + padding + after for before, padding, after in padded]
+        mask = [[1] * len(before) + [0] * len(padding) + [1] * len(after) for before, padding, after in padded]
         options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": False, **generate}
         computed = False
         if prefix:
