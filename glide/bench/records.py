@@ -27,12 +27,13 @@ POINTS = 60  # number of points of the curve in the result
 
 
 def records(repeat: int, count: int = 1_000_000) -> dict[str, Any]:
-    """Run a sweep of records that take no time, on one glidein with two lanes, with a driver of its own process.
+    """Run a sweep of records that take no time, on one glidein with two lanes.
 
-    The driver is killed when half of the records have a result. Another driver resumes the sweep.
+    The driver runs in a separate process. When half of the records have a result, the benchmark kills this process.
+    Then a second driver resumes the sweep.
 
     Args:
-        repeat: is not used, because one run takes long and its rates are medians already.
+        repeat: is not used. The sweep runs only once, because it takes long.
         count: number of records.
     """
     with rig(cores=3) as bench:
@@ -76,11 +77,13 @@ def records(repeat: int, count: int = 1_000_000) -> dict[str, Any]:
 
 
 class _DriverProcess:
-    """A driver in its own process, and what was seen of it.
+    """A driver in a separate process, with measurements of this process.
 
     Attributes:
-        started, ended: Unix times.
-        points: samples of its memory. Each has `s` (seconds since the start), `mb` and `done` (number of results).
+        started: Unix time when the process started.
+        ended: Unix time when the last call of `watch` ended.
+        points: measurements of the process. Each point has `s` (seconds since the start), `mb` (the memory that the
+            process uses, in MB) and `done` (number of results).
     """
 
     def __init__(self, file: Path, command: str, out: Path):
@@ -119,7 +122,12 @@ class _DriverProcess:
 
     @property
     def rates(self) -> list[float]:
-        """Results per second between two counts in the history, without the time before the first result."""
+        """Rates, in results per second.
+
+        From time to time, the driver writes the number of results so far to the sweep's history. Each pair of
+        successive numbers gives one rate. But a pair of equal numbers gives no rate. The time before the first result
+        is left out.
+        """
         counts = [(line["at"], line["counts"]["done"]) for line in self.history if line.get("counts", {}).get("done")]
         pairs = pairwise(counts)
         return [(after - before) / (late - early) for (early, before), (late, after) in pairs if after > before]

@@ -50,8 +50,8 @@ class Rig:
         site = load(self.folder / "site.yaml", SiteFile)
         # Close the entry before the glideins are removed. There are two reasons:
         # - The factory submits no new glideins to a closed entry.
-        # - If all glideins of an open entry disappear together, the factory treats the queue's answer as an error. For
-        #   a closed entry, the factory accepts the answer.
+        # - If all glideins of an open entry disappear from the queue together, the factory assumes that the queue's
+        #   answer is wrong. If the entry is closed, the factory accepts the answer.
         close(site, "bench")
         access_point = AccessPoint()
         access_point.remove(f"{Job.ENTRY} =!= undefined", "a benchmark starts cold")

@@ -21,7 +21,7 @@ def bench(
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
     if count is not None and name != "records":
-        raise InputError("--count is only for the benchmark records; leave it out")
+        raise InputError("--count is only for `glide bench records`; leave it out")
     measured = BENCHMARKS[name](repeat) if count is None else BENCHMARKS[name](repeat, count)
     if as_json:
         print_json(measured)

@@ -79,8 +79,9 @@ def gather(
     folder of the job file. The files of such a job go into a subfolder with the initialdir's name. Jobs that share a
     log get one common log.
 
-    No file is overwritten. If a file with the same name exists already, the new file goes into a subfolder with the id
-    of its job (CLUSTER.PROC). If several jobs list the same file, each of these files goes into such a subfolder, too.
+    No file is overwritten. If a file with the same name exists already, the new file goes into a subfolder. The name of
+    the subfolder is the id of the file's job (CLUSTER.PROC). If several jobs list a file with the same name, the file
+    of each job goes into the subfolder of this job.
 
     A job leaves the queue when its outputs are on disk. Exit 3: some jobs have not completed; gather again later.
     Exit 1: the outputs of a job could not be fetched. That job stays in the queue, and all other jobs are gathered.

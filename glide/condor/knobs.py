@@ -81,7 +81,7 @@ KNOBS: dict[str, dict[str, str]] = {
 
 
 # If a job has want_io_proxy, the job's node can change attributes of the job in the queue. No node may change the
-# attributes below. The attributes are in groups, and the key of each group is the reason.
+# attributes below. The attributes are in groups. The key of each group says what the group's attributes determine.
 #
 # The access point protects these attributes with HTCondor's parameter PROTECTED_JOB_ATTRS. The parameter
 # IMMUTABLE_JOB_ATTRS is not suitable, because this parameter also restricts the schedd. When the schedd spools the

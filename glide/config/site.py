@@ -257,9 +257,9 @@ class Entry(Strict):
             nodes use Docker or Apptainer. The image need not contain HTCondor. By default glideins run without a
             container.
         condor: absolute path of HTCondor: a release folder on the nodes, or an archive on this host. The archive is
-            sent to the nodes. By default a node uses the HTCondor on its PATH. There is another default if glide has
-            installed HTCondor on this host. A node then tries in this order: (1) the path of this installation, which
-            may be in a shared folder; (2) the PATH of the node; (3) an archive that this host sends.
+            sent to the nodes. By default a node uses the first HTCondor that it finds in these places: (1) the folder
+            where glide has installed HTCondor on this host, if the node shares this folder; (2) the node's PATH; (3) an
+            archive of glide's HTCondor, which this host sends. If glide has not installed HTCondor, only (2) is left.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether the owners may bring code of their own (Python functions, environments) if there are several

@@ -172,7 +172,8 @@ class Messages:
     field: str
 
 
-# Without this choice by type, an error in a prompt would be reported for both types.
+# A prompt in a sweep file is a text or a list of messages. The discriminator selects one of these two types, so that
+# pydantic checks the prompt only as this type. Without the discriminator, pydantic would report each error twice.
 PromptValue = Annotated[
     Annotated[PromptText, Tag("text")] | Annotated[list[Message], Field(min_length=1), Tag("messages")],
     Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),
@@ -204,15 +205,16 @@ class SweepFile(Strict):
         records: file with the records, relative to the sweep file. It may also be a folder of files, or a pattern such
             as `shards/*.jsonl.gz`. Each line is a JSON object, whose `custom_id` is a unique text. A file may also be
             a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders of the
-            library `datasets`, and files of the FEVER data set are accepted, too. The lines of a file for OpenAI's
-            Batch API are requests of their own.
+            library `datasets`, and files of the FEVER data set are accepted, too. In a file for OpenAI's Batch API,
+            each line is a complete request. Such a file needs no `prompts`.
         format: `openai` if each line must be a request of OpenAI's Batch API. By default, glide recognizes such lines.
         id: name of the field that holds the id of a record, if this field is not `custom_id`. `line` stands for the
             number of the line.
         prompts: names and texts of the prompts. `{field}` stands for a field of the record. Write `{{` and `}}` for
             braces. A prompt may also be a list of messages with `role` and `content`. If each record brings its own
             request, leave `prompts` out.
-        messages: `"{field}"`, where the field of a record holds the messages of a chat. Use it in place of `prompts`.
+        messages: name of the field that holds the messages of a chat, in braces: `"{field}"`. Use `messages` in place
+            of `prompts`.
         variants: names of sets of `generate` options. The options of a variant win over `generate`. Each record gets a
             result for each prompt and variant.
         generate: options of text generation, such as max_tokens, temperature or stop. Generation is greedy unless an

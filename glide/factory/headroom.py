@@ -78,9 +78,9 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     alive, ended = ([each for each in group if each.state != State.FAILED] for group in groups)
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     if entry.name in snapshot.unavailable_entries:
-        # The text about the unavailable queue must replace the text of any earlier limit. `limit_to` replaces the text
-        # only if the new limit is below `headroom.left`. `headroom.left` is never negative, so the limit -1 is always
-        # below it. `limit_to` then sets `headroom.left` to 0, and not to -1.
+        # The text of this limit must replace the text of any earlier limit. `limit_to` replaces the text only if the
+        # new limit is below `headroom.left`. Here, `headroom.left` may already be 0. So the new limit is -1. `limit_to`
+        # stores 0 in place of -1.
         headroom.limit_to(-1, f"cannot observe its queue: {snapshot.unavailable_entries[entry.name]}")
     return headroom
 

@@ -40,7 +40,9 @@ class BreakerState:
 
 
 def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> BreakerState:
-    """Return how many more glideins the circuit breaker of an entry, or of a template on an entry, allows.
+    """Return how many more glideins a circuit breaker allows.
+
+    The circuit breaker belongs to an entry, or to one template on an entry.
 
     Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
     `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: it allows no glidein. Then

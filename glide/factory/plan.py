@@ -126,7 +126,7 @@ def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]
     have retired or could not load the template.
 
     Args:
-        owners: the Users that the site serves. If any of them wants the template, other Users' demand is ignored.
+        owners: users that the site serves. If one of these users wants the template, ignore all other users' demand.
     """
     demands = [demand for demand in snapshot.demands if demand.template == template]
     demands = [demand for demand in demands if demand.user in owners] or demands
@@ -341,8 +341,8 @@ def _expunge_stale_ads(snapshot: Snapshot, available: Collection[Entry]) -> list
     advertised = {lane.glide_id: lane.entry for lane in snapshot.lanes if lane.entry in names}
     running = [glidein for glidein in snapshot.glideins if glidein.status in _RUNNING]
     alive = {glidein.glide_id for glidein in running}
-    # A GlideId contains the number of times that the outer job has started. Soon after a start, the queue may still
-    # report the old number. So do not expunge the ads of a glidein that has just started.
+    # A GlideId contains the number of starts of the outer job. Just after a start, the queue may still report the old
+    # number. Ads with the new number then seem to belong to no job. So keep the ads of a glidein that just started.
     starting = {(glidein.entry, glidein.job) for glidein in running if glidein.age < START_GRACE_SECONDS}
     return [
         Expunge(entry, "", 1, f"{each} advertises, but has no running job", (each,))

@@ -188,7 +188,7 @@ class Cache:
         return None
 
     def verify(self, path: Path, content: str, size: int) -> bool:
-        """Return whether a file's sha256 is `content`. If the file is verified and unchanged, do not read it again."""
+        """Return whether the sha256 of a file is `content`. Read the file only if `is_verified` returns False."""
         for _ in self.verifying(path, content, size):
             pass
         return self.is_verified(path, content)

@@ -1,9 +1,10 @@
 """Fetch a tree of files into the cache, from peers and from the tree's source. This needs only the standard library.
 
 Each node fetches chunks from its peers, so the source sends most chunks only once. If no peer has the complete tree,
-two kinds of nodes also read the source:
-- The first node began to fetch the tree before all its peers. It reads the source from start to end.
-- A new node is still unknown to its peers. It reads the source at random places, to get chunks that its peers lack.
+these nodes also read the source:
+- the node that began to fetch the tree before all its peers. This node reads the source from start to end.
+- each node that is still unknown to its peers. Such a node reads the source at random places, to get chunks that its
+  peers lack.
 
 If a node has received no chunk for a long time, it also reads the source.
 """

@@ -56,9 +56,8 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     """
     expiry, _, mac = given.partition(".")
     authentic = hmac.compare_digest(mac.encode(), _mac(key, path, expiry).encode())
-    # By the sender's clock, a token expires one lifetime after the token was made. The sender's clock may be ahead of
-    # this node's clock. A difference of up to one more lifetime is accepted. So the latest accepted expiry time is two
-    # lifetimes after `now`.
+    # The sender sets the expiry time to one token lifetime after the time on its own clock. The sender's clock may be
+    # ahead of `now` by up to one token lifetime. So the expiry time may be up to two token lifetimes after `now`.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
 
 

@@ -46,8 +46,8 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     Args:
         path: absolute path of a folder, or address of a folder or repository.
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
-        seed: source that is read instead of a folder, because this node lacks the folder. None: the folder itself is
-            read. If `path` is an address, the seed is not used.
+        seed: source to read if `path` is a folder that this node lacks. None: this node has the folder. If `path` is an
+            address, `seed` has no effect.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.

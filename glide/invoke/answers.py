@@ -131,7 +131,7 @@ def _read_line(
         raise RejectedResult("a line is not a JSON object") from None
     if "custom_id" not in content:
         if not is_count(content.get("begun")):
-            raise RejectedResult("a line is neither a result nor the number of records that have begun")
+            raise RejectedResult("a line is neither a result nor the number of records that the engine has received")
         answers.begun = max(answers.begun, min(content["begun"], len(ids)))
         return
     name = content["custom_id"]

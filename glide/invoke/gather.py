@@ -193,7 +193,7 @@ class Gatherer:
         attributes = {
             "LeaveJobInQueue": LEAVE_IN_QUEUE,  # the job stays in the queue after a retrieval
             "SUBMIT_TransferOutputRemaps": quoted(job.remap_text),
-            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # the log's name; a remap contains the log's folder
+            "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # the log's name; its folder is in `job.remap_text`
             "SUBMIT_Iwd": quoted(str(folder)),
         }
         self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))

@@ -121,7 +121,7 @@ class RunJobs:
     """The invocation jobs of one run at one access point.
 
     Attributes:
-        version: highest version of the requests that were submitted.
+        version: highest protocol version that the submitted requests need.
         parts: the name of each job's part, by job number. The name is stored when the job is submitted, or when its ad
             is first read. Later values in the ad are ignored, because code on a node can change the ad.
     """
@@ -136,7 +136,8 @@ class RunJobs:
     def write(self, records: Iterable[Mapping[str, Any]]) -> Part:
         """Write the input file of a new job.
 
-        The file ends when it has PART_BYTES bytes. So it may have fewer records than `records`.
+        When the file has reached its maximum size, no further record is written. So the last ones of `records` may be
+        missing in the file.
 
         Args:
             records: requests with `custom_id`, `prompt`, `generate` (the engine's options) and `timeout` (time limit of

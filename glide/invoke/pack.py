@@ -25,8 +25,8 @@ SHORTEST_SECONDS = 2.0
 # So a job should be short. But if there are very many lanes, the access point cannot start enough short jobs.
 # In this case, jobs take longer than this maximum.
 LONGEST_SECONDS = 60.0
-# Maximum number of records of a job, except if the user has fixed the number. The driver holds the results of a job in
-# memory when it reads them, and only records that take less than 2 ms reach this maximum.
+# Maximum number of records of a job, except if the user has fixed the number. The driver reads all results of a job
+# into memory, so the number must be limited. A job reaches this maximum only if each record takes less than 2 ms.
 MOST_RECORDS = 1 << 15
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
@@ -111,7 +111,8 @@ def pack(
     shortest = max(SHORTEST_SECONDS, min(lanes * start_seconds / AP_SHARE, last))
     longest = max(shortest, min(LONGEST_SECONDS, 0.25 / eviction_rate if eviction_rate else LONGEST_SECONDS))
     least = batch * math.ceil(shortest * speed / lanes / batch)
-    # With very many fast lanes, the access point could not start enough jobs of this size.
+    # The access point can start only a limited number of jobs per second. These jobs must contain enough records for
+    # all lanes. So if there are very many fast lanes, a job may have more than MOST_RECORDS records.
     largest = batch * math.ceil(max(MOST_RECORDS, speed * start_seconds / AP_SHARE) / batch)
     least = min(least, largest)
     most = min(batch * max(1, int(longest / slowest / batch)), largest)
@@ -119,11 +120,10 @@ def pack(
     remaining = pending
     for _ in range(most_jobs):
         share = batch * math.ceil(remaining / speed / SHARE / slowest / batch)
-        # A job usually has at most `most` records. If the access point starts jobs too slowly, a job may have more
-        # records. Then the maximum is the smaller one of two numbers:
-        # - The number of records that an average lane computes in the minimum duration of a job (`shortest`).
-        # - The number of records that the slowest lane can compute before the other lanes have finished all remaining
-        #   records.
+        # A job usually has at most `most` records. If the access point starts jobs slowly, jobs need more records, so
+        # that an average lane is busy for the minimum duration of a job (`shortest`). But a job must not be too large
+        # for the slowest lane. The slowest lane must finish the job before all lanes together finish all remaining
+        # records.
         cap = max(most, batch * int(min(remaining / speed / slowest, shortest * speed / lanes) / batch))
         cap = min(cap, largest)
         size = min(max(share, least), cap, remaining)

@@ -8,7 +8,9 @@ from typing import Any
 
 from glide.protocol.request import needed_version
 
-PART_BYTES = 32 << 20  # the input file of a job gets no further record when it has this number of characters
+# Maximum size of the input file of a job. When the file has reached this size, the file gets no further record. The
+# size is counted in characters, and not in bytes.
+PART_BYTES = 32 << 20
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Part:
     size: int = 0
 
     def take(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        """Yield records and note their ids, until the part has PART_BYTES characters."""
+        """Yield records and note their ids. Stop when `size` has reached PART_BYTES."""
         for record in records:
             self.ids.add(record["custom_id"])
             self.version = max(self.version, needed_version(record))

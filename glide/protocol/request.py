@@ -17,13 +17,15 @@ from glide.system import open_regular
 # Version of the requests that this code writes and serves. Older requests are served, too. Lanes advertise the number,
 # and a job matches only lanes that can serve its requests.
 VERSION = 2
-# These options came with version 2. A node of version 1 would refuse them, or would take another meaning.
+# These options are new in version 2. A node of version 1 refuses these options, or gives them another meaning.
 NEW_OPTIONS = frozenset(
     "max_tokens max_completion_tokens temperature top_p top_k min_p frequency_penalty presence_penalty stop seed n"
     " logprobs top_logprobs response_format truncate chat_template_kwargs".split()
 )
-# What a request asks for. Empty: what the engine's options say. `embed`: embeddings. `complete`: a continuation of the
-# prompt, which never becomes a message of a chat.
+# The tasks of a request:
+# - empty: the engine's options decide.
+# - `embed`: the engine computes embeddings.
+# - `complete`: the engine continues the prompt as plain text. The prompt does not become a chat message.
 TASKS = ("", "embed", "complete")
 COMMON = ("generate", "timeout")  # fields that usually have the same value in all requests of a job
 RECORD_TIMEOUT = 600.0  # default timeout of a record, in seconds
@@ -157,7 +159,7 @@ def input_lines(requests: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any
 def needed_version(request: Mapping[str, Any]) -> int:
     """Return the version of the protocol that a node needs to serve a request.
 
-    Nodes of the first version only know prompts that are texts, and no options with the names of the API.
+    Nodes of version 1 accept only prompts that are texts. They know neither tasks nor the options in NEW_OPTIONS.
     """
     is_first = isinstance(request["prompt"], str) and not request.get("task")
     return 1 if is_first and not NEW_OPTIONS & request["generate"].keys() else VERSION

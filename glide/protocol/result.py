@@ -32,7 +32,7 @@ def problem(result: Mapping[str, Any]) -> str:
 
 
 def answer_problem(result: Mapping[str, Any]) -> str:
-    """Return what is wrong with the fields of a result that only some engines add; empty if they are valid."""
+    """Check fields that only some engines write. Return what is wrong with these fields; empty if nothing is wrong."""
     reason, usage, choices = result.get("finish_reason"), result.get("usage"), result.get("choices")
     if reason is not None and (not isinstance(reason, str) or len(reason) > NAME_LENGTH):
         return "`finish_reason` is not a name"

@@ -237,10 +237,10 @@ class ModelServer:
             await each.stop()
 
     async def _restore_lanes(self, server: TemplateServer, before: TemplateServer | None) -> None:
-        """Stop `server`, which could not load a sticky job's template. Its lanes get the first available server here:
+        """Stop `server`, which failed to load a template. The lanes get the first available server of this list:
 
-        - the server `before`, if it still runs. The sticky job's lane used this server until the sticky job arrived.
-        - any other server that still runs
+        - the server `before`, which the sticky job's lane used until the sticky job arrived
+        - another server that runs
         - a new server for the initial template
         """
         await self._stop_servers([server])

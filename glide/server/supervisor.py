@@ -189,7 +189,10 @@ class Supervisor:
             raise FetchFailed from None
 
     async def _send_folder(self, engine: EngineHandle, files: Awaitable[str | None]) -> None:
-        """Wait for the template's files while the engine imports libraries. Then send their folder's path to it."""
+        """Wait for the template's files. Then send the path of the files' folder to the engine.
+
+        During the wait, the engine imports libraries.
+        """
         try:
             folder = await self._within_fetch_budget(files)
         except FetchFailed:

@@ -137,6 +137,9 @@ class TemplateServer:
 
 
 async def _wait_for_end(reader: asyncio.StreamReader) -> None:
-    """Wait until a job ends and closes its connection. The job has sent its request before. Ignore all later data."""
+    """Wait until a job ends and closes its connection.
+
+    The server has already read the job's request. Ignore all data that comes after the request.
+    """
     while await reader.read(1 << 12):
         pass

@@ -302,8 +302,8 @@ def _with_measured(costs: Costs, folder: Path) -> Costs:
             # The benchmark has two lanes. In each round, the lanes do these two steps at the same time:
             # - One lane starts a job. This step takes the time `start`.
             # - The other lane ends a job and gets the next job. This step takes the time `turnover`.
-            # Then the lanes swap roles. One job starts in each round. So a round takes the measured time per job. Each
-            # of the two steps takes this time, too.
+            # Then the lanes swap roles. One job starts in each round. So the length of a round is the measured time per
+            # job. The simulation assumes that each of the two steps lasts for the whole round.
             each = 1 / report["job_each_per_s"]
             costs = costs.model_copy(update={"start": each, "turnover": each})
         elif isinstance(report, dict) and "kills" in report and _is_positive(report.get("median_s")):

@@ -48,10 +48,10 @@ class RemoteAccessPoint:
     """An access point behind a login host. Its methods are similar to those of glide.condor.AccessPoint.
 
     On the host, the folder `login.folder` contains glide's files:
-    - bundles/VERSION contains one version of glide's code: the files start.sh and glide.zip. Each glidein of this
-      version needs both files.
-    - SITE/ENTRY/TEMPLATE contains the other input files of glideins (INPUTS), and the output of glideins. On this
-      machine, GLIDE_HOME/factory also contains a folder SITE/ENTRY/TEMPLATE.
+    - bundles/VERSION contains one version of glide's code: the files start.sh and glide.zip.
+    - SITE/ENTRY/TEMPLATE contains the other input files of glideins (INPUTS), and the output of glideins.
+
+    On this machine, these input files and the output are in the folder GLIDE_HOME/factory/SITE/ENTRY/TEMPLATE.
     """
 
     def __init__(self, login: Login):
@@ -73,11 +73,11 @@ class RemoteAccessPoint:
         return self._user
 
     def fence(self, site: str) -> None:
-        """Stop earlier submissions of a site before they reach the queue. A stopped submission adds no jobs.
+        """Some earlier submissions of a site may not have reached the queue yet. Stop them, so that they add no jobs.
 
         Raises:
             CondorError: the host does not answer, or its access point has changed since earlier glideins were
-                submitted. This happens if one host name leads to several hosts, each with its own queue.
+                submitted. The access point may change if one host name leads to several hosts with different queues.
         """
         if site in self._fence_tokens:
             return

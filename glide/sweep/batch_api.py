@@ -15,13 +15,15 @@ from glide.protocol.request import prompt_problem
 from glide.server.engines.base import choices_as_api
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-# Keys of a body that do not change the answer, or that glide cannot follow without loss. They are ignored.
+# The engine does not get these keys of a request's body. With or without these keys, glide computes the same texts and
+# vectors.
 IGNORED = frozenset(
     "model user metadata store service_tier safety_identifier prompt_cache_key stream_options encoding_format".split()
 )
 # Keys of a body that hold the prompt. All other keys are options.
 PROMPTS = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
-# For the errors of a record that are the fault of its request, the answer has this status. All others get 500.
+# Types of errors that the request itself has caused. For these types, the HTTP status of the answer is 400. For all
+# other types, the HTTP status is 500.
 REQUEST_FAULTS = {
     "WrongOption", "UnknownOption", "PromptTooLong", "EmptyPrompt", "UnknownToken", "NoChatTemplate",
     "ChatTemplateError", "Refused",

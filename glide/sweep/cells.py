@@ -37,13 +37,16 @@ class Cell:
             return {"prompt": own.prompt, "generate": _merged(self.generate, own.generate)} | (
                 {"task": own.task} if own.task else {}
             )
-        assert self.prompt is not None  # `prepare` has refused other records
+        assert self.prompt is not None  # if a sweep has no prompts, `prepare` refuses records without a request
         own_options = record.fields.get("generate")
         generate = _merged(self.generate, own_options) if isinstance(own_options, dict) else self.generate
         return {"prompt": render(self.prompt, record.fields), "generate": generate}
 
     def content(self, record: Record) -> bytes:
-        """Return what a record's request depends on, beside the template and the cell's own options."""
+        """Return a record's request as bytes, for the request's fingerprint.
+
+        The fingerprint also depends on the template and on the options of the cell. The caller adds both.
+        """
         request = self.request(record)
         if isinstance(request["prompt"], str) and request["generate"] is self.generate:
             return request["prompt"].encode()

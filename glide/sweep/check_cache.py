@@ -29,7 +29,7 @@ OTHER_KEYS = {"name", "out", "glideins", "timeout", "batch", "pack"}
 
 
 def key_of(file: SweepFile, template: str, sources: Sequence[Path]) -> str:
-    """Return a text that is equal only if the check would find the same.
+    """Return a key for the result of a check. If two checks have the same key, their results are the same.
 
     Args:
         template: digest of the template.
@@ -72,7 +72,9 @@ def save(out: Path, key: str, records: RecordSet, fingerprints: Mapping[str, arr
     if len(records) < LARGE or None in records.places or next(read_lines(folder / KEY), {}).get("key") == key:
         return
     folder.mkdir(exist_ok=True)
-    (folder / KEY).unlink(missing_ok=True)  # from now on, and until the end, the files belong to no key
+    # First delete the old key. After a crash, some files may be old or incomplete. Without a key, `load` ignores all
+    # files.
+    (folder / KEY).unlink(missing_ok=True)
     arrays: dict[str, Any] = {"ids": records.ids, "offsets": records.offsets}
     arrays |= {f"requests.{flat(cell)}": each for cell, each in fingerprints.items()}
     for name, content in arrays.items():

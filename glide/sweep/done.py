@@ -13,7 +13,10 @@ MISSING = 0
 
 
 class DoneRecords(MutableMapping[str, int]):
-    """The hash of the execution of each record that has a result, by the id that the record has in jobs.
+    """A mapping with one item for each result.
+
+    The key is the id that the result's record has in jobs. The value is a hash of the execution that computed the
+    result.
 
     Args:
         cells: names of the cells.

@@ -27,7 +27,9 @@ def submit(sweep: Sweep, site: Path | None) -> str:
     """Submit the driver of a sweep, and return the number of its job.
 
     Args:
-        site: a site file for which the driver runs a factory; None if there is a factory, or for the embedded pool.
+        site: site file of the factory that the driver runs. If `site` is None, there are two cases:
+            - On a configured pool, the driver runs no factory. Such a pool should already have its own factory.
+            - On the embedded pool, the driver runs a factory for site_configs/local.yaml.
 
     Raises:
         InputError: no pool runs, the sweep already has a driver, or `out` cannot be written.
@@ -52,7 +54,7 @@ def submit(sweep: Sweep, site: Path | None) -> str:
         raise InputError(f"{error.filename or logs}: {error.strerror}; `out` must be a folder you can write") from None
     command = ["-m", "glide", "sweep", "run", source, *(["--site", str(site.absolute())] if site else [])]
     variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    if embedded:  # then the driver also runs a factory for the embedded pool
+    if embedded:  # without CONDOR_CONFIG, the driver uses the embedded pool, and runs a factory for this pool
         variables = {**variables, "GLIDE_HOME": str(home())}
         variables.pop("CONDOR_CONFIG", None)
     macros = {

@@ -23,8 +23,8 @@ PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running job
 # Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
 # of one job. So the driver waits until it can gather several jobs together.
 GATHER_SECONDS = 1.0
-# Maximum number of times in a row that the driver finds held jobs and sends the records of these jobs again. A new
-# result resets this count to 0. If the driver finds held jobs once more after the maximum, the run fails.
+# The driver counts how often it finds held jobs. A new result resets the count to 0. If the count is at most this
+# number, the driver sends the records of the held jobs again. If the count is larger, the run fails.
 MOST_HOLDS = 5
 _log = logging.getLogger("glide")
 
@@ -95,13 +95,15 @@ class ResultIntake:
         self.record_ids |= {part.name: part.ids for part in parts}
 
     def update_in_flight(self, parts: Collection[str]) -> set[str]:
-        """Keep only the parts in `parts` and in `finished`. Return the ids of all records in the kept parts.
+        """Return the ids of the records that are in jobs now. Forget the records of all other jobs.
 
-        The records of one job are called a part. The jobs of the parts in `finished` have completed. The results of
-        these jobs are not gathered yet.
+        The records of one job are called a part. Two kinds of jobs count:
+
+        - A job in the queue that has not completed. Its part is in `parts`.
+        - A completed job whose results are not gathered yet. Its part is in the attribute `finished`.
 
         Args:
-            parts: names of the parts whose jobs are in the queue and have not completed.
+            parts: names of parts.
         """
         self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
         return set().union(*self.record_ids.values())

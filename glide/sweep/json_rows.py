@@ -64,10 +64,12 @@ def _array_rows(path: Path, number: int, line: str, lines: Iterator[tuple[int, s
 
 
 def _element(path: Path, text: str, number: int, lines: Iterator[tuple[int, str]]) -> tuple[Any, str, int]:
-    """Return the element with which a text begins, the text after it, and the number of the last line that was read.
+    """Decode the first element of a text. Add lines to the text until the element is complete.
 
-    Lines are added to the text until the element is complete. Each time, twice as many lines are added, so that a long
-    element is not decoded again for each of its lines.
+    First add one line, then two lines, then four lines, and so on. So a long element is decoded only a few times.
+
+    Returns:
+        The element, the rest of the text, and the number of the last line that was read.
     """
     first, more = number, 1
     while True:

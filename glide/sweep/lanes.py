@@ -15,8 +15,8 @@ from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
 
-# Each lane sends an ad every 15 s. One of all these ads is the newest. If the last ad of a lane is this number of
-# seconds older than the newest ad, the lane's host has vanished. TCP connections to this host may still look open.
+# Each lane sends an ad every 15 s. If a lane sends no ad for this number of seconds, the lane's host has vanished. The
+# time of the newest ad of all lanes counts as the current time. TCP connections to a vanished host may still look open.
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
 VANISHED_SECONDS = 3.0
@@ -146,7 +146,7 @@ class Lanes:
             self.avoided[self.last_seen[lane_name][0]] = time.monotonic()
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return True if no other glidein is warm. The state of the lane's own glidein does not matter."""
+        """Look at all glideins except the glidein of the lane `lane_name`. Return True if none of them is warm."""
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}

@@ -3,9 +3,14 @@
 `out` contains:
 
 - `summary.json`
-- one folder for each cell, with the file `results.jsonl`; if the sweep has no axes, this file alone
-- `output.jsonl` and `errors.jsonl`, or `results.parquet`, if `out` names this format
+- one folder for each cell; if the sweep has no axes, `out` itself is the folder of the only cell
 - the folder `.glide`
+
+The folder of a cell contains:
+
+- `results.jsonl`
+- `output.jsonl` and `errors.jsonl`, if the sweep file asks for the format of OpenAI's Batch API
+- `results.parquet`, if the sweep file asks for Parquet
 
 The folder `.glide` contains:
 
@@ -39,7 +44,7 @@ from glide.protocol.json_lines import read_lines
 from glide.system import publish, sync_folder
 
 FLAT = ":"  # stands for the slash between the parts of a cell's name; no part contains this character
-# Files of the further formats that `out` may name. They lie beside results.jsonl.
+# If the sweep file asks for another format, glide also writes these files. They are in the folder of results.jsonl.
 OUTPUT, ERRORS, PARQUET = "output.jsonl", "errors.jsonl", "results.parquet"
 LOCK_SECONDS = 1.0  # maximum wait for the lock, in seconds; `glide sweep status` may hold the lock for a moment
 INTERNAL = ".glide"

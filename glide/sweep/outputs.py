@@ -1,4 +1,4 @@
-"""Write a finished sweep's results in further formats: as OpenAI's Batch API does, or as a Parquet file."""
+"""Write the results of a finished sweep in the format of OpenAI's Batch API, or as a Parquet file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def write_answers(output: Path, errors: Path, answered: Answered, model: str) ->
 
 
 def _request(record: Record, result: Mapping[str, Any]) -> BatchRequest:
-    """Return the record's own request. For a record of another kind, return a request that suits its result."""
+    """Return the record's own request. If the record has no request, return an empty request.
+
+    If the result contains a message, the url of the empty request is CHAT. Otherwise, the url is COMPLETIONS.
+    """
     if record.request is not None:
         return record.request
     choice = (result.get("choices") or [{}])[0]

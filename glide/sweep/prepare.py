@@ -170,7 +170,7 @@ def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) 
     try:
         sources = formats.files(source.parent / file.records)
         form = RecordFormat(file.id, file.format, len(sources) > 1)
-        with suppress(OSError):  # the error of reading a missing file is clearer
+        with suppress(OSError):  # ignore a missing file here, because `read` reports it below with a clear message
             key = check_cache.key_of(file, template.digest, sources)
         known = check_cache.load(Path(file.out.folder), key, form, list(check.cells)) if key and not problems else None
         if known is not None:

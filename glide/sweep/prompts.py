@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def field_problem(names: Sequence[str], why: str, record: Record) -> str:
-    """Return what is wrong with the fields of a record that something uses. If nothing is wrong, return an empty text.
+    """Check that a record has all fields in `names`. Return the first problem as text; empty if there is no problem.
 
     Args:
         names: names of the fields. Each must be there, and must not be null.

@@ -61,10 +61,13 @@ def read(
 
 
 def _repeated(sources: Sequence[Path], form: RecordFormat, equal: set[int]) -> list[tuple[int, int, str]]:
-    """Return the records whose custom_id an earlier record has: number of the file, line, and problem.
+    """Find each record that has the same custom_id as an earlier record.
 
     Args:
         equal: hashes of ids that occur more than once. If there are none, the files are not read again.
+
+    Returns:
+        For each found record: the index of its file in `sources`, the number of its line, and the problem as text.
     """
     found: list[tuple[int, int, str]] = []
     seen: dict[int, Record] = {}

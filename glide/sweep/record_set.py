@@ -29,6 +29,8 @@ def id_hash(custom_id: str) -> int:
 class RecordSet(Sequence[Record]):
     """Records in input order. A record is read from disk each time that it is asked for.
 
+    Consecutive records that are read from the same file form a section.
+
     Args:
         parse: function that makes a record of a row in one of the files, as `parse(source, row)`. It is used for the
             records that stay in their own file.
@@ -36,8 +38,8 @@ class RecordSet(Sequence[Record]):
     Attributes:
         ids: hash of each record's id, in input order.
         offsets: offset of each record in its file, in bytes.
-        firsts: number of the first record of each run of records that are in the same file.
-        places: for each of these runs, the records' own file; None if they are in the temporary file.
+        firsts: for each section, the position of its first record, counted from 0.
+        places: for each section, the file that contains its records; None for the temporary file.
     """
 
     def __init__(self, parse: Callable[[Path, bytes], Record]):
@@ -128,7 +130,10 @@ class RecordSet(Sequence[Record]):
         return order_view[at] if at < len(ids_sorted) and ids_sorted[at] == wanted else None
 
     def equal_ids(self) -> set[int]:
-        """Return the hashes that several records have. These records have the same id, or, very rarely, other ids."""
+        """Return each hash that belongs to several records.
+
+        Usually, these records have the same id. Very rarely, different ids have the same hash.
+        """
         ids = numpy.sort(numpy.frombuffer(self.ids, "<u8")) if self.ids else numpy.empty(0, "<u8")
         return {int(each) for each in numpy.unique(ids[1:][ids[1:] == ids[:-1]])}
 

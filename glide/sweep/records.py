@@ -24,7 +24,7 @@ class Record:
     Attributes:
         custom_id: the record's id.
         fields: all fields, including `custom_id`.
-        line: number of the record's line in its file, or of its row.
+        line: number of the record's line in its file. If the file has no lines (Parquet), number of the record's row.
         source: the file.
         request: the record's own request, if the record is a line of OpenAI's Batch API; else None.
     """

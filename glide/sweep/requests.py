@@ -59,7 +59,11 @@ class RequestIndex:
         return f"{int(self.old['request'][at]):016x}" if found else None
 
     def all_current(self) -> RequestIndex:
-        """Return the index that is right when all results of old requests were moved, and the file was written."""
+        """Return an index in which all requests are unchanged. This index is right after these two steps:
+
+        - All results of old requests have been moved.
+        - The current fingerprints have been written to the file of fingerprints.
+        """
         unchanged = bytearray(b"\1") * len(self.records)
         return RequestIndex(self.records, self.fingerprints, unchanged, numpy.empty(0, PAIR), True)
 

@@ -52,9 +52,10 @@ class Results(Work):
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
         job_ids: the ids that records have in jobs.
-        has_result: the same object as `done`.
+        has_result: the same object as the attribute `done` of Work.
         abandoned_run: GlideRun of the sweep's old jobs, which the driver has to remove; None if there are no old jobs.
-        first_cell, first_number: all requests before this cell and this record have a result. `pending` begins here.
+        first_cell, first_number: the index of a cell, and the position of a record. `pending` begins its search there.
+            In all earlier cells, all records have a result. In this cell, all earlier records have a result.
         retry_marks: marks of the records that are run again after an error, by cell and position in the input.
         notes: lines for the user, for example about results that were moved or restored.
     """
@@ -136,9 +137,9 @@ class Results(Work):
             if cell in found and (number := self.sweep.records.number(custom_id)) is not None
             and found[cell].offsets[number] != NO_RESULT and number not in found[cell].duplicated
         }  # fmt: skip
-        # A mark means: this record must run again. If a record has two result lines, the record has already run again.
-        # So its mark is left out above. Delete this mark on disk now, and delete the old line later. In the reverse
-        # order, a crash could leave one line and the mark. Then the next driver would run the record without need.
+        # A record with a mark must run again. A record with two result lines has already run again. So delete its mark
+        # on disk now, and its older line later. If the older line were deleted first, a crash could leave the mark.
+        # Then the next driver would run the record again without need.
         self._write_retry_marks()
         restored = 0
         for cell, index in self.indexes.items():

@@ -1,4 +1,4 @@
-"""Read rows from tables: CSV, TSV, Parquet, Arrow, and folders of the library datasets."""
+"""Read rows from CSV, TSV, Parquet and Arrow files, and from folders that the Python library `datasets` has written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from glide.errors import InputError
 from glide.sweep.text_files import COMPRESSED, Row, UnusableRow, duplicate, lines_of, opened
 
-DATASET_STATE = "state.json"  # a folder with this file was written by the library datasets (save_to_disk)
+DATASET_STATE = "state.json"  # a folder with this file was written by the library `datasets` (save_to_disk)
 
 
 def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
@@ -81,7 +81,10 @@ def _seekable(path: Path) -> Iterator[Any]:
 
 
 def arrow_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of an Arrow file, as the library datasets writes it (stream format), or in the file format."""
+    """Yield the rows of an Arrow file.
+
+    The file may have Arrow's stream format or Arrow's file format. The library `datasets` writes the stream format.
+    """
     try:
         from pyarrow import ArrowException, ArrowInvalid, ipc, memory_map
     except ImportError:
@@ -109,7 +112,7 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def dataset_files(folder: Path) -> list[Path]:
-    """Return the Arrow files of a folder that the library datasets has written."""
+    """Return the Arrow files of a folder that the library `datasets` has written."""
     try:
         state = json.loads((folder / DATASET_STATE).read_bytes())
         names = [str(each["filename"]) for each in state["_data_files"]]

@@ -18,8 +18,8 @@ class Work(ABC):
         template: the template that all records need.
         glideins: maximum number of glideins that may run at the same time.
         pack: number of records per job if the user has fixed this number, else None.
-        batch: a number of records. Most jobs get a multiple of this number. If `batch` is None, most jobs get a
-            multiple of the number of records in one engine call. If `pack` is not None, `batch` is not used.
+        batch: most jobs get a multiple of this number of records. None means that the number of records in one engine
+            call is used. If the user has fixed `pack`, `batch` is not used.
         done: for each id that has a result, a hash of the execution that computed the result (`execution_hash`).
         resumed: number of ids that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.

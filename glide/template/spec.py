@@ -19,10 +19,9 @@ from glide.template import checks
 from glide.vocabulary import State
 
 # The time limit of each phase of a model server, in seconds. A healthy node needs far less time.
-# - The phases before Warm: If a phase takes longer than its limit, the template fails on this node.
-# - The phase Warm: The phase itself has no limit. The limit is for an engine that has records to serve, but has not
-#   reported the start of a call. The time is counted from the engine's last message. If the engine exceeds the limit,
-#   the model server kills the engine.
+# - Before Warm: If a phase takes longer than its limit, the template fails on this node.
+# - Warm: This phase may last forever. The limit applies to an engine that has records to serve, but runs no call. Such
+#   an engine must send a message within the limit. Otherwise, the model server kills the engine.
 BUDGETS = {
     State.BLANK: 300.0, State.FETCHING: 7200.0, State.IMPORTING: 900.0, State.LOADING: 3600.0, State.WARMING: 1800.0,
     State.WARM: 300.0,

@@ -28,8 +28,8 @@ class PoolView:
     """The latest view of the pool. It contains the last complete snapshot.
 
     Attributes:
-        status: the document of `glide status --json` for the snapshot. Suppose that the collector or a queue does not
-            answer a later query. Then only the states of the factories in the document are updated.
+        status: the document of `glide status --json` for the snapshot. If the collector or a queue does not answer a
+            later query, glide updates only the states of the factories.
         at: Unix time of the snapshot; 0 if the pool never answered.
         trouble: why the last query failed; empty if it succeeded.
         most_records: a dict from the run to the largest number of unfinished records that any snapshot showed.

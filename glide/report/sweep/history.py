@@ -330,7 +330,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
         State.FETCHING: fetch, State.IMPORTING: max(0.0, (facts.get("import") or 0.0) - fetch),  # these phases overlap
         State.LOADING: facts.get("load") or 0.0, State.WARMING: facts.get("warm") or 0.0,
     }  # fmt: skip
-    if last:  # older glideins rounded `since` down to whole seconds; the previous state's computed end is more exact
+    if last:  # old versions of glide round `since` down; the previous state's start plus its duration is more exact
         since = max(since, min(since + 1, last[0] + spent.get(last[1], 0.0)))
     marks = [(since, state)]
     if state in ORDER:

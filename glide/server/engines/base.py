@@ -73,8 +73,9 @@ def choices_as_api(
 
     Args:
         is_chat: whether the record has messages. Then the choices are those of a chat completion.
-        texts: for each text, the text, its finish reason, and the log probabilities of its tokens. These have the form
-            of a chat completion's `logprobs.content`. None means that the record asks for no log probabilities.
+        texts: one tuple for each generated text. The tuple has the text, the finish reason, and the log probabilities
+            of the tokens. The log probabilities have the form of `logprobs.content` in a chat completion. None: the
+            record asks for no log probabilities.
     """
     choices = []
     for index, (text, reason, logprobs) in enumerate(texts):
@@ -91,7 +92,8 @@ def _completion_logprobs(content: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "token_logprobs": [entry["logprob"] for entry in content],
-        # Tokens with the same text, such as parts of characters, share a key. The most probable one counts.
+        # Several tokens can have the same text, for example if each token is only a part of a character. The dict then
+        # has only the most probable one of these tokens.
         "top_logprobs": [
             {each["token"]: each["logprob"] for each in reversed(entry["top_logprobs"])} for entry in content
         ],

@@ -106,7 +106,12 @@ class Noop:
 
 
 def _text(record: EngineRecord) -> str:
-    """Return the record's prompt, or the content of its last message, or its last text."""
+    """Return the text that the engine uses as the prompt of a record.
+
+    - If the record has one text, return this text.
+    - If the record has messages, return the content of the last message.
+    - If the record has a list of texts, return the last text.
+    """
     if isinstance(record.prompt, str):
         return record.prompt
     last = record.prompt[-1]

@@ -15,7 +15,8 @@ from glide.server.engines.options import (
     with_inside_names,
 )
 
-# Names of the API that differ from the inside names of glide.server.engines.options.
+# A dict from an option's internal name (glide.server.engines.options) to the option's name in OpenAI's API. If both
+# names are equal, the option is missing.
 API_NAMES = {"max_new_tokens": "max_tokens", "stop_strings": "stop"}
 KNOWN = {
     "do_sample": ("true or false", lambda value: isinstance(value, bool)),

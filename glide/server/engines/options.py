@@ -1,6 +1,6 @@
 """The options of `generate` that all engines share, with the names of OpenAI's API and of vLLM.
 
-Each engine translates these options into its own in one place. This module imports no heavy packages.
+An engine translates these options into the options of its library or service. This module imports no heavy packages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from glide.server.engines.base import WrongOption
 MOST_CHOICES = 1024  # maximum value of `n`
 MOST_LOGPROBS = 20  # maximum number of alternatives of a token, as in the API
 MOST_STOPS = 64  # maximum number of texts in `stop`
-# Different names of one option. The first name is the one that glide uses inside.
+# Different names of one option. The first name is glide's internal name.
 SYNONYMS = (("max_new_tokens", "max_tokens", "max_completion_tokens"),)
 FORMATS = ("text", "json_object", "json_schema")
 
@@ -72,7 +72,7 @@ def check_value(name: str, value: Any, allowed: tuple[str, Callable[[Any], bool]
 
 
 def with_inside_names(generate: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with glide's inside names. Options with the value None are left out if they are shared options.
+    """Return the options with glide's internal names (see SYNONYMS). Shared options whose value is None are left out.
 
     Raises:
         WrongOption: two names of one option have different values.
@@ -92,7 +92,7 @@ def check_shared(options: Mapping[str, Any]) -> None:
     """Check conflicts between the shared options.
 
     Args:
-        options: options with inside names.
+        options: options with glide's internal names.
 
     Raises:
         WrongOption: some options exclude each other.
@@ -122,7 +122,10 @@ def is_sampled(options: Mapping[str, Any]) -> bool:
 
 
 def alternatives(options: Mapping[str, Any]) -> int | None:
-    """Return how many alternatives of each token `logprobs` asks for. None means that it asks for no logprobs."""
+    """Return how many alternatives a result must list for each token. None: the result has no log probabilities.
+
+    If the option `logprobs` is a number, return this number. If `logprobs` is true, return `top_logprobs`.
+    """
     wanted = options.get("logprobs")
     if wanted is None or wanted is False:
         return None

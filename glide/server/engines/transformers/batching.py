@@ -42,7 +42,8 @@ class Generated:
     Attributes:
         rows: the tokens of each text, in the order of the prompts. A prompt may have several texts.
         reused_tokens: number of prompt tokens that came from a cache.
-        ended: for each row that a text of `stop` has ended, its number of tokens at this moment.
+        ended: a dict from the index of a row to the number of tokens in the row, without the padding. The dict has
+            only rows that a text of `stop` has ended.
         logprobs: for each step, token numbers and their log probabilities (TokenLogprobs.steps); empty if the records
             do not ask for log probabilities.
     """

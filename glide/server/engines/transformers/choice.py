@@ -20,8 +20,8 @@ from glide.server.engines.transformers.prompts import Prompt
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 SMALLEST_BATCH = 8  # minimum number of prompts in a trial's smallest batch, if there are enough prompts
 ROUNDS = 3
-# Time limit for the trial of one batch, in seconds. The smallest batch is tried even if its trial takes longer.
-# If all trials keep this limit, the trials together take at most about four times as long as the limit.
+# Time limit for the trial of one batch, in seconds. If the trial of a batch would probably take longer, this batch is
+# not tried. But the smallest batch is always tried.
 BATCH_SECONDS = 0.5
 
 

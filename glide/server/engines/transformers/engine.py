@@ -123,7 +123,10 @@ class Transformers:
         return [[prompt.record for prompt in call] for call in calls] + lists + failing
 
     def _encode_each(self, records: Sequence[EngineRecord]) -> tuple[list[Prompt], list[list[EngineRecord]]]:
-        """Return the prompts of the records that have one, and a call for each other record."""
+        """Encode each record alone. Return the prompts, and a separate call for each record that cannot be encoded.
+
+        Such a call raises the record's error again.
+        """
         prompts: list[Prompt] = []
         failing: list[list[EngineRecord]] = []
         for record in records:

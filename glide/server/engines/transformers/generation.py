@@ -133,7 +133,8 @@ class Generation:
             try:
                 options = translated(group[0].record.generate)
             except WrongOption:
-                calls += [[prompt] for prompt in group]  # each of these calls raises the error again
+                # The error is not lost: `serve` raises the error again for each of these prompts.
+                calls += [[prompt] for prompt in group]
                 continue
             group = [self._truncated_prompt(prompt, options) for prompt in group]
             if group[0].record.task == "embed":
@@ -268,7 +269,13 @@ class Generation:
 
 
 def _group(prompt: Prompt) -> str:
-    """Return a text that is equal for records which may share a call. A seed belongs to its row, not to the call."""
+    """Return a key. Prompts with the same key may share a call.
+
+    The key contains the task and all options of the record, with two exceptions:
+
+    - `seed`: in a call, each row has its own seed.
+    - `chat_template_kwargs`: this option was already used when the record's messages were turned into a prompt.
+    """
     record = prompt.record
     shared = {name: value for name, value in record.generate.items() if name not in ("seed", "chat_template_kwargs")}
     return json.dumps([record.task, shared], sort_keys=True)

@@ -47,7 +47,9 @@ def skip_last_mlp(model: Any, first_logits: Callable[[], Any], tolerance: float)
 
     def forget(module: Any, args: Any, output: Any) -> None:
         nonlocal only_last
-        only_last = False  # a later call of the model's base alone needs all positions
+        # For embeddings, the engine calls the model's base directly. Such a call needs all positions, and does not run
+        # `watch_logits_to_keep`. So `only_last` must be False before such a call.
+        only_last = False
 
     hooks = [
         model.register_forward_pre_hook(watch_logits_to_keep, with_kwargs=True),

@@ -91,7 +91,8 @@ class TextOptions:
         sampling: values of the options SAMPLING that the record sets. None: glide does not sample, because the text is
             greedy, or because the library samples.
         seed: the seed of the random numbers. None: each text gets a random seed.
-        copies: number of texts for each prompt that glide asks for. The library's num_return_sequences is not included.
+        copies: number of rows for each prompt. If `library` has num_return_sequences, the library generates this number
+            of texts for each row. Otherwise the library generates one text for each row.
         logprobs: number of alternatives for which log probabilities are returned. None: no log probabilities.
         stop: the text ends before the first occurrence of one of these texts.
         schema: JSON schema that the text must follow; None if there is none.

@@ -113,8 +113,8 @@ class Padded:
             prompts: the prompts, in any order.
             new_tokens: number of tokens to generate for each prompt.
             share_prefixes: whether the options allow prompts to continue a cached prefix.
-            rows: which prompts the options allow together in a call: only one prompt, prompts of equal length, or any
-                prompts.
+            rows: rule for the prompts of one call. It follows from the options, and allows only one prompt, prompts of
+                equal length, or any prompts.
             copies: number of rows for each prompt.
         """
         sharing = self.sharing.limited_to(rows)

@@ -1,9 +1,9 @@
 """Choose the next token of each row: penalties, JSON schemas, sampling, and log probabilities.
 
-The library's `generate` decodes greedily: in each step it takes the token with the highest score. The classes here are
-logits processors, which change the scores before that. A sampled token is the token with the highest sum of log
-probability and Gumbel noise, which is the same as a random draw. The noise depends only on the row's seed, the step and
-the token. So a text is the same in every call and on every node.
+The library's `generate` decodes greedily: in each step it chooses the token with the highest score. Most classes in
+this module are logits processors. They change the scores before `generate` chooses the token. A sampled token is the
+token with the highest sum of log probability and Gumbel noise, which is the same as a random draw. The noise depends
+only on the row's seed, the step and the token. So a text is the same in every call and on every node.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _warpers(given: dict[str, Any], defaults: Any) -> list[Processor]:
 
     def value(name: str, off: Any) -> Any:
         own = getattr(defaults, name, None)
-        # For top_k, the value in `given` may be the library's fallback. The model's own value is more important.
+        # Use the value in `given`. If `given` has no value, use the model's own value.
         found = given.get(name) if given.get(name) is not None else own
         return off if found is None else found
 
@@ -74,8 +74,9 @@ def row_seed(seed: int | None, prompt: Sequence[int], choice: int) -> int:
 
     Args:
         seed: the seed in the record's options; None for a random seed.
-        prompt: tokens of the prompt. So different prompts with one seed get independent random numbers.
-        choice: number of the text, counted from 0. So the texts of one prompt differ.
+        prompt: tokens of the prompt. If two prompts differ, their rows get different seeds, even if both records have
+            the same seed in their options.
+        choice: number of the text among the texts of the prompt, counted from 0. Each text gets a different seed.
     """
     content = os.urandom(8)
     if seed is not None:
@@ -119,7 +120,8 @@ class GumbelNoise:
         steps = torch.full_like(rows, self.step) * self.STEP  # in tensors, products wrap around at 64 bits
         tokens = torch.arange(1, scores.shape[1] + 1, dtype=torch.int64, device=scores.device)[None, :] * self.STEP
         bits = self._hash(self._hash(rows + steps) + tokens)
-        # 23 random bits and a half fit exactly into a float32, so the number is never 0 or 1.
+        # Each value in `uniform` is (r + 0.5) / 2^23. Here, r is a random whole number from 0 to 2^23 - 1. A float32
+        # can hold the exact value. So the value is never rounded to 0 or 1.
         uniform = (((bits >> 41) & ((1 << 23) - 1)).float() + 0.5) / (1 << 23)
         return scores.float() - (-uniform.log()).log()
 
@@ -138,10 +140,13 @@ class StopTexts:
     """A stopping criterion: a row ends as soon as its generated text contains one of the texts of `stop`.
 
     Attributes:
-        ended: for each row that has ended, its number of generated tokens at this moment.
+        ended: a dict from the index of a row to the number of generated tokens in the row, without padding. The dict
+            has only rows that have ended.
     """
 
-    SPARE_TOKENS = 8  # further tokens to decode; some tokens have no text, and some are a part of a character
+    # In each step, the last tokens of each row are decoded: one token for each character of the longest text of `stop`,
+    # and this number of further tokens. The reason is that some tokens have no text, or only a part of a character.
+    SPARE_TOKENS = 8
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]):
         self.tokenizer = tokenizer
@@ -163,10 +168,10 @@ class StopTexts:
 
 
 class TokenLogprobs:
-    """Records the log probabilities of the chosen tokens and of the most probable tokens, in each step.
+    """Collects the log probabilities of the chosen tokens and of the most probable tokens, in each step.
 
-    They are the log-softmax of the model's logits, before penalties and sampling. Use the object as a processor of a
-    call, and make `keep_logits` a forward hook of the model during the call.
+    The log probabilities are the log-softmax of the model's logits, before penalties and sampling. Use the object as a
+    processor of a call, and make `keep_logits` a forward hook of the model during the call.
 
     Attributes:
         steps: for each step, a pair of tensors: token numbers and log probabilities, each with the dimensions (row,
@@ -177,7 +182,7 @@ class TokenLogprobs:
         self.alternatives = alternatives
         self.steps: list[tuple[Any, Any]] = []
         self.logits: Any = None  # logits of the model's last forward pass
-        self.before: Any = None  # log probabilities of the step before
+        self.before: Any = None  # log probabilities of the previous step
 
     def __call__(self, ids: Any, scores: Any) -> Any:
         self._record(ids[:, -1:])

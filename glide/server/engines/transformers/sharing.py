@@ -25,7 +25,8 @@ LONGEST = 70
 # change, divided by the norm of the outputs. Rounding causes relative changes of about 1e-5 in float32 and 0.05 in
 # bfloat16. Padding that the model does not ignore causes relative changes of about 1.
 EXACT = 3e-4  # maximum relative change for float32 and float64 on devices other than CUDA
-CONVOLVED = 1e-2  # the same for models on CUDA; there, convolutions of float32 numbers are less exact (TF32)
+# Maximum relative change for float32 and float64 on CUDA. On CUDA, float32 convolutions are less exact (TF32).
+CONVOLVED = 1e-2
 REDUCED = 0.2  # maximum relative change for types of lower precision than float32, and for quantized models
 
 # The type of a function that computes a model's outputs for some rows. The outputs are a tensor with three dimensions:
@@ -60,7 +61,7 @@ class RowSharing:
     """Describes, for a loaded model, which rows may share a call.
 
     Attributes:
-        rows: which rows a call may have, apart from the limit in `dynamic_rope`.
+        rows: rule that says which rows may share a call. `dynamic_rope` may set a further limit.
         dynamic_rope: a limit for the number of tokens in a row. If a row exceeds this limit, all positions in the call
             depend on the longest row. None if the model has no such limit.
     """
