@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glide.server.engines import Completion, EngineRecord
-from tests.models import Plain, loaded, served, texts, tiny_variant, with_template
+from tests.models import Plain, edited, loaded, served, texts, tiny_variant, with_template
 
 pytestmark = pytest.mark.models
 
@@ -123,6 +123,31 @@ def test_penalties_lower_repeated_tokens_as_documented(engine, plain):
         wanted = plain.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
         options = {"max_tokens": 10, "frequency_penalty": frequency, "presence_penalty": presence, "eos_token_id": None}
         assert texts(engine(), ["the the the", "hello"], **options)[0] == wanted
+
+
+@pytest.mark.parametrize("asked, drawn", [({}, 1), ({"top_k": 3}, 3), ({"top_k": 0}, 400)])
+def test_top_k_of_the_model_counts_unless_the_record_sets_one(llama, tmp_path, asked, drawn):
+    """The model's own top_k is 1; plain transformers would take it, too."""
+    engine = loaded(edited(llama, tmp_path / "m", generation_config={"top_k": 1}), batching="static")
+    for sampled in ({"do_sample": True}, {"temperature": 1.0}):
+        completion = answered(engine, "hello", max_tokens=1, n=200, seed=2, **asked, **sampled)
+        texts_drawn = {choice["text"] for choice in completion.extra["choices"]}
+        assert 1 <= len(texts_drawn) <= drawn and (drawn == 1 or len(texts_drawn) > 1)
+
+
+def test_do_sample_without_top_k_draws_from_fifty_tokens(engine, plain):
+    import torch
+
+    with torch.inference_mode():
+        ids = plain.tokenizer("hello", return_tensors="pt")["input_ids"]
+        best = {
+            plain.tokenizer.decode([int(n)], skip_special_tokens=True)
+            for n in plain.model(ids).logits[0, -1].topk(50).indices
+        }
+    hot = {"max_tokens": 1, "n": 1000, "seed": 2, "temperature": 5.0}
+    drawn = {choice["text"] for choice in answered(engine(64), "hello", **hot, do_sample=True).extra["choices"]}
+    assert drawn <= best
+    assert not {choice["text"] for choice in answered(engine(64), "hello", **hot).extra["choices"]} <= best
 
 
 # ---- the end of a text ---------------------------------------------------------------------------

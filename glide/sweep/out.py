@@ -19,6 +19,8 @@ The folder `.glide` contains:
 - `superseded`: results whose requests have changed.
 - `retry.jsonl`: records that are run again because their result is an error.
 - `parts`: input and output files of jobs.
+- `check`: what the check of a large input has found.
+- `driver`: output of a driver that runs as a job.
 - `wave.json`: sizes of the jobs that were submitted last.
 - `history.jsonl`: the driver's observations.
 - `lock`: the file that the running driver locks.

@@ -99,6 +99,7 @@ class TextOptions:
         frequency_penalty: number that is subtracted from a token's logit for each occurrence of the token in the text.
         presence_penalty: number that is subtracted from a token's logit if the token occurs in the text.
         truncate: the side from which tokens of a too long prompt are removed. None: such a prompt is an error.
+        usual_top_k: value of top_k if neither the record nor the model sets one; 0 for no limit.
     """
 
     library: dict[str, Any]
@@ -111,6 +112,7 @@ class TextOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     truncate: str | None = None
+    usual_top_k: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -192,7 +194,7 @@ def translated(generate: Mapping[str, Any]) -> TextOptions:
     if not library["do_sample"]:
         given = {name: library.pop(name) for name in SAMPLING if name in library}
         if is_sampled(options):
-            sampling = {"top_k": LIBRARY_TOP_K, **given} if options.get("do_sample") else given
+            sampling = given
             copies *= library.pop("num_return_sequences", None) or 1
     stop = options.get("stop") or ()
     return TextOptions(
@@ -200,6 +202,7 @@ def translated(generate: Mapping[str, Any]) -> TextOptions:
         stop=(stop,) if isinstance(stop, str) else tuple(stop), schema=json_schema(options),
         frequency_penalty=options.get("frequency_penalty") or 0.0,
         presence_penalty=options.get("presence_penalty") or 0.0, truncate=options.get("truncate"),
+        usual_top_k=LIBRARY_TOP_K if options.get("do_sample") else 0,
     )  # fmt: skip
 
 

@@ -34,12 +34,12 @@ def processors(options: TextOptions, defaults: Any, seeds: Sequence[int], schema
     if schema is not None:
         found.append(schema)
     if options.sampling is not None:
-        found += _warpers(options.sampling, defaults)
+        found += _warpers(options.sampling, defaults, options.usual_top_k)
         found.append(GumbelNoise(seeds))
     return found
 
 
-def _warpers(given: dict[str, Any], defaults: Any) -> list[Processor]:
+def _warpers(given: dict[str, Any], defaults: Any, usual_top_k: int) -> list[Processor]:
     """Return the library's processors for sampling, in the library's order."""
     import transformers as library
 
@@ -54,8 +54,8 @@ def _warpers(given: dict[str, Any], defaults: Any) -> list[Processor]:
         found.append(library.TemperatureLogitsWarper(float(value("temperature", 1.0))))
     if value("top_h", None) is not None:
         found.append(library.TopHLogitsWarper(value("top_h", None)))
-    if value("top_k", 0) > 0:
-        found.append(library.TopKLogitsWarper(value("top_k", 0)))
+    if value("top_k", usual_top_k) > 0:
+        found.append(library.TopKLogitsWarper(value("top_k", usual_top_k)))
     if value("top_p", 1.0) < 1.0:
         found.append(library.TopPLogitsWarper(value("top_p", 1.0)))
     if value("min_p", 0.0) > 0.0:
