@@ -215,7 +215,7 @@ def test_cells_have_their_own_folders_and_survive_resume(tmp_path):
     again = open_results(sweep, "run")
     assert (again.finished, again.notes) == (True, [])
     again.close()
-    # A variant more: what is there stays; a variant less: its results are moved aside.
+    # With a new variant, all results stay. Without a variant, its results are moved aside.
     grown = sweep_of(tmp_path, [{"custom_id": "a"}], prompts={"p": "x"}, variants={"v": {"n": 2}, "w": {"n": 3}})
     opened = open_results(grown, "run")
     pending = [request["custom_id"].partition("/")[0] for request in opened.pending(())]
