@@ -126,7 +126,7 @@ def test_penalties_lower_repeated_tokens_as_documented(engine, plain):
 
 
 @pytest.mark.parametrize("asked, drawn", [({}, 1), ({"top_k": 3}, 3), ({"top_k": 0}, 400)])
-def test_top_k_of_the_model_counts_unless_the_record_sets_one(llama, tmp_path, asked, drawn):
+def test_model_top_k_applies_unless_record_sets_one(llama, tmp_path, asked, drawn):
     """The model's own top_k is 1; plain transformers would take it, too."""
     engine = loaded(edited(llama, tmp_path / "m", generation_config={"top_k": 1}), batching="static")
     for sampled in ({"do_sample": True}, {"temperature": 1.0}):

@@ -169,7 +169,7 @@ def finished(sweep: Sweep, results: dict[str, dict[str, Any]]) -> Path:
     return sweep.out
 
 
-def test_answers_are_written_in_the_format_of_the_batch_api(tmp_path):
+def test_openai_output_has_format_of_batch_api(tmp_path):
     out = {"folder": str(tmp_path / "out"), "format": "openai"}
     lost = {**CHAT, "custom_id": "lost"}
     vectors = result("e", text="", tokens=0, embeddings=[[0.5, 1.0], [1.5, 2.0]])

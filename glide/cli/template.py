@@ -113,7 +113,7 @@ def ticket(
     Example: glide template ticket sweep.yaml tiny.glide
 
     NAME.glide is not the ticket of an invocation job. It contains a secret that gives access to the model's files. So
-    give NAME.glide only to your own jobs (submit_templates/files.sub).
+    give NAME.glide only to your own jobs. submit_templates/files.sub is an example of such a job.
     """
     if file.suffix != ".glide":
         raise InputError(f"{file}: the name must end with .glide, because jobs refer to the file as glide://NAME")

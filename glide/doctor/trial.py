@@ -30,8 +30,8 @@ from glide.vocabulary import Job, JobStatus, State
 
 TEMPLATE = Template("glide-doctor", "noop")
 REMOVAL_SECONDS = 30.0  # time limit for removing the test job, in seconds
-# If glide fails to remove the test job, HTCondor removes the job. This is the number of seconds between the end of the
-# test's time limit and the removal by HTCondor.
+# Number of seconds after the end of the test's time limit. If glide has not removed the test job by then, HTCondor
+# removes the job.
 LATE_SECONDS = 600
 PAUSE = 1.0  # seconds between two queries of the queue
 RECORD = {"custom_id": "doctor", "prompt": "well?", "generate": {}, "timeout": 60}

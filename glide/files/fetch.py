@@ -256,9 +256,9 @@ class Fetch:
                 self.progress.notify_all()
 
     def _next_to_read(self) -> tuple[str, int] | None:
-        """Wait until this node must read the source. Return where to begin: the sha256 of a file and a chunk's number.
+        """Wait until this node itself must read chunks from the source.
 
-        At the end of the fetch, return None.
+        Return where to begin: the sha256 of a file and a chunk's number. At the end of the fetch, return None.
         """
         with self.progress:
             while self.failure is None and self._is_incomplete():

@@ -5,8 +5,8 @@ result was computed. The result is still valid if the request has the same finge
 `results.jsonl` only if the fingerprint of its request is in CELL.bin. Results of changed requests are moved to
 `.glide/superseded`.
 
-CELL.bin has 16 bytes for each record, in input order: the hash of the record's id and the fingerprint of its request,
-each as a number of 64 bits (little endian).
+CELL.bin has two numbers of 64 bits (little endian) for each record, in input order. The first number is the hash of the
+record's id. The second number is the fingerprint of the record's request.
 """
 
 from __future__ import annotations

@@ -297,8 +297,8 @@ def spent_by_glideins(found: Iterable[GlideinTimeline], engine: Mapping[str, flo
 
     - `Fetching`, `Importing`, `Loading` and `Warming`: The glidein was in this state.
     - `engine`: The glidein was warm, and its engine computed results that were gathered.
-    - `serving`: The glidein was warm and had jobs, but its engine computed no results that were gathered. For example,
-      the engine waited, or its results were lost.
+    - `serving`: The glidein was warm and had jobs. But in this time, its engine computed nothing, or its results were
+      lost.
     - `warm, idle`: The glidein was warm and had no jobs.
     - `other`: The glidein was in another state, such as `Failed`.
 

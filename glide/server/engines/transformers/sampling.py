@@ -24,7 +24,7 @@ def processors(options: TextOptions, defaults: Any, seeds: Sequence[int], schema
 
     Args:
         options: the options of the call's records.
-        defaults: the model's generation configuration. Its values count for options of sampling that are not set.
+        defaults: the model's generation configuration. If an option of sampling is not set, its value there is used.
         seeds: the seed of each row, as `row_seed` returns it.
         schema: processor that allows only texts that follow the JSON schema; None if there is no schema.
     """
