@@ -95,7 +95,7 @@ def test_temperature_zero_gives_the_greedy_text(engine, plain):
     assert texts(engine(), PROMPTS, max_tokens=8, temperature=1, top_k=1) == greedy
 
 
-def test_n_choices_differ_and_repeat_with_their_seed(engine):
+def test_choices_differ_but_equal_seed_repeats_them(engine):
     completion = answered(engine(), "hello", **HOT, n=8)
     choices = completion.extra["choices"]
     assert [choice["index"] for choice in choices] == list(range(8))

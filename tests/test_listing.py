@@ -128,3 +128,28 @@ def test_htcondor_transfer_plugin_fetches_urls_it_supports(model, tmp_path):
         list(source.read("other", 0))
     with pytest.raises(FileNotFoundError, match=r"no file transfer plugin .* supports osdf://"):
         PluginSource("osdf:///x", tmp_path)
+
+
+@pytest.mark.models
+def test_hub_dataset_becomes_records_of_its_split(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    for split, config, shard in (("train", "default", 0), ("train", "default", 1), ("test", "default", 0)):
+        path = tmp_path / "dataset" / config / split / f"{shard:04}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table({"id": [shard], "text": [f"{split} {shard}"]}), path)
+    script = (
+        "from glide.sweep import formats, reading; from glide.sweep.records import RecordFormat\n"
+        "from pathlib import Path\n"
+        "files = formats.files_of(Path('/'), 'hf://datasets/glide/claims:train')\n"
+        "records = reading.read(Path('x'), files, RecordFormat('id'))\n"
+        "print([record.fields['text'] for record in records])"
+    )
+    with origin(tmp_path / "dataset") as server:
+        server.hub = "glide/claims", COMMIT, ()
+        assert in_a_process(server, tmp_path / "home", script).splitlines()[-1] == "['train 0', 'train 1']"
+        missing = in_a_process(server, tmp_path / "home", script.replace(":train", ":dev"))
+        assert "hf://datasets/glide/claims:dev: the dataset has no files for this split" in missing
+        malformed = in_a_process(server, tmp_path / "home", script.replace("claims:train", "claims"))
+        assert "write hf://datasets/ORG/NAME:SPLIT" in malformed

@@ -49,7 +49,7 @@ def test_model_server_waits_until_service_is_ready(service, serve):
     ],
     ids=["busy", "hanging", "resetting", "another-model"],
 )
-def test_error_of_unready_service_includes_last_answer(service, unready, options, words):
+def test_readiness_timeout_error_includes_last_http_response(service, unready, options, words):
     service.unready = unready
     alone = OpenAI(Template("m", "openai"), OpenAI.Options(url=service.url, ready_seconds=1.2, **options))
     with pytest.raises(TemplateError) as refused:

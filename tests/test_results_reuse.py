@@ -76,7 +76,7 @@ def test_again_option_moves_results_but_no_other_files(sweep, begin):
     {"name": "other", "source": "t.yaml"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("end", [False, True])
-def test_results_of_another_sweep_are_left_unchanged(sweep, begin, tmp_path, changes, end):
+def test_sweep_does_not_change_results_of_another_sweep(sweep, begin, tmp_path, changes, end):
     results = begin(sweep)
     keep(results, "plain/a")
     if end:

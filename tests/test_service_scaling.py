@@ -74,7 +74,7 @@ def test_job_gets_no_times_unless_it_requests_them(start):
     assert server.call([{"custom_id": "one", "prompt": "one"}]).end() == (0, "")
 
 
-def test_endpoint_reports_number_and_times_of_requests():
+def test_endpoint_reports_count_and_durations_of_requests():
     endpoint = subprocess.Popen([sys.executable, SCRIPTS / "endpoint.py", "0.005"], stdout=subprocess.PIPE, text=True)
     assert endpoint.stdout is not None
     with endpoint, endpoint.stdout:

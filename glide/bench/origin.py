@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Origin
 
     def do_GET(self) -> None:
-        if self.server.hub and self.path.startswith("/api/models/"):
+        if self.server.hub and self.path.startswith(("/api/models/", "/api/datasets/")):
             return self._send_repository()
         name = self._name()
         self.server.requests.append((name, self.headers.get("Range", "")))
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_repository(self) -> None:
         assert self.server.hub
         name, commit, _ = self.server.hub
-        if not self.path.startswith(f"/api/models/{name}"):
+        if not self.path.startswith((f"/api/models/{name}", f"/api/datasets/{name}")):
             return self.send_error(404)
         files = [str(path.relative_to(self.server.folder)) for path in self.server.folder.rglob("*") if path.is_file()]
         if "/tree/" in self.path:

@@ -205,7 +205,8 @@ class SweepFile(Strict):
         records: file with the records, relative to the sweep file. It may also be a folder of files, or a pattern such
             as `shards/*.jsonl.gz`. Each line is a JSON object, whose `custom_id` is a unique text. A file may also be
             a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders of the
-            library `datasets`, and files of the FEVER data set are accepted, too. In a file for OpenAI's Batch API,
+            library `datasets`, and files of the FEVER data set are accepted, too. `hf://datasets/ORG/NAME:SPLIT` is a
+            dataset of the model hub. In a file for OpenAI's Batch API,
             each line is a complete request. Such a file needs no `prompts`.
         format: `openai` if each line must be a request of OpenAI's Batch API. By default, glide recognizes such lines.
         id: name of the field that holds the id of a record, if this field is not `custom_id`. `line` stands for the

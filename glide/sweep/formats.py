@@ -6,6 +6,7 @@ For each row, a reader yields the number of its line, and its content or an Unus
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,56 @@ from glide.sweep.json_rows import json_rows
 from glide.sweep.tables import DATASET_STATE, arrow_rows, csv_rows, dataset_files, parquet_rows, tsv_rows
 from glide.sweep.text_files import COMPRESSED, Row
 
+HUB_DATASET = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:/([\w.-]+))?:([\w.-]+)")
 OTHER_COMPRESSED = {".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
+
+
+def files_of(parent: Path, records: str) -> list[Path]:
+    """Return the files that the key `records` of a sweep file names. Files of a model hub are downloaded.
+
+    Args:
+        parent: folder of the sweep file.
+        records: value of the key: a path, a pattern, or the address of a dataset.
+
+    Raises:
+        InputError: there is no such file, or the format of a file is unknown.
+    """
+    return hub_dataset(records) if records.startswith("hf://") else files(parent / records)
+
+
+def hub_dataset(address: str) -> list[Path]:
+    """Return the Parquet files of a dataset at a model hub. Files that are not in the hub's cache are downloaded.
+
+    Args:
+        address: hf://datasets/ORG/NAME:SPLIT, or hf://datasets/ORG/NAME/CONFIG:SPLIT for one of several configurations.
+
+    Raises:
+        InputError: the address is malformed, or the dataset cannot be downloaded.
+    """
+    matched = HUB_DATASET.fullmatch(address)
+    if not matched:
+        raise InputError(f"{address}: write hf://datasets/ORG/NAME:SPLIT, for example hf://datasets/org/claims:train")
+    repository, config, split = matched.groups()
+    try:
+        from huggingface_hub import snapshot_download
+
+        # The hub converts each dataset to Parquet. The files are in this revision, in a folder for each split.
+        folder = snapshot_download(
+            repository, repo_type="dataset", revision="refs/convert/parquet",
+            allow_patterns=[f"{config or '*'}/{split}/*.parquet"],
+        )  # fmt: skip
+    except ImportError:
+        raise InputError(f"{address}: needs huggingface_hub; run: pip install huggingface_hub") from None
+    except Exception as error:  # huggingface_hub raises exceptions of many classes
+        raise InputError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+    found = sorted(Path(folder).glob(f"{config or '*'}/{split}/*.parquet"))
+    configs = sorted({each.parent.parent.name for each in found})
+    if len(configs) > 1:
+        example = f"hf://datasets/{repository}/CONFIG:{split}"
+        raise InputError(f"{address}: has several configurations; use {example} with one of {', '.join(configs)}")
+    if not found:
+        raise InputError(f"{address}: the dataset has no files for this split")
+    return found
 
 
 def files(path: Path) -> list[Path]:

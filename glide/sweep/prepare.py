@@ -168,7 +168,7 @@ def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) 
     check = _RecordCheck(file, template)
     key = ""
     try:
-        sources = formats.files(source.parent / file.records)
+        sources = formats.files_of(source.parent, file.records)
         form = RecordFormat(file.id, file.format, len(sources) > 1)
         with suppress(OSError):  # ignore a missing file here, because `read` reports it below with a clear message
             key = check_cache.key_of(file, template.digest, sources)
