@@ -51,7 +51,7 @@ def test_seed_is_optional_and_changes_sampled_texts(engine):
     assert len({tuple(texts(engine(), PROMPTS, **HOT)) for _ in range(3)}) == 1
 
 
-def test_records_with_different_seeds_share_a_call(engine):
+def test_records_with_different_random_seeds_share_engine_call(engine):
     records = [EngineRecord(n, "hello", {**HOT, "seed": n}) for n in range(4)]
     (call,) = engine().plan(records)
     assert [one.text for one in engine().call(call)] == [
@@ -165,7 +165,7 @@ def test_finish_reason_and_usage_agree_with_transformers(engine, plain, batching
             assert completion.extra["usage"] == wanted
 
 
-def test_stop_ends_text_before_its_first_occurrence(engine, plain):
+def test_text_ends_before_first_stop_string(engine, plain):
     whole = [plain(prompt, max_new_tokens=30)[0] for prompt in PROMPTS]
     stops = ["e", "th"]
     for text, completion in zip(whole, served(engine(), PROMPTS, max_tokens=30, stop=stops), strict=True):
@@ -251,7 +251,7 @@ def test_impossible_json_schema_is_error_of_its_record(engine):
 # ---- messages and embeddings ---------------------------------------------------------------------
 
 
-def test_messages_go_through_the_chat_template(llama, tmp_path, plain):
+def test_chat_messages_are_formatted_by_chat_template(llama, tmp_path, plain):
     import shutil
 
     folder = with_template(Path(shutil.copytree(llama, tmp_path / "chat")))
@@ -269,7 +269,7 @@ def test_messages_go_through_the_chat_template(llama, tmp_path, plain):
     assert texts(chatting, ["hello"], max_tokens=6) == [plain("hello", max_new_tokens=6)[0]]
 
 
-def test_messages_without_chat_template_fail_alone(engine):
+def test_messages_without_chat_template_fail_only_their_record(engine):
     records = [EngineRecord(0, "hello", {"max_tokens": 2}), EngineRecord(1, [{"role": "user", "content": "x"}])]
     calls = engine().plan(records)
     assert [[record.key for record in call] for call in calls] == [[0], [1]]
@@ -278,7 +278,7 @@ def test_messages_without_chat_template_fail_alone(engine):
         engine().call(calls[1])
 
 
-def test_generating_model_also_embeds(llama, engine):
+def test_text_generation_model_also_returns_embeddings(llama, engine):
     embedder = loaded(llama, task="embed")
     wanted = [one.extra["embedding"] for one in served(embedder, PROMPTS)]
     texts(engine(), PROMPTS, max_tokens=2)  # generation skips a part of the last layer, embeddings must not

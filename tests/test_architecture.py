@@ -52,7 +52,7 @@ def test_modules_have_no_import_cycle():
     TopologicalSorter({module: imported(tree) for module, tree in MODULES.items()}).prepare()  # raises CycleError
 
 
-def test_class_names_are_unique():
+def test_no_two_python_classes_share_a_name():
     names = Counter(node.name for tree in MODULES.values() for node in tree.body if isinstance(node, ast.ClassDef))
     assert [name for name, count in names.items() if count > 1] == []
 

@@ -51,7 +51,7 @@ def problems(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> list[str]
 # ---- requests ------------------------------------------------------------------------------------
 
 
-def test_batch_lines_are_requests_of_their_own(tmp_path):
+def test_each_batch_api_line_becomes_one_request(tmp_path):
     sweep = sweep_of(tmp_path, LINES, generate={"max_tokens": 99, "temperature": 0})
     requests = [sweep.request("", record) for record in sweep.records]
     assert [request["custom_id"] for request in requests] == ["/c", "/p", "/e"]
@@ -77,12 +77,12 @@ def test_batch_lines_are_requests_of_their_own(tmp_path):
         ({"url": "/v1/embeddings", "body": {"input": [[1, 2]]}}, "a text to embed is not a string"),
     ],
 )
-def test_impossible_batch_line_is_refused_with_its_line(tmp_path, change, said):
+def test_invalid_batch_api_line_is_reported_with_number(tmp_path, change, said):
     (problem,) = problems(tmp_path, [PLAIN, {**CHAT, **change}])
     assert problem.startswith("r.jsonl:2: ") and said in problem
 
 
-def test_requests_and_prompts_exclude_each_other(tmp_path):
+def test_sweep_with_both_requests_and_prompts_is_refused(tmp_path):
     assert "remove `prompts`" in problems(tmp_path, [CHAT], prompts={"p": "{custom_id}"})[0]
     assert "needs `prompts` or `messages`" in problems(tmp_path, [{"custom_id": "a"}])[0]
     assert "not a request of OpenAI's Batch API" in problems(tmp_path, [{"custom_id": "a"}], format="openai")[0]
@@ -90,7 +90,7 @@ def test_requests_and_prompts_exclude_each_other(tmp_path):
     assert "must name one field" in problems(tmp_path, [CHAT], messages="{m} and {n}")[0]
 
 
-def test_changed_body_is_a_changed_request(tmp_path):
+def test_fingerprint_changes_with_body_of_batch_api_request(tmp_path):
     before = sweep_of(tmp_path, LINES).fingerprints[""]
     changed = {**CHAT, "body": {**CHAT["body"], "temperature": 1, "seed": 3}}
     after = sweep_of(tmp_path, [changed, PLAIN, VECTORS]).fingerprints[""]
@@ -113,7 +113,7 @@ def test_prompts_may_be_messages_with_fields(tmp_path):
     )
 
 
-def test_messages_come_from_a_field(tmp_path):
+def test_chat_messages_are_read_from_record_field(tmp_path):
     talk = [{"role": "user", "content": "Why?"}]
     rows = [{"custom_id": "a", "m": talk}, {"custom_id": "b", "m": json.dumps(talk)}]
     sweep = sweep_of(tmp_path, rows, messages="{m}")

@@ -185,7 +185,7 @@ def test_prompts_too_long_for_continuous_batching_are_served(llama, plain):
     assert texts(engine, prompts, **GENERATE) == plain_texts(plain, prompts, **GENERATE)
 
 
-def test_continuous_batching_with_wrong_tokens_frees_its_memory(llama, monkeypatch):
+def test_continuous_batching_with_wrong_output_tokens_frees_memory(llama, monkeypatch):
     started: list[continuous.Continuous] = []
 
     class Seen(Babbling):
@@ -223,7 +223,7 @@ def test_last_layer_skips_unneeded_token_positions(llama):
     assert max(rows_of_the_last_block(engine, [CLAIM + " Claim: the river"], **guesses)) > 1
 
 
-def test_no_position_is_skipped_if_logits_would_change(llama, capfd, monkeypatch):
+def test_token_positions_that_affect_logits_are_not_skipped(llama, capfd, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     forward = LlamaMLP.forward

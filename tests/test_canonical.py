@@ -98,7 +98,7 @@ def test_digest_includes_contents_of_local_modules(digests):
     assert computed["module"] == before["module"], "values count, and not how they came about"
 
 
-def test_digest_comes_with_local_modules_that_function_needs(tmp_path, monkeypatch):
+def test_digest_function_also_returns_required_local_modules(tmp_path, monkeypatch):
     (tmp_path / "travelling.py").write_text("import json\nimport second\ndef go(): return second.go()\n")
     (tmp_path / "second.py").write_text("def go(): return 1\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -108,5 +108,5 @@ def test_chart_axis_ends_at_round_number(highest, top):
     assert round_up(highest) == pytest.approx(top)
 
 
-def test_journal_is_written_before_chart_would_show_gap():
+def test_chart_gap_is_longer_than_two_journal_intervals():
     assert 2 * SILENCE_SECONDS < GAP_SECONDS

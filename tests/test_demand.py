@@ -30,7 +30,7 @@ def test_no_glidein_is_submitted_shortly_before_work_ends(records, submitted):
     assert brief(plan(snapshot, site())) == ([("submit", "T", submitted)] if submitted else [])
 
 
-def test_unmeasured_run_gets_its_wanted_number_of_glideins():
+def test_run_without_measured_speed_gets_all_wanted_glideins():
     assert brief(plan(Snapshot(demands=(demand(wanted=3, records=1),)), site())) == [("submit", "T", 3)]
     there = glidein(1)
     unmeasured = Snapshot((there,), (lane(there),), (demand(wanted=3, records=1),))

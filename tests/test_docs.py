@@ -81,7 +81,7 @@ def test_every_documented_command_runs(alone: tuple[Path, dict[str, str]]):
     assert "report.html" in said and '"custom_id": "a"' in said, said
 
 
-def test_generated_pages_are_up_to_date():
+def test_generated_documentation_pages_match_their_source():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         from generate import REFERENCE, reference

@@ -69,7 +69,7 @@ def _printed(client, cell: str) -> str:
     return "".join(texts)
 
 
-def test_program_of_stickyinvoc_paper_succeeds_with_changed_import(factory):
+def test_parsl_example_of_paper_needs_only_changed_import(factory):
     workflows = ROOT / "workflows" / "stickyinvoc"
     before, after = ((workflows / name).read_text().splitlines() for name in ("before.py", "after.py"))
     assert [(one, other) for one, other in zip(before, after, strict=True) if one != other] == [

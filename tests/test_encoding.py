@@ -53,7 +53,7 @@ def _is_text(call: ast.Call, words: dict[str | None, ast.expr], last: str, metho
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_every_text_operation_names_its_encoding(path):
+def test_project_code_never_relies_on_locale_encoding(path):
     found = [f"{path}:{call.lineno}: {ast.unparse(call)}" for call in without_encoding(path.read_text("utf-8"))]
     assert not found, "\n".join(found)
 

@@ -74,7 +74,7 @@ def results_so_far(sweep: SweepFolder) -> int:
 
 
 @pytest.mark.models
-def test_sweep_texts_match_plain_transformers_for_odd_input(factory, sweep: SweepFolder):
+def test_sweep_texts_match_plain_transformers_for_unusual_input(factory, sweep: SweepFolder):
     model = sweep.folder / "model"
     tiny_llama(model, context=4096)
     records = [{"custom_id": f"odd-{number}", "text": text} for number, text in enumerate(ODD_TEXTS * 3)]

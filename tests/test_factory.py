@@ -177,7 +177,7 @@ def test_factory_finds_pool_from_glide_home_variable_alone(run_factory, pool):
     assert (pool.home / "factory" / "finding" / "journal.jsonl").exists()
 
 
-def test_entry_cannot_have_name_of_factory_file(run_factory, ask, pool):
+def test_every_file_name_in_factory_folder_is_reserved(run_factory, ask, pool):
     factory = run_factory("tidy", entry("shelf"))
     factory.start()
     place = pool.home / "factory" / "tidy"
@@ -312,7 +312,7 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
     eventually(lambda: not access_point.jobs(f"ClusterId == {cluster}", ["ProcId"]), "none is left")
 
 
-def test_queue_with_glideins_of_former_account_is_unavailable(access_point, monkeypatch):
+def test_queue_is_unavailable_after_account_of_factory_changes(access_point, monkeypatch):
     attributes = {f"My.{Job.ENTRY}": '"mine"', f"My.{Job.TEMPLATE}": '"T"'}
     cluster = access_point.submit("executable = /bin/true\nrequirements = false\nqueue\n", attributes)
     earlier = access_point.user.partition("@")[0]

@@ -72,7 +72,7 @@ def test_missing_file_is_reported_with_its_url(model, cache):
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "short", "long"])
-def test_corrupt_files_are_refused_and_excess_bytes_ignored(model, cache, fault):
+def test_fetch_refuses_corrupt_files_and_ignores_excess_bytes(model, cache, fault):
     wanted = tree(model)
     path = model / "weights/one.bin"
     data = bytearray(path.read_bytes())

@@ -60,7 +60,7 @@ PACKED = {"": lambda data: data, ".gz": packed, ".zst": lambda data: zstandard.c
 
 @pytest.mark.parametrize("suffix", PACKED)
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_rows(tmp_path, name, suffix):
+def test_every_records_file_format_gives_same_records(tmp_path, name, suffix):
     content = FORMATS[name]() if callable(FORMATS[name]) else FORMATS[name].encode()
     path = tmp_path / f"{name}{suffix}"
     path.write_bytes(PACKED[suffix](content))
@@ -104,7 +104,7 @@ def test_broken_input_file_is_reported(tmp_path, name, content, said):
     assert refused.value.problems[0].removeprefix(str(path)).startswith(said)
 
 
-def test_elements_of_an_array_have_their_line_numbers(tmp_path):
+def test_json_array_elements_get_their_line_numbers(tmp_path):
     path = tmp_path / "r.json"
     path.write_text('[{"custom_id": "a"}, {"custom_id": "b"},\n{"custom_id":\n"c"}\n, {"custom_id": "d"}]', "utf-8")
     assert [(record.custom_id, record.line) for record in read(path)] == [("a", 1), ("b", 1), ("c", 2), ("d", 4)]
@@ -134,7 +134,7 @@ def test_line_of_100_megabytes_is_one_record(tmp_path):
 # ---- several files -------------------------------------------------------------------------------
 
 
-def test_folders_and_patterns_name_files_in_order(tmp_path):
+def test_folders_and_glob_patterns_expand_to_sorted_files(tmp_path):
     (tmp_path / "shards").mkdir()
     for number in (10, 2, 1):
         line = json.dumps({"custom_id": f"r{number}"})
@@ -155,7 +155,7 @@ def test_custom_id_must_be_unique_across_files(tmp_path):
     assert [*refused.value.problems] == [f"{tmp_path}/b.jsonl:1: custom_id 'x' is also in {tmp_path}/a.jsonl:1"]
 
 
-def test_dataset_folder_is_read_by_its_state(tmp_path):
+def test_dataset_files_listed_in_state_json_are_read(tmp_path):
     """The layout that `datasets.Dataset.save_to_disk` writes: Arrow streams, named by state.json."""
     import pyarrow
 
@@ -177,7 +177,7 @@ def test_dataset_folder_is_read_by_its_state(tmp_path):
 # ---- ids -----------------------------------------------------------------------------------------
 
 
-def test_id_names_the_field_or_numbers_the_lines(tmp_path):
+def test_sweep_key_id_selects_field_or_line_numbers(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"key": 7, "t": "x"}\n\n{"key": "b", "t": "y"}\n')
     assert [record.custom_id for record in read(path, "key")] == ["7", "b"]
@@ -188,7 +188,7 @@ def test_id_names_the_field_or_numbers_the_lines(tmp_path):
     assert [record.custom_id for record in read(tmp_path, "line")] == ["r.jsonl:1", "r.jsonl:3", "s.jsonl:1"]
 
 
-def test_equal_numeric_and_text_ids_collide(tmp_path):
+def test_numeric_id_and_equal_text_id_are_duplicates(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"key": 7}\n{"key": "7"}\n')
     assert problem(path, id_field="key") == ":2: custom_id '7' is also in line 1"

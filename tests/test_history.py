@@ -175,7 +175,7 @@ def test_device_of_never_warm_glidein_is_unknown():
     (carried("s", "b@y", 41, 45), ""),
     ([*carried("s", "b@y", 41, 45), line(46, lane="b@y", end="gone")], "left"),
 ], ids=["put back beside it", "matched when dead", "goes on", "goes on and leaves"])  # fmt: skip
-def test_glidein_with_lost_last_job_counts_as_lost(after, end):
+def test_glidein_whose_last_job_was_lost_is_lost(after, end):
     started = {"on": "b@y", "queued": START + 11, "started": START + 39, "executing": START + 39}
     told = [*TWO_LANES[:-2], line(39, carrier="r", job="r.0", records=10, status="running", starts=1, **started)]
     history = histories.read([*told, *after, line(50, counts={}, end="stopped")])

@@ -116,7 +116,7 @@ def test_hostile_ads_never_stop_factory(jobs, moving, machines, spec):
 @example(GOOD.replace('"files": {}', HUGE))
 @example("[" * 100_000)
 @example(GOOD.replace('"options": {}', '"options": ' + '{"a":' * 400 + "1" + "}" * 400))
-def test_accepted_template_descriptions_are_always_usable(text):
+def test_successfully_parsed_template_json_yields_valid_template(text):
     try:
         template = Template.from_json(text)
     except ValueError:

@@ -260,7 +260,7 @@ def test_peer_address_must_be_ip_and_port(address, right):
 # ---- programs and sources ------------------------------------------------------------------------
 
 
-def test_external_program_has_limits_and_leaves_no_children(tmp_path):
+def test_external_program_leaves_no_processes_or_excess_output(tmp_path):
     flood = run(["sh", "-c", "sleep 1000 & echo $! >child; yes | head -c 9000000; echo done >&2"], 60, tmp_path)
     assert flood.code == 0 and len(flood.output) == MOST_OUTPUT and flood.errors == "done\n"
     eventually(lambda: not running(int((tmp_path / "child").read_text())), "the end of what it left behind")

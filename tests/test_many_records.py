@@ -69,7 +69,7 @@ def test_pending_requests_are_found_without_a_scan_of_results(tmp_path):
         results.close()
 
 
-def test_input_of_a_job_has_a_largest_size(tmp_path, monkeypatch):
+def test_size_of_job_input_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART_BYTES", 10_000)
     jobs = RunJobs(RunSpec("run", Template("m", "noop"), tmp_path / "parts", 1), access_point=None)
     records = [{"custom_id": str(n), "prompt": "x" * 1000, "generate": {}, "timeout": 5.0} for n in range(100)]
@@ -124,7 +124,7 @@ def test_changed_input_or_sweep_is_read_again(tmp_path, counted, change):
     assert sweep.records[99].fields["text"] == ("text 00" if change == "content" else "text 99")
 
 
-def test_input_that_changes_during_a_run_is_noticed(tmp_path):
+def test_input_file_change_during_sweep_raises_error(tmp_path):
     sweep = prepare(write(tmp_path, 100))
     path = tmp_path / "r.jsonl"
     path.write_text(path.read_text()[10:])
@@ -135,7 +135,7 @@ def test_input_that_changes_during_a_run_is_noticed(tmp_path):
         prepare(tmp_path / "s.yaml")
 
 
-def test_finished_sweep_is_in_order_whatever_came_first(tmp_path):
+def test_final_result_order_is_independent_of_completion_order(tmp_path):
     sweep = prepare(write(tmp_path, 500))
     results = open_results(sweep, "run")
     try:
@@ -154,7 +154,7 @@ def test_equal_hashes_of_different_ids_are_refused(tmp_path, monkeypatch):
         prepare(write(tmp_path, 2))
 
 
-def test_record_set_without_files_keeps_records():
+def test_records_given_as_list_need_no_files():
     records = [Record(f"r{n}", {"custom_id": f"r{n}", "t": "ö" * n}, n, Path("x")) for n in range(5)]
     kept = RecordSet.of(records)
     assert list(kept) == records and kept[1:3] == records[1:3] and kept[-1] == records[-1]

@@ -12,7 +12,7 @@ RUN = Path(__file__).resolve().parent.parent / "workflows" / "peers" / "run.py"
 
 @pytest.mark.pool
 @pytest.mark.soak
-def test_benchmark_skips_other_systems_that_are_not_installed(tmp_path):
+def test_benchmark_skips_compared_systems_that_are_not_installed(tmp_path):
     names = ("glide", "two plain processes", "TaskVine functions")
     options = ["--repeat", "1", "--records", "60", "--taskvine", sys.executable, "--out", tmp_path, "--only", *names]
     ran = subprocess.run([sys.executable, RUN, *options], capture_output=True, text=True)

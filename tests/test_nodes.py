@@ -44,7 +44,7 @@ def nodes(tmp_path: Path) -> Iterator[EmbeddedPool]:
         pool.down()
 
 
-def test_failing_node_is_avoided_while_another_node_works(nodes: EmbeddedPool, tmp_path: Path):
+def test_factory_avoids_failing_node_and_jobs_finish_elsewhere(nodes: EmbeddedPool, tmp_path: Path):
     environment = {**os.environ, **nodes.environment(), "GLIDE_HOME": str(nodes.home)}
     python = tmp_path / "python"
     python.write_text(PYTHON.format(python=sys.executable))

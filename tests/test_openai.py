@@ -200,7 +200,7 @@ def test_generate_options_are_translated_to_openai_names(generate, asked):
         (True, {"logprobs": False}, {}),
     ],
 )
-def test_logprobs_have_the_form_of_each_endpoint(chat, generate, asked):
+def test_logprobs_options_are_translated_for_each_openai_endpoint(chat, generate, asked):
     assert openai_api.options(generate, chat) == {**asked, "temperature": 0}
 
 

@@ -118,7 +118,7 @@ def test_job_duration_stays_between_shortest_and_longest_allowed():
             taken += size
 
 
-def test_first_job_contains_third_of_records_per_lane():
+def test_first_job_takes_one_third_of_lane_share():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
@@ -130,7 +130,7 @@ def test_slow_lane_makes_jobs_smaller():
     assert "10 to 100 ms" in mixed.reason
 
 
-def test_job_size_despite_slow_lane_respects_start_rate():
+def test_job_start_rate_is_respected_despite_slow_lane():
     """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
@@ -230,7 +230,7 @@ def test_average_job_duration_is_at_least_allowed_minimum():
     assert jobs <= 20_000 * 0.05 / SHORTEST_SECONDS
 
 
-def test_fast_records_do_not_make_jobs_of_any_size():
+def test_job_size_stays_limited_when_records_are_fast():
     assert max(pack(10_000_000, 2, 0, [2e-5]).sizes) == MOST_RECORDS
     assert max(pack(10_000_000, 2, 0, [0.0]).sizes) == MOST_RECORDS
     assert max(pack(10_000_000, 2, 0, [2e-5], fixed=100_000).sizes) == 100_000

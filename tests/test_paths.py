@@ -8,7 +8,7 @@ from pathlib import Path
 from glide.glidein.configuration import GlideinNode, prepare_script
 
 
-def test_preparation_script_succeeds_in_folder_with_special_characters(tmp_path: Path):
+def test_prepare_hook_succeeds_in_folder_with_special_characters(tmp_path: Path):
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     node = GlideinNode(folder, "here-1.0", "glide-here", "python3", folder, folder, folder, 1, "cache")

@@ -102,7 +102,7 @@ def nodes(tmp_path: Path, model: Path, source: Origin) -> Iterator[Nodes]:
         server.stop()
 
 
-def test_six_nodes_together_fetch_at_most_two_copies(nodes, model, source):
+def test_source_sends_six_nodes_at_most_two_copies(nodes, model, source):
     nodes.start(6)
     nodes.warm()
     assert all(same(nodes.place(server), model) for server in nodes.servers)

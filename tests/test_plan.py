@@ -144,7 +144,7 @@ def test_demand_without_template_description_waits_with_reason():
     assert "GlideTemplateSpec" in action.reason
 
 
-def test_template_description_in_one_run_suffices_for_all():
+def test_one_template_description_suffices_for_several_runs():
     actions = plan(Snapshot(demands=(demand(spec=None, wanted=1), demand(run="other", wanted=1))), site())
     assert brief(actions) == [("submit", "T", 2)]
 

@@ -157,7 +157,7 @@ def test_every_planned_action_has_one_line_reason(snapshot: Snapshot, site: Site
 
 @settings(max_examples=100, deadline=None)
 @given(snapshots(), sites())
-def test_repeated_planning_stops_acting_and_keeps_new_glideins(snapshot: Snapshot, site: SiteFile):
+def test_repeated_planning_soon_yields_only_wait_actions(snapshot: Snapshot, site: SiteFile):
     """Cycle after cycle without anything happening outside, the factory comes to rest, and takes nothing back."""
     started: set[str] = set()
     for _ in range(40):

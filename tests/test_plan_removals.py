@@ -23,7 +23,7 @@ def test_unwanted_queued_glidein_is_removed():
     assert ids(plan(Snapshot(queued, (), (demand(wanted=1),)), site()), "remove") == ["7.2"]
 
 
-def test_glidein_on_hold_is_removed_later_if_wanted():
+def test_held_glidein_is_removed_later_if_demand_exists():
     held = glidein(1, status=HELD, hold_reason="no such file", age=500)
     for of, demands, removed in (
         (held, (), True), (held, (demand(wanted=1),), False), (replace(held, age=601), (demand(wanted=1),), True),
@@ -54,7 +54,7 @@ def test_best_effort_run_unloads_and_removes_nothing():
 
 
 @pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
-def test_demand_with_ordinary_job_is_not_best_effort(said, modest):
+def test_best_effort_demand_has_only_best_effort_jobs(said, modest):
     ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
     jobs = [{**ad, "ProcId": number, Job.BEST_EFFORT: value} for number, value in enumerate(said)]
     assert [each.best_effort for each in build_snapshot(jobs, (), {}).demands] == [modest]
@@ -108,7 +108,7 @@ def test_wanted_model_goes_where_its_files_are_cached():
     assert submit.prefer == (), "it has no files"
 
 
-def test_blank_glideins_are_replenished_up_to_setting_ready():
+def test_entry_key_ready_determines_number_of_blank_glideins():
     ready = site({"name": "here", "max_glideins": 4, "ready": 2})
     (submit,) = plan(Snapshot(), ready)
     assert (submit.action, submit.template, submit.count) == ("submit", "", 2) and "without a model" in submit.reason

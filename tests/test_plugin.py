@@ -108,7 +108,7 @@ def test_job_that_changes_files_affects_no_later_job(job, model):
     assert same(job.folder / "model", model)
 
 
-def test_local_folder_is_copied_and_stays_unchanged(job, model):
+def test_local_model_folder_is_copied_but_not_modified(job, model):
     job.ticket(described(model))
     assert job.transfers("glide://model")[0] == 0
     spoilt = job.folder / "model" / "config.json"
@@ -118,7 +118,7 @@ def test_local_folder_is_copied_and_stays_unchanged(job, model):
     assert job.transfers("glide://other/config.json", "glide://other/config.json")[0] == 0
 
 
-def test_plugin_keeps_no_files_on_shared_account(job, model):
+def test_plugin_caches_no_files_under_shared_user_account(job, model):
     with origin(model) as source:
         job.ticket(described(model, source.url))
         (job.folder / ".job.ad").write_text('Owner = "somebody"\n')
@@ -155,7 +155,7 @@ def test_plugin_refuses_uploads(job):
 # ---- tickets -------------------------------------------------------------------------------------
 
 
-def test_template_ticket_contains_file_list_and_peer_key(tmp_path, monkeypatch, model):
+def test_ticket_command_writes_file_list_and_peer_key(tmp_path, monkeypatch, model):
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {

@@ -61,7 +61,7 @@ def test_doubled_braces_in_prompt_are_not_a_field():
     assert problems_with({"p": "{{claim}} {custom_id}"}) == []
 
 
-def test_record_lacking_field_named_by_expect_is_refused():
+def test_record_without_expected_answer_field_is_refused():
     assert field_problem(["claim"], "`expect` uses this field", RECORDS[1]) == (
         "r.jsonl:7: no field 'claim', but `expect` uses this field; the record has custom_id"
     )

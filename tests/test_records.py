@@ -270,7 +270,7 @@ def test_duplicate_parquet_column_is_refused(tmp_path):
     ("r.Json", '{"custom_id": "a", "t": "x y"}'), ("r.CSV", "custom_id,t\na,x y\n"),
     ("r.tsv", "custom_id\tt\na\tx y\n"),
 ])  # fmt: skip
-def test_alternative_file_suffixes_are_accepted(write, name, content):
+def test_records_file_with_alternative_suffix_is_read(write, name, content):
     assert [record.fields for record in read(write(name, content))] == [{"custom_id": "a", "t": "x y"}]
 
 

@@ -150,7 +150,7 @@ def test_accuracy_ignores_whitespace_around_result_text(sweep, begin):
     assert json.loads((sweep.out / "summary.json").read_text()) == summary
 
 
-def test_accuracy_is_absent_if_sweep_lacks_key_expect(tmp_path, begin):
+def test_sweep_without_expect_key_reports_no_accuracy(tmp_path, begin):
     results = begin(make(tmp_path, expect=None))
     keep(results, *EVERY)
     assert {part["accuracy"] for part in results.finish({})["prompts"].values()} == {None}

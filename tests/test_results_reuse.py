@@ -52,7 +52,7 @@ def test_invalid_summary_file_is_rewritten(sweep, begin):
         assert json.loads((sweep.out / "summary.json").read_text())["tokens"] == 12
 
 
-def test_again_option_moves_results_but_no_other_files(sweep, begin):
+def test_option_named_again_moves_only_result_files_aside(sweep, begin):
     finished(begin(sweep, "first"))
     (sweep.out / "notes.txt").write_text("mine")
     (sweep.out / "kind" / ".glide").mkdir()  # of a sweep whose `out` is that folder
@@ -99,14 +99,14 @@ def test_sweep_does_not_change_results_of_another_sweep(sweep, begin, tmp_path, 
     assert snapshot(tmp_path / "out.1") == before
 
 
-def test_option_again_moves_no_folder_that_lacks_results(sweep, begin, tmp_path):
+def test_option_named_again_moves_no_folder_without_results(sweep, begin, tmp_path):
     begin(sweep, "first")
     other = make(tmp_path, name="other", model="other")
     assert begin(replace(other, source=tmp_path / "t.yaml"), "second", again=True).run == "second"
     assert not sweep.out.with_name("out.1").exists()
 
 
-def test_results_of_unknown_sweep_are_refused_and_kept(sweep, begin):
+def test_unknown_sweep_results_are_neither_used_nor_deleted(sweep, begin):
     (sweep.out / "plain").mkdir(parents=True)
     (sweep.out / "plain" / "results.jsonl").write_text('{"custom_id": "a", "text": "mine"}\n')
     with pytest.raises(InputError, match="results of an unknown sweep"):

@@ -77,7 +77,7 @@ def test_generated_text_is_independent_of_other_prompts(variant, kind):
     assert any(len(set(call)) > 1 for call in lengths_of_calls(engine, asked))  # short ones are still padded
 
 
-def test_row_rule_rejects_batch_with_incompatible_prompt_lengths():
+def test_prompts_of_incompatible_lengths_share_no_engine_call():
     assert RowSharing().allows(1000, 1, 1000)
     assert not RowSharing(RowRule.SINGLE).allows(5, 5, 1)
     assert RowSharing(RowRule.EQUAL).allows(5, 5, 1) and not RowSharing(RowRule.EQUAL).allows(5, 4, 1)
@@ -120,7 +120,7 @@ def test_context_length_is_read_from_model_files(llama, variant, tmp_path):
     )
 
 
-def test_yarn_scaling_allows_prompts_longer_than_original_context(variant):
+def test_rope_scaling_yarn_allows_prompts_beyond_original_context(variant):
     engine, plain = loaded(variant("yarn"), batch=8, batching="static"), Plain(variant("yarn"))
     # Of this type the tokenizer has a padding token of its own, for which the model has no embedding.
     assert engine.encoder.tokenizer.pad_token_id == engine.task.vocabulary_size > engine.task.padded.padding_token
@@ -158,7 +158,7 @@ def test_generation_defaults_of_model_take_effect(llama, tmp_path, defaults):
     assert [(one.text, one.tokens) for one in completions] == [plain(prompt, **options) for prompt in ODD[:6]]
 
 
-def test_text_ends_with_token_that_completes_stop_string(llama):
+def test_token_that_completes_stop_string_is_found(llama):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(llama)

@@ -78,7 +78,7 @@ def test_stalled_fetch_fails_after_its_time_budget(start, model):
 
 
 @pytest.mark.parametrize(("keep", "loads", "reads"), [("state", 1, 1), ("files", 3, 1), ("nothing", 3, 3)])
-def test_each_job_reloads_whatever_template_does_not_keep(start, model, keep, loads, reads):
+def test_template_key_keep_determines_what_each_job_reloads(start, model, keep, loads, reads):
     with origin(model) as source:
         template = replace(described(model, source.url), keep=keep, options={"load_seconds": 0.3})
         server = start(template, {"cache": str(model.parent / "cache")})
@@ -105,7 +105,7 @@ def test_job_arriving_during_engine_shutdown_is_served(start, tmp_path):
         assert len(server.call(records, template.digest).results()) == 4
 
 
-def test_engine_crash_with_kept_files_affects_one_record(start, model):
+def test_engine_crash_without_sticky_state_affects_one_record(start, model):
     options = {"crash_on": "POISON"}
     template = replace(described(model), keep="files", options=options)
     server = start(template, {"cache": str(model.parent / "cache")})

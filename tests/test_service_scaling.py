@@ -68,7 +68,7 @@ def test_client_learns_server_and_engine_time_per_request(start, tmp_path):
     assert told["ended"] - told["began"] > sum(took[0] for took in told["took"])
 
 
-def test_job_gets_no_times_unless_it_requests_them(start):
+def test_job_without_timing_request_receives_no_timings(start):
     server = start()
     server.reached(State.WARM)
     assert server.call([{"custom_id": "one", "prompt": "one"}]).end() == (0, "")

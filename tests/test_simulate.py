@@ -123,7 +123,7 @@ def test_glideins_started_together_end_at_different_times():
     assert done.glideins > 40 and min(done.warm[5:-5]) > 10
 
 
-def test_simulator_ignores_entry_settings_ready_and_owners(file):
+def test_entry_keys_ready_and_owners_change_no_simulation(file):
     entry = {"name": "all", "max_glideins": 20, "ready": 3, "owners": ["somebody@else"]}
     (file.parent / "site.yaml").write_text(yaml.safe_dump({**SITE, "entries": [entry]}))
     done = simulate(*read(file)["fast"])

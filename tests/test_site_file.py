@@ -123,7 +123,7 @@ def test_number_as_downtime_date_is_refused(refusal, start, end):
 @pytest.mark.parametrize(
     "start, end", [("2027-01-04 08:00", "2027-01-04 18:00:00"), ("2027-01-04", "2027-01-05T08:00:00+01:00")]
 )
-def test_iso_dates_and_times_are_accepted(tmp_path, start, end):
+def test_downtime_accepts_iso_dates_and_times(tmp_path, start, end):
     (tmp_path / "s.yaml").write_text(ENTRY + TIMES.format(start, end))
     (downtime,) = load(tmp_path / "s.yaml", SiteFile).entries[0].downtimes
     assert downtime.start.year == downtime.end.year == 2027
@@ -152,7 +152,7 @@ def test_invalid_requirements_expression_is_refused(refusal, text):
     assert line == 5 and "HTCondor cannot read" in said
 
 
-def test_requirements_may_span_several_lines(tmp_path):
+def test_requirements_expression_may_span_several_lines(tmp_path):
     (tmp_path / "s.yaml").write_text(
         ENTRY + "    requirements: |\n      TARGET.Cpus >= 1 &&\n      TARGET.Memory > 10\n"
     )
@@ -168,6 +168,6 @@ def test_entry_name_reserved_for_factory_files_is_refused(refusal, name):
     assert line == 3 and f"a file of its own called {name}" in said
 
 
-def test_ssh_site_cannot_have_the_name_bundles(refusal):
+def test_ssh_site_named_bundles_is_refused(refusal):
     text = ENTRY.replace("site: s", "site: bundles")
     assert "a file of its own" in refusal(text + "    ssh: {host: h}\n", SiteFile)[0][1]

@@ -168,7 +168,7 @@ def test_evicted_glidein_submitted_over_ssh_starts_again(pools: Pools, host: Log
     assert token.read_text().strip() not in factory.log.read_text()
 
 
-def test_submission_interrupted_by_broken_link_is_not_repeated(pools: Pools, host: LoginHost, tmp_path: Path):
+def test_submission_is_not_repeated_after_ssh_connection_breaks(pools: Pools, host: LoginHost, tmp_path: Path):
     """The link breaks while condor_submit runs there, which goes on without it."""
     marker, slow = tmp_path / "submitting", tmp_path / "slow"
     slow.mkdir()

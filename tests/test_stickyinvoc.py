@@ -53,7 +53,7 @@ def test_noop_engine_is_slowed_by_pace_variable(monkeypatch):
     assert (slow.load_seconds, slow.record_seconds) == (3.0, 1.5)
 
 
-def test_fraction_of_time_that_series_leads_is_computed(experiments):
+def test_time_share_with_first_curve_higher_is_computed(experiments):
     from rq4 import share_ahead
 
     ahead, behind = [(0.0, 0.0), (1.0, 10.0), (5.0, 50.0)], [(0.0, 0.0), (2.0, 9.0), (5.0, 40.0)]
@@ -70,7 +70,7 @@ def test_explained_variance_is_one_for_proportional_data(experiments):
     assert explained(there, there**2) < 0.95
 
 
-def test_time_spread_is_computed_separately_for_each_repetition(experiments):
+def test_relative_range_of_times_is_computed_per_repetition(experiments):
     from rq3 import spread
 
     times = {"one": {1: [11.0, 20.0], 100: [10.0, 20.0]}}

@@ -135,7 +135,7 @@ def test_quoted_option_is_converted_to_number(tmp_path):
     assert load(path, SweepFile).model.options == {"record_seconds": 0.1}
 
 
-def test_all_mistakes_in_file_are_reported(refusal):
+def test_all_mistakes_in_sweep_file_are_reported_together(refusal):
     text = SWEEP.replace("records:", "record:").replace("name: tiny", "name: 5") + "glideins: 0\n"
     assert {line for line, _ in refusal(text)} == {1, 6, 10}
 
