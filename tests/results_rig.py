@@ -75,8 +75,9 @@ def begin() -> Iterator[Callable[..., Results]]:
 def answer(results: Results, name: str, text: str | None = "yes", **fields) -> dict:
     """What a lane's client writes."""
     prompt, _, custom_id = name.partition("/")
+    job_id = results.job_ids.format(prompt, results.sweep.records.number(custom_id), custom_id)
     return {
-        "custom_id": results.wire_id(prompt, results.sweep.records.number(custom_id)), "text": text, "tokens": 2,
+        "custom_id": job_id, "text": text, "tokens": 2,
         "error": None, "glidein": "here-1.0", "attempts": 1, "seconds": 0.5,
     } | fields  # fmt: skip
 

@@ -162,7 +162,7 @@ def finished(sweep: Sweep, results: dict[str, dict[str, Any]]) -> Path:
         for cell in sweep.cells:
             for number in reversed(range(len(sweep.records))):
                 found = results[sweep.records[number].custom_id]
-                opened.store([{**found, "custom_id": opened.wire_id(cell, number)}])
+                opened.store([{**found, "custom_id": opened.job_ids.format(cell, number, found["custom_id"])}])
         opened.finish({})
     finally:
         opened.close()

@@ -8,7 +8,6 @@ from typing import Any
 LARGEST_COUNT = 10**9  # the tokens, attempts and seconds of a result must be smaller than this number
 NAME_LENGTH = 1000  # maximum number of characters of a glidein's name, an error's type or a finish reason
 MESSAGE_LENGTH = 1_000_000  # maximum number of characters of an error's message
-USAGE = ("prompt_tokens", "completion_tokens")
 
 
 def problem(result: Mapping[str, Any]) -> str:
@@ -36,11 +35,15 @@ def answer_problem(result: Mapping[str, Any]) -> str:
     reason, usage, choices = result.get("finish_reason"), result.get("usage"), result.get("choices")
     if reason is not None and (not isinstance(reason, str) or len(reason) > NAME_LENGTH):
         return "`finish_reason` is not a name"
-    if usage is not None and not (isinstance(usage, dict) and all(is_count(usage.get(name)) for name in USAGE)):
+    if usage is not None and not _is_usage(usage):
         return "`usage` is not {prompt_tokens, completion_tokens}"
     if choices is not None and not (isinstance(choices, list) and all(isinstance(each, dict) for each in choices)):
         return "`choices` is not a list of choices"
     return ""
+
+
+def _is_usage(value: object) -> bool:
+    return isinstance(value, dict) and is_count(value.get("prompt_tokens")) and is_count(value.get("completion_tokens"))
 
 
 def is_error(error: object) -> bool:

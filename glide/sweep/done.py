@@ -27,7 +27,7 @@ class DoneRecords(MutableMapping[str, int]):
     def __init__(self, cells: Iterable[str], records: int, job_ids: JobIds):
         self.hashes = {cell: array("I", [MISSING]) * records for cell in cells}
         self.locate = job_ids.locate
-        self.job_id = job_ids.format
+        self.job_id = lambda cell, number: job_ids.format(cell, number, job_ids.records[number].custom_id)
         self.count = 0
 
     def __len__(self) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Mapping
+from functools import lru_cache
 
 from glide.sweep.out import cell_of, flat
-from glide.sweep.record_set import RecordSet
+from glide.sweep.record_set import RecordSet, id_hash
 
-HASH = re.compile(r"[0-9a-f]{16}")
-POSITION = re.compile(r"[0-9]{1,15}")
+# The places of this number of ids are remembered, because the driver asks several times for the place of each id.
+REMEMBERED = 1 << 17
 
 
 class JobIds:
-    """Ids of the form "cell/position/hash#version". The hash is that of the record's custom_id.
+    """Ids of the form "cell/position/custom_id#version".
 
     The version is the fingerprint of the request, and a mark if the record is run again after an error. So if a request
     changes or runs again, its id changes.
@@ -31,27 +31,39 @@ class JobIds:
         self.records = records
         self.fingerprints = fingerprints
         self.marks = marks
+        self._remembered = lru_cache(REMEMBERED)(self._locate)
 
-    def format(self, cell: str, number: int) -> str:
-        """Return the id for a cell and a position."""
-        return f"{flat(cell)}/{number}/{self.records.ids[number]:016x}#{self._version(cell, number)}"
+    def format(self, cell: str, number: int, custom_id: str) -> str:
+        """Return the id for a cell and a record."""
+        return f"{flat(cell)}/{number}/{custom_id}#{self._version(cell, number)}"
+
+    @staticmethod
+    def custom_id(job_id: str) -> str:
+        """Return the custom_id in an id."""
+        return job_id.split("/", 2)[2].rpartition("#")[0]
 
     def locate(self, job_id: str) -> tuple[str, int] | None:
         """Return the cell and the position for an id, or None if no current request has this id.
 
         A job of an earlier driver may have an old position, because the input has changed since then.
         """
+        return self._remembered(job_id)
+
+    def marks_changed(self) -> None:
+        """Forget the remembered places, because the marks have changed."""
+        self._remembered.cache_clear()
+
+    def _locate(self, job_id: str) -> tuple[str, int] | None:
         name, _, rest = job_id.partition("/")
         position, _, rest = rest.partition("/")
-        record, _, version = rest.partition("#")
+        custom_id, _, version = rest.rpartition("#")
         cell = cell_of(name)
-        if cell not in self.fingerprints or not HASH.fullmatch(record):
+        if cell not in self.fingerprints:
             return None
-        number: int | None = (
-            int(position) if position.isascii() and position.isdecimal() and len(position) < 20 else None
-        )
-        if number is None or number >= len(self.records) or f"{self.records.ids[number]:016x}" != record:
-            number = self.records.number_of(int(record, 16))
+        wanted = id_hash(custom_id)
+        number: int | None = int(position) if position.isascii() and position.isdigit() and len(position) < 16 else None
+        if number is None or number >= len(self.records) or self.records.ids[number] != wanted:
+            number = self.records.number_of(wanted)
         return None if number is None or version != self._version(cell, number) else (cell, number)
 
     def _version(self, cell: str, number: int) -> str:

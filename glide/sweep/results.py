@@ -96,20 +96,17 @@ class Results(Work):
             if self.first_number < len(records):
                 break
             self.first_cell, self.first_number = self.first_cell + 1, 0
-        start = self.first_number
+        start, busy = self.first_number, set(map(self.job_ids.locate, in_flight))
         for cell in self.cell_names[self.first_cell :]:
             for number in self.has_result.missing(cell, start):
-                wire_id = self.wire_id(cell, number)
-                if wire_id not in in_flight:
-                    yield {**self.sweep.request(cell, records[number]), "custom_id": wire_id}
+                if (cell, number) not in busy:
+                    record = records[number]
+                    job_id = self.job_ids.format(cell, number, record.custom_id)
+                    yield {**self.sweep.request(cell, record), "custom_id": job_id}
             start = 0
 
     def are_current(self, records: Collection[str]) -> bool:
         return all(self.job_ids.locate(wire_id) is not None for wire_id in records)
-
-    def wire_id(self, cell: str, number: int) -> str:
-        """Return the id that a record has in jobs."""
-        return self.job_ids.format(cell, number)
 
     def path(self, cell: str) -> Path:
         return results_file(self.sweep.out, cell)
@@ -180,7 +177,7 @@ class Results(Work):
             if mark and error is not None and only in (None, error["type"]):
                 self.retry_marks.setdefault((cell, number), mark)
             if (cell, number) not in self.retry_marks:
-                self.count(self.wire_id(cell, number), result)
+                self.count(self.job_ids.format(cell, number, result["custom_id"]), result)
         return restored
 
     def _move_removed_cell(self, cell: str) -> int:
@@ -199,6 +196,7 @@ class Results(Work):
         return moved
 
     def _write_retry_marks(self) -> None:
+        self.job_ids.marks_changed()
         ids = self.sweep.records
         retry_marks.write(self.sweep.out, {(c, ids[n].custom_id): mark for (c, n), mark in self.retry_marks.items()})
 
@@ -218,9 +216,9 @@ class Results(Work):
         """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
         added: dict[str, list[bytes]] = {}
         for result in results:
-            cell, number = self.job_ids.locate(result["custom_id"]) or ("", 0)
+            cell, _ = self.job_ids.locate(result["custom_id"]) or ("", 0)
             kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
-            line = lines.to_line({**kept, "custom_id": self.sweep.records[number].custom_id})
+            line = lines.to_line({**kept, "custom_id": self.job_ids.custom_id(result["custom_id"])})
             added.setdefault(cell, []).append(line)
         sizes: dict[Path, int] = {}
         try:
