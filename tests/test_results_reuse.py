@@ -10,6 +10,7 @@ import pytest
 
 from glide.errors import InputError
 from glide.sweep import results as module
+from glide.sweep.requests import requests_file
 from glide.sweep.status import EMPTY_SUMMARY, sweep_status
 from tests import results_rig
 from tests.results_rig import (
@@ -229,3 +230,19 @@ def test_crash_while_moving_old_results_loses_none(sweep, begin, tmp_path, monke
     results = begin(sweep)
     assert not unsent(results)
     assert texts_of(results, "kind") == texts_of(results, "plain") == {"a": "old", "b": "old", "c/d": "old"}
+
+
+def test_results_of_earlier_version_stay_valid(sweep, begin):
+    """Earlier versions have written the fingerprints of requests as JSON lines."""
+    results = begin(sweep)
+    keep(results, *EVERY, text="old")
+    results.finish({**EMPTY_SUMMARY})
+    for prompt, fingerprints in sweep.fingerprints.items():
+        path = requests_file(sweep.out, prompt)
+        pairs = zip(sweep.records, fingerprints, strict=True)
+        rows = [json.dumps({"custom_id": each.custom_id, "request": f"{request:016x}"}) for each, request in pairs]
+        path.with_suffix(".jsonl").write_text("\n".join(rows) + "\n")
+        path.unlink()
+    results = begin(sweep)
+    assert (results.resumed, unsent(results), results.notes) == (6, [], [])
+    assert requests_file(sweep.out, "plain").exists() and texts_of(results, "plain")["a"] == "old"

@@ -11,6 +11,7 @@ record's id. The second number is the fingerprint of the record's request.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy
 
+from glide.protocol.json_lines import read_lines
 from glide.sweep.out import flat, internal_path
 from glide.sweep.record_set import RecordSet, id_hash
 from glide.system import publishing
 
 NO_RESULT = -1  # used as the offset of a record that has no result
 BLOCK = 1 << 18  # number of records that are compared or written at a time
+HASH = re.compile(r"[0-9a-f]{16}")
 PAIR = numpy.dtype([("id", "<u8"), ("request", "<u8")])
 
 
@@ -90,7 +93,13 @@ def compare(path: Path, records: RecordSet, fingerprints: array[int]) -> Request
             others.append(_match(block, records, fingerprints, unchanged))
         count = end
     old = numpy.sort(numpy.concatenate(others), order="id")
-    return RequestIndex(records, fingerprints, unchanged, old, ordered and count == len(records) and 0 not in unchanged)
+    return RequestIndex(
+        records,
+        fingerprints,
+        unchanged,
+        old,
+        path.exists() and ordered and count == len(records) and 0 not in unchanged,
+    )
 
 
 def _match(block: Any, records: RecordSet, fingerprints: array[int], unchanged: bytearray) -> Any:
@@ -115,10 +124,19 @@ def write(path: Path, index: RequestIndex) -> None:
 
 
 def _blocks(path: Path) -> Iterator[Any]:
-    """Yield the pairs in a file, a block at a time. An incomplete pair at the end is left out."""
+    """Yield the pairs in a file, a block at a time. An incomplete pair at the end is left out.
+
+    If there is no such file, yield the pairs of the JSON lines that earlier versions of glide have written.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
+        pairs = [
+            (id_hash(line["custom_id"]), int(line["request"], 16))
+            for line in read_lines(path.with_suffix(".jsonl"))
+            if isinstance(line.get("custom_id"), str) and HASH.fullmatch(str(line.get("request")))
+        ]
+        yield numpy.array(pairs, PAIR)
         return
     with file:
         while data := file.read(BLOCK * PAIR.itemsize):
