@@ -87,7 +87,9 @@ def problem(path: Path, **options: Any) -> str:
         ("r.json", "[]", ": the file has no records"),
         ("r.json", "[1, 2]", ":1: not a JSON object"),
         ("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": "to', ":2: not JSON"),
-        ("r.jsonl", '{"custom_id": "a", "t": NaN}\n{"custom_id": "a"}', ":2: custom_id 'a' is also in line 1"),
+        ("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "a"}', ":2: custom_id 'a' is also in line 1"),
+        ("r.jsonl", '{"custom_id": "a"}\n{"custom_id": "b", "t": NaN}', ":2: not JSON: NaN is no number; write null"),
+        ("r.json", '[{"custom_id": "a", "t": [-Infinity]}]', ":1: not JSON: -Infinity is no number"),
         ("r.jsonl.gz", packed(b'{"custom_id": "a"}\n')[:-9], ": the compressed file is damaged or incomplete"),
         ("r.jsonl.gz", b"plain text", ": the compressed file is damaged or incomplete"),
         ("r.jsonl.zst", zstandard.compress(b'{"custom_id": "a"}\n' * 99)[:-5], ": the compressed file is damaged"),
@@ -129,6 +131,11 @@ def test_line_of_100_megabytes_is_one_record(tmp_path):
         file.write(b'{"custom_id": "a", "t": "' + b"x" * 100_000_000 + b'"}\n{"custom_id": "b"}\n')
     first, second = read(path)
     assert (len(first.fields["t"]), second.line) == (100_000_000, 2)
+
+
+def test_missing_number_in_table_is_null(tmp_path):
+    (tmp_path / "r.parquet").write_bytes(as_parquet([{"custom_id": "a", "n": {"x": [0.5, float("nan")]}}]))
+    assert [record.fields for record in read(tmp_path / "r.parquet")] == [{"custom_id": "a", "n": {"x": [0.5, None]}}]
 
 
 # ---- several files -------------------------------------------------------------------------------

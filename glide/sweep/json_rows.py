@@ -118,4 +118,8 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)
+def _reject_constant(name: str) -> Any:
+    raise UnusableRow(f"not JSON: {name} is no number; write null, or a text in quotes")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)

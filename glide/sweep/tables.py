@@ -128,7 +128,8 @@ def dataset_files(folder: Path) -> list[Path]:
 def _json_row(row: dict[str, Any]) -> Any:
     """Return a row with only JSON's types. Dates and decimals become text. Other types give an UnusableRow."""
     try:
-        return json.loads(json.dumps(row, default=_as_text))
+        # In tables, NaN stands for a missing value.
+        return json.loads(json.dumps(row, default=_as_text), parse_constant=lambda name: None)
     except TypeError as error:
         return UnusableRow(str(error))
 
