@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from glide.arguments import arguments, environment
 from glide.glidein.bundle import PACKAGE
 from glide.protocol.request import LINE_BYTES
+from glide.server.engine import EngineHandle
 from glide.server.job import CALL_BYTES, QUEUE_BYTES, ServedJob, oldest_first
 from glide.server.log import trim
 from glide.server.model_server import MOST_UNAUTHENTICATED
@@ -307,3 +309,19 @@ def test_model_server_works_in_folder_with_special_characters(tmp_path):
 def test_htcondor_arguments_and_environment_keep_spaces_and_quotes():
     assert arguments(["a", "b c", "it's", 'say "x"', ""]) == "\"a 'b c' 'it''s' 'say \"\"x\"\"' ''\""
     assert environment({"A": "b", "C": "d e"}) == "\"A=b 'C=d e'\""
+
+
+# ---- silence of an engine ------------------------------------------------------------------------
+
+
+def test_idle_time_before_a_call_is_not_silence():
+    """An idle engine sends no messages. Only the time since it has work may count against it."""
+    engine = EngineHandle.__new__(EngineHandle)
+    engine.pending_calls, engine.running_since, engine.empty = [], None, asyncio.Event()
+    engine.last_message_at = time.monotonic() - 10_000
+    assert engine.silent_seconds == 0
+    engine.call_sent(3)
+    assert engine.silent_seconds < 5_000
+    engine.last_message_at = time.monotonic() - 10_000
+    engine.call_sent(2)  # it had work already, and was silent
+    assert engine.silent_seconds > 5_000
