@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -20,9 +21,9 @@ SLOW = {"model": {"name": "slow", "engine": "noop", "options": {"record_seconds"
 
 
 def driver_pid(sweep: SweepFolder) -> int:
-    """The process that holds the sweep's lock; 0 if there is none."""
-    process = holder(sweep.out) or "process 0"
-    return int(process.split()[1])
+    """The process that holds the sweep's lock; 0 if there is none, or if it has not written its number yet."""
+    found = re.match(r"process (\d+) ", holder(sweep.out) or "")
+    return int(found[1]) if found else 0
 
 
 def count(sweep: SweepFolder) -> int:
