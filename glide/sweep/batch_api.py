@@ -22,6 +22,7 @@ IGNORED = frozenset(
 )
 # Keys of a body that hold the prompt. All other keys are options.
 PROMPTS = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
+TASKS = {CHAT: "", COMPLETIONS: "complete", EMBEDDINGS: "embed"}  # values of glide.protocol.request.TASKS
 # Types of errors that the request itself has caused. For these types, the HTTP status of the answer is 400. For all
 # other types, the HTTP status is 500.
 REQUEST_FAULTS = {
@@ -49,7 +50,7 @@ class BatchRequest:
     @property
     def task(self) -> str:
         """The task of the request (glide.protocol.request.TASKS)."""
-        return {CHAT: "", COMPLETIONS: "complete", EMBEDDINGS: "embed"}[self.url]
+        return TASKS[self.url]
 
 
 def is_request(row: Mapping[str, Any]) -> bool:
@@ -76,10 +77,9 @@ def request_of(row: Mapping[str, Any]) -> BatchRequest:
     prompt = body.get(name)
     if isinstance(prompt, list) and url == COMPLETIONS and len(prompt) == 1:
         prompt = prompt[0]
-    task = {CHAT: "", COMPLETIONS: "complete", EMBEDDINGS: "embed"}[url]
     if isinstance(prompt, list) and url == COMPLETIONS:
         raise ValueError("the body has several prompts; write one line for each of them")
-    problem = prompt_problem(prompt, task)
+    problem = prompt_problem(prompt, TASKS[url])
     if url == CHAT and not isinstance(prompt, list):
         problem = "it is not a list of messages"
     if problem:

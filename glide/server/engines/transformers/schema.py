@@ -15,16 +15,6 @@ COMPACT: Any = {"whitespace_flexible": False}
 MISSING = "needs the package llguidance on the node; add it to the model's environment"
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raise WrongOption if llguidance cannot follow a JSON schema. Without llguidance on this machine, do nothing."""
-    try:
-        from llguidance import LLMatcher
-    except ImportError:
-        return
-    if LLMatcher.validate_grammar(grammar := _grammar(schema)):
-        raise WrongOption("response_format", LLMatcher.validate_grammar(grammar)[:300])
-
-
 def _grammar(schema: Mapping[str, Any]) -> str:
     from llguidance import LLMatcher
 
