@@ -169,11 +169,11 @@ class SweepFolder:
         self.started: list[subprocess.Popen[str]] = []
 
     def write(self, records: list[dict[str, Any]], **changes: Any) -> SweepFolder:
-        """A noop sweep of these records; `changes` replace its keys."""
+        """A noop sweep of these records; `changes` replace its keys, and `models` also replaces `model`."""
         (self.folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         sweep = {
             "name": self.folder.name[:20].strip("-_"),
-            "model": {"name": "noop", "engine": "noop"},
+            **({} if "models" in changes else {"model": {"name": "noop", "engine": "noop"}}),
             "records": "records.jsonl",
             "prompts": {"plain": "{text}"},
             "out": str(self.out),

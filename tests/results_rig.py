@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from glide.config import SweepFile
 from glide.sweep import formats, reading
-from glide.sweep import results as module
+from glide.sweep.opening import opened
 from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record, RecordFormat
 from glide.sweep.results import Results
@@ -58,18 +59,15 @@ def make(tmp_path: Path, records: Iterable[tuple[str, str]] = THREE, model: str 
 
 @pytest.fixture
 def begin() -> Iterator[Callable[..., Results]]:
-    """As glide.sweep.results.open_results, by a driver after whose end the next one comes."""
-    last: list[Results] = []
+    """As glide.sweep.opening.opened, by a driver after whose end the next one comes."""
+    with ExitStack() as last:
 
-    def begin(sweep: Sweep, run: str = "run", **how) -> Results:
-        for results in last:
-            results.close()
-        last[:] = [module.open_results(sweep, run, **how)]
-        return last[0]
+        def begin(sweep: Sweep, run: str = "run", **how) -> Results:
+            last.close()
+            (results,) = last.enter_context(opened([sweep], run, **how))
+            return results
 
-    yield begin
-    for results in last:
-        results.close()
+        yield begin
 
 
 def answer(results: Results, name: str, text: str | None = "yes", **fields) -> dict:

@@ -11,9 +11,10 @@ import pytest
 
 from glide.condor import AccessPoint
 from glide.protocol.json_lines import read_results
-from glide.sweep.driver import drive
+from glide.sweep.opening import open_results
 from glide.sweep.prepare import prepare
-from glide.sweep.results import Results, open_results
+from glide.sweep.results import Results
+from glide.sweep.run import drive
 from glide.vocabulary import Exit, Job
 from tests.conftest import SweepFolder, eventually
 from tests.test_end_to_end import glide, noop_records, results_so_far
@@ -125,9 +126,9 @@ def test_results_are_on_disk_before_jobs_are_removed(factory, sweep: SweepFolder
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(AccessPoint, "remove", noted_remove)
-    prepared = prepare(sweep.write(noop_records(50), pack=25, batch=5).file)
+    (prepared,) = prepare(sweep.write(noop_records(50), pack=25, batch=5).file)
     results = open_results(prepared, "fsync-order")
-    drive(prepared, results, lambda progress: None)
+    drive([results], lambda progress: None)
     results.close()
     file = sweep.out / "plain" / "results.jsonl"
     first = next(number for number, event in enumerate(events) if event.startswith("remove: "))
@@ -148,8 +149,8 @@ def test_jobs_contain_whole_batches_after_speed_is_measured(factory, sweep: Swee
     waves: list[tuple[list[int], str]] = []
     monkeypatch.setattr(Results, "note_wave", lambda self, sizes, reason: waves.append((list(sizes), reason)))
     model = {"name": "batches", "engine": "noop", "options": {"record_seconds": 0.01}}
-    results = open_results(prepare(sweep.write(noop_records(600), model=model, batch=40).file), "batches")
-    drive(results.sweep, results, lambda progress: None)
+    results = open_results(prepare(sweep.write(noop_records(600), model=model, batch=40).file)[0], "batches")
+    drive([results], lambda progress: None)
     results.close()
     measured = [size for sizes, reason in waves for size in sizes if "until their time is known" not in reason]
     assert measured and all(size % 40 == 0 for size in measured[:-1]), waves  # the last job has what is left

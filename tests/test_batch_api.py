@@ -13,9 +13,9 @@ from openai.types.chat import ChatCompletion
 
 from glide.errors import InputError
 from glide.sweep import batch_api
+from glide.sweep.opening import open_results
 from glide.sweep.out import ERRORS, OUTPUT, PARQUET
 from glide.sweep.prepare import Sweep, prepare
-from glide.sweep.results import open_results
 
 CHAT = {
     "custom_id": "c", "method": "POST", "url": "/v1/chat/completions",
@@ -39,7 +39,7 @@ def sweep_of(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> Sweep:
     content = {"name": "s", "model": {"name": "noop", "engine": "noop"}, "records": "r.jsonl", **keys}
     content.setdefault("out", {"folder": str(folder / "out")})
     (folder / "s.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return prepare(folder / "s.yaml")
+    return prepare(folder / "s.yaml")[0]
 
 
 def problems(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> list[str]:

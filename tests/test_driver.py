@@ -20,7 +20,7 @@ def test_new_call_wakes_driver_unless_lanes_are_full(pool, tmp_path, full):
     waiting = Driver(calls, RunJobs(RunSpec("waiting", calls.template, tmp_path, 1), AccessPoint()))
     waiting.lanes_full = full
     calls.add({"prompt": ""})
-    waiting._wait()
+    waiting.wait()
     assert calls.new_work.is_set() == full  # it was for that, or it is still to be seen
 
 

@@ -15,10 +15,10 @@ from glide.invoke import part as parts
 from glide.invoke.jobs import RunJobs, RunSpec
 from glide.sweep import check_cache, reading
 from glide.sweep import prepare as preparing
+from glide.sweep.opening import open_results, opened
 from glide.sweep.prepare import Sweep, prepare
 from glide.sweep.record_set import RecordSet, id_hash
 from glide.sweep.records import Record
-from glide.sweep.results import open_results
 from glide.template import Template
 from tests.results_rig import answer, finished, unsent
 
@@ -37,7 +37,8 @@ def write(folder: Path, count: int, name: str = "r.jsonl", prompt: str = "{text}
 
 def opened_once(sweep: Sweep) -> None:
     """As a driver that starts and ends."""
-    open_results(sweep, "run").close()
+    with opened([sweep], "run"):
+        pass
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def test_checked_record_takes_few_bytes_of_memory(tmp_path):
     file = write(tmp_path, count)
     tracemalloc.start()
     try:
-        sweep = prepare(file)
+        (sweep,) = prepare(file)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -58,7 +59,7 @@ def test_checked_record_takes_few_bytes_of_memory(tmp_path):
 
 
 def test_pending_requests_are_found_without_a_scan_of_results(tmp_path):
-    sweep = prepare(write(tmp_path, 2000))
+    (sweep,) = prepare(write(tmp_path, 2000))
     results = open_results(sweep, "run")
     try:
         read: list[int] = []
@@ -99,9 +100,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_unchanged_input_is_not_read_again(tmp_path, counted):
     file = write(tmp_path, 100)
-    first = prepare(file)
+    (first,) = prepare(file)
     opened_once(first)
-    second = prepare(file)
+    (second,) = prepare(file)
     assert len(counted) == 1
     assert second.digest == first.digest and second.fingerprints == first.fingerprints
     assert [record.fields for record in second.records] == [record.fields for record in first.records]
@@ -111,7 +112,7 @@ def test_unchanged_input_is_not_read_again(tmp_path, counted):
 @pytest.mark.parametrize("change", ["content", "prompt", "damage", "file"])
 def test_changed_input_or_sweep_is_read_again(tmp_path, counted, change):
     file = write(tmp_path, 100)
-    opened_once(prepare(file))
+    opened_once(prepare(file)[0])
     if change == "content":
         (tmp_path / "r.jsonl").write_text((tmp_path / "r.jsonl").read_text().replace("text 99", "text 00"))
     elif change == "prompt":
@@ -121,13 +122,13 @@ def test_changed_input_or_sweep_is_read_again(tmp_path, counted, change):
         ids.write_bytes(ids.read_bytes()[:-4])
     else:
         write(tmp_path, 100, name="other.jsonl")
-    sweep = prepare(file)
+    (sweep,) = prepare(file)
     assert len(counted) == 2 and len(sweep.records) == 100
     assert sweep.records[99].fields["text"] == ("text 00" if change == "content" else "text 99")
 
 
 def test_input_file_change_during_sweep_raises_error(tmp_path):
-    sweep = prepare(write(tmp_path, 100))
+    (sweep,) = prepare(write(tmp_path, 100))
     path = tmp_path / "r.jsonl"
     path.write_text(path.read_text()[10:])
     with pytest.raises(InputError, match="has changed while the sweep was running"):
@@ -138,7 +139,7 @@ def test_input_file_change_during_sweep_raises_error(tmp_path):
 
 
 def test_final_result_order_is_independent_of_completion_order(tmp_path):
-    sweep = prepare(write(tmp_path, 500))
+    (sweep,) = prepare(write(tmp_path, 500))
     results = open_results(sweep, "run")
     try:
         results.store([answer(results, f"p/r{n}") for n in reversed(range(500))])

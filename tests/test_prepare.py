@@ -50,7 +50,7 @@ def test_sweep_paths_are_relative_to_sweep_file(write, tmp_path, monkeypatch):
     source = write()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    sweep = prepare(source)
+    (sweep,) = prepare(source)
     assert sweep.total == 4
     assert sweep.template.path == str(tmp_path / "model")
     assert set(sweep.template.files) == {"config.json", "model.safetensors"}
@@ -58,7 +58,7 @@ def test_sweep_paths_are_relative_to_sweep_file(write, tmp_path, monkeypatch):
 
 
 def test_request_has_unique_id_and_filled_prompt(write):
-    sweep = prepare(write())
+    (sweep,) = prepare(write())
     requests = [sweep.request(prompt, record) for prompt in sweep.cells for record in sweep.records]
     asked = {"custom_id": "plain/b", "prompt": "two {x}", "generate": sweep.file.generate, "timeout": 600.0}
     assert requests[1] == asked
@@ -66,7 +66,7 @@ def test_request_has_unique_id_and_filled_prompt(write):
 
 
 def test_engine_without_files_needs_no_model_folder(write):
-    assert prepare(write(model=NOOP)).template.path is None
+    assert prepare(write(model=NOOP))[0].template.path is None
 
 
 def test_missing_model_folder_is_reported_with_its_path(write, tmp_path):
@@ -131,8 +131,8 @@ def test_missing_records_file_is_reported_with_its_path(write, tmp_path):
 
 
 def test_sweep_digest_ignores_settings_that_leave_results_unchanged(write):
-    before = prepare(write()).digest
-    assert prepare(write(glideins=4, batch=2, pack=3, out="elsewhere")).digest == before
+    before = prepare(write())[0].digest
+    assert prepare(write(glideins=4, batch=2, pack=3, out="elsewhere"))[0].digest == before
 
 
 @pytest.mark.parametrize(
@@ -147,5 +147,5 @@ def test_sweep_digest_ignores_settings_that_leave_results_unchanged(write):
     ],
 )
 def test_sweep_digest_changes_with_settings_that_affect_results(write, changes):
-    before = prepare(write()).digest
-    assert prepare(write(**changes)).digest != before
+    before = prepare(write())[0].digest
+    assert prepare(write(**changes))[0].digest != before

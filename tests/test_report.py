@@ -71,7 +71,7 @@ def lay(sweep: SweepFolder, told: list[dict[str, Any]], done: int, **changes: An
     """A sweep's folder as a driver leaves it, with every tenth record failed."""
     records = [{"custom_id": f"{HOSTILE}{n}", "text": f"t{n}", "label": "yes"} for n in range(20)]
     sweep.write(records, **changes)
-    for prompt in prepare(sweep.file).file.prompts:
+    for prompt in prepare(sweep.file)[0].file.prompts:
         (sweep.out / prompt).mkdir(parents=True)
         with (sweep.out / prompt / "results.jsonl").open("w") as file:
             for number in range(done):
@@ -103,7 +103,7 @@ def browser():
 def test_report_page_escapes_text_and_needs_no_network(browser, sweep: SweepFolder):
     told = [{**each, "device": HOSTILE} if each.get("lane") == "a@x" else each for each in TWO_LANES]
     lay(sweep, told, 20, prompts={"plain": "{text}", "other": "{text}!"}, expect="label")
-    write(load_report(prepare(sweep.file)), sweep.out / "report")
+    write(load_report(prepare(sweep.file)[0]), sweep.out / "report")
     context = browser.new_context(viewport={"width": 400, "height": 800}, offline=True)
     page = context.new_page()
     said: list[str] = []
@@ -138,7 +138,7 @@ def test_report_page_is_reproducible(sweep: SweepFolder):
     lay(sweep, TWO_LANES, 20)
     pages = []
     for folder in (sweep.folder / "one", sweep.folder / "two"):
-        write(load_report(prepare(sweep.file)), folder)
+        write(load_report(prepare(sweep.file)[0]), folder)
         pages.append((folder / PAGE).read_bytes())
         for png in ("progress", "tasks", "breakdown", "goodput", "glideins"):
             assert (folder / f"{png}.png").read_bytes().startswith(b"\x89PNG")
@@ -149,7 +149,7 @@ def test_report_page_is_reproducible(sweep: SweepFolder):
 
 def test_report_groups_errors_by_cause(sweep: SweepFolder):
     lay(sweep, TWO_LANES, 20, prompts={"plain": "{text}", "other": "{text}!"})
-    (cause,) = document(load_report(prepare(sweep.file)))["errors"]
+    (cause,) = document(load_report(prepare(sweep.file)[0]))["errors"]
     assert (cause["count"], cause["prompts"], cause["type"]) == (4, {"plain": 2, "other": 2}, HOSTILE)
     assert cause["example"] == f"{HOSTILE}0" and "\n" not in cause["message"] and len(cause["message"]) <= 300
 

@@ -18,9 +18,10 @@ import yaml
 from glide.condor import AccessPoint, EmbeddedPool, bindings
 from glide.config import SiteFile, load
 from glide.factory.home import close, reopen
-from glide.sweep.driver import Progress, drive
+from glide.sweep.driver import Progress
+from glide.sweep.opening import open_results
 from glide.sweep.prepare import prepare
-from glide.sweep.results import open_results
+from glide.sweep.run import drive
 from glide.sweep.workplace import factory
 from glide.vocabulary import Job
 
@@ -88,10 +89,10 @@ class Rig:
             "records": "records.jsonl", "prompts": {"plain": "{text}"}, "out": str(folder / "out"),
         }  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes), "utf-8")
-        sweep = prepare(folder / "sweep.yaml")
+        (sweep,) = prepare(folder / "sweep.yaml")
         self.results = open_results(sweep, f"bench-{os.getpid()}-{self.runs}")
         try:
-            return drive(sweep, self.results, watch)
+            return drive([self.results], watch)
         finally:
             self.results.close()
 

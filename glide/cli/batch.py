@@ -61,7 +61,8 @@ def batch(
         raise InputError(f"{problem}; --output must name a file that you can write") from None
     failed = output.with_name(f"{output.stem}.errors{output.suffix}")
 
-    def copy_answers(results: Results) -> None:
+    def copy_answers(models: list[Results]) -> None:
+        (results,) = models
         _copy(folder / OUTPUT, output)
         if results.errors:
             _copy(folder / ERRORS, failed)

@@ -1,4 +1,4 @@
-"""glide sweep: run each record with each prompt through a warm model, and report on the results."""
+"""glide sweep: run each record with each prompt through warm models, and report on the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,17 +14,20 @@ import typer
 from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
-from glide.config import SiteFile, load
+from glide.config import REPORT, SiteFile, load
 from glide.protocol.json_lines import read_lines
-from glide.report.sweep.page import PAGE, write
+from glide.report.sweep import comparison
+from glide.report.sweep.page import PAGE
 from glide.report.sweep.progress import ProgressDisplay, result_table
 from glide.report.sweep.report import load_report
 from glide.sweep import driver_job
-from glide.sweep.driver import drive
+from glide.sweep.combined import combined_status, finished_summary
+from glide.sweep.opening import opened
 from glide.sweep.out import internal_path
 from glide.sweep.prepare import Sweep, prepare
-from glide.sweep.results import Results, open_results
-from glide.sweep.status import sweep_status
+from glide.sweep.results import Results
+from glide.sweep.run import drive
+from glide.sweep.status import read_summary
 from glide.sweep.workplace import workplace
 from glide.vocabulary import Exit
 
@@ -48,7 +50,7 @@ def run(
     """Run all records of a sweep that have no result. Example: glide sweep run workflows/promptverify/sweep.yaml
 
     A result is kept as long as its request is the same. So the command completes a sweep that was interrupted, or that
-    has new records or prompts. If the sweep has finished, the command only prints the table of results.
+    has new records, prompts or models. If the sweep has finished, the command only prints the table of results.
 
     Exit 0: every record has a result, and no result is an error. 3: every record has a result, but some results are
     errors. 2: the input is wrong, and nothing was submitted. 1: the sweep failed. 130: the sweep was interrupted;
@@ -65,7 +67,7 @@ def submit(file: File, site: Site = None, as_json: AsJson = False) -> None:
     rebooted. `condor_q` and `glide sweep status` show the sweep, and `condor_rm` stops it. The driver's messages are in
     `.glide/driver` in the sweep's `out`.
     """
-    sweep = checked(file)
+    sweep = checked(file)[0]
     if site is not None:
         load(site, SiteFile)
     job = driver_job.submit(sweep, site)
@@ -103,15 +105,18 @@ def retry(
 @app.command()
 def status(file: File, as_json: AsJson = False) -> None:
     """Show a sweep's progress, and how its records are packed into jobs. Example: glide sweep status sweep.yaml"""
-    sweep = checked(file)
-    progress = sweep_status(sweep)
-    wave = next(read_lines(internal_path(sweep.out, "wave.json")), {"sizes": [], "reason": "no jobs yet"})
+    models = checked(file)
+    name, records = models[0].file.name, len(models[0].records)
+    progress = combined_status(models)
+    waves = [path for each in models if (path := internal_path(each.out, "wave.json")).exists()]
+    newest = max(waves, key=lambda path: path.stat().st_mtime, default=Path("no file"))
+    wave = next(read_lines(newest), {"sizes": [], "reason": "no jobs yet"})
     if as_json:
-        print_json({"name": sweep.file.name, "records": len(sweep.records), **asdict(progress), "wave": wave})
+        print_json({"name": name, "records": records, **asdict(progress), "wave": wave})
         return
     for cell, count in progress.done.items():
         errors = f", {progress.errors[cell]} errors" if progress.errors[cell] else ""
-        print(f"{cell or sweep.file.name}: {count} of {len(sweep.records)}{errors}")
+        print(f"{cell or name}: {count} of {records}{errors}")
     by = f" by {progress.driver}" if progress.driver else ""
     print(f"{progress.state}{by}; last jobs: {', '.join(map(str, wave['sizes'][:8]))} ({wave['reason']})")
 
@@ -123,22 +128,28 @@ def report(file: File, to: To = None, as_json: AsJson = False) -> None:
     Example: glide sweep report sweep.yaml --to /tmp/report
 
     The command writes report.html, and a PNG file of each figure. report.html contains the figures, too, so it needs no
-    other file. The sweep may be unfinished.
+    other file. The sweep may be unfinished. If it has several models, report.html compares them, and each model has a
+    report of its own in a subfolder.
     """
-    loaded = load_report(checked(file))
-    folder = to or loaded.sweep.out / "report"
-    document = write(loaded, folder)
+    reports = {sweep.model: load_report(sweep) for sweep in checked(file)}
+    out = next(iter(reports.values())).sweep.out_of_all
+    folder = to or out / REPORT
+    document = comparison.write(reports, folder)
+    summary = read_summary(out) if all(each.summary is not None for each in reports.values()) else None
     page = str(folder / PAGE)
     if as_json:
-        print_json({**(loaded.summary or {}), "report": {**document, "page": page}})
+        print_json({**(summary or {}), "report": {**document, "page": page}})
         return
-    if loaded.summary is not None:
-        Console(markup=False).print(result_table(loaded.summary))
-    print("\n".join([*loaded.notes, page]))
+    if summary is not None:
+        Console(markup=False).print(result_table(summary))
+    print("\n".join([*document["notes"], page]))
 
 
-def checked(file: Path) -> Sweep:
-    """Read and check a sweep file and its input. If this takes long, show how many records have been checked."""
+def checked(file: Path) -> list[Sweep]:
+    """Read and check a sweep file and its input. Return the sweep of each model.
+
+    If this takes long, show how many records have been checked.
+    """
     shown = time.monotonic()
 
     def progress(count: int) -> None:
@@ -152,50 +163,54 @@ def checked(file: Path) -> Sweep:
 
 def run_sweep(
     file: Path, site: Path | None, as_json: bool, only: str | None = None,
-    finished: Callable[[Results], None] = lambda results: None, **how: bool,
+    finished: Callable[[list[Results]], None] = lambda models: None, **how: bool,
 ) -> None:  # fmt: skip
     """Run a sweep, and print its results.
 
     Args:
-        only, how: as in `open_results`.
-        finished: a function that is called when every record has a result, before the results are printed.
+        only, how: as in `opened`.
+        finished: a function that is called when every record has a result, before the results are printed. It gets the
+            results of each model.
 
     Raises:
         typer.Exit: some results are errors, or the user has interrupted the sweep.
     """
-    sweep = checked(file)
+    sweeps = checked(file)
+    name = sweeps[0].file.name
     if site is not None:
         load(site, SiteFile)  # a mistake in the site file must be reported before anything starts
-    with closing(open_results(sweep, f"{sweep.file.name}-{secrets.token_hex(4)}", only=only, **how)) as results:
-        for note in results.notes:
-            print(note, file=sys.stderr)
-        summary = _finished(file, results) if results.finished else _drive(file, site, results)
-        finished(results)
+    with opened(sweeps, f"{name}-{secrets.token_hex(4)}", only=only, **how) as models:
+        for each in models:
+            for note in each.notes:
+                print(f"{each.sweep.model}{each.sweep.model and ': '}{note}", file=sys.stderr)
+        summary = _finished(file, models) if all(each.finished for each in models) else _drive(file, site, models)
+        finished(models)
         if as_json:
             print_json(summary)
         else:
             Console(markup=False).print(result_table(summary))
-        if errors := results.error_lines():
+        if errors := [line for each in models for line in each.error_lines()]:
             print("\n".join([*errors, f"to run them again: glide sweep retry {file}"]), file=sys.stderr)
             raise typer.Exit(Exit.RECORD_ERRORS)
 
 
-def _drive(file: Path, site: Path | None, results: Results) -> dict[str, Any]:
-    total = results.total
-    if results.resumed:
-        print(f"resumed: {results.resumed} of {total} records have a result", file=sys.stderr)
+def _drive(file: Path, site: Path | None, models: list[Results]) -> dict[str, Any]:
+    total = sum(each.total for each in models)
+    if resumed := sum(each.resumed for each in models):
+        print(f"resumed: {resumed} of {total} records have a result", file=sys.stderr)
     try:
-        with workplace(site), ProgressDisplay(results.sweep.file.name) as display:
-            return drive(results.sweep, results, display)
+        with workplace(site), ProgressDisplay(models[0].sweep.file.name) as display:
+            return drive(models, display)
     except KeyboardInterrupt:
-        done = f"{len(results.done)} of {total} records are done"
+        done = f"{sum(len(each.done) for each in models)} of {total} records are done"
         print(f"\ninterrupted: {done}; to continue: glide sweep resume {file}", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def _finished(file: Path, results: Results) -> dict[str, Any]:
+def _finished(file: Path, models: list[Results]) -> dict[str, Any]:
+    total = sum(each.total for each in models)
     print(
-        f"finished: all {results.total} records have a result; to start over: glide sweep run {file} --again",
+        f"finished: all {total} records have a result; to start over: glide sweep run {file} --again",
         file=sys.stderr,
     )
-    return results.finished_summary()
+    return finished_summary(models)

@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Source = Annotated[str, typer.Argument(help="A sweep file, or FILE.py:NAME of an invocation or a state.")]
+Source = Annotated[str, typer.Argument(help="A sweep file (of several models: SWEEP.yaml:MODEL), or FILE.py:NAME.")]
 
 
 @app.command()
@@ -154,7 +154,8 @@ def _write(file: Path, content: bytes | str, mode: int) -> None:
 def _template(source: str) -> Template:
     file, _, name = source.partition(".py:")
     if not name and not source.endswith(".py"):
-        return prepare_model(Path(source)).for_user(_owner)
+        sweep, _, model = (source, "", "") if Path(source).exists() else source.rpartition(":")
+        return prepare_model(Path(sweep or source), model if sweep else "").for_user(_owner)
     path = Path(file if source.endswith(".py") else f"{file}.py")
     if not path.is_file():
         raise InputError(f"{path}: no such file")

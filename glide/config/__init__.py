@@ -5,9 +5,9 @@ An unknown key is an error. Each error message names the file, the line and a fi
 
 from glide.config.reading import load, position, read_text
 from glide.config.site import Breaker, Entry, Login, Pool, SiteFile
-from glide.config.sweep import PHASES, SUMMARY, ModelSpec, SweepFile, prompt_fields
+from glide.config.sweep import PHASES, REPORT, SUMMARY, ModelSpec, SweepFile, prompt_fields
 
 __all__ = [
-    "PHASES", "SUMMARY", "Breaker", "Entry", "Login", "ModelSpec", "Pool", "SiteFile", "SweepFile",
+    "PHASES", "REPORT", "SUMMARY", "Breaker", "Entry", "Login", "ModelSpec", "Pool", "SiteFile", "SweepFile",
     "load", "position", "prompt_fields", "read_text",
 ]  # fmt: skip

@@ -107,8 +107,9 @@ class ModelSpec(Strict):
 
 FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
-# A sweep's `out` folder contains this file and a folder for each prompt. So no prompt may have the file's name.
-SUMMARY = "summary.json"
+# A sweep's `out` folder contains this file, this folder, and a folder for each prompt or for each model. So no prompt
+# may have the file's name, and no model may have one of these names.
+SUMMARY, REPORT = "summary.json", "report"
 
 
 def prompt_fields(prompt: str) -> list[str]:
@@ -140,11 +141,18 @@ def _has_only_fields(prompt: str) -> str:
 
 def _is_not_the_summary(name: str) -> str:
     if name == SUMMARY:
-        raise ValueError(f"the sweep's summary is the file {name}; give the prompt another name")
+        raise ValueError(f"the sweep's summary is the file {name}; choose another name")
+    return name
+
+
+def _is_not_the_report(name: str) -> str:
+    if name == REPORT:
+        raise ValueError(f"the folder {name} is for the sweep's report; give the model another name")
     return name
 
 
 PromptName = Annotated[Name, AfterValidator(_is_not_the_summary)]
+ModelName = Annotated[PromptName, AfterValidator(_is_not_the_report)]
 PromptText = Annotated[str, AfterValidator(_has_only_fields)]
 ONE_FIELD = re.compile(r"\{(.*)\}")
 
@@ -202,6 +210,8 @@ class SweepFile(Strict):
     Attributes:
         name: name of the sweep, for its jobs and its report.
         model: model to load.
+        models: names and models, in place of `model`. A result is computed with each model. A model's own `name` may be
+            left out.
         records: file with the records, relative to the sweep file. It may also be a folder of files, or a pattern such
             as `shards/*.jsonl.gz`. Each line is a JSON object, whose `custom_id` is a unique text. A file may also be
             a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders of the
@@ -217,13 +227,14 @@ class SweepFile(Strict):
         messages: name of the field that holds the messages of a chat, in braces: `"{field}"`. Use `messages` in place
             of `prompts`.
         variants: names of sets of `generate` options. The options of a variant win over `generate`. Each record gets a
-            result for each prompt and variant.
+            result for each model, prompt and variant.
         generate: options of text generation, such as max_tokens, temperature or stop. Generation is greedy unless an
             option of sampling is set. The field `generate` of a record wins over these options for this record.
         expect: name of the field that contains the right answer of a record. The accuracy of each prompt is computed
             from these answers. By default no accuracy is computed.
         out: folder for the results, relative to the working directory; or an object with `folder` and `format`.
         glideins: maximum number of glideins that run for the sweep at the same time. The limits of the site apply, too.
+            If there are more models than glideins, some models wait until others have finished.
         timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
             records run again in smaller calls. If a call with one record takes longer, this record gets the error
             RecordTimeout.
@@ -234,7 +245,8 @@ class SweepFile(Strict):
     """
 
     name: Name
-    model: ModelSpec
+    model: ModelSpec | None = None
+    models: dict[ModelName, ModelSpec] | None = Field(None, min_length=1)
     records: str
     format: Literal["openai"] | None = None
     id: str | None = None
@@ -248,6 +260,14 @@ class SweepFile(Strict):
     timeout: Number = Field(600.0, gt=0)
     batch: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
     pack: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _named(cls, models: Any) -> Any:
+        """Give each model without a `name` the name of its key."""
+        if not isinstance(models, dict):
+            return models
+        return {key: {"name": key, **spec} if isinstance(spec, dict) else spec for key, spec in models.items()}
 
     @field_validator("out", mode="before")
     @classmethod
@@ -265,7 +285,9 @@ class SweepFile(Strict):
         return found[1]
 
     @model_validator(mode="after")
-    def _one_kind_of_prompt(self) -> SweepFile:
+    def _one_of_each_kind(self) -> SweepFile:
+        if (self.model is None) == (self.models is None):
+            raise ValueError("give `model`, or `models` with a name for each model, but not both")
         if self.prompts is not None and self.messages is not None:
             raise ValueError("give `prompts` or `messages`, but not both")
         if self.format == "openai" and (self.prompts or self.messages):
@@ -273,3 +295,8 @@ class SweepFile(Strict):
                 "with `format: openai`, each record brings its own request; remove `prompts` and `messages`"
             )
         return self
+
+    @property
+    def model_axis(self) -> dict[str, ModelSpec]:
+        """The models by name. If the file has `model` in place of `models`, the name is empty."""
+        return {"": self.model} if self.model is not None else dict(self.models or {})

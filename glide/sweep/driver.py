@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -14,16 +13,14 @@ from typing import Any
 from glide.condor import AccessPoint, Collector, EventLog, home
 from glide.condor.bounded import isolated
 from glide.condor.event_log import ENDED, LOST
-from glide.errors import CondorError, CondorRefused, GlideError
+from glide.errors import CondorError, CondorRefused
 from glide.factory.journal import refusals
-from glide.invoke.jobs import InvocationJob, RunJobs, RunSpec
+from glide.invoke.jobs import InvocationJob, RunJobs
 from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.invoke.part import Part
 from glide.sweep.intake import ResultIntake
 from glide.sweep.lanes import Lanes, record_seconds
 from glide.sweep.outage import Outage, is_temporary
-from glide.sweep.prepare import Sweep
-from glide.sweep.results import Results
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus, Machine, State
 
@@ -73,6 +70,7 @@ class Driver:
         condor_answered: whether HTCondor has answered before. If so, the driver waits for HTCondor without a limit.
 
     Attributes:
+        well: time when HTCondor last answered, or when the driver began to wait for an answer (monotonic seconds).
         reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
         lanes_full: True if records are pending, but the lanes have enough jobs. Then the driver submits no job.
         first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
@@ -86,7 +84,7 @@ class Driver:
         self.events = EventLog()
         self.intake = ResultIntake(work, jobs, self.lanes)
         self.outage = Outage(jobs.run.name, lambda: isolated(self._probe))
-        self.started = time.monotonic()
+        self.started = self.well = time.monotonic()
         self.reconsidered = 0.0
         self.wave = Wave((), "")
         self.lanes_full = False
@@ -102,31 +100,42 @@ class Driver:
             watch: a function that is called with the progress after each cycle.
 
         Raises:
+            TemplateError, CondorError, CondorRefused: as `step`.
+        """
+        while (summary := self.step(watch)) is None:
+            self.wait()
+        return summary
+
+    def step(self, watch: Callable[[Progress], None]) -> dict[str, Any] | None:
+        """Run one cycle. If every record has a result, return the summary; otherwise, return None.
+
+        Raises:
             TemplateError: too many glideins have failed to load the template, so the run gives up.
             CondorError: HTCondor does not answer at the start.
             CondorRefused: HTCondor refuses jobs, or holds jobs repeatedly.
         """
-        well = time.monotonic()
-        while True:
-            if self.work.wait_for_work():
-                well = time.monotonic()  # the time limit for an answer from HTCondor begins after this wait
-            try:
-                self.progress = self._cycle()
-                self.condor_answered, well = True, time.monotonic()
-                self.outage.end()
-                watch(self.progress)
-            except (CondorError, OSError) as error:
-                late = time.monotonic() - well > PATIENCE_SECONDS
-                if isinstance(error, CondorRefused) or not self.condor_answered:
-                    if late or self.intake.too_many_holds or isinstance(error, OSError):
-                        raise
-                elif not is_temporary(error):
+        if self.work.wait_for_work():
+            self.well = time.monotonic()  # the time limit for an answer from HTCondor begins after this wait
+        try:
+            self.progress = self._cycle()
+            self.condor_answered, self.well = True, time.monotonic()
+            self.outage.end()
+            watch(self.progress)
+        except (CondorError, OSError) as error:
+            late = time.monotonic() - self.well > PATIENCE_SECONDS
+            if isinstance(error, CondorRefused) or not self.condor_answered:
+                if late or self.intake.too_many_holds or isinstance(error, OSError):
                     raise
-                else:
-                    self._wait_out(error, watch)
-            if self.work.finished:
-                return self._finish_run()
-            self._wait()
+            elif not is_temporary(error):
+                raise
+            else:
+                self._wait_out(error, watch)
+        return self._finish_run() if self.work.finished else None
+
+    def limit_glideins(self, most: int) -> None:
+        """Set the number of glideins that may run for this run at the same time. It applies to new jobs."""
+        self.work.glideins = most
+        self.jobs.run = replace(self.jobs.run, max_glideins=most)
 
     def _wait_out(self, error: Exception, watch: Callable[[Progress], None]) -> None:
         """Pause after a temporary error. The pause ends when HTCondor answers, or when the run is finished."""
@@ -153,11 +162,15 @@ class Driver:
             _log.warning("jobs of %s may remain in the queue: %s", self.jobs.run.name, error)
         return summary
 
-    def _wait(self) -> None:
-        """Wait between cycles. If a node is lost or a record is added, return. If a job ends, shorten the wait."""
+    def wait(self, share: float = 1.0) -> None:
+        """Wait between cycles. If a node is lost or a record is added, return. If a job ends, shorten the wait.
+
+        Args:
+            share: the part of the usual time that this wait takes. It is below 1 if several drivers take turns.
+        """
         started = time.monotonic()
         calm = self.events.readable and self.first_warm is not None
-        budget = CALM_SECONDS if calm else POLL_SECONDS
+        budget = share * (CALM_SECONDS if calm else POLL_SECONDS)
         while time.monotonic() - started < budget:
             if self.lanes_full:  # the lanes have enough jobs, so a new record does not end this wait
                 time.sleep(EVENT_SECONDS)
@@ -169,7 +182,7 @@ class Driver:
             if any(event.kind in LOST for event in events):
                 return
             if any(event.kind in ENDED for event in events):
-                budget = POLL_SECONDS
+                budget = share * POLL_SECONDS
 
     def cancel(self, reason: str) -> None:
         """Gather the completed jobs of this run, and remove the other jobs.
@@ -300,50 +313,3 @@ class Driver:
                 for glide_id, ad in sorted(self.lanes.glideins.items())
             ],
         }  # fmt: skip
-
-
-def drive(sweep: Sweep, results: Results, watch: Callable[[Progress], None]) -> dict[str, Any]:
-    """Run a sweep on the configured pool and return the summary. After an interrupt or error, remove the sweep's jobs.
-
-    Raises:
-        TemplateError, CondorError, CondorRefused: in the same cases as Driver.run.
-    """
-    file = sweep.file
-    folder = sweep.out / ".glide" / "parts"
-    access_point = AccessPoint()
-    results.template = sweep.template.for_user(lambda: access_point.user)
-    run = RunSpec(
-        results.run, results.template, folder, file.glideins, max_result_bytes=results.max_result_bytes,
-        check_result=results.check_result,
-    )  # fmt: skip
-    if results.abandoned_run:
-        with suppress(CondorError):
-            abandoned = RunJobs(replace(run, name=results.abandoned_run), access_point)
-            abandoned.remove(abandoned.queue(), "its sweep was started over")
-    driver = Driver(results, RunJobs(run, access_point))
-    history = results.history
-    history.begin(run=run.name, total=sweep.total, done=results.resumed)
-    try:
-        account = driver.run(watch)
-        summary = _finish(results, {"name": file.name, **account})
-        history.close("finished")
-        return summary
-    except (KeyboardInterrupt, GlideError):
-        driver.stop("the sweep was stopped")
-        with suppress(OSError):  # the disk may be full
-            history.close("stopped")
-        raise
-
-
-def _finish(results: Results, account: dict[str, Any]) -> dict[str, Any]:
-    """Put the results in input order and write the summary. If the disk is full, wait and try again."""
-    outage = Outage(results.run, lambda: None)
-    while True:
-        try:
-            summary = results.finish(account)
-            outage.end()
-            return summary
-        except OSError as error:
-            if not is_temporary(error):
-                raise
-            outage.wait(error, lambda: False)

@@ -45,9 +45,10 @@ def submit(sweep: Sweep, site: Path | None) -> str:
     source = str(sweep.source.absolute())
     if queued := queued_driver(access_point, source):
         raise InputError(f"{sweep.source}: job {queued} already runs this sweep; stop it with: condor_rm {queued}")
-    if process := holder(sweep.out):
-        raise InputError(f"{sweep.out} is in use by {process}; wait until this process ends, or name another `out`")
-    logs = internal_path(sweep.out, "driver")
+    out = sweep.out_of_all
+    if process := holder(out):
+        raise InputError(f"{out} is in use by {process}; wait until this process ends, or name another `out`")
+    logs = internal_path(out, "driver")
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

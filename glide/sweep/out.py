@@ -6,6 +6,9 @@
 - one folder for each cell; if the sweep has no axes, `out` itself is the folder of the only cell
 - the folder `.glide`
 
+If the sweep file has `models`, `out` contains a folder for each model. Each of these folders has the content above.
+Then `out` itself contains `summary.json` for all models, and a folder `.glide` with `lock`, `check` and `driver`.
+
 The folder of a cell contains:
 
 - `results.jsonl`
@@ -40,7 +43,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-from glide.config import SUMMARY
+from glide.config import REPORT, SUMMARY
 from glide.errors import InputError
 from glide.protocol.json_lines import read_lines
 from glide.system import publish, sync_folder
@@ -209,7 +212,7 @@ def _holder(file: IO[str]) -> str:
         return "another driver"
 
 
-def move_aside(out: Path, cells: Collection[str]) -> Path | None:
+def move_aside(out: Path, cells: Collection[str], model: str = "") -> Path | None:
     """Move a sweep's results and the sweep's files in `.glide` to a new folder beside `out`.
 
     All other files in `out` stay there. For example, `out` may contain the folder of a different sweep.
@@ -217,6 +220,8 @@ def move_aside(out: Path, cells: Collection[str]) -> Path | None:
     Args:
         cells: names of the sweep's cells. The function moves the results of these cells, and of all cells
             that have a file in `.glide/requests`.
+        model: name of `out`, if `out` is the folder of one model of a sweep. Then the new folder has the same name. It
+            is in a folder beside the sweep's folder.
 
     Returns:
         The new folder. If `out` has no results, nothing is moved, `run.json` is deleted, and the return value is None.
@@ -225,7 +230,7 @@ def move_aside(out: Path, cells: Collection[str]) -> Path | None:
         InputError: the files cannot be moved.
     """
     found = sorted({*known_cells(out), *(cell for cell in cells if results_file(out, cell).exists())})
-    to_move = [results_file(out, cell) for cell in found] + [out / SUMMARY, out / "report"]
+    to_move = [results_file(out, cell) for cell in found] + [out / SUMMARY, out / REPORT]
     to_move += [out / cell / name for cell in found for name in (OUTPUT, ERRORS, PARQUET)]
     to_move += [path for path in (out / INTERNAL).iterdir() if path.name not in (LOCK, STATE)]
     # Move run.json last. This file names the sweep that wrote the other files. If the move is interrupted, the
@@ -236,26 +241,28 @@ def move_aside(out: Path, cells: Collection[str]) -> Path | None:
         return None
     aside = out
     try:
-        aside = _new_folder_beside(out)
+        aside = _new_folder_beside(out, model)
         for path in to_move:
             target = aside / path.relative_to(out)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-        for folder in {path.parent for path in to_move} | {out, out.parent}:
+        for folder in {path.parent for path in to_move} | {out}:
             sync_folder(folder)
-            if folder != out.parent:
-                sync_folder(aside / folder.relative_to(out))
+            sync_folder(aside / folder.relative_to(out))
+        for folder in {out.parent, aside.parent, aside.parent.parent if model else aside.parent}:
+            sync_folder(folder)
     except OSError as error:
         problem = f"{error.filename or aside}: {error.strerror}"
         raise InputError(f"{out}: its results cannot be moved aside: {problem}; name another `out`") from None
     return aside
 
 
-def _new_folder_beside(out: Path) -> Path:
+def _new_folder_beside(out: Path, model: str) -> Path:
+    whole = out.parent if model else out
     for number in count(1):
-        aside = out.with_name(f"{out.name}.{number}")
+        aside = whole.with_name(f"{whole.name}.{number}") / model
         with suppress(FileExistsError):
-            aside.mkdir()
+            aside.mkdir(parents=bool(model))
             return aside
     raise AssertionError  # never reached, but type checkers need this line
 

@@ -1,4 +1,7 @@
-"""Read a sweep file and the files that it names, and check all of them before a job is submitted."""
+"""Read a sweep file and the files that it names, and check all of them before a job is submitted.
+
+If a sweep file has several models, it becomes one sweep for each model. These sweeps share their records.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,14 @@ WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transform
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that has been read and checked.
+    """A sweep, with one model, that has been read and checked.
 
     Attributes:
         source: path of the sweep file.
         file: content of the sweep file.
         records: the records, in input order.
         template: the template that the records need.
+        model: name of the model in the `models` of the sweep file; empty if the sweep file has `model`.
         fingerprints: for each cell, the fingerprints of its requests in input order, as numbers of 64 bits. A
             fingerprint depends on the template, the `generate` options, and the prompt, filled with the record's
             fields.
@@ -51,18 +55,25 @@ class Sweep:
     fingerprints: Mapping[str, array[int]]
     labels: str = ""
     check_key: str = ""
+    model: str = ""
 
     @classmethod
     def of(cls, source: Path, file: SweepFile, records: Iterable[Record], template: Template) -> Sweep:
         """Return a sweep of records that are in no file."""
-        check = _RecordCheck(file, template)
+        check = _RecordCheck(file, {"": template})
         found = RecordSet.of(records)
         for record in found:
             check(record)
-        return cls(source, file, found, template, check.fingerprints, check.labels)
+        return cls(source, file, found, template, check.fingerprints[""], check.labels)
 
     @property
     def out(self) -> Path:
+        """Folder of this model's results."""
+        return self.out_of_all / self.model
+
+    @property
+    def out_of_all(self) -> Path:
+        """The folder `out` of the sweep file, with the results of all models."""
         return Path(self.file.out.folder).absolute()
 
     @property
@@ -95,15 +106,18 @@ class Sweep:
 class _RecordCheck:
     """Checks each record, and computes the fingerprints of its requests.
 
+    Args:
+        templates: the templates by the name of their model.
+
     Attributes:
         problems: the first problem of each kind.
-        fingerprints: as in Sweep. They are incomplete if there are problems.
+        fingerprints: for each model, its fingerprints as in Sweep. They are incomplete if there are problems.
     """
 
-    def __init__(self, file: SweepFile, template: Template):
+    def __init__(self, file: SweepFile, templates: Mapping[str, Template]):
         self.cells = cells(file)
         self.problems: list[str] = []
-        self.fingerprints = {name: array("Q") for name in self.cells}
+        self.fingerprints = {model: {name: array("Q") for name in self.cells} for model in templates}
         prompts = prompts_of(file)
         self.checks: list[Callable[[Record], str]] = [partial(_request_problem, bool(prompts))]
         self.checks += prompt_checks(prompts)
@@ -111,8 +125,15 @@ class _RecordCheck:
             self.checks.append(partial(field_problem, [file.expect], "`expect` uses this field"))
         self.expect = file.expect
         self._labels = hashlib.sha256()
-        self._common = {
-            name: hashlib.sha256(json.dumps([template.digest, cell.generate], sort_keys=True).encode())
+        # For each cell, the beginnings of its models' hashes, and the arrays of these models.
+        self._hashes = {
+            name: [
+                (
+                    hashlib.sha256(json.dumps([template.digest, cell.generate], sort_keys=True).encode()),
+                    self.fingerprints[model][name],
+                )
+                for model, template in templates.items()
+            ]
             for name, cell in self.cells.items()
         }
 
@@ -128,9 +149,11 @@ class _RecordCheck:
         if self.problems:
             return
         for name, cell in self.cells.items():
-            content = self._common[name].copy()
-            content.update(cell.content(record))
-            self.fingerprints[name].frombytes(content.digest()[:8])
+            content = cell.content(record)
+            for common, fingerprints in self._hashes[name]:
+                whole = common.copy()
+                whole.update(content)
+                fingerprints.frombytes(whole.digest()[:8])
         if self.expect is not None:
             self._labels.update(json.dumps(record.fields[self.expect]).encode() + b"\n")
 
@@ -143,8 +166,8 @@ def _request_problem(has_prompts: bool, record: Record) -> str:
     return ""
 
 
-def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) -> Sweep:
-    """Read and check a sweep file and the files that it names.
+def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) -> list[Sweep]:
+    """Read and check a sweep file and the files that it names. Return the sweep of each model.
 
     Args:
         progress: function that is called now and then with the number of records that have been checked.
@@ -154,67 +177,88 @@ def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) 
     """
     file = load(source, SweepFile)
     problems: list[str] = []
-    template = Template("", "")
-    records = RecordSet.of(())
-    try:
-        template = prepare_model(source)
-    except InputError as error:
-        problems += error.problems
+    templates: dict[str, Template] = {}
+    for model in file.model_axis:
+        try:
+            templates[model] = _template_of(source, file, model)
+        except InputError as error:
+            problems += error.problems
     problems += check_generate(source, file)
     try:
         outputs.check_format(file.out.format)
     except InputError as error:
         problems += [f"{position(source, 'out')}: {error}"]
-    check = _RecordCheck(file, template)
-    key = ""
+    check = _RecordCheck(file, templates)
     try:
         sources = formats.files_of(source.parent, file.records)
         form = RecordFormat(file.id, file.format, len(sources) > 1)
+        key, known = "", None
         with suppress(OSError):  # ignore a missing file here, because `read` reports it below with a clear message
-            key = check_cache.key_of(file, template.digest, sources)
-        known = check_cache.load(Path(file.out.folder), key, form, list(check.cells)) if key and not problems else None
-        if known is not None:
-            return Sweep(source, file, known[0], template, known[1], known[2], key)
-        records = read(source.parent / file.records, sources, form, check, progress)
+            key = check_cache.key_of(file, {model: each.digest for model, each in templates.items()}, sources)
+        if key and not problems:
+            known = check_cache.load(Path(file.out.folder), key, form, list(templates), list(check.cells))
+        if known is None:
+            records = read(source.parent / file.records, sources, form, check, progress)
+            known = records, check.fingerprints, check.labels
     except InputError as error:
-        problems += error.problems
+        raise InputError(*problems, *error.problems, *check.problems) from None
     problems += check.problems
     if problems:
         raise InputError(*problems)
-    return Sweep(source, file, records, template, check.fingerprints, check.labels, key)
+    records, fingerprints, labels = known
+    return [
+        Sweep(source, file, records, template, fingerprints[model], labels, key, model)
+        for model, template in templates.items()
+    ]
 
 
 def check_generate(source: Path, file: SweepFile) -> list[str]:
     """Return the problems in a sweep's `generate` options.
 
-    If this machine does not have the model's folder, some limits are not checked.
+    If this machine does not have a model's folder, some limits of the model are not checked.
     """
-    folder = source.parent / file.model.path if file.model.path and "://" not in file.model.path else None
-    problems = []
+    problems: list[str] = []
     places = {"generate": file.generate} | {f"variants.{name}": own for name, own in (file.variants or {}).items()}
-    for place, options in places.items():
-        try:
-            engines.check_generate(file.model.engine, options, folder)
-        except engines.WrongOption as error:
-            where = position(source, *place.split(".", 1), error.option)
-            problems.append(f"{where}: the {file.model.engine} engine refuses {error}")
-    return problems
+    for spec in file.model_axis.values():
+        folder = source.parent / spec.path if spec.path and "://" not in spec.path else None
+        for place, options in places.items():
+            try:
+                engines.check_generate(spec.engine, options, folder)
+            except engines.WrongOption as error:
+                where = position(source, *place.split(".", 1), error.option)
+                problems.append(f"{where}: the {spec.engine} engine refuses {error}")
+    return list(dict.fromkeys(problems))  # several models may have the same problem
 
 
-def prepare_model(source: Path) -> Template:
-    """Return the template of the model in a sweep file. The records are not read.
+def prepare_model(source: Path, model: str = "") -> Template:
+    """Return the template of a model in a sweep file. The records are not read.
+
+    Args:
+        model: name of the model in the `models` of the sweep file. It may be empty if there is only one model.
 
     Raises:
         InputError: the sweep file or its model is wrong. The error lists the problems, each as `file:line: problem`.
     """
-    spec = load(source, SweepFile).model
+    file = load(source, SweepFile)
+    known = file.model_axis
+    if not model and len(known) == 1:
+        (model,) = known
+    if model not in known:
+        choices = " or ".join(f"{source}:{name}" if name else str(source) for name in known)
+        raise InputError(f"{position(source, 'models')}: choose one of its models: {choices}")
+    return _template_of(source, file, model)
+
+
+def _template_of(source: Path, file: SweepFile, model: str) -> Template:
+    spec = file.model_axis[model]
+    place = ["models", model] if model else ["model"]
     key = "environment"
     try:
         file_set = environment(spec.environment, source.parent) if spec.environment else None
         key = "path"
         return replace(_template(source.parent, spec), environment=file_set)
     except ValueError as error:
-        raise InputError(f"{position(source, 'model', key)}: {error}") from None
+        raise InputError(f"{position(source, *place, key)}: {error}") from None
 
 
 def _template(parent: Path, spec: ModelSpec) -> Template:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glide.config import SUMMARY
-from glide.errors import GlideError, InputError
-from glide.sweep import check_cache, lines, outputs, requests, retry_marks
+from glide.errors import GlideError
+from glide.sweep import lines, outputs, requests, retry_marks
 from glide.sweep.done import DoneRecords
 from glide.sweep.history import HistoryWriter
 from glide.sweep.job_ids import JobIds
@@ -26,18 +26,16 @@ from glide.sweep.out import (
     internal_path,
     known_cells,
     make_folders,
-    move_aside,
     read_state,
     results_file,
     superseded_file,
-    unwritable,
     write_state,
 )
 from glide.sweep.outage import FULL
 from glide.sweep.prepare import Sweep
 from glide.sweep.record_set import RecordSet
 from glide.sweep.requests import NO_RESULT, RequestIndex, requests_file
-from glide.sweep.status import EMPTY_SUMMARY, check_same_sweep, is_correct, read_summary, request_index
+from glide.sweep.status import EMPTY_SUMMARY, is_correct, read_summary
 from glide.sweep.work import Work
 from glide.system import publish, publishing
 
@@ -233,9 +231,9 @@ class Results(Work):
             for path, size in sizes.items():
                 with suppress(OSError):  # some files cannot be truncated, for example device files
                     os.truncate(path, size)
-            raise self._write_error(error) from None
+            raise self.write_error(error) from None
 
-    def _write_error(self, error: OSError) -> Exception:
+    def write_error(self, error: OSError) -> Exception:
         """If the disk is full, return `error`, so that the driver waits. For other errors, return a GlideError."""
         error.filename = error.filename or str(self.sweep.out)
         message = f"{error.filename}: {error.strerror}; fix this, then run: glide sweep resume {self.sweep.source}"
@@ -260,7 +258,7 @@ class Results(Work):
             publish(self.sweep.out / SUMMARY, json.dumps(complete_summary) + "\n", 0o666)
             self._update_state(True)
         except OSError as error:
-            raise self._write_error(error) from None
+            raise self.write_error(error) from None
         return complete_summary
 
     def _order_and_score(self, cell: str) -> dict[str, Any]:
@@ -287,7 +285,7 @@ class Results(Work):
 
     def finished_summary(self) -> dict[str, Any]:
         """Return the summary of a finished sweep. If summary.json is missing or outdated, first write the summary."""
-        known = read_summary(self.sweep)
+        known = read_summary(self.sweep.out)
         if known is not None and self.state.finished and known["prompts"].keys() == self.indexes.keys():
             return known
         return self.finish(known or {"name": self.sweep.file.name, **EMPTY_SUMMARY, "tokens": self.tokens})
@@ -299,50 +297,7 @@ class Results(Work):
             indexed = lines.index_results(self.path(cell), index)
             for _, result in lines.numbered_results(self.path(cell), index, indexed):
                 if (error := result["error"]) and len(found) < MOST_ERROR_LINES:
-                    found.append(f"{cell}{cell and ': '}{result['custom_id']}: {error['type']}: {error['message']}")
+                    place = "/".join(filter(None, (self.sweep.model, cell)))
+                    found.append(f"{place}{place and ': '}{result['custom_id']}: {error['type']}: {error['message']}")
         more = [f"… and {self.errors - len(found)} more; they are in results.jsonl"] if self.errors > len(found) else []
         return found + more
-
-
-def open_results(
-    sweep: Sweep, new_run: str, *, resume: bool = False, again: bool = False, retry: bool = False,
-    only: str | None = None,
-) -> Results:  # fmt: skip
-    """Open the results of a sweep, and lock `out` until the results are closed.
-
-    Args:
-        new_run: a name for the run. If the sweep is new, the jobs get this name in their attribute GlideRun.
-        resume: whether to raise an InputError if `out` has no results.
-        again: whether to move existing results aside and start over.
-        retry, only: as in Results.load.
-
-    Raises:
-        InputError: `out` has results of another sweep, another driver uses `out`, or `out` cannot be written.
-    """
-    out = sweep.out
-    if resume and not internal_path(out, "run.json").exists() and not known_cells(out):
-        raise InputError(f"{sweep.source}: nothing to resume: {out} has no results; start with `glide sweep run`")
-    lock = Lock(out)
-    try:
-        abandoned_run = aside = None
-        if again:
-            before = read_state(out)
-            aside = move_aside(out, sweep.cells)
-            abandoned_run = before.run if before and not before.finished else None
-        state = read_state(out)
-        indexes = {cell: request_index(sweep, cell) for cell in sweep.cells}
-        check_same_sweep(sweep, state, indexes)
-        state = state or RunState(sweep.file.name, str(sweep.source.absolute()), new_run, sweep.digest, False)
-        results = Results(sweep, lock, indexes, state)
-        results.abandoned_run = abandoned_run
-        if aside:
-            results.notes.append(f"moved the earlier results of {out} to {aside}")
-        results.load(retry, only)
-        check_cache.save(out, sweep.check_key, sweep.records, sweep.fingerprints, sweep.labels)
-        return results
-    except OSError as error:
-        lock.close()
-        raise unwritable(out, error) from None
-    except BaseException:
-        lock.close()
-        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from glide.config import SUMMARY
@@ -116,9 +117,9 @@ def check_same_sweep(sweep: Sweep, state: RunState | None, indexes: Mapping[str,
     )
 
 
-def read_summary(sweep: Sweep) -> dict[str, Any] | None:
-    """Return the content of a sweep's summary.json, or None if the file is missing or invalid."""
-    known = next(read_lines(sweep.out / SUMMARY), {})  # `Results.finish` writes the file as one line
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """Return the content of summary.json in a folder, or None if the file is missing or invalid."""
+    known = next(read_lines(out / SUMMARY), {})  # `Results.finish` writes the file as one line
     if any(type(known.get(name)) is not type(value) for name, value in EMPTY_SUMMARY.items()):
         return None
     if not _are_cell_summaries(known.get("prompts")):

@@ -93,6 +93,14 @@ def accuracy(report: Document) -> str:
     return f"{text}. The next is {second} with {score['accuracy']:.1%}, and {apart}."
 
 
+def speed(rates: dict[str, float]) -> str:
+    fastest, *others = sorted(rates, key=lambda model: -rates[model])
+    text = "How many records each model computed for each second in which an engine worked. More is better."
+    if others:
+        text += f" {fastest} is {rates[fastest] / rates[others[-1]]:,.3g} times as fast as {others[-1]}."
+    return text
+
+
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 

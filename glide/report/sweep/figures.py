@@ -6,13 +6,10 @@ a column of about 12 cm. Texts are drawn as shapes, so that they look the same o
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -259,6 +256,19 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def speed(rates: Mapping[str, float]) -> Figure:
+    """Draw a bar for each model: the number of records for each second in which an engine computed."""
+    ranked = sorted(rates.items(), key=lambda item: -item[1])
+    figure, axes = _figure(0.75 + 0.3 * max(2, len(ranked)))
+    axes.barh(range(len(ranked)), [rate for _, rate in ranked], 0.6, color=GREEN, edgecolor=INK, linewidth=0.35)
+    for row, (_, rate) in enumerate(ranked):
+        axes.annotate(f"{rate:,.3g}", (rate, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(ranked)), [_short(name) for name, _ in ranked])
+    axes.set(xlabel="records per second of engine time", ylim=(len(ranked) - 0.5, -0.5), xlim=(0, 1.15 * ranked[0][1]))
+    axes.grid(True, axis="x")
+    return figure
+
+
 # ---- parts of the figures ------------------------------------------------------------------------
 
 ENDS = {"lost": ("X", RED), "failed": ("s", "#FFFFFF"), "left": (">", "#FFFFFF")}
@@ -318,33 +328,3 @@ def _short(text: str, most: int = 28) -> str:
     """Shorten a name that a node or a user has chosen. Characters that cannot be drawn become `?`."""
     printable = "".join(character if character.isprintable() else "?" for character in text)
     return printable if len(printable) <= most else f"{printable[: most - 1]}…"
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DOTS, metadata={"Software": None})
-
-
-def inline_svg(figure: Figure, name: str) -> str:
-    """Return a figure as SVG for a page with several figures.
-
-    All ids in the SVG begin with the figure's name, so that they are unique on the page. The SVG needs no other file.
-    """
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for unwanted in (r"<!--.*?-->\s*", r"<metadata>.*?</metadata>\s*", r"<style.*?</style>\s*"):
-        text = re.sub(unwanted, "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = text.replace("url(#", f"url(#{name}-")
-    return re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', _OPENING, text, count=1, flags=re.DOTALL)
-
-
-_OPENING = (
-    r'<svg viewBox="\1" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    r' aria-hidden="true" stroke-linejoin="round" stroke-linecap="butt">'
-)

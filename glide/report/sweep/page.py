@@ -44,19 +44,35 @@ def write(report: SweepReport, folder: Path) -> dict[str, Any]:
     Args:
         folder: the output folder. A missing folder is created.
     """
-    # Import matplotlib only when a page is written, because the import takes half a second.
-    from glide.report.sweep.figures import inline_svg, save_png, style
-
     numbers = document(report)
+    write_page("sweep.html", numbers, list(page_figures(report, numbers)), folder)
+    return numbers
+
+
+def write_page(template: str, numbers: dict[str, Any], shown: list[PageFigure], folder: Path) -> None:
+    """Write a page and its figures into a folder. Texts that users or nodes have written are escaped.
+
+    Args:
+        template: name of the page's template.
+        numbers: the report as a JSON document.
+        shown: the figures of the page.
+    """
+    # Import matplotlib only when a page is written, because the import takes half a second.
+    from glide.report.sweep.figures import style
+    from glide.report.sweep.files import inline_svg, save_png
+
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    drawn = []
     with style():
-        for each in page_figures(report, numbers):
+        for each in shown:
             figure = each.draw()
             save_png(figure, folder / f"{each.name}.png")
-            shown.append((each, Markup(inline_svg(figure, each.name))))
-    publish(folder / PAGE, page(numbers, shown), 0o666)
-    return numbers
+            drawn.append((each, Markup(inline_svg(figure, each.name))))
+    environment = Environment(
+        loader=PackageLoader("glide.report.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    publish(folder / PAGE, environment.get_template(template).render(report=numbers, figures=drawn, page=PAGE), 0o666)
 
 
 def page_figures(report: SweepReport, numbers: dict[str, Any]) -> Iterator[PageFigure]:
@@ -101,17 +117,3 @@ def select_glideins(glideins: list[GlideinTimeline], most: int = MOST_GLIDEINS) 
     ranked = sorted(glideins, key=lambda each: (each.end not in ("lost", "failed"), -(each.warm or 0.0)))
     chosen = {each.id for each in ranked[:most]}
     return [each for each in glideins if each.id in chosen]
-
-
-def page(numbers: dict[str, Any], shown: list[tuple[PageFigure, Markup]]) -> str:
-    """Return the report as HTML. Texts that users or nodes have written are escaped.
-
-    Args:
-        numbers: the report as a JSON document.
-        shown: each figure with its SVG.
-    """
-    environment = Environment(
-        loader=PackageLoader("glide.report.sweep"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("sweep.html").render(report=numbers, figures=shown)

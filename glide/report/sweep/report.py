@@ -56,7 +56,7 @@ def load_report(sweep: Sweep) -> SweepReport:
     done = sum(prompt.done for prompt in scores.prompts.values())
     # A finished sweep may be extended or changed. Then the folder still has the old summary. Ignore this summary until
     # each record has a result again.
-    summary = read_summary(sweep) if (state is None or state.finished) and done == sweep.total else None
+    summary = read_summary(sweep.out) if (state is None or state.finished) and done == sweep.total else None
     if summary is None:
         notes.append(f"This sweep has not finished: {done:,} of {sweep.total:,} records have a result.")
     if not history.runs and (done or summary):
@@ -87,7 +87,7 @@ def document(report: SweepReport) -> dict[str, Any]:
     return {
         "name": report.sweep.file.name,
         "model": report.sweep.template.model,
-        "engine": report.sweep.file.model.engine,
+        "engine": report.sweep.template.engine,
         "finished": report.summary is not None,
         "notes": list(report.notes),
         "began": _iso(runs[0].began) if runs else None,
