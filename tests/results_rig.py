@@ -11,6 +11,7 @@ import pytest
 
 from glide.config import SweepFile
 from glide.sweep import formats, reading
+from glide.sweep.job_ids import Place
 from glide.sweep.opening import opened
 from glide.sweep.prepare import Sweep
 from glide.sweep.records import Record, RecordFormat
@@ -80,8 +81,13 @@ def answer(results: Results, name: str, text: str | None = "yes", **fields) -> d
     } | fields  # fmt: skip
 
 
+def store(results: Results, *answers: dict) -> None:
+    """What a driver does with the answers in a job's output."""
+    results.store((results.key(each["custom_id"]), each) for each in answers)
+
+
 def keep(results: Results, *names: str, **fields) -> None:
-    results.store([answer(results, name, **fields) for name in names])
+    store(results, *(answer(results, name, **fields) for name in names))
 
 
 def finished(results: Results, **fields) -> Results:
@@ -90,18 +96,18 @@ def finished(results: Results, **fields) -> Results:
     return results
 
 
-def plain(results: Results, wire_id: str) -> str:
-    """The cell and the custom_id for an id on the wire."""
-    cell, number = results.job_ids.locate(wire_id) or ("", 0)
+def plain(results: Results, place: Place | None) -> str:
+    """The cell and the custom_id of a record."""
+    cell, number = place or ("", 0)
     return f"{cell}/{results.sweep.records[number].custom_id}"
 
 
 def unsent(results: Results) -> list[str]:
-    return [plain(results, request["custom_id"]) for request in results.pending(())]
+    return [plain(results, results.key(request["custom_id"])) for request in results.pending(())]
 
 
 def have(results: Results) -> set[str]:
-    return {plain(results, wire_id) for wire_id in results.done}
+    return {plain(results, place) for place in results.done}
 
 
 def lines_of(results: Results, prompt: str) -> list[dict]:

@@ -143,9 +143,8 @@ def test_undecodable_result_value_fails_only_its_own_call():
         call.set_running_or_notify_cancel()
     value = base64.b64encode(pickle.dumps(Exits())).decode()
     results = [GOOD | {"custom_id": name, "value": value} for name in ("1", "999")]
-    calls.store(
-        [*results, GOOD | {"custom_id": "2", "value": "nonsense"}, GOOD | {"custom_id": "3", "value": "gAROLg=="}]
-    )
+    results += [GOOD | {"custom_id": "2", "value": "nonsense"}, GOOD | {"custom_id": "3", "value": "gAROLg=="}]
+    calls.store((calls.key(each["custom_id"]), each) for each in results)
     assert isinstance(first.exception(), InvocationError) and first.exception().type == "SystemExit"
     assert second.exception() is not None and third.result() is None
 

@@ -16,6 +16,7 @@ from glide.sweep import batch_api
 from glide.sweep.opening import open_results
 from glide.sweep.out import ERRORS, OUTPUT, PARQUET
 from glide.sweep.prepare import Sweep, prepare
+from tests.results_rig import store
 
 CHAT = {
     "custom_id": "c", "method": "POST", "url": "/v1/chat/completions",
@@ -162,7 +163,7 @@ def finished(sweep: Sweep, results: dict[str, dict[str, Any]]) -> Path:
         for cell in sweep.cells:
             for number in reversed(range(len(sweep.records))):
                 found = results[sweep.records[number].custom_id]
-                opened.store([{**found, "custom_id": opened.job_ids.format(cell, number, found["custom_id"])}])
+                store(opened, {**found, "custom_id": opened.job_ids.format(cell, number, found["custom_id"])})
         opened.finish({})
     finally:
         opened.close()

@@ -20,7 +20,7 @@ from glide.sweep.prepare import Sweep, prepare
 from glide.sweep.record_set import RecordSet, id_hash
 from glide.sweep.records import Record
 from glide.template import Template
-from tests.results_rig import answer, finished, unsent
+from tests.results_rig import answer, finished, store, unsent
 
 
 def write(folder: Path, count: int, name: str = "r.jsonl", prompt: str = "{text}") -> Path:
@@ -63,7 +63,7 @@ def test_pending_requests_are_found_without_a_scan_of_results(tmp_path):
     results = open_results(sweep, "run")
     try:
         read: list[int] = []
-        results.store([answer(results, f"p/r{n}") for n in range(2000) if n not in (700, 1500)])
+        store(results, *(answer(results, f"p/r{n}") for n in range(2000) if n not in (700, 1500)))
         sweep.records.parse = lambda source, line: read.append(1) or preparing.RecordFormat().parse(source, line)
         assert unsent(results) == ["p/r700", "p/r1500"]
         assert len(read) == 4  # two requests, and their names here
@@ -142,7 +142,7 @@ def test_final_result_order_is_independent_of_completion_order(tmp_path):
     (sweep,) = prepare(write(tmp_path, 500))
     results = open_results(sweep, "run")
     try:
-        results.store([answer(results, f"p/r{n}") for n in reversed(range(500))])
+        store(results, *(answer(results, f"p/r{n}") for n in reversed(range(500))))
         finished(results)
         lines = (tmp_path / "out" / "p" / "results.jsonl").read_text().splitlines()
         assert [json.loads(line)["custom_id"] for line in lines] == [f"r{n}" for n in range(500)]

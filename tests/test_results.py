@@ -11,7 +11,7 @@ from glide.sweep.lines import FIELDS
 from glide.sweep.outage import is_temporary
 from glide.sweep.results import Results
 from tests import results_rig
-from tests.results_rig import EVERY, answer, finished, have, keep, lines_of, make, plain, texts_of
+from tests.results_rig import EVERY, answer, finished, have, keep, lines_of, make, plain, store, texts_of
 
 # These fixtures are shared by the modules about results.
 sweep, begin = results_rig.sweep, results_rig.begin
@@ -22,7 +22,7 @@ sweep, begin = results_rig.sweep, results_rig.begin
 
 def test_result_is_stored_under_prompt_and_custom_id(sweep, begin):
     results = begin(sweep)
-    results.store([answer(results, "plain/a"), answer(results, "kind/c/d", "ö\u2028\n")])
+    store(results, answer(results, "plain/a"), answer(results, "kind/c/d", "ö\u2028\n"))
     assert [line["custom_id"] for line in lines_of(results, "plain")] == ["a"]
     (line,) = lines_of(results, "kind")
     assert (line["custom_id"], line["text"]) == ("c/d", "ö\u2028\n")
@@ -33,8 +33,8 @@ def test_pending_records_have_neither_result_nor_job(sweep, begin):
     results = begin(sweep)
 
     def left(*on_their_way: str) -> list[str]:
-        ids = {answer(results, name)["custom_id"] for name in on_their_way}
-        return [plain(results, request["custom_id"]) for request in results.pending(ids)]
+        places = {results.key(answer(results, name)["custom_id"]) for name in on_their_way}
+        return [plain(results, results.key(request["custom_id"])) for request in results.pending(places)]
 
     assert left() == EVERY
     keep(results, "plain/a", "plain/c/d")
@@ -97,7 +97,7 @@ def test_errors_and_tokens_in_results_are_counted(sweep, begin):
 )
 def test_result_with_unknown_id_is_not_stored(sweep, begin, wire_id):
     results = begin(sweep)
-    results.store([answer(results, "plain/a") | {"custom_id": wire_id}])
+    store(results, answer(results, "plain/a") | {"custom_id": wire_id})
     assert not results.done and not lines_of(results, "plain")
     assert {path.name for path in sweep.out.parent.iterdir()} == {"out"}
 

@@ -16,7 +16,20 @@ from glide.sweep.lines import BLOCK, drop_torn_line
 from glide.sweep.results import Results
 from glide.sweep.status import current_results, sweep_status
 from tests import results_rig
-from tests.results_rig import EVERY, THREE, answer, finished, have, keep, lines_of, make, superseded, texts_of, unsent
+from tests.results_rig import (
+    EVERY,
+    THREE,
+    answer,
+    finished,
+    have,
+    keep,
+    lines_of,
+    make,
+    store,
+    superseded,
+    texts_of,
+    unsent,
+)
 
 # These fixtures are shared by the modules about results.
 sweep, begin = results_rig.sweep, results_rig.begin
@@ -154,8 +167,8 @@ def test_interrupted_retry_loses_nothing_and_can_resume(sweep, begin):
     before = with_errors(begin(sweep))
     old = answer(before, "plain/a", text=None, error={"type": "Slow", "message": "1"})
     results = begin(sweep, resume=True, retry=True)
-    results.store([old])  # a copy, of a job that was not removed
-    assert set(unsent(results)) == {"plain/a", "kind/b"} and not results.are_current([old["custom_id"]])
+    store(results, old)  # a copy, of a job that was not removed
+    assert set(unsent(results)) == {"plain/a", "kind/b"} and results.key(old["custom_id"]) is None
     results = begin(sweep)
     assert set(unsent(results)) == {"plain/a", "kind/b"}
     assert sweep_status(sweep).errors == {"plain": 1, "kind": 1}

@@ -23,6 +23,7 @@ from tests.results_rig import (
     lines_of,
     make,
     snapshot,
+    store,
     superseded,
     texts_of,
     unsent,
@@ -163,9 +164,9 @@ def test_undoing_a_sweep_change_restores_old_results(sweep, begin, tmp_path, cha
     results = begin(changed)
     assert unsent(results) == missing and results.resumed == 6 - len(missing)
     still = [each["custom_id"] for name, each in zip(EVERY, late, strict=True) if name not in missing]
-    assert results.are_current(still)
-    assert results.are_current([each["custom_id"] for each in late]) == (not missing)
-    results.store(late)  # of a job that asked what was asked before
+    assert all(results.key(each) for each in still)
+    assert all(results.key(each["custom_id"]) for each in late) == (not missing)
+    store(results, *late)  # of a job that asked what was asked before
     assert unsent(results) == missing
     assert sum(len(superseded(sweep, prompt)) for prompt in sweep.file.prompts) == len(missing)
     assert bool(results.notes) == bool(missing)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from glide.protocol.json_lines import decoded
 from glide.protocol.request import is_deeper
 from glide.protocol.result import is_count, problem
 
@@ -118,7 +119,7 @@ def _read_line(
 ) -> None:
     """Add the content of a line to `answers`. Raise RejectedResult if the line is invalid."""
     try:
-        content = _DECODER.decode(line.decode())
+        content = decoded(line, _DECODER)
         if not isinstance(content, dict):
             raise RejectedResult("a line is not a JSON object")
         if line.count(b"[") + line.count(b"{") > MOST_NESTED and is_deeper(content, MOST_NESTED):

@@ -6,7 +6,6 @@ has stored the job's results, so no result is lost. If a result arrives twice, t
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
 from glide.invoke.part import Part
+from glide.protocol.json_lines import decoded, to_json
 from glide.protocol.request import input_lines
 from glide.template import Template
 from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
@@ -150,7 +150,7 @@ class RunJobs:
         try:
             with self._input(part.name).open("w", encoding="utf-8") as file:
                 for line in input_lines(part.take(records)):
-                    part.size += file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    part.size += file.write(to_json(line) + "\n")
         except BaseException:
             self._remove_files(part.name)
             raise
@@ -296,7 +296,7 @@ class RunJobs:
         for job in jobs:
             # Only "\n" ends a line here. Other characters that Python may accept as line ends can be part of a text.
             with suppress(FileNotFoundError), self._input(job.part).open(encoding="utf-8", newline="\n") as lines:
-                ids |= {record["custom_id"] for record in map(json.loads, lines) if "custom_id" in record}
+                ids |= {record["custom_id"] for record in map(decoded, lines) if "custom_id" in record}
         return ids
 
     def reconsider(self, jobs: Sequence[InvocationJob]) -> None:

@@ -1,4 +1,4 @@
-"""Read files with one JSON object per line. Such files are appended to, so their last line may be incomplete."""
+"""Read and write lines of JSON. Files of such lines are appended to, so their last line may be incomplete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+SPACE = " \t\r\n"  # the characters that JSON accepts around a value
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps, which makes an encoder in each call
+
+
+def decoded(line: bytes | str, decoder: json.JSONDecoder = json.JSONDecoder()) -> Any:  # noqa: B008
+    """Return the value in a line of JSON. This is faster than json.loads, which also recognises other encodings.
+
+    Raises:
+        ValueError: the line is not JSON in UTF-8.
+    """
+    text = (line if isinstance(line, str) else line.decode()).strip(SPACE)
+    value, end = decoder.raw_decode(text)
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:

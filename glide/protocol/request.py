@@ -6,12 +6,12 @@ the records after this line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glide.protocol.json_lines import decoded
 from glide.system import open_regular
 
 # Version of the requests that this code writes and serves. Older requests are served, too. Lanes advertise the number,
@@ -91,7 +91,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     if not line.strip():
         return {}
     try:
-        message = json.loads(line)
+        message = decoded(line)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(message, dict):

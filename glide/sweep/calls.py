@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -13,6 +13,7 @@ from glide.errors import InvocationError
 from glide.sweep.work import Work
 from glide.template import Template
 
+CANCELLED = 1  # stands for the hash of an execution; no job has such a call, so no result is compared with it
 _TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 
@@ -57,7 +58,7 @@ class Call(Future):
             self.set_exception(InvocationError(type(error).__name__, str(error)))
 
 
-class Calls(Work):
+class Calls(Work[str]):
     """The calls of a session that need the same template.
 
     This process unpickles the values that nodes send, and unpickling can run any code. So a value is accepted only from
@@ -122,8 +123,11 @@ class Calls(Work):
                 if number not in in_flight:
                     yield call.request
             else:  # the caller has cancelled the call
-                self.done[number] = 0
+                self.done[number] = CANCELLED
                 del self.open[number]
+
+    def key(self, record: str) -> str:
+        return record
 
     def check_result(self, result: dict[str, Any]) -> str:
         """Return what is wrong with a call's result, or an empty text if the result is valid.
@@ -135,9 +139,9 @@ class Calls(Work):
         wrong = [name for name in _TEXTS if not isinstance(result.get(name, ""), str)]
         return f"`{wrong[0]}` is not a string" if wrong else ""
 
-    def deliver(self, results: Collection[dict[str, Any]]) -> None:
-        for result in results:
-            if call := self.open.pop(result["custom_id"], None):
+    def deliver(self, results: Mapping[str, dict[str, Any]]) -> None:
+        for number, result in results.items():
+            if call := self.open.pop(number, None):
                 call.set_outcome(result)
 
 

@@ -4,50 +4,44 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any
 
-from glide.sweep.job_ids import JobIds
+from glide.sweep.job_ids import Place
 
 # Each position of an array holds 0 if the record has no result. Otherwise, it holds a hash of the execution that has
 # computed the result (execution_hash in glide.sweep.work). So a hash is never 0.
 MISSING = 0
 
 
-class DoneRecords(MutableMapping[str, int]):
+class DoneRecords(MutableMapping[Place, int]):
     """A mapping with one item for each result.
 
-    The key is the id that the result's record has in jobs. The value is a hash of the execution that computed the
+    The key is the cell and the position of the result's record. The value is a hash of the execution that computed the
     result.
 
     Args:
         cells: names of the cells.
         records: number of records in each cell.
-        job_ids: the ids that records have in jobs.
     """
 
-    def __init__(self, cells: Iterable[str], records: int, job_ids: JobIds):
+    def __init__(self, cells: Iterable[str], records: int):
         self.hashes = {cell: array("I", [MISSING]) * records for cell in cells}
-        self.locate = job_ids.locate
-        self.job_id = lambda cell, number: job_ids.format(cell, number, job_ids.records[number].custom_id)
         self.count = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, record: str) -> int:
-        place = self.locate(record)
-        found = MISSING if place is None else self.hashes[place[0]][place[1]]
+    def get(self, place: Place, default: Any = None) -> Any:
+        return self.hashes[place[0]][place[1]] or default  # faster than the inherited method, which needs an exception
+
+    def __getitem__(self, place: Place) -> int:
+        found = self.hashes[place[0]][place[1]]
         if found == MISSING:
-            raise KeyError(record)
+            raise KeyError(place)
         return found
 
-    def __setitem__(self, record: str, execution: int) -> None:
-        place = self.locate(record)
-        if place is None:
-            raise KeyError(record)
-        self.set(*place, execution)
-
-    def set(self, cell: str, number: int, execution: int) -> None:
-        """Set the hash of the execution of a record."""
+    def __setitem__(self, place: Place, execution: int) -> None:
+        cell, number = place
         hashes = self.hashes[cell]
         self.count += hashes[number] == MISSING
         hashes[number] = execution
@@ -62,16 +56,14 @@ class DoneRecords(MutableMapping[str, int]):
         self.hashes[cell] = executions
         self.count += results
 
-    def __delitem__(self, record: str) -> None:
-        cell, number = self.locate(record) or ("", 0)
-        if self.hashes[cell][number] == MISSING:
-            raise KeyError(record)
-        self.hashes[cell][number] = MISSING
+    def __delitem__(self, place: Place) -> None:
+        self[place]  # raises KeyError if the record has no result
+        self.hashes[place[0]][place[1]] = MISSING
         self.count -= 1
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Place]:
         for cell, hashes in self.hashes.items():
-            yield from (self.job_id(cell, number) for number, each in enumerate(hashes) if each != MISSING)
+            yield from ((cell, number) for number, each in enumerate(hashes) if each != MISSING)
 
     def missing(self, cell: str, start: int) -> Iterator[int]:
         """Yield the positions, from `start` on, of the records in a cell that have no result.

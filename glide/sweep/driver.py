@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -33,6 +33,9 @@ EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs
 PATIENCE_SECONDS = 30.0
 # If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
 STUCK_SECONDS = 5.0
+
+# Jobs are submitted as soon as they have this number of records together. A smaller number would cost more submissions.
+GROUP_RECORDS = 16384
 
 # Only some engines advertise these attributes in their lanes' ads. The dict's keys are the names in summary.json.
 _ENGINE_FIGURES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}
@@ -77,7 +80,7 @@ class Driver:
         folder_cleaned: True if this driver has already removed the old files of earlier drivers from the run's folder.
     """
 
-    def __init__(self, work: Work, jobs: RunJobs, condor_answered: bool = False):
+    def __init__(self, work: Work[Any], jobs: RunJobs, condor_answered: bool = False):
         self.work = work
         self.jobs = jobs
         self.lanes = Lanes(work.template)
@@ -251,9 +254,8 @@ class Driver:
 
     def _submit_wave(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
         """If the lanes need more jobs, submit jobs with pending records."""
-        in_flight = self.intake.update_in_flight({job.part for job in queue})
         unfinished = self.work.total - len(self.work.done)
-        pending = unfinished - sum(record not in self.work.done for record in in_flight)
+        pending = unfinished - self.intake.count_in_flight({job.part for job in queue})
         warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
@@ -267,21 +269,36 @@ class Driver:
         if wave.sizes:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
-            records = self._with_attempts(self.work.pending(in_flight))
-            parts: list[Part] = []
-            try:
-                for size in wave.sizes:
-                    parts.append(self.jobs.write(islice(records, size)))
-            except BaseException:
-                self.jobs.discard(parts)
-                raise
-            self.jobs.discard(part for part in parts if not part.ids)
-            parts = [part for part in parts if part.ids]
-            pending -= sum(len(part.ids) for part in parts)
-            if parts:  # a session's caller may have just cancelled all pending calls
+            records = self._with_attempts(self.work.pending(self.intake.in_flight()))
+            for parts in self._written(wave.sizes, records):
+                pending -= sum(len(part.ids) for part in parts)
                 last = pending <= 0 and self.work.all_known
                 self.jobs.submit(parts, list(self.lanes.avoided), max(0, pending), last)
                 self.intake.note_submitted(parts)
+
+    def _written(self, sizes: Sequence[int], records: Iterator[dict[str, Any]]) -> Iterator[list[Part]]:
+        """Write the input files of new jobs, and yield groups of parts that are to be submitted together.
+
+        As soon as a group has enough records, it is yielded. So lanes can start while further files are written.
+
+        Args:
+            sizes: number of records for each job. There may be fewer records, for example because a session's caller
+                has just cancelled calls.
+        """
+        parts: list[Part] = []
+        try:
+            for size in sizes:
+                parts.append(self.jobs.write(islice(records, size)))
+                if not parts[-1].ids:
+                    self.jobs.discard([parts.pop()])
+                if sum(len(part.ids) for part in parts) >= GROUP_RECORDS:
+                    group, parts = parts, []
+                    yield group
+        except BaseException:
+            self.jobs.discard(parts)
+            raise
+        if parts:
+            yield parts
 
     def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the requests. If a request was in jobs that were lost, its `attempts` is the number of these jobs."""

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from glide.condor.event_log import LOST, Event
 from glide.condor.names import printable
@@ -36,7 +37,8 @@ class ResultIntake:
 
     Attributes:
         starts: number of starts of each job, by job number.
-        record_ids: ids of the records in each part, by name of the part.
+        keys: for each part, the ids of its records, and the keys that stand for these records (Work.key).
+        unfinished: number of each part's records that had no result when the part's output was last read.
         outdated: names of the parts whose jobs have to be removed, because a request in the part has changed.
         finished: names of the parts whose jobs have completed, but are not gathered yet.
         attempts: for each record id, the number of lost jobs that had the record.
@@ -50,13 +52,14 @@ class ResultIntake:
         done_at_last_hold: number of results at the time when the driver last found held jobs.
     """
 
-    def __init__(self, work: Work, jobs: RunJobs, lanes: Lanes):
+    def __init__(self, work: Work[Any], jobs: RunJobs, lanes: Lanes):
         self.work = work
         self.jobs = jobs
         self.lanes = lanes
         self.audit = Audit()
         self.starts: dict[str, int] = {}
-        self.record_ids: dict[str, set[str]] = {}
+        self.keys: dict[str, dict[str, Any]] = {}
+        self.unfinished: dict[str, int] = {}
         self.outdated: set[str] = set()
         self.finished: set[str] = set()
         self.attempts: Counter[str] = Counter()
@@ -84,18 +87,20 @@ class ResultIntake:
         queue = self.jobs.queue()
         for job in queue:
             self.starts[job.id] = job.starts
-            if job.part not in self.record_ids:
-                self.record_ids[job.part] = self.jobs.record_ids([job])
-                if not self.work.are_current(self.record_ids[job.part]):
+            if job.part not in self.keys:
+                self.keys[job.part] = {record: self.work.key(record) for record in self.jobs.record_ids([job])}
+                self.unfinished[job.part] = len(self._missing(job.part))
+                if None in self.keys[job.part].values():
                     self.outdated.add(job.part)
         return queue
 
     def note_submitted(self, parts: Sequence[Part]) -> None:
         """Remember the ids of the records in new jobs, so that the method `queue` need not read their input files."""
-        self.record_ids |= {part.name: part.ids for part in parts}
+        self.keys |= {part.name: {record: self.work.key(record) for record in part.ids} for part in parts}
+        self.unfinished |= {part.name: len(part.ids) for part in parts}
 
-    def update_in_flight(self, parts: Collection[str]) -> set[str]:
-        """Return the ids of the records that are in jobs now. Forget the records of all other jobs.
+    def count_in_flight(self, parts: Collection[str]) -> int:
+        """Return the number of records that are in jobs now and have no result. Forget the records of all other jobs.
 
         The records of one job are called a part. Two kinds of jobs count:
 
@@ -105,8 +110,13 @@ class ResultIntake:
         Args:
             parts: names of parts.
         """
-        self.record_ids = {part: ids for part, ids in self.record_ids.items() if part in parts or part in self.finished}
-        return set().union(*self.record_ids.values())
+        self.keys = {part: keys for part, keys in self.keys.items() if part in parts or part in self.finished}
+        self.unfinished = {part: self.unfinished[part] for part in self.keys}
+        return sum(self.unfinished.values())
+
+    def in_flight(self) -> set[Any]:
+        """Return the keys of the records that were in jobs at the last call of `count_in_flight`."""
+        return set().union(*(keys.values() for keys in self.keys.values()))
 
     def gather_finished(self, queue: list[InvocationJob], at_once: bool = False) -> list[InvocationJob]:
         """Store the results of the completed jobs, and remove these jobs from the queue. Return the other jobs.
@@ -120,10 +130,10 @@ class ResultIntake:
             received: list[tuple[InvocationJob, OutputContent]] = []
 
             def store(received_now: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
-                self._store(*(answers for _, answers in received_now))
+                self._store(received_now)
                 received.extend(received_now)
 
-            self.jobs.gather(finished, self.record_ids, store)
+            self.jobs.gather(finished, self.keys, store)
             self.work.history.write_ended(finished, "gathered")
             self.last_gather = time.monotonic()
             self._count_unanswered(received)
@@ -145,20 +155,28 @@ class ResultIntake:
             # PEEK_BUDGET keeps a cycle short if there are many jobs, or if the access point is busy.
             if now - self.peeked[part] < PEEK_SECONDS or time.monotonic() - now > PEEK_BUDGET:
                 break
-            answers = self.jobs.peek(running[part], self.record_ids[part])
-            self._store(answers)
+            answers = self.jobs.peek(running[part], self.keys[part])
+            self._store([(running[part], answers)])
             self.peeked[part] = now
             too_long += [(running[part], answers)] if answers.too_long else []
         queue = self._remove(queue, too_long, "its output is longer than its records allow")
         self._count_unanswered(too_long)
         return queue
 
-    def _unfinished(self, part: str) -> set[str]:
+    def _missing(self, part: str) -> set[str]:
         """Return the ids of the records in a part that have no result."""
-        return {record for record in self.record_ids[part] if record not in self.work.done}
+        done = self.work.done
+        return {record for record, key in self.keys[part].items() if key is None or done.get(key) is None}
 
-    def _store(self, *answers: OutputContent) -> None:
-        self.work.store(result for each in answers for result in each.results.values())
+    def _store(self, received: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
+        """Store the results in the outputs of jobs."""
+        self.work.store(
+            (self.keys[job.part][record], result)
+            for job, answers in received
+            for record, result in answers.results.items()
+        )
+        for job, answers in received:
+            self.unfinished[job.part] = len(self.keys[job.part]) - len(answers.results)
 
     def _remove(
         self, queue: list[InvocationJob], bad: list[tuple[InvocationJob, OutputContent]], reason: str
@@ -179,7 +197,7 @@ class ResultIntake:
         glidein still gets jobs.
         """
         lane = job.lane or job.last_lane
-        missing = self._unfinished(job.part)
+        missing = self._missing(job.part)
         self.audit.log_rejected(self.lanes.describe(lane), job.id, answers)
         if missing and not self.lanes.is_only_warm_glidein(lane):
             self.lanes.avoid(lane)
@@ -193,7 +211,8 @@ class ResultIntake:
         for job, answers in ended:
             missing = self._log_rejected(job, answers)
             lane = self.lanes.describe(job.lane or job.last_lane)
-            self.work.store(self.audit.count_unanswered(missing, lane, answers.reason))
+            failed = self.audit.count_unanswered(missing, lane, answers.reason)
+            self.work.store((self.keys[job.part][result["custom_id"]], result) for result in failed)
 
     def remove_outdated(self, queue: list[InvocationJob]) -> list[InvocationJob]:
         """If a job of an earlier driver contains a changed request, remove the job. Return the remaining jobs.
@@ -201,8 +220,7 @@ class ResultIntake:
         Before a job is removed, the job's results for unchanged requests are stored.
         """
         outdated = [job for job in queue if job.part in self.outdated]
-        for job in outdated:
-            self._store(self.jobs.peek(job, self.record_ids[job.part]))
+        self._store([(job, self.jobs.peek(job, self.keys[job.part])) for job in outdated])
         self.jobs.remove(outdated, "its requests have changed")
         self.work.history.write_ended(outdated, "removed")
         self.outdated.clear()
@@ -223,8 +241,8 @@ class ResultIntake:
         self.holds += 1
         if self.holds > MOST_HOLDS:
             raise CondorRefused(f"HTCondor holds jobs repeatedly; reason for job {held[0].id}: {held[0].hold_reason}")
-        received = [(job, self.jobs.peek(job, self.record_ids[job.part])) for job in held]
-        self._store(*(answers for _, answers in received))
+        received = [(job, self.jobs.peek(job, self.keys[job.part])) for job in held]
+        self._store(received)
         queue = self._remove(queue, received, "held; its records are sent again")
         for job, answers in received:
             lane, why = self.lanes.describe(job.lane or job.last_lane), printable(job.hold_reason)
@@ -244,14 +262,14 @@ class ResultIntake:
             gone = set()
         lost = [job for job in queue if job.id in self.disconnected or job.lane in gone]
         for job in lost:
-            answers = self.jobs.peek(job, self.record_ids[job.part])
-            self._store(answers)
+            answers = self.jobs.peek(job, self.keys[job.part])
+            self._store([(job, answers)])
             saved = len(answers.results)
             self.evictions += 1
             self.lost_in_flight += max(0, answers.begun - saved)
             at = self.disconnected.get(job.id, time.time())
             self.work.history.write_ended([job], "lost", at=at, begun=answers.begun, saved=saved)
-            self.attempts.update(self._unfinished(job.part))
+            self.attempts.update(self._missing(job.part))
             self.audit.log_rejected(self.lanes.describe(job.lane), job.id, answers)
             self.lanes.avoid(job.lane)
         self.jobs.remove(lost, "its node is gone; its unfinished records are sent again")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from functools import lru_cache
 
 from glide.sweep.out import cell_of, flat
 from glide.sweep.record_set import RecordSet, id_hash
 
-# The places of this number of ids are remembered, because the driver asks several times for the place of each id.
-REMEMBERED = 1 << 17
+Place = tuple[str, int]  # a cell, and the position of a record in the input
 
 
 class JobIds:
@@ -25,13 +23,10 @@ class JobIds:
         marks: marks of the records that are run again, by cell and position.
     """
 
-    def __init__(
-        self, records: RecordSet, fingerprints: Mapping[str, array[int]], marks: Mapping[tuple[str, int], str]
-    ):
+    def __init__(self, records: RecordSet, fingerprints: Mapping[str, array[int]], marks: Mapping[Place, str]):
         self.records = records
         self.fingerprints = fingerprints
         self.marks = marks
-        self._remembered = lru_cache(REMEMBERED)(self._locate)
 
     def format(self, cell: str, number: int, custom_id: str) -> str:
         """Return the id for a cell and a record."""
@@ -42,18 +37,11 @@ class JobIds:
         """Return the custom_id in an id."""
         return job_id.split("/", 2)[2].rpartition("#")[0]
 
-    def locate(self, job_id: str) -> tuple[str, int] | None:
+    def locate(self, job_id: str) -> Place | None:
         """Return the cell and the position for an id, or None if no current request has this id.
 
         A job of an earlier driver may have an old position, because the input has changed since then.
         """
-        return self._remembered(job_id)
-
-    def marks_changed(self) -> None:
-        """Forget the remembered places, because the marks have changed."""
-        self._remembered.cache_clear()
-
-    def _locate(self, job_id: str) -> tuple[str, int] | None:
         name, _, rest = job_id.partition("/")
         position, _, rest = rest.partition("/")
         custom_id, _, version = rest.rpartition("#")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import InputError
+from glide.protocol.json_lines import decoded
 from glide.sweep.text_files import Row, UnusableRow, duplicate, places_of
 
 
@@ -90,7 +91,7 @@ def _element(path: Path, text: str, number: int, lines: Iterator[tuple[int, str]
 def json_row(line: str) -> Any:
     """Return the content of a line of JSON, or an UnusableRow."""
     try:
-        return _without_half_characters(_DECODER.decode(line), line)
+        return _without_half_characters(decoded(line, _DECODER), line)
     except UnusableRow as error:
         return error
     except RecursionError:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glide.protocol.json_lines import read_lines
+from glide.protocol.json_lines import decoded, read_lines, to_json
 from glide.protocol.result import answer_problem
 from glide.sweep.requests import NO_RESULT, RequestIndex
 from glide.sweep.work import execution_hash, tokens_of
@@ -32,7 +32,6 @@ KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 FIELDS = tuple(KINDS)
 LARGEST_NUMBER = 1e12  # a result is invalid if it has a number of this size or larger
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # faster than json.dumps, which makes a new encoder in each call
 
 
 def is_valid(result: Mapping[str, Any]) -> bool:
@@ -53,7 +52,7 @@ def is_valid(result: Mapping[str, Any]) -> bool:
 def to_line(result: Mapping[str, Any]) -> bytes:
     """Return a result as a line of JSON."""
     try:
-        return _encode(result).encode() + b"\n"
+        return to_json(result).encode() + b"\n"
     except UnicodeEncodeError:  # a text has a lone surrogate (half a character), which must be escaped
         return json.dumps(result).encode() + b"\n"
 
@@ -175,7 +174,7 @@ def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | N
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     with suppress(ValueError, RecursionError):
-        result = json.loads(line) if line.endswith(b"\n") else None
+        result = decoded(line) if line.endswith(b"\n") else None
         if isinstance(result, dict) and is_valid(result):
             return result
     return None

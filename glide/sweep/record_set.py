@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy
 
 from glide.errors import InputError
+from glide.protocol.json_lines import decoded
 from glide.sweep.records import Record
 
 
@@ -141,7 +142,7 @@ class RecordSet(Sequence[Record]):
 def _from_spool(line: bytes) -> Record:
     from glide.sweep.records import own_request
 
-    content = json.loads(line)
+    content = decoded(line)
     fields = content["fields"]
     return Record(fields["custom_id"], fields, content["line"], Path(content["source"]), own_request(fields))
 

@@ -7,7 +7,7 @@ import os
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from glide.errors import GlideError
 from glide.sweep import lines, outputs, requests, retry_marks
 from glide.sweep.done import DoneRecords
 from glide.sweep.history import HistoryWriter
-from glide.sweep.job_ids import JobIds
+from glide.sweep.job_ids import JobIds, Place
 from glide.sweep.lines import FIELDS, ResultIndex
 from glide.sweep.out import (
     Lock,
@@ -42,15 +42,15 @@ from glide.system import publish, publishing
 MOST_ERROR_LINES = 1000  # maximum number of errors that are printed at the end of a sweep
 
 
-class Results(Work):
+class Results(Work[Place]):
     """The pending records of a sweep, and its results in `out/<cell>/results.jsonl`.
 
-    If an old job sends a result with an old id (glide.sweep.job_ids), the result is ignored.
+    If an old job sends a result with an old id (glide.sweep.job_ids), the result is ignored. The key of a record is its
+    cell and its position in the input.
 
     Attributes:
         run: value of the attribute GlideRun of the sweep's jobs.
         job_ids: the ids that records have in jobs.
-        has_result: the same object as the attribute `done` of Work.
         abandoned_run: GlideRun of the sweep's old jobs, which the driver has to remove; None if there are no old jobs.
         first_cell, first_number: the index of a cell, and the position of a record. `pending` begins its search there.
             In all earlier cells, all records have a result. In this cell, all earlier records have a result.
@@ -66,9 +66,9 @@ class Results(Work):
         self.lock = lock
         self.indexes = indexes
         self.state = state
-        self.retry_marks: dict[tuple[str, int], str] = {}
+        self.retry_marks: dict[Place, str] = {}
         self.job_ids = JobIds(sweep.records, sweep.fingerprints, self.retry_marks)
-        self.has_result = self.done = DoneRecords(indexes, len(sweep.records), self.job_ids)
+        self.done: DoneRecords = DoneRecords(indexes, len(sweep.records))
         self.run = state.run
         self.abandoned_run: str | None = None
         self.cell_names = list(indexes)
@@ -86,25 +86,25 @@ class Results(Work):
     def total(self) -> int:
         return self.sweep.total
 
-    def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
+    def pending(self, in_flight: Collection[Place]) -> Iterator[dict[str, Any]]:
         records = self.sweep.records
         while self.first_cell < len(self.cell_names):
             cell = self.cell_names[self.first_cell]
-            self.first_number = next(self.has_result.missing(cell, self.first_number), len(records))
+            self.first_number = next(self.done.missing(cell, self.first_number), len(records))
             if self.first_number < len(records):
                 break
             self.first_cell, self.first_number = self.first_cell + 1, 0
-        start, busy = self.first_number, set(map(self.job_ids.locate, in_flight))
+        start = self.first_number
         for cell in self.cell_names[self.first_cell :]:
-            for number in self.has_result.missing(cell, start):
-                if (cell, number) not in busy:
+            for number in self.done.missing(cell, start):
+                if (cell, number) not in in_flight:
                     record = records[number]
                     job_id = self.job_ids.format(cell, number, record.custom_id)
                     yield {**self.sweep.request(cell, record), "custom_id": job_id}
             start = 0
 
-    def are_current(self, records: Collection[str]) -> bool:
-        return all(self.job_ids.locate(wire_id) is not None for wire_id in records)
+    def key(self, record: str) -> Place | None:
+        return self.job_ids.locate(record)
 
     def path(self, cell: str) -> Path:
         return results_file(self.sweep.out, cell)
@@ -167,7 +167,7 @@ class Results(Work):
             found = lines.index_results(path, index)
         simple = not (mark or self.retry_marks or found.duplicated or found.other_lines)
         if simple:
-            self.has_result.fill(cell, found.tally.executions, found.tally.results)
+            self.done.fill(cell, found.tally.executions, found.tally.results)
             self.errors, self.tokens = self.errors + found.tally.errors, self.tokens + found.tally.tokens
             self.by_glidein = dict(found.tally.by_glidein + Counter(self.by_glidein))
         for number, result in () if simple else lines.numbered_results(path, index, found):
@@ -175,7 +175,7 @@ class Results(Work):
             if mark and error is not None and only in (None, error["type"]):
                 self.retry_marks.setdefault((cell, number), mark)
             if (cell, number) not in self.retry_marks:
-                self.count(self.job_ids.format(cell, number, result["custom_id"]), result)
+                self.count((cell, number), result)
         return restored
 
     def _move_removed_cell(self, cell: str) -> int:
@@ -194,7 +194,6 @@ class Results(Work):
         return moved
 
     def _write_retry_marks(self) -> None:
-        self.job_ids.marks_changed()
         ids = self.sweep.records
         retry_marks.write(self.sweep.out, {(c, ids[n].custom_id): mark for (c, n), mark in self.retry_marks.items()})
 
@@ -207,14 +206,10 @@ class Results(Work):
 
     # ---- new results -----------------------------------------------------------------------------
 
-    def store(self, results: Iterable[dict[str, Any]]) -> None:
-        super().store(result for result in results if self.job_ids.locate(result["custom_id"]) is not None)
-
-    def deliver(self, results: Collection[dict[str, Any]]) -> None:
+    def deliver(self, results: Mapping[Place, dict[str, Any]]) -> None:
         """Append results to their files, and flush the files to disk. If an error occurs, no result is appended."""
         added: dict[str, list[bytes]] = {}
-        for result in results:
-            cell, _ = self.job_ids.locate(result["custom_id"]) or ("", 0)
+        for (cell, _), result in results.items():
             kept = {**dict.fromkeys(FIELDS), **result}  # the common fields come first, then the engine's fields
             line = lines.to_line({**kept, "custom_id": self.job_ids.custom_id(result["custom_id"])})
             added.setdefault(cell, []).append(line)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from glide.sweep.history import HistoryWriter
 from glide.template import Template
 
+# What stands for a record in the driver's memory. It needs less memory than the id that the record has in jobs.
+Key = TypeVar("Key")
 
-class Work(ABC):
-    """The records of a run, and counts of the received results. Each record id gets exactly one result.
+
+class Work(ABC, Generic[Key]):
+    """The records of a run, and counts of the received results. Each record gets exactly one result.
 
     Attributes:
         template: the template that all records need.
@@ -20,8 +23,9 @@ class Work(ABC):
         pack: number of records per job if the user has fixed this number, else None.
         batch: most jobs get a multiple of this number of records. None means that the number of records in one engine
             call is used. If the user has fixed `pack`, `batch` is not used.
-        done: for each id that has a result, a hash of the execution that computed the result (`execution_hash`).
-        resumed: number of ids that had a result before this driver began.
+        done: for each record with a result, a hash of the execution that computed the result (`execution_hash`). The
+            keys are those of the method `key`.
+        resumed: number of records that had a result before this driver began.
         max_result_bytes: maximum length of one result's line in a job's output, in bytes.
         recomputed: number of results that were ignored, because an earlier execution had computed the record's result.
         errors: number of results that have an error.
@@ -38,7 +42,7 @@ class Work(ABC):
         self.glideins = glideins
         self.pack = pack
         self.batch = batch
-        self.done: MutableMapping[str, int] = {}
+        self.done: MutableMapping[Key, int] = {}
         self.resumed = self.recomputed = self.errors = self.tokens = 0
         self.by_glidein: dict[str, int] = {}
         self.history = HistoryWriter()
@@ -67,20 +71,20 @@ class Work(ABC):
         return False
 
     @abstractmethod
-    def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
+    def pending(self, in_flight: Collection[Key]) -> Iterator[dict[str, Any]]:
         """Yield the requests that have to be sent. A request has `custom_id`, `prompt`, `generate` and `timeout`.
 
         Args:
-            in_flight: ids of the records that are in jobs now. These records, and records with a result, are left out.
+            in_flight: the records that are in jobs now. These records, and records with a result, are left out.
         """
 
-    def are_current(self, records: Collection[str]) -> bool:
-        """Return whether all these ids belong to current requests.
+    @abstractmethod
+    def key(self, record: str) -> Key | None:
+        """Return the key of the record that has this id in jobs, or None if the id belongs to no current request.
 
         The requests of a sweep may change after a driver has submitted jobs. Then the next driver finds outdated
         requests in these jobs.
         """
-        return True
 
     def check_result(self, result: dict[str, Any]) -> str:
         """Return what is wrong with a result, or an empty text if the result is valid.
@@ -90,40 +94,47 @@ class Work(ABC):
         return ""
 
     @abstractmethod
-    def deliver(self, results: Collection[dict[str, Any]]) -> None:
+    def deliver(self, results: Mapping[Key, dict[str, Any]]) -> None:
         """Write new results to disk, or pass them to the session's callers. Each record gets only one result.
 
         If this method raises an error, the caller delivers all these results again later.
+
+        Args:
+            results: the results, by the keys of their records.
         """
 
-    def store(self, results: Iterable[dict[str, Any]]) -> None:
+    def store(self, results: Iterable[tuple[Key | None, dict[str, Any]]]) -> None:
         """Deliver the results that are new. The driver removes a job from the queue only after this call has returned.
 
-        A copy of an earlier result is ignored. If a finished record was executed a second time, the second result is
-        also ignored, but is counted in `recomputed`.
-        """
-        new: dict[str, dict[str, Any]] = {}
-        again = 0
-        for result in results:
-            record = result["custom_id"]
-            if record in self.done:
-                again += self.done[record] != execution_hash(result)
-            elif record in new:
-                again += execution_hash(new[record]) != execution_hash(result)
-            else:
-                new[record] = result
-        if new:
-            self.deliver(new.values())
-        self.recomputed += again
-        for record, result in new.items():
-            self.count(record, result)
+        A result for no current request is ignored, and so is a copy of an earlier result. If a finished record was
+        executed a second time, the second result is also ignored, but is counted in `recomputed`.
 
-    def note_wave(self, sizes: Sequence[int], reason: str) -> None:  # noqa: B027
+        Args:
+            results: each result with the key of its record. The key is None if the result is for no current request.
+        """
+        new: dict[Key, dict[str, Any]] = {}
+        again = 0
+        for key, result in results:
+            if key is None:
+                continue
+            if earlier := self.done.get(key):
+                again += earlier != execution_hash(result)
+            elif key in new:
+                again += execution_hash(new[key]) != execution_hash(result)
+            else:
+                new[key] = result
+        if new:
+            self.deliver(new)
+        self.recomputed += again
+        for key, result in new.items():
+            self.count(key, result)
+
+    def note_wave(self, sizes: Sequence[int], reason: str) -> None:
         """Save how many records each new job has, and the reason for this. This default method saves nothing."""
 
-    def count(self, record: str, result: dict[str, Any]) -> None:
+    def count(self, key: Key, result: dict[str, Any]) -> None:
         """Add the result of a record to the counts."""
-        self.done[record] = execution_hash(result)
+        self.done[key] = execution_hash(result)
         self.errors += result.get("error") is not None
         self.tokens += tokens_of(result)
         glidein = result.get("glidein") or ""
