@@ -188,7 +188,7 @@ def test_result_lines_arrive_complete_despite_broken_connections(tmp_path, monke
 
     async def stream_all() -> None:
         for number, text in enumerate(texts):
-            stream.add({"custom_id": str(number), "text": text})
+            stream.add(json.dumps({"custom_id": str(number), "text": text}).encode() + b"\n")
             stream.begun += 1
             stream.file.flush()
             while stream.reported_begun < stream.begun:

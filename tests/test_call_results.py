@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from glide.server.engine_process import _checked
+from glide.protocol.result import result_line
+from glide.server.engine_process import encoded
 from glide.template import Template
 from glide.vocabulary import State
 from tests.server_rig import value
@@ -75,10 +76,26 @@ def test_calls_on_nodes_find_lazily_imported_local_modules(start, tmp_path):
 )
 def test_invalid_call_result_becomes_error(wrong):
     result = {"text": "", "tokens": 0, "error": None, "seconds": 0.1, "extra": wrong}
-    checked, _ = _checked(result)
-    assert checked["text"] is None and checked["error"]["type"] == "InvalidResult"
-    assert len(json.dumps(checked, ensure_ascii=False, allow_nan=False).encode()) < 3000
-    assert _checked({**result, "extra": "\U0001f989"})[0]["extra"] == "\U0001f989"
+    text, failed = encoded(result)
+    assert failed and len(text.encode()) < 3000
+    assert json.loads(text)["text"] is None and json.loads(text)["error"]["type"] == "InvalidResult"
+    right, failed = encoded({**result, "extra": "\U0001f989"})
+    assert not failed and json.loads(right)["extra"] == "\U0001f989"
+
+
+def test_line_of_result_has_the_fields_of_the_server():
+    fields = {"text": 'a "b" \u2028 \u00e9', "error": None, "custom_id": "other", "glidein": "other", "attempts": 9}
+    for each in (fields, {}):
+        line = result_line(json.dumps(each, ensure_ascii=False), 'r "1"\ud800', "site-1.0", 2)
+        assert line.endswith(b"}\n") and line.count(b"\n") == 1
+        stamp = {"custom_id": 'r "1"\ud800', "glidein": "site-1.0", "attempts": 2}
+        assert json.loads(line) == {**each, **stamp}
+
+
+@pytest.mark.parametrize("wrong", ['{"a": 1}\n{"custom_id": "other"}', "[1]", "", '{"a": 1', "null"])
+def test_line_of_result_is_one_object(wrong):
+    with pytest.raises(ValueError, match="not a JSON object in one line"):
+        result_line(wrong, "r", "g", 1)
 
 
 def test_text_with_invalid_utf8_fails_only_its_record(start):

@@ -7,10 +7,12 @@ the engine's records return to the queue.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from glide.protocol.result import result_line
 from glide.server.engine import DeadEngine
 from glide.server.job import QueuedRecord, ServedJob, oldest_first
 from glide.server.suspects import next_calls
@@ -81,19 +83,22 @@ class Batcher:
         """Return the records that have these keys and no result yet."""
         return [self.in_flight[key] for key in keys if key in self.in_flight]
 
-    def deliver(self, done: Sequence[tuple[int, dict[str, Any]]]) -> int:
+    def deliver(self, done: Sequence[tuple[int, str, bool]]) -> int:
         """Write results to the output files of their jobs, and return the number of results that are errors.
 
         Args:
-            done: for each finished record, a pair of the record's key and the record's result.
+            done: for each finished record, its key, its result as JSON text, and whether the result is an error.
+
+        Raises:
+            ValueError: a result is not a JSON object in one line.
         """
-        for key, result in done:
+        for key, text, _ in done:
             item = self.in_flight[key]
             job = item.job
-            stamp = {"glidein": job.job_request.glidein, "attempts": item.attempts}
+            line = result_line(text, item.request.custom_id, job.job_request.glidein, item.attempts)
             try:
                 if not job.gone:
-                    job.results.add({"custom_id": item.request.custom_id, **result, **stamp})
+                    job.results.add(line)
             except OSError as error:
                 self.on_write_error(job, error)
             del self.in_flight[key]
@@ -101,7 +106,7 @@ class Batcher:
             if job.unanswered == 0:
                 job.answered.set()
         self.finished += len(done)
-        return sum(result["error"] is not None for _, result in done)
+        return sum(failed for _, _, failed in done)
 
     def requeue_after_death(self, running: Sequence[int], death: DeadEngine) -> int:
         """Put the records of a dead engine back into the queue.
@@ -134,4 +139,4 @@ class Batcher:
             return 0
         self.in_flight[-1] = culprit
         error = {"type": "EngineDied", "message": f"the engine {death} on this record"}
-        return self.deliver([(-1, {"text": None, "tokens": 0, "error": error, "seconds": 0.0})])
+        return self.deliver([(-1, json.dumps({"text": None, "tokens": 0, "error": error, "seconds": 0.0}), True)])

@@ -28,7 +28,8 @@ from glide.template import Template
 INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
 FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_BYTES = 8_000_000  # if the collected results have more bytes than this number, they are sent immediately
+FLUSH_SIZE = 8_000_000  # if the collected results have more characters than this number, they are sent immediately
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # json.dumps makes a new encoder in each call
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
 
@@ -111,37 +112,38 @@ def _resident_megabytes() -> float:
 
 
 def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -> None:
-    """Serve records. Send results to the model server every FLUSH_SECONDS, or as soon as they exceed FLUSH_BYTES."""
-    done: list[tuple[int, dict[str, Any]]] = []
+    """Serve records. Send results to the model server every FLUSH_SECONDS, or as soon as they exceed FLUSH_SIZE."""
+    done: list[tuple[int, str, bool]] = []
     flushed = started = time.monotonic()
     size = 0
     for batch, results in _calls(server, engine, records):
         for record, result in zip(batch, results, strict=True):
-            checked, length = _checked(result)
-            done.append((record.key, checked))
-            size += length
-            if size > FLUSH_BYTES or time.monotonic() - flushed > FLUSH_SECONDS:
+            text, failed = encoded(result)
+            done.append((record.key, text, failed))
+            size += len(text)
+            if size > FLUSH_SIZE or time.monotonic() - flushed > FLUSH_SECONDS:
                 server.sendall(frames.encode({"done": done}))
                 done, size, flushed = [], 0, time.monotonic()
     hits = engine.describe().get("prefix_hits", 0.0)
     server.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
 
 
-def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return a result and the result's length in bytes.
+def encoded(result: dict[str, Any]) -> tuple[str, bool]:
+    """Return a result as JSON text in one line, and whether the result is an error.
 
-    If the result cannot become a line of the job's output, return an error for the record instead, and the length 0.
+    If the result cannot become a line of the job's output, return an error for the record instead.
     """
     try:
-        length = len(json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
+        text = _encode(result)
+        length = len(text.encode())
         if length <= RESULT_BYTES:
-            return result, length
+            return text, result["error"] is not None
         raise InvalidResult(f"the result has {length} bytes, the limit is {RESULT_BYTES}; write it to a file instead")
     except InvalidResult as error:
         wrong = error
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         wrong = InvalidResult(f"the result cannot be written as JSON in UTF-8: {error}")
-    return _failure(wrong, result["seconds"]), 0
+    return _encode(_failure(wrong, result["seconds"])), True
 
 
 def _calls(

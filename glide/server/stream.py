@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from glide.system import open_regular
 
@@ -175,13 +174,13 @@ class ResultStream:
         self.sent = self.written
         return set(results)
 
-    def add(self, result: dict[str, Any]) -> None:
-        """Write a result to the output file.
+    def add(self, line: bytes) -> None:
+        """Write the line with a result to the output file.
 
         Raises:
-            OSError: the result cannot be written.
+            OSError: the line cannot be written.
         """
-        self._write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+        self._write(line)
         self.unsent_records += 1
         if self.unsent_records >= self.RECORDS:
             self.batch_full.set()
