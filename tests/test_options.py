@@ -25,6 +25,9 @@ def engine(llama: Path):
 # ---- at check time -------------------------------------------------------------------------------
 
 
+WRONG_SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"properties": {"a": {"$ref": "#/nope"}}}}}
+
+
 @pytest.mark.parametrize(
     ("engine", "generate", "option", "words"),
     [
@@ -34,6 +37,7 @@ def engine(llama: Path):
         ("transformers", {"top_logprobs": 2}, "top_logprobs", "needs `logprobs: true`"),
         ("transformers", {"logprobs": 21}, "logprobs", "from 0 to 20"),
         ("transformers", {"response_format": {"type": "json"}}, "response_format", "type: json_object"),
+        ("transformers", {"response_format": WRONG_SCHEMA}, "response_format", "Pointer '/nope' does not exist"),
         ("transformers", {"seed": 1, "num_beams": 2}, "seed", "does not work together with num_beams"),
         ("transformers", {"truncate": "middle"}, "truncate", "left or right"),
         ("transformers", {"repetition_penality": 1.1}, "repetition_penality", "did you mean repetition_penalty"),

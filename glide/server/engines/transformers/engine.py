@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from glide.server.engines.base import Completion, EngineRecord, RecordError, usage
@@ -14,6 +15,7 @@ from glide.server.engines.transformers.generation import Generation
 from glide.server.engines.transformers.heads import Classification, Embedding
 from glide.server.engines.transformers.options import check_generate
 from glide.server.engines.transformers.prompts import Encoder, Prompt
+from glide.server.engines.transformers.schema import check_schema
 from glide.template import Template
 from glide.vocabulary import State
 
@@ -55,7 +57,11 @@ class Transformers:
         chat: bool = False
         system: str = ""
 
-    check_generate = staticmethod(check_generate)
+    @staticmethod
+    def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Check options of `generate`, as described in `Engine`."""
+        check_generate(generate, folder)
+        check_schema(generate)
 
     def __init__(self, template: Template, options: Options):
         self.options = options

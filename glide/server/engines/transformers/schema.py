@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from glide.server.engines.base import WrongOption
+from glide.server.engines.options import json_schema
 
 # Without this option, a text may have any number of spaces and line breaks between its parts. Small models then
 # generate nothing else until the token limit.
@@ -22,6 +24,19 @@ def _grammar(schema: Mapping[str, Any]) -> str:
         return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=COMPACT))
     except ValueError as error:
         raise WrongOption("response_format", str(error)[:300]) from None
+
+
+def check_schema(options: Mapping[str, Any]) -> None:
+    """Raise WrongOption if llguidance cannot follow the JSON schema in options of `generate`.
+
+    If llguidance is not installed on this machine, check nothing. Then a node reports the error for each record.
+    """
+    schema = json_schema(options)
+    with suppress(ImportError):
+        from llguidance import LLMatcher
+
+        if schema is not None and (problem := LLMatcher.validate_grammar(_grammar(schema))):
+            raise WrongOption("response_format", " ".join(problem.split())[:300])
 
 
 class SchemaMasks:
