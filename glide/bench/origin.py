@@ -35,6 +35,7 @@ class Origin(ThreadingHTTPServer):
         ranges: whether the server supports Range headers.
         hub: None for a plain web server. If the server imitates a model hub with one repository: the repository's name,
             its commit, and the names of its files in large file storage.
+        token: access token that each request must have; empty if the files are public.
     """
 
     daemon_threads = True
@@ -52,6 +53,7 @@ class Origin(ThreadingHTTPServer):
         self.stall: int | None = None
         self.ranges = True
         self.hub: tuple[str, str, tuple[str, ...]] | None = None
+        self.token = ""
         self.rate_lock = threading.Lock()
         self.free_at = 0.0
 
@@ -89,7 +91,16 @@ def origin(folder: Path, rate: float | None = None) -> Iterator[Origin]:
 class _Handler(BaseHTTPRequestHandler):
     server: Origin
 
+    def _is_refused(self) -> bool:
+        """Send an error and return True if the request lacks the access token."""
+        if not self.server.token or self.headers.get("Authorization") == f"Bearer {self.server.token}":
+            return False
+        self.send_error(401)
+        return True
+
     def do_GET(self) -> None:
+        if self._is_refused():
+            return
         if self.server.hub and self.path.startswith(("/api/models/", "/api/datasets/")):
             return self._send_repository()
         name = self._name()
@@ -172,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.sent[name] = self.server.sent.get(name, 0) + len(data)
 
     def do_HEAD(self) -> None:
+        if self._is_refused():
+            return
         path = self.server.folder / self._name()
         if not path.is_file():
             return self.send_error(404)

@@ -55,6 +55,9 @@ class ModelSpec(Strict):
             service outside the pool serves. `noop` is a fake engine that takes a known time.
         path: folder of the model, relative to the sweep file, or address of the model (hf://, https:// or osdf://). The
             files have the Hugging Face format. The transformers engine requires a path.
+        token: file with an access token of the model hub, for gated and private repositories. No other account may be
+            able to read this file. The access point downloads the files with the token. Nodes get the files from the
+            access point, and never get the token. The loaded model serves only your own jobs.
         keep: part of the model that stays on a node after a job. `state` keeps the loaded model. `files` keeps only the
             files, so that each job loads the model. `nothing` also deletes fetched files, so that each job fetches them
             again. Use `files` and `nothing` only to measure the benefit of kept state. They need `lanes: 1` in the site
@@ -71,6 +74,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
+    token: str | None = None
     keep: Keep = "state"
     environment: str | None = None
     # An engine may require an option. So if a sweep file has no `options`, pydantic checks the default, an empty dict.
@@ -100,6 +104,8 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _has_a_path(self) -> ModelSpec:
+        if self.token is not None and not (self.path or "").startswith("hf://"):
+            raise ValueError("`token` is only for a repository of the model hub (path: hf://ORGANISATION/NAME)")
         if self.engine == "transformers" and self.path is None:
             raise ValueError("the transformers engine needs a path; name the model's folder or its address")
         return self

@@ -105,8 +105,8 @@ def _find_description(access_point: AccessPoint, digest: str, user: str) -> Temp
         with suppress(ValueError):
             template = Template.from_json(job.get(Job.SPEC, ""))
             is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
-            is_allowed = not template.has_code or template.owner == user  # a user's code may run only for this user
-            if is_valid and is_allowed:
+            # A user's code may run only for this user, and the same holds for private files.
+            if is_valid and template.serves(user):
                 # The field `service` contains the URL of a service outside the pool. This service runs the model. Only
                 # an entry may set this field. So delete the value that the job has set.
                 return replace(template, service=None)

@@ -143,7 +143,7 @@ def file_set_key(file_set: FileSet, folder: Path) -> str:
     secret = folder / "peers"
     if not secret.exists():
         publish(secret, secrets.token_bytes(32))
-    return hmac.new(secret.read_bytes(), Tree(file_set.files).digest.encode(), "sha256").hexdigest()
+    return hmac.new(secret.read_bytes(), Tree.of(file_set).digest.encode(), "sha256").hexdigest()
 
 
 def delete_old_files(entry: Path, used: Collection[Path], before: float) -> None:

@@ -241,7 +241,7 @@ def _retarget_idle(
     best_effort = all(demand.best_effort for demand in snapshot.demands if demand.template == template)
     lanes = snapshot.lanes_of
     described = snapshot.description(template)
-    trees = [Tree(file_set.files) for file_set in described.file_sets] if described else []
+    trees = [Tree.of(file_set) for file_set in described.file_sets] if described else []
     sizes = {short_digest(tree.digest): tree.size for tree in trees}
     actions: list[Action] = []
     for entry, _ in ranked:

@@ -69,7 +69,7 @@ def write_offer(file_set: FileSet, folder: Path) -> str:
     """
     offers = folder / "offers"
     offers.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = offers / Tree(file_set.files).digest
+    path = offers / Tree.of(file_set).digest
     if not path.exists():
         publish(path, json.dumps(asdict(file_set)))
     return (folder / "address").read_text("utf-8") if (folder / "address").exists() else ""
@@ -86,7 +86,7 @@ class SharedTrees(ChunkServer):
         if tree not in self.offers and tree.isalnum():
             with suppress(OSError, ValueError, RecursionError):
                 file_set = FileSet.from_fields(json.loads((self.folder / "offers" / tree).read_text("utf-8")))
-                self.offers[tree] = SharedTree(Tree(file_set.files), file_set.key, Path(file_set.path))
+                self.offers[tree] = SharedTree(Tree.of(file_set), file_set.key, Path(file_set.path))
         return super().find(tree)
 
 

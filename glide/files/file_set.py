@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glide.files.cache import Cache
 from glide.files.fetch import Fetch, FetchAccount, Swarm, WrongContent
+from glide.files.private import check_path
 from glide.files.sources import AccessPointSource, is_remote, open_source
 from glide.files.tree import Tree
 from glide.files.unpack import content_root, is_archive
@@ -37,19 +38,21 @@ def ensure_local(
     Raises:
         OSError: the files cannot be read or stored.
         WrongContent: the content of a file is not the content that the file set describes.
+        PermissionError: a file is private, and the file set is not its user's.
         ValueError: the path of the file set is neither absolute nor an address of a known kind.
     """
     own = Path(file_set.path)
     here = own.is_absolute() and all((own / name).exists() for name in file_set.files)
     if here and not is_remote(own):
         for name, (content, size) in file_set.files.items():
+            check_path(own / name, file_set.owner)
             if not cache.verify(own / name, content, size):
                 raise WrongContent(
                     f"{own / name} is not the file that the template describes: the file has changed since the template"
                     " was made"
                 )
         return own
-    tree = Tree(file_set.files)
+    tree = Tree.of(file_set)
     seed = AccessPointSource(file_set.seed, tree, file_set.key) if file_set.seed and not here else None
     fetch = Fetch(cache, tree, open_source(file_set.path, plugins, seed), swarm, report)
     folder = fetch.run()
@@ -69,4 +72,4 @@ def unpacked(file_set: FileSet, folder: Path, cache: Cache) -> Path:
         OSError: the archive cannot be unpacked.
     """
     (name,) = file_set.files
-    return content_root(cache.unpack(Tree(file_set.files).digest, folder / name)) if is_archive(name) else folder / name
+    return content_root(cache.unpack(Tree.of(file_set).digest, folder / name)) if is_archive(name) else folder / name

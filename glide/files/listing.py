@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
 import time
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from glide.files.private import MARKER
 from glide.files.sources import open_source
 from glide.template import checks
 
@@ -65,15 +68,54 @@ def _read(path: str) -> bytes:
     return bytes(text)
 
 
-def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
+def download(path: str, token: str, models: Path) -> Path:
+    """Download a repository of a model hub with an access token, and return the folder with its files.
+
+    Files that are already there are not downloaded again. The folder has the marker of private files
+    (glide.files.private).
+
+    Args:
+        models: folder that contains a folder for each revision of a repository.
+
+    Raises:
+        OSError: the files cannot be downloaded. The message contains the address.
+        ValueError: the address is malformed, or a file is damaged. The message contains the address.
+    """
+    repository, revision = _repository(path)
+    import huggingface_hub
+
     try:
-        from huggingface_hub import HfApi, hf_hub_download
-    except ImportError:
-        raise ValueError(f"{path}: needs huggingface_hub here and on the nodes: pip install huggingface_hub") from None
+        found: Any = huggingface_hub.HfApi(token=token).model_info(repository, revision=revision, files_metadata=True)
+        wanted = _wanted(found.siblings)
+        folder = models / repository.replace("/", "--") / str(found.sha)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / MARKER).touch()
+        huggingface_hub.snapshot_download(
+            repository, revision=found.sha, local_dir=folder, token=token,
+            allow_patterns=[glob.escape(file.rfilename) for file in wanted],
+        )  # fmt: skip
+    except Exception as error:  # huggingface_hub raises exceptions of many classes
+        raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+    for file in wanted:
+        if file.lfs and (folder / file.rfilename).stat().st_size != file.lfs.size:
+            raise ValueError(f"{path}: {folder / file.rfilename} is damaged; delete it, and run the command again")
+    return folder
+
+
+def _repository(path: str) -> tuple[str, str | None]:
+    """Return the repository and the revision in an address of a model hub. The revision may be missing: None."""
+    if not find_spec("huggingface_hub"):
+        raise ValueError(f"{path}: needs huggingface_hub here and on the nodes: pip install huggingface_hub")
     matched = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?", path)
     if not matched:
         raise ValueError(f"{path}: write hf://ORGANISATION/NAME, or hf://ORGANISATION/NAME@REVISION")
-    repository, revision = matched[1], matched[2]
+    return matched[1], matched[2]
+
+
+def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
+    repository, revision = _repository(path)
+    from huggingface_hub import HfApi, hf_hub_download
+
     try:
         found: Any = HfApi().model_info(repository, revision=revision, files_metadata=True)
         files = {}

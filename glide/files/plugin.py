@@ -84,7 +84,7 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
     file_set = FileSet.from_fields(json.loads(ticket.read_text("utf-8")))
     if file and file not in file_set.files:
         raise ValueError(f"{ticket.name} lists no {file}")
-    tree, release = Tree(file_set.files), _condor_release()
+    tree, release = Tree.of(file_set), _condor_release()
     wanted = [file] if file else list(file_set.files)
     with ExitStack() as stack:
         cache = stack.enter_context(_cache(tickets))

@@ -25,6 +25,7 @@ from pathlib import Path
 from glide.files.cache import Cache
 from glide.files.partial_file import read_digests
 from glide.files.peers import DIGEST_HEADER, allows
+from glide.files.private import check_open
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
 
@@ -190,6 +191,8 @@ class ChunkServer:
         self.uploads += 1
         try:
             with open_regular(path) as file:
+                if offer.folder:
+                    check_open(file, offer.tree.owner)
                 await self._wait_for_turn(length)
                 writer.write(_head("200 OK", length, f"{DIGEST_HEADER}: {digest}\r\n"))
                 await writer.drain()
@@ -197,6 +200,8 @@ class ChunkServer:
                 await asyncio.wait_for(sending, STALLED_SECONDS * max(1, length / CHUNK))
         except FileNotFoundError:  # the cache was deleted
             _respond(writer, "404 Not Found")
+        except PermissionError:
+            _respond(writer, "403 Forbidden")
         finally:
             self.uploads -= 1
 

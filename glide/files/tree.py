@@ -10,8 +10,12 @@ import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from glide.system import open_regular
+
+if TYPE_CHECKING:
+    from glide.template import FileSet
 
 # A chunk is a part of a file. Nodes request and verify files chunk by chunk. If a fetch is interrupted, the complete
 # chunks are kept, and not fetched again. Large files have larger chunks, so that the number of chunks stays small.
@@ -26,15 +30,26 @@ class Tree:
 
     Attributes:
         files: a dict from each file's path in the folder to its sha256 and size in bytes.
+        owner: the User who alone may use the files; empty if everybody may.
     """
 
     files: dict[str, tuple[str, int]]
+    owner: str = ""
+
+    @classmethod
+    def of(cls, file_set: FileSet) -> Tree:
+        """Return the tree that has the files of a file set."""
+        return cls(file_set.files, file_set.owner)
 
     @property
     def digest(self) -> str:
-        """Return a sha256 of the names and contents of all files. Trees with equal digests have equal files."""
-        content = {name: digest for name, (digest, _) in self.files.items()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """Return a sha256 of the names and contents of all files, and of the owner.
+
+        Trees with equal digests have equal files.
+        """
+        content: dict[str, Any] = {name: digest for name, (digest, _) in self.files.items()}
+        whole = [content, self.owner] if self.owner else content
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     @property
     def contents(self) -> dict[str, int]:

@@ -196,9 +196,9 @@ class ModelServer:
             raise WrongRequest(f"{template.model} brings a user's code, which this entry does not allow", Exit.INPUT)
         if request.user == self.factory:
             return template
-        if template.has_code and template.owner != request.user:
-            code = f"{template.model} contains code of {template.owner}"
-            raise WrongRequest(f"{code}; a job of {request.user} must not load this template", Exit.INPUT)
+        if not template.serves(request.user):
+            what = f"{template.model} contains {'code' if template.has_code else 'private files'} of {template.owner}"
+            raise WrongRequest(f"{what}; a job of {request.user} must not load this template", Exit.INPUT)
         return replace(template, service=None)
 
     async def _retarget(self, lane: int, template: Template) -> TemplateServer:
@@ -317,7 +317,7 @@ class ModelServer:
 
     @property
     def owner(self) -> str:
-        """The user whose code is loaded. Only this user's jobs are served. Empty if no user's code is loaded."""
+        """The user whose code or private files are loaded. Only this user's jobs are served. Empty: all users' jobs."""
         return next((each.template.owner for each in self.servers.values()), "")
 
     # ---- status ----------------------------------------------------------------------------------

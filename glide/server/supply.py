@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class FileSupply:
         changed: event that is set when `ad_attributes` has changed.
 
     Attributes:
+        private: folder of the cache for private files. HTCondor deletes it when the glidein ends.
         cache_error: reason why the cache cannot be used; empty if the cache can be used.
         chunk_server: server that gives files to peers; None if there is no cache, or if this glidein exchanges no files
             with peers.
@@ -85,6 +86,7 @@ class FileSupply:
     def __init__(self, settings: SupplySettings, changed: asyncio.Event):
         self.settings = settings
         self.changed = changed
+        self.private = Path.cwd() / "private"
         self.cache: Cache | None = None
         self.cache_error = ""
         try:
@@ -160,15 +162,15 @@ class FileSupply:
         """
         if self.cache is None:
             raise FetchFailed(self.cache_error)
-        tree = Tree(file_set.files)
+        tree = Tree.of(file_set)
         held = self.held.setdefault(template.digest, {})
         if tree.digest not in held:
-            held[tree.digest] = self.cache.hold(tree.digest)
+            held[tree.digest] = self._cache_of(tree).hold(tree.digest)
         since = self.fetching[tree.digest] = int(time.time())
         # Do not share the files of a template that has `keep: nothing`. The files are soon deleted, so peers cannot
         # rely on them. In addition, such templates are used to measure the time that fetching takes without peers.
         chunk_server = self.chunk_server if file_set.key and template.keep != "nothing" else None
-        if chunk_server:
+        if chunk_server and not tree.owner:
             chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key)
         self.changed.set()
         what = f"{template.model}'s {'environment' if unpack else 'files'}"
@@ -178,9 +180,17 @@ class FileSupply:
             self.progress.pop(tree.digest, None)
             self.fetching.pop(tree.digest, None)  # another fetch of this tree may have removed the key
             self.changed.set()
-        if chunk_server and report["folder"] == file_set.path:
-            chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(file_set.path))
+        if chunk_server and (tree.owner or report["folder"] == file_set.path):
+            chunk_server.offers[tree.digest] = SharedTree(tree, file_set.key, Path(report["folder"]))
         return str(report["place"])
+
+    def _cache_of(self, tree: Tree) -> Cache:
+        """Return the cache for a tree. Private files are in a cache that ends with this glidein.
+
+        The other cache is shared by all glideins of this account, which may serve other users.
+        """
+        assert self.cache is not None  # _ensure_local has checked this
+        return Cache(self.private) if tree.owner else self.cache
 
     async def _fetch(
         self, what: str, file_set: FileSet, tree: str, since: int, unpack: bool, swarm: bool
@@ -196,7 +206,8 @@ class FileSupply:
             "host": settings.host,
         }  # fmt: skip
         request = {
-            "parcel": asdict(file_set), "cache": {"folder": settings.cache, "limit": settings.limit}, "open": unpack,
+            "parcel": asdict(file_set), "open": unpack,
+            "cache": {"folder": str(self.private) if file_set.owner else settings.cache, "limit": settings.limit},
             "plugins": settings.plugins, "swarm": swarm_settings if swarm else None,
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
@@ -235,16 +246,21 @@ class FileSupply:
     def delete_cached(self, template: Template) -> None:
         """Delete a template's files from the cache. Call this method only for a template with `keep: nothing`."""
         self.release(template)
-        for file_set in template.file_sets:
-            if self.cache:
-                self.cache.delete_tree(Tree(file_set.files).digest)
+        self._delete(Tree.of(file_set) for file_set in template.file_sets)
 
     def release(self, template: Template) -> None:
-        """Allow the cache to delete a template's files when the cache needs space.
+        """Allow the cache to delete a template's files when the cache needs space. Delete private files immediately.
 
         Peers can fetch these files until the cache deletes them.
         """
         self._release(template.digest)
+        self._delete(tree for file_set in template.file_sets if (tree := Tree.of(file_set)).owner)
+
+    def _delete(self, trees: Iterable[Tree]) -> None:
+        for tree in trees if self.cache else ():
+            if tree.owner and self.chunk_server:
+                self.chunk_server.offers.pop(tree.digest, None)
+            self._cache_of(tree).delete_tree(tree.digest)
 
     def _release(self, template: str) -> None:
         for descriptor in self.held.pop(template, {}).values():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,10 +16,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from glide.condor.install import cache_dir
 from glide.config import PHASES, ModelSpec, SweepFile, load, position
 from glide.errors import InputError
 from glide.files.environment import environment
-from glide.files.listing import listing
+from glide.files.listing import download, listing
+from glide.files.private import is_private
 from glide.server import engines
 from glide.sweep import check_cache, formats, outputs
 from glide.sweep.cells import Cell, cells, prompts_of
@@ -255,29 +258,49 @@ def _template_of(source: Path, file: SweepFile, model: str) -> Template:
     key = "environment"
     try:
         file_set = environment(spec.environment, source.parent) if spec.environment else None
+        key = "token"
+        token = _token(source.parent / spec.token) if spec.token else ""
         key = "path"
-        return replace(_template(source.parent, spec), environment=file_set)
+        return replace(_template(source.parent, spec, token), environment=file_set)
     except ValueError as error:
         raise InputError(f"{position(source, *place, key)}: {error}") from None
 
 
-def _template(parent: Path, spec: ModelSpec) -> Template:
-    """Return the template of a model. The model's path is relative to `parent`. Raise ValueError if a file is wrong."""
+def _template(parent: Path, spec: ModelSpec, token: str) -> Template:
+    """Return the template of a model. Raise ValueError if a file is wrong.
+
+    Args:
+        parent: folder to which the model's path is relative.
+        token: access token for the model hub; empty if the model needs none.
+    """
     budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
     if spec.path is None:
         return Template(spec.name, spec.engine, options=spec.options, budgets=budgets, keep=spec.keep)
-    if "://" in spec.path:
+    if "://" in spec.path and not token:
         return _remote_template(spec, budgets)
-    folder = (parent / spec.path).resolve()
     try:
+        folder = download(spec.path, token, cache_dir() / "models") if token else (parent / spec.path).resolve()
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder")
         if spec.engine == "transformers":
             _check_transformers(folder)
         template = Template.of_folder(spec.name, spec.engine, folder, spec.options)
-        return replace(template, budgets=budgets, keep=spec.keep)
+        return replace(template, budgets=budgets, keep=spec.keep, private=is_private(folder))
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}") from None
+        raise ValueError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+
+
+def _token(path: Path) -> str:
+    """Return the access token in a file. Raise ValueError if the file is wrong, or if other accounts can read it."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"other accounts can read {path}; run: chmod 600 {path}")
+        token = path.read_text("utf-8", "replace").strip()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token):
+        raise ValueError(f"{path} must contain one line with the access token")
+    return token
 
 
 def _remote_template(spec: ModelSpec, budgets: dict[str, float]) -> Template:

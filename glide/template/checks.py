@@ -152,11 +152,17 @@ FUNCTION: dict[str, Check] = {
     "python": _is_line, "cloudpickle": _is_line, "owner": _is_line,
 }  # fmt: skip
 # This table does not check the field `files`. The function files() above checks this field.
-FILE_SET: dict[str, Check] = {"path": _is_line, "files": _anything, "key": _is_line, "seed": _is_line}
+FILE_SET: dict[str, Check] = {
+    "path": _is_line,
+    "files": _anything,
+    "key": _is_line,
+    "seed": _is_line,
+    "owner": _is_line,
+}
 # The fields with `_anything` have no check here, because Template.from_json checks them.
 TEMPLATE: dict[str, Check] = {
     "model": _is_name, "engine": _is_name, "path": _or_none(_is_line), "files": _anything, "options": _is_options,
     "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),
     "keep": lambda value: value in ("state", "files", "nothing"), "key": _is_line, "seed": _is_line,
-    "environment": _anything, "user": _is_line,
+    "environment": _anything, "user": _is_line, "private": lambda value: isinstance(value, bool),
 }  # fmt: skip

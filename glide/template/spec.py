@@ -62,12 +62,14 @@ class FileSet:
         key: secret with which a node may fetch these files from peers. The factory makes the key. Empty: the files are
             not fetched from peers.
         seed: address of the factory's seed, from which nodes without this folder fetch the files. Empty: no seed.
+        owner: the User who alone may use the files; empty if everybody may.
     """
 
     path: str
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     key: str = ""
     seed: str = ""
+    owner: str = ""
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> FileSet:
@@ -100,9 +102,10 @@ class Template:
             - The file set contains no file. Nodes use the folder or image that the file set's `path` names.
             - None: the engine runs in the entry's environment. Without such an environment, the engine runs in the
               node's own Python.
-        user: the User who chose the environment. The text is empty in two cases:
-            - The template has no environment.
+        user: the User who chose the environment, or who alone may use the files. The text is empty in two cases:
+            - The template has no environment and is not private.
             - The template has a function. Then `function.owner` names the user.
+        private: whether only `owner` may use the files, because they were downloaded with the owner's access token.
     """
 
     model: str
@@ -118,6 +121,7 @@ class Template:
     seed: str = ""
     environment: FileSet | None = None
     user: str = ""
+    private: bool = False
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -127,11 +131,15 @@ class Template:
 
     @property
     def owner(self) -> str:
-        """Return the User whose code the state contains. Only this user's jobs may use the state.
+        """Return the User whose code or private files the state contains. Only this user's jobs may use the state.
 
-        If the state contains no code from a user, return an empty text.
+        If the state contains neither, return an empty text.
         """
         return self.function.owner if self.function else self.user
+
+    def serves(self, user: str) -> bool:
+        """Return whether jobs of a User may use the state."""
+        return self.owner == user or not (self.has_code or self.private)
 
     @property
     def has_code(self) -> bool:
@@ -143,13 +151,13 @@ class Template:
 
         In two cases, return the template itself, and do not ask for the name:
 
-        - The template has no environment.
+        - The template has no environment and is not private.
         - The template has a function. Then `function.owner` already names the user.
 
         Args:
             user: a function that returns the user's name. This function is called only if a copy is made.
         """
-        return replace(self, user=user()) if self.environment and not self.function else self
+        return replace(self, user=user()) if (self.environment or self.private) and not self.function else self
 
     @property
     def digest(self) -> str:
@@ -174,7 +182,7 @@ class Template:
     @property
     def file_set(self) -> FileSet:
         """Return the template's files as a file set. The files of the environment are not included."""
-        return FileSet(self.path or "", self.files, self.key, self.seed)
+        return FileSet(self.path or "", self.files, self.key, self.seed, self.owner if self.private else "")
 
     @property
     def file_sets(self) -> list[FileSet]:
@@ -194,8 +202,16 @@ class Template:
         return 0.0 if self.service else sum(size for _, size in self.files.values()) / 1e6
 
     def to_json(self) -> str:
-        """Return the template as one line of JSON, which from_json can read."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return the template as one line of JSON, which from_json can read.
+
+        The fields of private files are left out if they are empty. An older glide does not know these fields.
+        """
+        fields = asdict(self)
+        if not self.private:
+            del fields["private"]
+        if self.environment is not None and not self.environment.owner:
+            del fields["environment"]["owner"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Template:
