@@ -10,10 +10,17 @@ from glide.system import open_regular
 LIMIT = 1 << 24  # maximum number of bytes that are read; an ad can be large because it can contain a template
 
 
-def read_ad(path: str | None) -> dict[str, str]:
-    """Return the attributes of the ad in a file, or an empty dict if the file cannot be read. All values are texts."""
+class Attributes(dict[str, str]):
+    """The attributes of an ad. As in HTCondor, upper and lower case of a name are the same."""
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+        return super().get(name.lower(), default)
+
+
+def read_ad(path: str | None) -> Attributes:
+    """Return the attributes of the ad in a file; none if the file cannot be read. All values are texts."""
     with suppress(OSError), open_regular(Path(path or "")) as file:
         lines = file.read(LIMIT).decode(errors="replace").split("\n")
         pairs = (line.partition(" = ") for line in lines)
-        return {name: value.strip().strip('"') for name, _, value in pairs}
-    return {}
+        return Attributes((name.strip().lower(), value.strip().strip('"')) for name, _, value in pairs)
+    return Attributes()

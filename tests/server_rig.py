@@ -32,9 +32,10 @@ class Call:
         self.out = place.with_suffix(".out")
         place.with_suffix(".in").write_text("".join(json.dumps(record) + "\n" for record in records))
         environment = {**os.environ, SOCKET_VARIABLE: str(server.door), ID_VARIABLE: "here-1.0"}
-        if template is not None:
-            place.with_suffix(".ad").write_text(f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n')
-            environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
+        user = server.template.owner if server.template else ""
+        ad = f'User = "{user}"\n' + (f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n' if template else "")
+        place.with_suffix(".ad").write_text(ad)
+        environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
         self.process = subprocess.Popen(
             [str(TICKET), place.with_suffix(".in").name, self.out.name],
             env=environment, stderr=subprocess.PIPE, text=True, cwd=server.folder,

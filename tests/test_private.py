@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +16,23 @@ import pytest
 
 from glide.bench.origin import Origin, origin
 from glide.condor import AccessPoint
+from glide.errors import InputError
 from glide.factory.home import file_set_key
 from glide.factory.seed import Seed
-from glide.files import Tree
-from glide.files.peers import Peer
-from glide.files.private import MARKER, check_open, check_path
+from glide.files import Cache, Tree
+from glide.files.peers import Peer, token
+from glide.files.share import ChunkServer, SharedTree
+from glide.job_ad import read_ad
+from glide.sweep.prepare import prepare_model
 from glide.template import FileSet, Template
-from glide.vocabulary import Exit, State
+from glide.template.function import template_of
+from glide.template.private import MARKER, check_open, check_path
+from glide.vocabulary import Exit, Job, State
 from tests import file_trees
 from tests.conftest import SweepFolder, eventually, factory_of
 from tests.file_trees import Process, described
 from tests.server_rig import Server
+from tests.test_peers import answer
 from tests.test_sticky import stick
 
 model = file_trees.model  # a fixture
@@ -60,15 +68,24 @@ def private(folder: Path, owner: str = ME) -> Template:
 def test_private_template_serves_only_its_owner(model):
     mine, theirs, public = private(model), private(model, "mallory@here"), described(model)
     assert mine.serves(ME) and not mine.serves("mallory@here") and public.serves("mallory@here")
-    assert not replace(mine, user="").serves(ME)
-    assert len({mine.digest, theirs.digest, public.digest}) == 3
+    assert not replace(mine, user="").serves(ME) and not replace(mine, private=False).serves("mallory@here")
+    assert len({mine.digest, theirs.digest, public.digest, replace(mine, private=False).digest}) == 4
     assert len({Tree.of(each.file_set).digest for each in (mine, theirs, public)}) == 3
     assert Template.from_json(mine.to_json()) == mine
+
+
+def test_environment_cannot_claim_files_of_another_user(model):
+    """With the names and digests of somebody else's files, which are in job ads."""
+    files = private(model).file_set
+    claimed = Template("mine", "noop", environment=files, user="mallory@here")
+    with pytest.raises(ValueError, match="an environment has no owner of its own"):
+        Template.from_json(claimed.to_json())
 
 
 def test_public_template_is_readable_by_an_older_glide(model):
     fields = json.loads(replace(described(model), environment=FileSet("/env")).to_json())
     assert "private" not in fields and "owner" not in fields["environment"]
+    assert "owner" not in described(model).file_set.to_fields() and private(model).file_set.to_fields()["owner"] == ME
 
 
 def test_user_is_named_only_in_templates_that_need_an_owner(model):
@@ -96,6 +113,47 @@ def test_file_below_a_marker_is_only_for_jobs_of_the_markers_account(model, tmp_
                     check_path(path, other)
                 with pytest.raises(PermissionError, match="may use this file"):
                     check_open(file, other)
+
+
+def test_file_behind_a_link_in_a_marked_folder_is_private_there(model, tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / MARKER).touch()
+    (tmp_path / "snapshot" / "config.json").symlink_to(model / "config.json")
+    with pytest.raises(PermissionError, match="may use this file"):
+        check_path(tmp_path / "snapshot" / "config.json", "")
+    (tmp_path / "s.yaml").write_text(
+        "{name: s, records: r.jsonl, prompts: {p: x}, model: {name: m, engine: noop, path: snapshot}}"
+    )
+    with pytest.raises(InputError, match=r"model.path: .*config.json is a link to a file that is not private"):
+        prepare_model(tmp_path / "s.yaml")
+
+
+def test_marker_in_a_folder_of_everybody_counts_only_from_its_owner(model):
+    (model / MARKER).touch()
+    os.chown(model, 12345, -1)
+    model.chmod(0o777)
+    check_path(model / "config.json", "")
+    model.chmod(0o755)
+    with pytest.raises(PermissionError, match="may use this file"):
+        check_path(model / "config.json", "")
+
+
+def test_local_folder_with_a_marker_makes_a_private_template(model, tmp_path):
+    (model / MARKER).touch()
+    (tmp_path / "s.yaml").write_text(
+        "{name: s, records: r.jsonl, prompts: {p: x}, model: {name: m, engine: noop, path: model}}"
+    )
+    assert prepare_model(tmp_path / "s.yaml").private
+    assert template_of("call", len, (model / "config.json",), {}, ME).file_set.owner == ME
+
+
+def test_another_users_template_cannot_copy_private_files(model, tmp_path):
+    """Not even if a file is missing, so that the folder becomes the source of a fetch."""
+    listed = {**described(model).files, "missing": ("f" * 64, 3)}
+    cache = tmp_path / "cache"
+    said = Process(cache, replace(described(private(model) and model), files=listed)).end()
+    assert "only jobs of" in said["failed"]
+    assert not any(each.stat().st_size for name in ("contents", "partial") for each in (cache / name).iterdir())
 
 
 def test_another_users_template_cannot_name_private_files(model, tmp_path):
@@ -142,10 +200,65 @@ def test_model_server_keeps_private_files_only_while_they_are_loaded(model, tmp_
         refused = stick(server, replace(template, user="mallory@here"), user="eve@here")
         assert refused[0] == Exit.INPUT and "contains private files of mallory@here" in refused[1]
         assert stick(server, Template("other", "noop"), user="eve@here")[0] == Exit.OK
-        eventually(lambda: not any((tmp_path / "server" / "private" / "contents").iterdir()), "they are deleted")
-        assert not kept.exists()
+        eventually(lambda: not (tmp_path / "server" / "private").exists(), "they are deleted")
     finally:
         server.stop()
+
+
+def test_job_of_another_user_is_not_served(model, start):
+    """START lets no such job in; but the lane may load another template while the job is on its way."""
+    server = start(private(model))
+    server.reached(State.WARM)
+    assert server.call([{"custom_id": "a", "prompt": "x"}]).results()
+    server.template = replace(server.template, user="mallory@here")  # whose jobs the client now pretends to be
+    code, words = server.call([{"custom_id": "a", "prompt": "x"}]).end()
+    assert code == Exit.SERVER_LOST and f"refused: only jobs of {ME} are served" in words
+
+
+def test_names_in_job_ads_may_be_written_in_any_case(tmp_path):
+    (tmp_path / "ad").write_text('glidetemplate = "T"\nUSER = "ada@here"\n')
+    ad = read_ad(str(tmp_path / "ad"))
+    assert (ad.get(Job.TEMPLATE), ad.get("User"), ad.get("Else", "no")) == ("T", "ada@here", "no")
+
+
+def test_token_for_one_address_is_not_valid_at_another(model, tmp_path, seed):
+    """As if a false peer passed on what it was asked."""
+    template = replace(private(model), key=KEY)
+    address, tree = seed.offer(template.file_set), Tree.of(template.file_set).digest
+    path = f"/{tree}/have"
+    for signed, status in ((f"{address}{path}", 200), (f"127.0.0.1:1{path}", 403), (path, 403)):
+        assert answer(address, path, token(KEY, signed, time.time()))[0] == status
+
+
+def test_file_that_takes_the_place_of_a_verified_one_is_not_sent(model, seed, tmp_path):
+    template = replace(described(model), key=KEY)
+    address, tree = seed.offer(template.file_set), Tree(template.files).digest
+    content = template.files["config.json"][0]
+    assert Peer("seed", address).fetch_chunk(tree, content, 0, 300, KEY)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 300)
+    whole = ChunkServer._verified_digests
+
+    async def swapped() -> None:
+        server = ChunkServer(Cache(tmp_path / "cache"))
+        server.offers[tree] = SharedTree(Tree(template.files), KEY, model)
+        port = await server.start("127.0.0.1")
+        peer = Peer("swapped", f"127.0.0.1:{port}")
+        ask = asyncio.get_running_loop().run_in_executor
+        assert await ask(None, peer.fetch_chunk, tree, content, 0, 300, KEY)
+
+        def verified(self, offer, content):
+            found = whole(self, offer, content)
+            (model / "config.json").unlink(missing_ok=True)
+            (model / "config.json").symlink_to(secret)  # between the check and the opening
+            return found
+
+        server._verified_digests = verified.__get__(server)  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="404"):
+            await ask(None, peer.fetch_chunk, tree, content, 0, 300, KEY)
+        server.stop()
+
+    asyncio.run(swapped())
 
 
 # ---- from the hub to the nodes -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
 import runpy
 import sys
@@ -51,7 +52,7 @@ def show(source: Source, as_json: AsJson = False) -> None:
     document = dataclasses.asdict(template)
     if document["function"]:
         document["function"]["pickle"] = f"{len(document['function']['pickle'])} characters"
-    print_json({"digest": template.digest, "tree": short_digest(Tree(template.files).digest), **document})
+    print_json({"digest": template.digest, "tree": short_digest(Tree.of(template.file_set).digest), **document})
 
 
 @app.command()
@@ -135,7 +136,7 @@ def ticket(
             " each host reads the source once",
             file=sys.stderr,
         )
-    _write(file, json.dumps(dataclasses.asdict(file_set)), 0o600)
+    _write(file, json.dumps(file_set.to_fields()), 0o600)
 
 
 @app.command()
@@ -183,7 +184,7 @@ def _owner() -> str:
         return AccessPoint().user
     except CondorError:
         print(
-            "glide: no pool is up, so this template has no owner; with a pool, it has an owner and a different digest",
+            "glide: no pool is up, so the owner of this template is your account; with a pool, the digest is different",
             file=sys.stderr,
         )
-        return ""
+        return getpass.getuser()

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from glide.files import Cache, Tree
@@ -71,7 +70,7 @@ def write_offer(file_set: FileSet, folder: Path) -> str:
     offers.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = offers / Tree.of(file_set).digest
     if not path.exists():
-        publish(path, json.dumps(asdict(file_set)))
+        publish(path, json.dumps(file_set.to_fields()))
     return (folder / "address").read_text("utf-8") if (folder / "address").exists() else ""
 
 

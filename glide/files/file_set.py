@@ -5,16 +5,17 @@ This module uses only the standard library.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from glide.files.cache import Cache
 from glide.files.fetch import Fetch, FetchAccount, Swarm, WrongContent
-from glide.files.private import check_path
 from glide.files.sources import AccessPointSource, is_remote, open_source
 from glide.files.tree import Tree
 from glide.files.unpack import content_root, is_archive
 from glide.template import FileSet
+from glide.template.private import check_path
 
 
 def ensure_local(
@@ -38,11 +39,11 @@ def ensure_local(
     Raises:
         OSError: the files cannot be read or stored.
         WrongContent: the content of a file is not the content that the file set describes.
-        PermissionError: a file is private, and the file set is not its user's.
+        PermissionError: a file is private, and belongs to another user than the file set.
         ValueError: the path of the file set is neither absolute nor an address of a known kind.
     """
     own = Path(file_set.path)
-    here = own.is_absolute() and all((own / name).exists() for name in file_set.files)
+    here = own.is_absolute() and all(map(os.path.exists, (own / name for name in file_set.files)))
     if here and not is_remote(own):
         for name, (content, size) in file_set.files.items():
             check_path(own / name, file_set.owner)
@@ -54,7 +55,7 @@ def ensure_local(
         return own
     tree = Tree.of(file_set)
     seed = AccessPointSource(file_set.seed, tree, file_set.key) if file_set.seed and not here else None
-    fetch = Fetch(cache, tree, open_source(file_set.path, plugins, seed), swarm, report)
+    fetch = Fetch(cache, tree, open_source(file_set.path, plugins, seed, file_set.owner), swarm, report)
     folder = fetch.run()
     report(fetch.account)
     return folder

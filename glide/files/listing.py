@@ -5,15 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 import time
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from glide.files.private import MARKER
 from glide.files.sources import open_source
 from glide.template import checks
+from glide.template.private import MARKER
 
 MANIFEST = "glide-files.json"
 LARGEST_MANIFEST = 64 << 20  # maximum size of a manifest in bytes, enough for about 400,000 files
@@ -68,18 +69,19 @@ def _read(path: str) -> bytes:
     return bytes(text)
 
 
-def download(path: str, token: str, models: Path) -> Path:
-    """Download a repository of a model hub with an access token, and return the folder with its files.
+def download(path: str, token: str, models: Path) -> tuple[Path, dict[str, str]]:
+    """Download a repository of a model hub with an access token. Return the folder, and the sha256 of large files.
 
     Files that are already there are not downloaded again. The folder has the marker of private files
-    (glide.files.private).
+    (glide.template.private).
 
     Args:
         models: folder that contains a folder for each revision of a repository.
 
     Raises:
         OSError: the files cannot be downloaded. The message contains the address.
-        ValueError: the address is malformed, or a file is damaged. The message contains the address.
+        ValueError: the address is malformed, the hub sends wrong names, or another account can use the folder. The
+            message contains the address.
     """
     repository, revision = _repository(path)
     import huggingface_hub
@@ -87,19 +89,24 @@ def download(path: str, token: str, models: Path) -> Path:
     try:
         found: Any = huggingface_hub.HfApi(token=token).model_info(repository, revision=revision, files_metadata=True)
         wanted = _wanted(found.siblings)
-        folder = models / repository.replace("/", "--") / str(found.sha)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / MARKER).touch()
+    except Exception as error:  # huggingface_hub raises exceptions of many classes
+        raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+    if not re.fullmatch(r"[0-9a-f]{40}", str(found.sha)) or not all(checks.is_file_name(f.rfilename) for f in wanted):
+        raise ValueError(f"{path}: the hub sends a revision or a name that no file can have")
+    folder = models / repository.replace("/", "--") / str(found.sha)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / MARKER).touch()
+    owners = {folder.stat().st_uid, (folder / MARKER).lstat().st_uid}
+    if owners != {os.geteuid()} or folder.stat().st_mode & 0o022:
+        raise ValueError(f"{path}: other accounts can change {folder}; delete it, and run the command again")
+    try:
         huggingface_hub.snapshot_download(
             repository, revision=found.sha, local_dir=folder, token=token,
             allow_patterns=[glob.escape(file.rfilename) for file in wanted],
         )  # fmt: skip
     except Exception as error:  # huggingface_hub raises exceptions of many classes
         raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
-    for file in wanted:
-        if file.lfs and (folder / file.rfilename).stat().st_size != file.lfs.size:
-            raise ValueError(f"{path}: {folder / file.rfilename} is damaged; delete it, and run the command again")
-    return folder
+    return folder, {file.rfilename: str(file.lfs.sha256) for file in wanted if file.lfs}
 
 
 def _repository(path: str) -> tuple[str, str | None]:

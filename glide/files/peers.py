@@ -41,7 +41,11 @@ def short_digest(tree: str) -> str:
 
 
 def token(key: str, path: str, now: float) -> str:
-    """Return a bearer token for requests of `path`. It is valid for TOKEN_SECONDS after the Unix time `now`."""
+    """Return a bearer token for requests of `path`. It is valid for TOKEN_SECONDS after the Unix time `now`.
+
+    Args:
+        path: address of the peer, followed by the path of the request.
+    """
     expiry = str(int(now) + TOKEN_SECONDS)
     return f"{expiry}.{_mac(key, path, expiry)}"
 
@@ -164,7 +168,7 @@ class Peer:
         try:
             connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.timeout)
             with closing(connection), _time_limit(connection, self.timeout + most / SLOWEST):
-                authorization = f"Bearer {token(key, path, time.time())}"
+                authorization = f"Bearer {token(key, f'{self.address}{path}', time.time())}"
                 connection.request("GET", path, headers={"Authorization": authorization})
                 answer = connection.getresponse()
                 if answer.status == http.client.SERVICE_UNAVAILABLE:

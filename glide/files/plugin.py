@@ -87,7 +87,7 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
     tree, release = Tree.of(file_set), _condor_release()
     wanted = [file] if file else list(file_set.files)
     with ExitStack() as stack:
-        cache = stack.enter_context(_cache(tickets))
+        cache = stack.enter_context(_cache(tickets, private=bool(file_set.owner)))
         stack.enter_context(cache.in_use(tree.digest))
         me = Swarm(f"job-{os.getpid()}", int(time.time()), Directory(directory_command(release / "bin")), file_set.key)
         plugins = next(release.glob("libexec/condor"), release / "libexec")
@@ -102,9 +102,12 @@ def _fetch_into(url: str, target: Path, tickets: Path) -> int:
 
 
 @contextmanager
-def _cache(job: Path) -> Iterator[Cache]:
-    """Yield the cache of the job's owner. If several users may share the job's account, yield a temporary cache."""
-    folder = default_folder(str(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("Owner", "")))
+def _cache(job: Path, private: bool) -> Iterator[Cache]:
+    """Yield the cache of the job's owner.
+
+    For private files, yield a temporary cache. Do the same if several users may share the job's account.
+    """
+    folder = None if private else default_folder(str(read_ad(os.environ.get("_CONDOR_JOB_AD")).get("Owner", "")))
     if folder is None:
         with tempfile.TemporaryDirectory(prefix=".glide-", dir=job) as own:
             yield Cache(Path(own))

@@ -25,9 +25,9 @@ from pathlib import Path
 from glide.files.cache import Cache
 from glide.files.partial_file import read_digests
 from glide.files.peers import DIGEST_HEADER, allows
-from glide.files.private import check_open
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
+from glide.template.private import check_open, opened_path
 
 # If one of the next four limits is reached, a request for a chunk gets the HTTP status 503. The node that sent the
 # request then asks again later, or asks another node.
@@ -70,6 +70,7 @@ class ChunkServer:
     def __init__(self, cache: Cache, rate: float | None = None):
         self.cache = cache
         self.rate = rate
+        self.address = ""  # the address at which clients reach this server, as they know it
         self.offers: dict[str, SharedTree] = {}  # offered trees by digest
         self.uploads = 0
         self.connections: Counter[str] = Counter()  # a dict from an address to its number of connections
@@ -81,7 +82,9 @@ class ChunkServer:
         """Listen at an address and return the port. Port 0: any free port. Raises OSError if the port is in use."""
         server = await asyncio.start_server(self._handle_connection, host, port, limit=LARGEST_REQUEST)
         self.serving = asyncio.create_task(_serve(server))
-        return int(server.sockets[0].getsockname()[1])
+        port = int(server.sockets[0].getsockname()[1])
+        self.address = f"{host}:{port}"
+        return port
 
     def find(self, tree: str) -> SharedTree | None:
         """Return the offered tree with this digest; None if the node does not offer it."""
@@ -117,7 +120,7 @@ class ChunkServer:
         _, tree, *rest = path.split("/")
         offer = self.find(tree)
         # An unknown tree and a wrong token get the same answer, so that nobody can find out which trees exist here.
-        if offer is None or not allows(offer.key, path, given, time.time()):
+        if offer is None or not self._is_allowed(offer, path, given):
             return _respond(writer, "403 Forbidden")
         if method == "GET" and rest == ["have"]:
             return _respond(writer, "200 OK", json.dumps(self._available_chunks(offer)).encode())
@@ -129,6 +132,17 @@ class ChunkServer:
         ):
             return await self._upload(offer, rest[0], int(rest[1]), writer)
         _respond(writer, "404 Not Found")
+
+    def _is_allowed(self, offer: SharedTree, path: str, given: str) -> bool:
+        """Return whether a request has a valid token.
+
+        A token is made for one address, so that a false peer cannot use it at this server. An older glide makes tokens
+        without an address. Such a token is enough for files that are not private.
+        """
+        now = time.time()
+        return allows(offer.key, f"{self.address}{path}", given, now) or (
+            not offer.tree.owner and allows(offer.key, path, given, now)
+        )
 
     def _available_chunks(self, offer: SharedTree) -> dict[str, list[int] | None]:
         """Return a dict from a file's sha256 to the chunks of the file that this node has.
@@ -191,6 +205,9 @@ class ChunkServer:
         self.uploads += 1
         try:
             with open_regular(path) as file:
+                # Another file may have taken the place of the verified file.
+                if whole is not None and self.cache.chunk_digests(opened_path(file), content) != whole:
+                    return _respond(writer, "404 Not Found")
                 if offer.folder:
                     check_open(file, offer.tree.owner)
                 await self._wait_for_turn(length)

@@ -21,6 +21,7 @@ from glide.files.peers import Peer, PeerBusy
 from glide.files.program import run
 from glide.files.tree import Tree, chunk_bytes, extent
 from glide.system import open_regular
+from glide.template.private import check_open, check_path
 
 BLOCK = 1 << 20  # number of bytes that are read in one step
 TIMEOUT = 60.0  # an attempt to read fails if no byte arrives for this time, in seconds
@@ -40,7 +41,7 @@ class Source(Protocol):
         """Yield the data of a file in pieces, from byte `start` on. An OSError contains the file's name or address."""
 
 
-def open_source(path: str, plugins: Path | None = None, seed: Source | None = None) -> Source:
+def open_source(path: str, plugins: Path | None = None, seed: Source | None = None, owner: str = "") -> Source:
     """Return the source of the files at a path or an address.
 
     Args:
@@ -48,6 +49,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
         plugins: HTCondor's libexec folder, which contains the file transfer plugins. None: no plugin is used.
         seed: source to read if `path` is a folder that this node lacks. None: this node has the folder. If `path` is an
             address, `seed` has no effect.
+        owner: the User who alone may use the files; empty if everybody may.
 
     Raises:
         ValueError: the path is neither absolute nor an address of a known kind.
@@ -55,7 +57,7 @@ def open_source(path: str, plugins: Path | None = None, seed: Source | None = No
     """
     scheme = path.partition("://")[0]
     if path.startswith("/"):
-        return seed or FolderSource(Path(path))
+        return seed or FolderSource(Path(path), owner)
     if scheme in ("http", "https"):
         return WebSource(path)
     if scheme == "hf":
@@ -80,13 +82,16 @@ def is_remote(folder: Path) -> bool:
 
 
 class FolderSource:
-    """A source: a folder in a file system of this node."""
+    """A source: a folder in a file system of this node. Private files are read only for their owner."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, owner: str = ""):
         self.folder = folder
+        self.owner = owner
 
     def read(self, name: str, start: int) -> Iterator[bytes]:
+        check_path(self.folder / name, self.owner)
         with open_regular(self.folder / name) as file:
+            check_open(file, self.owner)
             file.seek(start)
             while data := file.read(BLOCK):
                 yield data

@@ -69,7 +69,7 @@ def _node(folder: Path, settings: GlideinSettings) -> tuple[Path, GlideinNode]:
     # ad in the queue. Both must get the same value, so both use NumShadowStarts. NumJobStarts is not suitable, because
     # its new value reaches the queue only 15 minutes after a start.
     name = glide_id(
-        settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", 1))
+        settings.entry, f"{job.get('ClusterId', '0')}.{job.get('ProcId', '0')}", int(job.get("NumShadowStarts", "1"))
     )
     daemon_name = f"glide-{name}-{secrets.token_hex(3)}".replace(".", "-")
     return master, GlideinNode(

@@ -102,7 +102,7 @@ class Status:
     def worth_reporting_after(self, reported: Status | None) -> bool:
         """Return whether this status should be reported immediately.
 
-        This is true if the template, the state, the batch or the files differ from the last report. It is also true if
+        This is true if the template, the owner, the state, the batch or the files have changed. It is also true if
         `record_seconds` has changed by more than a quarter. Smaller changes can wait.
 
         Args:
@@ -110,9 +110,8 @@ class Status:
         """
         if reported is None:
             return True
-        if (reported.template, reported.state, reported.batch) != (self.template, self.state, self.batch):
-            return True
-        if reported.files != self.files:
+        before = (reported.template, reported.owner, reported.state, reported.batch, reported.files)
+        if before != (self.template, self.owner, self.state, self.batch, self.files):
             return True
         return abs(self.record_seconds - reported.record_seconds) > 0.25 * reported.record_seconds
 

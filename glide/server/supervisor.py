@@ -102,6 +102,7 @@ class Supervisor:
             self.state.enter(State.FAILED, str(error))
         finally:
             files.cancel()
+            await asyncio.wait([files])  # a fetch that still runs could bring back files that are deleted now
 
     async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[str | None]) -> None:
         """Exchange messages with an engine until it dies. Then report its death, and requeue its unfinished records."""

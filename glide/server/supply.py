@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -185,9 +186,9 @@ class FileSupply:
         return str(report["place"])
 
     def _cache_of(self, tree: Tree) -> Cache:
-        """Return the cache for a tree. Private files are in a cache that ends with this glidein.
+        """Return the cache for a tree. Private files have their own cache, which ends with this glidein.
 
-        The other cache is shared by all glideins of this account, which may serve other users.
+        All glideins of this account share the other cache. Some of these glideins may serve other users.
         """
         assert self.cache is not None  # _ensure_local has checked this
         return Cache(self.private) if tree.owner else self.cache
@@ -251,7 +252,7 @@ class FileSupply:
     def release(self, template: Template) -> None:
         """Allow the cache to delete a template's files when the cache needs space. Delete private files immediately.
 
-        Peers can fetch these files until the cache deletes them.
+        Peers can fetch a file until the cache deletes it.
         """
         self._release(template.digest)
         self._delete(tree for file_set in template.file_sets if (tree := Tree.of(file_set)).owner)
@@ -261,6 +262,8 @@ class FileSupply:
             if tree.owner and self.chunk_server:
                 self.chunk_server.offers.pop(tree.digest, None)
             self._cache_of(tree).delete_tree(tree.digest)
+        if not any((self.private / "trees").glob("*.lock")):  # also delete what an interrupted fetch has left
+            shutil.rmtree(self.private, ignore_errors=True)
 
     def _release(self, template: str) -> None:
         for descriptor in self.held.pop(template, {}).values():

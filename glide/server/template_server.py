@@ -100,8 +100,10 @@ class TemplateServer:
             writer.write(b"exit %d\n" % Exit.SERVER_LOST)
             return
         job = ServedJob(request, writer, results)
-        if self.state.failed:
-            job.report(f"refused: {self.status.failure}")
+        # START has checked the user, but the lane may have loaded another template since then.
+        others = "" if self.template.serves(request.user) else f"only jobs of {self.template.owner} are served"
+        if self.state.failed or others:
+            job.report(f"refused: {others or self.status.failure}")
             return job.finish(Exit.SERVER_LOST)
         self.jobs.append(job)
         self.supervisor.job_arrived.set()

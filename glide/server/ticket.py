@@ -102,8 +102,8 @@ class Endpoint:
         job, machine = read_ad(ad), read_ad(ad and str(Path(ad).with_name(".machine.ad")))
         return JobRequest(
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
-            int(job.get("NumJobStarts", 0)), int(job.get("NumShadowStarts", 1)) > 1, printable(glidein),
-            int(machine.get("SlotID", 1)) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), arrived,
+            int(job.get("NumJobStarts", "0")), int(job.get("NumShadowStarts", "1")) > 1, printable(glidein),
+            int(machine.get("SlotID", "1")) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), arrived,
             job.get(Job.TIMED) == "true",
         )  # fmt: skip
 

@@ -21,7 +21,6 @@ from glide.config import PHASES, ModelSpec, SweepFile, load, position
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import download, listing
-from glide.files.private import is_private
 from glide.server import engines
 from glide.sweep import check_cache, formats, outputs
 from glide.sweep.cells import Cell, cells, prompts_of
@@ -30,6 +29,7 @@ from glide.sweep.reading import read
 from glide.sweep.record_set import RecordSet
 from glide.sweep.records import Record, RecordFormat
 from glide.template import Template
+from glide.template.private import is_private
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
 
@@ -128,7 +128,8 @@ class _RecordCheck:
             self.checks.append(partial(field_problem, [file.expect], "`expect` uses this field"))
         self.expect = file.expect
         self._labels = hashlib.sha256()
-        # For each cell, the beginnings of its models' hashes, and the arrays of these models.
+        # A dict from each cell to one pair for each model. A pair has a hash of what all requests of the model have in
+        # common in this cell, and the array of the fingerprints.
         self._hashes = {
             name: [
                 (
@@ -279,12 +280,19 @@ def _template(parent: Path, spec: ModelSpec, token: str) -> Template:
     if "://" in spec.path and not token:
         return _remote_template(spec, budgets)
     try:
-        folder = download(spec.path, token, cache_dir() / "models") if token else (parent / spec.path).resolve()
+        folder, known = (parent / spec.path).absolute(), dict[str, str]()
+        if token:
+            folder, known = download(spec.path, token, cache_dir() / "models")
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder")
         if spec.engine == "transformers":
             _check_transformers(folder)
-        template = Template.of_folder(spec.name, spec.engine, folder, spec.options)
+        template = Template.of_folder(spec.name, spec.engine, folder.resolve(), spec.options)
+        for name, (digest, _) in template.files.items():
+            if known.get(name, digest) != digest:
+                raise ValueError(f"{folder / name} is damaged; delete it, and run the command again")
+            if is_private(folder) and not is_private((folder / name).resolve().parent):
+                raise ValueError(f"{folder / name} is a link to a file that is not private; copy the file")
         return replace(template, budgets=budgets, keep=spec.keep, private=is_private(folder))
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None

@@ -21,6 +21,7 @@ import cloudpickle
 from glide.errors import InputError
 from glide.template.canonical import CapturedValue, digest
 from glide.template.file_argument import FileArgument, WithModules
+from glide.template.private import is_private
 from glide.template.spec import Function, Template, files_of
 
 MOST_BYTES = 1 << 20  # maximum length of a pickled function in base64; the ad of each job contains the function
@@ -54,7 +55,8 @@ def template_of(
     text = pickled(call, name, captured)
     python = ".".join(platform.python_version_tuple()[:2])
     made = Function(_source(function), text, captured.digest, python, cloudpickle.__version__, owner)
-    return Template(name, "python", str(root) if root else None, files, function=made)
+    private = root is not None and any(is_private(folder) for folder in folders)
+    return Template(name, "python", str(root) if root else None, files, function=made, private=private)
 
 
 def capture(value: Any, name: str) -> CapturedValue:

@@ -71,9 +71,14 @@ class FileSet:
     seed: str = ""
     owner: str = ""
 
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields as a dict for JSON. An empty `owner` is left out, because an older glide knows no owner."""
+        fields = asdict(self)
+        return fields if self.owner else {name: value for name, value in fields.items() if name != "owner"}
+
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> FileSet:
-        """Make a file set from the result of dataclasses.asdict. Check the fields, because any user may have set them.
+        """Make a file set from the result of `to_fields`. Check the fields, because any user may have set them.
 
         Raises:
             ValueError: a field is missing, unknown or invalid.
@@ -102,10 +107,10 @@ class Template:
             - The file set contains no file. Nodes use the folder or image that the file set's `path` names.
             - None: the engine runs in the entry's environment. Without such an environment, the engine runs in the
               node's own Python.
-        user: the User who chose the environment, or who alone may use the files. The text is empty in two cases:
+        user: the User who chose the environment, or who alone may use the files. `user` is empty in two cases:
             - The template has no environment and is not private.
             - The template has a function. Then `function.owner` names the user.
-        private: whether only `owner` may use the files, because they were downloaded with the owner's access token.
+        private: whether only the jobs of `user` may use the files.
     """
 
     model: str
@@ -139,7 +144,7 @@ class Template:
 
     def serves(self, user: str) -> bool:
         """Return whether jobs of a User may use the state."""
-        return self.owner == user or not (self.has_code or self.private)
+        return self.owner == user or not (self.owner or self.has_code or self.private)
 
     @property
     def has_code(self) -> bool:
@@ -175,6 +180,8 @@ class Template:
             )
         if self.user:
             parts["user"] = self.user
+        if self.private:
+            parts["private"] = "true"
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -204,13 +211,13 @@ class Template:
     def to_json(self) -> str:
         """Return the template as one line of JSON, which from_json can read.
 
-        The fields of private files are left out if they are empty. An older glide does not know these fields.
+        The fields `private` and `owner` are left out if they are empty. An older glide does not know these fields.
         """
         fields = asdict(self)
         if not self.private:
             del fields["private"]
-        if self.environment is not None and not self.environment.owner:
-            del fields["environment"]["owner"]
+        if self.environment is not None:
+            fields["environment"] = self.environment.to_fields()
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -228,6 +235,8 @@ class Template:
             fields["function"] = Function(**fields["function"])
         if fields.get("environment") is not None:
             fields["environment"] = FileSet.from_fields(fields["environment"])
+            if fields["environment"].owner:  # with it, a user could name the private files of another user
+                raise ValueError("an environment has no owner of its own")
         return cls(**fields)
 
 
