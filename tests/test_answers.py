@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import sys
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ import glide
 from glide.errors import InvocationError
 from glide.invoke import answers
 from glide.invoke.answers import MOST_NESTED
+from glide.protocol.ads import InvocationAd, LaneAd, OuterAd, RunAd, StickyAd, attributes, from_ad
 from glide.sweep.audit import MOST_UNANSWERED, Audit
 from glide.sweep.calls import Calls
-from glide.sweep.lanes import checked
 from glide.sweep.lines import to_line
 from glide.template import Template
-from glide.vocabulary import Machine
+from glide.vocabulary import Job, Machine
 
 IDS = {"a", "b"}
 GOOD = {
@@ -117,8 +118,30 @@ def test_repeatedly_unanswered_record_gets_an_error():
 
 def test_invalid_attributes_of_lane_ad_are_ignored():
     ad = {"Name": "slot1@here", Machine.ID: "here-1.0", Machine.BATCH: -1, Machine.RECORD_SECONDS: 1e300, "State": 7}
-    assert checked(ad) == {"Name": "slot1@here", Machine.ID: "here-1.0", "LastHeardFrom": 0, "State": ""}
-    assert checked(ad | {"Name": 'x" || true || "'}) is None and checked({"Name": "slot1@here"}) is None
+    assert from_ad(LaneAd, ad) == LaneAd("slot1@here", "here-1.0")
+    assert from_ad(LaneAd, ad | {"Name": 'x" || true || "'}) is None and from_ad(LaneAd, {"Name": "slot1@here"}) is None
+
+
+@pytest.mark.parametrize("kind", [LaneAd, InvocationAd, OuterAd, StickyAd, RunAd])
+def test_each_field_of_an_ad_has_one_attribute_and_a_valid_default(kind):
+    names = attributes(kind)
+    assert len(names) == len(set(names)) == len(fields(kind))
+    for each in fields(kind):
+        if each.default is not MISSING and each.default not in (None, float("inf"), 0, ""):
+            assert each.metadata["check"](each.default), each.name
+
+
+def test_strictly_read_ad_is_refused_for_any_wrong_attribute():
+    ad = {"ClusterId": 1, "ProcId": 2, "JobStatus": 1, Job.TEMPLATE: "T", Job.WANTED: True}
+    loose = from_ad(InvocationAd, ad)
+    assert loose is not None and loose.wanted == 1
+    assert from_ad(InvocationAd, ad, strict=True) is None
+    assert from_ad(InvocationAd, ad | {Job.WANTED: 3}, strict=True) == replace(loose, wanted=3)
+
+
+def test_texts_of_ads_are_safe_to_print():
+    read = from_ad(LaneAd, {"Name": "slot1@here", Machine.ID: "here-1.0", Machine.FAILURE: "a\x1b[2Jb"})
+    assert read is not None and read.failure == "a?[2Jb"
 
 
 # ---- sessions ------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from glide.invoke.jobs import InvocationJob
+from glide.protocol.ads import LaneAd
 from glide.protocol.json_lines import read_lines
 from glide.report.sweep import history as histories
 from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval
 from glide.report.sweep.timeline import CPU, UNKNOWN
 from glide.sweep import history as writing
-from glide.vocabulary import JobStatus, Machine, State
+from glide.vocabulary import JobStatus, State
 
 START = 1_800_000_000.0
 
@@ -194,7 +195,7 @@ def carrier(part: str, status: int = JobStatus.RUNNING, on: str = "a@x", **times
     return InvocationJob(f"{part}.0", part, status, 10, int(status != JobStatus.IDLE), 0.0, on, times=times)
 
 
-AD = {"Name": "a@x", "State": "Claimed", Machine.ID: "x", Machine.STATE: State.WARM, Machine.STATE_SINCE: 7}
+AD = LaneAd("a@x", "x", state=State.WARM, state_since=7, claim="Claimed")
 
 
 def test_unchanged_jobs_and_lanes_add_no_history_lines(tmp_path):

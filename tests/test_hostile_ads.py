@@ -13,15 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
-from glide.condor import bindings, names
+from glide.condor import bindings
 from glide.condor.access_point import job_file_value, quoted
 from glide.config import SiteFile
 from glide.errors import CondorError
-from glide.factory import ads
 from glide.factory.descriptions import choose_description
 from glide.factory.observe import observe
 from glide.factory.plan import plan
 from glide.factory.totals import Totals
+from glide.protocol import names
+from glide.protocol.ads import InvocationAd, LaneAd, OuterAd, StickyAd, attributes
 from glide.report.status import document
 from glide.ssh.access_point import OUTPUT, job_file_line
 from glide.template import Template
@@ -51,11 +52,12 @@ def ad_of(attributes: Iterable[str], right: dict[str, Any]) -> some.SearchStrate
 
 
 JOB = {"ClusterId": 7, "ProcId": 1, "JobStatus": JobStatus.IDLE, "User": US, "ServerTime": 100, Job.TEMPLATE: "T"}
-invocations = ad_of(ads.JOB_ATTRIBUTES, JOB)
-glideins = ad_of(ads.JOB_ATTRIBUTES, {**JOB, "JobStatus": JobStatus.RUNNING, Job.ENTRY: "here", "NumShadowStarts": 1})
-moves = ad_of(ads.RETARGET_ATTRIBUTES, {**JOB, Job.BRINGS: "T", Job.LANE: "slot1@here"})
+invocations = ad_of(attributes(InvocationAd), JOB)
+running = {**JOB, "JobStatus": JobStatus.RUNNING, Job.ENTRY: "here", "NumShadowStarts": 1}
+glideins = ad_of(attributes(OuterAd), running)
+moves = ad_of(attributes(StickyAd), {**JOB, Job.BRINGS: "T", Job.LANE: "slot1@here"})
 lanes = ad_of(
-    ads.LANE_ATTRIBUTES,
+    attributes(LaneAd),
     {"Name": "slot1@here", Machine.ID: "here-7.1", Machine.ENTRY: "here", Machine.TEMPLATE: "T", "State": "Claimed",
      Machine.STATE: State.WARM},
 )  # fmt: skip

@@ -19,9 +19,10 @@ from glide.config import SiteFile
 from glide.factory.actions import Submit
 from glide.factory.observe import build_snapshot
 from glide.factory.plan import plan
+from glide.protocol.ads import InvocationAd, LaneAd, OuterAd
 from glide.sweep.driver import Progress
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus, Machine, State
+from glide.vocabulary import JobStatus, State
 
 CALL = 8  # number of records in an engine call; an engine on a GPU also computes several records in a call
 NODE_WRAPPER = Path(__file__).with_name("node.sh")
@@ -124,35 +125,33 @@ def _plan(repeat: int, glideins: int = 10_000, jobs: int = 100_000) -> dict[str,
     return {"glideins": glideins, "jobs": jobs, "seconds": round(median(seconds), 3), "mb": round(megabytes)}
 
 
-def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[dict], list[dict]]:
+def _ads(glideins: int, jobs: int, digests: list[str]) -> tuple[list[OuterAd], list[InvocationAd], list[LaneAd]]:
     """Return the ads of a large pool's queue and lanes.
 
     Half of the glideins run, and each running glidein has two lanes. All invocation jobs are idle.
     """
-    common = {"ServerTime": 2000, "EnteredCurrentStatus": 1000}
-    queue = [
-        {
-            **common, "ClusterId": 1, "ProcId": number,
-            "JobStatus": JobStatus.RUNNING if number % 2 else JobStatus.IDLE,
-            "NumShadowStarts": number % 2, "RemoteHost": f"slot1@node-{number % 500}",
-            Job.ENTRY: f"entry-{number % 10}",
-            Job.TEMPLATE: digests[number % 10], Job.STATE: State.WARM if number % 2 else "", Job.STATE_SINCE: 1500,
-        }
+    outer_jobs = [
+        OuterAd(
+            cluster=1, proc=number, entry=f"entry-{number % 10}", template=digests[number % 10],
+            status=JobStatus.RUNNING if number % 2 else JobStatus.IDLE, starts=number % 2,
+            status_since=1000, server_time=2000, slot=f"slot1@node-{number % 500}",
+            state=State.WARM if number % 2 else "", state_since=1500,
+        )
         for number in range(glideins)
     ]  # fmt: skip
-    lanes = [
-        {
-            "Name": f"slot{slot}@{number}", "State": "Claimed" if slot == 1 else "Unclaimed", Machine.STATE: State.WARM,
-            Machine.ID: f"entry-{number % 10}-1.{number}", Machine.ENTRY: f"entry-{number % 10}",
-            Machine.TEMPLATE: digests[number % 10], Machine.MODEL: f"model-{number % 10}", Machine.RECORD_SECONDS: 0.5,
-        }
-        for number in range(1, glideins, 2) for slot in (1, 2)
-    ]  # fmt: skip
-    queue += [
-        {
-            **common, "ClusterId": 2 + number % 50, "ProcId": number, "JobStatus": JobStatus.IDLE,
-            Job.TEMPLATE: digests[number % 10], Job.RUN: f"run-{number % 50}", Job.RECORDS: 100, Job.WANTED: 1000,
-        }
+    invocations = [
+        InvocationAd(
+            cluster=2 + number % 50, proc=number, status=JobStatus.IDLE, template=digests[number % 10],
+            run=f"run-{number % 50}", records=100, wanted=1000,
+        )
         for number in range(jobs)
     ]  # fmt: skip
-    return queue, lanes
+    lanes = [
+        LaneAd(
+            name=f"slot{slot}@{number}", glide_id=f"entry-{number % 10}-1.{number}", entry=f"entry-{number % 10}",
+            template=digests[number % 10], model=f"model-{number % 10}", state=State.WARM,
+            claim="Claimed" if slot == 1 else "Unclaimed", record_seconds=0.5,
+        )
+        for number in range(1, glideins, 2) for slot in (1, 2)
+    ]  # fmt: skip
+    return outer_jobs, invocations, lanes

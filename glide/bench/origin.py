@@ -25,7 +25,7 @@ class Origin(ThreadingHTTPServer):
 
     Attributes:
         rate: limit for all answers together, in bytes per second; None for no limit.
-        sent: for the name of each file, the number of bytes sent so far.
+        sent: a dict from each file's name to the number of bytes that were sent so far.
         requests: file name and Range header of each request so far.
         status: HTTP status of answers that fail.
         failures: how many of the next answers fail.
@@ -34,7 +34,7 @@ class Origin(ThreadingHTTPServer):
         stall: number of bytes after which an answer stops, while the connection stays open; None to send all bytes.
         ranges: whether the server supports Range headers.
         hub: None for a plain web server. If the server imitates a model hub with one repository: the repository's name,
-            its commit, and the names of its files in large file storage.
+            its commit, and the names of its files that are in Git LFS.
         token: access token that each request must have; empty if the files are public.
     """
 

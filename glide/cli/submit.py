@@ -13,9 +13,9 @@ import typer
 
 from glide.condor import AccessPoint, connect
 from glide.condor.access_point import job_file_value, read_submit_file
-from glide.condor.names import printable
 from glide.errors import CondorError, InputError
 from glide.invoke.gather import Gatherer
+from glide.protocol.names import printable
 from glide.vocabulary import LEAVE_IN_QUEUE, Exit, Job, JobStatus
 
 UPLOAD_SECONDS = 6 * 3600.0  # time limit for uploading input files, in seconds; jobs may have many gigabytes of input

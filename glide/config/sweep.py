@@ -113,8 +113,8 @@ class ModelSpec(Strict):
 
 FIELD = re.compile(r"[^\W\d]\w*(?:[ -]+\w+)*")
 BRACES = "write {{ and }} for braces"
-# A sweep's `out` folder contains this file, this folder, and a folder for each prompt or for each model. So no prompt
-# may have the file's name, and no model may have one of these names.
+# Names in a sweep's `out` folder: the summary file, and the folder of the report. `out` also contains a folder for each
+# prompt or model. So no prompt may have the name SUMMARY, and no model may have the name SUMMARY or REPORT.
 SUMMARY, REPORT = "summary.json", "report"
 
 
@@ -220,10 +220,10 @@ class SweepFile(Strict):
             left out.
         records: file with the records, relative to the sweep file. It may also be a folder of files, or a pattern such
             as `shards/*.jsonl.gz`. Each line is a JSON object, whose `custom_id` is a unique text. A file may also be
-            a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders of the
-            library `datasets`, and files of the FEVER data set are accepted, too. `hf://datasets/ORG/NAME:SPLIT` is a
-            dataset of the model hub. In a file for OpenAI's Batch API,
-            each line is a complete request. Such a file needs no `prompts`.
+            a JSON array, or CSV, TSV or Parquet. All these files may be compressed (.gz or .zst). Folders that the
+            library `datasets` has written, and files of the FEVER data set are accepted, too.
+            `hf://datasets/ORG/NAME:SPLIT` is a dataset of the model hub. In a file for OpenAI's Batch API, each line is
+            a complete request. Such a file needs no `prompts`.
         format: `openai` if each line must be a request of OpenAI's Batch API. By default, glide recognizes such lines.
         id: name of the field that holds the id of a record, if this field is not `custom_id`. `line` stands for the
             number of the line.
@@ -244,8 +244,8 @@ class SweepFile(Strict):
         timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
             records run again in smaller calls. If a call with one record takes longer, this record gets the error
             RecordTimeout.
-        batch: number of records in a batch. If `batch` and `pack` are `auto`, the engine chooses the number. If only
-            `batch` is `auto`, the number is 1.
+        batch: number of records in a batch. With `auto`, the engine chooses the number if `pack` is `auto`, too.
+            Otherwise, the number is 1.
         pack: number of batches in an HTCondor job. The last job may be smaller. With `auto`, glide chooses the number
             from measured times. The first jobs provide these measurements, and may be smaller than a batch.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from glide.condor.names import printable
+from glide.protocol.names import printable
 
 
 class Level(IntEnum):

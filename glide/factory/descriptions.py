@@ -15,14 +15,15 @@ description are compared with the files on this host. These rules apply, in this
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from glide.condor import AccessPoint, names
+from glide.condor import AccessPoint
 from glide.condor.access_point import quoted
+from glide.protocol import names
+from glide.protocol.ads import InvocationAd
 from glide.template import Template
 from glide.vocabulary import Job
 
@@ -32,7 +33,7 @@ MAX_DESCRIPTIONS = 10
 
 
 def find_templates(
-    access_point: AccessPoint, jobs: Iterable[Mapping[str, Any]], owners: Collection[str]
+    access_point: AccessPoint, jobs: Iterable[InvocationAd], owners: Collection[str]
 ) -> dict[str, Template]:
     """Return the templates that invocation jobs ask for and describe. The keys are the digests of the templates.
 
@@ -45,10 +46,9 @@ def find_templates(
         CondorError: the access point does not answer.
     """
     users: dict[str, dict[str, None]] = {}
-    for job in sorted(jobs, key=lambda job: (job["ClusterId"], job["ProcId"])):
-        user = job.get("User", "")
-        if not owners or user in owners:
-            users.setdefault(job[Job.TEMPLATE], {})[user] = None
+    for job in sorted(jobs, key=lambda job: (job.cluster, job.proc)):
+        if not owners or job.user in owners:
+            users.setdefault(job.template, {})[job.user] = None
     found = {}
     for digest, askers in users.items():
         given = [_find_description(access_point, digest, user) for user in list(askers)[:MAX_DESCRIPTIONS]]
@@ -105,7 +105,7 @@ def _find_description(access_point: AccessPoint, digest: str, user: str) -> Temp
         with suppress(ValueError):
             template = Template.from_json(job.get(Job.SPEC, ""))
             is_valid = template.digest == digest and names.MODEL.fullmatch(template.model)
-            # A user's code may run only for this user, and the same holds for private files.
+            # A user's code may run only for this user's jobs. Private files may be used only by their owner's jobs.
             if is_valid and template.serves(user):
                 # The field `service` contains the URL of a service outside the pool. This service runs the model. Only
                 # an entry may set this field. So delete the value that the job has set.

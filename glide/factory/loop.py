@@ -12,7 +12,6 @@ from pathlib import Path
 
 from glide.condor import Collector, EventLog
 from glide.condor.event_log import ENDED
-from glide.condor.names import printable
 from glide.config import SiteFile, load
 from glide.errors import CondorError, GlideError, InputError
 from glide.factory import plan as policy
@@ -27,6 +26,7 @@ from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
 from glide.factory.watchdog import notify, time_limit
 from glide.files.share import address_towards
+from glide.protocol.names import printable
 
 EVENT_SECONDS = 0.2  # seconds between two reads of the access point's event log
 DRAIN_SECONDS = 20.0  # maximum time that a stopping factory waits until its glideins have left the queue, in seconds

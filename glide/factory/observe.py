@@ -9,21 +9,12 @@ from typing import Literal
 
 from glide.condor import AccessPoint, Collector
 from glide.errors import CondorError, describe_bug
-from glide.factory.ads import (
-    JOB_ATTRIBUTES,
-    LANE_ATTRIBUTES,
-    RETARGET_ATTRIBUTES,
-    START_SECONDS,
-    is_glidein,
-    is_invocation,
-    is_lane,
-    valid_attributes,
-)  # fmt: skip
 from glide.factory.descriptions import find_templates
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot, StickyJob
+from glide.protocol.ads import InvocationAd, LaneAd, OuterAd, StickyAd, attributes, from_ad
 from glide.ssh.access_point import RemoteAccessPoint
 from glide.template import Template
-from glide.vocabulary import Job, JobStatus, Machine, State
+from glide.vocabulary import Job, JobStatus, State
 
 Queue = AccessPoint | RemoteAccessPoint
 
@@ -53,65 +44,58 @@ def observe(
         earlier_accounts: names of accounts, without domain, under which this factory has submitted glideins.
     """
     failed: list[str] = []
-    jobs: list[dict] = []
-    lanes: list[dict] = []
+    outer_jobs: list[OuterAd] = []
+    invocations: list[InvocationAd] = []
+    lanes: list[LaneAd] = []
     specs: dict[str, Template] = {}
     user = ""
-    sticky_jobs: list[dict] = []
+    sticky_jobs: list[StickyAd] = []
     try:
         access_point = find_access_point()
         constraint = f"{Job.TEMPLATE} =!= undefined || {Job.ENTRY} =!= undefined"
-        jobs += _valid_jobs(access_point, constraint, accounts, earlier_accounts)
+        outer_jobs, invocations = _valid_jobs(access_point, constraint, accounts, earlier_accounts)
         sticky_jobs = _sticky_jobs(access_point)
         # `access_point.user` needs a ping, and a ping has no time limit of its own. A query has a time limit. So query
         # first: if the access point does not answer, the query fails, and no ping is sent.
         user = access_point.user
-        invocations = [job for job in jobs if Job.ENTRY not in job]
         specs = find_templates(access_point, invocations, {owner or user for owner in owners})
     except CondorError as error:
         failed.append(str(error))
     try:
-        lanes += filter(is_lane, (valid_attributes(ad, LANE_ATTRIBUTES) for ad in collector.lanes(LANE_ATTRIBUTES)))
+        lanes = [lane for ad in collector.lanes(attributes(LaneAd)) if (lane := from_ad(LaneAd, ad))]
     except CondorError as error:
         failed.append(str(error))
     unavailable: dict[str, str] = {}
     for find_queue, entries in outer_queues:
         try:
-            jobs += _valid_jobs(find_queue(), f"{Job.ENTRY} =!= undefined", accounts, earlier_accounts)
+            outer_jobs += _valid_jobs(find_queue(), f"{Job.ENTRY} =!= undefined", accounts, earlier_accounts)[0]
         except CondorError as error:
             unavailable |= dict.fromkeys(entries, str(error))
         except Exception as error:  # a bug in glide must affect only the entries of this queue
             unavailable |= dict.fromkeys(entries, describe_bug(error))
     retargets = tuple(
-        StickyJob(
-            job[Job.BRINGS], job[Job.LANE], job.get("HoldReason", "") if job["JobStatus"] == JobStatus.HELD else ""
-        )
+        StickyJob(job.brings, job.lane, job.hold_reason if job.status == JobStatus.HELD else "")
         for job in sticky_jobs
-        if job.get("User") == user
+        if job.user == user
     )
     return replace(
-        build_snapshot(jobs, lanes, specs), unavailable_sources=tuple(failed), now=time.time(), user=user,
-        unavailable_entries=unavailable, retargets=retargets,
+        build_snapshot(outer_jobs, invocations, lanes, specs), unavailable_sources=tuple(failed), now=time.time(),
+        user=user, unavailable_entries=unavailable, retargets=retargets,
     )  # fmt: skip
 
 
-def build_snapshot(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[str, Template]) -> Snapshot:
-    """Build a snapshot from ads that have been checked.
+def build_snapshot(
+    outer_jobs: Iterable[OuterAd], invocations: Iterable[InvocationAd], lanes: Iterable[LaneAd],
+    specs: Mapping[str, Template],
+) -> Snapshot:  # fmt: skip
+    """Build a snapshot from ads.
 
     Args:
-        jobs: job ads of glideins and invocation jobs.
-        lanes: machine ads.
-        specs: for each digest, the template that a job's ad describes.
+        specs: a dict from the digest of each template to the template, as the ads of jobs describe it.
     """
     advertised = tuple(map(_lane, lanes))
     by_glidein = {(lane.glide_id, lane.template): lane for lane in advertised}
-    glideins = []
-    invocations = []
-    for job in jobs:
-        if Job.ENTRY in job:
-            glideins.append(_glidein(job, by_glidein))
-        else:
-            invocations.append(job)
+    glideins = [_glidein(job, by_glidein) for job in outer_jobs]
     return Snapshot(
         tuple(glidein for glidein in glideins if glidein.status != JobStatus.COMPLETED),
         advertised,
@@ -120,7 +104,9 @@ def build_snapshot(jobs: Iterable[dict], lanes: Iterable[dict], specs: Mapping[s
     )
 
 
-def _valid_jobs(access_point: Queue, constraint: str, accounts: str, earlier_accounts: Collection[str]) -> list[dict]:
+def _valid_jobs(
+    access_point: Queue, constraint: str, accounts: str, earlier_accounts: Collection[str]
+) -> tuple[list[OuterAd], list[InvocationAd]]:
     """Return the valid ads of this account's glideins and of all users' invocation jobs.
 
     If `accounts` is "all", the glideins of all accounts are returned. The ads are checked because any user can submit
@@ -130,19 +116,18 @@ def _valid_jobs(access_point: Queue, constraint: str, accounts: str, earlier_acc
         CondorError: the queue has glideins that this factory submitted with an earlier account name. The factory would
             not recognize these glideins, and would submit them again.
     """
-    jobs = access_point.jobs(constraint, JOB_ATTRIBUTES)
+    jobs = access_point.jobs(constraint, {*attributes(OuterAd), *attributes(InvocationAd)})
     own = _account(access_point.user)
-    ads = (valid_attributes(job, JOB_ATTRIBUTES) for job in jobs if Job.ENTRY in job)
-    glideins = [job for job in ads if is_glidein(job)]
-    names = {_account(job.get("User", "")) for job in glideins}
+    glideins = [ad for job in jobs if Job.ENTRY in job and (ad := from_ad(OuterAd, job))]
+    names = {_account(job.user) for job in glideins}
     if accounts != "all" and (other := (names & set(earlier_accounts)) - {own}):
         raise CondorError(
             f"this factory submitted glideins under the account {min(other)}, but now uses the account {own}; remove"
             " the earlier glideins (condor_rm), or use the credentials of the earlier account"
         )
-    mine = [job for job in glideins if accounts == "all" or _account(job.get("User", "")) == own]
-    invocations = [valid_attributes(job, JOB_ATTRIBUTES) for job in jobs if Job.ENTRY not in job and is_invocation(job)]
-    return [{Job.TEMPLATE: "", "JobStatus": 0, **job} for job in mine] + invocations
+    mine = [job for job in glideins if accounts == "all" or _account(job.user) == own]
+    others = (from_ad(InvocationAd, job, strict=True) for job in jobs if Job.ENTRY not in job)
+    return mine, [job for job in others if job and job.template and job.model != ""]
 
 
 def _account(user: str) -> str:
@@ -150,24 +135,22 @@ def _account(user: str) -> str:
     return user.partition("@")[0]
 
 
-def _sticky_jobs(access_point: AccessPoint) -> list[dict]:
+def _sticky_jobs(access_point: AccessPoint) -> list[StickyAd]:
     """Return the valid ads of all users' sticky jobs that name a lane. The newest job is last."""
-    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", RETARGET_ATTRIBUTES)
-    ads = [valid_attributes(job, RETARGET_ATTRIBUTES) for job in jobs]
-    complete = [job for job in ads if {Job.BRINGS, Job.LANE, "JobStatus", "ClusterId"} <= job.keys()]
-    return sorted(complete, key=lambda job: job["ClusterId"])
+    jobs = access_point.jobs(f"{Job.LANE} =!= undefined", attributes(StickyAd))
+    return sorted((ad for job in jobs if (ad := from_ad(StickyAd, job))), key=lambda ad: ad.cluster)
 
 
-def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
-    now = job.get("ServerTime", 0)
-    age = max(0.0, now - job.get("EnteredCurrentStatus", 0))
+def _glidein(job: OuterAd, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
+    now = job.server_time
+    age = max(0.0, now - job.status_since)
+    since = now if job.state_since is None else job.state_since
     glidein = Glidein(
-        job["ClusterId"], job["ProcId"], job[Job.ENTRY], job[Job.TEMPLATE], job["JobStatus"],
-        job.get("NumShadowStarts", 0), age, job.get("HoldReason", ""), job.get(Job.STATE, ""), _failure(job),
-        (job.get("RemoteHost") or job.get("LastRemoteHost", "")).rpartition("@")[2],
-        served=job.get(Job.SERVED, 0), errors=job.get(Job.ERRORS, 0), model=job.get(Job.MODEL, ""),
+        job.cluster, job.proc, job.entry, job.template, job.status, starts=job.starts, age=age,
+        hold_reason=job.hold_reason, state=job.state, failure=_failure(job),
+        host=(job.slot or job.last_slot).rpartition("@")[2], served=job.served, errors=job.errors, model=job.model,
     )  # fmt: skip
-    if job.get(Job.STATE_SINCE, now) < job.get("JobCurrentStartDate", 0):
+    if since < job.started:
         # The outer job has started again since the last report, so the report is out of date.
         glidein = replace(glidein, state="", failure="", served=0, errors=0)
     # If the glidein was retargeted, its lanes have a different template than the outer job. Then `lane` is None.
@@ -177,11 +160,12 @@ def _glidein(job: dict, lanes: Mapping[tuple[str, str], Lane]) -> Glidein:
         glidein = replace(glidein, state=lane.state, failure=lane.failure)
     if glidein.state == State.WARM:
         until = now - age if glidein.status in (JobStatus.COMPLETED, JobStatus.IDLE) else now
-        glidein = replace(glidein, warm_seconds=max(0.0, until - job.get(Job.STATE_SINCE, until)))
+        since = until if job.state_since is None else job.state_since
+        glidein = replace(glidein, warm_seconds=max(0.0, until - since))
     return replace(glidein, served=lane.served, errors=lane.errors) if lane else glidein
 
 
-def _failure(job: dict) -> str:
+def _failure(job: OuterAd) -> str:
     """Return the reason for a glidein's failure. Use the first source that gives a reason:
 
     1. the report of the model server
@@ -189,43 +173,38 @@ def _failure(job: dict) -> str:
 
     If neither source gives a reason, return an empty text.
     """
-    if job.get(Job.FAILURE) or job["JobStatus"] != JobStatus.COMPLETED:
-        return job.get(Job.FAILURE, "")
-    by_signal = job.get("ExitBySignal")
-    return f"killed by signal {job.get('ExitSignal')}" if by_signal else f"exit code {job.get('ExitCode')}"
+    if job.failure or job.status != JobStatus.COMPLETED:
+        return job.failure
+    return f"killed by signal {job.signal}" if job.by_signal else f"exit code {job.code}"
 
 
-def _lane(ad: dict) -> Lane:
+def _lane(ad: LaneAd) -> Lane:
+    times = (ad.fetch_seconds, ad.import_seconds, ad.load_seconds, ad.warm_seconds)
     return Lane(
-        ad[Machine.ID], ad.get(Machine.ENTRY, ""), ad.get(Machine.TEMPLATE, ""), ad.get(Machine.MODEL, ""),
-        ad.get(Machine.STATE, State.BLANK), ad.get("State") == "Claimed", ad.get(Machine.FAILURE, ""),
-        ad.get(Machine.STATE_SINCE, 0), ad.get(Machine.RECORD_SECONDS, 0.0),
-        sum(ad.get(name, 0.0) for name in START_SECONDS),
-        ad.get(Machine.RETIRES, float("inf")), ad.get(Machine.SERVED, 0), ad.get(Machine.ERRORS, 0), ad["Name"],
-        ad.get(Machine.FETCHED), tuple(ad.get(Machine.CACHED, "").split(",")),
+        glide_id=ad.glide_id, entry=ad.entry, template=ad.template, model=ad.model, state=ad.state,
+        claimed=ad.claim == "Claimed", failure=ad.failure, since=ad.state_since or 0.0,
+        record_seconds=ad.record_seconds, start_seconds=sum(seconds or 0.0 for seconds in times),
+        retires=ad.retires, served=ad.served, errors=ad.errors, name=ad.name, fetched=ad.fetched,
+        cached=tuple(ad.cached.split(",")),
     )  # fmt: skip
 
 
-def _records_in_no_job(group: list[dict]) -> int:
-    """Return the number of a run's records that are in no job yet. The ad of the run's newest job has this number."""
-    return int(max(group, key=lambda job: (job["ClusterId"], job["ProcId"])).get(Job.LEFT, 0))
-
-
-def _demands(jobs: Iterable[dict], specs: Mapping[str, Template]) -> list[Demand]:
-    groups: dict[tuple[str, str, str], list[dict]] = {}
+def _demands(jobs: Iterable[InvocationAd], specs: Mapping[str, Template]) -> list[Demand]:
+    groups: dict[tuple[str, str, str], list[InvocationAd]] = {}
     for job in jobs:
-        if job["JobStatus"] in (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING):
-            key = (job[Job.TEMPLATE], job.get(Job.RUN, str(job["ClusterId"])), job.get("User", ""))
-            groups.setdefault(key, []).append(job)
+        if job.status in (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.TRANSFERRING):
+            run = str(job.cluster) if job.run is None else job.run
+            groups.setdefault((job.template, run, job.user), []).append(job)
     return [
         Demand(
-            template, group[0].get(Job.MODEL, ""), run, user,
-            idle=sum(job["JobStatus"] == JobStatus.IDLE for job in group),
-            running=sum(job["JobStatus"] != JobStatus.IDLE for job in group),
-            wanted=max(job.get(Job.WANTED, 1) for job in group),
+            template, group[0].model or "", run, user,
+            idle=sum(job.status == JobStatus.IDLE for job in group),
+            running=sum(job.status != JobStatus.IDLE for job in group),
+            wanted=max(job.wanted for job in group),
             spec=specs.get(template),
-            records=sum(job.get(Job.RECORDS, 1) for job in group) + _records_in_no_job(group),
-            best_effort=all(job.get(Job.BEST_EFFORT) is True for job in group),
+            # The ad of the run's newest job has the number of the run's records that are in no job yet.
+            records=sum(job.records for job in group) + max(group, key=lambda job: (job.cluster, job.proc)).left,
+            best_effort=all(job.best_effort for job in group),
         )
         for (template, run, user), group in groups.items()
     ]  # fmt: skip

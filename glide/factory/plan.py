@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from glide.condor.names import outer_job
 from glide.config import Entry, SiteFile
 from glide.errors import describe_bug
 from glide.factory import headroom
@@ -27,6 +26,7 @@ from glide.factory.health import bad_nodes, mark_failing_glideins, nodes_with_fi
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.files import Tree
 from glide.files.peers import short_digest
+from glide.protocol.names import outer_job
 from glide.vocabulary import JobStatus, State
 
 # Number of seconds after a glidein's start. During this time, the queue's answer may be older than the glidein's ads.

@@ -21,6 +21,7 @@ from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
 from glide.invoke.part import Part
+from glide.protocol.ads import RunAd, attributes, from_ad
 from glide.protocol.json_lines import decoded, to_json
 from glide.protocol.request import input_lines
 from glide.template import Template
@@ -35,12 +36,7 @@ WARM = (
     f" && (TARGET.{Machine.PROTOCOL} ?: 1) >= (MY.{Job.PROTOCOL} ?: 1) && {GLIDEIN}"
 )
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
-# For each event of a job, the attribute of the job's ad that contains the Unix time of the event. If a job has started
-# more than once, the times for "started" and "executing" are those of the last start.
-TIMES = {
-    "queued": "QDate", "started": "JobCurrentStartDate", "executing": "JobCurrentStartExecutingDate",
-    "completed": "CompletionDate",
-}  # fmt: skip
+TIMES = ("queued", "started", "executing", "completed")  # events of a job; the job's ad has the time of each event
 MEGABYTE = 1 << 20
 SLOWEST = 100_000  # assumed minimum upload rate to an access point, in bytes per second
 # If a job's ad has one of these attributes, a retrieval may write outside the run's folder. Spooling adds the prefix
@@ -219,24 +215,18 @@ class RunJobs:
 
     def queue(self) -> list[InvocationJob]:
         """Return this run's jobs in the queue."""
-        attributes = (
-            "ClusterId", "ProcId", "JobStatus", "NumJobStarts", "RemoteHost", "HoldReason", "LastRemoteHost",
-            Job.PART, Job.RECORDS, *TIMES.values(),
-        )  # fmt: skip
-        jobs = self.access_point.jobs(self._constraint(), attributes)
-        found = [self._job(ad) for ad in jobs if _count(ad, "JobStatus") != JobStatus.REMOVED]
+        ads = (from_ad(RunAd, ad) for ad in self.access_point.jobs(self._constraint(), attributes(RunAd)))
+        found = [self._job(ad) for ad in ads if ad and ad.status != JobStatus.REMOVED]
         queue = [job for job in found if PART.fullmatch(job.part)]
         self.parts = {job.id: job.part for job in queue}
         return queue
 
-    def _job(self, ad: Mapping[str, Any]) -> InvocationJob:
-        """Return the job that an ad describes. An attribute of a wrong type counts as 0 or as an empty text."""
-        number = f"{ad['ClusterId']}.{ad['ProcId']}"
+    def _job(self, ad: RunAd) -> InvocationJob:
+        number = f"{ad.cluster}.{ad.proc}"
         return InvocationJob(
-            number, self.parts.get(number) or _text(ad, Job.PART), _count(ad, "JobStatus"), _count(ad, Job.RECORDS),
-            _count(ad, "NumJobStarts"), max(0, _count(ad, "ServerTime") - _count(ad, "EnteredCurrentStatus")),
-            _text(ad, "RemoteHost"), _text(ad, "HoldReason"), _text(ad, "LastRemoteHost"),
-            {name: at for name, attribute in TIMES.items() if (at := _count(ad, attribute))},
+            number, self.parts.get(number) or ad.part, ad.status, ad.records, ad.starts,
+            status_seconds=max(0, ad.server_time - ad.status_since), lane=ad.slot, hold_reason=ad.hold_reason,
+            last_lane=ad.last_slot, times={name: at for name in TIMES if (at := getattr(ad, name))},
         )  # fmt: skip
 
     def peek(self, job: InvocationJob, ids: Collection[str]) -> OutputContent:
@@ -329,13 +319,3 @@ class RunJobs:
 
     def _constraint(self) -> str:
         return f"{Job.RUN} == {quoted(self.run.name)}"
-
-
-def _count(ad: Mapping[str, Any], name: str) -> int:
-    found = ad.get(name)
-    return found if isinstance(found, int) and 0 <= found < 1 << 53 else 0
-
-
-def _text(ad: Mapping[str, Any], name: str) -> str:
-    found = ad.get(name)
-    return found if isinstance(found, str) else ""

@@ -1,1 +1,1 @@
-"""The requests and results that travel between access points and nodes. Needs only the standard library."""
+"""What travels between access points and nodes: requests, results and ads. Needs only the standard library."""

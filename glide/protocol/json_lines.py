@@ -1,4 +1,4 @@
-"""Read and write lines of JSON. Files of such lines are appended to, so their last line may be incomplete."""
+"""Read and write lines of JSON. Programs append lines to files, so the last line of a file may be incomplete."""
 
 from __future__ import annotations
 

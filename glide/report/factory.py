@@ -10,13 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from glide.condor import tokens
-from glide.condor.names import printable
 from glide.config import Entry, SiteFile
 from glide.factory import headroom
 from glide.factory.health import bad_nodes, mark_failing_glideins
 from glide.factory.home import drained, entry_folder, is_running, site_folder
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Glidein, Snapshot
+from glide.protocol.names import printable
 from glide.system import tail
 from glide.vocabulary import JobStatus, State
 

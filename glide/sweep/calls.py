@@ -13,7 +13,7 @@ from glide.errors import InvocationError
 from glide.sweep.work import Work
 from glide.template import Template
 
-CANCELLED = 1  # stands for the hash of an execution; no job has such a call, so no result is compared with it
+CANCELLED = 1  # value of a cancelled call in `done`, in place of the hash of an execution
 _TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 

@@ -18,11 +18,12 @@ from glide.factory.journal import refusals
 from glide.invoke.jobs import InvocationJob, RunJobs
 from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.invoke.part import Part
+from glide.protocol.ads import LaneAd
 from glide.sweep.intake import ResultIntake
 from glide.sweep.lanes import Lanes, record_seconds
 from glide.sweep.outage import Outage, is_temporary
 from glide.sweep.work import Work
-from glide.vocabulary import JobStatus, Machine, State
+from glide.vocabulary import JobStatus
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
 # Seconds between queries of schedd and collector after a lane became warm. If a job ends, the next query is earlier.
@@ -34,11 +35,10 @@ PATIENCE_SECONDS = 30.0
 # If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
 STUCK_SECONDS = 5.0
 
-# Jobs are submitted as soon as they have this number of records together. A smaller number would cost more submissions.
+# As soon as the files of new jobs have this number of records in total, these jobs are submitted. A smaller number
+# would cause more submissions.
 GROUP_RECORDS = 16384
 
-# Only some engines advertise these attributes in their lanes' ads. The dict's keys are the names in summary.json.
-_ENGINE_FIGURES = {"batching": Machine.BATCHING, "prefix_hits": Machine.PREFIX_HITS}
 _log = logging.getLogger("glide")
 
 
@@ -233,7 +233,7 @@ class Driver:
             done=len(self.work.done), errors=self.work.errors, tokens=self.work.tokens,
             recomputed=self.work.recomputed, lost_in_flight=self.intake.lost_in_flight,
         )  # fmt: skip
-        states = Counter(lane.get(Machine.STATE, State.BLANK) for lane in lanes)
+        states = Counter(lane.state for lane in lanes)
         return Progress(
             total=self.work.total, done=len(self.work.done), errors=self.work.errors,
             lanes=dict(sorted(states.items())),
@@ -242,9 +242,9 @@ class Driver:
             problem=self.lanes.problem or ("" if self.lanes.is_warm else "; ".join(refusals(home()))),
         )  # fmt: skip
 
-    def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
+    def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[LaneAd]) -> None:
         """If jobs stay idle although a warm lane is free, ask the access point to match the jobs again."""
-        free = any(lane.get(Machine.STATE) == State.WARM and lane["State"] == "Unclaimed" for lane in lanes)
+        free = any(lane.is_warm and lane.claim == "Unclaimed" for lane in lanes)
         stuck = [each for each in queue if each.status == JobStatus.IDLE and each.status_seconds > STUCK_SECONDS]
         if free and time.monotonic() - self.reconsidered > STUCK_SECONDS:
             self.jobs.reconsider(stuck)
@@ -252,15 +252,15 @@ class Driver:
 
     # ---- the next wave ---------------------------------------------------------------------------
 
-    def _submit_wave(self, queue: list[InvocationJob], lanes: list[dict[str, Any]]) -> None:
+    def _submit_wave(self, queue: list[InvocationJob], lanes: list[LaneAd]) -> None:
         """If the lanes need more jobs, submit jobs with pending records."""
         unfinished = self.work.total - len(self.work.done)
         pending = unfinished - self.intake.count_in_flight({job.part for job in queue})
-        warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
+        warm = [lane for lane in lanes if lane.is_warm]
         if warm and self.first_warm is None:
             self.first_warm = time.monotonic()
         expected = len(warm) or 2 * self.work.glideins
-        batch = self.work.batch or max((lane.get(Machine.BATCH, 1) for lane in warm), default=1)
+        batch = self.work.batch or max((lane.batch for lane in warm), default=1)
         losses = eviction_rate(self.intake.evictions, expected, time.monotonic() - (self.first_warm or self.started))
         wave = pack(
             pending, expected, len(queue), record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished
@@ -277,7 +277,7 @@ class Driver:
                 self.intake.note_submitted(parts)
 
     def _written(self, sizes: Sequence[int], records: Iterator[dict[str, Any]]) -> Iterator[list[Part]]:
-        """Write the input files of new jobs, and yield groups of parts that are to be submitted together.
+        """Write the input files of new jobs. Yield groups of parts. One part becomes one job.
 
         As soon as a group has enough records, it is yielded. So lanes can start while further files are written.
 
@@ -321,11 +321,12 @@ class Driver:
             "glideins": [
                 {
                     "id": glide_id, "records": self.work.by_glidein.get(glide_id, 0),
-                    "fetch_s": ad.get(Machine.FETCH_SECONDS, 0.0), "import_s": ad.get(Machine.IMPORT_SECONDS, 0.0),
-                    "load_s": ad.get(Machine.LOAD_SECONDS, 0.0),
-                    "busy_s": ad.get(Machine.BUSY_SECONDS, 0.0),
-                    "warm_s": round(now - ad.get(Machine.STATE_SINCE, now), 3),
-                    **{key: ad[name] for key, name in _ENGINE_FIGURES.items() if name in ad},
+                    "fetch_s": ad.fetch_seconds or 0.0, "import_s": ad.import_seconds or 0.0,
+                    "load_s": ad.load_seconds or 0.0,
+                    "busy_s": ad.busy_seconds or 0.0,
+                    "warm_s": 0.0 if ad.state_since is None else round(now - ad.state_since, 3),
+                    **({} if ad.batching is None else {"batching": ad.batching}),
+                    **({} if ad.prefix_hits is None else {"prefix_hits": ad.prefix_hits}),
                 }
                 for glide_id, ad in sorted(self.lanes.glideins.items())
             ],

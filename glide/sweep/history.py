@@ -21,16 +21,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from glide.invoke.jobs import InvocationJob
-from glide.vocabulary import JobStatus, Machine
+from glide.protocol.ads import LaneAd
+from glide.vocabulary import JobStatus
 
 COUNT_SECONDS = 1.0  # minimum time between two lines that have only counts, in seconds
-# These attributes of a lane's ad are written to the history. The keys are their names in the history.
-LANE = {
-    "glidein": Machine.ID, "slot": "SlotID", "state": Machine.STATE, "since": Machine.STATE_SINCE,
-    "device": Machine.GPU_NAME, "service": Machine.SERVICE, "born": "DaemonStartTime", "fetch": Machine.FETCH_SECONDS,
-    "import": Machine.IMPORT_SECONDS,
-    "load": Machine.LOAD_SECONDS, "warm": Machine.WARM_SECONDS,
-}  # fmt: skip
 
 
 class HistoryWriter:
@@ -88,7 +82,7 @@ class HistoryWriter:
             for part in [name for kind, name in self.written if kind == "carrier" and name not in present]:
                 self._write_end("carrier", part, {"end": "removed"})  # a person or HTCondor has removed the job
 
-    def write_lanes(self, lanes: Sequence[Mapping[str, Any]]) -> None:
+    def write_lanes(self, lanes: Sequence[LaneAd]) -> None:
         """Write new facts about the lanes, and the end of each lane that is gone.
 
         Args:
@@ -96,8 +90,8 @@ class HistoryWriter:
         """
         if self.file is not None:
             for lane in lanes:
-                self._write_changes("lane", lane["Name"], _lane_facts(lane))
-            present = {lane["Name"] for lane in lanes}
+                self._write_changes("lane", lane.name, _lane_facts(lane))
+            present = {lane.name for lane in lanes}
             for lane_name in [name for kind, name in self.written if kind == "lane" and name not in present]:
                 self._write_end("lane", lane_name, {"end": "gone"})
 
@@ -148,5 +142,10 @@ def _job_facts(job: InvocationJob) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lane_facts(lane: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: lane.get(attribute) for name, attribute in LANE.items()} | {"claimed": lane["State"] == "Claimed"}
+def _lane_facts(lane: LaneAd) -> dict[str, Any]:
+    return {
+        "glidein": lane.glide_id, "slot": lane.slot, "state": lane.state, "since": lane.state_since,
+        "device": lane.gpu_name, "service": lane.service, "born": lane.born, "fetch": lane.fetch_seconds,
+        "import": lane.import_seconds, "load": lane.load_seconds, "warm": lane.warm_seconds,
+        "claimed": lane.claim == "Claimed",
+    }  # fmt: skip

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from glide.condor.event_log import LOST, Event
-from glide.condor.names import printable
 from glide.errors import CondorRefused
 from glide.invoke.answers import OutputContent
 from glide.invoke.jobs import InvocationJob, RunJobs
 from glide.invoke.part import Part
+from glide.protocol.names import printable
 from glide.sweep.audit import Audit
 from glide.sweep.lanes import SILENT_SECONDS, Lanes
 from glide.sweep.work import Work
@@ -37,7 +37,7 @@ class ResultIntake:
 
     Attributes:
         starts: number of starts of each job, by job number.
-        keys: for each part, the ids of its records, and the keys that stand for these records (Work.key).
+        keys: for each part, a dict from the ids of its records to the keys of these records (Work.key).
         unfinished: number of each part's records that had no result when the part's output was last read.
         outdated: names of the parts whose jobs have to be removed, because a request in the part has changed.
         finished: names of the parts whose jobs have completed, but are not gathered yet.
@@ -47,7 +47,7 @@ class ResultIntake:
             reports once a second how many records it has begun. So this attribute does not count the records that
             the node began after its last report.
         disconnected: Unix time when a job lost its node, by job number.
-        peeked: for the name of each part, the time when its job's output was last read (monotonic seconds).
+        peeked: for each part, the time when its job's output was last read (monotonic seconds).
         holds: number of times in a row that the driver found held jobs. After a new result, this count starts again.
         done_at_last_hold: number of results at the time when the driver last found held jobs.
     """
@@ -169,7 +169,7 @@ class ResultIntake:
         return {record for record, key in self.keys[part].items() if key is None or done.get(key) is None}
 
     def _store(self, received: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
-        """Store the results in the outputs of jobs."""
+        """Store the results that the outputs of jobs contain."""
         self.work.store(
             (self.keys[job.part][record], result)
             for job, answers in received

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import Any
 
 from glide.condor import Collector
-from glide.condor.names import GLIDE_ID, SLOT, printable
 from glide.errors import TemplateError
-from glide.sweep.history import LANE
+from glide.protocol.ads import LaneAd, attributes, from_ad
+from glide.protocol.names import printable
 from glide.sweep.verdict import Failure, reason_to_give_up
 from glide.template import Template
 from glide.vocabulary import IDENTITY, Machine, State
@@ -23,20 +22,7 @@ VANISHED_SECONDS = 3.0
 # A glidein that is avoided gets no jobs for this number of seconds. After this time, the collector has dropped the ads
 # of a dead glidein, even if nobody has removed the ads explicitly.
 AVOID_SECONDS = 120.0
-LARGEST_NUMBER = 1e15  # in an ad, a number of this size or larger is ignored
-# Minimum number of seconds per record. A smaller value is ignored, because the lane's speed would be nearly infinite.
-SHORTEST = 1e-6
-LARGEST_BATCH = 1 << 20  # maximum batch size that is accepted from an ad
-
-_TEXTS = (
-    "State", "Machine", Machine.STATE, Machine.FAILURE, Machine.SERVICE, Machine.BATCHING, Machine.GPU_NAME,
-)  # fmt: skip
-_NUMBERS = (
-    "LastHeardFrom", "SlotID", "DaemonStartTime", Machine.BATCH, Machine.PREFIX_HITS, Machine.FETCH_SECONDS,
-    Machine.IMPORT_SECONDS, Machine.LOAD_SECONDS, Machine.WARM_SECONDS, Machine.BUSY_SECONDS, Machine.STATE_SINCE,
-    Machine.RECORD_SECONDS, Machine.PROTOCOL,
-)  # fmt: skip
-_ATTRIBUTES = tuple(dict.fromkeys(("Name", Machine.ID, *_TEXTS, *_NUMBERS, *LANE.values())))
+UNKNOWN_HOST = "an unknown host"
 _log = logging.getLogger("glide")
 
 
@@ -57,14 +43,14 @@ class Lanes:
     def __init__(self, template: Template):
         self.template = template
         self.collector = Collector()
-        self.glideins: dict[str, dict[str, Any]] = {}
+        self.glideins: dict[str, LaneAd] = {}
         self.last_seen: dict[str, tuple[str, float]] = {}
         self.avoided: dict[str, float] = {}
         self.failures: dict[str, Failure] = {}
         self.is_warm = self.was_warm = False
         self.is_outdated = False
 
-    def observe(self, version: int = 1) -> list[dict[str, Any]]:
+    def observe(self, version: int = 1) -> list[LaneAd]:
         """Query the collector, and return the ads of the lanes. Leave out old ads, and all ads of avoided glideins.
 
         Args:
@@ -78,31 +64,32 @@ class Lanes:
         # requirements of invocation jobs test this, too.
         is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
         constraint = f'{Machine.TEMPLATE} == "{self.template.digest}" && {is_glidein}'
-        lanes = [lane for ad in self.collector.lanes(_ATTRIBUTES, constraint) if (lane := checked(ad))]
+        ads = self.collector.lanes(attributes(LaneAd), constraint)
+        lanes = [lane for ad in ads if (lane := from_ad(LaneAd, ad))]
         now = time.monotonic()
-        newest = max((lane["LastHeardFrom"] for lane in lanes), default=0)
-        lanes = [lane for lane in lanes if newest - lane["LastHeardFrom"] < SILENT_SECONDS]
+        newest = max((lane.heard for lane in lanes), default=0)
+        lanes = [lane for lane in lanes if newest - lane.heard < SILENT_SECONDS]
         for lane in lanes:
-            self.glideins[lane[Machine.ID]] = lane
-            self.last_seen[lane["Name"]] = (lane[Machine.ID], now)
+            self.glideins[lane.glide_id] = lane
+            self.last_seen[lane.name] = (lane.glide_id, now)
         self.avoided = {each: since for each, since in self.avoided.items() if now - since < AVOID_SECONDS}
         self._check_failures(lanes, now)
-        warm = [lane for lane in lanes if lane.get(Machine.STATE) == State.WARM]
-        self.is_outdated = bool(warm) and all(lane.get(Machine.PROTOCOL, 1) < version for lane in warm)
-        return [lane for lane in lanes if lane[Machine.ID] not in self.avoided]
+        warm = [lane for lane in lanes if lane.is_warm]
+        self.is_outdated = bool(warm) and all(lane.protocol < version for lane in warm)
+        return [lane for lane in lanes if lane.glide_id not in self.avoided]
 
-    def _check_failures(self, lanes: list[dict[str, Any]], now: float) -> None:
+    def _check_failures(self, lanes: list[LaneAd], now: float) -> None:
         """Log new failures to load the template. Raise TemplateError if the run has to give up."""
-        self.is_warm = any(lane.get(Machine.STATE) == State.WARM for lane in lanes)
+        self.is_warm = any(lane.is_warm for lane in lanes)
         self.was_warm |= self.is_warm
         # Ignore failures of lanes that use a remote service, because the service may work again after a while.
-        own = [lane for lane in lanes if Machine.SERVICE not in lane]
-        failed = [lane for lane in own if lane.get(Machine.STATE) == State.FAILED]
+        own = [lane for lane in lanes if lane.service is None]
+        failed = [lane for lane in own if lane.state == State.FAILED]
         for lane in failed:
-            if lane[Machine.ID] not in self.failures:
-                reason = printable(lane.get(Machine.FAILURE, "no reason given"))
-                self.failures[lane[Machine.ID]] = Failure(lane.get("Machine", "an unknown host"), reason, now)
-                _log.warning("%s cannot be loaded on %s: %s", self.template.model, self.describe(lane["Name"]), reason)
+            if lane.glide_id not in self.failures:
+                reason = lane.failure or "no reason given"
+                self.failures[lane.glide_id] = Failure(lane.host or UNKNOWN_HOST, reason, now)
+                _log.warning("%s cannot be loaded on %s: %s", self.template.model, self.describe(lane.name), reason)
         if self.failures and not self.was_warm:
             why = reason_to_give_up(self.failures, len(failed) < len(own), self._pool_hosts(), now)
             if why:
@@ -150,44 +137,22 @@ class Lanes:
         mine = self.last_seen.get(lane_name, ("", 0.0))[0]
         now = time.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}
-        return not any(self.glideins[each].get(Machine.STATE) == State.WARM for each in others)
+        return not any(self.glideins[each].is_warm for each in others)
 
     def describe(self, lane_name: str) -> str:
         """Return a lane's glidein and host as text for messages: "GlideId (host)"."""
         glide_id = self.last_seen.get(lane_name, ("", 0.0))[0]
-        host = self.glideins.get(glide_id, {}).get("Machine", "an unknown host")
-        return f"{glide_id} ({printable(host)})" if glide_id else printable(lane_name) or "an unknown lane"
+        newest = self.glideins.get(glide_id)
+        host = (newest and newest.host) or UNKNOWN_HOST
+        return f"{glide_id} ({host})" if glide_id else printable(lane_name) or "an unknown lane"
 
 
-def checked(ad: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a lane's ad without invalid attributes, or None if the Name or the GlideId is invalid.
-
-    An attribute is invalid if its value has a wrong type or is out of range.
-    """
-    texts = {name: ad[name] for name in _TEXTS if isinstance(ad.get(name), str)}
-    numbers = {name: ad[name] for name in _NUMBERS if _is_number(ad.get(name))}
-    if not isinstance(numbers.get(Machine.BATCH), int) or not 1 <= numbers[Machine.BATCH] <= LARGEST_BATCH:
-        numbers.pop(Machine.BATCH, None)
-    if numbers.get(Machine.RECORD_SECONDS, 0) < SHORTEST:
-        numbers.pop(Machine.RECORD_SECONDS, None)
-    name, glide_id = ad.get("Name"), ad.get(Machine.ID)
-    if not (
-        isinstance(name, str) and SLOT.fullmatch(name) and isinstance(glide_id, str) and GLIDE_ID.fullmatch(glide_id)
-    ):
-        return None
-    return {"LastHeardFrom": 0, "State": "", **texts, **numbers, "Name": name, Machine.ID: glide_id}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < LARGEST_NUMBER
-
-
-def record_seconds(warm: list[dict[str, Any]]) -> list[float]:
+def record_seconds(warm: list[LaneAd]) -> list[float]:
     """Return the seconds per record of each lane whose engine has been measured.
 
     The warm lanes of a glidein share one engine. If a glidein has n warm lanes, each lane gets 1/n of the engine's
     speed. So the result for each lane is n times the engine's seconds per record.
     """
-    sharing = Counter(lane[Machine.ID] for lane in warm)
-    times = [lane.get(Machine.RECORD_SECONDS, 0.0) * sharing[lane[Machine.ID]] for lane in warm]
+    sharing = Counter(lane.glide_id for lane in warm)
+    times = [lane.record_seconds * sharing[lane.glide_id] for lane in warm]
     return [seconds for seconds in times if seconds > 0]

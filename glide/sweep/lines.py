@@ -163,11 +163,12 @@ def _read(path: Path, index: RequestIndex) -> Iterator[tuple[int, bytes, int | N
     The position is None if the line is not the result of a current request. The result is None if the line is not a
     valid result.
     """
-    offset = 0
+    offset = guess = 0
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             result = _parse(line)
-            number = index.records.number(result["custom_id"]) if result is not None else None
+            number = index.records.number(result["custom_id"], guess) if result is not None else None
+            guess = guess if number is None else number + 1  # the results of a job are usually in input order
             yield offset, line, number if number is not None and index.unchanged[number] else None, result
             offset += len(line)
 

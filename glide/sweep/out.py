@@ -3,7 +3,7 @@
 `out` contains:
 
 - `summary.json`
-- one folder for each cell; if the sweep has no axes, `out` itself is the folder of the only cell
+- one folder for each cell; if the sweep has neither prompts nor variants, `out` itself is the folder of the only cell
 - the folder `.glide`
 
 If the sweep file has `models`, `out` contains a folder for each model. Each of these folders has the content above.
@@ -220,8 +220,8 @@ def move_aside(out: Path, cells: Collection[str], model: str = "") -> Path | Non
     Args:
         cells: names of the sweep's cells. The function moves the results of these cells, and of all cells
             that have a file in `.glide/requests`.
-        model: name of `out`, if `out` is the folder of one model of a sweep. Then the new folder has the same name. It
-            is in a folder beside the sweep's folder.
+        model: name of the model, if `out` is the folder of one model. Then the new folder is NEW/MODEL. NEW is a folder
+            beside the sweep's folder, and MODEL is the name of the model.
 
     Returns:
         The new folder. If `out` has no results, nothing is moved, `run.json` is deleted, and the return value is None.

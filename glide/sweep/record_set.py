@@ -116,9 +116,14 @@ class RecordSet(Sequence[Record]):
                 raise InputError(f"{place}: {error.strerror}") from None
         return self._open[1]
 
-    def number(self, custom_id: str) -> int | None:
-        """Return the position of a record, counted from 0, or None if no record has this id."""
-        return self.number_of(id_hash(custom_id))
+    def number(self, custom_id: str, guess: int = 0) -> int | None:
+        """Return the position of a record, counted from 0, or None if no record has this id.
+
+        Args:
+            guess: the position that the record probably has. A right guess saves a search.
+        """
+        wanted = id_hash(custom_id)
+        return guess if guess < len(self.ids) and self.ids[guess] == wanted else self.number_of(wanted)
 
     def number_of(self, wanted: int) -> int | None:
         """Return the position of the record whose id has this hash, or None if there is no such record."""

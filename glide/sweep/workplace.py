@@ -15,10 +15,10 @@ from pathlib import Path
 
 from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
-from glide.condor.names import printable
 from glide.config import SiteFile, load
 from glide.factory.home import is_running, site_folder
 from glide.factory.users import ends_when_unused, is_used, use_factory
+from glide.protocol.names import printable
 from glide.system import tail
 from glide.vocabulary import POOL_VARIABLE
 

@@ -14,10 +14,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from glide.condor.names import MODEL
 from glide.factory.activity import Activity, activities
 from glide.factory.snapshot import OTHER, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED
+from glide.protocol.names import MODEL
 from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
 from glide.web.snapshot_cache import PoolView

@@ -46,7 +46,7 @@ def document(reports: Mapping[str, SweepReport], models: Mapping[str, Mapping[st
 def _model(report: SweepReport, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one model for the comparison.
 
-    The value `engine_rate` is the number of records for each second in which an engine computed.
+    The value `engine_rate` is in records per second of engine time.
     """
     counts, prompts = numbers["counts"], report.scores.prompts.values()
     engine_seconds = sum(report.scores.engine.values())

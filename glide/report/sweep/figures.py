@@ -257,7 +257,7 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def speed(rates: Mapping[str, float]) -> Figure:
-    """Draw a bar for each model: the number of records for each second in which an engine computed."""
+    """Draw a bar for each model. Its length is in records per second of engine time."""
     ranked = sorted(rates.items(), key=lambda item: -item[1])
     figure, axes = _figure(0.75 + 0.3 * max(2, len(ranked)))
     axes.barh(range(len(ranked)), [rate for _, rate in ranked], 0.6, color=GREEN, edgecolor=INK, linewidth=0.35)
