@@ -137,7 +137,7 @@ class AccessPoint:
                 result = self.schedd.submit(submit, spool=spool)
         except (RuntimeError, ValueError, bindings.htcondor2.HTCondorException) as error:
             self._found = None
-            self.time()  # `time` raises CondorError if HTCondor does not answer
+            self.time()  # this method raises CondorError if HTCondor does not answer
             raise CondorRefused(f"HTCondor refuses the job: {error}") from None
         cluster = int(result.cluster())
         if spool:

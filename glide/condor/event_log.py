@@ -13,7 +13,7 @@ from typing import Any
 from glide.condor import bindings
 from glide.condor.signals import defer_signals
 
-# A shadow writes the events in LOST as soon as it loses its starter. The queue shows the loss much later.
+# As soon as a shadow loses its starter, it writes one of the events in LOST. The queue shows the loss much later.
 LOST = ("JOB_DISCONNECTED", "JOB_RECONNECT_FAILED")
 ENDED = ("JOB_TERMINATED", "JOB_EVICTED", "JOB_ABORTED", "JOB_HELD", "SHADOW_EXCEPTION", *LOST)
 

@@ -244,8 +244,8 @@ class SweepFile(Strict):
         timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
             records run again in smaller calls. If a call with one record takes longer, this record gets the error
             RecordTimeout.
-        batch: number of records in a batch. With `auto`, the engine chooses the number if `pack` is `auto`, too.
-            Otherwise, the number is 1.
+        batch: number of records in a batch. With `auto`, there are two cases. If `pack` is also `auto`, the engine
+            chooses the number. If `pack` is a number, a batch has one record.
         pack: number of batches in an HTCondor job. The last job may be smaller. With `auto`, glide chooses the number
             from measured times. The first jobs provide these measurements, and may be smaller than a batch.
     """

@@ -47,8 +47,8 @@ def reject_implausible(
             unavailable[entry.name] = f"its queue has forgotten all {len(earlier)} glideins; {accepted}"
     running = {glidein.glide_id for glidein in snapshot.glideins if glidein.status == JobStatus.RUNNING}
     advertised = {lane.glide_id for lane in snapshot.lanes}
-    # Consider only glideins that had a job. If a glidein was idle, its ads may disappear some seconds before its outer
-    # job ends, and this is plausible.
+    # Consider only glideins that had a job. The ads of an idle glidein may disappear some seconds before its outer job
+    # ends, which is no error.
     working = {lane.glide_id for lane in before.lanes if lane.claimed} & running if before and left > 0 else set()
     sources: tuple[str, ...] = ()
     if working and not working & advertised:

@@ -70,7 +70,7 @@ def _read(path: str) -> bytes:
 
 
 def download(path: str, token: str, models: Path) -> tuple[Path, dict[str, str]]:
-    """Download a repository of a model hub with an access token. Return the folder, and the sha256 of large files.
+    """Use an access token to download a repository of a model hub. Return the folder, and the sha256 of large files.
 
     Files that are already there are not downloaded again. The folder has the marker of private files
     (glide.template.private).

@@ -70,7 +70,7 @@ class ChunkServer:
     def __init__(self, cache: Cache, rate: float | None = None):
         self.cache = cache
         self.rate = rate
-        self.address = ""  # the address at which clients reach this server, as they know it
+        self.address = ""  # the address that clients use for this server
         self.offers: dict[str, SharedTree] = {}  # offered trees by digest
         self.uploads = 0
         self.connections: Counter[str] = Counter()  # a dict from an address to its number of connections
@@ -136,8 +136,9 @@ class ChunkServer:
     def _is_allowed(self, offer: SharedTree, path: str, given: str) -> bool:
         """Return whether a request has a valid token.
 
-        A token is made for one address, so that a false peer cannot use it at this server. An older glide makes tokens
-        without an address. Such a token is enough for files that are not private.
+        A token contains the address of the server that it was made for. So a false peer that receives a token for its
+        own address cannot use this token here. An older glide makes tokens without an address. Such a token is enough
+        for files that are not private.
         """
         now = time.time()
         return allows(offer.key, f"{self.address}{path}", given, now) or (

@@ -82,7 +82,7 @@ def is_remote(folder: Path) -> bool:
 
 
 class FolderSource:
-    """A source: a folder in a file system of this node. Private files are read only for their owner."""
+    """A source: a folder in a file system of this node. It refuses to read the private files of other users."""
 
     def __init__(self, folder: Path, owner: str = ""):
         self.folder = folder

@@ -84,7 +84,7 @@ class ModelServer:
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
-        else:  # a glidein without an initial template is ready at once; the outer job's ad shows this as the state Warm
+        else:  # a glidein without a template is ready at once; for this, its outer job's ad also has the state Warm
             await report_to_outer_job(replace(self.blank, state=State.WARM))
         self.endpoint.open(listener.sockets[0].getsockname()[1])
         tasks = [asyncio.create_task(self._leave_when_idle()), asyncio.create_task(self._trim_log())]

@@ -254,7 +254,7 @@ class ResultStream:
         return chirp
 
     def close(self) -> None:
-        """Close the files. The job may end only after this call, because its output file may be incomplete before."""
+        """Close the files. Until then, the output file may be incomplete, so the job must not end before this call."""
         if self.chirp is not None:
             self.chirp.close()
         self.reading.close()

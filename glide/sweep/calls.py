@@ -13,7 +13,7 @@ from glide.errors import InvocationError
 from glide.sweep.work import Work
 from glide.template import Template
 
-CANCELLED = 1  # value of a cancelled call in `done`, in place of the hash of an execution
+CANCELLED = 1  # the dict `done` has this value for a cancelled call; other calls have the hash of their execution
 _TEXTS = ("value", "exception", "traceback", "stdout", "stderr")
 
 

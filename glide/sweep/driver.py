@@ -270,7 +270,7 @@ class Driver:
             self.wave = wave
             self.work.note_wave(wave.sizes, wave.reason)
             records = self._with_attempts(self.work.pending(self.intake.in_flight()))
-            last = sum(wave.sizes) >= pending and self.work.all_known  # for all groups: no wave follows this one
+            last = sum(wave.sizes) >= pending and self.work.all_known  # whether this is the run's last wave
             for parts in self._written(wave.sizes, records):
                 pending -= sum(len(part.ids) for part in parts)
                 self.jobs.submit(parts, list(self.lanes.avoided), max(0, pending), last)

@@ -109,7 +109,7 @@ class HistoryWriter:
             self.file.flush()
 
     def write_ended(self, jobs: Sequence[InvocationJob], how: str, **facts: Any) -> None:
-        """Write the end of jobs that have left the queue.
+        """For each job that has left the queue, write a line that says how the job ended.
 
         Args:
             how: "gathered", "lost" or "removed".

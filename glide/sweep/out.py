@@ -220,8 +220,8 @@ def move_aside(out: Path, cells: Collection[str], model: str = "") -> Path | Non
     Args:
         cells: names of the sweep's cells. The function moves the results of these cells, and of all cells
             that have a file in `.glide/requests`.
-        model: name of the model, if `out` is the folder of one model. Then the new folder is NEW/MODEL. NEW is a folder
-            beside the sweep's folder, and MODEL is the name of the model.
+        model: name of the model, if `out` is the folder of one model within a sweep's folder. In this case, the results
+            go to NEW/MODEL. NEW is a folder beside the sweep's folder, and MODEL is the name of the model.
 
     Returns:
         The new folder. If `out` has no results, nothing is moved, `run.json` is deleted, and the return value is None.

@@ -128,8 +128,8 @@ class _RecordCheck:
             self.checks.append(partial(field_problem, [file.expect], "`expect` uses this field"))
         self.expect = file.expect
         self._labels = hashlib.sha256()
-        # A dict from each cell to one pair for each model. A pair has a hash of what all requests of the model have in
-        # common in this cell, and the array of the fingerprints.
+        # The keys are cells. Each value is a list with one pair for each model. The first element of a pair is a hash
+        # of the part that all requests to this model have in common. The second is the array for their fingerprints.
         self._hashes = {
             name: [
                 (

@@ -21,8 +21,8 @@ class Work(ABC, Generic[Key]):
         template: the template that all records need.
         glideins: maximum number of glideins that may run at the same time.
         pack: number of records per job if the user has fixed this number, else None.
-        batch: most jobs get a multiple of this number of records. If `batch` is None, most jobs get a multiple of the
-            number of records in one engine call. If the user has fixed `pack`, `batch` is not used.
+        batch: number of records in a batch; None if the engine chooses this number. Each job except the last one gets
+            whole batches. If the user has fixed `pack`, `batch` is not used.
         done: for each record with a result, a hash of the execution that computed the result (`execution_hash`). The
             keys are those of the method `key`.
         resumed: number of records that had a result before this driver began.
@@ -106,8 +106,11 @@ class Work(ABC, Generic[Key]):
     def store(self, results: Iterable[tuple[Key | None, dict[str, Any]]]) -> None:
         """Deliver the results that are new. The driver removes a job from the queue only after this call has returned.
 
-        Each result for an outdated request is ignored, and so is a copy of an earlier result. If a finished record was
-        executed a second time, the second result is also ignored, but is counted in `recomputed`.
+        Three kinds of results are ignored. Only the last kind is counted in `recomputed`:
+
+        - results for outdated requests
+        - copies of results that are already stored
+        - results of a second execution of a record that has a result
 
         Args:
             results: each result with the key of its record. The key is None if the request is outdated.

@@ -43,7 +43,7 @@ def opened_path(file: IO[bytes]) -> Path:
 
 
 def _folders(path: Path) -> dict[Path, None]:
-    """Return the folders above a path, with links and without links."""
+    """Return the folders above a path: those in the path as it is, and those in the path without links."""
     return dict.fromkeys((*path.absolute().parents, *path.resolve().parents))
 
 

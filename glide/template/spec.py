@@ -211,7 +211,7 @@ class Template:
     def to_json(self) -> str:
         """Return the template as one line of JSON, which from_json can read.
 
-        The fields `private` and `owner` are left out if they are empty. An older glide does not know these fields.
+        `private` is left out if it is false, because an older glide does not know this field.
         """
         fields = asdict(self)
         if not self.private:
@@ -235,7 +235,7 @@ class Template:
             fields["function"] = Function(**fields["function"])
         if fields.get("environment") is not None:
             fields["environment"] = FileSet.from_fields(fields["environment"])
-            if fields["environment"].owner:  # with it, a user could name the private files of another user
+            if fields["environment"].owner:  # otherwise, a user could name the private files of another user
                 raise ValueError("an environment has no owner of its own")
         return cls(**fields)
 

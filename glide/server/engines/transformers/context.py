@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 UNLIMITED = 1 << 30  # number of tokens that stands for "no limit", for example for recurrent models
-# With these kinds of position scaling, the scaling factor extends max_position_embeddings. With other kinds, the value
-# of max_position_embeddings already includes the factor.
+# With these kinds of RoPE scaling, the model's context is max_position_embeddings times the scaling factor. With other
+# kinds, max_position_embeddings already includes the factor.
 FACTOR_EXTENDS_POSITIONS = ("linear", "dynamic", "yarn")
 
 
