@@ -19,13 +19,13 @@ from glide.condor import AccessPoint, Collector, EmbeddedPool
 from glide.condor import access_point as access_point_module
 from glide.condor.access_point import job_file_value, quoted
 from glide.config import SiteFile, load
-from glide.factory import ads
 from glide.factory.act import apply
 from glide.factory.actions import Submit
 from glide.factory.housekeeping import housekeeping
 from glide.factory.observe import observe
 from glide.factory.site_client import SiteClient
 from glide.factory.totals import Totals
+from glide.protocol.ads import InvocationAd, LaneAd, OuterAd, attributes
 from glide.report.status import document as status
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
@@ -286,10 +286,11 @@ def test_factory_reads_queue_despite_nonsense_ad_values(access_point, pool, nons
     description = "executable = /bin/true\nrequirements = false\nhold = true\nqueue 3\n"
     cluster = access_point.submit(description, {f"My.{Job.TEMPLATE}": '"T"'})
     glidein, moving, invoking = (f"ClusterId == {cluster} && ProcId == {proc}" for proc in range(3))
-    ad = {"MyType": '"Machine"', "MyAddress": '"<127.0.0.1:1>"'} | dict.fromkeys(ads.LANE_ATTRIBUTES, nonsense)
+    ad = {"MyType": '"Machine"', "MyAddress": '"<127.0.0.1:1>"'} | dict.fromkeys(attributes(LaneAd), nonsense)
     ad |= {"Name": '"odd"', Machine.ID: '"odd-1.0"', "State": '"Claimed"'}
+    kept = {"ClusterId", "ProcId", "User", Job.ENTRY}
     try:
-        for name in sorted({*ads.JOB_ATTRIBUTES, "HoldReasonCode"} - {"ClusterId", "ProcId", "User", Job.ENTRY}):
+        for name in sorted({*attributes(OuterAd), *attributes(InvocationAd), "HoldReasonCode"} - kept):
             access_point.schedd.edit(f"ClusterId == {cluster}", name, nonsense)
         access_point.schedd.edit(glidein, Job.ENTRY, '"odd"')
         access_point.schedd.edit(moving, "HoldReasonCode", "16")

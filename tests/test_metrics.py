@@ -22,6 +22,7 @@ from glide.factory.journal import Journal
 from glide.factory.observe import build_snapshot
 from glide.factory.snapshot import Demand, Snapshot
 from glide.factory.totals import ENDED, ENDS, ERRORS, EVICTED, SERVED, MetricKey, Totals
+from glide.protocol.ads import OuterAd, from_ad
 from glide.report.reasons import QueueView as Site
 from glide.report.status import document
 from glide.vocabulary import Job, JobStatus, State
@@ -251,8 +252,10 @@ def test_record_is_counted_once_despite_later_eviction():
     evicted = job | {"NumShadowStarts": 2, "JobCurrentStartDate": 200}
     totals = Totals()
     for ads in ([job, well], [evicted, well], [evicted | {Job.STATE_SINCE: 210, Job.SERVED: 5, Job.ERRORS: 0}, well]):
-        seen = build_snapshot(ads, [], {})
+        seen = build_snapshot([from_ad(OuterAd, ad) for ad in ads], [], [], {})
         totals.add(seen)
     assert totals.counts[MetricKey(SERVED, "here", "model")] == 80 + 80 + 5 and totals.total(ERRORS) == 70
-    assert mark_failing_glideins(build_snapshot([job, well], [], {})).glideins[0].state == State.FAILED
-    assert mark_failing_glideins(build_snapshot([evicted, well], [], {})).glideins[0].state == ""
+    seen = build_snapshot([from_ad(OuterAd, ad) for ad in (job, well)], [], [], {})
+    assert mark_failing_glideins(seen).glideins[0].state == State.FAILED
+    seen = build_snapshot([from_ad(OuterAd, ad) for ad in (evicted, well)], [], [], {})
+    assert mark_failing_glideins(seen).glideins[0].state == ""

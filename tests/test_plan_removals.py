@@ -11,6 +11,7 @@ from glide.factory.observe import build_snapshot
 from glide.factory.plan import START_GRACE_SECONDS, drain, plan
 from glide.factory.snapshot import Snapshot, StickyJob
 from glide.files import Tree
+from glide.protocol.ads import InvocationAd, from_ad
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, State
 from tests.snapshots import HELD, IDLE, IN_VAIN, OLD, REMOVED, brief, demand, glidein, ids, lane, retargets, site
@@ -56,8 +57,8 @@ def test_best_effort_run_unloads_and_removes_nothing():
 @pytest.mark.parametrize("said, modest", [((True, True), True), ((True, None), False), (("true",), False)])
 def test_best_effort_demand_has_only_best_effort_jobs(said, modest):
     ad = {"ClusterId": 1, "JobStatus": IDLE, Job.TEMPLATE: "T", Job.RUN: "run"}
-    jobs = [{**ad, "ProcId": number, Job.BEST_EFFORT: value} for number, value in enumerate(said)]
-    assert [each.best_effort for each in build_snapshot(jobs, (), {}).demands] == [modest]
+    jobs = [from_ad(InvocationAd, {**ad, "ProcId": n, Job.BEST_EFFORT: value}) for n, value in enumerate(said)]
+    assert [each.best_effort for each in build_snapshot((), jobs, (), {}).demands] == [modest]
 
 
 def test_idle_glideins_load_wanted_model_before_new_submissions():
