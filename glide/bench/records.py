@@ -59,15 +59,17 @@ def records(repeat: int, count: int = 1_000_000) -> dict[str, Any]:
             "records": count, "errors": 0, "accuracy": None,
         }  # fmt: skip
         begun = first.history[0]["at"]
-        complete = next(line["at"] for line in second.history if line.get("counts", {}).get("done") == count)
+        complete = max(line["at"] for line in second.history if line.get("end") == "gathered")
         rates = first.rates + second.rates
+        # A driver with few records may end before its rate can be measured.
+        change = median(second.rates[-5:]) / median(first.rates[:5]) if first.rates and second.rates else None
         return {
             "records": count,
             "check_s": round(begun - first.started, 1),
             "check_records_per_s": round(count / (begun - first.started)),
             "peak_mb": max(point["mb"] for point in first.points + second.points),
-            "records_per_s": round(median(rates)),
-            "rate_last_over_first": round(median(second.rates[-5:]) / median(first.rates[:5]), 3),
+            "records_per_s": round(median(rates)) if rates else None,
+            "rate_last_over_first": change and round(change, 3),
             "resume_s": round(second.history[0]["at"] - second.started, 1),
             "finish_s": round(second.ended - complete, 1),
             "recomputed": summary["recomputed"],
