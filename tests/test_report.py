@@ -6,6 +6,8 @@ import json
 import random
 import re
 import signal
+import tracemalloc
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from playwright.sync_api import sync_playwright
 from glide.condor import EmbeddedPool, bindings
 from glide.condor.event_log import LOST
 from glide.protocol.json_lines import read_lines
+from glide.report.sweep import figures, timeline
 from glide.report.sweep import history as histories
-from glide.report.sweep import timeline
 from glide.report.sweep.history import Interval, SweepHistory
 from glide.report.sweep.page import MOST_GLIDEINS, PAGE, select_glideins, write
 from glide.report.sweep.report import NO_HISTORY, document, load_report
@@ -292,3 +294,16 @@ def test_report_of_resumed_sweep_includes_jobs_before_interruption(factory, pool
     assert told["counts"]["evictions"] == 0 and 0 in events.evictions()
     assert sweep.run("run", "--again").returncode == Exit.OK
     assert [run.found for run in written(sweep).runs] == [0]
+
+
+def test_histogram_of_many_values_needs_little_memory():
+    values = array("d", (number % 977 / 1000 for number in range(500_000)))
+    with figures.style():
+        figures.tasks([1.0], array("d", [1.0]))  # imports what is imported once
+        tracemalloc.start()
+        try:
+            figures.tasks([1.0], values)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak / len(values) < 60
