@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from glide.errors import InputError
+from glide.errors import CondorError, InputError
 from glide.report.sweep.page import PAGE
+from glide.sweep import run
 from glide.sweep.combined import by_cell, combined_progress, combined_summary
 from glide.sweep.driver import Progress
+from glide.sweep.opening import opened
 from glide.sweep.prepare import prepare, prepare_model
+from glide.sweep.results import Results
 from glide.sweep.status import EMPTY_SUMMARY
 from glide.vocabulary import Exit
 from tests.conftest import SweepFolder, eventually
@@ -120,6 +123,28 @@ def test_summaries_of_models_are_added_up():
     assert [each["id"] for each in whole["glideins"]] == ["g", "h"]
     assert whole["prompts"] == {"a/p": score, "b/p": score}
     assert (whole["rejected"], whole["rejected_by"]) == (2, {"g": 2})
+
+
+def test_model_whose_driver_cannot_start_leaves_no_jobs_of_others(sweep: SweepFolder, monkeypatch):
+    stopped: list[str] = []
+
+    class Started:
+        def limit_glideins(self, most: int) -> None: ...
+
+        def stop(self, reason: str) -> None:
+            stopped.append(reason)
+
+    def driver(results: Results, access_point: object) -> Started:
+        if results.sweep.model == "large":
+            raise CondorError("the access point does not answer")
+        return Started()
+
+    monkeypatch.setattr(run, "AccessPoint", lambda: None)
+    monkeypatch.setattr(run, "_driver", driver)
+    models = prepare(sweep.write(RECORDS, models={"small": SMALL, "large": LARGE}, glideins=2).file)
+    with opened(models, "run") as results, pytest.raises(CondorError, match="does not answer"):
+        run.drive(results, lambda progress: None)
+    assert stopped == ["the sweep was stopped"]
 
 
 # ---- real runs -----------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class _Run:
                     self._take_turn(model)
                 for driver in self.active.values():
                     driver.wait(1 / len(self.active))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GlideError):  # for example, the access point does not answer when a driver starts
             for model in list(self.active):
                 self._stop(model)
             raise
