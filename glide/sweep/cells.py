@@ -11,6 +11,7 @@ from typing import Any
 from glide.config import SweepFile
 from glide.config.sweep import Messages, Prompt
 from glide.server.engines.options import with_inside_names
+from glide.sweep.out import cell_name
 from glide.sweep.prompts import render
 from glide.sweep.records import Record
 
@@ -66,7 +67,7 @@ def cells(file: SweepFile) -> dict[str, Cell]:
     variants: Mapping[str, Mapping[str, Any]] = file.variants or {"": {}}
     found = {}
     for (prompt_name, prompt), (variant, options) in product(prompts.items(), variants.items()):
-        name = "/".join(part for part in (prompt_name, variant) if part)
+        name = cell_name(prompt_name, variant)
         found[name] = Cell(name, prompt, _merged(file.generate, options) if options else file.generate)
     return found
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from glide.config import SweepFile
 from glide.protocol.json_lines import read_lines
-from glide.sweep.out import flat, internal_path
+from glide.sweep.out import cell_name, flat, internal_path
 from glide.sweep.record_set import RecordSet
 from glide.sweep.records import RecordFormat
 from glide.system import publishing
@@ -94,7 +94,7 @@ def save(out: Path, key: str, records: RecordSet, fingerprints: Fingerprints, la
 
 
 def _requests_file(folder: Path, model: str, cell: str) -> Path:
-    return folder / f"requests.{flat(f'{model}/{cell}' if model else cell)}"
+    return folder / f"requests.{flat(cell_name(model, cell))}"
 
 
 def _read(path: Path, count: int) -> array[int]:

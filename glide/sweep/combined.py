@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from glide.config import SUMMARY
 from glide.sweep.driver import Progress
-from glide.sweep.out import holder
+from glide.sweep.out import cell_name, holder
 from glide.sweep.prepare import Sweep
 from glide.sweep.results import Results
 from glide.sweep.status import EMPTY_SUMMARY, SweepStatus, read_summary, sweep_status
@@ -24,9 +24,7 @@ def by_cell(models: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
     Args:
         models: for each model, its values by the names of its cells.
     """
-    return {
-        "/".join(filter(None, (model, cell))): value for model, each in models.items() for cell, value in each.items()
-    }
+    return {cell_name(model, cell): value for model, each in models.items() for cell, value in each.items()}
 
 
 def combined_progress(models: Mapping[str, Progress]) -> Progress:

@@ -81,6 +81,11 @@ def internal_path(out: Path, name: str) -> Path:
     return out / INTERNAL / name
 
 
+def cell_name(*values: str) -> str:
+    """Return the name of a combination of values of a sweep's axes. An empty value stands for a missing axis."""
+    return "/".join(filter(None, values))
+
+
 def flat(cell: str) -> str:
     """Return the name of a cell without slashes, for the names of files and the ids of records in jobs."""
     return cell.replace("/", FLAT)

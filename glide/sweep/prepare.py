@@ -288,12 +288,13 @@ def _template(parent: Path, spec: ModelSpec, token: str) -> Template:
         if spec.engine == "transformers":
             _check_transformers(folder)
         template = Template.of_folder(spec.name, spec.engine, folder.resolve(), spec.options)
+        private = is_private(folder)
         for name, (digest, _) in template.files.items():
             if known.get(name, digest) != digest:
                 raise ValueError(f"{folder / name} is damaged; delete it, and run the command again")
-            if is_private(folder) and not is_private((folder / name).resolve().parent):
+            if private and not is_private((folder / name).resolve().parent):
                 raise ValueError(f"{folder / name} is a link to a file that is not private; copy the file")
-        return replace(template, budgets=budgets, keep=spec.keep, private=is_private(folder))
+        return replace(template, budgets=budgets, keep=spec.keep, private=private)
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
 

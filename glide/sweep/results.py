@@ -22,6 +22,7 @@ from glide.sweep.lines import FIELDS, ResultIndex
 from glide.sweep.out import (
     Lock,
     RunState,
+    cell_name,
     history_file,
     internal_path,
     known_cells,
@@ -292,7 +293,7 @@ class Results(Work[Place]):
             indexed = lines.index_results(self.path(cell), index)
             for _, result in lines.numbered_results(self.path(cell), index, indexed):
                 if (error := result["error"]) and len(found) < MOST_ERROR_LINES:
-                    place = "/".join(filter(None, (self.sweep.model, cell)))
+                    place = cell_name(self.sweep.model, cell)
                     found.append(f"{place}{place and ': '}{result['custom_id']}: {error['type']}: {error['message']}")
         more = [f"… and {self.errors - len(found)} more; they are in results.jsonl"] if self.errors > len(found) else []
         return found + more
