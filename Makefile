@@ -16,7 +16,7 @@ setup: .venv/ready  ## make a virtual environment and, if no HTCondor is on the 
 .venv/ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (the first time downloads torch and transformers)" >&2
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models,openai,parquet,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models,parquet,dev]'
 	@touch $@
 
 demo: setup  ## run a prompt sweep on warm glideins and an embedded pool; takes about a minute
@@ -34,7 +34,7 @@ NEWEST ?= $(shell for each in python3.14 python3.13 python3.12; do $$each -c '' 
 
 .venv-newest/ready: pyproject.toml constraints.txt
 	$(NEWEST) -m venv .venv-newest
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[openai,parquet,dev]'
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parquet,dev]'
 	@touch $@
 
 soak: setup $(if $(NEWEST),.venv-newest/ready)  ## run the long tests, and on the newest Python all tests without torch

@@ -40,7 +40,7 @@ SITE = (
 )  # fmt: skip
 SWEEP = (sweep.SweepFile, sweep.ModelSpec)
 TRACE = (trace.TraceFile, trace.Device, trace.Nodes, trace.Workload, trace.Files, trace.Costs)
-ENGINES = ("transformers", "openai", "noop")
+ENGINES = ("transformers", "server", "openai", "noop")
 
 
 def reference() -> str:

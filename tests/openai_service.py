@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from glide.server.engines import Completion, EngineRecord
 from glide.server.engines.openai import OpenAI
 from glide.template import Template
 
@@ -138,12 +139,36 @@ def serve(service: Service, start):
     return serve
 
 
-def engine(service: Service, **options: Any) -> OpenAI:
+class Alone:
     """The engine alone, loaded."""
-    engine = OpenAI(Template("m", "noop", service={}), OpenAI.Options(url=service.url, ready_seconds=10.0, **options))
-    engine.prepare()
-    engine.load(None, lambda state: None)
-    return engine
+
+    def __init__(self, service: Service, **options: Any):
+        options = {"url": service.url, "ready_seconds": 10.0, **options}
+        self.engine = OpenAI(Template("m", "noop", service={}), OpenAI.Options(**options))
+        self.engine.prepare()
+        self.engine.load(None, lambda state: None)
+        self.outcomes: dict[int, Completion] = {}
+        self.arrived = threading.Condition()
+
+    def started(self, keys: Sequence[int]) -> None:
+        """Nothing here needs the starts."""
+
+    def done(self, key: int, completion: Completion) -> None:
+        with self.arrived:
+            self.outcomes[key] = completion
+            self.arrived.notify()
+
+    def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
+        """Serve records, and return their outcomes in order."""
+        self.engine.submit(records, self)
+        keys = [record.key for record in records]
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: self.outcomes.keys() >= set(keys), 60)
+        return [self.outcomes.pop(key) for key in keys]
+
+
+def engine(service: Service, **options: Any) -> Alone:
+    return Alone(service, **options)
 
 
 def records(count: int) -> list[dict[str, Any]]:

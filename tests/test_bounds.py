@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -317,11 +318,11 @@ def test_htcondor_arguments_and_environment_keep_spaces_and_quotes():
 def test_idle_time_before_a_call_is_not_silence():
     """An idle engine sends no messages. Only the time since it has work may count against it."""
     engine = EngineHandle.__new__(EngineHandle)
-    engine.pending_calls, engine.running_since, engine.empty = [], None, asyncio.Event()
+    engine.pending_calls, engine.is_calling, engine.concurrent = deque(), False, False
     engine.last_message_at = time.monotonic() - 10_000
     assert engine.silent_seconds == 0
-    engine.call_sent(3)
+    engine.sent(3)
     assert engine.silent_seconds < 5_000
     engine.last_message_at = time.monotonic() - 10_000
-    engine.call_sent(2)  # it had work already, and was silent
+    engine.sent(2)  # it had work already, and was silent
     assert engine.silent_seconds > 5_000

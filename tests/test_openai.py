@@ -11,7 +11,8 @@ import pytest
 
 from glide.errors import TemplateError
 from glide.server.engines import Completion, EngineRecord, openai_api
-from glide.server.engines.openai import LONGEST_PAUSE, OpenAI, backoff, retry_after
+from glide.server.engines.openai import OpenAI
+from glide.server.engines.request_queue import LONGEST_PAUSE, backoff, retry_after
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests import openai_service
@@ -64,7 +65,9 @@ def test_model_server_says_why_openai_service_is_unreachable(service, serve):
         silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else gets the port
         nobody = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         words = failure(serve(url=nobody, ready_seconds=1.0))
-    assert nobody in words and "not ready within 1 s" in words and "ConnectError" in words and "\n" not in words
+    assert (
+        nobody in words and "not ready within 1 s" in words and "ConnectionRefusedError" in words and "\n" not in words
+    )
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_model_with_invalid_config_json_is_refused(write, tmp_path, content):
 def test_model_without_config_json_is_refused(write, tmp_path):
     (tmp_path / "model" / "config.json").unlink()
     (problem,) = problems_of(write())
-    assert "config.json" in problem and "No such file" in problem
+    assert "has no config.json; a transformers model needs one" in problem
 
 
 def test_model_without_weights_is_refused(write, tmp_path):

@@ -23,7 +23,7 @@ from glide.files import Cache, Tree
 from glide.files.peers import Peer, token
 from glide.files.share import ChunkServer, SharedTree
 from glide.job_ad import read_ad
-from glide.sweep.prepare import prepare_model
+from glide.sweep.models import prepare_model
 from glide.template import FileSet, Template
 from glide.template.function import template_of
 from glide.template.private import MARKER, check_open, check_path

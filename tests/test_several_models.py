@@ -15,8 +15,9 @@ from glide.report.sweep.page import PAGE
 from glide.sweep import run
 from glide.sweep.combined import by_cell, combined_progress, combined_summary
 from glide.sweep.driver import Progress
+from glide.sweep.models import prepare_model
 from glide.sweep.opening import opened
-from glide.sweep.prepare import prepare, prepare_model
+from glide.sweep.prepare import prepare
 from glide.sweep.results import Results
 from glide.sweep.status import EMPTY_SUMMARY
 from glide.vocabulary import Exit

@@ -161,7 +161,7 @@ def test_invalid_oversized_or_unauthorized_template_is_refused(serve, sized, tmp
     shared = serve(users_code=False)
     assert lanes(shared) == {1: ("", State.BLANK), 2: ("", State.BLANK)}
     code, words = stick(shared, code)
-    assert code == Exit.INPUT and "hers brings a user's code, which this entry does not allow" in words
+    assert code == Exit.INPUT and "hers brings a user's code (a function), which this entry does not allow" in words
 
 
 def test_template_being_loaded_is_not_evicted_by_another(serve, sized, tmp_path):

@@ -25,7 +25,7 @@ from glide.files.peers import short_digest
 from glide.glidein import bundle
 from glide.glidein.trial import trial
 from glide.sweep.functions import Invocation, StickyState
-from glide.sweep.prepare import prepare_model
+from glide.sweep.models import prepare_model
 from glide.system import publish
 from glide.template import Template
 from glide.template.spec import files_of

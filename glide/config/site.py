@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from glide.config.reading import Integer, Line, Name, Number, Strict, Time
+from glide.config.site_values import AbsolutePath, EntryName, KnobName, KnobValue, ProgramName, Requirements, User
 from glide.config.sweep import checked_options
-from glide.files.environment import REGISTRIES
-
-# A factory keeps files with these names in the folder of its site. Each entry has a folder there, too, with the entry's
-# name. So no entry may have one of these names.
-RESERVED_NAMES = (
-    "accounts", "drained", "factory.log", "file", "journal.jsonl", "journal.jsonl.1", "lock", "peers", "seed",
-    "users.lock", "while-used.lock",
-)  # fmt: skip
 
 
 class ResourceRequest(Strict):
@@ -185,53 +178,6 @@ class ServiceSettings(Strict):
         return checked_options("openai", options)
 
 
-def _is_absolute(name: str | None) -> str | None:
-    """Accept only an absolute path, or the address of an image in a registry (docker://…).
-
-    A relative path is refused, because it is not clear to which folder it is relative. A web address is refused,
-    because the factory must not wait for a web server.
-    """
-    if name is None or name.startswith(("/", *REGISTRIES)):
-        return name
-    raise ValueError(
-        f"{name} is not an absolute path; begin a path with /, or an image's address with {', '.join(REGISTRIES)}"
-    )
-
-
-def _is_not_reserved(name: str) -> str:
-    """Refuse the name of an entry if the factory uses this name for a file in the site's folder."""
-    if name in RESERVED_NAMES:
-        raise ValueError(f"the factory has a file of its own called {name}; give the entry another name")
-    return name
-
-
-def _is_expression(requirements: str) -> str:
-    """Check a ClassAd expression of one or more lines, and return it as one line, because a job file needs one line."""
-    from glide.condor import bindings
-
-    line = " ".join(requirements.split("\n")).strip()
-    try:
-        # The job file puts the expression in parentheses. A comment in the expression would hide the closing
-        # parenthesis. So check the expression with parentheses, too.
-        for text in (line, f"({line}) && true"):
-            bindings.classad2.ExprTree(text)
-    except (ValueError, RuntimeError, bindings.classad2.ClassAdException):
-        raise ValueError(
-            f"HTCondor cannot read {line!r}; check its operators and parentheses, and remove comments"
-        ) from None
-    if problem := next((each for each in line if each < " " or each == "\x7f"), ""):
-        raise ValueError(f"remove the character {problem!r}")
-    return line
-
-
-AbsolutePath = Annotated[Line | None, AfterValidator(_is_absolute)]
-EntryName = Annotated[Name, AfterValidator(_is_not_reserved)]
-Requirements = Annotated[str, AfterValidator(_is_expression)]
-User = Annotated[str, StringConstraints(pattern=r"^[^\s\"\\$\x00-\x1f\x7f-\x9f]+$")]
-KnobName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
-KnobValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
 class Entry(Strict):
     """A place to which the factory may submit glideins, with its limits.
 
@@ -262,8 +208,13 @@ class Entry(Strict):
             archive of glide's HTCondor, which this host sends. If glide has not installed HTCondor, only (2) is left.
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
-        users_code: whether the owners may bring code of their own (Python functions, environments) if there are several
-            owners. On a node all owners share one account, so one owner's code can read the files of the others.
+        users_code: whether the owners may bring code of their own if there are several owners. Such code is a Python
+            function, an environment, or a command of the engine `server`. On a node all owners share one account, so
+            one owner's code can read the files of the others.
+        programs: programs of the engine `server` that users may start, and the flags that they may give to each program
+            (vllm: [--max-model-len, --dtype]). A model with another flag counts as code of its user. So it needs
+            `users_code` if there are several owners, and the other owners cannot use it. By default glide's own list of
+            programs and harmless flags.
         idle_seconds: seconds without a job after which a glidein ends itself. But a glidein that was submitted without
             a model (see `ready`) waits for its whole lifetime.
         lifetime: seconds after which a glidein accepts no further job. Each glidein gets up to 10 % more or less, so
@@ -294,6 +245,7 @@ class Entry(Strict):
     condor: AbsolutePath = None
     owners: tuple[User, ...] = ()
     users_code: bool = Field(False, strict=True)
+    programs: dict[ProgramName, list[str]] | None = None
     idle_seconds: Integer = Field(300, ge=1)
     lifetime: Integer = Field(86400, ge=60)
     ready: Integer = Field(0, ge=0)

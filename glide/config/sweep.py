@@ -20,6 +20,7 @@ from pydantic import (
 )  # fmt: skip
 
 from glide.config.reading import Integer, Name, Number, Strict
+from glide.programs import PROGRAMS
 from glide.server.engines import engine_class
 from glide.server.engines.openai import KEY_FILE_REFUSED
 from glide.template.spec import Keep
@@ -51,10 +52,13 @@ class ModelSpec(Strict):
 
     Attributes:
         name: name of the model, which lanes advertise as GlideModel.
-        engine: engine that runs the model. `transformers` loads the model on the node. `openai` is for a model that a
-            service outside the pool serves. `noop` is a fake engine that takes a known time.
+        engine: engine that runs the model. `transformers` loads the model on the node. `server` starts a program on
+            the node, such as vLLM or llama.cpp, which loads the model. `openai` is for a model that a service outside
+            the pool serves. `noop` is a fake engine that takes a known time.
         path: folder of the model, relative to the sweep file, or address of the model (hf://, https:// or osdf://). The
-            files have the Hugging Face format. The transformers engine requires a path.
+            files have the Hugging Face format, or the GGUF format for llama.cpp.
+        files: patterns of the files to load, if the folder or repository has more than one model, such as
+            `"*Q4_K_M.gguf"`. It is one text or a list. By default all files that an engine needs.
         token: file with an access token of the model hub, for gated and private repositories. No other account may be
             able to read this file. The access point downloads the files with the token. Nodes get the files from the
             access point, and never get the token. The loaded model serves only your own jobs.
@@ -74,6 +78,7 @@ class ModelSpec(Strict):
     name: Name
     engine: str
     path: str | None = None
+    files: str | list[str] | None = None
     token: str | None = None
     keep: Keep = "state"
     environment: str | None = None
@@ -88,7 +93,7 @@ class ModelSpec(Strict):
     def _known_engine(cls, engine: str) -> str:
         engine_class(engine)
         if engine == "python":
-            raise ValueError("the python engine is only for glide.Session; use noop, openai or transformers")
+            raise ValueError("the python engine is only for glide.Session; use noop, openai, server or transformers")
         return engine
 
     @field_validator("options")
@@ -102,12 +107,24 @@ class ModelSpec(Strict):
             raise ValueError(f"{KEY_FILE_REFUSED}; remove it, and ask the site's admin for an entry with that service")
         return checked_options(engine, options)
 
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns in `files` as a list."""
+        return [self.files] if isinstance(self.files, str) else self.files or []
+
     @model_validator(mode="after")
     def _has_a_path(self) -> ModelSpec:
         if self.token is not None and not (self.path or "").startswith("hf://"):
             raise ValueError("`token` is only for a repository of the model hub (path: hf://ORGANISATION/NAME)")
-        if self.engine == "transformers" and self.path is None:
-            raise ValueError("the transformers engine needs a path; name the model's folder or its address")
+        if self.files is not None and self.path is None:
+            raise ValueError("`files` needs a path; name the model's folder or its address")
+        program = PROGRAMS.get(str(self.options.get("program")))
+        command = str(self.options.get("command"))
+        if self.path is None and (
+            self.engine == "transformers"
+            or (self.engine == "server" and (program or "{path}" in command or "{file}" in command))
+        ):
+            raise ValueError(f"the {self.engine} engine needs a path; name the model's folder or its address")
         return self
 
 

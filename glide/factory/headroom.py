@@ -101,9 +101,10 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
         headroom.limit_to(0, f"it serves only {entry.service.serves}")
     elif described and not entry.service and memory is not None and described.megabytes > memory:
         headroom.limit_to(0, f"{described.model} needs {described.megabytes:.0f} MB, and its glideins have {memory} MB")
-    if described and described.has_code and len(owners(entry, snapshot)) > 1 and not entry.users_code:
-        reason = f"{described.model} contains a user's code, and the entry serves several owners"
-        headroom.limit_to(0, f"{reason}; set users_code to allow that")
+    code = described.code(entry.programs) if described else ""
+    if described and code and len(owners(entry, snapshot)) > 1 and not (entry.users_code and described.owner):
+        reason = f"{described.model} contains a user's code ({code}), and the entry serves several owners"
+        headroom.limit_to(0, f"{reason}; set users_code{' or programs' * (described.engine == 'server')} to allow that")
     alive, ended = ([each for each in group if each.template == template] for group in snapshot.glideins_of(entry.name))
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     return headroom

@@ -85,7 +85,8 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
         environment=_file_set(client, entry.environment),
         idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
         cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
-        upload_megabytes=entry.cache.upload_megabytes, users_code=entry.users_code, knobs=entry.knobs,
+        upload_megabytes=entry.cache.upload_megabytes, users_code=entry.users_code, programs=entry.programs,
+        knobs=entry.knobs,
     )  # fmt: skip
     mint_token(client, entry, digest)
     publish(folder / "glidein.json", settings.to_json())

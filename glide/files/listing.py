@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,17 +27,44 @@ UNWANTED = (".gitattributes", ".gitignore", "README.md", "LICENSE*", "*.md", "*.
             "original/*", "runs/*")  # fmt: skip
 
 
-def listing(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
+def listing(path: str, patterns: Sequence[str] = ()) -> tuple[str, dict[str, tuple[str, int]]]:
     """Return the address from which nodes fetch, and a dict from each file's name to its sha256 and size in bytes.
+
+    Args:
+        patterns: patterns of the files to choose; if empty, all files that an engine needs.
 
     If `path` is a repository of a model hub, the returned address names a fixed revision of the repository. At any
     other address, the folder must contain the file MANIFEST, which `glide template files` writes.
 
     Raises:
         OSError: the list of files cannot be read. The message contains the address.
-        ValueError: the address or the list is malformed. The message contains the address.
+        ValueError: the address or the list is malformed, or no file matches. The message contains the address.
     """
-    return _of_hub(path) if path.startswith("hf://") else (path.rstrip("/"), _of_manifest(path.rstrip("/")))
+    if path.startswith("hf://"):
+        return _of_hub(path, patterns)
+    return path.rstrip("/"), chosen(_of_manifest(path.rstrip("/")), patterns, path)
+
+
+def chosen(files: dict[str, Any], patterns: Sequence[str], where: str) -> dict[str, Any]:
+    """Return the files whose names match a pattern. Without patterns, return all files.
+
+    Args:
+        files: a dict whose keys are the names.
+        patterns: patterns such as `*Q4_K_M.gguf`. A pattern without `/` may match in any folder.
+        where: the place of the files, for messages.
+
+    Raises:
+        ValueError: a pattern matches no file.
+    """
+    for pattern in patterns:
+        if not any(PurePosixPath(name).match(pattern) for name in files):
+            names = ", ".join(sorted(files)[:8]) + (" …" if len(files) > 8 else "")
+            raise ValueError(f"no file of {where} matches {pattern!r}; it has {names or 'no files'}")
+    return {
+        name: each
+        for name, each in files.items()
+        if not patterns or any(PurePosixPath(name).match(pattern) for pattern in patterns)
+    }
 
 
 def _of_manifest(path: str) -> dict[str, tuple[str, int]]:
@@ -69,7 +97,7 @@ def _read(path: str) -> bytes:
     return bytes(text)
 
 
-def download(path: str, token: str, models: Path) -> tuple[Path, dict[str, str]]:
+def download(path: str, token: str, models: Path, patterns: Sequence[str] = ()) -> tuple[Path, dict[str, str]]:
     """Use an access token to download a repository of a model hub. Return the folder, and the sha256 of large files.
 
     Files that are already there are not downloaded again. The folder has the marker of private files
@@ -77,6 +105,7 @@ def download(path: str, token: str, models: Path) -> tuple[Path, dict[str, str]]
 
     Args:
         models: folder that contains a folder for each revision of a repository.
+        patterns: as in `listing`.
 
     Raises:
         OSError: the files cannot be downloaded. The message contains the address.
@@ -88,7 +117,9 @@ def download(path: str, token: str, models: Path) -> tuple[Path, dict[str, str]]
 
     try:
         found: Any = huggingface_hub.HfApi(token=token).model_info(repository, revision=revision, files_metadata=True)
-        wanted = _wanted(found.siblings)
+        wanted = _wanted(found.siblings, patterns, path)
+    except ValueError:
+        raise
     except Exception as error:  # huggingface_hub raises exceptions of many classes
         raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     if not re.fullmatch(r"[0-9a-f]{40}", str(found.sha)) or not all(checks.is_file_name(f.rfilename) for f in wanted):
@@ -119,27 +150,43 @@ def _repository(path: str) -> tuple[str, str | None]:
     return matched[1], matched[2]
 
 
-def _of_hub(path: str) -> tuple[str, dict[str, tuple[str, int]]]:
+def _of_hub(path: str, patterns: Sequence[str]) -> tuple[str, dict[str, tuple[str, int]]]:
     repository, revision = _repository(path)
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
         found: Any = HfApi().model_info(repository, revision=revision, files_metadata=True)
         files = {}
-        for file in _wanted(found.siblings):
+        for file in _wanted(found.siblings, patterns, path):
             if file.lfs:
                 files[file.rfilename] = (str(file.lfs.sha256), int(file.lfs.size))
             else:  # the hub reports no sha256 of a small file, so compute it from the file
                 local = Path(hf_hub_download(repository, file.rfilename, revision=found.sha))
                 files[file.rfilename] = (hashlib.sha256(local.read_bytes()).hexdigest(), local.stat().st_size)
+    except ValueError:
+        raise
     except Exception as error:  # huggingface_hub raises exceptions of many classes
         raise OSError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     return f"hf://{repository}@{found.sha}", files
 
 
-def _wanted(files: list[Any]) -> list[Any]:
+def _wanted(files: list[Any], patterns: Sequence[str], path: str) -> list[Any]:
+    """Return the files of a repository that nodes fetch.
+
+    Without patterns, these are the files that an engine needs. GGUF files are left out if the repository also has
+    other weights.
+
+    Raises:
+        ValueError: a pattern matches no file.
+    """
+    by_name = {file.rfilename: file for file in files}
+    if patterns:
+        return list(chosen(by_name, patterns, path).values())
     kept = [file for file in files if not any(PurePosixPath(file.rfilename).match(each) for each in UNWANTED)]
-    if any(file.rfilename.endswith(".safetensors") for file in kept):
+    suffixes = {PurePosixPath(file.rfilename).suffix for file in kept}
+    if ".safetensors" in suffixes:
         # Leave out .bin, .pt and .pth files. They contain the same weights as the .safetensors files, but load slower.
         kept = [file for file in kept if PurePosixPath(file.rfilename).suffix not in (".bin", ".pt", ".pth")]
+    elif not suffixes & {".bin", ".pt", ".pth"}:
+        kept += [file for name, file in by_name.items() if name.endswith(".gguf")]
     return kept

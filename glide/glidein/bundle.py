@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # packages that the engine imports.
 NODE_CODE = (
     "__init__.py", "arguments.py", "errors.py", "job_ad.py", "parsl.py", "system.py", "vocabulary.py", "files",
-    "protocol", "template", "server", "glidein", "invoke/ticket.sh", "server/advertise.sh",
+    "programs", "protocol", "template", "server", "glidein", "invoke/ticket.sh", "server/advertise.sh",
 )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
     share = settings.upload_megabytes
     return ServerSettings(
         lanes=settings.lanes, memory=settings.memory, idle_seconds=settings.idle_seconds, factory=settings.factory,
-        users_code=settings.users_code or len(settings.owners) == 1,
+        users_code=settings.users_code or len(settings.owners) == 1, programs=settings.programs,
         supply=SupplySettings(
             cache=node.cache, limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,

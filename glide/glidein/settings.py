@@ -48,6 +48,8 @@ class GlideinSettings:
             limit.
         users_code: True to allow templates with users' code although there are several owners. If there is only one
             owner, such templates are always allowed.
+        programs: programs that serve models and are not a user's code, and the allowed flags of each; None for glide's
+            own lists (glide.programs).
         knobs: names and values of further HTCondor settings. They override glide's own settings.
     """
 
@@ -69,6 +71,7 @@ class GlideinSettings:
     cache_gigabytes: float | None = None
     upload_megabytes: float | None = None
     users_code: bool = False
+    programs: dict[str, list[str]] | None = None
     knobs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -49,21 +49,24 @@ class Batcher:
         self.next_key = 0
         self.finished = 0
 
-    def next_records(self, batch: int, window: int, seconds_per_record: float) -> list[QueuedRecord]:
+    def next_records(self, wanted: int) -> list[QueuedRecord]:
         """Remove the next records from the queue and return them.
 
         If `suspects` is not empty, return its first list of records. Otherwise, return records of the jobs.
 
         Args:
-            batch: number of records that one engine call should have.
-            window: maximum number of records in one message to the engine.
-            seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement. If it is
-                0, at most `batch` records are returned.
+            wanted: maximum number of records of the jobs.
         """
-        if self.suspects:
-            return self.suspects.popleft()
-        wanted = min(window, max(batch, int(CALL_SECONDS / seconds_per_record))) if seconds_per_record else batch
-        return oldest_first(self.jobs, wanted)
+        return self.suspects.popleft() if self.suspects else oldest_first(self.jobs, wanted)
+
+    @staticmethod
+    def records_for(batch: int, seconds_per_record: float) -> int:
+        """Return how many records give an engine work for CALL_SECONDS, but at least `batch`.
+
+        Args:
+            seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement.
+        """
+        return max(batch, int(CALL_SECONDS / seconds_per_record)) if seconds_per_record else batch
 
     def serve_message(self, items: Sequence[QueuedRecord]) -> dict[str, Any]:
         """Return the message that makes the engine serve these records, and add the records to `in_flight`."""

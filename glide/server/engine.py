@@ -8,7 +8,9 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 
 from glide.server import frames, keeper
 from glide.server.engine_process import DUMP, INTERRUPT
-from glide.server.environment import python_command
+from glide.server.engines import runs_in_environment
+from glide.server.environment import surroundings
 from glide.server.log import SERVER_PREFIX
 from glide.system import end_with_parent, tail
 from glide.template import Template
@@ -30,6 +33,8 @@ DUMP_SECONDS = 0.5  # seconds in which an engine can write its threads' stacks t
 # After an engine's process has ended, the model server still accepts messages for this number of seconds. Then the
 # server closes the connection, because another process could keep the connection open forever.
 DRAIN_SECONDS = 1.0
+STACK = "(most recent call first):"  # end of a line after which faulthandler writes the stack of a thread
+OUTPUT_CHARACTERS = 800  # maximum length of an engine's last output in a message
 OUTPUT_BYTES = 1 << 16  # this number of bytes, at the end of the log, is searched for an engine's last output
 
 
@@ -54,21 +59,25 @@ class EngineHandle:
     and all processes that the engine has started.
 
     The model server sends lists of records to the engine. A list is a *pending call* until the engine has served all
-    records of the list. The engine serves a list in one or more engine calls. The *running call* is the engine call
-    that runs now.
+    records of the list. The engine serves a list in one or more engine calls. The *running records* are the records of
+    the engine call that runs now.
+
+    A concurrent engine serves many records at the same time, and has no calls. Each of its records is a pending call.
+    Its running records are those that it has started to serve.
 
     Attributes:
         mark: value of the environment variable ENGINE_VARIABLE in the engine's process and in all processes that the
             engine starts. Every engine has a different mark.
-        slots: semaphore that limits the number of pending calls.
-        running_keys: keys of the records in the running call; if no call is running, keys of the last call.
-        running_since: time by the monotonic clock when the running call began; None while no call is running.
+        concurrent: whether the engine is a concurrent engine. This is known when the engine is warm.
+        running: for each running record, its key, and the time by the monotonic clock when it was started. Between two
+            calls, these are the records of the last call.
+        is_calling: whether an engine call is running.
         kill_reason: reason why the model server has killed the engine; empty if the server has not killed the engine.
         started: time by the monotonic clock when the process was started.
         warm: whether the engine has loaded its template.
         unused: whether the model server has ended the engine because no job was left.
         pending_calls: for each pending call, its number of records; the oldest call is first.
-        empty: event that is set as soon as no pending call is left.
+        call_ended: event that is set when a pending call has ended.
         last_message_at: time by the monotonic clock when the engine's last message arrived, or when the engine got work
             after it was idle.
         log_start: size of the log, in bytes, when this engine was started.
@@ -80,15 +89,15 @@ class EngineHandle:
         self.writer = writer
         self.log = log
         self.mark = mark
-        self.slots = asyncio.Semaphore(2)
-        self.running_keys: list[int] = []
-        self.running_since: float | None = None
+        self.concurrent = False
+        self.running: dict[int, float] = {}
+        self.is_calling = False
         self.kill_reason = ""
         self.started = time.monotonic()
         self.warm = False
         self.unused = False
-        self.pending_calls: list[int] = []
-        self.empty = asyncio.Event()
+        self.pending_calls: deque[int] = deque()
+        self.call_ended = asyncio.Event()
         self.last_message_at = time.monotonic()
         self.log_start = log.stat().st_size if log.exists() else 0
         self.ending = asyncio.create_task(self._end_channel())
@@ -107,7 +116,8 @@ class EngineHandle:
         Raises:
             UnusableEnvironment: the engine cannot run in this environment.
         """
-        program, variables = python_command(environment, visible_folders)
+        around = surroundings(environment, visible_folders)
+        program = around.python_command if runs_in_environment(template) else [sys.executable]
         mark = f"{_mark(log)}{secrets.token_hex(8)}"
         ours, theirs = socket.socketpair()
         with theirs:
@@ -115,12 +125,14 @@ class EngineHandle:
             # three standard descriptors to the engine.
             process = await asyncio.create_subprocess_exec(
                 *keeper.under_keeper([*program, "-m", "glide.server.engine_process"]),
-                stdin=theirs.fileno(), env={**variables, ENGINE_VARIABLE: mark}, start_new_session=True,
+                stdin=theirs.fileno(), env={**around.variables, ENGINE_VARIABLE: mark}, start_new_session=True,
                 preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = cls(process, reader, writer, log, mark)
-        engine.writer.write(frames.encode({"template": template.to_json()}))
+        engine.writer.write(
+            frames.encode({"template": template.to_json(), "prefix": around.prefix, "python": around.python})
+        )
         return engine
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -156,7 +168,7 @@ class EngineHandle:
         output = tail(self.log, OUTPUT_BYTES, self.log_start)  # output of this engine, not of earlier ones
         lines = [line for line in output.splitlines() if SERVER_PREFIX not in line]
         if self.kill_reason:
-            how = f"{self.kill_reason}, so it was killed{_main_thread_frame(lines)}"
+            how = f"{self.kill_reason}, so it was killed{_main_thread_frame(lines)}{_last_output(lines)}"
             return DeadEngine(how, self_inflicted=True)
         return DeadEngine(_describe_end(code, lines), self_inflicted=code >= 0)
 
@@ -172,15 +184,19 @@ class EngineHandle:
 
     def call_began(self, keys: list[int]) -> None:
         """Remember the keys of the records in the call that the engine has just begun."""
-        self.running_keys = keys
-        self.running_since = time.monotonic()
+        self.running = dict.fromkeys(keys, time.monotonic())
+        self.is_calling = True
+
+    def records_started(self, keys: list[int]) -> None:
+        """Remember the keys of records that a concurrent engine has started to serve."""
+        self.running |= dict.fromkeys(keys, time.monotonic())
 
     async def enforce_timeout(self, timeout: float) -> None:
         """Interrupt the running call if it has taken more than `timeout` seconds.
 
         Kill the engine if the call has exceeded this time by more than GRACE_SECONDS.
         """
-        over = time.monotonic() - (self.running_since or time.monotonic()) - timeout
+        over = time.monotonic() - next(iter(self.running.values())) - timeout
         if over > GRACE_SECONDS:
             await self.kill(f"gave no result within {timeout:g} s and did not react to the interrupt")
         elif over > 0:
@@ -196,32 +212,38 @@ class EngineHandle:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the engine's last message; 0 if the engine has no records to serve, or is running a call."""
-        return time.monotonic() - self.last_message_at if self.pending_calls and self.running_since is None else 0.0
+        """Seconds since the engine's last message; 0 if the engine has no records to serve, or is serving some."""
+        serves = self.is_calling or (self.concurrent and self.running)
+        return time.monotonic() - self.last_message_at if self.pending_calls and not serves else 0.0
 
     def interrupt(self) -> None:
         """Make the running call raise RecordTimeout. While the call runs native code, the exception is delayed."""
         self._signal(INTERRUPT)
 
-    def call_sent(self, records: int) -> None:
-        """Add a pending call with this number of records, which were sent to the engine."""
+    def sent(self, records: int) -> None:
+        """Add pending calls for this number of records, which were sent to the engine."""
         if not self.pending_calls:
             self.last_message_at = time.monotonic()  # an idle engine sends no messages, so its silence begins now
-        self.pending_calls.append(records)
-        self.empty.clear()
+        self.pending_calls.extend([1] * records if self.concurrent else [records])
 
-    def call_ended(self) -> int:
+    def finish_call(self) -> int:
         """Remove the call that has ended, which is the oldest one, and return its number of records."""
-        records = self.pending_calls.pop(0)
-        self.slots.release()
-        self.running_since = None
-        if not self.pending_calls:
-            self.empty.set()
-        return records
+        self.is_calling = False
+        self.call_ended.set()
+        return self.pending_calls.popleft()
 
-    async def wait_until_empty(self) -> None:
-        """Wait until the engine has no pending call."""
-        await self.empty.wait()
+    def finish_records(self, keys: Iterable[int]) -> None:
+        """Remove records that a concurrent engine has served."""
+        for key in keys:
+            self.running.pop(key, None)
+            self.finish_call()
+
+    async def wait_for_room(self, most: int) -> int:
+        """Wait until the engine has fewer than `most` pending calls. Return how many more it may get."""
+        while len(self.pending_calls) >= most:
+            self.call_ended.clear()
+            await self.call_ended.wait()
+        return most - len(self.pending_calls)
 
     def _signal(self, number: int) -> None:
         # Use os.kill, not `send_signal` of asyncio's process object. If the process has just ended, `send_signal` may
@@ -252,12 +274,20 @@ def _mark(log: Path) -> str:
 
 
 def _describe_end(code: int, log: Sequence[str]) -> str:
-    printed = [line for line in log if line.strip()]
-    last_line = f"; its last output: {' '.join(printed[-1].split())[:300]}" if printed else ""
+    last_line = _last_output(log)
     if code >= 0:
         return f"exited with code {code}{last_line}"
     hint = " (which happens when memory runs out)" if -code == signal.SIGKILL else ""
     return f"was killed by signal {-code} ({signal.Signals(-code).name}){hint}{last_line}"
+
+
+def _last_output(log: Sequence[str]) -> str:
+    """Return a phrase for an error message: the last line that an engine printed. Stacks of threads are left out.
+
+    If the engine has printed nothing, return an empty text.
+    """
+    printed = [line for line in log if line.strip() and not line.startswith("  ") and not line.endswith(STACK)]
+    return f"; its last output: {' '.join(printed[-1].split())[:OUTPUT_CHARACTERS]}" if printed else ""
 
 
 def _main_thread_frame(log: Sequence[str]) -> str:
@@ -266,6 +296,6 @@ def _main_thread_frame(log: Sequence[str]) -> str:
     Before the engine was killed, faulthandler wrote the stacks of all threads to the log. The stack of the main thread
     is the last one. If the log has no stacks, return an empty text.
     """
-    heads = [number for number, line in enumerate(log) if line.endswith("(most recent call first):")]
+    heads = [number for number, line in enumerate(log) if line.endswith(STACK)]
     frame = log[heads[-1] + 1].strip() if heads and len(log) > heads[-1] + 1 else ""
     return f"; it was in {frame[:300]} (all stacks are in its log)" if frame else ""

@@ -18,17 +18,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glide.server import engines, frames
 from glide.server.engines import Completion, Engine, EngineRecord, RecordTimeout, error_fields
+from glide.server.engines.base import ConcurrentEngine
+from glide.server.result_channel import FLUSH_SECONDS, FLUSH_SIZE, ResultChannel
 from glide.system import end_with_parent
 from glide.template import Template
 
 INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
-FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
-FLUSH_SIZE = 8_000_000  # if the collected results have more characters than this number, they are sent immediately
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # json.dumps makes a new encoder in each call
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
 
@@ -45,19 +45,44 @@ def main() -> None:
     signal.signal(INTERRUPT, signal.SIG_IGN)
     end_with_parent()
     try:
-        engine = _load(server, Template.from_json(frames.receive(server)["template"]))
+        engine = _load(server, frames.receive(server))
+        if hasattr(engine, "submit"):
+            _serve_concurrently(server, engine)
         while True:
-            message = frames.receive(server)
-            generate = message["generate"]
-            serve = message["serve"]
-            records = [EngineRecord(key, prompt, generate[kind], task) for key, prompt, kind, task in serve]
-            _serve(server, engine, records)
+            _serve(server, engine, _records(frames.receive(server)))
     except (EOFError, ConnectionError):  # the model server has ended; an engine's own errors do not get here
         return
 
 
-def _load(server: socket.socket, template: Template) -> Engine:
-    """Build the engine and load its template. Report each phase, and any failure, to the model server."""
+def _records(message: dict[str, Any]) -> list[EngineRecord]:
+    """Return the records in a message of the model server."""
+    generate = message["generate"]
+    return [EngineRecord(key, prompt, generate[kind], task) for key, prompt, kind, task in message["serve"]]
+
+
+def _serve_concurrently(server: socket.socket, engine: ConcurrentEngine) -> NoReturn:
+    """Pass records to an engine that serves many records at the same time."""
+
+    def encode(completion: Completion, seconds: float) -> tuple[str, bool]:
+        return encoded(_success(completion, seconds))
+
+    reports = ResultChannel(server, encode, engine.describe)
+    while True:
+        message = frames.receive(server)
+        if "serve" in message:
+            records = _records(message)
+            reports.received(len(records))
+            engine.submit(records, reports)
+        else:
+            engine.cancel(message["late"], message["unwanted"])
+
+
+def _load(server: socket.socket, message: dict[str, Any]) -> Any:
+    """Build the engine and load its template. Report each phase, and any failure, to the model server.
+
+    Args:
+        message: the model server's first message, with the template and its environment.
+    """
 
     def phase(state: str) -> None:
         server.sendall(frames.encode({"phase": state}))
@@ -65,7 +90,7 @@ def _load(server: socket.socket, template: Template) -> Engine:
     try:
         started = time.monotonic()
         with _in_this_process():
-            engine = engines.build(template)
+            engine: Any = engines.build(Template.from_json(message["template"]), message["prefix"], message["python"])
             engine.prepare()
         server.sendall(frames.encode({"imported": time.monotonic() - started}))
         folder = frames.receive(server)["folder"]
@@ -78,6 +103,7 @@ def _load(server: socket.socket, template: Template) -> Engine:
                         "batch": engine.batch,
                         "window": engine.window,
                         "megabytes": _resident_megabytes(),
+                        "concurrent": hasattr(engine, "submit"),
                         **engine.describe(),
                     }
                 }

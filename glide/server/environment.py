@@ -1,4 +1,4 @@
-"""The commands that run an engine in the node's own Python, in a Python environment, or in a container."""
+"""How programs are started in the node's own Python, in a Python environment, or in a container."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from glide.files.environment import SANDBOX
@@ -21,8 +22,27 @@ class UnusableEnvironment(Exception):
     """An engine cannot run in an environment. The message says why."""
 
 
-def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs Python in an environment, and the environment variables for this command.
+@dataclass(frozen=True)
+class Surroundings:
+    """How programs are started in an environment.
+
+    Attributes:
+        prefix: words before each command. They start a container; empty without a container.
+        python: the environment's Python.
+        variables: environment variables of the commands.
+    """
+
+    prefix: list[str]
+    python: str
+    variables: dict[str, str]
+
+    @property
+    def python_command(self) -> list[str]:
+        return [*self.prefix, self.python]
+
+
+def surroundings(place: str | None, visible_folders: Iterable[str]) -> Surroundings:
+    """Return how programs are started in an environment.
 
     Args:
         place: a folder that contains bin/python, or a container image (a file, an address, or a folder); None for the
@@ -33,14 +53,14 @@ def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[l
         UnusableEnvironment: `place` is not a usable environment, or this node cannot run containers.
     """
     if place is None:
-        return [sys.executable], dict(os.environ)
+        return Surroundings([], sys.executable, dict(os.environ))
     # Packages for the node's own Python may be in the account's home folder or in PYTHONPATH. Set PYTHONPATH and
     # PYTHONNOUSERSITE, so that the environment does not import these packages.
     variables = {**os.environ, "PYTHONPATH": str(CODE), "PYTHONNOUSERSITE": "1"}
     variables.pop("PYTHONHOME", None)
     folder = Path(place)
     if "://" in place or folder.is_file() or (folder / SANDBOX).is_dir():
-        return _container_command(place, [str(CODE), *visible_folders]), variables
+        return Surroundings(_container_command(place, [str(CODE), *visible_folders]), "python3", variables)
     program = folder / "bin" / "python"
     if program.is_symlink() and not program.exists():
         raise UnusableEnvironment(
@@ -50,13 +70,14 @@ def python_command(place: str | None, visible_folders: Iterable[str]) -> tuple[l
         raise UnusableEnvironment(f"environment not usable: {place} has no bin/python")
     # Set the variables that the environment's activation script would set.
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
-    return [str(program)], {**variables, "PATH": path, "CONDA_PREFIX": place, "VIRTUAL_ENV": place}
+    return Surroundings([], str(program), {**variables, "PATH": path, "CONDA_PREFIX": place, "VIRTUAL_ENV": place})
 
 
 def _container_command(image: str, visible_folders: Iterable[str]) -> list[str]:
+    """Return the words that start a command in a container."""
     runtime = next(filter(None, map(shutil.which, RUNTIMES)), None)
     if runtime is None:
         raise UnusableEnvironment(f"{image} needs {' or '.join(RUNTIMES)}, but neither is on this node's PATH")
     binds = [word for folder in visible_folders for word in ("--bind", folder)]
     devices = [option for device, option in DEVICES.items() if Path(device).exists()]
-    return [runtime, "--quiet", "--nocolor", "exec", *devices, *binds, image, "python3"]
+    return [runtime, "--quiet", "--nocolor", "exec", *devices, *binds, image]

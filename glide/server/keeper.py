@@ -5,7 +5,7 @@ may also lose its parent (double fork). So the keeper is a *child subreaper*: if
 parent, the kernel makes the keeper the new parent. In this way, each remaining descendant becomes a child of the keeper
 at some time.
 
-In three cases, the keeper kills its children until no child is left, and then ends:
+In three cases, the keeper ends its children until no child is left, and then ends:
 
 - The engine ends.
 - The keeper gets one of the signals in ENDING.
@@ -37,6 +37,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # The keeper waits this number of seconds between two tries to kill its children. A try fails, for example, if one of
 # the children runs a setuid program.
 RETRY_SECONDS = 0.2
+GENTLE_SECONDS = 1.0  # seconds that the engine's processes get to end by themselves after SIGTERM
+GENTLE_PAUSE = 0.02  # seconds between two checks whether they have ended
 
 
 def under_keeper(program: list[str]) -> list[str]:
@@ -111,7 +113,9 @@ def _serve_until_end(child: int) -> int:
 
 
 def _end_children() -> None:
-    """Kill the keeper's children until none is left.
+    """End the keeper's children until none is left. They get SIGTERM at first, and SIGKILL after GENTLE_SECONDS.
+
+    After SIGTERM, a serving engine deletes its shared memory and its temporary files.
 
     When a child ends, the child's own children become children of the keeper.
     """
@@ -120,11 +124,18 @@ def _end_children() -> None:
     def is_child(process: str) -> bool:
         return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1] == own
 
+    gentle_until = time.monotonic() + GENTLE_SECONDS
+    asked: set[int] = set()
     try:
         while True:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-            if _kill(_processes(is_child)):
+            if time.monotonic() < gentle_until:
+                fresh = [process for process in _processes(is_child) if process not in asked]
+                _kill(fresh, signal.SIGTERM)
+                asked.update(fresh)
+                time.sleep(GENTLE_PAUSE)
+            elif _kill(_processes(is_child)):
                 os.waitpid(-1, 0)
             else:
                 time.sleep(RETRY_SECONDS)
@@ -151,12 +162,12 @@ def _processes(is_wanted: Callable[[str], bool]) -> Iterator[int]:
                 yield int(name)
 
 
-def _kill(processes: Iterator[int] | list[int]) -> int:
-    """Send SIGKILL to processes, and return the number of processes that could be killed."""
+def _kill(processes: Iterator[int] | list[int], number: int = signal.SIGKILL) -> int:
+    """Send a signal to processes, and return the number of processes that got it."""
     killed = 0
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, number)
             killed += 1
     return killed
 

@@ -63,10 +63,9 @@ class ModelServer:
 
     def __init__(self, template: Template | None, settings: ServerSettings, endpoint: Path, log: Path):
         self.template = template
+        self.settings = settings
         self.memory = settings.memory
         self.idle_seconds = settings.idle_seconds
-        self.factory = settings.factory
-        self.users_code = settings.users_code
         self.endpoint = Endpoint(endpoint)
         self.log = log
         self.blank = Status()
@@ -192,9 +191,10 @@ class ModelServer:
                 template = Template.from_json(file.read(TEMPLATE_BYTES).decode())
         except (OSError, ValueError) as error:
             raise WrongRequest(f"{request.input.name} is not a template: {error!r}", Exit.INPUT) from None
-        if template.has_code and not self.users_code:
-            raise WrongRequest(f"{template.model} brings a user's code, which this entry does not allow", Exit.INPUT)
-        if request.user == self.factory:
+        if (code := template.code(self.settings.programs)) and not self.settings.users_code:
+            what = f"a user's code ({code}), which this entry does not allow"
+            raise WrongRequest(f"{template.model} brings {what}", Exit.INPUT)
+        if request.user == self.settings.factory:
             return template
         if not template.serves(request.user):
             what = f"{template.model} contains {'code' if template.has_code else 'private files'} of {template.owner}"

@@ -27,6 +27,8 @@ class ServerSettings:
             factory's sticky jobs may bring the code of any user.
         users_code: whether templates may contain users' code. If the glidein serves several users, such code can reach
             the files of all these users on this node.
+        programs: programs that serve models and are not a user's code, and the allowed flags of each; None for glide's
+            own lists (glide.programs).
     """
 
     supply: SupplySettings
@@ -35,6 +37,7 @@ class ServerSettings:
     idle_seconds: float | None = None
     factory: str = ""
     users_code: bool = True
+    programs: dict[str, list[str]] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

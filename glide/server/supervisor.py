@@ -24,6 +24,8 @@ from glide.template import Template
 from glide.vocabulary import State
 
 T = TypeVar("T")
+# If a concurrent engine still serves a record this number of seconds after the record's timeout, it is killed.
+CANCEL_SECONDS = 10.0
 # If this number of engines die one after the other, and none of them gives a result, the template fails.
 MOST_FRUITLESS_DEATHS = 20
 
@@ -131,7 +133,7 @@ class Supervisor:
             elif not self.state.failed:
                 if self.keeps_state:
                     self.state.enter(State.BLANK, f"the engine {death}")
-                self.state.count_errors(self.batcher.requeue_after_death(engine.running_keys, death))
+                self.state.count_errors(self.batcher.requeue_after_death(list(engine.running), death))
         finally:
             for task in tasks:
                 task.cancel()
@@ -155,6 +157,7 @@ class Supervisor:
             self.state.update(gpu=gpu, batching=batching, batch=warm["batch"])
             self.megabytes = max(self.megabytes, warm["megabytes"])
             engine.warm = True
+            engine.concurrent = bool(warm.get("concurrent"))
             if self.keeps_state:
                 self.state.enter(State.WARM)
             else:
@@ -164,11 +167,18 @@ class Supervisor:
             tasks.append(asyncio.create_task(self._feed(engine, warm)))
         elif "begin" in message:
             engine.call_began([int(key) for key in message["begin"]])
+        elif "started" in message:
+            engine.records_started([int(key) for key in message["started"]])
         else:
-            self.state.count_errors(self.batcher.deliver(message["done"]))
-            if "idle" in message:
+            done = message["done"]
+            self.state.count_errors(self.batcher.deliver(done))
+            if "idle" in message or "busy" in message:
                 self.state.update(prefix_hits=message["prefix_hits"])
-                self.state.count_call(engine.call_ended(), message["idle"])
+            if "idle" in message:
+                self.state.count_call(engine.finish_call(), message["idle"])
+            elif "busy" in message:
+                engine.finish_records(key for key, *_ in done)
+                self.state.count_call(len(done), message["busy"])
 
     async def _end_when_unused(self, engine: EngineHandle) -> None:
         """Wait until no job is left, and then end the engine. Use this if the template does not keep its state."""
@@ -218,27 +228,58 @@ class Supervisor:
             if engine.silent_seconds > self.template.budget(State.WARM):
                 silent = f"has sent no message for {engine.silent_seconds:.0f} s"
                 await engine.kill(f"{silent}, although it has records to serve")
-            items = self.batcher.still_in_flight(engine.running_keys)
-            if engine.running_since is None or not items:
+            if engine.concurrent:
+                await self._cancel_records(engine)
+                continue
+            items = self.batcher.still_in_flight(engine.running)
+            if not engine.is_calling or not items:
                 continue
             if all(item.job.gone for item in items):
                 engine.interrupt()  # end the call: no job needs its results, and the call may delay new jobs
             await engine.enforce_timeout(max(item.request.timeout for item in items))
 
+    async def _cancel_records(self, engine: EngineHandle) -> None:
+        """Let a concurrent engine stop serving records whose job has ended, or that have exceeded their timeout.
+
+        Kill the engine if a record has exceeded its timeout by far.
+        """
+        now = time.monotonic()
+        items = self.batcher.in_flight
+        late = {
+            key: now - since - items[key].request.timeout
+            for key, since in engine.running.items()
+            if key in items and now - since > items[key].request.timeout
+        }
+        unwanted = [key for key, item in items.items() if item.job.gone]
+        if late or unwanted:
+            await engine.send({"late": list(late), "unwanted": unwanted})
+        if max(late.values(), default=0.0) > CANCEL_SECONDS:
+            await engine.kill("did not stop serving a record whose timeout was over")
+
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
-        """Send calls to the engine. While a call runs, send the next call, so that the engine is never idle."""
+        """Send records to the engine, so that the engine always has further records to serve, and is never idle."""
         while True:
-            await engine.slots.acquire()
-            # Send no call to an engine that is being ended. The next engine serves the records that have arrived.
-            while engine.unused or not (items := self._next_records(warm)):
+            await engine.wait_for_room(self._most_pending(engine, warm))
+            # Send no records to an engine that is being ended. The next engine serves the records that have arrived.
+            while engine.unused or not (items := self._next_records(engine, warm)):
                 self.batcher.work.clear()
                 await self.batcher.work.wait()
-            engine.call_sent(len(items))
+            engine.sent(len(items))
             await engine.send(self.batcher.serve_message(items))
             # Each suspect is a record that may have killed an earlier engine. Send no further suspects until the engine
-            # has finished this call.
+            # has served these records.
             if self.batcher.suspects:
-                await engine.wait_until_empty()
+                await engine.wait_for_room(1)
 
-    def _next_records(self, warm: dict[str, Any]) -> list[QueuedRecord]:
-        return self.batcher.next_records(warm["batch"], warm["window"], self.state.status.record_seconds)
+    def _most_pending(self, engine: EngineHandle, warm: dict[str, Any]) -> int:
+        """Return the maximum number of pending calls. While a call runs, the next call waits in the engine."""
+        if not engine.concurrent:
+            return 2
+        wanted = self.batcher.records_for(2 * warm["batch"], self.state.status.record_seconds)
+        return min(warm["window"], wanted)
+
+    def _next_records(self, engine: EngineHandle, warm: dict[str, Any]) -> list[QueuedRecord]:
+        if engine.concurrent:
+            return self.batcher.next_records(max(1, self._most_pending(engine, warm) - len(engine.pending_calls)))
+        wanted = self.batcher.records_for(warm["batch"], self.state.status.record_seconds)
+        return self.batcher.next_records(min(warm["window"], wanted))

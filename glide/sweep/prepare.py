@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from glide.condor.install import cache_dir
-from glide.config import PHASES, ModelSpec, SweepFile, load, position
+from glide.config import SweepFile, load, position
 from glide.errors import InputError
-from glide.files.environment import environment
-from glide.files.listing import download, listing
 from glide.server import engines
 from glide.sweep import check_cache, formats, outputs
 from glide.sweep.cells import Cell, cells, prompts_of
+from glide.sweep.models import template_of
 from glide.sweep.prompts import field_problem, prompt_checks
 from glide.sweep.reading import read
 from glide.sweep.record_set import RecordSet
 from glide.sweep.records import Record, RecordFormat
 from glide.template import Template
-from glide.template.private import is_private
-
-WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
 
 
 @dataclass(frozen=True)
@@ -184,7 +178,7 @@ def prepare(source: Path, progress: Callable[[int], None] = lambda count: None) 
     templates: dict[str, Template] = {}
     for model in file.model_axis:
         try:
-            templates[model] = _template_of(source, file, model)
+            templates[model] = template_of(source, file, model)
         except InputError as error:
             problems += error.problems
     problems += check_generate(source, file)
@@ -232,104 +226,3 @@ def check_generate(source: Path, file: SweepFile) -> list[str]:
                 where = position(source, *place.split(".", 1), error.option)
                 problems.append(f"{where}: the {spec.engine} engine refuses {error}")
     return list(dict.fromkeys(problems))  # several models may have the same problem
-
-
-def prepare_model(source: Path, model: str = "") -> Template:
-    """Return the template of a model in a sweep file. The records are not read.
-
-    Args:
-        model: name of the model in the `models` of the sweep file. It may be empty if there is only one model.
-
-    Raises:
-        InputError: the sweep file or its model is wrong. The error lists the problems, each as `file:line: problem`.
-    """
-    file = load(source, SweepFile)
-    known = file.model_axis
-    if not model and len(known) == 1:
-        (model,) = known
-    if model not in known:
-        choices = " or ".join(f"{source}:{name}" if name else str(source) for name in known)
-        raise InputError(f"{position(source, 'models')}: choose one of its models: {choices}")
-    return _template_of(source, file, model)
-
-
-def _template_of(source: Path, file: SweepFile, model: str) -> Template:
-    spec = file.model_axis[model]
-    place = ["models", model] if model else ["model"]
-    key = "environment"
-    try:
-        file_set = environment(spec.environment, source.parent) if spec.environment else None
-        key = "token"
-        token = _token(source.parent / spec.token) if spec.token else ""
-        key = "path"
-        return replace(_template(source.parent, spec, token), environment=file_set)
-    except ValueError as error:
-        raise InputError(f"{position(source, *place, key)}: {error}") from None
-
-
-def _template(parent: Path, spec: ModelSpec, token: str) -> Template:
-    """Return the template of a model. Raise ValueError if a file is wrong.
-
-    Args:
-        parent: folder to which the model's path is relative.
-        token: access token for the model hub; empty if the model needs none.
-    """
-    budgets = {PHASES[phase]: seconds for phase, seconds in spec.budgets.items()}
-    if spec.path is None:
-        return Template(spec.name, spec.engine, options=spec.options, budgets=budgets, keep=spec.keep)
-    if "://" in spec.path and not token:
-        return _remote_template(spec, budgets)
-    try:
-        folder, known = (parent / spec.path).absolute(), dict[str, str]()
-        if token:
-            folder, known = download(spec.path, token, cache_dir() / "models")
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder")
-        if spec.engine == "transformers":
-            _check_transformers(folder)
-        template = Template.of_folder(spec.name, spec.engine, folder.resolve(), spec.options)
-        private = is_private(folder)
-        for name, (digest, _) in template.files.items():
-            if known.get(name, digest) != digest:
-                raise ValueError(f"{folder / name} is damaged; delete it, and run the command again")
-            if private and not is_private((folder / name).resolve().parent):
-                raise ValueError(f"{folder / name} is a link to a file that is not private; copy the file")
-        return replace(template, budgets=budgets, keep=spec.keep, private=private)
-    except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
-
-
-def _token(path: Path) -> str:
-    """Return the access token in a file. Raise ValueError if the file is wrong, or if other accounts can read it."""
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ValueError(f"other accounts can read {path}; run: chmod 600 {path}")
-        token = path.read_text("utf-8", "replace").strip()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", token):
-        raise ValueError(f"{path} must contain one line with the access token")
-    return token
-
-
-def _remote_template(spec: ModelSpec, budgets: dict[str, float]) -> Template:
-    """Return the template of a model that nodes fetch from an address. Only the list of the model's files is read."""
-    try:
-        path, files = listing(str(spec.path))
-    except OSError as error:
-        raise ValueError(str(error)) from None
-    if spec.engine == "transformers" and "config.json" not in files:
-        raise ValueError(f"{path} has no config.json; a transformers model needs one")
-    if spec.engine == "transformers" and not any(name.endswith(WEIGHTS) for name in files):
-        raise ValueError(f"{path} has no weights: no file ends with {' or '.join(WEIGHTS)}")
-    return Template(spec.name, spec.engine, path, files, spec.options, budgets=budgets, keep=spec.keep)
-
-
-def _check_transformers(folder: Path) -> None:
-    config = folder / "config.json"
-    try:
-        json.loads(config.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}") from None
-    if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-        raise ValueError(f"{folder} has no weights: no file ends with {' or '.join(WEIGHTS)}")

@@ -9,11 +9,12 @@ import errno
 import hashlib
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from glide.programs import unlisted
 from glide.system import open_regular
 from glide.template import checks
 from glide.vocabulary import State
@@ -107,8 +108,9 @@ class Template:
             - The file set contains no file. Nodes use the folder or image that the file set's `path` names.
             - None: the engine runs in the entry's environment. Without such an environment, the engine runs in the
               node's own Python.
-        user: the User who chose the environment, or who alone may use the files. `user` is empty in two cases:
-            - The template has no environment and is not private.
+        user: the User who chose the environment or the command, or who alone may use the files. `user` is empty in two
+            cases:
+            - The template has no code and is not private.
             - The template has a function. Then `function.owner` names the user.
         private: whether only the jobs of `user` may use the files.
     """
@@ -148,21 +150,33 @@ class Template:
 
     @property
     def has_code(self) -> bool:
-        """Return whether the template contains a function or an environment, because both may contain a user's code."""
-        return self.function is not None or self.environment is not None
+        """Return whether the template may contain a user's code: a function, an environment or a command."""
+        return self.code() != ""
+
+    def code(self, programs: Mapping[str, Sequence[str]] | None = None) -> str:
+        """Return what in the template may be a user's code; an empty text if nothing may.
+
+        Args:
+            programs: programs that are allowed, and the flags that are allowed for each; None for glide's own lists.
+        """
+        if self.function is not None:
+            return "a function"
+        if self.environment is not None:
+            return "an environment"
+        return unlisted(self.options, programs) if self.engine == "server" else ""
 
     def for_user(self, user: Callable[[], str]) -> Template:
         """Return a copy of the template with the user's name in the field `user`.
 
         In two cases, return the template itself, and do not ask for the name:
 
-        - The template has no environment and is not private.
+        - The template has no code and is not private.
         - The template has a function. Then `function.owner` already names the user.
 
         Args:
             user: a function that returns the user's name. This function is called only if a copy is made.
         """
-        return replace(self, user=user()) if (self.environment or self.private) and not self.function else self
+        return replace(self, user=user()) if (self.has_code or self.private) and not self.function else self
 
     @property
     def digest(self) -> str:

@@ -26,7 +26,8 @@ must therefore not import such packages at its top. Import them in `prepare`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from glide.server.engines.base import (
     Completion,
     Engine,
     EngineRecord,
+    Loadable,
     RecordError,
     RecordTimeout,
     UnknownOption,
@@ -74,7 +76,11 @@ def engine_class(name: str) -> Any:
         from glide.server.engines.openai import OpenAI
 
         return OpenAI
-    raise ValueError(f"no engine {name!r}; choose noop, openai, python or transformers")
+    if name == "server":
+        from glide.server.engines.server import Server
+
+        return Server
+    raise ValueError(f"no engine {name!r}; choose noop, openai, python, server or transformers")
 
 
 def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None = None) -> None:
@@ -95,11 +101,23 @@ def check_generate(engine: str, generate: Mapping[str, Any], folder: Path | None
         check(generate, folder)
 
 
-def build(template: Template) -> Engine:
+def runs_in_environment(template: Template) -> bool:
+    """Return whether the engine's own process runs in the template's environment.
+
+    The server engine runs outside, because its environment may have no Python. Only its program runs inside.
+    """
+    return bool(template.service) or template.engine != "server"
+
+
+def build(template: Template, prefix: Sequence[str] = (), python: str = sys.executable) -> Loadable:
     """Create the engine that a template names, without loading the template.
 
     The site's entry may have added a `service` to the template. If so, create the openai engine with the service's
     options. The openai engine sends the records to a model that is served elsewhere.
+
+    Args:
+        prefix: words that start a command in the template's container; empty without a container.
+        python: the Python of the template's environment.
 
     Raises:
         ValueError: no engine has this name, or an option has a value that cannot work.
@@ -107,4 +125,5 @@ def build(template: Template) -> Engine:
         TemplateError: the template sets an option that it must not set.
     """
     chosen = engine_class("openai" if template.service else template.engine)
-    return chosen(template, chosen.Options(**(template.service or template.options)))
+    options = chosen.Options(**(template.service or template.options))
+    return chosen(template, options) if runs_in_environment(template) else chosen(template, options, prefix, python)

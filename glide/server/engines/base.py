@@ -144,8 +144,10 @@ class RecordTimeout(Exception):
     """An engine call took longer than the largest timeout of its records."""
 
 
-class Engine(Protocol):
-    """The interface of an engine. New engines are the only way to extend the model server.
+class Loadable(Protocol):
+    """The part of an engine's interface that all engines have. It loads the state, and describes it.
+
+    An engine is an Engine or a ConcurrentEngine. New engines are the only way to extend the model server.
 
     In addition to the members of this class, an engine's class has these members:
 
@@ -158,11 +160,8 @@ class Engine(Protocol):
       `generate`.
 
     Attributes:
-        batch: number of records in an efficient call. Until the server has measured the throughput, it sends this
-            number of records in a message. The server also advertises this number.
-        window: maximum number of records that `plan` gets at a time. `window` must not be smaller than `batch`. With a
-            larger window, the engine can, for example, sort more records by length. But the records of a job then wait
-            longer while the records of other jobs are served.
+        batch: number of records that the engine serves efficiently together. The server advertises this number.
+        window: see the subclasses.
     """
 
     batch: int
@@ -193,6 +192,36 @@ class Engine(Protocol):
             TemplateError: the template cannot be loaded. The message says why.
             Exception: any other error has the same effect as TemplateError.
         """
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about the loaded state for the machine ad.
+
+        `describe` runs once after `load`, and again after each list of records. So it must be quick.
+
+        Returns:
+            A dict that may be empty. The server reads these keys only once, after `load`:
+
+            - `gpu`: name of the GPU.
+            - `batching`: how records are batched.
+            - `megabytes`: memory that the state takes, in MB. Without this key, the server uses the process's memory.
+
+            The server reads this key each time:
+
+            - `prefix_hits`: number of prompt tokens that came from a cache, divided by the number of all prompt tokens.
+              Both numbers are counted since `load`.
+        """
+
+
+class Engine(Loadable, Protocol):
+    """An engine that makes one call at a time. Each call serves one or more records.
+
+    Attributes:
+        batch: number of records in an efficient call. Until the server has measured the throughput, it sends this
+            number of records in a message. The server also advertises this number.
+        window: maximum number of records that `plan` gets at a time. `window` must not be smaller than `batch`. With a
+            larger window, the engine can, for example, sort more records by length. But the records of a job then wait
+            longer while the records of other jobs are served.
+    """
 
     def plan(self, records: Sequence[EngineRecord]) -> list[list[EngineRecord]]:
         """Divide records into calls.
@@ -241,20 +270,43 @@ class Engine(Protocol):
                 record, the error is written into the record's result. Other calls are not affected.
         """
 
-    def describe(self) -> dict[str, Any]:
-        """Return facts about the loaded state for the machine ad.
 
-        `describe` runs once after `load`, and again after each list of records. So it must be quick.
+class Reports(Protocol):
+    """Takes what a ConcurrentEngine reports about its records. Any thread may call these methods."""
 
-        Returns:
-            A dict that may be empty. The server reads these keys only once, after `load`:
+    def started(self, keys: Sequence[int]) -> None:
+        """Report that the engine begins to serve records. From now on, their time limits count.
 
-            - `gpu`: name of the GPU.
-            - `batching`: how records are batched.
-            - `megabytes`: memory that the state takes, in MB. Without this key, the server uses the process's memory.
+        If the engine's process ends, one of the started records may be the cause. If an engine serves a record again,
+        it reports a further start.
+        """
 
-            The server reads this key each time:
+    def done(self, key: int, completion: Completion) -> None:
+        """Report the outcome of a record. Each record has exactly one outcome."""
 
-            - `prefix_hits`: number of prompt tokens that came from a cache, divided by the number of all prompt tokens.
-              Both numbers are counted since `load`.
+
+class ConcurrentEngine(Loadable, Protocol):
+    """An engine that serves many records at the same time. New records begin as soon as others have ended.
+
+    Attributes:
+        window: maximum number of records that the engine has at a time: records that it serves now, and records that
+            wait so that the engine is never idle.
+    """
+
+    def submit(self, records: Sequence[EngineRecord], reports: Reports) -> None:
+        """Accept records, and return immediately.
+
+        Args:
+            records: the records to serve.
+            reports: object that gets the starts and the outcomes of the records. It is always the same object.
+        """
+
+    def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
+        """Stop serving records. Their outcomes are still reported, with the error RecordTimeout.
+
+        If a late record shares a request with other records, the engine may serve each of them again, alone.
+
+        Args:
+            late: keys of records whose time limit is over.
+            unwanted: keys of records whose jobs have ended, so that nobody needs the outcomes.
         """

@@ -1,0 +1,82 @@
+"""Write a Llama model from a folder in the Hugging Face format as a GGUF file, which llama.cpp can load.
+
+llama.cpp has its own converter, which knows all models. It is not in a package. This one knows only Llama models with
+a byte-level tokenizer, like the models that glide's tests and benchmarks make.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# For each part of a layer, its name in GGUF.
+PARTS = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+OTHERS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+NORMAL, CONTROL = 1, 3  # types of tokens in GGUF
+
+
+def write_gguf(folder: Path, file: Path) -> None:
+    """Write the model in a folder to a GGUF file, with weights in float32.
+
+    Raises:
+        KeyError: the model is not a Llama model of the expected form.
+    """
+    import gguf
+    import numpy
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    writer = gguf.GGUFWriter(file, "llama")
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(shared)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text("utf-8")), config)
+    for name, weights in load_file(folder / "model.safetensors").items():
+        weights = weights.astype(numpy.float32)
+        part = name.removesuffix(".weight")
+        if part.startswith("model.layers."):
+            _, _, layer, part = part.split(".", 3)
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                # transformers rotates the two halves of a head, and llama.cpp rotates neighbours.
+                count = heads if "q_proj" in part else shared
+                halves = weights.reshape(count, 2, weights.shape[0] // count // 2, weights.shape[1])
+                weights = halves.swapaxes(1, 2).reshape(weights.shape)
+            part = f"blk.{layer}.{PARTS[part]}"
+        else:
+            part = OTHERS[part]
+        writer.add_tensor(f"{part}.weight", numpy.ascontiguousarray(weights))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    texts = {number: text for text, number in tokenizer["model"]["vocab"].items()} | special
+    tokens = [texts.get(number, f"<unused {number}>") for number in range(config["vocab_size"])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([CONTROL if number in special else NORMAL for number in range(len(tokens))])
+    merges = tokenizer["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(tokenizer.get("post_processor") is not None)

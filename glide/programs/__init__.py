@@ -1,0 +1,82 @@
+"""Programs that serve a model behind OpenAI's API. Each program is described as data, in its own module.
+
+The engine `server` (glide.server.engines.server) starts such a program on a node. To add a program, write a module with
+a `Program`, and add it to PROGRAMS.
+
+A program's arguments are data as long as all flags are *listed flags*. With other flags, an argument can make the
+program run code or read files, for example --trust-remote-code. So glide treats other flags as code of the user. The
+same is true for a command that a user writes.
+
+This package uses only the standard library, because access points and nodes use it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glide.programs.base import Program
+from glide.programs.llamacpp import LLAMACPP
+from glide.programs.sglang import SGLANG
+from glide.programs.transformers import TRANSFORMERS
+from glide.programs.vllm import VLLM
+
+__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Program", "check_command", "unlisted"]
+
+PROGRAMS = {program.name: program for program in (VLLM, SGLANG, LLAMACPP, TRANSFORMERS)}
+COMMAND = Program("command", ())  # what glide assumes about a command that a user writes
+# Placeholders in a command, and what they stand for.
+PLACEHOLDERS = {
+    "path": "folder of the model",
+    "file": "the model's GGUF file",
+    "model": "name of the model",
+    "port": "port at which the program must listen, on 127.0.0.1",
+    "socket": "path of the Unix socket at which the program must listen",
+    "cpus": "number of CPU cores of the glidein",
+    "python": "the Python interpreter of the environment",
+}
+_FLAG = re.compile(r"(--?[A-Za-z][^=]*)(=.*)?", re.DOTALL)
+
+
+def flags(args: Sequence[str]) -> list[str]:
+    """Return the names of the flags in a program's arguments. A value after `=` is left out."""
+    return [found[1] for each in args if (found := _FLAG.fullmatch(each))]
+
+
+def unlisted(options: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Return what makes the options of a server engine a user's code. If they are only data, return an empty text.
+
+    Args:
+        options: options of the engine `server`. Any user may have written them.
+        lists: for each program that is allowed, its listed flags; None for glide's own programs and lists.
+    """
+    if options.get("command"):
+        return "a command"
+    program, args = options.get("program"), options.get("args") or []
+    if program not in PROGRAMS or (lists is not None and program not in lists):
+        return f"the program {program!r:.40}"
+    if not isinstance(args, (list, tuple)) or not all(isinstance(each, str) for each in args):
+        return "arguments that are not texts"
+    listed = PROGRAMS[program].listed_flags if lists is None else lists[program]
+    return next((f"{program} with {flag:.60}" for flag in flags(args) if flag not in listed), "")
+
+
+def check_command(command: str) -> list[str]:
+    """Return the words of a command that a user wrote. The command is not run by a shell.
+
+    Raises:
+        ValueError: quotes do not match, a placeholder is unknown, or the program cannot be reached.
+    """
+    try:
+        words = shlex.split(command)
+        names = {name for word in words for _, name, _, _ in string.Formatter().parse(word) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"the command cannot be read: {error}; write {{{{ and }}}} for braces") from None
+    if unknown := sorted(names - PLACEHOLDERS.keys()):
+        raise ValueError(f"the command has an unknown {{{unknown[0]}}}; use {', '.join(PLACEHOLDERS)}")
+    if not {"port", "socket"} & names:
+        raise ValueError("the command needs {port} or {socket}, so that glide can reach the program")
+    return words

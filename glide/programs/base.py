@@ -1,0 +1,79 @@
+"""The description of a program that serves a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that serves a model behind OpenAI's API, and how glide uses it.
+
+    Texts may contain the placeholders of glide.programs.PLACEHOLDERS, and also these:
+
+    - {address}: address at which the program must listen: a socket's path, or 127.0.0.1
+    - {key}: the API key
+    - {config}: path of a file with the text `config`
+    - {here}: folder of glide.programs
+    - {cache}: folder for compiled code
+    - {kv_gib}: main memory that is left beside the model, in GiB
+    - {connections}: maximum number of connections that glide opens
+    - {cores}: numbers of the CPU cores that the program may use
+
+    Attributes:
+        name: name of the program in sweep files.
+        commands: the commands that start the program. glide uses the first one whose executable exists.
+        arguments: arguments that follow each command, as flags with their values. If the user gives the same flag, the
+            user's value replaces this one.
+        port_arguments: further arguments if the program listens at a port.
+        socket_arguments: further arguments if the program listens at a Unix socket; None if it cannot do this.
+        config: text of a file that only this account can read; empty if the program needs no such file.
+        variables: environment variables.
+        listed_flags: flags that only set numbers or choose from names. They cannot make the program run other code or
+            read other files.
+        own_flags: flags that glide sets. A user must not set them.
+        model: the name of the model in requests.
+        ready: path that answers with status 200 when the program is ready.
+        lists_models: whether /v1/models lists the model.
+        prompts: maximum number of prompts that one request to /v1/completions may contain.
+        token_ids: field of a request that adds the numbers of all tokens to the answer; empty if there is none.
+        limit: number of prompts that the program computes at the same time, if nothing else is known.
+        limit_flags: flags with which a user sets this number.
+        limit_path, limit_keys: path of a JSON answer that contains this number, and the keys that lead to it; empty if
+            there is none.
+        tokens_metric: name of the counter of generated tokens in /metrics; empty if there is none.
+        hits_metric: name of the counter of prompt tokens that came from a cache; empty if there is none.
+        queries_metrics: names of the counters whose sum is the number of all prompt tokens.
+        loading: regular expression. The line of output that matches it shows that the program has begun to load the
+            model. Empty: loading begins with the program.
+        warming: the same for trial runs and compilation after loading.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    arguments: tuple[tuple[str, ...], ...] = ()
+    port_arguments: tuple[str, ...] = ()
+    socket_arguments: tuple[str, ...] | None = None
+    config: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+    listed_flags: tuple[str, ...] = ()
+    own_flags: tuple[str, ...] = ()
+    model: str = "{model}"
+    ready: str = "/health"
+    lists_models: bool = True
+    prompts: int = 1
+    token_ids: str = ""
+    limit: int = 8
+    limit_flags: tuple[str, ...] = ()
+    limit_path: str = ""
+    limit_keys: tuple[str | int, ...] = ()
+    tokens_metric: str = ""
+    hits_metric: str = ""
+    queries_metrics: tuple[str, ...] = ()
+    loading: str = ""
+    warming: str = ""
+
+    @property
+    def needs_file(self) -> bool:
+        """Return whether the program needs the model's GGUF file."""
+        return any("{file}" in word for words in self.commands for word in words)

@@ -1,0 +1,43 @@
+"""llama.cpp's server: the program llama-server, or the Python package xllamacpp. Written for the builds of 2026."""
+
+from glide.programs.base import Program
+
+LLAMACPP = Program(
+    name="llamacpp",
+    commands=(
+        ("llama-server", "--model", "{file}"),
+        # The package xllamacpp contains the same server, but no command. This file is the command.
+        ("{python}", "{here}/xllamacpp_server.py", "--model", "{file}"),
+    ),
+    arguments=(
+        ("--alias", "{model}"),
+        ("--parallel", "32"),
+        ("--ctx-size", "0"),  # 0 is the model's own context. With --kv-unified, all requests share it.
+        ("--kv-unified",),
+        ("--threads", "{cpus}"),
+        ("--cache-ram", "0"),  # by default, old prompts take up to 8 GiB of main memory
+        ("--threads-http", "{connections}"),  # each open connection keeps a thread; further ones would wait for seconds
+        ("--metrics",),
+        ("--log-verbosity", "2"),  # warnings; otherwise several lines for each request
+    ),
+    port_arguments=("--host", "{address}", "--port", "{port}"),
+    socket_arguments=("--host", "{address}"),  # an address that ends with .sock is a Unix socket
+    variables={"LLAMA_API_KEY": "{key}"},
+    listed_flags=(
+        "--ctx-size", "-c", "--parallel", "-np", "--batch-size", "-b", "--ubatch-size", "-ub", "--threads", "-t",
+        "--threads-batch", "-tb", "--n-gpu-layers", "-ngl", "--gpu-layers", "--split-mode", "-sm", "--tensor-split",
+        "-ts", "--main-gpu", "-mg", "--flash-attn", "-fa", "--cache-type-k", "-ctk", "--cache-type-v", "-ctv",
+        "--kv-unified", "-kvu", "--no-kv-unified", "--no-mmap", "--mlock", "--embedding", "--embeddings", "--pooling",
+        "--jinja", "--no-jinja", "--reasoning-format", "--reasoning-budget", "--rope-scaling", "--rope-scale",
+        "--rope-freq-base", "--rope-freq-scale", "--cpu-moe", "--n-cpu-moe", "--no-warmup",
+    ),
+    own_flags=("--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m"),
+    prompts=16,
+    limit=32,
+    limit_flags=("--parallel", "-np"),
+    limit_path="/props",
+    limit_keys=("total_slots",),
+    tokens_metric="llamacpp:tokens_predicted_total",
+    hits_metric="llamacpp:prompt_tokens_cached_total",
+    queries_metrics=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""SGLang (https://docs.sglang.ai). Written from its documentation, for version 0.5."""
+
+from glide.programs.base import Program
+
+SGLANG = Program(
+    name="sglang",
+    commands=(("{python}", "-m", "sglang.launch_server", "--model-path", "{path}"),),
+    arguments=(
+        ("--served-model-name", "{model}"),
+        ("--config", "{config}"),
+        ("--log-level-http", "warning"),  # otherwise one line for each request
+        ("--sampling-defaults", "openai"),  # otherwise, values in the model's files change requests
+        ("--enable-metrics",),
+    ),
+    port_arguments=("--host", "{address}", "--port", "{port}"),
+    config="api-key: {key}\n",  # SGLang reads its key from no variable, and everybody can read a process's arguments
+    variables={"SGLANG_CACHE_DIR": "{cache}/sglang"},
+    listed_flags=(
+        "--context-length", "--mem-fraction-static", "--max-running-requests", "--max-total-tokens",
+        "--chunked-prefill-size", "--max-prefill-tokens", "--schedule-policy", "--schedule-conservativeness",
+        "--tp-size", "--tp", "--tensor-parallel-size", "--dp-size", "--dp", "--data-parallel-size", "--pp-size",
+        "--ep-size", "--dtype", "--quantization", "--kv-cache-dtype", "--page-size", "--random-seed",
+        "--reasoning-parser", "--grammar-backend", "--attention-backend", "--sampling-backend", "--disable-cuda-graph",
+        "--cuda-graph-max-bs", "--disable-radix-cache", "--enable-torch-compile", "--torch-compile-max-bs",
+        "--is-embedding",
+    ),
+    own_flags=(
+        "--host", "--port", "--api-key", "--admin-api-key", "--served-model-name", "--model-path", "--model",
+        "--config",
+    ),
+    prompts=64,
+    limit=128,
+    limit_flags=("--max-running-requests",),
+    limit_path="/server_info",
+    limit_keys=("internal_states", 0, "effective_max_running_requests_per_dp"),
+    tokens_metric="sglang:generation_tokens_total",
+    hits_metric="sglang:cached_tokens_total",
+    queries_metrics=("sglang:prompt_tokens_total",),
+    loading=r"(?i)load weight begin",
+    warming=r"(?i)capture cuda graph begin|warm(ing)? ?up",
+)  # fmt: skip

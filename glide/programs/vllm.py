@@ -1,0 +1,45 @@
+"""vLLM (https://docs.vllm.ai). Written for the versions 0.19 to 0.33."""
+
+from glide.programs.base import Program
+
+VLLM = Program(
+    name="vllm",
+    commands=(
+        ("vllm", "serve", "{path}"),
+        ("{python}", "-m", "vllm.entrypoints.cli.main", "serve", "{path}"),
+    ),
+    arguments=(
+        ("--served-model-name", "{model}"),
+        ("--uvicorn-log-level", "warning"),  # otherwise one line for each request
+        ("--generation-config", "vllm"),  # otherwise, values in the model's files change requests that leave them open
+    ),
+    port_arguments=("--host", "{address}", "--port", "{port}"),
+    socket_arguments=("--uds", "{address}"),
+    variables={
+        "VLLM_API_KEY": "{key}",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": "{cache}/vllm",
+        # vLLM's CPU build takes almost all memory of the machine if this variable is missing. The value is in GiB.
+        "VLLM_CPU_KVCACHE_SPACE": "{kv_gib}",
+        # By default, the CPU build uses one core less than it could.
+        "VLLM_CPU_OMP_THREADS_BIND": "{cores}",
+    },
+    listed_flags=(
+        "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--max-logprobs", "--gpu-memory-utilization",
+        "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size", "--swap-space", "--cpu-offload-gb",
+        "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
+        "--enable-expert-parallel", "--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching",
+        "--no-enable-prefix-caching", "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling",
+        "--reasoning-parser", "--enable-sleep-mode", "--seed", "--runner", "--convert", "--disable-log-stats",
+    ),
+    own_flags=("--host", "--port", "--uds", "--api-key", "--served-model-name", "--model"),
+    prompts=64,
+    token_ids="return_token_ids",
+    limit=256,
+    limit_flags=("--max-num-seqs",),
+    tokens_metric="vllm:generation_tokens_total",
+    hits_metric="vllm:prefix_cache_hits_total",
+    queries_metrics=("vllm:prefix_cache_queries_total",),
+    loading=r"(?i)starting to load model|loading (model|weights)|loading safetensors",
+    warming=r"(?i)torch\.compile|compiling|capturing|graph capturing|profil|warm(ing)? ?up|init engine",
+)  # fmt: skip

@@ -1,0 +1,292 @@
+"""Send the requests of records to a service or a local server, many at a time."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from glide.server.engines import openai_api as api
+from glide.server.engines.base import Completion, EngineRecord, RecordError, RecordTimeout, Reports
+from glide.server.engines.http_client import Cancellation, HttpClient, NoResponse, Response
+
+FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
+# `backoff` returns at most this number of seconds, even if the service asks for a longer pause. The service may recover
+# earlier, and a record's timeout is 600 s by default.
+LONGEST_PAUSE = 60.0
+RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
+
+
+class Refused(RecordError):
+    """The service has refused the request, and its HTTP status shows that another try would not help."""
+
+
+class NoAnswer(RecordError):
+    """No try has succeeded: the service did not answer, was too busy, or reported an internal error."""
+
+
+class BadAnswer(RecordError):
+    """The service has reported success, but its answer contains no completion."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how requests are sent.
+
+    Attributes:
+        model: name of the model at the service.
+        chat: whether a prompt that is a text becomes the message of a user.
+        system: system message before such a message; empty for none.
+        parallel: maximum number of requests in flight.
+        prompts: maximum number of prompts in one request.
+        most: maximum number of prompts in all requests in flight.
+        seconds: time limit of one request.
+        retries: maximum number of times that a request is repeated.
+        token_ids: field that makes the answer contain the numbers of all tokens; empty if there is none.
+    """
+
+    http: HttpClient
+    model: str
+    chat: bool
+    system: str
+    parallel: int
+    prompts: int
+    most: int
+    seconds: float
+    retries: int
+    token_ids: str = ""
+
+
+@dataclass
+class _Request:
+    """A request that runs now.
+
+    Attributes:
+        records: the records whose prompts the request contains.
+        unwanted: keys of the records whose results nobody needs any more.
+    """
+
+    records: list[EngineRecord]
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    unwanted: set[int] = field(default_factory=set)
+
+    @property
+    def is_unwanted(self) -> bool:
+        return self.unwanted.issuperset(record.key for record in self.records)
+
+
+class RequestQueue:
+    """The records that an engine has, and the threads that send their requests.
+
+    A request of several records may fail. Then these records are sent again in smaller requests, until the failing
+    record is alone in its request.
+
+    Args:
+        reports: object to which starts and outcomes of records are reported.
+        on_no_response: function that is called when a request got no response. It may end this process.
+
+    Attributes:
+        waiting: records that are not in a request yet.
+        running: the requests that run now.
+        tasks: number of threads that serve records.
+        in_flight: number of records that these threads serve.
+        answered: number of requests that have ended.
+    """
+
+    def __init__(self, target: Target, reports: Reports, on_no_response: Callable[[], None] = lambda: None):
+        self.target = target
+        self.reports = reports
+        self.on_no_response = on_no_response
+        self.waiting: deque[EngineRecord] = deque()
+        self.running: list[_Request] = []
+        self.tasks = self.in_flight = self.answered = 0
+        self.lock = threading.Lock()
+        self.resume_at = 0.0  # all requests wait until this time of the monotonic clock
+        self.threads = ThreadPoolExecutor(target.parallel, thread_name_prefix="request")
+
+    def submit(self, records: Sequence[EngineRecord]) -> None:
+        """Add records. Their outcomes are reported later, in any order."""
+        with self.lock:
+            self.waiting.extend(records)
+        self._start_requests()
+
+    def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
+        """End the requests of records. Records that are not in the queue are ignored.
+
+        Args:
+            late: keys of records whose time limit is over.
+            unwanted: keys of records whose results nobody needs.
+        """
+        late_keys, unwanted_keys = set(late), set(unwanted)
+        with self.lock:
+            dropped = [record for record in self.waiting if record.key in unwanted_keys]
+            if dropped:
+                self.waiting = deque(record for record in self.waiting if record.key not in unwanted_keys)
+            for request in self.running:
+                keys = {record.key for record in request.records}
+                request.unwanted |= keys & unwanted_keys
+                if keys & late_keys or request.is_unwanted:
+                    request.cancellation.cancel()
+        for record in dropped:
+            self.reports.done(record.key, _late())
+
+    def _start_requests(self) -> None:
+        """Start requests for waiting records, as long as fewer than the maximum number of prompts are in flight."""
+        target = self.target
+        with self.lock:
+            while self.waiting and self.in_flight < target.most and self.tasks < target.parallel:
+                records = [self.waiting.popleft()]
+                while (
+                    self.waiting
+                    and len(records) < target.prompts
+                    and api.can_share(records[0], self.waiting[0], target.chat, bool(target.token_ids))
+                ):
+                    records.append(self.waiting.popleft())
+                self.in_flight += len(records)
+                self.tasks += 1
+                self.threads.submit(self._run, records)
+
+    def _run(self, records: list[EngineRecord]) -> None:
+        """Serve records in one request, and then start further requests."""
+        try:
+            self._serve(records)
+        finally:
+            with self.lock:
+                self.in_flight -= len(records)
+                self.tasks -= 1
+            self._start_requests()
+
+    def _serve(self, records: list[EngineRecord]) -> None:
+        """Serve records in one request. If the request fails, serve each half of the records, one after the other."""
+        request = _Request(records)
+        with self.lock:
+            self.running.append(request)
+        try:
+            self.reports.started([record.key for record in records])
+            outcomes = self._outcomes(request)
+        except Exception as error:
+            outcomes = [Completion.failed(error)] * len(records)
+            divided = len(records) > 1 and not request.is_unwanted
+        else:
+            divided = False
+        with self.lock:
+            self.running.remove(request)
+            self.answered += 1
+        if divided:
+            middle = len(records) // 2
+            self._serve(records[:middle])
+            self._serve(records[middle:])
+            return
+        for record, outcome in zip(records, outcomes, strict=True):
+            self.reports.done(record.key, outcome)
+
+    def _outcomes(self, request: _Request) -> Sequence[Completion]:
+        """Send a request until it succeeds, the service refuses it, or all tries have failed.
+
+        Raises:
+            RecordError: the request failed.
+            RecordTimeout: the request was cancelled.
+        """
+        target = self.target
+        path, body = api.request(request.records, target.model, target.chat, target.system)
+        if target.token_ids and path == "completions":
+            body = {**body, target.token_ids: True}
+        answer, pause = "", 0.0
+        for attempt in range(1 + target.retries):
+            self._wait_before_try(pause, request.cancellation)
+            try:
+                response = target.http.send("POST", path, target.seconds, body, request.cancellation)
+            except NoResponse as error:
+                if request.cancellation.event.is_set():
+                    raise RecordTimeout(LATE) from None
+                self.on_no_response()
+                answer, pause = str(error), backoff(attempt)
+                continue
+            if response.is_success:
+                return self._completions(request.records, response)
+            answer = summary(response)
+            if response.status not in RETRIED_STATUSES and response.status < 500:
+                raise Refused(answer)
+            requested = retry_after(response.headers.get("Retry-After", ""), time.time())
+            pause = backoff(attempt, requested)
+            if response.status == 429:
+                # After too many requests (status 429), all requests pause. The service may say for how long.
+                self.resume_at = max(self.resume_at, time.monotonic() + backoff(0, requested))
+        raise NoAnswer(f"no completion after {1 + target.retries} tries; last answer: {answer}")
+
+    def _wait_before_try(self, pause: float, cancellation: Cancellation) -> None:
+        """Wait at least `pause` seconds. If all requests pause at present, wait at least until this common pause ends.
+
+        The waiting time is multiplied by a random number from 1 to 2, so that requests are not repeated together.
+
+        Raises:
+            RecordTimeout: the request was cancelled.
+        """
+        while (left := max(pause, self.resume_at - time.monotonic())) > 0:
+            if cancellation.event.wait(left * random.uniform(1, 2)):
+                raise RecordTimeout(LATE)
+            pause = 0.0
+
+    def _completions(self, records: Sequence[EngineRecord], response: Response) -> list[Completion]:
+        try:
+            return api.completions(records, response.json())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise BadAnswer(summary(response)) from None
+
+
+LATE = "no result within the record's timeout"
+
+
+def _late() -> Completion:
+    return Completion.failed(RecordTimeout(LATE))
+
+
+def summary(response: Response) -> str:
+    """Return a response's status and error message in one line."""
+    message: Any = response.text
+    with suppress(ValueError, LookupError, TypeError, AttributeError):
+        error = response.json()
+        error = error.get("error", error)
+        message = error if isinstance(error, str) else error["message"]
+    return f"{response.status} {' '.join(str(message).split())[:500]}".rstrip()
+
+
+def lists_model(response: Response, model: str) -> str:
+    """Return what is wrong with an answer to GET /models. If the answer lists the model, return an empty text."""
+    if not response.is_success:
+        return summary(response)
+    try:
+        names = [str(each["id"]) for each in response.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status} without a list of models"
+    return "" if model in names else f"no model {model}; it has {', '.join(names[:20]) or 'none'}"
+
+
+def backoff(attempt: int, requested: float = 0.0) -> float:
+    """Return the seconds to wait after a failed try, at most LONGEST_PAUSE.
+
+    Args:
+        attempt: number of the failed try, counted from 0.
+        requested: seconds for which the service has asked the engine to wait.
+    """
+    return min(max(FIRST_PAUSE * 2 ** min(attempt, 16), requested), LONGEST_PAUSE)
+
+
+def retry_after(value: str, now: float) -> float:
+    """Return how many seconds the header Retry-After asks a client to wait.
+
+    The header's value is a number of seconds or a date (RFC 9110, 10.2.3). If the value is a date, return the seconds
+    from the Unix time `now` to this date. If the value is neither a number nor a date, return 0.
+    """
+    with suppress(ValueError):
+        return float(value)
+    with suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(value).timestamp() - now
+    return 0.0

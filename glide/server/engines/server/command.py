@@ -1,0 +1,107 @@
+"""Compose the command and the environment variables of a program. All functions are pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from glide.errors import TemplateError
+from glide.programs import Program, flags
+
+LARGEST_LIMIT = 4096  # the engine never keeps more prompts in flight than this, whatever the program says
+LONGEST_SOCKET = 107  # maximum length of a Unix socket's path in bytes (unix(7))
+# Variables for all programs. The model's files are on the node, so no program needs a model hub.
+VARIABLES = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+    "OMP_NUM_THREADS": "{cpus}", "OPENAI_API_KEY": "{key}", "TRITON_CACHE_DIR": "{cache}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": "{cache}/inductor", "FLASHINFER_WORKSPACE_BASE": "{cache}/flashinfer",
+    "CUDA_CACHE_PATH": "{cache}/cuda",
+}  # fmt: skip
+
+
+def command_line(
+    program: Program, args: Sequence[str], values: Mapping[str, str], uses_socket: bool, exists: Callable[[str], bool]
+) -> list[str]:
+    """Return the command that starts a program.
+
+    Args:
+        args: further arguments, from the user.
+        values: the values of the placeholders.
+        uses_socket: whether the program must listen at a Unix socket.
+        exists: function that returns whether the environment has an executable.
+
+    Raises:
+        TemplateError: the environment has none of the program's executables.
+    """
+    commands = [[word.format_map(values) for word in words] for words in program.commands]
+    chosen = next((words for words in commands if exists(words[0])), None)
+    if chosen is None:
+        names = " or ".join(dict.fromkeys(words[0] for words in commands))
+        raise TemplateError(f"{program.name} not found: neither the environment nor the PATH of this node has {names}")
+    given = set(flags(args))
+    defaults = [word.format_map(values) for words in program.arguments if not given & {words[0]} for word in words]
+    listening = program.socket_arguments if uses_socket else program.port_arguments
+    return [*chosen, *defaults, *(word.format_map(values) for word in listening or ()), *args]
+
+
+def variables(program: Program, values: Mapping[str, str], outer: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables of a program.
+
+    Args:
+        values: the values of the placeholders.
+        outer: the variables of the environment in which the program runs.
+    """
+    own = {name: value.format_map(values) for name, value in {**VARIABLES, **program.variables}.items()}
+    return {**outer, **own}
+
+
+def limit(program: Program, args: Sequence[str]) -> int:
+    """Return how many prompts a program computes at the same time, according to its arguments."""
+    for name, following in zip_longest(args, args[1:], fillvalue=""):
+        flag, _, attached = name.partition("=")
+        number = attached or following
+        if flag in program.limit_flags and number.isdecimal() and int(number) > 0:
+            return int(number)
+    return program.limit
+
+
+def model_file(folder: str | None) -> str:
+    """Return the path of a folder's GGUF file. If the model is split into several files, return the first one.
+
+    If the folder has no GGUF file, or several, return an empty text.
+    """
+    files = sorted(Path(folder).rglob("*.gguf")) if folder else []
+    first = [path for path in files if "-of-" not in path.name or "-00001-of-" in path.name]
+    return str(first[0]) if len(first) == 1 else ""
+
+
+def check_model_file(folder: str | None) -> None:
+    """Raise TemplateError if a folder does not have exactly one GGUF model."""
+    if not model_file(folder):
+        names = sorted(path.name for path in Path(folder).rglob("*.gguf")) if folder else []
+        found = f"{len(names)} GGUF files: {', '.join(names[:8])}" if names else "no GGUF file"
+        raise TemplateError(f"the model's folder has {found}; choose one with the model's `files`")
+
+
+def spare_gib(memory: float, weights: float) -> int:
+    """Return how much main memory a program may use beside the weights, in GiB, but at least 1.
+
+    Args:
+        memory: main memory of the glidein in MB.
+        weights: size of the model's files in MB. While the program loads them, they may be in memory twice.
+    """
+    return max(1, int((0.9 * memory - 2 * weights - 1500) / 1024))
+
+
+def core_numbers(cores: Sequence[int], cpus: int) -> str:
+    """Return the cores to which vLLM's CPU build may bind its threads, or `nobind`.
+
+    If this process may use more cores than the glidein has, other jobs use some of these cores, and it is unknown which
+    ones. Then no thread must be bound.
+
+    Args:
+        cores: numbers of the cores that this process may use.
+        cpus: number of cores of the glidein.
+    """
+    return ",".join(map(str, sorted(cores))) if len(cores) <= cpus else "nobind"

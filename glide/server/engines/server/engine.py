@@ -1,0 +1,218 @@
+"""The class of the server engine. It starts a program, waits until it serves, and passes records on to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from glide.programs import COMMAND, PROGRAMS, Program, check_command, flags
+from glide.server.engines import openai_api as api
+from glide.server.engines.base import EngineRecord, Reports
+from glide.server.engines.http_client import NoResponse
+from glide.server.engines.request_queue import RequestQueue, Target
+from glide.server.engines.server import command as commands
+from glide.server.engines.server.gpus import wait_until_free
+from glide.server.engines.server.launch import ANSWER_SECONDS, Launch, ask_limit, launch
+from glide.server.engines.server.share import tree_megabytes
+from glide.template import Template
+
+METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters
+LONGEST_REQUEST = 86400.0  # time limit of a request in seconds; the record's timeout usually ends it earlier
+RETRIES = 3  # maximum number of times that a request is repeated after the program reported an internal error
+END_SECONDS = 5.0  # after a connection broke, wait this number of seconds for the program's end
+
+
+class Server:
+    """The server engine. It starts a program that serves the model, and keeps as many prompts in flight as fit."""
+
+    @dataclass(frozen=True)
+    class Options:
+        """
+        program: program that serves the model: `vllm`, `sglang`, `llamacpp` (llama-server, or the Python package
+            xllamacpp) or `transformers` (transformers serve). The environment must contain it.
+        args: further arguments of the program, as a list of texts. Each program has a list of flags that only set
+            numbers or choose from names. With other flags, only your own jobs can use the loaded model.
+        command: command that serves the model, in place of `program`. It may contain {path} (the model's folder),
+            {file} (its GGUF file), {model} (its name), {port} or {socket} (where it must listen), {cpus} and {python}.
+            No shell runs the command. Only your own jobs can use the loaded model.
+        chat: if true, send a prompt as the user's message to /chat/completions. If false, send it to /completions.
+        system: system message that is sent before the user's message. This option needs `chat`.
+        parallel: maximum number of prompts in flight at the same time. With 0, this is twice the number that the
+            program computes at the same time. So the program always has further prompts to begin with.
+        served_name: name of the model in requests. By default the name under which glide starts the program.
+        hang_seconds: the program is killed and started again if it has requests, but generates no token for this number
+            of seconds. If a program does not count its tokens, the limit applies to the time without any answer.
+        """
+
+        __pydantic_config__ = {"coerce_numbers_to_str": True}  # noqa: RUF012 - numbers in `args` need no quotes
+
+        program: Literal["", "vllm", "sglang", "llamacpp", "transformers"] = ""
+        args: tuple[str, ...] = ()
+        command: str = ""
+        chat: bool = False
+        system: str = ""
+        parallel: int = 0
+        served_name: str = ""
+        hang_seconds: float = 300.0
+
+        def __post_init__(self) -> None:
+            if bool(self.program) == bool(self.command):
+                raise ValueError("the server engine needs either a program or a command")
+            if self.program and self.program not in PROGRAMS:
+                raise ValueError(f"unknown program {self.program!r:.40}; use {', '.join(PROGRAMS)}, or a command")
+            if self.command:
+                check_command(self.command)
+                if self.args:
+                    raise ValueError("args are only for a program; write all arguments of a command into the command")
+            elif own := sorted(set(flags(self.args)) & set(PROGRAMS[self.program].own_flags)):
+                raise ValueError(f"glide itself sets {own[0]}; remove it from args")
+            if not 0 <= self.parallel <= commands.LARGEST_LIMIT:
+                raise ValueError(f"parallel must be a number from 0 to {commands.LARGEST_LIMIT}")
+            if not self.hang_seconds > 0:
+                raise ValueError("hang_seconds must be above 0")
+            if self.system and not self.chat:
+                raise ValueError("a system message needs chat: true")
+
+    @staticmethod
+    def check_generate(generate: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Check options of `generate`, as described in `Loadable`. The argument `folder` is not used."""
+        api.options(generate, chat=True)
+
+    def __init__(self, template: Template, options: Options, prefix: Sequence[str] = (), python: str = sys.executable):
+        """Create the engine.
+
+        Args:
+            prefix: words that start a command in the template's container; empty without a container.
+            python: the Python of the template's environment.
+        """
+        self.template = template
+        self.options = options
+        self.prefix = list(prefix)
+        self.python = python
+        self.program = self._chosen_program()
+        self.limit = commands.limit(self.program, options.args)
+        self.queue: RequestQueue | None = None
+        self.megabytes = 0.0
+        self.gpu = ""
+        self.counters: dict[str, float] = {}
+        self.progress_at = time.monotonic()
+        self.outcomes = 0
+
+    def _chosen_program(self) -> Program:
+        if self.options.program:
+            return PROGRAMS[self.options.program]
+        return replace(COMMAND, commands=(tuple(check_command(self.options.command)),))
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts in flight."""
+        return self.options.parallel or min(2 * self.limit, commands.LARGEST_LIMIT)
+
+    @property
+    def window(self) -> int:
+        return 16 * self.batch
+
+    def prepare(self) -> None:
+        """Do nothing, because the program imports its packages itself."""
+
+    def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
+        if self.program.needs_file:
+            commands.check_model_file(folder)
+        found = wait_until_free()
+        self.gpu = found[0].name if found else ""
+        if found:  # HTCondor shortens the UUIDs, and some programs accept only whole ones
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.identifier for gpu in found)
+        options = self.options
+        self.running = launch(
+            Launch(
+                self.program, options.args, options.command, options.served_name, self.template, folder, self.prefix,
+                self.python, self.batch,
+            ),
+            phase,
+        )  # fmt: skip
+        self.limit = ask_limit(self.running, self.program) or self.limit
+        used = sum(gpu.used for gpu in wait_until_free(0.0)) if found else 0.0
+        self.megabytes = used or tree_megabytes(os.getpid())
+        threading.Thread(target=self.running.process.end_this_process_with_program, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    # ---- records ---------------------------------------------------------------------------------
+
+    def submit(self, records: Sequence[EngineRecord], reports: Reports) -> None:
+        if self.queue is None:
+            target = Target(
+                self.running.http, self.running.model, self.options.chat, self.options.system, parallel=self.batch,
+                prompts=min(self.program.prompts, self.batch), most=self.batch, seconds=LONGEST_REQUEST,
+                retries=RETRIES, token_ids=self.program.token_ids,
+            )  # fmt: skip
+            self.queue = RequestQueue(target, reports, self._wait_for_end)
+        self.queue.submit(records)
+
+    def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
+        if self.queue is not None:
+            self.queue.cancel(late, unwanted)
+
+    def describe(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"megabytes": self.megabytes, "batching": self.program.name}
+        if self.gpu:
+            facts["gpu"] = self.gpu
+        asked = sum(self.counters.get(name, 0.0) for name in self.program.queries_metrics)
+        if asked > 0:
+            facts["prefix_hits"] = min(1.0, self.counters.get(self.program.hits_metric, 0.0) / asked)
+        return facts
+
+    def _wait_for_end(self) -> None:
+        """Wait for some seconds. If the program has ended, this process ends, too, and no record gets an error."""
+        with suppress(subprocess.TimeoutExpired):
+            self.running.process.process.wait(END_SECONDS)
+            time.sleep(LONGEST_REQUEST)  # another thread is ending this process
+
+    def _watch(self) -> None:
+        """Read the program's counters, and end this process if the program hangs."""
+        last: tuple[Any, ...] = ()
+        since = time.monotonic()
+        while True:
+            time.sleep(METRICS_SECONDS)
+            queue = self.queue
+            if queue is None or not queue.in_flight:
+                last, since = (), time.monotonic()
+                continue
+            self._read_counters()
+            now = (queue.answered, self.counters.get(self.program.tokens_metric))
+            if now != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since > self.options.hang_seconds:
+                what = "generated no token" if self.program.tokens_metric else "gave no answer"
+                waiting = f"although it had {queue.in_flight} prompts"
+                print(
+                    f"{self.program.name} {what} for {self.options.hang_seconds:g} s, {waiting}; it is killed",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(1)  # the keeper kills the program
+
+    def _read_counters(self) -> None:
+        if not self.program.tokens_metric:
+            return
+        with suppress(NoResponse):
+            answer = self.running.http.send("GET", "/metrics", ANSWER_SECONDS)
+            if answer.is_success:
+                self.counters = counters(answer.text)
+
+
+def counters(text: str) -> dict[str, float]:
+    """Return the counters in Prometheus' text format. Counters of one name with different labels are added up."""
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if matched := re.fullmatch(r"([A-Za-z_:][\w:]*)(?:\{.*\})?\s+([-+.\deE]+)(?:\s+\d+)?", line):
+            with suppress(ValueError):
+                found[matched[1]] = found.get(matched[1], 0.0) + float(matched[2])
+    return found

@@ -1,0 +1,77 @@
+"""What the NVIDIA driver reports about the GPUs of this glidein. On a node without NVIDIA's driver, there are none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+QUERY_SECONDS = 30.0  # time limit of one query; the driver can take long while it is idle
+# After this number of seconds, a program starts even if its GPU still has used memory.
+FREE_SECONDS = 60.0
+IDLE_MEGABYTES = 1000.0  # memory that the driver itself may use on a GPU without programs
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this glidein.
+
+    Attributes:
+        identifier: its full UUID.
+        name: its model.
+        used, total: its used memory, and all its memory, in MB.
+    """
+
+    identifier: str
+    name: str
+    used: float
+    total: float
+
+
+def gpus() -> list[Gpu]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, in its order. Without this variable, return all GPUs."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    fields = "index,uuid,name,memory.used,memory.total"
+    try:
+        output = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True,
+        ).stdout  # fmt: skip
+        found = {}
+        for line in output.splitlines():
+            index, identifier, name, used, total = (part.strip() for part in line.split(",", 4))
+            found[index] = Gpu(identifier, name, float(used), float(total))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return list(found.values())
+    return [gpu for name in visible.split(",") if (gpu := _named(name.strip(), found))]
+
+
+def _named(name: str, found: dict[str, Gpu]) -> Gpu | None:
+    """Return the GPU with an index, a UUID, or the beginning of a UUID, which HTCondor uses."""
+    if name in found:
+        return found[name]
+    return next((gpu for gpu in found.values() if name and gpu.identifier.startswith(name)), None)
+
+
+def wait_until_free(seconds: float = FREE_SECONDS, query: Callable[[], list[Gpu]] = gpus) -> list[Gpu]:
+    """Wait until the GPUs' memory is free, because the driver needs some time after a program has ended.
+
+    Args:
+        seconds: maximum number of seconds to wait.
+
+    Returns:
+        The GPUs. If their memory is still used after `seconds`, the program that starts next reports this.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        found = query()
+        if all(gpu.used <= IDLE_MEGABYTES for gpu in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.5)

@@ -1,0 +1,84 @@
+"""The process of a program: start it, read its output, and notice its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+LAST_LINES = 20  # number of lines at the end of the output that are kept
+LONGEST_REASON = 700  # maximum length of the last lines in a message, in characters
+PORT_TAKEN = re.compile(r"(?i)address already in use|EADDRINUSE|couldn't bind|failed to bind|Errno 98")
+
+
+class ProgramProcess:
+    """A running program. Its output goes to this process's standard error.
+
+    The program runs in this engine's process tree. So the keeper ends it, with all its descendants, when the engine
+    ends (glide.server.keeper).
+
+    Args:
+        on_line: function that is called with each line of output, in another thread.
+        folder: the program's working directory.
+
+    Attributes:
+        process: the program's process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        on_line: Callable[[str], None],
+        folder: str,
+    ):
+        self.name = name
+        self._on_line = on_line
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.process = subprocess.Popen(
+            list(command), env=dict(variables), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True, cwd=folder,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for data in self.process.stdout:
+            line = data.decode("utf-8", "replace").rstrip()
+            print(line, file=sys.stderr, flush=True)
+            if line.strip():
+                self._lines.append(line)
+            self._on_line(line)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def port_was_taken(self) -> bool:
+        """Whether the program's output says that another program uses its port."""
+        return any(PORT_TAKEN.search(line) for line in self._lines)
+
+    def end_reason(self) -> str:
+        """Return how the program ended, and its last lines of output, in one line."""
+        self._reader.join(1.0)  # a descendant may keep the pipe open
+        code = self.process.wait()
+        ended = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
+        lines = " | ".join(" ".join(line.split()) for line in self._lines)
+        return f"{self.name} {ended}; its last output: {lines[-LONGEST_REASON:] or 'none'}"
+
+    def end_this_process_with_program(self) -> None:
+        """Wait until the program ends, and end this engine process in the same way. Any end is a failure."""
+        code = self.process.wait()
+        print(self.end_reason(), file=sys.stderr, flush=True)
+        if code < 0:
+            os.kill(os.getpid(), -code)
+            signal.pause()
+        os._exit(1)

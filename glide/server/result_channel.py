@@ -1,0 +1,97 @@
+"""Report the outcomes of an engine that serves many records at the same time to the model server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from glide.server import frames
+from glide.server.engines.base import Completion
+
+FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
+FLUSH_SIZE = 8_000_000  # if the collected results have more characters than this number, they are sent immediately
+
+
+class ResultChannel:
+    """Collects starts and outcomes of records from all threads of an engine, and sends them to the model server.
+
+    A result's `seconds` is the record's share of the time in which the engine had work. So the sum over all results is
+    the time in which the engine was busy.
+
+    Args:
+        server: the engine's connection to the model server.
+        encode: function that turns a record's outcome and its seconds into the result's JSON text, and returns whether
+            the result is an error.
+        facts: function that returns values for the model server, such as `prefix_hits`.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        encode: Callable[[Completion, float], tuple[str, bool]],
+        facts: Callable[[], dict[str, Any]],
+    ):
+        self._server = server
+        self._encode = encode
+        self._facts = facts
+        self._changed = threading.Condition()
+        self._started: list[int] = []
+        self._done: list[tuple[int, Completion]] = []
+        self._size = 0
+        self._unfinished = 0
+        self._busy_since = 0.0
+        self._busy = 0.0
+        threading.Thread(target=self._send_all, daemon=True).start()
+
+    def received(self, records: int) -> None:
+        """Count records that the engine has got. The engine is busy until all of them have an outcome."""
+        with self._changed:
+            if not self._unfinished:
+                self._busy_since = time.monotonic()
+            self._unfinished += records
+
+    def started(self, keys: Sequence[int]) -> None:
+        with self._changed:
+            self._started.extend(keys)
+            self._changed.notify()
+
+    def done(self, key: int, completion: Completion) -> None:
+        with self._changed:
+            self._done.append((key, completion))
+            self._size += len(completion.text or "")
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._busy += time.monotonic() - self._busy_since
+            self._changed.notify()
+
+    def _send_all(self) -> None:
+        with suppress(OSError):  # the model server has ended, and the main thread notices this, too
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._started or self._done)
+                    if self._done:
+                        self._changed.wait_for(lambda: self._size > FLUSH_SIZE, FLUSH_SECONDS)
+                    started, done, busy = self._started, self._done, self._spent()
+                    self._started, self._done, self._size = [], [], 0
+                if started:
+                    self._server.sendall(frames.encode({"started": started}))
+                if done:
+                    each = busy / len(done)
+                    results = [(key, *self._encode(completion, each)) for key, completion in done]
+                    message = {"done": results, "busy": busy, "prefix_hits": self._facts().get("prefix_hits", 0.0)}
+                    self._server.sendall(frames.encode(message))
+
+    def _spent(self) -> float:
+        """Return the seconds in which the engine had work since the last call of this function that found outcomes."""
+        if not self._done:
+            return 0.0
+        now = time.monotonic()
+        spent, self._busy = self._busy, 0.0
+        if self._unfinished:
+            spent += now - self._busy_since
+            self._busy_since = now
+        return spent

@@ -1,0 +1,119 @@
+"""A program that serves a model behind OpenAI's API, and that can fail in every way. It is run as a script."""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int)
+parser.add_argument("--socket")
+parser.add_argument("--path")
+parser.add_argument("--model", default="m")
+parser.add_argument("--start-seconds", type=float, default=0.0)
+parser.add_argument("--seconds", type=float, default=0.0, help="duration of a request")
+parser.add_argument("--fail", default="", help="start, ready, first: where the program fails")
+parser.add_argument("--how", default="exit 3", help="exit N, hang, or signal N")
+parser.add_argument("--poison", default="", help="prompt at which the program fails")
+parser.add_argument("--port-taken", help="file; while it does not exist, the program finds its port taken")
+parser.add_argument("--orphan", action="store_true", help="start a process that leaves the session and its parent")
+parser.add_argument("--busy", help="file for the largest number of requests at the same time")
+options = parser.parse_args()
+in_flight = most = 0
+lock = threading.Lock()
+
+
+def fail(what: str) -> None:
+    """Fail if this is the place where the program must fail."""
+    if options.fail != what:
+        return
+    kind, _, number = options.how.partition(" ")
+    print(f"the program fails on purpose: {what}", flush=True)
+    if kind == "exit":
+        os._exit(int(number))
+    if kind == "signal":
+        os.kill(os.getpid(), int(number))
+    while True:
+        time.sleep(1)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        fail("ready")
+        if self.headers["Authorization"] != f"Bearer {os.environ['OPENAI_API_KEY']}":
+            return self.answer(401, {"error": {"message": "wrong key"}})
+        self.answer(200, {"data": [{"id": options.model}]})
+
+    def do_POST(self) -> None:
+        global in_flight, most
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with lock:
+            in_flight += 1
+            most = max(most, in_flight)
+            if options.busy:
+                Path(options.busy).write_text(str(most))
+        fail("first")
+        prompt = body.get("prompt", "")
+        if options.poison and options.poison in prompt:
+            options.fail = "poison"
+            fail("poison")
+        time.sleep(options.seconds)
+        with lock:
+            in_flight -= 1
+        self.answer(200, {"choices": [{"index": 0, "text": prompt, "finish_reason": "stop"}],
+                          "usage": {"prompt_tokens": len(prompt), "completion_tokens": 1}})  # fmt: skip
+
+    def answer(self, status: int, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "client"
+
+
+class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class PortServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def main() -> None:
+    if options.port_taken and not Path(options.port_taken).exists():
+        Path(options.port_taken).touch()
+        with socket.socket() as holder, socket.socket() as other:
+            holder.bind(("127.0.0.1", options.port))
+            holder.listen()
+            other.bind(("127.0.0.1", options.port))  # raises "Address already in use"
+    if options.orphan:
+        # The process in between ends at once, so the other one loses its parent.
+        subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['setsid', 'sleep', '600'])"])
+    fail("start")
+    time.sleep(options.start_seconds)
+    if options.socket:
+        UnixServer(options.socket, Handler).serve_forever()
+    PortServer(("127.0.0.1", options.port), Handler).serve_forever()
+
+
+main()

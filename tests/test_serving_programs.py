@@ -1,0 +1,104 @@
+"""Real serving programs in glideins on a real pool: the same texts as the transformers engine, and clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.bench.gguf_file import write_gguf
+from glide.condor import Collector
+from glide.vocabulary import Machine
+from tests.conftest import eventually
+
+pytestmark = [pytest.mark.pool, pytest.mark.models]
+
+VERIFIER = Path(__file__).resolve().parents[1] / "workflows" / "promptverify"
+PROMPT = "Claim: {claim}\nEvidence: {evidence}\nVerdict:"
+GENERATE = {"max_new_tokens": 4, "do_sample": False}
+FLOAT32 = ["--cache-type-k", "f32", "--cache-type-v", "f32"]
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    """The folder of the tiny verifier as a GGUF file."""
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(VERIFIER / "model", folder / "tiny-verifier-f32.gguf")
+    return folder
+
+
+def claims(count: int) -> list[dict[str, Any]]:
+    lines = (VERIFIER / "claims.jsonl").read_text().splitlines()[-count:]
+    return [json.loads(line) for line in lines]
+
+
+def models(gguf: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "reference": {
+            "engine": "transformers", "path": str(VERIFIER / "model"), "options": {"dtype": "float32"},
+        },
+        "llamacpp": {
+            "engine": "server", "path": str(gguf), "options": {"program": "llamacpp", "args": FLOAT32},
+        },
+        "serve": {
+            "engine": "server", "path": str(VERIFIER / "model"), "options": {"program": "transformers"},
+        },
+    }  # fmt: skip
+
+
+def processes_with(word: str) -> list[int]:
+    """Return the processes whose command contains a word."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if word.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def test_programs_give_the_texts_of_the_transformers_engine(factory, sweep, gguf):
+    records = claims(2000)
+    done = sweep.write(
+        records, models=models(gguf), prompts={"plain": PROMPT}, generate=GENERATE, expect="label", glideins=3
+    ).run()
+    assert done.returncode == 0, done.stderr
+    results = {name: read(sweep, name) for name in models(gguf)}
+    assert [len(each) for each in results.values()] == [2000] * 3
+    texts = {name: [each["text"] for each in lines] for name, lines in results.items()}
+    assert texts["llamacpp"] == texts["reference"]
+    assert texts["serve"] == texts["reference"]
+    # `transformers serve` counts the tokens of each answer, as the transformers engine does.
+    assert [each["usage"] for each in results["serve"]] == [each["usage"] for each in results["reference"]]
+    assert {each["finish_reason"] for each in results["llamacpp"]} == {"stop"}
+
+
+def read(sweep, model: str) -> list[dict[str, Any]]:
+    path = sweep.out / model / "plain" / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gguf):
+    """The glidein's processes are killed without warning, as on a node that loses its power."""
+    sweep.write(claims(3000), model=models(gguf)["llamacpp"] | {"name": "llama-killed"}, prompts={"plain": PROMPT},
+                generate=GENERATE, glideins=1)  # fmt: skip
+    run = sweep.start()
+    file = sweep.out / "plain" / "results.jsonl"
+    eventually(lambda: file.exists() and file.read_text().count("\n") > 50, "the first results")
+    (lane, *_) = Collector().lanes([Machine.SOCKET], f'{Machine.MODEL} == "llama-killed"')
+    folder = str(Path(lane[Machine.SOCKET]).parent)
+    victims = processes_with(folder)
+    assert any(b"xllamacpp" in Path(f"/proc/{each}/cmdline").read_bytes() for each in victims)
+    for process in victims:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    eventually(lambda: not processes_with(folder), "nothing of the glidein is left", budget=20)
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    results = sweep.results()
+    assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(3000)]
+    assert all(each["error"] is None for each in results)
