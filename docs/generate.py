@@ -38,7 +38,7 @@ SITE = (
     site.Downtime,
     site.Breaker,
 )  # fmt: skip
-SWEEP = (sweep.SweepFile, sweep.ModelSpec)
+SWEEP = (sweep.SweepFile, sweep.ModelSpec, sweep.NeedsSpec)
 TRACE = (trace.TraceFile, trace.Device, trace.Nodes, trace.Workload, trace.Files, trace.Costs)
 ENGINES = ("transformers", "server", "openai", "noop")
 

@@ -34,6 +34,7 @@ class Machine:
     LOAD_SECONDS = "GlideLoadSeconds"  # time to load the model, in seconds
     WARM_SECONDS = "GlideWarmSeconds"  # time to warm up the loaded model, in seconds
     GPU_NAME = "GlideGpuName"  # name of the GPU that the engine uses; absent if the engine uses no GPU
+    GPU_CAPABILITY = "GlideGpuCapability"  # lowest CUDA compute capability of the glidein's GPUs; absent without GPUs
     SERVICE = "GlideService"  # URL of the service that runs the model, if the model is not on this node
     RETIRES = "GlideRetires"  # Unix time after which the lane accepts no new job
     CACHED = "GlideCached"  # short digests of the file sets in the host's cache, separated by commas

@@ -28,6 +28,7 @@ from glide.factory.totals import Totals
 from glide.protocol.ads import InvocationAd, LaneAd, OuterAd, attributes
 from glide.report.status import document as status
 from glide.template import Template
+from glide.template.needs import Needs
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import DESCRIPTION, FactoryProcess, command, entry
@@ -82,6 +83,24 @@ def glideins(access_point: AccessPoint, name: str, *states: int) -> list[dict[st
 
 RUNNING = (JobStatus.IDLE, JobStatus.RUNNING)
 SLOW = {"record_seconds": 0.5}
+
+
+def test_glideins_require_the_gpus_that_their_models_need(ask, run_factory, access_point, pool):
+    """No node here has a GPU, so the glideins wait in the queue."""
+    needs = {"plain": Needs(), "modern": Needs(gpus=1, capability=8.0), "large": Needs(gpu_memory=20000)}
+    for name, each in needs.items():
+        ask(Template(name, "noop", needs=each), 1)
+    run_factory("gpus", entry("gpus", request={"memory": 600, "disk": 100, "gpus": 1, "gpu_memory": 24000})).start()
+    wanted = f'{Job.ENTRY} == "gpus"'
+    eventually(lambda: len(access_point.jobs(wanted, ["ProcId"])) == 3, "a glidein for each model")
+    shown = ["GlideModel", "RequestGPUs", "GPUsMinMemory", "GPUsMinCapability", "RequireGPUs"]
+    text = pool.tool("condor_q", "-allusers", "-constraint", wanted, "-af:r,", *shown)
+    memory = "GlobalMemoryMb >= GPUsMinMemory"
+    assert sorted(text.splitlines()) == [
+        f'"large", 1, 24000, undefined, {memory}',
+        f'"modern", 1, 24000, 8, Capability >= GPUsMinCapability && {memory}',
+        f'"plain", 1, 24000, undefined, {memory}',
+    ]
 
 
 def test_factory_sigterm_keeps_glideins_but_drain_removes_them(run_factory, ask, access_point):

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from glide.cli.options import AsJson, print_json
-from glide.config import REPORT, SiteFile, load
+from glide.config import REPORT
 from glide.protocol.json_lines import read_lines
 from glide.report.sweep import comparison
 from glide.report.sweep.page import PAGE
@@ -28,7 +28,7 @@ from glide.sweep.prepare import Sweep, prepare
 from glide.sweep.results import Results
 from glide.sweep.run import drive
 from glide.sweep.status import read_summary
-from glide.sweep.workplace import workplace
+from glide.sweep.workplace import check_site, workplace
 from glide.vocabulary import Exit
 
 CHECK_SECONDS = 3.0  # seconds between two messages about the check of the input
@@ -67,9 +67,9 @@ def submit(file: File, site: Site = None, as_json: AsJson = False) -> None:
     rebooted. `condor_q` and `glide sweep status` show the sweep, and `condor_rm` stops it. The driver's messages are in
     `.glide/driver` in the sweep's `out`.
     """
-    sweep = checked(file)[0]
-    if site is not None:
-        load(site, SiteFile)
+    sweeps = checked(file)
+    check_site(site, [sweep.template for sweep in sweeps])
+    sweep = sweeps[0]
     job = driver_job.submit(sweep, site)
     if as_json:
         print_json({"name": sweep.file.name, "job": job})
@@ -177,8 +177,7 @@ def run_sweep(
     """
     sweeps = checked(file)
     name = sweeps[0].file.name
-    if site is not None:
-        load(site, SiteFile)  # a mistake in the site file must be reported before anything starts
+    check_site(site, [sweep.template for sweep in sweeps])
     with opened(sweeps, f"{name}-{secrets.token_hex(4)}", only=only, **how) as models:
         for each in models:
             for note in each.notes:

@@ -47,6 +47,27 @@ def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
     return {key: getattr(checked, key) for key in options}
 
 
+class NeedsSpec(Strict):
+    """The resources that a model needs on a node.
+
+    glide derives some of them: the model's files must fit into the memory, and `--tensor-parallel-size` and similar
+    arguments of a program set the number of GPUs.
+
+    Attributes:
+        gpus: number of GPUs.
+        gpu_memory: memory of each GPU in MB.
+        capability: minimum CUDA compute capability of the GPUs, such as 8.0. Glideins request such GPUs.
+        cpus: number of CPU cores.
+        memory: main memory in MB.
+    """
+
+    gpus: Integer = Field(0, ge=0)
+    gpu_memory: Integer = Field(0, ge=0)
+    capability: Number = Field(0.0, ge=0)
+    cpus: Integer = Field(0, ge=0)
+    memory: Integer = Field(0, ge=0)
+
+
 class ModelSpec(Strict):
     """The model of a sweep, and how to load it.
 
@@ -69,6 +90,7 @@ class ModelSpec(Strict):
         environment: environment in which the engine runs. It is a packed venv or conda environment, an Apptainer image,
             or a folder that the nodes have. By default the environment of the entry, or the nodes' own Python if the
             entry has no environment.
+        needs: resources that the model needs on a node. The factory uses only entries that have them.
         options: options of the engine.
         budgets: time limit of each phase of a model server, in seconds. If a phase takes longer, it has failed. By
             default fetch 7200, import 900, load 3600, warm 1800 and serve 300. The limit `serve` is the time within
@@ -82,6 +104,7 @@ class ModelSpec(Strict):
     token: str | None = None
     keep: Keep = "state"
     environment: str | None = None
+    needs: NeedsSpec = NeedsSpec()
     # An engine may require an option. So if a sweep file has no `options`, pydantic checks the default, an empty dict.
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     budgets: dict[Literal["fetch", "import", "load", "warm", "serve"], Annotated[Number, Field(gt=0)]] = Field(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from glide.config import Entry, SiteFile
 from glide.factory.health import BreakerState, breaker_state
 from glide.factory.snapshot import Glidein, Snapshot
+from glide.factory.suitability import lack
 from glide.vocabulary import JobStatus, State
 
 # If a glidein was warm for at least this number of seconds, the glidein was worth the cost of its start.
@@ -88,19 +89,19 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
 def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
     """Return the headroom of a template on an entry.
 
-    The headroom is 0 if the entry does not serve the template's users, if the template is too large for the entry, or
-    if the entry does not allow the template's code. A circuit breaker for the template on this entry also limits the
+    The headroom is 0 if the entry does not serve the template's users, if its glideins lack a resource, or if the entry
+    does not allow the template's code. A circuit breaker for the template on this entry also limits the
     headroom.
     """
     headroom = Headroom(sys.maxsize, "")
     users = {demand.user for demand in snapshot.demands if demand.template == template}
     if not users & set(owners(entry, snapshot)):
         headroom.limit_to(0, f"it does not serve {', '.join(sorted(users))}")
-    described, memory = snapshot.description(template), entry.request.model_memory
+    described = snapshot.description(template)
     if entry.service and described and (described.model != entry.service.serves or described.owner):
         headroom.limit_to(0, f"it serves only {entry.service.serves}")
-    elif described and not entry.service and memory is not None and described.megabytes > memory:
-        headroom.limit_to(0, f"{described.model} needs {described.megabytes:.0f} MB, and its glideins have {memory} MB")
+    elif described and not entry.service and (missing := lack(described, entry)):
+        headroom.limit_to(0, missing)
     code = described.code(entry.programs) if described else ""
     if described and code and len(owners(entry, snapshot)) > 1 and not (entry.users_code and described.owner):
         reason = f"{described.model} contains a user's code ({code}), and the entry serves several owners"

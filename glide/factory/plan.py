@@ -24,6 +24,7 @@ from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Subm
 from glide.factory.headroom import Headroom
 from glide.factory.health import bad_nodes, mark_failing_glideins, nodes_with_files, nodes_without_success
 from glide.factory.snapshot import Glidein, Lane, Snapshot
+from glide.factory.suitability import is_idle
 from glide.files import Tree
 from glide.files.peers import short_digest
 from glide.protocol.names import outer_job
@@ -252,7 +253,7 @@ def _retarget_idle(
         unwanted = [each for each in running if not snapshot.templates_of(each) & wanted]
         unwanted = [each for each in unwanted if not best_effort or snapshot.templates_of(each) == {""}]
         free = [each for each in unwanted if each.glide_id not in retargeted]
-        idle = [each for each in free if _is_idle(lanes.get(each.glide_id, []), snapshot)]
+        idle = [each for each in free if is_idle(lanes.get(each.glide_id, []), snapshot.now, described)]
         idle = sorted(idle, key=lambda each: _retarget_rank(lanes[each.glide_id][0], sizes))[: max(0, limit)]
         if idle:
             missing -= len(idle)
@@ -270,15 +271,6 @@ def _retarget_rank(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
     that retires later comes first.
     """
     return -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
-
-
-def _is_idle(lanes: Collection[Lane], snapshot: Snapshot) -> bool:
-    """Return whether a glidein is idle.
-
-    An idle glidein has at least one lane. Each of its lanes is warm or blank, has no job and has not retired.
-    """
-    settled = all(lane.state in (State.WARM, State.BLANK) and not lane.claimed for lane in lanes)
-    return bool(lanes) and settled and all(lane.retires > snapshot.now for lane in lanes)
 
 
 def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:

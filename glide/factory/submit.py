@@ -18,6 +18,7 @@ from glide.factory.headroom import owners
 from glide.factory.home import delete_old_files
 from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
+from glide.factory.suitability import gpu_macros
 from glide.files.environment import environment
 from glide.files.unpack import is_archive
 from glide.glidein import bundle
@@ -53,7 +54,7 @@ def submit(client: SiteClient, action: Submit, snapshot: Snapshot) -> None:
         "node_requirements": _requirements(entry, action.avoid), "digest": action.template,
         "node_rank": _rank(action.prefer, action.last_resort), "model": template.model if template else "",
     }  # fmt: skip
-    macros |= {"gpus_minimum_memory": str(request.gpu_memory)} if request.gpu_memory else {}
+    macros |= gpu_macros(template, entry)
     macros |= {"container_image": entry.container} if entry.container else {}
     if entry.container and entry.container.startswith("/"):  # the container's image is a file, which is sent to nodes
         macros["reachable"] = f"$(folder),$(bundle),{Path(entry.container).parent}"

@@ -6,7 +6,7 @@ This module uses only the standard library.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from glide.files.cache import Cache
@@ -74,3 +74,27 @@ def unpacked(file_set: FileSet, folder: Path, cache: Cache) -> Path:
     """
     (name,) = file_set.files
     return content_root(cache.unpack(Tree.of(file_set).digest, folder / name)) if is_archive(name) else folder / name
+
+
+def without_other_files(folder: Path, names: Collection[str], view: Path) -> Path:
+    """Return a folder that contains certain files of a folder, and no others.
+
+    If the folder itself contains no other files, return it. Hidden files do not count. Otherwise, fill the folder
+    `view` with links, and return it. An engine could load other files, such as another set of weights.
+
+    Args:
+        names: names of the files, relative to `folder`.
+        view: a folder that need not exist.
+
+    Raises:
+        OSError: the links cannot be made.
+    """
+    present = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if not any(str(path) not in names and not any(part.startswith(".") for part in path.parts) for path in present):
+        return folder
+    for name in names:
+        link = view / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder / name)
+    return view

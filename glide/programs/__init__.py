@@ -12,6 +12,8 @@ This package uses only the standard library, because access points and nodes use
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import shlex
 import string
@@ -24,7 +26,7 @@ from glide.programs.sglang import SGLANG
 from glide.programs.transformers import TRANSFORMERS
 from glide.programs.vllm import VLLM
 
-__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Program", "check_command", "unlisted"]
+__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Program", "check_command", "flags", "gpus_of", "unlisted"]
 
 PROGRAMS = {program.name: program for program in (VLLM, SGLANG, LLAMACPP, TRANSFORMERS)}
 COMMAND = Program("command", ())  # what glide assumes about a command that a user writes
@@ -56,12 +58,30 @@ def unlisted(options: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | No
     if options.get("command"):
         return "a command"
     program, args = options.get("program"), options.get("args") or []
-    if program not in PROGRAMS or (lists is not None and program not in lists):
+    if not isinstance(program, str) or program not in PROGRAMS or (lists is not None and program not in lists):
         return f"the program {program!r:.40}"
     if not isinstance(args, (list, tuple)) or not all(isinstance(each, str) for each in args):
         return "arguments that are not texts"
     listed = PROGRAMS[program].listed_flags if lists is None else lists[program]
     return next((f"{program} with {flag:.60}" for flag in flags(args) if flag not in listed), "")
+
+
+def gpus_of(options: Mapping[str, Any]) -> int:
+    """Return how many GPUs a program's arguments ask for; 0 if they do not say it.
+
+    Args:
+        options: options of the engine `server`.
+    """
+    program, args = PROGRAMS.get(str(options.get("program"))), options.get("args") or []
+    if program is None or not isinstance(args, (list, tuple)):
+        return 0
+    words = [word for each in args for word in str(each).split("=", 1)]
+    numbers = [
+        int(value)
+        for flag, value in itertools.pairwise(words)
+        if flag in program.gpu_flags and value.isdecimal() and len(value) < 6
+    ]
+    return math.prod(numbers) if numbers else 0
 
 
 def check_command(command: str) -> list[str]:

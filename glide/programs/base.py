@@ -32,6 +32,7 @@ class Program:
         listed_flags: flags that only set numbers or choose from names. They cannot make the program run other code or
             read other files.
         own_flags: flags that glide sets. A user must not set them.
+        gpu_flags: flags with a number of GPUs. The program needs the product of these numbers.
         model: the name of the model in requests.
         ready: path that answers with status 200 when the program is ready.
         lists_models: whether /v1/models lists the model.
@@ -58,6 +59,7 @@ class Program:
     variables: dict[str, str] = field(default_factory=dict)
     listed_flags: tuple[str, ...] = ()
     own_flags: tuple[str, ...] = ()
+    gpu_flags: tuple[str, ...] = ()
     model: str = "{model}"
     ready: str = "/health"
     lists_models: bool = True

@@ -28,6 +28,9 @@ SGLANG = Program(
         "--host", "--port", "--api-key", "--admin-api-key", "--served-model-name", "--model-path", "--model",
         "--config",
     ),
+    gpu_flags=(
+        "--tp-size", "--tp", "--tensor-parallel-size", "--dp-size", "--dp", "--data-parallel-size", "--pp-size",
+    ),
     prompts=64,
     limit=128,
     limit_flags=("--max-running-requests",),

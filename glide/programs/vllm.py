@@ -33,6 +33,9 @@ VLLM = Program(
         "--reasoning-parser", "--enable-sleep-mode", "--seed", "--runner", "--convert", "--disable-log-stats",
     ),
     own_flags=("--host", "--port", "--uds", "--api-key", "--served-model-name", "--model"),
+    gpu_flags=(
+        "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
+    ),
     prompts=64,
     token_ids="return_token_ids",
     limit=256,

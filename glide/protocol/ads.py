@@ -110,6 +110,7 @@ class LaneAd:
     batching: str | None = _from(Machine.BATCHING, _is_text, None)
     prefix_hits: float | None = _from(Machine.PREFIX_HITS, _is_count, None)
     gpu_name: str | None = _from(Machine.GPU_NAME, _is_text, None)
+    gpu_capability: float = _from(Machine.GPU_CAPABILITY, _is_count, 0.0)
     service: str | None = _from(Machine.SERVICE, _is_text, None)
     protocol: int = _from(Machine.PROTOCOL, _is_whole_number, 1)
 

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from glide.server.engines import printable
+from glide.server.gpus import gpus
+from glide.server.loaded import LoadedTemplates, WrongRequest
 from glide.server.log import log_line, trim
 from glide.server.outer_job import report_to_outer_job
 from glide.server.settings import ServerSettings
@@ -27,21 +29,13 @@ from glide.server.template_server import TemplateServer
 from glide.server.ticket import LINE_BYTES, ConnectionWatch, Endpoint, JobRequest
 from glide.system import open_regular
 from glide.template import Template
-from glide.vocabulary import Exit, State
+from glide.vocabulary import Exit, Machine, State
 
 REPORT_SECONDS = 2.0  # seconds between two checks of the lanes' speeds; a new state is advertised immediately
 MOST_UNAUTHENTICATED = 64  # limit of connections that have not sent the secret; above the limit, the oldest is closed
 TEMPLATE_BYTES = 64_000_000  # maximum number of bytes that are read from a sticky job's input
 FAILED_SECONDS = 3.0  # idle seconds until the glidein ends if all templates failed; meanwhile it advertises the failure
 COUNT_SECONDS = 15.0  # minimum number of seconds between two ads with small changes; each ad is work for the collector
-
-
-class WrongRequest(Exception):
-    """A sticky job cannot be served on this glidein. `code` is the exit code that the job gets."""
-
-    def __init__(self, reason: str, code: int):
-        super().__init__(reason)
-        self.code = code
 
 
 class ModelServer:
@@ -55,8 +49,8 @@ class ModelServer:
 
     Attributes:
         lanes: for each lane, the TemplateServer of the lane's template; None for a lane without a template.
+        loaded: the loaded templates and their memory.
         servers: a dict from a template's digest to the template's TemplateServer.
-        sizes: memory in MB that each template used when it was last loaded. The keys are the templates' digests.
         changed: event that is set when the status of a lane may have changed.
         unauthenticated: connections that have not sent the secret yet; the oldest connection is first.
     """
@@ -64,14 +58,14 @@ class ModelServer:
     def __init__(self, template: Template | None, settings: ServerSettings, endpoint: Path, log: Path):
         self.template = template
         self.settings = settings
-        self.memory = settings.memory
         self.idle_seconds = settings.idle_seconds
         self.endpoint = Endpoint(endpoint)
         self.log = log
         self.blank = Status()
+        self.gpu_attributes: dict[str, float] = {}
         self.lanes: list[TemplateServer | None] = [None] * settings.lanes
-        self.servers: dict[str, TemplateServer] = {}
-        self.sizes: dict[str, float] = {}
+        self.loaded = LoadedTemplates(settings.memory)
+        self.servers = self.loaded.servers
         self.retarget_lock = asyncio.Lock()
         self.changed = asyncio.Event()
         self.supply = FileSupply(settings.supply, self.changed)
@@ -80,6 +74,8 @@ class ModelServer:
     async def run(self) -> None:
         """Load the initial template, open the endpoint, and serve jobs until this task is cancelled."""
         await self.supply.start()
+        if found := await asyncio.to_thread(gpus):
+            self.gpu_attributes = {Machine.GPU_CAPABILITY: min(gpu.capability for gpu in found)}
         listener = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0, limit=LINE_BYTES)
         if self.template:
             self.lanes = [self._start_server(self.template)] * len(self.lanes)
@@ -110,7 +106,7 @@ class ModelServer:
         latest = time.monotonic()
         while self.idle_seconds is None or time.monotonic() - latest < self._idle_limit:
             await asyncio.sleep(1.0)
-            busy = len(self._idle_servers()) < len(self.servers)
+            busy = len(self.loaded.idle()) < len(self.servers)
             # A short job can start and end between two checks. So also use `last_used`, the time when a job last ended.
             latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
@@ -207,7 +203,7 @@ class ModelServer:
             before = self.lanes[lane]
             server = self.servers.get(template.digest)
             if server is None or server.status.state == State.FAILED:
-                to_stop = self._servers_to_stop(template)
+                to_stop = self.loaded.to_stop_for(template)
                 server = self._add_server(template)
                 await self._stop_servers(to_stop, server)  # end the old engines before the new engine starts
                 server.start()
@@ -217,12 +213,12 @@ class ModelServer:
         await server.settled.wait()
         async with self.retarget_lock:
             server.waiting_sticky_jobs -= 1
-            self.sizes[template.digest] = server.megabytes
+            self.loaded.sizes[template.digest] = server.megabytes
             if server.status.state == State.FAILED:
                 await self._restore_lanes(server, before)
                 raise WrongRequest(f"{template.model} does not load: {server.status.failure}", Exit.FAILED)
-            for other in self._idle_servers(server):  # the new template may use too much memory, so unload others
-                if self.memory is not None and self._used_megabytes() > self.memory:
+            for other in self.loaded.idle(server):  # the new template may use too much memory, so unload others
+                if self.loaded.are_too_large:
                     await self._stop_servers([other], server)
         return server
 
@@ -260,78 +256,21 @@ class ModelServer:
         server = self.servers[template.digest] = TemplateServer(template, self.supply, self.log, self.changed, initial)
         return server
 
-    # ---- memory ----------------------------------------------------------------------------------
-
-    def _servers_to_stop(self, template: Template) -> list[TemplateServer]:
-        """Return the TemplateServers that must be stopped, so that the memory suffices for one more template.
-
-        Raises WrongRequest if the template is too large for the memory, or if a server that must stop is in use.
-        """
-        if self.memory is not None and template.megabytes > self.memory:
-            needed = f"{template.model} needs {template.megabytes:.0f} MB"
-            raise WrongRequest(f"{needed}, but this glidein has {self.memory:.0f} MB", Exit.SERVER_LOST)
-        failed = self.servers.get(template.digest)  # the template's failed TemplateServer, or None if there is none
-        to_stop = [failed] if failed else []
-        # Stop the servers with code of other owners, because code of two owners must not run under one account at once.
-        to_stop += [
-            each for each in self.servers.values() if each.template.owner != template.owner and each not in to_stop
-        ]
-        idle = self._idle_servers()
-        if any(each not in idle for each in to_stop):
-            raise WrongRequest("no room: other templates are in use", Exit.SERVER_LOST)
-        for each in idle:
-            if self._fits(template, to_stop):
-                break
-            to_stop += [] if each in to_stop else [each]
-        if not self._fits(template, to_stop):
-            raise WrongRequest("no room: other templates are in use", Exit.SERVER_LOST)
-        return to_stop
-
-    def _idle_servers(self, excluded: TemplateServer | None = None) -> list[TemplateServer]:
-        """Return the servers that have no job and are not loading a template. The least recently used is first."""
-        idle = [
-            each
-            for each in self.servers.values()
-            if not each.jobs and not each.waiting_sticky_jobs and each.settled.is_set()
-        ]
-        return sorted((each for each in idle if each is not excluded), key=lambda each: each.last_used)
-
-    def _fits(self, template: Template, to_stop: list[TemplateServer]) -> bool:
-        """Return whether the memory suffices for a template after the servers in `to_stop` have ended."""
-        if self.memory is None:
-            return len(to_stop) == len(self.servers)
-        # Before a function has run, the size of its state is unknown. Assume that the state needs all of the memory.
-        unknown = self.memory if template.function and not template.files else template.megabytes
-        return self.sizes.get(template.digest, unknown) + self._used_megabytes(to_stop) <= self.memory
-
-    def _used_megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
-        """Return the memory in MB that all servers except those in `to_stop` use together."""
-        return sum(each.megabytes for each in self.servers.values() if each not in to_stop)
-
-    @property
-    def room(self) -> float | None:
-        """MB of memory that a new template can use if all idle templates are unloaded; None if the limit is unknown."""
-        if self.memory is None:
-            return None
-        return max(0.0, self.memory - self._used_megabytes(self._idle_servers()))
-
-    @property
-    def owner(self) -> str:
-        """The user whose code or private files are loaded. Only this user's jobs are served. Empty: all users' jobs."""
-        return next((each.template.owner for each in self.servers.values()), "")
-
     # ---- status ----------------------------------------------------------------------------------
 
     async def _stream_status(self, writer: asyncio.StreamWriter) -> None:
         """Send the status of each lane to a client: immediately, and again after each change of the status."""
         reported: dict[int, tuple[Status, float]] = {}
         while True:
-            files = self.supply.ad_attributes()
+            files = self.supply.ad_attributes() | self.gpu_attributes
             for lane, server in enumerate(self.lanes):
                 # If a sticky job's template fails, the job reports this. So the lane does not advertise the failure.
                 shown = server and (server.is_initial or server.status.state != State.FAILED)
                 status = replace(
-                    server.status if server and shown else self.blank, room=self.room, owner=self.owner, files=files
+                    server.status if server and shown else self.blank,
+                    room=self.loaded.room,
+                    owner=self.loaded.owner,
+                    files=files,
                 )
                 previous, since = reported.get(lane, (None, 0.0))
                 age = time.monotonic() - since

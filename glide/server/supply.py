@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.files import Cache, Tree
+from glide.files.file_set import without_other_files
 from glide.files.peers import short_digest
 from glide.files.share import ChunkServer, SharedTree
 from glide.server.keeper import under_keeper
@@ -131,7 +132,8 @@ class FileSupply:
         """
         if not template.files or template.service:
             return template.path
-        return await self._ensure_local(template, template.file_set)
+        folder = Path(await self._ensure_local(template, template.file_set))
+        return str(without_other_files(folder, template.files, Path.cwd() / f"files-{template.digest[:16]}"))
 
     async def ensure_environment(self, template: Template) -> str | None:
         """Fetch the environment of a template's engine if it is not on this node. Return the environment's path.

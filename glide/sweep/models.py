@@ -15,6 +15,7 @@ from glide.files.environment import environment
 from glide.files.listing import chosen, download, listing
 from glide.programs import PROGRAMS
 from glide.template import Template
+from glide.template.needs import Needs
 from glide.template.private import is_private
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
@@ -59,7 +60,7 @@ def template_of(source: Path, file: SweepFile, model: str) -> Template:
         key = "files" if spec.files else "path"
         template = _template(source.parent, spec, token)
         _check_files(spec, template)
-        return replace(template, environment=file_set)
+        return replace(template, environment=file_set, needs=Needs(**spec.needs.model_dump()))
     except ValueError as error:
         raise InputError(f"{position(source, *place, key)}: {error}") from None
 

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glide import resources
 from glide.condor import EmbeddedPool, configured, connect, home
 from glide.config import SiteFile, load
+from glide.errors import InputError
 from glide.factory.home import is_running, site_folder
+from glide.factory.suitability import lack
 from glide.factory.users import ends_when_unused, is_used, use_factory
 from glide.protocol.names import printable
 from glide.system import tail
+from glide.template import Template
 from glide.vocabulary import POOL_VARIABLE
 
 STOP_SECONDS = 25.0  # an unused factory is killed if it has not ended by itself after this number of seconds
@@ -59,6 +62,28 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
         return
     with embedded_pool(), factory(site_file or resources.find("site_configs", "local.yaml")):
         yield
+
+
+def check_site(site_file: Path | None, templates: Iterable[Template]) -> None:
+    """Check the site that `workplace` would run: it must be valid, and suit the templates.
+
+    Args:
+        site_file: as in `workplace`.
+
+    Raises:
+        InputError: the file is wrong, or all entries lack a resource that a template needs.
+    """
+    if site_file is None and configured() and os.environ.get("CONDOR_CONFIG") not in _embedded:
+        return
+    path = site_file or resources.find("site_configs", "local.yaml")
+    site = load(path, SiteFile)
+    problems = []
+    for template in templates:
+        lacks = [f"{entry.name}: {missing}" for entry in site.entries if (missing := lack(template, entry))]
+        if len(lacks) == len(site.entries):
+            problems.append(f"{path}: no entry has what {template.model} needs: {'; '.join(lacks)}")
+    if problems:
+        raise InputError(*problems)
 
 
 @contextmanager

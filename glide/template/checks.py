@@ -164,5 +164,5 @@ TEMPLATE: dict[str, Check] = {
     "model": _is_name, "engine": _is_name, "path": _or_none(_is_line), "files": _anything, "options": _is_options,
     "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),
     "keep": lambda value: value in ("state", "files", "nothing"), "key": _is_line, "seed": _is_line,
-    "environment": _anything, "user": _is_line, "private": lambda value: isinstance(value, bool),
+    "environment": _anything, "user": _is_line, "private": lambda value: isinstance(value, bool), "needs": _anything,
 }  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from glide.programs import unlisted
 from glide.system import open_regular
 from glide.template import checks
+from glide.template.needs import Needs
 from glide.vocabulary import State
 
 # The time limit of each phase of a model server, in seconds. A healthy node needs far less time.
@@ -113,6 +114,7 @@ class Template:
             - The template has no code and is not private.
             - The template has a function. Then `function.owner` names the user.
         private: whether only the jobs of `user` may use the files.
+        needs: the resources that the state needs.
     """
 
     model: str
@@ -129,6 +131,7 @@ class Template:
     environment: FileSet | None = None
     user: str = ""
     private: bool = False
+    needs: Needs = field(default_factory=Needs)
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -196,6 +199,8 @@ class Template:
             parts["user"] = self.user
         if self.private:
             parts["private"] = "true"
+        if self.needs != Needs():
+            parts["needs"] = asdict(self.needs)
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -225,11 +230,14 @@ class Template:
     def to_json(self) -> str:
         """Return the template as one line of JSON, which from_json can read.
 
-        `private` is left out if it is false, because an older glide does not know this field.
+        `private` is left out if it is false, and empty `needs` are left out, because an older glide does not know these
+        fields.
         """
         fields = asdict(self)
         if not self.private:
             del fields["private"]
+        if self.needs == Needs():
+            del fields["needs"]
         if self.environment is not None:
             fields["environment"] = self.environment.to_fields()
         return json.dumps(fields, sort_keys=True)
@@ -251,6 +259,7 @@ class Template:
             fields["environment"] = FileSet.from_fields(fields["environment"])
             if fields["environment"].owner:  # otherwise, a user could name the private files of another user
                 raise ValueError("an environment has no owner of its own")
+        fields["needs"] = Needs.from_fields(fields.get("needs", {}))
         return cls(**fields)
 
 

@@ -20,9 +20,9 @@ from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
 from glide.server.engines.request_queue import RequestQueue, Target
 from glide.server.engines.server import command as commands
-from glide.server.engines.server.gpus import wait_until_free
 from glide.server.engines.server.launch import ANSWER_SECONDS, Launch, ask_limit, launch
 from glide.server.engines.server.share import tree_megabytes
+from glide.server.gpus import wait_until_free
 from glide.template import Template
 
 METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters

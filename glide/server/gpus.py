@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -23,28 +24,32 @@ class Gpu:
         identifier: its full UUID.
         name: its model.
         used, total: its used memory, and all its memory, in MB.
+        capability: its CUDA compute capability; 0 if the driver does not report it.
     """
 
     identifier: str
     name: str
     used: float
     total: float
+    capability: float
 
 
 def gpus() -> list[Gpu]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names, in its order. Without this variable, return all GPUs."""
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = "index,uuid,name,memory.used,memory.total"
+    fields = "index,uuid,name,memory.used,memory.total,compute_cap"
     try:
         output = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True,
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=QUERY_SECONDS, check=True,
         ).stdout  # fmt: skip
         found = {}
         for line in output.splitlines():
-            index, identifier, name, used, total = (part.strip() for part in line.split(",", 4))
-            found[index] = Gpu(identifier, name, float(used), float(total))
+            index, identifier, name, used, total, capability = (part.strip() for part in line.split(","))
+            number = float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0
+            found[index] = Gpu(identifier, name, float(used), float(total), number)
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,0 +1,42 @@
+"""The resources that a template needs on a node."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The resources that a template needs on a node. With 0, a resource is unknown or not needed.
+
+    Attributes:
+        gpus: number of GPUs.
+        gpu_memory: memory of each GPU in MB.
+        capability: the GPUs' CUDA compute capability, such as 8.0.
+        cpus: number of CPU cores.
+        memory: main memory in MB.
+    """
+
+    gpus: int = 0
+    gpu_memory: int = 0
+    capability: float = 0.0
+    cpus: int = 0
+    memory: int = 0
+
+    @classmethod
+    def from_fields(cls, fields: object) -> Needs:
+        """Make an object from a dict. Check the dict, because any user may have written it.
+
+        Raises:
+            ValueError: a field is unknown, or its value is not a number of 0 or more.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError("the needs are no JSON object")
+        for name, value in fields.items():
+            kind = (int, float) if name == "capability" else int
+            if name not in cls.__dataclass_fields__ or isinstance(value, bool) or not isinstance(value, kind):
+                raise ValueError(f"the needs: {name!r:.40} cannot be {value!r:.40}")
+            if not (math.isfinite(value) and 0 <= value <= 1e9):
+                raise ValueError(f"the needs: {name} cannot be {value!r:.40}")
+        return cls(**fields)
