@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from glide.server.engines.server.share import tree_megabytes
-from glide.template import Template
+from glide.template import FileSet, Template
 from glide.vocabulary import State
 from tests.conftest import eventually
 from tests.server_rig import Server, assert_exactly_once, children, failure
@@ -91,13 +91,28 @@ def test_failed_start_is_reported_with_the_last_lines(start, words, expected):
 
 def test_missing_program_is_reported_with_its_name(start):
     reason = failure(start(Template("m", "server", options={"command": "no-such-program {port}"}, user="ada@here")))
-    assert "no-such-program" in reason and "PATH" in reason
+    assert "command not found: the environment and its PATH lack the program no-such-program" in reason
 
 
-def test_socket_path_that_is_too_long_is_reported(tmp_path):
+def test_program_missing_in_the_environment_is_reported(start, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "one.gguf").touch()
+    options = {"program": "llamacpp"}
+    where = FileSet(str(tmp_path))
+    reason = failure(
+        start(Template("m", "server", str(tmp_path / "model"), options=options, environment=where, user="a@b"))
+    )
+    assert "lack the program llama-server or the Python package xllamacpp" in reason
+
+
+def test_socket_has_a_short_path_even_in_a_deep_folder(tmp_path):
     server = Server(tmp_path / ("long" * 30), template(where="--socket {socket}"))
     try:
-        assert "socket is too long" in failure(server)
+        server.reached(State.WARM)
+        assert len(server.call(records(3)).results()) == 3
     finally:
         server.stop()
 

@@ -92,7 +92,10 @@ def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gg
     (lane, *_) = Collector().lanes([Machine.SOCKET], f'{Machine.MODEL} == "llama-killed"')
     folder = str(Path(lane[Machine.SOCKET]).parent)
     victims = processes_with(folder)
-    assert any(b"xllamacpp" in Path(f"/proc/{each}/cmdline").read_bytes() for each in victims)
+    commands = [Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0") for each in victims]
+    (program,) = (words for words in commands if any(word.endswith(b"xllamacpp_server.py") for word in words))
+    # The glidein has one of the machine's cores, so the program gets one thread.
+    assert program[program.index(b"--threads") + 1] == b"1"
     for process in victims:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

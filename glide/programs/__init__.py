@@ -20,13 +20,13 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glide.programs.base import Program
+from glide.programs.base import Command, Program
 from glide.programs.llamacpp import LLAMACPP
 from glide.programs.sglang import SGLANG
 from glide.programs.transformers import TRANSFORMERS
 from glide.programs.vllm import VLLM
 
-__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Program", "check_command", "flags", "gpus_of", "unlisted"]
+__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Command", "Program", "check_command", "flags", "gpus_of", "unlisted"]
 
 PROGRAMS = {program.name: program for program in (VLLM, SGLANG, LLAMACPP, TRANSFORMERS)}
 COMMAND = Program("command", ())  # what glide assumes about a command that a user writes

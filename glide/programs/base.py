@@ -6,6 +6,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Command:
+    """A way to start a program.
+
+    Attributes:
+        words: the command's words. Texts may contain placeholders (see Program).
+        module: the Python package that the command needs; empty if it needs none. Then the first word is the
+            executable.
+    """
+
+    words: tuple[str, ...]
+    module: str = ""
+
+    @property
+    def needs(self) -> str:
+        """Return what the environment must contain, for messages."""
+        return f"the Python package {self.module}" if self.module else f"the program {self.words[0]}"
+
+
+@dataclass(frozen=True)
 class Program:
     """A program that serves a model behind OpenAI's API, and how glide uses it.
 
@@ -22,7 +41,7 @@ class Program:
 
     Attributes:
         name: name of the program in sweep files.
-        commands: the commands that start the program. glide uses the first one whose executable exists.
+        commands: the commands that start the program. glide uses the first one whose program or package exists.
         arguments: arguments that follow each command, as flags with their values. If the user gives the same flag, the
             user's value replaces this one.
         port_arguments: further arguments if the program listens at a port.
@@ -51,7 +70,7 @@ class Program:
     """
 
     name: str
-    commands: tuple[tuple[str, ...], ...]
+    commands: tuple[Command, ...]
     arguments: tuple[tuple[str, ...], ...] = ()
     port_arguments: tuple[str, ...] = ()
     socket_arguments: tuple[str, ...] | None = None
@@ -78,4 +97,4 @@ class Program:
     @property
     def needs_file(self) -> bool:
         """Return whether the program needs the model's GGUF file."""
-        return any("{file}" in word for words in self.commands for word in words)
+        return any("{file}" in word for command in self.commands for word in command.words)

@@ -1,13 +1,13 @@
 """llama.cpp's server: the program llama-server, or the Python package xllamacpp. Written for the builds of 2026."""
 
-from glide.programs.base import Program
+from glide.programs.base import Command, Program
 
 LLAMACPP = Program(
     name="llamacpp",
     commands=(
-        ("llama-server", "--model", "{file}"),
+        Command(("llama-server", "--model", "{file}")),
         # The package xllamacpp contains the same server, but no command. This file is the command.
-        ("{python}", "{here}/xllamacpp_server.py", "--model", "{file}"),
+        Command(("{python}", "{here}/xllamacpp_server.py", "--model", "{file}"), module="xllamacpp"),
     ),
     arguments=(
         ("--alias", "{model}"),

@@ -1,10 +1,10 @@
 """SGLang (https://docs.sglang.ai). Written from its documentation, for version 0.5."""
 
-from glide.programs.base import Program
+from glide.programs.base import Command, Program
 
 SGLANG = Program(
     name="sglang",
-    commands=(("{python}", "-m", "sglang.launch_server", "--model-path", "{path}"),),
+    commands=(Command(("{python}", "-m", "sglang.launch_server", "--model-path", "{path}"), module="sglang"),),
     arguments=(
         ("--served-model-name", "{model}"),
         ("--config", "{config}"),

@@ -4,11 +4,13 @@ It serves one request after the other, unless --continuous-batching is given. It
 the node can send requests to it.
 """
 
-from glide.programs.base import Program
+from glide.programs.base import Command, Program
 
 TRANSFORMERS = Program(
     name="transformers",
-    commands=(("{python}", "-m", "transformers.cli.transformers", "serve", "{path}"),),
+    commands=(
+        Command(("{python}", "-m", "transformers.cli.transformers", "serve", "{path}"), module="transformers"),
+    ),
     port_arguments=("--host", "{address}", "--port", "{port}"),
     listed_flags=(
         "--dtype", "--device", "--compile", "--quantization", "--continuous-batching", "--cb-block-size",

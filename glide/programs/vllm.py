@@ -1,12 +1,13 @@
 """vLLM (https://docs.vllm.ai). Written for the versions 0.19 to 0.33."""
 
-from glide.programs.base import Program
+from glide.programs.base import Command, Program
 
 VLLM = Program(
     name="vllm",
+    # The script `vllm` contains the path of its Python, which is wrong after an environment was moved to a node.
     commands=(
-        ("vllm", "serve", "{path}"),
-        ("{python}", "-m", "vllm.entrypoints.cli.main", "serve", "{path}"),
+        Command(("{python}", "-m", "vllm.entrypoints.cli.main", "serve", "{path}"), module="vllm"),
+        Command(("vllm", "serve", "{path}")),
     ),
     arguments=(
         ("--served-model-name", "{model}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import time
 from collections import Counter
 
@@ -111,7 +112,9 @@ class Lanes:
         if self.is_warm or not self.failures:
             return ""
         glide_id, latest = list(self.failures.items())[-1]
-        return f"{glide_id} ({latest.host}) failed to load the template: {latest.reason}; waiting for another glidein"
+        # The whole reason is already in the log. This text is part of each line of the progress.
+        reason = textwrap.shorten(latest.reason, 200, placeholder=" …")
+        return f"{glide_id} ({latest.host}) failed to load the template: {reason}; waiting for another glidein"
 
     def vanished(self) -> set[str]:
         """Return the Names of the lanes that have had no ad for VANISHED_SECONDS."""

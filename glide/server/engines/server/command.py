@@ -7,10 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from glide.errors import TemplateError
-from glide.programs import Program, flags
+from glide.programs import Command, Program, flags
 
 LARGEST_LIMIT = 4096  # the engine never keeps more prompts in flight than this, whatever the program says
-LONGEST_SOCKET = 107  # maximum length of a Unix socket's path in bytes (unix(7))
 # Variables for all programs. The model's files are on the node, so no program needs a model hub.
 VARIABLES = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
@@ -21,7 +20,11 @@ VARIABLES = {
 
 
 def command_line(
-    program: Program, args: Sequence[str], values: Mapping[str, str], uses_socket: bool, exists: Callable[[str], bool]
+    program: Program,
+    args: Sequence[str],
+    values: Mapping[str, str],
+    uses_socket: bool,
+    exists: Callable[[Command], bool],
 ) -> list[str]:
     """Return the command that starts a program.
 
@@ -29,16 +32,16 @@ def command_line(
         args: further arguments, from the user.
         values: the values of the placeholders.
         uses_socket: whether the program must listen at a Unix socket.
-        exists: function that returns whether the environment has an executable.
+        exists: function that returns whether the environment has what a command needs.
 
     Raises:
-        TemplateError: the environment has none of the program's executables.
+        TemplateError: the environment has nothing that starts the program.
     """
-    commands = [[word.format_map(values) for word in words] for words in program.commands]
-    chosen = next((words for words in commands if exists(words[0])), None)
-    if chosen is None:
-        names = " or ".join(dict.fromkeys(words[0] for words in commands))
-        raise TemplateError(f"{program.name} not found: neither the environment nor the PATH of this node has {names}")
+    found = next((command for command in program.commands if exists(command)), None)
+    if found is None:
+        needed = " or ".join(command.needs for command in program.commands)
+        raise TemplateError(f"{program.name} not found: the environment and its PATH lack {needed}")
+    chosen = [word.format_map(values) for word in found.words]
     given = set(flags(args))
     defaults = [word.format_map(values) for words in program.arguments if not given & {words[0]} for word in words]
     listening = program.socket_arguments if uses_socket else program.port_arguments

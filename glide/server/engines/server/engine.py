@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from glide.programs import COMMAND, PROGRAMS, Program, check_command, flags
+from glide.programs import COMMAND, PROGRAMS, Command, Program, check_command, flags
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
@@ -110,7 +110,7 @@ class Server:
     def _chosen_program(self) -> Program:
         if self.options.program:
             return PROGRAMS[self.options.program]
-        return replace(COMMAND, commands=(tuple(check_command(self.options.command)),))
+        return replace(COMMAND, commands=(Command(tuple(check_command(self.options.command))),))
 
     @property
     def batch(self) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import TemplateError
-from glide.programs import Program
+from glide.programs import Command, Program
 from glide.server.engines.http_client import HttpClient, NoResponse, Response
 from glide.server.engines.request_queue import lists_model, summary
 from glide.server.engines.server import command as commands
@@ -28,6 +28,9 @@ from glide.template import Template
 from glide.vocabulary import State
 
 TRIES = 3  # maximum number of starts if another program takes the port first
+HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+PREFIX = "glide."  # the name of a program's folder begins with this text, and with the number of the engine's process
+LONGEST_FOLDER = 40  # maximum length of the path of the folder in which a program's folder is made, in bytes
 PAUSE = 0.1  # seconds between two questions whether the program is ready
 ANSWER_SECONDS = 5.0  # time limit of such a question
 TOKEN_SECONDS = 86400.0  # time limit of the first request; the supervisor's limit of the phase usually ends it earlier
@@ -102,9 +105,8 @@ def launch(plan: Launch, phase: Callable[[str], None]) -> RunningProgram:
 def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     """Start a program. Its socket and its temporary files are in a folder that only this account can read."""
     program = plan.program
-    work = Path(tempfile.mkdtemp(prefix="program-", dir=os.getcwd()))
-    (work / "tmp").mkdir()
-    unix_socket = _unix_socket(plan, work)
+    work = _work_folder()
+    unix_socket = None if _uses_port(plan) else str(work / "api.sock")
     key, port = secrets.token_hex(16), _free_port()
     values = _values(plan, work, unix_socket, key, port)
     model = plan.served_name or program.model.format_map(values)
@@ -114,16 +116,21 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     # The PATH begins with the folder of the environment's Python, because its other commands are there, too.
     before = [str(Path(plan.python).parent)] if "/" in plan.python else []
     path = os.pathsep.join([*before, os.environ.get("PATH", os.defpath)])
-    outer = {**os.environ, "TMPDIR": str(work / "tmp"), "PATH": path}
+    outer = {**os.environ, "TMPDIR": str(work), "PATH": path}
     outer.pop("PYTHONPATH", None)  # it names glide's code
     if not os.access(outer.get("HOME", ""), os.W_OK):
         outer["HOME"] = str(work)
 
-    def exists(executable: str) -> bool:
-        if not plan.prefix:
-            return shutil.which(executable, path=path) is not None
-        test = [*plan.prefix, "sh", "-c", 'command -v "$1"', "sh", executable]
-        return subprocess.run(test, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    def exists(command: Command) -> bool:
+        name = command.words[0].format_map(values)
+        if command.module:
+            test = [*plan.prefix, plan.python, "-c", HAS_MODULE, command.module]
+        elif plan.prefix:
+            test = [*plan.prefix, "sh", "-c", 'command -v "$1"', "sh", name]
+        else:
+            return shutil.which(name, path=path) is not None
+        done = subprocess.run(test, env=outer, stdin=subprocess.DEVNULL, capture_output=True)
+        return done.returncode == 0
 
     line = commands.command_line(program, plan.args, values, unix_socket is not None, exists)
     variables = commands.variables(program, values, outer)
@@ -134,20 +141,24 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     return RunningProgram(process, HttpClient(f"http://127.0.0.1:{port}/v1", key, unix_socket), model)
 
 
-def _unix_socket(plan: Launch, work: Path) -> str | None:
-    """Return the path of the Unix socket at which the program must listen; None if it must listen at a port.
+def _work_folder() -> Path:
+    """Make a folder for a program's socket and temporary files. Delete the folders that earlier engines have left.
 
-    Raises:
-        TemplateError: the command needs a socket, but the path is too long.
+    Programs put Unix sockets with long names into the folder, and the path of a socket must be short (unix(7)). So if
+    the path of this process's folder is too long, the new folder is in /tmp.
     """
-    path = str(work / "api.sock")
-    command = plan.command
-    too_long = len(os.fsencode(path)) > commands.LONGEST_SOCKET
-    if command:
-        if "{socket}" in command and too_long:
-            raise TemplateError(f"the path of the socket is too long: {path}; use {{port}} in the command")
-        return path if "{socket}" in command else None
-    return None if too_long or plan.program.socket_arguments is None else path
+    here = Path.cwd()
+    place = here if len(os.fsencode(here)) <= LONGEST_FOLDER else Path("/tmp")
+    for old in place.glob(f"{PREFIX}*"):
+        owner = re.fullmatch(rf"{PREFIX}(\d+)\..*", old.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            shutil.rmtree(old, ignore_errors=True)  # fails for folders of other accounts
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}.", dir=place))
+
+
+def _uses_port(plan: Launch) -> bool:
+    """Return whether the program must listen at a port, because it cannot listen at a Unix socket."""
+    return "{socket}" not in plan.command if plan.command else plan.program.socket_arguments is None
 
 
 def _values(plan: Launch, work: Path, unix_socket: str | None, key: str, port: int) -> dict[str, str]:

@@ -25,14 +25,14 @@ class Share:
 def share() -> Share:
     """Return this glidein's share, as HTCondor writes it to the ad of the outer job's machine.
 
-    Without such an ad, return the whole machine.
+    Without such an ad, return all cores and half of the free memory, because other programs also use the machine.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e6
     cpus = len(os.sched_getaffinity(0))
     text = ""
     with suppress(OSError):
         text = Path(os.environ.get("_CONDOR_MACHINE_AD", "")).read_text("utf-8", "replace")
-    return Share(int(_number(text, "Cpus", cpus)), min(memory, _number(text, "Memory", memory)))
+    return Share(int(_number(text, "Cpus", cpus)), _number(text, "Memory", memory / 2))
 
 
 def _number(ad: str, name: str, default: float) -> float:
