@@ -22,7 +22,7 @@ class Machine:
     SOCKET = "GlideSocket"  # path of the file from which jobs on the lane read the model server's port and key
     RECORD_SECONDS = "GlideRecordSeconds"  # engine time per record in seconds, as a moving average
     BATCH = "GlideBatch"  # number of records that one engine call should have
-    BATCHING = "GlideBatching"  # how the engine batches prompts: "static", "continuous", "equal lengths" or "single"
+    BATCHING = "GlideBatching"  # "static", "continuous", "equal lengths", "single", or the name of the serving program
     PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were reused from earlier prompts, from 0 to 1
     SERVED = "GlideServed"  # number of records served so far
     ERRORS = "GlideErrors"  # number of served records whose result is an error

@@ -6,6 +6,7 @@ import argparse
 import http.server
 import json
 import os
+import signal
 import socket
 import socketserver
 import subprocess
@@ -27,10 +28,12 @@ parser.add_argument("--how", default="exit 3", help="exit N, hang, or signal N")
 parser.add_argument("--poison", default="", help="prompt at which the program fails")
 parser.add_argument("--port-taken", help="file; while it does not exist, the program finds its port taken")
 parser.add_argument("--orphan", action="store_true", help="start a process that leaves the session and its parent")
+parser.add_argument("--counts", action="store_true", help="count generated tokens in /metrics, one each 0.1 s")
 parser.add_argument("--busy", help="file for the largest number of requests at the same time")
 options = parser.parse_args()
-in_flight = most = 0
+in_flight = most = tokens = 0
 lock = threading.Lock()
+hung = threading.Event()  # a program that hangs answers nobody
 
 
 def fail(what: str) -> None:
@@ -43,6 +46,7 @@ def fail(what: str) -> None:
         os._exit(int(number))
     if kind == "signal":
         os.kill(os.getpid(), int(number))
+    hung.set()
     while True:
         time.sleep(1)
 
@@ -51,13 +55,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.hang_if_hung()
         fail("ready")
+        if self.path == "/metrics" and options.counts:
+            return self.answer(200, f'vllm:generation_tokens_total{{engine="0"}} {tokens}.0\n')
+        if self.path != "/v1/models":
+            return self.answer(404, {"detail": "Not Found"})
         if self.headers["Authorization"] != f"Bearer {os.environ['OPENAI_API_KEY']}":
             return self.answer(401, {"error": {"message": "wrong key"}})
         self.answer(200, {"data": [{"id": options.model}]})
 
     def do_POST(self) -> None:
-        global in_flight, most
+        global in_flight, most, tokens
+        self.hang_if_hung()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with lock:
             in_flight += 1
@@ -69,14 +79,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if options.poison and options.poison in prompt:
             options.fail = "poison"
             fail("poison")
-        time.sleep(options.seconds)
+        until = time.monotonic() + options.seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+            tokens += 1
         with lock:
             in_flight -= 1
         self.answer(200, {"choices": [{"index": 0, "text": prompt, "finish_reason": "stop"}],
                           "usage": {"prompt_tokens": len(prompt), "completion_tokens": 1}})  # fmt: skip
 
+    def hang_if_hung(self) -> None:
+        while hung.is_set():
+            time.sleep(1)
+
     def answer(self, status: int, content: Any) -> None:
-        data = json.dumps(content).encode()
+        data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -100,6 +117,8 @@ class PortServer(http.server.ThreadingHTTPServer):
 
 
 def main() -> None:
+    if options.how == f"signal {signal.SIGPIPE:d}":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores this signal
     if options.port_taken and not Path(options.port_taken).exists():
         Path(options.port_taken).touch()
         with socket.socket() as holder, socket.socket() as other:

@@ -12,18 +12,24 @@ import pytest
 import yaml
 
 from glide.config import SiteFile
-from glide.errors import InputError
+from glide.errors import InputError, TemplateError
 from glide.factory.actions import Retarget
 from glide.factory.plan import plan
 from glide.factory.snapshot import Snapshot
 from glide.factory.suitability import gpu_macros, lack
 from glide.files.file_set import without_other_files
+from glide.programs import PROGRAMS
 from glide.server import gpus
+from glide.server.engines.server.command import command_line
 from glide.sweep.models import prepare_model
 from glide.template import Template
 from glide.template.needs import Needs
 from tests.snapshots import demand, glidein, lane, site
 
+VALUES = {
+    name: name
+    for name in ("path", "file", "model", "port", "address", "python", "here", "cpus", "sequences", "connections")
+}
 VARIANTS = ("model-Q4_K_M.gguf", "model-Q8_0.gguf", "model-F16-00001-of-00002.gguf", "model-F16-00002-of-00002.gguf")
 
 
@@ -125,6 +131,10 @@ def test_engine_sees_only_the_chosen_files(tmp_path):
         ({"program": "llamacpp", "args": ["--tools", "all"]}, "llamacpp with --tools"),
         ({"program": "vllm", "args": "--trust-remote-code"}, "arguments that are not texts"),
         ({"program": "vllm", "args": [["--trust-remote-code"]]}, "arguments that are not texts"),
+        ({"program": "transformers", "args": ["/shared/evil"]}, "transformers with '/shared/evil'"),
+        ({"program": "vllm", "args": ["--enforce-eager", "/evil"]}, "vllm with '/evil'"),
+        ({"program": "vllm", "args": ["--dtype", "half", "/evil"]}, "vllm with '/evil'"),
+        ({"program": "vllm", "args": ["--dtype=half", "/evil"]}, "vllm with '/evil'"),
         ({"command": "sh -c 'id' {port}"}, "a command"),
         ({"program": ["vllm"]}, "the program ['vllm']"),
         ({}, "the program None"),
@@ -156,6 +166,20 @@ def test_entry_can_list_programs_and_flags():
     assert action(foreign, user="us@here", users_code=True) == "submit"
     # Without an owner, such a template would serve everybody.
     assert "vllm with --max-model-len" in action(template.options, programs={"vllm": []}, users_code=True)
+
+
+def test_value_that_looks_like_a_flag_is_refused():
+    """A job's ad may name any path and model. As arguments, they must not become flags."""
+    for values in ({"path": "--trust-remote-code", "model": "m"}, {"path": "/m", "model": "--hf-overrides.x"}):
+        with pytest.raises(TemplateError, match="begins with a hyphen"):
+            command_line(PROGRAMS["vllm"], [], {**VALUES, **values}, False, lambda command: True)
+
+
+def test_command_line_prefers_the_arguments_of_the_user():
+    line = command_line(PROGRAMS["llamacpp"], ["--ctx-size=99"], VALUES, True, lambda command: not command.module)
+    assert line[:3] == ["llama-server", "--model", "file"]
+    assert line.count("--ctx-size") == 1 and line[-2:] == ["--ctx-size", "99"]
+    assert line[line.index("--host") + 1] == "address" and "--port" not in line
 
 
 # ---- needs ---------------------------------------------------------------------------------------

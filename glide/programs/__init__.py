@@ -20,16 +20,33 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glide.programs.base import Command, Program
+from glide.programs.base import LARGE_GPU, Command, Program
 from glide.programs.llamacpp import LLAMACPP
 from glide.programs.sglang import SGLANG
 from glide.programs.transformers import TRANSFORMERS
 from glide.programs.vllm import VLLM
 
-__all__ = ["COMMAND", "PLACEHOLDERS", "PROGRAMS", "Command", "Program", "check_command", "flags", "gpus_of", "unlisted"]
+__all__ = [
+    "COMMAND",
+    "LARGE_GPU",
+    "PLACEHOLDERS",
+    "PROGRAMS",
+    "Command",
+    "Program",
+    "check_command",
+    "flags",
+    "gpus_of",
+    "unlisted",
+]
 
 PROGRAMS = {program.name: program for program in (VLLM, SGLANG, LLAMACPP, TRANSFORMERS)}
-COMMAND = Program("command", ())  # what glide assumes about a command that a user writes
+# A command that a user writes. It may start one of the programs above, so its counters are looked for, too.
+COMMAND = Program(
+    "command",
+    (),
+    ready="",
+    progress_metrics=tuple(name for program in PROGRAMS.values() for name in program.progress_metrics),
+)
 # Placeholders in a command, and what they stand for.
 PLACEHOLDERS = {
     "path": "folder of the model",
@@ -63,7 +80,16 @@ def unlisted(options: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | No
     if not isinstance(args, (list, tuple)) or not all(isinstance(each, str) for each in args):
         return "arguments that are not texts"
     listed = PROGRAMS[program].listed_flags if lists is None else lists[program]
-    return next((f"{program} with {flag:.60}" for flag in flags(args) if flag not in listed), "")
+    before = ""  # the flag that a value may follow
+    for each in args:
+        found = _FLAG.fullmatch(each)
+        if found is None and not before:  # a program takes such a word for the model, or for another command
+            return f"{program} with {each!r:.60}"
+        if found is not None and found[1] not in listed:
+            return f"{program} with {found[1]:.60}"
+        takes_value = found is not None and found[2] is None and found[1] not in PROGRAMS[program].switches
+        before = each if takes_value else ""
+    return ""
 
 
 def gpus_of(options: Mapping[str, Any]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LARGE_GPU = 70_000  # memory of a GPU in MB above which programs compute more prompts at the same time
+
 
 @dataclass(frozen=True)
 class Command:
@@ -37,6 +39,7 @@ class Program:
     - {cache}: folder for compiled code
     - {kv_gib}: main memory that is left beside the model, in GiB
     - {connections}: maximum number of connections that glide opens
+    - {sequences}: number of prompts that the program must compute at the same time
     - {cores}: numbers of the CPU cores that the program may use
 
     Attributes:
@@ -52,16 +55,21 @@ class Program:
             read other files.
         own_flags: flags that glide sets. A user must not set them.
         gpu_flags: flags with a number of GPUs. The program needs the product of these numbers.
+        switches: those of the listed flags that take no value.
+        splits_values: whether the program accepts only `--flag value`, and not `--flag=value`.
         model: the name of the model in requests.
         ready: path that answers with status 200 when the program is ready.
         lists_models: whether /v1/models lists the model.
         prompts: maximum number of prompts that one request to /v1/completions may contain.
         token_ids: field of a request that adds the numbers of all tokens to the answer; empty if there is none.
         limit: number of prompts that the program computes at the same time, if nothing else is known.
+        large_limit: the same for a GPU with at least LARGE_GPU MB of memory; 0 if it is the same number.
         limit_flags: flags with which a user sets this number.
         limit_path, limit_keys: path of a JSON answer that contains this number, and the keys that lead to it; empty if
             there is none.
-        tokens_metric: name of the counter of generated tokens in /metrics; empty if there is none.
+        progress_metrics: names of counters in /metrics that change with each step of the program, even while no request
+            ends; empty if there are none.
+        waiting_metric: name of the number of requests that wait in the program; empty if there is none.
         hits_metric: name of the counter of prompt tokens that came from a cache; empty if there is none.
         queries_metrics: names of the counters whose sum is the number of all prompt tokens.
         loading: regular expression. The line of output that matches it shows that the program has begun to load the
@@ -79,16 +87,20 @@ class Program:
     listed_flags: tuple[str, ...] = ()
     own_flags: tuple[str, ...] = ()
     gpu_flags: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
+    splits_values: bool = False
     model: str = "{model}"
     ready: str = "/health"
     lists_models: bool = True
     prompts: int = 1
     token_ids: str = ""
     limit: int = 8
+    large_limit: int = 0
     limit_flags: tuple[str, ...] = ()
     limit_path: str = ""
     limit_keys: tuple[str | int, ...] = ()
-    tokens_metric: str = ""
+    progress_metrics: tuple[str, ...] = ()
+    waiting_metric: str = ""
     hits_metric: str = ""
     queries_metrics: tuple[str, ...] = ()
     loading: str = ""

@@ -11,7 +11,7 @@ LLAMACPP = Program(
     ),
     arguments=(
         ("--alias", "{model}"),
-        ("--parallel", "32"),
+        ("--parallel", "{sequences}"),
         ("--ctx-size", "0"),  # 0 is the model's own context. With --kv-unified, all requests share it.
         ("--kv-unified",),
         ("--threads", "{cpus}"),
@@ -31,13 +31,19 @@ LLAMACPP = Program(
         "--jinja", "--no-jinja", "--reasoning-format", "--reasoning-budget", "--rope-scaling", "--rope-scale",
         "--rope-freq-base", "--rope-freq-scale", "--cpu-moe", "--n-cpu-moe", "--no-warmup",
     ),
+    switches=(
+        "--kv-unified", "-kvu", "--no-kv-unified", "--no-mmap", "--mlock", "--embedding", "--embeddings", "--jinja",
+        "--no-jinja", "--cpu-moe", "--no-warmup",
+    ),
+    splits_values=True,
     own_flags=("--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m"),
     prompts=16,
     limit=32,
     limit_flags=("--parallel", "-np"),
     limit_path="/props",
     limit_keys=("total_slots",),
-    tokens_metric="llamacpp:tokens_predicted_total",
+    progress_metrics=("llamacpp:n_decode_total",),  # the counters of tokens change only when a request ends
+    waiting_metric="llamacpp:requests_deferred",
     hits_metric="llamacpp:prompt_tokens_cached_total",
     queries_metrics=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),
 )  # fmt: skip

@@ -24,6 +24,7 @@ SGLANG = Program(
         "--cuda-graph-max-bs", "--disable-radix-cache", "--enable-torch-compile", "--torch-compile-max-bs",
         "--is-embedding",
     ),
+    switches=("--disable-cuda-graph", "--disable-radix-cache", "--enable-torch-compile", "--is-embedding"),
     own_flags=(
         "--host", "--port", "--api-key", "--admin-api-key", "--served-model-name", "--model-path", "--model",
         "--config",
@@ -36,7 +37,8 @@ SGLANG = Program(
     limit_flags=("--max-running-requests",),
     limit_path="/server_info",
     limit_keys=("internal_states", 0, "effective_max_running_requests_per_dp"),
-    tokens_metric="sglang:generation_tokens_total",
+    progress_metrics=("sglang:generation_tokens_total", "sglang:num_used_tokens"),
+    waiting_metric="sglang:num_queue_reqs",
     hits_metric="sglang:cached_tokens_total",
     queries_metrics=("sglang:prompt_tokens_total",),
     loading=r"(?i)load weight begin",

@@ -17,6 +17,7 @@ TRANSFORMERS = Program(
         "--cb-num-blocks", "--cb-max-batch-tokens", "--cb-max-memory-percent", "--cb-use-cuda-graph", "--reasoning",
         "--default-seed", "--log-level",
     ),
+    switches=("--compile", "--continuous-batching"),
     own_flags=("--host", "--port"),
     model="{path}",
     lists_models=False,  # with an empty hub cache, /v1/models answers with status 500

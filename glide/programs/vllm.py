@@ -11,6 +11,7 @@ VLLM = Program(
     ),
     arguments=(
         ("--served-model-name", "{model}"),
+        ("--max-num-seqs", "{sequences}"),  # vLLM's own default differs between devices, and it tells nobody
         ("--uvicorn-log-level", "warning"),  # otherwise one line for each request
         ("--generation-config", "vllm"),  # otherwise, values in the model's files change requests that leave them open
     ),
@@ -31,7 +32,12 @@ VLLM = Program(
         "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
         "--enable-expert-parallel", "--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching",
         "--no-enable-prefix-caching", "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling",
-        "--reasoning-parser", "--enable-sleep-mode", "--seed", "--runner", "--convert", "--disable-log-stats",
+        "--reasoning-parser", "--enable-sleep-mode", "--seed", "--runner", "--convert",
+    ),
+    switches=(
+        "--enable-expert-parallel", "--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching",
+        "--no-enable-prefix-caching", "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling",
+        "--enable-sleep-mode",
     ),
     own_flags=("--host", "--port", "--uds", "--api-key", "--served-model-name", "--model"),
     gpu_flags=(
@@ -40,8 +46,10 @@ VLLM = Program(
     prompts=64,
     token_ids="return_token_ids",
     limit=256,
+    large_limit=1024,
     limit_flags=("--max-num-seqs",),
-    tokens_metric="vllm:generation_tokens_total",
+    progress_metrics=("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
+    waiting_metric="vllm:num_requests_waiting",
     hits_metric="vllm:prefix_cache_hits_total",
     queries_metrics=("vllm:prefix_cache_queries_total",),
     loading=r"(?i)starting to load model|loading (model|weights)|loading safetensors",

@@ -27,6 +27,8 @@ FLAGS: tuple[tuple[tuple[str, ...], str, Any], ...] = (
     (("--kv-unified", "-kvu"), "kv_unified", bool),
     (("--embedding", "--embeddings"), "embedding", bool),
     (("--jinja",), "use_jinja", bool),
+    (("--rope-freq-base",), "rope_freq_base", float),
+    (("--rope-freq-scale",), "rope_freq_scale", float),
     (("--metrics",), "endpoint_metrics", bool),
     (("--threads-http",), "n_threads_http", int),
     (("--log-verbosity", "--verbosity", "-lv"), "verbosity", int),

@@ -191,6 +191,11 @@ class EngineHandle:
         """Remember the keys of records that a concurrent engine has started to serve."""
         self.running |= dict.fromkeys(keys, time.monotonic())
 
+    def records_paused(self, keys: Iterable[int]) -> None:
+        """Forget the starts of records that a concurrent engine will start again."""
+        for key in keys:
+            self.running.pop(key, None)
+
     async def enforce_timeout(self, timeout: float) -> None:
         """Interrupt the running call if it has taken more than `timeout` seconds.
 

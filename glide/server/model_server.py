@@ -192,6 +192,8 @@ class ModelServer:
             raise WrongRequest(f"{template.model} brings {what}", Exit.INPUT)
         if request.user == self.settings.factory:
             return template
+        if code and not template.owner:  # otherwise, the jobs of all users would use it
+            raise WrongRequest(f"{template.model} brings {code}, but names no owner", Exit.INPUT)
         if not template.serves(request.user):
             what = f"{template.model} contains {'code' if template.has_code else 'private files'} of {template.owner}"
             raise WrongRequest(f"{what}; a job of {request.user} must not load this template", Exit.INPUT)

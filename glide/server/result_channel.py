@@ -39,9 +39,8 @@ class ResultChannel:
         self._encode = encode
         self._facts = facts
         self._changed = threading.Condition()
-        self._started: list[int] = []
+        self._news: list[dict[str, list[int]]] = []
         self._done: list[tuple[int, Completion]] = []
-        self._size = 0
         self._unfinished = 0
         self._busy_since = 0.0
         self._busy = 0.0
@@ -56,13 +55,17 @@ class ResultChannel:
 
     def started(self, keys: Sequence[int]) -> None:
         with self._changed:
-            self._started.extend(keys)
+            self._news.append({"started": list(keys)})
+            self._changed.notify()
+
+    def paused(self, keys: Sequence[int]) -> None:
+        with self._changed:
+            self._news.append({"paused": list(keys)})
             self._changed.notify()
 
     def done(self, key: int, completion: Completion) -> None:
         with self._changed:
             self._done.append((key, completion))
-            self._size += len(completion.text or "")
             self._unfinished -= 1
             if not self._unfinished:
                 self._busy += time.monotonic() - self._busy_since
@@ -72,18 +75,33 @@ class ResultChannel:
         with suppress(OSError):  # the model server has ended, and the main thread notices this, too
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._started or self._done)
-                    if self._done:
-                        self._changed.wait_for(lambda: self._size > FLUSH_SIZE, FLUSH_SECONDS)
-                    started, done, busy = self._started, self._done, self._spent()
-                    self._started, self._done, self._size = [], [], 0
-                if started:
-                    self._server.sendall(frames.encode({"started": started}))
-                if done:
-                    each = busy / len(done)
-                    results = [(key, *self._encode(completion, each)) for key, completion in done]
-                    message = {"done": results, "busy": busy, "prefix_hits": self._facts().get("prefix_hits", 0.0)}
+                    self._changed.wait_for(lambda: self._news or self._done)
+                    # A start is sent immediately, and the outcomes before it. Otherwise, if the engine's process ends,
+                    # records that have an outcome could be taken for the cause.
+                    self._changed.wait_for(lambda: self._news, FLUSH_SECONDS)
+                    news, done, busy = self._news, self._done, self._spent()
+                    self._news, self._done = [], []
+                self._send_done(done, busy)
+                for message in news:
                     self._server.sendall(frames.encode(message))
+
+    def _send_done(self, done: Sequence[tuple[int, Completion]], busy: float) -> None:
+        """Send results, in several messages if they are large.
+
+        Args:
+            busy: seconds in which the engine had work since the last results.
+        """
+        part: list[tuple[int, str, bool]] = []
+        size = 0
+        for number, (key, completion) in enumerate(done, 1):
+            text, failed = self._encode(completion, busy / len(done))
+            part.append((key, text, failed))
+            size += len(text)
+            if size > FLUSH_SIZE or number == len(done):
+                hits = self._facts().get("prefix_hits", 0.0)
+                message = {"done": part, "busy": busy * len(part) / len(done), "prefix_hits": hits}
+                self._server.sendall(frames.encode(message))
+                part, size = [], 0
 
     def _spent(self) -> float:
         """Return the seconds in which the engine had work since the last call of this function that found outcomes."""

@@ -121,6 +121,7 @@ class Supervisor:
                     await engine.kill(f"sent an invalid message: {error!r}")
         except DeadEngine as death:
             if engine.unused:
+                self.batcher.in_flight.clear()  # the jobs of these records have ended
                 if self.template.keep == "nothing":
                     self.supply.delete_cached(self.template)
             elif not self.state.failed and not engine.warm:
@@ -169,6 +170,8 @@ class Supervisor:
             engine.call_began([int(key) for key in message["begin"]])
         elif "started" in message:
             engine.records_started([int(key) for key in message["started"]])
+        elif "paused" in message:
+            engine.records_paused(message["paused"])
         else:
             done = message["done"]
             self.state.count_errors(self.batcher.deliver(done))
@@ -261,14 +264,17 @@ class Supervisor:
         while True:
             await engine.wait_for_room(self._most_pending(engine, warm))
             # Send no records to an engine that is being ended. The next engine serves the records that have arrived.
-            while engine.unused or not (items := self._next_records(engine, warm)):
+            while True:
+                are_suspects = bool(self.batcher.suspects)
+                if not engine.unused and (items := self._next_records(engine, warm)):
+                    break
                 self.batcher.work.clear()
                 await self.batcher.work.wait()
             engine.sent(len(items))
             await engine.send(self.batcher.serve_message(items))
-            # Each suspect is a record that may have killed an earlier engine. Send no further suspects until the engine
-            # has served these records.
-            if self.batcher.suspects:
+            # Each suspect is a record that may have killed an earlier engine. Send nothing else until the engine has
+            # served these records.
+            if are_suspects:
                 await engine.wait_for_room(1)
 
     def _most_pending(self, engine: EngineHandle, warm: dict[str, Any]) -> int:

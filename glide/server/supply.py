@@ -125,13 +125,13 @@ class FileSupply:
     async def ensure_files(self, template: Template) -> str | None:
         """Fetch a template's files if they are not on this node. Return the path of the files' folder.
 
-        If the template has no files to fetch, return the path that the template itself names, or None.
+        If the template has no files, or a service has the model, return None.
 
         Raises:
             FetchFailed: the files cannot be fetched.
         """
         if not template.files or template.service:
-            return template.path
+            return None  # a path without files was not checked, so it could be anything, even a private folder
         folder = Path(await self._ensure_local(template, template.file_set))
         return str(without_other_files(folder, template.files, Path.cwd() / f"files-{template.digest[:16]}"))
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from glide.condor.install import cache_dir
 from glide.config import PHASES, ModelSpec, SweepFile, load, position
 from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import chosen, download, listing
-from glide.programs import PROGRAMS
+from glide.programs import PROGRAMS, gguf
 from glide.template import Template
 from glide.template.needs import Needs
 from glide.template.private import is_private
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes of the files from which transformers loads weights
-GGUF = ".gguf"  # suffix of the files from which llama.cpp loads weights
 
 
 def prepare_model(source: Path, model: str = "") -> Template:
@@ -133,15 +131,9 @@ def _check_files(spec: ModelSpec, template: Template) -> None:
 
 def _check_gguf(template: Template) -> None:
     """Raise ValueError if a template does not have exactly one model in GGUF files."""
-    models = gguf_models(template.files)
+    models = gguf.models(template.files)
     if not models:
-        raise ValueError(f"{template.path} has no weights: no file ends with {GGUF}")
+        raise ValueError(f"{template.path} has no weights: no file ends with {gguf.SUFFIX}")
     if len(models) > 1:
         shown = ", ".join(models[:8]) + (f" and {len(models) - 8} more" if len(models) > 8 else "")
         raise ValueError(f"{template.path} has {len(models)} models: {shown}; choose one, as in files: '{models[0]}'")
-
-
-def gguf_models(names: Iterable[str]) -> list[str]:
-    """Return the GGUF files among file names, sorted. If a model is split into several files, return only the first."""
-    files = sorted(name for name in names if PurePosixPath(name).suffix == GGUF)
-    return [name for name in files if not re.search(r"-\d{5}-of-\d{5}\.gguf$", name) or "-00001-of-" in name]

@@ -281,6 +281,9 @@ class Reports(Protocol):
         it reports a further start.
         """
 
+    def paused(self, keys: Sequence[int]) -> None:
+        """Report that started records wait again. The engine will report another start for each of them."""
+
     def done(self, key: int, completion: Completion) -> None:
         """Report the outcome of a record. Each record has exactly one outcome."""
 

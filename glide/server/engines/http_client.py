@@ -86,21 +86,22 @@ class Cancellation:
 class HttpClient:
     """Sends requests to one address. Each thread has its own connection, which is used again for its next request.
 
-    The proxy variables (http_proxy, https_proxy, no_proxy) apply, except for Unix sockets.
+    The proxy variables (http_proxy, https_proxy, no_proxy) apply, except for servers on this node.
 
     Args:
         url: base URL of all requests, such as http://host:8000/v1.
         key: API key, which is sent with each request; empty for no key.
         unix_socket: path of a Unix socket to connect to. The URL's host is then only a name. None: connect to the
             URL's host.
+        is_local: whether the server is on this node. Then no proxy is used.
     """
 
-    def __init__(self, url: str, key: str = "", unix_socket: str | None = None):
+    def __init__(self, url: str, key: str = "", unix_socket: str | None = None, is_local: bool = False):
         self._address = urlsplit(url)
         self._key = key
         self._unix_socket = unix_socket
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._proxy = None if unix_socket else _proxy(self._address.scheme, self._address.netloc)
+        self._proxy = None if is_local else _proxy(self._address.scheme, self._address.netloc)
         self._local = threading.local()
 
     def send(
@@ -133,11 +134,15 @@ class HttpClient:
             connection.request(method, target, data, self._headers | self._proxy_headers)
             answer = connection.getresponse()
             text = bytearray()
-            while block := answer.read1(BLOCK):
+            # Some versions of Python close the socket after the last byte of an answer. So set the time limit before
+            # each read, and not after it.
+            while not answer.isclosed() and answer.length != 0:
+                channel.settimeout(_left(until))
+                if not (block := answer.read1(BLOCK)):
+                    break
                 text += block
                 if len(text) > LARGEST_ANSWER:
                     raise NoResponse(f"the answer has more than {LARGEST_ANSWER} bytes")
-                channel.settimeout(_left(until))
             if answer.length:  # the connection broke; http.client reports this as the end of the answer
                 raise NoResponse(f"the connection broke: {answer.length} bytes of the answer are missing")
             if cancellation:
@@ -160,7 +165,7 @@ class HttpClient:
         self._local.connection = None
         if kept is not None:
             # An idle connection is readable only if the other side has closed it.
-            if kept.sock is not None and not select.select([kept.sock], [], [], 0)[0]:
+            if kept.sock is not None and not _is_readable(kept.sock):
                 return kept
             kept.close()
         connection = self._new_connection(seconds)
@@ -196,9 +201,20 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        until = time.monotonic() + (self.timeout or CONNECT_SECONDS)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        while True:
+            self.sock.settimeout(_left(until))
+            try:
+                return self.sock.connect(self._path)
+            except BlockingIOError:  # the server has not accepted its earlier connections yet
+                time.sleep(0.01)
+
+
+def _is_readable(channel: socket.socket) -> bool:
+    poll = select.poll()  # select.select cannot handle descriptors above 1023
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _left(until: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,9 +76,16 @@ def can_share(first: EngineRecord, other: EngineRecord, chat: bool, counts: bool
             answers share a request.
     """
     texts = isinstance(first.prompt, str) and isinstance(other.prompt, str)
-    if not texts or (chat and not first.task) or first.task != other.task or first.generate != other.generate:
+    if not texts or (chat and not first.task) or first.task != other.task:
+        return False
+    if first.generate is not other.generate and _as_text(first) != _as_text(other):
         return False
     return counts or first.task == "embed" or _longest_answer(first) <= SHORT_ANSWER
+
+
+def _as_text(record: EngineRecord) -> str:
+    """Return a record's options as text. For Python, false and 0 are equal, but for the API they differ."""
+    return json.dumps(record.generate, sort_keys=True)
 
 
 def _longest_answer(record: EngineRecord) -> float:
@@ -121,12 +129,13 @@ def completions(records: Sequence[EngineRecord], answer: Any) -> list[Completion
         ValueError, LookupError, TypeError, AttributeError: the content does not have the form of an answer.
     """
     parts = answer["data"] if records[0].task == "embed" else answer["choices"]
+    if all(isinstance(part.get("index"), int) for part in parts):
+        parts = sorted(parts, key=lambda part: part["index"])
     if len(records) == 1:
-        return [_completion(records[0], parts, _usage(answer.get("usage") or {}))]
+        return [_completion(records[0], parts, _usage(answer["usage"]) if answer.get("usage") else None)]
     each, rest = divmod(len(parts), len(records))
     if rest or not each:
         raise ValueError(f"{len(parts)} choices for {len(records)} prompts")
-    parts = sorted(parts, key=lambda part: part["index"])
     groups = [parts[each * number : each * (number + 1)] for number in range(len(records))]
     return [_completion(record, group, _counted(group)) for record, group in zip(records, groups, strict=True)]
 

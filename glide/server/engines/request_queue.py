@@ -71,11 +71,13 @@ class _Request:
     Attributes:
         records: the records whose prompts the request contains.
         unwanted: keys of the records whose results nobody needs any more.
+        since: time by the monotonic clock when the request began.
     """
 
     records: list[EngineRecord]
     cancellation: Cancellation = field(default_factory=Cancellation)
     unwanted: set[int] = field(default_factory=set)
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def is_unwanted(self) -> bool:
@@ -94,10 +96,13 @@ class RequestQueue:
 
     Attributes:
         waiting: records that are not in a request yet.
+        divided: lists of records whose request failed. Each list gets a request of its own, before all other records.
+        most: maximum number of prompts in flight at present.
+        overdue: number of requests that were cancelled since the last answer, because they took too long.
         running: the requests that run now.
         tasks: number of threads that serve records.
         in_flight: number of records that these threads serve.
-        answered: number of requests that have ended.
+        answered: number of requests that have ended by an answer, or without one after all tries.
     """
 
     def __init__(self, target: Target, reports: Reports, on_no_response: Callable[[], None] = lambda: None):
@@ -105,6 +110,9 @@ class RequestQueue:
         self.reports = reports
         self.on_no_response = on_no_response
         self.waiting: deque[EngineRecord] = deque()
+        self.divided: deque[list[EngineRecord]] = deque()
+        self.most = target.most
+        self.overdue = 0
         self.running: list[_Request] = []
         self.tasks = self.in_flight = self.answered = 0
         self.lock = threading.Lock()
@@ -129,6 +137,9 @@ class RequestQueue:
             dropped = [record for record in self.waiting if record.key in unwanted_keys]
             if dropped:
                 self.waiting = deque(record for record in self.waiting if record.key not in unwanted_keys)
+            for records in [each for each in self.divided if unwanted_keys.issuperset(one.key for one in each)]:
+                self.divided.remove(records)
+                dropped += records
             for request in self.running:
                 keys = {record.key for record in request.records}
                 request.unwanted |= keys & unwanted_keys
@@ -137,21 +148,37 @@ class RequestQueue:
         for record in dropped:
             self.reports.done(record.key, _late())
 
+    def limit_to(self, most: int) -> None:
+        """Lower the maximum number of prompts in flight. It rises again by one with each answer."""
+        with self.lock:
+            self.most = min(self.most, most)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """Number of seconds for which the oldest request has been running; 0 if none is running."""
+        with self.lock:
+            return time.monotonic() - self.running[0].since if self.running else 0.0
+
     def _start_requests(self) -> None:
         """Start requests for waiting records, as long as fewer than the maximum number of prompts are in flight."""
-        target = self.target
         with self.lock:
-            while self.waiting and self.in_flight < target.most and self.tasks < target.parallel:
-                records = [self.waiting.popleft()]
-                while (
-                    self.waiting
-                    and len(records) < target.prompts
-                    and api.can_share(records[0], self.waiting[0], target.chat, bool(target.token_ids))
-                ):
-                    records.append(self.waiting.popleft())
+            while (self.divided or self.waiting) and self.in_flight < self.most and self.tasks < self.target.parallel:
+                records = self.divided.popleft() if self.divided else self._next_records()
                 self.in_flight += len(records)
                 self.tasks += 1
                 self.threads.submit(self._run, records)
+
+    def _next_records(self) -> list[EngineRecord]:
+        """Remove the first waiting record, and the records after it that can share its request."""
+        target = self.target
+        records = [self.waiting.popleft()]
+        while (
+            self.waiting
+            and len(records) < target.prompts
+            and api.can_share(records[0], self.waiting[0], target.chat, bool(target.token_ids))
+        ):
+            records.append(self.waiting.popleft())
+        return records
 
     def _run(self, records: list[EngineRecord]) -> None:
         """Serve records in one request, and then start further requests."""
@@ -164,25 +191,31 @@ class RequestQueue:
             self._start_requests()
 
     def _serve(self, records: list[EngineRecord]) -> None:
-        """Serve records in one request. If the request fails, serve each half of the records, one after the other."""
+        """Serve records in one request. If the request fails, put each half of the records back."""
         request = _Request(records)
         with self.lock:
             self.running.append(request)
+        failure: Exception | None = None
+        outcomes: Sequence[Completion] = ()
         try:
             self.reports.started([record.key for record in records])
             outcomes = self._outcomes(request)
         except Exception as error:
+            failure = error
             outcomes = [Completion.failed(error)] * len(records)
-            divided = len(records) > 1 and not request.is_unwanted
-        else:
-            divided = False
         with self.lock:
             self.running.remove(request)
-            self.answered += 1
-        if divided:
+            if isinstance(failure, RecordTimeout):
+                self.overdue += 1
+            else:
+                self.answered += 1
+                self.overdue = 0
+            self.most = min(self.target.most, self.most + 1)
+        if failure and len(records) > 1 and not request.is_unwanted:
             middle = len(records) // 2
-            self._serve(records[:middle])
-            self._serve(records[middle:])
+            self.reports.paused([record.key for record in records])
+            with self.lock:
+                self.divided.extendleft((records[middle:], records[:middle]))
             return
         for record, outcome in zip(records, outcomes, strict=True):
             self.reports.done(record.key, outcome)

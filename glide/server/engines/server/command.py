@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from glide.errors import TemplateError
-from glide.programs import Command, Program, flags
+from glide.programs import Command, Program, flags, gguf
 
 LARGEST_LIMIT = 4096  # the engine never keeps more prompts in flight than this, whatever the program says
 # Variables for all programs. The model's files are on the node, so no program needs a model hub.
@@ -41,7 +41,12 @@ def command_line(
     if found is None:
         needed = " or ".join(command.needs for command in program.commands)
         raise TemplateError(f"{program.name} not found: the environment and its PATH lack {needed}")
+    for name, value in values.items():
+        if value.startswith("-"):  # the program would take it for a flag
+            raise TemplateError(f"the {name} begins with a hyphen: {value}")
     chosen = [word.format_map(values) for word in found.words]
+    if program.splits_values:
+        args = [word for each in args for word in (each.split("=", 1) if each.startswith("-") else [each])]
     given = set(flags(args))
     defaults = [word.format_map(values) for words in program.arguments if not given & {words[0]} for word in words]
     listening = program.socket_arguments if uses_socket else program.port_arguments
@@ -60,31 +65,47 @@ def variables(program: Program, values: Mapping[str, str], outer: Mapping[str, s
 
 
 def limit(program: Program, args: Sequence[str]) -> int:
-    """Return how many prompts a program computes at the same time, according to its arguments."""
+    """Return how many prompts a program's arguments let it compute at the same time; 0 if they do not say it."""
     for name, following in zip_longest(args, args[1:], fillvalue=""):
         flag, _, attached = name.partition("=")
         number = attached or following
         if flag in program.limit_flags and number.isdecimal() and int(number) > 0:
             return int(number)
-    return program.limit
+    return 0
+
+
+def fewer_prompts(in_flight: int, waiting: int, prompts: int) -> int:
+    """Return how many prompts may be in flight, if some wait in the program for long.
+
+    The program's memory may suffice for fewer prompts than its limit. Prompts that wait use up their time limits.
+
+    Args:
+        in_flight: number of prompts in flight.
+        waiting: number of those that wait in the program.
+        prompts: maximum number of prompts in one request. This number may wait, so that the program is never idle.
+    """
+    return max(1, in_flight - waiting) + prompts
 
 
 def model_file(folder: str | None) -> str:
     """Return the path of a folder's GGUF file. If the model is split into several files, return the first one.
 
-    If the folder has no GGUF file, or several, return an empty text.
+    If the folder does not contain exactly one model, return an empty text.
     """
-    files = sorted(Path(folder).rglob("*.gguf")) if folder else []
-    first = [path for path in files if "-of-" not in path.name or "-00001-of-" in path.name]
-    return str(first[0]) if len(first) == 1 else ""
+    models = _gguf_models(folder)
+    return models[0] if len(models) == 1 else ""
 
 
 def check_model_file(folder: str | None) -> None:
     """Raise TemplateError if a folder does not have exactly one GGUF model."""
-    if not model_file(folder):
-        names = sorted(path.name for path in Path(folder).rglob("*.gguf")) if folder else []
-        found = f"{len(names)} GGUF files: {', '.join(names[:8])}" if names else "no GGUF file"
-        raise TemplateError(f"the model's folder has {found}; choose one with the model's `files`")
+    models = _gguf_models(folder)
+    if len(models) != 1:
+        found = f"{len(models)} GGUF models: {', '.join(Path(each).name for each in models[:8])}" if models else "none"
+        raise TemplateError(f"the model's folder needs one GGUF file, but has {found}; choose one with `files`")
+
+
+def _gguf_models(folder: str | None) -> list[str]:
+    return gguf.models(map(str, Path(folder).rglob(f"*{gguf.SUFFIX}"))) if folder else []
 
 
 def spare_gib(memory: float, weights: float) -> int:

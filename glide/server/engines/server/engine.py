@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from glide.programs import COMMAND, PROGRAMS, Command, Program, check_command, flags
+from glide.programs import COMMAND, LARGE_GPU, PROGRAMS, Command, Program, check_command, flags
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
@@ -25,6 +27,8 @@ from glide.server.engines.server.share import tree_megabytes
 from glide.server.gpus import wait_until_free
 from glide.template import Template
 
+SPARE_FILES = 256  # number of files that this process opens besides its connections
+SLOW_SECONDS = 60.0  # if a request takes longer than this, waiting in the program's queue could exceed its timeout
 METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters
 LONGEST_REQUEST = 86400.0  # time limit of a request in seconds; the record's timeout usually ends it earlier
 RETRIES = 3  # maximum number of times that a request is repeated after the program reported an internal error
@@ -50,7 +54,8 @@ class Server:
             program computes at the same time. So the program always has further prompts to begin with.
         served_name: name of the model in requests. By default the name under which glide starts the program.
         hang_seconds: the program is killed and started again if it has requests, but generates no token for this number
-            of seconds. If a program does not count its tokens, the limit applies to the time without any answer.
+            of seconds. If a program does not count its tokens, the limit applies to the time without any answer after a
+            record has exceeded its timeout.
         """
 
         __pydantic_config__ = {"coerce_numbers_to_str": True}  # noqa: RUF012 - numbers in `args` need no quotes
@@ -99,13 +104,11 @@ class Server:
         self.prefix = list(prefix)
         self.python = python
         self.program = self._chosen_program()
-        self.limit = commands.limit(self.program, options.args)
+        self.limit = commands.limit(self.program, options.args) or self.program.limit
         self.queue: RequestQueue | None = None
         self.megabytes = 0.0
         self.gpu = ""
         self.counters: dict[str, float] = {}
-        self.progress_at = time.monotonic()
-        self.outcomes = 0
 
     def _chosen_program(self) -> Program:
         if self.options.program:
@@ -132,16 +135,21 @@ class Server:
         if found:  # HTCondor shortens the UUIDs, and some programs accept only whole ones
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.identifier for gpu in found)
         options = self.options
+        is_large = min((gpu.total for gpu in found), default=0.0) >= LARGE_GPU
+        if is_large and self.program.large_limit and not commands.limit(self.program, options.args):
+            self.limit = self.program.large_limit
+        _allow_connections(self.batch)
         self.running = launch(
             Launch(
                 self.program, options.args, options.command, options.served_name, self.template, folder, self.prefix,
-                self.python, self.batch,
+                self.python, self.batch, self.limit,
             ),
             phase,
         )  # fmt: skip
         self.limit = ask_limit(self.running, self.program) or self.limit
         used = sum(gpu.used for gpu in wait_until_free(0.0)) if found else 0.0
         self.megabytes = used or tree_megabytes(os.getpid())
+        self._read_counters()  # a program that hangs later does not show which counters it has
         threading.Thread(target=self.running.process.end_this_process_with_program, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -177,35 +185,53 @@ class Server:
             time.sleep(LONGEST_REQUEST)  # another thread is ending this process
 
     def _watch(self) -> None:
-        """Read the program's counters, and end this process if the program hangs."""
-        last: tuple[Any, ...] = ()
+        """Read the program's counters, adapt the number of prompts in flight, and end this process if it hangs."""
+        last: object = None
         since = time.monotonic()
         while True:
             time.sleep(METRICS_SECONDS)
             queue = self.queue
             if queue is None or not queue.in_flight:
-                last, since = (), time.monotonic()
+                since = time.monotonic()
                 continue
             self._read_counters()
-            now = (queue.answered, self.counters.get(self.program.tokens_metric))
-            if now != last:
+            progress = [self.counters.get(name) for name in self.program.progress_metrics]
+            counts = any(value is not None for value in progress)
+            waiting = int(self.counters.get(self.program.waiting_metric, 0.0))
+            if waiting and queue.oldest_seconds > SLOW_SECONDS:
+                queue.limit_to(commands.fewer_prompts(queue.in_flight, waiting, self.program.prompts))
+            # Without counters, a long answer looks like a hang. So wait until a record's timeout is over.
+            if (now := (queue.answered, progress)) != last or not (counts or queue.overdue):
                 last, since = now, time.monotonic()
             elif time.monotonic() - since > self.options.hang_seconds:
-                what = "generated no token" if self.program.tokens_metric else "gave no answer"
-                waiting = f"although it had {queue.in_flight} prompts"
-                print(
-                    f"{self.program.name} {what} for {self.options.hang_seconds:g} s, {waiting}; it is killed",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-                os._exit(1)  # the keeper kills the program
+                self._end_hanging_program("generated no token" if counts else "gave no answer")
+
+    def _end_hanging_program(self, what: str) -> None:
+        """End this process by a signal. So a record that was alone in its request gets a second try.
+
+        The cause may be an earlier record, whose request was cancelled.
+        """
+        print(
+            f"{self.program.name} {what} for {self.options.hang_seconds:g} s; it is killed", file=sys.stderr, flush=True
+        )
+        os.kill(os.getpid(), signal.SIGTERM)  # the keeper then ends the program
 
     def _read_counters(self) -> None:
-        if not self.program.tokens_metric:
+        if not self.program.progress_metrics:
             return
         with suppress(NoResponse):
             answer = self.running.http.send("GET", "/metrics", ANSWER_SECONDS)
             if answer.is_success:
                 self.counters = counters(answer.text)
+
+
+def _allow_connections(count: int) -> None:
+    """Raise this process's limit of open files, if possible, so that it can have this number of connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def counters(text: str) -> dict[str, float]:

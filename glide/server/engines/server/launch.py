@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -29,8 +30,9 @@ from glide.vocabulary import State
 
 TRIES = 3  # maximum number of starts if another program takes the port first
 HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
-PREFIX = "glide."  # the name of a program's folder begins with this text, and with the number of the engine's process
+PREFIX = "glide-program-"  # the name of a program's folder begins with this text
 LONGEST_FOLDER = 40  # maximum length of the path of the folder in which a program's folder is made, in bytes
+LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
 PAUSE = 0.1  # seconds between two questions whether the program is ready
 ANSWER_SECONDS = 5.0  # time limit of such a question
 TOKEN_SECONDS = 86400.0  # time limit of the first request; the supervisor's limit of the phase usually ends it earlier
@@ -48,6 +50,7 @@ class Launch:
         prefix: words that start a command in the template's container; empty without a container.
         python: the Python of the template's environment.
         connections: maximum number of requests in flight.
+        limit: number of prompts that the program must compute at the same time.
     """
 
     program: Program
@@ -59,6 +62,7 @@ class Launch:
     prefix: Sequence[str]
     python: str
     connections: int
+    limit: int
 
 
 @dataclass
@@ -68,11 +72,13 @@ class RunningProgram:
     Attributes:
         http: client for the program's API.
         model: name of the model in requests.
+        port: port of the program; 0 if it listens at a Unix socket.
     """
 
     process: ProgramProcess
     http: HttpClient
     model: str
+    port: int
 
 
 class ProgramEnded(Exception):
@@ -105,14 +111,14 @@ def launch(plan: Launch, phase: Callable[[str], None]) -> RunningProgram:
 def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     """Start a program. Its socket and its temporary files are in a folder that only this account can read."""
     program = plan.program
-    work = _work_folder()
+    work = work_folder()
     unix_socket = None if _uses_port(plan) else str(work / "api.sock")
     key, port = secrets.token_hex(16), _free_port()
     values = _values(plan, work, unix_socket, key, port)
     model = plan.served_name or program.model.format_map(values)
     if program.config:
-        (work / "config").touch(0o600)
-        (work / "config").write_text(program.config.format_map(values), "utf-8")
+        (work / "config.yaml").touch(0o600)
+        (work / "config.yaml").write_text(program.config.format_map(values), "utf-8")
     # The PATH begins with the folder of the environment's Python, because its other commands are there, too.
     before = [str(Path(plan.python).parent)] if "/" in plan.python else []
     path = os.pathsep.join([*before, os.environ.get("PATH", os.defpath)])
@@ -135,13 +141,18 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     line = commands.command_line(program, plan.args, values, unix_socket is not None, exists)
     variables = commands.variables(program, values, outer)
     try:
-        process = ProgramProcess(program.name, [*plan.prefix, *line], variables, phases.read, str(work))
+        # The container must contain the program's folder, also if it does not contain /tmp.
+        prefix = [*plan.prefix[:-1], "--bind", str(work), *plan.prefix[-1:]] if plan.prefix else []
+        process = ProgramProcess(program.name, [*prefix, *line], variables, phases.read, str(work))
     except OSError as error:
         raise TemplateError(f"{line[0]} cannot be started: {error.strerror}") from None
-    return RunningProgram(process, HttpClient(f"http://127.0.0.1:{port}/v1", key, unix_socket), model)
+    return RunningProgram(
+        process, HttpClient(f"http://127.0.0.1:{port}/v1", key, unix_socket, is_local=True), model,
+        0 if unix_socket else port,
+    )  # fmt: skip
 
 
-def _work_folder() -> Path:
+def work_folder() -> Path:
     """Make a folder for a program's socket and temporary files. Delete the folders that earlier engines have left.
 
     Programs put Unix sockets with long names into the folder, and the path of a socket must be short (unix(7)). So if
@@ -149,11 +160,14 @@ def _work_folder() -> Path:
     """
     here = Path.cwd()
     place = here if len(os.fsencode(here)) <= LONGEST_FOLDER else Path("/tmp")
-    for old in place.glob(f"{PREFIX}*"):
-        owner = re.fullmatch(rf"{PREFIX}(\d+)\..*", old.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
-            shutil.rmtree(old, ignore_errors=True)  # fails for folders of other accounts
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}.", dir=place))
+    for old in place.glob(f"{PREFIX}*/lock"):
+        with suppress(OSError), old.open("rb") as file:  # fails for folders of other accounts, and of running engines
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old.parent, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # this process holds the lock until it ends
+    return work
 
 
 def _uses_port(plan: Launch) -> bool:
@@ -167,7 +181,7 @@ def _values(plan: Launch, work: Path, unix_socket: str | None, key: str, port: i
     return {
         "path": plan.folder or "", "file": commands.model_file(plan.folder), "model": plan.template.model,
         "port": str(port), "socket": unix_socket or "", "cpus": str(own.cpus), "python": plan.python, "key": key,
-        "address": unix_socket or "127.0.0.1", "config": str(work / "config"),
+        "address": unix_socket or "127.0.0.1", "config": str(work / "config.yaml"), "sequences": str(plan.limit),
         "here": str(Path(__file__).resolve().parents[3] / "programs"), "cache": str(Path.cwd() / "compiled"),
         "connections": str(plan.connections + 4),
         "kv_gib": str(commands.spare_gib(own.memory, plan.template.megabytes)),
@@ -185,6 +199,8 @@ def _wait_until_ready(plan: Launch, running: RunningProgram) -> None:
 
 def _problem(plan: Launch, running: RunningProgram) -> str:
     """Return why a program is not ready yet; an empty text if it is ready."""
+    if running.port and not is_own_listener(running.port):
+        return "the program does not listen yet"
     try:
         if plan.program.ready:
             answer = running.http.send("GET", plan.program.ready, ANSWER_SECONDS)
@@ -267,6 +283,30 @@ class _Phases:
             self.enter(State.LOADING)
         if self._program.warming and re.search(self._program.warming, line) and State.LOADING in self._entered:
             self.enter(State.WARMING)
+
+
+def is_own_listener(port: int) -> bool:
+    """Return whether a process of this account listens at a port of this node.
+
+    Another account could listen there first, to get the API key and the prompts, and to forge answers.
+    """
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    owners = [owner for table in tables if table.exists() for owner in listeners(table.read_text("ascii"), port)]
+    return bool(owners) and set(owners) == {os.geteuid()}
+
+
+def listeners(table: str, port: int) -> list[int]:
+    """Return the accounts whose processes listen at a port, as numbers.
+
+    Args:
+        table: content of /proc/net/tcp or /proc/net/tcp6.
+    """
+    found = []
+    for line in table.splitlines()[1:]:
+        _, local, _, state, _, _, _, owner, *_ = line.split()
+        if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
+            found.append(int(owner))
+    return found
 
 
 def _only_model(answer: Response) -> str:

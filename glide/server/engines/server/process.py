@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
+# Seconds between the end of a program and the end of this process, so that finished outcomes are still reported.
+REPORT_SECONDS = 0.2
 LAST_LINES = 20  # number of lines at the end of the output that are kept
 LONGEST_REASON = 700  # maximum length of the last lines in a message, in characters
 PORT_TAKEN = re.compile(r"(?i)address already in use|EADDRINUSE|couldn't bind|failed to bind|Errno 98")
@@ -52,7 +55,8 @@ class ProgramProcess:
         assert self.process.stdout is not None
         for data in self.process.stdout:
             line = data.decode("utf-8", "replace").rstrip()
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # the disk is full, but the program's output must be read on
+                print(line, file=sys.stderr, flush=True)
             if line.strip():
                 self._lines.append(line)
             self._on_line(line)
@@ -77,8 +81,9 @@ class ProgramProcess:
     def end_this_process_with_program(self) -> None:
         """Wait until the program ends, and end this engine process in the same way. Any end is a failure."""
         code = self.process.wait()
+        time.sleep(REPORT_SECONDS)
         print(self.end_reason(), file=sys.stderr, flush=True)
         if code < 0:
             os.kill(os.getpid(), -code)
-            signal.pause()
+            time.sleep(1.0)  # this process may ignore the signal
         os._exit(1)
