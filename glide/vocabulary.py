@@ -139,6 +139,9 @@ def glide_id(entry: str, job: str, starts: int) -> str:
     return f"{entry}-{job}" + (f"r{starts - 1}" if starts > 1 else "")
 
 
+# A failure with this text is not the fault of a template: the node lacks what the template's program needs, for example
+# an instruction set, a driver, or a capability of the GPU.
+UNSUITABLE = "this node cannot run the program"
 # Every process of an engine has this environment variable. Its value identifies the engine.
 ENGINE_VARIABLE = "GLIDE_ENGINE"
 # Every process of an embedded pool has this environment variable. With it, `glide pool down` finds all these processes.

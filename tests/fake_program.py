@@ -25,6 +25,7 @@ parser.add_argument("--start-seconds", type=float, default=0.0)
 parser.add_argument("--seconds", type=float, default=0.0, help="duration of a request")
 parser.add_argument("--fail", default="", help="start, ready, first: where the program fails")
 parser.add_argument("--how", default="exit 3", help="exit N, hang, or signal N")
+parser.add_argument("--says", default="", help="last output before the program fails")
 parser.add_argument("--poison", default="", help="prompt at which the program fails")
 parser.add_argument("--port-taken", help="file; while it does not exist, the program finds its port taken")
 parser.add_argument("--orphan", action="store_true", help="start a process that leaves the session and its parent")
@@ -41,7 +42,7 @@ def fail(what: str) -> None:
     if options.fail != what:
         return
     kind, _, number = options.how.partition(" ")
-    print(f"the program fails on purpose: {what}", flush=True)
+    print(f"the program fails on purpose: {what} {options.says}", flush=True)
     if kind == "exit":
         os._exit(int(number))
     if kind == "signal":

@@ -114,7 +114,9 @@ def test_entry_with_insufficient_memory_gets_no_glidein():
     large = Template("large", "transformers", "/models/large", {"model.safetensors": ("0" * 64, 12_000_000_000)})
     small = {"name": "small", "max_glideins": 4, "request": {"gpus": 1, "gpu_memory": 8000}}
     (wait,) = plan(Snapshot(demands=(demand(spec=large),)), site(small))
-    assert wait.action == "wait" and "large needs 12000 MB, and its glideins have 8000 MB" in wait.reason
+    assert (
+        wait.action == "wait" and "large needs 12000 MB of memory, but the entry's glideins have 8000 MB" in wait.reason
+    )
     unknown = {"name": "unknown", "max_glideins": 4, "request": {"gpus": 1}}
     (submit,) = plan(Snapshot(demands=(demand(spec=large),)), site(small, unknown))
     assert (submit.action, submit.entry) == ("submit", "unknown")

@@ -11,7 +11,7 @@ from glide.factory.health import bad_nodes, breaker_state
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Snapshot
 from glide.template import Template
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import UNSUITABLE, JobStatus, State
 
 BREAKER = Breaker(failures=3, backoff_seconds=600)
 
@@ -93,6 +93,15 @@ def test_failing_node_is_avoided_if_another_node_succeeds():
     snapshot = Snapshot((alive(9, State.WARM, host="good"),), (), (demand(3),), ended=tuple(failures))
     (submit,) = plan(snapshot, site())
     assert submit.avoid == ("bad",) and "bad" in submit.reason
+
+
+def test_node_that_cannot_run_the_program_is_avoided_without_a_breaker():
+    lacks = [replace(ended(n, 10, State.FAILED, host=f"old{n}"), failure=f"{UNSUITABLE}: no AVX2") for n in range(4)]
+    assert breaker_state([], lacks, BREAKER).allowed == BREAKER.failures
+    (submit,) = plan(Snapshot(demands=(demand(2),), ended=tuple(lacks)), site())
+    assert submit.action == "submit" and submit.avoid == ("old0", "old1", "old2", "old3")
+    nameless = [replace(each, host="") for each in lacks]
+    assert breaker_state([], nameless, BREAKER).open, "a node without a name cannot be avoided"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])

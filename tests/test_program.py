@@ -19,7 +19,7 @@ import pytest
 from glide.server.engines.server import launch
 from glide.server.engines.server.share import tree_megabytes
 from glide.template import FileSet, Template
-from glide.vocabulary import State
+from glide.vocabulary import UNSUITABLE, State
 from tests.conftest import eventually
 from tests.server_rig import Server, assert_exactly_once, children, failure
 
@@ -121,11 +121,16 @@ def test_socket_has_a_short_path_even_in_a_deep_folder(tmp_path):
 
 @pytest.mark.parametrize("where, phase", [("start", State.LOADING), ("ready", State.LOADING), ("first", State.WARMING)])
 def test_hanging_start_ends_with_its_phase_and_last_line(start, where, phase):
-    server = start(template(f"--fail {where}", "--how hang", budgets={State.LOADING: 2.0, State.WARMING: 2.0}))
+    server = start(template(f"--fail {where}", "--how hang", budgets={State.LOADING: 8.0, State.WARMING: 8.0}))
     reason = failure(server)
-    assert f"was {phase} for more than its time limit of 2 s" in reason
-    assert f"the program fails on purpose: {where}" in reason
+    assert f"was {phase} for more than its time limit of 8 s" in reason
+    assert f"the program fails on purpose: {where}" in reason, server.log.read_text()
     eventually(lambda: not children(server.process.pid), "the program is killed")
+
+
+@pytest.mark.parametrize("how", ["--fail start --how 'signal 4'", "--fail start --says 'no kernel image is available'"])
+def test_failure_of_unsuitable_node_is_marked(start, how):
+    assert UNSUITABLE in failure(start(template(how)))
 
 
 # ---- records -------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ CAUSES = {
     ),
     "too large": (
         seen(), QueueView(site(request={"gpus": 1, "gpu_memory": 8000})),
-        "no entry has room: here: tiny-verifier needs 12000 MB, and its glideins have 8000 MB",
+        "no entry has room: here: tiny-verifier needs 12000 MB of memory, but the entry's glideins have 8000 MB for a"
+        " model",
     ),
     "not for this user": (seen(), QueueView(site(owners=["eve@here"])), "no entry serves ada@here"),
     "downtime": (seen(), QueueView(site(downtimes=[DOWN])), "here: down until 2099-01-01 12:00: new racks"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from email.message import Message
@@ -19,6 +18,7 @@ from glide.server.engines import Completion, EngineRecord, openai_api
 from glide.server.engines.http_client import NoResponse, Response
 from glide.server.engines.request_queue import RequestQueue, Target
 from glide.server.result_channel import FLUSH_SIZE, ResultChannel
+from tests.conftest import eventually
 
 GREEDY = {"max_new_tokens": 4}
 
@@ -129,10 +129,12 @@ def test_late_request_is_divided_and_only_the_hanging_record_fails():
     service, reports = Service(echo), Reports()
     asking = queue(service, reports, prompts=16, parallel=2)
     asking.submit([*records(15), EngineRecord(15, "hang", GREEDY)])
-    deadline = time.monotonic() + 30
-    while len(reports.outcomes) < 16 and time.monotonic() < deadline:
-        time.sleep(0.02)
+
+    def is_done() -> bool:
         asking.cancel(sorted(reports.running), [])
+        return len(reports.outcomes) == 16
+
+    eventually(is_done, "all records have an outcome")
     found = reports.wait(16)
     assert {number for number, each in found.items() if each.error} <= {*range(16)} and found[15].error
     assert found[15].error["type"] == "RecordTimeout"
@@ -142,8 +144,8 @@ def test_unwanted_records_end_without_an_answer():
     service, reports = Service(echo), Reports()
     asking = queue(service, reports, prompts=1, parallel=1)
     asking.submit([EngineRecord(100, "hang", GREEDY), *records(5)])
-    asking.cancel([], [0, 1, 2, 3, 4])
-    asking.cancel([], [100])
+    eventually(lambda: service.requests == [["hang"]], "the first request runs")
+    asking.cancel([], [0, 1, 2, 3, 4, 100])
     found = reports.wait(6)
     assert {each.error["type"] for each in found.values() if each.error} == {"RecordTimeout"} and len(found) == 6
     assert service.requests == [["hang"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from glide.factory.suitability import gpu_macros, lack
 from glide.files.file_set import without_other_files
 from glide.programs import PROGRAMS
 from glide.server import gpus
-from glide.server.engines.server.command import command_line
+from glide.server.engines.server.command import command_line, compiled_folder
+from glide.server.supply import FileSupply, SupplySettings
 from glide.sweep.models import prepare_model
 from glide.template import Template
 from glide.template.needs import Needs
@@ -28,7 +30,19 @@ from tests.snapshots import demand, glidein, lane, site
 
 VALUES = {
     name: name
-    for name in ("path", "file", "model", "port", "address", "python", "here", "cpus", "sequences", "connections")
+    for name in (
+        "path",
+        "file",
+        "model",
+        "port",
+        "address",
+        "python",
+        "here",
+        "cpus",
+        "sequences",
+        "context",
+        "connections",
+    )
 }
 VARIANTS = ("model-Q4_K_M.gguf", "model-Q8_0.gguf", "model-F16-00001-of-00002.gguf", "model-F16-00002-of-00002.gguf")
 
@@ -69,7 +83,7 @@ def problem(source: Path) -> str:
         ({"program": "vllm", "args": ["--port", "80"]}, "glide itself sets --port"),
         ({"program": "vllm", "args": ["--host=0.0.0.0"]}, "glide itself sets --host"),
         ({"command": "serve {path}"}, "needs {port} or {socket}"),
-        ({"command": "serve {path} {prot}"}, "unknown {prot}"),
+        ({"command": "serve {path} {prot}"}, "unknown placeholder {prot}"),
         ({"command": "serve '{path} {port}"}, "cannot be read"),
         ({"program": "vllm", "parallel": -1}, "parallel"),
         ({"program": "vllm", "system": "Be brief."}, "chat: true"),
@@ -162,7 +176,7 @@ def test_entry_can_list_programs_and_flags():
     assert "vllm with --max-model-len" in action(template.options, programs={"vllm": ["--dtype"]})
     assert "the program 'vllm'" in action(template.options, programs={"llamacpp": []})
     assert action(foreign, programs={"vllm": ["--trust-remote-code"]}, user="us@here") == "submit"
-    assert "users_code or programs" in action(foreign, user="us@here")
+    assert "set the entry's users_code or programs" in action(foreign, user="us@here")
     assert action(foreign, user="us@here", users_code=True) == "submit"
     # Without an owner, such a template would serve everybody.
     assert "vllm with --max-model-len" in action(template.options, programs={"vllm": []}, users_code=True)
@@ -180,6 +194,22 @@ def test_command_line_prefers_the_arguments_of_the_user():
     assert line[:3] == ["llama-server", "--model", "file"]
     assert line.count("--ctx-size") == 1 and line[-2:] == ["--ctx-size", "99"]
     assert line[line.index("--host") + 1] == "address" and "--port" not in line
+
+
+def test_compiled_code_is_kept_for_one_model_environment_and_gpu(tmp_path):
+    def folder(digest: str = "d", environment: str = "/env/bin/python", gpu: str = "A100") -> Path:
+        return compiled_folder(tmp_path, digest, [environment], gpu)
+
+    assert folder() == folder() and folder().parent == tmp_path
+    assert len({folder(), folder(digest="e"), folder(environment="/other"), folder(gpu="H200")}) == 4
+
+
+def test_compiled_code_of_a_user_is_not_kept_on_the_node(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    supply = FileSupply(SupplySettings(str(tmp_path / "cache")), asyncio.Event())
+    plain = Template("m", "server", options={"program": "vllm"})
+    assert supply.compiled_folder(plain) == tmp_path / "cache" / "compiled"
+    assert supply.compiled_folder(replace(plain, user="ada@here")) == tmp_path / "compiled"
 
 
 # ---- needs ---------------------------------------------------------------------------------------
@@ -207,12 +237,12 @@ ONE_GPU = {"name": "one", "max_glideins": 4, "request": {"gpus": 1, "gpu_memory"
     "needs, args, missing",
     [
         ({"gpus": 1}, [], ""),
-        ({"gpus": 2}, [], "m needs 2 GPUs, and its glideins have 1"),
+        ({"gpus": 2}, [], "m needs 2 GPUs, but the entry's glideins have 1"),
         ({}, ["--tensor-parallel-size", "2"], "m needs 2 GPUs"),
         ({}, ["-tp=2", "--pipeline-parallel-size", "2"], "m needs 4 GPUs"),
-        ({"gpu_memory": 40000}, [], "m needs 40000 MB of memory on each GPU, and its glideins have 24000"),
-        ({"cpus": 8}, [], "m needs 8 CPU cores, and its glideins have 4"),
-        ({"memory": 32000}, [], "m needs 32000 MB of main memory, and its glideins have 16000"),
+        ({"gpu_memory": 40000}, [], "m needs 40000 MB of memory on each GPU, but the entry's glideins have 24000"),
+        ({"cpus": 8}, [], "m needs 8 CPU cores, but the entry's glideins have 4"),
+        ({"memory": 32000}, [], "m needs 32000 MB of main memory, but the entry's glideins have 16000"),
         ({"capability": 8.0}, [], ""),
     ],
 )
@@ -259,7 +289,7 @@ def test_sweep_refuses_a_site_that_lacks_what_its_model_needs(tmp_path):
     command = [sys.executable, "-m", "glide", "sweep", "run", "s.yaml", "--site", "site.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "site.yaml: no entry has what large needs: one: large needs 2 GPUs, and its glideins have 1" in done.stderr
+    assert "site.yaml: no entry can run large: one: large needs 2 GPUs, but the entry's glideins have 1" in done.stderr
     assert not (tmp_path / "results").exists()
 
 

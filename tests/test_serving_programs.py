@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,10 @@ import pytest
 
 from glide.bench.gguf_file import write_gguf
 from glide.condor import Collector
+from glide.template import Template
 from glide.vocabulary import Machine
 from tests.conftest import eventually
+from tests.server_rig import failure
 
 pytestmark = [pytest.mark.pool, pytest.mark.models]
 
@@ -105,3 +111,29 @@ def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gg
     results = sweep.results()
     assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(3000)]
     assert all(each["error"] is None for each in results)
+
+
+def test_model_that_llamacpp_cannot_load_is_reported(start, tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF, but not a model")
+    reason = failure(start(Template.of_folder("m", "server", tmp_path, {"program": "llamacpp"})))
+    assert "llamacpp exited with code 1" in reason and "failed to load model" in reason
+
+
+@pytest.mark.soak
+def test_commands_of_the_serving_example_run(own_pool, tmp_path):
+    """Run the README's commands in a copy of the example, with this Python's folder on the PATH."""
+    shutil.copytree(VERIFIER.parent, tmp_path / "workflows", ignore=shutil.ignore_patterns("results", "env", "gguf"))
+    readme = (tmp_path / "workflows" / "serving" / "README.md").read_text()
+    commands = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[0]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euxc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warm" in done.stdout + done.stderr or "warm" in done.stdout
+    summary = json.loads((tmp_path / "results" / "serving-llamacpp" / "summary.json").read_text())
+    assert summary["prompts"]["plain"] == {
+        "records": 3000,
+        "errors": 0,
+        "accuracy": summary["prompts"]["plain"]["accuracy"],
+    }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from glide.sweep.verdict import ALONE_SECONDS, Failure, reason_to_give_up
+from glide.vocabulary import UNSUITABLE
 
 LONG = 100 * ALONE_SECONDS
 
@@ -25,6 +28,12 @@ def test_sweep_continues_when_available_nodes_are_unknown():
 def test_sweep_stops_after_loading_failed_on_three_hosts():
     why = reason_to_give_up(failures("one", "two", "three"), True, set(), 0.0)
     assert why == "; ".join(f"here-{n}.0 ({host}): no room on {host}" for n, host in enumerate(("one", "two", "three")))
+
+
+def test_hosts_that_cannot_run_the_program_do_not_count():
+    unsuitable = {name: replace(each, reason=f"{UNSUITABLE}: SIGILL") for name, each in failures(*"abcd").items()}
+    assert not reason_to_give_up(unsuitable, False, {*"abcde"}, LONG)
+    assert reason_to_give_up(unsuitable, False, {*"abcd"}, LONG), "no host of the pool can run it"
 
 
 def test_sweep_on_single_host_ends_after_load_failures():

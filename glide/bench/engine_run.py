@@ -29,7 +29,7 @@ class Outcomes:
         """Do nothing, because a benchmark needs no starts."""
 
     def paused(self, keys: Sequence[int]) -> None:
-        """Do nothing, because a benchmark needs no starts."""
+        """Do nothing, because a benchmark needs no pauses."""
 
     def done(self, key: int, completion: Completion) -> None:
         with self._changed:

@@ -56,7 +56,8 @@ def write_gguf(folder: Path, file: Path) -> None:
         if part.startswith("model.layers."):
             _, _, layer, part = part.split(".", 3)
             if part in ("self_attn.q_proj", "self_attn.k_proj"):
-                # transformers rotates the two halves of a head, and llama.cpp rotates neighbours.
+                # For rotary embeddings, transformers pairs element i of a head with element i + size / 2, and llama.cpp
+                # pairs neighbours. So reorder the rows.
                 count = heads if "q_proj" in part else shared
                 halves = weights.reshape(count, 2, weights.shape[0] // count // 2, weights.shape[1])
                 weights = halves.swapaxes(1, 2).reshape(weights.shape)

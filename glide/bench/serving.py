@@ -1,7 +1,7 @@
-"""Measure serving programs: their records per second through glide, and with their best client alone.
+"""Measure serving programs: their records per second through glide, and without glide.
 
-All programs serve the same model on the same cores. The client alone sends lists of prompts or single prompts, with
-different numbers of requests in flight. The best of these rates counts.
+All programs serve the same model on the same cores. Without glide, simple clients send lists of prompts or single
+prompts, with different numbers of requests in flight. The fastest of these clients counts.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SIZES = {
 # For each kind of answer: the number of records, and the number of new tokens.
 KINDS = {"short": (6000, 4), "long": (600, 64)}
 CLIENTS = ((1, 32), (1, 128), (16, 4), (16, 8), (64, 4), (64, 8))  # prompts in a request, and requests in flight
-SAMPLE_SECONDS = 0.05  # seconds between two looks at the number of prompts that the program computes
-ARGUMENTS = {"llamacpp": ["--ctx-size", "16384"], "vllm": ["--dtype", "float32", "--max-model-len", "512"]}
+SAMPLE_SECONDS = 0.05  # seconds between two samples of the number of prompts that the program computes
+ARGUMENTS: dict[str, list[str]] = {"llamacpp": [], "vllm": ["--dtype", "float32", "--max-model-len", "512"]}
 # For each program, the metric with the number of prompts that it computes at present.
 RUNNING = {"llamacpp": "llamacpp:requests_processing", "vllm": "vllm:num_requests_running"}
 
@@ -52,8 +52,8 @@ def serving(repeat: int) -> dict[str, Any]:
     The first run makes an environment with vLLM's CPU build in glide's cache.
 
     Args:
-        repeat: number of rounds. Each round measures the client alone, then glide. The ratios divide two rates of the
-            same round. All numbers are medians.
+        repeat: number of rounds. Each round measures the clients without glide, and then glide. The ratios divide two
+            rates of the same round. All numbers are medians.
     """
     pythons = {"llamacpp": sys.executable, "vllm": str(vllm_environment() / "bin" / "python")}
     report: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def _totals(served: int) -> tuple[int, float]:
 
 @contextmanager
 def _samples(program: str, alone: Server) -> Iterator[list[int]]:
-    """Look at a program in a glidein during a `with` block. Provide how many prompts it computed at each look."""
+    """Sample the number of prompts that a program in a glidein computes, during a `with` block."""
     samples: list[int] = []
     ended = threading.Event()
     own = alone.running.process.process.pid
@@ -168,7 +168,7 @@ def _clients_of_glideins(program: str, own: int) -> Iterator[HttpClient]:
 
 @contextmanager
 def _alone(program: str, path: Path, python: str) -> Iterator[Server]:
-    """Run a program without glide in a `with` block."""
+    """Start a program with glide's engine, but without a pool, in a `with` block."""
     options = Server.Options(program=program, args=tuple(ARGUMENTS[program]))  # type: ignore[arg-type]
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="glide-bench-program-") as folder:

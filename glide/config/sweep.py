@@ -50,13 +50,13 @@ def checked_options(engine: str, options: dict[str, Any]) -> dict[str, Any]:
 class NeedsSpec(Strict):
     """The resources that a model needs on a node.
 
-    glide derives some of them: the model's files must fit into the memory, and `--tensor-parallel-size` and similar
-    arguments of a program set the number of GPUs.
+    You need not set all of them. glide itself compares the size of the model's files with the memory. If `gpus` is 0,
+    glide reads the number of GPUs from a program's arguments, such as `--tensor-parallel-size`.
 
     Attributes:
         gpus: number of GPUs.
         gpu_memory: memory of each GPU in MB.
-        capability: minimum CUDA compute capability of the GPUs, such as 8.0. Glideins request such GPUs.
+        capability: minimum CUDA compute capability of the GPUs, such as 8.0. Glideins for the model require it.
         cpus: number of CPU cores.
         memory: main memory in MB.
     """

@@ -89,9 +89,9 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
 def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
     """Return the headroom of a template on an entry.
 
-    The headroom is 0 if the entry does not serve the template's users, if its glideins lack a resource, or if the entry
-    does not allow the template's code. A circuit breaker for the template on this entry also limits the
-    headroom.
+    The headroom is 0 if the entry does not serve the template's users, if the entry's glideins lack a resource that the
+    template needs, or if the entry does not allow the template's code. A circuit breaker for the template on this entry
+    also limits the headroom.
     """
     headroom = Headroom(sys.maxsize, "")
     users = {demand.user for demand in snapshot.demands if demand.template == template}
@@ -105,7 +105,8 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
     code = described.code(entry.programs) if described else ""
     if described and code and len(owners(entry, snapshot)) > 1 and not (entry.users_code and described.owner):
         reason = f"{described.model} contains a user's code ({code}), and the entry serves several owners"
-        headroom.limit_to(0, f"{reason}; set users_code{' or programs' * (described.engine == 'server')} to allow that")
+        cures = ["users_code"] * bool(described.owner) + ["programs"] * (described.engine == "server")
+        headroom.limit_to(0, f"{reason}; to allow that, set the entry's {' or '.join(cures)}")
     alive, ended = ([each for each in group if each.template == template] for group in snapshot.glideins_of(entry.name))
     _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
     return headroom

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from glide.config import Breaker
 from glide.factory.snapshot import Glidein, Snapshot
-from glide.vocabulary import JobStatus, State
+from glide.vocabulary import UNSUITABLE, JobStatus, State
 
 NODE_FAILURES = 2  # the factory avoids a node with at least this number of failures and no success
 LONGEST_BACKOFF = 86400.0  # maximum time that a circuit breaker stays open, in seconds
@@ -48,11 +48,14 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: it allows no glidein. Then
     the breaker is half open: it allows one glidein. If this glidein fails, too, the breaker is open for twice as long.
 
+    Glideins on unsuitable nodes do not count, because the factory avoids these nodes from then on.
+
     Args:
         alive: glideins that have not ended. They belong to the entry, or to the template on the entry.
         ended: glideins that have ended. They belong to the entry, or to the template on the entry.
         breaker: settings of the breaker, from the site file.
     """
+    alive, ended = ([each for each in group if not is_unsuitable(each)] for group in (alive, ended))
     failed_alive = [each for each in alive if each.state == State.FAILED or (_is_held(each) and not each.state)]
     untested = sum(not glidein.state and not _is_held(glidein) for glidein in alive)
     warm_ages = [glidein.age for glidein in ended if glidein.state == State.WARM]
@@ -135,6 +138,17 @@ def bad_nodes(alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, 
     over = [each for each in glideins if each.status == JobStatus.COMPLETED or each.state == State.FAILED]
     bad = Counter(glidein.host for glidein in over if glidein.state != State.WARM and glidein.host)
     return tuple(sorted(host for host, count in bad.items() if count >= NODE_FAILURES and host not in good))
+
+
+def is_unsuitable(glidein: Glidein) -> bool:
+    """Return whether a glidein failed because its node lacks what the template's program needs."""
+    return bool(glidein.host) and UNSUITABLE in glidein.failure
+
+
+def unsuitable_nodes(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:
+    """Return the nodes of an entry that lack what a template's program needs."""
+    mine = (each for each in (*alive, *ended) if each.template == template)
+    return tuple(sorted({each.host for each in mine if is_unsuitable(each)}))
 
 
 def nodes_with_files(template: str, alive: Iterable[Glidein], ended: Iterable[Glidein]) -> tuple[str, ...]:

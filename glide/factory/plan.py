@@ -22,7 +22,13 @@ from glide.errors import describe_bug
 from glide.factory import headroom
 from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit, Wait
 from glide.factory.headroom import Headroom
-from glide.factory.health import bad_nodes, mark_failing_glideins, nodes_with_files, nodes_without_success
+from glide.factory.health import (
+    bad_nodes,
+    mark_failing_glideins,
+    nodes_with_files,
+    nodes_without_success,
+    unsuitable_nodes,
+)
 from glide.factory.snapshot import Glidein, Lane, Snapshot
 from glide.factory.suitability import is_idle
 from glide.files import Tree
@@ -203,9 +209,9 @@ def _meet_demand(
         count = min(missing, entry_headroom.left, site_headroom.left, template_headroom.left)
         if count > 0:
             groups = snapshot.glideins_of(entry.name)
-            avoid = bad_nodes(*groups)
+            avoid = tuple(sorted({*bad_nodes(*groups), *unsuitable_nodes(template, *groups)}))
             prefer = nodes_with_files(template, *groups) if has_files else ()
-            last_resort = nodes_without_success(template, *groups)
+            last_resort = tuple(node for node in nodes_without_success(template, *groups) if node not in avoid)
             reason = why + (f"; not on {', '.join(avoid)}, where glideins fail" if avoid else "")
             reason += f"; rather not on {', '.join(last_resort)}, where it did not load" if last_resort else ""
             actions.append(Submit(entry.name, template, count, reason, avoid, prefer, last_resort))

@@ -10,23 +10,24 @@ from glide.programs import gpus_of
 from glide.template import Template
 from glide.vocabulary import State
 
-# A serving program needs memory for the weights, and also for the tokens of its requests (KV cache). Its model must
+# A serving program needs memory for the weights, and also for the tokens of its requests (KV cache). The weights must
 # leave at least this share of the memory free.
 SPARE_SHARE = 0.1
 
 
 def gpus_needed(template: Template) -> int:
-    """Return how many GPUs a template needs; 0 if it can also run without a GPU.
+    """Return the number of GPUs that a template requests; 0 if this number is unknown.
 
-    If the template does not say it, the arguments of its program may say it (such as --tensor-parallel-size).
+    It is `needs.gpus`, or else the number in the program's arguments (such as --tensor-parallel-size).
     """
     return template.needs.gpus or gpus_of(template.options if template.engine == "server" else {})
 
 
 def lack(template: Template, entry: Entry) -> str:
-    """Return which resource the entry's glideins lack for a template; an empty text if they lack none.
+    """Return a message about the first resource that the entry's glideins lack for a template.
 
-    The capability of GPUs is no property of an entry. The submitted glidein requires it (`gpu_macros`).
+    If they lack none, return an empty text. An entry does not state the capability of its GPUs, so this function cannot
+    check it. HTCondor checks it: the submitted glidein requires it (`gpu_macros`).
     """
     needs, request = template.needs, entry.request
     pairs = [
@@ -39,11 +40,11 @@ def lack(template: Template, entry: Entry) -> str:
         pairs.append(("GPUs", 1, request.gpus))
     for what, needed, has in pairs:
         if has is not None and needed > has:
-            return f"{template.model} needs {needed} {what}, and its glideins have {has}"
+            return f"{template.model} needs {needed} {what}, but the entry's glideins have {has}"
     memory = request.model_memory
     size = template.megabytes / (1 - SPARE_SHARE) if template.engine == "server" else template.megabytes
     if memory is not None and size > memory:
-        return f"{template.model} needs {size:.0f} MB, and its glideins have {memory} MB"
+        return f"{template.model} needs {size:.0f} MB of memory, but the entry's glideins have {memory} MB for a model"
     return ""
 
 

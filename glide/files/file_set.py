@@ -79,12 +79,12 @@ def unpacked(file_set: FileSet, folder: Path, cache: Cache) -> Path:
 def without_other_files(folder: Path, names: Collection[str], view: Path) -> Path:
     """Return a folder that contains certain files of a folder, and no others.
 
-    If the folder itself contains no other files, return it. Hidden files do not count. Otherwise, fill the folder
-    `view` with links, and return it. An engine could load other files, such as another set of weights.
+    An engine could load a file that the template does not name, such as another set of weights. If `folder` has no
+    other files, return `folder`. Hidden files do not count. Otherwise, return `view`, with links to the files.
 
     Args:
         names: names of the files, relative to `folder`.
-        view: a folder that need not exist.
+        view: folder for the links. It is made if it does not exist.
 
     Raises:
         OSError: the links cannot be made.

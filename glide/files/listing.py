@@ -171,7 +171,7 @@ def _of_hub(path: str, patterns: Sequence[str]) -> tuple[str, dict[str, tuple[st
 
 
 def _wanted(files: list[Any], patterns: Sequence[str], path: str) -> list[Any]:
-    """Return the files of a repository that nodes fetch.
+    """Return those files of a repository that nodes must fetch.
 
     Without patterns, these are the files that an engine needs. GGUF files are left out if the repository also has
     other weights.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.glidein.bundle import bundle
+from glide.server.engines.server.share import tree_megabytes
 from glide.server.settings import ServerSettings
 from glide.server.supply import SupplySettings
 from glide.template import Template
@@ -35,7 +36,7 @@ class LoadTrial:
 
     Attributes:
         seconds: duration of each phase in seconds. The keys are the phases in PHASES.
-        megabytes: peak memory of the engine in MB.
+        megabytes: memory of the engine and its programs in MB.
         gpu: name of the GPU; empty if the engine uses no GPU.
         failure: reason why the template did not load; empty if the template loaded.
         log: text of the model server's log.
@@ -76,7 +77,8 @@ def trial(template: Template, cache: Path, on_state: Callable[[str], None] = lam
             failure = ad.get(Machine.FAILURE, "") if ad.get(Machine.STATE) != State.WARM else ""
             failure = failure if ad else "the model server ended before it reported a state"
             log = (folder / "log").read_text("utf-8", "replace") if (folder / "log").exists() else ""
-            return LoadTrial(seconds, _most_memory(server.pid), ad.get(Machine.GPU_NAME, ""), failure, log)
+            memory = max(_most_memory(server.pid), tree_megabytes(server.pid))
+            return LoadTrial(seconds, memory, ad.get(Machine.GPU_NAME, ""), failure, log)
         finally:
             server.terminate()
             server.wait()

@@ -1,11 +1,11 @@
-"""Programs that serve a model behind OpenAI's API. Each program is described as data, in its own module.
+"""Programs that serve a model through OpenAI's API. Each program has a module that describes it as data.
 
 The engine `server` (glide.server.engines.server) starts such a program on a node. To add a program, write a module with
 a `Program`, and add it to PROGRAMS.
 
-A program's arguments are data as long as all flags are *listed flags*. With other flags, an argument can make the
-program run code or read files, for example --trust-remote-code. So glide treats other flags as code of the user. The
-same is true for a command that a user writes.
+For each program, there is a list of flags that can only set numbers or choose from names: its *listed flags*. If a
+user's arguments contain only listed flags, they are data. Any other flag could make the program run code or read files,
+for example --trust-remote-code. So glide treats it as a user's code. The same is true for a command that a user writes.
 
 This package uses only the standard library, because access points and nodes use it.
 """
@@ -20,7 +20,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glide.programs.base import LARGE_GPU, Command, Program
+from glide.programs.base import CONTEXT, LARGE_GPU, Command, Program
 from glide.programs.llamacpp import LLAMACPP
 from glide.programs.sglang import SGLANG
 from glide.programs.transformers import TRANSFORMERS
@@ -28,6 +28,7 @@ from glide.programs.vllm import VLLM
 
 __all__ = [
     "COMMAND",
+    "CONTEXT",
     "LARGE_GPU",
     "PLACEHOLDERS",
     "PROGRAMS",
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 PROGRAMS = {program.name: program for program in (VLLM, SGLANG, LLAMACPP, TRANSFORMERS)}
-# A command that a user writes. It may start one of the programs above, so its counters are looked for, too.
+# A command that a user writes. The command may start one of the programs above, so the engine also reads the counters
+# of these programs.
 COMMAND = Program(
     "command",
     (),
@@ -66,7 +68,9 @@ def flags(args: Sequence[str]) -> list[str]:
 
 
 def unlisted(options: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | None = None) -> str:
-    """Return what makes the options of a server engine a user's code. If they are only data, return an empty text.
+    """Return the first part of the options that counts as a user's code, such as `vllm with --trust-remote-code`.
+
+    If no part does, return an empty text.
 
     Args:
         options: options of the engine `server`. Any user may have written them.
@@ -80,10 +84,10 @@ def unlisted(options: Mapping[str, Any], lists: Mapping[str, Sequence[str]] | No
     if not isinstance(args, (list, tuple)) or not all(isinstance(each, str) for each in args):
         return "arguments that are not texts"
     listed = PROGRAMS[program].listed_flags if lists is None else lists[program]
-    before = ""  # the flag that a value may follow
+    before = ""  # the flag before this word, if it takes a value; otherwise empty
     for each in args:
         found = _FLAG.fullmatch(each)
-        if found is None and not before:  # a program takes such a word for the model, or for another command
+        if found is None and not before:  # the program would read this word as a model's path, or as a subcommand
             return f"{program} with {each!r:.60}"
         if found is not None and found[1] not in listed:
             return f"{program} with {found[1]:.60}"
@@ -118,11 +122,14 @@ def check_command(command: str) -> list[str]:
     """
     try:
         words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"the command cannot be read: {error}; close the quotation marks") from None
+    try:
         names = {name for word in words for _, name, _, _ in string.Formatter().parse(word) if name is not None}
     except ValueError as error:
-        raise ValueError(f"the command cannot be read: {error}; write {{{{ and }}}} for braces") from None
+        raise ValueError(f"the command cannot be read: {error}; to write a brace, double it") from None
     if unknown := sorted(names - PLACEHOLDERS.keys()):
-        raise ValueError(f"the command has an unknown {{{unknown[0]}}}; use {', '.join(PLACEHOLDERS)}")
+        raise ValueError(f"the command has the unknown placeholder {{{unknown[0]}}}; use {', '.join(PLACEHOLDERS)}")
     if not {"port", "socket"} & names:
         raise ValueError("the command needs {port} or {socket}, so that glide can reach the program")
     return words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+CONTEXT = 4096  # number of tokens of a request and its answer, if a program needs such a limit and the user gives none
 LARGE_GPU = 70_000  # memory of a GPU in MB above which programs compute more prompts at the same time
 
 
@@ -28,7 +29,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that serves a model behind OpenAI's API, and how glide uses it.
+    """A program that serves a model through OpenAI's API, and how glide uses it.
 
     Texts may contain the placeholders of glide.programs.PLACEHOLDERS, and also these:
 
@@ -37,9 +38,10 @@ class Program:
     - {config}: path of a file with the text `config`
     - {here}: folder of glide.programs
     - {cache}: folder for compiled code
-    - {kv_gib}: main memory that is left beside the model, in GiB
+    - {kv_gib}: main memory that the program may use for its KV cache, in GiB
     - {connections}: maximum number of connections that glide opens
     - {sequences}: number of prompts that the program must compute at the same time
+    - {context}: number of tokens for all requests together; CONTEXT for each request
     - {cores}: numbers of the CPU cores that the program may use
 
     Attributes:
@@ -47,7 +49,7 @@ class Program:
         commands: the commands that start the program. glide uses the first one whose program or package exists.
         arguments: arguments that follow each command, as flags with their values. If the user gives the same flag, the
             user's value replaces this one.
-        port_arguments: further arguments if the program listens at a port.
+        port_arguments: further arguments if the program must listen at a port.
         socket_arguments: further arguments if the program listens at a Unix socket; None if it cannot do this.
         config: text of a file that only this account can read; empty if the program needs no such file.
         variables: environment variables.
@@ -61,15 +63,15 @@ class Program:
         ready: path that answers with status 200 when the program is ready.
         lists_models: whether /v1/models lists the model.
         prompts: maximum number of prompts that one request to /v1/completions may contain.
-        token_ids: field of a request that adds the numbers of all tokens to the answer; empty if there is none.
+        token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
         limit: number of prompts that the program computes at the same time, if nothing else is known.
-        large_limit: the same for a GPU with at least LARGE_GPU MB of memory; 0 if it is the same number.
-        limit_flags: flags with which a user sets this number.
+        large_limit: like `limit`, for GPUs with at least LARGE_GPU MB of memory; 0: use `limit`.
+        limit_flags: flags that set the number of prompts that the program computes at the same time.
         limit_path, limit_keys: path of a JSON answer that contains this number, and the keys that lead to it; empty if
             there is none.
         progress_metrics: names of counters in /metrics that change with each step of the program, even while no request
             ends; empty if there are none.
-        waiting_metric: name of the number of requests that wait in the program; empty if there is none.
+        waiting_metric: name of the metric for the number of requests that wait in the program; empty if there is none.
         hits_metric: name of the counter of prompt tokens that came from a cache; empty if there is none.
         queries_metrics: names of the counters whose sum is the number of all prompt tokens.
         loading: regular expression. The line of output that matches it shows that the program has begun to load the

@@ -6,17 +6,18 @@ LLAMACPP = Program(
     name="llamacpp",
     commands=(
         Command(("llama-server", "--model", "{file}")),
-        # The package xllamacpp contains the same server, but no command. This file is the command.
+        # The package xllamacpp contains the same server, but no command. xllamacpp_server.py is a command for it.
         Command(("{python}", "{here}/xllamacpp_server.py", "--model", "{file}"), module="xllamacpp"),
     ),
     arguments=(
         ("--alias", "{model}"),
         ("--parallel", "{sequences}"),
-        ("--ctx-size", "0"),  # 0 is the model's own context. With --kv-unified, all requests share it.
-        ("--kv-unified",),
+        # All requests together. Each one gets the same part. If they shared it (--kv-unified), and it became full, all
+        # running requests would fail.
+        ("--ctx-size", "{context}"),
         ("--threads", "{cpus}"),
         ("--cache-ram", "0"),  # by default, old prompts take up to 8 GiB of main memory
-        ("--threads-http", "{connections}"),  # each open connection keeps a thread; further ones would wait for seconds
+        ("--threads-http", "{connections}"),  # each open connection occupies a thread; with too few, others wait
         ("--metrics",),
         ("--log-verbosity", "2"),  # warnings; otherwise several lines for each request
     ),
@@ -38,7 +39,7 @@ LLAMACPP = Program(
     splits_values=True,
     own_flags=("--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m"),
     prompts=16,
-    limit=32,
+    limit=8,
     limit_flags=("--parallel", "-np"),
     limit_path="/props",
     limit_keys=("total_slots",),

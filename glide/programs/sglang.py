@@ -9,7 +9,7 @@ SGLANG = Program(
         ("--served-model-name", "{model}"),
         ("--config", "{config}"),
         ("--log-level-http", "warning"),  # otherwise one line for each request
-        ("--sampling-defaults", "openai"),  # otherwise, values in the model's files change requests
+        ("--sampling-defaults", "openai"),  # otherwise, options that a request does not set come from the model's files
         ("--enable-metrics",),
     ),
     port_arguments=("--host", "{address}", "--port", "{port}"),

@@ -11,9 +11,9 @@ VLLM = Program(
     ),
     arguments=(
         ("--served-model-name", "{model}"),
-        ("--max-num-seqs", "{sequences}"),  # vLLM's own default differs between devices, and it tells nobody
+        ("--max-num-seqs", "{sequences}"),  # vLLM's default differs between devices, and its API does not report it
         ("--uvicorn-log-level", "warning"),  # otherwise one line for each request
-        ("--generation-config", "vllm"),  # otherwise, values in the model's files change requests that leave them open
+        ("--generation-config", "vllm"),  # otherwise, options that a request does not set come from the model's files
     ),
     port_arguments=("--host", "{address}", "--port", "{port}"),
     socket_arguments=("--uds", "{address}"),

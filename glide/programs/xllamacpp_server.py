@@ -1,7 +1,7 @@
 """Run llama.cpp's server from the Python package xllamacpp, which contains the server but no command.
 
-The flags have the same names and meanings as those of llama-server. This file is run as a script, in an environment
-that need not contain glide.
+The flags in FLAGS have the same names and meanings as those of llama-server. This file knows no other flags. It is run
+as a script, in an environment that need not contain glide.
 """
 
 import argparse

@@ -62,7 +62,7 @@ class EngineHandle:
     records of the list. The engine serves a list in one or more engine calls. The *running records* are the records of
     the engine call that runs now.
 
-    A concurrent engine serves many records at the same time, and has no calls. Each of its records is a pending call.
+    A concurrent engine serves many records at the same time. For it, each record counts as a pending call of its own.
     Its running records are those that it has started to serve.
 
     Attributes:
@@ -104,7 +104,7 @@ class EngineHandle:
 
     @classmethod
     async def start(
-        cls, template: Template, log: Path, environment: str | None, visible_folders: Iterable[str]
+        cls, template: Template, log: Path, environment: str | None, visible_folders: Iterable[str], compiled: Path
     ) -> EngineHandle:
         """Start an engine process.
 
@@ -112,6 +112,7 @@ class EngineHandle:
             log: file to which the process writes its output.
             environment: path of a Python environment or of a container image; None for the node's own Python.
             visible_folders: folders of the node that are visible to the engine if the engine runs in a container.
+            compiled: folder for code that programs compile for a model and a GPU.
 
         Raises:
             UnusableEnvironment: the engine cannot run in this environment.
@@ -131,7 +132,14 @@ class EngineHandle:
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = cls(process, reader, writer, log, mark)
         engine.writer.write(
-            frames.encode({"template": template.to_json(), "prefix": around.prefix, "python": around.python})
+            frames.encode(
+                {
+                    "template": template.to_json(),
+                    "prefix": around.prefix,
+                    "python": around.python,
+                    "compiled": str(compiled),
+                }
+            )
         )
         return engine
 
@@ -217,7 +225,7 @@ class EngineHandle:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the engine's last message; 0 if the engine has no records to serve, or is serving some."""
+        """Seconds since the engine's last message; 0 without a pending call, or while it serves a record."""
         serves = self.is_calling or (self.concurrent and self.running)
         return time.monotonic() - self.last_message_at if self.pending_calls and not serves else 0.0
 
@@ -243,12 +251,11 @@ class EngineHandle:
             self.running.pop(key, None)
             self.finish_call()
 
-    async def wait_for_room(self, most: int) -> int:
-        """Wait until the engine has fewer than `most` pending calls. Return how many more it may get."""
-        while len(self.pending_calls) >= most:
+    async def wait_for_pending_below(self, limit: int) -> None:
+        """Wait until fewer than `limit` calls are pending."""
+        while len(self.pending_calls) >= limit:
             self.call_ended.clear()
             await self.call_ended.wait()
-        return most - len(self.pending_calls)
 
     def _signal(self, number: int) -> None:
         # Use os.kill, not `send_signal` of asyncio's process object. If the process has just ended, `send_signal` may

@@ -90,7 +90,9 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
     try:
         started = time.monotonic()
         with _in_this_process():
-            engine: Any = engines.build(Template.from_json(message["template"]), message["prefix"], message["python"])
+            engine: Any = engines.build(
+                Template.from_json(message["template"]), message["prefix"], message["python"], message["compiled"]
+            )
             engine.prepare()
         server.sendall(frames.encode({"imported": time.monotonic() - started}))
         folder = frames.receive(server)["folder"]

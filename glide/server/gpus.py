@@ -1,4 +1,4 @@
-"""What the NVIDIA driver reports about the GPUs of this glidein. On a node without NVIDIA's driver, there are none."""
+"""Query the NVIDIA driver for the GPUs of this glidein. On a node without this driver, the list of GPUs is empty."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def _named(name: str, found: dict[str, Gpu]) -> Gpu | None:
 
 
 def wait_until_free(seconds: float = FREE_SECONDS, query: Callable[[], list[Gpu]] = gpus) -> list[Gpu]:
-    """Wait until the GPUs' memory is free, because the driver needs some time after a program has ended.
+    """Wait until the GPUs' memory is free, because the driver needs some time to free it after a program has ended.
 
     Args:
         seconds: maximum number of seconds to wait.
 
     Returns:
-        The GPUs. If their memory is still used after `seconds`, the program that starts next reports this.
+        The GPUs. If their memory is still used after `seconds`, the next program may fail, because memory is missing.
     """
     until = time.monotonic() + seconds
     while True:

@@ -50,7 +50,7 @@ class LoadedTemplates:
         ]
         idle = self.idle()
         if any(each not in idle for each in to_stop):
-            raise WrongRequest("no room: other templates are in use", Exit.SERVER_LOST)
+            raise WrongRequest("another owner's template is in use on this glidein; try again later", Exit.SERVER_LOST)
         for each in idle:
             if self._fits(template, to_stop):
                 break

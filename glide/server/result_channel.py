@@ -1,4 +1,4 @@
-"""Report the outcomes of an engine that serves many records at the same time to the model server."""
+"""Send the starts, pauses and outcomes from a concurrent engine to the model server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ResultChannel:
         self._encode = encode
         self._facts = facts
         self._changed = threading.Condition()
-        self._news: list[dict[str, list[int]]] = []
+        self._events: list[dict[str, list[int]]] = []
         self._done: list[tuple[int, Completion]] = []
         self._unfinished = 0
         self._busy_since = 0.0
@@ -55,12 +55,12 @@ class ResultChannel:
 
     def started(self, keys: Sequence[int]) -> None:
         with self._changed:
-            self._news.append({"started": list(keys)})
+            self._events.append({"started": list(keys)})
             self._changed.notify()
 
     def paused(self, keys: Sequence[int]) -> None:
         with self._changed:
-            self._news.append({"paused": list(keys)})
+            self._events.append({"paused": list(keys)})
             self._changed.notify()
 
     def done(self, key: int, completion: Completion) -> None:
@@ -75,14 +75,14 @@ class ResultChannel:
         with suppress(OSError):  # the model server has ended, and the main thread notices this, too
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._news or self._done)
-                    # A start is sent immediately, and the outcomes before it. Otherwise, if the engine's process ends,
-                    # records that have an outcome could be taken for the cause.
-                    self._changed.wait_for(lambda: self._news, FLUSH_SECONDS)
-                    news, done, busy = self._news, self._done, self._spent()
-                    self._news, self._done = [], []
+                    self._changed.wait_for(lambda: self._events or self._done)
+                    # Send a start immediately, but send all earlier outcomes first. Otherwise, if this process then
+                    # ends, the model server could suspect a record that already has an outcome.
+                    self._changed.wait_for(lambda: self._events, FLUSH_SECONDS)
+                    events, done, busy = self._events, self._done, self._spent()
+                    self._events, self._done = [], []
                 self._send_done(done, busy)
-                for message in news:
+                for message in events:
                     self._server.sendall(frames.encode(message))
 
     def _send_done(self, done: Sequence[tuple[int, Completion]], busy: float) -> None:
@@ -104,7 +104,7 @@ class ResultChannel:
                 part, size = [], 0
 
     def _spent(self) -> float:
-        """Return the seconds in which the engine had work since the last call of this function that found outcomes."""
+        """Return the seconds in which the engine had work since outcomes were last sent; 0 without a new outcome."""
         if not self._done:
             return 0.0
         now = time.monotonic()

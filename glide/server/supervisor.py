@@ -24,7 +24,8 @@ from glide.template import Template
 from glide.vocabulary import State
 
 T = TypeVar("T")
-# If a concurrent engine still serves a record this number of seconds after the record's timeout, it is killed.
+# If a concurrent engine still serves a record this number of seconds after the record's timeout, the model server kills
+# the engine.
 CANCEL_SECONDS = 10.0
 # If this number of engines die one after the other, and none of them gives a result, the template fails.
 MOST_FRUITLESS_DEATHS = 20
@@ -95,7 +96,11 @@ class Supervisor:
         try:
             environment = await self._within_fetch_budget(self.supply.ensure_environment(self.template))
             engine = await EngineHandle.start(
-                self.template, self.log, environment, self.supply.visible_folders(self.template)
+                self.template,
+                self.log,
+                environment,
+                self.supply.visible_folders(self.template),
+                self.supply.compiled_folder(self.template),
             )
             await self._exchange_messages(engine, files)
         except FetchFailed:
@@ -242,9 +247,9 @@ class Supervisor:
             await engine.enforce_timeout(max(item.request.timeout for item in items))
 
     async def _cancel_records(self, engine: EngineHandle) -> None:
-        """Let a concurrent engine stop serving records whose job has ended, or that have exceeded their timeout.
+        """Ask a concurrent engine to stop serving records whose job has ended, or that have exceeded their timeout.
 
-        Kill the engine if a record has exceeded its timeout by far.
+        Kill the engine if it still serves a record CANCEL_SECONDS after the record's timeout.
         """
         now = time.monotonic()
         items = self.batcher.in_flight
@@ -262,7 +267,7 @@ class Supervisor:
     async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
         """Send records to the engine, so that the engine always has further records to serve, and is never idle."""
         while True:
-            await engine.wait_for_room(self._most_pending(engine, warm))
+            await engine.wait_for_pending_below(self._most_pending(engine, warm))
             # Send no records to an engine that is being ended. The next engine serves the records that have arrived.
             while True:
                 are_suspects = bool(self.batcher.suspects)
@@ -275,10 +280,14 @@ class Supervisor:
             # Each suspect is a record that may have killed an earlier engine. Send nothing else until the engine has
             # served these records.
             if are_suspects:
-                await engine.wait_for_room(1)
+                await engine.wait_for_pending_below(1)
 
     def _most_pending(self, engine: EngineHandle, warm: dict[str, Any]) -> int:
-        """Return the maximum number of pending calls. While a call runs, the next call waits in the engine."""
+        """Return the maximum number of pending calls.
+
+        For an Engine it is 2: one call runs, and one waits. For a ConcurrentEngine, it is the number of records that
+        the engine may have.
+        """
         if not engine.concurrent:
             return 2
         wanted = self.batcher.records_for(2 * warm["batch"], self.state.status.record_seconds)

@@ -158,6 +158,13 @@ class FileSupply:
         model_folder = [template.path] if template.path and Path(template.path).is_dir() else []
         return [os.getcwd(), self.settings.cache, *model_folder]
 
+    def compiled_folder(self, template: Template) -> Path:
+        """Return the folder for code that programs compile for a model and a GPU.
+
+        It is in the node's cache, so that a later glidein starts faster. Code for a user's template is not kept.
+        """
+        return Path.cwd() / "compiled" if template.owner else Path(self.settings.cache) / "compiled"
+
     async def _ensure_local(self, template: Template, file_set: FileSet, unpack: bool = False) -> str:
         """Fetch a file set into the cache if the cache lacks it. Return the file set's path on this node.
 

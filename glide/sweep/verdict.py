@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-HOSTS = 3  # a run gives up if the template could not be loaded on this number of hosts
+from glide.vocabulary import UNSUITABLE
+
+# A run gives up if the template could not be loaded on this number of hosts. Hosts that cannot run its program do not
+# count, because the factory tries other hosts.
+HOSTS = 3
 # A pool may have fewer than HOSTS hosts. On such a pool, a run gives up if all of these conditions hold:
 #
 # - On every host of the pool, a glidein has failed to load the template.
@@ -45,9 +49,10 @@ def reason_to_give_up(
         now: current time (monotonic seconds).
     """
     failed = {failure.host for failure in failures.values()}
-    if not failures or (len(failed) < HOSTS and (others_loading or not pool_hosts or not failed >= set(pool_hosts))):
+    tried = {failure.host for failure in failures.values() if UNSUITABLE not in failure.reason}
+    if not failures or (len(tried) < HOSTS and (others_loading or not pool_hosts or not failed >= set(pool_hosts))):
         return ""
     waited = now - max(failure.at for failure in failures.values())
-    if len(failed) < HOSTS and len(failures) < GLIDEINS and waited < ALONE_SECONDS:
+    if len(tried) < HOSTS and len(failures) < GLIDEINS and waited < ALONE_SECONDS:
         return ""
     return "; ".join(f"{glide_id} ({each.host}): {each.reason}" for glide_id, each in failures.items())

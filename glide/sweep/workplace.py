@@ -65,13 +65,15 @@ def workplace(site_file: Path | None, pool: Path | None = None) -> Iterator[None
 
 
 def check_site(site_file: Path | None, templates: Iterable[Template]) -> None:
-    """Check the site that `workplace` would run: it must be valid, and suit the templates.
+    """Check that a site file is valid, and that it has an entry with enough resources for each template.
+
+    If `workplace` would start no factory, check nothing.
 
     Args:
         site_file: as in `workplace`.
 
     Raises:
-        InputError: the file is wrong, or all entries lack a resource that a template needs.
+        InputError: the file has a mistake, or all entries lack a resource that a template needs.
     """
     if site_file is None and configured() and os.environ.get("CONDOR_CONFIG") not in _embedded:
         return
@@ -81,7 +83,8 @@ def check_site(site_file: Path | None, templates: Iterable[Template]) -> None:
     for template in templates:
         lacks = [f"{entry.name}: {missing}" for entry in site.entries if (missing := lack(template, entry))]
         if len(lacks) == len(site.entries):
-            problems.append(f"{path}: no entry has what {template.model} needs: {'; '.join(lacks)}")
+            cure = "change the model's needs or args, or use another site"
+            problems.append(f"{path}: no entry can run {template.model}: {'; '.join(lacks)}; {cure}")
     if problems:
         raise InputError(*problems)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+LARGEST = 1e9  # largest value of each field
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -13,7 +15,7 @@ class Needs:
     Attributes:
         gpus: number of GPUs.
         gpu_memory: memory of each GPU in MB.
-        capability: the GPUs' CUDA compute capability, such as 8.0.
+        capability: minimum CUDA compute capability of the GPUs, such as 8.0.
         cpus: number of CPU cores.
         memory: main memory in MB.
     """
@@ -32,11 +34,12 @@ class Needs:
             ValueError: a field is unknown, or its value is not a number of 0 or more.
         """
         if not isinstance(fields, dict):
-            raise ValueError("the needs are no JSON object")
+            raise ValueError("needs must be a JSON object")
         for name, value in fields.items():
             kind = (int, float) if name == "capability" else int
-            if name not in cls.__dataclass_fields__ or isinstance(value, bool) or not isinstance(value, kind):
-                raise ValueError(f"the needs: {name!r:.40} cannot be {value!r:.40}")
-            if not (math.isfinite(value) and 0 <= value <= 1e9):
-                raise ValueError(f"the needs: {name} cannot be {value!r:.40}")
+            if name not in cls.__dataclass_fields__:
+                raise ValueError(f"needs: unknown field {name!r:.40}; use {', '.join(cls.__dataclass_fields__)}")
+            is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or not 0 <= value <= LARGEST:
+                raise ValueError(f"needs: {name} must be a number from 0 to {LARGEST:.0f}, not {value!r:.40}")
         return cls(**fields)

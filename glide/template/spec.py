@@ -114,7 +114,7 @@ class Template:
             - The template has no code and is not private.
             - The template has a function. Then `function.owner` names the user.
         private: whether only the jobs of `user` may use the files.
-        needs: the resources that the state needs.
+        needs: the resources that the template needs on a node.
     """
 
     model: str
@@ -157,7 +157,9 @@ class Template:
         return self.code() != ""
 
     def code(self, programs: Mapping[str, Sequence[str]] | None = None) -> str:
-        """Return what in the template may be a user's code; an empty text if nothing may.
+        """Return the name of the part of the template that may be a user's code, such as `a function`.
+
+        If no part may be a user's code, return an empty text.
 
         Args:
             programs: programs that are allowed, and the flags that are allowed for each; None for glide's own lists.

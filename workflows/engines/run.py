@@ -1,4 +1,4 @@
-"""Compare the engines that can hold a model on a node: the same prompts, on one core and on two, without a pool.
+"""Compare the engines that can run a model on a node: the same prompts, on one core and on two, without a pool.
 
     .venv/bin/python workflows/engines/run.py [--out DIR] [--repeat N]
 
@@ -114,8 +114,8 @@ def account(runs: dict[tuple[str, int, str], dict[str, Any]], began: float) -> E
     """Return the experiment's results. The keys of `runs` are the model, the number of cores, and the engine."""
     experiment = Experiment(
         "engines", "The same prompts through each engine, on one core and on two",
-        "Which engine should hold a model on a node?",
-        ("model", "cores", "engine", "prompts/s", "over the transformers engine", "until ready", "other texts"),
+        "Which engine should run a model on a node?",
+        ("model", "cores", "engine", "prompts/s", "over the transformers engine", "until ready", "texts that differ"),
         began=began,
     )  # fmt: skip
     for (model, cores, way), run in runs.items():
@@ -169,7 +169,7 @@ def drawn(runs: dict[tuple[str, int, str], dict[str, Any]]) -> Figure:
 def main(words: Sequence[str] | None = None) -> None:
     given, began = (
         arguments(
-            "Compare the engines that can hold a model on a node.", "engines",
+            "Compare the engines that can run a model on a node.", "engines",
             "About 20 minutes on two cores. The first run also downloads 600 MB.", 3,
         ).parse_args(words),
         time.time(),
@@ -181,7 +181,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 for way in WAYS:
                     run = runs[work.name, cores, way] = measure(way, work, cores, given.repeat, Path(name))
                     rates = ", ".join(f"{rate:.1f}" for rate in run["rates"])
-                    print(f"{work.name}, {cores} cores, {way}: {rates} prompts/s", file=sys.stderr, flush=True)
+                    print(f"{work.name}, cores: {cores}, {way}: {rates} prompts/s", file=sys.stderr, flush=True)
     with style():
         account(runs, began).write(given.out, drawn(runs))
 

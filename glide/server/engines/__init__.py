@@ -109,7 +109,9 @@ def runs_in_environment(template: Template) -> bool:
     return bool(template.service) or template.engine != "server"
 
 
-def build(template: Template, prefix: Sequence[str] = (), python: str = sys.executable) -> Loadable:
+def build(
+    template: Template, prefix: Sequence[str] = (), python: str = sys.executable, compiled: str = "compiled"
+) -> Loadable:
     """Create the engine that a template names, without loading the template.
 
     The site's entry may have added a `service` to the template. If so, create the openai engine with the service's
@@ -118,6 +120,7 @@ def build(template: Template, prefix: Sequence[str] = (), python: str = sys.exec
     Args:
         prefix: words that start a command in the template's container; empty without a container.
         python: the Python of the template's environment.
+        compiled: folder for code that programs compile for a model and a GPU.
 
     Raises:
         ValueError: no engine has this name, or an option has a value that cannot work.
@@ -126,4 +129,6 @@ def build(template: Template, prefix: Sequence[str] = (), python: str = sys.exec
     """
     chosen = engine_class("openai" if template.service else template.engine)
     options = chosen.Options(**(template.service or template.options))
-    return chosen(template, options) if runs_in_environment(template) else chosen(template, options, prefix, python)
+    if runs_in_environment(template):
+        return chosen(template, options)
+    return chosen(template, options, prefix, python, Path(compiled).absolute())

@@ -160,8 +160,8 @@ class Loadable(Protocol):
       `generate`.
 
     Attributes:
-        batch: number of records that the engine serves efficiently together. The server advertises this number.
-        window: see the subclasses.
+        batch: number of records that the engine serves efficiently together. The model server advertises this number.
+        window: limit of the records that the engine gets. Engine and ConcurrentEngine explain it.
     """
 
     batch: int
@@ -272,10 +272,10 @@ class Engine(Loadable, Protocol):
 
 
 class Reports(Protocol):
-    """Takes what a ConcurrentEngine reports about its records. Any thread may call these methods."""
+    """Receives the starts, pauses and outcomes of records from a ConcurrentEngine. Any thread may call its methods."""
 
     def started(self, keys: Sequence[int]) -> None:
-        """Report that the engine begins to serve records. From now on, their time limits count.
+        """Report that the engine begins to serve records. The records' timeouts begin now.
 
         If the engine's process ends, one of the started records may be the cause. If an engine serves a record again,
         it reports a further start.
@@ -292,6 +292,7 @@ class ConcurrentEngine(Loadable, Protocol):
     """An engine that serves many records at the same time. New records begin as soon as others have ended.
 
     Attributes:
+        batch: number of records that the engine should have in flight.
         window: maximum number of records that the engine has at a time: records that it serves now, and records that
             wait so that the engine is never idle.
     """
@@ -305,11 +306,12 @@ class ConcurrentEngine(Loadable, Protocol):
         """
 
     def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
-        """Stop serving records. Their outcomes are still reported, with the error RecordTimeout.
+        """Stop serving records. The engine still reports their outcomes, with the error RecordTimeout.
 
-        If a late record shares a request with other records, the engine may serve each of them again, alone.
+        If a late record shares an HTTP request with other records, the engine sends these records again in smaller
+        requests. So a late record may get no outcome yet.
 
         Args:
-            late: keys of records whose time limit is over.
+            late: keys of records whose timeout is over.
             unwanted: keys of records whose jobs have ended, so that nobody needs the outcomes.
         """

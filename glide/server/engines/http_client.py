@@ -1,7 +1,7 @@
 """Send HTTP requests to a service or to a local server.
 
-The module uses only Python's standard library, because the Python of a node may have no HTTP library. A client uses
-many threads at a time, and keeps one connection open for each thread.
+The module uses only Python's standard library, because the Python of a node may have no HTTP library. Many threads may
+use a client at the same time. The client keeps one connection open for each thread.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class HttpClient:
     Args:
         url: base URL of all requests, such as http://host:8000/v1.
         key: API key, which is sent with each request; empty for no key.
-        unix_socket: path of a Unix socket to connect to. The URL's host is then only a name. None: connect to the
-            URL's host.
+        unix_socket: path of a Unix socket to connect to. The URL's host and port are then not used. None: connect
+            to the URL's host.
         is_local: whether the server is on this node. Then no proxy is used.
     """
 

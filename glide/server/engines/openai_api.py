@@ -60,8 +60,8 @@ def options(generate: Mapping[str, Any], chat: bool) -> dict[str, Any]:
     return found if is_sampled(asked) else {**found, "temperature": 0}
 
 
-# Answers of at most this number of tokens are short. For them, sending the requests costs more time than counting their
-# tokens is worth.
+# Answers of at most this number of tokens are short. Then a request costs much time compared with its answer, so records
+# share requests although their tokens are not counted.
 SHORT_ANSWER = 32
 
 
@@ -84,7 +84,7 @@ def can_share(first: EngineRecord, other: EngineRecord, chat: bool, counts: bool
 
 
 def _as_text(record: EngineRecord) -> str:
-    """Return a record's options as text. For Python, false and 0 are equal, but for the API they differ."""
+    """Return a record's options as text. For Python, false and 0 are equal. The API treats them differently."""
     return json.dumps(record.generate, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Send the requests of records to a service or a local server, many at a time."""
+"""Send the HTTP requests of records to a service or to a local program, many at a time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Target:
         most: maximum number of prompts in all requests in flight.
         seconds: time limit of one request.
         retries: maximum number of times that a request is repeated.
-        token_ids: field that makes the answer contain the numbers of all tokens; empty if there is none.
+        token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
     """
 
     http: HttpClient
@@ -66,7 +66,7 @@ class Target:
 
 @dataclass
 class _Request:
-    """A request that runs now.
+    """An HTTP request that runs now.
 
     Attributes:
         records: the records whose prompts the request contains.
@@ -98,11 +98,11 @@ class RequestQueue:
         waiting: records that are not in a request yet.
         divided: lists of records whose request failed. Each list gets a request of its own, before all other records.
         most: maximum number of prompts in flight at present.
-        overdue: number of requests that were cancelled since the last answer, because they took too long.
+        overdue: number of cancelled requests since the last request that was not cancelled.
         running: the requests that run now.
         tasks: number of threads that serve records.
         in_flight: number of records that these threads serve.
-        answered: number of requests that have ended by an answer, or without one after all tries.
+        answered: number of requests that have ended, except cancelled ones.
     """
 
     def __init__(self, target: Target, reports: Reports, on_no_response: Callable[[], None] = lambda: None):

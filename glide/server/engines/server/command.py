@@ -1,7 +1,9 @@
-"""Compose the command and the environment variables of a program. All functions are pure."""
+"""Compose the command and the environment variables of a program. Only the functions for GGUF files read the disk."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -43,7 +45,7 @@ def command_line(
         raise TemplateError(f"{program.name} not found: the environment and its PATH lack {needed}")
     for name, value in values.items():
         if value.startswith("-"):  # the program would take it for a flag
-            raise TemplateError(f"the {name} begins with a hyphen: {value}")
+            raise TemplateError(f"the value of {{{name}}} begins with a hyphen: {value}; use another name")
     chosen = [word.format_map(values) for word in found.words]
     if program.splits_values:
         args = [word for each in args for word in (each.split("=", 1) if each.startswith("-") else [each])]
@@ -65,7 +67,7 @@ def variables(program: Program, values: Mapping[str, str], outer: Mapping[str, s
 
 
 def limit(program: Program, args: Sequence[str]) -> int:
-    """Return how many prompts a program's arguments let it compute at the same time; 0 if they do not say it."""
+    """Return the number of prompts that arguments allow a program to compute at the same time; 0 if none sets it."""
     for name, following in zip_longest(args, args[1:], fillvalue=""):
         flag, _, attached = name.partition("=")
         number = attached or following
@@ -77,12 +79,13 @@ def limit(program: Program, args: Sequence[str]) -> int:
 def fewer_prompts(in_flight: int, waiting: int, prompts: int) -> int:
     """Return how many prompts may be in flight, if some wait in the program for long.
 
-    The program's memory may suffice for fewer prompts than its limit. Prompts that wait use up their time limits.
+    The program's memory may suffice for fewer prompts than its limit. The timeouts of waiting prompts pass in vain.
 
     Args:
         in_flight: number of prompts in flight.
         waiting: number of those that wait in the program.
-        prompts: maximum number of prompts in one request. This number may wait, so that the program is never idle.
+        prompts: maximum number of prompts in one request. At most this number of prompts may wait in the program, so
+            that it is never idle.
     """
     return max(1, in_flight - waiting) + prompts
 
@@ -99,13 +102,28 @@ def model_file(folder: str | None) -> str:
 def check_model_file(folder: str | None) -> None:
     """Raise TemplateError if a folder does not have exactly one GGUF model."""
     models = _gguf_models(folder)
-    if len(models) != 1:
-        found = f"{len(models)} GGUF models: {', '.join(Path(each).name for each in models[:8])}" if models else "none"
-        raise TemplateError(f"the model's folder needs one GGUF file, but has {found}; choose one with `files`")
+    if not models:
+        raise TemplateError("the model's folder has no GGUF file; use a path with one")
+    if len(models) > 1:
+        names = ", ".join(Path(each).name for each in models[:8])
+        raise TemplateError(f"the model's folder has {len(models)} GGUF models: {names}; choose one with `files`")
 
 
 def _gguf_models(folder: str | None) -> list[str]:
     return gguf.models(map(str, Path(folder).rglob(f"*{gguf.SUFFIX}"))) if folder else []
+
+
+def compiled_folder(folder: Path, digest: str, environment: Sequence[str], gpu: str) -> Path:
+    """Return the folder for the code that a program compiles. Code in it fits the model, the environment and the GPU.
+
+    Args:
+        folder: folder for the code of all programs on this node.
+        digest: digest of the template.
+        environment: words that identify the environment, such as the path of its Python.
+        gpu: name of the GPU; empty without a GPU.
+    """
+    key = hashlib.sha256(json.dumps([digest, *environment, gpu]).encode()).hexdigest()
+    return folder / key[:24]
 
 
 def spare_gib(memory: float, weights: float) -> int:

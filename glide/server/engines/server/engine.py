@@ -1,4 +1,4 @@
-"""The class of the server engine. It starts a program, waits until it serves, and passes records on to it."""
+"""The engine `server`. It starts a program, waits until the program is ready, and sends records to the program."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ END_SECONDS = 5.0  # after a connection broke, wait this number of seconds for t
 
 
 class Server:
-    """The server engine. It starts a program that serves the model, and keeps as many prompts in flight as fit."""
+    """The engine `server`. It starts a program that serves the model, and keeps `batch` prompts in flight."""
 
     @dataclass(frozen=True)
     class Options:
@@ -51,11 +51,11 @@ class Server:
         chat: if true, send a prompt as the user's message to /chat/completions. If false, send it to /completions.
         system: system message that is sent before the user's message. This option needs `chat`.
         parallel: maximum number of prompts in flight at the same time. With 0, this is twice the number that the
-            program computes at the same time. So the program always has further prompts to begin with.
+            program computes at the same time. So prompts always wait in the program, and it is never idle.
         served_name: name of the model in requests. By default the name under which glide starts the program.
-        hang_seconds: the program is killed and started again if it has requests, but generates no token for this number
-            of seconds. If a program does not count its tokens, the limit applies to the time without any answer after a
-            record has exceeded its timeout.
+        hang_seconds: if the program has requests, but generates no token for this number of seconds, glide kills it and
+            starts it again. If the program reports no counters, glide waits until a record has exceeded its timeout. If
+            the program then gives no answer for this number of seconds, glide kills it.
         """
 
         __pydantic_config__ = {"coerce_numbers_to_str": True}  # noqa: RUF012 - numbers in `args` need no quotes
@@ -92,17 +92,26 @@ class Server:
         """Check options of `generate`, as described in `Loadable`. The argument `folder` is not used."""
         api.options(generate, chat=True)
 
-    def __init__(self, template: Template, options: Options, prefix: Sequence[str] = (), python: str = sys.executable):
+    def __init__(
+        self,
+        template: Template,
+        options: Options,
+        prefix: Sequence[str] = (),
+        python: str = sys.executable,
+        compiled: Path = Path("compiled"),
+    ):
         """Create the engine.
 
         Args:
             prefix: words that start a command in the template's container; empty without a container.
             python: the Python of the template's environment.
+            compiled: folder for code that programs compile for a model and a GPU.
         """
         self.template = template
         self.options = options
         self.prefix = list(prefix)
         self.python = python
+        self.compiled = compiled.absolute()
         self.program = self._chosen_program()
         self.limit = commands.limit(self.program, options.args) or self.program.limit
         self.queue: RequestQueue | None = None
@@ -143,6 +152,7 @@ class Server:
             Launch(
                 self.program, options.args, options.command, options.served_name, self.template, folder, self.prefix,
                 self.python, self.batch, self.limit,
+                commands.compiled_folder(self.compiled, self.template.digest, [*self.prefix, self.python], self.gpu),
             ),
             phase,
         )  # fmt: skip
@@ -185,7 +195,10 @@ class Server:
             time.sleep(LONGEST_REQUEST)  # another thread is ending this process
 
     def _watch(self) -> None:
-        """Read the program's counters, adapt the number of prompts in flight, and end this process if it hangs."""
+        """Read the program's counters, and adapt the number of prompts in flight.
+
+        If the program hangs, end this process.
+        """
         last: object = None
         since = time.monotonic()
         while True:
@@ -207,12 +220,16 @@ class Server:
                 self._end_hanging_program("generated no token" if counts else "gave no answer")
 
     def _end_hanging_program(self, what: str) -> None:
-        """End this process by a signal. So a record that was alone in its request gets a second try.
+        """End this process with a signal, and not with an exit code.
 
-        The cause may be an earlier record, whose request was cancelled.
+        After an exit code, a record that was alone in its request would get an error immediately. That could be wrong,
+        because an earlier record, whose request was cancelled, may have caused the hang. After a signal, the model
+        server tries the record once more.
         """
         print(
-            f"{self.program.name} {what} for {self.options.hang_seconds:g} s; it is killed", file=sys.stderr, flush=True
+            f"{self.program.name} {what} for {self.options.hang_seconds:g} s, so glide kills it",
+            file=sys.stderr,
+            flush=True,
         )
         os.kill(os.getpid(), signal.SIGTERM)  # the keeper then ends the program
 

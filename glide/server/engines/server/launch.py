@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.errors import TemplateError
-from glide.programs import Command, Program
+from glide.programs import CONTEXT, Command, Program
 from glide.server.engines.http_client import HttpClient, NoResponse, Response
 from glide.server.engines.request_queue import lists_model, summary
 from glide.server.engines.server import command as commands
@@ -33,8 +34,8 @@ HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.
 PREFIX = "glide-program-"  # the name of a program's folder begins with this text
 LONGEST_FOLDER = 40  # maximum length of the path of the folder in which a program's folder is made, in bytes
 LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
-PAUSE = 0.1  # seconds between two questions whether the program is ready
-ANSWER_SECONDS = 5.0  # time limit of such a question
+PAUSE = 0.1  # seconds between two checks whether the program is ready
+ANSWER_SECONDS = 5.0  # time limit of one HTTP request of such a check, in seconds
 TOKEN_SECONDS = 86400.0  # time limit of the first request; the supervisor's limit of the phase usually ends it earlier
 
 
@@ -51,6 +52,7 @@ class Launch:
         python: the Python of the template's environment.
         connections: maximum number of requests in flight.
         limit: number of prompts that the program must compute at the same time.
+        compiled: folder for the code that the program compiles.
     """
 
     program: Program
@@ -63,6 +65,7 @@ class Launch:
     python: str
     connections: int
     limit: int
+    compiled: Path
 
 
 @dataclass
@@ -112,6 +115,8 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     """Start a program. Its socket and its temporary files are in a folder that only this account can read."""
     program = plan.program
     work = work_folder()
+    with suppress(OSError):  # for example, the disk is full: then the program reports this
+        plan.compiled.mkdir(parents=True, exist_ok=True, mode=0o700)
     unix_socket = None if _uses_port(plan) else str(work / "api.sock")
     key, port = secrets.token_hex(16), _free_port()
     values = _values(plan, work, unix_socket, key, port)
@@ -141,7 +146,7 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
     line = commands.command_line(program, plan.args, values, unix_socket is not None, exists)
     variables = commands.variables(program, values, outer)
     try:
-        # The container must contain the program's folder, also if it does not contain /tmp.
+        # Mount the program's folder into the container, because the container may not see the node's /tmp.
         prefix = [*plan.prefix[:-1], "--bind", str(work), *plan.prefix[-1:]] if plan.prefix else []
         process = ProgramProcess(program.name, [*prefix, *line], variables, phases.read, str(work))
     except OSError as error:
@@ -160,14 +165,18 @@ def work_folder() -> Path:
     """
     here = Path.cwd()
     place = here if len(os.fsencode(here)) <= LONGEST_FOLDER else Path("/tmp")
-    for old in place.glob(f"{PREFIX}*/lock"):
-        with suppress(OSError), old.open("rb") as file:  # fails for folders of other accounts, and of running engines
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old.parent, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-    descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    for old in place.glob(f"{PREFIX}*"):
+        status = old.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            continue
+        with suppress(OSError), (old / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the engine of the folder runs
+            shutil.rmtree(old, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="new-", dir=place))
+    descriptor = os.open(new / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # this process holds the lock until it ends
-    return work
+    # Only now, other engines may find the folder and look for its lock.
+    return new.rename(place / f"{PREFIX}{new.name.removeprefix('new-')}")
 
 
 def _uses_port(plan: Launch) -> bool:
@@ -182,7 +191,8 @@ def _values(plan: Launch, work: Path, unix_socket: str | None, key: str, port: i
         "path": plan.folder or "", "file": commands.model_file(plan.folder), "model": plan.template.model,
         "port": str(port), "socket": unix_socket or "", "cpus": str(own.cpus), "python": plan.python, "key": key,
         "address": unix_socket or "127.0.0.1", "config": str(work / "config.yaml"), "sequences": str(plan.limit),
-        "here": str(Path(__file__).resolve().parents[3] / "programs"), "cache": str(Path.cwd() / "compiled"),
+        "context": str(CONTEXT * plan.limit),
+        "here": str(Path(__file__).resolve().parents[3] / "programs"), "cache": str(plan.compiled),
         "connections": str(plan.connections + 4),
         "kv_gib": str(commands.spare_gib(own.memory, plan.template.megabytes)),
         "cores": commands.core_numbers(sorted(os.sched_getaffinity(0)), own.cpus),
@@ -245,7 +255,7 @@ def _generate_one_token(program: Program, running: RunningProgram) -> None:
 
 
 def ask_limit(running: RunningProgram, program: Program) -> int | None:
-    """Ask a program how many prompts it computes at the same time. Return None if it cannot tell."""
+    """Ask a program how many prompts it computes at the same time. Return None if it does not report this number."""
     if not program.limit_path:
         return None
     with suppress(NoResponse, ValueError, LookupError, TypeError):

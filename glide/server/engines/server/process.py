@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,10 +13,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from glide.vocabulary import UNSUITABLE
+
 # Seconds between the end of a program and the end of this process, so that finished outcomes are still reported.
 REPORT_SECONDS = 0.2
 LAST_LINES = 20  # number of lines at the end of the output that are kept
 LONGEST_REASON = 700  # maximum length of the last lines in a message, in characters
+# Output of programs that shows that the node lacks an instruction set, a driver, a library, or a capability of the GPU.
+UNSUITABLE_OUTPUT = re.compile(
+    r"(?i)illegal instruction|no kernel image is available|driver version is insufficient|compute capability|"
+    r"no CUDA-capable device|version `GLIBC\S+' not found|does not support AVX|requires .{0,40}instruction"
+)
 PORT_TAKEN = re.compile(r"(?i)address already in use|EADDRINUSE|couldn't bind|failed to bind|Errno 98")
 
 
@@ -55,7 +63,7 @@ class ProgramProcess:
         assert self.process.stdout is not None
         for data in self.process.stdout:
             line = data.decode("utf-8", "replace").rstrip()
-            with suppress(OSError):  # the disk is full, but the program's output must be read on
+            with suppress(OSError):  # if the disk is full, continue to read; the program blocks if nobody does
                 print(line, file=sys.stderr, flush=True)
             if line.strip():
                 self._lines.append(line)
@@ -76,10 +84,15 @@ class ProgramProcess:
         code = self.process.wait()
         ended = f"exited with code {code}" if code >= 0 else f"was killed by signal {-code}"
         lines = " | ".join(" ".join(line.split()) for line in self._lines)
-        return f"{self.name} {ended}; its last output: {lines[-LONGEST_REASON:] or 'none'}"
+        lacks = code == -signal.SIGILL or UNSUITABLE_OUTPUT.search(lines)
+        reason = f"{self.name} {ended}; its last output: {lines[-LONGEST_REASON:] or 'none'}"
+        return f"{UNSUITABLE}: {reason}" if lacks else reason
 
     def end_this_process_with_program(self) -> None:
-        """Wait until the program ends, and end this engine process in the same way. Any end is a failure."""
+        """Wait until the program ends, and then end this engine process, because every end of the program is a failure.
+
+        If a signal killed the program, end this process with the same signal. Otherwise exit with code 1.
+        """
         code = self.process.wait()
         time.sleep(REPORT_SECONDS)
         print(self.end_reason(), file=sys.stderr, flush=True)
