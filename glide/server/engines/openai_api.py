@@ -60,8 +60,8 @@ def options(generate: Mapping[str, Any], chat: bool) -> dict[str, Any]:
     return found if is_sampled(asked) else {**found, "temperature": 0}
 
 
-# Answers of at most this number of tokens are short. Then a request costs much time compared with its answer, so records
-# share requests although their tokens are not counted.
+# Answers of at most this number of tokens are short. Then a request costs much time, compared with its answer. So
+# records share requests, although their tokens are not counted.
 SHORT_ANSWER = 32
 
 
