@@ -57,6 +57,16 @@ def models(gguf: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def processes_of(folder: str) -> list[int]:
+    """Return the processes of the glidein that runs in a folder, condor_master included."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"={folder}".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
 def processes_with(word: str) -> list[int]:
     """Return the processes whose command contains a word."""
     found = []
@@ -90,14 +100,15 @@ def read(sweep, model: str) -> list[dict[str, Any]]:
 
 def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gguf):
     """The glidein's processes are killed without warning, as on a node that loses its power."""
-    sweep.write(claims(3000), model=models(gguf)["llamacpp"] | {"name": "llama-killed"}, prompts={"plain": PROMPT},
+    prompts = {f"p{number}": f"{number}. {PROMPT}" for number in range(2)}
+    sweep.write(claims(3000), model=models(gguf)["llamacpp"] | {"name": "llama-killed"}, prompts=prompts,
                 generate=GENERATE, glideins=1)  # fmt: skip
     run = sweep.start()
-    file = sweep.out / "plain" / "results.jsonl"
+    file = sweep.out / "p0" / "results.jsonl"
     eventually(lambda: file.exists() and file.read_text().count("\n") > 50, "the first results")
     (lane, *_) = Collector().lanes([Machine.SOCKET], f'{Machine.MODEL} == "llama-killed"')
-    folder = str(Path(lane[Machine.SOCKET]).parent)
-    victims = processes_with(folder)
+    folder = str(Path(lane[Machine.SOCKET]).parents[1])
+    victims = processes_of(folder)
     commands = [Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0") for each in victims]
     (program,) = (words for words in commands if any(word.endswith(b"xllamacpp_server.py") for word in words))
     # The glidein has one of the machine's cores, so the program gets one thread.
@@ -105,12 +116,13 @@ def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gg
     for process in victims:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    eventually(lambda: not processes_with(folder), "nothing of the glidein is left", budget=20)
+    eventually(lambda: not processes_of(folder), "nothing of the glidein is left", budget=20)
     _, errors = run.communicate()
     assert run.returncode == 0, errors
-    results = sweep.results()
-    assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(3000)]
-    assert all(each["error"] is None for each in results)
+    for prompt in prompts:
+        results = sweep.results(prompt)
+        assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(3000)]
+        assert all(each["error"] is None for each in results)
 
 
 def test_model_that_llamacpp_cannot_load_is_reported(start, tmp_path):

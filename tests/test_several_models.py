@@ -225,6 +225,7 @@ def test_killed_driver_of_several_models_resumes_all_of_them(factory: Path, swee
     process = sweep.start()
     started = [sweep.out / model / "plain" / "results.jsonl" for model in models]
     eventually(lambda: all(path.exists() and path.stat().st_size for path in started), "both have results")
+    os.kill(process.pid, signal.SIGSTOP)  # the driver must not finish while the other commands run
     second = sweep.run()
     assert second.returncode == Exit.INPUT and f"is in use by process {process.pid}" in second.stderr
     assert json.loads(sweep.run("status", "--json").stdout)["state"] == "running"

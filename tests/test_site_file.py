@@ -34,7 +34,7 @@ def test_valid_site_is_loaded_with_defaults(tmp_path):
 def test_shipped_site_files_are_valid():
     files = resources.find("site_configs", "local.yaml").parent.glob("*.yaml")
     sites = {site.site: site.entries[0] for site in (load(file, SiteFile) for file in files)}
-    assert sites.keys() == {"local", "service", "campus", "open-pool", "behind-ssh", "whole-node"}
+    assert sites.keys() == {"local", "service", "campus", "open-pool", "behind-ssh", "whole-node", "serving"}
     assert sites["whole-node"].request.model_memory == 4 * 80000
     login = sites["behind-ssh"].ssh
     assert login is not None and login.name == "glide@login.cluster.example.org"
