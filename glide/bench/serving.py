@@ -38,8 +38,8 @@ SIZES = {
     "num_attention_heads": 4, "initializer_range": 0.1,
 }  # fmt: skip
 # For each kind of answer: the number of records, and the number of new tokens.
-KINDS = {"short": (6000, 4), "long": (600, 64)}
-CLIENTS = ((1, 32), (1, 128), (16, 4), (16, 8), (64, 4), (64, 8))  # prompts in a request, and requests in flight
+KINDS = {"short": (3000, 4), "long": (150, 64)}
+CLIENTS = ((1, 32), (16, 4), (64, 8))  # prompts in a request, and requests in flight
 SAMPLE_SECONDS = 0.05  # seconds between two samples of the number of prompts that the program computes
 ARGUMENTS: dict[str, list[str]] = {"llamacpp": [], "vllm": ["--dtype", "float32", "--max-model-len", "512"]}
 # For each program, the metric with the number of prompts that it computes at present.

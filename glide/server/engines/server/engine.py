@@ -22,14 +22,15 @@ from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
 from glide.server.engines.request_queue import RequestQueue, Target
 from glide.server.engines.server import command as commands
-from glide.server.engines.server.launch import ANSWER_SECONDS, Launch, ask_limit, launch
+from glide.server.engines.server.launch import Launch, ask_limit, launch
+from glide.server.engines.server.process import log_line
 from glide.server.engines.server.share import tree_megabytes
 from glide.server.gpus import wait_until_free
 from glide.template import Template
 
 SPARE_FILES = 256  # number of files that this process opens besides its connections
 SLOW_SECONDS = 60.0  # if a request takes longer than this, waiting in the program's queue could exceed its timeout
-METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters
+METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters, and time limit of a reading
 LONGEST_REQUEST = 86400.0  # time limit of a request in seconds; the record's timeout usually ends it earlier
 RETRIES = 3  # maximum number of times that a request is repeated after the program reported an internal error
 END_SECONDS = 5.0  # after a connection broke, wait this number of seconds for the program's end
@@ -226,18 +227,14 @@ class Server:
         because an earlier record, whose request was cancelled, may have caused the hang. After a signal, the model
         server tries the record once more.
         """
-        print(
-            f"{self.program.name} {what} for {self.options.hang_seconds:g} s, so glide kills it",
-            file=sys.stderr,
-            flush=True,
-        )
+        log_line(f"{self.program.name} {what} for {self.options.hang_seconds:g} s, so glide kills it")
         os.kill(os.getpid(), signal.SIGTERM)  # the keeper then ends the program
 
     def _read_counters(self) -> None:
         if not self.program.progress_metrics:
             return
         with suppress(NoResponse):
-            answer = self.running.http.send("GET", "/metrics", ANSWER_SECONDS)
+            answer = self.running.http.send("GET", "/metrics", METRICS_SECONDS)
             if answer.is_success:
                 self.counters = counters(answer.text)
 

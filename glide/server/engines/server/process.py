@@ -27,6 +27,15 @@ UNSUITABLE_OUTPUT = re.compile(
 PORT_TAKEN = re.compile(r"(?i)address already in use|EADDRINUSE|couldn't bind|failed to bind|Errno 98")
 
 
+def log_line(text: str) -> None:
+    """Write a line to standard error, which is the log of the model server and its engines.
+
+    `print` would write the end of the line separately. A line of the model server could come between.
+    """
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 class ProgramProcess:
     """A running program. Its output goes to this process's standard error.
 
@@ -64,7 +73,7 @@ class ProgramProcess:
         for data in self.process.stdout:
             line = data.decode("utf-8", "replace").rstrip()
             with suppress(OSError):  # if the disk is full, continue to read; the program blocks if nobody does
-                print(line, file=sys.stderr, flush=True)
+                log_line(line)
             if line.strip():
                 self._lines.append(line)
             self._on_line(line)
@@ -95,7 +104,7 @@ class ProgramProcess:
         """
         code = self.process.wait()
         time.sleep(REPORT_SECONDS)
-        print(self.end_reason(), file=sys.stderr, flush=True)
+        log_line(self.end_reason())
         if code < 0:
             os.kill(os.getpid(), -code)
             time.sleep(1.0)  # this process may ignore the signal
