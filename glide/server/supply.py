@@ -132,8 +132,10 @@ class FileSupply:
         """
         if not template.files or template.service:
             return None  # a path without files was not checked, so it could be anything, even a private folder
-        folder = Path(await self._ensure_local(template, template.file_set))
-        return str(without_other_files(folder, template.files, Path.cwd() / f"files-{template.digest[:16]}"))
+        folder = await self._ensure_local(template, template.file_set)
+        if folder != template.path:  # the cache's folder has only the template's files
+            return folder
+        return str(without_other_files(Path(folder), template.files, Path.cwd() / f"files-{template.digest[:16]}"))
 
     async def ensure_environment(self, template: Template) -> str | None:
         """Fetch the environment of a template's engine if it is not on this node. Return the environment's path.
