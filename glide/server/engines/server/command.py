@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def spare_gib(memory: float, weights: float) -> int:
     return max(1, int((0.9 * memory - 2 * weights - 1500) / 1024))
 
 
-def core_numbers(cores: Sequence[int], cpus: int) -> str:
+def core_numbers(cores: Collection[int], cpus: int) -> str:
     """Return the cores to which vLLM's CPU build may bind its threads, or `nobind`.
 
     If this process may use more cores than the glidein has, other jobs use some of these cores, and it is unknown which

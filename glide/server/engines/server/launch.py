@@ -195,7 +195,7 @@ def _values(plan: Launch, work: Path, unix_socket: str | None, key: str, port: i
         "here": str(Path(__file__).resolve().parents[3] / "programs"), "cache": str(plan.compiled),
         "connections": str(plan.connections + 4),
         "kv_gib": str(commands.spare_gib(own.memory, plan.template.megabytes)),
-        "cores": commands.core_numbers(sorted(os.sched_getaffinity(0)), own.cpus),
+        "cores": commands.core_numbers(os.sched_getaffinity(0), own.cpus),
     }  # fmt: skip
 
 

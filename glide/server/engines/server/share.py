@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from glide.job_ad import read_ad
+
 
 @dataclass(frozen=True)
 class Share:
@@ -29,15 +31,12 @@ def share() -> Share:
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e6
     cpus = len(os.sched_getaffinity(0))
-    text = ""
-    with suppress(OSError):
-        text = Path(os.environ.get("_CONDOR_MACHINE_AD", "")).read_text("utf-8", "replace")
-    return Share(int(_number(text, "Cpus", cpus)), _number(text, "Memory", memory / 2))
+    ad = read_ad(os.environ.get("_CONDOR_MACHINE_AD"))
+    return Share(int(_number(ad.get("Cpus"), cpus)), _number(ad.get("Memory"), memory / 2))
 
 
-def _number(ad: str, name: str, default: float) -> float:
-    found = re.search(rf"(?mi)^{name} = (\d+)\s*$", ad)
-    return float(found[1]) if found and int(found[1]) else default
+def _number(text: str, default: float) -> float:
+    return float(text) if text.isdecimal() and int(text) else default
 
 
 def tree_megabytes(process: int) -> float:
