@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from typing_extensions import TypeAliasType
 
 from glide import cli, vocabulary
-from glide.config import site, sweep
+from glide.config import model, site, sweep
 from glide.server.engines import engine_class
 from glide.simulate import trace
 
@@ -38,7 +38,7 @@ SITE = (
     site.Downtime,
     site.Breaker,
 )  # fmt: skip
-SWEEP = (sweep.SweepFile, sweep.ModelSpec, sweep.NeedsSpec)
+SWEEP = (sweep.SweepFile, model.ModelSpec, model.NeedsSpec)
 TRACE = (trace.TraceFile, trace.Device, trace.Nodes, trace.Workload, trace.Files, trace.Costs)
 ENGINES = ("transformers", "server", "openai", "noop")
 

@@ -24,6 +24,7 @@ class Machine:
     BATCH = "GlideBatch"  # number of records that one engine call should have
     BATCHING = "GlideBatching"  # "static", "continuous", "equal lengths", "single", or the name of the serving program
     PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were reused from earlier prompts, from 0 to 1
+    ADAPTERS = "GlideAdapters"  # names of the LoRA adapters in memory, separated by commas; absent if there are none
     SERVED = "GlideServed"  # number of records served so far
     ERRORS = "GlideErrors"  # number of served records whose result is an error
     SERVED_SINCE = "GlideServedSince"  # Unix time when the first engine call began

@@ -186,11 +186,11 @@ def test_value_that_looks_like_a_flag_is_refused():
     """A job's ad may name any path and model. As arguments, they must not become flags."""
     for values in ({"path": "--trust-remote-code", "model": "m"}, {"path": "/m", "model": "--hf-overrides.x"}):
         with pytest.raises(TemplateError, match="begins with a hyphen"):
-            command_line(PROGRAMS["vllm"], [], {**VALUES, **values}, False, lambda command: True)
+            command_line(PROGRAMS["vllm"], [], {**VALUES, **values}, False, lambda command: True, {})
 
 
 def test_command_line_prefers_the_arguments_of_the_user():
-    line = command_line(PROGRAMS["llamacpp"], ["--ctx-size=99"], VALUES, True, lambda command: not command.module)
+    line = command_line(PROGRAMS["llamacpp"], ["--ctx-size=99"], VALUES, True, lambda command: not command.module, {})
     assert line[:3] == ["llama-server", "--model", "file"]
     assert line.count("--ctx-size") == 1 and line[-2:] == ["--ctx-size", "99"]
     assert line[line.index("--host") + 1] == "address" and "--port" not in line

@@ -1,4 +1,4 @@
-"""Write a Llama model from a folder in the Hugging Face format as a GGUF file, which llama.cpp can load.
+"""Write a Llama model or a LoRA adapter in the Hugging Face format as a GGUF file, which llama.cpp can load.
 
 llama.cpp has its own converter, which knows all models. It is not in a package. This one knows only Llama models with
 a byte-level tokenizer, like the models that glide's tests and benchmarks make. It is also a command:
@@ -55,12 +55,7 @@ def write_gguf(folder: Path, file: Path) -> None:
         part = name.removesuffix(".weight")
         if part.startswith("model.layers."):
             _, _, layer, part = part.split(".", 3)
-            if part in ("self_attn.q_proj", "self_attn.k_proj"):
-                # For rotary embeddings, transformers pairs element i of a head with element i + size / 2, and llama.cpp
-                # pairs neighbours. So reorder the rows.
-                count = heads if "q_proj" in part else shared
-                halves = weights.reshape(count, 2, weights.shape[0] // count // 2, weights.shape[1])
-                weights = halves.swapaxes(1, 2).reshape(weights.shape)
+            weights = _with_neighbours(part, weights, config)
             part = f"blk.{layer}.{PARTS[part]}"
         else:
             part = OTHERS[part]
@@ -69,6 +64,51 @@ def write_gguf(folder: Path, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_adapter_gguf(folder: Path, model: Path, file: Path) -> None:
+    """Write a LoRA adapter, which peft has saved in a folder, to a GGUF file, with weights in float32.
+
+    Args:
+        model: folder of the model, in the Hugging Face format.
+
+    Raises:
+        KeyError: the adapter changes other parts than the linear layers.
+    """
+    import gguf
+    import numpy
+    from safetensors.numpy import load_file
+
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    adapter = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(adapter["lora_alpha"]))
+    for name, weights in load_file(folder / "adapter_model.safetensors").items():
+        weights = weights.astype(numpy.float32)
+        _, _, _, _, layer, part = name.split(".", 5)
+        part, _, side = part.removesuffix(".weight").rpartition(".lora_")
+        if side == "B":
+            weights = _with_neighbours(part, weights, config)
+        writer.add_tensor(f"blk.{layer}.{PARTS[part]}.weight.lora_{side.lower()}", numpy.ascontiguousarray(weights))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _with_neighbours(part: str, weights: Any, config: dict[str, Any]) -> Any:
+    """Return the weights of a part of a layer, with the rows in llama.cpp's order.
+
+    For rotary embeddings, transformers pairs element i of a head with element i + size / 2, and llama.cpp pairs
+    neighbours.
+    """
+    if part not in ("self_attn.q_proj", "self_attn.k_proj"):
+        return weights
+    count = config["num_attention_heads" if part == "self_attn.q_proj" else "num_key_value_heads"]
+    halves = weights.reshape(count, 2, weights.shape[0] // count // 2, weights.shape[1])
+    return halves.swapaxes(1, 2).reshape(weights.shape)
 
 
 def _add_tokenizer(writer: Any, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from glide.config.model import checked_options
 from glide.config.reading import Integer, Line, Name, Number, Strict, Time
 from glide.config.site_values import AbsolutePath, EntryName, KnobName, KnobValue, ProgramName, Requirements, User
-from glide.config.sweep import checked_options
 
 
 class ResourceRequest(Strict):

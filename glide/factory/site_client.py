@@ -125,7 +125,8 @@ class SiteClient:
             return replace(template, service=entry.service.options, key="", seed="")
         files, environment = self.with_key(template.file_set), template.environment
         environment = environment and self.with_key(environment)
-        return replace(template, key=files.key, seed=files.seed, environment=environment)
+        adapters = {name: replace(self.with_key(each), owner="") for name, each in template.adapter_sets.items()}
+        return replace(template, key=files.key, seed=files.seed, environment=environment, adapters=adapters)
 
 
 @contextmanager

@@ -94,7 +94,8 @@ def without_other_files(folder: Path, names: Collection[str], view: Path) -> Pat
         return folder
     for name in names:
         link = view / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder / name)
+        if not link.is_symlink() or link.readlink() != folder / name:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder / name)
     return view

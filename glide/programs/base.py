@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 CONTEXT = 4096  # number of tokens of a request and its answer, if a program needs such a limit and the user gives none
 LARGE_GPU = 70_000  # memory of a GPU in MB above which programs compute more prompts at the same time
@@ -25,6 +27,26 @@ class Command:
     def needs(self) -> str:
         """Return what the environment must contain, for messages."""
         return f"the Python package {self.module}" if self.module else f"the program {self.words[0]}"
+
+
+@dataclass(frozen=True)
+class AdapterArguments:
+    """How a program gets LoRA adapters, and how a request names one. Texts may contain {rank} and {adapters}.
+
+    Attributes:
+        arguments: arguments that allow adapters. Like `Program.arguments`, the user's values replace them.
+        flag: flag that is followed by the adapters.
+        each: word for one adapter, with the placeholders {name} and {path}. For GGUF files, {path} is the file.
+        separator: text between the words of two adapters; empty if each word is an argument of its own.
+        fields: function that returns the fields of a request with an adapter. Its arguments are the adapter's name, and
+            its place in the list of adapters.
+    """
+
+    arguments: tuple[tuple[str, ...], ...]
+    flag: str
+    each: str
+    fields: Callable[[str, int], dict[str, Any]]
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,7 @@ class Program:
         waiting_metric: name of the metric for the number of requests that wait in the program; empty if there is none.
         hits_metric: name of the counter of prompt tokens that came from a cache; empty if there is none.
         queries_metrics: names of the counters whose sum is the number of all prompt tokens.
+        adapters: how the program gets LoRA adapters; None if it has none.
         loading: regular expression. The line of output that matches it shows that the program has begun to load the
             model. Empty: loading begins with the program.
         warming: the same for trial runs and compilation after loading.
@@ -105,6 +128,7 @@ class Program:
     waiting_metric: str = ""
     hits_metric: str = ""
     queries_metrics: tuple[str, ...] = ()
+    adapters: AdapterArguments | None = None
     loading: str = ""
     warming: str = ""
 

@@ -1,6 +1,6 @@
 """llama.cpp's server: the program llama-server, or the Python package xllamacpp. Written for the builds of 2026."""
 
-from glide.programs.base import Command, Program
+from glide.programs.base import AdapterArguments, Command, Program
 
 LLAMACPP = Program(
     name="llamacpp",
@@ -37,7 +37,10 @@ LLAMACPP = Program(
         "--no-jinja", "--cpu-moe", "--no-warmup",
     ),
     splits_values=True,
-    own_flags=("--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m"),
+    own_flags=(
+        "--host", "--port", "--api-key", "--api-key-file", "--alias", "-a", "--model", "-m", "--lora", "--lora-scaled",
+        "--lora-init-without-apply",
+    ),
     prompts=16,
     limit=8,
     limit_flags=("--parallel", "-np"),
@@ -46,5 +49,12 @@ LLAMACPP = Program(
     progress_metrics=("llamacpp:n_decode_total",),  # the counters of tokens change only when a request ends
     waiting_metric="llamacpp:requests_deferred",
     hits_metric="llamacpp:prompt_tokens_cached_total",
+    adapters=AdapterArguments(
+        arguments=(("--lora-init-without-apply",),),  # a request without an adapter is computed by the model itself
+        flag="--lora",
+        each="{path}",
+        fields=lambda name, number: {"lora": [{"id": number, "scale": 1.0}]},
+        separator=",",
+    ),
     queries_metrics=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),
 )  # fmt: skip

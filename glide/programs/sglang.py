@@ -1,6 +1,6 @@
 """SGLang (https://docs.sglang.ai). Written from its documentation, for version 0.5."""
 
-from glide.programs.base import Command, Program
+from glide.programs.base import AdapterArguments, Command, Program
 
 SGLANG = Program(
     name="sglang",
@@ -22,12 +22,12 @@ SGLANG = Program(
         "--ep-size", "--dtype", "--quantization", "--kv-cache-dtype", "--page-size", "--random-seed",
         "--reasoning-parser", "--grammar-backend", "--attention-backend", "--sampling-backend", "--disable-cuda-graph",
         "--cuda-graph-max-bs", "--disable-radix-cache", "--enable-torch-compile", "--torch-compile-max-bs",
-        "--is-embedding",
+        "--is-embedding", "--max-loras-per-batch", "--max-lora-rank", "--lora-backend",
     ),
     switches=("--disable-cuda-graph", "--disable-radix-cache", "--enable-torch-compile", "--is-embedding"),
     own_flags=(
         "--host", "--port", "--api-key", "--admin-api-key", "--served-model-name", "--model-path", "--model",
-        "--config",
+        "--config", "--enable-lora", "--lora-paths",
     ),
     gpu_flags=(
         "--tp-size", "--tp", "--tensor-parallel-size", "--dp-size", "--dp", "--data-parallel-size", "--pp-size",
@@ -41,6 +41,12 @@ SGLANG = Program(
     waiting_metric="sglang:num_queue_reqs",
     hits_metric="sglang:cached_tokens_total",
     queries_metrics=("sglang:prompt_tokens_total",),
+    adapters=AdapterArguments(
+        arguments=(("--enable-lora",), ("--max-lora-rank", "{rank}"), ("--max-loras-per-batch", "{adapters}")),
+        flag="--lora-paths",
+        each="{name}={path}",
+        fields=lambda name, number: {"lora_path": name},
+    ),
     loading=r"(?i)load weight begin",
     warming=r"(?i)capture cuda graph begin|warm(ing)? ?up",
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """vLLM (https://docs.vllm.ai). Written for the versions 0.19 to 0.33."""
 
-from glide.programs.base import Command, Program
+from glide.programs.base import AdapterArguments, Command, Program
 
 VLLM = Program(
     name="vllm",
@@ -32,14 +32,18 @@ VLLM = Program(
         "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
         "--enable-expert-parallel", "--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching",
         "--no-enable-prefix-caching", "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling",
-        "--reasoning-parser", "--enable-sleep-mode", "--seed", "--runner", "--convert",
+        "--reasoning-parser", "--enable-sleep-mode", "--max-loras", "--max-lora-rank", "--max-cpu-loras",
+        "--seed", "--runner", "--convert",
     ),
     switches=(
         "--enable-expert-parallel", "--enforce-eager", "--no-enforce-eager", "--enable-prefix-caching",
         "--no-enable-prefix-caching", "--enable-chunked-prefill", "--no-enable-chunked-prefill", "--async-scheduling",
         "--enable-sleep-mode",
     ),
-    own_flags=("--host", "--port", "--uds", "--api-key", "--served-model-name", "--model"),
+    own_flags=(
+        "--host", "--port", "--uds", "--api-key", "--served-model-name", "--model", "--enable-lora",
+        "--lora-modules",
+    ),
     gpu_flags=(
         "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp",
     ),
@@ -52,6 +56,13 @@ VLLM = Program(
     waiting_metric="vllm:num_requests_waiting",
     hits_metric="vllm:prefix_cache_hits_total",
     queries_metrics=("vllm:prefix_cache_queries_total",),
+    adapters=AdapterArguments(
+        # --max-loras: number of adapters in one batch. vLLM loads an adapter when a request first needs it.
+        arguments=(("--enable-lora",), ("--max-lora-rank", "{rank}"), ("--max-loras", "{adapters}")),
+        flag="--lora-modules",
+        each="lora:{name}={path}",  # the names of adapters and of the model must differ
+        fields=lambda name, number: {"model": f"lora:{name}"},
+    ),
     loading=r"(?i)starting to load model|loading (model|weights)|loading safetensors",
     warming=r"(?i)torch\.compile|compiling|capturing|graph capturing|profil|warm(ing)? ?up|init engine",
 )  # fmt: skip

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--model", "-m", required=True)
     parser.add_argument("--alias", "-a", required=True)
     parser.add_argument("--host", required=True)
+    parser.add_argument("--lora", default="", help="paths of LoRA adapters, with commas between them")
+    parser.add_argument("--lora-init-without-apply", action="store_true")
     for names, field, kind in FLAGS:
         if kind is bool:
             parser.add_argument(*names, dest=field, action="store_true", default=None)
@@ -52,6 +54,11 @@ def main() -> None:
     parameters.model.path = given["model"]
     parameters.model_alias = {given["alias"]}
     parameters.hostnames = [given["host"]]
+    scale = 0.0 if given["lora_init_without_apply"] else 1.0
+    parameters.lora_adapters = [
+        xllamacpp.CommonAdapterLoraInfo(path, scale) for path in given["lora"].split(",") if path
+    ]
+    parameters.lora_init_without_apply = given["lora_init_without_apply"]
     if key := os.environ.get("LLAMA_API_KEY"):
         parameters.api_keys = [key]
     for _, field, kind in FLAGS:

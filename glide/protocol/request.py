@@ -16,7 +16,8 @@ from glide.system import open_regular
 
 # Version of the requests that this code writes and serves. Older requests are served, too. Lanes advertise the number,
 # and a job matches only lanes that can serve its requests.
-VERSION = 2
+VERSION = 3
+# The field `adapter` is new in version 3.
 # These options are new in version 2. A node of version 1 refuses these options, or gives them another meaning.
 NEW_OPTIONS = frozenset(
     "max_tokens max_completion_tokens temperature top_p top_k min_p frequency_penalty presence_penalty stop seed n"
@@ -45,6 +46,7 @@ class Request:
         timeout: time limit for an engine call with this record, in seconds.
         attempts: number of times that the record was started in earlier jobs.
         task: one of TASKS.
+        adapter: name of the LoRA adapter with which the record is computed; empty for the model itself.
     """
 
     custom_id: str
@@ -53,6 +55,7 @@ class Request:
     timeout: float
     attempts: int
     task: str = ""
+    adapter: str = ""
 
 
 class WrongInput(Exception):
@@ -101,6 +104,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def _request(fields: dict[str, Any]) -> Request:
     name, prompt, task = fields["custom_id"], fields.get("prompt"), fields.get("task", "")
+    adapter = fields.get("adapter", "")
     generate, timeout = fields.get("generate", {}), fields.get("timeout", RECORD_TIMEOUT)
     attempts = fields.get("attempts", 0)
     if not isinstance(name, str):
@@ -111,6 +115,8 @@ def _request(fields: dict[str, Any]) -> Request:
         raise ValueError("custom_id cannot be encoded in UTF-8") from None
     if task not in TASKS:
         raise ValueError(f"task {task!r:.40} is not one of {', '.join(map(repr, TASKS))}")
+    if not isinstance(adapter, str):
+        raise ValueError("adapter is not a string")
     if problem := prompt_problem(prompt, task):
         raise ValueError(problem)
     if not isinstance(generate, dict):
@@ -121,7 +127,7 @@ def _request(fields: dict[str, Any]) -> Request:
         raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
     if not _is_number(attempts, int) or not 0 <= attempts <= MOST_ATTEMPTS:
         raise ValueError(f"attempts is not a number up to {MOST_ATTEMPTS}")
-    return Request(name, prompt or "", generate, float(timeout), attempts, task)
+    return Request(name, prompt or "", generate, float(timeout), attempts, task, adapter)
 
 
 def prompt_problem(prompt: Any, task: str = "") -> str:
@@ -159,10 +165,13 @@ def input_lines(requests: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any
 def needed_version(request: Mapping[str, Any]) -> int:
     """Return the version of the protocol that a node needs to serve a request.
 
-    Nodes of version 1 accept only prompts that are texts. They know neither tasks nor the options in NEW_OPTIONS.
+    Nodes of version 1 accept only prompts that are texts. They know neither tasks nor the options in NEW_OPTIONS. Nodes
+    of version 2 know no adapters.
     """
+    if request.get("adapter"):
+        return VERSION
     is_first = isinstance(request["prompt"], str) and not request.get("task")
-    return 1 if is_first and not NEW_OPTIONS & request["generate"].keys() else VERSION
+    return 1 if is_first and not NEW_OPTIONS & request["generate"].keys() else 2
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -77,7 +77,7 @@ class Batcher:
         for item in items:
             self.in_flight[self.next_key] = item
             request = item.request
-            serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task))
+            serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task, request.adapter))
             self.next_key += 1
             item.job.results.begun += 1
         return {"serve": serve, "generate": list(options.values())}

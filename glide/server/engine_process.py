@@ -17,11 +17,12 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from glide.server import engines, frames
-from glide.server.engines import Completion, Engine, EngineRecord, RecordTimeout, error_fields
+from glide.server.engines import Completion, Engine, EngineRecord, Loadable, RecordTimeout, error_fields
 from glide.server.engines.base import ConcurrentEngine
 from glide.server.result_channel import FLUSH_SECONDS, FLUSH_SIZE, ResultChannel
 from glide.system import end_with_parent
@@ -57,7 +58,10 @@ def main() -> None:
 def _records(message: dict[str, Any]) -> list[EngineRecord]:
     """Return the records in a message of the model server."""
     generate = message["generate"]
-    return [EngineRecord(key, prompt, generate[kind], task) for key, prompt, kind, task in message["serve"]]
+    return [
+        EngineRecord(key, prompt, generate[kind], task, adapter)
+        for key, prompt, kind, task, adapter in message["serve"]
+    ]
 
 
 def _serve_concurrently(server: socket.socket, engine: ConcurrentEngine) -> NoReturn:
@@ -66,7 +70,7 @@ def _serve_concurrently(server: socket.socket, engine: ConcurrentEngine) -> NoRe
     def encode(completion: Completion, seconds: float) -> tuple[str, bool]:
         return encoded(_success(completion, seconds))
 
-    reports = ResultChannel(server, encode, engine.describe)
+    reports = ResultChannel(server, encode, partial(_facts, engine))
     while True:
         message = frames.receive(server)
         if "serve" in message:
@@ -95,9 +99,11 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
             )
             engine.prepare()
         server.sendall(frames.encode({"imported": time.monotonic() - started}))
-        folder = frames.receive(server)["folder"]
+        files = frames.receive(server)
         with _in_this_process():
-            engine.load(folder, phase)
+            if files["adapters"]:
+                engine.use_adapters(files["adapters"])
+            engine.load(files["folder"], phase)
         server.sendall(
             frames.encode(
                 {
@@ -152,8 +158,13 @@ def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -
             if size > FLUSH_SIZE or time.monotonic() - flushed > FLUSH_SECONDS:
                 server.sendall(frames.encode({"done": done}))
                 done, size, flushed = [], 0, time.monotonic()
-    hits = engine.describe().get("prefix_hits", 0.0)
-    server.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, "prefix_hits": hits}))
+    server.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, **_facts(engine)}))
+
+
+def _facts(engine: Loadable) -> dict[str, Any]:
+    """Return the facts about the loaded state that change while the engine serves records."""
+    facts = engine.describe()
+    return {"prefix_hits": facts.get("prefix_hits", 0.0), "adapters": facts.get("adapters", [])}
 
 
 def encoded(result: dict[str, Any]) -> tuple[str, bool]:

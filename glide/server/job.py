@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from glide.protocol.request import Request, WrongInput, requests
@@ -46,6 +46,7 @@ class ServedJob:
 
     Attributes:
         writer: stream that sends data to the job.
+        adapters: names of the adapters that the job's template has.
         waiting: the job's queue. It has the records that were read from the input and not yet sent to the engine.
         waiting_bytes: sum of the sizes of the waiting records.
         unanswered: number of records that were read from the input and have no result.
@@ -58,6 +59,7 @@ class ServedJob:
     job_request: JobRequest
     writer: asyncio.StreamWriter
     results: ResultStream
+    adapters: Collection[str] = ()
     waiting: deque[QueuedRecord] = field(default_factory=deque)
     waiting_bytes: int = 0
     unanswered: int = 0
@@ -77,6 +79,7 @@ class ServedJob:
             read = 0
             for request, size in requests(self.job_request.input):
                 if request is not None and request.custom_id not in done:
+                    self._check_adapter(request)
                     self.waiting.append(QueuedRecord(self, request, size))
                     self.waiting_bytes += size
                     self.unanswered += 1
@@ -99,6 +102,12 @@ class ServedJob:
         if self.problem:
             self.report(self.problem)
         return Exit.SERVER_LOST if self.problem else Exit.OK
+
+    def _check_adapter(self, request: Request) -> None:
+        if request.adapter and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            where = f"record {request.custom_id!r:.200}"
+            raise WrongInput(f"wrong input: {where}: no adapter {request.adapter!r:.80}; the model has {known}")
 
     def pop_first(self) -> QueuedRecord:
         """Remove the first waiting record and return it."""

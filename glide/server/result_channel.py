@@ -26,7 +26,7 @@ class ResultChannel:
         server: the engine's connection to the model server.
         encode: function that turns a record's outcome and its seconds into the result's JSON text, and returns whether
             the result is an error.
-        facts: function that returns values for the model server, such as `prefix_hits`.
+        facts: function that returns further fields of the messages with outcomes.
     """
 
     def __init__(
@@ -98,8 +98,7 @@ class ResultChannel:
             part.append((key, text, failed))
             size += len(text)
             if size > FLUSH_SIZE or number == len(done):
-                hits = self._facts().get("prefix_hits", 0.0)
-                message = {"done": part, "busy": busy * len(part) / len(done), "prefix_hits": hits}
+                message = {"done": part, "busy": busy * len(part) / len(done), **self._facts()}
                 self._server.sendall(frames.encode(message))
                 part, size = [], 0
 

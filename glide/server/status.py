@@ -9,6 +9,9 @@ from typing import Any
 
 from glide.vocabulary import Machine, State
 
+# If one of these attributes has changed, the status is reported immediately.
+PROMPTLY_REPORTED = ("template", "owner", "state", "batch", "adapters", "files")
+
 
 @dataclass(frozen=True)
 class Status:
@@ -24,6 +27,7 @@ class Status:
             report it.
         batch: number of records that one engine call should have.
         prefix_hits: share of the prompt tokens that came from a cache and were not computed, from 0 to 1.
+        adapters: names of the LoRA adapters in memory, with commas between them.
         served: number of records that have a result.
         errors: number of records whose result is an error.
         record_seconds: moving average of the engine time for a record, in seconds; 0 before the first call.
@@ -47,6 +51,7 @@ class Status:
     batching: str = ""
     batch: int = 1
     prefix_hits: float = 0.0
+    adapters: str = ""
     served: int = 0
     errors: int = 0
     record_seconds: float = 0.0
@@ -102,16 +107,15 @@ class Status:
     def worth_reporting_after(self, reported: Status | None) -> bool:
         """Return whether this status should be reported immediately.
 
-        This is true if the template, the owner, the state, the batch or the files have changed. It is also true if
-        `record_seconds` has changed by more than a quarter. Smaller changes can wait.
+        This is true if the template, the owner, the state, the batch, the adapters or the files have changed. It is
+        also true if `record_seconds` has changed by more than a quarter. Smaller changes can wait.
 
         Args:
             reported: the last status that was reported; None if no status was reported.
         """
         if reported is None:
             return True
-        before = (reported.template, reported.owner, reported.state, reported.batch, reported.files)
-        if before != (self.template, self.owner, self.state, self.batch, self.files):
+        if any(getattr(reported, name) != getattr(self, name) for name in PROMPTLY_REPORTED):
             return True
         return abs(self.record_seconds - reported.record_seconds) > 0.25 * reported.record_seconds
 
@@ -129,6 +133,7 @@ class Status:
             Machine.BATCHING: self.batching,
             Machine.BATCH: self.batch,
             Machine.PREFIX_HITS: round(self.prefix_hits, 3),
+            Machine.ADAPTERS: self.adapters,
             Machine.SERVED: self.served,
             Machine.ERRORS: self.errors,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),

@@ -65,7 +65,7 @@ class Supervisor:
         if not self.keeps_state:
             with suppress(FetchFailed):
                 await self._within_fetch_budget(self.supply.ensure_environment(self.template))
-                await self._within_fetch_budget(self.supply.ensure_files(self.template))
+                await self._within_fetch_budget(self._ensure_files())
                 self.state.enter(State.WARM)
         while not self.state.failed:
             if not self.keeps_state:
@@ -92,7 +92,7 @@ class Supervisor:
     async def _run_engine(self) -> None:
         """Run one engine process from its start to its death."""
         # A separate task fetches the files. Meanwhile the environment is fetched, and the engine imports libraries.
-        files = asyncio.create_task(self.supply.ensure_files(self.template))
+        files = asyncio.create_task(self._ensure_files())
         try:
             environment = await self._within_fetch_budget(self.supply.ensure_environment(self.template))
             engine = await EngineHandle.start(
@@ -111,11 +111,16 @@ class Supervisor:
             files.cancel()
             await asyncio.wait([files])  # a fetch that still runs could bring back files that are deleted now
 
-    async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[str | None]) -> None:
+    async def _ensure_files(self) -> dict[str, Any]:
+        """Fetch the files of the model and of its adapters. Return the message that tells the engine their folders."""
+        folder = await self.supply.ensure_files(self.template)
+        return {"folder": folder, "adapters": await self.supply.ensure_adapters(self.template)}
+
+    async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[dict[str, Any]]) -> None:
         """Exchange messages with an engine until it dies. Then report its death, and requeue its unfinished records."""
         tasks = [
             asyncio.create_task(self._enforce_limits(engine)),
-            asyncio.create_task(self._send_folder(engine, files)),
+            asyncio.create_task(self._send_folders(engine, files)),
         ]
         try:
             while True:
@@ -181,7 +186,7 @@ class Supervisor:
             done = message["done"]
             self.state.count_errors(self.batcher.deliver(done))
             if "idle" in message or "busy" in message:
-                self.state.update(prefix_hits=message["prefix_hits"])
+                self.state.describe_engine(message["prefix_hits"], message["adapters"])
             if "idle" in message:
                 self.state.count_call(engine.finish_call(), message["idle"])
             elif "busy" in message:
@@ -207,19 +212,19 @@ class Supervisor:
             self.state.enter(State.FAILED, str(error) or late)
             raise FetchFailed from None
 
-    async def _send_folder(self, engine: EngineHandle, files: Awaitable[str | None]) -> None:
-        """Wait for the template's files. Then send the path of the files' folder to the engine.
+    async def _send_folders(self, engine: EngineHandle, files: Awaitable[dict[str, Any]]) -> None:
+        """Wait for the template's files. Then send the paths of their folders to the engine.
 
         During the wait, the engine imports libraries.
         """
         try:
-            folder = await self._within_fetch_budget(files)
+            folders = await self._within_fetch_budget(files)
         except FetchFailed:
             await engine.stop()
             return
         if self.state.status.state != State.WARM:
             self.state.enter(State.IMPORTING)
-        await engine.send({"folder": folder})
+        await engine.send(folders)
 
     async def _enforce_limits(self, engine: EngineHandle) -> None:
         """Kill the engine if a phase exceeds its time limit, or a call exceeds the largest timeout of its records."""

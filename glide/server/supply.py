@@ -132,10 +132,20 @@ class FileSupply:
         """
         if not template.files or template.service:
             return None  # a path without files was not checked, so it could be anything, even a private folder
-        folder = await self._ensure_local(template, template.file_set)
-        if folder != template.path:  # the cache's folder has only the template's files
+        return await self._ensure_only(template, template.file_set)
+
+    async def ensure_adapters(self, template: Template) -> dict[str, str]:
+        """Do the same for the template's LoRA adapters. Return the paths of their folders, by name of the adapter."""
+        sets = {} if template.service else template.adapter_sets
+        return {name: await self._ensure_only(template, each) for name, each in sets.items()}
+
+    async def _ensure_only(self, template: Template, file_set: FileSet) -> str:
+        """Fetch a file set if it is not on this node. Return the path of a folder that has only its files."""
+        folder = await self._ensure_local(template, file_set)
+        if folder != file_set.path:  # the cache's folder has only these files
             return folder
-        return str(without_other_files(Path(folder), template.files, Path.cwd() / f"files-{template.digest[:16]}"))
+        name = f"files-{Tree.of(file_set).digest[:16]}"
+        return str(without_other_files(Path(folder), file_set.files, Path.cwd() / name))
 
     async def ensure_environment(self, template: Template) -> str | None:
         """Fetch the environment of a template's engine if it is not on this node. Return the environment's path.
@@ -157,8 +167,8 @@ class FileSupply:
 
         These are the model server's folder, and the folders in which the template's files may be.
         """
-        model_folder = [template.path] if template.path and Path(template.path).is_dir() else []
-        return [os.getcwd(), self.settings.cache, *model_folder]
+        paths = [template.path or "", *(each.path for each in template.adapters.values())]
+        return [os.getcwd(), self.settings.cache, *(path for path in paths if path and Path(path).is_dir())]
 
     def compiled_folder(self, template: Template) -> Path:
         """Return the folder for code that programs compile for a model and a GPU.

@@ -99,7 +99,7 @@ class TemplateServer:
             writer.write(printable(f"its results cannot be written: {error}").encode() + b"\n")
             writer.write(b"exit %d\n" % Exit.SERVER_LOST)
             return
-        job = ServedJob(request, writer, results)
+        job = ServedJob(request, writer, results, self.template.adapters)
         # START has checked the user, but the lane may have loaded another template since then.
         others = "" if self.template.serves(request.user) else f"only jobs of {self.template.owner} are served"
         if self.state.failed or others:

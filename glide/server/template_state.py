@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,13 @@ class TemplateState:
     def update(self, **values: Any) -> None:
         """Replace some values of the status, but do not advertise the change immediately."""
         self.status = replace(self.status, **values)
+
+    def describe_engine(self, prefix_hits: float, adapters: Iterable[str]) -> None:
+        """Replace the facts about the loaded state that change while the engine serves records."""
+        before = self.status.adapters
+        self.update(prefix_hits=prefix_hits, adapters=",".join(adapters))
+        if self.status.adapters != before:
+            self.changed.set()
 
     def count_errors(self, errors: int) -> None:
         """Add `errors` to the status's number of errors."""

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from glide.config import SweepFile
-from glide.config.sweep import Messages, Prompt
+from glide.config.sweep import NO_ADAPTER, Messages, Prompt
 from glide.server.engines.options import with_inside_names
 from glide.sweep.out import cell_name
 from glide.sweep.prompts import render
@@ -25,14 +25,21 @@ class Cell:
             results of the cell are in the subfolder of `out` with this name.
         prompt: the prompt; None if each record brings its own request.
         generate: the options of `generate`.
+        adapter: name of the LoRA adapter; empty for the model itself.
     """
 
     name: str
     prompt: Prompt | None
     generate: Mapping[str, Any]
+    adapter: str = ""
 
     def request(self, record: Record) -> dict[str, Any]:
-        """Return the `prompt`, `generate` and `task` of a record's request. A missing `task` is empty."""
+        """Return a record's request, without its id and timeout. A missing `task` or `adapter` is empty."""
+        request = self._request(record)
+        return {**request, "adapter": self.adapter} if self.adapter else request
+
+    def _request(self, record: Record) -> dict[str, Any]:
+        """Return the `prompt`, `generate` and `task` of a record's request."""
         if record.request is not None:
             own = record.request
             return {"prompt": own.prompt, "generate": _merged(self.generate, own.generate)} | (
@@ -46,9 +53,10 @@ class Cell:
     def content(self, record: Record) -> bytes:
         """Return a record's request as bytes, for the request's fingerprint.
 
-        The fingerprint also depends on the template and on the options of the cell. The caller adds both.
+        The fingerprint also depends on the template, on the adapter and on the options of the cell. The caller adds
+        these.
         """
-        request = self.request(record)
+        request = self._request(record)
         if isinstance(request["prompt"], str) and request["generate"] is self.generate:
             return request["prompt"].encode()
         return json.dumps(request, sort_keys=True).encode()
@@ -65,10 +73,12 @@ def cells(file: SweepFile) -> dict[str, Cell]:
     """Return the cells of a sweep, by name."""
     prompts: Mapping[str, Prompt | None] = prompts_of(file) or {"": None}
     variants: Mapping[str, Mapping[str, Any]] = file.variants or {"": {}}
+    adapters = {"": ""} if file.adapters is None else {NO_ADAPTER: "", **{name: name for name in file.adapters}}
     found = {}
-    for (prompt_name, prompt), (variant, options) in product(prompts.items(), variants.items()):
-        name = cell_name(prompt_name, variant)
-        found[name] = Cell(name, prompt, _merged(file.generate, options) if options else file.generate)
+    for folder, (prompt_name, prompt), (variant, options) in product(adapters, prompts.items(), variants.items()):
+        name = cell_name(folder, prompt_name, variant)
+        generate = _merged(file.generate, options) if options else file.generate
+        found[name] = Cell(name, prompt, generate, adapters[folder])
     return found
 
 

@@ -13,6 +13,7 @@ from glide.errors import InputError
 from glide.files.environment import environment
 from glide.files.listing import chosen, download, listing
 from glide.programs import PROGRAMS, gguf
+from glide.sweep.adapters import with_adapters
 from glide.template import Template
 from glide.template.needs import Needs
 from glide.template.private import is_private
@@ -58,9 +59,10 @@ def template_of(source: Path, file: SweepFile, model: str) -> Template:
         key = "files" if spec.files else "path"
         template = _template(source.parent, spec, token)
         _check_files(spec, template)
-        return replace(template, environment=file_set, needs=Needs(**spec.needs.model_dump()))
     except ValueError as error:
         raise InputError(f"{position(source, *place, key)}: {error}") from None
+    needs = Needs(**spec.needs.model_dump())
+    return with_adapters(source, file, spec, replace(template, environment=file_set, needs=needs))
 
 
 def _template(parent: Path, spec: ModelSpec, token: str) -> Template:

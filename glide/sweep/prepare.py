@@ -127,7 +127,9 @@ class _RecordCheck:
         self._hashes = {
             name: [
                 (
-                    hashlib.sha256(json.dumps([template.digest, cell.generate], sort_keys=True).encode()),
+                    hashlib.sha256(
+                        json.dumps([template.with_only(cell.adapter).digest, cell.generate], sort_keys=True).encode()
+                    ),
                     self.fingerprints[model][name],
                 )
                 for model, template in templates.items()

@@ -82,6 +82,13 @@ def files(described: Any) -> dict[str, tuple[str, int]]:
     return found
 
 
+def adapter_name(name: Any) -> str:
+    """Return the name of an adapter, which programs get as an argument. Raise ValueError if it is not valid."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(f"{name!r:.80} is no name of an adapter")
+    return name
+
+
 def is_file_name(name: Any) -> bool:
     """Return whether a value is a relative path without `..`, in valid Unicode and without control characters."""
     if not _is_line(name):
@@ -165,4 +172,5 @@ TEMPLATE: dict[str, Check] = {
     "function": _anything, "budgets": _is_budgets, "service": _or_none(_is_options),
     "keep": lambda value: value in ("state", "files", "nothing"), "key": _is_line, "seed": _is_line,
     "environment": _anything, "user": _is_line, "private": lambda value: isinstance(value, bool), "needs": _anything,
+    "adapters": lambda value: isinstance(value, dict),
 }  # fmt: skip

@@ -115,6 +115,7 @@ class Template:
             - The template has a function. Then `function.owner` names the user.
         private: whether only the jobs of `user` may use the files.
         needs: the resources that the template needs on a node.
+        adapters: file sets of LoRA adapters, by name. A record may name the adapter with which it is computed.
     """
 
     model: str
@@ -132,6 +133,7 @@ class Template:
     user: str = ""
     private: bool = False
     needs: Needs = field(default_factory=Needs)
+    adapters: dict[str, FileSet] = field(default_factory=dict)
 
     @classmethod
     def of_folder(cls, model: str, engine: str, folder: Path | None, options: dict) -> Template:
@@ -203,9 +205,20 @@ class Template:
             parts["private"] = "true"
         if self.needs != Needs():
             parts["needs"] = asdict(self.needs)
+        if self.adapters:
+            parts["adapters"] = {
+                name: {file: digest for file, (digest, _) in each.files.items()} for name, each in self.adapters.items()
+            }
         if self.function is not None:
             parts["function"] = {**asdict(self.function), "source": "", "pickle": ""}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_only(self, adapter: str) -> Template:
+        """Return a copy with only one of the adapters, or with none if `adapter` is empty.
+
+        The digest of the copy depends on all that determines the results of records with this adapter.
+        """
+        return replace(self, adapters={adapter: self.adapters[adapter]} if adapter else {})
 
     @property
     def file_set(self) -> FileSet:
@@ -213,9 +226,15 @@ class Template:
         return FileSet(self.path or "", self.files, self.key, self.seed, self.owner if self.private else "")
 
     @property
+    def adapter_sets(self) -> dict[str, FileSet]:
+        """Return the adapters. If the template is private, they are private, too."""
+        return {name: replace(each, owner=self.file_set.owner) for name, each in self.adapters.items()}
+
+    @property
     def file_sets(self) -> list[FileSet]:
-        """Return the file sets that a node must fetch: the template's files and the environment's files, if any."""
-        return [file_set for file_set in (self.file_set, self.environment) if file_set and file_set.files]
+        """Return the file sets that a node must fetch: those of the model, the environment and the adapters, if any."""
+        sets = (self.file_set, self.environment, *self.adapter_sets.values())
+        return [file_set for file_set in sets if file_set and file_set.files]
 
     def budget(self, phase: str) -> float:
         """Return the time limit of a phase, in seconds."""
@@ -227,13 +246,16 @@ class Template:
 
         If a service outside the pool has the model, return 0.
         """
-        return 0.0 if self.service else sum(size for _, size in self.files.values()) / 1e6
+        sizes = (
+            size for each in (self.files, *(each.files for each in self.adapters.values())) for _, size in each.values()
+        )
+        return 0.0 if self.service else sum(sizes) / 1e6
 
     def to_json(self) -> str:
         """Return the template as one line of JSON, which from_json can read.
 
-        `private` is left out if it is false, and empty `needs` are left out, because an older glide does not know these
-        fields.
+        `private` is left out if it is false, and empty `needs` and `adapters` are left out, because an older glide does
+        not know these fields.
         """
         fields = asdict(self)
         if not self.private:
@@ -242,6 +264,9 @@ class Template:
             del fields["needs"]
         if self.environment is not None:
             fields["environment"] = self.environment.to_fields()
+        fields["adapters"] = {name: each.to_fields() for name, each in self.adapters.items()}
+        if not self.adapters:
+            del fields["adapters"]
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -259,9 +284,13 @@ class Template:
             fields["function"] = Function(**fields["function"])
         if fields.get("environment") is not None:
             fields["environment"] = FileSet.from_fields(fields["environment"])
-            if fields["environment"].owner:  # otherwise, a user could name the private files of another user
-                raise ValueError("an environment has no owner of its own")
         fields["needs"] = Needs.from_fields(fields.get("needs", {}))
+        fields["adapters"] = {
+            checks.adapter_name(name): FileSet.from_fields(each) for name, each in fields.get("adapters", {}).items()
+        }
+        for each in (fields.get("environment"), *fields["adapters"].values()):
+            if each is not None and each.owner:  # otherwise, a user could name the private files of another user
+                raise ValueError("environments and adapters have no owner of their own")
         return cls(**fields)
 
 

@@ -46,7 +46,7 @@ from glide.server.engines.base import (
 from glide.template import Template
 
 __all__ = [
-    "Completion", "Engine", "EngineRecord", "RecordError", "RecordTimeout", "UnknownOption", "WrongOption",
+    "Completion", "Engine", "EngineRecord", "Loadable", "RecordError", "RecordTimeout", "UnknownOption", "WrongOption",
     "build", "check_generate", "engine_class", "error_fields", "printable",
 ]  # fmt: skip
 

@@ -22,12 +22,14 @@ class EngineRecord:
             these options.
         task: "embed" if the record asks for embeddings, "complete" if its prompt must not become a chat message; empty
             if the engine's options decide.
+        adapter: name of the LoRA adapter with which the record is computed; empty for the model itself.
     """
 
     key: int
     prompt: str | list[Any]
     generate: dict[str, Any] = field(default_factory=dict)
     task: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ class Loadable(Protocol):
       `Options` has one entry `name: meaning` for each option. docs/generate.py copies these entries to the reference.
       `Options.__post_init__` may raise ValueError if a value cannot work.
     - a constructor with two arguments, the template and an instance of `Options`. The constructor must be quick.
+    - optionally, the method `use_adapters(folders)`, if the engine can use LoRA adapters. Its argument is a dict from
+      the name of each adapter to the folder of its files on this node. It runs before `load`. Without adapters, it does
+      not run. Each record names an adapter of this dict, or none.
     - optionally, the static method `check_generate(generate, folder)`. It has the same arguments and errors as the
       function `check_generate` of glide.server.engines. An engine without this method accepts every option of
       `generate`.
@@ -205,8 +210,9 @@ class Loadable(Protocol):
             - `batching`: how records are batched.
             - `megabytes`: memory that the state takes, in MB. Without this key, the server uses the process's memory.
 
-            The server reads this key each time:
+            The server reads these keys each time:
 
+            - `adapters`: names of the LoRA adapters that are in memory.
             - `prefix_hits`: number of prompt tokens that came from a cache, divided by the number of all prompt tokens.
               Both numbers are counted since `load`.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -56,10 +56,14 @@ class Noop:
         self.options = replace(
             options, load_seconds=options.load_seconds * slowdown, record_seconds=options.record_seconds * slowdown
         )
+        self.adapters: dict[str, None] = {}  # names of the adapters that records have used
         self.free_at = 0.0  # the time at which the last call should end, as a value of time.monotonic()
         # If records take no time, use large calls. With small calls, a benchmark would mainly measure the messages.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
+
+    def use_adapters(self, folders: Mapping[str, str]) -> None:
+        """Do nothing. The text of a record with an adapter begins with the adapter's name."""
 
     def prepare(self) -> None:
         self._enter_phase(State.IMPORTING)
@@ -88,6 +92,7 @@ class Noop:
         started = self.free_at if now - self.free_at < 0.005 else now
         self.free_at = started + self.options.record_seconds
         time.sleep(max(0.0, self.free_at - now))
+        self.adapters |= {record.adapter: None for record in records if record.adapter}
         for record in records:
             self._misbehave(_text(record))
         return [_completion(record) for record in records]
@@ -102,7 +107,7 @@ class Noop:
             _crash()
 
     def describe(self) -> dict:
-        return {}
+        return {"adapters": list(self.adapters)}
 
 
 def _text(record: EngineRecord) -> str:
@@ -124,7 +129,8 @@ def _completion(record: EngineRecord) -> Completion:
         vectors = [[float(len(text))] for text in texts]
         only = {"embeddings": vectors} if isinstance(record.prompt, list) else {"embedding": vectors[0]}
         return Completion("", 0, {**only, "usage": usage(0, 0)})
-    text, copies = _text(record), int(record.generate.get("n") or 1)
+    text = f"{record.adapter}: {_text(record)}" if record.adapter else _text(record)
+    copies = int(record.generate.get("n") or 1)
     extra: dict[str, Any] = {"finish_reason": "stop", "usage": usage(0, 0)}
     if copies > 1:
         extra["choices"] = choices_as_api(isinstance(record.prompt, list), [(text, "stop", None)] * copies)

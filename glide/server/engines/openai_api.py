@@ -76,7 +76,7 @@ def can_share(first: EngineRecord, other: EngineRecord, chat: bool, counts: bool
             answers share a request.
     """
     texts = isinstance(first.prompt, str) and isinstance(other.prompt, str)
-    if not texts or (chat and not first.task) or first.task != other.task:
+    if not texts or (chat and not first.task) or (first.task, first.adapter) != (other.task, other.adapter):
         return False
     if first.generate is not other.generate and _as_text(first) != _as_text(other):
         return False

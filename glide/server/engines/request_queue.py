@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,6 +50,7 @@ class Target:
         seconds: time limit of one request.
         retries: maximum number of times that a request is repeated.
         token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
+        adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter.
     """
 
     http: HttpClient
@@ -62,6 +63,7 @@ class Target:
     seconds: float
     retries: int
     token_ids: str = ""
+    adapter_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -229,6 +231,7 @@ class RequestQueue:
         """
         target = self.target
         path, body = api.request(request.records, target.model, target.chat, target.system)
+        body |= target.adapter_fields.get(request.records[0].adapter, {})
         if target.token_ids and path == "completions":
             body = {**body, target.token_ids: True}
         answer, pause = "", 0.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from glide.errors import TemplateError
 from glide.programs import Command, Program, flags, gguf
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that programs can be prepared for
 LARGEST_LIMIT = 4096  # the engine never keeps more prompts in flight than this, whatever the program says
 # Variables for all programs. The model's files are on the node, so no program needs a model hub.
 VARIABLES = {
@@ -27,6 +28,7 @@ def command_line(
     values: Mapping[str, str],
     uses_socket: bool,
     exists: Callable[[Command], bool],
+    adapters: Mapping[str, str],
 ) -> list[str]:
     """Return the command that starts a program.
 
@@ -35,6 +37,7 @@ def command_line(
         values: the values of the placeholders.
         uses_socket: whether the program must listen at a Unix socket.
         exists: function that returns whether the environment has what a command needs.
+        adapters: folder of each LoRA adapter, by name.
 
     Raises:
         TemplateError: the environment has nothing that starts the program.
@@ -50,9 +53,39 @@ def command_line(
     if program.splits_values:
         args = [word for each in args for word in (each.split("=", 1) if each.startswith("-") else [each])]
     given = set(flags(args))
-    defaults = [word.format_map(values) for words in program.arguments if not given & {words[0]} for word in words]
+    described = program.arguments + (program.adapters.arguments if program.adapters and adapters else ())
+    defaults = [word.format_map(values) for words in described if not given & {words[0]} for word in words]
     listening = program.socket_arguments if uses_socket else program.port_arguments
-    return [*chosen, *defaults, *(word.format_map(values) for word in listening or ()), *args]
+    ours = [*defaults, *(word.format_map(values) for word in listening or ())]
+    return [*chosen, *ours, *_adapter_arguments(program, adapters), *args]
+
+
+def _adapter_arguments(program: Program, adapters: Mapping[str, str]) -> list[str]:
+    """Return the arguments that name the LoRA adapters."""
+    form = program.adapters
+    if form is None or not adapters:
+        return []
+    words = [
+        form.each.format_map({"name": name, "path": model_file(folder) if program.needs_file else folder})
+        for name, folder in adapters.items()
+    ]
+    return [form.flag, form.separator.join(words)] if form.separator else [form.flag, *words]
+
+
+def largest_rank(adapters: Mapping[str, str]) -> int:
+    """Return the lowest of RANKS that is at least the rank of each LoRA adapter; the highest one if a rank is unknown.
+
+    Args:
+        adapters: folder of each adapter, in the format of peft.
+    """
+    ranks = [0]
+    for folder in adapters.values():
+        try:
+            config = json.loads((Path(folder) / "adapter_config.json").read_bytes())
+            ranks += [int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            ranks.append(RANKS[-1])
+    return next((rank for rank in RANKS if rank >= max(ranks)), RANKS[-1])
 
 
 def variables(program: Program, values: Mapping[str, str], outer: Mapping[str, str]) -> dict[str, str]:

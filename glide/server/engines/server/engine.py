@@ -51,8 +51,8 @@ class Server:
             No shell runs the command. Only your own jobs can use the loaded model.
         chat: if true, send a prompt as the user's message to /chat/completions. If false, send it to /completions.
         system: system message that is sent before the user's message. This option needs `chat`.
-        parallel: maximum number of prompts in flight at the same time. With 0, this is twice the number that the
-            program computes at the same time. So prompts always wait in the program, and it is never idle.
+        parallel: maximum number of prompts in flight at the same time. With 0, this is at least twice the number that
+            the program computes at the same time. So prompts always wait in the program, and it is never idle.
         served_name: name of the model in requests. By default the name under which glide starts the program.
         hang_seconds: if the program has requests, but generates no token for this number of seconds, glide kills it and
             starts it again. If the program reports no counters, glide waits until a record has exceeded its timeout. If
@@ -115,6 +115,7 @@ class Server:
         self.compiled = compiled.absolute()
         self.program = self._chosen_program()
         self.limit = commands.limit(self.program, options.args) or self.program.limit
+        self.adapters: Mapping[str, str] = {}  # folders of the LoRA adapters
         self.queue: RequestQueue | None = None
         self.megabytes = 0.0
         self.gpu = ""
@@ -127,12 +128,19 @@ class Server:
 
     @property
     def batch(self) -> int:
-        """Number of prompts in flight."""
-        return self.options.parallel or min(2 * self.limit, commands.LARGEST_LIMIT)
+        """Number of prompts in flight.
+
+        While a list of prompts ends, its last prompts leave places free in the program. So further lists must wait.
+        """
+        wanted = max(2 * self.limit, self.limit + 2 * self.program.prompts)
+        return self.options.parallel or min(wanted, commands.LARGEST_LIMIT)
 
     @property
     def window(self) -> int:
         return 16 * self.batch
+
+    def use_adapters(self, folders: Mapping[str, str]) -> None:
+        self.adapters = folders
 
     def prepare(self) -> None:
         """Do nothing, because the program imports its packages itself."""
@@ -154,6 +162,7 @@ class Server:
                 self.program, options.args, options.command, options.served_name, self.template, folder, self.prefix,
                 self.python, self.batch, self.limit,
                 commands.compiled_folder(self.compiled, self.template.digest, [*self.prefix, self.python], self.gpu),
+                self.adapters,
             ),
             phase,
         )  # fmt: skip
@@ -171,7 +180,7 @@ class Server:
             target = Target(
                 self.running.http, self.running.model, self.options.chat, self.options.system, parallel=self.batch,
                 prompts=min(self.program.prompts, self.batch), most=self.batch, seconds=LONGEST_REQUEST,
-                retries=RETRIES, token_ids=self.program.token_ids,
+                retries=RETRIES, token_ids=self.program.token_ids, adapter_fields=self._adapter_fields(),
             )  # fmt: skip
             self.queue = RequestQueue(target, reports, self._wait_for_end)
         self.queue.submit(records)
@@ -181,13 +190,19 @@ class Server:
             self.queue.cancel(late, unwanted)
 
     def describe(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"megabytes": self.megabytes, "batching": self.program.name}
+        facts: dict[str, Any] = {
+            "megabytes": self.megabytes, "batching": self.program.name, "adapters": list(self.adapters),
+        }  # fmt: skip
         if self.gpu:
             facts["gpu"] = self.gpu
         asked = sum(self.counters.get(name, 0.0) for name in self.program.queries_metrics)
         if asked > 0:
             facts["prefix_hits"] = min(1.0, self.counters.get(self.program.hits_metric, 0.0) / asked)
         return facts
+
+    def _adapter_fields(self) -> dict[str, dict[str, Any]]:
+        form = self.program.adapters
+        return {name: form.fields(name, number) for number, name in enumerate(self.adapters)} if form else {}
 
     def _wait_for_end(self) -> None:
         """Wait for some seconds. If the program has ended, this process ends, too, and no record gets an error."""

@@ -13,9 +13,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from glide.server.engines.server.share import share
 from glide.template import Template
 from glide.vocabulary import State
 
+MOST_ADAPTERS = 8  # maximum number of LoRA adapters that a program uses in one batch, because each takes GPU memory
 TRIES = 3  # maximum number of starts if another program takes the port first
 HAS_MODULE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 PREFIX = "glide-program-"  # the name of a program's folder begins with this text
@@ -53,6 +54,7 @@ class Launch:
         connections: maximum number of requests in flight.
         limit: number of prompts that the program must compute at the same time.
         compiled: folder for the code that the program compiles.
+        adapters: folder of each LoRA adapter, by name.
     """
 
     program: Program
@@ -66,6 +68,7 @@ class Launch:
     connections: int
     limit: int
     compiled: Path
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,7 +146,7 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
         done = subprocess.run(test, env=outer, stdin=subprocess.DEVNULL, capture_output=True)
         return done.returncode == 0
 
-    line = commands.command_line(program, plan.args, values, unix_socket is not None, exists)
+    line = commands.command_line(program, plan.args, values, unix_socket is not None, exists, plan.adapters)
     variables = commands.variables(program, values, outer)
     try:
         # Mount the program's folder into the container, because the container may not see the node's /tmp.
@@ -195,6 +198,7 @@ def _values(plan: Launch, work: Path, unix_socket: str | None, key: str, port: i
         "here": str(Path(__file__).resolve().parents[3] / "programs"), "cache": str(plan.compiled),
         "connections": str(plan.connections + 4),
         "kv_gib": str(commands.spare_gib(own.memory, plan.template.megabytes)),
+        "rank": str(commands.largest_rank(plan.adapters)), "adapters": str(min(len(plan.adapters), MOST_ADAPTERS)),
         "cores": commands.core_numbers(os.sched_getaffinity(0), own.cpus),
     }  # fmt: skip
 

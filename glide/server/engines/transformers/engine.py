@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from glide.errors import TemplateError
 from glide.server.engines.base import Completion, EngineRecord, RecordError, usage
 from glide.server.engines.transformers import loading
+from glide.server.engines.transformers.adapters import Adapters
 from glide.server.engines.transformers.device import choose_device, end_if_broken, facts, probe
 from glide.server.engines.transformers.generation import Generation
 from glide.server.engines.transformers.heads import Classification, Embedding
@@ -71,10 +73,18 @@ class Transformers:
         self.window = 16 * options.batch
         # A dict from a record's number (`record.key`) to the record's prompt. Each call of `plan` makes a new dict.
         self.planned: dict[int, Prompt] = {}
+        self.needs_adapters = bool(template.adapters)
+        self.folders: Mapping[str, str] = {}  # folders of the adapters
+
+    def use_adapters(self, folders: Mapping[str, str]) -> None:
+        self.folders = folders
 
     def prepare(self) -> None:
         import torch  # noqa: F401
         import transformers
+
+        if self.needs_adapters:
+            _import_peft()
 
         # The library imports a class only when a program first names the class. So name the classes now, while the
         # template's files are being fetched. This saves time in `load`.
@@ -96,10 +106,13 @@ class Transformers:
         if options.device != "all":
             model.to(self.device)
         probe(self.device)
+        self.adapters = Adapters(model, self.folders)
         phase(State.WARMING)
         self.task: Generation | Embedding | Classification
         if options.task == "generate":
-            self.task = Generation(model, self.encoder, options.batching, options.batch, options.batch_tokens)
+            # The cache of continuous batching cannot tell the adapters apart.
+            batching = "static" if self.folders else options.batching
+            self.task = Generation(model, self.encoder, batching, options.batch, options.batch_tokens)
         else:
             head = Embedding if options.task == "embed" else Classification
             self.task = head(model, self.encoder, options.batch, options.batch_tokens)
@@ -124,7 +137,10 @@ class Transformers:
             prompts = self.encoder.encode(records)
         except RecordError:
             prompts, failing = self._encode_each(records)
-        calls = self.task.plan(prompts) if prompts else []
+        by_adapter: dict[str, list[Prompt]] = {}
+        for prompt in prompts:
+            by_adapter.setdefault(prompt.record.adapter, []).append(prompt)
+        calls = [call for each in by_adapter.values() for call in self.task.plan(each)]
         self.planned = {prompt.record.key: prompt for call in calls for prompt in call}
         return [[prompt.record for prompt in call] for call in calls] + lists + failing
 
@@ -144,6 +160,8 @@ class Transformers:
 
     def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
         try:
+            if self.adapters.activate(records[0].adapter) and isinstance(self.task, Generation):
+                self.task.forget_prefixes()
             if _has_texts(records[0]):
                 return [self._embed_texts(records[0])]
             if all(record.key in self.planned for record in records):
@@ -167,4 +185,11 @@ class Transformers:
         return Completion("", 0, {"embeddings": vectors, "usage": usage(tokens, 0)})
 
     def describe(self) -> dict[str, Any]:
-        return {**facts(self.device), **self.task.describe()}
+        return {**facts(self.device), **self.task.describe(), "adapters": self.adapters.loaded}
+
+
+def _import_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise TemplateError(f"adapters need the package peft in the template's environment: {error}") from None

@@ -263,6 +263,10 @@ class Generation:
         longest = max(len(prompt.ids) for prompt in prompts) + int(options.library["max_new_tokens"])
         return longest <= min(self.continuous.max_tokens, self.padded.sharing.unrestricted_tokens)
 
+    def forget_prefixes(self) -> None:
+        """Forget the keys and values of prefixes, because they fit only the adapter that was active before."""
+        self.padded.prefixes.cached.clear()
+
     def describe(self) -> dict[str, Any]:
         hits = self.reused_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
         return {"batching": self.default_batching.name, "prefix_hits": hits}

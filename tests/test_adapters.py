@@ -1,0 +1,291 @@
+"""LoRA adapters as an axis of a sweep: a node loads the model once, and each adapter has its own results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.bench.gguf_file import write_adapter_gguf, write_gguf
+from glide.condor import Collector
+from glide.errors import InputError
+from glide.programs import PROGRAMS
+from glide.server.engines.server.command import command_line, largest_rank
+from glide.sweep.prepare import prepare
+from glide.template import FileSet, Template
+from glide.vocabulary import Exit, Machine, State
+from tests.conftest import eventually
+from tests.server_rig import Server, failure
+from tests.test_serving_programs import FLOAT32, GENERATE, PROMPT, VERIFIER, claims
+
+MODEL = VERIFIER / "model"
+RECORDS = [{"custom_id": f"r{number}", "text": f"text {number}"} for number in range(20)]
+NAMES = ("first", "second.v2")  # a name with a dot is not possible within peft itself
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory) -> dict[str, Path]:
+    """Two random adapters of the tiny verifier, which change most of its texts."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    found = {}
+    for number, name in enumerate(NAMES):
+        torch.manual_seed(number)
+        parts = ["q_proj", "v_proj", "down_proj"][: 2 + number]
+        config = LoraConfig(
+            r=4 + 4 * number, lora_alpha=16, target_modules=parts, init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL), config)
+        found[name] = tmp_path_factory.mktemp("adapters") / name
+        model.save_pretrained(found[name])
+    return found
+
+
+@pytest.fixture(scope="session")
+def expected(adapters) -> dict[str, list[str]]:
+    """The texts of the last 300 claims with the model and with each adapter, from plain transformers and peft."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    texts = {}
+    for name in ("none", *NAMES):
+        model = AutoModelForCausalLM.from_pretrained(MODEL)
+        if name != "none":
+            model = PeftModel.from_pretrained(model, adapters[name])
+        texts[name] = [_text(model.eval(), tokenizer, PROMPT.format_map(claim)) for claim in claims(300)]
+    return texts
+
+
+def _text(model: Any, tokenizer: Any, prompt: str) -> str:
+    given = tokenizer(prompt, return_tensors="pt")
+    row = model.generate(**given, **GENERATE, pad_token_id=0)[0]
+    return tokenizer.decode(row[given["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def paths(adapters: dict[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in adapters.items()}
+
+
+# ---- the sweep file ------------------------------------------------------------------------------
+
+
+def verifier(**options: Any) -> dict[str, Any]:
+    return {"name": "verifier", "engine": "transformers", "path": str(MODEL), "options": options}
+
+
+@pytest.mark.models
+def test_each_adapter_and_the_model_itself_have_their_cells(sweep, adapters):
+    (one,) = prepare(sweep.write(RECORDS, model=verifier(), adapters=paths(adapters)).file)
+    assert list(one.cells) == ["none/plain", "first/plain", "second.v2/plain"]
+    assert one.total == 3 * len(RECORDS)
+    record = next(iter(one.records))
+    assert one.request("none/plain", record).get("adapter", "") == ""
+    assert one.request("second.v2/plain", record)["adapter"] == "second.v2"
+    prints = [set(one.fingerprints[cell]) for cell in one.cells]
+    assert not prints[0] & prints[1] and not prints[1] & prints[2]
+
+
+@pytest.mark.models
+def test_results_stay_valid_when_an_adapter_is_added(sweep, adapters):
+    one = {"first": str(adapters["first"])}
+    (before,) = prepare(sweep.write(RECORDS, model=verifier(), adapters=one).file)
+    (after,) = prepare(sweep.write(RECORDS, model=verifier(), adapters=paths(adapters)).file)
+    for cell in before.cells:
+        assert before.fingerprints[cell] == after.fingerprints[cell]
+    assert before.template.digest != after.template.digest
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda folder: shutil.rmtree(folder), r"adapters\.a: .*is not a folder"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), r"adapters\.a: .*has no adapter_config\.json"),
+        (lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"), "is a pickle"),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}'), "only LORA is possible"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "not the description of an adapter"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 99), "it is damaged"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "it is damaged"),
+    ],
+)
+def test_wrong_adapters_are_refused_with_their_place(sweep, adapters, change, problem):
+    shutil.copytree(adapters["first"], sweep.folder / "a")
+    change(sweep.folder / "a")
+    with pytest.raises(InputError, match=problem) as found:
+        prepare(sweep.write(RECORDS, model=verifier(), adapters={"a": "a"}).file)
+    assert "sweep.yaml:" in str(found.value)
+
+
+@pytest.mark.models
+def test_adapter_of_another_model_is_refused_before_submission(sweep, adapters, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapters["first"], sweep.folder / "a")
+    weights = load_file(sweep.folder / "a" / "adapter_model.safetensors")
+    weights = {name: torch.zeros(8, 64) if "lora_A" in name else each for name, each in weights.items()}
+    save_file(weights, sweep.folder / "a" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"does not fit the model: model\.layers\.\d\.self_attn.* \[128, 128\]"):
+        prepare(sweep.write(RECORDS, model=verifier(), adapters={"a": "a"}).file)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"name": "m", "engine": "openai", "options": {"url": "http://h/v1", "model": "m"}}, "openai engine has no"),
+        ({"name": "m", "engine": "server", "options": {"command": "serve {port}"}}, "a command gets no adapters"),
+        (
+            {"name": "m", "engine": "server", "path": str(MODEL), "options": {"program": "transformers"}},
+            "transformers gets no adapters from glide; use one of vllm, sglang, llamacpp",
+        ),
+        (verifier(batching="continuous"), "continuous batching has no adapters"),
+    ],
+)
+def test_engines_without_adapters_are_refused(sweep, adapters, model, problem):
+    with pytest.raises(InputError, match=problem):
+        prepare(sweep.write(RECORDS, model=model, adapters=paths(adapters)).file)
+
+
+@pytest.mark.parametrize("name", ["none", "summary.json", "a b", "-x"])
+def test_names_that_cannot_be_adapters_are_refused(sweep, name):
+    with pytest.raises(InputError, match="adapters"):
+        prepare(sweep.write(RECORDS, adapters={name: "a"}).file)
+
+
+# ---- the template and the programs ---------------------------------------------------------------
+
+FILES = {"adapter_config.json": ("0" * 64, 1)}
+
+
+def test_template_keeps_its_adapters_in_json():
+    template = Template("m", "noop", adapters={"a": FileSet("/a", FILES), "b": FileSet("/b", FILES, "key", "seed")})
+    again = Template.from_json(template.to_json())
+    assert again == template and again.digest == template.digest
+    assert template.with_only("").digest == Template("m", "noop").digest
+    assert len(template.file_sets) == 2
+    assert "adapters" not in Template("m", "noop").to_json()  # an older glide refuses the field
+
+
+def test_adapters_of_a_private_template_are_private():
+    template = Template("m", "noop", user="ann@pool", private=True, adapters={"a": FileSet("/a", FILES)})
+    assert [each.owner for each in template.file_sets] == ["ann@pool"]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"), [("a", "ann@pool"), ("../a", ""), ("-a", ""), ("a=b", ""), ("a b", ""), ("", "")]
+)
+def test_hostile_adapters_of_a_template_are_refused(name, owner):
+    template = Template("m", "noop", adapters={"a": FileSet("/a", FILES, owner=owner)})
+    text = template.to_json().replace('"adapters": {"a"', f'"adapters": {{"{name}"')
+    with pytest.raises(ValueError, match="adapter"):
+        Template.from_json(text)
+
+
+def test_programs_get_their_adapters_as_arguments(tmp_path):
+    folders = {}
+    for name, rank in (("a", 12), ("b", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        (tmp_path / name / f"{name}.gguf").touch()
+        folders[name] = str(tmp_path / name)
+    assert largest_rank(folders) == 16
+
+    def arguments(program: str, given: dict[str, str], *args: str) -> list[str]:
+        described = PROGRAMS[program]
+        words = {"rank": "16", "adapters": "2"}
+        values = {name: words.get(name, "x") for name in (
+            "path", "file", "model", "port", "socket", "cpus", "python", "key", "address", "config", "sequences",
+            "context", "here", "cache", "connections", "kv_gib", "cores", "rank", "adapters",
+        )}  # fmt: skip
+        return command_line(described, args, values, False, lambda command: True, given)
+
+    vllm = " ".join(arguments("vllm", folders))
+    assert "--enable-lora --max-lora-rank 16 --max-loras 2" in vllm
+    assert f"--lora-modules lora:a={folders['a']} lora:b={folders['b']}" in vllm
+    assert "--max-lora-rank 64" in " ".join(arguments("vllm", folders, "--max-lora-rank", "64"))
+    assert "--max-lora-rank 16" not in " ".join(arguments("vllm", folders, "--max-lora-rank", "64"))
+    llamacpp = arguments("llamacpp", folders)
+    assert llamacpp[llamacpp.index("--lora") + 1] == f"{folders['a']}/a.gguf,{folders['b']}/b.gguf"
+    for program in PROGRAMS:
+        assert not [each for each in arguments(program, {}) if "lora" in each]
+
+
+# ---- engines -------------------------------------------------------------------------------------
+
+
+def requests(name: str) -> list[dict[str, Any]]:
+    adapter = {} if name == "none" else {"adapter": name}
+    return [
+        {"custom_id": f"{name}{number}", "prompt": PROMPT.format_map(claim), **adapter}
+        for number, claim in enumerate(claims(300))
+    ]
+
+
+@pytest.mark.models
+def test_mixed_records_get_the_texts_of_their_adapters(start, adapters, expected):
+    """All prompts begin alike. A prefix that was computed with another adapter would change the texts."""
+    sets = {name: FileSet(str(path), Template.of_folder("", "", path, {}).files) for name, path in adapters.items()}
+    template = Template.of_folder("verifier", "transformers", MODEL, {"dtype": "float32", "device": "cpu"})
+    server: Server = start(Template(**{**vars(template), "adapters": sets}))
+    server.reached(State.WARM)
+    assert Machine.ADAPTERS not in server.now()
+    mixed = [one for several in zip(*map(requests, expected), strict=True) for one in several]
+    texts = {each["custom_id"]: each["text"] for each in server.call([{"generate": GENERATE}, *mixed]).results()}
+    for name, wanted in expected.items():
+        assert [texts[f"{name}{number}"] for number in range(300)] == wanted
+    assert len({tuple(each) for each in expected.values()}) == 3
+    assert server.now()[Machine.ADAPTERS] == ",".join(NAMES)
+
+
+def test_unknown_adapter_is_wrong_input(start):
+    server: Server = start()
+    server.reached(State.WARM)
+    code, errors = server.call([{"custom_id": "x", "prompt": "p", "adapter": "b"}]).end()
+    assert code == Exit.INPUT and "record 'x': no adapter 'b'; the model has none" in errors
+
+
+@pytest.mark.models
+def test_package_that_adapters_need_is_named(start, adapters, monkeypatch, tmp_path):
+    (tmp_path / "hidden" / "peft").mkdir(parents=True)
+    (tmp_path / "hidden" / "peft" / "__init__.py").write_text("raise ImportError('no module of this name')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    sets = {"a": FileSet(str(adapters["first"]), Template.of_folder("", "", adapters["first"], {}).files)}
+    template = Template.of_folder("m", "transformers", MODEL, {"device": "cpu"})
+    assert "adapters need the package peft" in failure(start(Template(**{**vars(template), "adapters": sets})))
+
+
+# ---- the pool ------------------------------------------------------------------------------------
+
+
+@pytest.mark.pool
+@pytest.mark.models
+@pytest.mark.parametrize("engine", ["transformers", "llamacpp"])
+def test_sweep_with_two_adapters_loads_the_model_once(factory, sweep, adapters, expected, engine, tmp_path):
+    model, given = verifier(dtype="float32"), paths(adapters)
+    if engine == "llamacpp":
+        write_gguf(MODEL, tmp_path / "gguf" / "verifier.gguf")
+        options = {"program": "llamacpp", "args": FLOAT32}
+        model = {"name": "verifier-gguf", "engine": "server", "path": str(tmp_path / "gguf"), "options": options}
+        for name, path in adapters.items():
+            (tmp_path / name).mkdir()
+            write_adapter_gguf(path, MODEL, tmp_path / name / "adapter.gguf")
+            given[name] = str(tmp_path / name)
+    sweep.write(claims(300), model=model, adapters=given, prompts={"plain": PROMPT}, generate=GENERATE, glideins=1)
+    run = sweep.run()
+    assert run.returncode == 0, run.stderr
+    for name, wanted in expected.items():
+        texts = [each["text"] for each in sweep.results(f"{name}/plain")]
+        # With these adapters, llama.cpp's log probabilities differ from peft's by up to 0.01. One text of 900 differs.
+        assert sum(ours != theirs for ours, theirs in zip(texts, wanted, strict=True)) <= (engine == "llamacpp")
+    wanted_lane = f'{Machine.MODEL} == "{model["name"]}" && {Machine.ADAPTERS} == "{",".join(NAMES)}"'
+    lane, *_ = eventually(lambda: Collector().lanes([Machine.SOCKET], wanted_lane), "both adapters are advertised")
+    assert len({each["glidein"] for name in expected for each in sweep.results(f"{name}/plain")}) == 1
+    log = next(Path(lane[Machine.SOCKET]).parents[1].rglob("ModelServerLog")).read_text()
+    assert log.count(f"{model['name']} Loading") == 1
