@@ -9,7 +9,7 @@ class Machine:
 
     TEMPLATE = "GlideTemplate"  # digest of the template that the lane offers
     MODEL = "GlideModel"  # name of the template's model
-    STATE = "GlideState"  # model server's state: Blank, Fetching, Importing, Loading, Warming, Warm, Draining or Failed
+    STATE = "GlideState"  # server's state: Blank, Fetching, Importing, Loading, Warming, Warm, Asleep, Draining, Failed
     STATE_SINCE = "GlideStateSince"  # Unix time of the last change of state
     FAILURE = "GlideFailure"  # reason why the state is Failed, or why the last engine ended
     OWNER = "GlideOwner"  # the only User whose jobs the lane serves; set if the template contains code of this User
@@ -25,6 +25,7 @@ class Machine:
     BATCHING = "GlideBatching"  # "static", "continuous", "equal lengths", "single", or the name of the serving program
     PREFIX_HITS = "GlidePrefixHits"  # share of prompt tokens that were reused from earlier prompts, from 0 to 1
     ADAPTERS = "GlideAdapters"  # names of the LoRA adapters in memory, separated by commas; absent if there are none
+    ASLEEP = "GlideAsleep"  # digests of templates that are loaded in main memory only, separated by commas
     SERVED = "GlideServed"  # number of records served so far
     ERRORS = "GlideErrors"  # number of served records whose result is an error
     SERVED_SINCE = "GlideServedSince"  # Unix time when the first engine call began
@@ -75,7 +76,11 @@ class Job:
 
 
 class State:
-    """States of a model server. A healthy server passes through the states from Blank to Draining in this order."""
+    """States of a model server.
+
+    A healthy server passes through the states from Blank to Draining in this order, but without Asleep. A server that
+    sleeps goes from Warm to Asleep, and later through Loading to Warm again.
+    """
 
     BLANK = "Blank"
     FETCHING = "Fetching"
@@ -83,6 +88,7 @@ class State:
     LOADING = "Loading"
     WARMING = "Warming"
     WARM = "Warm"
+    ASLEEP = "Asleep"  # loaded in main memory; the GPU memory is free for another template (GlideAsleep)
     DRAINING = "Draining"
     FAILED = "Failed"
 

@@ -16,11 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument("--port", type=int)
-parser.add_argument("--socket")
+parser.add_argument("--socket", "--uds")
 parser.add_argument("--path")
-parser.add_argument("--model", default="m")
+parser.add_argument("--model", "--served-model-name", default="m")
+parser.add_argument("--enable-sleep-mode", action="store_true", help="sleep and wake up as vLLM does")
+parser.add_argument(
+    "--max-model-len", type=int, default=0, help="MB of memory that the program takes while it is awake"
+)
 parser.add_argument("--start-seconds", type=float, default=0.0)
 parser.add_argument("--seconds", type=float, default=0.0, help="duration of a request")
 parser.add_argument("--fail", default="", help="start, ready, first: where the program fails")
@@ -31,7 +35,11 @@ parser.add_argument("--port-taken", help="file; while it does not exist, the pro
 parser.add_argument("--orphan", action="store_true", help="start a process that leaves the session and its parent")
 parser.add_argument("--counts", action="store_true", help="count generated tokens in /metrics, one each 0.1 s")
 parser.add_argument("--busy", help="file for the largest number of requests at the same time")
-options = parser.parse_args()
+parser.add_argument("--compiles", type=float, help="seconds to compile a kernel, unless the cache has it")
+# As `vllm serve`, the program gets flags of vLLM that mean nothing here.
+options = parser.parse_known_args()[0] if sys.argv[1:2] == ["serve"] else parser.parse_args()
+weights = bytearray(options.max_model_len << 20)
+asleep = False
 in_flight = most = tokens = 0
 lock = threading.Lock()
 hung = threading.Event()  # a program that hangs answers nobody
@@ -41,7 +49,7 @@ def fail(what: str) -> None:
     """Fail if this is the place where the program must fail."""
     if options.fail != what:
         return
-    kind, _, number = options.how.partition(" ")
+    kind, _, number = options.how.replace("=", " ").partition(" ")
     print(f"the program fails on purpose: {what} {options.says}", flush=True)
     if kind == "exit":
         os._exit(int(number))
@@ -60,6 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fail("ready")
         if self.path == "/metrics" and options.counts:
             return self.answer(200, f'vllm:generation_tokens_total{{engine="0"}} {tokens}.0\n')
+        if self.path == "/health":
+            return self.answer(200, {})
         if self.path != "/v1/models":
             return self.answer(404, {"detail": "Not Found"})
         if self.headers["Authorization"] != f"Bearer {os.environ['OPENAI_API_KEY']}":
@@ -69,6 +79,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         global in_flight, most, tokens
         self.hang_if_hung()
+        if options.enable_sleep_mode and self.path in ("/sleep?level=1", "/wake_up"):
+            return self.change_sleep(self.path == "/sleep?level=1")
+        if asleep:
+            return self.answer(500, {"error": {"message": "the program is asleep"}})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with lock:
             in_flight += 1
@@ -88,6 +102,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             in_flight -= 1
         self.answer(200, {"choices": [{"index": 0, "text": prompt, "finish_reason": "stop"}],
                           "usage": {"prompt_tokens": len(prompt), "completion_tokens": 1}})  # fmt: skip
+
+    def change_sleep(self, sleep: bool) -> None:
+        global asleep, weights
+        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
+            return self.answer(404, {"detail": "Not Found"})
+        fail("sleep" if sleep else "wake")
+        asleep, weights = sleep, bytearray(0 if sleep else options.max_model_len << 20)
+        self.answer(200, "")
 
     def hang_if_hung(self) -> None:
         while hung.is_set():
@@ -131,6 +153,15 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['setsid', 'sleep', '600'])"])
     fail("start")
     time.sleep(options.start_seconds)
+    if options.compiles is not None:
+        kernel = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "ab" / "kernel.so"
+        print(f"kernel {'found' if kernel.exists() else 'compiled'}", flush=True)
+        if kernel.exists() and "FAKE_REFUSES_KERNEL" in os.environ:
+            sys.exit("the kernel does not work here")
+        if not kernel.exists():
+            time.sleep(options.compiles)
+            kernel.parent.mkdir(parents=True)
+            kernel.write_bytes(b"machine code" * 1_000_000)
     if options.socket:
         UnixServer(options.socket, Handler).serve_forever()
     PortServer(("127.0.0.1", options.port), Handler).serve_forever()

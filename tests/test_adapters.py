@@ -12,8 +12,6 @@ import pytest
 from glide.bench.gguf_file import write_adapter_gguf, write_gguf
 from glide.condor import Collector
 from glide.errors import InputError
-from glide.programs import PROGRAMS
-from glide.server.engines.server.command import command_line, largest_rank
 from glide.sweep.prepare import prepare
 from glide.template import FileSet, Template
 from glide.vocabulary import Exit, Machine, State
@@ -80,7 +78,7 @@ def verifier(**options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.models
-def test_each_adapter_and_the_model_itself_have_their_cells(sweep, adapters):
+def test_model_and_each_adapter_have_cells(sweep, adapters):
     (one,) = prepare(sweep.write(RECORDS, model=verifier(), adapters=paths(adapters)).file)
     assert list(one.cells) == ["none/plain", "first/plain", "second.v2/plain"]
     assert one.total == 3 * len(RECORDS)
@@ -139,13 +137,13 @@ def test_adapter_of_another_model_is_refused_before_submission(sweep, adapters, 
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        ({"name": "m", "engine": "openai", "options": {"url": "http://h/v1", "model": "m"}}, "openai engine has no"),
-        ({"name": "m", "engine": "server", "options": {"command": "serve {port}"}}, "a command gets no adapters"),
+        ({"name": "m", "engine": "openai", "options": {"url": "http://h/v1", "model": "m"}}, "openai engine cannot"),
+        ({"name": "m", "engine": "server", "options": {"command": "serve {port}"}}, "a command cannot use adapters"),
         (
             {"name": "m", "engine": "server", "path": str(MODEL), "options": {"program": "transformers"}},
-            "transformers gets no adapters from glide; use one of vllm, sglang, llamacpp",
+            "transformers cannot use adapters; set `program` to one of vllm, sglang, llamacpp",
         ),
-        (verifier(batching="continuous"), "continuous batching has no adapters"),
+        (verifier(batching="continuous"), "continuous batching cannot use adapters"),
     ],
 )
 def test_engines_without_adapters_are_refused(sweep, adapters, model, problem):
@@ -157,64 +155,6 @@ def test_engines_without_adapters_are_refused(sweep, adapters, model, problem):
 def test_names_that_cannot_be_adapters_are_refused(sweep, name):
     with pytest.raises(InputError, match="adapters"):
         prepare(sweep.write(RECORDS, adapters={name: "a"}).file)
-
-
-# ---- the template and the programs ---------------------------------------------------------------
-
-FILES = {"adapter_config.json": ("0" * 64, 1)}
-
-
-def test_template_keeps_its_adapters_in_json():
-    template = Template("m", "noop", adapters={"a": FileSet("/a", FILES), "b": FileSet("/b", FILES, "key", "seed")})
-    again = Template.from_json(template.to_json())
-    assert again == template and again.digest == template.digest
-    assert template.with_only("").digest == Template("m", "noop").digest
-    assert len(template.file_sets) == 2
-    assert "adapters" not in Template("m", "noop").to_json()  # an older glide refuses the field
-
-
-def test_adapters_of_a_private_template_are_private():
-    template = Template("m", "noop", user="ann@pool", private=True, adapters={"a": FileSet("/a", FILES)})
-    assert [each.owner for each in template.file_sets] == ["ann@pool"]
-
-
-@pytest.mark.parametrize(
-    ("name", "owner"), [("a", "ann@pool"), ("../a", ""), ("-a", ""), ("a=b", ""), ("a b", ""), ("", "")]
-)
-def test_hostile_adapters_of_a_template_are_refused(name, owner):
-    template = Template("m", "noop", adapters={"a": FileSet("/a", FILES, owner=owner)})
-    text = template.to_json().replace('"adapters": {"a"', f'"adapters": {{"{name}"')
-    with pytest.raises(ValueError, match="adapter"):
-        Template.from_json(text)
-
-
-def test_programs_get_their_adapters_as_arguments(tmp_path):
-    folders = {}
-    for name, rank in (("a", 12), ("b", 5)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"r": rank}))
-        (tmp_path / name / f"{name}.gguf").touch()
-        folders[name] = str(tmp_path / name)
-    assert largest_rank(folders) == 16
-
-    def arguments(program: str, given: dict[str, str], *args: str) -> list[str]:
-        described = PROGRAMS[program]
-        words = {"rank": "16", "adapters": "2"}
-        values = {name: words.get(name, "x") for name in (
-            "path", "file", "model", "port", "socket", "cpus", "python", "key", "address", "config", "sequences",
-            "context", "here", "cache", "connections", "kv_gib", "cores", "rank", "adapters",
-        )}  # fmt: skip
-        return command_line(described, args, values, False, lambda command: True, given)
-
-    vllm = " ".join(arguments("vllm", folders))
-    assert "--enable-lora --max-lora-rank 16 --max-loras 2" in vllm
-    assert f"--lora-modules lora:a={folders['a']} lora:b={folders['b']}" in vllm
-    assert "--max-lora-rank 64" in " ".join(arguments("vllm", folders, "--max-lora-rank", "64"))
-    assert "--max-lora-rank 16" not in " ".join(arguments("vllm", folders, "--max-lora-rank", "64"))
-    llamacpp = arguments("llamacpp", folders)
-    assert llamacpp[llamacpp.index("--lora") + 1] == f"{folders['a']}/a.gguf,{folders['b']}/b.gguf"
-    for program in PROGRAMS:
-        assert not [each for each in arguments(program, {}) if "lora" in each]
 
 
 # ---- engines -------------------------------------------------------------------------------------
@@ -249,6 +189,43 @@ def test_unknown_adapter_is_wrong_input(start):
     server.reached(State.WARM)
     code, errors = server.call([{"custom_id": "x", "prompt": "p", "adapter": "b"}]).end()
     assert code == Exit.INPUT and "record 'x': no adapter 'b'; the model has none" in errors
+
+
+@pytest.mark.models
+def test_adapter_that_does_not_fit_fails_only_its_records(start, adapters, tmp_path):
+    """The adapter has matrices for a module that the model lacks. Twelve more adapters show that names do not mix."""
+    shutil.copytree(adapters["first"], tmp_path / "wrong")
+    config = json.loads((tmp_path / "wrong" / "adapter_config.json").read_text()) | {"target_modules": ["no_such"]}
+    (tmp_path / "wrong" / "adapter_config.json").write_text(json.dumps(config))
+    folders = {"wrong": tmp_path / "wrong", **{f"a{number}": adapters["first"] for number in range(12)}}
+    sets = {name: FileSet(str(path), Template.of_folder("", "", path, {}).files) for name, path in folders.items()}
+    template = Template.of_folder("verifier", "transformers", MODEL, {"dtype": "float32", "device": "cpu"})
+    server: Server = start(Template(**{**vars(template), "adapters": sets}))
+    server.reached(State.WARM)
+    names = ["wrong", "a1", "a11", "a1", "wrong", "a10", ""]
+    sent = [
+        {"custom_id": str(number), "prompt": "Claim:", **({"adapter": name} if name else {})}
+        for number, name in enumerate(names)
+    ]
+    results = {each["custom_id"]: each for each in server.call([{"generate": GENERATE}, *sent]).results()}
+    failed = [results[str(number)]["error"] for number, name in enumerate(names) if name == "wrong"]
+    assert all(each["type"] == "AdapterError" and "no_such" in each["message"] for each in failed) and len(failed) == 2
+    texts = {results[str(number)]["text"] for number, name in enumerate(names) if name.startswith("a")}
+    assert len(texts) == 1 and results["6"]["error"] is None
+
+
+@pytest.mark.models
+def test_adapter_that_changed_after_it_was_described_is_not_used(start, adapters, tmp_path):
+    shutil.copytree(adapters["first"], tmp_path / "a")
+    sets = {"a": FileSet(str(tmp_path / "a"), Template.of_folder("", "", tmp_path / "a", {}).files)}
+    template = Template.of_folder("verifier", "transformers", MODEL, {"dtype": "float32", "device": "cpu"})
+    server: Server = start(Template(**{**vars(template), "adapters": sets}))
+    server.reached(State.WARM)
+    weights = bytearray((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(weights)
+    (result,) = server.call([{"custom_id": "x", "prompt": "Claim:", "adapter": "a"}]).results()
+    assert "not the file that the template describes" in result["error"]["message"]
 
 
 @pytest.mark.models

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -21,8 +20,7 @@ from glide.factory.suitability import gpu_macros, lack
 from glide.files.file_set import without_other_files
 from glide.programs import PROGRAMS
 from glide.server import gpus
-from glide.server.engines.server.command import command_line, compiled_folder
-from glide.server.supply import FileSupply, SupplySettings
+from glide.server.engines.server.command import command_line
 from glide.sweep.models import prepare_model
 from glide.template import Template
 from glide.template.needs import Needs
@@ -194,22 +192,6 @@ def test_command_line_prefers_the_arguments_of_the_user():
     assert line[:3] == ["llama-server", "--model", "file"]
     assert line.count("--ctx-size") == 1 and line[-2:] == ["--ctx-size", "99"]
     assert line[line.index("--host") + 1] == "address" and "--port" not in line
-
-
-def test_compiled_code_is_kept_for_one_model_environment_and_gpu(tmp_path):
-    def folder(digest: str = "d", environment: str = "/env/bin/python", gpu: str = "A100") -> Path:
-        return compiled_folder(tmp_path, digest, [environment], gpu)
-
-    assert folder() == folder() and folder().parent == tmp_path
-    assert len({folder(), folder(digest="e"), folder(environment="/other"), folder(gpu="H200")}) == 4
-
-
-def test_compiled_code_of_a_user_is_not_kept_on_the_node(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    supply = FileSupply(SupplySettings(str(tmp_path / "cache")), asyncio.Event())
-    plain = Template("m", "server", options={"program": "vllm"})
-    assert supply.compiled_folder(plain) == tmp_path / "cache" / "compiled"
-    assert supply.compiled_folder(replace(plain, user="ada@here")) == tmp_path / "compiled"
 
 
 # ---- needs ---------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def read(sweep, model: str) -> list[dict[str, Any]]:
 def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gguf):
     """The glidein's processes are killed without warning, as on a node that loses its power."""
     prompts = {f"p{number}": f"{number}. {PROMPT}" for number in range(2)}
-    sweep.write(claims(3000), model=models(gguf)["llamacpp"] | {"name": "llama-killed"}, prompts=prompts,
+    sweep.write(claims(1500), model=models(gguf)["llamacpp"] | {"name": "llama-killed"}, prompts=prompts,
                 generate=GENERATE, glideins=1)  # fmt: skip
     run = sweep.start()
     file = sweep.out / "p0" / "results.jsonl"
@@ -121,7 +121,7 @@ def test_killed_glidein_leaves_no_program_and_loses_no_record(factory, sweep, gg
     assert run.returncode == 0, errors
     for prompt in prompts:
         results = sweep.results(prompt)
-        assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(3000)]
+        assert [each["custom_id"] for each in results] == [each["custom_id"] for each in claims(1500)]
         assert all(each["error"] is None for each in results)
 
 
@@ -129,6 +129,21 @@ def test_model_that_llamacpp_cannot_load_is_reported(start, tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF, but not a model")
     reason = failure(start(Template.of_folder("m", "server", tmp_path, {"program": "llamacpp"})))
     assert "llamacpp exited with code 1" in reason and "failed to load model" in reason
+
+
+def test_status_shows_why_a_program_failed(factory, sweep, tmp_path):
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "broken.gguf").write_bytes(b"GGUF, but not a model")
+    model = {"name": "broken", "engine": "server", "path": str(tmp_path / "gguf"), "options": {"program": "llamacpp"}}
+    sweep.write(claims(5), model=model, prompts={"plain": PROMPT}, generate=GENERATE).start()
+    status = [sys.executable, "-m", "glide", "status"]
+    words = ("llamacpp exited with code 1", "failed to load model")
+
+    def shows() -> bool:
+        told = subprocess.run(status, capture_output=True, text=True).stdout
+        return all(each in " ".join(told.split()) for each in words)
+
+    eventually(shows, "the reason in `glide status`")
 
 
 @pytest.mark.soak

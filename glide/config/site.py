@@ -152,11 +152,15 @@ class CacheSettings(Strict):
         gigabytes: maximum size of the cache in GB. By default 95 % of the disk.
         upload_megabytes: maximum rate at which each glidein sends files to other nodes, in MB per second. By default
             no limit.
+        share_compiled: whether nodes get the code that serving programs compile (torch.compile, Triton) from other
+            nodes of the entry. A node then compiles code only if no other node with the same GPU type and environment
+            offers it. Nobody can check such code, so use this only if you trust all nodes of the entry.
     """
 
     folder: Line | None = None
     gigabytes: Number | None = Field(None, gt=0)
     upload_megabytes: Number | None = Field(None, gt=0)
+    share_compiled: bool = Field(False, strict=True)
 
 
 class ServiceSettings(Strict):
@@ -257,9 +261,11 @@ class Entry(Strict):
     knobs: dict[KnobName, KnobValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _has_one_outer_pool(self) -> Entry:
+    def _is_consistent(self) -> Entry:
         if self.pool and self.ssh:
             raise ValueError("an entry has either pool or ssh; remove one of them")
+        if self.cache.share_compiled and self.users_code and len(self.owners) > 1:
+            raise ValueError("with share_compiled, one owner's code could change what others run; remove users_code")
         return self
 
     @property

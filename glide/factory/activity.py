@@ -44,4 +44,4 @@ def activity(glidein: Glidein, lanes: Collection[Lane]) -> str:
         return Activity.SERVING
     if states & {State.WARM, State.DRAINING} or (states == {State.BLANK} and not glidein.template):
         return Activity.IDLE
-    return Activity.COMING if states & set(State.COMING_UP) else Activity.LOST
+    return Activity.COMING if states & {*State.COMING_UP, State.ASLEEP} else Activity.LOST

@@ -100,6 +100,8 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
     described = snapshot.description(template)
     if entry.service and described and (described.model != entry.service.serves or described.owner):
         headroom.limit_to(0, f"it serves only {entry.service.serves}")
+    elif entry.service and described and described.adapters:
+        headroom.limit_to(0, "its service gets no adapters")
     elif described and not entry.service and (missing := lack(described, entry)):
         headroom.limit_to(0, missing)
     code = described.code(entry.programs) if described else ""

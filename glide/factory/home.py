@@ -140,10 +140,23 @@ def file_set_key(file_set: FileSet, folder: Path) -> str:
         folder: the site's folder. The first call stores a random secret there. All keys of the site are computed from
             this secret.
     """
+    return _key(folder, Tree.of(file_set).digest)
+
+
+def compiled_key(entry: str, folder: Path) -> str:
+    """Return the key with which the glideins of an entry exchange compiled code.
+
+    Args:
+        folder: the site's folder.
+    """
+    return _key(folder, f"compiled code of {entry}")
+
+
+def _key(folder: Path, purpose: str) -> str:
     secret = folder / "peers"
     if not secret.exists():
         publish(secret, secrets.token_bytes(32))
-    return hmac.new(secret.read_bytes(), Tree.of(file_set).digest.encode(), "sha256").hexdigest()
+    return hmac.new(secret.read_bytes(), purpose.encode(), "sha256").hexdigest()
 
 
 def delete_old_files(entry: Path, used: Collection[Path], before: float) -> None:

@@ -185,7 +185,7 @@ def _lane(ad: LaneAd) -> Lane:
         claimed=ad.claim == "Claimed", failure=ad.failure, since=ad.state_since or 0.0,
         record_seconds=ad.record_seconds, start_seconds=sum(seconds or 0.0 for seconds in times),
         retires=ad.retires, served=ad.served, errors=ad.errors, name=ad.name, fetched=ad.fetched,
-        cached=tuple(ad.cached.split(",")), gpu_capability=ad.gpu_capability,
+        cached=tuple(ad.cached.split(",")), asleep=tuple(ad.asleep.split(",")), gpu_capability=ad.gpu_capability,
     )  # fmt: skip
 
 

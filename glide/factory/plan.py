@@ -260,7 +260,7 @@ def _retarget_idle(
         unwanted = [each for each in unwanted if not best_effort or snapshot.templates_of(each) == {""}]
         free = [each for each in unwanted if each.glide_id not in retargeted]
         idle = [each for each in free if is_idle(lanes.get(each.glide_id, []), snapshot.now, described)]
-        idle = sorted(idle, key=lambda each: _retarget_rank(lanes[each.glide_id][0], sizes))[: max(0, limit)]
+        idle = sorted(idle, key=lambda each: _retarget_rank(lanes[each.glide_id][0], template, sizes))[: max(0, limit)]
         if idle:
             missing -= len(idle)
             retargeted |= {each.glide_id for each in idle}
@@ -270,13 +270,13 @@ def _retarget_idle(
     return actions
 
 
-def _retarget_rank(lane: Lane, sizes: Mapping[str, int]) -> tuple[int, float]:
+def _retarget_rank(lane: Lane, template: str, sizes: Mapping[str, int]) -> tuple[bool, int, float]:
     """Return the sort key of a glidein that could load a template. `lane` is any lane of the glidein.
 
-    Glideins on hosts with more bytes of the template's files come first. If hosts have equally many bytes, the glidein
-    that retires later comes first.
+    Glideins that can wake the template up come first. Next come those on hosts with more bytes of the template's files.
+    If hosts have equally many bytes, the glidein that retires later comes first.
     """
-    return -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
+    return template not in lane.asleep, -sum(sizes.get(tree, 0) for tree in lane.cached), -lane.retires
 
 
 def _keep_ready(entry: Entry, snapshot: Snapshot, entry_headroom: Headroom, site_headroom: Headroom) -> list[Action]:

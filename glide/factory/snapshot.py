@@ -73,6 +73,7 @@ class Lane:
         fetched: fraction of the files' bytes that has arrived on the node, from 0 to 1. None if the lane fetches no
             files.
         cached: short digests of the file sets that are on the lane's host.
+        asleep: digests of the templates that the lane's glidein can wake up.
         gpu_capability: CUDA compute capability of the glidein's GPUs; 0 if it has none.
     """
 
@@ -92,6 +93,7 @@ class Lane:
     name: str = ""
     fetched: float | None = None
     cached: tuple[str, ...] = ()
+    asleep: tuple[str, ...] = ()
     gpu_capability: float = 0.0
 
 

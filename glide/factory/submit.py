@@ -15,7 +15,7 @@ from glide.config import Entry
 from glide.errors import CondorError
 from glide.factory.actions import Submit
 from glide.factory.headroom import owners
-from glide.factory.home import delete_old_files
+from glide.factory.home import compiled_key, delete_old_files
 from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
 from glide.factory.suitability import gpu_macros
@@ -87,6 +87,7 @@ def _prepare(client: SiteClient, entry: Entry, template: Template | None, snapsh
         idle_seconds=entry.idle_seconds if template else entry.lifetime, lifetime=entry.lifetime,
         cache=entry.cache.folder, cache_gigabytes=entry.cache.gigabytes,
         upload_megabytes=entry.cache.upload_megabytes, users_code=entry.users_code, programs=entry.programs,
+        compiled_key=compiled_key(entry.name, client.folder) if entry.cache.share_compiled else "",
         knobs=entry.knobs,
     )  # fmt: skip
     mint_token(client, entry, digest)

@@ -93,7 +93,7 @@ class Cache:
 
     def hold(self, tree: str) -> int:
         """Protect a tree from eviction until this process and its children have closed the returned file descriptor."""
-        descriptor = _lock(self._lock_path(tree), fcntl.LOCK_SH)
+        descriptor = take_lock(self._lock_path(tree), fcntl.LOCK_SH)
         os.utime(self._lock_path(tree))
         return descriptor
 
@@ -286,14 +286,15 @@ class Cache:
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[None]:
     """Lock a file inside the `with` block. `how` contains flags of flock, such as LOCK_EX."""
-    descriptor = _lock(path, how)
+    descriptor = take_lock(path, how)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(path: Path, how: int) -> int:
+def take_lock(path: Path, how: int) -> int:
+    """Lock a file, and return a file descriptor. The lock ends when the descriptor is closed."""
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
@@ -304,8 +305,7 @@ def _lock(path: Path, how: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process has deleted this lock file, so create and lock a new one.
-        os.close(descriptor)
+        os.close(descriptor)  # another process has deleted this lock file, so create and lock a new one
 
 
 def _is_locked(path: Path) -> bool:

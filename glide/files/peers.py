@@ -23,10 +23,12 @@ from pathlib import Path
 
 from glide.files.program import run
 from glide.files.tree import Tree, chunks
+from glide.template import checks
 from glide.vocabulary import Machine
 
 TIMEOUT = 5.0  # if a peer sends no byte for this time, in seconds, it is not asked again
 SLOWEST = 64 << 10  # minimum rate of a peer in bytes per second; the connection to a slower peer is closed
+MOST_LISTING = 1 << 20  # maximum size of an answer with a list of files, in bytes
 MOST_PEERS = 4096  # maximum number of peers that a Directory lists
 TOKEN_SECONDS = 600  # seconds for which a token is valid
 UNKNOWN_DISTANCE = 128  # the distance if an address is unknown; no distance is larger
@@ -63,6 +65,16 @@ def allows(key: str, path: str, given: str, now: float) -> bool:
     # The sender sets the expiry time to one token lifetime after the time on its own clock. The sender's clock may be
     # ahead of `now` by up to one token lifetime. So the expiry time may be up to two token lifetimes after `now`.
     return authentic and expiry.isdecimal() and now < int(expiry) <= now + 2 * TOKEN_SECONDS
+
+
+def answer_mac(key: str, given: str, body: bytes) -> str:
+    """Return a code that shows that the sender of an answer knows the key.
+
+    Args:
+        given: the token of the request, so that an old answer cannot be sent again.
+        body: the content of the answer.
+    """
+    return hmac.new(key.encode(), f"answer\n{given}\n".encode() + body, hashlib.sha256).hexdigest()
 
 
 def _mac(key: str, path: str, expiry: str) -> str:
@@ -142,13 +154,27 @@ class Peer:
         """
         numbers = {content: chunks(size) for content, size in tree.contents.items()}
         most = sum(100 + 8 * len(each) for each in numbers.values())
-        answer, _ = self._get(f"/{tree.digest}/have", key, most)
+        answer, _, _ = self._get(f"/{tree.digest}/have", key, most)
         try:
             self.available = {name: _chunk_numbers(some, numbers[name]) for name, some in json.loads(answer).items()}
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise OSError(f"{self.glide_id} sent an invalid list of chunks: {error!r:.200}") from None
         if self.has_all and not self.available:  # the peer has lost its cache, so it is not asked again
             self.failures = MOST_FAILURES
+
+    def listing(self, tree: str, key: str) -> dict[str, tuple[str, int]]:
+        """Return the sha256 and the size of each file of a tree. The keys are the files' names.
+
+        Raises:
+            OSError: the peer sends no valid answer, or does not know the key.
+        """
+        answer, code, given = self._get(f"/{tree}/files", key, MOST_LISTING)
+        if not hmac.compare_digest(code.encode(), answer_mac(key, given, answer).encode()):
+            raise OSError(f"{self.glide_id} does not know the key")
+        try:
+            return checks.files(json.loads(answer))
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"{self.glide_id} sent an invalid list of files: {error!r:.200}") from None
 
     def fetch_chunk(self, tree: str, content: str, chunk: int, length: int, key: str) -> bytes:
         """Return the data of a chunk from the peer. The data are checked with the sha256 that the peer sends.
@@ -157,25 +183,26 @@ class Peer:
             PeerBusy: the peer is busy.
             OSError: the peer does not send the chunk, or the data are damaged.
         """
-        data, digest = self._get(f"/{tree}/{content}/{chunk}", key, length)
+        data, digest, _ = self._get(f"/{tree}/{content}/{chunk}", key, length)
         if len(data) != length or hashlib.sha256(data).hexdigest() != digest:
             raise OSError(f"{self.glide_id} sent a chunk with a wrong length or checksum")
         return data
 
-    def _get(self, path: str, key: str, most: int) -> tuple[bytes, str]:
+    def _get(self, path: str, key: str, most: int) -> tuple[bytes, str, str]:
+        """Return the content of an answer, its header DIGEST_HEADER, and the token of the request."""
         host, _, port = self.address.rpartition(":")
         self.in_flight += 1
         try:
             connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=self.timeout)
             with closing(connection), _time_limit(connection, self.timeout + most / SLOWEST):
-                authorization = f"Bearer {token(key, f'{self.address}{path}', time.time())}"
-                connection.request("GET", path, headers={"Authorization": authorization})
+                given = token(key, f"{self.address}{path}", time.time())
+                connection.request("GET", path, headers={"Authorization": f"Bearer {given}"})
                 answer = connection.getresponse()
                 if answer.status == http.client.SERVICE_UNAVAILABLE:
                     raise PeerBusy
                 if answer.status != http.client.OK:
                     raise PeerRefused(f"{self.glide_id} answered {answer.status} {answer.reason}", answer.status)
-                return answer.read(most + 1), answer.getheader(DIGEST_HEADER, "")
+                return answer.read(most + 1), answer.getheader(DIGEST_HEADER, ""), given
         except TimeoutError:
             self.failures = MOST_FAILURES
             raise OSError(f"{self.glide_id} does not answer within {self.timeout:g} s") from None

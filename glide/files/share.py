@@ -1,7 +1,8 @@
 """Send chunks of files from a node to its peers. The node may still be fetching the rest of these files.
 
-The server accepts two HTTP requests. Each request must contain a bearer token (glide.files.peers).
+The server accepts three HTTP requests. Each request must contain a bearer token (glide.files.peers).
 
+    GET /TREE/files            asks for the names, the sha256 and the sizes of a tree's files
     GET /TREE/have             asks which chunks of a tree the node has. TREE is the tree's digest
     GET /TREE/CONTENT/CHUNK    asks for a chunk. CHUNK is its number, and CONTENT is the sha256 of the file
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from glide.files.cache import Cache
 from glide.files.partial_file import read_digests
-from glide.files.peers import DIGEST_HEADER, allows
+from glide.files.peers import DIGEST_HEADER, allows, answer_mac
 from glide.files.tree import CHUNK, Tree, extent
 from glide.system import open_regular
 from glide.template.private import check_open, opened_path
@@ -122,6 +123,9 @@ class ChunkServer:
         # An unknown tree and a wrong token get the same answer, so that nobody can find out which trees exist here.
         if offer is None or not self._is_allowed(offer, path, given):
             return _respond(writer, "403 Forbidden")
+        if method == "GET" and rest == ["files"]:
+            body = json.dumps(offer.tree.files).encode()
+            return _respond(writer, "200 OK", body, f"{DIGEST_HEADER}: {answer_mac(offer.key, given, body)}\r\n")
         if method == "GET" and rest == ["have"]:
             return _respond(writer, "200 OK", json.dumps(self._available_chunks(offer)).encode())
         if (
@@ -242,8 +246,8 @@ async def _serve(server: asyncio.Server) -> None:
         server.close()
 
 
-def _respond(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
-    writer.write(_head(status, len(body)) + body)
+def _respond(writer: asyncio.StreamWriter, status: str, body: bytes = b"", more: str = "") -> None:
+    writer.write(_head(status, len(body), more) + body)
 
 
 def _head(status: str, length: int, more: str = "") -> bytes:

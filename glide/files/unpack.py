@@ -48,6 +48,18 @@ def is_archive(name: str) -> bool:
 def unpack(archive: Path, folder: Path, reserve: Callable[[int, int], None]) -> None:
     """Unpack an archive into a folder, and write the path of the folder into the unpacked programs.
 
+    The arguments and the errors are those of `extract`.
+    """
+    extract(archive, folder, reserve)
+    try:
+        _relocate(content_root(folder))
+    except BROKEN as error:
+        raise OSError(f"{archive.name} cannot be unpacked: {error}") from None
+
+
+def extract(archive: Path, folder: Path, reserve: Callable[[int, int], None]) -> None:
+    """Write the files of an archive into a folder.
+
     Args:
         reserve: function that frees space on the disk. Its first argument is the number of bytes written so far. Its
             second argument is the number of bytes that must be free for the next files.
@@ -67,7 +79,6 @@ def unpack(archive: Path, folder: Path, reserve: Callable[[int, int], None]) -> 
             _extract(archived, member, folder, made)
             taken += needed
         reserve(taken, 0)
-        _relocate(content_root(folder))
     except BROKEN as error:
         raise OSError(f"{archive.name} cannot be unpacked: {error}") from None
 

@@ -126,7 +126,7 @@ def server_settings(settings: GlideinSettings, node: GlideinNode) -> ServerSetti
             cache=node.cache, limit=cache_limit(settings),
             glide_id=node.glide_id, host=node.host, upload_rate=share * 1e6 if share else None,
             directory=directory_command(node.release_dir / "bin"),
-            plugins=str(node.libexec), environment=settings.environment,
+            plugins=str(node.libexec), environment=settings.environment, compiled_key=settings.compiled_key,
         ),
     )  # fmt: skip
 

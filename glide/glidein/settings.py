@@ -46,6 +46,7 @@ class GlideinSettings:
         cache_gigabytes: maximum size of the cache in GB; None if the cache may use most of its disk.
         upload_megabytes: maximum number of MB per second that other nodes may take from this glidein; None for no
             limit.
+        compiled_key: key with which the entry's glideins exchange compiled code; empty if they do not.
         users_code: True to allow templates with users' code although there are several owners. If there is only one
             owner, such templates are always allowed.
         programs: programs that serve models and are not a user's code, and the allowed flags of each; None for glide's
@@ -70,6 +71,7 @@ class GlideinSettings:
     cache: str | None = None
     cache_gigabytes: float | None = None
     upload_megabytes: float | None = None
+    compiled_key: str = ""
     users_code: bool = False
     programs: dict[str, list[str]] | None = None
     knobs: dict[str, str] = field(default_factory=dict)

@@ -40,6 +40,7 @@ class AdapterArguments:
         separator: text between the words of two adapters; empty if each word is an argument of its own.
         fields: function that returns the fields of a request with an adapter. Its arguments are the adapter's name, and
             its place in the list of adapters.
+        embeds: whether the program can compute embeddings with an adapter.
     """
 
     arguments: tuple[tuple[str, ...], ...]
@@ -47,6 +48,23 @@ class AdapterArguments:
     each: str
     fields: Callable[[str, int], dict[str, Any]]
     separator: str = ""
+    embeds: bool = False
+
+
+@dataclass(frozen=True)
+class SleepMode:
+    """How a running program gives up its GPU memory, and later gets it back.
+
+    Attributes:
+        flag: flag of the program that enables sleep. Sleep is used only if the user gives this flag.
+        sleep, wake: paths to which an empty POST request is sent.
+        variables: environment variables that sleep needs.
+    """
+
+    flag: str
+    sleep: str
+    wake: str
+    variables: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ class Program:
         hits_metric: name of the counter of prompt tokens that came from a cache; empty if there is none.
         queries_metrics: names of the counters whose sum is the number of all prompt tokens.
         adapters: how the program gets LoRA adapters; None if it has none.
+        sleep_mode: how the program sleeps; None if it cannot.
         loading: regular expression. The line of output that matches it shows that the program has begun to load the
             model. Empty: loading begins with the program.
         warming: the same for trial runs and compilation after loading.
@@ -129,6 +148,7 @@ class Program:
     hits_metric: str = ""
     queries_metrics: tuple[str, ...] = ()
     adapters: AdapterArguments | None = None
+    sleep_mode: SleepMode | None = None
     loading: str = ""
     warming: str = ""
 

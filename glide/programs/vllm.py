@@ -1,6 +1,6 @@
 """vLLM (https://docs.vllm.ai). Written for the versions 0.19 to 0.33."""
 
-from glide.programs.base import AdapterArguments, Command, Program
+from glide.programs.base import AdapterArguments, Command, Program, SleepMode
 
 VLLM = Program(
     name="vllm",
@@ -62,7 +62,11 @@ VLLM = Program(
         flag="--lora-modules",
         each="lora:{name}={path}",  # the names of adapters and of the model must differ
         fields=lambda name, number: {"model": f"lora:{name}"},
+        embeds=True,
     ),
+    # Level 1 moves the weights to main memory. The requests are part of vLLM's development mode. They need no API key,
+    # but only this account can reach the socket.
+    sleep_mode=SleepMode("--enable-sleep-mode", "/sleep?level=1", "/wake_up", {"VLLM_SERVER_DEV_MODE": "1"}),
     loading=r"(?i)starting to load model|loading (model|weights)|loading safetensors",
     warming=r"(?i)torch\.compile|compiling|capturing|graph capturing|profil|warm(ing)? ?up|init engine",
 )  # fmt: skip

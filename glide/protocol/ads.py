@@ -106,6 +106,7 @@ class LaneAd:
     fetched: float | None = _from(Machine.FETCHED, _is_count, None)
     retires: float = _from(Machine.RETIRES, _is_count, float("inf"))
     cached: str = _from(Machine.CACHED, _is_text, "")
+    asleep: str = _from(Machine.ASLEEP, _is_text, "")
     batch: int = _from(Machine.BATCH, _is_batch, 1)
     batching: str | None = _from(Machine.BATCHING, _is_text, None)
     prefix_hits: float | None = _from(Machine.PREFIX_HITS, _is_count, None)

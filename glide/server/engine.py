@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from glide.server import frames, keeper
-from glide.server.engine_process import DUMP, INTERRUPT
+from glide.server.engine_process import DUMP
 from glide.server.engines import runs_in_environment
+from glide.server.engines.base import INTERRUPT
 from glide.server.environment import surroundings
 from glide.server.log import SERVER_PREFIX
 from glide.system import end_with_parent, tail
@@ -75,6 +76,7 @@ class EngineHandle:
         kill_reason: reason why the model server has killed the engine; empty if the server has not killed the engine.
         started: time by the monotonic clock when the process was started.
         warm: whether the engine has loaded its template.
+        can_sleep: whether the engine can free its GPU memory without ending. This is known when the engine is warm.
         unused: whether the model server has ended the engine because no job was left.
         pending_calls: for each pending call, its number of records; the oldest call is first.
         call_ended: event that is set when a pending call has ended.
@@ -95,6 +97,7 @@ class EngineHandle:
         self.kill_reason = ""
         self.started = time.monotonic()
         self.warm = False
+        self.can_sleep = False
         self.unused = False
         self.pending_calls: deque[int] = deque()
         self.call_ended = asyncio.Event()

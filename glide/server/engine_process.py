@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from glide.errors import TemplateError
 from glide.server import engines, frames
 from glide.server.engines import Completion, Engine, EngineRecord, Loadable, RecordTimeout, error_fields
-from glide.server.engines.base import ConcurrentEngine
+from glide.server.engines.base import INTERRUPT, ConcurrentEngine
 from glide.server.result_channel import FLUSH_SECONDS, FLUSH_SIZE, ResultChannel
 from glide.system import end_with_parent
 from glide.template import Template
 
-INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 DUMP = signal.SIGUSR2  # signal that makes faulthandler write the stacks of all threads to the log
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # json.dumps makes a new encoder in each call
 RESULT_BYTES = 64_000_000  # maximum length in bytes of a result, which becomes a line of a file on the access point
@@ -50,7 +50,9 @@ def main() -> None:
         if hasattr(engine, "submit"):
             _serve_concurrently(server, engine)
         while True:
-            _serve(server, engine, _records(frames.receive(server)))
+            message = frames.receive(server)
+            if not _changed_sleep(server, engine, message):
+                _serve(server, engine, _records(message))
     except (EOFError, ConnectionError):  # the model server has ended; an engine's own errors do not get here
         return
 
@@ -77,8 +79,17 @@ def _serve_concurrently(server: socket.socket, engine: ConcurrentEngine) -> NoRe
             records = _records(message)
             reports.received(len(records))
             engine.submit(records, reports)
-        else:
+        elif not _changed_sleep(server, engine, message):
             engine.cancel(message["late"], message["unwanted"])
+
+
+def _changed_sleep(server: socket.socket, engine: Any, message: dict[str, Any]) -> bool:
+    """Let an engine sleep or wake up, if this is what a message asks for. Return whether it is."""
+    wanted = message.get("sleep")
+    if wanted is None:
+        return False
+    server.sendall(frames.encode({"slept": engine.sleep() if wanted else engine.wake()}))
+    return True
 
 
 def _load(server: socket.socket, message: dict[str, Any]) -> Any:
@@ -102,6 +113,8 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
         files = frames.receive(server)
         with _in_this_process():
             if files["adapters"]:
+                if not hasattr(engine, "use_adapters"):
+                    raise TemplateError("the engine cannot use adapters")
                 engine.use_adapters(files["adapters"])
             engine.load(files["folder"], phase)
         server.sendall(
@@ -112,6 +125,7 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
                         "window": engine.window,
                         "megabytes": _resident_megabytes(),
                         "concurrent": hasattr(engine, "submit"),
+                        "can_sleep": getattr(engine, "can_sleep", False),
                         **engine.describe(),
                     }
                 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 QUERY_SECONDS = 30.0  # time limit of one query; the driver can take long while it is idle
 # After this number of seconds, a program starts even if its GPU still has used memory.
 FREE_SECONDS = 60.0
+SETTLED_SECONDS = 5.0  # if the used memory has not changed for this time, in seconds, nothing is being freed
 IDLE_MEGABYTES = 1000.0  # memory that the driver itself may use on a GPU without programs
 
 
@@ -72,11 +73,21 @@ def wait_until_free(seconds: float = FREE_SECONDS, query: Callable[[], list[Gpu]
         seconds: maximum number of seconds to wait.
 
     Returns:
-        The GPUs. If their memory is still used after `seconds`, the next program may fail, because memory is missing.
+        The GPUs. Other programs of this glidein may use their memory. So the function also returns when the used memory
+        has not changed for SETTLED_SECONDS.
     """
     until = time.monotonic() + seconds
+    used, since = -1.0, time.monotonic()
     while True:
         found = query()
-        if all(gpu.used <= IDLE_MEGABYTES for gpu in found) or time.monotonic() > until:
+        now = time.monotonic()
+        if (total := sum(gpu.used for gpu in found)) != used:
+            used, since = total, now
+        if all(gpu.used <= IDLE_MEGABYTES for gpu in found) or now > until or now - since > SETTLED_SECONDS:
             return found
         time.sleep(0.5)
+
+
+def gpu_megabytes() -> float:
+    """Return the used memory of this glidein's GPUs in MB; 0 without GPUs."""
+    return sum(gpu.used for gpu in gpus())

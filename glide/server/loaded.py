@@ -22,7 +22,7 @@ class LoadedTemplates:
 
     Args:
         memory: memory in MB that all templates may use together; None if the limit is unknown. Then only one template
-            stays loaded.
+            is awake.
 
     Attributes:
         servers: a dict from a template's digest to the template's TemplateServer.
@@ -35,21 +35,23 @@ class LoadedTemplates:
         self.sizes: dict[str, float] = {}
 
     def to_stop_for(self, template: Template) -> list[TemplateServer]:
-        """Return the TemplateServers that must be stopped, so that the memory suffices for one more template.
+        """Return the TemplateServers that must free their memory for a template, by sleeping or by ending.
+
+        The template may also be one that is asleep.
 
         Raises WrongRequest if the template is too large for the memory, or if a server that must stop is in use.
         """
         if self.memory is not None and template.megabytes > self.memory:
             needed = f"{template.model} needs {template.megabytes:.0f} MB"
             raise WrongRequest(f"{needed}, but this glidein has {self.memory:.0f} MB", Exit.SERVER_LOST)
-        failed = self.servers.get(template.digest)  # the template's failed TemplateServer, or None if there is none
-        to_stop = [failed] if failed else []
+        own = self.servers.get(template.digest)  # it has failed or is asleep; None if there is none
+        to_stop = [own] if own and not own.is_asleep else []
         # Stop the servers with code of other owners, because code of two owners must not run under one account at once.
         to_stop += [
             each for each in self.servers.values() if each.template.owner != template.owner and each not in to_stop
         ]
-        idle = self.idle()
-        if any(each not in idle for each in to_stop):
+        idle = self.idle(own)
+        if any(each not in idle and each is not own for each in to_stop):
             raise WrongRequest("another owner's template is in use on this glidein; try again later", Exit.SERVER_LOST)
         for each in idle:
             if self._fits(template, to_stop):
@@ -60,13 +62,18 @@ class LoadedTemplates:
         return to_stop
 
     def idle(self, excluded: TemplateServer | None = None) -> list[TemplateServer]:
-        """Return the servers that have no job and are not loading a template. The least recently used is first."""
+        """Return the servers that have no job and are not loading a template.
+
+        The least recently used is first. Sleeping servers are last, because stopping them frees little memory.
+        """
         idle = [
             each
             for each in self.servers.values()
             if not each.jobs and not each.waiting_sticky_jobs and each.settled.is_set()
         ]
-        return sorted((each for each in idle if each is not excluded), key=lambda each: each.last_used)
+        return sorted(
+            (each for each in idle if each is not excluded), key=lambda each: (each.is_asleep, each.last_used)
+        )
 
     @property
     def are_too_large(self) -> bool:
@@ -75,15 +82,22 @@ class LoadedTemplates:
 
     def _fits(self, template: Template, to_stop: list[TemplateServer]) -> bool:
         """Return whether the memory suffices for a template after the servers in `to_stop` have ended."""
+        own = self.servers.get(template.digest)
         if self.memory is None:
-            return len(to_stop) == len(self.servers)
+            return all(each in to_stop or each.is_asleep for each in self.servers.values())
         # Before a function has run, the size of its state is unknown. Assume that the state needs all of the memory.
         unknown = self.memory if template.function and not template.files else template.megabytes
-        return self.sizes.get(template.digest, unknown) + self._megabytes(to_stop) <= self.memory
+        others = [*to_stop, *([own] if own else [])]
+        return self.sizes.get(template.digest, unknown) + self._megabytes(others) <= self.memory
 
     def _megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
         """Return the memory in MB that all servers except those in `to_stop` use together."""
         return sum(each.megabytes for each in self.servers.values() if each not in to_stop)
+
+    @property
+    def asleep(self) -> str:
+        """The digests of the templates that are asleep, with commas between them."""
+        return ",".join(digest for digest, each in self.servers.items() if each.is_asleep)
 
     @property
     def room(self) -> float | None:

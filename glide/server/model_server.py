@@ -204,14 +204,20 @@ class ModelServer:
         async with self.retarget_lock:
             before = self.lanes[lane]
             server = self.servers.get(template.digest)
-            if server is None or server.status.state == State.FAILED:
+            wakes = server is not None and server.is_asleep
+            if server is None or wakes or server.status.state == State.FAILED:
                 to_stop = self.loaded.to_stop_for(template)
-                server = self._add_server(template)
-                await self._stop_servers(to_stop, server)  # end the old engines before the new engine starts
-                server.start()
+                server = server if server and wakes else self._add_server(template)
+                server.waiting_sticky_jobs += 1  # from now on, the glidein is not idle
+                await self._make_room(to_stop, server)  # free the memory before the new engine starts
+                if wakes:
+                    await server.wake()
+                else:
+                    server.start()
+            else:
+                server.waiting_sticky_jobs += 1
             self.lanes[lane] = server
             self.changed.set()
-            server.waiting_sticky_jobs += 1
         await server.settled.wait()
         async with self.retarget_lock:
             server.waiting_sticky_jobs -= 1
@@ -219,10 +225,22 @@ class ModelServer:
             if server.status.state == State.FAILED:
                 await self._restore_lanes(server, before)
                 raise WrongRequest(f"{template.model} does not load: {server.status.failure}", Exit.FAILED)
-            for other in self.loaded.idle(server):  # the new template may use too much memory, so unload others
-                if self.loaded.are_too_large:
-                    await self._stop_servers([other], server)
+            # The new template may use too much memory, so unload others.
+            while self.loaded.are_too_large and (idle := self.loaded.idle(server)):
+                await self._make_room(idle[:1], server)
         return server
+
+    async def _make_room(self, servers: Sequence[TemplateServer], successor: TemplateServer) -> None:
+        """Free the memory of servers. The server `successor` gets their lanes.
+
+        Servers that can sleep are put to sleep. The others are stopped, and also those that are asleep already, and
+        those whose owner differs from the successor's.
+        """
+        same_owner = [each for each in servers if each.template.owner == successor.template.owner]
+        sleeping = [each for each in same_owner if each.begin_sleep()]  # from now on, they refuse jobs
+        self.lanes = [successor if each in sleeping else each for each in self.lanes]
+        await self._stop_servers([each for each in servers if each not in sleeping], successor)
+        await self._stop_servers([each for each in sleeping if not await each.sleep()], successor)
 
     async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
         """Stop servers, and give their lanes to the server `successor`. If it is None, the lanes get no template."""
@@ -242,10 +260,13 @@ class ModelServer:
         - a new server for the initial template
         """
         await self._stop_servers([server])
-        if before not in self.servers.values():
-            before = next(iter(self.servers.values()), None)
+        awake = [each for each in self.servers.values() if not each.is_asleep]
+        if before not in awake:
+            before = next(iter([*awake, *self.servers.values()]), None)
         if before is None and self.template is not None and not server.is_initial:
             before = self._start_server(self.template)
+        if before is not None and before.is_asleep:
+            await before.wake()
         self.lanes = [before if each is None else each for each in self.lanes]
 
     def _start_server(self, template: Template) -> TemplateServer:
@@ -271,6 +292,7 @@ class ModelServer:
                 status = replace(
                     server.status if server and shown else self.blank,
                     room=self.loaded.room,
+                    asleep=self.loaded.asleep,
                     owner=self.loaded.owner,
                     files=files,
                 )

@@ -10,7 +10,7 @@ from typing import Any
 from glide.vocabulary import Machine, State
 
 # If one of these attributes has changed, the status is reported immediately.
-PROMPTLY_REPORTED = ("template", "owner", "state", "batch", "adapters", "files")
+PROMPTLY_REPORTED = ("template", "owner", "state", "batch", "adapters", "asleep", "files")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Status:
         served_since: Unix time when the first call began; 0 before the first call.
         served_until: Unix time when the last call ended; 0 before the first call has ended.
         files: attributes that FileSupply adds to the ad.
+        asleep: digests of the templates that are asleep, with commas between them.
         room: memory in MB that a new template can use if all idle templates are unloaded; None if the memory limit is
             unknown.
     """
@@ -63,6 +64,7 @@ class Status:
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
     files: dict[str, Any] = field(default_factory=dict)
+    asleep: str = ""
     room: float | None = None
 
     def entering(self, state: str, failure: str = "") -> Status:
@@ -107,8 +109,8 @@ class Status:
     def worth_reporting_after(self, reported: Status | None) -> bool:
         """Return whether this status should be reported immediately.
 
-        This is true if the template, the owner, the state, the batch, the adapters or the files have changed. It is
-        also true if `record_seconds` has changed by more than a quarter. Smaller changes can wait.
+        This is true if one of the attributes PROMPTLY_REPORTED has changed. It is also true if `record_seconds` has
+        changed by more than a quarter. Smaller changes can wait.
 
         Args:
             reported: the last status that was reported; None if no status was reported.
@@ -134,6 +136,7 @@ class Status:
             Machine.BATCH: self.batch,
             Machine.PREFIX_HITS: round(self.prefix_hits, 3),
             Machine.ADAPTERS: self.adapters,
+            Machine.ASLEEP: self.asleep,
             Machine.SERVED: self.served,
             Machine.ERRORS: self.errors,
             Machine.RECORD_SECONDS: round(self.record_seconds, 6),

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glide.server.batcher import Batcher
+from glide.server.compiled import CompiledSupply
 from glide.server.engine import DeadEngine, EngineHandle
 from glide.server.environment import UnusableEnvironment
 from glide.server.job import QueuedRecord
+from glide.server.sleeper import Sleeper
 from glide.server.supply import FetchFailed, FileSupply
 from glide.server.template_state import TemplateState
 from glide.template import Template
@@ -41,9 +43,12 @@ class Supervisor:
         batcher: queue from which the engines get their records.
 
     Attributes:
+        compiled: object that provides the code that programs compile.
+        sleeper: object that lets the engine sleep.
         job_arrived: event that is set when a job has arrived.
         megabytes: memory that the template needs, in MB. At first, this is the size of the template's files. If an
-            engine reports a larger number, this larger number is used.
+            engine reports a larger number, this larger number is used. After a template has fallen asleep or woken up,
+            this is the number that the engine then reports.
     """
 
     def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
@@ -54,6 +59,8 @@ class Supervisor:
         self.batcher = batcher
         self.job_arrived = asyncio.Event()
         self.megabytes = template.megabytes
+        self.compiled = CompiledSupply(supply, template)
+        self.sleeper = Sleeper(template, state, batcher, self._resize)
 
     async def run(self) -> None:
         """Start engines when they are needed, until the template has failed.
@@ -87,6 +94,9 @@ class Supervisor:
         """Whether the template stays loaded when no job is left. Otherwise, the next job loads the template again."""
         return self.template.keep == "state"
 
+    def _resize(self, megabytes: float) -> None:
+        self.megabytes = megabytes
+
     # ---- an engine -------------------------------------------------------------------------------
 
     async def _run_engine(self) -> None:
@@ -100,7 +110,7 @@ class Supervisor:
                 self.log,
                 environment,
                 self.supply.visible_folders(self.template),
-                self.supply.compiled_folder(self.template),
+                await self.compiled.ensure(),
             )
             await self._exchange_messages(engine, files)
         except FetchFailed:
@@ -118,6 +128,7 @@ class Supervisor:
 
     async def _exchange_messages(self, engine: EngineHandle, files: asyncio.Task[dict[str, Any]]) -> None:
         """Exchange messages with an engine until it dies. Then report its death, and requeue its unfinished records."""
+        self.sleeper.engine = engine
         tasks = [
             asyncio.create_task(self._enforce_limits(engine)),
             asyncio.create_task(self._send_folders(engine, files)),
@@ -130,6 +141,8 @@ class Supervisor:
                 except Exception as error:  # user code in the engine's process can write to the channel
                     await engine.kill(f"sent an invalid message: {error!r}")
         except DeadEngine as death:
+            if not engine.warm and not engine.unused:
+                await self.compiled.distrust()
             if engine.unused:
                 self.batcher.in_flight.clear()  # the jobs of these records have ended
                 if self.template.keep == "nothing":
@@ -141,11 +154,14 @@ class Supervisor:
                 at = State.IMPORTING if at == State.FETCHING else at
                 during = "" if engine.kill_reason else f" while {at}"
                 self.state.enter(State.FAILED, f"the engine {death}{during}")
+            elif self.state.status.state == State.ASLEEP:
+                self.state.enter(State.FAILED, f"the engine {death} while it was asleep")
             elif not self.state.failed:
                 if self.keeps_state:
                     self.state.enter(State.BLANK, f"the engine {death}")
                 self.state.count_errors(self.batcher.requeue_after_death(list(engine.running), death))
         finally:
+            self.sleeper.engine_ended()
             for task in tasks:
                 task.cancel()
             await engine.stop()
@@ -169,13 +185,17 @@ class Supervisor:
             self.megabytes = max(self.megabytes, warm["megabytes"])
             engine.warm = True
             engine.concurrent = bool(warm.get("concurrent"))
+            engine.can_sleep = self.keeps_state and self.template.engine == "server" and bool(warm.get("can_sleep"))
             if self.keeps_state:
                 self.state.enter(State.WARM)
+                tasks.append(asyncio.create_task(self.compiled.share()))
             else:
                 took = self.state.status.load_seconds + time.monotonic() - engine.started
                 self.state.update(load_seconds=took)
                 tasks.append(asyncio.create_task(self._end_when_unused(engine)))
             tasks.append(asyncio.create_task(self._feed(engine, warm)))
+        elif "slept" in message:
+            self.sleeper.answered(message["slept"])
         elif "begin" in message:
             engine.call_began([int(key) for key in message["begin"]])
         elif "started" in message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -45,6 +46,7 @@ class SupplySettings:
             limit.
         plugins: HTCondor's libexec folder on this node, which contains the file transfer plugins; None if this node has
             no plugins.
+        compiled_key: key with which glideins of the same entry exchange compiled code; empty if they do not.
         environment: environment in which an engine runs if the template names no environment; None for this node's own
             Python.
     """
@@ -56,6 +58,7 @@ class SupplySettings:
     directory: Sequence[str] = ()
     upload_rate: float | None = None
     plugins: str | None = None
+    compiled_key: str = ""
     environment: FileSet | None = None
 
 
@@ -140,12 +143,17 @@ class FileSupply:
         return {name: await self._ensure_only(template, each) for name, each in sets.items()}
 
     async def _ensure_only(self, template: Template, file_set: FileSet) -> str:
-        """Fetch a file set if it is not on this node. Return the path of a folder that has only its files."""
+        """Fetch a file set if it is not on this node. Return the path of a folder that has only its files.
+
+        Raises:
+            FetchFailed: the files cannot be fetched.
+        """
         folder = await self._ensure_local(template, file_set)
         if folder != file_set.path:  # the cache's folder has only these files
             return folder
-        name = f"files-{Tree.of(file_set).digest[:16]}"
-        return str(without_other_files(Path(folder), file_set.files, Path.cwd() / name))
+        # The path is a part of the view's name. So no template can change the links in the view of another one.
+        name = hashlib.sha256(f"{Tree.of(file_set).digest}{folder}".encode()).hexdigest()
+        return str(without_other_files(Path(folder), file_set.files, Path.cwd() / f"files-{name[:16]}"))
 
     async def ensure_environment(self, template: Template) -> str | None:
         """Fetch the environment of a template's engine if it is not on this node. Return the environment's path.
@@ -169,13 +177,6 @@ class FileSupply:
         """
         paths = [template.path or "", *(each.path for each in template.adapters.values())]
         return [os.getcwd(), self.settings.cache, *(path for path in paths if path and Path(path).is_dir())]
-
-    def compiled_folder(self, template: Template) -> Path:
-        """Return the folder for code that programs compile for a model and a GPU.
-
-        It is in the node's cache, so that a later glidein starts faster. Code for a user's template is not kept.
-        """
-        return Path.cwd() / "compiled" if template.owner else Path(self.settings.cache) / "compiled"
 
     async def _ensure_local(self, template: Template, file_set: FileSet, unpack: bool = False) -> str:
         """Fetch a file set into the cache if the cache lacks it. Return the file set's path on this node.

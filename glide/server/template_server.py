@@ -67,6 +67,22 @@ class TemplateServer:
         """The memory that the template needs, in MB."""
         return self.supervisor.megabytes
 
+    @property
+    def is_asleep(self) -> bool:
+        return self.status.state == State.ASLEEP
+
+    def begin_sleep(self) -> bool:
+        """Enter the state Asleep if the template can sleep now. Return whether it can. Then call `sleep`."""
+        return not self.is_asleep and self.supervisor.sleeper.begin()
+
+    async def sleep(self) -> bool:
+        """Free the GPU memory, but keep the template loaded. Return whether this succeeded."""
+        return await self.supervisor.sleeper.sleep()
+
+    async def wake(self) -> None:
+        """Make a sleeping template ready again. If this fails, load it again."""
+        await self.supervisor.sleeper.wake()
+
     def start(self) -> None:
         self.supervision = asyncio.create_task(self._supervise())
 
@@ -102,8 +118,10 @@ class TemplateServer:
         job = ServedJob(request, writer, results, self.template.adapters)
         # START has checked the user, but the lane may have loaded another template since then.
         others = "" if self.template.serves(request.user) else f"only jobs of {self.template.owner} are served"
-        if self.state.failed or others:
-            job.report(f"refused: {others or self.status.failure}")
+        if self.state.failed or self.is_asleep or others:
+            job.report(
+                f"refused: {others or self.status.failure or 'the template is asleep; a sticky job wakes it up'}"
+            )
             return job.finish(Exit.SERVER_LOST)
         self.jobs.append(job)
         self.supervisor.job_arrived.set()

@@ -1,25 +1,22 @@
-"""Turn the LoRA adapters of a sweep file into file sets, and check their files."""
+"""Turn the LoRA adapters of a sweep file into file sets, and check those that are in local folders."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from glide.config import ModelSpec, SweepFile, position
 from glide.errors import InputError
 from glide.files.listing import chosen, listing
 from glide.programs import PROGRAMS, gguf
+from glide.server.engines import lora
+from glide.server.engines.lora import CONFIG, WEIGHTS
 from glide.system import open_regular
 from glide.template import FileSet, Template
 from glide.template.private import is_private
 from glide.template.spec import files_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # files that peft writes
-PICKLE = "adapter_model.bin"
-LARGEST_HEADER = 100_000_000  # maximum size in bytes of the header of a safetensors file, as in the library itself
+PICKLE = "adapter_model.bin"  # the file with the weights that older versions of peft wrote
 
 
 def with_adapters(source: Path, file: SweepFile, spec: ModelSpec, template: Template) -> Template:
@@ -57,11 +54,11 @@ def _engine_problem(spec: ModelSpec) -> str:
         if program is not None and program.adapters is not None:
             return ""
         known = ", ".join(name for name, each in PROGRAMS.items() if each.adapters is not None)
-        return f"{program.name if program else 'a command'} gets no adapters from glide; use one of {known}"
+        return f"{program.name if program else 'a command'} cannot use adapters; set `program` to one of {known}"
     if spec.engine not in ("noop", "transformers"):
-        return f"the {spec.engine} engine has no adapters; use server or transformers"
+        return f"the {spec.engine} engine cannot use adapters; set `engine` to server or transformers"
     if spec.options.get("batching") == "continuous":
-        return "continuous batching has no adapters; leave the option batching out"
+        return "continuous batching cannot use adapters; remove the option `batching`"
     return ""
 
 
@@ -77,6 +74,8 @@ def _file_set(parent: Path, path: str, spec: ModelSpec, template: Template) -> F
     if "://" in path:
         address, files = listing(path, patterns)
         files = {name: each for name, each in files.items() if "/" not in name}
+        if missing := [name for name in patterns if not is_gguf and name not in files]:
+            raise ValueError(f"{path} has no {missing[0]}; name the folder or repository that has it")
     else:
         folder = (parent / path).resolve()
         if not folder.is_dir():
@@ -98,22 +97,24 @@ def _file_set(parent: Path, path: str, spec: ModelSpec, template: Template) -> F
 
 
 def _check_peft(folder: Path, template: Template) -> None:
-    """Raise ValueError if a folder has no LoRA adapter, or if the adapter does not fit the model's matrices."""
+    """Raise ValueError if a folder has no LoRA adapter, or if the adapter does not fit the model.
+
+    The shapes are compared only if the model's files are on this host.
+    """
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-        kind = config["peft_type"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not the description of an adapter: {error!r:.200}") from None
-    if kind != "LORA":
-        raise ValueError(f"{folder / CONFIG}: the adapter has the type {kind!r:.40}, but only LORA is possible")
+        lora.lora_fields((folder / CONFIG).read_bytes())
+        matrices = _shapes(folder / WEIGHTS)
+        lora.check_matrices(list(matrices))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     model = Path(template.path or "")
-    if not model.is_absolute():
-        return  # another host has the model's files
-    shapes: dict[str, Any] = {}
+    if not model.is_absolute() or b"quantization_config" in (model / "config.json").read_bytes():
+        return  # another host has the model's files, or their shapes differ from those of the layers
+    shapes: dict[str, list[int]] = {}
     for name in template.files:
         if name.endswith(".safetensors"):
             shapes |= _shapes(model / name)
-    for name, shape in _shapes(folder / WEIGHTS).items():
+    for name, shape in matrices.items():
         module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         base = shapes.get(f"{module}.weight")
         side = {"A.weight": 1, "B.weight": 0}.get(part)
@@ -124,12 +125,12 @@ def _check_peft(folder: Path, template: Template) -> None:
             )
 
 
-def _shapes(path: Path) -> Mapping[str, list[int]]:
+def _shapes(path: Path) -> dict[str, list[int]]:
     """Return the shapes of the tensors in a safetensors file, by name. Raise ValueError if the file is damaged."""
     with open_regular(path) as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size <= LARGEST_HEADER else b""
+        start = file.read(8)
+        header = start + file.read(min(lora.header_size(start), lora.LARGEST_HEADER))
     try:
-        return {name: list(each["shape"]) for name, each in json.loads(header).items() if name != "__metadata__"}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{path} is not a safetensors file, or it is damaged") from None
+        return lora.shapes(header)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None

@@ -288,6 +288,8 @@ class Template:
         fields["adapters"] = {
             checks.adapter_name(name): FileSet.from_fields(each) for name, each in fields.get("adapters", {}).items()
         }
+        if not all(each.files for each in fields["adapters"].values()):  # otherwise, the engine would get any folder
+            raise ValueError("an adapter has no files")
         for each in (fields.get("environment"), *fields["adapters"].values()):
             if each is not None and each.owner:  # otherwise, a user could name the private files of another user
                 raise ValueError("environments and adapters have no owner of their own")

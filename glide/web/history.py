@@ -27,7 +27,7 @@ GLIDEINS = {
 }
 LANES = {
     "warm": ("green", {State.WARM}),
-    "getting ready": ("sky", set(State.COMING_UP)),
+    "getting ready": ("sky", {*State.COMING_UP, State.ASLEEP}),
     "draining": ("yellow", {State.DRAINING}),
     "failed": ("vermilion", {State.FAILED}),
 }

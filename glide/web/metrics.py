@@ -22,7 +22,7 @@ from glide.report.status import records_per_second
 from glide.vocabulary import JobStatus, State
 from glide.web.snapshot_cache import PoolView
 
-STATES = {*State.COMING_UP, State.WARM, State.DRAINING, State.FAILED}
+STATES = {*State.COMING_UP, State.WARM, State.ASLEEP, State.DRAINING, State.FAILED}
 ALWAYS = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD)  # states that are exported even if no glidein has them
 # A dict from the name of a metric to four values:
 # - the kind of events that the metric counts

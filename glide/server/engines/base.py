@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
+INTERRUPT = signal.SIGUSR1  # signal that makes the running call raise RecordTimeout
 MESSAGE_LENGTH = 2000  # maximum length of an error message in a result, in characters
 
 
@@ -160,6 +162,9 @@ class Loadable(Protocol):
     - optionally, the method `use_adapters(folders)`, if the engine can use LoRA adapters. Its argument is a dict from
       the name of each adapter to the folder of its files on this node. It runs before `load`. Without adapters, it does
       not run. Each record names an adapter of this dict, or none.
+    - optionally, the attribute `can_sleep` and the methods `sleep()` and `wake()`. The methods run only while the
+      engine has no records. `sleep` frees the memory of the GPUs, but keeps the state. `wake` makes the engine ready
+      again. Both return the memory that the state then takes in MB, or None if they failed.
     - optionally, the static method `check_generate(generate, folder)`. It has the same arguments and errors as the
       function `check_generate` of glide.server.engines. An engine without this method accepts every option of
       `generate`.

@@ -51,6 +51,7 @@ class Target:
         retries: maximum number of times that a request is repeated.
         token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
         adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter.
+        adapter_embeds: whether embeddings can be computed with an adapter.
     """
 
     http: HttpClient
@@ -64,6 +65,7 @@ class Target:
     retries: int
     token_ids: str = ""
     adapter_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    adapter_embeds: bool = False
 
 
 @dataclass
@@ -231,7 +233,10 @@ class RequestQueue:
         """
         target = self.target
         path, body = api.request(request.records, target.model, target.chat, target.system)
-        body |= target.adapter_fields.get(request.records[0].adapter, {})
+        if adapter := request.records[0].adapter:
+            if adapter not in target.adapter_fields or (path == "embeddings" and not target.adapter_embeds):
+                raise Refused(f"the program cannot use the adapter {adapter} for {path}")
+            body |= target.adapter_fields[adapter]
         if target.token_ids and path == "completions":
             body = {**body, target.token_ids: True}
         answer, pause = "", 0.0

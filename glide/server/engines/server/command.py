@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -37,7 +37,7 @@ def command_line(
         values: the values of the placeholders.
         uses_socket: whether the program must listen at a Unix socket.
         exists: function that returns whether the environment has what a command needs.
-        adapters: folder of each LoRA adapter, by name.
+        adapters: path of each LoRA adapter, by name.
 
     Raises:
         TemplateError: the environment has nothing that starts the program.
@@ -65,11 +65,36 @@ def _adapter_arguments(program: Program, adapters: Mapping[str, str]) -> list[st
     form = program.adapters
     if form is None or not adapters:
         return []
-    words = [
-        form.each.format_map({"name": name, "path": model_file(folder) if program.needs_file else folder})
-        for name, folder in adapters.items()
-    ]
+    words = [form.each.format_map({"name": name, "path": path}) for name, path in adapters.items()]
     return [form.flag, form.separator.join(words)] if form.separator else [form.flag, *words]
+
+
+def link_adapters(folders: Mapping[str, str], needs_file: bool) -> dict[str, str]:
+    """Return a path for each LoRA adapter: that of a link in the working directory.
+
+    Programs find separators in the paths, such as commas. The names of the links contain none.
+
+    Args:
+        folders: folder of each adapter, by name.
+        needs_file: whether the program needs the adapter's GGUF file in place of its folder.
+
+    Raises:
+        TemplateError: an adapter does not have exactly one GGUF file, but the program needs one.
+        OSError: the links cannot be made.
+    """
+    links = Path(tempfile.mkdtemp(prefix="adapters-", dir=Path.cwd()))
+    found = {}
+    for number, (name, folder) in enumerate(folders.items()):
+        target = Path(folder)
+        if needs_file:
+            files = [path for path in target.iterdir() if path.suffix == gguf.SUFFIX]
+            if len(files) != 1:
+                raise TemplateError(f"adapter {name} has {len(files)} GGUF files, but it must have one")
+            target = files[0]
+        link = links / f"{number}{gguf.SUFFIX if needs_file else ''}"
+        link.symlink_to(target.absolute())
+        found[name] = str(link)
+    return found
 
 
 def largest_rank(adapters: Mapping[str, str]) -> int:
@@ -88,15 +113,19 @@ def largest_rank(adapters: Mapping[str, str]) -> int:
     return next((rank for rank in RANKS if rank >= max(ranks)), RANKS[-1])
 
 
-def variables(program: Program, values: Mapping[str, str], outer: Mapping[str, str]) -> dict[str, str]:
+def variables(
+    program: Program, args: Sequence[str], values: Mapping[str, str], outer: Mapping[str, str]
+) -> dict[str, str]:
     """Return the environment variables of a program.
 
     Args:
+        args: further arguments, from the user.
         values: the values of the placeholders.
         outer: the variables of the environment in which the program runs.
     """
     own = {name: value.format_map(values) for name, value in {**VARIABLES, **program.variables}.items()}
-    return {**outer, **own}
+    sleeps = program.sleep_mode is not None and program.sleep_mode.flag in flags(args)
+    return {**outer, **own, **(program.sleep_mode.variables if program.sleep_mode and sleeps else {})}
 
 
 def limit(program: Program, args: Sequence[str]) -> int:
@@ -144,19 +173,6 @@ def check_model_file(folder: str | None) -> None:
 
 def _gguf_models(folder: str | None) -> list[str]:
     return gguf.models(map(str, Path(folder).rglob(f"*{gguf.SUFFIX}"))) if folder else []
-
-
-def compiled_folder(folder: Path, digest: str, environment: Sequence[str], gpu: str) -> Path:
-    """Return the folder for the code that a program compiles. Code in it fits the model, the environment and the GPU.
-
-    Args:
-        folder: folder for the code of all programs on this node.
-        digest: digest of the template.
-        environment: words that identify the environment, such as the path of its Python.
-        gpu: name of the GPU; empty without a GPU.
-    """
-    key = hashlib.sha256(json.dumps([digest, *environment, gpu]).encode()).hexdigest()
-    return folder / key[:24]
 
 
 def spare_gib(memory: float, weights: float) -> int:

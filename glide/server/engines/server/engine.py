@@ -16,22 +16,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from glide.errors import TemplateError
 from glide.programs import COMMAND, LARGE_GPU, PROGRAMS, Command, Program, check_command, flags
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
-from glide.server.engines.request_queue import RequestQueue, Target
+from glide.server.engines.request_queue import RequestQueue, Target, summary
 from glide.server.engines.server import command as commands
 from glide.server.engines.server.launch import Launch, ask_limit, launch
 from glide.server.engines.server.process import log_line
 from glide.server.engines.server.share import tree_megabytes
-from glide.server.gpus import wait_until_free
+from glide.server.gpus import gpu_megabytes, wait_until_free
 from glide.template import Template
 
 SPARE_FILES = 256  # number of files that this process opens besides its connections
 SLOW_SECONDS = 60.0  # if a request takes longer than this, waiting in the program's queue could exceed its timeout
 METRICS_SECONDS = 2.0  # seconds between two readings of the program's counters, and time limit of a reading
 LONGEST_REQUEST = 86400.0  # time limit of a request in seconds; the record's timeout usually ends it earlier
+SLEEP_SECONDS = 120.0  # time limit of a request that lets the program sleep or wake up
 RETRIES = 3  # maximum number of times that a request is repeated after the program reported an internal error
 END_SECONDS = 5.0  # after a connection broke, wait this number of seconds for the program's end
 
@@ -140,7 +142,9 @@ class Server:
         return 16 * self.batch
 
     def use_adapters(self, folders: Mapping[str, str]) -> None:
-        self.adapters = folders
+        if self.program.adapters is None:
+            raise TemplateError(f"{self.program.name} cannot use adapters")
+        self.adapters = commands.link_adapters(folders, self.program.needs_file)
 
     def prepare(self) -> None:
         """Do nothing, because the program imports its packages itself."""
@@ -149,6 +153,7 @@ class Server:
         if self.program.needs_file:
             commands.check_model_file(folder)
         found = wait_until_free()
+        before = sum(gpu.used for gpu in found)
         self.gpu = found[0].name if found else ""
         if found:  # HTCondor shortens the UUIDs, and some programs accept only whole ones
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.identifier for gpu in found)
@@ -161,17 +166,46 @@ class Server:
             Launch(
                 self.program, options.args, options.command, options.served_name, self.template, folder, self.prefix,
                 self.python, self.batch, self.limit,
-                commands.compiled_folder(self.compiled, self.template.digest, [*self.prefix, self.python], self.gpu),
-                self.adapters,
+                self.compiled, self.adapters,
             ),
             phase,
         )  # fmt: skip
         self.limit = ask_limit(self.running, self.program) or self.limit
-        used = sum(gpu.used for gpu in wait_until_free(0.0)) if found else 0.0
-        self.megabytes = used or tree_megabytes(os.getpid())
+        self.megabytes = (gpu_megabytes() - before if found else tree_megabytes(os.getpid())) or self.template.megabytes
         self._read_counters()  # a program that hangs later does not show which counters it has
         threading.Thread(target=self.running.process.end_this_process_with_program, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def can_sleep(self) -> bool:
+        mode = self.program.sleep_mode
+        return mode is not None and mode.flag in flags(self.options.args) and not self.running.port
+
+    def sleep(self) -> float | None:
+        assert self.program.sleep_mode is not None
+        return self._post(self.program.sleep_mode.sleep)
+
+    def wake(self) -> float | None:
+        assert self.program.sleep_mode is not None
+        return self._post(self.program.sleep_mode.wake)
+
+    def _post(self, path: str) -> float | None:
+        """Send an empty request. Return the memory that the program then uses in MB, or None if the request failed.
+
+        Other programs may use the same GPUs. So the result is the memory before the request, and its change.
+        """
+        before = gpu_megabytes()
+        try:
+            answer = self.running.http.send("POST", path, SLEEP_SECONDS)
+        except NoResponse as error:
+            log_line(f"{self.program.name}: no answer to {path}: {error}")
+            return None
+        if not answer.is_success:
+            log_line(f"{self.program.name}: {path}: {summary(answer)}")
+            return None
+        changed = self.megabytes + gpu_megabytes() - before
+        self.megabytes = max(0.0, changed) if self.gpu else tree_megabytes(os.getpid())
+        return self.megabytes
 
     # ---- records ---------------------------------------------------------------------------------
 
@@ -181,6 +215,7 @@ class Server:
                 self.running.http, self.running.model, self.options.chat, self.options.system, parallel=self.batch,
                 prompts=min(self.program.prompts, self.batch), most=self.batch, seconds=LONGEST_REQUEST,
                 retries=RETRIES, token_ids=self.program.token_ids, adapter_fields=self._adapter_fields(),
+                adapter_embeds=self.program.adapters is not None and self.program.adapters.embeds,
             )  # fmt: skip
             self.queue = RequestQueue(target, reports, self._wait_for_end)
         self.queue.submit(records)

@@ -54,7 +54,7 @@ class Launch:
         connections: maximum number of requests in flight.
         limit: number of prompts that the program must compute at the same time.
         compiled: folder for the code that the program compiles.
-        adapters: folder of each LoRA adapter, by name.
+        adapters: path of each LoRA adapter, by name.
     """
 
     program: Program
@@ -147,7 +147,7 @@ def _start(plan: Launch, phases: _Phases) -> RunningProgram:
         return done.returncode == 0
 
     line = commands.command_line(program, plan.args, values, unix_socket is not None, exists, plan.adapters)
-    variables = commands.variables(program, values, outer)
+    variables = commands.variables(program, plan.args, values, outer)
     try:
         # Mount the program's folder into the container, because the container may not see the node's /tmp.
         prefix = [*plan.prefix[:-1], "--bind", str(work), *plan.prefix[-1:]] if plan.prefix else []

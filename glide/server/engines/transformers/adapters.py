@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from glide.server.engines.base import RecordError
+from glide.server.engines import lora
+from glide.server.engines.base import INTERRUPT, RecordError
+from glide.template import FileSet
 
 SHOWN = 3  # maximum number of matrices that a message names
 
@@ -19,54 +25,102 @@ class Adapters:
 
     Args:
         model: the loaded model.
-        folders: folder of each adapter, by name, in the format of peft.
+        sets: the file set of each adapter, by name.
+        folders: the folder of each adapter on this node, by name.
+        on_change: function that is called before another adapter becomes active.
 
     Attributes:
         loaded: names of the adapters in memory.
+        failed: reason for each adapter that cannot be loaded, by name.
         active: name of the adapter with which the model computes now; empty for the model itself.
     """
 
-    def __init__(self, model: Any, folders: Mapping[str, str]):
+    def __init__(
+        self, model: Any, sets: Mapping[str, FileSet], folders: Mapping[str, str], on_change: Callable[[], None]
+    ):
         self.model = model
+        self.sets = sets
         self.folders = folders
+        self.on_change = on_change
         self.loaded: list[str] = []
+        self.failed: dict[str, str] = {}
         self.active = ""
-        # The names of the adapters within peft. Its own rules forbid some names, such as those with a dot.
-        self._inside = {name: f"adapter{number}" for number, name in enumerate(folders)}
+        # The names within peft. Its own rules forbid some names, such as those with a dot, and no name may contain
+        # another one.
+        self._inside = {name: f"adapter{number:06}" for number, name in enumerate(folders)}
         self._layers: Any = None  # peft's object for the model; None before the first adapter
 
-    def activate(self, name: str) -> bool:
-        """Let the model compute with an adapter, or without one if `name` is empty. Return whether this is a change.
+    def activate(self, name: str) -> None:
+        """Let the model compute with an adapter, or without one if `name` is empty.
 
         Raises:
-            AdapterError: the adapter cannot be loaded. The model then computes with the adapter that was active.
+            AdapterError: the adapter cannot be loaded. The model then computes without an adapter.
         """
         if name == self.active:
-            return False
-        if name and name not in self.loaded:
-            self._load(name)
-        if name:
-            self._layers.set_adapter(self._inside[name])
-            self._layers.base_model.enable_adapter_layers()
-        else:
-            self._layers.base_model.disable_adapter_layers()
-        self.active = name
-        return True
+            return
+        with _uninterrupted():
+            self.on_change()
+            self._disable()
+            self.active = ""
+            if name:
+                self._load_once(name)
+                self._layers.set_adapter(self._inside[name])
+                self._layers.base_model.enable_adapter_layers()
+                self.active = name
+
+    def _disable(self) -> None:
+        """Let the model compute without adapters, even if an adapter was loaded only in part."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+
+    def _load_once(self, name: str) -> None:
+        if name not in self.loaded and name not in self.failed:
+            try:
+                self._load(name)
+                self.loaded.append(name)
+            except Exception as error:
+                self.failed[name] = " ".join(str(error).split())[:400]
+                if self._layers is not None and self._inside[name] in self._layers.peft_config:
+                    self._layers.delete_adapter(self._inside[name])
+                self._disable()
+        if name in self.failed:
+            raise AdapterError(f"adapter {name}: {self.failed[name]}")
 
     def _load(self, name: str) -> None:
-        from peft import PeftConfig, PeftModel
+        from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+        from safetensors.torch import load
 
-        folder, inside = self.folders[name], self._inside[name]
-        try:
-            if self._layers is None:
-                self._layers = PeftModel(self.model, PeftConfig.from_pretrained(folder), inside)
-                self._layers.base_model.disable_adapter_layers()
-            result = self._layers.load_adapter(folder, inside, torch_device="cpu")
-            wrong = [*result.missing_keys, *result.unexpected_keys]
-            if wrong:
-                raise ValueError(f"its weights do not fit the model: {', '.join(wrong[:SHOWN])}")
-        except Exception as error:
-            if self._layers is not None and inside in self._layers.peft_config:
-                self._layers.delete_adapter(inside)
-            raise AdapterError(f"adapter {name}: {' '.join(str(error).split())[:400]}") from error
-        self.loaded.append(name)
+        inside = self._inside[name]
+        fields = lora.lora_fields(self._content(name, lora.CONFIG))
+        weights = load(self._content(name, lora.WEIGHTS))
+        lora.check_matrices(list(weights))
+        config = LoraConfig(**fields, inference_mode=True)
+        if self._layers is None:
+            self._layers = PeftModel(self.model, config, inside)
+        else:
+            self._layers.add_adapter(inside, config)
+        result: Any = set_peft_model_state_dict(self._layers, weights, adapter_name=inside)
+        missing = [key for key in result.missing_keys if inside in key]
+        if wrong := [*missing, *result.unexpected_keys]:
+            raise ValueError(f"its weights do not fit the model: {', '.join(wrong[:SHOWN])}")
+        self.model.eval()
+
+    def _content(self, name: str, file: str) -> bytes:
+        """Return the content of an adapter's file, which may have changed since it was fetched."""
+        content = (Path(self.folders[name]) / file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sets[name].files.get(file, ("", 0))[0]:
+            raise ValueError(f"{file} is not the file that the template describes")
+        return content
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Delay RecordTimeout until the end of the `with` block. Otherwise, the layers could be left in a mixed state."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {INTERRUPT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from glide.errors import TemplateError
 from glide.server.engines.base import Completion, EngineRecord, RecordError, usage
 from glide.server.engines.transformers import loading
-from glide.server.engines.transformers.adapters import Adapters
+from glide.server.engines.transformers.adapters import AdapterError, Adapters
 from glide.server.engines.transformers.device import choose_device, end_if_broken, facts, probe
 from glide.server.engines.transformers.generation import Generation
 from glide.server.engines.transformers.heads import Classification, Embedding
@@ -73,7 +73,7 @@ class Transformers:
         self.window = 16 * options.batch
         # A dict from a record's number (`record.key`) to the record's prompt. Each call of `plan` makes a new dict.
         self.planned: dict[int, Prompt] = {}
-        self.needs_adapters = bool(template.adapters)
+        self.sets = template.adapters
         self.folders: Mapping[str, str] = {}  # folders of the adapters
 
     def use_adapters(self, folders: Mapping[str, str]) -> None:
@@ -83,7 +83,7 @@ class Transformers:
         import torch  # noqa: F401
         import transformers
 
-        if self.needs_adapters:
+        if self.sets:
             _import_peft()
 
         # The library imports a class only when a program first names the class. So name the classes now, while the
@@ -106,7 +106,7 @@ class Transformers:
         if options.device != "all":
             model.to(self.device)
         probe(self.device)
-        self.adapters = Adapters(model, self.folders)
+        self.adapters = Adapters(model, self.sets, self.folders, self._forget_prefixes)
         phase(State.WARMING)
         self.task: Generation | Embedding | Classification
         if options.task == "generate":
@@ -160,16 +160,21 @@ class Transformers:
 
     def call(self, records: Sequence[EngineRecord]) -> list[Completion]:
         try:
-            if self.adapters.activate(records[0].adapter) and isinstance(self.task, Generation):
-                self.task.forget_prefixes()
+            self.adapters.activate(records[0].adapter)
             if _has_texts(records[0]):
                 return [self._embed_texts(records[0])]
             if all(record.key in self.planned for record in records):
                 return self.task.serve([self.planned[record.key] for record in records])
             return self.task.serve(self.encoder.encode(records))
+        except AdapterError as error:  # each of these records has this adapter
+            return [Completion.failed(error)] * len(records)
         except Exception as error:
             end_if_broken(self.device, error)
             raise
+
+    def _forget_prefixes(self) -> None:
+        if isinstance(self.task, Generation):
+            self.task.forget_prefixes()
 
     def _embed_texts(self, record: EngineRecord) -> Completion:
         """Return the embeddings of a record that has a list of texts."""
