@@ -36,9 +36,11 @@ parser.add_argument("--orphan", action="store_true", help="start a process that 
 parser.add_argument("--counts", action="store_true", help="count generated tokens in /metrics, one each 0.1 s")
 parser.add_argument("--busy", help="file for the largest number of requests at the same time")
 parser.add_argument("--compiles", type=float, help="seconds to compile a kernel, unless the cache has it")
+parser.add_argument("--max-num-batched-tokens", type=int, default=0, help="MB of memory that the program always takes")
 # As `vllm serve`, the program gets flags of vLLM that mean nothing here.
 options = parser.parse_known_args()[0] if sys.argv[1:2] == ["serve"] else parser.parse_args()
-weights = bytearray(options.max_model_len << 20)
+kept = b"k" * (options.max_num_batched_tokens << 20)
+weights = b"w" * (options.max_model_len << 20)
 asleep = False
 in_flight = most = tokens = 0
 lock = threading.Lock()
@@ -108,7 +110,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
             return self.answer(404, {"detail": "Not Found"})
         fail("sleep" if sleep else "wake")
-        asleep, weights = sleep, bytearray(0 if sleep else options.max_model_len << 20)
+        asleep, weights = sleep, b"" if sleep else b"w" * (options.max_model_len << 20)
         self.answer(200, "")
 
     def hang_if_hung(self) -> None:

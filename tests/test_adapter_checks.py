@@ -78,20 +78,19 @@ def test_programs_get_their_adapters_as_arguments(tmp_path):
         assert not [each for each in arguments(program, {}) if "lora" in each]
 
 
-def test_names_of_files_cannot_become_arguments(tmp_path, monkeypatch):
+def test_names_of_files_cannot_become_arguments(tmp_path):
     """llama.cpp splits its argument at commas, and vLLM at the equals sign."""
-    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "lr=1e-4,rank=8"
     folder.mkdir()
     hostile = folder / "a,b.gguf"
     hostile.write_bytes(b"model")
-    (whole,) = link_adapters({"a": str(folder)}, needs_file=False).values()
-    (file,) = link_adapters({"a": str(folder)}, needs_file=True).values()
+    (whole,) = link_adapters({"a": str(folder)}, False, tmp_path / "whole").values()
+    (file,) = link_adapters({"a": str(folder)}, True, tmp_path / "files").values()
     assert Path(file).read_bytes() == b"model" and (Path(whole) / "a,b.gguf").exists()
     assert not {",", "="} & set((whole + file).removeprefix(str(tmp_path)))
     (folder / "c.gguf").touch()
     with pytest.raises(TemplateError, match="adapter a has 2 GGUF files"):
-        link_adapters({"a": str(folder)}, needs_file=True)
+        link_adapters({"a": str(folder)}, True, tmp_path / "files")
 
 
 CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
@@ -102,6 +101,7 @@ CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_p
     [
         {"peft_type": "PROMPT_TUNING"}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
         {"layer_replication": [[0, 4]]}, {"megatron_config": {"a": 1}}, {"alora_invocation_tokens": [1]},
+        {"init_lora_weights": "pissa_niter_4"},
         {"trainable_token_indices": [1]}, {"target_parameters": ["w"]}, {"kasa_config": {"a": 1}},
         {"a_field_of_tomorrow": True},
     ],
@@ -113,8 +113,8 @@ def test_adapters_that_change_more_than_matrices_are_refused(field):
 
 
 def test_only_fields_of_the_matrices_reach_peft():
-    """peft would rewrite the model's own weights for init_lora_weights: pissa, and import megatron_core."""
-    config = {**CONFIG, "init_lora_weights": "pissa", "megatron_core": "evil", "auto_mapping": {"a": "b"}}
+    """peft would import megatron_core, for example."""
+    config = {**CONFIG, "init_lora_weights": "gaussian", "megatron_core": "evil", "auto_mapping": {"a": "b"}}
     assert lora.lora_fields(json.dumps(config).encode()).keys() == {"r", "lora_alpha", "target_modules"}
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 from glide.bench.gguf_file import write_adapter_gguf, write_gguf
 from glide.condor import Collector
 from glide.errors import InputError
+from glide.server.engines.base import INTERRUPT, RecordTimeout
+from glide.server.engines.transformers.adapters import _uninterrupted
 from glide.sweep.prepare import prepare
 from glide.template import FileSet, Template
 from glide.vocabulary import Exit, Machine, State
@@ -134,6 +140,26 @@ def test_adapter_of_another_model_is_refused_before_submission(sweep, adapters, 
 
 
 @pytest.mark.models
+def test_shapes_of_transposed_layers_are_compared_the_other_way(sweep, adapters):
+    """The layers of GPT-2, for example, have the inputs first (fan_in_fan_out)."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapters["first"], sweep.folder / "a")
+    shutil.copytree(MODEL, sweep.folder / "model")
+    config = json.loads((sweep.folder / "a" / "adapter_config.json").read_text())
+    (sweep.folder / "a" / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
+    weights = load_file(sweep.folder / "model" / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(128, 300)
+    save_file(weights, sweep.folder / "model" / "model.safetensors")
+    matrices = load_file(sweep.folder / "a" / "adapter_model.safetensors")
+    matrices["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"] = torch.zeros(300, 4)
+    save_file(matrices, sweep.folder / "a" / "adapter_model.safetensors")
+    model = {"name": "gpt", "engine": "transformers", "path": "model"}
+    prepare(sweep.write(RECORDS, model=model, adapters={"a": "a"}).file)
+
+
+@pytest.mark.models
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
@@ -226,6 +252,25 @@ def test_adapter_that_changed_after_it_was_described_is_not_used(start, adapters
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(weights)
     (result,) = server.call([{"custom_id": "x", "prompt": "Claim:", "adapter": "a"}]).results()
     assert "not the file that the template describes" in result["error"]["message"]
+
+
+@pytest.mark.models
+def test_interrupt_waits_until_the_adapter_is_switched():
+    """The signal may reach any thread of the process, but its handler runs in the main thread."""
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    before = signal.getsignal(INTERRUPT)
+    switched = False
+    try:
+        with pytest.raises(RecordTimeout), _uninterrupted():
+            os.kill(os.getpid(), INTERRUPT)
+            time.sleep(0.2)
+            switched = True
+    finally:
+        stop.set()
+        other.join()
+    assert switched and signal.getsignal(INTERRUPT) == before
 
 
 @pytest.mark.models

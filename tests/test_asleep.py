@@ -34,9 +34,9 @@ def serve(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     servers: list[Server] = []
 
-    def serve(template: Template, flags: str = "") -> Server:
+    def serve(template: Template, flags: str = "", memory: float = MEMORY) -> Server:
         monkeypatch.setenv("FAKE_FLAGS", flags)
-        servers.append(Server(tmp_path / "server", template, lanes=2, memory=MEMORY))
+        servers.append(Server(tmp_path / "server", template, lanes=2, memory=memory))
         return servers[-1]
 
     yield serve
@@ -45,7 +45,8 @@ def serve(tmp_path: Path, monkeypatch):
 
 
 def template(name: str, *args: str, user: str = "") -> Template:
-    # The fake program takes this flag as the MB of memory that it uses while it is awake.
+    # The fake program takes the first flag as MB of memory that it uses while it is awake. It takes the flag
+    # --max-num-batched-tokens as MB that it always uses.
     arguments = ("--max-model-len", str(WEIGHTS), "--enable-sleep-mode", *args)
     return Template(name, "server", path="/none", options={"program": "vllm", "args": list(arguments)}, user=user)
 
@@ -116,6 +117,27 @@ def test_dead_sleeping_model_is_no_longer_advertised(serve):
     eventually(lambda: Machine.ASLEEP not in server.now(), "the dead model is not offered", budget=20)
     assert asked(server, second) == ["hello"]
     assert stick(server, first)[0] == Exit.OK and asked(server, first) == ["hello"]
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 0.0])
+def test_sleeping_model_is_unloaded_if_its_rest_does_not_fit(serve, memory):
+    """A sleeping program keeps some memory. If the limit is unknown, no model sleeps at all."""
+    first, second = (template(name, "--max-num-batched-tokens", "200") for name in ("first", "second"))
+    server: Server = serve(first, memory=memory)
+    server.reached(State.WARM)
+    assert stick(server, second)[0] == Exit.OK
+    eventually(lambda: programs(server) == 1, "the first program has ended", budget=20)
+    assert Machine.ASLEEP not in server.now() and asked(server, second) == ["hello"]
+
+
+def test_failed_model_leaves_the_lane_to_the_sleeping_one(serve):
+    first, broken = template("first"), Template("broken", "noop", options={"crash_in": State.LOADING})
+    server: Server = serve(first)
+    server.reached(State.WARM)
+    assert stick(server, template("second"))[0] == Exit.OK
+    assert stick(server, broken)[0] == Exit.FAILED
+    assert asked(server, template("second")) == ["hello"]
+    assert server.now()[Machine.STATE] == State.WARM
 
 
 def test_model_of_another_owner_does_not_sleep(serve):

@@ -76,9 +76,16 @@ def test_next_glidein_on_the_node_finds_the_code(nodes):
     first(nodes)
     nodes.servers[0].stop()
     nodes.forget(nodes.servers[0])
-    (again,) = nodes.start(cache=str(nodes.folder / "node-0" / "cache"))
+    (again,) = nodes.start(compiled_key=ENTRY, cache=str(nodes.folder / "node-0" / "cache"))
     again.reached(State.WARM)
     assert "kernel found" in log_of(nodes, 1)
+
+
+def test_glidein_with_another_key_does_not_use_the_code_on_its_host(nodes):
+    first(nodes)
+    (second,) = nodes.start(cache=str(nodes.folder / "node-0" / "cache"))
+    second.reached(State.WARM)
+    assert "kernel compiled" in log_of(nodes, 1)
 
 
 @pytest.mark.parametrize("key", ["", "the key of another entry"])
@@ -230,6 +237,10 @@ def test_unchanged_code_is_packed_only_once(tmp_path):
     (code.place / "other.so").write_bytes(b"more")
     assert code.pack() != first
     assert (code.packed / next(iter(first.files))).exists()  # peers may still be fetching it
+    for archive in code.packed.iterdir():
+        os.utime(archive, (1, 1))
+    code.pack()
+    assert len(list(code.packed.iterdir())) == 1
 
 
 def test_code_that_does_not_work_here_is_not_fetched_again(nodes, monkeypatch):

@@ -51,15 +51,17 @@ class CompiledCode:
     name: str
 
     @classmethod
-    def of(cls, folder: Path, template: str, environment: str, devices: Sequence[str]) -> CompiledCode:
+    def of(cls, folder: Path, template: str, environment: str, devices: Sequence[str], key: str = "") -> CompiledCode:
         """Return the compiled code of a template on this node.
 
         Args:
+            key: key that the glideins of an entry share; empty if they share no code. Glideins with other keys do not
+                use this code.
             template: digest of the template.
             environment: text that identifies the environment.
             devices: names of the GPUs.
         """
-        parts = [template, environment, *devices, _cpu(), platform.machine(), *platform.libc_ver()]
+        parts = [key, template, environment, *devices, _cpu(), platform.machine(), *platform.libc_ver()]
         return cls(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest())
 
     @property
@@ -76,6 +78,15 @@ class CompiledCode:
     def _own(self) -> Path:
         """A file that exists if this node must compile the code itself, because the code of a peer did not work."""
         return self.folder / f"{self.name[:24]}.own"
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether a peer has sent the code, and no program has become warm with it on this node yet."""
+        return self._unproven.exists()
+
+    @property
+    def _unproven(self) -> Path:
+        return self.folder / f"{self.name[:24]}.unproven"
 
     @property
     def is_missing(self) -> bool:
@@ -101,10 +112,17 @@ class CompiledCode:
                 shutil.rmtree(path, ignore_errors=True)
         return descriptor
 
+    def prove(self) -> None:
+        """Note that a program has become warm with the code."""
+        self._unproven.unlink(missing_ok=True)
+
     def distrust(self) -> None:
-        """Delete code that did not work, and never get it from peers again."""
+        """Delete code that did not work, unless another process uses it. Never get it from peers again."""
         self._own.touch()
-        shutil.rmtree(self.place, ignore_errors=True)
+        lock = self.folder / f"{self.name[:24]}.lock"
+        with suppress(BlockingIOError), locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(self.place, ignore_errors=True)
+            self._unproven.unlink(missing_ok=True)
 
     def pack(self) -> Tree | None:
         """Pack the code into an archive, and return the archive's tree. Return None if there is no code, or too much.
@@ -151,6 +169,7 @@ class CompiledCode:
                 extract(new / "archive", new / "code", lambda taken, more: None)
                 with suppress(OSError):  # another glidein on this host has put code there
                     (new / "code").rename(self.place)
+                    self._unproven.touch()
                 return self._publish(new / "archive")
             except OSError as error:
                 failure = error
@@ -184,6 +203,9 @@ class CompiledCode:
         """Move an archive from a temporary folder to its final place, and return its tree."""
         self.packed.mkdir(exist_ok=True, mode=0o700)
         digest, _ = digests_of(archive, archive.stat().st_size)
+        for old in self.packed.glob("*.tar"):  # peers may still be fetching the newest ones
+            if time.time() - _last_use(old) > LEFTOVER_SECONDS:
+                old.unlink(missing_ok=True)
         return _tree(archive.rename(self.packed / f"{digest}.tar"))
 
 

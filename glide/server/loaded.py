@@ -22,7 +22,7 @@ class LoadedTemplates:
 
     Args:
         memory: memory in MB that all templates may use together; None if the limit is unknown. Then only one template
-            is awake.
+            stays loaded.
 
     Attributes:
         servers: a dict from a template's digest to the template's TemplateServer.
@@ -84,11 +84,15 @@ class LoadedTemplates:
         """Return whether the memory suffices for a template after the servers in `to_stop` have ended."""
         own = self.servers.get(template.digest)
         if self.memory is None:
-            return all(each in to_stop or each.is_asleep for each in self.servers.values())
+            return len(to_stop) == len(self.servers)
         # Before a function has run, the size of its state is unknown. Assume that the state needs all of the memory.
         unknown = self.memory if template.function and not template.files else template.megabytes
         others = [*to_stop, *([own] if own else [])]
         return self.sizes.get(template.digest, unknown) + self._megabytes(others) <= self.memory
+
+    def has_room_for(self, template: Template) -> bool:
+        """Return whether the memory suffices for a template that is loaded soon, beside all other templates."""
+        return self._fits(template, [])
 
     def _megabytes(self, to_stop: Sequence[TemplateServer] = ()) -> float:
         """Return the memory in MB that all servers except those in `to_stop` use together."""

@@ -111,8 +111,9 @@ class ModelServer:
             latest = time.monotonic() if busy else max([latest, *(each.last_used for each in self.servers.values())])
         log_line(f"no job for {self._idle_limit:g} s: ending the glidein")
         for server in self.servers.values():
-            if server.is_initial:
-                await report_to_outer_job(server.status)  # update the number of served records in the ad
+            if server.is_initial:  # update the number of served records in the ad
+                status = server.status
+                await report_to_outer_job(replace(status, state=State.WARM) if server.is_asleep else status)
         os.kill(os.getppid(), signal.SIGTERM)
 
     @property
@@ -204,30 +205,45 @@ class ModelServer:
         async with self.retarget_lock:
             before = self.lanes[lane]
             server = self.servers.get(template.digest)
-            wakes = server is not None and server.is_asleep
-            if server is None or wakes or server.status.state == State.FAILED:
-                to_stop = self.loaded.to_stop_for(template)
-                server = server if server and wakes else self._add_server(template)
-                server.waiting_sticky_jobs += 1  # from now on, the glidein is not idle
-                await self._make_room(to_stop, server)  # free the memory before the new engine starts
-                if wakes:
-                    await server.wake()
-                else:
-                    server.start()
-            else:
-                server.waiting_sticky_jobs += 1
+            if server is None or server.status.state in (State.FAILED, State.ASLEEP):
+                server = await self._load(template)
             self.lanes[lane] = server
             self.changed.set()
-        await server.settled.wait()
-        async with self.retarget_lock:
+            server.waiting_sticky_jobs += 1
+        try:
+            await server.settled.wait()
+        finally:
             server.waiting_sticky_jobs -= 1
+        async with self.retarget_lock:
             self.loaded.sizes[template.digest] = server.megabytes
-            if server.status.state == State.FAILED:
+            asleep = [each for each in self.servers.values() if each.is_asleep]
+            if server.status.state == State.FAILED and not asleep:
                 await self._restore_lanes(server, before)
                 raise WrongRequest(f"{template.model} does not load: {server.status.failure}", Exit.FAILED)
-            # The new template may use too much memory, so unload others.
-            while self.loaded.are_too_large and (idle := self.loaded.idle(server)):
-                await self._make_room(idle[:1], server)
+            if server.status.state != State.FAILED:
+                # The new template may use too much memory, so unload others.
+                while self.loaded.are_too_large and (idle := self.loaded.idle(server)):
+                    await self._make_room(idle[:1], server)
+                return server
+            await self._stop_servers(asleep, server)  # the memory that they keep may be the reason
+        return await self._retarget(lane, template)
+
+    async def _load(self, template: Template) -> TemplateServer:
+        """Free memory for a template, and then load it or wake it up. Return its server, which may not be warm yet."""
+        server = self.servers.get(template.digest)
+        to_stop = self.loaded.to_stop_for(template)
+        wakes = server is not None and server.is_asleep
+        if server is None or not wakes:
+            server = self._add_server(template)
+        server.waiting_sticky_jobs += 1  # from now on, the glidein is not idle
+        try:
+            await self._make_room(to_stop, server)  # free the memory before the new engine starts
+            if wakes:
+                await server.wake()
+            else:
+                server.start()
+        finally:
+            server.waiting_sticky_jobs -= 1
         return server
 
     async def _make_room(self, servers: Sequence[TemplateServer], successor: TemplateServer) -> None:
@@ -236,11 +252,18 @@ class ModelServer:
         Servers that can sleep are put to sleep. The others are stopped, and also those that are asleep already, and
         those whose owner differs from the successor's.
         """
+        for each in servers:
+            if not each.is_asleep:
+                self.loaded.sizes[each.template.digest] = each.megabytes  # needed to wake it up
         same_owner = [each for each in servers if each.template.owner == successor.template.owner]
-        sleeping = [each for each in same_owner if each.begin_sleep()]  # from now on, they refuse jobs
+        sleeping = [each for each in same_owner if self.loaded.memory and each.begin_sleep()]  # now they refuse jobs
         self.lanes = [successor if each in sleeping else each for each in self.lanes]
         await self._stop_servers([each for each in servers if each not in sleeping], successor)
         await self._stop_servers([each for each in sleeping if not await each.sleep()], successor)
+        # Sleeping servers keep some memory. If it is missing, stop them.
+        for each in sleeping:
+            if not self.loaded.has_room_for(successor.template):
+                await self._stop_servers([each], successor)
 
     async def _stop_servers(self, to_stop: Sequence[TemplateServer], successor: TemplateServer | None = None) -> None:
         """Stop servers, and give their lanes to the server `successor`. If it is None, the lanes get no template."""
@@ -260,7 +283,7 @@ class ModelServer:
         - a new server for the initial template
         """
         await self._stop_servers([server])
-        awake = [each for each in self.servers.values() if not each.is_asleep]
+        awake = [each for each in self.servers.values() if each.status.state not in (State.ASLEEP, State.FAILED)]
         if before not in awake:
             before = next(iter([*awake, *self.servers.values()]), None)
         if before is None and self.template is not None and not server.is_initial:

@@ -14,6 +14,8 @@ from glide.server.template_state import TemplateState
 from glide.template import Template
 from glide.vocabulary import State
 
+# While a template sleeps, its weights are in main memory. The rest of main memory must suffice for the next engine.
+WEIGHTS_SHARE, SPARE_MEGABYTES = 1.2, 4000.0
 SLEEP_SECONDS = 150.0  # time limit within which an engine must have fallen asleep or woken up, in seconds
 
 
@@ -41,7 +43,10 @@ class Sleeper:
         engine = self.engine
         if engine is None or not engine.can_sleep or engine.pending_calls or self.batcher.jobs:
             return False
-        if self.state.status.gpu and share().memory - tree_megabytes(os.getpid()) < self.template.megabytes:
+        if self.state.status.state != State.WARM:
+            return False
+        needed = WEIGHTS_SHARE * self.template.megabytes + SPARE_MEGABYTES
+        if self.state.status.gpu and share().memory - tree_megabytes(os.getpid()) < needed:
             log_line(f"{self.template.model} does not sleep: main memory has no room for its weights")
             return False
         self.state.enter(State.ASLEEP)

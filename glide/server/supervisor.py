@@ -141,7 +141,7 @@ class Supervisor:
                 except Exception as error:  # user code in the engine's process can write to the channel
                     await engine.kill(f"sent an invalid message: {error!r}")
         except DeadEngine as death:
-            if not engine.warm and not engine.unused:
+            if not engine.warm and self.state.status.state not in (State.BLANK, State.FETCHING, State.IMPORTING):
                 await self.compiled.distrust()
             if engine.unused:
                 self.batcher.in_flight.clear()  # the jobs of these records have ended

@@ -96,6 +96,7 @@ class TemplateServer:
             self.supervision.cancel()
             with suppress(asyncio.CancelledError):
                 await self.supervision
+        self.supervisor.compiled.close()
         self.supply.release(self.template)
 
     async def _supervise(self) -> None:

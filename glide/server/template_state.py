@@ -45,11 +45,14 @@ class TemplateState:
         Args:
             failure: why the template has failed, or why its last engine ended; empty if nothing has gone wrong.
         """
+        before = self.status.state
         self.status = self.status.entering(state, failure)
         log_line(f"{self.status.model} {state} {failure}")
         if state in (State.WARM, State.FAILED):
             self.settled.set()
-            self._report()
+            # The end of a sleeping engine is no failure of the glidein, which serves another template.
+            if not (state == State.FAILED and before == State.ASLEEP):
+                self._report()
         self.changed.set()
 
     def update(self, **values: Any) -> None:

@@ -102,14 +102,16 @@ def _check_peft(folder: Path, template: Template) -> None:
     The shapes are compared only if the model's files are on this host.
     """
     try:
-        lora.lora_fields((folder / CONFIG).read_bytes())
+        fields = lora.lora_fields((folder / CONFIG).read_bytes())
         matrices = _shapes(folder / WEIGHTS)
         lora.check_matrices(list(matrices))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     model = Path(template.path or "")
-    if not model.is_absolute() or b"quantization_config" in (model / "config.json").read_bytes():
+    config = model / "config.json"
+    if not model.is_absolute() or not config.is_file() or b"quantization_config" in config.read_bytes():
         return  # another host has the model's files, or their shapes differ from those of the layers
+    sides = {"A.weight": 0, "B.weight": 1} if fields.get("fan_in_fan_out") else {"A.weight": 1, "B.weight": 0}
     shapes: dict[str, list[int]] = {}
     for name in template.files:
         if name.endswith(".safetensors"):
@@ -118,7 +120,9 @@ def _check_peft(folder: Path, template: Template) -> None:
         module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         base = shapes.get(f"{module}.weight")
         side = {"A.weight": 1, "B.weight": 0}.get(part)
-        if base is not None and side is not None and len(shape) == 2 and shape[side] != base[side]:
+        if base is None or side is None or len(base) != 2 or len(shape) != 2:
+            continue
+        if shape[side] != base[sides[part]]:
             raise ValueError(
                 f"{folder} does not fit the model: {module} has the shape {base}, but {name} has the shape {shape}; use"
                 " an adapter that was trained with this model"

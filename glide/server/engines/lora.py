@@ -20,8 +20,11 @@ USED = (
 IGNORED = (
     "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
     "init_lora_weights", "lora_dropout", "bias", "megatron_core", "qalora_group_size", "loftq_config", "eva_config",
-    "corda_config", "lora_ga_config", "ensure_weight_tying",
+    "corda_config", "lora_ga_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio",
 )  # fmt: skip
+# Values of init_lora_weights with which the model itself stays as it is. With other texts, such as pissa, training has
+# changed the model's weights.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _MATRIX = re.compile(r"base_model\.model\..+\.lora_((embedding_)?[AB](\.weight)?|magnitude_vector(\.weight)?)")
 LARGEST_HEADER = 100_000_000  # maximum size in bytes of the header of a safetensors file, as in the library itself
 
@@ -41,6 +44,11 @@ def lora_fields(content: bytes) -> dict[str, Any]:
         raise ValueError(f"{CONFIG}: the adapter has the type {kind!r:.40}, but only LORA is possible")
     if config.get("bias", "none") != "none":
         raise ValueError(f"{CONFIG}: the field bias must be none")
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+        raise ValueError(
+            f"{CONFIG}: with init_lora_weights {config['init_lora_weights']!r:.40}, training changed the model itself;"
+            " convert the adapter with path_initial_model_for_weight_conversion of peft's save_pretrained"
+        )
     for name, value in config.items():
         if value and name not in USED and name not in IGNORED:
             raise ValueError(f"{CONFIG}: the field {name!r:.60} is not supported; train the adapter without it")
@@ -75,4 +83,7 @@ def check_matrices(names: list[str]) -> None:
     """
     for name in names:
         if not _MATRIX.fullmatch(name):
-            raise ValueError(f"{WEIGHTS} contains {name!r:.120}, which is no matrix of LoRA; save only the adapter")
+            raise ValueError(
+                f"{WEIGHTS} contains {name!r:.120}, which is no matrix of LoRA; save the adapter with"
+                " save_embedding_layers=False"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -69,20 +69,22 @@ def _adapter_arguments(program: Program, adapters: Mapping[str, str]) -> list[st
     return [form.flag, form.separator.join(words)] if form.separator else [form.flag, *words]
 
 
-def link_adapters(folders: Mapping[str, str], needs_file: bool) -> dict[str, str]:
-    """Return a path for each LoRA adapter: that of a link in the working directory.
+def link_adapters(folders: Mapping[str, str], needs_file: bool, links: Path) -> dict[str, str]:
+    """Return a path for each LoRA adapter: that of a link in the folder `links`.
 
     Programs find separators in the paths, such as commas. The names of the links contain none.
 
     Args:
         folders: folder of each adapter, by name.
         needs_file: whether the program needs the adapter's GGUF file in place of its folder.
+        links: folder for the links. If it exists, its links are replaced.
 
     Raises:
         TemplateError: an adapter does not have exactly one GGUF file, but the program needs one.
         OSError: the links cannot be made.
     """
-    links = Path(tempfile.mkdtemp(prefix="adapters-", dir=Path.cwd()))
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir(mode=0o700)
     found = {}
     for number, (name, folder) in enumerate(folders.items()):
         target = Path(folder)

@@ -144,7 +144,9 @@ class Server:
     def use_adapters(self, folders: Mapping[str, str]) -> None:
         if self.program.adapters is None:
             raise TemplateError(f"{self.program.name} cannot use adapters")
-        self.adapters = commands.link_adapters(folders, self.program.needs_file)
+        self.adapters = commands.link_adapters(
+            folders, self.program.needs_file, Path.cwd() / f"adapters-{self.template.digest[:16]}"
+        )
 
     def prepare(self) -> None:
         """Do nothing, because the program imports its packages itself."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glide.server.engines import lora
-from glide.server.engines.base import INTERRUPT, RecordError
+from glide.server.engines.base import INTERRUPT, RecordError, RecordTimeout
 from glide.template import FileSet
 
 SHOWN = 3  # maximum number of matrices that a message names
@@ -32,7 +32,7 @@ class Adapters:
     Attributes:
         loaded: names of the adapters in memory.
         failed: reason for each adapter that cannot be loaded, by name.
-        active: name of the adapter with which the model computes now; empty for the model itself.
+        active: name of the adapter with which the model computes; empty for the model itself; None during a change.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Adapters:
         self.on_change = on_change
         self.loaded: list[str] = []
         self.failed: dict[str, str] = {}
-        self.active = ""
+        self.active: str | None = ""
         # The names within peft. Its own rules forbid some names, such as those with a dot, and no name may contain
         # another one.
         self._inside = {name: f"adapter{number:06}" for number, name in enumerate(folders)}
@@ -64,6 +64,7 @@ class Adapters:
             self.active = ""
             if name:
                 self._load_once(name)
+                self.active = None
                 self._layers.set_adapter(self._inside[name])
                 self._layers.base_model.enable_adapter_layers()
                 self.active = name
@@ -76,16 +77,27 @@ class Adapters:
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(False)
 
+    def _remove(self, inside: str) -> None:
+        """Remove an adapter that was loaded only in part."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if self._layers is not None:
+            self._layers.peft_config.pop(inside, None)
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.delete_adapter(inside)
+        self._disable()
+
     def _load_once(self, name: str) -> None:
         if name not in self.loaded and name not in self.failed:
             try:
                 self._load(name)
                 self.loaded.append(name)
             except Exception as error:
+                self._remove(self._inside[name])
+                if _is_fault_of_device(error):
+                    raise
                 self.failed[name] = " ".join(str(error).split())[:400]
-                if self._layers is not None and self._inside[name] in self._layers.peft_config:
-                    self._layers.delete_adapter(self._inside[name])
-                self._disable()
         if name in self.failed:
             raise AdapterError(f"adapter {name}: {self.failed[name]}")
 
@@ -116,11 +128,29 @@ class Adapters:
         return content
 
 
+def _is_fault_of_device(error: Exception) -> bool:
+    """Return whether the next try may succeed, because the memory or the GPU is the cause."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "CUDA" in str(error)
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Delay RecordTimeout until the end of the `with` block. Otherwise, the layers could be left in a mixed state."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {INTERRUPT})
+    """Delay RecordTimeout until the end of the `with` block. Otherwise, the layers could be left in a mixed state.
+
+    The signal is not blocked, because another thread could then get it, and Python would still run its handler.
+    """
+    late = False
+
+    def note(*_: object) -> None:
+        nonlocal late
+        late = True
+
+    before = signal.signal(INTERRUPT, note)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(INTERRUPT, before)
+    if late:
+        raise RecordTimeout("no result within the record's timeout")
