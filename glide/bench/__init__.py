@@ -15,6 +15,7 @@ from glide.bench.host_loss import host_loss
 from glide.bench.overhead import overhead
 from glide.bench.records import records
 from glide.bench.recovery import recovery
+from glide.bench.serving import serving
 from glide.bench.sticky import sticky
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "overhead": overhead,
     "records": records,
     "recovery": recovery,
+    "serving": serving,
     "sticky": sticky,
 }
 
