@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from email.message import Message
@@ -31,12 +32,14 @@ class Service:
         self.requests: list[list[str]] = []
         self.in_flight = self.most = 0
         self.lock = threading.Lock()
+        self.running: list[str] = []  # the prompts in flight
 
     def send(self, method: str, path: str, seconds: float, body: Any, cancellation: Any) -> Response:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         with self.lock:
             self.requests.append(prompts)
             self.in_flight += len(prompts)
+            self.running += prompts
             self.most = max(self.most, self.in_flight)
         try:
             if "hang" in prompts:
@@ -47,6 +50,8 @@ class Service:
         finally:
             with self.lock:
                 self.in_flight -= len(prompts)
+                for prompt in prompts:
+                    self.running.remove(prompt)
 
 
 class Reports:
@@ -87,8 +92,10 @@ def echo(prompts: list[str]) -> tuple[int, Any]:
     return 200, {"choices": choices[::-1], "usage": {"prompt_tokens": 1, "completion_tokens": len(prompts)}}
 
 
-def queue(service: Service, reports: Reports, prompts: int = 8, parallel: int = 4, most: int = 32) -> RequestQueue:
-    target = Target(service, "m", False, "", parallel, prompts, most, 10.0, 0)  # type: ignore[arg-type]
+def queue(
+    service: Service, reports: Reports, prompts: int = 8, parallel: int = 4, most: int = 32, **more: Any
+) -> RequestQueue:
+    target = Target(service, "m", False, "", parallel, prompts, most, 10.0, 0, **more)  # type: ignore[arg-type]
     return RequestQueue(target, reports)
 
 
@@ -123,6 +130,33 @@ def test_failing_request_is_divided_until_the_bad_record_is_alone():
     found = reports.wait(40)
     assert [number for number, each in found.items() if each.error] == [5]
     assert found[5].error == {"type": "Refused", "message": "400 no"}
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_records_with_and_without_adapters_are_kept_apart_if_needed(mixes):
+    """vLLM on CPUs computes a request without an adapter wrongly while it computes others with one."""
+    mixed = False
+
+    def answer(prompts: list[str]) -> tuple[int, Any]:
+        nonlocal mixed
+        time.sleep(0.005)
+        with service.lock:
+            mixed = mixed or len({each.startswith("base") for each in service.running}) > 1
+        return (400, {"error": "no"}) if "base 7" in prompts else echo(prompts)
+
+    service, reports = Service(answer), Reports()
+    texts = [f"{'base' if number % 2 else 'lora'} {number}" for number in range(200)]
+    sent = [
+        EngineRecord(number, text, GREEDY, adapter="" if text.startswith("base") else "a")
+        for number, text in enumerate(texts)
+    ]
+    asking = queue(service, reports, adapter_fields={"a": {"model": "a"}}, mixes_base=mixes)
+    for start in range(0, 200, 20):
+        asking.submit(sent[start : start + 20])
+    found = reports.wait(200)
+    assert [number for number, each in found.items() if each.error] == [7]
+    assert [found[number].text for number in range(200) if number != 7] == [t for t in texts if t != "base 7"]
+    assert mixed is mixes
 
 
 def test_late_request_is_divided_and_only_the_hanging_record_fails():

@@ -67,9 +67,8 @@ def test_vllm_serves_adapters_on_one_base(large_glideins, sweep, vllm, adapters,
     assert done.returncode == 0, done.stderr
     for name, wanted in expected.items():
         texts = [each["text"] for each in sweep.results(f"{name}/plain")]
-        differ = sum(ours != theirs for ours, theirs in zip(texts, wanted, strict=True))
-        print(f"{name}: {differ} of {len(texts)} texts differ")
-        assert differ <= 3  # rounding
+        # If a text ends in the middle of a character, vLLM leaves out its bytes.
+        assert texts == [text.rstrip("\ufffd") for text in wanted], name
 
 
 def test_second_node_gets_the_compiled_code_of_vllm(vllm, tmp_path):

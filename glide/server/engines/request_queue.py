@@ -18,9 +18,7 @@ from glide.server.engines.base import Completion, EngineRecord, RecordError, Rec
 from glide.server.engines.http_client import Cancellation, HttpClient, NoResponse, Response
 
 FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
-# `backoff` returns at most this number of seconds, even if the service asks for a longer pause. The service may recover
-# earlier, and a record's timeout is 600 s by default.
-LONGEST_PAUSE = 60.0
+LONGEST_PAUSE = 60.0  # maximum result of `backoff` in seconds, even if the service asks for a longer pause
 RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
 
 
@@ -52,6 +50,7 @@ class Target:
         token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
         adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter.
         adapter_embeds: whether embeddings can be computed with an adapter.
+        mixes_base: whether requests with and without an adapter may be in flight at the same time.
     """
 
     http: HttpClient
@@ -66,6 +65,7 @@ class Target:
     token_ids: str = ""
     adapter_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapter_embeds: bool = False
+    mixes_base: bool = True
 
 
 @dataclass
@@ -99,7 +99,8 @@ class RequestQueue:
         on_no_response: function that is called when a request got no response. It may end this process.
 
     Attributes:
-        waiting: records that are not in a request yet.
+        waiting: records that are not in a request yet. Records with an adapter are under the key True if they must not
+            be in flight together with others. All other records are under False. `kind` is the key of those in flight.
         divided: lists of records whose request failed. Each list gets a request of its own, before all other records.
         most: maximum number of prompts in flight at present.
         overdue: number of cancelled requests since the last request that was not cancelled.
@@ -113,7 +114,8 @@ class RequestQueue:
         self.target = target
         self.reports = reports
         self.on_no_response = on_no_response
-        self.waiting: deque[EngineRecord] = deque()
+        self.waiting: dict[bool, deque[EngineRecord]] = {False: deque(), True: deque()}
+        self.kind = False
         self.divided: deque[list[EngineRecord]] = deque()
         self.most = target.most
         self.overdue = 0
@@ -126,7 +128,8 @@ class RequestQueue:
     def submit(self, records: Sequence[EngineRecord]) -> None:
         """Add records. Their outcomes are reported later, in any order."""
         with self.lock:
-            self.waiting.extend(records)
+            for record in records:
+                self.waiting[self._kind_of(record)].append(record)
         self._start_requests()
 
     def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
@@ -138,9 +141,11 @@ class RequestQueue:
         """
         late_keys, unwanted_keys = set(late), set(unwanted)
         with self.lock:
-            dropped = [record for record in self.waiting if record.key in unwanted_keys]
-            if dropped:
-                self.waiting = deque(record for record in self.waiting if record.key not in unwanted_keys)
+            dropped = []
+            for kind, waiting in self.waiting.items():
+                if found := [record for record in waiting if record.key in unwanted_keys]:
+                    dropped += found
+                    self.waiting[kind] = deque(record for record in waiting if record.key not in unwanted_keys)
             for records in [each for each in self.divided if unwanted_keys.issuperset(one.key for one in each)]:
                 self.divided.remove(records)
                 dropped += records
@@ -166,22 +171,34 @@ class RequestQueue:
     def _start_requests(self) -> None:
         """Start requests for waiting records, as long as fewer than the maximum number of prompts are in flight."""
         with self.lock:
-            while (self.divided or self.waiting) and self.in_flight < self.most and self.tasks < self.target.parallel:
-                records = self.divided.popleft() if self.divided else self._next_records()
+            while (
+                self.in_flight < self.most and self.tasks < self.target.parallel and (records := self._next_records())
+            ):
                 self.in_flight += len(records)
                 self.tasks += 1
                 self.threads.submit(self._run, records)
 
+    def _kind_of(self, record: EngineRecord) -> bool:
+        return bool(record.adapter) and not self.target.mixes_base
+
     def _next_records(self) -> list[EngineRecord]:
-        """Remove the first waiting record, and the records after it that can share its request."""
-        target = self.target
-        records = [self.waiting.popleft()]
+        """Remove and return the records of the next request; none if no record may start now."""
+        if self.divided:
+            kind = self._kind_of(self.divided[0][0])
+            if self.in_flight and kind != self.kind:
+                return []
+            self.kind = kind
+            return self.divided.popleft()
+        if not self.waiting[self.kind] and not self.in_flight:
+            self.kind = not self.kind
+        target, waiting = self.target, self.waiting[self.kind]
+        records = [waiting.popleft()] if waiting else []
         while (
-            self.waiting
+            waiting
             and len(records) < target.prompts
-            and api.can_share(records[0], self.waiting[0], target.chat, bool(target.token_ids))
+            and api.can_share(records[0], waiting[0], target.chat, bool(target.token_ids))
         ):
-            records.append(self.waiting.popleft())
+            records.append(waiting.popleft())
         return records
 
     def _run(self, records: list[EngineRecord]) -> None:
