@@ -41,7 +41,6 @@ class AdapterArguments:
         fields: function that returns the fields of a request with an adapter. Its arguments are the adapter's name, and
             its place in the list of adapters.
         embeds: whether the program can compute embeddings with an adapter.
-        mixes_base: whether the program computes requests with and without an adapter correctly at the same time.
     """
 
     arguments: tuple[tuple[str, ...], ...]
@@ -50,7 +49,6 @@ class AdapterArguments:
     fields: Callable[[str, int], dict[str, Any]]
     separator: str = ""
     embeds: bool = False
-    mixes_base: bool = True
 
 
 @dataclass(frozen=True)

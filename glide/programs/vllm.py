@@ -63,7 +63,6 @@ VLLM = Program(
         each="lora:{name}={path}",  # the names of adapters and of the model must differ
         fields=lambda name, number: {"model": f"lora:{name}"},
         embeds=True,
-        mixes_base=False,  # on CPUs, vLLM 0.32 computes such requests without an adapter with the last adapter
     ),
     # Level 1 moves the weights to main memory. The requests are part of vLLM's development mode. They need no API key,
     # but only this account can reach the socket.

@@ -50,7 +50,6 @@ class Target:
         token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
         adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter.
         adapter_embeds: whether embeddings can be computed with an adapter.
-        mixes_base: whether requests with and without an adapter may be in flight at the same time.
     """
 
     http: HttpClient
@@ -65,7 +64,6 @@ class Target:
     token_ids: str = ""
     adapter_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     adapter_embeds: bool = False
-    mixes_base: bool = True
 
 
 @dataclass
@@ -99,8 +97,9 @@ class RequestQueue:
         on_no_response: function that is called when a request got no response. It may end this process.
 
     Attributes:
-        waiting: records that are not in a request yet. Records with an adapter are under the key True if they must not
-            be in flight together with others. All other records are under False. `kind` is the key of those in flight.
+        waiting: records that are not in a request yet: under True those with an adapter, under False the others. These
+            two kinds are never in flight together, because vLLM (on CPUs) and llama.cpp then compute some records
+            without an adapter as if they had one. `kind` is the key of the records in flight.
         divided: lists of records whose request failed. Each list gets a request of its own, before all other records.
         most: maximum number of prompts in flight at present.
         overdue: number of cancelled requests since the last request that was not cancelled.
@@ -129,7 +128,7 @@ class RequestQueue:
         """Add records. Their outcomes are reported later, in any order."""
         with self.lock:
             for record in records:
-                self.waiting[self._kind_of(record)].append(record)
+                self.waiting[bool(record.adapter)].append(record)
         self._start_requests()
 
     def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
@@ -178,13 +177,10 @@ class RequestQueue:
                 self.tasks += 1
                 self.threads.submit(self._run, records)
 
-    def _kind_of(self, record: EngineRecord) -> bool:
-        return bool(record.adapter) and not self.target.mixes_base
-
     def _next_records(self) -> list[EngineRecord]:
         """Remove and return the records of the next request; none if no record may start now."""
         if self.divided:
-            kind = self._kind_of(self.divided[0][0])
+            kind = bool(self.divided[0][0].adapter)
             if self.in_flight and kind != self.kind:
                 return []
             self.kind = kind

@@ -218,7 +218,6 @@ class Server:
                 prompts=min(self.program.prompts, self.batch), most=self.batch, seconds=LONGEST_REQUEST,
                 retries=RETRIES, token_ids=self.program.token_ids, adapter_fields=self._adapter_fields(),
                 adapter_embeds=self.program.adapters is not None and self.program.adapters.embeds,
-                mixes_base=self.program.adapters is None or self.program.adapters.mixes_base,
             )  # fmt: skip
             self.queue = RequestQueue(target, reports, self._wait_for_end)
         self.queue.submit(records)
