@@ -173,7 +173,8 @@ class Server:
             phase,
         )  # fmt: skip
         self.limit = ask_limit(self.running, self.program) or self.limit
-        self.megabytes = (gpu_megabytes() - before if found else tree_megabytes(os.getpid())) or self.template.megabytes
+        used = gpu_megabytes() - before if found else tree_megabytes(os.getpid())
+        self.megabytes = used if used > 0 else self.template.megabytes  # the driver may not have answered
         self._read_counters()  # a program that hangs later does not show which counters it has
         threading.Thread(target=self.running.process.end_this_process_with_program, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
