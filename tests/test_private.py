@@ -78,7 +78,7 @@ def test_environment_cannot_claim_files_of_another_user(model):
     """With the names and digests of somebody else's files, which are in job ads."""
     files = private(model).file_set
     claimed = Template("mine", "noop", environment=files, user="mallory@here")
-    with pytest.raises(ValueError, match="an environment has no owner of its own"):
+    with pytest.raises(ValueError, match="have no owner of their own"):
         Template.from_json(claimed.to_json())
 
 

@@ -7,6 +7,7 @@ as a script, in an environment that need not contain glide.
 import argparse
 import os
 import signal
+import sys
 from typing import Any
 
 import xllamacpp
@@ -70,7 +71,10 @@ def main() -> None:
         *before, last = field.split(".")
         setattr(getattr(parameters, before[0]) if before else parameters, last, value)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    server = xllamacpp.Server(parameters)
+    try:
+        server = xllamacpp.Server(parameters)
+    except RuntimeError as error:  # the lines before it give the reason, so a traceback would only hide them
+        sys.exit(str(error))
     print(f"listening on {server.listening_address}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     os._exit(0)
