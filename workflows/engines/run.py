@@ -2,7 +2,8 @@
 
     .venv/bin/python workflows/engines/run.py [--out DIR] [--repeat N]
 
-The first run makes an environment with vLLM's CPU build, which takes two minutes and 3.5 GB in glide's cache.
+It takes about 30 minutes on two cores. The first run also makes an environment with vLLM's CPU build in glide's cache,
+which takes two minutes and 3.5 GB of disk.
 """
 
 from __future__ import annotations
@@ -130,10 +131,12 @@ def account(runs: dict[tuple[str, int, str], dict[str, Any]], began: float) -> E
         "The prompts of the tiny model have 37 tokens on average, and the answers at most 4. Those of the large model"
         " have about 199 tokens, and the answers 32.",
         "The tiny model is computed in float32. The large one has random weights, and is computed in bfloat16, except"
-        " by llama.cpp, which computes it in float32. So its texts differ.",
+        " by llama.cpp, which computes it in float32. So llama.cpp's texts differ from those of the transformers"
+        " engine.",
         "vLLM is its CPU build without compilation (--enforce-eager). `vLLM without a server` calls LLM.generate with"
-        " all prompts, in one process. This says nothing about GPUs.",
+        " all prompts, in one process. These rates say nothing about GPUs.",
         "llama.cpp is the package xllamacpp, which is built for all CPUs with AVX2. A build for one CPU is faster.",
+        "`until ready` of vLLM without a server leaves out the time for importing vLLM, about 15 s.",
         "The ratio divides each rate by the median rate of the transformers engine with the same model and cores.",
     ]
     experiment.data = {
@@ -170,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given, began = (
         arguments(
             "Compare the engines that can run a model on a node.", "engines",
-            "About 20 minutes on two cores. The first run also downloads 600 MB.", 3,
+            "About 30 minutes on two cores. The first run takes two minutes more, and 3.5 GB of disk.", 3,
         ).parse_args(words),
         time.time(),
     )  # fmt: skip
