@@ -280,12 +280,14 @@ class ModelServer:
 
         - the server `before`, which the sticky job's lane used until the sticky job arrived
         - another server that runs
+        - a server that is asleep
         - a new server for the initial template
         """
         await self._stop_servers([server])
         awake = [each for each in self.servers.values() if each.status.state not in (State.ASLEEP, State.FAILED)]
         if before not in awake:
-            before = next(iter([*awake, *self.servers.values()]), None)
+            asleep = [each for each in self.servers.values() if each.is_asleep]
+            before = next(iter([*awake, *asleep, *self.servers.values()]), None)
         if before is None and self.template is not None and not server.is_initial:
             before = self._start_server(self.template)
         if before is not None and before.is_asleep:
