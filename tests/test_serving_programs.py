@@ -147,15 +147,21 @@ def test_status_shows_why_a_program_failed(factory, sweep, tmp_path):
 
 
 @pytest.mark.soak
-def test_commands_of_the_serving_example_run(own_pool, tmp_path):
-    """Run the README's commands in a copy of the example, with this Python's folder on the PATH."""
+def test_commands_of_the_serving_example_run(tmp_path):
+    """Run the README's commands in a copy of the example. The sweep starts its own pool and factory."""
     shutil.copytree(VERIFIER.parent, tmp_path / "workflows", ignore=shutil.ignore_patterns("results", "env", "gguf"))
     readme = (tmp_path / "workflows" / "serving" / "README.md").read_text()
     commands = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[0]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-euxc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CONDOR", "_CONDOR"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GLIDE_HOME": str(tmp_path / "home"),
+    }  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["bash", "-euxc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+    finally:
+        subprocess.run(["glide", "pool", "down"], env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warm" in done.stdout + done.stderr or "warm" in done.stdout
     summary = json.loads((tmp_path / "results" / "serving-llamacpp" / "summary.json").read_text())
