@@ -216,6 +216,16 @@ def test_cache_keeps_the_most_recently_used_code(tmp_path):
     assert [code.packed.exists() for code in codes[1:]] == kept[1:]
 
 
+def test_deleted_code_leaves_no_mark_on_later_code(tmp_path):
+    """Otherwise, code that this node has compiled itself would count as code of a peer."""
+    code, *others = [CompiledCode.of(tmp_path, str(number), "", []) for number in range(MOST_KEPT + 1)]
+    assert code.fetch(Peers(Liar(listed(GOOD), GOOD)), "key", "127.0.0.1", "me") and code.is_unproven
+    os.utime(code.place, (0, 0))
+    for other in others:
+        os.close(other.use())
+    assert not code.place.exists() and not code.is_unproven
+
+
 def test_code_in_use_is_not_deleted(tmp_path):
     used, *others = [CompiledCode.of(tmp_path, str(number), "", []) for number in range(MOST_KEPT + 3)]
     lock = used.use()

@@ -55,11 +55,11 @@ class CompiledCode:
         """Return the compiled code of a template on this node.
 
         Args:
-            key: key that the glideins of an entry share; empty if they share no code. Glideins with other keys do not
-                use this code.
             template: digest of the template.
             environment: text that identifies the environment.
             devices: names of the GPUs.
+            key: key that the glideins of an entry share; empty if they share no code. Glideins with other keys do not
+                use this code.
         """
         parts = [key, template, environment, *devices, _cpu(), platform.machine(), *platform.libc_ver()]
         return cls(folder, hashlib.sha256(json.dumps(parts).encode()).hexdigest())
@@ -107,6 +107,9 @@ class CompiledCode:
             with suppress(BlockingIOError), locked(old.with_suffix(".lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for path in self.folder.glob(f"{old.name}*"):
                     shutil.rmtree(path, ignore_errors=True)
+                old.with_suffix(".unproven").unlink(
+                    missing_ok=True
+                )  # the next code in this place may be the node's own
         for path in self.folder.glob("*.new-*"):
             if time.time() - _last_use(path) > LEFTOVER_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)

@@ -41,9 +41,9 @@ class Sleeper:
     def begin(self) -> bool:
         """Enter the state Asleep if the engine can sleep now. Return whether it can. Then call `sleep`."""
         engine = self.engine
-        if engine is None or not engine.can_sleep or engine.pending_calls or self.batcher.jobs:
+        if engine is None or not engine.can_sleep or self.state.status.state != State.WARM:
             return False
-        if self.state.status.state != State.WARM:
+        if engine.pending_calls or self.batcher.jobs:
             return False
         needed = WEIGHTS_SHARE * self.template.megabytes + SPARE_MEGABYTES
         if self.state.status.gpu and share().memory - tree_megabytes(os.getpid()) < needed:
