@@ -62,3 +62,8 @@ class InvocationError(GlideError):
     def __init__(self, type: str, message: str):
         super().__init__(f"{type}: {message}")
         self.type = type
+
+
+def os_reason(error: OSError) -> str:
+    """Return what has failed: the file and the system's reason, or the error's own text if it names no file."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glide.config import ModelSpec, SweepFile, position
-from glide.errors import InputError
+from glide.errors import InputError, os_reason
 from glide.files.listing import chosen, listing
 from glide.programs import PROGRAMS, gguf
 from glide.server.engines import lora
@@ -37,11 +37,9 @@ def with_adapters(source: Path, file: SweepFile, spec: ModelSpec, template: Temp
         try:
             found[name] = _file_set(source.parent, path, spec, template)
             private = private or ("://" not in path and is_private(Path(found[name].path)))
-        except ValueError as error:
-            problems.append(f"{position(source, 'adapters', name)}: {error}")
-        except OSError as error:
-            where = f"{error.filename}: {error.strerror}" if error.filename else error
-            problems.append(f"{position(source, 'adapters', name)}: {where}")
+        except (OSError, ValueError) as error:
+            reason = os_reason(error) if isinstance(error, OSError) else error
+            problems.append(f"{position(source, 'adapters', name)}: {reason}")
     if problems:
         raise InputError(*problems)
     return replace(template, adapters=found, private=private)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glide.condor.install import cache_dir
 from glide.config import PHASES, ModelSpec, SweepFile, load, position
-from glide.errors import InputError
+from glide.errors import InputError, os_reason
 from glide.files.environment import environment
 from glide.files.listing import chosen, download, listing
 from glide.programs import PROGRAMS, gguf
@@ -94,7 +94,7 @@ def _template(parent: Path, spec: ModelSpec, token: str) -> Template:
                 raise ValueError(f"{folder / name} is a link to a file that is not private; copy the file")
         return replace(template, budgets=budgets, keep=spec.keep, private=private)
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+        raise ValueError(os_reason(error)) from None
 
 
 def _token(path: Path) -> str:
