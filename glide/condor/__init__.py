@@ -1,5 +1,8 @@
 """Use HTCondor on this machine: find or install it, run an embedded pool, use the queue and the collector.
 
+The module ports contains the interfaces of queue, collector, event log and clock. The package fake contains a pool in
+memory and in virtual time, FakePool, with the same interfaces.
+
 Only glide.condor.bindings imports HTCondor's Python bindings. The following parts of glide use HTCondor without the
 bindings:
 - glide.ssh runs HTCondor's commands on login hosts.
@@ -18,9 +21,22 @@ from glide.condor.access_point import AccessPoint
 from glide.condor.collector import Collector
 from glide.condor.event_log import EventLog
 from glide.condor.pool import EmbeddedPool, home
+from glide.condor.ports import (
+    Clock,
+    JobControl,
+    JobEvents,
+    JobQueue,
+    PoolHandle,
+    SlotDirectory,
+    SystemClock,
+    configured_pool,
+)
 from glide.errors import CondorError
 
-__all__ = ["AccessPoint", "Collector", "EmbeddedPool", "EventLog", "configured", "connect", "home", "install"]
+__all__ = [
+    "AccessPoint", "Clock", "Collector", "EmbeddedPool", "EventLog", "JobControl", "JobEvents", "JobQueue",
+    "PoolHandle", "SlotDirectory", "SystemClock", "configured", "configured_pool", "connect", "home", "install",
+]  # fmt: skip
 
 
 def configured() -> bool:

@@ -130,7 +130,7 @@ class SweepHistory:
         return sum(run.ended - run.began for run in self.runs)
 
 
-class Clock:
+class RunClock:
     """Convert a Unix time to seconds since the sweep began, without the time between two runs of the driver."""
 
     def __init__(self, runs: Iterable[DriverRun]):
@@ -188,7 +188,7 @@ class _Reader:
 
     def __init__(self, runs: list[DriverRun]):
         self.runs = runs
-        self.clock = Clock(runs)
+        self.clock = RunClock(runs)
         self.begun = 0
         self.open: dict[str, _OpenLane] = {}
         self.lanes: list[LaneHistory] = []
@@ -342,7 +342,7 @@ def _marks(facts: Mapping[str, Any], last: tuple[float, str] | None) -> list[tup
     return marks
 
 
-def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: Clock) -> Iterator[Interval]:
+def _intervals(marks: Iterable[tuple[float, str]], end: float, clock: RunClock) -> Iterator[Interval]:
     """Yield one interval for each mark. A mark is a pair (Unix time, new state). The last interval ends at `end`."""
     whole = [*marks, (end, "")]
     for number, ((start, kind), (until, _)) in enumerate(pairwise(whole), 2):
