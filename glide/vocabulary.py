@@ -71,6 +71,9 @@ class Job:
     WANTED = "GlideWanted"  # maximum number of glideins that the run may have at the same time
     BEST_EFFORT = "GlideModest"  # true for best effort: no glidein or model has to make room for the job
     TIMED = "GlideTimed"  # true if the model server must write the job's arrival time and end time to the error output
+    EARLY = "GlideEarly"  # true if the job may start on a lane before the lane is Warm; it waits on the lane
+    KEEP = "GlideKeep"  # number of records, from the start of the input, that a running job keeps; it gives back others
+    STREAM = "GlideStreamSeconds"  # seconds between two transfers of results to the access point; 1 if absent
     FOLDER = "GlideFolder"  # folder that contained the job file when the user ran `glide submit`
     INITIAL_DIR = "GlideInitialDir"  # the job's initialdir, before `glide gather` changes it
 
@@ -93,6 +96,7 @@ class State:
     FAILED = "Failed"
 
     COMING_UP = (BLANK, FETCHING, IMPORTING, LOADING, WARMING)
+    EARLY = COMING_UP[1:]  # a job with GlideEarly may start on a lane in one of these states, and waits there for Warm
 
 
 class JobStatus:

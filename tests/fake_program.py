@@ -22,6 +22,7 @@ parser.add_argument("--socket", "--uds")
 parser.add_argument("--path")
 parser.add_argument("--model", "--served-model-name", default="m")
 parser.add_argument("--enable-sleep-mode", action="store_true", help="sleep and wake up as vLLM does")
+parser.add_argument("--wake-seconds", type=float, default=0.0, help="seconds that waking up takes")
 parser.add_argument(
     "--max-model-len", type=int, default=0, help="MB of memory that the program takes while it is awake"
 )
@@ -110,6 +111,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
             return self.answer(404, {"detail": "Not Found"})
         fail("sleep" if sleep else "wake")
+        time.sleep(0 if sleep else options.wake_seconds)
         asleep, weights = sleep, b"" if sleep else b"w" * (options.max_model_len << 20)
         self.answer(200, "")
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,30 @@ TICKET = Path(__file__).resolve().parents[1] / "glide" / "invoke" / "ticket.sh"
 
 
 class Call:
-    """A client's process with its records, and what it has written."""
+    """A client's process with its records, and what it has written.
 
-    def __init__(self, server: Server, records: list[dict[str, Any]], template: str | None):
+    Args:
+        attributes: further attributes of the job's ad, as ClassAd text.
+        chirp: file with the address of the job's starter; None if nothing is streamed.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        records: list[dict[str, Any]],
+        template: str | None,
+        attributes: Mapping[str, str] = {},
+        chirp: Path | None = None,
+    ):
         place = server.folder / f"call-{len(server.calls)}"
         self.out = place.with_suffix(".out")
         place.with_suffix(".in").write_text("".join(json.dumps(record) + "\n" for record in records))
         environment = {**os.environ, SOCKET_VARIABLE: str(server.door), ID_VARIABLE: "here-1.0"}
         user = server.template.owner if server.template else ""
         ad = f'User = "{user}"\n' + (f'{Job.TEMPLATE} = "{template}"\nNumJobStarts = 2\n' if template else "")
-        place.with_suffix(".ad").write_text(ad)
+        place.with_suffix(".ad").write_text(ad + "".join(f"{name} = {text}\n" for name, text in attributes.items()))
         environment["_CONDOR_JOB_AD"] = str(place.with_suffix(".ad"))
+        environment |= {"_CONDOR_CHIRP_CONFIG": str(chirp)} if chirp else {}
         self.process = subprocess.Popen(
             [str(TICKET), place.with_suffix(".in").name, self.out.name],
             env=environment, stderr=subprocess.PIPE, text=True, cwd=server.folder,
@@ -111,8 +124,14 @@ class Server:
             assert attributes[Machine.STATE] != State.FAILED, attributes
         raise AssertionError(f"the server ended: {self.log.read_text()}")
 
-    def call(self, records: list[dict[str, Any]], template: str | None = None) -> Call:
-        return Call(self, records, template)
+    def call(
+        self,
+        records: list[dict[str, Any]],
+        template: str | None = None,
+        attributes: Mapping[str, str] = {},
+        chirp: Path | None = None,
+    ) -> Call:
+        return Call(self, records, template, attributes, chirp)
 
     def busy(self) -> None:
         """Wait until it has served something."""

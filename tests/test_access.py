@@ -16,7 +16,7 @@ from glide.condor.access_point import job_file_value
 from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import FORBIDDEN_ATTRIBUTES
 from glide.protocol.json_lines import read_results
-from glide.server.stream import classad_string
+from glide.server.chirp import classad_string
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 from tests.conftest import eventually

@@ -78,6 +78,7 @@ def test_result_with_deepest_allowed_nesting_is_stored(tmp_path):
         line().replace(b'"x"', b'"\xc3"'), line().replace(b'"x"', b'"\xed\xa0\x80"'), b"\xff\xfe\n", b"[]\n", b"7\n",
         b"nonsense\n", b"[" * 100_000 + b"\n", line()[:20] + line(),
         b'{"begun": -1}\n', b'{"begun": "x"}\n', b'{"begun": true}\n', b"{}\n",
+        b'{"kept": 1}\n', *(b'{"begun": 2, "kept": %s}\n' % kept for kept in (b"-1", b'"1"', b"true", b"null", b"1.0")),
     ],
 )  # fmt: skip
 def test_output_reader_rejects_invalid_line_and_continues(tmp_path, wrong):
@@ -91,6 +92,16 @@ def test_output_reader_ignores_blank_duplicate_and_incomplete_lines(tmp_path):
     )
     assert found.results == {"a": GOOD} and (found.rejected, found.begun) == (0, 2)
     assert read(tmp_path, b'{"begun": 100}\n').begun == len(IDS)
+
+
+def test_smallest_number_of_kept_records_counts(tmp_path):
+    assert read(tmp_path, b'{"begun": 2}\n').kept is None
+    assert read(tmp_path, b'{"begun": 0, "kept": 100, "asked": 100}\n').kept == len(IDS)
+    found = read(
+        tmp_path, b'{"begun": 1, "kept": 2}\n', b'{"begun": 2, "kept": 1}\n', b'{"begun": 0, "kept": 2}\n', line()
+    )
+    assert (found.kept, found.begun, found.results, found.rejected) == (1, 2, {"a": GOOD}, 0)
+    assert read(tmp_path, b'{"begun": 0, "kept": 0}\n', b'{"begun": 0, "refused": true}\n').kept == 0
 
 
 def test_oversized_output_is_not_read_completely(tmp_path):

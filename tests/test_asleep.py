@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,20 @@ def test_failed_wake_up_loads_the_model_again(serve):
     assert asked(server, first) == ["hello"]
     log = server.log.read_text()
     assert log.count("first Warming") == 2 and log.count("second Warming") == 1
+
+
+def test_job_that_arrives_while_model_wakes_up_is_served(serve):
+    first, second = template("first"), template("second")
+    server: Server = serve(first, "--wake-seconds 4")
+    server.reached(State.WARM)
+    assert stick(server, second)[0] == Exit.OK
+    with ThreadPoolExecutor() as pool:
+        waking = pool.submit(stick, server, first)
+        eventually(lambda: server.now()[Machine.STATE] == State.LOADING, "it wakes up")
+        call = server.call([{"custom_id": "a", "prompt": "hello", "generate": {"max_tokens": 1}}], first.digest)
+        assert [each["text"] for each in call.results()] == ["hello"]
+        assert waking.result()[0] == Exit.OK
+    assert server.log.read_text().count("first Warming") == 1
 
 
 def test_dead_sleeping_model_is_no_longer_advertised(serve):

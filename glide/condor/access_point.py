@@ -181,9 +181,16 @@ class AccessPoint:
         """Copy the outputs of spooled jobs to the folders from which the jobs were submitted."""
         self._call("retrieve", constraint)
 
-    def edit(self, job: str, attribute: str, expression: str) -> None:
-        """Set an attribute of jobs to an expression. `job` selects the jobs: a cluster.proc or a constraint."""
-        self._isolated(partial(self._call, "edit", job, attribute, expression), CALL_SECONDS)
+    def edit(self, job: str, attribute: str, expression: str, notify_shadow: bool = False) -> None:
+        """Set an attribute of jobs to an expression.
+
+        Args:
+            job: selects the jobs: a cluster.proc or a constraint.
+            notify_shadow: whether the shadows of running jobs get the new value. The schedd notifies a shadow
+                immediately, but only once in SCHEDD_JOB_QUEUE_NOTIFY_UPDATES seconds (30 by default).
+        """
+        options = {"flags": bindings.htcondor2.TransactionFlag.SetDirty} if notify_shadow else {}
+        self._isolated(partial(self._call, "edit", job, attribute, expression, **options), CALL_SECONDS)
 
     @defer_signals()
     def remove(self, constraint: str, reason: str) -> int:

@@ -206,6 +206,8 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
     variables |= {POOL_VARIABLE: node.pool_home} if node.pool_home else {}
     own = f"{Machine.OWNER} =?= undefined || {Machine.OWNER} =?= TARGET.User"
     settled = ",".join((State.BLANK, State.WARM, State.FAILED))
+    almost_warm = f'stringListMember({Machine.STATE}, "{",".join(State.EARLY)}")'
+    early = f"TARGET.{Job.EARLY} =?= true && TARGET.{Job.STICKY} =!= true && {almost_warm}"
     owners = " || ".join(f'TARGET.User =?= "{owner}"' for owner in settings.owners)
     return {
         "NUM_CPUS": str(settings.lanes), "NUM_SLOTS": str(settings.lanes), "SLOT_TYPE_1": "cpus=1",
@@ -222,7 +224,10 @@ def _lanes(settings: GlideinSettings, node: GlideinNode) -> dict[str, str]:
         # it checks START again, but not the job's requirements. So START also checks the lane's template and state.
         # If a user's code is loaded, START accepts only this user's jobs and the factory's sticky jobs.
         # START refuses outer jobs (they have GlideEntry), because a glidein must not run inside another glidein.
-        "START": f'(({Machine.STATE} =?= "{State.WARM}" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}'
+        # A job with GlideEarly may start while the template is fetched or loaded, and then waits on the lane.
+        # So a lane that has just become warm is not idle while HTCondor matches and starts the job.
+        "START": f'((({Machine.STATE} =?= "{State.WARM}" || ({early}))'
+                 f" && TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE}"
                  f" && ({own}) && ({owners})) || (TARGET.{Job.STICKY} =?= true"
                  f' && stringListMember({Machine.STATE}, "{settled}")'
                  f' && (TARGET.User =?= "{settings.factory}" || (({own}) && ({owners})))))'

@@ -1,7 +1,8 @@
 """Read an invocation job's output, and check it, because any code on the node may have written to the output.
 
-A valid line is a result for one of the job's records, or the number of records that the model server has begun. All
-other lines are rejected. If a record has several results, the first one counts.
+A valid line is a result for one of the job's records, or the number of records that the model server has begun. A line
+with this number may also contain the number of records that the job keeps. All other lines are rejected. If a record
+has several results, the first one counts.
 
 There is a maximum length for a line, and a maximum length for the whole output. If a line or the output is longer, the
 rest of the output is not read.
@@ -16,14 +17,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 from glide.protocol.json_lines import decoded
 from glide.protocol.request import is_deeper
 from glide.protocol.result import is_count, problem
+from glide.system import open_regular
 
 # Maximum size of all lines that are not results, in bytes. Such a line contains the number of records that the model
-# server has begun. The server may write one such line each second.
+# server has begun. The server may write up to four such lines each second.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
 MOST_NESTED = 100  # maximum depth of arrays and objects in a line; Python cannot write a value with 1,000 levels
@@ -37,16 +39,23 @@ class OutputContent:
     Attributes:
         results: the valid results, by record id. A record without a valid result is missing.
         begun: number of records that the model server has begun, according to the output.
+        kept: number of records, from the start of the job's input, that the job keeps. The job gives back the other
+            records, so it will never send these to an engine. None if the job keeps all its records.
+        asked: smallest number of records that the driver has asked the job to keep, according to the job's answers.
         rejected: number of invalid lines.
         reason: problem of the first invalid line; empty if all lines are valid.
         too_long: whether a line or the whole output is longer than allowed.
+        end: number of bytes up to the end of the last complete line.
     """
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     begun: int = 0
+    kept: int | None = None
+    asked: int | None = None
     rejected: int = 0
     reason: str = ""
     too_long: bool = False
+    end: int = 0
 
     def reject(self, reason: str) -> None:
         """Count an invalid line. Keep the reason if this is the first invalid line."""
@@ -70,7 +79,7 @@ def output_limit(records: int, max_result_bytes: int) -> int:
 
 def read(
     path: Path, ids: Collection[str], max_result_bytes: int,
-    check_result: Callable[[dict[str, Any]], str] = lambda result: "",
+    check_result: Callable[[dict[str, Any]], str] = lambda result: "", start: int = 0,
 ) -> OutputContent:  # fmt: skip
     """Read a job's output. A missing file counts as an empty output.
 
@@ -82,10 +91,13 @@ def read(
         max_result_bytes: maximum length of one result's line, in bytes.
         check_result: a function with further checks of a result. The function returns what is wrong, or an empty text
             if the result is valid.
+        start: number of bytes at the beginning of the output that are left out, because they were read before.
     """
-    answers = OutputContent()
-    with suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
-        for line in _lines(file, max_result_bytes, output_limit(len(ids), max_result_bytes)):
+    answers = OutputContent(end=start)
+    with suppress(FileNotFoundError, IsADirectoryError), open_regular(path) as file:
+        file.seek(start)
+        for line in _lines(file, max_result_bytes, output_limit(len(ids), max_result_bytes), start):
+            answers.end = file.tell() if line is not None else answers.end
             if line is None:
                 answers.too_long = True
                 answers.reject("the output is longer than its records allow")
@@ -97,14 +109,14 @@ def read(
     return answers
 
 
-def _lines(file: BinaryIO, longest: int, most: int) -> Iterator[bytes | None]:
+def _lines(file: IO[bytes], longest: int, most: int, total: int) -> Iterator[bytes | None]:
     """Yield the complete lines that are not blank. If a line or the file is too long, yield None and stop.
 
     Args:
         longest: maximum length of a line, in bytes.
         most: maximum length of the file, in bytes.
+        total: number of bytes before the file's position.
     """
-    total = 0
     while line := file.readline(longest + 1):
         total += len(line)
         if total > most or len(line) > longest:
@@ -131,9 +143,17 @@ def _read_line(
     except (ValueError, RecursionError):
         raise RejectedResult("a line is not a JSON object") from None
     if "custom_id" not in content:
-        if not is_count(content.get("begun")):
+        begun: Any = content.get("begun")
+        kept: Any = content.get("kept", len(ids))
+        asked: Any = content.get("asked", kept)
+        if not is_count(begun):
             raise RejectedResult("a line is neither a result nor the number of records that the engine has received")
-        answers.begun = max(answers.begun, min(content["begun"], len(ids)))
+        if not is_count(kept) or not is_count(asked):
+            raise RejectedResult("the number of records that a job keeps is invalid")
+        answers.begun = max(answers.begun, min(begun, len(ids)))
+        if "kept" in content:
+            answers.kept = min(kept, len(ids) if answers.kept is None else answers.kept)
+            answers.asked = min(asked, len(ids) if answers.asked is None else answers.asked)
         return
     name = content["custom_id"]
     if not isinstance(name, str) or name not in ids:

@@ -205,6 +205,7 @@ class RunAd:
         starts: number of times that the job has started.
         queued, started, executing, completed: Unix times of the job's events; 0 if an event has not happened. If the
             job has started more than once, `started` and `executing` are those of the last start.
+        folder: the job's folder on the access point. For a spooled job, this is its spool directory.
     """
 
     cluster: int = _from("ClusterId", _is_whole_number)
@@ -222,6 +223,7 @@ class RunAd:
     started: int = _from("JobCurrentStartDate", _is_whole_number, 0)
     executing: int = _from("JobCurrentStartExecutingDate", _is_whole_number, 0)
     completed: int = _from("CompletionDate", _is_whole_number, 0)
+    folder: str = _from("Iwd", _is_text, "")
 
 
 @cache

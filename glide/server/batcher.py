@@ -79,7 +79,7 @@ class Batcher:
             request = item.request
             serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task, request.adapter))
             self.next_key += 1
-            item.job.results.begun += 1
+            item.job.note_sent(item)
         return {"serve": serve, "generate": list(options.values())}
 
     def still_in_flight(self, keys: Iterable[int]) -> list[QueuedRecord]:

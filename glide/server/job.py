@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from glide.protocol.request import Request, WrongInput, requests
 from glide.server.engines import printable
-from glide.server.stream import ResultStream
+from glide.server.stream import EarlierStarts, ResultStream
 from glide.server.ticket import JobRequest
 from glide.vocabulary import Exit
 
@@ -26,18 +26,20 @@ class QueuedRecord:
 
     Attributes:
         size: length of the record's line in the job's input, in bytes.
+        position: number of records before this record in the job's input.
         deaths: number of engines that died while they served only this record.
     """
 
     job: ServedJob
     request: Request
     size: int
+    position: int = 0
     deaths: int = 0
 
     @property
     def attempts(self) -> int:
         """Number of times that the record was tried, in earlier jobs and in this job. The present try counts, too."""
-        return self.request.attempts + self.job.job_request.starts + 1
+        return self.request.attempts + self.job.earlier_attempts + 1
 
 
 @dataclass(eq=False)
@@ -52,6 +54,12 @@ class ServedJob:
         unanswered: number of records that were read from the input and have no result.
         has_space: event that is set when a record has left the queue.
         answered: event that is set when `unanswered` becomes 0, or when `problem` is set.
+        sent: number of the first records of the input that must stay in this job, because the last of them was sent to
+            the engine.
+        kept: number of the first records of the input that the job keeps; None if it keeps all. The driver may put the
+            other records into other jobs, so this number never grows.
+        asked: the value of GlideKeep that `kept` is the answer to.
+        refused_starts: number of earlier starts of this job that have sent no record to an engine.
         gone: whether the job has ended or has been disconnected.
         problem: reason why the job cannot be served on this glidein; empty while the job can be served.
     """
@@ -65,6 +73,10 @@ class ServedJob:
     unanswered: int = 0
     has_space: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: int = 0
+    kept: int | None = None
+    asked: int | None = None
+    refused_starts: int = 0
     gone: bool = False
     problem: str = ""
 
@@ -75,15 +87,18 @@ class ServedJob:
             work: event that this function sets when it puts a record into the queue.
         """
         try:
-            done = await self.results.resume() if self.job_request.starts or self.job_request.resumed else set()
-            read = 0
+            earlier = await self._resume()
+            read, position = 0, -1
             for request, size in requests(self.job_request.input):
-                if request is not None and request.custom_id not in done:
-                    self._check_adapter(request)
-                    self.waiting.append(QueuedRecord(self, request, size))
-                    self.waiting_bytes += size
-                    self.unanswered += 1
-                    work.set()
+                if request is not None:
+                    position += 1
+                    if self.kept is not None and position >= self.kept:
+                        break
+                    if request.custom_id in earlier.ids:
+                        self.sent = max(self.sent, position + 1)
+                    else:
+                        self._queue(QueuedRecord(self, request, size, position))
+                        work.set()
                 read += size
                 if read > PAUSE_BYTES:
                     read = 0
@@ -103,6 +118,67 @@ class ServedJob:
             self.report(self.problem)
         return Exit.SERVER_LOST if self.problem else Exit.OK
 
+    async def _resume(self) -> EarlierStarts:
+        """Return what earlier starts of this job have streamed, and decide how many records the job keeps."""
+        request = self.job_request
+        earlier = await self.results.resume() if request.starts or request.resumed else EarlierStarts()
+        self.kept, self.asked, self.refused_starts = earlier.kept, earlier.asked, earlier.refused
+        if request.keep is not None and request.keep != self.asked:
+            if earlier.ids:
+                self.sent = await self._records_until_last(earlier.ids)
+            self.keep_first(request.keep)
+        self.results.ready.set()
+        return earlier
+
+    async def _records_until_last(self, ids: Collection[str]) -> int:
+        """Return the number of records in the input up to the last record whose id is in `ids`."""
+        count = until = read = 0
+        for request, size in requests(self.job_request.input):
+            count += request is not None
+            if request is not None and request.custom_id in ids:
+                until = count
+            read += size
+            if read > PAUSE_BYTES:
+                read = 0
+                await asyncio.sleep(0)
+        return until
+
+    def _queue(self, item: QueuedRecord) -> None:
+        self._check_adapter(item.request)
+        self.waiting.append(item)
+        self.waiting_bytes += item.size
+        self.unanswered += 1
+
+    @property
+    def earlier_attempts(self) -> int:
+        """The number of earlier starts of this job that have sent records to an engine, or may have done so."""
+        return max(0, self.job_request.starts - self.refused_starts)
+
+    def keep_first(self, number: int) -> None:
+        """Keep the first records of the input, and give back the others if they were not sent to the engine.
+
+        Report the number of records that are kept, so that the driver can put the others into another job.
+
+        Args:
+            number: number of records to keep, which is the value of GlideKeep.
+
+        Raises:
+            OSError: the number of records that are kept cannot be written to the output file.
+        """
+        if number == self.asked:
+            return
+        self.asked = number
+        kept = max(number, self.sent)
+        self.kept = kept if self.kept is None else min(kept, self.kept)
+        given_back = [item for item in self.waiting if item.position >= self.kept]
+        self.waiting = deque(item for item in self.waiting if item.position < self.kept)
+        self.waiting_bytes -= sum(item.size for item in given_back)
+        self.unanswered -= len(given_back)
+        self.has_space.set()
+        if self.unanswered == 0:
+            self.answered.set()
+        self.results.add_kept(self.kept, number)
+
     def _check_adapter(self, request: Request) -> None:
         if request.adapter and request.adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
@@ -115,6 +191,11 @@ class ServedJob:
         self.waiting_bytes -= item.size
         self.has_space.set()
         return item
+
+    def note_sent(self, item: QueuedRecord) -> None:
+        """Note that a record is being sent to the engine. From now on, it must stay in this job."""
+        self.results.begun += 1
+        self.sent = max(self.sent, item.position + 1)
 
     def put_back(self, item: QueuedRecord) -> None:
         """Put a record back into the queue, as the first record."""

@@ -24,6 +24,7 @@ from glide.server.log import log_line, trim
 from glide.server.outer_job import report_to_outer_job
 from glide.server.settings import ServerSettings
 from glide.server.status import Status
+from glide.server.stream import report_refusal
 from glide.server.supply import FileSupply
 from glide.server.template_server import TemplateServer
 from glide.server.ticket import LINE_BYTES, ConnectionWatch, Endpoint, JobRequest
@@ -164,6 +165,7 @@ class ModelServer:
         server = self.servers.get(request.template) if request.template else self.lanes[request.lane]
         if server is None:
             loaded = ", ".join(self.servers) or "none"
+            await report_refusal(request.chirp, request.output.name, request.errors)
             return _end_job(writer, f"refused: template not loaded; loaded here: {loaded}", Exit.SERVER_LOST)
         await server.serve_job(request, reader, writer)
 

@@ -9,8 +9,8 @@ import asyncio
 import os
 from contextlib import suppress
 
+from glide.server.chirp import Chirp
 from glide.server.status import Status
-from glide.server.stream import Chirp
 from glide.vocabulary import Job
 
 

@@ -66,6 +66,7 @@ class Sleeper:
         self.state.enter(State.LOADING)
         if engine is None or await self._ask(engine, False):
             self.state.enter(State.WARM if engine else State.FAILED, "" if engine else "the engine has ended")
+            self.batcher.work.set()  # jobs may have arrived while the state was Loading
         else:
             await engine.kill("did not wake up")
 

@@ -294,9 +294,12 @@ class Supervisor:
         while True:
             await engine.wait_for_pending_below(self._most_pending(engine, warm))
             # Send no records to an engine that is being ended. The next engine serves the records that have arrived.
+            # Send no records to an engine that is being woken up, either. Then the state is Loading. If waking up
+            # fails, the jobs have begun no record.
             while True:
                 are_suspects = bool(self.batcher.suspects)
-                if not engine.unused and (items := self._next_records(engine, warm)):
+                is_ready = not engine.unused and self.state.status.state != State.LOADING
+                if is_ready and (items := self._next_records(engine, warm)):
                     break
                 self.batcher.work.clear()
                 await self.batcher.work.wait()

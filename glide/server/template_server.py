@@ -12,7 +12,7 @@ from glide.server.batcher import Batcher
 from glide.server.engines import printable
 from glide.server.job import ServedJob
 from glide.server.status import Status
-from glide.server.stream import ResultStream
+from glide.server.stream import ResultStream, report_refusal
 from glide.server.supervisor import Supervisor
 from glide.server.supply import FileSupply
 from glide.server.template_state import TemplateState
@@ -84,14 +84,14 @@ class TemplateServer:
         await self.supervisor.sleeper.wake()
 
     def start(self) -> None:
-        self.supervision = asyncio.create_task(self._supervise())
+        self.supervision = asyncio.create_task(self.supervisor.run())
 
     async def stop(self) -> None:
-        """End the engine and disconnect the jobs. If the template is being loaded, waiting sticky jobs fail."""
+        """End the engine and the jobs. If the template is being loaded, waiting sticky jobs fail."""
         if self.status.state in State.COMING_UP:
             self.state.status = self.status.entering(State.FAILED, "stopped while it was being loaded")
         self.settled.set()
-        self._disconnect_jobs()
+        self.state.ended.set()
         if self.supervision is not None:
             self.supervision.cancel()
             with suppress(asyncio.CancelledError):
@@ -99,19 +99,13 @@ class TemplateServer:
         self.supervisor.compiled.close()
         self.supply.release(self.template)
 
-    async def _supervise(self) -> None:
-        await self.supervisor.run()
-        self._disconnect_jobs()
-
-    def _disconnect_jobs(self) -> None:
-        """Close the connections of all jobs. HTCondor then runs these jobs again on other lanes."""
-        for job in list(self.jobs):
-            job.writer.close()
-
     async def serve_job(self, request: JobRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve an invocation job until all its records have a result, or until the job or this server ends."""
+        """Serve an invocation job until all its records have a result, or until the job or this server ends.
+
+        A job may arrive before the template is warm. It then waits until the template is warm or has failed.
+        """
         try:
-            results = ResultStream(request.output, f"{request.input.name}.err", request.chirp)
+            results = ResultStream(request.output, request.errors, request.chirp, request.stream_seconds)
         except OSError as error:
             writer.write(printable(f"its results cannot be written: {error}").encode() + b"\n")
             writer.write(b"exit %d\n" % Exit.SERVER_LOST)
@@ -123,19 +117,26 @@ class TemplateServer:
             job.report(
                 f"refused: {others or self.status.failure or 'the template is asleep; a sticky job wakes it up'}"
             )
+            await report_refusal(request.chirp, request.output.name, request.errors)
             return job.finish(Exit.SERVER_LOST)
         self.jobs.append(job)
         self.supervisor.job_arrived.set()
         serving = asyncio.create_task(job.serve(self.work))
-        streaming = asyncio.create_task(job.results.run(job.report))
+        streaming = asyncio.create_task(
+            job.results.run(job.report, job.keep_first if request.keep_can_change else None)
+        )
         gone = asyncio.create_task(_wait_for_end(reader))
+        ended = asyncio.create_task(self.state.ended.wait())
+        is_lost = False
         try:
-            await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, gone, ended}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 if request.timed:
                     served = f"served from {request.arrived:.6f} to {time.monotonic():.6f} s"
                     job.report(f"{served} (both times are from this host's monotonic clock)")
                 job.finish(serving.result())
+            else:
+                is_lost = not gone.done()
         except OSError as error:
             self._handle_write_error(job, error)
             job.report(job.problem)
@@ -145,10 +146,20 @@ class TemplateServer:
             self.jobs.remove(job)
             self.last_used = time.monotonic()
             job.waiting.clear()
-            for task in (serving, streaming, gone):
+            for task in (serving, streaming, gone, ended):
                 task.cancel()
             with suppress(OSError):
                 job.results.close()
+        if is_lost:
+            await self._send_elsewhere(job)
+
+    async def _send_elsewhere(self, job: ServedJob) -> None:
+        """End a job because the template has failed, or because it is stopped. HTCondor then runs the job again."""
+        job.report(self.status.failure or "the model server is ending")
+        if not job.results.begun:
+            request = job.job_request
+            await report_refusal(request.chirp, request.output.name, request.errors)
+        job.finish(Exit.SERVER_LOST)
 
     def _handle_write_error(self, job: ServedJob, error: OSError) -> None:
         """End a job whose results cannot be written. If the disk is the cause, the template fails on this node."""

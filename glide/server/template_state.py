@@ -24,6 +24,7 @@ class TemplateState:
     Attributes:
         status: the present status.
         settled: event that is set as soon as the template is warm or has failed.
+        ended: event that is set as soon as the template has failed or is stopped. It then serves no more jobs.
         reported_errors: value of `status.errors` at the last report to the outer job.
     """
 
@@ -33,6 +34,7 @@ class TemplateState:
         self.changed = changed
         self.is_initial = is_initial
         self.settled = asyncio.Event()
+        self.ended = asyncio.Event()
         self.reported_errors = 0
 
     @property
@@ -50,6 +52,8 @@ class TemplateState:
         log_line(f"{self.status.model} {state} {failure}")
         if state in (State.WARM, State.FAILED):
             self.settled.set()
+            if state == State.FAILED:
+                self.ended.set()
             # The end of a sleeping engine is no failure of the glidein, which serves another template.
             if not (state == State.FAILED and before == State.ASLEEP):
                 self._report()

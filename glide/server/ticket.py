@@ -11,13 +11,15 @@ for the lines after it, for example `{"generate": {"max_new_tokens": 4}}`.
 The output has one line `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` per record, in the order
 in which the records finish. While the job runs, these lines are also streamed to the job's spool directory on the
 access point. If the job starts again, the server reads the streamed lines and skips the records that already have a
-line.
+line. If the job gives back records (glide.protocol.keep), the output also has a line with the number of records that
+the job keeps (glide.server.stream).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import os
 import secrets
 import time
@@ -25,10 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glide.job_ad import read_ad
+from glide.protocol import keep
 from glide.server.engines import printable
 from glide.system import publish
 from glide.vocabulary import Job
 
+# Seconds between two transfers of a job's results to the access point: the default, the minimum and the maximum.
+STREAM_SECONDS, LEAST_STREAM_SECONDS, MOST_STREAM_SECONDS = 1.0, 0.25, 60.0
 REQUEST_SECONDS = 10.0  # time limit for the lines of a request, in seconds; a slower client is disconnected
 LINE_BYTES = 1 << 15  # maximum number of bytes in a line that a client sends
 
@@ -49,6 +54,9 @@ class JobRequest:
         user: the job's user, in the form of HTCondor's attribute User.
         arrived: time by the monotonic clock when the request arrived.
         timed: whether the job's error output must contain the arrival time of this request and the end time of the job.
+        keep: number of records that the job keeps, according to its ad; None if it keeps all its records.
+        keep_can_change: whether the job can read later values of `keep` from the access point (glide.protocol.keep).
+        stream_seconds: seconds between two transfers of results to the access point.
     """
 
     input: Path
@@ -63,6 +71,14 @@ class JobRequest:
     user: str
     arrived: float
     timed: bool
+    keep: int | None = None
+    keep_can_change: bool = False
+    stream_seconds: float = STREAM_SECONDS
+
+    @property
+    def errors(self) -> str:
+        """The name of the job's error output on the access point."""
+        return f"{self.input.name}.err"
 
 
 class ConnectionWatch:
@@ -104,11 +120,23 @@ class Endpoint:
             Path(folder, source), Path(folder, target), chirp, job.get(Job.TEMPLATE, ""),
             int(job.get("NumJobStarts", "0")), int(job.get("NumShadowStarts", "1")) > 1, printable(glidein),
             int(machine.get("SlotID", "1")) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), arrived,
-            job.get(Job.TIMED) == "true",
+            job.get(Job.TIMED) == "true", keep.number(job.get(Job.KEEP)), keep.FILE in job.get("FileRemaps"),
+            _stream_seconds(job.get(Job.STREAM)),
         )  # fmt: skip
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _stream_seconds(text: str) -> float:
+    """Return the seconds between two transfers of results, from the value of the attribute in the job's ad."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return STREAM_SECONDS
+    if not math.isfinite(seconds):
+        return STREAM_SECONDS
+    return min(max(seconds, LEAST_STREAM_SECONDS), MOST_STREAM_SECONDS)
 
 
 async def _read_lines(reader: asyncio.StreamReader, count: int) -> list[bytes]:

@@ -34,6 +34,8 @@ class Noop:
         load_seconds: time that loading takes, in seconds. It is multiplied by the value of GLIDE_NOOP_PACE, if this
             variable is set in the node's environment.
         record_seconds: time that each record takes, in seconds. It is also multiplied by GLIDE_NOOP_PACE.
+        cost_in_prompt: whether a record takes longer than others. If so, its time is multiplied by the first word of
+            its prompt, which must be a number.
         parallel: number of records that are served at the same time.
         raise_on: if a record's prompt contains this text, its call raises an error.
         hang_on: if a record's prompt contains this text, its call never returns.
@@ -44,6 +46,7 @@ class Noop:
 
         load_seconds: float = 0.0
         record_seconds: float = 0.0
+        cost_in_prompt: bool = False
         parallel: int = 1
         raise_on: str = ""
         hang_on: str = ""
@@ -90,12 +93,16 @@ class Noop:
         # at which this call should end, and sleep until that time.
         now = time.monotonic()
         started = self.free_at if now - self.free_at < 0.005 else now
-        self.free_at = started + self.options.record_seconds
+        self.free_at = started + self.options.record_seconds * self._cost(records)
         time.sleep(max(0.0, self.free_at - now))
         self.adapters |= {record.adapter: None for record in records if record.adapter}
         for record in records:
             self._misbehave(_text(record))
         return [_completion(record) for record in records]
+
+    def _cost(self, records: Sequence[EngineRecord]) -> float:
+        """Return by which number the time of a call with these records is multiplied."""
+        return max(float(_text(each).split()[0]) for each in records) if self.options.cost_in_prompt else 1.0
 
     def _misbehave(self, prompt: str) -> None:
         options = self.options
