@@ -56,6 +56,8 @@ def test_doctor_reports_harmful_daemon_settings(clinic):
         "NEGOTIATOR_UPDATE_INTERVAL": "300", "SCHEDD_INTERVAL": "300", "SCHEDD_MIN_INTERVAL": "5",
         "JOB_START_COUNT": "1", "JOB_START_DELAY": "2", "MAX_JOBS_RUNNING": "4", "MAX_JOBS_PER_OWNER": "8",
         "MAX_CONCURRENT_UPLOADS_PER_USER": "2", "GUIDANCE_KEEP_CALM_AND": "False", "CONDOR_FSYNC": "True",
+        "MAX_JOBS_SUBMITTED": "8", "MAX_JOBS_PER_SUBMISSION": "5", "MAX_PENDING_STARTD_CONTACTS": "3",
+        "BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER": "0",
         "EVENT_LOG": "", "PROTECTED_JOB_ATTRS": "",
     }  # fmt: skip
     with clinic.configured(**hurting):
@@ -69,8 +71,12 @@ def test_doctor_reports_harmful_daemon_settings(clinic):
             ("queue", "warning", "0.5 jobs start per second", "JOB_START_DELAY = 0"),
             ("queue", "warning", "MAX_JOBS_RUNNING = 4: too low for 9 jobs", "MAX_JOBS_RUNNING = 18"),
             ("queue", "warning", "MAX_JOBS_PER_OWNER = 8: too low for 9 jobs", "MAX_JOBS_PER_OWNER = 18"),
-            ("queue", "warning", "MAX_CONCURRENT_UPLOADS_PER_USER = 2: too low for 6",
+            ("queue", "warning", "MAX_JOBS_SUBMITTED = 8: too low for 9 jobs", "MAX_JOBS_SUBMITTED = 18"),
+            ("queue", "warning", "MAX_JOBS_PER_SUBMISSION = 5: too low for 6 jobs", "MAX_JOBS_PER_SUBMISSION = 12"),
+            ("queue", "warning", "CONTACTS = 3: too low for 6 lanes", "MAX_PENDING_STARTD_CONTACTS = 0"),
+            ("queue", "warning", "6 lanes get their first jobs within 3 cycles, in up to 180 s",
              "MAX_CONCURRENT_UPLOADS_PER_USER = 0"),
+            ("queue", "warning", "FILE_TRANSFER_DISK_LOAD_THROTTLE = 2", "TO_QUEUE_FOR_TRANSFER = 104857600"),
             ("queue", "warning", "lose five seconds to a race", "GUIDANCE_KEEP_CALM_AND = True"),
             ("queue", "warning", "each job costs a disk flush", "CONDOR_FSYNC = False"),
             ("protection", "critical", "nodes can change LimitDirectoryAccess", "PROTECTED_JOB_ATTRS = Limit"),

@@ -19,7 +19,7 @@ from glide.doctor.checks import CHECKS, judge
 from glide.doctor.checks.machines import clocks
 from glide.doctor.facts import Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token, TrialOutcome
 from glide.doctor.finding import Level, worst
-from glide.doctor.trial import TEMPLATE, why_stuck
+from glide.doctor.trial import TEMPLATE, why_running, why_stuck
 from glide.errors import CondorError
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
 from glide.report.reasons import QueueView
@@ -35,6 +35,8 @@ QUICK = {
 STARTING = {
     "SCHEDD_INTERVAL": 30, "SCHEDD_MIN_INTERVAL": 2, "GUIDANCE_KEEP_CALM_AND": True, "MAX_JOBS_RUNNING": 10,
     "MAX_JOBS_PER_OWNER": 10, "MAX_CONCURRENT_UPLOADS_PER_USER": 4, "JOB_START_COUNT": 15, "JOB_START_DELAY": 1,
+    "MAX_JOBS_SUBMITTED": 6, "MAX_JOBS_PER_SUBMISSION": 4, "MAX_PENDING_STARTD_CONTACTS": 4,
+    "BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER": 10_000_000, "FILE_TRANSFER_DISK_LOAD_THROTTLE": 2.0,
     "PROTECTED_JOB_ATTRS": protected(),
 }  # fmt: skip
 JOB = {
@@ -123,7 +125,17 @@ def test_doctor_reports_nothing_if_values_are_within_limits():
         ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 5})},
          "queue warning MAX_JOBS_RUNNING = 5: too low for 6"),
         ({"schedd": Configuration(STARTING | {"MAX_JOBS_RUNNING": 0})}, "queue critical MAX_JOBS_RUNNING = 0"),
-        ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})}, "PER_USER = 3: too low for 4"),
+        ({"schedd": Configuration(STARTING | {"MAX_JOBS_SUBMITTED": 5})}, "MAX_JOBS_SUBMITTED = 5: too low for 6"),
+        ({"schedd": Configuration(STARTING | {"MAX_JOBS_PER_SUBMISSION": 3})}, "refuses the whole submission"),
+        ({"schedd": Configuration(STARTING | {"MAX_PENDING_STARTD_CONTACTS": 3})}, "CONTACTS = 3: too low for 4 lanes"),
+        ({"schedd": Configuration(STARTING | {"MAX_CONCURRENT_UPLOADS_PER_USER": 3})},
+         "queue warning MAX_CONCURRENT_UPLOADS_PER_USER = 3: a user gets at most 3 matches in each negotiation cycle,"
+         " so 4 lanes get their first jobs within 2 cycles, in up to 10 s"),
+        ({"schedd": Configuration(STARTING | {"BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER": 0})},
+         "few at a time, and one more each minute (FILE_TRANSFER_DISK_LOAD_THROTTLE = 2.0)"),
+        ({"schedd": Configuration(STARTING | {
+            "BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER": 9_999_999, "FILE_TRANSFER_DISK_LOAD_THROTTLE": "",
+            "MAX_CONCURRENT_UPLOADS": 0, "MAX_CONCURRENT_DOWNLOADS": 50})}, "at most 50 at a time in each direction"),
         ({"schedd": Configuration(STARTING | {"USE_PROCD": False})}, "half as many jobs start per second"),
         ({"schedd": Configuration({**STARTING, "GUIDANCE_KEEP_CALM_AND": ""})}, "lose five seconds to a race"),
         ({"schedd": Configuration({**STARTING, "PROTECTED_JOB_ATTRS": ""})},
@@ -192,6 +204,30 @@ def test_doctor_reports_each_exceeded_limit_exactly_once(changes, words):
     assert words in told and "\x1b" not in told
 
 
+def test_default_match_limit_is_reported_for_large_sites():
+    """HTCondor 25.11's default of 20, and a negotiator that starts a cycle each minute."""
+    large = (Site("s.yaml", QueueView(site(max_glideins=200))),)
+    unlimited = {name: 10**6 for name in STARTING if name.startswith("MAX_")}
+    schedd = Configuration(STARTING | unlimited | {"MAX_CONCURRENT_UPLOADS_PER_USER": 20})
+    (told,) = found(healthy(sites=large, schedd=schedd))
+    assert "400 lanes get their first jobs within 20 cycles, in up to 100 s" in told
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedd": {"MAX_CONCURRENT_UPLOADS_PER_USER": 0}},
+        {"schedd": {"MAX_CONCURRENT_UPLOADS_PER_USER": 3, "SCHEDD_ENABLE_PER_USER_MATCH_LIMITS": False}},
+        {"schedd": {"MAX_CONCURRENT_UPLOADS_PER_USER": 3}, "version": "25.10.1"},
+        {"schedd": {"MAX_CONCURRENT_UPLOADS_PER_USER": 3}, "interval": 0.2},
+    ],
+)
+def test_match_limit_that_costs_nothing_is_not_reported(changes):
+    ads = ({"MyType": "Scheduler", "CondorVersion": VERSION.format(changes.get("version", "25.11.0"))},)
+    negotiator = Configuration(QUICK | {"NEGOTIATOR_INTERVAL": changes.get("interval", 5)})
+    assert found(healthy(schedd=Configuration(STARTING | changes["schedd"]), ads=ads, negotiator=negotiator)) == []
+
+
 @pytest.mark.parametrize("place", [{"pool": POOL}, {"ssh": LOGIN}])
 def test_doctor_ignores_remote_glideins_for_local_job_limit(place):
     assert found(healthy(sites=away(**place), schedd=Configuration(STARTING | {"MAX_JOBS_RUNNING": 4}))) == []
@@ -224,6 +260,14 @@ def test_stuck_test_job_is_critical_unless_pool_full():
     ):
         told = why_stuck("r", snapshot, [view], 9.0)
         assert not told.in_progress and " critical " in found(healthy(trial=told))[0], told
+
+
+def test_running_test_job_waits_until_its_lane_is_warm():
+    coming = Lane("here-1.0", "here", TEMPLATE.digest, "m", State.LOADING, True)
+    told = why_running("slot1@n1", Snapshot((RUNNING,), (coming,)))
+    assert told == "its job waits on slot1@n1 until the model is warm (lanes: ['Loading'])"
+    for lanes in ((), (coming, replace(coming, state=State.WARM)), (replace(coming, template="other"),)):
+        assert why_running("slot1@n1", Snapshot((RUNNING,), lanes)) == "its job runs on slot1@n1 and does not end"
 
 
 def test_exception_in_one_doctor_check_affects_no_other():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glide.config import Breaker, SiteFile
-from glide.factory.health import bad_nodes, breaker_state
+from glide.factory.health import LONGEST_BACKOFF, bad_nodes, breaker_state
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Snapshot
 from glide.template import Template
@@ -51,9 +51,38 @@ def test_circuit_breaker_allows_one_retry_and_doubles_backoff():
     three = [ended(number, 700 + number) for number in range(3)]
     assert breaker_state([], three, BREAKER).allowed == 1
     assert breaker_state([alive(9)], three, BREAKER).allowed == 0
-    four = [*three, ended(4, 650)]
+    four = [*(replace(each, age=each.age + 650) for each in three), ended(4, 650)]
     assert breaker_state([], four, BREAKER).allowed == 0
     assert breaker_state([], [replace(each, age=each.age + 600) for each in four], BREAKER).allowed == 1
+    failing = alive(9, State.FAILED)  # it has failed now, and has not ended yet
+    verdict = breaker_state([failing], four, BREAKER)
+    assert verdict.allowed == 0 and "open for 1200 s" in verdict.reason, "its try came before the pause was over"
+    verdict = breaker_state([failing], [replace(each, age=each.age + 600) for each in four], BREAKER)
+    assert verdict.allowed == 0 and "open for 2400 s" in verdict.reason
+
+
+def test_failures_of_one_try_do_not_double_backoff():
+    together = [ended(number, 30.0 + 20 * number) for number in range(12)]
+    verdict = breaker_state([], together, BREAKER)
+    assert verdict.allowed == 0 and "open for 600 s" in verdict.reason and verdict.failures == 12
+    late = [replace(each, age=each.age + 600) for each in together]
+    assert breaker_state([], late, BREAKER).allowed == 1
+    assert "open for 1200 s" in breaker_state([], [*late, ended(20, 1)], BREAKER).reason
+
+
+def test_backoff_is_at_most_one_day():
+    daily = [ended(number, LONGEST_BACKOFF * (20 - number)) for number in range(20)]
+    assert f"open for {LONGEST_BACKOFF:.0f} s" in breaker_state([], [*daily, ended(20, 1)], BREAKER).reason
+    long = Breaker(failures=1, backoff_seconds=10 * LONGEST_BACKOFF)
+    assert breaker_state([], [ended(1, LONGEST_BACKOFF)], long).allowed == 1
+
+
+def test_more_glideins_on_trial_are_limited_after_first_failure():
+    trying = [alive(number) for number in range(5)]
+    assert breaker_state(trying, [], BREAKER, trials=12).allowed == 7
+    assert breaker_state(trying, [ended(1, 5)], BREAKER, trials=12).allowed == 0
+    assert breaker_state([], [ended(1, 5)], BREAKER, trials=12).allowed == 2
+    assert breaker_state([*trying, alive(9, State.WARM)], [], BREAKER, trials=12).allowed is None
 
 
 def test_success_closes_circuit_breaker_and_clears_earlier_failures():

@@ -9,27 +9,35 @@ from hypothesis import strategies as some
 
 from glide.config import SiteFile
 from glide.factory.actions import Action, Expunge, Remove, Retarget, Submit
+from glide.factory.health import is_unsuitable, mark_failing_glideins
 from glide.factory.plan import plan
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot, StickyJob
-from glide.template import Template
-from glide.vocabulary import JobStatus, State
+from glide.factory.trials import TRIAL_FACTOR
+from glide.files import Tree
+from glide.template import FileSet, Template
+from glide.vocabulary import UNSUITABLE, JobStatus, State
 
 ENTRIES, TEMPLATES, HOSTS = ("a", "b"), ("T", "U"), ("n1", "n2", "n3")
 ALIVE = (JobStatus.IDLE, JobStatus.RUNNING, JobStatus.HELD, JobStatus.REMOVED, JobStatus.TRANSFERRING)
+PLAIN = Template("model", "noop")
+WEIGHTS = Template("model", "noop", "/model", {"weights": ("0" * 64, 10)})
+CODE = Template("model", "noop", environment=FileSet("/env"))
+TREE = Tree(WEIGHTS.files).digest[:16]
 
 
 @some.composite
-def sites(draw: some.DrawFn) -> SiteFile:
+def sites(draw: some.DrawFn, factor: int = 1) -> SiteFile:
+    """Sites, with limits that are multiplied by a factor."""
     entry = some.fixed_dictionaries(
         {
-            "max_glideins": some.integers(0, 12), "max_idle": some.integers(1, 6),
+            "max_glideins": some.integers(0, 12 * factor), "max_idle": some.integers(1, 6 * factor),
             "ready": some.integers(0, 3),
-            "submits_per_cycle": some.integers(1, 5), "removals_per_cycle": some.integers(1, 5),
+            "submits_per_cycle": some.integers(1, 5 * factor), "removals_per_cycle": some.integers(1, 5),
             "breaker": some.fixed_dictionaries({"failures": some.integers(1, 5)}),
         }
     )  # fmt: skip
     entries = [{"name": name, **draw(entry)} for name in ENTRIES]
-    limit = draw(some.none() | some.integers(0, 15))
+    limit = draw(some.none() | some.integers(0, 15 * factor))
     return SiteFile.model_validate({"site": "s", "entries": entries, "max_glideins": limit})
 
 
@@ -39,7 +47,8 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
         return Glidein(
             1, proc, draw(some.sampled_from(ENTRIES)), draw(some.sampled_from(TEMPLATES)), status,
             starts=int(status != JobStatus.IDLE), age=draw(some.floats(0, 5000)),
-            state=draw(some.sampled_from(("", State.WARM, State.FAILED))), failure="why",
+            state=draw(some.sampled_from(("", State.WARM, State.FAILED))),
+            failure=draw(some.sampled_from(("why", "why", UNSUITABLE))),
             host=draw(some.sampled_from(HOSTS)), warm_seconds=draw(some.floats(0, 5000)),
             served=draw(some.integers(0, 40)), errors=draw(some.integers(0, 20)),
         )  # fmt: skip
@@ -48,15 +57,18 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     alive = tuple(glidein(proc, status) for proc, status in enumerate(statuses))
     ended = tuple(glidein(100 + proc, JobStatus.COMPLETED) for proc in range(draw(some.integers(0, 8))))
     lanes = tuple(
-        Lane(of.glide_id, of.entry, of.template, "model", draw(some.sampled_from((State.WARM, State.LOADING))),
+        Lane(of.glide_id, of.entry, draw(some.sampled_from((of.template, of.template, *TEMPLATES))), "model",
+             draw(some.sampled_from((State.WARM, State.LOADING, State.FAILED))),
              claimed=draw(some.booleans()), record_seconds=draw(some.floats(0, 3)),
+             cached=draw(some.sampled_from(((), (TREE,)))),
              start_seconds=draw(some.floats(0, 100)), retires=draw(some.sampled_from((0.9e9, 1.1e9, float("inf")))),
              name=f"slot1@{of.glide_id}")
         for of in alive + ended[:2] if of.status in (JobStatus.RUNNING, JobStatus.COMPLETED) and draw(some.booleans())
     )  # fmt: skip
+    specs = {template: draw(some.sampled_from((PLAIN, WEIGHTS, CODE))) for template in TEMPLATES}
     demands = tuple(
-        Demand(template, "model", f"run{number}", "", idle=draw(some.integers(0, 9)),
-               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec=Template("model", "noop"),
+        Demand(template, "model", f"run{number}", "", idle=draw(some.integers(0, 20)),
+               running=draw(some.integers(0, 9)), wanted=draw(some.integers(1, 12)), spec=specs[template],
                records=draw(some.integers(0, 5000)))
         for number, template in enumerate(draw(some.lists(some.sampled_from(TEMPLATES), max_size=3)))
     )  # fmt: skip
@@ -68,9 +80,57 @@ def snapshots(draw: some.DrawFn) -> Snapshot:
     return Snapshot(alive, lanes, demands, ended=ended, now=1e9, unavailable_entries=blind, retargets=moves)
 
 
+@some.composite
+def with_a_new_template(draw: some.DrawFn) -> Snapshot:
+    """Snapshots in which no glidein with the template T has failed or was warm yet."""
+    snapshot = draw(snapshots())
+
+    def renamed(glidein: Glidein) -> Glidein:
+        tried = glidein.state or glidein.status in (JobStatus.HELD, JobStatus.COMPLETED)
+        return replace(glidein, template="U") if tried else glidein
+
+    lanes = (each if each.state == State.LOADING else replace(each, template="U") for each in snapshot.lanes)
+    return replace(
+        snapshot, glideins=tuple(map(renamed, snapshot.glideins)), ended=tuple(map(renamed, snapshot.ended)),
+        lanes=tuple(lanes), retargets=(),
+    )  # fmt: skip
+
+
 def submitted(actions: list[Action], entry: str) -> int:
     """New glideins."""
     return sum(action.count for action in actions if isinstance(action, Submit) and action.entry == entry)
+
+
+def on_trial(snapshot: Snapshot, entry: str, template: str) -> int | None:
+    """The number of glideins that may yet fail; None if the template was warm on the entry."""
+    alive, ended = snapshot.glideins_of(entry)
+    mine = [glidein for glidein in (*alive, *ended) if glidein.template == template]
+    moved = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.state == State.WARM}
+    if any(glidein.state == State.WARM for glidein in mine) or any(glidein.glide_id in moved for glidein in alive):
+        return None
+    return sum(
+        glidein.status not in (JobStatus.COMPLETED, JobStatus.HELD) and not glidein.state and not is_unsuitable(glidein)
+        for glidein in mine
+    )
+
+
+def may_exceed_usual_trials(snapshot: Snapshot, entry: str, template: str) -> bool:
+    """Whether the entry works, and the template has not failed there, contains no code and has known files."""
+    alive, ended = snapshot.glideins_of(entry)
+    mine = [glidein for glidein in (*alive, *ended) if glidein.template == template]
+    others = [glidein for glidein in (*alive, *ended) if glidein.template != template]
+    spec = snapshot.description(template)
+    known = (
+        spec == PLAIN
+        or any(TREE in lane.cached for lane in snapshot.lanes)
+        or any(
+            glidein.state == State.WARM and snapshot.description(glidein.template) == WEIGHTS
+            for glidein in (*snapshot.glideins, *snapshot.ended)
+        )
+        or any(lane.state == State.WARM and snapshot.description(lane.template) == WEIGHTS for lane in snapshot.lanes)
+    )
+    failed = any(each.state == State.FAILED or each.status in (JobStatus.HELD, JobStatus.COMPLETED) for each in mine)
+    return spec != CODE and known and not failed and any(each.state == State.WARM for each in others)
 
 
 def moved(actions: list[Action]) -> dict[str, str]:
@@ -113,6 +173,42 @@ def test_plan_never_exceeds_any_limit(snapshot: Snapshot, site: SiteFile):
         assert len(removals) <= entry.removals_per_cycle
     total = sum(submitted(actions, entry.name) for entry in site.entries)
     assert site.max_glideins is None or total == 0 or len(snapshot.glideins) + total <= site.max_glideins
+
+
+@settings(max_examples=300, deadline=None)
+@given(with_a_new_template() | snapshots(), sites(factor=4))
+def test_plan_never_exceeds_trial_limits(snapshot: Snapshot, site: SiteFile):
+    actions = plan(snapshot, site)
+    snapshot = mark_failing_glideins(snapshot)
+    wanted = {demand.template for demand in snapshot.demands}
+    limits = {entry.name: (entry.breaker.failures, entry.max_glideins) for entry in site.entries}
+    for action in actions:
+        trying = on_trial(snapshot, action.entry, action.template)
+        if not isinstance(action, Submit) or not action.template or trying is None:
+            continue
+        usual, places = limits[action.entry]
+        share = min(places, places if site.max_glideins is None else site.max_glideins) // len(wanted)
+        assert action.count + trying <= max(usual, min(TRIAL_FACTOR * usual, share))
+        if action.count + trying > usual:
+            assert may_exceed_usual_trials(snapshot, action.entry, action.template)
+            assert f"may fail instead of {usual}" in action.reason
+
+
+@settings(max_examples=200, deadline=None)
+@given(snapshots(), sites(factor=4))
+def test_plan_starts_no_glidein_for_jobs_on_lanes(snapshot: Snapshot, site: SiteFile):
+    """New glideins are for idle jobs, and for jobs whose lanes are lost, failed or retiring, warm or not."""
+    actions = plan(snapshot, site)
+    snapshot = mark_failing_glideins(snapshot)
+    there = {glidein.glide_id for glidein in snapshot.glideins}
+    there |= {lane.glide_id for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries}
+    useless = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now or lane.state == State.FAILED}
+    useless |= {glidein.glide_id for glidein in snapshot.glideins if glidein.state == State.FAILED}
+    for template in TEMPLATES:
+        idle = sum(demand.idle for demand in snapshot.demands if demand.template == template)
+        claimed = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.claimed}
+        new = (each for each in actions if isinstance(each, Submit | Retarget) and each.template == template)
+        assert sum(action.count for action in new) <= idle + len(claimed - (there - useless))
 
 
 @settings(max_examples=100, deadline=None)

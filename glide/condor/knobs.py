@@ -22,8 +22,16 @@ KNOBS: dict[str, dict[str, str]] = {
         "JOB_START_DELAY": "0",
         "JOB_START_COUNT": "100",
     },
+    "A job gives records back a second after the driver has asked it, instead of up to 30 s": {
+        # The schedd tells the shadow of a job that an attribute of the job has changed. If the shadow has not asked for
+        # the last change yet, the schedd tells it again after this number of seconds.
+        "SCHEDD_JOB_QUEUE_NOTIFY_UPDATES": "1",
+    },
     "One user may use the whole access point, which is their own": {
+        # Since HTCondor 25.11, a user gets at most this number of matches in each negotiation cycle, even if no file
+        # waits for its transfer. The default is a fifth of MAX_CONCURRENT_UPLOADS. 0 means no limit.
         "MAX_CONCURRENT_UPLOADS_PER_USER": "0",
+        # These two apply only to files of more than 100 MiB (BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER).
         "MAX_CONCURRENT_UPLOADS": "100",
         "MAX_CONCURRENT_DOWNLOADS": "100",
     },

@@ -81,9 +81,11 @@ class Breaker(Strict):
 
     Attributes:
         failures: number of failures in a row after which submissions stop. A glidein fails if it never becomes warm.
-            Until the first glidein is warm, `failures` also limits how many glideins are tried at the same time.
-        backoff_seconds: time for which submissions stop, in seconds. The time doubles after each further failure, up to
-            one day. When the time is over, the factory tries one glidein.
+            Until the first glidein is warm, `failures` also limits how many glideins are tried at the same time. For a
+            new model, this limit is four times as high if other models are warm on the entry, the files of the new
+            model are verified, and it contains no user's code.
+        backoff_seconds: time for which submissions stop, in seconds. When the time is over, the factory tries one
+            glidein. If this glidein fails, too, the time doubles, up to one day.
     """
 
     failures: Integer = Field(3, ge=1)

@@ -70,9 +70,10 @@ def _send_and_wait(run: str, folder: Path, sites: Sequence[SiteFile], budget: fl
         if job["JobStatus"] == JobStatus.HELD:
             return TrialOutcome(seconds, f"its job is held: {job.get('HoldReason')}")
         time.sleep(PAUSE)
+    snapshot, views = observe_pool(sites)
     if job["JobStatus"] == JobStatus.RUNNING:
-        return TrialOutcome(budget, f"its job runs on {job.get('RemoteHost')} and does not end", in_progress=True)
-    return why_stuck(run, *observe_pool(sites), budget)
+        return TrialOutcome(budget, why_running(str(job.get("RemoteHost")), snapshot), in_progress=True)
+    return why_stuck(run, snapshot, views, budget)
 
 
 def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) -> int:
@@ -86,6 +87,18 @@ def _submit(run: str, folder: Path, access_point: AccessPoint, budget: float) ->
     }  # fmt: skip
     description = resources.find("submit_templates", "invocation.sub").read_text("utf-8")
     return access_point.submit(description, macros, spool=True)
+
+
+def why_running(slot: str, snapshot: Snapshot) -> str:
+    """Return why the test record's job still runs. A job may start on a lane before the model is warm there.
+
+    Args:
+        slot: name of the slot on which the job runs.
+    """
+    lanes = [lane for lane in snapshot.lanes if lane.template == TEMPLATE.digest]
+    if lanes and all(lane.state in State.COMING_UP for lane in lanes):
+        return f"its job waits on {slot} until the model is warm (lanes: {sorted(set(map(phase, lanes)))})"
+    return f"its job runs on {slot} and does not end"
 
 
 def why_stuck(run: str, snapshot: Snapshot, views: Sequence[QueueView], budget: float) -> TrialOutcome:

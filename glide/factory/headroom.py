@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glide.config import Entry, SiteFile
 from glide.factory.health import BreakerState, breaker_state
 from glide.factory.snapshot import Glidein, Snapshot
 from glide.factory.suitability import lack
+from glide.factory.trials import trial_limit
 from glide.vocabulary import JobStatus, State
 
 # If a glidein was warm for at least this number of seconds, the glidein was worth the cost of its start.
@@ -25,11 +26,16 @@ class Headroom:
         limit: text that names the limit; empty if there is no limit.
         full: whether the limit is reached because of existing glideins. If so, more glideins are allowed as soon as
             existing glideins end.
+        usual: number of glideins that could be submitted if the number of glideins on trial had its usual limit, which
+            is `failures` of the circuit breaker.
+        risk: text that says why more than this number may be submitted, and how many may fail; empty if not more.
     """
 
     left: int
     limit: str
     full: bool = True
+    usual: int = sys.maxsize
+    risk: str = ""
 
     def limit_to(self, left: int, limit: str, full: bool = False) -> None:
         """Apply one more limit. Only the lowest of all limits has an effect.
@@ -86,12 +92,16 @@ def of_entry(entry: Entry, snapshot: Snapshot, drained: Collection[str] = ()) ->
     return headroom
 
 
-def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
+def of_template(entry: Entry, template: str, snapshot: Snapshot, site_limit: int | None = None) -> Headroom:
     """Return the headroom of a template on an entry.
 
     The headroom is 0 if the entry does not serve the template's users, if the entry's glideins lack a resource that the
     template needs, or if the entry does not allow the template's code. A circuit breaker for the template on this entry
-    also limits the headroom.
+    also limits the headroom. Until the template was warm on this entry, the breaker allows `breaker.failures` glideins
+    at the same time, or more if `glide.factory.trials.trial_limit` allows more.
+
+    Args:
+        site_limit: maximum number of glideins of the site; None for no limit.
     """
     headroom = Headroom(sys.maxsize, "")
     users = {demand.user for demand in snapshot.demands if demand.template == template}
@@ -110,8 +120,25 @@ def of_template(entry: Entry, template: str, snapshot: Snapshot) -> Headroom:
         cures = ["users_code"] * bool(described.owner) + ["programs"] * (described.engine == "server")
         headroom.limit_to(0, f"{reason}; to allow that, set the entry's {' or '.join(cures)}")
     alive, ended = ([each for each in group if each.template == template] for group in snapshot.glideins_of(entry.name))
-    _apply_breaker(headroom, breaker_state(alive, ended, entry.breaker))
+    alive += _retargeted_and_warm(entry, template, snapshot)
+    breaker = breaker_state(alive, ended, entry.breaker)
+    if breaker.allowed is not None and not breaker.open:
+        trials = trial_limit(entry, template, snapshot, site_limit)
+        if trials.reason:
+            headroom.usual, headroom.risk = breaker.allowed, trials.reason
+            breaker = breaker_state(alive, ended, entry.breaker, trials.most)
+    _apply_breaker(headroom, breaker)
     return headroom
+
+
+def _retargeted_and_warm(entry: Entry, template: str, snapshot: Snapshot) -> list[Glidein]:
+    """Return the entry's glideins that were submitted with another template, or with none, and are warm with this one.
+
+    These glideins show that the template can be loaded on this entry.
+    """
+    warm = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.state == State.WARM}
+    others = (each for each in snapshot.glideins_of(entry.name)[0] if each.template != template)
+    return [replace(each, state=State.WARM) for each in others if each.glide_id in warm]
 
 
 def owners(entry: Entry, snapshot: Snapshot) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ The outer job of an ended glidein stays in the queue for at least an hour.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from glide.config import Breaker
 from glide.factory.snapshot import Glidein, Snapshot
@@ -32,21 +33,26 @@ class BreakerState:
         allowed: number of further glideins that are allowed; None for no limit.
         reason: why the number of further glideins is limited; empty if there is no limit.
         open: whether the breaker is open or half open.
+        failures: number of failures since a glidein was last warm.
     """
 
     allowed: int | None = None
     reason: str = ""
     open: bool = False
+    failures: int = 0
 
 
-def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker) -> BreakerState:
+def breaker_state(
+    alive: Collection[Glidein], ended: Collection[Glidein], breaker: Breaker, trials: int | None = None
+) -> BreakerState:
     """Return how many more glideins a circuit breaker allows.
 
     The circuit breaker belongs to an entry, or to one template on an entry.
 
-    Until a glidein has been warm, at most `breaker.failures` glideins are tried at the same time. After
-    `breaker.failures` failures in a row, the breaker is open for `breaker.backoff_seconds`: it allows no glidein. Then
-    the breaker is half open: it allows one glidein. If this glidein fails, too, the breaker is open for twice as long.
+    Until a glidein has been warm, at most `trials` glideins are tried at the same time. After the first failure, this
+    number is `breaker.failures`. After `breaker.failures` failures in a row, the breaker is open for
+    `breaker.backoff_seconds`: it allows no glidein. Then the breaker is half open: it allows one glidein. If this
+    glidein fails, too, the breaker is open for twice as long.
 
     Glideins on unsuitable nodes do not count, because the factory avoids these nodes from then on.
 
@@ -54,6 +60,7 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
         alive: glideins that have not ended. They belong to the entry, or to the template on the entry.
         ended: glideins that have ended. They belong to the entry, or to the template on the entry.
         breaker: settings of the breaker, from the site file.
+        trials: maximum number of glideins that are tried at the same time; None for `breaker.failures`.
     """
     alive, ended = ([each for each in group if not is_unsuitable(each)] for group in (alive, ended))
     failed_alive = [each for each in alive if each.state == State.FAILED or (_is_held(each) and not each.state)]
@@ -62,24 +69,46 @@ def breaker_state(alive: Collection[Glidein], ended: Collection[Glidein], breake
     warm_ages += [0.0 for glidein in alive if glidein.state == State.WARM]
     last_warm = min(warm_ages, default=float("inf"))
     failures = [glidein for glidein in ended if glidein.state != State.WARM and glidein.age < last_warm]
-    failures = sorted(failures, key=lambda glidein: glidein.age, reverse=True) + failed_alive
+    failures = sorted([*failures, *failed_alive], key=_seconds_since_failure, reverse=True)
     if len(failures) < breaker.failures:
         if warm_ages:
-            return BreakerState()
-        allowed = max(0, breaker.failures - len(failures) - untested)
-        return BreakerState(allowed, f"{untested} glideins are on trial: none has been warm yet")
+            return BreakerState(failures=len(failures))
+        most = breaker.failures if failures or trials is None else trials
+        reason = f"{untested} of at most {most} glideins are on trial: none has been warm yet"
+        return BreakerState(max(0, most - len(failures) - untested), reason, failures=len(failures))
     latest = failures[-1]
     why = f"{len(failures)} glideins in a row were never warm; the last one, {_describe_failure(latest)}"
     earlier = (_describe_failure(each, False) for each in failures[-2::-1] if each.host != latest.host)
     if others := list(dict.fromkeys(earlier)):
         why += f"; before it, {'; '.join(others[:MOST_EARLIER_FAILURES])}"
-    backoff = min(breaker.backoff_seconds * 2.0 ** (len(failures) - breaker.failures), LONGEST_BACKOFF)
-    # Number of seconds since the glidein `latest` ended or was held. If this glidein has neither ended nor been held,
-    # the number is 0.
-    since = latest.age if latest not in failed_alive or _is_held(latest) else 0.0
-    if since < backoff:
-        return BreakerState(0, f"circuit breaker open for {backoff:.0f} s after the last failure: {why}", open=True)
-    return BreakerState(max(0, 1 - untested), f"circuit breaker half open, {untested} on trial: {why}", open=True)
+    backoff = _backoff_seconds(failures, breaker)
+    if _seconds_since_failure(latest) < backoff:
+        why = f"circuit breaker open for {backoff:.0f} s after the last failure: {why}"
+        return BreakerState(0, why, open=True, failures=len(failures))
+    why = f"circuit breaker half open, {untested} on trial: {why}"
+    return BreakerState(max(0, 1 - untested), why, open=True, failures=len(failures))
+
+
+def _seconds_since_failure(failed: Glidein) -> float:
+    """Return the seconds since a failed glidein ended or was held; 0 if it has neither ended nor been held."""
+    return failed.age if failed.status == JobStatus.COMPLETED or _is_held(failed) else 0.0
+
+
+def _backoff_seconds(failures: Sequence[Glidein], breaker: Breaker) -> float:
+    """Return the seconds for which an open circuit breaker stays open after the last failure.
+
+    The time doubles if the glidein that a half-open breaker allowed fails, too. Such a failure follows the previous one
+    by at least the time for which the breaker was open. Failures that follow faster do not double the time, because
+    these glideins were on trial together: otherwise, twelve of them would stop submissions for a day.
+
+    Args:
+        failures: at least `breaker.failures` failed glideins. The earliest failure is first.
+    """
+    backoff = min(breaker.backoff_seconds, LONGEST_BACKOFF)
+    for before, after in pairwise(failures[breaker.failures - 1 :]):
+        if _seconds_since_failure(before) - _seconds_since_failure(after) >= backoff:
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+    return backoff
 
 
 def _describe_failure(failed: Glidein, named: bool = True) -> str:

@@ -21,6 +21,7 @@ from glide.config import Entry, SiteFile
 from glide.errors import describe_bug
 from glide.factory import headroom
 from glide.factory.actions import Action, Drain, Expunge, Remove, Retarget, Submit, Wait
+from glide.factory.demand import missing_glideins, work_seconds
 from glide.factory.headroom import Headroom
 from glide.factory.health import (
     bad_nodes,
@@ -75,9 +76,9 @@ def plan(snapshot: Snapshot, site: SiteFile, drained: Collection[str] = ()) -> l
     owners = {owner for entry in site.entries for owner in headroom.owners(entry, snapshot)}
     for template in dict.fromkeys(demand.template for demand in snapshot.demands):
         try:
-            missing = _missing_glideins(template, snapshot, owners)
+            missing = missing_glideins(template, snapshot, owners)
             if missing > 0:
-                supply, unmet = _meet_demand(template, missing, snapshot, site_headroom, ranked, retargeted)
+                supply, unmet = _meet_demand(template, missing, snapshot, site, site_headroom, ranked, retargeted)
                 actions += supply
                 unmet_demands.append(unmet)
         except Exception as error:  # a bug that a template triggers must affect only this template
@@ -121,67 +122,10 @@ def drain(snapshot: Snapshot, site: SiteFile, reason: str, entries: Collection[s
     return actions
 
 
-def _missing_glideins(template: str, snapshot: Snapshot, owners: Collection[str]) -> int:
-    """Return how many more glideins the jobs of a template can use; 0 or less if they can use no more.
-
-    Each run wants a number of glideins for the template. Three rules reduce the sum of these numbers:
-    - A run gets at most one glidein for each of its jobs.
-    - The sum is at most the number of idle jobs plus the number of glideins that run jobs of the template.
-    - Each glidein must get work that takes at least as long as its start. But one glidein is always allowed.
-
-    From the reduced sum, subtract the number of glideins that already have the template. Do not subtract glideins that
-    have retired or could not load the template.
-
-    Args:
-        owners: users that the site serves. If one of these users wants the template, ignore all other users' demand.
-    """
-    demands = [demand for demand in snapshot.demands if demand.template == template]
-    demands = [demand for demand in demands if demand.user in owners] or demands
-    wanted = sum(min(demand.wanted, demand.jobs) for demand in demands)
-    busy = {lane.glide_id for lane in snapshot.lanes if lane.template == template and lane.claimed}
-    wanted = min(wanted, len(busy) + sum(demand.idle for demand in demands))
-    start, work = _start_seconds(template, snapshot), _work_seconds(template, snapshot)
-    if work < wanted * start:
-        wanted = max(1, int(work / start))
-    retiring = {lane.glide_id for lane in snapshot.lanes if lane.retires <= snapshot.now}
-    existing = {glidein.glide_id for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)}
-    # If an entry's queue is unavailable, find the entry's glideins by the ads of their lanes.
-    unavailable = [lane for lane in snapshot.lanes if lane.entry in snapshot.unavailable_entries]
-    existing |= {lane.glide_id for lane in unavailable if lane.template == template}
-    return wanted - len(existing - retiring - _failed_glideins(template, snapshot))
-
-
-def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:
-    """Return the GlideIds of the glideins where the template did not load.
-
-    The hosts of these glideins may be the cause. So the plan does not count these glideins, and submits further ones.
-    """
-    holders: list[Lane | Glidein] = [lane for lane in snapshot.lanes if lane.template == template]
-    holders += [glidein for glidein in snapshot.glideins if template in snapshot.templates_of(glidein)]
-    return {each.glide_id for each in holders if each.state == State.FAILED}
-
-
-def _work_seconds(template: str, snapshot: Snapshot) -> float:
-    """Return the seconds that one glidein would need for all remaining records; infinity if no speed is known yet."""
-    measured = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
-    known = [seconds for seconds in measured.values() if seconds > 0]
-    if not known:
-        return float("inf")
-    return sum(demand.records for demand in snapshot.demands if demand.template == template) * sum(known) / len(known)
-
-
-def _start_seconds(template: str, snapshot: Snapshot) -> float:
-    """Return the mean start time of the template's warm glideins, in seconds; 0 if no glidein is warm."""
-    warm = {
-        lane.glide_id: lane.start_seconds
-        for lane in snapshot.lanes if lane.template == template and lane.state == State.WARM
-    }  # fmt: skip
-    return sum(warm.values()) / len(warm) if warm else 0.0
-
-
 def _meet_demand(
-    template: str, missing: int, snapshot: Snapshot, site_headroom: Headroom, ranked: _Ranked, retargeted: set[str]
-) -> tuple[list[Action], UnmetDemand]:
+    template: str, missing: int, snapshot: Snapshot, site: SiteFile, site_headroom: Headroom, ranked: _Ranked,
+    retargeted: set[str],
+) -> tuple[list[Action], UnmetDemand]:  # fmt: skip
     """Return the actions for a template that needs more glideins, and the demand that remains unmet.
 
     The actions retarget idle glideins and submit new ones, entry by entry. If neither is possible, the only action is a
@@ -200,12 +144,12 @@ def _meet_demand(
     limits = []
     full_entries = set()
     why = f"{sum(demand.jobs for demand in demands)} jobs of {demands[0].model} want {missing} more glideins"
-    work = _work_seconds(template, snapshot)
+    work = work_seconds(template, snapshot)
     why += f" for {work:.0f} s of work" if 0 < work < float("inf") else ""
     actions = _retarget_idle(template, missing, why, snapshot, ranked, retargeted)  # a retarget is faster than a start
     missing -= sum(action.count for action in actions)
     for entry, entry_headroom in ranked if missing else ():
-        template_headroom = headroom.of_template(entry, template, snapshot)
+        template_headroom = headroom.of_template(entry, template, snapshot, site.max_glideins)
         count = min(missing, entry_headroom.left, site_headroom.left, template_headroom.left)
         if count > 0:
             groups = snapshot.glideins_of(entry.name)
@@ -214,6 +158,7 @@ def _meet_demand(
             last_resort = tuple(node for node in nodes_without_success(template, *groups) if node not in avoid)
             reason = why + (f"; not on {', '.join(avoid)}, where glideins fail" if avoid else "")
             reason += f"; rather not on {', '.join(last_resort)}, where it did not load" if last_resort else ""
+            reason += f"; {template_headroom.risk}" if count > template_headroom.usual else ""
             actions.append(Submit(entry.name, template, count, reason, avoid, prefer, last_resort))
             entry_headroom.left -= count
             site_headroom.left -= count

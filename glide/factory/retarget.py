@@ -7,7 +7,7 @@ from glide.condor.access_point import quoted
 from glide.factory.actions import Retarget
 from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Snapshot
-from glide.invoke.jobs import GLIDEIN
+from glide.invoke.requirements import GLIDEIN
 from glide.system import publish
 from glide.vocabulary import Job, JobStatus, Machine
 

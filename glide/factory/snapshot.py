@@ -53,7 +53,7 @@ class Glidein:
     def job(self) -> str:
         return f"{self.cluster}.{self.proc}"
 
-    @property
+    @cached_property
     def glide_id(self) -> str:
         """The GlideId that the glidein's lanes have advertised since the outer job last started."""
         return glide_id(self.entry, self.job, self.starts)
@@ -179,9 +179,17 @@ class Snapshot:
 
         If the glidein has no lanes, take only the third template.
         """
-        lanes = self.lanes_of.get(glidein.glide_id, [])
-        templates = {self._retargeted.get(lane.name, lane.template or glidein.template) for lane in lanes}
-        return templates or {glidein.template}
+        found = self._templates.get(glidein.glide_id)
+        if found is None:
+            lanes = self.lanes_of.get(glidein.glide_id, [])
+            templates = {self._retargeted.get(lane.name, lane.template or glidein.template) for lane in lanes}
+            found = self._templates[glidein.glide_id] = templates or {glidein.template}
+        return found
+
+    @cached_property
+    def _templates(self) -> dict[str, set[str]]:
+        """The answers of `templates_of`, by GlideId. A plan asks several times for each of thousands of glideins."""
+        return {}
 
     @cached_property
     def lanes_of(self) -> dict[str, list[Lane]]:

@@ -9,14 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from glide.condor.configuration import Configuration
 from glide.condor.knobs import VITAL, protected
+from glide.doctor.checks.programs import number
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, critical, warning
 
 PROTECTING = ("PROTECTED_JOB_ATTRS", "IMMUTABLE_JOB_ATTRS")
 STARTS = 15.0  # jobs per second that an access point can start, unless its configuration sets a lower limit
+MATCH_LIMIT = (25, 11, 0)  # since this version, MAX_CONCURRENT_UPLOADS_PER_USER limits the matches of each user
+# A job's records and results usually have less than this number of bytes. HTCondor's transfer queue should not delay
+# files of this size.
+JOB_BYTES = 10_000_000
+QUEUED_BYTES = 100 << 20  # HTCondor's default: files up to this number of bytes do not wait in the transfer queue
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,10 @@ QUEUE = (
 NEGOTIATOR = (*(knob.name for knob in MATCHING), "NEGOTIATOR_UPDATE_INTERVAL", "CLASSAD_LIFETIME")
 SCHEDD = (
     *(knob.name for knob in QUEUE), "JOB_START_COUNT", "JOB_START_DELAY", "MAX_JOBS_RUNNING", "MAX_JOBS_PER_OWNER",
-    "MAX_CONCURRENT_UPLOADS_PER_USER", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
+    "MAX_JOBS_SUBMITTED", "MAX_JOBS_PER_SUBMISSION", "MAX_PENDING_STARTD_CONTACTS",
+    "MAX_CONCURRENT_UPLOADS_PER_USER", "SCHEDD_ENABLE_PER_USER_MATCH_LIMITS",
+    "BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER", "FILE_TRANSFER_DISK_LOAD_THROTTLE", "MAX_CONCURRENT_UPLOADS",
+    "MAX_CONCURRENT_DOWNLOADS", "USE_PROCD", "GUIDANCE_KEEP_CALM_AND", "CONDOR_FSYNC",
     *PROTECTING, "LIMIT_DIRECTORY_ACCESS",
 )  # fmt: skip
 # Suppose that a node changes one of these attributes of a job. There are two cases:
@@ -99,6 +109,8 @@ def queue(facts: Facts) -> Iterator[Finding]:
     """Find settings of the schedd and of its shadows that limit or delay jobs."""
     yield from _too_large(QUEUE, facts.schedd, "access point")
     yield from _limits(facts)
+    yield from _matches_per_cycle(facts)
+    yield from _transfer_queue(facts)
     values = facts.schedd.values
     delay, count = values.get("JOB_START_DELAY", 0), values.get("JOB_START_COUNT", 1)
     if isinstance(delay, float | int) and isinstance(count, float | int) and delay > 0 and count / delay < STARTS:
@@ -182,22 +194,88 @@ def _limits(facts: Facts) -> Iterator[Finding]:
     Then L lanes exist, and J outer jobs are in this schedd's queue. A limit is too low in these cases:
 
     - A limit on jobs is lower than L + J.
-    - A limit on simultaneous uploads is lower than L, and also lower than 20.
+    - A limit on the jobs of one submission is lower than L, because a driver submits jobs for all lanes together.
+    - A limit on simultaneous claim requests is lower than L, and also lower than 20.
     """
-    lanes = sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
+    lanes = _lanes(facts)
     here = sum(entry.max_glideins for site in facts.files for entry in site.entries if entry.outer_pool is None)
     for name, needed, then in (
         ("MAX_JOBS_RUNNING", lanes + here, "jobs on the sites' lanes and as glideins; the rest does not run"),
         ("MAX_JOBS_PER_OWNER", lanes + here, "jobs on the sites' lanes and as glideins; the schedd refuses the rest"),
-        ("MAX_CONCURRENT_UPLOADS_PER_USER", min(lanes, 20), "jobs that start together; the rest waits for its input"),
+        ("MAX_JOBS_SUBMITTED", lanes + here, "jobs on the sites' lanes and as glideins; the schedd refuses the rest"),
+        ("MAX_JOBS_PER_SUBMISSION", lanes, "jobs of one submission; the schedd refuses the whole submission"),
+        ("MAX_PENDING_STARTD_CONTACTS", min(lanes, 20), "lanes that are claimed together; the rest waits"),
     ):
         most = facts.schedd.values.get(name)
-        unlimited = name.startswith("MAX_CONCURRENT") and most == 0
+        unlimited = name == "MAX_PENDING_STARTD_CONTACTS" and most == 0
         if isinstance(most, bool) or not isinstance(most, float | int) or unlimited or most >= max(needed, 1):
             continue
         finding = critical if most == 0 else warning
-        better = "0" if name.startswith("MAX_CONCURRENT") else str(2 * max(needed, 1))
+        better = "0" if name == "MAX_PENDING_STARTD_CONTACTS" else str(2 * max(needed, 1))
         yield finding(f"{name} = {most}: too low for {needed} {then}", _write(name, better, "access point"))
+
+
+def _matches_per_cycle(facts: Facts) -> Iterator[Finding]:
+    """Find a limit on a user's matches per negotiation cycle that fills the lanes slowly.
+
+    Since HTCondor 25.11, the schedd requests at most MAX_CONCURRENT_UPLOADS_PER_USER matches for a user in one cycle.
+    Jobs of this user in the transfer queue reduce the number further. By default, it is a fifth of
+    MAX_CONCURRENT_UPLOADS, which is 20. This limit also applies if no file waits in the transfer queue: with 5 instead
+    of no limit, jobs started on 24 static slots within five cycles instead of one (measured on 25.14). Only the first
+    job on a lane needs a match, because later jobs reuse the claim.
+
+    Sources: Scheduler::negotiate in schedd.cpp, and HTCONDOR-3664 in HTCondor's version history.
+    """
+    most = facts.schedd.values.get("MAX_CONCURRENT_UPLOADS_PER_USER")
+    versions = [number(str(ad.get("CondorVersion", ""))) for ad in facts.ads if ad["MyType"] == "Scheduler"]
+    is_old = bool(versions) and max(versions) < MATCH_LIMIT
+    is_off = facts.schedd.values.get("SCHEDD_ENABLE_PER_USER_MATCH_LIMITS", True) is False
+    interval = facts.negotiator.values.get("NEGOTIATOR_INTERVAL", 60)
+    if is_old or is_off or not isinstance(interval, float | int) or isinstance(most, bool) or not isinstance(most, int):
+        return
+    lanes = _lanes(facts)
+    if 0 < most < lanes and most < STARTS * interval:
+        cycles = ceil(lanes / most)
+        yield warning(
+            f"MAX_CONCURRENT_UPLOADS_PER_USER = {most}: a user gets at most {most} matches in each negotiation cycle,"
+            f" so {lanes} lanes get their first jobs within {cycles} cycles, in up to {cycles * interval:.0f} s",
+            _write("MAX_CONCURRENT_UPLOADS_PER_USER", "0", "access point"),
+        )
+
+
+def _transfer_queue(facts: Facts) -> Iterator[Finding]:
+    """Find a setting that sends the small files of invocation jobs through the schedd's transfer queue.
+
+    By default, files of up to 100 MiB do not wait in this queue, so its limits do not concern invocation jobs. Larger
+    files, such as a glidein's container image, wait there. FILE_TRANSFER_DISK_LOAD_THROTTLE (2.0 by default) allows one
+    transfer at a time after a start of the schedd. It allows one more each minute in which the queue is full.
+
+    Sources: FileTransfer::DoObtainAndSendTransferGoAhead in file_transfer.cpp, and
+    TransferQueueManager::CheckTransferQueue in transfer_queue.cpp.
+    """
+    values = facts.schedd.values
+    size = values.get("BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER", QUEUED_BYTES)
+    if not isinstance(size, float | int) or size >= JOB_BYTES:
+        return
+    throttle = values.get("FILE_TRANSFER_DISK_LOAD_THROTTLE", "")
+    limits = [values.get(name, 0) for name in ("MAX_CONCURRENT_UPLOADS", "MAX_CONCURRENT_DOWNLOADS")]
+    most = min((limit for limit in limits if isinstance(limit, float | int) and limit > 0), default=None)
+    if throttle != "":
+        effect = f"few at a time, and one more each minute (FILE_TRANSFER_DISK_LOAD_THROTTLE = {throttle})"
+    elif most is not None:
+        effect = f"at most {most} at a time in each direction"
+    else:
+        return
+    yield warning(
+        f"BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER = {size}: files of invocation jobs wait in the transfer queue, where the"
+        f" schedd allows transfers {effect}; so slow nodes delay the jobs of all others",
+        _write("BYTES_REQUIRED_TO_QUEUE_FOR_TRANSFER", str(QUEUED_BYTES), "access point"),
+    )
+
+
+def _lanes(facts: Facts) -> int:
+    """Return the number of lanes if each entry has its maximum number of glideins."""
+    return sum(entry.max_glideins * entry.lanes for site in facts.files for entry in site.entries)
 
 
 def _too_large(knobs: tuple[Knob, ...], configuration: Configuration, who: str) -> Iterator[Finding]:
