@@ -1,33 +1,190 @@
-"""When a driver looks again, and how it submits a wave."""
+"""The driver on the fake pool in virtual time, and once on a real pool: a stopped sweep resumes."""
 
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from glide.condor import AccessPoint
+from glide.condor.fake import FakePool
+from glide.errors import CondorRefused, TemplateError
 from glide.invoke.jobs import RunJobs, RunSpec
-from glide.invoke.pack import Wave
-from glide.invoke.part import Part
-from glide.sweep import driver
+from glide.sweep import act
 from glide.sweep.calls import Calls
 from glide.sweep.driver import Driver
 from glide.template import Template
-from glide.vocabulary import Exit
+from glide.vocabulary import Exit, State
 from tests.conftest import eventually
 
+TEMPLATE = Template("m", "noop")
 
-@pytest.mark.pool
+
+class CountedCalls(Calls):
+    """Calls whose results are only counted."""
+
+    def __init__(self, count: int):
+        super().__init__(TEMPLATE, 4)
+        self.results: Counter[str] = Counter()
+        for _ in range(count):
+            self.add({"prompt": "", "generate": {}, "timeout": 60.0})
+        self.close()
+
+    def check_result(self, result: dict[str, Any]) -> str:
+        return ""
+
+    def deliver(self, results) -> None:
+        self.results.update(results.keys())
+        for number in results:
+            self.open.pop(number, None)
+
+    @property
+    def exactly_once(self) -> bool:
+        return self.results == Counter(map(str, range(1, self.added + 1)))
+
+
+def pool_of(*paces: float, **options: Any) -> FakePool:
+    """A fake pool with a warm glidein of two lanes for each of these seconds per record."""
+    pool = FakePool(**options)
+    for number, seconds in enumerate(paces):
+        for _ in range(2):
+            pool.add_lane(f"fake-{number}.0", TEMPLATE.digest, record_seconds=seconds)
+    return pool
+
+
+def driver_on(pool: FakePool, calls: Calls, folder: Path) -> Driver:
+    return Driver(calls, RunSpec("run", TEMPLATE, folder, calls.glideins), pool.handle())
+
+
+def test_driver_computes_each_record_once(tmp_path):
+    calls, pool = CountedCalls(1000), pool_of(0.1, 0.1)
+    began = pool.clock.monotonic()
+    summary = driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and summary["recomputed"] == summary["evictions"] == 0
+    assert pool.clock.monotonic() - began < 1.2 * 50
+    assert not pool.schedd.queue and not list(tmp_path.iterdir())
+
+
+def test_slow_glidein_gives_records_back(tmp_path):
+    calls, pool = CountedCalls(1000), pool_of(0.1, 1.0)
+    began = pool.clock.monotonic()
+    summary = driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and summary["recomputed"] == 0
+    assert pool.clock.monotonic() - began < 1.15 * 1000 / (10 + 1)
+
+
+def test_twin_replaces_record_on_slow_glidein(tmp_path):
+    """Each glidein has begun its only record: the fast ones are done long before the slow one."""
+    calls, pool = CountedCalls(8), pool_of(5.0, 300.0)
+    began = pool.clock.monotonic()
+    summary = driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and summary["twins"] >= 1 and summary["recomputed"] == 0
+    assert pool.clock.monotonic() - began < 200
+
+
+def test_job_matched_early_begins_when_lane_is_warm(tmp_path):
+    calls, pool = CountedCalls(100), FakePool()
+    pool.add_lane("fake-1.0", TEMPLATE.digest, state=State.LOADING, warm_after=30, record_seconds=0.1)
+    began = pool.clock.monotonic()
+    driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and pool.clock.monotonic() - began < 30 + 10 + 3
+
+
+def test_lost_glidein_loses_no_record(tmp_path):
+    calls, pool = CountedCalls(2000), pool_of(0.1, 0.1, 0.1)
+    for at in (10, 25):
+        pool.clock.call_later(at, lambda at=at: pool.kill(f"fake-{at // 20}.0"))
+    summary = driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and summary["evictions"] >= 2 and summary["recomputed"] == 0
+
+
+def test_driver_waits_out_an_outage(tmp_path):
+    calls, pool = CountedCalls(1000), pool_of(0.1, 0.1)
+    pool.clock.call_later(15, lambda: pool.fail_calls(20))
+    summary = driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and summary["recomputed"] == 0
+
+
+def test_repeatedly_held_jobs_end_the_run(tmp_path):
+    calls, pool = CountedCalls(100), FakePool()
+
+    def hold_all() -> None:
+        for number in list(pool.schedd.queue):
+            pool.hold(number, "no space")
+        pool.clock.call_later(1, hold_all)
+
+    pool.clock.call_later(1, hold_all)
+    with pytest.raises(CondorRefused, match="holds jobs repeatedly"):
+        driver_on(pool, calls, tmp_path).run()
+
+
+def test_template_that_never_loads_ends_the_run(tmp_path):
+    calls, pool = CountedCalls(100), FakePool(hosts=("n1", "n2", "n3"))
+    for number in range(3):
+        pool.add_lane(f"fake-{number}.0", TEMPLATE.digest, state=State.LOADING, host=f"n{number + 1}")
+        pool.set_state(f"fake-{number}.0", State.FAILED, "no such file")
+    with pytest.raises(TemplateError, match="no such file"):
+        driver_on(pool, calls, tmp_path).run()
+
+
 @pytest.mark.parametrize("full", [False, True])
-def test_new_call_wakes_driver_unless_lanes_are_full(pool, tmp_path, full):
-    calls = Calls(Template("m", "noop"), 1)
-    waiting = Driver(calls, RunJobs(RunSpec("waiting", calls.template, tmp_path, 1), AccessPoint()))
+def test_new_call_wakes_driver_unless_lanes_are_full(tmp_path, full):
+    calls = Calls(TEMPLATE, 1)
+    waiting = driver_on(FakePool(), calls, tmp_path)
     waiting.lanes_full = full
-    calls.add({"prompt": ""})
+    calls.add({"prompt": "", "generate": {}, "timeout": 60.0})
     waiting.wait()
     assert calls.new_work.is_set() == full  # it was for that, or it is still to be seen
+
+
+def test_large_wave_is_submitted_in_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(act, "GROUP_RECORDS", 10)
+    clusters = submitted_clusters(tmp_path, monkeypatch, lambda: None)
+    sizes = [sum(each) for each, _ in clusters]
+    assert sizes == [12, 11]
+    # Each lane of the last wave is released when its job has ended, whatever group the job was in.
+    assert all(last for _, last in clusters)
+
+
+def test_full_disk_discards_only_what_is_not_submitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(act, "GROUP_RECORDS", 10)
+    files = iter(range(99))
+
+    def fail_at_eighth_file() -> None:
+        if next(files) == 7:
+            raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(OSError, match="no space"):
+        submitted_clusters(tmp_path, monkeypatch, fail_at_eighth_file)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".in"] * 4
+
+
+def submitted_clusters(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, before_file: Callable[[], None]
+) -> list[tuple[list[int], bool]]:
+    """Run one cycle with 23 records. Return each submission: the jobs' numbers of records, and whether it is the last.
+
+    Args:
+        before_file: function that is called before each input file is written.
+    """
+    submissions: list[tuple[list[int], bool]] = []
+    submit, write = RunJobs.submit, RunJobs.write
+
+    def noted_submit(jobs, parts, avoid, pending, last, period):
+        submissions.append(([len(part.ids) for part in parts], last))
+        submit(jobs, parts, avoid, pending, last, period)
+
+    def noted_write(jobs, records):
+        before_file()
+        return write(jobs, records)
+
+    monkeypatch.setattr(RunJobs, "submit", noted_submit)
+    monkeypatch.setattr(RunJobs, "write", noted_write)
+    driver_on(FakePool(), CountedCalls(23), folder).step(lambda progress: None)
+    return submissions
 
 
 @pytest.mark.pool
@@ -47,56 +204,3 @@ def test_stopped_sweep_resumes_without_recomputation(factory, access_point, swee
     assert [result["custom_id"] for result in sweep.results()] == [record["custom_id"] for record in records]
     assert sweep.summary["recomputed"] == 0
     assert not list((sweep.out / ".glide" / "parts").iterdir())
-
-
-class RecordingJobs:
-    """Stands in for RunJobs: notes which jobs were submitted together, and which input files were deleted."""
-
-    def __init__(self, full_after: int = 99):
-        self.run = RunSpec("noted", Template("m", "noop"), Path("unused"), 1)
-        self.access_point = None
-        self.submitted: list[list[int]] = []
-        self.left: list[int] = []
-        self.last: list[bool] = []
-        self.discarded = 0
-        self.full_after = full_after
-
-    def write(self, records) -> Part:
-        if not self.full_after:
-            raise OSError(errno.ENOSPC, "no space")
-        self.full_after -= 1
-        return Part(f"p{self.full_after}", {record["custom_id"] for record in records})
-
-    def submit(self, parts, avoid, pending, last) -> None:
-        self.submitted.append([len(part.ids) for part in parts])
-        self.left.append(pending)
-        self.last.append(last)
-
-    def discard(self, parts) -> None:
-        self.discarded += len(list(parts))
-
-
-def submit_once(jobs: RecordingJobs, monkeypatch) -> None:
-    monkeypatch.setattr(driver, "GROUP_RECORDS", 10)
-    calls = Calls(Template("m", "noop"), 1)
-    for _ in range(23):
-        calls.add({"prompt": ""})
-    calls.close()
-    monkeypatch.setattr(driver, "pack", lambda *_, **__: Wave((4,) * 8, "as the test wants"))
-    Driver(calls, jobs)._submit_wave([], [])  # type: ignore[arg-type]
-
-
-def test_large_wave_is_submitted_in_groups_while_it_is_written(monkeypatch):
-    jobs = RecordingJobs()
-    submit_once(jobs, monkeypatch)
-    assert jobs.submitted == [[4, 4, 4], [4, 4, 3]]
-    # Each lane of the last wave is released when its job has ended, whatever group the job was in.
-    assert (jobs.left, jobs.last) == ([11, 0], [True, True])
-    assert jobs.discarded == 2  # more jobs were planned than there were records
-
-
-def test_full_disk_discards_only_what_is_not_submitted(monkeypatch):
-    jobs = RecordingJobs(full_after=4)
-    with pytest.raises(OSError, match="no space"):
-        submit_once(jobs, monkeypatch)
-    assert jobs.submitted == [[4, 4, 4]] and jobs.discarded == 1

@@ -14,10 +14,10 @@ from glide.invoke.pack import (
     FIXED_AHEAD,
     LONGEST_SECONDS,
     MOST_RECORDS,
-    PROBE_RECORDS,
     SHARE,
     SHORTEST_SECONDS,
     START_SECONDS,
+    UNMEASURED_RECORDS,
     pack,
 )  # fmt: skip
 
@@ -86,9 +86,9 @@ def test_every_lane_gets_jobs_of_fixed_size():
 
 
 def test_jobs_are_small_before_first_measurement():
-    least, most = PROBE_RECORDS
-    assert set(pack(10_000, 4, 0).sizes) == {most}
-    assert set(pack(4 * SHARE * 50, 4, 0).sizes) == {50}
+    least, most = UNMEASURED_RECORDS
+    assert set(pack(100_000, 4, 0).sizes) == {most}
+    assert set(pack(4 * AHEAD * 50, 4, 0).sizes) == {50}
     assert set(pack(60, 4, 0).sizes[:-1]) == {least}
 
 
@@ -122,23 +122,17 @@ def test_first_job_takes_one_third_of_lane_share():
     assert pack(12_000, 4, 0, [0.01]).sizes[0] == 12_000 / (4 * SHARE)
 
 
-def test_slow_lane_makes_jobs_smaller():
-    """Three lanes of 10 ms and one of 100: together they serve 31 records in 100 ms."""
+def test_slow_lane_does_not_make_jobs_smaller():
+    """A lane that turns out to be too slow for its job gives records back."""
     even, mixed = pack(31_000, 4, 0, [0.01] * 4), pack(31_000, 4, 0, [0.01, 0.01, 0.01, 0.1])
-    assert mixed.sizes[0] == 31_000 // 31 // SHARE + 1
-    assert mixed.sizes[0] * 0.1 < 31_000 / 310 / 2 and mixed.sizes[0] < even.sizes[0]
-    assert "10 to 100 ms" in mixed.reason
+    assert even.sizes == mixed.sizes and "10 to 100 ms" in mixed.reason
 
 
 def test_job_start_rate_is_respected_despite_slow_lane():
-    """400 lanes of 100 ms and one of a second: jobs of its 60 s are 6 s of theirs, far more than can be started."""
+    """400 lanes of 100 ms and one of a second: the jobs are not cut for the slow lane, which gives records back."""
     paces = [0.1] * 400 + [1.0]
     size = pack(8_000_000, 401, 0, paces).sizes[0]
     assert 401 / (size * 0.1) * START_SECONDS <= AP_SHARE * 1.01
-    # Less where the slow lane would still be at it when the others are done; of its 60 s when that is soon anyway.
-    left = 400_000
-    assert 60 < pack(left, 401, 0, paces).sizes[0] * 1.0 <= left / (400 / 0.1)
-    assert pack(100_000, 401, 0, paces).sizes[0] == LONGEST_SECONDS
 
 
 def test_job_sizes_are_multiples_of_engine_batch():
@@ -158,7 +152,7 @@ def test_few_records_are_spread_over_all_lanes():
     assert pack(16, 16, 0).sizes == (1,) * 16
     assert pack(6, 16, 0).sizes == (1,) * 6
     assert pack(64, 16, 0).sizes == (4,) * 16
-    assert pack(500, 500, 0).sizes[0] == PROBE_RECORDS[0]  # 500 jobs would take half a minute to start
+    assert pack(500, 500, 0).sizes[0] == UNMEASURED_RECORDS[0]  # 500 jobs would take half a minute to start
 
 
 def test_few_slow_records_are_spread_over_many_lanes():
@@ -213,7 +207,7 @@ def test_simulated_makespan_is_near_work_divided_by_lanes(records, lanes, second
     ideal = -(-records // lanes) * seconds
     # What no packing can avoid: a job's start each, the probes' turn, and a last job that one lane has alone.
     jobs_per_lane = -(-jobs // lanes)
-    probe = min(max(records / lanes / SHARE + 1, PROBE_RECORDS[0]), PROBE_RECORDS[1])
+    probe = min(max(records / lanes / SHARE + 1, UNMEASURED_RECORDS[0]), UNMEASURED_RECORDS[1])
     last = max(1.5 * _shortest(lanes), probe * seconds)
     assert ideal <= makespan <= ideal + jobs_per_lane * 0.06 + last + 0.5
     assert jobs_per_lane * 0.06 <= 0.1 * ideal + 1.0

@@ -14,7 +14,7 @@ import pytest
 from glide.condor import AccessPoint, EmbeddedPool, install
 from glide.condor.access_point import job_file_value
 from glide.glidein.configuration import ANY_PROGRAM
-from glide.invoke.jobs import WARM
+from glide.invoke.requirements import REQUIREMENTS
 from glide.protocol.json_lines import read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus
@@ -101,7 +101,8 @@ def test_restarted_job_recomputes_incompletely_streamed_results(
     )
     client.chmod(0o700)
     ids = [record["custom_id"] for record in records(5)]
-    cluster = submit(records(5), executable=str(client), requirements=f'{WARM} && TARGET.GlideEntry == "{open_lanes}"')
+    requirements = f'{REQUIREMENTS} && TARGET.GlideEntry == "{open_lanes}"'
+    cluster = submit(records(5), executable=str(client), requirements=requirements)
     becomes(cluster, JobStatus.COMPLETED)
     results = {result["custom_id"]: result for result in results_of(cluster, access_point, tmp_path)}
     assert {name: result["attempts"] for name, result in results.items()} == {"r0": 1, **dict.fromkeys(ids[1:], 2)}

@@ -6,6 +6,7 @@ has stored the job's results, so no result is lost. If a result arrives twice, t
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,26 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from glide import resources
-from glide.condor import AccessPoint
 from glide.condor.access_point import SUBMIT_SECONDS, any_of, job_file_value, quoted
+from glide.condor.ports import JobQueue
 from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
 from glide.invoke.part import Part
+from glide.invoke.requirements import REQUIREMENTS, WARM_FIRST
 from glide.protocol.ads import RunAd, attributes, from_ad
 from glide.protocol.json_lines import decoded, to_json
+from glide.protocol.keep import FILE_REMAPS
 from glide.protocol.request import input_lines
 from glide.template import Template
-from glide.vocabulary import IDENTITY, KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine, State
+from glide.vocabulary import KEPT_SECONDS, LEAVE_IN_QUEUE, Job, JobStatus, Machine
 
-# The collector writes an identity into each ad: the identity of the daemon that has sent the ad. Only glideins have
-# identities that begin with "glidein-". A job's requirements check this beginning. So no other daemon of the pool can
-# pretend to be a lane. The file submit_templates/invocation.sub contains a copy of these requirements.
-GLIDEIN = f'substr(TARGET.AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
-WARM = (
-    f'TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE} && TARGET.{Machine.STATE} =?= "{State.WARM}"'
-    f" && (TARGET.{Machine.PROTOCOL} ?: 1) >= (MY.{Job.PROTOCOL} ?: 1) && {GLIDEIN}"
-)
 URGENT = 10  # priority of jobs that have waited for long, and of jobs that repeat the records of lost jobs
 TIMES = ("queued", "started", "executing", "completed")  # events of a job; the job's ad has the time of each event
 MEGABYTE = 1 << 20
@@ -73,6 +68,7 @@ class InvocationJob:
         last_lane: name of the lane on which the job last stopped; empty if the job has never stopped. A job stops when
             it completes or is evicted.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
+        folder: the job's folder on the access point; empty if it is unknown.
     """
 
     id: str
@@ -85,6 +81,7 @@ class InvocationJob:
     hold_reason: str = ""
     last_lane: str = ""
     times: Mapping[str, int] = field(default_factory=dict)
+    folder: str = ""
 
 
 # The type of a function that stores results, or raises an error.
@@ -122,7 +119,7 @@ class RunJobs:
             is first read. Later values in the ad are ignored, because code on a node can change the ad.
     """
 
-    def __init__(self, run: RunSpec, access_point: AccessPoint):
+    def __init__(self, run: RunSpec, access_point: JobQueue):
         self.run = run
         self.access_point = access_point
         self.parts: dict[str, str] = {}
@@ -152,7 +149,10 @@ class RunJobs:
             raise
         return part
 
-    def submit(self, parts: Sequence[Part], avoid: Sequence[str] = (), pending: int = 0, last: bool = False) -> None:
+    def submit(
+        self, parts: Sequence[Part], avoid: Sequence[str] = (), pending: int = 0, last: bool = False,
+        stream_seconds: float = 1.0,
+    ) -> None:  # fmt: skip
         """Submit one job for each part. All jobs are submitted as one cluster, with spooled files.
 
         Args:
@@ -164,6 +164,7 @@ class RunJobs:
                 number.
             last: True if the run submits no more parts after these. Then each lane is released as soon as its job has
                 ended, so that other runs can use the lane.
+            stream_seconds: seconds between two transfers of a running job's new results to the access point.
 
         Raises:
             OSError: an input file cannot be read. No job is submitted.
@@ -178,7 +179,7 @@ class RunJobs:
                 "version": str(part.version),
             })  # fmt: skip
         try:
-            self._submit(items, avoid, pending, last)
+            self._submit(items, avoid, pending, last, stream_seconds)
         except (OSError, CondorRefused):  # no job was submitted, so no file is needed
             self.discard(parts)
             raise
@@ -188,13 +189,16 @@ class RunJobs:
         for part in parts:
             self._remove_files(part.name)
 
-    def _submit(self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool) -> None:
+    def _submit(
+        self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool, stream_seconds: float
+    ) -> None:
         description = resources.find("submit_templates", "invocation.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
-        macros = self._macros() | {f"My.{Job.LEFT}": str(pending)} | ({"keep_claim_idle": "0"} if last else {})
+        macros = self._macros() | {f"My.{Job.LEFT}": str(pending), f"My.{Job.STREAM}": f"{stream_seconds:.3g}"}
+        macros |= {"keep_claim_idle": "0"} if last else {}
         if avoid:
             dead = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)
-            macros["requirements"] = f"{WARM} && !member(TARGET.{Machine.ID}, {{{dead}}})"
+            macros["requirements"] = f"{REQUIREMENTS} && !member(TARGET.{Machine.ID}, {{{dead}}})"
         size = sum(self._input(item["part"]).stat().st_size for item in items)
         seconds = SUBMIT_SECONDS + size / SLOWEST
         cluster = self.access_point.submit(description, macros, items, spool=True, seconds=seconds)
@@ -209,7 +213,8 @@ class RunJobs:
             "leave_in_queue": LEAVE_IN_QUEUE, "periodic_remove": ABANDONED, "max_transfer_output_mb": "$(most_mb)",
             "batch_name": self.run.name,
             f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
-            f"My.{Job.PROTOCOL}": "$(version)",
+            f"My.{Job.PROTOCOL}": "$(version)", f"My.{Job.EARLY}": "true", "requirements": REQUIREMENTS,
+            "rank": WARM_FIRST, "My.FileRemaps": FILE_REMAPS,
             f"My.{Job.WANTED}": str(self.run.max_glideins), f"My.{Job.SPEC}": job_file_value(spec),
         }  # fmt: skip
 
@@ -227,19 +232,36 @@ class RunJobs:
             number, self.parts.get(number) or ad.part, ad.status, ad.records, ad.starts,
             status_seconds=max(0, ad.server_time - ad.status_since), lane=ad.slot, hold_reason=ad.hold_reason,
             last_lane=ad.last_slot, times={name: at for name in TIMES if (at := getattr(ad, name))},
+            folder=ad.folder,
         )  # fmt: skip
 
-    def peek(self, job: InvocationJob, ids: Collection[str]) -> OutputContent:
+    def peek(self, job: InvocationJob, ids: Collection[str], start: int = 0) -> OutputContent:
         """Return the output that a job has streamed to the access point so far.
+
+        If this process can read the job's spool directory, it reads only the new part of the output there. Otherwise,
+        the whole output is copied from the access point first.
 
         Args:
             ids: ids of the job's records.
+            start: number of bytes of the output that are left out, because they were read before.
         """
-        # A running job has no standard error file yet. So the retrieval reports an error, but only after all other
-        # files have been copied. This error is ignored.
-        with suppress(CondorError):
-            self.access_point.retrieve(self._retrievable([job]))
-        return self._read(job, ids)
+        path = self._spooled_output(job)
+        if path is None:
+            # A running job has no standard error file yet. So the retrieval reports an error, but only after all other
+            # files have been copied. This error is ignored.
+            with suppress(CondorError):
+                self.access_point.retrieve(self._retrievable([job]))
+        return self._read(job, ids, path, start)
+
+    def _spooled_output(self, job: InvocationJob) -> Path | None:
+        """Return the path of a job's output in its spool directory; None if this process cannot read the directory.
+
+        The spool directory also has the job's input file, whose name is unique.
+        """
+        folder = Path(job.folder)
+        own = self.run.folder.resolve()
+        is_spool = job.folder and folder != own and os.access(folder / f"{job.part}.in", os.R_OK)
+        return folder / f"{job.part}.out" if is_spool else None
 
     def gather(self, done: Sequence[InvocationJob], ids: Mapping[str, Collection[str]], store: Store) -> None:
         """Retrieve the results of completed jobs, store them, and then remove the jobs from the queue.
@@ -261,11 +283,13 @@ class RunJobs:
         for job in done:
             self._remove_files(job.part)
 
-    def _read(self, job: InvocationJob, ids: Collection[str]) -> OutputContent:
-        path = self._output(job.part)
-        found = answers.read(path, ids, self.run.max_result_bytes, self.run.check_result)
-        if found.too_long:
-            path.unlink(missing_ok=True)  # free the disk space immediately
+    def _read(
+        self, job: InvocationJob, ids: Collection[str], path: Path | None = None, start: int = 0
+    ) -> OutputContent:
+        own = self._output(job.part)
+        found = answers.read(path or own, ids, self.run.max_result_bytes, self.run.check_result, start)
+        if found.too_long and path is None:
+            own.unlink(missing_ok=True)  # free the disk space immediately
         return found
 
     def _retrievable(self, jobs: Iterable[InvocationJob]) -> str:
@@ -280,14 +304,16 @@ class RunJobs:
         own_folder = f"SUBMIT_Iwd =?= {quoted(str(self.run.folder.resolve()))}"
         return " && ".join([f"({own_outputs})", own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
 
-    def record_ids(self, jobs: Iterable[InvocationJob]) -> set[str]:
-        """Read the custom_ids of the records in these jobs from the jobs' input files."""
-        ids: set[str] = set()
-        for job in jobs:
-            # Only "\n" ends a line here. Other characters that Python may accept as line ends can be part of a text.
-            with suppress(FileNotFoundError), self._input(job.part).open(encoding="utf-8", newline="\n") as lines:
-                ids |= {record["custom_id"] for record in map(decoded, lines) if "custom_id" in record}
-        return ids
+    def record_ids(self, part: str) -> list[str]:
+        """Read the custom_ids of a part's records from the input file of its job, in the order of this file."""
+        # Only "\n" ends a line here. Other characters that Python may accept as line ends can be part of a text.
+        with suppress(FileNotFoundError), self._input(part).open(encoding="utf-8", newline="\n") as lines:
+            return [record["custom_id"] for record in map(decoded, lines) if "custom_id" in record]
+        return []
+
+    def take_back(self, job: InvocationJob, keep: int) -> None:
+        """Ask a running job to keep only its first `keep` records, and to give back those that it has not begun."""
+        self.access_point.edit(job.id, Job.KEEP, str(keep), notify_shadow=True)
 
     def reconsider(self, jobs: Sequence[InvocationJob]) -> None:
         """Raise the priority of a few of `jobs`. After such a change, the access point matches all idle jobs again."""

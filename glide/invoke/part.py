@@ -19,20 +19,20 @@ class Part:
 
     Attributes:
         name: name of the part.
-        ids: ids of the records.
+        ids: ids of the records, in the order of the job's input file.
         version: version of the protocol that a node needs to serve the records.
         size: number of characters in the job's input file.
     """
 
     name: str
-    ids: set[str] = field(default_factory=set)
+    ids: list[str] = field(default_factory=list)
     version: int = 1
     size: int = 0
 
     def take(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """Yield records and note their ids. Stop when `size` has reached PART_BYTES."""
         for record in records:
-            self.ids.add(record["custom_id"])
+            self.ids.append(record["custom_id"])
             self.version = max(self.version, needed_version(record))
             yield record
             if self.size >= PART_BYTES:

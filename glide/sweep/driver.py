@@ -1,45 +1,56 @@
-"""The driver of a run. It submits invocation jobs, and stores results until every record has a result."""
+"""The driver of a run. It observes the pool, decides, and acts, until every record has a result.
+
+The function `decide` in glide.sweep.decide makes all decisions. This module carries them out, and waits.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
-from glide.condor import AccessPoint, Collector, EventLog, home
+from glide.condor import home
 from glide.condor.bounded import isolated
 from glide.condor.event_log import ENDED, LOST
+from glide.condor.ports import PoolHandle
 from glide.errors import CondorError, CondorRefused
 from glide.factory.journal import refusals
-from glide.invoke.jobs import InvocationJob, RunJobs
-from glide.invoke.pack import Wave, eviction_rate, pack
-from glide.invoke.part import Part
-from glide.protocol.ads import LaneAd
+from glide.invoke.jobs import RunJobs, RunSpec
+from glide.invoke.pack import stream_seconds
+from glide.sweep.act import Actor
+from glide.sweep.decide import MOST_HOLDS, decide
 from glide.sweep.intake import ResultIntake
-from glide.sweep.lanes import Lanes, record_seconds
+from glide.sweep.lanes import Lanes
 from glide.sweep.outage import Outage, is_temporary
+from glide.sweep.view import Gather, Memory, Peek, RemoveJobs, View
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
 POLL_SECONDS = 0.25  # seconds between two queries of schedd and collector; a query is costly: both daemons fork
 # Seconds between queries of schedd and collector after a lane became warm. If a job ends, the next query is earlier.
 CALM_SECONDS = 1.0
+# The driver may spend this share of its time on cycles. With many jobs and lanes, a cycle takes long, and costs the
+# access point as much. Then the driver waits longer between two cycles.
+BUSY_SHARE = 0.2
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up after this number of seconds in two cases: HTCondor refuses the run's jobs, or has never answered. If
 # HTCondor answered before and does not answer now, the run waits without a limit. The access point may be rebooting.
 PATIENCE_SECONDS = 30.0
-# If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
-STUCK_SECONDS = 5.0
-
-# As soon as the files of new jobs have this number of records in total, these jobs are submitted. A smaller number
-# would cause more submissions.
-GROUP_RECORDS = 16384
+MOST_ROUNDS = 5  # maximum number of decisions in one cycle
 
 _log = logging.getLogger("glide")
+
+
+def pause(cycle: float, calm: bool) -> float:
+    """Return the seconds between two cycles of the driver.
+
+    Args:
+        cycle: seconds that the last cycle took.
+        calm: whether a job's end is reported by the event log, so that the driver need not look for it often.
+    """
+    return max(CALM_SECONDS if calm else POLL_SECONDS, cycle * (1 / BUSY_SHARE - 1))
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Progress:
 
 
 class Driver:
-    """Compute the results of a run's records on the configured pool.
+    """Compute the results of a run's records on a pool.
 
     The job queue and the results on disk hold the whole state of a sweep. So a new driver can continue after a crash.
 
@@ -73,28 +84,32 @@ class Driver:
         condor_answered: whether HTCondor has answered before. If so, the driver waits for HTCondor without a limit.
 
     Attributes:
+        memory: what the decisions need to know of earlier cycles.
         well: time when HTCondor last answered, or when the driver began to wait for an answer (monotonic seconds).
-        reconsidered: time of the last call of `RunJobs.reconsider` (monotonic seconds).
         lanes_full: True if records are pending, but the lanes have enough jobs. Then the driver submits no job.
-        first_warm: time when a warm lane was first observed (monotonic seconds); None if no lane has been warm.
-        folder_cleaned: True if this driver has already removed the old files of earlier drivers from the run's folder.
+        cycle: seconds that the last cycle took.
     """
 
-    def __init__(self, work: Work[Any], jobs: RunJobs, condor_answered: bool = False):
+    def __init__(self, work: Work[Any], run: RunSpec, pool: PoolHandle, condor_answered: bool = False):
         self.work = work
-        self.jobs = jobs
-        self.lanes = Lanes(work.template)
-        self.events = EventLog()
-        self.intake = ResultIntake(work, jobs, self.lanes)
-        self.outage = Outage(jobs.run.name, lambda: isolated(self._probe))
-        self.started = self.well = time.monotonic()
-        self.reconsidered = 0.0
-        self.wave = Wave((), "")
+        self.pool = pool
+        self.clock = pool.clock
+        self.jobs = RunJobs(run, pool.queue)
+        self.lanes = Lanes(work.template, pool.directory, pool.clock)
+        self.intake = ResultIntake(work, self.jobs, self.lanes, pool.clock)
+        self.outage = Outage(run.name, lambda: isolated(self._probe), pool.clock)
+        self.started = self.well = self.clock.monotonic()
+        self.memory = Memory(self.started)
+        self.actor = Actor(work, self.jobs, self.lanes, self.intake, pool.clock)
         self.lanes_full = False
-        self.first_warm: float | None = None
+        self.cycle = 0.0
         self.progress = Progress(work.total, len(work.done))
         self.condor_answered = condor_answered
-        self.folder_cleaned = False
+
+    @property
+    def first_warm(self) -> float | None:
+        """The time when a warm lane was first observed (monotonic seconds); None if no lane has been warm."""
+        return self.memory.first_warm
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
         """Compute all results and return the summary. Wait while HTCondor does not answer, or while a disk is full.
@@ -118,16 +133,16 @@ class Driver:
             CondorRefused: HTCondor refuses jobs, or holds jobs repeatedly.
         """
         if self.work.wait_for_work():
-            self.well = time.monotonic()  # the time limit for an answer from HTCondor begins after this wait
+            self.well = self.clock.monotonic()  # the time limit for an answer from HTCondor begins after this wait
         try:
             self.progress = self._cycle()
-            self.condor_answered, self.well = True, time.monotonic()
+            self.condor_answered, self.well = True, self.clock.monotonic()
             self.outage.end()
             watch(self.progress)
         except (CondorError, OSError) as error:
-            late = time.monotonic() - self.well > PATIENCE_SECONDS
+            late = self.clock.monotonic() - self.well > PATIENCE_SECONDS
             if isinstance(error, CondorRefused) or not self.condor_answered:
-                if late or self.intake.too_many_holds or isinstance(error, OSError):
+                if late or self.memory.holds >= MOST_HOLDS or isinstance(error, OSError):
                     raise
             elif not is_temporary(error):
                 raise
@@ -148,9 +163,11 @@ class Driver:
 
     def _probe(self) -> None:
         """Raise an error if the schedd or the collector does not answer."""
-        at = self.jobs.access_point
-        AccessPoint(at.name, at.collector).time()  # locate the schedd again, because a restart changes its address
-        Collector().age()
+        for query in (self.pool.queue.time, self.pool.directory.age):
+            try:
+                query()
+            except CondorError:  # after a failed query, a client looks up the daemon's address again
+                query()
 
     def _finish_run(self) -> dict[str, Any]:
         """Remove the run's remaining jobs and their files, and return the summary."""
@@ -171,21 +188,22 @@ class Driver:
         Args:
             share: the part of the usual time that this wait takes. It is below 1 if several drivers take turns.
         """
-        started = time.monotonic()
-        calm = self.events.readable and self.first_warm is not None
-        budget = share * (CALM_SECONDS if calm else POLL_SECONDS)
-        while time.monotonic() - started < budget:
-            if self.lanes_full:  # the lanes have enough jobs, so a new record does not end this wait
-                time.sleep(EVENT_SECONDS)
-            elif self.work.new_work.wait(EVENT_SECONDS):
+        started = self.clock.monotonic()
+        calm = self.pool.events.readable and self.first_warm is not None
+        budget = share * pause(self.cycle, calm)
+        while self.clock.monotonic() - started < budget:
+            if self.work.new_work.is_set() and not self.lanes_full:
                 self.work.new_work.clear()
                 return
-            events = self.events.new_events()
-            self.intake.note_lost_nodes(events)
-            if any(event.kind in LOST for event in events):
+            # If the lanes have enough jobs, a new record does not end this wait.
+            self.clock.sleep(EVENT_SECONDS, None if self.lanes_full else self.work.new_work)
+            events = self.pool.events.new_events()
+            lost = {event.job: event.at for event in reversed(events) if event.kind in LOST}
+            self.intake.disconnected |= lost  # the event log may be faster than the queue, so keep unknown jobs, too
+            if lost:
                 return
             if any(event.kind in ENDED for event in events):
-                budget = share * POLL_SECONDS
+                budget = min(budget, share * pause(self.cycle, False))
 
     def cancel(self, reason: str) -> None:
         """Gather the completed jobs of this run, and remove the other jobs.
@@ -193,9 +211,12 @@ class Driver:
         Args:
             reason: why the jobs are removed, as text for HTCondor's job history.
         """
-        queue = self.intake.gather_finished(self.intake.queue(), at_once=True)
-        self.jobs.remove(queue, reason)
-        self.work.history.write_ended(queue, "removed")
+        view = self.actor.observe(self.memory)
+        finished = [job for job in view.jobs.values() if job.status == JobStatus.COMPLETED]
+        self.actor.act(Gather(tuple(finished)), view, self.memory)
+        remaining = list(self.actor.queue.values())
+        self.jobs.remove(remaining, reason)
+        self.work.history.write_ended(remaining, "removed")
         self.jobs.remove_other_files(())
 
     def stop(self, reason: str) -> bool:
@@ -213,108 +234,49 @@ class Driver:
             return False
 
     def _cycle(self) -> Progress:
-        """Query queue and collector, and store new results. Remove useless jobs, such as held jobs. Submit new jobs."""
-        queue = self.intake.queue()
-        if not self.folder_cleaned:
-            self.jobs.remove_other_files({job.part for job in queue})
-            self.folder_cleaned = True
-        self.work.history.write_queue(queue)
-        queue = self.intake.remove_outdated(queue)
-        queue = self.intake.remove_held(self.intake.gather_finished(queue))
-        lanes = self.lanes.observe(self.jobs.version)
-        self.work.history.write_lanes(lanes)
-        queue = self.intake.remove_lost(queue)
-        queue = self.intake.peek(queue)
-        self._reconsider_stuck(queue, lanes)
-        self.lanes_full = False
-        if len(self.work.done) < self.work.total:
-            self._submit_wave(queue, lanes)
+        """Observe the pool. Then decide and act, until no decision changes the view any more."""
+        began = self.clock.monotonic()
+        view = self.actor.observe(self.memory)
+        view.cycle = self.cycle + pause(self.cycle, calm=True)
+        view.stream = stream_seconds(sum(each.lanes for each in view.glideins.values()))
+        for _ in range(MOST_ROUNDS):
+            now = self.clock.monotonic()
+            self.memory.observe(view, now)
+            actions = decide(self.memory, view, now)
+            for action in actions:
+                self.actor.act(action, view, self.memory)
+                self.memory.note(action, view, now)
+            if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
+                break
+        self.lanes_full = view.pending > 0
         self.work.history.write_counts(
             done=len(self.work.done), errors=self.work.errors, tokens=self.work.tokens,
             recomputed=self.work.recomputed, lost_in_flight=self.intake.lost_in_flight,
         )  # fmt: skip
-        states = Counter(lane.state for lane in lanes)
+        self.cycle = self.clock.monotonic() - began
+        return self._progress(view)
+
+    def _progress(self, view: View) -> Progress:
+        states = Counter(lane.state for lane in self.actor.observed_lanes)
         return Progress(
             total=self.work.total, done=len(self.work.done), errors=self.work.errors,
             lanes=dict(sorted(states.items())),
-            running=sum(job.status == JobStatus.RUNNING for job in queue),
-            idle=sum(job.status == JobStatus.IDLE for job in queue), wave=self.wave.reason,
+            running=sum(job.status == JobStatus.RUNNING for job in view.jobs.values()),
+            idle=sum(job.status == JobStatus.IDLE for job in view.jobs.values()), wave=self.actor.wave,
             problem=self.lanes.problem or ("" if self.lanes.is_warm else "; ".join(refusals(home()))),
         )  # fmt: skip
 
-    def _reconsider_stuck(self, queue: list[InvocationJob], lanes: list[LaneAd]) -> None:
-        """If jobs stay idle although a warm lane is free, ask the access point to match the jobs again."""
-        free = any(lane.is_warm and lane.claim == "Unclaimed" for lane in lanes)
-        stuck = [each for each in queue if each.status == JobStatus.IDLE and each.status_seconds > STUCK_SECONDS]
-        if free and time.monotonic() - self.reconsidered > STUCK_SECONDS:
-            self.jobs.reconsider(stuck)
-            self.reconsidered = time.monotonic()
-
-    # ---- the next wave ---------------------------------------------------------------------------
-
-    def _submit_wave(self, queue: list[InvocationJob], lanes: list[LaneAd]) -> None:
-        """If the lanes need more jobs, submit jobs with pending records."""
-        unfinished = self.work.total - len(self.work.done)
-        pending = unfinished - self.intake.count_in_flight({job.part for job in queue})
-        warm = [lane for lane in lanes if lane.is_warm]
-        if warm and self.first_warm is None:
-            self.first_warm = time.monotonic()
-        expected = len(warm) or 2 * self.work.glideins
-        batch = self.work.batch or max((lane.batch for lane in warm), default=1)
-        losses = eviction_rate(self.intake.evictions, expected, time.monotonic() - (self.first_warm or self.started))
-        wave = pack(
-            pending, expected, len(queue), record_seconds(warm), batch, self.work.pack, losses, unfinished=unfinished
-        )
-        self.lanes_full = pending > 0 and not wave.sizes
-        if wave.sizes:
-            self.wave = wave
-            self.work.note_wave(wave.sizes, wave.reason)
-            records = self._with_attempts(self.work.pending(self.intake.in_flight()))
-            last = sum(wave.sizes) >= pending and self.work.all_known  # whether this is the run's last wave
-            for parts in self._written(wave.sizes, records):
-                pending -= sum(len(part.ids) for part in parts)
-                self.jobs.submit(parts, list(self.lanes.avoided), max(0, pending), last)
-                self.intake.note_submitted(parts)
-
-    def _written(self, sizes: Sequence[int], records: Iterator[dict[str, Any]]) -> Iterator[list[Part]]:
-        """Write the input files of new jobs. Yield groups of parts. One part becomes one job.
-
-        As soon as a group has enough records, it is yielded. So lanes can start while further files are written.
-
-        Args:
-            sizes: number of records for each job. There may be fewer records, for example because a session's caller
-                has just cancelled calls.
-        """
-        parts: list[Part] = []
-        try:
-            for size in sizes:
-                parts.append(self.jobs.write(islice(records, size)))
-                if not parts[-1].ids:
-                    self.jobs.discard([parts.pop()])
-                if sum(len(part.ids) for part in parts) >= GROUP_RECORDS:
-                    group, parts = parts, []
-                    yield group
-        except BaseException:
-            self.jobs.discard(parts)
-            raise
-        if parts:
-            yield parts
-
-    def _with_attempts(self, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the requests. If a request was in jobs that were lost, its `attempts` is the number of these jobs."""
-        for record in records:
-            lost = self.intake.attempts.get(record["custom_id"])
-            yield {**record, "attempts": lost} if lost else record
-
     def _summary(self) -> dict[str, Any]:
-        now, finished = time.time(), time.monotonic()
+        now, finished = self.clock.time(), self.clock.monotonic()
         return {
             "makespan_s": round(finished - self.started, 3),
             "warm_makespan_s": round(finished - (self.first_warm or finished), 3),
             "jobs": len(self.intake.starts),
-            "evictions": self.intake.evictions + sum(max(0, starts - 1) for starts in self.intake.starts.values()),
+            "evictions": self.memory.evictions + sum(max(0, starts - 1) for starts in self.intake.starts.values()),
             "recomputed": self.work.recomputed,
             "lost_in_flight": self.intake.lost_in_flight,
+            "twins": self.intake.twins,
+            "twin_results": self.intake.twin_results,
             "resumed": self.work.resumed,
             "tokens": self.work.tokens,
             **self.intake.audit.summary,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from glide.condor.ports import Clock, SystemClock
 from glide.errors import CondorError, CondorRefused, GlideError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of an exceeded disk quota
@@ -29,6 +30,7 @@ class Outage:
     Args:
         run: the run's name, for log lines.
         probe: a function that raises a GlideError as long as HTCondor does not answer.
+        clock: the clock by which the outage waits.
 
     Attributes:
         since: Unix time at which the outage began; None if the run can continue.
@@ -36,9 +38,10 @@ class Outage:
         pause: seconds before the next attempt. This value is doubled after each attempt, up to LONGEST_PAUSE.
     """
 
-    def __init__(self, run: str, probe: Callable[[], object]):
+    def __init__(self, run: str, probe: Callable[[], object], clock: Clock | None = None):
         self.run = run
         self.probe = probe
+        self.clock = clock or SystemClock()
         self.since: float | None = None
         self.reason = ""
         self.pause = 0.0
@@ -51,13 +54,13 @@ class Outage:
             unneeded: a function that returns True if the wait is no longer needed.
         """
         if self.since is None:
-            self.since = time.time()
+            self.since = self.clock.time()
             at = time.strftime("%H:%M:%S", time.localtime(self.since))
             self.reason = f"paused since {at}: {error}"
             _log.warning("%s paused since %s: %s; it resumes by itself when this is over", self.run, at, error)
             self.pause = STEP
         while not unneeded():
-            _sleep(self.pause, unneeded)
+            self._sleep(self.pause, unneeded)
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
             with suppress(GlideError):
                 self.probe()
@@ -66,11 +69,10 @@ class Outage:
     def end(self) -> None:
         """Log the end of the outage, if an outage has begun."""
         if self.since is not None:
-            _log.warning("%s resumed after %.0f s", self.run, time.time() - self.since)
+            _log.warning("%s resumed after %.0f s", self.run, self.clock.time() - self.since)
             self.since, self.reason = None, ""
 
-
-def _sleep(seconds: float, unneeded: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0 and not unneeded():
-        time.sleep(min(STEP, left))
+    def _sleep(self, seconds: float, unneeded: Callable[[], bool]) -> None:
+        deadline = self.clock.monotonic() + seconds
+        while (left := deadline - self.clock.monotonic()) > 0 and not unneeded():
+            self.clock.sleep(min(STEP, left))

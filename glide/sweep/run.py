@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from glide.condor import AccessPoint
+from glide.condor.ports import configured_pool
 from glide.errors import CondorError, GlideError
 from glide.invoke.jobs import RunJobs, RunSpec
 from glide.sweep.combined import combined_progress, combined_summary, write_summary
@@ -136,7 +137,7 @@ def _driver(results: Results, access_point: AccessPoint) -> Driver:
         with suppress(CondorError):
             abandoned = RunJobs(replace(run, name=results.abandoned_run), access_point)
             abandoned.remove(abandoned.queue(), "its sweep was started over")
-    driver = Driver(results, RunJobs(run, access_point))
+    driver = Driver(results, run, configured_pool(access_point))
     results.history.begin(run=run.name, total=sweep.total, done=results.resumed)
     return driver
 

@@ -25,8 +25,9 @@ from typing import Any
 from glide.condor import AccessPoint, home
 from glide.condor.access_point import quoted
 from glide.condor.bounded import isolated
+from glide.condor.ports import configured_pool
 from glide.errors import CondorError, InvocationError
-from glide.invoke.jobs import RunJobs, RunSpec
+from glide.invoke.jobs import RunSpec
 from glide.sweep.calls import Call, Calls
 from glide.sweep.driver import Driver, Progress
 from glide.sweep.functions import Invocation
@@ -212,7 +213,7 @@ def _connected_driver(run: RunSpec, calls: Calls) -> Driver | None:
     outage = Outage(run.name, lambda: isolated(lambda: AccessPoint().time()))
     while not calls.finished:
         try:
-            driver = Driver(calls, RunJobs(run, AccessPoint()), condor_answered=True)
+            driver = Driver(calls, run, configured_pool(AccessPoint()), condor_answered=True)
             outage.end()
             return driver
         except (CondorError, OSError) as error:

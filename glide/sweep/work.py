@@ -103,10 +103,10 @@ class Work(ABC, Generic[Key]):
             results: the results, by the keys of their records.
         """
 
-    def store(self, results: Iterable[tuple[Key | None, dict[str, Any]]]) -> None:
+    def store(self, results: Iterable[tuple[Key | None, dict[str, Any]]], is_twin: bool = False) -> int:
         """Deliver the results that are new. The driver removes a job from the queue only after this call has returned.
 
-        Three kinds of results are ignored. Only the last kind is counted in `recomputed`:
+        Three kinds of results are ignored. Only the last kind is counted in `recomputed`, and is returned:
 
         - results for outdated requests
         - copies of results that are already stored
@@ -114,6 +114,7 @@ class Work(ABC, Generic[Key]):
 
         Args:
             results: each result with the key of its record. The key is None if the request is outdated.
+            is_twin: whether the driver wanted a second execution. Then it is not counted in `recomputed`.
         """
         new: dict[Key, dict[str, Any]] = {}
         again = 0
@@ -128,9 +129,10 @@ class Work(ABC, Generic[Key]):
                 new[key] = result
         if new:
             self.deliver(new)
-        self.recomputed += again
         for key, result in new.items():
             self.count(key, result)
+        self.recomputed += 0 if is_twin else again
+        return again
 
     def note_wave(self, sizes: Sequence[int], reason: str) -> None:
         """Save how many records each new job has, and the reason for this. This default method saves nothing."""

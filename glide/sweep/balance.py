@@ -1,0 +1,186 @@
+"""Move work at the end of a run, so that all glideins finish together. This module only computes.
+
+When no records are pending, a glidein that has finished its jobs would be idle while others still work. So the driver
+takes records back from the running jobs that would take longest, and submits them again. A job gives back only records
+that it has not begun, so nothing is computed twice. If a job has begun all its records, the driver may submit a second
+job with the same records, a twin. The result that comes first counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from glide.invoke.pack import START_SECONDS
+from glide.sweep.view import Action, GlideinView, JobView, SubmitTwin, TakeBack
+
+# A move takes two cycles of the driver, the time until the job's server reads the driver's request, and this number of
+# seconds until the new job starts.
+MOVE_SECONDS = 1.0
+# Records are moved only if this makes the run shorter by this number of seconds, and by this share of the rest.
+GAIN_SECONDS = 1.0
+GAIN_SHARE = 0.05
+# If a job does not answer a request within this number of seconds, the driver may ask again. The number is larger than
+# the longest time between two transfers of a job's results.
+ANSWER_SECONDS = 90.0
+# A twin is submitted only if it is expected to finish within this share of the time that the first job still needs.
+TWIN_SHARE = 0.5
+
+
+def balance(
+    running: Collection[JobView], waiting: int, glideins: Mapping[str, GlideinView], latency: float, now: float
+) -> list[Action]:
+    """Return which records are taken back, and which jobs get a twin.
+
+    Call this function only if no records are pending.
+
+    Args:
+        running: the running jobs.
+        waiting: number of records in jobs that wait for a lane.
+        glideins: the glideins that can get jobs, by GlideId.
+        latency: seconds from a decision until the driver can submit the records that are taken back.
+        now: time of the driver's clock, in seconds.
+    """
+    measured = [each.record_seconds for each in glideins.values() if each.warm and each.record_seconds]
+    if not measured:
+        return []
+    usual = sum(measured) / len(measured)
+    paces = {name: each.record_seconds or usual for name, each in glideins.items()}
+    for job in running:  # an engine that has finished no record yet may be very slow
+        if job.glidein in glideins and glideins[job.glidein].warm and not glideins[job.glidein].record_seconds:
+            paces[job.glidein] = max(paces[job.glidein], now - job.since)
+    left = _seconds_left(running, paces, now)
+    # The access point starts one job after the other. The new jobs start after those that it has to start now.
+    starting = sum(job.begun == 0 for job in running) * START_SECONDS
+    move = MOVE_SECONDS + latency + starting
+    hungry = [name for name, seconds in left.items() if seconds < move and glideins[name].warm]
+    late = sorted((name for name in left if left[name] > move + GAIN_SECONDS), key=left.__getitem__, reverse=True)
+    if not hungry or not late:
+        return []
+    jobs: defaultdict[str, list[JobView]] = defaultdict(list)
+    for job in running:
+        jobs[job.glidein].append(job)
+    end, busy = _common_end(late, hungry, left, paces, move, waiting)
+    # The access point needs START_SECONDS for each new job, and starts one after the other.
+    while len(hungry) > 1 and len(hungry) * START_SECONDS > end - move:
+        hungry = hungry[: len(hungry) // 2]
+        end, busy = _common_end(late, hungry, left, paces, move, waiting)
+    wanted = int(sum((end - busy) / paces[name] for name in hungry))
+    wanted -= sum(job.records - job.asked for job in running if job.asked is not None and _has_to_answer(job, now))
+    actions: list[Action] = []
+    for name in late:
+        if wanted * usual < max(GAIN_SECONDS, (end - busy) / 2) or left[name] < end + max(
+            GAIN_SECONDS, GAIN_SHARE * end
+        ):
+            break
+        taken, some = _take_back(jobs[name], min(wanted, int((left[name] - end) / paces[name])), now)
+        actions += some
+        wanted -= taken
+    if not actions and not waiting and not any(_has_to_answer(job, now) for job in running):
+        return _twins(jobs, left, paces, hungry, move)
+    return actions
+
+
+def from_loading_glideins(
+    running: Collection[JobView], idle: int, glideins: Mapping[str, GlideinView], now: float
+) -> list[Action]:
+    """Take back all records of jobs that wait for a template to be loaded, if warm lanes have nothing to do.
+
+    Args:
+        running: the running jobs.
+        idle: number of jobs that wait for a lane.
+        glideins: the glideins that can get jobs, by GlideId.
+        now: time of the driver's clock, in seconds.
+    """
+    free = sum(each.free for each in glideins.values() if each.warm) - idle
+    if free <= 0:
+        return []
+    coming = (job for job in running if job.glidein in glideins and not glideins[job.glidein].warm)
+    asked = [TakeBack(job, 0) for job in coming if job.asked is None or now - job.asked_at > ANSWER_SECONDS]
+    return list(asked[:free])
+
+
+def _common_end(
+    late: Sequence[str], hungry: Collection[str], left: Mapping[str, float], paces: Mapping[str, float], move: float,
+    waiting: int,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the seconds until the late and the hungry glideins finish together, if the hungry ones take work over.
+
+    Also return the seconds until the hungry glideins can begin with the work that they take over.
+
+    Args:
+        late: the glideins that have most work. The glidein that would finish last comes first.
+        hungry: the glideins that have no work, or will soon have none.
+        left: seconds that each glidein still needs.
+        paces: seconds that each glidein needs per record.
+        move: seconds until taken records can begin.
+        waiting: number of records in jobs that wait for a lane. The hungry glideins compute these first.
+    """
+    speed = sum(1 / paces[name] for name in hungry)
+    end = busy = max(move, waiting / speed)
+    records = speed * busy
+    for number, name in enumerate(late):
+        records += left[name] / paces[name]
+        speed += 1 / paces[name]
+        end = records / speed
+        if number + 1 == len(late) or end >= left[late[number + 1]]:
+            break
+    return end, busy
+
+
+def _has_to_answer(job: JobView, now: float) -> bool:
+    """Return whether the driver waits for the answer of a job that it has asked to give back records."""
+    return job.asked is not None and job.asked < job.records and now - job.asked_at < ANSWER_SECONDS
+
+
+def _seconds_left(running: Collection[JobView], paces: Mapping[str, float], now: float) -> dict[str, float]:
+    """Return the number of seconds that each glidein needs for its jobs, from now on.
+
+    Args:
+        paces: seconds that each glidein's engine needs per record.
+    """
+    records: dict[str, int] = dict.fromkeys(paces, 0)
+    read: dict[str, float] = {}
+    for job in running:
+        name = job.glidein
+        if name in records:
+            promised = job.records - job.asked if job.asked is not None and _has_to_answer(job, now) else 0
+            records[name] += job.unanswered - promised
+            read[name] = max(read.get(name, 0.0), job.read)
+    return {
+        name: max(0.0, paces[name] * number - (now - read[name])) if number else 0.0
+        for name, number in records.items()
+    }  # fmt: skip
+
+
+def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int, list[Action]]:
+    """Take records back from a glidein's jobs. Begin with the job that has most records that are not begun.
+
+    Args:
+        records: number of records to take back.
+
+    Returns:
+        The number of records that the jobs can give back, and the actions.
+    """
+    actions: list[Action] = []
+    taken = 0
+    for job in sorted(jobs, key=lambda job: job.begun - job.records):
+        number = min(records - taken, job.records - job.begun)
+        if number > 0 and not job.twin and not _has_to_answer(job, now):
+            actions.append(TakeBack(job, job.records - number))
+            taken += number
+    return taken, actions
+
+
+def _twins(
+    jobs: Mapping[str, list[JobView]], left: Mapping[str, float], paces: Mapping[str, float], hungry: list[str],
+    move: float,
+) -> list[Action]:  # fmt: skip
+    """Return twins for the jobs whose glidein needs far longer than a hungry glidein would need."""
+    actions: list[Action] = []
+    for helper, name in zip(hungry, sorted(left, key=lambda name: -left[name]), strict=False):
+        for job in jobs.get(name, ()):
+            needed = move + job.unanswered * paces[helper]
+            if name not in hungry and not job.twin and job.unanswered and needed < TWIN_SHARE * left[name]:
+                actions.append(SubmitTwin(job))
+    return actions

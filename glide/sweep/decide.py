@@ -1,0 +1,181 @@
+"""Decide what a driver does next. These functions only compute: they use neither HTCondor nor files nor a clock.
+
+The driver of a sweep or session, and the simulated driver, call `decide` after each observation of the pool. They carry
+out the actions, update the view, and call `decide` again until it returns no further action that changes the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from heapq import nsmallest
+
+from glide.invoke.pack import Wave, eviction_rate, pack
+from glide.sweep.balance import balance, from_loading_glideins
+from glide.sweep.view import (
+    ANSWERED,
+    HELD,
+    LOST,
+    OUTDATED,
+    RECUT,
+    Action,
+    Gather,
+    GiveUp,
+    JobView,
+    Memory,
+    Peek,
+    Remind,
+    RemoveJobs,
+    SubmitJobs,
+    View,
+)
+from glide.vocabulary import JobStatus
+
+PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output
+MOST_PEEKS = 1000  # maximum number of outputs that are read in one cycle, so that a cycle stays short
+# Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
+# of one job. So the driver waits until it can gather several jobs together.
+GATHER_SECONDS = 1.0
+# The driver counts how often it finds held jobs. A new result resets the count to 0. If the count is at most this
+# number, the driver sends the records of the held jobs again. If the count is larger, the run fails.
+MOST_HOLDS = 5
+# If a job is idle for this number of seconds while a warm lane is free, the driver asks HTCondor for a new match.
+STUCK_SECONDS = 5.0
+# Waiting jobs are divided differently at most once in this number of seconds, and only if the right size differs from
+# their size by this factor. Both limits keep the driver from dividing the same records again and again.
+RECUT_SECONDS = 10.0
+RECUT_FACTOR = 2
+
+
+def decide(memory: Memory, view: View, now: float) -> list[Action]:
+    """Return the actions for this view, in the order in which they have to be carried out.
+
+    Args:
+        memory: what the driver remembers. This function does not change it.
+        view: what the driver observes. This function does not change it.
+        now: time of the driver's clock, in seconds.
+    """
+    if view.give_up:
+        return [GiveUp(view.give_up)]
+    groups = _by_status(view)
+    actions: list[Action] = []
+    if groups.completed and (not groups.others or now - memory.gathered > GATHER_SECONDS):
+        actions.append(Gather(tuple(groups.completed)))
+    if groups.held:
+        holds = 1 + (memory.holds if view.done == memory.done_at_last_hold else 0)
+        if holds > MOST_HOLDS:
+            first = groups.held[0]
+            reason = f"HTCondor holds jobs repeatedly; reason for job {first.id}: {first.hold_reason}"
+            return [*actions, GiveUp(reason, held=True)]
+    for jobs, why in (
+        (groups.outdated, OUTDATED), (groups.held, HELD), (groups.lost, LOST), (groups.answered, ANSWERED)
+    ):  # fmt: skip
+        if jobs:
+            actions.append(RemoveJobs(tuple(jobs), why))
+    if any(isinstance(action, RemoveJobs) for action in actions):
+        return actions  # the removed jobs leave records, so decide the rest with the next view
+    if due := [job for job in groups.running if now - job.read >= PEEK_SECONDS]:
+        actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=lambda job: job.read))))
+    free = any(each.warm and each.free for each in view.glideins.values())
+    stuck = [job for job in groups.idle if now - job.since > STUCK_SECONDS] if free else []
+    if stuck and now - memory.reminded > STUCK_SECONDS:
+        actions.append(Remind(tuple(stuck)))
+    if not free and now - memory.recut > RECUT_SECONDS and _have_wrong_size(memory, view, groups.idle, now):
+        return [*actions, RemoveJobs(tuple(groups.idle), RECUT)]
+    waiting = sum(job.unanswered for job in groups.idle) + view.pending
+    submitted = 0
+    if view.pending > 0:
+        wave = next_wave(memory, view, len(view.jobs) - len(groups.completed), now)
+        submitted = sum(wave.sizes)
+        if wave.sizes:
+            actions.append(SubmitJobs(wave.sizes, wave.reason, submitted >= view.pending and view.all_known))
+    if submitted >= view.pending:  # all records are in jobs, so the end is near
+        early = from_loading_glideins(groups.running, len(groups.idle) + (submitted > 0), view.glideins, now)
+        if early or view.fixed is not None:
+            actions += early
+        else:
+            actions += balance(groups.running, waiting, view.glideins, 2 * view.cycle + view.stream, now)
+    return actions
+
+
+def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int = 0, limit: int | None = None) -> Wave:
+    """Return the sizes of the next jobs.
+
+    Args:
+        queued: number of jobs in the queue that have not completed.
+        returned: number of records in waiting jobs that the caller may remove from the queue.
+        limit: maximum number of jobs; None if only the lanes limit it.
+    """
+    lanes = sum(each.lanes for each in view.glideins.values())
+    warm = [each for each in view.glideins.values() if each.warm]
+    paces = [each.record_seconds * each.lanes for each in warm if each.record_seconds]
+    # The factory starts at most one glidein for each job. So keep enough jobs for the glideins that may still come.
+    missing = max(0, view.most_glideins - len(view.glideins))
+    if not paces:
+        lanes = max(lanes, 2 * view.most_glideins)
+    batch = view.batch or max((each.batch for each in warm), default=1)
+    losses = eviction_rate(memory.evictions, lanes, now - (memory.first_warm or memory.started))
+    return pack(
+        view.pending + returned, lanes, queued, paces, batch, view.fixed, losses,
+        unfinished=view.unfinished, missing=missing, limit=limit,
+    )  # fmt: skip
+
+
+def _have_wrong_size(memory: Memory, view: View, idle: Collection[JobView], now: float) -> bool:
+    """Return whether the records of the waiting jobs should be divided differently, because more is known now.
+
+    For example, the speed of the lanes has been measured, or there are more or fewer lanes than before.
+    """
+    # A job without a number has just been submitted, and was not observed in the queue yet.
+    if not idle or view.fixed is not None or any(job.twin or not job.id for job in idle):
+        return False
+    records = sum(job.unanswered for job in idle)
+    sizes = next_wave(memory, view, len(view.jobs) - len(idle), now, records, limit=1).sizes
+    if not sizes:
+        return False
+    largest = max(job.unanswered for job in idle)
+    return largest > RECUT_FACTOR * sizes[0] or (len(idle) > 1 and largest * RECUT_FACTOR < sizes[0])
+
+
+class _Groups:
+    """The jobs of a view, by what has to be done with them. A job is in one group only.
+
+    Attributes:
+        others: whether there are jobs that have not completed.
+    """
+
+    def __init__(self) -> None:
+        self.completed: list[JobView] = []
+        self.outdated: list[JobView] = []
+        self.held: list[JobView] = []
+        self.lost: list[JobView] = []
+        self.answered: list[JobView] = []
+        self.running: list[JobView] = []
+        self.idle: list[JobView] = []
+        self.others = False
+
+
+def _by_status(view: View) -> _Groups:
+    groups = _Groups()
+    lost, running, idle = view.lost, groups.running, groups.idle
+    for job in view.jobs.values():  # a view may have 20,000 jobs, so the most frequent cases come first
+        status = job.status
+        if status == JobStatus.IDLE and not (job.outdated or job.twin):
+            idle.append(job)
+        elif status == JobStatus.RUNNING and not (job.outdated or job.twin or (lost and job.id in lost)):
+            running.append(job)
+        elif status == JobStatus.COMPLETED:
+            groups.completed.append(job)
+        elif job.outdated:
+            groups.outdated.append(job)
+        elif status == JobStatus.HELD:
+            groups.held.append(job)
+        elif job.id in lost:
+            groups.lost.append(job)
+        elif job.twin and not job.unanswered:
+            groups.answered.append(job)
+        elif status == JobStatus.RUNNING:
+            running.append(job)
+        elif status == JobStatus.IDLE:
+            idle.append(job)
+    groups.others = len(groups.completed) < len(view.jobs)
+    return groups
