@@ -43,10 +43,11 @@ def test_makespan_of_one_lane_equals_sum_of_costs():
         each = trace([{"device": "fast"}], {**work, "keep": keep}, costs=costs, devices=devices)
         seconds[keep] = ran(each).makespan
     jobs = 10 * (0.5 + 0.25 + 100 * 0.1)
-    # The driver looks a quarter of a second after the last job has ended, as it does after all of them.
-    parts = {"state": 11 + 7 + jobs, "files": 11 + 10 * 7 + jobs, "nothing": 10 * (11 + 7) + jobs}
+    # With kept state, the first job is matched and started while the model is being loaded.
+    early = 2 + 0.5 + 0.25
+    parts = {"state": 11 + 7 + jobs - early, "files": 11 + 10 * 7 + jobs, "nothing": 10 * (11 + 7) + jobs}
     for keep, exact in parts.items():
-        assert seconds[keep] == pytest.approx(3 + 4 + 2 + exact + 0.25 + 1, abs=0.3), keep
+        assert seconds[keep] == pytest.approx(3 + 4 + 2 + exact + 1, abs=0.3), keep
 
 
 def test_simulated_lanes_of_glidein_share_one_engine():
@@ -262,8 +263,9 @@ def test_simulation_reproduces_paper_results_with_departing_gpus(variant, told):
     assert simulate(*read(PAPER)[variant]).done == pytest.approx(told, rel=0.1)
 
 
-def test_slow_lane_makes_jobs_smaller_in_simulation():
+def test_slow_lane_gives_records_back_in_simulation():
+    """Four lanes of 0.1 s a record and one of 10 s: all finish within a tenth of the shortest possible time."""
     devices = {"fast": {"record_seconds": 0.1}, "slow": {"record_seconds": 10.0}}
     nodes = [{"device": "fast", "count": 4}, {"device": "slow"}]
     done = ran(trace(nodes, {"records": 2000, "glideins": 5}, devices=devices))
-    assert done.makespan > 600 and 2000 / done.jobs < 20  # what fast lanes get is cut for the slow one, all the while
+    assert done.done == 2000 and done.makespan <= 1.1 * 2000 / (4 / 0.1 + 1 / 10)

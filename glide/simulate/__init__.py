@@ -1,6 +1,6 @@
 """Simulate a sweep on the nodes that a trace file describes.
 
-The simulation uses two real functions of glide: the factory's `plan` and the driver's `pack`.
+The simulation uses two real functions of glide: the factory's `plan` and the driver's `decide`.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, cast
 
-from simpy import Interrupt, Process, Resource
+from simpy import Event, Interrupt, Process, Resource
 
 from glide.config import Entry
 from glide.factory import snapshot
@@ -48,7 +47,8 @@ class SimulatedGlidein:
         record_seconds: measured seconds per record; 0 before the first engine call has ended.
         busy: numbers of the lanes that have a job.
         last_used: time when the last job ended.
-        current_call: job that the engine computes, and the time when the call began; None if the engine is idle.
+        current_job: job that the engine computes; None if the engine is idle.
+        warmed: event that is triggered when the glidein becomes warm.
         retires: time from which the glidein accepts no further job.
     """
 
@@ -81,7 +81,8 @@ class SimulatedGlidein:
         self.chance = world.random_for(f"{entry.name} {self.job}")
         self.retires: float = 0.0
         self.host = ""
-        self.current_call: tuple[SimulatedJob, float] | None = None
+        self.current_job: SimulatedJob | None = None
+        self.warmed: Event = world.env.event()
 
     # ---- the factory's view of the glidein -------------------------------------------------------
 
@@ -127,6 +128,7 @@ class SimulatedGlidein:
         self.state, self.reported_state = State.BLANK, ""
         self.retires = self.since + self.settings.lifetime * self.chance.uniform(1 - SPREAD, 1 + SPREAD)
         self.engine = Resource(self.world.env)
+        self.warmed = self.world.env.event()
         self.processes = [self.world.env.process(self._become_warm(node))]
 
     def lose_node(self) -> None:
@@ -146,11 +148,11 @@ class SimulatedGlidein:
         now, spent = self.world.now, self.world.log.spent
         if self.state == State.WARM:
             self.warm_seconds = self._seconds_warm()
-            self.sweep.remove_lanes(self.settings.lanes, self.record_seconds)
             self.world.log.warm.append((now, -1))
             spent["warm"] += self.warm_seconds
         else:
             spent["never_warm"] += now - self.since
+        self.sweep.remove_glidein(self.glide_id)
         self.state = State.BLANK
         for process in self.processes:
             if process.is_alive and process is not self.world.env.active_process:
@@ -165,10 +167,10 @@ class SimulatedGlidein:
             self.world.log.spent["starting"] += self.world.now - self.since
             return
         self.world.log.spent["warm"] += self._seconds_warm()
-        if self.current_call and self.node and self.world.trace.workload.results == "streamed":
-            (job, began), seconds = self.current_call, self.world.device(self.node.device).record_seconds
-            streamed = min(job.records, int((self.world.now - began) / seconds))
-            self._log_served(streamed, began, seconds, self.node)
+        job = self.current_job
+        if job and self.node and self.world.trace.workload.results == "streamed":
+            assert job.began is not None
+            self._log_served(job.computed(self.world.now), job.began, job.engine_seconds, self.node)
 
     def _seconds_warm(self) -> float:
         return self.world.now - self.warm_since
@@ -181,6 +183,8 @@ class SimulatedGlidein:
             began = world.now
             if keep != "nothing":
                 self._enter(State.FETCHING)
+                if keep == "state":
+                    self._start_lanes(node)  # jobs may start before the model is warm
                 yield from self._fetch(node)
             if keep == "state":
                 self._enter(State.LOADING)
@@ -193,8 +197,14 @@ class SimulatedGlidein:
         self.warm_since = self.last_used = world.now
         self._enter(State.WARM)
         self.reported_state = State.WARM
-        self.sweep.add_lanes(self.settings.lanes)
-        self.processes = [world.env.process(self._run_lane(lane, node)) for lane in range(self.settings.lanes)]
+        if keep != "state":
+            self._start_lanes(node)
+        self.sweep.became_warm(self.glide_id)
+        self.warmed.succeed()
+
+    def _start_lanes(self, node: SimulatedNode) -> None:
+        self.seen = self.sweep.add_glidein(self.glide_id, self.settings.lanes)
+        self.processes += [self.world.env.process(self._run_lane(lane, node)) for lane in range(self.settings.lanes)]
 
     def _enter(self, state: str) -> None:
         self.state = state
@@ -240,12 +250,13 @@ class SimulatedGlidein:
                 return
             if not get.triggered:
                 get.cancel()
-                if not self.busy and env.now - self.last_used >= self.settings.idle_seconds:
+                is_idle = self.state == State.WARM and not self.busy
+                if is_idle and env.now - self.last_used >= self.settings.idle_seconds:
                     break
                 continue
             job = cast(SimulatedJob, get.value)
             self.busy.add(lane)
-            self.sweep.job_started(job)
+            self.sweep.job_started(job, self.glide_id)
             try:
                 if not claimed:
                     yield env.timeout(self.world.trace.costs.match)
@@ -266,6 +277,8 @@ class SimulatedGlidein:
             yield turn
             yield env.timeout(world.trace.costs.start)
         yield env.timeout(world.trace.costs.turnover)
+        if self.state != State.WARM:
+            yield self.warmed
         with self.engine.request() as turn:
             yield turn
             began = env.now
@@ -275,21 +288,27 @@ class SimulatedGlidein:
                 world.log.spent["lost"] += env.now - began
                 raise
             world.log.spent["loading"] += env.now - began
-            began = env.now
-            self.current_call = job, began
+            job.began, job.engine_seconds = env.now, device.record_seconds
+            self.current_job = job
             try:
-                first = 0 if self.record_seconds else min(world.trace.workload.batch, job.records)
-                if first:
-                    yield env.timeout(first * device.record_seconds)
-                    self.record_seconds = device.record_seconds
-                    self.sweep.add_measurement(self.settings.lanes, self.record_seconds)
-                yield env.timeout((job.records - first) * device.record_seconds)
+                yield from self._compute(job)
             except Interrupt:
-                self._log_interrupted(job, env.now - began, device.record_seconds, node)
+                self._log_interrupted(job, node)
                 raise
             finally:
-                self.current_call = None
-            self._log_served(job.records, began, device.record_seconds, node)
+                self.current_job = None
+            self._log_served(job.records, job.began, device.record_seconds, node)
+
+    def _compute(self, job: SimulatedJob) -> Steps:
+        """Compute a job's records. The number of these records may become smaller meanwhile."""
+        env, began = self.world.env, self.world.now
+        while (left := began + job.records * job.engine_seconds - env.now) > 1e-9:
+            if not self.record_seconds:  # the engine has been measured when it has computed one batch
+                left = min(left, self.world.trace.workload.batch * job.engine_seconds)
+            job.changed = env.event()
+            yield env.timeout(left) | job.changed
+            if not self.record_seconds and not job.changed.triggered:
+                self.record_seconds = self.seen.record_seconds = job.engine_seconds
 
     def _load_for_job(self, device: Device, node: SimulatedNode) -> Steps:
         """Before a job, fetch the files and load the model, if the workload does not keep them between jobs."""
@@ -299,25 +318,22 @@ class SimulatedGlidein:
         if keep != "state":
             yield self.world.env.timeout(device.load_seconds)
 
-    def _log_interrupted(self, job: SimulatedJob, seconds: float, record_seconds: float, node: SimulatedNode) -> None:
+    def _log_interrupted(self, job: SimulatedJob, node: SimulatedNode) -> None:
         """Log a job that was lost while the engine computed the job.
 
         If results are streamed, most results are already on the access point. Only the results of the last
-        `Costs.stream` seconds are lost. If results are not streamed, all are lost. Lost results are computed again.
-
-        Args:
-            seconds: number of seconds for which the engine had computed the job.
-            record_seconds: seconds that the engine needs per record.
+        `View.stream` seconds are lost. If results are not streamed, all are lost. Lost results are computed again.
         """
-        workload = self.world.trace.workload
-        begun = min(job.records, ceil(seconds / record_seconds / workload.batch) * workload.batch)
-        saved = 0
+        assert job.began is not None
+        workload, now = self.world.trace.workload, self.world.now
+        begun, saved = job.sent(now, workload.batch), 0
         if workload.results == "streamed":
-            saved = int(max(0.0, seconds - self.world.trace.costs.stream) / record_seconds)
-        self._log_served(saved, self.world.now - seconds, record_seconds, node)
+            saved = job.computed(max(job.began, now - self.sweep.view.stream))
+        self._log_served(saved, job.began, job.engine_seconds, node)
         job.records -= saved
+        job.unanswered = job.records
         self.world.log.lost_in_flight += begun - saved
-        self.world.log.spent["lost"] += seconds - saved * record_seconds
+        self.world.log.spent["lost"] += now - job.began - saved * job.engine_seconds
 
     def _log_served(self, records: int, began: float, record_seconds: float, node: SimulatedNode) -> None:
         log, streamed = self.world.log, self.world.trace.workload.results == "streamed"
