@@ -17,6 +17,7 @@ from glide.bench.records import records
 from glide.bench.recovery import recovery
 from glide.bench.serving import serving
 from glide.bench.sticky import sticky
+from glide.bench.tail import tail
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "batch": batch,
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "recovery": recovery,
     "serving": serving,
     "sticky": sticky,
+    "tail": tail,
 }
 
 __all__ = ["BENCHMARKS"]
