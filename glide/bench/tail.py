@@ -1,4 +1,4 @@
-"""Measure how long the last records of a sweep keep a part of the glideins waiting, if records or nodes differ."""
+"""Measure how much longer a sweep takes than the ideal, if records or nodes have different speeds."""
 
 from __future__ import annotations
 

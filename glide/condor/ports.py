@@ -9,8 +9,8 @@ Each interface has two implementations:
 | JobEvents | glide.condor.EventLog | glide.condor.fake.pool.FakeEventLog |
 | Clock | SystemClock | glide.condor.fake.clock.FakeClock |
 
-A driver gets a PoolHandle. It uses no other way to reach the pool, and no other clock. So a test can run a driver in
-virtual time, without HTCondor. tests/test_ports.py runs the same tests with both implementations.
+A driver gets a PoolHandle. It sends all requests to the pool through this handle, and uses no other clock. So a test
+can run a driver in virtual time, without HTCondor. tests/test_ports.py runs the same tests with both implementations.
 """
 
 from __future__ import annotations

@@ -196,9 +196,9 @@ class RunJobs:
         macros = self._macros() | {f"My.{Job.LEFT}": str(pending), f"My.{Job.STREAM}": f"{stream_seconds:.3g}"}
         macros |= {"keep_claim_idle": "0"} if last else {}
         if avoid:
-            dead = ", ".join(map(quoted, avoid))
+            avoided = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)
-            macros["requirements"] = f"{REQUIREMENTS} && !member(TARGET.{Machine.ID}, {{{dead}}})"
+            macros["requirements"] = f"{REQUIREMENTS} && !member(TARGET.{Machine.ID}, {{{avoided}}})"
         size = sum(self._input(item["part"]).stat().st_size for item in items)
         seconds = SUBMIT_SECONDS + size / SLOWEST
         cluster = self.access_point.submit(description, macros, items, spool=True, seconds=seconds)

@@ -28,7 +28,8 @@ SHORTEST_SECONDS = 2.0
 # short jobs. In this case, jobs take longer than this maximum.
 LONGEST_SECONDS = 300.0
 # Maximum number of records of a job, except if the user has fixed the number. The driver reads all results of a job
-# into memory, so the number must be limited. A job reaches this maximum only if each record takes less than 2 ms.
+# into memory, so the number must be limited. A job reaches this maximum only if each record takes less than 9 ms. With
+# very many fast lanes, jobs may have more records (see `largest` below).
 MOST_RECORDS = 1 << 15
 # Number of jobs in the queue for each lane. While one job runs, a second job waits.
 AHEAD = 2
@@ -73,7 +74,7 @@ def pack(
 
     Args:
         pending: number of records that are in no job yet.
-        lanes: number of warm lanes, or number of expected lanes if no lane is warm yet.
+        lanes: number of lanes on which jobs can start; before the first measurement, number of expected lanes.
         queued: number of jobs in the queue, including running jobs.
         record_seconds: seconds per record of a lane, one value for each glidein that has been measured. The lanes of a
             glidein share one engine. So if a glidein has n lanes, its value is n times the engine's seconds per record.

@@ -84,7 +84,7 @@ def balance(
 def from_loading_glideins(
     running: Collection[JobView], idle: int, glideins: Mapping[str, GlideinView], now: float
 ) -> list[Action]:
-    """Take back all records of jobs that wait for a template to be loaded, if warm lanes have nothing to do.
+    """For each free warm lane, take back all records of one job that waits for a template to be loaded.
 
     Args:
         running: the running jobs.
@@ -129,7 +129,7 @@ def _common_end(
 
 
 def _has_to_answer(job: JobView, now: float) -> bool:
-    """Return whether the driver waits for the answer of a job that it has asked to give back records."""
+    """Return whether a job was asked to give back records less than ANSWER_SECONDS ago, and has not answered."""
     return job.asked is not None and job.asked < job.records and now - job.asked_at < ANSWER_SECONDS
 
 

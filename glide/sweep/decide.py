@@ -1,7 +1,7 @@
 """Decide what a driver does next. These functions only compute: they use neither HTCondor nor files nor a clock.
 
 The driver of a sweep or session, and the simulated driver, call `decide` after each observation of the pool. They carry
-out the actions, update the view, and call `decide` again until it returns no further action that changes the view.
+out the actions and update the view. After a Gather, Peek or RemoveJobs, they call `decide` again with the new view.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from glide.vocabulary import JobStatus
 
 PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output
 MOST_PEEKS = 1000  # maximum number of outputs that are read in one cycle, so that a cycle stays short
-# Minimum time between two gathers, in seconds. One gather of many jobs costs the access point little more than a gather
-# of one job. So the driver waits until it can gather several jobs together.
+# While other jobs are in the queue, the driver gathers at most once in this number of seconds. One gather of many jobs
+# costs the access point little more than a gather of one job. So the driver waits until it can gather several together.
 GATHER_SECONDS = 1.0
 # The driver counts how often it finds held jobs. A new result resets the count to 0. If the count is at most this
 # number, the driver sends the records of the held jobs again. If the count is larger, the run fails.

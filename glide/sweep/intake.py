@@ -217,7 +217,9 @@ class ResultIntake:
             Names of the lanes whose glideins get no jobs for a while.
         """
         avoid = []
-        for job in jobs if why != RECUT else ():
+        for job in jobs:
+            if why == RECUT and not job.starts:
+                continue  # the job has streamed nothing
             answers = self._read(job)
             lane = self.lanes.describe(job.lane or job.last_lane)
             if why == LOST:

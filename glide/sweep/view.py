@@ -55,12 +55,12 @@ class JobView:
 
 @dataclass(eq=False, slots=True)
 class GlideinView:
-    """A glidein that has loaded the run's template, or will have loaded it soon.
+    """A glidein that has loaded the run's template, or is fetching or loading it.
 
     Attributes:
         lanes: number of its lanes. All lanes of a glidein share one engine.
         free: number of lanes that no job has claimed.
-        warm: whether the template is loaded. Jobs can start a little earlier.
+        warm: whether the template is loaded. Jobs may start before this, and then wait on their lanes.
         record_seconds: seconds that the engine needs per record; 0 before the first measurement.
         batch: number of records in an engine call.
     """
@@ -160,7 +160,7 @@ class Memory:
 OUTDATED = "its requests have changed"
 HELD = "held; its records are sent again"
 LOST = "its node is gone; its unfinished records are sent again"
-RECUT = "it has not started; its records are divided differently"
+RECUT = "it waits for a lane; its records are divided differently"
 ANSWERED = "another job has computed its records"
 
 
@@ -207,7 +207,7 @@ class SubmitJobs:
 
 @dataclass(frozen=True)
 class TakeBack:
-    """Ask a running job to keep only its first `keep` records. It gives back those after them that it has not begun."""
+    """Ask a running job to keep its first `keep` records, and to give back all later records that it has not begun."""
 
     job: JobView
     keep: int

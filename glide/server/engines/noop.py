@@ -34,8 +34,8 @@ class Noop:
         load_seconds: time that loading takes, in seconds. It is multiplied by the value of GLIDE_NOOP_PACE, if this
             variable is set in the node's environment.
         record_seconds: time that each record takes, in seconds. It is also multiplied by GLIDE_NOOP_PACE.
-        cost_in_prompt: whether a record takes longer than others. If so, its time is multiplied by the first word of
-            its prompt, which must be a number.
+        cost_in_prompt: whether records take different times. If so, each prompt must begin with a number and a space.
+            The record's time is multiplied by this number.
         parallel: number of records that are served at the same time.
         raise_on: if a record's prompt contains this text, its call raises an error.
         hang_on: if a record's prompt contains this text, its call never returns.
