@@ -85,6 +85,31 @@ def test_twin_replaces_record_on_slow_glidein(tmp_path):
     assert pool.clock.monotonic() - began < 200
 
 
+def test_next_driver_knows_which_records_were_taken_back(tmp_path):
+    """The first driver is killed when the records that it took back are in another job."""
+    calls, pool = CountedCalls(1000), pool_of(0.1, 1.0)
+    first = driver_on(pool, calls, tmp_path)
+    while not any(each.kept < len(each.keys) for each in first.intake.parts.values()) or first.intake.pending:
+        assert first.step(lambda progress: None) is None
+        first.wait()
+    second = driver_on(pool, calls, tmp_path)
+    summary = second.run()
+    assert calls.exactly_once and summary["recomputed"] == 0 and second.intake.overlap
+    assert not second.memory.avoided  # giving records back is no fault of a glidein
+
+
+def test_stopped_driver_stores_streamed_results(tmp_path):
+    calls, pool = CountedCalls(100), pool_of(0.5)
+    driver = driver_on(pool, calls, tmp_path)
+    for _ in range(3):
+        driver.step(lambda progress: None)
+        driver.wait()
+    pool.clock.sleep(5)
+    known = sum(calls.results.values())
+    assert driver.stop("the test stops it")
+    assert sum(calls.results.values()) >= known + 5
+
+
 def test_job_matched_early_begins_when_lane_is_warm(tmp_path):
     calls, pool = CountedCalls(100), FakePool()
     pool.add_lane("fake-1.0", TEMPLATE.digest, state=State.LOADING, warm_after=30, record_seconds=0.1)

@@ -10,11 +10,11 @@ rest of the output is not read.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -28,6 +28,8 @@ from glide.system import open_regular
 # server has begun. The server may write up to four such lines each second.
 FREE_BYTES = 1 << 20
 MOST_BYTES = 512 << 20  # maximum size of any job's output, in bytes
+# Error numbers when a path is no regular file. `open_regular` itself raises errors without a number.
+NOT_A_FILE = (None, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 MOST_NESTED = 100  # maximum depth of arrays and objects in a line; Python cannot write a value with 1,000 levels
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # the JSON escape of a surrogate, which is only half of a character
 
@@ -81,7 +83,7 @@ def read(
     path: Path, ids: Collection[str], max_result_bytes: int,
     check_result: Callable[[dict[str, Any]], str] = lambda result: "", start: int = 0,
 ) -> OutputContent:  # fmt: skip
-    """Read a job's output. A missing file counts as an empty output.
+    """Read a job's output. If there is no regular file, this counts as an empty output.
 
     A last line without "\\n" is incomplete, so it is ignored.
 
@@ -94,7 +96,15 @@ def read(
         start: number of bytes at the beginning of the output that are left out, because they were read before.
     """
     answers = OutputContent(end=start)
-    with suppress(FileNotFoundError, IsADirectoryError), open_regular(path) as file:
+    try:
+        opened = open_regular(path)
+    except FileNotFoundError:
+        return answers
+    except OSError as error:
+        if error.errno not in NOT_A_FILE:
+            raise
+        return answers  # code on the node may have replaced the file
+    with opened as file:
         file.seek(start)
         for line in _lines(file, max_result_bytes, output_limit(len(ids), max_result_bytes), start):
             answers.end = file.tell() if line is not None else answers.end

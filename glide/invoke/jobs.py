@@ -69,6 +69,7 @@ class InvocationJob:
             it completes or is evicted.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
         folder: the job's folder on the access point; empty if it is unknown.
+        keep: number of records that the driver has asked the job to keep; None if it has not asked.
     """
 
     id: str
@@ -82,6 +83,7 @@ class InvocationJob:
     last_lane: str = ""
     times: Mapping[str, int] = field(default_factory=dict)
     folder: str = ""
+    keep: int | None = None
 
 
 # The type of a function that stores results, or raises an error.
@@ -232,7 +234,7 @@ class RunJobs:
             number, self.parts.get(number) or ad.part, ad.status, ad.records, ad.starts,
             status_seconds=max(0, ad.server_time - ad.status_since), lane=ad.slot, hold_reason=ad.hold_reason,
             last_lane=ad.last_slot, times={name: at for name in TIMES if (at := getattr(ad, name))},
-            folder=ad.folder,
+            folder=ad.folder, keep=ad.keep,
         )  # fmt: skip
 
     def peek(self, job: InvocationJob, ids: Collection[str], start: int = 0) -> OutputContent:

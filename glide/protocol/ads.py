@@ -206,6 +206,7 @@ class RunAd:
         queued, started, executing, completed: Unix times of the job's events; 0 if an event has not happened. If the
             job has started more than once, `started` and `executing` are those of the last start.
         folder: the job's folder on the access point. For a spooled job, this is its spool directory.
+        keep: number of records that the driver has asked the job to keep; None if it has not asked.
     """
 
     cluster: int = _from("ClusterId", _is_whole_number)
@@ -224,6 +225,7 @@ class RunAd:
     executing: int = _from("JobCurrentStartExecutingDate", _is_whole_number, 0)
     completed: int = _from("CompletionDate", _is_whole_number, 0)
     folder: str = _from("Iwd", _is_text, "")
+    keep: int | None = _from(Job.KEEP, _is_whole_number, None)
 
 
 @cache

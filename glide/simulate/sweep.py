@@ -143,7 +143,7 @@ class SimulatedSweep:
             for action in actions:
                 self._act(action)
                 memory.note(action, view, now)
-            if not any(isinstance(action, (Gather, RemoveJobs)) for action in actions):
+            if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
                 break
 
     def _act(self, action: Action) -> None:

@@ -68,7 +68,11 @@ class Actor:
         self.work.history.write_lanes(lanes)
         self.observed_lanes = lanes
         gone = self.lanes.vanished({job.lane for job in queue if job.lane})
-        lost = {job.id for job in queue if job.id in self.intake.disconnected or job.lane in gone}
+        # A job may have started again since it lost its node.
+        disconnected = self.intake.disconnected
+        lost = {
+            job.id for job in queue if disconnected.get(job.id, -1.0) >= job.times.get("started", 0) or job.lane in gone
+        }
         view = View(
             self.intake.view(queue), glidein_views(lanes, self.jobs.version), most_glideins=self.work.glideins,
             fixed=self.work.pack, batch=self.work.batch, lost=lost, give_up=self.lanes.give_up,
@@ -102,13 +106,21 @@ class Actor:
         elif isinstance(action, Remind):
             self.jobs.reconsider(self._jobs(action.jobs))
         elif isinstance(action, TakeBack):
-            self.jobs.take_back(self.queue[action.job.part], action.keep)
-            self.intake.note_asked(action.job.part, action.keep)
+            self._take_back(action.job, action.keep)
         elif isinstance(action, SubmitTwin):
             self._submit_twin(action.job, memory)
         else:
             self._submit(action, view, memory)
         self._count(view)
+
+    def _take_back(self, job: JobView, keep: int) -> None:
+        """Ask a job to keep only `keep` records. A job that was asked before is never asked to keep more."""
+        if job.part in self.queue:
+            asked = self.intake.parts[job.part].asked
+            keep = keep if asked is None else min(keep, asked)
+            self.jobs.take_back(self.queue[job.part], keep)
+            self.intake.note_asked(job.part, keep)
+            job.asked, job.asked_at = keep, self.clock.monotonic()
 
     def _jobs(self, views: Sequence[JobView]) -> list[InvocationJob]:
         return [self.queue[job.part] for job in views]
@@ -143,11 +155,14 @@ class Actor:
 
     def _submit_twin(self, job: JobView, memory: Memory) -> None:
         """Submit a second job with the unfinished records of a job. The job's own glidein does not get it."""
-        wanted = self.intake.missing(job.part)
+        wanted = self.intake.missing(job.part) if job.part in self.intake.parts else set()
+        if not wanted:
+            return
         requests = (each for each in self.work.pending(()) if each["custom_id"] in wanted)
         part = self.jobs.write(islice(requests, len(wanted)))
         self.jobs.submit([part], [*memory.avoided, job.glidein], self.intake.pending, last=True)
         self.intake.note_twin(part, job.part)
+        job.twin = part.name
 
     def _written(self, sizes: Sequence[int], records: Iterator[dict[str, Any]]) -> Iterator[list[Part]]:
         """Write the input files of new jobs. Yield groups of parts. One part becomes one job.

@@ -95,7 +95,9 @@ def from_loading_glideins(
     free = sum(each.free for each in glideins.values() if each.warm) - idle
     if free <= 0:
         return []
-    coming = (job for job in running if job.glidein in glideins and not glideins[job.glidein].warm)
+    coming = (
+        job for job in running if job.glidein in glideins and not glideins[job.glidein].warm and not job.twin
+    )  # fmt: skip
     asked = [TakeBack(job, 0) for job in coming if job.asked is None or now - job.asked_at > ANSWER_SECONDS]
     return list(asked[:free])
 

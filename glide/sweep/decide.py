@@ -13,6 +13,7 @@ from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.sweep.balance import balance, from_loading_glideins
 from glide.sweep.view import (
     ANSWERED,
+    AVOID_SECONDS,
     HELD,
     LOST,
     OUTDATED,
@@ -73,10 +74,13 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
             actions.append(RemoveJobs(tuple(jobs), why))
     if any(isinstance(action, RemoveJobs) for action in actions):
         return actions  # the removed jobs leave records, so decide the rest with the next view
-    if due := [job for job in groups.running if now - job.read >= PEEK_SECONDS]:
-        actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=lambda job: job.read))))
+    due = [job for job in groups.running if now - job.read >= PEEK_SECONDS]
+    if due and now - memory.peeked >= PEEK_SECONDS / 2:
+        actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
     free = any(each.warm and each.free for each in view.glideins.values())
-    stuck = [job for job in groups.idle if now - job.since > STUCK_SECONDS] if free else []
+    stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
+    if old := [job for job in stuck if now - job.since > AVOID_SECONDS]:
+        return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
     if not free and now - memory.recut > RECUT_SECONDS and _have_wrong_size(memory, view, groups.idle, now):
@@ -88,7 +92,8 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
         submitted = sum(wave.sizes)
         if wave.sizes:
             actions.append(SubmitJobs(wave.sizes, wave.reason, submitted >= view.pending and view.all_known))
-    if submitted >= view.pending:  # all records are in jobs, so the end is near
+    reads = any(isinstance(action, (Gather, Peek)) for action in actions)
+    if submitted >= view.pending and not reads:  # all records are in jobs, so the end is near
         early = from_loading_glideins(groups.running, len(groups.idle) + (submitted > 0), view.glideins, now)
         if early or view.fixed is not None:
             actions += early
@@ -120,6 +125,11 @@ def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int
     )  # fmt: skip
 
 
+def _reading_order(job: JobView) -> tuple[bool, float]:
+    """Return a sort key: jobs whose answer the driver waits for come first, then the jobs that were read long ago."""
+    return job.asked is None or job.asked >= job.records, job.read
+
+
 def _have_wrong_size(memory: Memory, view: View, idle: Collection[JobView], now: float) -> bool:
     """Return whether the records of the waiting jobs should be divided differently, because more is known now.
 
@@ -133,6 +143,8 @@ def _have_wrong_size(memory: Memory, view: View, idle: Collection[JobView], now:
     if not sizes:
         return False
     largest = max(job.unanswered for job in idle)
+    if any(job.full for job in idle):  # larger jobs would exceed the maximum size of an input file
+        return largest > RECUT_FACTOR * sizes[0]
     return largest > RECUT_FACTOR * sizes[0] or (len(idle) > 1 and largest * RECUT_FACTOR < sizes[0])
 
 

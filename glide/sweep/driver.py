@@ -24,7 +24,7 @@ from glide.sweep.decide import MOST_HOLDS, decide
 from glide.sweep.intake import ResultIntake
 from glide.sweep.lanes import Lanes
 from glide.sweep.outage import Outage, is_temporary
-from glide.sweep.view import Gather, Memory, Peek, RemoveJobs, View
+from glide.sweep.view import Gather, Memory, Peek, RemoveJobs, SubmitJobs, View
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
@@ -214,9 +214,7 @@ class Driver:
         view = self.actor.observe(self.memory)
         finished = [job for job in view.jobs.values() if job.status == JobStatus.COMPLETED]
         self.actor.act(Gather(tuple(finished)), view, self.memory)
-        remaining = list(self.actor.queue.values())
-        self.jobs.remove(remaining, reason)
-        self.work.history.write_ended(remaining, "removed")
+        self.intake.remove(list(self.actor.queue.values()), reason)  # also stores what these jobs have streamed
         self.jobs.remove_other_files(())
 
     def stop(self, reason: str) -> bool:
@@ -248,7 +246,8 @@ class Driver:
                 self.memory.note(action, view, now)
             if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
                 break
-        self.lanes_full = view.pending > 0
+        # Records that were added while jobs were submitted may still get a lane at once.
+        self.lanes_full = view.pending > 0 and not any(isinstance(action, SubmitJobs) for action in actions)
         self.work.history.write_counts(
             done=len(self.work.done), errors=self.work.errors, tokens=self.work.tokens,
             recomputed=self.work.recomputed, lost_in_flight=self.intake.lost_in_flight,

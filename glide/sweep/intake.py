@@ -12,7 +12,7 @@ from typing import Any
 from glide.condor.ports import Clock
 from glide.invoke.answers import OutputContent
 from glide.invoke.jobs import InvocationJob, RunJobs
-from glide.invoke.part import Part
+from glide.invoke.part import PART_BYTES, Part
 from glide.protocol.names import printable
 from glide.sweep.audit import Audit
 from glide.sweep.lanes import Lanes
@@ -40,6 +40,8 @@ class JobRecords:
         asked_at: time when the driver asked (monotonic seconds).
         twin: part of the other job that has or had the same records; empty if there never was one.
         offset: number of bytes of the job's output that have been read.
+        full: whether the job's input file has its maximum size.
+        outdated: whether one of the job's requests has changed since the job was submitted.
     """
 
     keys: dict[str, Any]
@@ -51,6 +53,8 @@ class JobRecords:
     asked_at: float = 0.0
     twin: str = ""
     offset: int = 0
+    full: bool = False
+    outdated: bool = False
 
     @property
     def answered(self) -> int:
@@ -72,6 +76,8 @@ class ResultIntake:
         twins: number of second jobs that were submitted for records that a slow glidein had begun.
         twin_results: number of results that were ignored because the other of two twins had computed them, too.
         disconnected: Unix time when a job lost its node, by job number.
+        overlap: whether a record is or was in several jobs. This is true if there are twins, or if an earlier driver
+            has taken records back and has submitted them again.
     """
 
     def __init__(self, work: Work[Any], jobs: RunJobs, lanes: Lanes, clock: Clock):
@@ -86,6 +92,7 @@ class ResultIntake:
         self.attempts: Counter[str] = Counter()
         self.lost_in_flight = self.twins = self.twin_results = 0
         self.disconnected: dict[str, float] = {}
+        self.overlap = False
 
     # ---- which records are in which jobs ---------------------------------------------------------
 
@@ -103,59 +110,64 @@ class ResultIntake:
         for job in queue:
             self.starts[job.id] = job.starts
             if job.part not in self.parts:  # an earlier driver has submitted the job
-                self._add(job.part, self.jobs.record_ids(job.part), now)
+                self._add(job.part, self.jobs.record_ids(job.part))
+                self.parts[job.part].asked = job.keep
             records = self.parts[job.part]
             if job.status != JobStatus.RUNNING or records.read == 0.0:
                 records.read = now
-            if records.twin:
+            if self.overlap:
                 records.unanswered = len(self.missing(job.part))
             views[job.part] = JobView(
                 job.id, job.part, job.status, records.kept, records.unanswered, records.begun,
                 self.lanes.glidein_of(job.lane), job.lane, now - job.status_seconds, records.read,
-                records.asked, records.asked_at, None in records.keys.values(), records.twin, job.hold_reason,
+                records.asked, records.asked_at, records.outdated, records.twin, job.hold_reason,
+                records.full,
             )  # fmt: skip
         return views
 
     def note_submitted(self, part: Part) -> None:
         """Remember the ids of the records in a new job."""
-        self._add(part.name, part.ids, self.clock.monotonic())
+        self._add(part.name, part.ids)
+        self.parts[part.name].full = part.size >= PART_BYTES
 
     def note_twin(self, part: Part, other: str) -> None:
         """Remember the ids of the records in a new job, which are also in the job of the part `other`."""
         self.note_submitted(part)
         self.parts[part.name].twin, self.parts[other].twin = other, part.name
-        self.parts[part.name].unanswered = len(self.missing(part.name))
         self.twins += 1
 
     def note_asked(self, part: str, keep: int) -> None:
         """Remember that a job was asked to keep only its first `keep` records."""
         self.parts[part].asked, self.parts[part].asked_at = keep, self.clock.monotonic()
 
-    def _add(self, part: str, ids: Iterable[str], now: float) -> None:
+    def _add(self, part: str, ids: Iterable[str]) -> None:
         keys = {record: self.work.key(record) for record in ids}
         new = {key for key in keys.values() if key is not None and self.work.done.get(key) is None}
-        self.parts[part] = JobRecords(keys, len(keys), len(new), 0.0)
+        self.overlap |= not new.isdisjoint(self.in_flight)
+        self.parts[part] = JobRecords(keys, len(keys), len(new), 0.0, outdated=None in keys.values())
         self.in_flight |= new
 
     def _forget(self, part: str) -> None:
         """Remove a part, because its job has left the queue. Its records without a result become pending."""
         records = self.parts.pop(part)
-        twin = self.parts.get(records.twin)
-        if twin is None:  # the records that the job has given back may be in another job
-            self.in_flight.difference_update(islice(records.keys.values(), records.kept))
-        else:  # the other job still has the records
-            twin.unanswered = len(self.missing(records.twin))
+        self._release(islice(records.keys.values(), records.kept))
 
     def _give_back(self, part: str, kept: int) -> None:
         """Remove the records after the first `kept` ones from a part. Those without a result become pending."""
         records = self.parts[part]
-        if kept >= records.kept:
-            return
-        given = [key for number, key in enumerate(records.keys.values()) if kept <= number < records.kept]
+        if kept < records.kept:
+            given = list(islice(records.keys.values(), kept, records.kept))
+            records.kept = kept
+            records.unanswered -= self._release(given)
+
+    def _release(self, keys: Iterable[Any]) -> int:
+        """Remove keys from the records in flight, except those of other jobs. Return the number of removed keys."""
+        if self.overlap:
+            others = (islice(each.keys.values(), each.kept) for each in self.parts.values())
+            keys = set(keys).difference(*others)
         before = len(self.in_flight)
-        self.in_flight.difference_update(given)
-        records.kept = kept
-        records.unanswered -= before - len(self.in_flight)
+        self.in_flight.difference_update(keys)
+        return before - len(self.in_flight)
 
     def missing(self, part: str) -> set[str]:
         """Return the ids of the records that a job keeps and that have no result."""
@@ -192,14 +204,16 @@ class ResultIntake:
             whose glideins get no jobs for a while.
         """
         began = self.clock.monotonic()
-        too_long: list[tuple[InvocationJob, OutputContent]] = []
+        received: list[tuple[InvocationJob, OutputContent]] = []
         for job in jobs:
-            answers = self._read(job, self.parts[job.part].offset)
-            self.parts[job.part].offset = answers.end
-            too_long += [(job, answers)] if answers.too_long else []
+            received.append((job, self.jobs.peek(job, self.parts[job.part].keys, self.parts[job.part].offset)))
             # PEEK_BUDGET keeps a cycle short if there are many jobs, or if the access point is busy.
             if self.clock.monotonic() - began > PEEK_BUDGET:
                 break
+        self._store(received)  # in one call, because each call flushes files to disk
+        for job, answers in received:
+            self.parts[job.part].offset = answers.end
+        too_long = [(job, answers) for job, answers in received if answers.too_long]
         removed = [job for job, _ in too_long]
         self._drop(removed, "its output is longer than its records allow", "removed")
         avoid = self._count_unanswered(too_long)
@@ -244,9 +258,9 @@ class ResultIntake:
         self.jobs.remove(jobs, reason)
         self.work.history.write_ended(jobs, how)
 
-    def _read(self, job: InvocationJob, start: int = 0) -> OutputContent:
-        """Read and store what a job has streamed, except the first `start` bytes."""
-        answers = self.jobs.peek(job, self.parts[job.part].keys, start)
+    def _read(self, job: InvocationJob) -> OutputContent:
+        """Read and store what a job has streamed."""
+        answers = self.jobs.peek(job, self.parts[job.part].keys)
         self._store([(job, answers)])
         return answers
 

@@ -36,6 +36,7 @@ class Lanes:
         was_warm: whether a lane is warm now or was warm before.
         is_outdated: whether all warm lanes are of a version of glide that is too old for the run's requests.
         give_up: why the template cannot be loaded, if the run has to give up; empty otherwise.
+        avoided: GlideIds of the glideins that get no jobs, as of the last call of `observe`.
     """
 
     def __init__(self, template: Template, directory: SlotDirectory, clock: Clock):
@@ -48,6 +49,7 @@ class Lanes:
         self.is_warm = self.was_warm = False
         self.is_outdated = False
         self.give_up = ""
+        self.avoided: Collection[str] = ()
 
     def observe(self, version: int, avoided: Collection[str]) -> list[LaneAd]:
         """Query the collector, and return the ads of the lanes. Leave out old ads, and all ads of avoided glideins.
@@ -59,6 +61,7 @@ class Lanes:
         Raises:
             CondorError: the collector does not answer.
         """
+        self.avoided = avoided
         # Only an ad that was sent with a glidein's token has an AuthenticatedIdentity that begins with IDENTITY. The
         # requirements of invocation jobs test this, too.
         is_glidein = f'substr(AuthenticatedIdentity, 0, {len(IDENTITY)}) =?= "{IDENTITY}"'
@@ -138,10 +141,11 @@ class Lanes:
         return self.last_seen.get(lane_name, ("", 0.0))[0]
 
     def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Look at all glideins except the glidein of the lane `lane_name`. Return True if none of them is warm."""
+        """Return whether no other glidein than that of the lane `lane_name` is warm and can get jobs."""
         mine = self.glidein_of(lane_name)
         now = self.clock.monotonic()
-        others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS} - {mine}
+        others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS}
+        others -= {mine, *self.avoided}
         return not any(self.glideins[each].is_warm for each in others)
 
     def describe(self, lane_name: str) -> str:

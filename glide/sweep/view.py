@@ -34,6 +34,7 @@ class JobView:
         outdated: whether one of the job's requests has changed since the job was submitted.
         twin: part of the other job that has or had the same records; empty if there never was one.
         hold_reason: HTCondor's reason for the hold; empty if the job is not held.
+        full: whether the job's input file has its maximum size.
     """
 
     id: str
@@ -51,6 +52,7 @@ class JobView:
     outdated: bool = False
     twin: str = ""
     hold_reason: str = ""
+    full: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -116,6 +118,7 @@ class Memory:
         started: time when the driver started.
         first_warm: time when a warm glidein was first observed; None if there was none.
         gathered: time of the last gather.
+        peeked: time of the last Peek action.
         reminded: time of the last Remind action.
         recut: time when waiting jobs were last removed in order to divide their records differently.
         evictions: number of jobs that were lost.
@@ -128,6 +131,7 @@ class Memory:
     started: float = 0.0
     first_warm: float | None = None
     gathered: float = float("-inf")
+    peeked: float = float("-inf")
     reminded: float = float("-inf")
     recut: float = float("-inf")
     evictions: int = 0
@@ -146,6 +150,8 @@ class Memory:
         """Remember that the driver carries out this action now."""
         if isinstance(action, Gather):
             self.gathered = now
+        elif isinstance(action, Peek):
+            self.peeked = now
         elif isinstance(action, Remind):
             self.reminded = now
         elif isinstance(action, RemoveJobs):
