@@ -16,7 +16,7 @@ from glide.invoke.part import PART_BYTES, Part
 from glide.protocol.names import printable
 from glide.sweep.audit import Audit
 from glide.sweep.lanes import Lanes
-from glide.sweep.view import HELD, LOST, RECUT, JobView
+from glide.sweep.view import HELD, LOST, JobView
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
@@ -232,7 +232,7 @@ class ResultIntake:
         """
         avoid = []
         for job in jobs:
-            if why == RECUT and not job.starts:
+            if job.status == JobStatus.IDLE and not job.starts:
                 continue  # the job has streamed nothing
             answers = self._read(job)
             lane = self.lanes.describe(job.lane or job.last_lane)
