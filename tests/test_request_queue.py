@@ -132,24 +132,25 @@ def test_failing_request_is_divided_until_the_bad_record_is_alone():
     assert found[5].error == {"type": "Refused", "message": "400 no"}
 
 
-def test_records_with_and_without_adapters_are_kept_apart():
-    """vLLM on CPUs and llama.cpp compute requests without an adapter wrongly while they compute others with one."""
+def test_records_with_different_adapters_are_kept_apart():
+    """vLLM on CPUs and llama.cpp compute some requests wrongly while they compute others with another adapter."""
     mixed = False
 
     def answer(prompts: list[str]) -> tuple[int, Any]:
         nonlocal mixed
         time.sleep(0.005)
         with service.lock:
-            mixed = mixed or len({each.startswith("base") for each in service.running}) > 1
+            mixed = mixed or len({each.split()[0] for each in service.running}) > 1
         return (400, {"error": "no"}) if "base 7" in prompts else echo(prompts)
 
     service, reports = Service(answer), Reports()
-    texts = [f"{'base' if number % 2 else 'lora'} {number}" for number in range(200)]
+    names = ("a", "base", "b")
+    texts = [f"{names[number % 3]} {number}" for number in range(200)]
     sent = [
-        EngineRecord(number, text, GREEDY, adapter="" if text.startswith("base") else "a")
+        EngineRecord(number, text, GREEDY, adapter="" if text.startswith("base") else text[0])
         for number, text in enumerate(texts)
     ]
-    asking = queue(service, reports, adapter_fields={"a": {"model": "a"}})
+    asking = queue(service, reports, adapter_fields={"a": {"model": "a"}, "b": {"model": "b"}})
     for start in range(0, 200, 20):
         asking.submit(sent[start : start + 20])
     found = reports.wait(200)

@@ -97,9 +97,10 @@ class RequestQueue:
         on_no_response: function that is called when a request got no response. It may end this process.
 
     Attributes:
-        waiting: records that are not in a request yet: under True those with an adapter, under False the others. These
-            two kinds are never in flight together, because vLLM (on CPUs) and llama.cpp then compute some records
-            without an adapter as if they had one. `kind` is the key of the records in flight.
+        waiting: records that are not in a request yet, by the name of their adapter; under "" those without an adapter.
+            Records with different adapters are never in flight together, because vLLM (on CPUs) and llama.cpp then
+            compute some records as if they had another adapter.
+        adapter: the adapter of the records in flight.
         divided: lists of records whose request failed. Each list gets a request of its own, before all other records.
         most: maximum number of prompts in flight at present.
         overdue: number of cancelled requests since the last request that was not cancelled.
@@ -113,8 +114,8 @@ class RequestQueue:
         self.target = target
         self.reports = reports
         self.on_no_response = on_no_response
-        self.waiting: dict[bool, deque[EngineRecord]] = {False: deque(), True: deque()}
-        self.kind = False
+        self.waiting: dict[str, deque[EngineRecord]] = {"": deque()}
+        self.adapter = ""
         self.divided: deque[list[EngineRecord]] = deque()
         self.most = target.most
         self.overdue = 0
@@ -128,7 +129,7 @@ class RequestQueue:
         """Add records. Their outcomes are reported later, in any order."""
         with self.lock:
             for record in records:
-                self.waiting[bool(record.adapter)].append(record)
+                self.waiting.setdefault(record.adapter or "", deque()).append(record)
         self._start_requests()
 
     def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
@@ -141,10 +142,10 @@ class RequestQueue:
         late_keys, unwanted_keys = set(late), set(unwanted)
         with self.lock:
             dropped = []
-            for kind, waiting in self.waiting.items():
+            for adapter, waiting in self.waiting.items():
                 if found := [record for record in waiting if record.key in unwanted_keys]:
                     dropped += found
-                    self.waiting[kind] = deque(record for record in waiting if record.key not in unwanted_keys)
+                    self.waiting[adapter] = deque(record for record in waiting if record.key not in unwanted_keys)
             for records in [each for each in self.divided if unwanted_keys.issuperset(one.key for one in each)]:
                 self.divided.remove(records)
                 dropped += records
@@ -180,14 +181,14 @@ class RequestQueue:
     def _next_records(self) -> list[EngineRecord]:
         """Remove and return the records of the next request; none if no record may start now."""
         if self.divided:
-            kind = bool(self.divided[0][0].adapter)
-            if self.in_flight and kind != self.kind:
+            adapter = self.divided[0][0].adapter or ""
+            if self.in_flight and adapter != self.adapter:
                 return []
-            self.kind = kind
+            self.adapter = adapter
             return self.divided.popleft()
-        if not self.waiting[self.kind] and not self.in_flight:
-            self.kind = not self.kind
-        target, waiting = self.target, self.waiting[self.kind]
+        if not self.waiting[self.adapter] and not self.in_flight:
+            self.adapter = next((name for name, waiting in self.waiting.items() if waiting), "")
+        target, waiting = self.target, self.waiting[self.adapter]
         records = [waiting.popleft()] if waiting else []
         while (
             waiting
