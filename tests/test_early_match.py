@@ -12,12 +12,13 @@ import pytest
 
 from glide.condor import AccessPoint, Collector, bindings
 from glide.condor.access_point import job_file_value
+from glide.condor.fake.ad import load_functions
 from glide.glidein.configuration import GlideinNode, _lanes
 from glide.glidein.settings import GlideinSettings
 from glide.protocol.json_lines import read_lines, read_results
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
-from tests.chirp_rig import Starter
+from tests.chirp_rig import Starter, records
 from tests.conftest import eventually
 from tests.factory_rig import DESCRIPTION
 from tests.server_rig import Call, failure
@@ -26,23 +27,13 @@ REFUSED = {"begun": 0, "refused": True}
 OWNER = "ada@here"
 
 
-@pytest.fixture
-def starter(tmp_path: Path) -> Iterator[Starter]:
-    starter = Starter(tmp_path / "spool")
-    yield starter
-    starter.stop()
-
-
-def records(count: int) -> list[dict[str, Any]]:
-    return [{"custom_id": f"r{number}", "prompt": f"text {number}"} for number in range(count)]
-
-
 # ---- START ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def accepts() -> Callable[..., bool]:
     """Whether START of a lane in a state accepts a job with some attributes."""
+    load_functions()  # START uses stringListMember
     settings = GlideinSettings("here", "site", "127.0.0.1:9618", "domain", (OWNER,), None, factory="factory@here")
     node = GlideinNode(Path("/n"), "here-1.0", "d", "python", Path("/r"), Path("/l"), Path("/l"), 1 << 40, "/cache")
     start = _lanes(settings, node)["START"].replace("$(GLIDE_RUNS)", "true")

@@ -17,11 +17,11 @@ from glide.vocabulary import IDENTITY, Exit, Job, Machine, State
 
 ADVERTISE_SECONDS = 1.0  # a glidein's cron job prints a new state, and a second later the collector has the new ad
 UPDATE_SECONDS = 15.0  # seconds between two ads of a lane if nothing changes (UPDATE_INTERVAL of glideins)
-# A lane accepts jobs for its template when the template is loaded. A job with GlideEarly may also wait there for that.
+# A lane accepts jobs for its template when it is warm. A job with GlideEarly may start before, and then waits.
 START = (
     f"TARGET.{Job.TEMPLATE} =?= {Machine.TEMPLATE} && TARGET.{Job.ENTRY} =?= undefined"
     f' && ({Machine.STATE} =?= "{State.WARM}" || (TARGET.{Job.EARLY} =?= true'
-    f' && ({Machine.STATE} =?= "{State.LOADING}" || {Machine.STATE} =?= "{State.WARMING}")))'
+    f' && stringListMember({Machine.STATE}, "{",".join(State.EARLY)}")))'
 )
 
 
