@@ -97,6 +97,7 @@ class State:
 
     COMING_UP = (BLANK, FETCHING, IMPORTING, LOADING, WARMING)
     EARLY = COMING_UP[1:]  # a job with GlideEarly may start on a lane in one of these states, and waits there for Warm
+    USABLE = (*EARLY, WARM)  # a driver's job may start on a lane in one of these states
 
 
 class JobStatus:

@@ -90,3 +90,8 @@ class Connection(socketserver.StreamRequestHandler):
 
     def _answer(self, number: int, data: bytes = b"") -> None:
         self.wfile.write(b"%d\n" % number + data)
+
+
+def records(count: int) -> list[dict[str, Any]]:
+    """Records whose results have the texts `text 0`, `text 1` and so on."""
+    return [{"custom_id": f"r{number}", "prompt": f"text {number}"} for number in range(count)]

@@ -17,6 +17,7 @@ import yaml
 
 from glide.condor import AccessPoint, Collector, EmbeddedPool, bindings
 from glide.template import Template
+from tests.chirp_rig import Starter
 from tests.models import Plain, tiny_llama
 
 SITE = {
@@ -145,6 +146,14 @@ def start(tmp_path: Path):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Iterator[Starter]:
+    """A stand-in for a job's starter, which serves chirp until the test ends."""
+    starter = Starter(tmp_path / "spool")
+    yield starter
+    starter.stop()
 
 
 @pytest.fixture(scope="module")

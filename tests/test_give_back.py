@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,12 @@ from glide.protocol.json_lines import read_lines, read_results
 from glide.server.ticket import _stream_seconds
 from glide.template import Template
 from glide.vocabulary import Exit, Job, JobStatus, Machine, State
-from tests.chirp_rig import Starter
+from tests.chirp_rig import Starter, records
 from tests.conftest import eventually
 from tests.factory_rig import DESCRIPTION
 from tests.server_rig import Call, Server, assert_exactly_once
 
 REMAPS = {"FileRemaps": keep.FILE_REMAPS}
-
-
-@pytest.fixture
-def starter(tmp_path: Path) -> Iterator[Starter]:
-    starter = Starter(tmp_path / "spool")
-    yield starter
-    starter.stop()
-
-
-def records(count: int) -> list[dict[str, Any]]:
-    return [{"custom_id": f"r{number}", "prompt": f"text {number}"} for number in range(count)]
 
 
 def input_lines(count: int) -> list[dict[str, Any]]:

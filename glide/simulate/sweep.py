@@ -10,8 +10,8 @@ from simpy import Event, Resource, Store
 from glide.factory.snapshot import Demand
 from glide.invoke.pack import stream_seconds
 from glide.simulate.world import DIGEST, TEMPLATE, USER, Steps, World
-from glide.sweep.decide import decide
-from glide.sweep.driver import MOST_ROUNDS, pause
+from glide.sweep.decide import decide_and_act
+from glide.sweep.driver import pause
 from glide.sweep.view import (
     Action,
     Gather,
@@ -121,9 +121,7 @@ class SimulatedSweep:
         """Run cycles until all records are done. Between two cycles, wait as the real driver does."""
         env = self.world.env
         while not self.is_finished:
-            cycle = (
-                len(self.view.jobs) + sum(each.lanes for each in self.glideins.values())
-            ) * self.world.trace.costs.look
+            cycle = (len(self.view.jobs) + self.view.lanes) * self.world.trace.costs.look
             if cycle:
                 yield env.timeout(cycle)
             self.view.cycle = cycle + pause(cycle, True)
@@ -135,16 +133,8 @@ class SimulatedSweep:
         yield env.timeout(self.world.trace.costs.gather)
 
     def _cycle(self) -> None:
-        view, memory, now = self.view, self.memory, self.world.now
-        for _ in range(MOST_ROUNDS):
-            view.done, view.unfinished = self.done, self.workload.records - self.done
-            memory.observe(view, now)
-            actions = decide(memory, view, now)
-            for action in actions:
-                self._act(action)
-                memory.note(action, view, now)
-            if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
-                break
+        self.view.done, self.view.unfinished = self.done, self.workload.records - self.done
+        decide_and_act(self.memory, self.view, lambda: self.world.now, self._act)
 
     def _act(self, action: Action) -> None:
         now = self.world.now
@@ -246,7 +236,8 @@ class SimulatedSweep:
 
     def job_finished(self, job: SimulatedJob) -> None:
         """Mark a job as completed. Wake the driver."""
-        self._lane_is_free(job)
+        if job.glidein in self.glideins:
+            self.glideins[job.glidein].free += 1
         job.status, job.unanswered = JobStatus.COMPLETED, 0
         if job.other is not None and job.part in self.view.jobs:
             job.other.unanswered = 0
@@ -257,10 +248,6 @@ class SimulatedSweep:
         if job.part in self.view.jobs:
             self.world.log.losses += 1
             self.world.env.process(self._report_loss(job))
-
-    def _lane_is_free(self, job: SimulatedJob) -> None:
-        if job.glidein in self.glideins:
-            self.glideins[job.glidein].free += 1
 
     def _report_loss(self, job: SimulatedJob) -> Steps:
         yield self.world.env.timeout(self.world.trace.costs.loss)

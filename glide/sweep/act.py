@@ -101,8 +101,7 @@ class Actor:
             for job in action.jobs:
                 if records := self.intake.parts.get(job.part):
                     job.records, job.unanswered, job.begun = records.kept, records.unanswered, records.begun
-                    job.asked = records.asked
-                    job.read = self.clock.monotonic()
+                    job.asked, job.read = records.asked, records.read
         elif isinstance(action, Remind):
             self.jobs.reconsider(self._jobs(action.jobs))
         elif isinstance(action, TakeBack):

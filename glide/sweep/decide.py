@@ -1,12 +1,13 @@
-"""Decide what a driver does next. These functions only compute: they use neither HTCondor nor files nor a clock.
+"""Decide what a driver does next. The function `decide` only computes: it uses neither HTCondor nor files nor a clock.
 
-The driver of a sweep or session, and the simulated driver, call `decide` after each observation of the pool. They carry
-out the actions and update the view. After a Gather, Peek or RemoveJobs, they call `decide` again with the new view.
+The driver of a sweep or session, and the simulated driver, call `decide_and_act` after each observation of the pool. It
+calls `decide`, and lets them carry out the actions and update the view. After a Gather, Peek or RemoveJobs, it calls
+`decide` again with the new view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from heapq import nsmallest
 
 from glide.invoke.pack import Wave, eviction_rate, pack
@@ -31,6 +32,7 @@ from glide.sweep.view import (
 )
 from glide.vocabulary import JobStatus
 
+MOST_ROUNDS = 5  # maximum number of decisions in one cycle
 PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output
 MOST_PEEKS = 1000  # maximum number of outputs that are read in one cycle, so that a cycle stays short
 # While other jobs are in the queue, the driver gathers at most once in this number of seconds. One gather of many jobs
@@ -61,12 +63,10 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     actions: list[Action] = []
     if groups.completed and (not groups.others or now - memory.gathered > GATHER_SECONDS):
         actions.append(Gather(tuple(groups.completed)))
-    if groups.held:
-        holds = 1 + (memory.holds if view.done == memory.done_at_last_hold else 0)
-        if holds > MOST_HOLDS:
-            first = groups.held[0]
-            reason = f"HTCondor holds jobs repeatedly; reason for job {first.id}: {first.hold_reason}"
-            return [*actions, GiveUp(reason, held=True)]
+    if groups.held and memory.holds_with(view) > MOST_HOLDS:
+        first = groups.held[0]
+        reason = f"HTCondor holds jobs repeatedly; reason for job {first.id}: {first.hold_reason}"
+        return [*actions, GiveUp(reason, held=True)]
     for jobs, why in (
         (groups.outdated, OUTDATED), (groups.held, HELD), (groups.lost, LOST), (groups.answered, ANSWERED)
     ):  # fmt: skip
@@ -102,6 +102,30 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     return actions
 
 
+def decide_and_act(
+    memory: Memory, view: View, clock: Callable[[], float], act: Callable[[Action], None]
+) -> list[Action]:
+    """Decide and act, and repeat both as long as the actions change what was decided. Return the last actions.
+
+    Args:
+        memory: what the driver remembers. It is updated.
+        view: what the driver observes. The function `act` updates it.
+        clock: function that returns the time, in seconds.
+        act: function that carries out an action.
+    """
+    actions: list[Action] = []
+    for _ in range(MOST_ROUNDS):
+        now = clock()
+        memory.observe(view, now)
+        actions = decide(memory, view, now)
+        for action in actions:
+            act(action)
+            memory.note(action, view, now)
+        if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
+            break
+    return actions
+
+
 def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int = 0, limit: int | None = None) -> Wave:
     """Return the sizes of the next jobs.
 
@@ -110,7 +134,7 @@ def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int
         returned: number of records in waiting jobs that the caller may remove from the queue.
         limit: maximum number of jobs; None if only the lanes limit it.
     """
-    lanes = sum(each.lanes for each in view.glideins.values())
+    lanes = view.lanes
     warm = [each for each in view.glideins.values() if each.warm]
     paces = [each.record_seconds * each.lanes for each in warm if each.record_seconds]
     # The factory starts at most one glidein for each job. So keep enough jobs for the glideins that may still come.

@@ -20,11 +20,11 @@ from glide.factory.journal import refusals
 from glide.invoke.jobs import RunJobs, RunSpec
 from glide.invoke.pack import stream_seconds
 from glide.sweep.act import Actor
-from glide.sweep.decide import MOST_HOLDS, decide
+from glide.sweep.decide import MOST_HOLDS, decide_and_act
 from glide.sweep.intake import ResultIntake
 from glide.sweep.lanes import Lanes
 from glide.sweep.outage import Outage, is_temporary
-from glide.sweep.view import Gather, Memory, Peek, RemoveJobs, SubmitJobs, View
+from glide.sweep.view import Gather, Memory, SubmitJobs, View
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
@@ -38,7 +38,6 @@ EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs
 # A run gives up after this number of seconds in two cases: HTCondor refuses the run's jobs, or has never answered. If
 # HTCondor answered before and does not answer now, the run waits without a limit. The access point may be rebooting.
 PATIENCE_SECONDS = 30.0
-MOST_ROUNDS = 5  # maximum number of decisions in one cycle
 
 _log = logging.getLogger("glide")
 
@@ -236,16 +235,10 @@ class Driver:
         began = self.clock.monotonic()
         view = self.actor.observe(self.memory)
         view.cycle = self.cycle + pause(self.cycle, calm=True)
-        view.stream = stream_seconds(sum(each.lanes for each in view.glideins.values()))
-        for _ in range(MOST_ROUNDS):
-            now = self.clock.monotonic()
-            self.memory.observe(view, now)
-            actions = decide(self.memory, view, now)
-            for action in actions:
-                self.actor.act(action, view, self.memory)
-                self.memory.note(action, view, now)
-            if not any(isinstance(action, (Gather, Peek, RemoveJobs)) for action in actions):
-                break
+        view.stream = stream_seconds(view.lanes)
+        actions = decide_and_act(
+            self.memory, view, self.clock.monotonic, lambda action: self.actor.act(action, view, self.memory)
+        )
         # Records that were added while jobs were submitted may still get a lane at once.
         self.lanes_full = view.pending > 0 and not any(isinstance(action, SubmitJobs) for action in actions)
         self.work.history.write_counts(

@@ -215,7 +215,7 @@ class ResultIntake:
             self.parts[job.part].offset = answers.end
         too_long = [(job, answers) for job, answers in received if answers.too_long]
         removed = [job for job, _ in too_long]
-        self._drop(removed, "its output is longer than its records allow", "removed")
+        self._drop(removed, "its output is longer than its records allow")
         avoid = self._count_unanswered(too_long)
         for job in removed:
             self._forget(job.part)
@@ -249,14 +249,14 @@ class ResultIntake:
                     "job %s on %s was held: %s; its records are sent again", job.id, lane, printable(job.hold_reason)
                 )
                 avoid += self._log_rejected(job, answers)
-        self._drop(jobs, why, "removed")
+        self._drop(jobs, why)
         for job in jobs:
             self._forget(job.part)
         return avoid
 
-    def _drop(self, jobs: Sequence[InvocationJob], reason: str, how: str) -> None:
+    def _drop(self, jobs: Sequence[InvocationJob], reason: str) -> None:
         self.jobs.remove(jobs, reason)
-        self.work.history.write_ended(jobs, how)
+        self.work.history.write_ended(jobs, "removed")
 
     def _read(self, job: InvocationJob) -> OutputContent:
         """Read and store what a job has streamed."""

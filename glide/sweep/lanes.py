@@ -19,8 +19,6 @@ from glide.vocabulary import IDENTITY, Machine, State
 SILENT_SECONDS = 35.0
 # A lane is gone if the collector has no ad of it for this number of seconds, even if no event log reports the loss.
 VANISHED_SECONDS = 3.0
-# Jobs can start in these states. In a state other than Warm, a job waits on the lane until the template is warm.
-USABLE = (*State.EARLY, State.WARM)
 UNKNOWN_HOST = "an unknown host"
 _log = logging.getLogger("glide")
 
@@ -165,7 +163,7 @@ def glidein_views(lanes: Collection[LaneAd], version: int) -> dict[str, GlideinV
     """
     views: dict[str, GlideinView] = {}
     for lane in lanes:
-        if lane.state in USABLE and lane.protocol >= version:
+        if lane.state in State.USABLE and lane.protocol >= version:
             view = views.setdefault(lane.glide_id, GlideinView(0, 0, lane.is_warm, lane.record_seconds, lane.batch))
             view.lanes += 1
             view.free += lane.claim == "Unclaimed"

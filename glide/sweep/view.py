@@ -109,6 +109,11 @@ class View:
     cycle: float = 1.0
     stream: float = 1.0
 
+    @property
+    def lanes(self) -> int:
+        """The number of lanes on which jobs can start."""
+        return sum(each.lanes for each in self.glideins.values())
+
 
 @dataclass
 class Memory:
@@ -146,6 +151,10 @@ class Memory:
         if self.avoided:
             self.avoided = {each: since for each, since in self.avoided.items() if now - since < AVOID_SECONDS}
 
+    def holds_with(self, view: View) -> int:
+        """Return the value of `holds` if the driver finds held jobs in this view."""
+        return 1 + (self.holds if view.done == self.done_at_last_hold else 0)
+
     def note(self, action: Action, view: View, now: float) -> None:
         """Remember that the driver carries out this action now."""
         if isinstance(action, Gather):
@@ -158,7 +167,7 @@ class Memory:
             self.recut = now if action.why == RECUT else self.recut
             self.evictions += len(action.jobs) if action.why == LOST else 0
             if action.why == HELD:
-                self.holds = 1 + (self.holds if view.done == self.done_at_last_hold else 0)
+                self.holds = self.holds_with(view)
                 self.done_at_last_hold = view.done
 
 
