@@ -232,8 +232,8 @@ class ResultIntake:
         """
         avoid = []
         for job in jobs:
-            if job.status == JobStatus.IDLE and not job.starts:
-                continue  # the job has streamed nothing
+            if job.status == JobStatus.IDLE and not job.last_lane:
+                continue  # the job was never on a lane, so it has streamed nothing
             answers = self._read(job)
             lane = self.lanes.describe(job.lane or job.last_lane)
             if why == LOST:
