@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from glide.condor import AccessPoint, EmbeddedPool, bindings, tokens
+from glide.condor import AccessPoint, EmbeddedPool, bindings, configured_pool, tokens
 from glide.condor.access_point import job_file_value
 from glide.condor.knobs import PROTECTED, VITAL, protected
 from glide.glidein.configuration import FORBIDDEN_ATTRIBUTES
+from glide.invoke.jobs import RunJobs, RunSpec
 from glide.protocol.json_lines import read_results
 from glide.server.chirp import classad_string
 from glide.template import Template
@@ -110,12 +111,54 @@ def is_refused(config: Path, request: str) -> bool:
     return answer == 1 if request.startswith("set_job_attr_delayed") else answer < 0
 
 
+def requests_outside(folder: Path) -> list[str]:
+    """Requests for files that are not in the job's folder: `folder` has the files `secret` and `target`."""
+    secret, target = folder / "secret", folder / "target"
+    secret.write_text("secret")
+    target.write_text("target")
+    return [
+        f"getfile {secret}", f"open {secret} r 0", f"open {target} wct 384", f"open {folder}/new wc 384",
+        f"unlink {target}", f"rename {target} stolen", f"mkdir {folder}/new 448", f"rmall {folder}",
+        f"putfile {folder}/new 384 0", "getfile ../../../job_queue.log", f"truncate {target} 0",
+        f"link {secret} hard", f"link {target} hard",
+    ]  # fmt: skip
+
+
+def test_job_with_its_own_folder_reaches_nothing_else(pool, guarded, access_point, tmp_path):
+    """A driver's jobs on this machine are not spooled. Each has a folder of its own in GLIDE_JOBS."""
+    folders = configured_pool(access_point).job_folders
+    assert folders and folders.stat().st_mode & 0o777 == 0o700
+    jobs = RunJobs(RunSpec("own", TEMPLATE, tmp_path / "parts", 1), access_point, folders)
+    records = [{"custom_id": f"r{each}", "prompt": "", "generate": {}, "timeout": 9.0} for each in range(50)]
+    parts = [jobs.write(records), jobs.write(records)]
+    jobs.submit(parts)
+    try:
+        eventually(lambda: any(job.status == JobStatus.RUNNING for job in jobs.queue()), "a job runs")
+        (running, *_) = (job for job in jobs.queue() if job.status == JobStatus.RUNNING)
+        (other,) = (part for part in parts if part.name != running.part)
+        config = chirp_file(pool, "ticket.sh")
+        assert Chirp(config).ask(f"getfile {running.part}.in") > 0  # what it is for
+        changes = [f"set_job_attr {name} true" for name in KEPT]
+        there = [f"getfile ../{other.name}/{other.name}.in", f"getfile {jobs.files.input(running.part)}"]
+        for request in (*requests_outside(tmp_path), *changes, *there):
+            assert is_refused(config, request), request
+        assert (tmp_path / "target").read_text() == "target" and not list(tmp_path.glob("new*"))
+        assert Chirp(config).ask(f"symlink {tmp_path}/secret link") == 0
+        assert is_refused(config, "getfile link")
+        # It can replace its own output, but the driver follows no link.
+        eventually(lambda: jobs.peek(running, [record["custom_id"] for record in records]).results, "results arrive")
+        assert Chirp(config).ask(f"unlink {running.part}.out") == 0
+        assert Chirp(config).ask(f"symlink {tmp_path}/secret {running.part}.out") == 0
+        assert not jobs.peek(running, [record["custom_id"] for record in records]).results
+    finally:
+        jobs.remove(jobs.queue(), "the test is over")
+    assert not [part for part in parts if (folders / part.name).exists()]
+
+
 def test_chirp_refuses_outside_files_and_protected_job_attributes(
     pool, guarded, submit, finish, access_point, tmp_path
 ):
     secret, target = tmp_path / "secret", tmp_path / "target"
-    secret.write_text("secret")
-    target.write_text("target")
     job = submit("records", records=25)
     streamed = f"{job} && JobStatus == {JobStatus.RUNNING}"
     eventually(lambda: access_point.jobs(streamed, ["ProcId"]), "it runs")
@@ -127,12 +170,7 @@ def test_chirp_refuses_outside_files_and_protected_job_attributes(
     eventually(lambda: sum(1 for _ in read_results(results)) >= 3, "results are streamed")
     assert Chirp(config).ask("getfile records.jsonl") > 0  # what it is for
     other = folder.parents[1]
-    outside = [
-        f"getfile {secret}", f"open {secret} r 0", f"open {target} wct 384", f"open {tmp_path}/new wc 384",
-        f"unlink {target}", f"rename {target} stolen", f"mkdir {tmp_path}/new 448", f"rmall {tmp_path}",
-        f"putfile {tmp_path}/new 384 0", f"getfile {other}/../job_queue.log", "getfile ../../../job_queue.log",
-        f"truncate {target} 0", f"link {secret} hard", f"link {target} hard",
-    ]  # fmt: skip
+    outside = [*requests_outside(tmp_path), f"getfile {other}/../job_queue.log"]
     changes = [f"set_job_attr {name} true" for name in (*KEPT, "JobPrio")] + ["constrain false", "ulog words"]
     for request in (*outside, *changes, "set_job_attr_delayed TransferInput 1"):
         assert is_refused(config, request), request

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glide.condor import AccessPoint, Collector, EmbeddedPool, EventLog, bindings, configured_pool
+from glide.condor import AccessPoint, EmbeddedPool, bindings, configured_pool
 from glide.condor.event_log import ENDED, LOST, Event
 from glide.condor.fake import FakePool
-from glide.condor.fake.clock import FakeClock
-from glide.condor.fake.directory import FakeDirectory
-from glide.condor.fake.pool import FakeEventLog
-from glide.condor.fake.queue import FakeQueue
-from glide.condor.ports import Clock, JobControl, JobEvents, JobQueue, SlotDirectory, SystemClock
 from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.jobs import InvocationJob, RunJobs, RunSpec
 from glide.invoke.part import Part
 from glide.protocol import keep
 from glide.protocol.ads import LaneAd, attributes, from_ad
-from glide.ssh.access_point import RemoteAccessPoint
 from glide.template import Template
 from glide.vocabulary import Job, JobStatus, Machine, State
 
@@ -47,8 +42,8 @@ def requests(number: int) -> list[dict[str, Any]]:
 class FakeRig:
     """The fake pool, on which a test starts the glideins itself."""
 
-    def __init__(self) -> None:
-        self.pool = FakePool()
+    def __init__(self, job_folders: Path | None) -> None:
+        self.pool = FakePool(job_folders=job_folders)
         self.handle = self.pool.handle()
 
     def need_glidein(self) -> None:
@@ -68,9 +63,11 @@ class FakeRig:
 class HTCondorRig:
     """HTCondor, with a factory that starts glideins when jobs wait for them."""
 
-    def __init__(self, pool: EmbeddedPool):
+    def __init__(self, pool: EmbeddedPool, spool: bool):
         self.pool = pool
-        self.handle = configured_pool(AccessPoint())
+        handle = configured_pool(AccessPoint())
+        assert handle.job_folders == pool.folder / "jobs" / str(os.getuid())
+        self.handle = replace(handle, job_folders=None) if spool else handle
 
     def need_glidein(self) -> None: ...
 
@@ -89,12 +86,16 @@ class HTCondorRig:
 Rig = FakeRig | HTCondorRig
 
 
-@pytest.fixture(scope="module", params=["fake", pytest.param("htcondor", marks=pytest.mark.pool)])
-def rig(request: pytest.FixtureRequest) -> Rig:
-    if request.param == "fake":
-        return FakeRig()
+KINDS = ["fake", "fake-spool", *(pytest.param(kind, marks=pytest.mark.pool) for kind in ("htcondor", "htcondor-spool"))]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    spool = request.param.endswith("-spool")
+    if request.param.startswith("fake"):
+        return FakeRig(None if spool else tmp_path_factory.mktemp("jobs"))
     request.getfixturevalue("factory")
-    return HTCondorRig(request.getfixturevalue("pool"))
+    return HTCondorRig(request.getfixturevalue("pool"), spool)
 
 
 class Run:
@@ -104,7 +105,8 @@ class Run:
         self.rig = rig
         self.pool = rig.handle
         self.name = f"ports-{next(NUMBERS)}"
-        self.jobs = RunJobs(RunSpec(self.name, TEMPLATE, folder, max_glideins=1), rig.handle.queue)
+        spec = RunSpec(self.name, TEMPLATE, folder, max_glideins=1)
+        self.jobs = RunJobs(spec, self.pool.queue, self.pool.job_folders)
         self.events: list[Event] = []
 
     def submit(self, records: int, **options: Any) -> Part:
@@ -116,8 +118,18 @@ class Run:
         (job,) = [job for job in self.jobs.queue() if job.part == part.name]
         return job
 
+    def files(self) -> list[Path]:
+        """The files of the run's jobs, and the jobs' own folders. No other run uses the pool."""
+        return [path for folder in (self.jobs.run.folder, self.pool.job_folders) if folder for path in folder.iterdir()]
+
     def peek(self, part: Part) -> dict[str, dict[str, Any]]:
         return self.jobs.peek(self.job(part), part.ids).results
+
+    def gather(self, job: InvocationJob, part: Part) -> dict[str, dict[str, Any]]:
+        """Gather a completed job, and return its results."""
+        found: list[answers.OutputContent] = []
+        self.jobs.gather([job], {part.name: part.ids}, lambda pairs: found.extend(each for _, each in pairs))
+        return found[0].results
 
     def submit_directly(self, records: int, **macros: str) -> str:
         """Submit a job with the methods of the port only, and return its number."""
@@ -191,11 +203,10 @@ def test_job_streams_results_and_is_gathered(run: Run):
     last = run.wait_for(JobStatus.COMPLETED, part)
     assert (last.lane, last.last_lane, last.starts, last.hold_reason) == ("", job.lane, 1, "")
     assert last.times.keys() == {"queued", "started", "executing", "completed"}
-    received: dict[str, Any] = {}
-    run.jobs.gather([last], {part.name: part.ids}, lambda found: [received.update(each.results) for _, each in found])
+    received = run.gather(last, part)
     assert {name: result["text"] for name, result in received.items()} == {f"r{n}": f"text {n}" for n in range(80)}
     assert {(result["glidein"], result["attempts"]) for result in received.values()} == {(glidein, 1)}
-    assert run.jobs.queue() == [] and not list(run.jobs.run.folder.iterdir())
+    assert run.jobs.queue() == [] and run.files() == []
     run.wait(lambda: "JOB_TERMINATED" in run.kinds(job), "the event log reports the end")
     assert "JOB_TERMINATED" in ENDED
 
@@ -206,7 +217,7 @@ def test_removed_job_leaves_queue(run: Run):
     run.wait(lambda: not run.pool.queue.jobs(f'{Job.RUN} == "{run.name}"', []), "the queue has no job", 5)
     run.wait(lambda: "JOB_ABORTED" in run.kinds(job), "the event log reports the removal")
     assert run.pool.queue.remove(f"ClusterId == {job.id.split('.')[0]}", "again") == 0
-    assert not list(run.jobs.run.folder.iterdir())
+    assert run.files() == []
 
 
 def test_unsuitable_jobs_stay_idle_and_can_be_edited(run: Run):
@@ -321,30 +332,8 @@ def test_lost_glidein_gives_event_and_keeps_results(run: Run):
     assert (idle.starts, idle.lane, idle.last_lane) == (1, "", rerun.lane)
     run.wait(lambda: "JOB_EVICTED" in run.kinds(rerun), "the event log reports the end of the first start", 5)
     done = run.wait_for(JobStatus.COMPLETED, second)
-    results = run.peek(second)
+    results = run.gather(done, second)
     assert done.starts == 2 and len(results) == 20
     assert {name for name, result in results.items() if result["attempts"] == 1} == early.keys()
     assert all(result["attempts"] in (1, 2) for result in results.values())
     assert all((result["glidein"] == glidein) == (result["attempts"] == 1) for result in results.values())
-    assert [job.id for job in run.jobs.queue()] == [rerun.id]
-
-
-# ---- the ports themselves ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("port", "kind"),
-    [
-        (JobQueue, AccessPoint), (JobControl, RemoteAccessPoint), (SlotDirectory, Collector), (JobEvents, EventLog),
-        (Clock, SystemClock), (JobQueue, FakeQueue), (SlotDirectory, FakeDirectory), (JobEvents, FakeEventLog),
-        (Clock, FakeClock),
-    ],
-)  # fmt: skip
-def test_implementation_has_signatures_of_port(port: type, kind: type):
-    for name in (name for name in dir(port) if not name.startswith("_")):
-        if callable(member := getattr(port, name)):
-            wanted = inspect.signature(member).parameters
-            found = inspect.signature(getattr(kind, name)).parameters
-            assert list(found)[: len(wanted)] == list(wanted), name
-            extra = list(found.values())[len(wanted) :]
-            assert all(parameter.default is not parameter.empty for parameter in extra), name

@@ -10,7 +10,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "NEGOTIATOR_INTERVAL": "1",
         "NEGOTIATOR_MIN_INTERVAL": "0",
         "NEGOTIATOR_CYCLE_DELAY": "0",
-        "SCHEDD_INTERVAL": "5",
+        "SCHEDD_INTERVAL": "1",
         "SCHEDD_MIN_INTERVAL": "1",
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {

@@ -106,7 +106,7 @@ class EmbeddedPool:
         self._write(installation, cores or os.cpu_count() or 1, address, settings)
         with (self.logs / "master.out").open("ab") as output:
             master = subprocess.Popen(
-                [*_with_own_mount(self.folder / "spool"), installation.program("condor_master"), "-f"],
+                [*self._with_own_mounts(), installation.program("condor_master"), "-f"],
                 env={**os.environ, "CONDOR_CONFIG": str(self.config), POOL_VARIABLE: str(self.home)},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
@@ -171,6 +171,26 @@ class EmbeddedPool:
     def _is_own(self, process: Process) -> bool:
         return process.variable("CONDOR_CONFIG") == str(self.config)
 
+    def _with_own_mounts(self) -> list[str]:
+        """Return a prefix for a command, as a list of arguments. It makes the jobs' folders mounts for the command.
+
+        Code on a node can ask the shadow of its job to create a hard link in the job's folder, which is in the spool or
+        in GLIDE_JOBS. The shadow does not check the target of the link, so the target may be any file of the job's
+        owner. A hard link cannot lead to another mount, so with these mounts, the shadow cannot create such a link.
+        """
+        space = ["unshare", "--mount", "--propagation", "private"]
+        space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+        script = 'mount --bind "$0" "$0" && mount --bind "$1" "$1" && shift && exec "$@"'
+        folders = [str(self.folder / "spool"), str(self.folder / "jobs")]
+        start = [*space, "sh", "-c", script, *folders, *_under(account())]
+        if subprocess.run([*start, "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+            return start
+        _log.warning(
+            "this host allows no mount namespace: code on a lane may read your files through hard links in the pool's"
+            " spool"
+        )
+        return as_unprivileged()
+
     # ---- clients ---------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
@@ -178,7 +198,7 @@ class EmbeddedPool:
         installation = install.find()
         variables = {"CONDOR_CONFIG": str(self.config)}
         if os.getuid() == 0:
-            variables["CONDOR_IDS"] = f"{_account().pw_uid}.{_account().pw_gid}"
+            variables["CONDOR_IDS"] = f"{account().pw_uid}.{account().pw_gid}"
         if installation and str(installation.bin) not in os.environ.get("PATH", "").split(":"):
             variables["PATH"] = f"{installation.bin}:{installation.sbin}:{os.environ.get('PATH', '')}"
         return variables
@@ -208,7 +228,7 @@ class EmbeddedPool:
     # ---- configuration ---------------------------------------------------------------------------
 
     def _write(self, installation: install.Installation, cores: int, address: str, further: Mapping[str, str]) -> None:
-        for folder in ("", "log", "spool", "execute", "lock", "run", "address", "passwords.d", "tokens.d"):
+        for folder in ("", "log", "spool", "jobs", "execute", "lock", "run", "address", "passwords.d", "tokens.d"):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
             (self.folder / folder).chmod(0o700)
         self.home.chmod(0o700)
@@ -221,13 +241,14 @@ class EmbeddedPool:
             trust.write_text(f"glide-{secrets.token_hex(4)}", "utf-8")
         text = self._configuration(installation, cores, address, trust.read_text("utf-8"))
         self.config.write_text(text + "".join(f"{name} = {value}\n" for name, value in further.items()), "utf-8")
-        identity = f"{_account().pw_name}@{trust.read_text('utf-8')}"
+        identity = f"{account().pw_name}@{trust.read_text('utf-8')}"
         tokens.mint(self.folder / "tokens.d" / "owner", identity, environment={**os.environ, **self.environment()})
 
     def _configuration(self, installation: install.Installation, cores: int, address: str, trust: str) -> str:
         settings = installation.paths() | {
             "LOCAL_DIR": str(self.folder),
             "LOG": "$(LOCAL_DIR)/log", "SPOOL": "$(LOCAL_DIR)/spool", "EXECUTE": "$(LOCAL_DIR)/execute",
+            "GLIDE_JOBS": "$(LOCAL_DIR)/jobs",
             "LOCK": "$(LOCAL_DIR)/lock", "RUN": "$(LOCAL_DIR)/run", "LOCAL_CONFIG_FILE": "", "LOCAL_CONFIG_DIR": "",
             "DAEMON_LIST": "MASTER, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD",
             "EVENT_LOG": "$(LOG)/EventLog", "EVENT_LOG_MAX_SIZE": "100000000",
@@ -253,7 +274,7 @@ class EmbeddedPool:
             "SEC_PASSWORD_DIRECTORY": "$(LOCAL_DIR)/passwords.d", "SEC_TOKEN_DIRECTORY": "$(LOCAL_DIR)/tokens.d",
             "SEC_TOKEN_SYSTEM_DIRECTORY": "$(LOCAL_DIR)/tokens.d",
             "SEC_TOKEN_POOL_SIGNING_KEY_FILE": "$(LOCAL_DIR)/passwords.d/POOL",
-            "OWNER": f"{_account().pw_name}@$(UID_DOMAIN)",
+            "OWNER": f"{account().pw_name}@$(UID_DOMAIN)",
             "ALLOW_READ": "$(OWNER)", "ALLOW_WRITE": "$(OWNER)", "ALLOW_ADMINISTRATOR": "$(OWNER)",
             "ALLOW_DAEMON": "$(OWNER)", "ALLOW_NEGOTIATOR": "$(OWNER)", "ALLOW_CLIENT": "*", "ALLOW_CONFIG": "",
             "ALLOW_ADVERTISE_STARTD": "$(OWNER), glidein-*@$(TRUST_DOMAIN)",
@@ -277,7 +298,7 @@ class EmbeddedPool:
         return "\n".join(lines)
 
 
-def _account() -> pwd.struct_passwd:
+def account() -> pwd.struct_passwd:
     """Return the account of the pool's daemons and jobs. If the user is root, this is an unprivileged account."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid())
@@ -298,29 +319,8 @@ def as_unprivileged() -> list[str]:
     """
     if os.getuid() != 0:
         return []
-    return _under(_account())
+    return _under(account())
 
 
 def _under(account: pwd.struct_passwd) -> list[str]:
     return ["unshare", "--user", f"--map-user={account.pw_uid}", f"--map-group={account.pw_gid}"]
-
-
-def _with_own_mount(folder: Path) -> list[str]:
-    """Return a prefix for a command, as a list of arguments. `folder` is the pool's spool.
-
-    The prefix makes the spool a separate mount for the command.
-
-    Code on a node can ask the shadow of its job to create a hard link in the spool. The shadow does not check the
-    target of the link, so the target may be any file of the job's owner. If the spool is a separate mount, the shadow
-    cannot create such a link, because a hard link cannot lead to another mount.
-    """
-    space = ["unshare", "--mount", "--propagation", "private"]
-    space += [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    account = _under(_account())
-    start = [*space, "sh", "-c", 'mount --bind "$0" "$0" && exec "$@"', str(folder), *account]
-    if subprocess.run([*start, "true"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
-        return start
-    _log.warning(
-        "this host allows no mount namespace: code on a lane may read your files through hard links in the pool's spool"
-    )
-    return as_unprivileged()

@@ -19,11 +19,13 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from glide.condor.access_point import SUBMIT_SECONDS
+from glide.condor.access_point import SUBMIT_SECONDS, AccessPoint
 from glide.condor.collector import Collector
 from glide.condor.event_log import Event, EventLog
+from glide.condor.job_folders import job_folders
 
 
 class JobControl(Protocol):
@@ -117,14 +119,23 @@ class PoolHandle:
     """All that a driver needs of a pool.
 
     Each driver needs its own handle, because `events` returns each event only once.
+
+    Attributes:
+        job_folders: the folder in which each job gets its own folder. The driver and the access point both use these
+            folders, so the jobs need not be spooled. None: the jobs are spooled.
     """
 
     queue: JobQueue
     directory: SlotDirectory
     events: JobEvents
     clock: Clock
+    job_folders: Path | None = None
 
 
-def configured_pool(queue: JobQueue) -> PoolHandle:
-    """Return a handle of the configured pool, with one of its access points."""
-    return PoolHandle(queue, Collector(), EventLog(), SystemClock())
+def configured_pool(queue: AccessPoint) -> PoolHandle:
+    """Return a handle of the configured pool, with one of its access points.
+
+    Raises:
+        CondorError: the access point does not answer.
+    """
+    return PoolHandle(queue, Collector(), EventLog(), SystemClock(), job_folders(queue))

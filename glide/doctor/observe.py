@@ -18,6 +18,7 @@ from glide.condor.access_point import parameter
 from glide.condor.bindings import version
 from glide.condor.bounded import NoReply, ask
 from glide.condor.configuration import configuration
+from glide.condor.job_folders import JOBS_PARAMETER
 from glide.condor.rights import Authorization, check_authorization
 from glide.config import Entry, Login, SiteFile, load
 from glide.doctor.checks import knobs
@@ -149,6 +150,7 @@ def _tokens(entries: Sequence[tuple[SiteFile, Entry]]) -> tuple[Token, ...]:
 def _disks() -> tuple[Disk, ...]:
     """Return the disks that hold glide's folders. A disk with several of these folders is returned once."""
     folders = {"GLIDE_HOME": home(), "the access point's SPOOL": Path(parameter("SPOOL") or "/nowhere"),
+               "the folder of jobs without spooling": Path(parameter(JOBS_PARAMETER) or "/nowhere"),
                "the cache of what is downloaded": install.cache_dir()}  # fmt: skip
     found: dict[int, Disk] = {}
     for what, path in folders.items():

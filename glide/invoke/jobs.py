@@ -6,8 +6,6 @@ has stored the job's results, so no result is lost. If a result arrives twice, t
 
 from __future__ import annotations
 
-import os
-import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ from glide.condor.ports import JobQueue
 from glide.errors import CondorError, CondorRefused
 from glide.invoke import answers
 from glide.invoke.answers import OutputContent
+from glide.invoke.files import PART, JobFiles, remove_remains
 from glide.invoke.part import Part
 from glide.invoke.requirements import REQUIREMENTS, WARM_FIRST
 from glide.protocol.ads import RunAd, attributes, from_ad
@@ -46,7 +45,6 @@ ABANDONED = (
     f"(JobStatus == {JobStatus.IDLE} || JobStatus == {JobStatus.HELD})"
     f" && time() - EnteredCurrentStatus > {KEPT_SECONDS}"
 )
-PART = re.compile(r"[0-9a-f]{12}")  # valid names of parts; other names are rejected, because a name becomes a file name
 # Maximum number of jobs that `reconsider` edits. One edit is enough to make the access point rebuild its list of all
 # runnable jobs, and each edit costs the access point a transaction.
 MOST_RECONSIDERED = 10
@@ -68,7 +66,8 @@ class InvocationJob:
         last_lane: name of the lane on which the job last stopped; empty if the job has never stopped. A job stops when
             it completes or is evicted.
         times: Unix times of the job's events, with the keys of TIMES. Events that have not happened are missing.
-        folder: the job's folder on the access point; empty if it is unknown.
+        folder: the job's folder on the access point, which is its spool directory if it is spooled; empty if it is
+            unknown.
         keep: number of records that the driver has asked the job to keep; None if it has not asked.
     """
 
@@ -97,7 +96,7 @@ class RunSpec:
     Attributes:
         name: the run's name. It is the value of the jobs' attribute GlideRun.
         template: the template that all records need.
-        folder: folder with the jobs' input and output files. No other run uses this folder.
+        folder: folder for the driver's copies of the jobs' files. No other run uses this folder.
         max_glideins: maximum number of glideins that may run at the same time for this run.
         max_result_bytes: maximum length of one result's line, in bytes.
         check_result: a function with further checks of a result. The function returns what is wrong, or an empty text
@@ -115,18 +114,23 @@ class RunSpec:
 class RunJobs:
     """The invocation jobs of one run at one access point.
 
+    Args:
+        job_folders: the folder in which each job gets its own folder (PoolHandle.job_folders); None: the jobs are
+            spooled.
+
     Attributes:
+        files: the files of the jobs on this machine.
         version: highest protocol version that the submitted requests need.
         parts: the name of each job's part, by job number. The name is stored when the job is submitted, or when its ad
             is first read. Later values in the ad are ignored, because code on a node can change the ad.
     """
 
-    def __init__(self, run: RunSpec, access_point: JobQueue):
+    def __init__(self, run: RunSpec, access_point: JobQueue, job_folders: Path | None = None):
         self.run = run
         self.access_point = access_point
+        self.files = JobFiles(run.folder, job_folders)
         self.parts: dict[str, str] = {}
         self.version = 1
-        run.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> Part:
         """Write the input file of a new job.
@@ -143,11 +147,11 @@ class RunJobs:
         """
         part = Part(uuid.uuid4().hex[:12])
         try:
-            with self._input(part.name).open("w", encoding="utf-8") as file:
+            with self.files.input(part.name).open("w", encoding="utf-8") as file:
                 for line in input_lines(part.take(records)):
                     part.size += file.write(to_json(line) + "\n")
         except BaseException:
-            self._remove_files(part.name)
+            self.files.remove(part.name)
             raise
         return part
 
@@ -155,7 +159,7 @@ class RunJobs:
         self, parts: Sequence[Part], avoid: Sequence[str] = (), pending: int = 0, last: bool = False,
         stream_seconds: float = 1.0,
     ) -> None:  # fmt: skip
-        """Submit one job for each part. All jobs are submitted as one cluster, with spooled files.
+        """Submit one job for each part. All jobs are submitted as one cluster.
 
         Args:
             parts: the parts, as `write` returns them.
@@ -169,7 +173,7 @@ class RunJobs:
             stream_seconds: seconds between two transfers of a running job's new results to the access point.
 
         Raises:
-            OSError: an input file cannot be read. No job is submitted.
+            OSError: an input file cannot be read or copied. No job is submitted.
             CondorRefused: the access point refuses the jobs.
         """
         items = []
@@ -181,6 +185,7 @@ class RunJobs:
                 "version": str(part.version),
             })  # fmt: skip
         try:
+            self.files.place(part.name for part in parts)
             self._submit(items, avoid, pending, last, stream_seconds)
         except (OSError, CondorRefused):  # no job was submitted, so no file is needed
             self.discard(parts)
@@ -189,7 +194,7 @@ class RunJobs:
     def discard(self, parts: Iterable[Part]) -> None:
         """Delete the files of parts that are not submitted."""
         for part in parts:
-            self._remove_files(part.name)
+            self.files.remove(part.name)
 
     def _submit(
         self, items: Sequence[Mapping[str, str]], avoid: Sequence[str], pending: int, last: bool, stream_seconds: float
@@ -201,16 +206,17 @@ class RunJobs:
             avoided = ", ".join(map(quoted, avoid))
             macros["priority"] = str(URGENT)
             macros["requirements"] = f"{REQUIREMENTS} && !member(TARGET.{Machine.ID}, {{{avoided}}})"
-        size = sum(self._input(item["part"]).stat().st_size for item in items)
+        size = sum(self.files.input(item["part"]).stat().st_size for item in items)
         seconds = SUBMIT_SECONDS + size / SLOWEST
-        cluster = self.access_point.submit(description, macros, items, spool=True, seconds=seconds)
+        spool = self.files.jobs is None
+        cluster = self.access_point.submit(description, macros, items, spool=spool, seconds=seconds)
         self.parts |= {f"{cluster}.{number}": item["part"] for number, item in enumerate(items)}
 
     def _macros(self) -> dict[str, str]:
         spec = self.run.template.to_json().replace("$", "\\u0024")  # a "$" begins a macro in a job file
         return {
             "digest": self.run.template.digest, "model": self.run.template.model,
-            "initialdir": str(self.run.folder.resolve()), "records": "$(part).in", "results": "$(part).out",
+            **self._folder_macros(), "records": "$(part).in", "results": "$(part).out",
             # A completed job stays in the queue until `gather` has stored the results, but at most for KEPT_SECONDS.
             "leave_in_queue": LEAVE_IN_QUEUE, "periodic_remove": ABANDONED, "max_transfer_output_mb": "$(most_mb)",
             "batch_name": self.run.name,
@@ -218,6 +224,21 @@ class RunJobs:
             f"My.{Job.PROTOCOL}": "$(version)", f"My.{Job.EARLY}": "true", "requirements": REQUIREMENTS,
             "rank": WARM_FIRST, "My.FileRemaps": FILE_REMAPS,
             f"My.{Job.WANTED}": str(self.run.max_glideins), f"My.{Job.SPEC}": job_file_value(spec),
+        }  # fmt: skip
+
+    def _folder_macros(self) -> dict[str, str]:
+        """Return the macros that name the folder of each job.
+
+        A spooled job's node can reach the job's spool directory. HTCondor adds it to LimitDirectoryAccess.
+        """
+        folder = self.files.own_folder("$(part)")
+        if folder is None:
+            return {"initialdir": str(self.run.folder.resolve())}
+        # When a job ends, HTCondor overwrites the output file, and this takes a while. So the job's output gets another
+        # name than the file with the streamed results. If the node is lost meanwhile, the streamed results are kept.
+        return {
+            "initialdir": str(folder), "My.LimitDirectoryAccess": quoted(str(folder)),
+            "transfer_output_remaps": '"$(part).out = $(part).final"',
         }  # fmt: skip
 
     def queue(self) -> list[InvocationJob]:
@@ -238,32 +259,22 @@ class RunJobs:
         )  # fmt: skip
 
     def peek(self, job: InvocationJob, ids: Collection[str], start: int = 0) -> OutputContent:
-        """Return the output that a job has streamed to the access point so far.
+        """Return the output that a job has streamed to the access point so far. The job must not have completed.
 
-        If this process can read the job's spool directory, it reads only the new part of the output there. Otherwise,
-        the whole output is copied from the access point first.
+        If this process can read the job's folder on the access point, it reads only the new part of the output there.
+        Otherwise, the whole output is copied from the access point first.
 
         Args:
             ids: ids of the job's records.
             start: number of bytes of the output that are left out, because they were read before.
         """
-        path = self._spooled_output(job)
+        path = self.files.streamed(job.part, job.folder)
         if path is None:
             # A running job has no standard error file yet. So the retrieval reports an error, but only after all other
             # files have been copied. This error is ignored.
             with suppress(CondorError):
                 self.access_point.retrieve(self._retrievable([job]))
-        return self._read(job, ids, path, start)
-
-    def _spooled_output(self, job: InvocationJob) -> Path | None:
-        """Return the path of a job's output in its spool directory; None if this process cannot read the directory.
-
-        The spool directory also has the job's input file, whose name is unique.
-        """
-        folder = Path(job.folder)
-        own = self.run.folder.resolve()
-        is_spool = job.folder and folder != own and os.access(folder / f"{job.part}.in", os.R_OK)
-        return folder / f"{job.part}.out" if is_spool else None
+        return self._read(path or self.files.retrieved(job.part), ids, start)
 
     def gather(self, done: Sequence[InvocationJob], ids: Mapping[str, Collection[str]], store: Store) -> None:
         """Retrieve the results of completed jobs, store them, and then remove the jobs from the queue.
@@ -278,20 +289,18 @@ class RunJobs:
         """
         if not done:
             return
-        self.access_point.retrieve(self._retrievable(done))
+        if spooled := [job for job in done if not self.files.has_own_folder(job.part, job.folder)]:
+            self.access_point.retrieve(self._retrievable(spooled))
         # Store the results of all jobs in one call, because each call flushes files to disk.
-        store([(job, self._read(job, ids[job.part])) for job in done])
+        store([(job, self._read(self.files.final(job.part, job.folder), ids[job.part])) for job in done])
         self.access_point.remove(any_of(job.id for job in done), "gathered")
         for job in done:
-            self._remove_files(job.part)
+            self.files.remove(job.part)
 
-    def _read(
-        self, job: InvocationJob, ids: Collection[str], path: Path | None = None, start: int = 0
-    ) -> OutputContent:
-        own = self._output(job.part)
-        found = answers.read(path or own, ids, self.run.max_result_bytes, self.run.check_result, start)
-        if found.too_long and path is None:
-            own.unlink(missing_ok=True)  # free the disk space immediately
+    def _read(self, path: Path, ids: Collection[str], start: int = 0) -> OutputContent:
+        found = answers.read(path, ids, self.run.max_result_bytes, self.run.check_result, start)
+        if found.too_long and path.parent == self.run.folder:
+            path.unlink(missing_ok=True)  # free the disk space immediately
         return found
 
     def _retrievable(self, jobs: Iterable[InvocationJob]) -> str:
@@ -309,7 +318,7 @@ class RunJobs:
     def record_ids(self, part: str) -> list[str]:
         """Read the custom_ids of a part's records from the input file of its job, in the order of this file."""
         # Only "\n" ends a line here. Other characters that Python may accept as line ends can be part of a text.
-        with suppress(FileNotFoundError), self._input(part).open(encoding="utf-8", newline="\n") as lines:
+        with suppress(FileNotFoundError), self.files.input(part).open(encoding="utf-8", newline="\n") as lines:
             return [record["custom_id"] for record in map(decoded, lines) if "custom_id" in record]
         return []
 
@@ -327,23 +336,13 @@ class RunJobs:
         if jobs:
             self.access_point.remove(any_of(job.id for job in jobs), reason)
             for job in jobs:
-                self._remove_files(job.part)
+                self.files.remove(job.part)
 
-    def remove_other_files(self, parts: Collection[str]) -> None:
-        """Delete the files that remain from a killed driver. Keep the files of `parts`, whose jobs are in the queue."""
-        for path in self.run.folder.iterdir():
-            if path.name.partition(".")[0] not in parts:
-                path.unlink(missing_ok=True)
-
-    def _remove_files(self, part: str) -> None:
-        for suffix in ("in", "out", "in.err"):
-            (self.run.folder / f"{part}.{suffix}").unlink(missing_ok=True)
-
-    def _output(self, part: str) -> Path:
-        return self.run.folder / f"{part}.out"
-
-    def _input(self, part: str) -> Path:
-        return self.run.folder / f"{part}.in"
+    def remove_remains(self, queue: Iterable[InvocationJob]) -> None:
+        """Delete the files that remain from killed drivers. Keep the files of the jobs in `queue`."""
+        self.files.remove_others({job.part for job in queue})
+        if self.files.jobs:
+            remove_remains(self.files.jobs, self.access_point)
 
     def _constraint(self) -> str:
         return f"{Job.RUN} == {quoted(self.run.name)}"

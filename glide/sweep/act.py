@@ -60,7 +60,7 @@ class Actor:
         """Query queue and collector."""
         queue = self.jobs.queue()
         if not self.folder_cleaned:
-            self.jobs.remove_other_files({job.part for job in queue})
+            self.jobs.remove_remains(queue)
             self.folder_cleaned = True
         self.queue = {job.part: job for job in queue}
         lanes = self.lanes.observe(self.jobs.version, memory.avoided)

@@ -93,7 +93,7 @@ class Driver:
         self.work = work
         self.pool = pool
         self.clock = pool.clock
-        self.jobs = RunJobs(run, pool.queue)
+        self.jobs = RunJobs(run, pool.queue, pool.job_folders)
         self.lanes = Lanes(work.template, pool.directory, pool.clock)
         self.intake = ResultIntake(work, self.jobs, self.lanes, pool.clock)
         self.outage = Outage(run.name, lambda: isolated(self._probe), pool.clock)
@@ -176,7 +176,7 @@ class Driver:
                 queue = self.jobs.queue()
                 self.jobs.remove(queue, "all results are here")  # remaining jobs would only compute results again
                 self.work.history.write_ended(queue, "removed")
-                self.jobs.remove_other_files(())
+                self.jobs.files.remove_others(())
         except (CondorError, OSError) as error:
             _log.warning("jobs of %s may remain in the queue: %s", self.jobs.run.name, error)
         return summary
@@ -214,7 +214,7 @@ class Driver:
         finished = [job for job in view.jobs.values() if job.status == JobStatus.COMPLETED]
         self.actor.act(Gather(tuple(finished)), view, self.memory)
         self.intake.remove(list(self.actor.queue.values()), reason)  # also stores what these jobs have streamed
-        self.jobs.remove_other_files(())
+        self.jobs.files.remove_others(())
 
     def stop(self, reason: str) -> bool:
         """Cancel the run and return True. If HTCondor does not answer, leave the jobs in the queue and return False."""

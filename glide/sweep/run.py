@@ -133,11 +133,12 @@ def _driver(results: Results, access_point: AccessPoint) -> Driver:
         results.run, results.template, sweep.out / ".glide" / "parts", sweep.file.glideins,
         max_result_bytes=results.max_result_bytes, check_result=results.check_result,
     )  # fmt: skip
+    pool = configured_pool(access_point)
     if results.abandoned_run:
         with suppress(CondorError):
-            abandoned = RunJobs(replace(run, name=results.abandoned_run), access_point)
+            abandoned = RunJobs(replace(run, name=results.abandoned_run), access_point, pool.job_folders)
             abandoned.remove(abandoned.queue(), "its sweep was started over")
-    driver = Driver(results, run, configured_pool(access_point))
+    driver = Driver(results, run, pool)
     results.history.begin(run=run.name, total=sweep.total, done=results.resumed)
     return driver
 

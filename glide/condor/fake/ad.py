@@ -17,7 +17,8 @@ from glide.errors import CondorError
 # Commands that are missing here have no effect in the fake pool.
 TEXTS = {
     "executable": "Cmd", "arguments": "Arguments", "transfer_input_files": "TransferInput",
-    "transfer_output_files": "TransferOutput", "error": "Err", "batch_name": "JobBatchName", "initialdir": "Iwd",
+    "transfer_output_files": "TransferOutput", "transfer_output_remaps": "TransferOutputRemaps", "error": "Err",
+    "batch_name": "JobBatchName", "initialdir": "Iwd",
 }  # fmt: skip
 EXPRESSIONS = {
     "requirements": "Requirements", "rank": "Rank", "priority": "JobPrio", "leave_in_queue": "LeaveJobInQueue",

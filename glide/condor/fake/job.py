@@ -25,12 +25,13 @@ class FakeJob:
 
     Args:
         now: the Unix time of the submission.
-        spool: whether the job is spooled. The input file is read immediately, so it may be deleted later.
+        spool: whether the job is spooled. In both cases, the input file is read immediately.
 
     Attributes:
         records: the requests in the job's input file.
         is_valid: whether the input file is valid. The ticket of a job with an invalid file ends with the exit code 2.
-        output: content of the output file in the job's spool directory; None as long as the file does not exist.
+        output: content of the output file in the job's folder on the access point; None as long as the file does not
+            exist. If the job is not spooled, this is the file with the streamed results in `folder`.
         lane: the FakeLane on which the job runs, or on which it is about to start; None if the job is not matched.
         run: the present start of the job on a lane; None if the job does not run, or if its node is dead.
         stuck: whether a lane has refused the job. Then the schedd does not match the job until it rebuilds its list.
@@ -44,6 +45,7 @@ class FakeJob:
         self.folder = Path(os.path.abspath(ad.get("Iwd", ".")))
         self.records: list[Request] = []
         self.is_valid = True
+        self.spool = spool
         self.output: bytearray | None = None
         self.lane: Any = None  # a FakeLane; its module imports this one
         self.run: FakeRun | None = None
@@ -104,6 +106,22 @@ class FakeJob:
     def edit(self, attribute: str, text: str) -> None:
         self.ad[attribute] = expression(text)
         self._signature = ()
+
+    def stream(self, content: bytes) -> None:
+        """Append to the output file in the job's folder on the access point."""
+        self.output = (self.output or bytearray()) + content
+        if not self.spool and self.folder.exists():  # a driver deletes the folder when it removes the job
+            with (self.folder / self.ad["TransferOutput"]).open("ab") as file:
+                file.write(content)
+
+    def transfer(self, content: bytes) -> None:
+        """Transfer the whole output file at the end of the job. It replaces a file with the same name."""
+        if self.spool:
+            self.output = bytearray(content)
+        elif self.folder.exists():
+            name = self.ad["TransferOutput"]
+            before, _, after = self.ad.get("TransferOutputRemaps", "").strip('"').partition("=")
+            (self.folder / (after.strip() if before.strip() == name else name)).write_bytes(content)
 
     def write_output(self) -> None:
         """Copy the output files to the folder from which the job was submitted.
@@ -197,7 +215,7 @@ class FakeRun:
         if code == Exit.SERVER_LOST and not self.begun:
             self._write(b'{"begun": 0, "refused": true}\n')  # this start does not count as an attempt
         self.stop()
-        self.job.output = bytearray(self.output)
+        self.job.transfer(bytes(self.output))
         self.ended(self, code)
 
     def stop(self) -> None:
@@ -209,13 +227,13 @@ class FakeRun:
         self.unsent += line
 
     def _stream(self) -> None:
-        """Append new results to the job's spool directory. Do this again and again while the job runs."""
+        """Append new results to the job's output on the access point. Do this again and again while the job runs."""
         if not self.active:
             return
         if self.job.keep_is_known:
             self.set_keep()
         if self.unsent or self.begun != self.reported:
-            self.job.output = (self.job.output or bytearray()) + self.unsent + b'{"begun": %d}\n' % self.begun
+            self.job.stream(bytes(self.unsent) + b'{"begun": %d}\n' % self.begun)
             self.unsent, self.reported = bytearray(), self.begun
         if self.unanswered:
             self.clock.call_later(self.seconds, self._stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from glide.condor.event_log import Event
@@ -61,6 +62,7 @@ class FakePool:
         answer: a function that returns the fields of a record's result, from the request and its number of seconds. The
             default is `echo`. A function can also return a result with an error, or an invalid result.
         user: name of the account that submits jobs.
+        job_folders: the folder in which each job gets its own folder; None: the jobs are spooled.
 
     Attributes:
         queue, directory, clock: the implementations of the ports JobQueue, SlotDirectory and Clock.
@@ -71,10 +73,12 @@ class FakePool:
     def __init__(
         self, match_seconds: float = 1.0, start_seconds: float = 0.06, seed: int | None = None,
         hosts: Iterable[str] = (), answer: Callable[[Request, float], dict[str, Any]] = echo, user: str = "user@fake",
+        job_folders: Path | None = None,
     ):  # fmt: skip
         load_functions()
         choice = None if seed is None else random.Random(seed)
         self.answer = answer
+        self.job_folders = job_folders
         self.clock = FakeClock()
         self.directory = FakeDirectory(self.clock, hosts)
         self.schedd = FakeSchedd(self.clock, self.directory, match_seconds, start_seconds, choice)
@@ -83,7 +87,7 @@ class FakePool:
 
     def handle(self) -> PoolHandle:
         """Return a handle with a new reader of the event log, for one driver."""
-        return PoolHandle(self.queue, self.directory, FakeEventLog(self.schedd), self.clock)
+        return PoolHandle(self.queue, self.directory, FakeEventLog(self.schedd), self.clock, self.job_folders)
 
     # ---- glideins ----------------------------------------------------------------------------------
 

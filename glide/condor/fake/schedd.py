@@ -15,8 +15,8 @@ from glide.vocabulary import Exit, JobStatus
 
 # If a node dies, its job's shadow asks the startd three times, 5 s apart. Only then is the job idle again.
 LOST_SECONDS = 10.0
-# The schedd looks for jobs that have become idle again only every SCHEDD_INTERVAL (5 s in an embedded pool).
-REQUEUE_SECONDS = 4.0
+# The schedd looks for jobs that have become idle again only every SCHEDD_INTERVAL (1 s in an embedded pool).
+REQUEUE_SECONDS = 1.0
 BOUNCE_SECONDS = 2.0  # seconds until the negotiator again matches a job that could not start on a dead lane
 # The schedd treats a job that a lane has refused as matched, until it rebuilds its list of runnable jobs. It rebuilds
 # the list after this number of seconds, and earlier when a job is submitted or when a job's priority is set.

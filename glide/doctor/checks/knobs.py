@@ -55,7 +55,7 @@ QUEUE = (
         300,
         30,
         "work that only this timer starts, such as a job for an idle claim, waits up to {value} s",
-        "5",
+        "1",
     ),
     Knob("SCHEDD_MIN_INTERVAL", 5, 2, "new jobs are announced up to {value} s late", "1"),
 )
