@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from glide.sweep.balance import ANSWER_SECONDS, balance, from_loading_glideins
+from glide.sweep.balance import ANSWER_SECONDS, MOST_REQUESTS, balance, from_loading_glideins
 from glide.sweep.view import GlideinView, JobView, SubmitTwin, TakeBack
 from glide.vocabulary import JobStatus
 
@@ -43,6 +43,17 @@ def test_nothing_moves_if_all_glideins_have_work():
 
 def test_nothing_moves_if_waiting_jobs_suffice():
     assert moved(job("1.0", "busy", 10), waiting=100, busy=glidein(), idle=glidein(free=2)) == []
+
+
+def test_job_gives_back_records_if_its_glidein_gets_no_more_jobs():
+    (action,) = moved(job("1.0", "draining", 100), idle=glidein(free=2))
+    assert isinstance(action, TakeBack) and action.keep == pytest.approx(52, abs=1)
+
+
+def test_requests_of_one_cycle_are_limited():
+    jobs = [job(f"{number}.0", f"busy{number}", 100) for number in range(3 * MOST_REQUESTS)]
+    glideins = {each.glidein: glidein() for each in jobs} | {f"idle{n}": glidein(free=2) for n in range(len(jobs))}
+    assert len(moved(*jobs, **glideins)) == MOST_REQUESTS
 
 
 def test_begun_records_are_not_taken_back():

@@ -95,6 +95,12 @@ def test_waiting_jobs_are_divided_again_if_far_too_large():
     (action,) = decide(Memory(recut=NOW - RECUT_SECONDS - 1), view(*running, *waiting), NOW)
     assert action == RemoveJobs(tuple(waiting), RECUT)
     assert decide(Memory(recut=NOW - 1), view(*running, *waiting), NOW) == []
+    # A free lane will take one of the waiting jobs. If each of them has a free lane, they stay as they are.
+    one_free = view(*running, *waiting)
+    one_free.glideins["a"].free = 1
+    (action,) = decide(Memory(recut=NOW - RECUT_SECONDS - 1), one_free, NOW)
+    assert action == RemoveJobs(tuple(waiting), RECUT)
+    assert decide(Memory(recut=NOW - RECUT_SECONDS - 1), view(*running, *waiting, free=len(waiting)), NOW) == []
     assert decide(Memory(), view(*running, *waiting, fixed=9000), NOW) == []
     waiting[0].id = ""  # it was submitted a moment ago
     assert decide(Memory(), view(*running, *waiting), NOW) == []

@@ -219,7 +219,7 @@ def test_early_job_starts_before_lane_is_warm(submit, access_point: AccessPoint,
 
     started = {name: done(job)["JobCurrentStartExecutingDate"] for name, job in (("early", early), ("plain", plain))}
     wanted = [Machine.STATE, Machine.STATE_SINCE, Machine.SERVED_SINCE]
-    served_lane = f'{Machine.TEMPLATE} == "{template.digest}" && {Machine.SERVED_SINCE} =!= undefined'
+    served_lane = f'{Machine.TEMPLATE} == "{template.digest}" && {Machine.SERVED_SINCE} > 0'
     lanes = eventually(lambda: collector.lanes(wanted, served_lane), "an ad shows that records were served")
     warm, served = lanes[0][Machine.STATE_SINCE], lanes[0][Machine.SERVED_SINCE]
     assert lanes[0][Machine.STATE] == State.WARM

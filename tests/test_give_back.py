@@ -254,3 +254,20 @@ def test_edit_of_running_job_reaches_its_lane(factory: Path, access_point: Acces
     assert found.rejected == 0 and found.kept is not None and 3 <= found.kept < 200
     assert set(found.results) == {f"r{number}" for number in range(found.kept)}
     assert {each["custom_id"] for each in results} <= set(found.results)
+
+
+# ---- a job that starts again -----------------------------------------------------------------------
+
+
+def test_job_that_starts_again_has_streamed_all_its_results(start, starter):
+    """HTCondor keeps only what a job has streamed: its next start does not see its output file."""
+    server = start(record_seconds=0.01)
+    server.reached(State.WARM)
+    call = called(server, starter, records(5000), **{Job.STREAM: "60"})
+    eventually(lambda: len(call.written()) > 20, "results are written")
+    assert starter.lines(call.out.name) == []
+    server.process.terminate()
+    assert call.end()[0] == Exit.SERVER_LOST
+    streamed = [line["custom_id"] for line in starter.lines(call.out.name) if "custom_id" in line]
+    assert len(set(streamed)) == len(streamed) > 20
+    assert set(streamed) == {result["custom_id"] for result in call.written()}

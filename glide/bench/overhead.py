@@ -1,8 +1,8 @@
 """Measure the overhead that glide adds to HTCondor and to an engine.
 
-The benchmark measures three numbers. The first is the rate of jobs with one record each, compared with plain HTCondor
+The benchmark measures four numbers. The first is the rate of jobs with one record each, compared with plain HTCondor
 jobs. The second is the rate of records that take no time, compared with the engine alone. The third is the share of
-time in which an engine is busy.
+time in which an engine is busy. The fourth is the time from a warm lane to its first record.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, 
         runs = [(_raw_jobs(bench, jobs), _single_jobs(bench, jobs), _raw_jobs(bench, jobs)) for _ in range(repeat)]
         pairs = [((before + after) / 2, each) for before, each, after in runs]
         free = [_free_records(bench, records) for _ in range(repeat)]
-        busy = [_busy_share(bench, number) for number in range(repeat)]
+        new = [_new_glidein(bench, number) for number in range(repeat)]
     return {
         "raw_jobs_per_s": round(median(raw for raw, _ in pairs), 2),
         "job_each_per_s": round(median(each for _, each in pairs), 2),
         "job_each_over_raw": round(median(each / raw for raw, each in pairs), 3),
         "free_records_per_s": round(median(free)),
         "bare_engine_records_per_s": round(_bare_engine(records)),
-        "engine_busy_share": round(median(busy), 4),
-        "runs": {"raw_each_raw": runs, "free": free, "busy": busy},
+        "engine_busy_share": round(median(share for share, _ in new), 4),
+        "warm_to_first_record_s": round(median(wait for _, wait in new), 3),
+        "runs": {"raw_each_raw": runs, "free": free, "busy_share_and_first_record_s": new},
     }
 
 
@@ -103,13 +104,21 @@ def _bare_engine(count: int) -> float:
     return count / (time.monotonic() - started)
 
 
-def _busy_share(bench: Rig, number: int, count: int = 1000) -> float:
-    """Run a sweep on a new glidein. Return the engine's busy time, divided by the time from first to last record."""
-    options = {"record_seconds": 0.02 + number * 1e-6}  # new options mean a new template, and so a new glidein
+def _new_glidein(bench: Rig, number: int, count: int = 1000) -> tuple[float, float]:
+    """Run a sweep on a new glidein, which needs some seconds to load the model.
+
+    Returns:
+        - The engine's busy time, divided by the time from first to last record.
+        - The seconds from the moment when the lanes are warm until the first record begins.
+    """
+    # New options mean a new template, and so a new glidein.
+    options = {"record_seconds": 0.02 + number * 1e-6, "load_seconds": 3.0}
     bench.sweep(count, options, glideins=1)
     collector = Collector()
     mine = f'{Machine.TEMPLATE} == "{Template("noop", "noop", options=options).digest}" && {Machine.SERVED} == {count}'
-    while not (lanes := collector.lanes([Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL], mine)):
+    wanted = (Machine.BUSY_SECONDS, Machine.SERVED_SINCE, Machine.SERVED_UNTIL, Machine.STATE_SINCE)
+    while not (lanes := collector.lanes(wanted, mine)):
         time.sleep(0.25)  # the lane's ad may be up to two seconds old
     lane = lanes[0]
-    return float(lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE]))
+    share = lane[Machine.BUSY_SECONDS] / (lane[Machine.SERVED_UNTIL] - lane[Machine.SERVED_SINCE])
+    return float(share), float(lane[Machine.SERVED_SINCE] - lane[Machine.STATE_SINCE])

@@ -28,7 +28,8 @@ from glide.protocol.result import is_count
 from glide.server.chirp import FAILURES, Chirp
 from glide.system import open_regular
 
-REFUSAL_SECONDS = 5.0  # time limit for reporting that a job was refused; the job ends only after the report
+# Time limit for the last append of a job that will start again, in seconds. The job ends only after this append.
+LAST_SECONDS = 5.0
 
 
 @dataclass
@@ -197,9 +198,7 @@ class ResultStream:
                 continue
             self.unsent_records = 0
             try:
-                self.chirp = self.chirp or await self._connect()
-                self.file.flush()  # after the last wait, so that the file has all bytes that `written` counts
-                await self._append(self.chirp, self.written, self.begun)
+                await self._append_unsent()
                 if not self._many_are_unsent:
                     self.append_now.clear()
             except FAILURES as error:
@@ -255,6 +254,24 @@ class ResultStream:
             self.chirp.close()
             self.chirp = None
 
+    async def append_rest(self) -> None:
+        """Append all unsent results, for a job that will start again. Ignore failures. `run` must have been cancelled.
+
+        If the job is not spooled, HTCondor copies the output file to another file than the one with the streamed
+        results. The job's next start reads only the streamed results.
+        """
+        if not self.chirp_config or self.sent == self.written:
+            return
+        self._disconnect()  # `run` may have been cancelled in the middle of an append
+        self.line_break = b"\n"
+        with suppress(*FAILURES):
+            await asyncio.wait_for(self._append_unsent(), LAST_SECONDS)
+
+    async def _append_unsent(self) -> None:
+        self.chirp = self.chirp or await self._connect()
+        self.file.flush()  # after the last wait, so that the file has all bytes that `written` counts
+        await self._append(self.chirp, self.written, self.begun)
+
     def close(self) -> None:
         """Close the files. Until then, the output file may be incomplete, so the job must not end before this call."""
         self._disconnect()
@@ -290,4 +307,4 @@ async def report_refusal(chirp_config: str, output: str, errors: str) -> None:
 
     if chirp_config:
         with suppress(*FAILURES):
-            await asyncio.wait_for(append(), REFUSAL_SECONDS)
+            await asyncio.wait_for(append(), LAST_SECONDS)

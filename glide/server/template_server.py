@@ -7,12 +7,13 @@ import errno
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from glide.server.batcher import Batcher
 from glide.server.engines import printable
 from glide.server.job import ServedJob
 from glide.server.status import Status
-from glide.server.stream import ResultStream, report_refusal
+from glide.server.stream import LAST_SECONDS, ResultStream, report_refusal
 from glide.server.supervisor import Supervisor
 from glide.server.supply import FileSupply
 from glide.server.template_state import TemplateState
@@ -35,6 +36,7 @@ class TemplateServer:
 
     Attributes:
         jobs: the jobs that are served now; the oldest job is first.
+        connections: the tasks that serve these jobs. A task ends a little later than its job.
         waiting_sticky_jobs: number of sticky jobs that wait until the template is warm.
         last_used: time by the monotonic clock when the last job ended.
     """
@@ -46,6 +48,7 @@ class TemplateServer:
         self.state = TemplateState(template, changed, is_initial)
         batcher = Batcher(self._handle_write_error)
         self.jobs = batcher.jobs
+        self.connections: set[asyncio.Task[Any]] = set()
         self.work = batcher.work
         self.supervisor = Supervisor(template, supply, log, self.state, batcher)
         self.waiting_sticky_jobs = 0
@@ -92,6 +95,8 @@ class TemplateServer:
             self.state.status = self.status.entering(State.FAILED, "stopped while it was being loaded")
         self.settled.set()
         self.state.ended.set()
+        if self.connections:
+            await asyncio.wait(self.connections, timeout=LAST_SECONDS)
         if self.supervision is not None:
             self.supervision.cancel()
             with suppress(asyncio.CancelledError):
@@ -120,6 +125,9 @@ class TemplateServer:
             await report_refusal(request.chirp, request.output.name, request.errors)
             return job.finish(Exit.SERVER_LOST)
         self.jobs.append(job)
+        if connection := asyncio.current_task():
+            self.connections.add(connection)
+            connection.add_done_callback(self.connections.discard)
         self.supervisor.job_arrived.set()
         serving = asyncio.create_task(job.serve(self.work))
         streaming = asyncio.create_task(
@@ -134,9 +142,13 @@ class TemplateServer:
                 if request.timed:
                     served = f"served from {request.arrived:.6f} to {time.monotonic():.6f} s"
                     job.report(f"{served} (both times are from this host's monotonic clock)")
-                job.finish(serving.result())
-            else:
-                is_lost = not gone.done()
+                code = serving.result()
+                if code == Exit.SERVER_LOST:
+                    await _append_rest(job, streaming)
+                job.finish(code)
+            elif is_lost := not gone.done():
+                job.gone = True  # no further result is written
+                await _append_rest(job, streaming)
         except OSError as error:
             self._handle_write_error(job, error)
             job.report(job.problem)
@@ -166,6 +178,13 @@ class TemplateServer:
         job.send_elsewhere(f"its results cannot be written: {error}")
         if error.errno in DISK_ERRORS and not self.state.failed:
             self.state.enter(State.FAILED, f"results cannot be written on this node: {error}")
+
+
+async def _append_rest(job: ServedJob, streaming: asyncio.Task[None]) -> None:
+    """End the task that streams a job's results, and append all unsent results. HTCondor will run the job again."""
+    streaming.cancel()
+    await asyncio.wait({streaming})
+    await job.results.append_rest()
 
 
 async def _wait_for_end(reader: asyncio.StreamReader) -> None:

@@ -23,6 +23,8 @@ GAIN_SHARE = 0.05
 # If a job does not answer a request within this number of seconds, the driver may ask again. The number is larger than
 # the longest time between two transfers of a job's results.
 ANSWER_SECONDS = 90.0
+# Maximum number of requests to give back records in one cycle. Each request is a transaction of the access point.
+MOST_REQUESTS = 50
 # A twin is submitted only if it is expected to finish within this share of the time that the first job still needs.
 TWIN_SHARE = 0.5
 
@@ -35,7 +37,7 @@ def balance(
     Call this function only if no records are pending.
 
     Args:
-        running: the running jobs.
+        running: the running jobs, also those of glideins that get no further jobs.
         waiting: number of records in jobs that wait for a lane.
         glideins: the glideins that can get jobs, by GlideId.
         latency: seconds from a decision until the driver can submit the records that are taken back.
@@ -49,23 +51,26 @@ def balance(
     for job in running:  # an engine that has finished no record yet may be very slow
         if job.glidein in glideins and glideins[job.glidein].warm and not glideins[job.glidein].record_seconds:
             paces[job.glidein] = max(paces[job.glidein], now - job.since)
+        elif job.glidein:  # the glidein gets no further jobs, but its jobs can give records back
+            paces.setdefault(job.glidein, usual)
     left = _seconds_left(running, paces, now)
     # The access point starts one job after the other. The new jobs start after those that it has to start now.
     starting = sum(job.begun == 0 for job in running) * START_SECONDS
     move = MOVE_SECONDS + latency + starting
-    hungry = [name for name, seconds in left.items() if seconds < move and glideins[name].warm]
+    # Glideins that have no work, or will soon have none, and so can take work over.
+    helpers = [name for name, seconds in left.items() if seconds < move and name in glideins and glideins[name].warm]
     late = sorted((name for name in left if left[name] > move + GAIN_SECONDS), key=left.__getitem__, reverse=True)
-    if not hungry or not late:
+    if not helpers or not late:
         return []
     jobs: defaultdict[str, list[JobView]] = defaultdict(list)
     for job in running:
         jobs[job.glidein].append(job)
-    end, busy = _common_end(late, hungry, left, paces, move, waiting)
+    end, busy = _common_end(late, helpers, left, paces, move, waiting)
     # The access point needs START_SECONDS for each new job, and starts one after the other.
-    while len(hungry) > 1 and len(hungry) * START_SECONDS > end - move:
-        hungry = hungry[: len(hungry) // 2]
-        end, busy = _common_end(late, hungry, left, paces, move, waiting)
-    wanted = int(sum((end - busy) / paces[name] for name in hungry))
+    while len(helpers) > 1 and len(helpers) * START_SECONDS > end - move:
+        helpers = helpers[: len(helpers) // 2]
+        end, busy = _common_end(late, helpers, left, paces, move, waiting)
+    wanted = int(sum((end - busy) / paces[name] for name in helpers))
     wanted -= sum(job.records - job.asked for job in running if job.asked is not None and _has_to_answer(job, now))
     actions: list[Action] = []
     for name in late:
@@ -77,8 +82,8 @@ def balance(
         actions += some
         wanted -= taken
     if not actions and not waiting and not any(_has_to_answer(job, now) for job in running):
-        return _twins(jobs, left, paces, hungry, move)
-    return actions
+        return _twins(jobs, left, paces, helpers, move)
+    return actions[:MOST_REQUESTS]
 
 
 def from_loading_glideins(
@@ -99,26 +104,26 @@ def from_loading_glideins(
         job for job in running if job.glidein in glideins and not glideins[job.glidein].warm and not job.twin
     )  # fmt: skip
     asked = [TakeBack(job, 0) for job in coming if job.asked is None or now - job.asked_at > ANSWER_SECONDS]
-    return list(asked[:free])
+    return list(asked[: min(free, MOST_REQUESTS)])
 
 
 def _common_end(
-    late: Sequence[str], hungry: Collection[str], left: Mapping[str, float], paces: Mapping[str, float], move: float,
+    late: Sequence[str], helpers: Collection[str], left: Mapping[str, float], paces: Mapping[str, float], move: float,
     waiting: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Return the seconds until the late and the hungry glideins finish together, if the hungry ones take work over.
+    """Return the seconds until the late glideins and the helpers finish together, if the helpers take work over.
 
-    Also return the seconds until the hungry glideins can begin with the work that they take over.
+    Also return the seconds until the helpers can begin with the work that they take over.
 
     Args:
         late: the glideins that have most work. The glidein that would finish last comes first.
-        hungry: the glideins that have no work, or will soon have none.
+        helpers: the glideins that have no work, or will soon have none.
         left: seconds that each glidein still needs.
         paces: seconds that each glidein needs per record.
         move: seconds until taken records can begin.
-        waiting: number of records in jobs that wait for a lane. The hungry glideins compute these first.
+        waiting: number of records in jobs that wait for a lane. The helpers compute these first.
     """
-    speed = sum(1 / paces[name] for name in hungry)
+    speed = sum(1 / paces[name] for name in helpers)
     end = busy = max(move, waiting / speed)
     records = speed * busy
     for number, name in enumerate(late):
@@ -175,14 +180,14 @@ def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int
 
 
 def _twins(
-    jobs: Mapping[str, list[JobView]], left: Mapping[str, float], paces: Mapping[str, float], hungry: list[str],
+    jobs: Mapping[str, list[JobView]], left: Mapping[str, float], paces: Mapping[str, float], helpers: list[str],
     move: float,
 ) -> list[Action]:  # fmt: skip
-    """Return twins for the jobs whose glidein needs far longer than a hungry glidein would need."""
+    """Return twins for the jobs whose glidein needs far longer than a helper would need."""
     actions: list[Action] = []
-    for helper, name in zip(hungry, sorted(left, key=lambda name: -left[name]), strict=False):
+    for helper, name in zip(helpers, sorted(left, key=lambda name: -left[name]), strict=False):
         for job in jobs.get(name, ()):
             needed = move + job.unanswered * paces[helper]
-            if name not in hungry and not job.twin and job.unanswered and needed < TWIN_SHARE * left[name]:
+            if name not in helpers and not job.twin and job.unanswered and needed < TWIN_SHARE * left[name]:
                 actions.append(SubmitTwin(job))
     return actions

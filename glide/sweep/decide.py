@@ -77,13 +77,17 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     due = [job for job in groups.running if now - job.read >= PEEK_SECONDS]
     if due and now - memory.peeked >= PEEK_SECONDS / 2:
         actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
-    free = any(each.warm and each.free for each in view.glideins.values())
+    free = sum(each.free for each in view.glideins.values() if each.warm)
     stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
     if old := [job for job in stuck if now - job.since > AVOID_SECONDS]:
         return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
-    if not free and now - memory.recut > RECUT_SECONDS and _have_wrong_size(memory, view, groups.idle, now):
+    if (
+        free < len(groups.idle)
+        and now - memory.recut > RECUT_SECONDS
+        and _have_wrong_size(memory, view, groups.idle, now)
+    ):
         return [*actions, RemoveJobs(tuple(groups.idle), RECUT)]
     waiting = sum(job.unanswered for job in groups.idle) + view.pending
     submitted = 0

@@ -84,7 +84,8 @@ class Driver:
 
     Attributes:
         memory: what the decisions need to know of earlier cycles.
-        well: time when HTCondor last answered, or when the driver began to wait for an answer (monotonic seconds).
+        answered_at: time when HTCondor last answered, or when the driver began to wait for an answer (monotonic
+            seconds).
         lanes_full: True if records are pending, but the lanes have enough jobs. Then the driver submits no job.
         cycle: seconds that the last cycle took.
     """
@@ -97,7 +98,7 @@ class Driver:
         self.lanes = Lanes(work.template, pool.directory, pool.clock)
         self.intake = ResultIntake(work, self.jobs, self.lanes, pool.clock)
         self.outage = Outage(run.name, lambda: isolated(self._probe), pool.clock)
-        self.started = self.well = self.clock.monotonic()
+        self.started = self.answered_at = self.clock.monotonic()
         self.memory = Memory(self.started)
         self.actor = Actor(work, self.jobs, self.lanes, self.intake, pool.clock)
         self.lanes_full = False
@@ -132,14 +133,15 @@ class Driver:
             CondorRefused: HTCondor refuses jobs, or holds jobs repeatedly.
         """
         if self.work.wait_for_work():
-            self.well = self.clock.monotonic()  # the time limit for an answer from HTCondor begins after this wait
+            # The time limit for an answer from HTCondor begins after this wait.
+            self.answered_at = self.clock.monotonic()
         try:
             self.progress = self._cycle()
-            self.condor_answered, self.well = True, self.clock.monotonic()
+            self.condor_answered, self.answered_at = True, self.clock.monotonic()
             self.outage.end()
             watch(self.progress)
         except (CondorError, OSError) as error:
-            late = self.clock.monotonic() - self.well > PATIENCE_SECONDS
+            late = self.clock.monotonic() - self.answered_at > PATIENCE_SECONDS
             if isinstance(error, CondorRefused) or not self.condor_answered:
                 if late or self.memory.holds >= MOST_HOLDS or isinstance(error, OSError):
                     raise

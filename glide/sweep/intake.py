@@ -289,7 +289,7 @@ class ResultIntake:
         """
         lane = job.lane or job.last_lane
         self.audit.log_rejected(self.lanes.describe(lane), job.id, answers)
-        return [lane] if self.missing(job.part) and not self.lanes.is_only_warm_glidein(lane) else []
+        return [lane] if self.missing(job.part) and not self.lanes.has_only_warm_glidein(lane) else []
 
     def _count_unanswered(self, ended: Sequence[tuple[InvocationJob, OutputContent]]) -> list[str]:
         """Log the invalid output lines of ended jobs. For each record, count the jobs that ended without its result.

@@ -138,8 +138,8 @@ class Lanes:
         """Return the GlideId of a lane; empty if the lane is unknown."""
         return self.last_seen.get(lane_name, ("", 0.0))[0]
 
-    def is_only_warm_glidein(self, lane_name: str) -> bool:
-        """Return whether no other glidein than that of the lane `lane_name` is warm and can get jobs."""
+    def has_only_warm_glidein(self, lane_name: str) -> bool:
+        """Return whether only the glidein of the lane `lane_name` may be warm and can get jobs."""
         mine = self.glidein_of(lane_name)
         now = self.clock.monotonic()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS}
