@@ -12,6 +12,7 @@ from glide.bench.batching import batching
 from glide.bench.bootstrap import bootstrap
 from glide.bench.factory import factory
 from glide.bench.host_loss import host_loss
+from glide.bench.lanes import lanes
 from glide.bench.overhead import overhead
 from glide.bench.records import records
 from glide.bench.recovery import recovery
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "bootstrap": bootstrap,
     "factory": factory,
     "host-loss": host_loss,
+    "lanes": lanes,
     "overhead": overhead,
     "records": records,
     "recovery": recovery,
