@@ -51,8 +51,11 @@ def adapters(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def expected(adapters) -> dict[str, list[str]]:
-    """The texts of the last 300 claims with the model and with each adapter, from plain transformers and peft."""
+def expected(adapters) -> dict[str, list[tuple[str, float]]]:
+    """The texts of the last 300 claims with the model and with each adapter, from plain transformers and peft.
+
+    Each text comes with its smallest margin: by how much the log probability of the best token exceeds the second one.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,10 +69,12 @@ def expected(adapters) -> dict[str, list[str]]:
     return texts
 
 
-def _text(model: Any, tokenizer: Any, prompt: str) -> str:
+def _text(model: Any, tokenizer: Any, prompt: str) -> tuple[str, float]:
     given = tokenizer(prompt, return_tensors="pt")
-    row = model.generate(**given, **GENERATE, pad_token_id=0)[0]
-    return tokenizer.decode(row[given["input_ids"].shape[1] :], skip_special_tokens=True)
+    found = model.generate(**given, **GENERATE, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    best = [logits[0].log_softmax(-1).topk(2).values for logits in found.logits]
+    text = tokenizer.decode(found.sequences[0][given["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text, min(float(first - second) for first, second in best)
 
 
 def paths(adapters: dict[str, Path]) -> dict[str, str]:
@@ -205,7 +210,7 @@ def test_mixed_records_get_the_texts_of_their_adapters(start, adapters, expected
     mixed = [one for several in zip(*map(requests, expected), strict=True) for one in several]
     texts = {each["custom_id"]: each["text"] for each in server.call([{"generate": GENERATE}, *mixed]).results()}
     for name, wanted in expected.items():
-        assert [texts[f"{name}{number}"] for number in range(300)] == wanted
+        assert [texts[f"{name}{number}"] for number in range(300)] == [text for text, _ in wanted]
     assert len({tuple(each) for each in expected.values()}) == 3
     assert server.now()[Machine.ADAPTERS] == ",".join(NAMES)
 
@@ -304,8 +309,11 @@ def test_sweep_with_two_adapters_loads_the_model_once(factory, sweep, adapters, 
     assert run.returncode == 0, run.stderr
     for name, wanted in expected.items():
         texts = [each["text"] for each in sweep.results(f"{name}/plain")]
-        # With these adapters, llama.cpp's log probabilities differ from peft's by up to 0.01. One text of 900 differs.
-        assert sum(ours != theirs for ours, theirs in zip(texts, wanted, strict=True)) <= (engine == "llamacpp")
+        margins = [margin for ours, (theirs, margin) in zip(texts, wanted, strict=True) if ours != theirs]
+        # With these adapters, llama.cpp's log probabilities differ from peft's by up to 0.01, and depend on the batch.
+        close = 0.03 if engine == "llamacpp" else 0.0
+        assert all(margin < close for margin in margins), margins
+        assert sum(margin < close for _, margin in wanted) < 10
     wanted_lane = f'{Machine.MODEL} == "{model["name"]}" && {Machine.ADAPTERS} == "{",".join(NAMES)}"'
     lane, *_ = eventually(lambda: Collector().lanes([Machine.SOCKET], wanted_lane), "both adapters are advertised")
     assert len({each["glidein"] for name in expected for each in sweep.results(f"{name}/plain")}) == 1

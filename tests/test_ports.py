@@ -108,9 +108,11 @@ class Run:
         spec = RunSpec(self.name, TEMPLATE, folder, max_glideins=1)
         self.jobs = RunJobs(spec, self.pool.queue, self.pool.job_folders)
         self.events: list[Event] = []
+        self.parts: set[str] = set()
 
     def submit(self, records: int, **options: Any) -> Part:
         part = self.jobs.write(requests(records))
+        self.parts.add(part.name)
         self.jobs.submit([part], **options)
         return part
 
@@ -119,8 +121,9 @@ class Run:
         return job
 
     def files(self) -> list[Path]:
-        """The files of the run's jobs, and the jobs' own folders. No other run uses the pool."""
-        return [path for folder in (self.jobs.run.folder, self.pool.job_folders) if folder for path in folder.iterdir()]
+        """The files of the run's jobs, and the jobs' own folders."""
+        own = list(self.pool.job_folders.iterdir()) if self.pool.job_folders else []
+        return [*self.jobs.run.folder.iterdir(), *(path for path in own if path.name in self.parts)]
 
     def peek(self, part: Part) -> dict[str, dict[str, Any]]:
         return self.jobs.peek(self.job(part), part.ids).results

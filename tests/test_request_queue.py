@@ -30,6 +30,7 @@ class Service:
     def __init__(self, answer: Callable[[list[str]], tuple[int, Any]]):
         self.answer = answer
         self.requests: list[list[str]] = []
+        self.bodies: list[Any] = []
         self.in_flight = self.most = 0
         self.lock = threading.Lock()
         self.running: list[str] = []  # the prompts in flight
@@ -38,6 +39,7 @@ class Service:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         with self.lock:
             self.requests.append(prompts)
+            self.bodies.append(body)
             self.in_flight += len(prompts)
             self.running += prompts
             self.most = max(self.most, self.in_flight)
@@ -150,13 +152,17 @@ def test_records_with_different_adapters_are_kept_apart():
         EngineRecord(number, text, GREEDY, adapter="" if text.startswith("base") else text[0])
         for number, text in enumerate(texts)
     ]
-    asking = queue(service, reports, adapter_fields={"a": {"model": "a"}, "b": {"model": "b"}})
+    fields = {"": {"cache_prompt": False}, "a": {"lora": 0}, "b": {"lora": 1}}
+    asking = queue(service, reports, adapter_fields=fields)
     for start in range(0, 200, 20):
         asking.submit(sent[start : start + 20])
     found = reports.wait(200)
     assert [number for number, each in found.items() if each.error] == [7]
     assert [found[number].text for number in range(200) if number != 7] == [t for t in texts if t != "base 7"]
     assert not mixed
+    for body, (first, *_) in zip(service.bodies, service.requests, strict=True):
+        wanted = fields[first.split()[0].replace("base", "")]
+        assert wanted.items() <= body.items()
 
 
 def test_late_request_is_divided_and_only_the_hanging_record_fails():

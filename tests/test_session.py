@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import glide
+from glide.condor import home
 from glide.errors import InputError, InvocationError
 from tests.conftest import eventually
 
@@ -178,9 +179,11 @@ def test_next_session_removes_jobs_of_killed_session(factory, access_point, tmp_
     done = subprocess.run([sys.executable, tmp_path / "killed.py"], capture_output=True, text=True)
     mine = f'regexp("^{done.stdout.strip()}", GlideRun) && JobStatus < 3'
     assert done.returncode == 9, done.stderr
-    assert access_point.jobs(mine, ["ClusterId"])
+    (job, *_) = access_point.jobs(mine, ["Iwd"])
+    assert Path(job["Iwd"]).is_relative_to(home() / "pool" / "jobs")  # the job is not spooled
     with glide.Session():
         eventually(lambda: not access_point.jobs(mine, ["ClusterId"]), "its jobs are gone")
+        eventually(lambda: not Path(job["Iwd"]).exists(), "its job's folder is deleted")
 
 
 def test_error_while_loading_state_fails_call_with_reason(session, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class AdapterArguments:
         fields: function that returns the fields of a request with an adapter. Its arguments are the adapter's name, and
             its place in the list of adapters.
         embeds: whether the program can compute embeddings with an adapter.
+        always: fields of all requests to a program that has adapters.
     """
 
     arguments: tuple[tuple[str, ...], ...]
@@ -49,6 +50,7 @@ class AdapterArguments:
     fields: Callable[[str, int], dict[str, Any]]
     separator: str = ""
     embeds: bool = False
+    always: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ LLAMACPP = Program(
         each="{path}",
         fields=lambda name, number: {"lora": [{"id": number, "scale": 1.0}]},
         separator=",",
+        # llama.cpp would use the cached beginning of a prompt again, although another adapter has computed it.
+        always={"cache_prompt": False},
     ),
     queries_metrics=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),
 )  # fmt: skip

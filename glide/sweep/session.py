@@ -27,6 +27,7 @@ from glide.condor.access_point import quoted
 from glide.condor.bounded import isolated
 from glide.condor.ports import configured_pool
 from glide.errors import CondorError, InvocationError
+from glide.invoke.files import JobFiles
 from glide.invoke.jobs import RunSpec
 from glide.sweep.calls import Call, Calls
 from glide.sweep.driver import Driver, Progress
@@ -236,4 +237,7 @@ def _remove_killed_sessions(folder: Path, access_point: AccessPoint) -> None:
     for left in folder.glob("session-*"):
         with suppress(OSError), _locked(left):
             access_point.remove(f"regexp({quoted(f'^{left.name}-')}, {Job.RUN})", "its session is gone")
+            job_folders = configured_pool(access_point).job_folders
+            for folder in {path.parent for path in left.rglob("*.in")}:
+                JobFiles(folder, job_folders).remove_others(())
             shutil.rmtree(left)

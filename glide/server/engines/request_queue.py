@@ -48,7 +48,8 @@ class Target:
         seconds: time limit of one request.
         retries: maximum number of times that a request is repeated.
         token_ids: field of a request that adds the token IDs of prompt and text to the answer; empty if there is none.
-        adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter.
+        adapter_fields: fields of a request that uses a LoRA adapter, by name of the adapter; under "" the fields of a
+            request without an adapter.
         adapter_embeds: whether embeddings can be computed with an adapter.
     """
 
@@ -247,10 +248,10 @@ class RequestQueue:
         """
         target = self.target
         path, body = api.request(request.records, target.model, target.chat, target.system)
-        if adapter := request.records[0].adapter:
-            if adapter not in target.adapter_fields or (path == "embeddings" and not target.adapter_embeds):
-                raise Refused(f"the program cannot use the adapter {adapter} for {path}")
-            body |= target.adapter_fields[adapter]
+        adapter = request.records[0].adapter
+        if adapter and (adapter not in target.adapter_fields or (path == "embeddings" and not target.adapter_embeds)):
+            raise Refused(f"the program cannot use the adapter {adapter} for {path}")
+        body |= target.adapter_fields.get(adapter, {})
         if target.token_ids and path == "completions":
             body = {**body, target.token_ids: True}
         answer, pause = "", 0.0

@@ -240,7 +240,10 @@ class Server:
 
     def _adapter_fields(self) -> dict[str, dict[str, Any]]:
         form = self.program.adapters
-        return {name: form.fields(name, number) for number, name in enumerate(self.adapters)} if form else {}
+        if form is None or not self.adapters:
+            return {}
+        fields = {name: form.fields(name, number) for number, name in enumerate(self.adapters)}
+        return {name: {**form.always, **own} for name, own in {"": {}, **fields}.items()}
 
     def _wait_for_end(self) -> None:
         """Wait for some seconds. If the program has ended, this process ends, too, and no record gets an error."""
