@@ -296,7 +296,8 @@ def test_directory_lists_lanes_with_their_states(run: Run):
     _, job = run.start(100)
     directory, glidein = run.pool.directory, run.glidein_of(job)
     mine = f'{Machine.ID} == "{glidein}"'
-    run.wait(lambda: directory.lanes([], f'{mine} && State == "Claimed"'), "the lane's ad shows the claim")
+    claimed = f'Name == "{job.lane}" && State == "Claimed"'
+    run.wait(lambda: directory.lanes([], claimed), "the lane's ad shows the claim")
     measured = f"{mine} && {Machine.RECORD_SECONDS} > 0.04 && {Machine.RECORD_SECONDS} < 0.2"
     run.wait(lambda: directory.lanes(["Name"], measured), "the lanes advertise the measured speed")
     lanes = [from_ad(LaneAd, ad, strict=True) for ad in directory.lanes(attributes(LaneAd), mine)]
