@@ -19,7 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 WORKERS = 2
-TASK = 100  # number of prompts in a task
+TASK_VARIABLE = "PEERS_TASK"
+TASK = int(os.environ.get(TASK_VARIABLE, "100"))  # number of prompts in a task
 BATCH = 32  # number of prompts in a padded batch
 GENERATE: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 PACKAGES = ("glide", "parsl", "ray", "distributed", "torch", "transformers")

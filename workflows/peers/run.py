@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import yaml
-from infer import BATCH, HERE, TASK, WORKERS
+from infer import BATCH, HERE, TASK, TASK_VARIABLE, WORKERS
 from matplotlib.figure import Figure
 
 from glide.condor.install import cache_dir
@@ -248,9 +249,8 @@ def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
     return (
         f"In glide's {number(whole, 's')} for {case.records:,} prompts, the busier engine computed for"
         f" {number(busy, 's')}. There were {jobs:.0f} jobs in total, and the driver saw a warm lane for"
-        f" {number(seen, 's')} (warm_makespan_s). The other systems push tasks to workers that wait for them. With"
-        " glide a warm lane reports to the collector and is matched in the next negotiation, and HTCondor's daemons"
-        " start a process for each job on the same cores."
+        f" {number(seen, 's')} (warm_makespan_s). The first jobs waited on their lanes while the model was loaded."
+        " HTCondor's daemons start a process for each job on the same cores."
     )
 
 
@@ -288,8 +288,11 @@ def main() -> None:
         help="numbers of prompts; all but the first only for glide and the two plain processes",
     )
     parser.add_argument("--only", nargs="+", choices=[each.name for each in SYSTEMS], help="measure only these systems")
+    parser.add_argument("--task", type=positive, help="prompts in a task of the other systems; 100 by default")
     parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="interpreter that can import ndcctools")
     given, began = parser.parse_args(), time.time()
+    if given.task not in (None, TASK):  # the variable must be set before `infer` is imported, here and in all scripts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, TASK_VARIABLE: str(given.task)})
     first, *more = given.records
     cases = [
         *(Case(system, first) for system in SYSTEMS),
