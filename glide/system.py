@@ -64,16 +64,18 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
+def open_regular(path: Path, mode: str = "rb", follow: bool = True) -> IO[bytes]:
     """Open a regular file at a path that comes from an untrusted source.
 
     Args:
         mode: "rb" or "wb".
+        follow: whether to follow a symbolic link at the end of the path. If not, a link is an error.
 
     Raises:
         OSError: the file cannot be opened, or is not a regular file. A FIFO or a device could block the caller forever.
     """
     flags = os.O_RDONLY if mode == "rb" else os.O_WRONLY | os.O_CREAT
+    flags |= 0 if follow else os.O_NOFOLLOW
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

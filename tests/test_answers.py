@@ -56,6 +56,23 @@ def test_valid_result_is_read_unchanged(tmp_path, right):
     assert found.results == {"a": GOOD | right} and not found.rejected
 
 
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_link_to_another_output_counts_as_empty(tmp_path, link):
+    (tmp_path / "other.out").write_bytes(line())
+    link(tmp_path / "x.out", tmp_path / "other.out")
+    found = answers.read(tmp_path / "x.out", IDS, 4096)
+    assert found.results == {} and not found.rejected
+
+
+def test_two_files_of_one_output_complete_each_other(tmp_path):
+    found = read(tmp_path, line(text="first"), b'{"begun": 3}\n')
+    found.add(
+        read(tmp_path, line(text="second"), line(custom_id="b"), b'{"begun": 2, "kept": 1, "asked": 1}\n', b"?\n")
+    )
+    assert {name: result["text"] for name, result in found.results.items()} == {"a": "first", "b": "x"}
+    assert (found.begun, found.kept, found.asked, found.rejected) == (2, 1, 1, 1)
+
+
 def test_result_with_deepest_allowed_nesting_is_stored(tmp_path):
     deepest = nested(MOST_NESTED - 1)
     assert to_line(read(tmp_path, deepest).results["a"]) == deepest

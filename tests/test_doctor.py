@@ -67,7 +67,7 @@ def test_doctor_reports_harmful_daemon_settings(clinic):
             ("matching", "warning", "NEGOTIATOR_MIN_INTERVAL = 5: a request", "NEGOTIATOR_MIN_INTERVAL = 1"),
             ("matching", "warning", "takes the negotiator for dead", "NEGOTIATOR_UPDATE_INTERVAL = 15"),
             ("queue", "warning", "SCHEDD_INTERVAL = 300: work", "SCHEDD_INTERVAL = 1"),
-            ("queue", "warning", "SCHEDD_MIN_INTERVAL = 5: new", "SCHEDD_MIN_INTERVAL = 1"),
+            ("queue", "warning", "SCHEDD_MIN_INTERVAL = 5: new", "SCHEDD_MIN_INTERVAL = 0"),
             ("queue", "warning", "0.5 jobs start per second", "JOB_START_DELAY = 0"),
             ("queue", "warning", "MAX_JOBS_RUNNING = 4: too low for 9 jobs", "MAX_JOBS_RUNNING = 18"),
             ("queue", "warning", "MAX_JOBS_PER_OWNER = 8: too low for 9 jobs", "MAX_JOBS_PER_OWNER = 18"),

@@ -15,6 +15,7 @@ from typing import Any
 from glide import resources
 from glide.bench.rig import Rig, rig
 from glide.condor import AccessPoint, Collector
+from glide.condor.access_point import quoted
 from glide.server.engines import EngineRecord
 from glide.server.engines.noop import Noop
 from glide.template import Template
@@ -54,10 +55,10 @@ def overhead(repeat: int, jobs: int = 200, records: int = 100_000) -> dict[str, 
 def _raw_jobs(bench: Rig, count: int) -> float:
     """Return how many plain jobs HTCondor runs per second, without glide.
 
-    The measured time begins with the submission. The measured time ends when the outputs are retrieved. Plain jobs are
-    similar to invocation jobs:
+    The measured time begins with the submission, and ends when all jobs have completed. Plain jobs are similar to
+    invocation jobs:
 
-    - Each plain job has one input file and one output file, like an invocation job.
+    - Each plain job has one input file and one output file, like an invocation job. It is not spooled, either.
     - Plain jobs run in two slots. Invocation jobs run on two lanes.
     - Each plain job only copies the input file to the output file with /bin/cp.
     """
@@ -69,16 +70,15 @@ def _raw_jobs(bench: Rig, count: int) -> float:
     digest = Template("noop", "noop").digest
     macros = {
         "executable": "/bin/cp", "digest": digest, "model": "noop", "initialdir": str(folder),
-        "requirements": "TARGET.SlotTypeID == 2",
+        "requirements": "TARGET.SlotTypeID == 2", "My.LimitDirectoryAccess": quoted(str(folder)),
         "records": "$(part).in", "results": "$(part).out", "leave_in_queue": f"JobStatus == {JobStatus.COMPLETED}",
     }  # fmt: skip
     access_point = AccessPoint()
     started = time.monotonic()
-    cluster = access_point.submit(description, macros, [{"part": str(number)} for number in range(count)], spool=True)
+    cluster = access_point.submit(description, macros, [{"part": str(number)} for number in range(count)])
     done = f"ClusterId == {cluster} && JobStatus == {JobStatus.COMPLETED}"
     while len(access_point.jobs(done, ["ProcId"])) < count:
         time.sleep(0.25)
-    access_point.retrieve(f"ClusterId == {cluster}")
     seconds = time.monotonic() - started
     access_point.remove(f"ClusterId == {cluster}", "measured")
     assert len(list(folder.glob("*.out"))) == count

@@ -8,7 +8,7 @@ bindings:
 - glide.ssh runs HTCondor's commands on login hosts.
 - glide.files.peers runs condor_status.
 - glide.glidein starts HTCondor's daemons.
-- glide.server.stream writes to a job's spool directory with HTCondor's chirp protocol.
+- glide.server.stream writes to a job's folder on the access point with HTCondor's chirp protocol.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from glide.condor.access_point import AccessPoint, parameter
 from glide.condor.pool import account
 
 JOBS_PARAMETER = "GLIDE_JOBS"  # HTCondor configuration parameter of the access point; glide alone reads it
+MOST_INTERVAL = 5.0  # with a longer SCHEDD_INTERVAL, in seconds, jobs that are not spooled would start later
 # A schedd has a second address for administrators. HTCondor uses it if it can read the file with this address.
 ADDRESS_FILES = ("SCHEDD_ADDRESS_FILE", "SCHEDD_SUPER_ADDRESS_FILE")
 _log = logging.getLogger("glide")
@@ -25,6 +27,8 @@ def job_folders(access_point: AccessPoint) -> Path | None:
     - The configuration has no GLIDE_JOBS.
     - The access point is on another machine.
     - The jobs run as another account, which could not use this user's files.
+    - The schedd would announce jobs that are not spooled too late (SCHEDD_INTERVAL).
+    - LIMIT_DIRECTORY_ACCESS lets no node reach the folder.
     - The folder cannot be used.
 
     Raises:
@@ -34,7 +38,13 @@ def job_folders(access_point: AccessPoint) -> Path | None:
     if not folder or not _is_here(access_point) or access_point.user.partition("@")[0] != account().pw_name:
         return None
     own = Path(folder).resolve() / str(os.getuid())
+    interval = float(parameter("SCHEDD_INTERVAL") or 300)
+    limits = re.split(r"[,\s]+", (parameter("LIMIT_DIRECTORY_ACCESS") or "").strip())
     try:
+        if interval > MOST_INTERVAL:
+            raise PermissionError(f"SCHEDD_INTERVAL = {interval:g} is more than {MOST_INTERVAL:g}")
+        if limits != [""] and not any(own.is_relative_to(each) for each in limits):
+            raise PermissionError("LIMIT_DIRECTORY_ACCESS does not include it")
         with suppress(FileExistsError):
             own.mkdir(mode=0o700)
         found = own.lstat()  # other users may be able to create files in GLIDE_JOBS

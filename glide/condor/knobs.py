@@ -11,7 +11,7 @@ KNOBS: dict[str, dict[str, str]] = {
         "NEGOTIATOR_MIN_INTERVAL": "0",
         "NEGOTIATOR_CYCLE_DELAY": "0",
         "SCHEDD_INTERVAL": "1",
-        "SCHEDD_MIN_INTERVAL": "1",
+        "SCHEDD_MIN_INTERVAL": "0",
     },
     "A claim serves job after job: a new match has no advantage for sticky state": {
         "CLAIM_WORKLIFE": "-1",

@@ -187,7 +187,7 @@ class EmbeddedPool:
             return start
         _log.warning(
             "this host allows no mount namespace: code on a lane may read your files through hard links in the pool's"
-            " spool"
+            " folders of jobs"
         )
         return as_unprivileged()
 

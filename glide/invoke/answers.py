@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -59,6 +60,16 @@ class OutputContent:
     too_long: bool = False
     end: int = 0
 
+    def add(self, other: OutputContent) -> None:
+        """Add the content of another file with the same job's output. `end` stays as it is."""
+        self.results = {**other.results, **self.results}
+        self.begun = max(self.begun, other.begun)
+        if other.kept is not None and (self.kept is None or other.kept < self.kept):
+            self.kept, self.asked = other.kept, other.asked
+        self.rejected += other.rejected
+        self.reason = self.reason or other.reason
+        self.too_long |= other.too_long
+
     def reject(self, reason: str) -> None:
         """Count an invalid line. Keep the reason if this is the first invalid line."""
         self.rejected += 1
@@ -83,7 +94,7 @@ def read(
     path: Path, ids: Collection[str], max_result_bytes: int,
     check_result: Callable[[dict[str, Any]], str] = lambda result: "", start: int = 0,
 ) -> OutputContent:  # fmt: skip
-    """Read a job's output. If there is no regular file, this counts as an empty output.
+    """Read a job's output. If there is no regular file, or if it has several names, this counts as an empty output.
 
     A last line without "\\n" is incomplete, so it is ignored.
 
@@ -97,7 +108,7 @@ def read(
     """
     answers = OutputContent(end=start)
     try:
-        opened = open_regular(path)
+        opened = open_regular(path, follow=False)
     except FileNotFoundError:
         return answers
     except OSError as error:
@@ -105,6 +116,8 @@ def read(
             raise
         return answers  # code on the node may have replaced the file
     with opened as file:
+        if os.fstat(file.fileno()).st_nlink > 1:  # code on the node may change it under its other name
+            return answers
         file.seek(start)
         for line in _lines(file, max_result_bytes, output_limit(len(ids), max_result_bytes), start):
             answers.end = file.tell() if line is not None else answers.end

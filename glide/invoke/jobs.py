@@ -33,12 +33,6 @@ URGENT = 10  # priority of jobs that have waited for long, and of jobs that repe
 TIMES = ("queued", "started", "executing", "completed")  # events of a job; the job's ad has the time of each event
 MEGABYTE = 1 << 20
 SLOWEST = 100_000  # assumed minimum upload rate to an access point, in bytes per second
-# If a job's ad has one of these attributes, a retrieval may write outside the run's folder. Spooling adds the prefix
-# SUBMIT_ to such an attribute, so the list has names with this prefix and names without it.
-ELSEWHERE = (
-    "SUBMIT_TransferOutput", "SUBMIT_TransferOutputRemaps", "SUBMIT_UserLog", "SUBMIT_OutputDestination",
-    "TransferOutputRemaps", "UserLog", "OutputDestination",
-)  # fmt: skip
 # ClassAd expression that is true if a job has been idle or held for more than 30 days (KEPT_SECONDS). If the job's
 # driver runs, the job never waits for 30 days. So a true value means that the driver was killed.
 ABANDONED = (
@@ -227,11 +221,11 @@ class RunJobs:
         }  # fmt: skip
 
     def _folder_macros(self) -> dict[str, str]:
-        """Return the macros that name the folder of each job.
+        """Return the macros for the folders of jobs: where a job's files are, and what its node can reach.
 
-        A spooled job's node can reach the job's spool directory. HTCondor adds it to LimitDirectoryAccess.
+        For spooled jobs, the job file has the right LimitDirectoryAccess.
         """
-        folder = self.files.own_folder("$(part)")
+        folder = self.files.new_folder("$(part)")
         if folder is None:
             return {"initialdir": str(self.run.folder.resolve())}
         # When a job ends, HTCondor overwrites the output file, and this takes a while. So the job's output gets another
@@ -261,20 +255,28 @@ class RunJobs:
     def peek(self, job: InvocationJob, ids: Collection[str], start: int = 0) -> OutputContent:
         """Return the output that a job has streamed to the access point so far. The job must not have completed.
 
+        If `start` is 0, the result also has the output that HTCondor has transferred when an earlier start ended.
+
         If this process can read the job's folder on the access point, it reads only the new part of the output there.
         Otherwise, the whole output is copied from the access point first.
 
         Args:
             ids: ids of the job's records.
             start: number of bytes of the output that are left out, because they were read before.
+
+        Raises:
+            CondorError: the job has its own folder, but not on this machine.
         """
-        path = self.files.streamed(job.part, job.folder)
-        if path is None:
+        paths = self.files.outputs(job.part, job.folder)
+        if not paths:
             # A running job has no standard error file yet. So the retrieval reports an error, but only after all other
             # files have been copied. This error is ignored.
             with suppress(CondorError):
-                self.access_point.retrieve(self._retrievable([job]))
-        return self._read(path or self.files.retrieved(job.part), ids, start)
+                self.access_point.retrieve(self.files.retrievable({job.id: job.part}))
+        found = self._read((paths or [self.files.retrieved(job.part)])[0], ids, start)
+        for path in paths[1:] if start == 0 else ():
+            found.add(self._read(path, ids))
+        return found
 
     def gather(self, done: Sequence[InvocationJob], ids: Mapping[str, Collection[str]], store: Store) -> None:
         """Retrieve the results of completed jobs, store them, and then remove the jobs from the queue.
@@ -289,31 +291,21 @@ class RunJobs:
         """
         if not done:
             return
-        if spooled := [job for job in done if not self.files.has_own_folder(job.part, job.folder)]:
-            self.access_point.retrieve(self._retrievable(spooled))
+        paths = {job.id: self.files.outputs(job.part, job.folder, completed=True) for job in done}
+        if spooled := {job.id: job.part for job in done if not paths[job.id]}:
+            self.access_point.retrieve(self.files.retrievable(spooled))
+        outputs = ((job, (paths[job.id] or [self.files.retrieved(job.part)])[0]) for job in done)
         # Store the results of all jobs in one call, because each call flushes files to disk.
-        store([(job, self._read(self.files.final(job.part, job.folder), ids[job.part])) for job in done])
+        store([(job, self._read(path, ids[job.part])) for job, path in outputs])
         self.access_point.remove(any_of(job.id for job in done), "gathered")
         for job in done:
-            self.files.remove(job.part)
+            self.files.remove(job.part, job.folder)
 
     def _read(self, path: Path, ids: Collection[str], start: int = 0) -> OutputContent:
         found = answers.read(path, ids, self.run.max_result_bytes, self.run.check_result, start)
         if found.too_long and path.parent == self.run.folder:
             path.unlink(missing_ok=True)  # free the disk space immediately
         return found
-
-    def _retrievable(self, jobs: Iterable[InvocationJob]) -> str:
-        """Return a constraint that matches a job only if its outputs go to the run's folder.
-
-        A retrieval writes to the paths in the job's ad, and code on a node can change the ad with chirp's set_job_attr.
-        So the constraint does not match a job whose ad has different paths.
-        """
-        own_outputs = " || ".join(
-            f"({any_of([job.id])} && TransferOutput =?= {quoted(f'{job.part}.out')})" for job in jobs
-        )
-        own_folder = f"SUBMIT_Iwd =?= {quoted(str(self.run.folder.resolve()))}"
-        return " && ".join([f"({own_outputs})", own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
 
     def record_ids(self, part: str) -> list[str]:
         """Read the custom_ids of a part's records from the input file of its job, in the order of this file."""
@@ -336,7 +328,7 @@ class RunJobs:
         if jobs:
             self.access_point.remove(any_of(job.id for job in jobs), reason)
             for job in jobs:
-                self.files.remove(job.part)
+                self.files.remove(job.part, job.folder)
 
     def remove_remains(self, queue: Iterable[InvocationJob]) -> None:
         """Delete the files that remain from killed drivers. Keep the files of the jobs in `queue`."""
@@ -345,4 +337,5 @@ class RunJobs:
             remove_remains(self.files.jobs, self.access_point)
 
     def _constraint(self) -> str:
-        return f"{Job.RUN} == {quoted(self.run.name)}"
+        owner = self.access_point.user.partition("@")[0]  # another user can submit jobs with the same GlideRun
+        return f"{Job.RUN} == {quoted(self.run.name)} && Owner == {quoted(owner)}"

@@ -16,8 +16,8 @@ if [ -z "$own" ] || ! [ . -ef "${_CONDOR_SCRATCH_DIR:-.}" ]; then
     exit 2
 fi
 
-# End the job with an exit code that makes HTCondor run the job again. The output file will replace the streamed file on
-# the access point. So first fetch the streamed results from the access point, and append them to the output file.
+# End the job with an exit code that makes HTCondor run the job again. If the job is spooled, the output file will replace
+# the streamed file on the access point. So first fetch the streamed results, and append them to the output file.
 lost() {
     printf '%s\n' "$1" >&2
     {

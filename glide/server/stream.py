@@ -1,4 +1,4 @@
-"""While a job runs, append its results to a file in the job's spool directory on the access point.
+"""While a job runs, append its results to a file in the job's folder on the access point.
 
 Appended results survive the loss of the node. If the job starts again, the records that have a result in this file are
 skipped. The driver can read the results before the job ends.

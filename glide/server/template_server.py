@@ -182,8 +182,9 @@ class TemplateServer:
 
 async def _append_rest(job: ServedJob, streaming: asyncio.Task[None]) -> None:
     """End the task that streams a job's results, and append all unsent results. HTCondor will run the job again."""
-    streaming.cancel()
-    await asyncio.wait({streaming})
+    while not streaming.done():  # Python 3.11's asyncio.wait_for may ignore a cancellation
+        streaming.cancel()
+        await asyncio.wait({streaming}, timeout=1.0)
     await job.results.append_rest()
 
 

@@ -9,8 +9,8 @@ The input has one JSON object per line, with `custom_id` and `prompt`. A line wi
 for the lines after it, for example `{"generate": {"max_new_tokens": 4}}`.
 
 The output has one line `{"custom_id","text","tokens","error","seconds","glidein","attempts"}` per record, in the order
-in which the records finish. While the job runs, these lines are also streamed to the job's spool directory on the
-access point. If the job starts again, the server reads the streamed lines and skips the records that already have a
+in which the records finish. While the job runs, these lines are also streamed to the job's folder on the access
+point. If the job starts again, the server reads the streamed lines and skips the records that already have a
 line. If the job gives back records (glide.protocol.keep), the output also has a line with the number of records that
 the job keeps (glide.server.stream).
 """

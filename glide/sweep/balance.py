@@ -91,6 +91,8 @@ def from_loading_glideins(
 ) -> list[Action]:
     """For each free warm lane, take back all records of one job that waits for a template to be loaded.
 
+    Jobs that were asked, and have not answered yet, count.
+
     Args:
         running: the running jobs.
         idle: number of jobs that wait for a lane.
@@ -98,6 +100,7 @@ def from_loading_glideins(
         now: time of the driver's clock, in seconds.
     """
     free = sum(each.free for each in glideins.values() if each.warm) - idle
+    free -= sum(job.asked == 0 and _has_to_answer(job, now) for job in running)
     if free <= 0:
         return []
     coming = (

@@ -25,6 +25,7 @@ from typing import Any
 from glide.condor import AccessPoint, home
 from glide.condor.access_point import quoted
 from glide.condor.bounded import isolated
+from glide.condor.job_folders import job_folders
 from glide.condor.ports import configured_pool
 from glide.errors import CondorError, InvocationError
 from glide.invoke.files import JobFiles
@@ -234,10 +235,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _remove_killed_sessions(folder: Path, access_point: AccessPoint) -> None:
     """Remove the jobs and folders of killed sessions. Skip a folder if a running session has locked it."""
+    own = job_folders(access_point)
     for left in folder.glob("session-*"):
         with suppress(OSError), _locked(left):
             access_point.remove(f"regexp({quoted(f'^{left.name}-')}, {Job.RUN})", "its session is gone")
-            job_folders = configured_pool(access_point).job_folders
-            for folder in {path.parent for path in left.rglob("*.in")}:
-                JobFiles(folder, job_folders).remove_others(())
+            for inputs in {path.parent for path in left.rglob("*.in")}:
+                JobFiles(inputs, own).remove_others(())
             shutil.rmtree(left)

@@ -204,7 +204,7 @@ class FakeSchedd:
             self.requeue(job)
 
     def hold(self, job: FakeJob, reason: str, code: int = USER_HOLD) -> None:
-        """Hold a job. The results that it has streamed stay in its spool directory."""
+        """Hold a job. The results that it has streamed stay in its folder."""
         self._leave_lane(job, "")
         job.set_status(JobStatus.HELD, self.now)
         job.ad["HoldReason"], job.ad["HoldReasonCode"] = reason, code

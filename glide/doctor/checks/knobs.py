@@ -57,7 +57,7 @@ QUEUE = (
         "work that only this timer starts, such as a job for an idle claim, waits up to {value} s",
         "1",
     ),
-    Knob("SCHEDD_MIN_INTERVAL", 5, 2, "new jobs are announced up to {value} s late", "1"),
+    Knob("SCHEDD_MIN_INTERVAL", 5, 2, "new jobs are announced up to {value} s late", "0"),
 )
 NEGOTIATOR = (*(knob.name for knob in MATCHING), "NEGOTIATOR_UPDATE_INTERVAL", "CLASSAD_LIFETIME")
 SCHEDD = (
