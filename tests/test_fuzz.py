@@ -12,14 +12,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from glide.condor import EmbeddedPool
+from glide.condor import AccessPoint, EmbeddedPool
 from glide.condor.processes import Process
-from glide.vocabulary import Exit
+from glide.errors import CondorError
+from glide.vocabulary import Exit, Job, JobStatus
 from tests.conftest import SITE, SweepFolder, eventually
 
 pytestmark = pytest.mark.pool
@@ -47,9 +49,11 @@ class Chaos:
 
     def kill_something(self, rng: random.Random) -> None:
         kind = rng.choice(sorted(VICTIMS))
-        if kind == "driver":
+        if kind in ("driver", "driver that takes back"):
             self.driver.kill()
             self.driver.communicate()
+            if kind == "driver that takes back":
+                self._take_back(rng)
             self.driver = self.sweep.start("resume")
         elif kind == "factory":
             self.factory.kill()
@@ -60,6 +64,15 @@ class Chaos:
         else:
             return
         self.killed[kind] += 1
+
+    def _take_back(self, rng: random.Random) -> None:
+        """Ask a running job to give records back, as a driver may do at the last moment before it is killed."""
+        with suppress(CondorError):
+            running = f"{Job.RECORDS} > 0 && JobStatus == {JobStatus.RUNNING}"
+            if jobs := AccessPoint().jobs(running, ["ClusterId", "ProcId", Job.RECORDS]):
+                job = rng.choice(jobs)
+                kept = rng.randrange(job[Job.RECORDS] + 1)
+                AccessPoint().edit(f"{job['ClusterId']}.{job['ProcId']}", Job.KEEP, str(kept), notify_shadow=True)
 
     def _processes(self) -> list[Process]:
         return sorted(self.pool.processes(), key=lambda process: process.pid)
@@ -104,6 +117,7 @@ VICTIMS: dict[str, Callable[[Process, bool], bool]] = {
     "engine": runs("glide.server.engine_process"),
     "ticket": runs("glide/invoke/ticket.sh"),
     "driver": lambda process, outer: False,
+    "driver that takes back": lambda process, outer: False,
     "factory": lambda process, outer: False,
 }
 
