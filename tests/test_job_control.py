@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from glide.condor import AccessPoint
+from glide.condor.access_point import any_of
 from glide.condor.fake import FakePool
 from glide.condor.ports import JobControl
 from glide.config import Login
@@ -80,6 +81,25 @@ def test_jobs_are_listed_and_removed(control: Control):
     assert [ad["ProcId"] for ad in port.jobs(f"({mine}) && JobStatus != {JobStatus.REMOVED}", ["ProcId"])] == [0]
     assert port.remove(f"({mine}) && ProcId > 0 && JobStatus != {JobStatus.REMOVED}", "again") == 0
     assert port.remove(f"{mine} || {other}", "the test is over") >= 2
+
+
+def test_any_number_of_jobs_is_removed_at_once(control: Control):
+    mine = control.submit("many", 2500)
+    (first, *_) = control.port.jobs(mine, ["ClusterId"], limit=1)
+    odd = any_of(f"{first['ClusterId']}.{number}" for number in range(1, 2500, 2))
+    assert control.port.remove(odd, "because of a test") == 1250
+    left = control.port.jobs(f"({mine}) && JobStatus != {JobStatus.REMOVED}", ["ProcId"])
+    assert sorted(ad["ProcId"] for ad in left) == list(range(0, 2500, 2))
+    assert control.port.remove(f"({mine}) && JobStatus != {JobStatus.REMOVED}", "the test is over") == 1250
+
+
+def test_constraint_selects_exactly_the_given_jobs():
+    jobs = ["7.3", "7.4", "7.5", "7.9", "12.0", "7.4"]
+    assert any_of(jobs) == (
+        "((ClusterId == 7 && ProcId >= 3 && ProcId <= 5)"
+        " || ((ClusterId == 7 && ProcId >= 9 && ProcId <= 9) || (ClusterId == 12 && ProcId >= 0 && ProcId <= 0)))"
+    )
+    assert any_of([]) == "false"
 
 
 def test_priority_of_waiting_jobs_is_set(control: Control):

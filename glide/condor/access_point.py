@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -280,4 +281,32 @@ def quoted(text: str) -> str:
 
 def any_of(jobs: Iterable[str]) -> str:
     """Return a ClassAd constraint that selects the given jobs. A job is given as cluster.proc."""
-    return " || ".join("(ClusterId == {} && ProcId == {})".format(*job.split(".")) for job in jobs)
+    clusters: defaultdict[int, list[int]] = defaultdict(list)
+    for cluster, _, proc in (job.partition(".") for job in jobs):
+        clusters[int(cluster)].append(int(proc))
+    return either([
+        f"(ClusterId == {cluster} && ProcId >= {first} && ProcId <= {last})"
+        for cluster, procs in clusters.items()
+        for first, last in _ranges(sorted(procs))
+    ])  # fmt: skip
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last number of each range of consecutive numbers. The numbers are sorted."""
+    first = 0
+    for place, number in enumerate(numbers):
+        if place + 1 == len(numbers) or numbers[place + 1] > number + 1:
+            yield numbers[first], number
+            first = place + 1
+
+
+def either(conditions: Sequence[str]) -> str:
+    """Return a ClassAd expression that is true if one of the conditions is true.
+
+    The operators form a balanced tree. If some hundred operators follow each other without parentheses, HTCondor cannot
+    evaluate the expression, and a query or a removal with this constraint selects no job.
+    """
+    if len(conditions) < 2:
+        return conditions[0] if conditions else "false"
+    middle = len(conditions) // 2
+    return f"({either(conditions[:middle])} || {either(conditions[middle:])})"

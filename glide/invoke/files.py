@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from glide.condor.access_point import any_of, quoted
+from glide.condor.access_point import any_of, either, quoted
 from glide.condor.ports import JobQueue
 from glide.errors import CondorError
 from glide.vocabulary import Job
@@ -94,11 +94,11 @@ class JobFiles:
         Args:
             parts: the parts of the jobs, by job number.
         """
-        own_outputs = " || ".join(
+        own_outputs = either([
             f"({any_of([job])} && TransferOutput =?= {quoted(f'{part}.out')})" for job, part in parts.items()
-        )
+        ])  # fmt: skip
         own_folder = f"SUBMIT_Iwd =?= {quoted(str(self.folder.resolve()))}"
-        return " && ".join([f"({own_outputs})", own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
+        return " && ".join([own_outputs, own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
 
     def place(self, parts: Iterable[str]) -> None:
         """Copy the inputs of new jobs into the jobs' own folders. Do nothing if the jobs are spooled.

@@ -79,7 +79,7 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
         actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
     free = sum(each.free for each in view.glideins.values() if each.warm)
     stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
-    if old := [job for job in stuck if now - job.since > AVOID_SECONDS]:
+    if old := sorted((job for job in stuck if now - job.since > AVOID_SECONDS), key=lambda job: job.since)[:free]:
         return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
