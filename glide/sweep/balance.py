@@ -24,7 +24,7 @@ GAIN_SHARE = 0.05
 # the longest time between two transfers of a job's results.
 ANSWER_SECONDS = 90.0
 # Maximum number of requests to give back records in one cycle. Each request is a transaction of the access point.
-MOST_REQUESTS = 50
+MOST_REQUESTS = 1000
 # A twin is submitted only if it is expected to finish within this share of the time that the first job still needs.
 TWIN_SHARE = 0.5
 

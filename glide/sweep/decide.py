@@ -83,9 +83,10 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
         return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
-    queued = sorted(groups.idle, key=lambda job: job.since)[free:]  # the other jobs will start on the free lanes
-    if now - memory.recut > RECUT_SECONDS and _have_wrong_size(memory, view, queued, now):
-        return [*actions, RemoveJobs(tuple(queued), RECUT)]
+    if now - memory.recut > RECUT_SECONDS:
+        queued = sorted(groups.idle, key=lambda job: job.since)[free:]  # the other jobs will start on the free lanes
+        if _have_wrong_size(memory, view, queued, now):
+            return [*actions, RemoveJobs(tuple(queued), RECUT)]
     waiting = sum(job.unanswered for job in groups.idle) + view.pending
     submitted = 0
     if view.pending > 0:
