@@ -97,8 +97,8 @@ class JobFiles:
         own_outputs = either([
             f"({any_of([job])} && TransferOutput =?= {quoted(f'{part}.out')})" for job, part in parts.items()
         ])  # fmt: skip
-        own_folder = f"SUBMIT_Iwd =?= {quoted(str(self.folder.resolve()))}"
-        return " && ".join([own_outputs, own_folder, *(f"{name} =?= undefined" for name in ELSEWHERE)])
+        to_run = f"SUBMIT_Iwd =?= {quoted(str(self.folder.resolve()))}"
+        return " && ".join([own_outputs, to_run, *(f"{name} =?= undefined" for name in ELSEWHERE)])
 
     def place(self, parts: Iterable[str]) -> None:
         """Copy the inputs of new jobs into the jobs' own folders. Do nothing if the jobs are spooled.
