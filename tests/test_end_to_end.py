@@ -101,17 +101,22 @@ def test_model_at_url_is_fetched_once_per_host(factory, pool, sweep: SweepFolder
     (model / MANIFEST).write_text(glide("template", "files", str(model)).stdout)
     with origin(model) as source:
         far = {"name": "far", "engine": "noop", "path": source.url, "options": {"record_seconds": 0.3}}
-        sweep.write(noop_records(48), glideins=2, pack=2, model=far)
-        done = sweep.run()
-        assert done.returncode == Exit.OK, done.stderr
+        process = sweep.write(noop_records(3000), glideins=2, pack=2, model=far).start()
 
         def warm() -> int:
             return sum(" far Warm" in words.read_text() for words in (pool.home / "factory").rglob("*.out"))
 
-        eventually(lambda: warm() == 2, "both have it, though one may have been late for the work")
+        # Work for minutes: the factory removes a glidein that still loads when nobody has work for it any more.
+        eventually(lambda: warm() == 2 or process.poll() is not None, "both glideins have loaded the model")
+        eventually(lambda: results_so_far(sweep) or process.poll() is not None, "there are results")
+        process.terminate()
+        _, errors = process.communicate()
+        assert process.returncode == Exit.INTERRUPTED, errors
         sent = {name: count for name, count in source.sent.items() if name != MANIFEST}
     assert sent == {path.name: path.stat().st_size for path in model.iterdir() if path.name != MANIFEST}
-    assert [result["text"] for result in sweep.results()] == [record["text"] for record in noop_records(48)]
+    assert {(result["custom_id"], result["text"]) for result in sweep.results()} < {
+        (record["custom_id"], record["text"]) for record in noop_records(3000)
+    }
 
 
 def test_model_url_without_files_fails_before_submission(sweep: SweepFolder, tmp_path):
