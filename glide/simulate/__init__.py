@@ -5,7 +5,10 @@ The simulation uses two real functions of glide: the factory's `plan` and the dr
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from glide.config import SiteFile
 from glide.simulate.cluster import Cluster
@@ -17,6 +20,18 @@ from glide.simulate.trace import Trace, read
 from glide.simulate.world import World
 
 __all__ = ["Outcome", "Trace", "read", "simulate"]
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause Python's collector of reference cycles: a simulation creates hardly any, and searching takes long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def simulate(trace: Trace, site: SiteFile) -> Outcome:
@@ -37,7 +52,8 @@ def simulate(trace: Trace, site: SiteFile) -> Outcome:
     factory = SimulatedFactory(world, cluster, sweep)
     finished = world.env.process(sweep.run())
     world.env.process(factory.run())
-    world.env.run(until=finished | world.env.timeout(trace.until) | cluster.all_nodes_gone)
+    with _paused_collector():
+        world.env.run(until=finished | world.env.timeout(trace.until) | cluster.all_nodes_gone)
     for glidein in cluster.glideins.values():
         glidein.close()
     why = "all nodes are gone" if cluster.all_nodes_gone.triggered else "the trace has ended"

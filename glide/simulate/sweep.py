@@ -134,7 +134,7 @@ class SimulatedSweep:
 
     def _cycle(self) -> None:
         self.view.done, self.view.unfinished = self.done, self.workload.records - self.done
-        decide_and_act(self.memory, self.view, lambda: self.world.now, self._act)
+        decide_and_act(self.memory, self.view, self.world.now, self._act)
 
     def _act(self, action: Action) -> None:
         now = self.world.now

@@ -48,23 +48,24 @@ def balance(
         return []
     usual = sum(measured) / len(measured)
     paces = {name: each.record_seconds or usual for name, each in glideins.items()}
-    for job in running:  # an engine that has finished no record yet may be very slow
-        if job.glidein in glideins and glideins[job.glidein].warm and not glideins[job.glidein].record_seconds:
-            paces[job.glidein] = max(paces[job.glidein], now - job.since)
-        elif job.glidein:  # the glidein gets no further jobs, but its jobs can give records back
-            paces.setdefault(job.glidein, usual)
-    left = _seconds_left(running, paces, now)
+    jobs: defaultdict[str, list[JobView]] = defaultdict(list)
+    starting = 0
+    for job in running:
+        jobs[name := job.glidein].append(job)
+        starting += not job.begun
+        if (glidein := glideins.get(name)) is None:
+            if name:  # the glidein gets no further jobs, but its jobs can give records back
+                paces.setdefault(name, usual)
+        elif not glidein.record_seconds and glidein.warm:  # an engine that has finished no record may be very slow
+            paces[name] = max(paces[name], now - job.since)
+    left = {name: _seconds_left(jobs[name], pace, now) if name in jobs else 0.0 for name, pace in paces.items()}
     # The access point starts one job after the other. The new jobs start after those that it has to start now.
-    starting = sum(job.begun == 0 for job in running) * START_SECONDS
-    move = MOVE_SECONDS + latency + starting
+    move = MOVE_SECONDS + latency + starting * START_SECONDS
     # Glideins that have no work, or will soon have none, and so can take work over.
     helpers = [name for name, seconds in left.items() if seconds < move and name in glideins and glideins[name].warm]
     late = sorted((name for name in left if left[name] > move + GAIN_SECONDS), key=left.__getitem__, reverse=True)
     if not helpers or not late:
         return []
-    jobs: defaultdict[str, list[JobView]] = defaultdict(list)
-    for job in running:
-        jobs[job.glidein].append(job)
     end, busy = _common_end(late, helpers, left, paces, move, waiting)
     # The access point needs START_SECONDS for each new job, and starts one after the other.
     while len(helpers) > 1 and len(helpers) * START_SECONDS > end - move:
@@ -143,24 +144,21 @@ def _has_to_answer(job: JobView, now: float) -> bool:
     return job.asked is not None and job.asked < job.records and now - job.asked_at < ANSWER_SECONDS
 
 
-def _seconds_left(running: Collection[JobView], paces: Mapping[str, float], now: float) -> dict[str, float]:
-    """Return the number of seconds that each glidein needs for its jobs, from now on.
+def _seconds_left(jobs: Sequence[JobView], pace: float, now: float) -> float:
+    """Return the number of seconds that a glidein needs for its jobs, from now on.
 
     Args:
-        paces: seconds that each glidein's engine needs per record.
+        jobs: the jobs that run on the glidein.
+        pace: seconds that the glidein's engine needs per record.
     """
-    records: dict[str, int] = dict.fromkeys(paces, 0)
-    read: dict[str, float] = {}
-    for job in running:
-        name = job.glidein
-        if name in records:
-            promised = job.records - job.asked if job.asked is not None and _has_to_answer(job, now) else 0
-            records[name] += job.unanswered - promised
-            read[name] = max(read.get(name, 0.0), job.read)
-    return {
-        name: max(0.0, paces[name] * number - (now - read[name])) if number else 0.0
-        for name, number in records.items()
-    }  # fmt: skip
+    records, read = 0, 0.0
+    for job in jobs:
+        records += job.unanswered
+        if job.asked is not None and _has_to_answer(job, now):
+            records -= job.records - job.asked
+        if job.read > read:
+            read = job.read
+    return max(0.0, pace * records - (now - read))
 
 
 def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int, list[Action]]:

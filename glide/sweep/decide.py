@@ -2,12 +2,13 @@
 
 The driver of a sweep or session, and the simulated driver, call `decide_and_act` after each observation of the pool. It
 calls `decide`, and lets them carry out the actions and update the view. After a Gather, Peek or RemoveJobs, it calls
-`decide` again with the new view.
+`decide` again with the new view, but with the same time: what is read once in a cycle is not read again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from glide.invoke.pack import Wave, eviction_rate, pack
@@ -60,6 +61,7 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     if view.give_up:
         return [GiveUp(view.give_up)]
     groups = _by_status(view)
+    # First bring the view up to date: read results, and remove jobs that have to be submitted again.
     actions: list[Action] = []
     if groups.completed and (not groups.others or now - memory.gathered > GATHER_SECONDS):
         actions.append(Gather(tuple(groups.completed)))
@@ -72,12 +74,14 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     ):  # fmt: skip
         if jobs:
             actions.append(RemoveJobs(tuple(jobs), why))
-    if any(isinstance(action, RemoveJobs) for action in actions):
-        return actions  # the removed jobs leave records, so decide the rest with the next view
-    due = [job for job in groups.running if now - job.read >= PEEK_SECONDS]
-    if due and now - memory.peeked >= PEEK_SECONDS / 2:
+    peeks = now - memory.peeked >= PEEK_SECONDS / 2
+    if peeks and (due := [job for job in groups.running if now - job.read >= PEEK_SECONDS]):
         actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
-    free = sum(each.free for each in view.glideins.values() if each.warm)
+    if actions:
+        return actions
+    # Then decide where the records go.
+    lanes = _lanes(view)
+    free = lanes.free
     stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
     if old := sorted((job for job in stuck if now - job.since > AVOID_SECONDS), key=lambda job: job.since)[:free]:
         return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
@@ -85,40 +89,36 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
         actions.append(Remind(tuple(stuck)))
     if now - memory.recut > RECUT_SECONDS:
         queued = sorted(groups.idle, key=lambda job: job.since)[free:]  # the other jobs will start on the free lanes
-        if _have_wrong_size(memory, view, queued, now):
+        if _have_wrong_size(memory, view, lanes, queued, now):
             return [*actions, RemoveJobs(tuple(queued), RECUT)]
-    waiting = sum(job.unanswered for job in groups.idle) + view.pending
     submitted = 0
     if view.pending > 0:
-        wave = next_wave(memory, view, len(view.jobs) - len(groups.completed), now)
+        wave = _next_wave(memory, view, lanes, len(view.jobs) - len(groups.completed), now)
         submitted = sum(wave.sizes)
         if wave.sizes:
             actions.append(SubmitJobs(wave.sizes, wave.reason, submitted >= view.pending and view.all_known))
-    reads = any(isinstance(action, (Gather, Peek)) for action in actions)
-    if submitted >= view.pending and not reads:  # all records are in jobs, so the end is near
+    if submitted >= view.pending:  # all records are in jobs, so the end is near
         early = from_loading_glideins(groups.running, len(groups.idle) + (submitted > 0), view.glideins, now)
         if early or view.fixed is not None:
             actions += early
         else:
+            waiting = sum(job.unanswered for job in groups.idle) + view.pending
             actions += balance(groups.running, waiting, view.glideins, 2 * view.cycle + view.stream, now)
     return actions
 
 
-def decide_and_act(
-    memory: Memory, view: View, clock: Callable[[], float], act: Callable[[Action], None]
-) -> list[Action]:
+def decide_and_act(memory: Memory, view: View, now: float, act: Callable[[Action], None]) -> list[Action]:
     """Decide and act, and repeat both as long as the actions change what was decided. Return the last actions.
 
     Args:
         memory: what the driver remembers. It is updated.
         view: what the driver observes. The function `act` updates it.
-        clock: function that returns the time, in seconds.
+        now: time of the driver's clock when it observed the pool, in seconds.
         act: function that carries out an action.
     """
     actions: list[Action] = []
+    memory.observe(view, now)
     for _ in range(MOST_ROUNDS):
-        now = clock()
-        memory.observe(view, now)
         actions = decide(memory, view, now)
         for action in actions:
             act(action)
@@ -128,7 +128,39 @@ def decide_and_act(
     return actions
 
 
-def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int = 0, limit: int | None = None) -> Wave:
+@dataclass
+class _Lanes:
+    """The lanes of a view.
+
+    Attributes:
+        count: number of lanes on which jobs can start.
+        free: number of warm lanes that no job has claimed.
+        batch: number of records in an engine call, the largest of all warm glideins.
+        paces: seconds per record of a lane, one value for each glidein that has been measured.
+    """
+
+    count: int = 0
+    free: int = 0
+    batch: int = 1
+    paces: list[float] = field(default_factory=list)
+
+
+def _lanes(view: View) -> _Lanes:
+    lanes = _Lanes()
+    for each in view.glideins.values():
+        lanes.count += each.lanes
+        if each.warm:
+            lanes.free += each.free
+            if each.batch > lanes.batch:
+                lanes.batch = each.batch
+            if each.record_seconds:
+                lanes.paces.append(each.record_seconds * each.lanes)
+    return lanes
+
+
+def _next_wave(
+    memory: Memory, view: View, lanes: _Lanes, queued: int, now: float, returned: int = 0, limit: int | None = None
+) -> Wave:
     """Return the sizes of the next jobs.
 
     Args:
@@ -136,17 +168,12 @@ def next_wave(memory: Memory, view: View, queued: int, now: float, returned: int
         returned: number of records in waiting jobs that the caller may remove from the queue.
         limit: maximum number of jobs; None if only the lanes limit it.
     """
-    lanes = view.lanes
-    warm = [each for each in view.glideins.values() if each.warm]
-    paces = [each.record_seconds * each.lanes for each in warm if each.record_seconds]
     # The factory starts at most one glidein for each job. So keep enough jobs for the glideins that may still come.
     missing = max(0, view.most_glideins - len(view.glideins))
-    if not paces:
-        lanes = max(lanes, 2 * view.most_glideins)
-    batch = view.batch or max((each.batch for each in warm), default=1)
-    losses = eviction_rate(memory.evictions, lanes, now - (memory.first_warm or memory.started))
+    count = lanes.count if lanes.paces else max(lanes.count, 2 * view.most_glideins)
+    losses = eviction_rate(memory.evictions, count, now - (memory.first_warm or memory.started))
     return pack(
-        view.pending + returned, lanes, queued, paces, batch, view.fixed, losses,
+        view.pending + returned, count, queued, lanes.paces, view.batch or lanes.batch, view.fixed, losses,
         unfinished=view.unfinished, missing=missing, limit=limit,
     )  # fmt: skip
 
@@ -156,20 +183,25 @@ def _reading_order(job: JobView) -> tuple[bool, float]:
     return job.asked is None or job.asked >= job.records, job.read
 
 
-def _have_wrong_size(memory: Memory, view: View, idle: Collection[JobView], now: float) -> bool:
+def _have_wrong_size(memory: Memory, view: View, lanes: _Lanes, idle: Collection[JobView], now: float) -> bool:
     """Return whether the records of the waiting jobs should be divided differently, because more is known now.
 
     For example, the speed of the lanes has been measured, or there are more or fewer lanes than before.
     """
-    # A job without a number has just been submitted, and was not observed in the queue yet.
-    if not idle or view.fixed is not None or any(job.twin or not job.id for job in idle):
+    if not idle or view.fixed is not None:
         return False
-    records = sum(job.unanswered for job in idle)
-    sizes = next_wave(memory, view, len(view.jobs) - len(idle), now, records, limit=1).sizes
+    records, largest, full = 0, 0, False
+    for job in idle:
+        if job.twin or not job.id:  # a job without a number has just been submitted, and was not observed yet
+            return False
+        records += job.unanswered
+        if job.unanswered > largest:
+            largest = job.unanswered
+        full = full or job.full
+    sizes = _next_wave(memory, view, lanes, len(view.jobs) - len(idle), now, records, limit=1).sizes
     if not sizes:
         return False
-    largest = max(job.unanswered for job in idle)
-    if any(job.full for job in idle):  # larger jobs would exceed the maximum size of an input file
+    if full:  # larger jobs would exceed the maximum size of an input file
         return largest > RECUT_FACTOR * sizes[0]
     return largest > RECUT_FACTOR * sizes[0] or (len(idle) > 1 and largest * RECUT_FACTOR < sizes[0])
 
@@ -195,11 +227,12 @@ class _Groups:
 def _by_status(view: View) -> _Groups:
     groups = _Groups()
     lost, running, idle = view.lost, groups.running, groups.idle
+    is_idle, is_running = JobStatus.IDLE, JobStatus.RUNNING
     for job in view.jobs.values():  # a view may have 20,000 jobs, so the most frequent cases come first
         status = job.status
-        if status == JobStatus.IDLE and not (job.outdated or job.twin):
+        if status == is_idle and not (job.outdated or job.twin):
             idle.append(job)
-        elif status == JobStatus.RUNNING and not (job.outdated or job.twin or (lost and job.id in lost)):
+        elif status == is_running and not (job.outdated or job.twin or (lost and job.id in lost)):
             running.append(job)
         elif status == JobStatus.COMPLETED:
             groups.completed.append(job)

@@ -238,9 +238,7 @@ class Driver:
         view = self.actor.observe(self.memory)
         view.cycle = self.cycle + pause(self.cycle, calm=True)
         view.stream = stream_seconds(view.lanes)
-        actions = decide_and_act(
-            self.memory, view, self.clock.monotonic, lambda action: self.actor.act(action, view, self.memory)
-        )
+        actions = decide_and_act(self.memory, view, began, lambda action: self.actor.act(action, view, self.memory))
         # Records that were added while jobs were submitted may still get a lane at once.
         self.lanes_full = view.pending > 0 and not any(isinstance(action, SubmitJobs) for action in actions)
         self.work.history.write_counts(
