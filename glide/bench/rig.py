@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from glide.condor import AccessPoint, EmbeddedPool, bindings
+from glide.condor import AccessPoint, Collector, EmbeddedPool, bindings
 from glide.config import SiteFile, load
 from glide.factory.home import close, reopen
 from glide.sweep.driver import Progress
@@ -69,7 +69,9 @@ class Rig:
         texts: Sequence[str] = (),
         **changes: Any,
     ) -> dict[str, Any]:
-        """Run a sweep of `count` noop records and return its summary.
+        """Run a sweep of `count` noop records and return its summary. The sweep starts when no lane is claimed.
+
+        If it started earlier, its first jobs might wait for the negotiator's next cycle, one second later.
 
         Args:
             options: options of the noop engine.
@@ -90,6 +92,8 @@ class Rig:
         }  # fmt: skip
         (folder / "sweep.yaml").write_text(yaml.safe_dump(file | changes), "utf-8")
         (sweep,) = prepare(folder / "sweep.yaml")
+        while Collector().lanes(["Name"], 'GlideId =!= undefined && State == "Claimed"'):
+            time.sleep(0.05)
         self.results = open_results(sweep, f"bench-{os.getpid()}-{self.runs}")
         try:
             return drive([self.results], watch)
