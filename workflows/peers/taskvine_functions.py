@@ -35,6 +35,7 @@ library = manager.create_library_from_functions(
 library.set_cores(1)
 library.set_function_slots(1)
 manager.install_library(library)
+os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))  # it may be there
 command = ["vine_worker", "--single-shot", "--cores=1", "localhost", str(manager.port)]
 workers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(WORKERS)]
 try:
