@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import secrets
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -100,10 +101,23 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
     return ""
 
 
-def end_with_parent(number: int = signal.SIGKILL) -> None:
+def end_with_parent(number: int = signal.SIGKILL, parent: int = 0) -> None:
     """Make the kernel send a signal to this process when its parent ends. The parent is the thread that started it.
 
     Args:
         number: number of the signal.
+        parent: the parent's process ID. If the parent has already ended, send the signal now. 0: do not check. Then
+            something else has to end this process if its parent ends early, for example a closed pipe.
     """
     ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG
+    if parent and os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def ending_with_us(number: int = signal.SIGKILL) -> Callable[[], None]:
+    """Return a `preexec_fn` for a child process. It makes the kernel send a signal to the child when this thread ends.
+
+    Args:
+        number: number of the signal.
+    """
+    return functools.partial(end_with_parent, number, os.getpid())

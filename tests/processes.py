@@ -30,3 +30,13 @@ def glideins(node: Path) -> list[int]:
         if b"condor_master" in words and f"{node}/trees/" in loaded:
             found.append(int(process.name))
     return found
+
+
+def processes_with(word: str) -> list[int]:
+    """Return the processes whose command contains a word."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if word.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found

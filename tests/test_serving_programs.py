@@ -67,16 +67,6 @@ def processes_of(folder: str) -> list[int]:
     return found
 
 
-def processes_with(word: str) -> list[int]:
-    """Return the processes whose command contains a word."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if word.encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
 def test_programs_give_the_texts_of_the_transformers_engine(factory, sweep, gguf):
     records = claims(2000)
     done = sweep.write(

@@ -12,10 +12,11 @@ from glide.template import FileSet, Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
 from tests.factory_rig import FactoryProcess, entry
+from tests.processes import processes_with
 from tests.test_adapters import adapters, expected  # noqa: F401 - fixtures
 from tests.test_compiled import ENTRY, log_of
 from tests.test_peers import Nodes
-from tests.test_serving_programs import GENERATE, PROMPT, VERIFIER, claims, processes_with, read
+from tests.test_serving_programs import GENERATE, PROMPT, VERIFIER, claims, read
 
 pytestmark = [pytest.mark.pool, pytest.mark.models, pytest.mark.soak]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -57,7 +56,6 @@ def _start_all(bench: Rig, options: dict[str, Any], count: int) -> None:
 
     with suppress(Enough):
         bench.sweep(1000 * count, options, watch, glideins=count, pack=10)
-    time.sleep(10.0)  # the jobs of the stopped sweep leave the lanes
 
 
 def _measure(bench: Rig, options: dict[str, Any], count: int, records: int) -> dict[str, Any]:

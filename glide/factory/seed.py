@@ -19,7 +19,7 @@ from pathlib import Path
 
 from glide.files import Cache, Tree
 from glide.files.share import ChunkServer, SharedTree
-from glide.system import end_with_parent, publish
+from glide.system import ending_with_us, publish
 from glide.template import FileSet
 
 START_SECONDS = 10.0  # time limit for the start of the seed's process, in seconds
@@ -48,7 +48,7 @@ class Seed:
         if self.process is None or self.process.poll() is not None:
             address.unlink(missing_ok=True)
             command = [sys.executable, "-m", "glide.factory.seed", str(self.folder), self.host]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=ending_with_us())
         deadline = time.monotonic() + START_SECONDS
         while not address.exists() and time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.02)
@@ -107,5 +107,4 @@ async def serve(folder: Path, host: str) -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent()
     asyncio.run(serve(Path(sys.argv[1]), sys.argv[2]))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from glide.system import end_with_parent
+from glide.system import ending_with_us
 
 MOST_OUTPUT = 4 << 20  # maximum number of bytes that are kept from stdout; stderr has the same limit
 POLL_SECONDS = 0.5  # seconds between two checks of the program's progress
@@ -52,7 +52,7 @@ def run(
     """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
-        start_new_session=True, preexec_fn=end_with_parent,
+        start_new_session=True, preexec_fn=ending_with_us(),
     )  # fmt: skip
     assert process.stdout and process.stderr
     kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}

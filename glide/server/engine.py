@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import secrets
 import signal
@@ -22,7 +21,7 @@ from glide.server.engines import runs_in_environment
 from glide.server.engines.base import INTERRUPT
 from glide.server.environment import surroundings
 from glide.server.log import SERVER_PREFIX
-from glide.system import end_with_parent, tail
+from glide.system import ending_with_us, tail
 from glide.template import Template
 from glide.vocabulary import ENGINE_VARIABLE
 
@@ -130,7 +129,7 @@ class EngineHandle:
             process = await asyncio.create_subprocess_exec(
                 *keeper.under_keeper([*program, "-m", "glide.server.engine_process"]),
                 stdin=theirs.fileno(), env={**around.variables, ENGINE_VARIABLE: mark}, start_new_session=True,
-                preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+                preexec_fn=ending_with_us(signal.SIGTERM),
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = cls(process, reader, writer, log, mark)

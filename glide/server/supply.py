@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from glide.files.peers import short_digest
 from glide.files.share import ChunkServer, SharedTree
 from glide.server.keeper import under_keeper
 from glide.server.log import log_line
-from glide.system import end_with_parent
+from glide.system import ending_with_us
 from glide.template import FileSet, Template
 from glide.vocabulary import Machine
 
@@ -238,7 +237,7 @@ class FileSupply:
             # The keeper kills all processes that conda-unpack leaves behind.
             *under_keeper([sys.executable, "-m", "glide.files"]),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            start_new_session=True, preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+            start_new_session=True, preexec_fn=ending_with_us(signal.SIGTERM),
         )  # fmt: skip
         report: dict[str, Any] = {}
         try:

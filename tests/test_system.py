@@ -1,0 +1,28 @@
+"""Processes that end with the process that started them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import eventually
+from tests.processes import processes_with
+
+# The factory is killed as soon as the seed's process exists, so before the seed runs any of its own code.
+KILLED_FACTORY = """
+import os, signal, sys, time
+from pathlib import Path
+from glide.factory.seed import Seed
+from glide.template import FileSet
+
+time.sleep = lambda seconds: os.kill(os.getpid(), signal.SIGKILL)
+Seed(Path(sys.argv[1]), "127.0.0.1").offer(FileSet("/nowhere"))
+"""
+
+
+def test_seed_ends_if_its_factory_is_killed_at_once(tmp_path: Path):
+    killed = subprocess.run([sys.executable, "-c", KILLED_FACTORY, str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    eventually(lambda: not processes_with(str(tmp_path)), "the seed has ended", budget=20)
