@@ -15,10 +15,10 @@ ORDER = ("rq1", "rq2", "rq3", "rq4", "rq5", "simulation", "predicted", "bt", "rt
 GOALS = {"more": "≥", "less": "≤"}
 HEAD = """# Results
 
-`make docs` writes this page from the JSON of the experiments. Each was run with the command beside it. Read ratios,
-not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median of its
-runs, with the lowest and the highest value; one without comes from a single run. A number that misses its goal is in
-**bold**. With `--out docs/results`, a command writes its numbers where `make docs` reads them. `python` is the
+`make docs` writes this page from the JSON of the experiments. The command of each experiment is below its title. Read
+ratios, not seconds: these machines are small and shared, and the papers' are not. A number with brackets is the median
+of its runs, with the lowest and the highest value; one without comes from a single run. A number that misses its goal
+is in **bold**. With `--out docs/results`, a command writes its numbers where `make docs` reads them. `python` is the
 checkout's, `.venv/bin/python`.
 """
 
@@ -40,7 +40,7 @@ def _compared(told: list[dict[str, Any]]) -> list[str]:
             simulated = number(row["simulated"], row["unit"]) if row["simulated"] is not None else ""
             paper = number(row["paper"], row["unit"]) if row["paper"] is not None else ""
             rows.append((f"[{each['name']}](#{each['name']})", row["what"], paper, meant, here, simulated))
-    columns = ("experiment", "what", "elsewhere", "meant", "here", "simulated")
+    columns = ("experiment", "what", "paper", "goal", "here", "simulated")
     return ["## Beside the papers' numbers\n", table(columns, rows)] if rows else []
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from glide.bench import BENCHMARKS
+from glide.cli.bench import bench
 from glide.condor import EmbeddedPool
 from tests.debian import fetched
 
@@ -127,3 +129,8 @@ def test_documented_admin_commands_and_systemd_units_are_valid(tmp_path: Path):
             env=analyze.environment, capture_output=True, text=True,
         )  # fmt: skip
         assert unit.name.partition("@")[0] not in done.stderr and done.returncode == 0, done.stderr
+
+
+def test_help_of_bench_describes_each_benchmark():
+    described = re.findall(r"^    (\S+)  +\S", bench.__doc__ or "", re.MULTILINE)
+    assert described == list(BENCHMARKS)

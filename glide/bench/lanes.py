@@ -23,8 +23,10 @@ DAEMONS = ("condor_master", "condor_collector", "condor_negotiator", "condor_sch
 def lanes(repeat: int, count: int = LANES, records: int = RECORDS) -> dict[str, Any]:
     """Measure the makespan of sweeps on `count` glideins with one lane each, and the CPU time of the access point.
 
-    The pure work is the time that the engines need, divided by the number of lanes. The ideal makespan is the pure work
-    plus the CPU time of all of HTCondor's processes and model servers, divided by the number of cores.
+    The pure work is the time that the engines need, divided by the number of lanes. The ideal makespan has two parts:
+
+    - the pure work
+    - the CPU time of all processes of HTCondor and all model servers, divided by the number of cores
     """
     options = {"record_seconds": RECORD_SECONDS}
     with rig(cores=count, settings=SETTINGS, lanes=1, max_idle=count, submits_per_cycle=count) as bench:

@@ -17,7 +17,24 @@ def bench(
     count: Annotated[int | None, typer.Option(min=1000, help="Number of records, for the benchmark `records`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one benchmark on an embedded pool of its own. Example: glide bench overhead --json"""
+    """Run one benchmark on an embedded pool of its own. Example: glide bench overhead --json
+
+    Most benchmarks compare their numbers with a baseline of the same run.
+
+    \b
+    batch      sweeps with several batch sizes, over the ideal makespan
+    batching   prompts per second of the engine, over plain transformers
+    bootstrap  seconds until glideins are warm: files from a source, peers, a cache
+    factory    the factory's plan for a huge pool; hundreds of real glideins
+    host-loss  seconds until a silent host's records run again; needs root
+    lanes      a sweep on very many lanes; the access point's CPU time
+    overhead   jobs, records and engine time, over HTCondor and the engine alone
+    records    the driver with very many records: memory, rate, time to resume
+    recovery   seconds until a killed glidein's records run again
+    serving    records per second of serving programs, over direct requests
+    sticky     inferences with a resident model, over jobs that each load it
+    tail       records or nodes of different speeds, over the ideal makespan
+    """
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark {name!r}; use one of {', '.join(BENCHMARKS)}")
     if count is not None and name != "records":

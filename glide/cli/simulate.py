@@ -27,8 +27,8 @@ def simulate(
 ) -> None:
     """Simulate a sweep on the nodes of a trace. Example: glide simulate cluster.yaml --plot a.png
 
-    The trace describes when nodes come and go. glide's own code decides which glideins and jobs are submitted, and how
-    records are packed into jobs. All times are simulated.
+    The trace describes when nodes come and go. glide's own code decides which glideins and jobs are submitted, how many
+    records a job gets, and which records move to another job. All times are simulated.
 
     A trace can contain several variants, for example with more GPUs or with more evictions. Then the command simulates
     the sweep once for each variant. Exit code 1: at least one simulated sweep has finished no record.

@@ -13,14 +13,16 @@ from glide.condor.access_point import AccessPoint, parameter
 from glide.condor.pool import account
 
 JOBS_PARAMETER = "GLIDE_JOBS"  # HTCondor configuration parameter of the access point; glide alone reads it
-MOST_INTERVAL = 5.0  # with a longer SCHEDD_INTERVAL, in seconds, jobs that are not spooled would start later
+# A job that is not spooled may wait for SCHEDD_INTERVAL until the schedd announces it. If this interval is longer than
+# MOST_INTERVAL seconds, jobs are spooled: a spooled job is announced at once, after the second that spooling takes.
+MOST_INTERVAL = 5.0
 # A schedd has a second address for administrators. HTCondor uses it if it can read the file with this address.
 ADDRESS_FILES = ("SCHEDD_ADDRESS_FILE", "SCHEDD_SUPER_ADDRESS_FILE")
 _log = logging.getLogger("glide")
 
 
 def job_folders(access_point: AccessPoint) -> Path | None:
-    """Return this user's folder in GLIDE_JOBS, and create it if it does not exist.
+    """Return this user's folder in GLIDE_JOBS if jobs can use it. Create the folder if it does not exist.
 
     The result is None in these cases, and then jobs must be spooled:
 
@@ -28,7 +30,7 @@ def job_folders(access_point: AccessPoint) -> Path | None:
     - The access point is on another machine.
     - The jobs run as another account, which could not use this user's files.
     - The schedd would announce jobs that are not spooled too late (SCHEDD_INTERVAL).
-    - LIMIT_DIRECTORY_ACCESS lets no node reach the folder.
+    - LIMIT_DIRECTORY_ACCESS does not include the folder.
     - The folder cannot be used.
 
     Raises:
@@ -52,7 +54,7 @@ def job_folders(access_point: AccessPoint) -> Path | None:
             raise PermissionError("it is not a folder that only its owner can use")
     except OSError as error:
         _log.warning(
-            "%s %s: %s; jobs are spooled instead, so each job starts a second later", JOBS_PARAMETER, own, error
+            "%s %s: %s; jobs are spooled instead, which takes a second for each job", JOBS_PARAMETER, own, error
         )
         return None
     return own

@@ -164,8 +164,9 @@ class SweepFile(Strict):
         timeout: time limit of one engine call, in seconds. If a call with several records takes longer, these
             records run again in smaller calls. If a call with one record takes longer, this record gets the error
             RecordTimeout.
-        batch: number of records in a batch. With `auto`, there are two cases. If `pack` is also `auto`, the engine
-            chooses the number. If `pack` is a number, a batch has one record.
+        batch: number of records in a batch. Each job gets whole batches. This does not change how many records the
+            engine computes in one call; for that, set the option `batch` of the engine. With `auto`, a batch has as
+            many records as an engine call if `pack` is also `auto`, and one record if `pack` is a number.
         pack: number of batches in an HTCondor job. The last job may be smaller. With `auto`, glide chooses the number
             from measured times. The first jobs provide these measurements, and may be smaller than a batch.
     """

@@ -17,7 +17,8 @@ from glide.sweep.view import Action, GlideinView, JobView, SubmitTwin, TakeBack
 # A move takes two cycles of the driver, the time until the job's server reads the driver's request, and this number of
 # seconds until the new job starts.
 MOVE_SECONDS = 1.0
-# Records are moved only if this makes the run shorter by this number of seconds, and by this share of the rest.
+# A glidein gives records back only if it would finish later than the common end by this number of seconds, and by this
+# share of the time until the common end.
 GAIN_SECONDS = 1.0
 GAIN_SHARE = 0.05
 # If a job does not answer a request within this number of seconds, the driver may ask again. The number is larger than
@@ -25,7 +26,7 @@ GAIN_SHARE = 0.05
 ANSWER_SECONDS = 90.0
 # Maximum number of requests to give back records in one cycle. Each request is a transaction of the access point.
 MOST_REQUESTS = 1000
-# A twin is submitted only if it is expected to finish within this share of the time that the first job still needs.
+# A twin is submitted only if it is expected to finish within this share of the time that the slow glidein still needs.
 TWIN_SHARE = 0.5
 
 

@@ -1,8 +1,8 @@
 """Decide what a driver does next. The function `decide` only computes: it uses neither HTCondor nor files nor a clock.
 
-The driver of a sweep or session, and the simulated driver, call `decide_and_act` after each observation of the pool. It
-calls `decide`, and lets them carry out the actions and update the view. After a Gather, Peek or RemoveJobs, it calls
-`decide` again with the new view, but with the same time: what is read once in a cycle is not read again.
+The driver of a sweep or session, and the simulated driver, call `decide_and_act` after each observation of the pool.
+This function calls `decide`, and then the driver carries out the actions and updates the view. After a Gather, Peek or
+RemoveJobs, `decide` is called again with the new view, but with the same time. So no output is read twice in a cycle.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     free = lanes.free
     stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
     if old := sorted((job for job in stuck if now - job.since > AVOID_SECONDS), key=lambda job: job.since)[:free]:
-        return [*actions, RemoveJobs(tuple(old), RECUT)]  # their requirements may exclude glideins that are fine again
+        return [*actions, RemoveJobs(tuple(old), RECUT)]  # they may exclude glideins that work again; new jobs do not
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
     if now - memory.recut > RECUT_SECONDS:

@@ -87,7 +87,7 @@ class View:
         all_known: whether no more records will be added.
         most_glideins: number of glideins that the run may have.
         fixed: number of records per job if the user has fixed this number, else None.
-        batch: number of records in an engine call if the user has fixed this number, else None.
+        batch: if the user has fixed it, the number of which the size of each job is a multiple; else None.
         lost: numbers of the jobs whose node is dead.
         give_up: why the run cannot succeed; empty if it can.
         cycle: seconds between two cycles of the driver.
@@ -188,7 +188,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Peek:
-    """Store the results that running jobs have streamed. The jobs are in the order of their last read."""
+    """Store the results that running jobs have streamed. Jobs whose answer the driver waits for come first."""
 
     jobs: tuple[JobView, ...]
 

@@ -1,6 +1,6 @@
-"""The computation in the workers of all compared systems except glide: load a model, and generate texts.
+"""The computation in the workers of all compared systems without glide's engine: load a model, and generate texts.
 
-Each worker uses plain transformers. glide computes the same texts with its own engine.
+Each worker uses plain transformers. glide's engine computes the same texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two plain processes, each with half of the tasks. No system adds costs, so the time is the shortest possible.
+"""Two plain processes, each with half of the tasks. No system adds costs to plain transformers.
 
 Usage: python processes.py MODEL RECORDS OUT
 """

@@ -56,9 +56,12 @@ class System:
     module: str = ""
 
 
-GLIDE, PROCESSES = System("glide", "glide_sweep.py"), System("two plain processes", "processes.py")
+GLIDE = System("glide", "glide_sweep.py")
+ENGINE = System("two processes with glide's engine", "engine_processes.py")
+PROCESSES = System("two plain processes", "processes.py")
 SYSTEMS = (
     GLIDE,
+    ENGINE,
     PROCESSES,
     System("Parsl HTEX", "parsl_htex.py", needs="parsl==2026.10.26"),
     System("Ray actors", "ray_actors.py", needs="ray==2.60.0"),
@@ -223,8 +226,11 @@ def account(runs: dict[Case, list[dict[str, Any]]], missing: list[str], began: f
     ]
     experiment.notes += [
         "All texts of all systems and runs are equal.",
-        f"All systems except glide compute tasks of {TASK} prompts in padded batches of {BATCH}, shortest prompts"
-        " first, with plain transformers in float32. glide chooses the sizes of its batches and jobs itself.",
+        f"{ENGINE.name.capitalize()} show what glide and HTCondor add to the engine. All other systems compute tasks of"
+        f" {TASK} prompts in padded batches of {BATCH}, shortest prompts first, with plain transformers in float32."
+        " glide's engine needs less time per prompt, and glide chooses the sizes of batches and jobs itself. So the"
+        " comparison with these systems measures engine and overhead together.",
+        "Each ratio is the median of the ratios within the rounds. So it may differ from the ratio of the medians.",
         "The time from the first ready worker begins by the worker's own clock, and ends when the caller has the last"
         " result. The time from nothing begins with the caller's script, so it includes the start of the system, and"
         " for glide that of the HTCondor pool.",
@@ -248,9 +254,9 @@ def glide_note(case: Case, runs: Sequence[dict[str, Any]]) -> str:
     jobs = median(each["summary"]["jobs"] for each in runs)
     return (
         f"In glide's {number(whole, 's')} for {case.records:,} prompts, the busier engine computed for"
-        f" {number(busy, 's')}. There were {jobs:.0f} jobs in total, and the driver saw a warm lane for"
-        f" {number(seen, 's')} (warm_makespan_s). The first jobs waited on their lanes while the model was loaded."
-        " HTCondor's daemons start a process for each job on the same cores."
+        f" {number(busy, 's')}. There were {jobs:.0f} jobs in total. The first jobs waited on their lanes while the"
+        " model was loaded, so the engine began at once. The driver saw a warm lane later, and so only for"
+        f" {number(seen, 's')} (warm_makespan_s). HTCondor's daemons start a process for each job on the same cores."
     )
 
 
@@ -285,7 +291,7 @@ def main() -> None:
         nargs="+",
         type=positive,
         default=RECORDS,
-        help="numbers of prompts; all but the first only for glide and the two plain processes",
+        help="numbers of prompts; all but the first only for glide and the two pairs of processes",
     )
     parser.add_argument("--only", nargs="+", choices=[each.name for each in SYSTEMS], help="measure only these systems")
     parser.add_argument("--task", type=positive, help="prompts in a task of the other systems; 100 by default")
@@ -296,7 +302,7 @@ def main() -> None:
     first, *more = given.records
     cases = [
         *(Case(system, first) for system in SYSTEMS),
-        *(Case(each, n) for n in more for each in (GLIDE, PROCESSES)),
+        *(Case(each, n) for n in more for each in (GLIDE, ENGINE, PROCESSES)),
     ]
     cases = [case for case in cases if not given.only or case.system.name in given.only]
     runs, missing = measure_all(cases, given.taskvine, given.repeat)
