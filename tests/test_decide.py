@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glide.sweep.decide import GATHER_SECONDS, MOST_HOLDS, RECUT_SECONDS, STUCK_SECONDS, decide
+from glide.sweep.decide import GATHER_SECONDS, MOST_HOLDS, RECUT_SECONDS, STUCK_SECONDS, decide, decide_and_act
 from glide.sweep.view import (
     ANSWERED,
     HELD,
@@ -104,6 +104,37 @@ def test_waiting_jobs_are_divided_again_if_far_too_large():
     assert decide(Memory(), view(*running, *waiting, fixed=9000), NOW) == []
     waiting[0].id = ""  # it was submitted a moment ago
     assert decide(Memory(), view(*running, *waiting), NOW) == []
+
+
+def test_only_as_many_old_jobs_as_lanes_are_free_are_removed_in_a_cycle():
+    old = [job(n, JobStatus.IDLE, since=NOW - 500 + n) for n in range(50)]
+    seen = view(*old, pending=1000, free=1)
+
+    def act(action):
+        for each in action.jobs if isinstance(action, RemoveJobs) else ():
+            seen.pending += seen.jobs.pop(each.part).unanswered
+
+    decide_and_act(Memory(), seen, NOW, act)
+    assert list(seen.jobs.values()) == old[2:]  # each of the two glideins has one free lane
+
+
+def test_results_of_completed_jobs_count_before_held_jobs_are_judged():
+    memory = Memory()
+    seen = view(done=0)
+
+    def act(action):
+        if isinstance(action, Gather):
+            seen.done += len(action.jobs)
+        for each in action.jobs if isinstance(action, (Gather, RemoveJobs)) else ():
+            seen.jobs.pop(each.part)
+        assert not isinstance(action, GiveUp)
+
+    for cycle in range(2 * MOST_HOLDS):
+        for number, status in ((1, JobStatus.COMPLETED), (2, JobStatus.HELD), (3, JobStatus.RUNNING)):
+            each = job(number, status)
+            seen.jobs[each.part] = each
+        decide_and_act(memory, seen, NOW + cycle / 10, act)
+    assert memory.holds == 1
 
 
 def test_memory_counts_losses_and_holds():

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glide.condor.fake import FakePool
-from glide.errors import CondorRefused, TemplateError
+from glide.condor.fake.queue import FakeQueue
+from glide.errors import CondorError, CondorRefused, TemplateError
 from glide.invoke.jobs import RunJobs, RunSpec
+from glide.protocol.ads import LaneAd
 from glide.sweep import act
 from glide.sweep.calls import Calls
-from glide.sweep.driver import Driver
+from glide.sweep.driver import PATIENCE_SECONDS, Driver
+from glide.sweep.lanes import glidein_views
 from glide.template import Template
 from glide.vocabulary import Exit, State
 from tests.conftest import eventually
@@ -93,8 +97,9 @@ def test_next_driver_knows_which_records_were_taken_back(tmp_path):
         assert first.step(lambda progress: None) is None
         first.wait()
     second = driver_on(pool, calls, tmp_path)
+    assert second.step(lambda progress: None) is None and second.intake.overlap
     summary = second.run()
-    assert calls.exactly_once and summary["recomputed"] == 0 and second.intake.overlap
+    assert calls.exactly_once and summary["recomputed"] == 0 and not second.intake.overlap
     assert not second.memory.avoided  # giving records back is no fault of a glidein
 
 
@@ -124,6 +129,77 @@ def test_lost_glidein_loses_no_record(tmp_path):
         pool.clock.call_later(at, lambda at=at: pool.kill(f"fake-{at // 20}.0"))
     summary = driver_on(pool, calls, tmp_path).run()
     assert calls.exactly_once and summary["evictions"] >= 2 and summary["recomputed"] == 0
+
+
+def test_results_of_several_jobs_are_delivered_together(tmp_path, monkeypatch):
+    """Each delivery flushes files to disk."""
+    calls, pool = CountedCalls(1000), pool_of(0.1, 0.1, 0.1, 0.1)
+    gathered: list[tuple[int, int]] = []
+    deliveries: list[int] = []
+    gather, deliver = RunJobs.gather, CountedCalls.deliver
+
+    def noted_deliver(calls, results):
+        deliveries.append(len(results))
+        deliver(calls, results)
+
+    def noted_gather(jobs, some, known, store):
+        before = len(deliveries)
+        gather(jobs, some, known, store)
+        gathered.append((len(some), len(deliveries) - before))
+
+    monkeypatch.setattr(CountedCalls, "deliver", noted_deliver)
+    monkeypatch.setattr(RunJobs, "gather", noted_gather)
+    driver_on(pool, calls, tmp_path).run()
+    assert max(jobs for jobs, _ in gathered) > 1
+    assert all(delivered <= 1 for _, delivered in gathered)
+
+
+def test_request_to_give_back_counts_although_its_answer_is_lost(tmp_path, monkeypatch):
+    calls, pool = CountedCalls(1000), pool_of(0.1, 1.0)
+    edit = FakeQueue.edit
+    lost = []
+
+    def edit_and_fail(queue, expressions, attribute, notify_shadow=False):
+        edit(queue, expressions, attribute, notify_shadow)
+        if not lost:
+            lost.append(attribute)
+            raise CondorError("no answer within 20 s")
+
+    monkeypatch.setattr(FakeQueue, "edit", edit_and_fail)
+    driver = driver_on(pool, calls, tmp_path)
+    summary = driver.run()
+    assert lost and calls.exactly_once and summary["recomputed"] == 0
+    assert not driver.memory.avoided and not driver.intake.attempts, "nobody is blamed for the records given back"
+
+
+def test_one_refusal_after_a_long_pause_does_not_end_the_run(tmp_path, monkeypatch):
+    calls, pool = CountedCalls(100), pool_of(0.5)
+    driver = driver_on(pool, calls, tmp_path)
+    assert driver.step(lambda progress: None) is None
+    pool.clock.sleep(2 * PATIENCE_SECONDS)
+    cycle, refusals = driver._cycle, iter(["busy"])
+
+    def refused_once():
+        if reason := next(refusals, ""):
+            raise CondorRefused(reason)
+        return cycle()
+
+    monkeypatch.setattr(driver, "_cycle", refused_once)
+    assert driver.step(lambda progress: None) is None
+    driver.run()
+    assert calls.exactly_once
+
+
+def test_jobs_are_expected_only_on_lanes_that_accept_them():
+    clock = FakePool().clock
+    clock.sleep(100)
+    warm = LaneAd("slot1@a", "a", state=State.WARM, state_since=clock.time() - 30, claim="Unclaimed")
+    retired = replace(warm, glide_id="b", retires=clock.time() - 1)
+    later = replace(warm, glide_id="c", retires=clock.time() + 1, state=State.LOADING)
+    views = glidein_views([warm, retired, later], 0, clock)
+    assert {name: (each.warm, each.since) for name, each in views.items()} == {
+        "a": (True, clock.monotonic() - 30), "c": (False, 0.0),
+    }  # fmt: skip
 
 
 def test_driver_waits_out_an_outage(tmp_path):

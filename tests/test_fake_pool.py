@@ -301,10 +301,10 @@ def test_shadow_is_notified_once_in_thirty_seconds(fake: Fake):
     (part,) = fake.submit(1000)
     fake.clock.sleep(5.0)
     (job,) = fake.jobs.queue()
-    fake.handle.queue.edit(job.id, "FileRemaps", '"glide-keep=keep:"')
+    fake.handle.queue.edit({job.id: '"glide-keep=keep:"'}, "FileRemaps")
 
     def kept_after(keep: int, seconds: float) -> int | None:
-        fake.handle.queue.edit(job.id, Job.KEEP, str(keep), notify_shadow=True)
+        fake.handle.queue.edit({job.id: str(keep)}, Job.KEEP, notify_shadow=True)
         fake.clock.sleep(seconds)
         return fake.jobs.peek(job, part.ids).kept
 

@@ -72,7 +72,7 @@ class Chaos:
             if jobs := AccessPoint().jobs(running, ["ClusterId", "ProcId", Job.RECORDS]):
                 job = rng.choice(jobs)
                 kept = rng.randrange(job[Job.RECORDS] + 1)
-                AccessPoint().edit(f"{job['ClusterId']}.{job['ProcId']}", Job.KEEP, str(kept), notify_shadow=True)
+                AccessPoint().edit({f"{job['ClusterId']}.{job['ProcId']}": str(kept)}, Job.KEEP, notify_shadow=True)
 
     def _processes(self) -> list[Process]:
         return sorted(self.pool.processes(), key=lambda process: process.pid)

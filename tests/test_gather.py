@@ -189,7 +189,7 @@ def test_gather_of_tampered_jobs_writes_nothing_outside_folder(tmp_path, pool: E
     }  # fmt: skip
     for proc, attributes in hostile.items():
         for name, text in attributes.items():
-            access_point.edit(f"{cluster}.{proc}", name, quoted(text))
+            access_point.edit({f"{cluster}.{proc}": quoted(text)}, name)
     (spool,) = (pool.home / "pool" / "spool").glob(f"{cluster}/2/*.subproc0")
     (spool / "r.txt").unlink()
     done = glide("gather", cluster, "--to", got)

@@ -243,7 +243,7 @@ def test_edit_of_running_job_reaches_its_lane(factory: Path, access_point: Acces
         (job,) = access_point.jobs(f"ClusterId == {cluster}", ["Iwd"])
         streamed = Path(job["Iwd"]) / "result-0.jsonl"
         results = eventually(lambda: list(read_results(streamed)), "results are streamed")
-        access_point.edit(f"{cluster}.0", Job.KEEP, "3", notify_shadow=True)
+        access_point.edit({f"{cluster}.0": "3"}, Job.KEEP, notify_shadow=True)
         eventually(lambda: kept_lines(list(read_lines(streamed))), "the job answers")
         done = f"ClusterId == {cluster} && JobStatus == {JobStatus.COMPLETED}"
         eventually(lambda: access_point.jobs(done, []), "the job has ended")

@@ -148,7 +148,7 @@ def test_hanging_access_point_raises_error_after_timeout(own_pool, monkeypatch):
         with pytest.raises(CondorError, match="no answer within 1 s"):
             access_point.submit("executable = /bin/true\nhold = true\nqueue", seconds=1.0)
         with pytest.raises(CondorError, match="no answer within"):
-            access_point.edit(f"{cluster}.0", "JobPrio", "7")
+            access_point.edit({f"{cluster}.0": "7"}, "JobPrio")
     finally:
         schedd.send(signal.SIGCONT)
     (job,) = eventually(lambda: access_point.jobs("true", ["ClusterId", "JobPrio"]), "it answers again")
@@ -164,11 +164,11 @@ def test_restarted_access_point_is_found_at_new_address(own_pool):
     own_pool.down()
     own_pool.up(cores=1)
     with pytest.raises(CondorError):
-        access_point.edit(f"{cluster}.0", "JobPrio", "7")
+        access_point.edit({f"{cluster}.0": "7"}, "JobPrio")
 
     def edited() -> bool:
         with suppress(CondorError):
-            access_point.edit(f"{cluster}.0", "JobPrio", "7")
+            access_point.edit({f"{cluster}.0": "7"}, "JobPrio")
             return True
         return False
 

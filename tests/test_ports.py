@@ -234,8 +234,8 @@ def test_unsuitable_jobs_stay_idle_and_can_be_edited(run: Run):
         tuple(map(int, each.split("."))) for each in (run.job(part).id, other)
     }
     assert len(queue.jobs(mine, ["ClusterId"], limit=1)) == 1
-    queue.edit(other, "Added", "3 + 4")
-    queue.edit(mine, "AddedToAll", '"text"', notify_shadow=True)
+    queue.edit({other: "3 + 4"}, "Added")
+    queue.edit({mine: '"text"'}, "AddedToAll", notify_shadow=True)
     queue.reconsider(mine, 7)
     ads = queue.jobs(mine, ["Added", "AddedToAll", "JobPrio", "NoSuchAttribute"])
     assert sorted(ad.get("Added", 0) for ad in ads) == [0, 7]
@@ -254,7 +254,7 @@ def test_running_job_gives_back_records(run: Run):
     job = run.submit_directly(200, **{"My.FileRemaps": keep.FILE_REMAPS})
     one = f"ClusterId == {job.partition('.')[0]}"
     run.wait(lambda: queue.jobs(one, [])[0]["JobStatus"] == JobStatus.RUNNING, "the job runs")
-    queue.edit(job, Job.KEEP, "40", notify_shadow=True)
+    queue.edit({job: "40"}, Job.KEEP, notify_shadow=True)
     run.wait(lambda: queue.jobs(one, [])[0]["JobStatus"] == JobStatus.COMPLETED, "the job completes", 9)
     queue.retrieve(one)
     (path,) = run.jobs.run.folder.glob("direct-*.out")
@@ -267,8 +267,8 @@ def test_running_job_gives_back_records(run: Run):
 def test_invalid_calls_raise_condor_error(run: Run):
     queue = run.pool.queue
     for call in (
-        lambda: queue.jobs("((", []), lambda: queue.edit("99999.0", "A", "1"), lambda: queue.edit("false", "A", "1"),
-        lambda: run.pool.directory.lanes([], "(("),
+        lambda: queue.jobs("((", []), lambda: queue.edit({"99999.0": "1"}, "A"),
+        lambda: queue.edit({"false": "1"}, "A"), lambda: run.pool.directory.lanes([], "(("),
     ):  # fmt: skip
         with pytest.raises(CondorError):
             call()
@@ -327,7 +327,7 @@ def test_lost_glidein_gives_event_and_keeps_results(run: Run):
     assert [job.id for job in run.jobs.queue()] == [rerun.id]
     # Without this, HTCondor starts the second job on the dead lane of the first job.
     mine = f"TARGET.{Machine.TEMPLATE} =?= MY.{Job.TEMPLATE}"
-    run.pool.queue.edit(rerun.id, "Requirements", f'{mine} && TARGET.{Machine.ID} =!= "{glidein}"')
+    run.pool.queue.edit({rerun.id: f'{mine} && TARGET.{Machine.ID} =!= "{glidein}"'}, "Requirements")
     run.pool.directory.expunge(f'{Machine.ID} == "{glidein}"')
     run.wait(lambda: not run.pool.directory.lanes([], f'{Machine.ID} == "{glidein}"'), "the ads are removed", 5)
     early = run.peek(second)

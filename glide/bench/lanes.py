@@ -15,8 +15,10 @@ from glide.vocabulary import State
 LANES = 186
 RECORDS = 50_000
 RECORD_SECONDS = 0.5
-# HTCondor may count on more memory than the machine has, because a noop engine needs little.
-SETTINGS = {"MEMORY": str(600 * LANES)}
+# HTCondor may count on more memory than the machine has, because a noop engine needs little. If the pool belongs to
+# root, each glidein has its own PID namespace. Otherwise, HTCondor's condor_procd in each glidein would look at the
+# processes of all glideins whenever a job starts or ends.
+SETTINGS = {"MEMORY": str(600 * LANES), "USE_PID_NAMESPACES": "true"}
 DAEMONS = ("condor_master", "condor_collector", "condor_negotiator", "condor_schedd")
 
 

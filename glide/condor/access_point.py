@@ -19,6 +19,7 @@ from glide.vocabulary import JobStatus
 SPOOLING_INPUT = 16  # HTCondor's HoldReasonCode while the input files of a job are being spooled
 SPOOL_SECONDS = 45.0  # longest expected time to spool a job's input files, in seconds
 SUBMIT_SECONDS = 60.0  # time limit of a submission with small input files, in seconds
+EDIT_SECONDS = 0.1  # additional time limit for each edit of one call, in seconds
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -182,16 +183,30 @@ class AccessPoint:
         """Copy the outputs of spooled jobs to the folders from which the jobs were submitted."""
         self._call("retrieve", constraint)
 
-    def edit(self, job: str, attribute: str, expression: str, notify_shadow: bool = False) -> None:
-        """Set an attribute of jobs to an expression.
+    def edit(self, expressions: Mapping[str, str], attribute: str, notify_shadow: bool = False) -> None:
+        """Set an attribute of jobs to expressions. If some of the calls fail, make the others all the same.
 
         Args:
-            job: selects the jobs: a cluster.proc or a constraint.
+            expressions: the new values. Each key selects jobs: a cluster.proc or a constraint.
             notify_shadow: whether the shadows of running jobs get the new value. The schedd notifies a shadow
                 immediately, but only once in SCHEDD_JOB_QUEUE_NOTIFY_UPDATES seconds (30 by default).
+
+        Raises:
+            CondorError: a call failed; the error of the last such call.
         """
         options = {"flags": bindings.htcondor2.TransactionFlag.SetDirty} if notify_shadow else {}
-        self._isolated(partial(self._call, "edit", job, attribute, expression, **options), CALL_SECONDS)
+
+        def edit_all() -> None:
+            failure: CondorError | None = None
+            for jobs, expression in expressions.items():
+                try:
+                    self._call("edit", jobs, attribute, expression, **options)
+                except CondorError as error:
+                    failure = error
+            if failure:
+                raise failure
+
+        self._isolated(edit_all, CALL_SECONDS + EDIT_SECONDS * len(expressions))
 
     @defer_signals()
     def remove(self, constraint: str, reason: str) -> int:
@@ -211,7 +226,7 @@ class AccessPoint:
         - The list is 20 minutes old.
         """
         with suppress(CondorError):
-            self.edit(constraint, "JobPrio", str(priority))
+            self.edit({constraint: str(priority)}, "JobPrio")
 
     def _isolated(self, call: Callable[[], Answer], seconds: float) -> Answer:
         """Run a call of the bindings in a separate process, and return the result of the call.

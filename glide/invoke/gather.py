@@ -158,7 +158,7 @@ class Gatherer:
                 raise CondorError("another `glide gather` is retrieving the outputs of this job; try again later")
         except BaseException:
             with suppress(CondorError):  # restore the job's own path, so that condor_transfer_data works
-                self.access_point.edit(job.id, "SUBMIT_Iwd", quoted(job.initial_dir))
+                self.access_point.edit({job.id: quoted(job.initial_dir)}, "SUBMIT_Iwd")
             raise
 
     def _retrieve_via_submit_folder(self, job: Outputs, home: Path, folder: Path) -> None:
@@ -196,11 +196,11 @@ class Gatherer:
             "SUBMIT_UserLog": quoted(PurePosixPath(job.log).name),  # the log's name; its folder is in `job.remap_text`
             "SUBMIT_Iwd": quoted(str(folder)),
         }
-        self.access_point.edit(job.id, Job.INITIAL_DIR, quoted(job.initial_dir))
+        self.access_point.edit({job.id: quoted(job.initial_dir)}, Job.INITIAL_DIR)
         protected = set()
         for attribute, expression in attributes.items():
             try:
-                self.access_point.edit(job.id, attribute, expression)
+                self.access_point.edit({job.id: expression}, attribute)
             except CondorError as error:
                 if not re.search("(protected|immutable) attribute", str(error)):
                     raise

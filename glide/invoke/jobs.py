@@ -314,9 +314,15 @@ class RunJobs:
             return [record["custom_id"] for record in map(decoded, lines) if "custom_id" in record]
         return []
 
-    def take_back(self, job: InvocationJob, keep: int) -> None:
-        """Ask a running job to keep only its first `keep` records, and to give back those that it has not begun."""
-        self.access_point.edit(job.id, Job.KEEP, str(keep), notify_shadow=True)
+    def take_back(self, keep: Mapping[str, int]) -> None:
+        """Ask running jobs to give back records that they have not begun.
+
+        Args:
+            keep: number of first records that each job is asked to keep, by job number.
+        """
+        if keep:
+            expressions = {job: str(number) for job, number in keep.items()}
+            self.access_point.edit(expressions, Job.KEEP, notify_shadow=True)
 
     def reconsider(self, jobs: Sequence[InvocationJob]) -> None:
         """Raise the priority of a few of `jobs`. After such a change, the access point matches all idle jobs again."""

@@ -156,8 +156,9 @@ class SimulatedSweep:
                 self._put(SimulatedJob(str(next(self.numbers)), size, now))
             self.view.pending -= sum(action.sizes)
         elif isinstance(action, TakeBack):
-            action.job.asked, action.job.asked_at = action.keep, now
-            self.world.env.process(self._take_back(action.job, action.keep))
+            for job, keep in action.keep:
+                job.asked, job.asked_at = keep, now
+                self.world.env.process(self._take_back(job, keep))
         elif isinstance(action, SubmitTwin):
             assert isinstance(action.job, SimulatedJob)
             twin = SimulatedJob(str(next(self.numbers)), action.job.unanswered, now)
@@ -211,7 +212,7 @@ class SimulatedSweep:
 
     def became_warm(self, glide_id: str) -> None:
         """Note that a glidein has loaded the template."""
-        self.glideins[glide_id].warm = True
+        self.glideins[glide_id].warm, self.glideins[glide_id].since = True, self.world.now
         if self.world.log.first_warm is None:
             self.world.log.first_warm = self.world.now
         self._wake()

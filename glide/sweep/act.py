@@ -74,8 +74,9 @@ class Actor:
             job.id for job in queue if disconnected.get(job.id, -1.0) >= job.times.get("started", 0) or job.lane in gone
         }
         view = View(
-            self.intake.view(queue), glidein_views(lanes, self.jobs.version), most_glideins=self.work.glideins,
-            fixed=self.work.pack, batch=self.work.batch, lost=lost, give_up=self.lanes.give_up,
+            self.intake.view(queue), glidein_views(lanes, self.jobs.version, self.clock),
+            most_glideins=self.work.glideins, fixed=self.work.pack, batch=self.work.batch, lost=lost,
+            give_up=self.lanes.give_up,
         )  # fmt: skip
         self._count(view)
         return view
@@ -105,21 +106,24 @@ class Actor:
         elif isinstance(action, Remind):
             self.jobs.reconsider(self._jobs(action.jobs))
         elif isinstance(action, TakeBack):
-            self._take_back(action.job, action.keep)
+            self._take_back(action)
         elif isinstance(action, SubmitTwin):
             self._submit_twin(action.job, memory)
         else:
             self._submit(action, view, memory)
         self._count(view)
 
-    def _take_back(self, job: JobView, keep: int) -> None:
-        """Ask a job to keep only `keep` records. A job that was asked before is never asked to keep more."""
-        if job.part in self.queue:
-            asked = self.intake.parts[job.part].asked
-            keep = keep if asked is None else min(keep, asked)
-            self.jobs.take_back(self.queue[job.part], keep)
-            self.intake.note_asked(job.part, keep)
-            job.asked, job.asked_at = keep, self.clock.monotonic()
+    def _take_back(self, action: TakeBack) -> None:
+        """Ask jobs to give records back. A job that was asked before is never asked to keep more."""
+        wanted: dict[str, int] = {}
+        for job, keep in action.keep:
+            if job.part in self.queue:
+                asked = self.intake.parts[job.part].asked
+                wanted[job.id] = job.asked = keep if asked is None else min(keep, asked)
+                job.asked_at = self.clock.monotonic()
+                # If the call below fails, the request may have arrived all the same, and the answer has to be expected.
+                self.intake.note_asked(job.part, job.asked)
+        self.jobs.take_back(wanted)
 
     def _jobs(self, views: Sequence[JobView]) -> list[InvocationJob]:
         return [self.queue[job.part] for job in views]

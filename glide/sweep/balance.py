@@ -26,6 +26,7 @@ GAIN_SHARE = 0.05
 ANSWER_SECONDS = 90.0
 # Maximum number of requests to give back records in one cycle. Each request is a transaction of the access point.
 MOST_REQUESTS = 1000
+MOST_TWINS = 20  # maximum number of twins in one cycle; each twin is a submission
 # A twin is submitted only if it is expected to finish within this share of the time that the slow glidein still needs.
 TWIN_SHARE = 0.5
 
@@ -58,7 +59,7 @@ def balance(
             if name:  # the glidein gets no further jobs, but its jobs can give records back
                 paces.setdefault(name, usual)
         elif not glidein.record_seconds and glidein.warm:  # an engine that has finished no record may be very slow
-            paces[name] = max(paces[name], now - job.since)
+            paces[name] = max(paces[name], now - max(job.since, glidein.since))
     left = {name: _seconds_left(jobs[name], pace, now) if name in jobs else 0.0 for name, pace in paces.items()}
     # The access point starts one job after the other. The new jobs start after those that it has to start now.
     move = MOVE_SECONDS + latency + starting * START_SECONDS
@@ -74,18 +75,20 @@ def balance(
         end, busy = _common_end(late, helpers, left, paces, move, waiting)
     wanted = int(sum((end - busy) / paces[name] for name in helpers))
     wanted -= sum(job.records - job.asked for job in running if job.asked is not None and _has_to_answer(job, now))
-    actions: list[Action] = []
+    keep: list[tuple[JobView, int]] = []
     for name in late:
         if wanted * usual < max(GAIN_SECONDS, (end - busy) / 2) or left[name] < end + max(
             GAIN_SECONDS, GAIN_SHARE * end
         ):
             break
         taken, some = _take_back(jobs[name], min(wanted, int((left[name] - end) / paces[name])), now)
-        actions += some
+        keep += some
         wanted -= taken
-    if not actions and not waiting and not any(_has_to_answer(job, now) for job in running):
-        return _twins(jobs, left, paces, helpers, move)
-    return actions[:MOST_REQUESTS]
+    if keep:
+        return [TakeBack(tuple(keep[:MOST_REQUESTS]))]
+    if waiting or any(_has_to_answer(job, now) for job in running):
+        return []
+    return _twins(jobs, left, paces, helpers, move)[:MOST_TWINS]
 
 
 def from_loading_glideins(
@@ -108,8 +111,8 @@ def from_loading_glideins(
     coming = (
         job for job in running if job.glidein in glideins and not glideins[job.glidein].warm and not job.twin
     )  # fmt: skip
-    asked = [TakeBack(job, 0) for job in coming if job.asked is None or now - job.asked_at > ANSWER_SECONDS]
-    return list(asked[: min(free, MOST_REQUESTS)])
+    asked = [(job, 0) for job in coming if job.asked is None or now - job.asked_at > ANSWER_SECONDS]
+    return [TakeBack(tuple(asked[: min(free, MOST_REQUESTS)]))] if asked else []
 
 
 def _common_end(
@@ -162,23 +165,23 @@ def _seconds_left(jobs: Sequence[JobView], pace: float, now: float) -> float:
     return max(0.0, pace * records - (now - read))
 
 
-def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int, list[Action]]:
+def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int, list[tuple[JobView, int]]]:
     """Take records back from a glidein's jobs. Begin with the job that has most records that are not begun.
 
     Args:
         records: number of records to take back.
 
     Returns:
-        The number of records that the jobs can give back, and the actions.
+        The number of records that the jobs can give back, and for each such job the number of records that it keeps.
     """
-    actions: list[Action] = []
+    keep: list[tuple[JobView, int]] = []
     taken = 0
     for job in sorted(jobs, key=lambda job: job.begun - job.records):
         number = min(records - taken, job.records - job.begun)
         if number > 0 and not job.twin and not _has_to_answer(job, now):
-            actions.append(TakeBack(job, job.records - number))
+            keep.append((job, job.records - number))
             taken += number
-    return taken, actions
+    return taken, keep
 
 
 def _twins(

@@ -63,8 +63,10 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     groups = _by_status(view)
     # First bring the view up to date: read results, and remove jobs that have to be submitted again.
     actions: list[Action] = []
-    if groups.completed and (not groups.others or now - memory.gathered > GATHER_SECONDS):
+    if groups.completed and (not groups.others or groups.held or now - memory.gathered > GATHER_SECONDS):
         actions.append(Gather(tuple(groups.completed)))
+        if groups.held:
+            return actions  # whether jobs are held in spite of progress depends on these results
     if groups.held and memory.holds_with(view) > MOST_HOLDS:
         first = groups.held[0]
         reason = f"HTCondor holds jobs repeatedly; reason for job {first.id}: {first.hold_reason}"
@@ -83,11 +85,12 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     lanes = _lanes(view)
     free = lanes.free
     stuck = [job for job in groups.idle if job.id and now - job.since > STUCK_SECONDS] if free else []
-    if old := sorted((job for job in stuck if now - job.since > AVOID_SECONDS), key=lambda job: job.since)[:free]:
-        return [*actions, RemoveJobs(tuple(old), RECUT)]  # they may exclude glideins that work again; new jobs do not
     if stuck and now - memory.reminded > STUCK_SECONDS:
         actions.append(Remind(tuple(stuck)))
     if now - memory.recut > RECUT_SECONDS:
+        if old := sorted((job for job in stuck if now - job.since > AVOID_SECONDS), key=lambda job: job.since)[:free]:
+            # They may exclude glideins that work again. New jobs do not.
+            return [*actions, RemoveJobs(tuple(old), RECUT)]
         queued = sorted(groups.idle, key=lambda job: job.since)[free:]  # the other jobs will start on the free lanes
         if _have_wrong_size(memory, view, lanes, queued, now):
             return [*actions, RemoveJobs(tuple(queued), RECUT)]

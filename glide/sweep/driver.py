@@ -34,6 +34,7 @@ CALM_SECONDS = 1.0
 # The driver may spend this share of its time on cycles. With many jobs and lanes, a cycle takes long, and costs the
 # access point as much. Then the driver waits longer between two cycles.
 BUSY_SHARE = 0.2
+MOST_PAUSE = 10.0  # maximum number of seconds between two cycles; a cycle may be long for a reason that soon ends
 EVENT_SECONDS = 0.05  # seconds between two reads of the event log; a read costs almost nothing
 # A run gives up after this number of seconds in two cases: HTCondor refuses the run's jobs, or has never answered. If
 # HTCondor answered before and does not answer now, the run waits without a limit. The access point may be rebooting.
@@ -49,7 +50,7 @@ def pause(cycle: float, calm: bool) -> float:
         cycle: seconds that the last cycle took.
         calm: whether a job's end is reported by the event log, so that the driver need not look for it often.
     """
-    return max(CALM_SECONDS if calm else POLL_SECONDS, cycle * (1 / BUSY_SHARE - 1))
+    return max(CALM_SECONDS if calm else POLL_SECONDS, min(cycle * (1 / BUSY_SHARE - 1), MOST_PAUSE))
 
 
 @dataclass
@@ -84,8 +85,8 @@ class Driver:
 
     Attributes:
         memory: what the decisions need to know of earlier cycles.
-        answered_at: time when HTCondor last answered, or when the driver began to wait for an answer (monotonic
-            seconds).
+        failing_since: time of the first failure after the last successful cycle (monotonic seconds); None if there is
+            no such failure.
         lanes_full: True if records are pending, but the lanes have enough jobs. Then the driver submits no job.
         cycle: seconds that the last cycle took.
     """
@@ -98,7 +99,8 @@ class Driver:
         self.lanes = Lanes(work.template, pool.directory, pool.clock)
         self.intake = ResultIntake(work, self.jobs, self.lanes, pool.clock)
         self.outage = Outage(run.name, lambda: isolated(self._probe), pool.clock)
-        self.started = self.answered_at = self.clock.monotonic()
+        self.started = self.clock.monotonic()
+        self.failing_since: float | None = None
         self.memory = Memory(self.started)
         self.actor = Actor(work, self.jobs, self.lanes, self.intake, pool.clock)
         self.lanes_full = False
@@ -133,15 +135,15 @@ class Driver:
             CondorRefused: HTCondor refuses jobs, or holds jobs repeatedly.
         """
         if self.work.wait_for_work():
-            # The time limit for an answer from HTCondor begins after this wait.
-            self.answered_at = self.clock.monotonic()
+            self.failing_since = None
         try:
             self.progress = self._cycle()
-            self.condor_answered, self.answered_at = True, self.clock.monotonic()
+            self.condor_answered, self.failing_since = True, None
             self.outage.end()
             watch(self.progress)
         except (CondorError, OSError) as error:
-            late = self.clock.monotonic() - self.answered_at > PATIENCE_SECONDS
+            self.failing_since = self.clock.monotonic() if self.failing_since is None else self.failing_since
+            late = self.clock.monotonic() - self.failing_since > PATIENCE_SECONDS
             if isinstance(error, CondorRefused) or not self.condor_answered:
                 if late or self.memory.holds >= MOST_HOLDS or isinstance(error, OSError):
                     raise
@@ -160,6 +162,7 @@ class Driver:
         """Pause after a temporary error. The pause ends when HTCondor answers, or when the run is finished."""
         watch(replace(self.progress, problem=f"paused: {error}"))
         self.outage.wait(error, lambda: self.work.finished)
+        self.failing_since = None
         self.lanes.reset_timeouts()
 
     def _probe(self) -> None:

@@ -20,6 +20,7 @@ from glide.sweep.view import HELD, LOST, JobView
 from glide.sweep.work import Work
 from glide.vocabulary import JobStatus
 
+STORED_TOGETHER = 100  # number of removed jobs whose results are stored in one call; each call flushes files to disk
 PEEK_BUDGET = 0.25  # maximum time that one cycle spends on reads of running jobs' output, in seconds
 _log = logging.getLogger("glide")
 
@@ -76,8 +77,8 @@ class ResultIntake:
         twins: number of second jobs that were submitted for records that a slow glidein had begun.
         twin_results: number of results that were ignored because the other of two twins had computed them, too.
         disconnected: Unix time when a job lost its node, by job number.
-        overlap: whether a record is or was in several jobs. This is true if there are twins, or if an earlier driver
-            has taken records back and has submitted them again.
+        overlap: whether a record in flight may be in several jobs. This is true if there are twins, or if an earlier
+            driver has taken records back and has submitted them again.
     """
 
     def __init__(self, work: Work[Any], jobs: RunJobs, lanes: Lanes, clock: Clock):
@@ -151,6 +152,7 @@ class ResultIntake:
         """Remove a part, because its job has left the queue. Its records without a result become pending."""
         records = self.parts.pop(part)
         self._release(islice(records.keys.values(), records.kept))
+        self.overlap &= bool(self.in_flight)
 
     def _give_back(self, part: str, kept: int) -> None:
         """Remove the records after the first `kept` ones from a part. Those without a result become pending."""
@@ -210,12 +212,13 @@ class ResultIntake:
             # PEEK_BUDGET keeps a cycle short if there are many jobs, or if the access point is busy.
             if self.clock.monotonic() - began > PEEK_BUDGET:
                 break
-        self._store(received)  # in one call, because each call flushes files to disk
+        self._store(received)
         for job, answers in received:
             self.parts[job.part].offset = answers.end
         too_long = [(job, answers) for job, answers in received if answers.too_long]
         removed = [job for job, _ in too_long]
-        self._drop(removed, "its output is longer than its records allow")
+        self.jobs.remove(removed, "its output is longer than its records allow")
+        self.work.history.write_ended(removed, "removed")
         avoid = self._count_unanswered(too_long)
         for job in removed:
             self._forget(job.part)
@@ -230,11 +233,20 @@ class ResultIntake:
         Returns:
             Names of the lanes whose glideins get no jobs for a while.
         """
+        # A job that was never on a lane has streamed nothing.
+        ran = [job for job in jobs if job.status != JobStatus.IDLE or job.last_lane]
+        received: list[tuple[InvocationJob, OutputContent]] = []
+        for start in range(0, len(ran), STORED_TOGETHER):
+            some = [
+                (job, self.jobs.peek(job, self.parts[job.part].keys)) for job in ran[start : start + STORED_TOGETHER]
+            ]
+            self._store(some)
+            for _, answers in some:
+                answers.results.clear()  # the results of thousands of jobs may need very much memory
+            received += some
+        self.jobs.remove(jobs, why)
         avoid = []
-        for job in jobs:
-            if job.status == JobStatus.IDLE and not job.last_lane:
-                continue  # the job was never on a lane, so it has streamed nothing
-            answers = self._read(job)
+        for job, answers in received:
             lane = self.lanes.describe(job.lane or job.last_lane)
             if why == LOST:
                 saved = self.parts[job.part].answered
@@ -249,28 +261,24 @@ class ResultIntake:
                     "job %s on %s was held: %s; its records are sent again", job.id, lane, printable(job.hold_reason)
                 )
                 avoid += self._log_rejected(job, answers)
-        self._drop(jobs, why)
+        self.work.history.write_ended(jobs, "removed")
         for job in jobs:
             self._forget(job.part)
         return avoid
 
-    def _drop(self, jobs: Sequence[InvocationJob], reason: str) -> None:
-        self.jobs.remove(jobs, reason)
-        self.work.history.write_ended(jobs, "removed")
-
-    def _read(self, job: InvocationJob) -> OutputContent:
-        """Read and store what a job has streamed."""
-        answers = self.jobs.peek(job, self.parts[job.part].keys)
-        self._store([(job, answers)])
-        return answers
-
     def _store(self, received: Sequence[tuple[InvocationJob, OutputContent]]) -> None:
         """Store the results that the outputs of jobs contain, and note which records the jobs have given back."""
+        for is_twin in (False, True):  # few calls, because each call flushes files to disk
+            found = [(self.parts[job.part], answers) for job, answers in received]
+            results = [
+                (records.keys[record], result)
+                for records, answers in found if bool(records.twin) == is_twin
+                for record, result in answers.results.items()
+            ]  # fmt: skip
+            again = self.work.store(results, is_twin)
+            self.twin_results += again if is_twin else 0
         for job, answers in received:
             records = self.parts[job.part]
-            results = ((records.keys[record], result) for record, result in answers.results.items())
-            again = self.work.store(results, is_twin=bool(records.twin))
-            self.twin_results += again if records.twin else 0
             before = len(self.in_flight)
             self.in_flight.difference_update(records.keys[record] for record in answers.results)
             records.unanswered -= before - len(self.in_flight)

@@ -154,17 +154,22 @@ class Lanes:
         return f"{glide_id} ({host})" if glide_id else printable(lane_name) or "an unknown lane"
 
 
-def glidein_views(lanes: Collection[LaneAd], version: int) -> dict[str, GlideinView]:
+def glidein_views(lanes: Collection[LaneAd], version: int, clock: Clock) -> dict[str, GlideinView]:
     """Return the glideins on which the run's jobs can start, by GlideId.
 
     Args:
         lanes: the lanes that have loaded the template or are loading it.
         version: version of the run's requests. Glideins of an older version are left out.
+        clock: the driver's clock. Lanes whose time to retire has come are left out.
     """
     views: dict[str, GlideinView] = {}
+    now, time = clock.monotonic(), clock.time()
     for lane in lanes:
-        if lane.state in State.USABLE and lane.protocol >= version:
-            view = views.setdefault(lane.glide_id, GlideinView(0, 0, lane.is_warm, lane.record_seconds, lane.batch))
+        if lane.state in State.USABLE and lane.protocol >= version and lane.retires > time:
+            if not (view := views.get(lane.glide_id)):
+                since = now - max(0.0, time - (lane.state_since or time)) if lane.is_warm else 0.0
+                view = GlideinView(0, 0, lane.is_warm, lane.record_seconds, lane.batch, since)
+                views[lane.glide_id] = view
             view.lanes += 1
             view.free += lane.claim == "Unclaimed"
     return views

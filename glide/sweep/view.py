@@ -65,6 +65,7 @@ class GlideinView:
         warm: whether the template is loaded. Jobs may start before this, and then wait on their lanes.
         record_seconds: seconds that the engine needs per record; 0 before the first measurement.
         batch: number of records in an engine call.
+        since: time of the driver's clock since when the glidein has been warm, in seconds; 0 if it is not warm.
     """
 
     lanes: int
@@ -72,6 +73,7 @@ class GlideinView:
     warm: bool
     record_seconds: float = 0.0
     batch: int = 1
+    since: float = 0.0
 
 
 @dataclass
@@ -222,10 +224,13 @@ class SubmitJobs:
 
 @dataclass(frozen=True)
 class TakeBack:
-    """Ask a running job to keep its first `keep` records, and to give back all later records that it has not begun."""
+    """Ask running jobs to give records back. A job gives back only records that it has not begun.
 
-    job: JobView
-    keep: int
+    Attributes:
+        keep: each job with the number of first records that it is asked to keep.
+    """
+
+    keep: tuple[tuple[JobView, int], ...]
 
 
 @dataclass(frozen=True)

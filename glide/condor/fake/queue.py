@@ -76,19 +76,22 @@ class FakeQueue:
         if missing:
             raise CondorError(f"access point: retrieve failed: {missing[0]}")
 
-    def edit(self, job: str, attribute: str, expression: str, notify_shadow: bool = False) -> None:
+    def edit(self, expressions: Mapping[str, str], attribute: str, notify_shadow: bool = False) -> None:
         self._check("edit")
-        cluster, dot, proc = job.partition(".")
-        is_number = dot and cluster.isdigit() and proc.isdigit()
-        found = [each for each in [self.schedd.queue.get(job)] if each] if is_number else self.schedd.select(job)
-        if not found:
-            raise CondorError(f"access point: edit failed: no job {job}")
-        for each in found:
-            each.edit(attribute, expression)
-            if notify_shadow and each.run:
-                self.schedd.notify(each)
+        missing = ""
+        for jobs, expression in expressions.items():
+            cluster, dot, proc = jobs.partition(".")
+            is_number = dot and cluster.isdigit() and proc.isdigit()
+            found = [each for each in [self.schedd.queue.get(jobs)] if each] if is_number else self.schedd.select(jobs)
+            missing = missing if found else jobs
+            for each in found:
+                each.edit(attribute, expression)
+                if notify_shadow and each.run:
+                    self.schedd.notify(each)
         if attribute.lower() == "jobprio":
             self.schedd.rebuild()
+        if missing:
+            raise CondorError(f"access point: edit failed: no job {missing}")
 
     def remove(self, constraint: str, reason: str) -> int:
         """Remove jobs. If a job's node is dead, the job stays in the queue as removed until its shadow has given up."""
@@ -103,7 +106,7 @@ class FakeQueue:
 
     def reconsider(self, constraint: str, priority: int) -> None:
         with suppress(CondorError):
-            self.edit(constraint, "JobPrio", str(priority))
+            self.edit({constraint: str(priority)}, "JobPrio")
 
     def _check(self, method: str) -> None:
         if self.schedd.clock.monotonic() < self.down_until:
