@@ -109,6 +109,8 @@ def end_with_parent(number: int = signal.SIGKILL, parent: int = 0) -> None:
         parent: the parent's process ID. If the parent has already ended, send the signal now. 0: do not check. Then
             something else has to end this process if its parent ends early, for example a closed pipe.
     """
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)  # after a fork, the parent's handler would ignore the signal
     ctypes.CDLL(None).prctl(1, number)  # 1 is PR_SET_PDEATHSIG
     if parent and os.getppid() != parent:
         os.kill(os.getpid(), number)

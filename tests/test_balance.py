@@ -54,6 +54,18 @@ def test_job_gives_back_records_if_its_glidein_gets_no_more_jobs():
     assert kept(moved(job("1.0", "draining", 100), idle=glidein(free=2))) == [pytest.approx(52, abs=1)]
 
 
+def test_retired_glidein_gives_records_to_one_that_has_not_been_measured():
+    old = glidein(1.0)
+    old.retired = True
+    assert kept(moved(job("1.0", "old", 100), old=old, new=glidein(0.0, free=2))) == [pytest.approx(52, abs=1)]
+
+
+def test_retired_glidein_takes_no_work():
+    idle = glidein()
+    idle.retired = True
+    assert moved(job("1.0", "busy", 100), busy=glidein(), idle=idle) == []
+
+
 def test_requests_of_one_cycle_are_limited():
     jobs = [job(f"{number}.0", f"busy{number}", 100) for number in range(3 * MOST_REQUESTS)]
     glideins = {each.glidein: glidein() for each in jobs} | {f"idle{n}": glidein(free=2) for n in range(len(jobs))}

@@ -106,6 +106,14 @@ def test_waiting_jobs_are_divided_again_if_far_too_large():
     assert decide(Memory(), view(*running, *waiting), NOW) == []
 
 
+def test_waiting_jobs_keep_their_size_while_only_a_retired_glidein_is_measured():
+    waiting = [job(n, JobStatus.IDLE, 100) for n in range(2)]
+    seen = view(*waiting, pending=20000, pace=3.0)
+    for each in seen.glideins.values():
+        each.retired = True
+    assert RemoveJobs not in kinds(decide(Memory(), seen, NOW))
+
+
 def test_only_as_many_old_jobs_as_lanes_are_free_are_removed_in_a_cycle():
     old = [job(n, JobStatus.IDLE, since=NOW - 500 + n) for n in range(50)]
     seen = view(*old, pending=1000, free=1)

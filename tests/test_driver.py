@@ -169,7 +169,41 @@ def test_request_to_give_back_counts_although_its_answer_is_lost(tmp_path, monke
     driver = driver_on(pool, calls, tmp_path)
     summary = driver.run()
     assert lost and calls.exactly_once and summary["recomputed"] == 0
-    assert not driver.memory.avoided and not driver.intake.attempts, "nobody is blamed for the records given back"
+    assert not driver.intake.audit.unanswered, "nobody is blamed for the records that were given back"
+
+
+def test_request_that_did_not_arrive_is_repeated_soon(tmp_path, monkeypatch):
+    calls, pool = CountedCalls(1000), pool_of(0.1, 1.0)
+    edit = FakeQueue.edit
+    failures = iter(["no answer within 20 s"])
+
+    def fail_once(queue, expressions, attribute, notify_shadow=False):
+        if reason := next(failures, ""):
+            raise CondorError(reason)
+        edit(queue, expressions, attribute, notify_shadow)
+
+    monkeypatch.setattr(FakeQueue, "edit", fail_once)
+    began = pool.clock.monotonic()
+    driver_on(pool, calls, tmp_path).run()
+    assert calls.exactly_once and not next(failures, "")
+    assert pool.clock.monotonic() - began < 1.25 * 1000 / (10 + 1), "not 90 s later"
+
+
+def test_late_twin_is_removed_although_all_records_have_results(tmp_path):
+    calls, pool = CountedCalls(8), pool_of(5.0, 300.0)
+    calls.closed = False
+    driver = driver_on(pool, calls, tmp_path)
+    while len(calls.done) < 8:
+        driver.step(lambda progress: None)
+        driver.wait()
+    assert driver.intake.twins
+    old = set(driver.intake.parts)
+    assert old, "the slow glidein still computes its record"
+    calls.add({"prompt": "", "generate": {}, "timeout": 60.0})
+    for _ in range(5):
+        driver.step(lambda progress: None)
+        driver.wait()
+    assert old.isdisjoint(driver.intake.parts)
 
 
 def test_one_refusal_after_a_long_pause_does_not_end_the_run(tmp_path, monkeypatch):
@@ -197,9 +231,10 @@ def test_jobs_are_expected_only_on_lanes_that_accept_them():
     retired = replace(warm, glide_id="b", retires=clock.time() - 1)
     later = replace(warm, glide_id="c", retires=clock.time() + 1, state=State.LOADING)
     views = glidein_views([warm, retired, later], 0, clock)
-    assert {name: (each.warm, each.since) for name, each in views.items()} == {
-        "a": (True, clock.monotonic() - 30), "c": (False, 0.0),
+    assert {name: (each.warm, each.since, each.free) for name, each in views.items()} == {
+        "a": (True, clock.monotonic() - 30, 1), "b": (True, clock.monotonic() - 30, 0), "c": (False, 0.0, 1),
     }  # fmt: skip
+    assert [name for name, each in views.items() if each.retired] == ["b"]
 
 
 def test_driver_waits_out_an_outage(tmp_path):

@@ -22,6 +22,25 @@ Seed(Path(sys.argv[1]), "127.0.0.1").offer(FileSet("/nowhere"))
 """
 
 
+# A forked child keeps its parent's handler of SIGTERM until it runs another program.
+FORK = """
+import os, signal
+from glide.system import end_with_parent
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+child = os.fork()
+if not child:
+    end_with_parent(signal.SIGTERM, parent=1)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_child_of_dead_parent_ends_in_spite_of_a_handler():
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert done.stdout.strip() == str(-signal.SIGTERM), done.stderr
+
+
 def test_seed_ends_if_its_factory_is_killed_at_once(tmp_path: Path):
     killed = subprocess.run([sys.executable, "-c", KILLED_FACTORY, str(tmp_path)])
     assert killed.returncode == -signal.SIGKILL

@@ -184,7 +184,7 @@ class AccessPoint:
         self._call("retrieve", constraint)
 
     def edit(self, expressions: Mapping[str, str], attribute: str, notify_shadow: bool = False) -> None:
-        """Set an attribute of jobs to expressions. If some of the calls fail, make the others all the same.
+        """Set an attribute of jobs to expressions. If a call fails, for example for a job that is gone, continue.
 
         Args:
             expressions: the new values. Each key selects jobs: a cluster.proc or a constraint.
@@ -192,7 +192,7 @@ class AccessPoint:
                 immediately, but only once in SCHEDD_JOB_QUEUE_NOTIFY_UPDATES seconds (30 by default).
 
         Raises:
-            CondorError: a call failed; the error of the last such call.
+            CondorError: a call failed, or the access point does not answer.
         """
         options = {"flags": bindings.htcondor2.TransactionFlag.SetDirty} if notify_shadow else {}
 
@@ -203,6 +203,7 @@ class AccessPoint:
                     self._call("edit", jobs, attribute, expression, **options)
                 except CondorError as error:
                     failure = error
+                    self.time()  # if this fails, too, the schedd does not answer, and the other calls would fail
             if failure:
                 raise failure
 

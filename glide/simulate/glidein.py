@@ -239,6 +239,7 @@ class SimulatedGlidein:
         claimed = False
         while True:
             if env.now >= self.retires:
+                self.seen.retired, self.seen.free = True, 0
                 break
             get = self.sweep.queue.get()
             claimed = claimed and get.triggered

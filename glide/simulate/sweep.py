@@ -237,7 +237,7 @@ class SimulatedSweep:
 
     def job_finished(self, job: SimulatedJob) -> None:
         """Mark a job as completed. Wake the driver."""
-        if job.glidein in self.glideins:
+        if job.glidein in self.glideins and not self.glideins[job.glidein].retired:
             self.glideins[job.glidein].free += 1
         job.status, job.unanswered = JobStatus.COMPLETED, 0
         if job.other is not None and job.part in self.view.jobs:

@@ -115,15 +115,18 @@ class Actor:
 
     def _take_back(self, action: TakeBack) -> None:
         """Ask jobs to give records back. A job that was asked before is never asked to keep more."""
-        wanted: dict[str, int] = {}
+        wanted: dict[JobView, int] = {}
         for job, keep in action.keep:
             if job.part in self.queue:
                 asked = self.intake.parts[job.part].asked
-                wanted[job.id] = job.asked = keep if asked is None else min(keep, asked)
-                job.asked_at = self.clock.monotonic()
-                # If the call below fails, the request may have arrived all the same, and the answer has to be expected.
-                self.intake.note_asked(job.part, job.asked)
-        self.jobs.take_back(wanted)
+                wanted[job] = keep if asked is None else min(keep, asked)
+                # If the call below fails, the request may have arrived all the same. So the job may answer. But the
+                # next cycle may ask again.
+                self.intake.note_asked(job.part, wanted[job], float("-inf"))
+        self.jobs.take_back({job.id: keep for job, keep in wanted.items()})
+        for job, keep in wanted.items():
+            job.asked, job.asked_at = keep, self.clock.monotonic()
+            self.intake.note_asked(job.part, keep, job.asked_at)
 
     def _jobs(self, views: Sequence[JobView]) -> list[InvocationJob]:
         return [self.queue[job.part] for job in views]

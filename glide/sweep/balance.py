@@ -64,7 +64,7 @@ def balance(
     # The access point starts one job after the other. The new jobs start after those that it has to start now.
     move = MOVE_SECONDS + latency + starting * START_SECONDS
     # Glideins that have no work, or will soon have none, and so can take work over.
-    helpers = [name for name, seconds in left.items() if seconds < move and name in glideins and glideins[name].warm]
+    helpers = [name for name, each in glideins.items() if each.warm and not each.retired and left[name] < move]
     late = sorted((name for name in left if left[name] > move + GAIN_SECONDS), key=left.__getitem__, reverse=True)
     if not helpers or not late:
         return []

@@ -139,18 +139,26 @@ class _Lanes:
         count: number of lanes on which jobs can start.
         free: number of warm lanes that no job has claimed.
         batch: number of records in an engine call, the largest of all warm glideins.
-        paces: seconds per record of a lane, one value for each glidein that has been measured.
+        paces: seconds per record of a lane, one value for each glidein that has been measured. Retired glideins count
+            only if no other glidein has been measured.
+        glideins: number of glideins on which jobs can start.
     """
 
     count: int = 0
     free: int = 0
     batch: int = 1
     paces: list[float] = field(default_factory=list)
+    glideins: int = 0
 
 
 def _lanes(view: View) -> _Lanes:
-    lanes = _Lanes()
+    lanes, retired = _Lanes(), []
     for each in view.glideins.values():
+        if each.retired:
+            if each.record_seconds:
+                retired.append(each.record_seconds * each.lanes)
+            continue
+        lanes.glideins += 1
         lanes.count += each.lanes
         if each.warm:
             lanes.free += each.free
@@ -158,6 +166,7 @@ def _lanes(view: View) -> _Lanes:
                 lanes.batch = each.batch
             if each.record_seconds:
                 lanes.paces.append(each.record_seconds * each.lanes)
+    lanes.paces = lanes.paces or retired
     return lanes
 
 
@@ -172,8 +181,8 @@ def _next_wave(
         limit: maximum number of jobs; None if only the lanes limit it.
     """
     # The factory starts at most one glidein for each job. So keep enough jobs for the glideins that may still come.
-    missing = max(0, view.most_glideins - len(view.glideins))
-    count = lanes.count if lanes.paces else max(lanes.count, 2 * view.most_glideins)
+    missing = max(0, view.most_glideins - lanes.glideins)
+    count = lanes.count if lanes.count and lanes.paces else max(lanes.count, 2 * view.most_glideins)
     losses = eviction_rate(memory.evictions, count, now - (memory.first_warm or memory.started))
     return pack(
         view.pending + returned, count, queued, lanes.paces, view.batch or lanes.batch, view.fixed, losses,

@@ -137,9 +137,9 @@ class ResultIntake:
         self.parts[part.name].twin, self.parts[other].twin = other, part.name
         self.twins += 1
 
-    def note_asked(self, part: str, keep: int) -> None:
-        """Remember that a job was asked to keep only its first `keep` records."""
-        self.parts[part].asked, self.parts[part].asked_at = keep, self.clock.monotonic()
+    def note_asked(self, part: str, keep: int, at: float) -> None:
+        """Remember that a job was asked at the time `at` to keep only its first `keep` records."""
+        self.parts[part].asked, self.parts[part].asked_at = keep, at
 
     def _add(self, part: str, ids: Iterable[str]) -> None:
         keys = {record: self.work.key(record) for record in ids}
@@ -152,7 +152,10 @@ class ResultIntake:
         """Remove a part, because its job has left the queue. Its records without a result become pending."""
         records = self.parts.pop(part)
         self._release(islice(records.keys.values(), records.kept))
-        self.overlap &= bool(self.in_flight)
+        if self.overlap and not self.in_flight:
+            self.overlap = False
+            for each in self.parts.values():
+                each.unanswered = 0
 
     def _give_back(self, part: str, kept: int) -> None:
         """Remove the records after the first `kept` ones from a part. Those without a result become pending."""

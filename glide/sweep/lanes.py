@@ -141,10 +141,10 @@ class Lanes:
     def has_only_warm_glidein(self, lane_name: str) -> bool:
         """Return whether only the glidein of the lane `lane_name` may be warm and can get jobs."""
         mine = self.glidein_of(lane_name)
-        now = self.clock.monotonic()
+        now, time = self.clock.monotonic(), self.clock.time()
         others = {glide_id for glide_id, seen in self.last_seen.values() if now - seen < VANISHED_SECONDS}
         others -= {mine, *self.avoided}
-        return not any(self.glideins[each].is_warm for each in others)
+        return not any(self.glideins[each].is_warm and self.glideins[each].retires > time for each in others)
 
     def describe(self, lane_name: str) -> str:
         """Return a lane's glidein and host as text for messages: "GlideId (host)"."""
@@ -155,21 +155,22 @@ class Lanes:
 
 
 def glidein_views(lanes: Collection[LaneAd], version: int, clock: Clock) -> dict[str, GlideinView]:
-    """Return the glideins on which the run's jobs can start, by GlideId.
+    """Return the glideins that have loaded the run's template or are loading it, by GlideId.
 
     Args:
         lanes: the lanes that have loaded the template or are loading it.
         version: version of the run's requests. Glideins of an older version are left out.
-        clock: the driver's clock. Lanes whose time to retire has come are left out.
+        clock: the driver's clock.
     """
     views: dict[str, GlideinView] = {}
     now, time = clock.monotonic(), clock.time()
     for lane in lanes:
-        if lane.state in State.USABLE and lane.protocol >= version and lane.retires > time:
+        if lane.state in State.USABLE and lane.protocol >= version:
             if not (view := views.get(lane.glide_id)):
                 since = now - max(0.0, time - (lane.state_since or time)) if lane.is_warm else 0.0
-                view = GlideinView(0, 0, lane.is_warm, lane.record_seconds, lane.batch, since)
+                retired = lane.retires <= time
+                view = GlideinView(0, 0, lane.is_warm, lane.record_seconds, lane.batch, since, retired)
                 views[lane.glide_id] = view
             view.lanes += 1
-            view.free += lane.claim == "Unclaimed"
+            view.free += lane.claim == "Unclaimed" and not view.retired
     return views

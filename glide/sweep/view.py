@@ -61,11 +61,12 @@ class GlideinView:
 
     Attributes:
         lanes: number of its lanes. All lanes of a glidein share one engine.
-        free: number of lanes that no job has claimed.
+        free: number of lanes that no job has claimed, and that accept jobs.
         warm: whether the template is loaded. Jobs may start before this, and then wait on their lanes.
         record_seconds: seconds that the engine needs per record; 0 before the first measurement.
         batch: number of records in an engine call.
         since: time of the driver's clock since when the glidein has been warm, in seconds; 0 if it is not warm.
+        retired: whether it accepts no more jobs, because its time is over. The jobs that it has go on.
     """
 
     lanes: int
@@ -74,6 +75,7 @@ class GlideinView:
     record_seconds: float = 0.0
     batch: int = 1
     since: float = 0.0
+    retired: bool = False
 
 
 @dataclass
@@ -114,7 +116,7 @@ class View:
     @property
     def lanes(self) -> int:
         """The number of lanes on which jobs can start."""
-        return sum(each.lanes for each in self.glideins.values())
+        return sum(each.lanes for each in self.glideins.values() if not each.retired)
 
 
 @dataclass
