@@ -66,7 +66,7 @@ class GlideinView:
         record_seconds: seconds that the engine needs per record; 0 before the first measurement.
         batch: number of records in an engine call.
         since: time of the driver's clock since when the glidein has been warm, in seconds; 0 if it is not warm.
-        retired: whether it accepts no more jobs, because its time is over. The jobs that it has go on.
+        retired: whether it accepts no more jobs, because its time is over. Its running jobs continue.
     """
 
     lanes: int
