@@ -25,10 +25,10 @@ class Clinic:
         self.pool, self.folder = pool, folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        self.environment = {
-            **os.environ, **pool.environment(), "GLIDE_HOME": str(pool.home), "TMPDIR": str(self.temporary),
-        }  # fmt: skip
-        self.factory = FactoryProcess(folder, "clinic", entry("ward", ready=1), environment=self.environment)
+        everybody = {**os.environ, **pool.environment(), "GLIDE_HOME": str(pool.home)}
+        # The doctor alone has this folder, as its tests look for what it has left there at any moment.
+        self.environment = {**everybody, "TMPDIR": str(self.temporary)}
+        self.factory = FactoryProcess(folder, "clinic", entry("ward", ready=1), environment=everybody)
 
     def examine(self, *options: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
         """What the doctor says, whose exit code says the same."""
