@@ -5,11 +5,10 @@ Usage: python engine_processes.py MODEL RECORDS OUT
 
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
-from multiprocessing import get_context
 
-from infer import GENERATE, WORKERS, Answer, tasks, write_answers
+import processes
+from infer import GENERATE, Answer
 
 from glide.bench.engine_run import Outcomes, run
 from glide.server.engines import EngineRecord, build
@@ -28,12 +27,4 @@ def work(folder: str, mine: list[list[str]]) -> list[Answer]:
 
 
 if __name__ == "__main__":
-    began = time.time()
-    folder, records, out = sys.argv[1:]
-    all_tasks = tasks(records)
-    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
-        shares = [pool.submit(work, folder, all_tasks[worker::WORKERS]) for worker in range(WORKERS)]
-        answers: list[Answer] = [([], 0.0)] * len(all_tasks)
-        for worker, share in enumerate(shares):
-            answers[worker::WORKERS] = share.result()
-        write_answers(out, began, answers)
+    processes.run(work)

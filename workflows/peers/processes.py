@@ -5,6 +5,7 @@ Usage: python processes.py MODEL RECORDS OUT
 
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -15,7 +16,12 @@ def work(folder: str, mine: list[list[str]]) -> list[Answer]:
     return [serve(folder, task) for task in mine]
 
 
-if __name__ == "__main__":
+def run(work: Callable[[str, list[list[str]]], list[Answer]]) -> None:
+    """Compute the tasks in processes, and write the measured times.
+
+    Args:
+        work: function that computes the tasks of one process. Its arguments are the model's folder and the tasks.
+    """
     began = time.time()
     folder, records, out = sys.argv[1:]
     all_tasks = tasks(records)
@@ -25,3 +31,7 @@ if __name__ == "__main__":
         for worker, share in enumerate(shares):
             answers[worker::WORKERS] = share.result()
         write_answers(out, began, answers)
+
+
+if __name__ == "__main__":
+    run(work)
