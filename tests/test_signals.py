@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -44,3 +46,23 @@ def test_deferring_signals_in_thread_leaves_handlers_unchanged():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+# The signal arrives while Python calls the functions that modules have registered for forks. `logging` has such, too.
+INTERRUPTED_FORK = """
+import os, signal
+from glide.condor.bounded import isolated
+
+once = [signal.SIGINT]
+os.register_at_fork(after_in_parent=lambda: once and signal.raise_signal(once.pop()))
+try:
+    isolated(lambda: 1, 10)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_signal_during_a_fork_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_FORK], capture_output=True, text=True)
+    assert done.stdout.strip() == "interrupted", done.stderr

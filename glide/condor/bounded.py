@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from glide.condor.signals import defer_signals
 from glide.errors import CondorError, GlideError, describe_bug
 from glide.system import end_with_parent
 
@@ -43,7 +44,8 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     for name, question in questions.items():
         here, there = processes.Pipe(duplex=False)
         process = processes.Process(target=_answer, args=(there, question), daemon=True)
-        process.start()
+        with defer_signals():  # Python ignores exceptions of signal handlers in the functions that it calls at a fork
+            process.start()
         there.close()
         asked[name] = process, here
     deadline = time.monotonic() + seconds
