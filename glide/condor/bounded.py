@@ -41,15 +41,15 @@ def ask(questions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str,
     """
     processes = multiprocessing.get_context("fork")
     asked = {}
-    for name, question in questions.items():
-        here, there = processes.Pipe(duplex=False)
-        process = processes.Process(target=_answer, args=(there, question), daemon=True)
-        with defer_signals():  # Python ignores exceptions of signal handlers in the functions that it calls at a fork
-            process.start()
-        there.close()
-        asked[name] = process, here
-    deadline = time.monotonic() + seconds
     try:
+        with defer_signals():  # Python ignores exceptions of signal handlers in the functions that it calls at a fork
+            for name, question in questions.items():
+                here, there = processes.Pipe(duplex=False)
+                process = processes.Process(target=_answer, args=(there, question), daemon=True)
+                process.start()
+                there.close()
+                asked[name] = process, here
+        deadline = time.monotonic() + seconds
         return {name: _receive(pipe, deadline, seconds) for name, (_, pipe) in asked.items()}
     finally:
         for process, pipe in asked.values():
