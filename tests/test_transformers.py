@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,28 @@ def test_sweep_with_impossible_options_is_refused(llama, tmp_path, generate, wor
         prepare(tmp_path / "sweep.yaml")
     (problem,) = refused.value.problems
     assert problem.startswith(f"{tmp_path}/sweep.yaml:5: ") and words in problem
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+IMPORTS = """
+import gc, json, sys
+from glide.server.engine_process import importing
+from glide.server.engines import build
+from glide.template import Template
+engine = build(Template("llama", "transformers", sys.argv[1], options={"device": "cpu"}), python=sys.executable)
+with importing():
+    engine.prepare()
+before, permanent = len(sys.modules), gc.get_freeze_count()
+engine.load(sys.argv[1], lambda state: None)
+print(json.dumps([before, len(sys.modules) - before, permanent, gc.isenabled()]))
+"""
+
+
+def test_packages_are_imported_before_loading_and_left_out_of_garbage_collections(llama):
+    out = subprocess.run([sys.executable, "-c", IMPORTS, llama], capture_output=True, text=True, check=True).stdout
+    before, later, permanent, enabled = json.loads(out.splitlines()[-1])
+    assert later < before / 20 and permanent > 100_000 and enabled
 
 
 # ---- devices -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ starts another engine.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -104,7 +105,7 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
 
     try:
         started = time.monotonic()
-        with _in_this_process():
+        with _in_this_process(), importing():
             engine: Any = engines.build(
                 Template.from_json(message["template"]), message["prefix"], message["python"], message["compiled"]
             )
@@ -117,6 +118,7 @@ def _load(server: socket.socket, message: dict[str, Any]) -> Any:
                     raise TemplateError("the engine cannot use adapters")
                 engine.use_adapters(files["adapters"])
             engine.load(files["folder"], phase)
+        gc.freeze()
         server.sendall(
             frames.encode(
                 {
@@ -147,6 +149,21 @@ def _in_this_process() -> Iterator[None]:
     finally:
         if os.getpid() != process:
             os._exit(0)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import packages in the `with` block without garbage collections.
+
+    A large package has a million objects that live until the process ends. Python's collector of reference cycles would
+    look at them again and again. So leave them out of all later collections, too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _resident_megabytes() -> float:

@@ -88,7 +88,7 @@ class Transformers:
 
         # The library imports a class only when a program first names the class. So name the classes now, while the
         # template's files are being fetched. This saves time in `load`.
-        _ = transformers.AutoTokenizer, loading.model_class(self.options.task)
+        _ = transformers.AutoTokenizer, transformers.PreTrainedModel, loading.model_class(self.options.task)
 
     def load(self, folder: str | None, phase: Callable[[str], None]) -> None:
         import torch
