@@ -190,10 +190,10 @@ def test_request_that_did_not_arrive_is_repeated_soon(tmp_path, monkeypatch):
 
 
 def test_late_twin_is_removed_although_all_records_have_results(tmp_path):
-    calls, pool = CountedCalls(8), pool_of(5.0, 300.0)
+    calls, pool = CountedCalls(5), pool_of(5.0, 300.0)
     calls.closed = False
     driver = driver_on(pool, calls, tmp_path)
-    while len(calls.done) < 8:
+    while len(calls.done) < 5:
         driver.step(lambda progress: None)
         driver.wait()
     assert driver.intake.twins

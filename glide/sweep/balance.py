@@ -14,12 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from glide.invoke.pack import START_SECONDS
 from glide.sweep.view import Action, GlideinView, JobView, SubmitTwin, TakeBack
 
-# A move takes two cycles of the driver, the time until the job's server reads the driver's request, and this number of
-# seconds until the new job starts.
+# A move takes the time until the driver has read the job's answer, and this number of seconds until the new job starts.
 MOVE_SECONDS = 1.0
 # A glidein gives records back only if it would finish later than the common end by this number of seconds, and by this
 # share of the time until the common end.
-GAIN_SECONDS = 1.0
+GAIN_SECONDS = 0.5
 GAIN_SHARE = 0.05
 # If a job does not answer a request within this number of seconds, the driver may ask again. The number is larger than
 # the longest time between two transfers of a job's results.
@@ -74,7 +73,7 @@ def balance(
         helpers = helpers[: len(helpers) // 2]
         end, busy = _common_end(late, helpers, left, paces, move, waiting)
     wanted = int(sum((end - busy) / paces[name] for name in helpers))
-    wanted -= sum(job.records - job.asked for job in running if job.asked is not None and _has_to_answer(job, now))
+    wanted -= sum(job.records - job.asked for job in running if job.asked is not None and has_to_answer(job, now))
     keep: list[tuple[JobView, int]] = []
     for name in late:
         if wanted * usual < max(GAIN_SECONDS, (end - busy) / 2) or left[name] < end + max(
@@ -86,7 +85,7 @@ def balance(
         wanted -= taken
     if keep:
         return [TakeBack(tuple(keep[:MOST_REQUESTS]))]
-    if waiting or any(_has_to_answer(job, now) for job in running):
+    if waiting or any(has_to_answer(job, now) for job in running):
         return []
     return _twins(jobs, left, paces, helpers, move)[:MOST_TWINS]
 
@@ -105,7 +104,7 @@ def from_loading_glideins(
         now: time of the driver's clock, in seconds.
     """
     free = sum(each.free for each in glideins.values() if each.warm) - idle
-    free -= sum(job.asked == 0 and _has_to_answer(job, now) for job in running)
+    free -= sum(job.asked == 0 and has_to_answer(job, now) for job in running)
     if free <= 0:
         return []
     coming = (
@@ -143,7 +142,7 @@ def _common_end(
     return end, busy
 
 
-def _has_to_answer(job: JobView, now: float) -> bool:
+def has_to_answer(job: JobView, now: float) -> bool:
     """Return whether a job was asked to give back records less than ANSWER_SECONDS ago, and has not answered."""
     return job.asked is not None and job.asked < job.records and now - job.asked_at < ANSWER_SECONDS
 
@@ -158,7 +157,7 @@ def _seconds_left(jobs: Sequence[JobView], pace: float, now: float) -> float:
     records, read = 0, 0.0
     for job in jobs:
         records += job.unanswered
-        if job.asked is not None and _has_to_answer(job, now):
+        if job.asked is not None and has_to_answer(job, now):
             records -= job.records - job.asked
         if job.read > read:
             read = job.read
@@ -178,7 +177,7 @@ def _take_back(jobs: Collection[JobView], records: int, now: float) -> tuple[int
     taken = 0
     for job in sorted(jobs, key=lambda job: job.begun - job.records):
         number = min(records - taken, job.records - job.begun)
-        if number > 0 and not job.twin and not _has_to_answer(job, now):
+        if number > 0 and not job.twin and not has_to_answer(job, now):
             keep.append((job, job.records - number))
             taken += number
     return taken, keep

@@ -7,12 +7,13 @@ RemoveJobs, `decide` is called again with the new view, but with the same time. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from glide.invoke.pack import Wave, eviction_rate, pack
-from glide.sweep.balance import balance, from_loading_glideins
+from glide.sweep.balance import balance, from_loading_glideins, has_to_answer
 from glide.sweep.view import (
     ANSWERED,
     AVOID_SECONDS,
@@ -34,7 +35,7 @@ from glide.sweep.view import (
 from glide.vocabulary import JobStatus
 
 MOST_ROUNDS = 5  # maximum number of decisions in one cycle
-PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output
+PEEK_SECONDS = 2.0  # seconds between two reads of a running job's output, if the driver waits for no answer of the job
 MOST_PEEKS = 1000  # maximum number of outputs that are read in one cycle, so that a cycle stays short
 # While other jobs are in the queue, the driver gathers at most once in this number of seconds. One gather of many jobs
 # costs the access point little more than a gather of one job. So the driver waits until it can gather several together.
@@ -76,9 +77,10 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
     ):  # fmt: skip
         if jobs:
             actions.append(RemoveJobs(tuple(jobs), why))
-    peeks = now - memory.peeked >= PEEK_SECONDS / 2
-    if peeks and (due := [job for job in groups.running if now - job.read >= PEEK_SECONDS]):
-        actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
+    if memory.peeked < now:
+        last = now - PEEK_SECONDS if now - memory.peeked >= PEEK_SECONDS / 2 else float("-inf")
+        if due := [job for job in groups.running if job.read <= last or has_to_answer(job, now)]:
+            actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
     if actions:
         return actions
     # Then decide where the records go.
@@ -106,7 +108,9 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
             actions += early
         else:
             waiting = sum(job.unanswered for job in groups.idle) + view.pending
-            actions += balance(groups.running, waiting, view.glideins, 2 * view.cycle + view.stream, now)
+            # A job reads a request, and answers it, within `stream` seconds. The next cycle after that reads the answer.
+            latency = view.cycle * math.ceil(view.stream / view.cycle)
+            actions += balance(groups.running, waiting, view.glideins, latency, now)
     return actions
 
 
