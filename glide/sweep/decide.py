@@ -108,7 +108,7 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
             actions += early
         else:
             waiting = sum(job.unanswered for job in groups.idle) + view.pending
-            # A job reads a request, and answers it, within `stream` seconds. The next cycle after that reads the answer.
+            # A job reads a request, and answers it, within `stream` seconds. The next cycle reads the answer.
             latency = view.cycle * math.ceil(view.stream / view.cycle)
             actions += balance(groups.running, waiting, view.glideins, latency, now)
     return actions
