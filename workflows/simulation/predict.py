@@ -16,11 +16,10 @@ from glide.simulate import Trace, simulate
 from glide.simulate.trace import Costs
 
 STATE = "state"
-CALIBRATION, PART = "(calibration)", "(part)"  # marks of runs that are no fair test of the simulation
+PART = "(part)"  # mark of runs of a part of the records
 # The time in the queue and the start of a glidein cost nothing in the simulation, because a node arrives in the trace
 # when its glidein already ran in the real run. All other costs have default values.
-COSTS = {"queue": 0, "glidein": 0}
-TURNOVER = Costs().turnover
+COSTS = Costs(queue=0, glidein=0)
 
 
 def main() -> None:
@@ -34,8 +33,8 @@ def main() -> None:
         ("run", "what", "measured", "simulated", "off", "jobs", "simulated"),
     )  # fmt: skip
     shown: dict[str, tuple[Mapping[str, Any], Any]] = {}
-    for name, run, load in measured_runs(options.runs):
-        outcome = simulate(*trace(run, load))
+    for name, run in measured_runs(options.runs):
+        outcome = simulate(*trace(run))
         lost = not run["finished"]
         measured, simulated = (
             (run["done"][-1][1], outcome.done) if lost else (run["makespan_s"], outcome.makespan)
@@ -46,10 +45,9 @@ def main() -> None:
         shown.setdefault(name, (run, outcome))
     experiment.notes += [
         "A simulation knows when each node arrived and left, how long a record and a load take on each class of nodes,"
-        " how many records there are, and what a job carries. Matching, starts, turnover, losses and gathering have the"
-        " default costs of `glide simulate`, measured in other runs. The packer chooses the sizes of jobs.",
-        f"{CALIBRATION}: StickyI/O loads in a new process of the engine for each task. This load time is the average of"
-        " this run's tasks: their time without inference and without HTCondor's turnover.",
+        " how many records there are, and what a job carries. The times of a record and of a load are the run's own"
+        " averages. Matching, starts, turnover, losses and gathering have the default costs of `glide simulate`, which"
+        " were measured in other runs. The packer chooses the sizes of jobs.",
         f"{PART}: each job has a batch of one record, and only a fiftieth of the records was run. Without a load, such"
         " a job costs little more than its start at the access point. So the row shows how exact that cost is.",
     ]
@@ -57,38 +55,25 @@ def main() -> None:
         experiment.write(options.out, figure(shown))
 
 
-def measured_runs(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, float]]]:
-    """Yield for each run its name, its data, and the seconds of a load on each class of nodes."""
+def measured_runs(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield for each run its name and its data."""
     files = [folder / f"{name}.json" for name in ("rq3", "rq4", "rq5")]
     if not files[0].exists():
         raise SystemExit(f"{files[0]}: no such file; run workflows/stickyinvoc/rq3.py --out {folder} first")
     data = {file.stem: json.loads(file.read_text("utf-8"))["data"] for file in files if file.exists()}
-    (calibration,) = [run for run in data["rq3"]["runs"] if run["keep"] == "files" and run["batch"] == 100][:1]
-    known = data["rq3"]["known"]
-    # The measured loading time of a task has three parts: the start of the engine, the load itself, and the turnover.
-    # Keep only the first: the time of the load is known, and the simulation adds the turnover to each job.
-    engine_start = {
-        node: max(0.0, each["load_s"] - known["load_s"] * time_factor(known, node) - TURNOVER)
-        for node, each in calibration["classes"].items()
-    }  # fmt: skip
     for name in sorted(data.keys() & {"rq3", "rq4"}):
-        known = data[name]["known"]
-        load = {node: known["load_s"] * time_factor(known, node) + engine_start[node] for node in engine_start}
         for run in data[name]["runs"]:
-            mark = CALIBRATION if run is calibration else PART if run.get("part", 1) < 1 else ""
-            yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']} {mark}".rstrip(), run, load
+            mark = PART if run.get("part", 1) < 1 else ""
+            yield f"{name}, {run.get('way', run['system'])}, batch {run['batch']} {mark}".rstrip(), run
     for name, runs in data.get("rq5", {}).items():
         for run in runs:
-            yield f"rq5, {name} availability", run, {node: each["load_s"] for node, each in run["classes"].items()}
+            yield f"rq5, {name} availability", run
 
 
-def time_factor(known: Mapping[str, float], node: str) -> float:
-    """Return by which factor everything takes longer on a node of this class than on a fast node."""
-    return known["slow_pace"] if node == "slow" else 1.0
-
-
-def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, SiteFile]:
+def trace(run: Mapping[str, Any]) -> tuple[Trace, SiteFile]:
     """Return a trace with the nodes and the sweep of a run, and the trace's site."""
+    # StickyI/O loads in each task, and the measured time of a load includes HTCondor's turnover between two tasks.
+    turnover = 0.0 if run["keep"] == STATE else COSTS.turnover
     ready = run["keep"] == STATE and all(node["warm_s"] == node["arrive_s"] for node in run["nodes"])
     entries = [
         {"name": name, "max_glideins": at_once(run, name), "max_idle": 1000, "submits_per_cycle": 1000,
@@ -100,9 +85,9 @@ def trace(run: Mapping[str, Any], load: Mapping[str, float]) -> tuple[Trace, Sit
         for each in run["nodes"]
     ]  # fmt: skip
     devices = {
-        name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else load[name]}
+        name: {"record_seconds": each["record_s"], "load_seconds": 0.0 if ready else max(0, each["load_s"] - turnover)}
         for name, each in run["classes"].items()
-    }  # fmt: skip
+    }
     # If the sweep's key `pack` is auto, the key `batch` has no effect, and an engine call has one record.
     batch = 1 if run["pack"] == "auto" else run["batch"]
     work = {"glideins": len(nodes), "batch": batch, "pack": run["pack"], "keep": run["keep"]}
