@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from glide.server.batcher import Batcher
 from glide.template import Template
 from glide.vocabulary import SOCKET_VARIABLE, Exit, Machine, State
 from tests.conftest import eventually
@@ -207,6 +208,10 @@ def test_hanging_call_of_killed_client_is_interrupted(start):
     gone.process.kill()
     assert len(server.call(records(10)).results()) == 10
     assert server.log.read_text().count("Loading") == 1  # interrupted, and the state has survived
+
+
+def test_messages_to_engine_have_full_batches():
+    assert [Batcher.records_for(64, seconds) for seconds in (0.0, 0.003, 0.0001, 1.0)] == [64, 128, 4992, 64]
 
 
 def test_server_advertises_seconds_per_record_and_busy_time(start):

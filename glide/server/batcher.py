@@ -61,12 +61,13 @@ class Batcher:
 
     @staticmethod
     def records_for(batch: int, seconds_per_record: float) -> int:
-        """Return how many records give an engine work for CALL_SECONDS, but at least `batch`.
+        """Return how many records give an engine work for CALL_SECONDS: a multiple of `batch`, but not 0.
 
         Args:
+            batch: maximum number of records in an engine call. A call with fewer records takes longer per record.
             seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement.
         """
-        return max(batch, int(CALL_SECONDS / seconds_per_record)) if seconds_per_record else batch
+        return batch * max(1, int(CALL_SECONDS / seconds_per_record / batch)) if seconds_per_record else batch
 
     def serve_message(self, items: Sequence[QueuedRecord]) -> dict[str, Any]:
         """Return the message that makes the engine serve these records, and add the records to `in_flight`."""
