@@ -77,6 +77,17 @@ def test_outputs_are_read_in_order_of_last_read():
     assert decide(Memory(), view(new, old, older), NOW) == [Peek((older, old))]
 
 
+def test_job_that_has_to_answer_is_read_in_each_cycle():
+    """Its answer is the work that other lanes wait for."""
+    other = job(1, JobStatus.RUNNING, read=NOW - 60)
+    asked = job(2, JobStatus.RUNNING, read=NOW - 1, asked=5, asked_at=NOW - 1)
+    assert decide(Memory(), view(other, asked), NOW) == [Peek((asked, other))]
+    assert decide(Memory(peeked=NOW - 0.3), view(other, asked), NOW) == [Peek((asked,))]
+    assert Peek not in kinds(decide(Memory(peeked=NOW), view(other, asked), NOW))  # it was read in this cycle
+    asked.records = 5
+    assert Peek not in kinds(decide(Memory(peeked=NOW - 0.3), view(other, asked), NOW))
+
+
 def test_stuck_jobs_are_matched_again_if_lane_is_free():
     stuck = job(1, JobStatus.IDLE, since=NOW - STUCK_SECONDS - 1)
     assert Remind in kinds(decide(Memory(), view(stuck, free=1), NOW))

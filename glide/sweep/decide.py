@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from operator import attrgetter
 
 from glide.invoke.pack import Wave, eviction_rate, pack
 from glide.sweep.balance import balance, from_loading_glideins, has_to_answer
@@ -79,8 +79,8 @@ def decide(memory: Memory, view: View, now: float) -> list[Action]:
             actions.append(RemoveJobs(tuple(jobs), why))
     if memory.peeked < now:
         last = now - PEEK_SECONDS if now - memory.peeked >= PEEK_SECONDS / 2 else float("-inf")
-        if due := [job for job in groups.running if job.read <= last or has_to_answer(job, now)]:
-            actions.append(Peek(tuple(nsmallest(MOST_PEEKS, due, key=_reading_order))))
+        if due := _to_read(groups.running, last, now):
+            actions.append(Peek(tuple(due[:MOST_PEEKS])))
     if actions:
         return actions
     # Then decide where the records go.
@@ -194,9 +194,20 @@ def _next_wave(
     )  # fmt: skip
 
 
-def _reading_order(job: JobView) -> tuple[bool, float]:
-    """Return a sort key: jobs whose answer the driver waits for come first, then the jobs that were read long ago."""
-    return job.asked is None or job.asked >= job.records, job.read
+def _to_read(running: Collection[JobView], last: float, now: float) -> list[JobView]:
+    """Return the jobs to read: first those that have to answer a request, then those that were read long ago.
+
+    Args:
+        last: jobs that were read at this time or before are read again.
+    """
+    asked, due = [], []
+    for job in running:
+        if job.asked is not None and has_to_answer(job, now):
+            asked.append(job)
+        elif job.read <= last:
+            due.append(job)
+    due.sort(key=attrgetter("read"))
+    return asked + due
 
 
 def _have_wrong_size(memory: Memory, view: View, lanes: _Lanes, idle: Collection[JobView], now: float) -> bool:
