@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ LONGEST = (
 # Threads of several processes that wait for each other on two cores take ten times as long as one thread each. HTCondor
 # sets the same for jobs that request one CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets its background jobs ignore this signal, and the commands that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Hundreds of commands are run, each of which would compile the whole program first.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

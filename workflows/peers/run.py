@@ -297,6 +297,8 @@ def main() -> None:
     parser.add_argument("--task", type=positive, help="prompts in a task of the other systems; 100 by default")
     parser.add_argument("--taskvine", default="python3", metavar="PYTHON", help="interpreter that can import ndcctools")
     given, began = parser.parse_args(), time.time()
+    # A shell lets its background jobs ignore this signal, and the scripts that are interrupted here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.task not in (None, TASK):  # the variable must be set before `infer` is imported, here and in all scripts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, TASK_VARIABLE: str(given.task)})
     first, *more = given.records
