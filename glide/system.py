@@ -101,6 +101,14 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
     return ""
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without links. Other processes may delete files and folders meanwhile."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
 def end_with_parent(number: int = signal.SIGKILL, parent: int = 0) -> None:
     """Make the kernel send a signal to this process when its parent ends. The parent is the thread that started it.
 

@@ -19,6 +19,7 @@ from glide.errors import InputError
 from glide.server.engines.base import INTERRUPT, RecordTimeout
 from glide.server.engines.transformers.adapters import _uninterrupted
 from glide.sweep.prepare import prepare
+from glide.system import files_below
 from glide.template import FileSet, Template
 from glide.vocabulary import Exit, Machine, State
 from tests.conftest import eventually
@@ -317,5 +318,6 @@ def test_sweep_with_two_adapters_loads_the_model_once(factory, sweep, adapters, 
     wanted_lane = f'{Machine.MODEL} == "{model["name"]}" && {Machine.ADAPTERS} == "{",".join(NAMES)}"'
     lane, *_ = eventually(lambda: Collector().lanes([Machine.SOCKET], wanted_lane), "both adapters are advertised")
     assert len({each["glidein"] for name in expected for each in sweep.results(f"{name}/plain")}) == 1
-    log = next(Path(lane[Machine.SOCKET]).parents[1].rglob("ModelServerLog")).read_text()
+    files = files_below(Path(lane[Machine.SOCKET]).parents[1])
+    log = next(path for path in files if path.name == "ModelServerLog").read_text()
     assert log.count(f"{model['name']} Loading") == 1

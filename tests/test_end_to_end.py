@@ -19,6 +19,7 @@ import yaml
 from glide.bench.origin import origin
 from glide.condor import EmbeddedPool, processes
 from glide.files.listing import MANIFEST
+from glide.system import files_below
 from glide.vocabulary import Exit, JobStatus, State
 from tests.conftest import SweepFolder, eventually
 from tests.models import tiny_llama
@@ -104,7 +105,8 @@ def test_model_at_url_is_fetched_once_per_host(factory, pool, sweep: SweepFolder
         process = sweep.write(noop_records(3000), glideins=2, pack=2, model=far).start()
 
         def warm() -> int:
-            return sum(" far Warm" in words.read_text() for words in (pool.home / "factory").rglob("*.out"))
+            logs = (path for path in files_below(pool.home / "factory") if path.suffix == ".out")
+            return sum(" far Warm" in log.read_text() for log in logs)
 
         # Work for minutes: the factory removes a glidein that still loads when nobody has work for it any more.
         eventually(lambda: warm() == 2 or process.poll() is not None, "both glideins have loaded the model")

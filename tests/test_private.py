@@ -24,6 +24,7 @@ from glide.files.peers import Peer, token
 from glide.files.share import ChunkServer, SharedTree
 from glide.job_ad import read_ad
 from glide.sweep.models import prepare_model
+from glide.system import files_below
 from glide.template import FileSet, Template
 from glide.template.function import template_of
 from glide.template.private import MARKER, check_open, check_path
@@ -309,7 +310,7 @@ def test_gated_model_is_fetched_once_and_its_token_stays_here(own_pool, factory_
     assert sweep.run("run", "--again").returncode == Exit.OK
     assert gated.sent["weights/one.bin"] == sent["weights/one.bin"]
     ads = [str(ad) for ad in AccessPoint().jobs("true", [])]
-    seen = [path for root in (own_pool.home, sweep.out, sweep.folder / "cache") for path in root.rglob("*")]
+    seen = [path for root in (own_pool.home, sweep.out, sweep.folder / "cache") for path in files_below(root)]
     holders = [path for path in seen if path.is_file() and os.access(path, os.R_OK) and TOKEN in _content(path)]
     assert ads and not holders and TOKEN not in "".join(ads)
 

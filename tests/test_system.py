@@ -1,14 +1,29 @@
-"""Processes that end with the process that started them."""
+"""Processes that end with the process that started them, and folders that change while they are read."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from glide.system import files_below
 from tests.conftest import eventually
 from tests.processes import processes_with
+
+
+def test_files_are_listed_although_folders_vanish_meanwhile(tmp_path):
+    for name in "abc":
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    found = files_below(tmp_path)
+    first = next(found)
+    for name in {"a", "b", "c"} - set(first.parts):
+        shutil.rmtree(tmp_path / name)
+    assert [first, *found] == [first] and first.name == "file"
+
 
 # The factory is killed as soon as the seed's process exists, so before the seed runs any of its own code.
 KILLED_FACTORY = """

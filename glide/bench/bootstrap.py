@@ -24,6 +24,7 @@ from glide.bench.rig import Enough, Rig, rig
 from glide.bench.sticky import make_model
 from glide.files.listing import MANIFEST
 from glide.sweep.driver import Progress
+from glide.system import files_below
 from glide.template.spec import files_of
 from glide.vocabulary import State
 
@@ -204,7 +205,7 @@ def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any
 
 
 def _timelines(bench: Rig) -> list[dict[str, Any]]:
-    logs = sorted((bench.folder / "home" / "factory").rglob("*.out"))
+    logs = sorted(each for each in files_below(bench.folder / "home" / "factory") if each.suffix == ".out")
     return [line for log in logs if (line := _timeline(log.stem, log.read_text("utf-8"))) is not None]
 
 

@@ -24,6 +24,7 @@ from glide.bench.rig import Rig, rig
 from glide.condor import Collector, EventLog
 from glide.condor.pool import as_unprivileged
 from glide.errors import InputError
+from glide.system import files_below
 from glide.vocabulary import POOL_VARIABLE, Machine, State
 
 HERE, THERE = "10.98.76.1", "10.98.76.2"
@@ -136,7 +137,11 @@ def _glidein(bench: Rig, host: Host) -> Iterator[None]:
     The factory has already written files from which a glidein starts. The glidein in the namespace starts from a copy
     of these files.
     """
-    (prepared,) = {found.parent for found in bench.pool.home.rglob("glidein.json") if "execute" not in found.parts}
+    (prepared,) = {
+        each.parent
+        for each in files_below(bench.pool.home)
+        if each.name == "glidein.json" and "execute" not in each.parts
+    }
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)
     settings = json.loads((folder / "glidein.json").read_text("utf-8"))

@@ -29,6 +29,7 @@ from glide.files.cache import locked, take_lock
 from glide.files.peers import Directory, Peer, PeerBusy, distance
 from glide.files.tree import Tree, chunks, digests_of, extent
 from glide.files.unpack import extract
+from glide.system import files_below
 
 ARCHIVE = re.compile(r"([0-9a-f]{64})\.tar")  # name of the file that nodes exchange; it contains the file's sha256
 MOST_BYTES = 4 << 30  # maximum size of an archive that a node packs or fetches
@@ -133,18 +134,21 @@ class CompiledCode:
         Raises:
             OSError: the archive cannot be written.
         """
-        files = sorted(path for path in self.place.rglob("*") if path.is_file() and not path.is_symlink())
-        if not files or sum(path.stat().st_size for path in files) > MOST_BYTES:
+        files = {}
+        for path in files_below(self.place):
+            with suppress(FileNotFoundError):  # a program may delete temporary files
+                files[path] = path.stat()
+        if not files or sum(each.st_size for each in files.values()) > MOST_BYTES:
             return None
-        newest = max(path.stat().st_mtime for path in files)
+        newest = max(each.st_mtime for each in files.values())
         for archive in self.packed.glob("*.tar"):
             if archive.stat().st_mtime >= newest:
                 return _tree(archive)
         new = self._temporary_folder()
         try:
             with tarfile.open(new / "archive", "w") as target:
-                for path in files:
-                    with suppress(FileNotFoundError):  # a program may delete temporary files
+                for path in sorted(files):
+                    with suppress(FileNotFoundError):
                         target.add(path, str(path.relative_to(self.place)), recursive=False)
             return self._publish(new / "archive")
         finally:
