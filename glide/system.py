@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fnmatch
 import functools
 import os
 import secrets
@@ -101,12 +102,16 @@ def tail(path: Path, limit: int, since: int = 0) -> str:
     return ""
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, without links. Other processes may delete files and folders meanwhile."""
+def files_below(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """Yield the files below a folder, although other processes may delete some meanwhile. Path.rglob fails then.
+
+    Links to files are included. Links to folders are not followed.
+
+    Args:
+        pattern: pattern of the files' names, as in a shell.
+    """
     for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            if path.is_file() and not path.is_symlink():
-                yield path
+        yield from (path for name in fnmatch.filter(names, pattern) if (path := Path(place, name)).is_file())
 
 
 def end_with_parent(number: int = signal.SIGKILL, parent: int = 0) -> None:

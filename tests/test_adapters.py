@@ -318,6 +318,5 @@ def test_sweep_with_two_adapters_loads_the_model_once(factory, sweep, adapters, 
     wanted_lane = f'{Machine.MODEL} == "{model["name"]}" && {Machine.ADAPTERS} == "{",".join(NAMES)}"'
     lane, *_ = eventually(lambda: Collector().lanes([Machine.SOCKET], wanted_lane), "both adapters are advertised")
     assert len({each["glidein"] for name in expected for each in sweep.results(f"{name}/plain")}) == 1
-    files = files_below(Path(lane[Machine.SOCKET]).parents[1])
-    log = next(path for path in files if path.name == "ModelServerLog").read_text()
+    log = next(files_below(Path(lane[Machine.SOCKET]).parents[1], "ModelServerLog")).read_text()
     assert log.count(f"{model['name']} Loading") == 1

@@ -19,6 +19,7 @@ import pytest
 
 from glide.files.compiled import MOST_KEPT, CompiledCode
 from glide.files.peers import DIGEST_HEADER, Directory, Peer, PeerBusy
+from glide.system import files_below
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests.conftest import eventually
@@ -61,7 +62,7 @@ def test_second_node_gets_the_code_from_the_first(nodes):
     assert "fake: compiled code came from a peer: 12.0 MB" in log_of(nodes, 1)
     loads = [nodes.ads[f"node-{number}"][Machine.LOAD_SECONDS] for number in range(2)]
     assert loads[0] > 1.5 > loads[1]
-    places = [next((nodes.folder / f"node-{number}" / "cache" / "compiled").rglob("kernel.so")) for number in range(2)]
+    places = [next(files_below(nodes.folder / f"node-{n}" / "cache" / "compiled", "kernel.so")) for n in range(2)]
     assert places[0].read_bytes() == places[1].read_bytes()
     # The second node offers the code, too, so the third gets it even after the first has ended.
     eventually(lambda: nodes.ads["node-1"].get(Machine.SHARES), "the second node offers the code", budget=20)

@@ -105,8 +105,7 @@ def test_model_at_url_is_fetched_once_per_host(factory, pool, sweep: SweepFolder
         process = sweep.write(noop_records(3000), glideins=2, pack=2, model=far).start()
 
         def warm() -> int:
-            logs = (path for path in files_below(pool.home / "factory") if path.suffix == ".out")
-            return sum(" far Warm" in log.read_text() for log in logs)
+            return sum(" far Warm" in words.read_text() for words in files_below(pool.home / "factory", "*.out"))
 
         # Work for minutes: the factory removes a glidein that still loads when nobody has work for it any more.
         eventually(lambda: warm() == 2 or process.poll() is not None, "both glideins have loaded the model")

@@ -21,6 +21,7 @@ from glide.errors import CondorError
 from glide.ssh import SshError, access_point_at
 from glide.ssh.access_point import RemoteAccessPoint
 from glide.ssh.link import SshLink
+from glide.system import files_below
 from glide.template import Template
 from glide.vocabulary import Exit
 from tests.conftest import eventually
@@ -235,7 +236,7 @@ def test_outputs_from_folder_outside_glide_home_are_ignored(pools: Pools, host: 
     folder = host.home / ".glide" / ".." / ".." / ".." / "stray"
     pools.outer.tool("condor_qedit", number, "Iwd", f'"{folder}"')
     access_point.retrieve('GlideEntry == "far"')
-    assert not list((pools.overlay.home / "factory").rglob(f"{number}.0.out"))
+    assert not list(files_below(pools.overlay.home / "factory", f"{number}.0.out"))
     assert not list(pools.overlay.home.parent.parent.glob(f"*/{number}.0.out"))
 
 

@@ -205,7 +205,7 @@ def _sweep(bench: Rig, url: str, count: int, engine: str, options: dict[str, Any
 
 
 def _timelines(bench: Rig) -> list[dict[str, Any]]:
-    logs = sorted(each for each in files_below(bench.folder / "home" / "factory") if each.suffix == ".out")
+    logs = sorted(files_below(bench.folder / "home" / "factory", "*.out"))
     return [line for log in logs if (line := _timeline(log.stem, log.read_text("utf-8"))) is not None]
 
 

@@ -137,11 +137,8 @@ def _glidein(bench: Rig, host: Host) -> Iterator[None]:
     The factory has already written files from which a glidein starts. The glidein in the namespace starts from a copy
     of these files.
     """
-    (prepared,) = {
-        each.parent
-        for each in files_below(bench.pool.home)
-        if each.name == "glidein.json" and "execute" not in each.parts
-    }
+    found = files_below(bench.pool.home, "glidein.json")
+    (prepared,) = {each.parent for each in found if "execute" not in each.parts}
     folder = bench.folder / f"elsewhere-{secrets.token_hex(3)}"
     shutil.copytree(prepared, folder)
     settings = json.loads((folder / "glidein.json").read_text("utf-8"))

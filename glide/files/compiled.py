@@ -135,7 +135,7 @@ class CompiledCode:
             OSError: the archive cannot be written.
         """
         files = {}
-        for path in files_below(self.place):
+        for path in (each for each in files_below(self.place) if not each.is_symlink()):
             with suppress(FileNotFoundError):  # a program may delete temporary files
                 files[path] = path.stat()
         if not files or sum(each.st_size for each in files.values()) > MOST_BYTES:
