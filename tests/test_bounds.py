@@ -134,7 +134,7 @@ def test_unusable_job_files_do_not_stop_model_server(start, tmp_path):
 
 def job(source: Path, output: Path) -> ServedJob:
     ticket = JobRequest(source, output, "", "", 0, False, "here", 0, False, "", 0.0, False)
-    return ServedJob(ticket, None, ResultStream(output, "err", ""))  # type: ignore[arg-type]
+    return ServedJob(ticket, None, results=ResultStream(output, "err", ""))  # type: ignore[arg-type]
 
 
 def test_bytes_in_queue_and_engine_call_are_limited(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from glide.errors import TemplateError
 from glide.server.engines import Completion, EngineRecord, openai_api
 from glide.server.engines.openai import OpenAI
-from glide.server.engines.request_queue import LONGEST_PAUSE, backoff, retry_after
+from glide.server.engines.responses import LONGEST_PAUSE, backoff, retry_after
 from glide.template import Template
 from glide.vocabulary import Machine, State
 from tests import openai_service

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from glide.server import frames
+from glide.protocol import frames
 from glide.server.engine_process import encoded
 from glide.server.engines import Completion, EngineRecord, openai_api
 from glide.server.engines.http_client import NoResponse, Response
@@ -268,7 +268,7 @@ def channel():
 
 def test_outcomes_are_sent_before_later_starts(channel):
     reports, server = channel
-    reports.received(2)
+    reports.received([1, 2])
     reports.started([1])
     assert frames.receive(server) == {"started": [1]}
     reports.done(1, Completion("a", 1))
@@ -280,7 +280,7 @@ def test_outcomes_are_sent_before_later_starts(channel):
 
 def test_large_results_are_sent_in_several_messages(channel):
     reports, server = channel
-    reports.received(3)
+    reports.received(range(3))
     for key in range(3):
         reports.done(key, Completion("x" * FLUSH_SIZE, 1))
     messages = []

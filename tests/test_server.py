@@ -211,7 +211,8 @@ def test_hanging_call_of_killed_client_is_interrupted(start):
 
 
 def test_messages_to_engine_have_full_batches():
-    assert [Batcher.records_for(64, seconds) for seconds in (0.0, 0.003, 0.0001, 1.0)] == [64, 128, 4992, 64]
+    batcher = Batcher(lambda job, error: None)
+    assert [batcher.records_for(64, seconds) for seconds in (0.0, 0.003, 0.0001, 1.0)] == [64, 128, 4992, 64]
 
 
 def test_server_advertises_seconds_per_record_and_busy_time(start):

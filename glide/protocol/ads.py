@@ -128,6 +128,7 @@ class InvocationAd:
         records: number of records that the job carries.
         left: number of the run's records that are in no job yet.
         wanted: maximum number of glideins that the run may have at the same time.
+        standing: whether the job serves live calls and runs until `glide serve` ends it.
     """
 
     cluster: int = _from("ClusterId", _is_whole_number)
@@ -141,6 +142,7 @@ class InvocationAd:
     left: int = _from(Job.LEFT, _is_whole_number, 0)
     wanted: int = _from(Job.WANTED, _is_whole_number, 1)
     best_effort: bool = _from(Job.BEST_EFFORT, _is_flag, False)
+    standing: bool = _from(Job.STANDING, _is_flag, False)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class RunAd:
     proc: int = _from("ProcId", _is_whole_number)
     status: int = _from("JobStatus", _is_status)
     part: str = _from(Job.PART, _is_text, "")
+    template: str = _from(Job.TEMPLATE, _DIGEST, "")
     records: int = _from(Job.RECORDS, _is_whole_number, 0)
     starts: int = _from("NumJobStarts", _is_whole_number, 0)
     status_since: int = _from("EnteredCurrentStatus", _is_whole_number, 0)

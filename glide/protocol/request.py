@@ -16,8 +16,9 @@ from glide.system import open_regular
 
 # Version of the requests that this code writes and serves. Older requests are served, too. Lanes advertise the number,
 # and a job matches only lanes that can serve its requests.
-VERSION = 3
-# The field `adapter` is new in version 3.
+VERSION = 4
+# Standing jobs (glide.protocol.live) are new in version 4. The field `adapter` is new in version 3.
+ADAPTERS_VERSION = 3
 # These options are new in version 2. A node of version 1 refuses these options, or gives them another meaning.
 NEW_OPTIONS = frozenset(
     "max_tokens max_completion_tokens temperature top_p top_k min_p frequency_penalty presence_penalty stop seed n"
@@ -82,7 +83,7 @@ def requests(path: Path) -> Iterator[tuple[Request | None, int]]:
                     defaults = message or defaults
                     yield None, len(line)
                 else:
-                    yield _request({**defaults, **message}), len(line)
+                    yield parsed_request({**defaults, **message}), len(line)
             except ValueError as error:
                 excerpt = line[:200].decode(errors="replace").strip()
                 raise WrongInput(f"wrong input: line {number}: {error}: {excerpt}") from None
@@ -102,7 +103,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return message
 
 
-def _request(fields: dict[str, Any]) -> Request:
+def parsed_request(fields: dict[str, Any]) -> Request:
+    """Return the request in the fields of a record.
+
+    Raises:
+        ValueError: a field is not valid.
+    """
     name, prompt, task = fields["custom_id"], fields.get("prompt"), fields.get("task", "")
     adapter = fields.get("adapter", "")
     generate, timeout = fields.get("generate", {}), fields.get("timeout", RECORD_TIMEOUT)
@@ -169,7 +175,7 @@ def needed_version(request: Mapping[str, Any]) -> int:
     of version 2 know no adapters.
     """
     if request.get("adapter"):
-        return VERSION
+        return ADAPTERS_VERSION
     is_first = isinstance(request["prompt"], str) and not request.get("task")
     return 1 if is_first and not NEW_OPTIONS & request["generate"].keys() else 2
 

@@ -14,12 +14,15 @@ from typing import Any
 
 from glide.protocol.result import result_line
 from glide.server.engine import DeadEngine
-from glide.server.job import QueuedRecord, ServedJob, oldest_first
+from glide.server.job import QueuedRecord, RecordQueue, oldest_first
 from glide.server.suspects import next_calls
 
 # A message to an engine contains work for about this number of seconds. If messages were longer, the records of a new
 # job would wait longer for the engine.
 CALL_SECONDS = 0.5
+# The same for records of invocation jobs while a standing job is connected. A live call waits for at most two such
+# messages, or for two engine calls if these take longer.
+LIVE_CALL_SECONDS = 0.1
 
 
 class Batcher:
@@ -36,41 +39,68 @@ class Batcher:
         in_flight: records that were sent to the engine and have no result yet. The dict's keys are the numbers that
             identify the records in messages to and from the engine.
         work: event that is set when records may be waiting.
+        live_work: event that is set when a live call may be waiting.
         next_key: key that the next record gets when it is sent to an engine.
         finished: number of records that have got a result.
     """
 
-    def __init__(self, on_write_error: Callable[[ServedJob, OSError], None]):
+    def __init__(self, on_write_error: Callable[[RecordQueue, OSError], None]):
         self.on_write_error = on_write_error
-        self.jobs: list[ServedJob] = []
+        self.jobs: list[RecordQueue] = []
         self.suspects: deque[list[QueuedRecord]] = deque()
         self.in_flight: dict[int, QueuedRecord] = {}
         self.work = asyncio.Event()
+        self.live_work = asyncio.Event()
         self.next_key = 0
         self.finished = 0
 
     def next_records(self, wanted: int) -> list[QueuedRecord]:
         """Remove the next records from the queue and return them.
 
-        If `suspects` is not empty, return its first list of records. Otherwise, return records of the jobs.
+        If `suspects` is not empty, return its first list of records. Otherwise, return live calls. If none waits,
+        return records of invocation jobs.
 
         Args:
-            wanted: maximum number of records of the jobs.
+            wanted: maximum number of records, except of suspects.
         """
-        return self.suspects.popleft() if self.suspects else oldest_first(self.jobs, wanted)
+        if self.suspects:
+            return self.suspects.popleft()
+        return self.next_calls(wanted) or oldest_first([job for job in self.jobs if not job.is_live], wanted)
 
-    @staticmethod
-    def records_for(batch: int, seconds_per_record: float) -> int:
+    def next_calls(self, wanted: int) -> list[QueuedRecord]:
+        """Remove the next live calls from the queue, at most `wanted`, and return them."""
+        return oldest_first([job for job in self.jobs if job.is_live], wanted)
+
+    @property
+    def calls_wait(self) -> bool:
+        """Whether a live call waits."""
+        return any(job.is_live and job.waiting for job in self.jobs)
+
+    @property
+    def has_only_calls(self) -> bool:
+        """Whether all jobs are standing jobs."""
+        return all(job.is_live for job in self.jobs)
+
+    def records_for(self, batch: int, seconds_per_record: float) -> int:
         """Return how many records give an engine work for CALL_SECONDS: a multiple of `batch`, but not 0.
+
+        With a standing job, return how many records give it work for LIVE_CALL_SECONDS. If live calls wait, return
+        `batch`, so that their engine call is as short as possible.
 
         Args:
             batch: maximum number of records in an engine call. A call with fewer records takes longer per record.
             seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement.
         """
-        return batch * max(1, int(CALL_SECONDS / seconds_per_record / batch)) if seconds_per_record else batch
+        if not seconds_per_record or self.calls_wait:
+            return batch
+        seconds = LIVE_CALL_SECONDS if any(job.is_live for job in self.jobs) else CALL_SECONDS
+        return batch * max(1, int(seconds / seconds_per_record / batch))
 
     def serve_message(self, items: Sequence[QueuedRecord]) -> dict[str, Any]:
-        """Return the message that makes the engine serve these records, and add the records to `in_flight`."""
+        """Return the message that makes the engine serve these records, and add the records to `in_flight`.
+
+        If there is a live call among them, the engine must send each result at once.
+        """
         # Many records share one `generate` object, which may be long. So the message contains each such object once.
         options = {id(item.request.generate): item.request.generate for item in items}
         kinds = {each: number for number, each in enumerate(options)}
@@ -81,7 +111,8 @@ class Batcher:
             serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task, request.adapter))
             self.next_key += 1
             item.job.note_sent(item)
-        return {"serve": serve, "generate": list(options.values())}
+        live = any(item.job.is_live for item in items)
+        return {"serve": serve, "generate": list(options.values()), "live": live}
 
     def still_in_flight(self, keys: Iterable[int]) -> list[QueuedRecord]:
         """Return the records that have these keys and no result yet."""
@@ -101,14 +132,12 @@ class Batcher:
             job = item.job
             line = result_line(text, item.request.custom_id, job.job_request.glidein, item.attempts)
             try:
-                if not job.gone:
-                    job.results.add(line)
+                if not item.is_unwanted:
+                    job.add_result(item, line)
             except OSError as error:
                 self.on_write_error(job, error)
             del self.in_flight[key]
-            job.unanswered -= 1
-            if job.unanswered == 0:
-                job.answered.set()
+            job.note_answered()
         self.finished += len(done)
         return sum(failed for _, _, failed in done)
 
@@ -130,7 +159,7 @@ class Batcher:
         Returns:
             The number of records that got an error as their result: 0 or 1.
         """
-        suspects = [item for item in self.still_in_flight(running) if not item.job.gone]
+        suspects = [item for item in self.still_in_flight(running) if not item.is_unwanted]
         for key in running:
             self.in_flight.pop(key, None)
         for item in reversed(self.in_flight.values()):

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glide.server import frames, keeper
+from glide.protocol import frames
+from glide.server import keeper
 from glide.server.engine_process import DUMP
 from glide.server.engines import runs_in_environment
 from glide.server.engines.base import INTERRUPT

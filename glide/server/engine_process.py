@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from glide.errors import TemplateError
-from glide.server import engines, frames
+from glide.protocol import frames
+from glide.server import engines
 from glide.server.engines import Completion, Engine, EngineRecord, Loadable, RecordTimeout, error_fields
 from glide.server.engines.base import INTERRUPT, ConcurrentEngine
 from glide.server.result_channel import FLUSH_SECONDS, FLUSH_SIZE, ResultChannel
@@ -53,7 +54,7 @@ def main() -> None:
         while True:
             message = frames.receive(server)
             if not _changed_sleep(server, engine, message):
-                _serve(server, engine, _records(message))
+                _serve(server, engine, _records(message), message["live"])
     except (EOFError, ConnectionError):  # the model server has ended; an engine's own errors do not get here
         return
 
@@ -62,7 +63,7 @@ def _records(message: dict[str, Any]) -> list[EngineRecord]:
     """Return the records in a message of the model server."""
     generate = message["generate"]
     return [
-        EngineRecord(key, prompt, generate[kind], task, adapter)
+        EngineRecord(key, prompt, generate[kind], task, adapter, message["live"])
         for key, prompt, kind, task, adapter in message["serve"]
     ]
 
@@ -78,7 +79,7 @@ def _serve_concurrently(server: socket.socket, engine: ConcurrentEngine) -> NoRe
         message = frames.receive(server)
         if "serve" in message:
             records = _records(message)
-            reports.received(len(records))
+            reports.received([record.key for record in records], message["live"])
             engine.submit(records, reports)
         elif not _changed_sleep(server, engine, message):
             engine.cancel(message["late"], message["unwanted"])
@@ -176,8 +177,12 @@ def _resident_megabytes() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -> None:
-    """Serve records. Send results to the model server every FLUSH_SECONDS, or as soon as they exceed FLUSH_SIZE."""
+def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord], live: bool) -> None:
+    """Serve records. Send results to the model server every FLUSH_SECONDS, or as soon as they exceed FLUSH_SIZE.
+
+    Args:
+        live: whether somebody waits for each single result. Then send the results of each call at once.
+    """
     done: list[tuple[int, str, bool]] = []
     flushed = started = time.monotonic()
     size = 0
@@ -189,6 +194,9 @@ def _serve(server: socket.socket, engine: Engine, records: list[EngineRecord]) -
             if size > FLUSH_SIZE or time.monotonic() - flushed > FLUSH_SECONDS:
                 server.sendall(frames.encode({"done": done}))
                 done, size, flushed = [], 0, time.monotonic()
+        if live and done:
+            server.sendall(frames.encode({"done": done}))
+            done, size, flushed = [], 0, time.monotonic()
     server.sendall(frames.encode({"done": done, "idle": time.monotonic() - started, **_facts(engine)}))
 
 

@@ -1,4 +1,8 @@
-"""A job that the model server is serving, and the queue of the job's records."""
+"""The jobs that the model server is serving, and the queues of their records.
+
+An invocation job has an input file with its records (ServedJob). A standing job gets its records, the live calls, over
+a connection (glide.server.live).
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,20 @@ class QueuedRecord:
         size: length of the record's line in the job's input, in bytes.
         position: number of records before this record in the job's input.
         deaths: number of engines that died while they served only this record.
+        cancelled: whether the caller no longer needs the result.
     """
 
-    job: ServedJob
+    job: RecordQueue
     request: Request
     size: int
     position: int = 0
     deaths: int = 0
+    cancelled: bool = False
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether nobody needs the result."""
+        return self.cancelled or self.job.gone
 
     @property
     def attempts(self) -> int:
@@ -43,42 +54,117 @@ class QueuedRecord:
 
 
 @dataclass(eq=False)
-class ServedJob:
-    """An invocation job that the model server is serving.
+class RecordQueue:
+    """The records of a job, in the order in which they go to the engine.
 
     Attributes:
+        job_request: the request with which the job has come.
         writer: stream that sends data to the job.
         adapters: names of the adapters that the job's template has.
-        waiting: the job's queue. It has the records that were read from the input and not yet sent to the engine.
+        waiting: the records that have arrived and were not yet sent to the engine.
         waiting_bytes: sum of the sizes of the waiting records.
-        unanswered: number of records that were read from the input and have no result.
+        unanswered: number of records that have arrived and have no result.
         has_space: event that is set when a record has left the queue.
         answered: event that is set when `unanswered` becomes 0, or when `problem` is set.
-        sent: number of the first records of the input that must stay in this job, because the last of them was sent to
-            the engine.
-        kept: number of the first records of the input that the job keeps; None if it keeps all. The driver may put the
-            other records into other jobs, so this number never grows.
-        asked: the value of GlideKeep that `kept` is the answer to.
-        refused_starts: number of earlier starts of this job that have sent no record to an engine.
         gone: whether the job has ended or has been disconnected.
         problem: reason why the job cannot be served on this glidein; empty while the job can be served.
     """
 
+    is_live = False  # whether somebody waits for each single result; such records go to the engine first
+
     job_request: JobRequest
     writer: asyncio.StreamWriter
-    results: ResultStream
     adapters: Collection[str] = ()
     waiting: deque[QueuedRecord] = field(default_factory=deque)
     waiting_bytes: int = 0
     unanswered: int = 0
     has_space: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: bool = False
+    problem: str = ""
+
+    @property
+    def earlier_attempts(self) -> int:
+        """The number of earlier starts of this job that have sent records to an engine, or may have done so."""
+        return 0
+
+    def add_result(self, item: QueuedRecord, line: bytes) -> None:
+        """Deliver the result of a record.
+
+        Args:
+            line: the line of a job's output, as `result_line` returns it.
+
+        Raises:
+            OSError: the result cannot be written.
+        """
+        raise NotImplementedError
+
+    def _queue(self, item: QueuedRecord) -> None:
+        self._check_adapter(item.request)
+        self.waiting.append(item)
+        self.waiting_bytes += item.size
+        self.unanswered += 1
+
+    def _check_adapter(self, request: Request) -> None:
+        if request.adapter and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            where = f"record {request.custom_id!r:.200}"
+            raise WrongInput(f"wrong input: {where}: no adapter {request.adapter!r:.80}; the model has {known}")
+
+    def pop_first(self) -> QueuedRecord:
+        """Remove the first waiting record and return it."""
+        item = self.waiting.popleft()
+        self.waiting_bytes -= item.size
+        self.has_space.set()
+        return item
+
+    def note_sent(self, item: QueuedRecord) -> None:
+        """Note that a record is being sent to the engine."""
+
+    def note_answered(self) -> None:
+        """Note that one more record has its result."""
+        self.unanswered -= 1
+        if self.unanswered == 0:
+            self.answered.set()
+
+    def put_back(self, item: QueuedRecord) -> None:
+        """Put a record back into the queue, as the first record."""
+        self.waiting.appendleft(item)
+        self.waiting_bytes += item.size
+
+    def send_elsewhere(self, problem: str) -> None:
+        """Stop serving the job here, because of a problem of this node. HTCondor then runs the job on another lane."""
+        self.problem = self.problem or problem
+        self.answered.set()
+
+    def report(self, message: str) -> None:
+        """Write a line to the job's error output."""
+        self.writer.write(printable(message.replace("\n", " ")).encode() + b"\n")
+
+    def finish(self, code: int) -> None:
+        """Make the job end with the exit code `code`."""
+        self.writer.write(b"exit %d\n" % code)
+
+
+@dataclass(eq=False)
+class ServedJob(RecordQueue):
+    """An invocation job that the model server is serving.
+
+    Attributes:
+        results: the job's output file, which is also transferred to the access point.
+        sent: number of the first records of the input that must stay in this job, because the last of them was sent to
+            the engine.
+        kept: number of the first records of the input that the job keeps; None if it keeps all. The driver may put the
+            other records into other jobs, so this number never grows.
+        asked: the value of GlideKeep that `kept` is the answer to.
+        refused_starts: number of earlier starts of this job that have sent no record to an engine.
+    """
+
+    results: ResultStream = field(kw_only=True)
     sent: int = 0
     kept: int | None = None
     asked: int | None = None
     refused_starts: int = 0
-    gone: bool = False
-    problem: str = ""
 
     async def serve(self, work: asyncio.Event) -> int:
         """Read the job's records, wait until all records have a result, and return the job's exit code.
@@ -143,16 +229,12 @@ class ServedJob:
                 await asyncio.sleep(0)
         return until
 
-    def _queue(self, item: QueuedRecord) -> None:
-        self._check_adapter(item.request)
-        self.waiting.append(item)
-        self.waiting_bytes += item.size
-        self.unanswered += 1
-
     @property
     def earlier_attempts(self) -> int:
-        """The number of earlier starts of this job that have sent records to an engine, or may have done so."""
         return max(0, self.job_request.starts - self.refused_starts)
+
+    def add_result(self, item: QueuedRecord, line: bytes) -> None:
+        self.results.add(line)
 
     def keep_first(self, number: int) -> None:
         """Keep the first records of the input, and give back the others if they were not sent to the engine.
@@ -179,45 +261,18 @@ class ServedJob:
             self.answered.set()
         self.results.add_kept(self.kept, number)
 
-    def _check_adapter(self, request: Request) -> None:
-        if request.adapter and request.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            where = f"record {request.custom_id!r:.200}"
-            raise WrongInput(f"wrong input: {where}: no adapter {request.adapter!r:.80}; the model has {known}")
-
-    def pop_first(self) -> QueuedRecord:
-        """Remove the first waiting record and return it."""
-        item = self.waiting.popleft()
-        self.waiting_bytes -= item.size
-        self.has_space.set()
-        return item
-
     def note_sent(self, item: QueuedRecord) -> None:
         """Note that a record is being sent to the engine. From now on, it must stay in this job."""
         self.results.begun += 1
         self.sent = max(self.sent, item.position + 1)
 
-    def put_back(self, item: QueuedRecord) -> None:
-        """Put a record back into the queue, as the first record."""
-        self.waiting.appendleft(item)
-        self.waiting_bytes += item.size
-
-    def send_elsewhere(self, problem: str) -> None:
-        """Stop serving the job here, because of a problem of this node. HTCondor then runs the job on another lane."""
-        self.problem = self.problem or problem
-        self.answered.set()
-
-    def report(self, message: str) -> None:
-        """Write a line to the job's error output."""
-        self.writer.write(printable(message.replace("\n", " ")).encode() + b"\n")
-
     def finish(self, code: int) -> None:
         """Close the job's files, and make the job end with the exit code `code`."""
         self.results.close()
-        self.writer.write(b"exit %d\n" % code)
+        super().finish(code)
 
 
-def oldest_first(jobs: Sequence[ServedJob], wanted: int) -> list[QueuedRecord]:
+def oldest_first(jobs: Sequence[RecordQueue], wanted: int) -> list[QueuedRecord]:
     """Remove the next records from the jobs' queues and return them.
 
     Three quarters of the records come from the oldest job, and one quarter comes from the other jobs in turn. With

@@ -167,7 +167,7 @@ class ModelServer:
             loaded = ", ".join(self.servers) or "none"
             await report_refusal(request.chirp, request.output.name, request.errors)
             return _end_job(writer, f"refused: template not loaded; loaded here: {loaded}", Exit.SERVER_LOST)
-        await server.serve_job(request, reader, writer)
+        await (server.serve_standing_job if request.standing else server.serve_job)(request, reader, writer)
 
     # ---- sticky jobs -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from glide.server import frames
+from glide.protocol import frames
 from glide.server.engines.base import Completion
 
 FLUSH_SECONDS = 0.05  # seconds for which results are collected, before they are sent to the model server together
@@ -41,17 +41,25 @@ class ResultChannel:
         self._changed = threading.Condition()
         self._events: list[dict[str, list[int]]] = []
         self._done: list[tuple[int, Completion]] = []
+        self._live: set[int] = set()
+        self._is_urgent = False
         self._unfinished = 0
         self._busy_since = 0.0
         self._busy = 0.0
         threading.Thread(target=self._send_all, daemon=True).start()
 
-    def received(self, records: int) -> None:
-        """Count records that the engine has got. The engine is busy until all of them have an outcome."""
+    def received(self, keys: Sequence[int], live: bool = False) -> None:
+        """Note that the engine has got records. The engine is busy until all of them have an outcome.
+
+        Args:
+            keys: the keys of the records.
+            live: whether their outcomes are sent at once.
+        """
         with self._changed:
             if not self._unfinished:
                 self._busy_since = time.monotonic()
-            self._unfinished += records
+            self._unfinished += len(keys)
+            self._live.update(keys if live else ())
 
     def started(self, keys: Sequence[int]) -> None:
         with self._changed:
@@ -66,6 +74,8 @@ class ResultChannel:
     def done(self, key: int, completion: Completion) -> None:
         with self._changed:
             self._done.append((key, completion))
+            self._is_urgent |= key in self._live
+            self._live.discard(key)
             self._unfinished -= 1
             if not self._unfinished:
                 self._busy += time.monotonic() - self._busy_since
@@ -78,9 +88,9 @@ class ResultChannel:
                     self._changed.wait_for(lambda: self._events or self._done)
                     # Send a start immediately, but send all earlier outcomes first. Otherwise, if this process then
                     # ends, the model server could suspect a record that already has an outcome.
-                    self._changed.wait_for(lambda: self._events, FLUSH_SECONDS)
+                    self._changed.wait_for(lambda: self._events or self._is_urgent, FLUSH_SECONDS)
                     events, done, busy = self._events, self._done, self._spent()
-                    self._events, self._done = [], []
+                    self._events, self._done, self._is_urgent = [], [], False
                 self._send_done(done, busy)
                 for message in events:
                     self._server.sendall(frames.encode(message))

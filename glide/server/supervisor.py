@@ -31,6 +31,7 @@ T = TypeVar("T")
 CANCEL_SECONDS = 10.0
 # If this number of engines die one after the other, and none of them gives a result, the template fails.
 MOST_FRUITLESS_DEATHS = 20
+LARGEST_MESSAGE = 1024  # maximum number of live calls in one message to a concurrent engine
 
 
 class Supervisor:
@@ -49,6 +50,7 @@ class Supervisor:
         megabytes: memory that the template needs, in MB. At first, this is the size of the template's files. If an
             engine reports a larger number, this larger number is used. After a template has fallen asleep or woken up,
             this is the number that the engine then reports.
+        sending_suspects: whether the engine serves suspects, so that it must get no other record.
     """
 
     def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
@@ -59,6 +61,7 @@ class Supervisor:
         self.batcher = batcher
         self.job_arrived = asyncio.Event()
         self.megabytes = template.megabytes
+        self.sending_suspects = False
         self.compiled = CompiledSupply(supply, template)
         self.sleeper = Sleeper(template, state, batcher, self._resize)
 
@@ -185,6 +188,7 @@ class Supervisor:
             self.megabytes = max(self.megabytes, warm["megabytes"])
             engine.warm = True
             engine.concurrent = bool(warm.get("concurrent"))
+            self.state.capacity = warm["batch"] if engine.concurrent else 2 * warm["batch"]
             engine.can_sleep = self.keeps_state and self.template.engine == "server" and bool(warm.get("can_sleep"))
             if self.keeps_state:
                 self.state.enter(State.WARM)
@@ -194,6 +198,8 @@ class Supervisor:
                 self.state.update(load_seconds=took)
                 tasks.append(asyncio.create_task(self._end_when_unused(engine)))
             tasks.append(asyncio.create_task(self._feed(engine, warm)))
+            if engine.concurrent:
+                tasks.append(asyncio.create_task(self._feed_calls(engine)))
         elif "slept" in message:
             self.sleeper.answered(message["slept"])
         elif "begin" in message:
@@ -267,7 +273,7 @@ class Supervisor:
             items = self.batcher.still_in_flight(engine.running)
             if not engine.is_calling or not items:
                 continue
-            if all(item.job.gone for item in items):
+            if all(item.is_unwanted for item in items):
                 engine.interrupt()  # end the call: no job needs its results, and the call may delay new jobs
             await engine.enforce_timeout(max(item.request.timeout for item in items))
 
@@ -283,7 +289,7 @@ class Supervisor:
             for key, since in engine.running.items()
             if key in items and now - since > items[key].request.timeout
         }
-        unwanted = [key for key, item in items.items() if item.job.gone]
+        unwanted = [key for key, item in items.items() if item.is_unwanted]
         if late or unwanted:
             await engine.send({"late": list(late), "unwanted": unwanted})
         if max(late.values(), default=0.0) > CANCEL_SECONDS:
@@ -297,27 +303,43 @@ class Supervisor:
             # Send no records to an engine that is being woken up, either. Then the state is Loading. If waking up
             # fails, the jobs have begun no record.
             while True:
-                are_suspects = bool(self.batcher.suspects)
-                is_ready = not engine.unused and self.state.status.state != State.LOADING
-                if is_ready and (items := self._next_records(engine, warm)):
+                self.sending_suspects = bool(self.batcher.suspects)
+                if self._is_ready(engine) and (items := self._next_records(engine, warm)):
                     break
                 self.batcher.work.clear()
                 await self.batcher.work.wait()
-            engine.sent(len(items))
-            await engine.send(self.batcher.serve_message(items))
+            await self._send(engine, items)
             # Each suspect is a record that may have killed an earlier engine. Send nothing else until the engine has
             # served these records.
-            if are_suspects:
+            if self.sending_suspects:
                 await engine.wait_for_pending_below(1)
+                self.sending_suspects = False
+
+    async def _feed_calls(self, engine: EngineHandle) -> None:
+        """Send live calls to a concurrent engine at once, even if it has records that wait."""
+        while True:
+            await self.batcher.live_work.wait()
+            self.batcher.live_work.clear()
+            is_free = not self.sending_suspects and not self.batcher.suspects
+            if self._is_ready(engine) and is_free and (items := self.batcher.next_calls(LARGEST_MESSAGE)):
+                await self._send(engine, items)
+
+    def _is_ready(self, engine: EngineHandle) -> bool:
+        return not engine.unused and self.state.status.state != State.LOADING
+
+    async def _send(self, engine: EngineHandle, items: list[QueuedRecord]) -> None:
+        engine.sent(len(items))
+        await engine.send(self.batcher.serve_message(items))
 
     def _most_pending(self, engine: EngineHandle, warm: dict[str, Any]) -> int:
         """Return the maximum number of pending calls.
 
-        For an Engine it is 2: one call runs, and one waits. For a ConcurrentEngine, it is the number of records that
+        For an Engine it is 2: one call runs, and one waits. It is 1 if only live calls are served, so that the calls
+        that arrive during an engine call share the next one. For a ConcurrentEngine, it is the number of records that
         the engine may have.
         """
         if not engine.concurrent:
-            return 2
+            return 1 if self.batcher.has_only_calls else 2
         wanted = self.batcher.records_for(2 * warm["batch"], self.state.status.record_seconds)
         return min(warm["window"], wanted)
 

@@ -9,15 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from glide.protocol.live import read_invitation
 from glide.server.batcher import Batcher
 from glide.server.engines import printable
-from glide.server.job import ServedJob
+from glide.server.job import RecordQueue, ServedJob
+from glide.server.live import LiveJob
 from glide.server.status import Status
 from glide.server.stream import LAST_SECONDS, ResultStream, report_refusal
 from glide.server.supervisor import Supervisor
 from glide.server.supply import FileSupply
 from glide.server.template_state import TemplateState
 from glide.server.ticket import JobRequest
+from glide.system import open_regular
 from glide.template import Template
 from glide.vocabulary import Exit, State
 
@@ -115,20 +118,12 @@ class TemplateServer:
             writer.write(printable(f"its results cannot be written: {error}").encode() + b"\n")
             writer.write(b"exit %d\n" % Exit.SERVER_LOST)
             return
-        job = ServedJob(request, writer, results, self.template.adapters)
-        # START has checked the user, but the lane may have loaded another template since then.
-        others = "" if self.template.serves(request.user) else f"only jobs of {self.template.owner} are served"
-        if self.state.failed or self.is_asleep or others:
-            job.report(
-                f"refused: {others or self.status.failure or 'the template is asleep; a sticky job wakes it up'}"
-            )
+        job = ServedJob(request, writer, self.template.adapters, results=results)
+        if refusal := self._refusal(request):
+            job.report(f"refused: {refusal}")
             await report_refusal(request.chirp, request.output.name, request.errors)
             return job.finish(Exit.SERVER_LOST)
-        self.jobs.append(job)
-        if connection := asyncio.current_task():
-            self.connections.add(connection)
-            connection.add_done_callback(self.connections.discard)
-        self.supervisor.job_arrived.set()
+        self._add(job)
         serving = asyncio.create_task(job.serve(self.work))
         streaming = asyncio.create_task(
             job.results.run(job.report, job.keep_first if request.keep_can_change else None)
@@ -165,6 +160,60 @@ class TemplateServer:
         if is_lost:
             await self._send_elsewhere(job)
 
+    def _refusal(self, request: JobRequest) -> str:
+        """Return why a job cannot be served here; an empty text if it can."""
+        # START has checked the user, but the lane may have loaded another template since then.
+        if not self.template.serves(request.user):
+            return f"only jobs of {self.template.owner} are served"
+        if self.is_asleep:
+            return "the template is asleep; a sticky job wakes it up"
+        return (self.status.failure or State.FAILED) if self.state.failed else ""
+
+    def _add(self, job: RecordQueue) -> None:
+        self.jobs.append(job)
+        if connection := asyncio.current_task():
+            self.connections.add(connection)
+            connection.add_done_callback(self.connections.discard)
+        self.supervisor.job_arrived.set()
+
+    async def serve_standing_job(
+        self, request: JobRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve the live calls of a standing job until `glide serve` ends it, or until the job or this server ends."""
+        try:
+            invitation = read_invitation(request.input)
+            open_regular(request.output, "wb").close()  # HTCondor expects the file, although it stays empty
+        except (OSError, ValueError, RecursionError) as error:
+            writer.write(printable(f"wrong input: no valid invitation: {error}").encode() + b"\n")
+            writer.write(b"exit %d\n" % Exit.INPUT)
+            return
+        job = LiveJob(
+            request, writer, self.template.adapters, invitation=invitation, state=self.state,
+            batcher=self.supervisor.batcher, retires=request.retires,
+        )  # fmt: skip
+        if refusal := self._refusal(request):
+            job.report(f"refused: {refusal}")
+            return job.finish(Exit.SERVER_LOST)
+        self._add(job)
+        serving = asyncio.create_task(job.serve())
+        gone = asyncio.create_task(_wait_for_end(reader))
+        ended = asyncio.create_task(self.state.ended.wait())
+        try:
+            await asyncio.wait({serving, gone, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                job.finish(serving.result())
+            elif not gone.done():
+                job.report(self.status.failure or "the model server is ending")
+                # After a connection, `glide serve` has already submitted another job, and HTCondor need not repeat it.
+                job.finish(Exit.OK if job.was_connected else Exit.SERVER_LOST)
+        finally:
+            job.gone = True
+            self.jobs.remove(job)
+            self.last_used = time.monotonic()
+            for task in (serving, gone, ended):
+                task.cancel()
+            job.close()
+
     async def _send_elsewhere(self, job: ServedJob) -> None:
         """End a job because the template has failed, or because it is stopped. HTCondor then runs the job again."""
         job.report(self.status.failure or "the model server is ending")
@@ -173,7 +222,7 @@ class TemplateServer:
             await report_refusal(request.chirp, request.output.name, request.errors)
         job.finish(Exit.SERVER_LOST)
 
-    def _handle_write_error(self, job: ServedJob, error: OSError) -> None:
+    def _handle_write_error(self, job: RecordQueue, error: OSError) -> None:
         """End a job whose results cannot be written. If the disk is the cause, the template fails on this node."""
         job.send_elsewhere(f"its results cannot be written: {error}")
         if error.errno in DISK_ERRORS and not self.state.failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,8 @@ class TemplateState:
     Attributes:
         status: the present status.
         settled: event that is set as soon as the template is warm or has failed.
+        capacity: number of records that the engine should have at a time, so that it is never idle.
+        listeners: functions that are called after each change of the state.
         ended: event that is set as soon as the template has failed or is stopped. It then serves no more jobs.
         reported_errors: value of `status.errors` at the last report to the outer job.
     """
@@ -33,6 +35,8 @@ class TemplateState:
         self.status = Status(template=template.digest, model=template.model, service=service)
         self.changed = changed
         self.is_initial = is_initial
+        self.capacity = 1
+        self.listeners: list[Callable[[], None]] = []
         self.settled = asyncio.Event()
         self.ended = asyncio.Event()
         self.reported_errors = 0
@@ -58,6 +62,8 @@ class TemplateState:
             if not (state == State.FAILED and before == State.ASLEEP):
                 self._report()
         self.changed.set()
+        for listener in self.listeners:
+            listener()
 
     def update(self, **values: Any) -> None:
         """Replace some values of the status, but do not advertise the change immediately."""

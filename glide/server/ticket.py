@@ -21,6 +21,7 @@ import asyncio
 import hmac
 import math
 import os
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from glide.job_ad import read_ad
 from glide.protocol import keep
 from glide.server.engines import printable
 from glide.system import publish
-from glide.vocabulary import Job
+from glide.vocabulary import Job, Machine
 
 # Seconds between two transfers of a job's results to the access point: the default, the minimum and the maximum.
 STREAM_SECONDS, LEAST_STREAM_SECONDS, MOST_STREAM_SECONDS = 1.0, 0.25, 60.0
@@ -51,6 +52,8 @@ class JobRequest:
         glidein: GlideId of the glidein, which is written into the job's results.
         lane: number of the lane; the first lane has the number 0.
         sticky: whether this is a sticky job, which brings a template.
+        standing: whether this is a standing job, which serves live calls and brings no records.
+        retires: Unix time after which the lane accepts no further job; 0 if it is unknown.
         user: the job's user, in the form of HTCondor's attribute User.
         arrived: time by the monotonic clock when the request arrived.
         timed: whether the job's error output must contain the arrival time of this request and the end time of the job.
@@ -74,6 +77,8 @@ class JobRequest:
     keep: int | None = None
     keep_can_change: bool = False
     stream_seconds: float = STREAM_SECONDS
+    standing: bool = False
+    retires: int = 0
 
     @property
     def errors(self) -> str:
@@ -121,11 +126,16 @@ class Endpoint:
             int(job.get("NumJobStarts", "0")), int(job.get("NumShadowStarts", "1")) > 1, printable(glidein),
             int(machine.get("SlotID", "1")) - 1, job.get(Job.STICKY) == "true", job.get("User", ""), arrived,
             job.get(Job.TIMED) == "true", keep.number(job.get(Job.KEEP)), keep.FILE in job.get("FileRemaps"),
-            _stream_seconds(job.get(Job.STREAM)),
+            _stream_seconds(job.get(Job.STREAM)), job.get(Job.STANDING) == "true",
+            _unix_time(machine.get(Machine.RETIRES)),
         )  # fmt: skip
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _unix_time(text: str) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else 0
 
 
 def _stream_seconds(text: str) -> float:

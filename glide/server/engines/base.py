@@ -25,6 +25,7 @@ class EngineRecord:
         task: "embed" if the record asks for embeddings, "complete" if its prompt must not become a chat message; empty
             if the engine's options decide.
         adapter: name of the LoRA adapter with which the record is computed; empty for the model itself.
+        live: whether somebody waits for this single record. An engine should serve such records first.
     """
 
     key: int
@@ -32,6 +33,7 @@ class EngineRecord:
     generate: dict[str, Any] = field(default_factory=dict)
     task: str = ""
     adapter: str = ""
+    live: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from glide.errors import TemplateError
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import HttpClient, NoResponse
-from glide.server.engines.request_queue import RequestQueue, Target, backoff, lists_model, summary
+from glide.server.engines.request_queue import RequestQueue, Target
+from glide.server.engines.responses import backoff, lists_model, summary
 from glide.template import Template
 from glide.vocabulary import State
 

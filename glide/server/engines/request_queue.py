@@ -8,17 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import Completion, EngineRecord, RecordError, RecordTimeout, Reports
 from glide.server.engines.http_client import Cancellation, HttpClient, NoResponse, Response
+from glide.server.engines.responses import backoff, retry_after, summary
 
-FIRST_PAUSE = 0.5  # seconds between the first and the second try; the pause doubles before each further try
-LONGEST_PAUSE = 60.0  # maximum result of `backoff` in seconds, even if the service asks for a longer pause
 RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
 
 
@@ -130,7 +127,11 @@ class RequestQueue:
         """Add records. Their outcomes are reported later, in any order."""
         with self.lock:
             for record in records:
-                self.waiting.setdefault(record.adapter or "", deque()).append(record)
+                waiting = self.waiting.setdefault(record.adapter or "", deque())
+                if record.live:  # before all records that nobody waits for
+                    waiting.insert(next((at for at, each in enumerate(waiting) if not each.live), len(waiting)), record)
+                else:
+                    waiting.append(record)
         self._start_requests()
 
     def cancel(self, late: Sequence[int], unwanted: Sequence[int]) -> None:
@@ -302,47 +303,3 @@ LATE = "no result within the record's timeout"
 
 def _late() -> Completion:
     return Completion.failed(RecordTimeout(LATE))
-
-
-def summary(response: Response) -> str:
-    """Return a response's status and error message in one line."""
-    message: Any = response.text
-    with suppress(ValueError, LookupError, TypeError, AttributeError):
-        error = response.json()
-        error = error.get("error", error)
-        message = error if isinstance(error, str) else error["message"]
-    return f"{response.status} {' '.join(str(message).split())[:500]}".rstrip()
-
-
-def lists_model(response: Response, model: str) -> str:
-    """Return what is wrong with an answer to GET /models. If the answer lists the model, return an empty text."""
-    if not response.is_success:
-        return summary(response)
-    try:
-        names = [str(each["id"]) for each in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
-        return f"{response.status} without a list of models"
-    return "" if model in names else f"no model {model}; it has {', '.join(names[:20]) or 'none'}"
-
-
-def backoff(attempt: int, requested: float = 0.0) -> float:
-    """Return the seconds to wait after a failed try, at most LONGEST_PAUSE.
-
-    Args:
-        attempt: number of the failed try, counted from 0.
-        requested: seconds for which the service has asked the engine to wait.
-    """
-    return min(max(FIRST_PAUSE * 2 ** min(attempt, 16), requested), LONGEST_PAUSE)
-
-
-def retry_after(value: str, now: float) -> float:
-    """Return how many seconds the header Retry-After asks a client to wait.
-
-    The header's value is a number of seconds or a date (RFC 9110, 10.2.3). If the value is a date, return the seconds
-    from the Unix time `now` to this date. If the value is neither a number nor a date, return 0.
-    """
-    with suppress(ValueError):
-        return float(value)
-    with suppress(ValueError, OverflowError):
-        return parsedate_to_datetime(value).timestamp() - now
-    return 0.0

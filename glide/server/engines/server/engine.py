@@ -21,7 +21,8 @@ from glide.programs import COMMAND, LARGE_GPU, PROGRAMS, Command, Program, check
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import EngineRecord, Reports
 from glide.server.engines.http_client import NoResponse
-from glide.server.engines.request_queue import RequestQueue, Target, summary
+from glide.server.engines.request_queue import RequestQueue, Target
+from glide.server.engines.responses import summary
 from glide.server.engines.server import command as commands
 from glide.server.engines.server.launch import Launch, ask_limit, launch
 from glide.server.engines.server.process import log_line

@@ -22,7 +22,7 @@ from typing import Any
 from glide.errors import TemplateError
 from glide.programs import CONTEXT, Command, Program
 from glide.server.engines.http_client import HttpClient, NoResponse, Response
-from glide.server.engines.request_queue import lists_model, summary
+from glide.server.engines.responses import lists_model, summary
 from glide.server.engines.server import command as commands
 from glide.server.engines.server.process import ProgramProcess
 from glide.server.engines.server.share import share

@@ -1,8 +1,7 @@
-"""Encode, decode and read the messages between the model server and an engine process.
+"""Encode, decode and read messages that are sent as frames: between a model server and its engine, or `glide serve`.
 
-The two processes exchange messages as frames over a socket pair, the channel. A frame begins with the length of its
-body. The body is the message as JSON. User code runs in the engine's process and may write anything into the channel.
-So the model server checks the data that it reads.
+A frame begins with the length of its body. The body is the message as JSON. An engine's process runs users' code, and a
+node may send anything. So the reader checks the data that it reads.
 """
 
 from __future__ import annotations
@@ -23,15 +22,18 @@ def encode(message: Any) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-async def read(reader: asyncio.StreamReader) -> Any:
-    """Wait for the next message of an engine and return it.
+async def read(reader: asyncio.StreamReader, limit: int = LIMIT) -> Any:
+    """Wait for the next message and return it.
+
+    Args:
+        limit: maximum number of bytes in the message.
 
     Raises:
-        asyncio.IncompleteReadError: the engine has closed the channel.
+        asyncio.IncompleteReadError: the sender has closed the connection.
         ValueError: the data is not a valid frame.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > LIMIT:
+    if length > limit:
         raise ValueError(f"a frame that is too long: {length} bytes")
     try:
         return json.loads(await reader.readexactly(length))
