@@ -18,7 +18,7 @@ from glide.vocabulary import Exit
 # longer than most commands take.
 COMMANDS = {
     "pool": "pool", "factory": "factory", "site": "site", "sweep": "sweep", "batch": "batch", "template": "template",
-    "submit": "submit", "gather": "submit", "status": "status", "web": "web", "bench": "bench",
+    "submit": "submit", "gather": "submit", "serve": "serve", "status": "status", "web": "web", "bench": "bench",
     "simulate": "simulate", "doctor": "doctor",
 }  # fmt: skip
 

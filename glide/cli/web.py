@@ -15,7 +15,7 @@ from glide.condor import home
 from glide.errors import InputError
 from glide.system import publish
 from glide.web.app import application
-from glide.web.guard import is_loopback
+from glide.web.guard import is_loopback, listen
 from glide.web.snapshot_cache import SnapshotCache
 
 PORT = 8450
@@ -37,14 +37,9 @@ def web(
     The pages are read-only. Only this machine can reach them, unless --host names another address. SIGTERM or Ctrl-C
     ends the server.
     """
-    try:
-        off_machine = not is_loopback(host)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    listening = listen(host, port)
     token, names = "", {host}
-    if token_file or off_machine:
+    if token_file or not is_loopback(host):
         token_file = token_file or _own_token()
         token = _read(token_file)
         names |= {socket.gethostname(), socket.getfqdn()}

@@ -12,6 +12,7 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    StringConstraints,
     Tag,
     field_validator,
     model_validator,
@@ -77,6 +78,7 @@ PromptName = Annotated[Name, AfterValidator(_is_not_the_summary)]
 ModelName = Annotated[PromptName, AfterValidator(_is_not_the_report)]
 AdapterName = Annotated[PromptName, AfterValidator(_is_not_the_base)]
 PromptText = Annotated[str, AfterValidator(_has_only_fields)]
+AccountName = Annotated[str, StringConstraints(pattern=r"^[\w.@+-]+$", max_length=200)]
 ONE_FIELD = re.compile(r"\{(.*)\}")
 
 
@@ -169,6 +171,8 @@ class SweepFile(Strict):
             many records as an engine call if `pack` is also `auto`, and one record if `pack` is a number.
         pack: number of batches in an HTCondor job. The last job may be smaller. With `auto`, glide chooses the number
             from measured times. The first jobs provide these measurements, and may be smaller than a batch.
+        accounting_group: HTCondor's accounting group of the sweep's jobs. By default none.
+        accounting_group_user: user to whom HTCondor accounts the jobs. By default the user who submits them.
     """
 
     name: Name
@@ -188,6 +192,8 @@ class SweepFile(Strict):
     timeout: Number = Field(600.0, gt=0)
     batch: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
     pack: Literal["auto"] | Annotated[Integer, Field(ge=1)] = "auto"
+    accounting_group: AccountName | None = None
+    accounting_group_user: AccountName | None = None
 
     @field_validator("models", mode="before")
     @classmethod
@@ -225,6 +231,18 @@ class SweepFile(Strict):
         return self
 
     @property
+    def accounting(self) -> dict[str, str]:
+        """The commands of a job file that decide to whom HTCondor accounts the jobs, and their values."""
+        names = ("accounting_group", "accounting_group_user")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    @property
     def model_axis(self) -> dict[str, ModelSpec]:
         """The models by name. If the file has `model` in place of `models`, the name is empty."""
         return {"": self.model} if self.model is not None else dict(self.models or {})
+
+
+class ModelFile(SweepFile):
+    """A file that describes models to serve: a sweep file, or one without `records`."""
+
+    records: str = ""

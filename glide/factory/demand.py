@@ -52,7 +52,12 @@ def _failed_glideins(template: str, snapshot: Snapshot) -> set[str]:
 
 
 def work_seconds(template: str, snapshot: Snapshot) -> float:
-    """Return the seconds that one glidein would need for all remaining records; infinity if no speed is known yet."""
+    """Return the seconds that one glidein would need for all remaining records.
+
+    The result is infinity if no speed is known yet, or if there is a standing job, whose work never ends.
+    """
+    if any(demand.standing for demand in snapshot.demands if demand.template == template):
+        return float("inf")
     measured = {lane.glide_id: lane.record_seconds for lane in snapshot.lanes if lane.template == template}
     known = [seconds for seconds in measured.values() if seconds > 0]
     if not known:

@@ -205,6 +205,7 @@ def _demands(jobs: Iterable[InvocationAd], specs: Mapping[str, Template]) -> lis
             # The ad of the run's newest job has the number of the run's records that are in no job yet.
             records=sum(job.records for job in group) + max(group, key=lambda job: (job.cluster, job.proc)).left,
             best_effort=all(job.best_effort for job in group),
+            standing=any(job.standing for job in group),
         )
         for (template, run, user), group in groups.items()
     ]  # fmt: skip

@@ -124,6 +124,7 @@ class Demand:
         spec: the template as the jobs describe it; None if no description was found.
         records: number of records in these jobs, plus the run's records that are in no job yet.
         best_effort: whether the demand is best effort. If so, no glidein is removed and no model is unloaded for it.
+        standing: whether the jobs serve live calls. Their work never ends.
     """
 
     template: str
@@ -136,6 +137,7 @@ class Demand:
     spec: Template | None = None
     records: int = 0
     best_effort: bool = False
+    standing: bool = False
 
     @property
     def jobs(self) -> int:

@@ -95,6 +95,7 @@ class RunSpec:
         max_result_bytes: maximum length of one result's line, in bytes.
         check_result: a function with further checks of a result. The function returns what is wrong, or an empty text
             if the result is valid.
+        accounting: the commands `accounting_group` and `accounting_group_user` of the job file, and their values.
     """
 
     name: str
@@ -103,6 +104,7 @@ class RunSpec:
     max_glideins: int
     max_result_bytes: int = 64 << 20
     check_result: Callable[[dict[str, Any]], str] = lambda result: ""
+    accounting: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunJobs:
@@ -213,7 +215,7 @@ class RunJobs:
             **self._folder_macros(), "records": "$(part).in", "results": "$(part).out",
             # A completed job stays in the queue until `gather` has stored the results, but at most for KEPT_SECONDS.
             "leave_in_queue": LEAVE_IN_QUEUE, "periodic_remove": ABANDONED, "max_transfer_output_mb": "$(most_mb)",
-            "batch_name": self.run.name,
+            "batch_name": self.run.name, **self.run.accounting,
             f"My.{Job.RUN}": quoted(self.run.name), f"My.{Job.PART}": '"$(part)"', f"My.{Job.RECORDS}": "$(count)",
             f"My.{Job.PROTOCOL}": "$(version)", f"My.{Job.EARLY}": "true", "requirements": REQUIREMENTS,
             "rank": WARM_FIRST, "My.FileRemaps": FILE_REMAPS,

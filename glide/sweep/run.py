@@ -131,7 +131,7 @@ def _driver(results: Results, access_point: AccessPoint) -> Driver:
     results.template = sweep.template.for_user(lambda: access_point.user)
     run = RunSpec(
         results.run, results.template, sweep.out / ".glide" / "parts", sweep.file.glideins,
-        max_result_bytes=results.max_result_bytes, check_result=results.check_result,
+        max_result_bytes=results.max_result_bytes, check_result=results.check_result, accounting=sweep.file.accounting,
     )  # fmt: skip
     pool = configured_pool(access_point)
     if results.abandoned_run:

@@ -16,6 +16,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glide.errors import InputError
+
 COOKIE = "glide-session"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -25,6 +27,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 METHODS = ("GET", "HEAD")
+BACKLOG = 4096  # number of connections that may wait until the server accepts them
 TOKEN_NEEDED = (
     "This page needs a token. Open it once as /?token=…, with the token from the file that `glide web` named when it"
     " started. If you have just done that by a link, reload the page. Programs send it as Authorization: Bearer …\n"
@@ -111,3 +114,24 @@ def is_loopback(host: str) -> bool:
     """Return whether an address or host name can be reached only from this machine."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket on which a server listens.
+
+    Raises:
+        InputError: the address is not one of this machine, or another program has the port.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # asyncio recognises a TCP socket by its protocol number, which socket.create_server does not set. Without it,
+        # each answer would wait 40 ms for an acknowledgement of its first part (Nagle's algorithm).
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+        return listening
+    except OSError as error:
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}") from None

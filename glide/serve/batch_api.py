@@ -1,0 +1,137 @@
+"""Files and batches in OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from glide.serve.batch_store import BatchStore
+from glide.serve.batches import BatchRunner
+from glide.serve.bodies import json_body, parts
+from glide.serve.errors import invalid
+from glide.serve.file_store import LARGEST_FILE, FileStore, StoredFile
+from glide.sweep.batch_api import PROMPTS
+
+MOST_LISTED = 100  # maximum number of objects in one page of a list
+FORM_BYTES = 1_000_000  # what a form may have besides its file, in bytes
+
+
+@dataclass(frozen=True)
+class BatchApi:
+    """The endpoints of files and batches."""
+
+    files: FileStore
+    batches: BatchStore
+    runner: BatchRunner
+
+    async def upload(self, request: Request) -> Response:
+        """POST /v1/files: store a file."""
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise invalid("send the file as multipart/form-data, with the fields `file` and `purpose`")
+        parser = MultiPartParser(
+            request.headers, parts(request, LARGEST_FILE + FORM_BYTES), max_files=1, max_fields=20
+        )  # fmt: skip
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise invalid(f"the form cannot be read: {error.message}") from None
+        try:
+            stored = await self._store(request.state.user, form)
+        finally:
+            await form.close()
+        return JSONResponse(stored.document)
+
+    async def _store(self, user: str, form: FormData) -> StoredFile:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise invalid("the field `file` is missing", "file")
+        if form.get("purpose") != "batch":
+            raise invalid("the only purpose of files is `batch`", "purpose")
+
+        async def content() -> AsyncIterator[bytes]:
+            while part := await file.read(1 << 20):
+                yield part
+
+        return await self.files.store(user, (file.filename or "input.jsonl")[:200], "batch", content())
+
+    async def list_files(self, request: Request) -> Response:
+        """GET /v1/files."""
+        purpose = request.query_params.get("purpose")
+        found = await asyncio.to_thread(self.files.of_user, request.state.user)
+        return _page(request, [file.document for file in found if purpose in (None, file.purpose)])
+
+    async def show_file(self, request: Request) -> Response:
+        """GET /v1/files/ID."""
+        return JSONResponse(self.files.find(request.state.user, request.path_params["id"]).document)
+
+    async def file_content(self, request: Request) -> Response:
+        """GET /v1/files/ID/content."""
+        file = self.files.find(request.state.user, request.path_params["id"])
+        return FileResponse(self.files.content(file), media_type="application/octet-stream")
+
+    async def delete_file(self, request: Request) -> Response:
+        """DELETE /v1/files/ID."""
+        file = self.files.find(request.state.user, request.path_params["id"])
+        self.files.delete(file)
+        return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+
+    async def create(self, request: Request) -> Response:
+        """POST /v1/batches: run the requests in a file."""
+        body, _ = await json_body(request)
+        endpoint, window, metadata = body.get("endpoint"), body.get("completion_window"), body.get("metadata")
+        if not isinstance(endpoint, str) or endpoint not in PROMPTS:
+            raise invalid(f"the endpoint must be one of {', '.join(PROMPTS)}", "endpoint")
+        if not isinstance(window, str) or len(window) > 20:
+            raise invalid("`completion_window` is missing; write 24h", "completion_window")
+        if metadata is not None and not _is_metadata(metadata):
+            raise invalid("metadata must be an object with at most 16 texts of at most 512 characters", "metadata")
+        file = self.files.find(request.state.user, body.get("input_file_id"))
+        batch = self.batches.create(request.state.user, endpoint, file.id, window, metadata)
+        self.runner.wake.set()
+        return JSONResponse(batch.document)
+
+    async def list_batches(self, request: Request) -> Response:
+        """GET /v1/batches."""
+        found = await asyncio.to_thread(self.batches.all)
+        own = [batch for batch in found if batch.user == request.state.user]
+        return _page(request, [self.runner.refreshed(batch).document for batch in own])
+
+    async def show_batch(self, request: Request) -> Response:
+        """GET /v1/batches/ID."""
+        batch = self.batches.find(request.state.user, request.path_params["id"])
+        return JSONResponse(self.runner.refreshed(batch).document)
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/batches/ID/cancel."""
+        batch = self.batches.find(request.state.user, request.path_params["id"])
+        return JSONResponse(self.runner.cancel(batch).document)
+
+
+def _is_metadata(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) > 16:
+        return False
+    return all(isinstance(each, str) and len(each) <= 512 for pair in value.items() for each in pair)
+
+
+def _page(request: Request, documents: Sequence[dict[str, Any]]) -> Response:
+    """Return the page of a list that a request asks for with `limit` and `after`."""
+    limit, after = request.query_params.get("limit", "20"), request.query_params.get("after")
+    if not limit.isdigit() or not 1 <= int(limit) <= 10_000:
+        raise invalid("`limit` must be a number from 1 to 10000", "limit")
+    start = 0
+    if after is not None:
+        start = next((at for at, each in enumerate(documents, 1) if each["id"] == after), len(documents))
+    shown = documents[start : start + min(int(limit), MOST_LISTED)]
+    return JSONResponse(
+        {
+            "object": "list", "data": shown, "has_more": start + len(shown) < len(documents),
+            "first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None,
+        }
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""Run the batches: check each input, watch its sweep, and store its answers as files.
+
+The sweep's driver is a job of the access point. So a batch continues while this server is down, and after a reboot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from glide.config import SUMMARY
+from glide.errors import CondorError, describe_bug
+from glide.protocol.json_lines import read_lines
+from glide.serve.batch_process import INPUT, SWEEP, CheckOutcome, CheckRequest
+from glide.serve.batch_store import ACTIVE, Batch, BatchStore
+from glide.serve.errors import ApiError
+from glide.serve.file_store import FileStore, new_file_id
+from glide.serve.models import Catalogue
+from glide.serve.worker import CondorWorker
+from glide.sweep.out import ERRORS, OUTPUT, internal_path, read_state
+from glide.system import publish, tail
+
+POLL_SECONDS = 1.0  # seconds between two looks at the batches
+QUEUE_SECONDS = 10.0  # seconds between two queries for the batches' drivers
+LOST_SECONDS = 60.0  # a batch fails if its driver is not in the queue for this number of seconds
+TAIL_BYTES = 1 << 18  # number of bytes at the end of a sweep's history in which the newest counts are looked for
+_log = logging.getLogger("glide")
+
+
+@dataclass
+class BatchRunner:
+    """Advances all batches until its task is cancelled.
+
+    Args:
+        site: site file of the factory that the drivers run; None as in `glide sweep submit`.
+        account: name of this account. Its own batches are accounted as all its jobs.
+
+    Attributes:
+        checks: the running processes, by batch.
+        absent: since when the driver of a batch is missing in the queue (monotonic seconds), by batch.
+        drivers: the drivers in the queue, by path of the sweep file: the job's number and why it is held.
+        asked: time of the last query for the drivers (monotonic seconds).
+    """
+
+    store: BatchStore
+    files: FileStore
+    catalogue: Catalogue
+    worker: CondorWorker
+    site: Path | None
+    account: str
+    checks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    absent: dict[str, float] = field(default_factory=dict)
+    drivers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    asked: float = 0.0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Advance the batches, again and again."""
+        while True:
+            active = [batch for batch in self.store.all() if batch.status in ACTIVE]
+            try:
+                await self._find_drivers(active)
+            except CondorError as error:
+                _log.warning("batches: %s", error)
+            for batch in active:
+                try:
+                    self._advance(batch)
+                except Exception as error:
+                    _log.error("batch %s: %s", batch.id, describe_bug(error))
+            self.wake.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), POLL_SECONDS if active else None)
+
+    def cancel(self, batch: Batch) -> Batch:
+        """Begin to cancel a batch.
+
+        Raises:
+            ApiError: the batch has already ended.
+        """
+        batch = self.refreshed(batch)
+        if batch.status not in ("validating", "in_progress"):
+            raise ApiError(409, f"batch {batch.id} is {batch.status}, so it cannot be cancelled", "conflict")
+        self.asked = 0.0
+        self.wake.set()
+        return self._enter(batch, "cancelling")
+
+    def refreshed(self, batch: Batch) -> Batch:
+        """Return a batch with its present counts."""
+        if batch.status not in ("in_progress", "cancelling", "finalizing"):
+            return batch
+        counts: dict[str, int] = {}
+        for line in tail(internal_path(self._out(batch), "history.jsonl"), TAIL_BYTES).splitlines():
+            with suppress(ValueError, TypeError):
+                counts = json.loads(line).get("counts") or counts
+        done, errors = counts.get("done", 0), counts.get("errors", 0)
+        return replace(batch, counts={**batch.counts, "completed": done - errors, "failed": errors})
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def _out(self, batch: Batch) -> Path:
+        return self.store.place(batch) / "out"
+
+    def _source(self, batch: Batch) -> str:
+        return str(self.store.place(batch) / SWEEP)
+
+    def _enter(self, batch: Batch, status: str, **changes: object) -> Batch:
+        _log.info("batch %s of %s: %s", batch.id, batch.user, status)
+        times = {**batch.times, f"{status}_at": int(time.time())}
+        return self.store.save(replace(batch, status=status, times=times, **changes))  # type: ignore[arg-type]
+
+    async def _find_drivers(self, active: list[Batch]) -> None:
+        running = [self._source(batch) for batch in active if batch.status != "validating"]
+        if running and time.monotonic() - self.asked >= QUEUE_SECONDS:
+            self.drivers = await self.worker.ask("drivers", running)
+            self.asked = time.monotonic()
+
+    def _advance(self, batch: Batch) -> None:
+        if batch.id in self.checks:
+            if not self.checks[batch.id].done():
+                return
+            self.checks.pop(batch.id).result()
+        if batch.status == "validating":
+            self._validate(batch)
+        elif batch.status == "cancelling":
+            self._finish_cancel(batch)
+        elif (state := read_state(self._out(batch))) and state.finished and (self._out(batch) / SUMMARY).exists():
+            self._complete(batch, "completed")
+        else:
+            self._watch_driver(batch)
+
+    def _validate(self, batch: Batch) -> None:
+        folder = self.store.place(batch)
+        found = next(read_lines(folder / "checked.json"), None)
+        outcome = CheckOutcome(**found) if found else None
+        if outcome is None or outcome.is_temporary:
+            (folder / "checked.json").unlink(missing_ok=True)
+            self._start_check(batch)
+            return
+        counts = {**batch.counts, "total": outcome.total}
+        if outcome.problems:
+            problems = [(str(message), line) for message, line in outcome.problems]
+            self._enter(batch, "failed", problems=problems, model=outcome.model, counts=counts)
+        else:
+            self._enter(batch, "in_progress", model=outcome.model, counts=counts)
+
+    def _start_check(self, batch: Batch) -> None:
+        folder = self.store.place(batch)
+        try:
+            if not (folder / INPUT).exists():
+                content = self.files.content(self.files.find(batch.user, batch.input_file_id))
+                (folder / INPUT).hardlink_to(content)
+        except (ApiError, OSError):
+            self._enter(batch, "failed", problems=[("the input file was deleted", None)])
+            return
+        models = {name: (str(each.source), each.key) for name, each in self.catalogue.models.items()}
+        user = "" if batch.user.partition("@")[0] == self.account.partition("@")[0] else batch.user
+        asked = CheckRequest(batch.id, batch.endpoint, models, str(self.site) if self.site else None, user)
+        publish(folder / "request.json", json.dumps(asdict(asked)))
+        self._run(batch, "check")
+
+    def _run(self, batch: Batch, step: str) -> None:
+        folder = self.store.place(batch)
+
+        async def process() -> None:
+            with (folder / "process.log").open("ab") as log:
+                child = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "glide.serve.batch_process", step, str(folder), stdout=log, stderr=log,
+                    stdin=asyncio.subprocess.DEVNULL,
+                )  # fmt: skip
+                if await child.wait():
+                    _log.warning("batch %s: %s failed; the reason is in %s", batch.id, step, folder / "process.log")
+                    await asyncio.sleep(QUEUE_SECONDS)  # before the next try
+            self.wake.set()
+
+        self.checks[batch.id] = asyncio.create_task(process())
+
+    def _watch_driver(self, batch: Batch) -> None:
+        """Let a batch fail if its driver is held, or has left the queue."""
+        driver = self.drivers.get(self._source(batch))
+        if driver is not None:
+            self.absent.pop(batch.id, None)
+            if driver[1]:
+                self._fail(batch, f"its driver failed: {driver[1]}")
+            return
+        since = self.absent.setdefault(batch.id, time.monotonic())
+        if self.asked > since and time.monotonic() - since > LOST_SECONDS:
+            self._fail(batch, "its driver was removed from the queue")
+
+    def _fail(self, batch: Batch, why: str) -> None:
+        self._enter(self.refreshed(batch), "failed", problems=[(why, None)])
+
+    def _finish_cancel(self, batch: Batch) -> None:
+        """Remove the driver of a batch. When it has ended, store the answers that there are."""
+        if (driver := self.drivers.get(self._source(batch))) is not None:
+            self.asked = 0.0
+            self.checks[batch.id] = asyncio.create_task(self._remove_driver(driver[0]))
+        elif self.asked > self.absent.setdefault(batch.id, time.monotonic()):
+            if (self._out(batch) / OUTPUT).exists():
+                self._complete(self.refreshed(batch), "cancelled")
+            elif internal_path(self._out(batch), "run.json").exists():
+                self._run(batch, "collect")
+            else:
+                self._enter(batch, "cancelled")
+
+    async def _remove_driver(self, job: str) -> None:
+        with suppress(CondorError):
+            await self.worker.ask("remove", [job], "its batch was cancelled")
+        await asyncio.sleep(POLL_SECONDS)  # the driver gathers its finished results before it ends
+
+    def _complete(self, batch: Batch, status: str) -> None:
+        """Store the answers of a batch as files of its user."""
+        batch = self.refreshed(batch)
+        # Save the names of the files before the files, so that a restart stores the same files again.
+        if batch.output_file_id is None:
+            batch = self.store.save(replace(batch, output_file_id=new_file_id(), error_file_id=new_file_id()))
+        ids: dict[str, str | None] = {}
+        for name, kind, file in (
+            (OUTPUT, "output", batch.output_file_id),
+            (ERRORS, "error", batch.error_file_id),
+        ):  # fmt: skip
+            path = self._out(batch) / name
+            ids[f"{kind}_file_id"] = file if path.exists() and path.stat().st_size else None
+            if ids[f"{kind}_file_id"]:
+                self.files.adopt(batch.user, f"{batch.id}_{kind}.jsonl", path, str(file))
+        counts = batch.counts
+        if summary := next(read_lines(self._out(batch) / SUMMARY), None):
+            records = sum(each["records"] for each in summary["prompts"].values())
+            errors = sum(each["errors"] for each in summary["prompts"].values())
+            counts = {"total": records, "completed": records - errors, "failed": errors}
+        self._enter(batch, status, counts=counts, **ids)

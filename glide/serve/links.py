@@ -1,0 +1,173 @@
+"""The connections of model servers. Each standing job keeps one, over which its lane gets calls and sends results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from glide.protocol import frames
+from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello
+from glide.protocol.names import GLIDE_ID, printable
+from glide.protocol.result import problem
+from glide.serve.identity import ServeIdentity
+from glide.serve.router import LaneLoad, LiveCall
+
+MOST_UNKNOWN = 64  # maximum number of connections that have not sent a valid hello; above it, the oldest is closed
+LARGEST_CAPACITY = 1 << 16  # largest accepted number of calls that an engine should have at a time
+_log = logging.getLogger("glide")
+
+
+@dataclass(eq=False)
+class LaneLink(LaneLoad):
+    """A connected lane.
+
+    Attributes:
+        job: name of its standing job.
+        template: digest of the template that it has loaded.
+        retires: Unix time after which its glidein should get no further calls; 0 if it is unknown.
+    """
+
+    job: str = ""
+    template: str = ""
+    retires: int = 0
+    writer: asyncio.StreamWriter = field(kw_only=True)
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.writer.write(frames.encode(message))
+
+    def send_call(self, call: LiveCall) -> None:
+        self.send({"call": {**call.fields, "custom_id": str(call.number), "attempts": call.losses}})
+
+    def end(self, reason: str) -> None:
+        """End the standing job. The lane must have no calls."""
+        self.send({"end": reason})
+        self.writer.close()
+
+
+class LinkListener:
+    """Accepts the connections of model servers, and reads their messages.
+
+    Args:
+        accept: function that is called with a new link. It returns why the link is refused, or an empty text.
+        changed: function that is called when a lane can get more calls, or fewer.
+        answered: function that is called as `answered(link, number, result)` with the result of a call.
+        lost: function that is called when a link ends.
+    """
+
+    def __init__(
+        self,
+        identity: ServeIdentity,
+        accept: Callable[[LaneLink], str],
+        changed: Callable[[LaneLink], None],
+        answered: Callable[[LaneLink, int, dict[str, Any]], None],
+        lost: Callable[[LaneLink], None],
+    ):
+        self.identity = identity
+        self.accept = accept
+        self.changed = changed
+        self.answered = answered
+        self.lost = lost
+        self.unknown: list[asyncio.StreamWriter] = []
+        self.server: asyncio.Server | None = None
+
+    async def start(self, host: str) -> None:
+        """Listen on the port of the last start. If another program has it, listen on another one.
+
+        Raises:
+            OSError: no port can be opened at this address.
+        """
+        tls = self.identity.tls()
+        options: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": HELLO_SECONDS, "reuse_address": True}
+        try:
+            self.server = await asyncio.start_server(self._serve, host, self.identity.port, **options)
+        except OSError:
+            self.server = await asyncio.start_server(self._serve, host, 0, **options)
+        port = self.server.sockets[0].getsockname()[1]
+        if port != self.identity.port:
+            self.identity.port, self.identity.uses = port, {}
+            self.identity.save()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link: LaneLink | None = None
+        try:
+            link = await self._welcome(reader, writer)
+            if link is not None:
+                await self._exchange_messages(link, reader)
+        except (OSError, EOFError, ValueError, asyncio.TimeoutError, asyncio.CancelledError) as error:
+            _log.info("connection of a lane ended: %r", error)
+        finally:
+            writer.transport.abort() if link is not None and link.calls else writer.close()
+            if link is not None:
+                self.lost(link)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> LaneLink | None:
+        """Read the first message of a connection, and accept or refuse it. Return None if it is refused."""
+        self.unknown.append(writer)
+        if len(self.unknown) > MOST_UNKNOWN:
+            self.unknown.pop(0).transport.abort()
+        try:
+            hello = Hello.from_message(await asyncio.wait_for(frames.read(reader, 1 << 14), HELLO_SECONDS))
+        finally:
+            if writer in self.unknown:
+                self.unknown.remove(writer)
+        following = self.identity.use(hello.job, hello.secret)
+        if following is None or not GLIDE_ID.fullmatch(hello.glidein):
+            writer.write(frames.encode({"refused": "unknown job, or its secret was already used"}))
+            return None
+        link = LaneLink(
+            hello.glidein, _capacity(hello.capacity), job=hello.job, template=hello.template, retires=hello.retires,
+            writer=writer,
+        )  # fmt: skip
+        if refusal := self.accept(link):
+            writer.write(frames.encode({"refused": refusal}))
+            return None
+        link.send({"welcome": following})
+        self.changed(link)
+        return link
+
+    async def _exchange_messages(self, link: LaneLink, reader: asyncio.StreamReader) -> None:
+        pinging = asyncio.create_task(_ping(link))
+        try:
+            while True:
+                message = await asyncio.wait_for(frames.read(reader), SILENT_SECONDS)
+                if not isinstance(message, dict):
+                    raise ValueError("a message is not an object")
+                if "result" in message:
+                    number, result = _result(message["result"])
+                    self.answered(link, number, result)
+                elif "capacity" in message:
+                    link.capacity = _capacity(message["capacity"])
+                    self.changed(link)
+        finally:
+            pinging.cancel()
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.close()
+
+
+async def _ping(link: LaneLink) -> None:
+    while True:
+        await asyncio.sleep(PING_SECONDS)
+        with suppress(OSError):
+            link.send({"ping": None})
+
+
+def _capacity(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 40:
+        raise ValueError("the capacity is not a number")
+    return min(value, LARGEST_CAPACITY)
+
+
+def _result(line: Any) -> tuple[int, dict[str, Any]]:
+    """Return the number of a call and its result. Raises ValueError if a node has sent something else."""
+    result = json.loads(line)
+    if not isinstance(result, dict) or (wrong := problem(result)):
+        raise ValueError(f"a result is not valid: {wrong if isinstance(result, dict) else 'not an object'}")
+    result["glidein"] = printable(result["glidein"])
+    return int(result["custom_id"]), result

@@ -1,0 +1,304 @@
+"""Serve live calls: keep the standing jobs of each model, give its calls to their lanes, and return the results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from glide.errors import CondorError, describe_bug
+from glide.protocol.live import Invitation
+from glide.serve.errors import ApiError
+from glide.serve.identity import ServeIdentity
+from glide.serve.jobs import PoolState
+from glide.serve.links import LaneLink, LinkListener
+from glide.serve.models import Catalogue, OfferedModel
+from glide.serve.plan import IDLE_SECONDS, ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
+from glide.serve.router import CallRouter, LaneLoad, LiveCall
+from glide.serve.worker import CondorWorker
+from glide.vocabulary import State
+
+POLL_SECONDS = 1.0  # seconds between two queries of the queue and the collector while a job waits, or is missing
+CALM_SECONDS = 5.0  # the same while all jobs are connected
+# If no lane has the model, a call waits for at most this number of seconds. Then the client is asked to try again.
+PATIENCE_SECONDS = 20.0
+RETRY_AFTER = 5  # seconds after which such a client may try again
+QUEUE_SECONDS = 3600.0  # a call that has waited for this number of seconds for a busy lane gets an error
+_log = logging.getLogger("glide")
+
+
+@dataclass
+class ServedModel:
+    """A model, its calls, and its standing jobs.
+
+    Attributes:
+        pending: the standing jobs that were submitted and are not connected, by name. The value is the time of the
+            submission (monotonic seconds), until the queue shows the job.
+        waiting: the same jobs as the queue shows them.
+        ids: number of each standing job in the queue, by name.
+        lanes: states of the model's lanes, and reasons of failures, as the collector reports them.
+        peaks: numbers of unfinished calls with their times (monotonic seconds), for the demand.
+        capacity: the last known number of calls that an engine should have at a time.
+        problem: why no further standing job could be submitted; empty if there is no reason.
+    """
+
+    offered: OfferedModel
+    router: CallRouter = field(default_factory=CallRouter)
+    pending: dict[str, float] = field(default_factory=dict)
+    waiting: dict[str, WaitingJob] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    lanes: tuple[tuple[str, str], ...] = ()
+    peaks: deque[tuple[float, int]] = field(default_factory=deque)
+    capacity: int = 0
+    problem: str = ""
+
+    @property
+    def links(self) -> list[LaneLink]:
+        return [lane for lane in self.router.lanes if isinstance(lane, LaneLink)]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a lane can compute calls now."""
+        return any(lane.capacity and not lane.is_ending for lane in self.router.lanes)
+
+    @property
+    def state(self) -> str:
+        """What the model waits for, as text for a user."""
+        if self.is_ready:
+            return "ready"
+        failures = [failure for state, failure in self.lanes if state == State.FAILED and failure]
+        if self.problem or failures:
+            return self.problem or failures[0]
+        states = sorted({state for state, _ in self.lanes if state in State.COMING_UP})
+        return f"lanes are {', '.join(states)}" if states else "no lane yet"
+
+    def note_demand(self) -> None:
+        """Remember how many calls are unfinished now."""
+        now, count = time.monotonic(), self.router.queued + self.router.in_flight
+        while self.peaks and now - self.peaks[0][0] > IDLE_SECONDS:
+            self.peaks.popleft()
+        while self.peaks and self.peaks[-1][1] <= count:
+            self.peaks.pop()
+        self.peaks.append((now, count))
+
+    def demand(self) -> ModelDemand:
+        """Return the input of `plan`."""
+        self.note_demand()
+        connected = tuple(
+            ConnectedJob(link.job, link.glidein, link.capacity, len(link.calls), link.retires, link.is_ending)
+            for link in self.links
+        )
+        names = self.pending.keys() | self.waiting.keys()
+        waiting = tuple(self.waiting.get(name, WaitingJob(name)) for name in sorted(names))
+        return ModelDemand(
+            self.offered.glideins, connected, waiting, self.peaks[0][1], self.capacity, time.time()
+        )  # fmt: skip
+
+
+class LiveService:
+    """Computes live calls on the lanes of standing jobs.
+
+    Args:
+        worker: process that submits and finds the standing jobs.
+        host: address at which model servers reach this machine.
+    """
+
+    def __init__(self, catalogue: Catalogue, identity: ServeIdentity, worker: CondorWorker, host: str):
+        self.models = {name: ServedModel(model) for name, model in catalogue.models.items()}
+        self.identity = identity
+        self.worker = worker
+        self.host = host
+        self.listener = LinkListener(identity, self._accept, self._lane_changed, self._answered, self._lost)
+        self.numbers = 0
+        self.wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep the standing jobs until this task is cancelled."""
+        self.fingerprint = self.identity.fingerprint
+        while True:
+            try:
+                await self._cycle()
+            except CondorError as error:
+                _log.warning("standing jobs: %s", error)
+            except Exception as error:
+                _log.error("standing jobs: %s", describe_bug(error))
+            calm = all(model.is_ready and not model.pending for model in self.models.values())
+            self.wake.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), CALM_SECONDS if calm else POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Remove the standing jobs that no lane runs. The others stay connected for a restart, for a minute at most."""
+        self.listener.stop()
+        idle = [
+            model.ids[name] for model in self.models.values() for name, job in model.waiting.items()
+            if name in model.ids and job.running_seconds is None
+        ]  # fmt: skip
+        with suppress(CondorError):
+            await self.worker.ask("remove", idle, "glide serve has ended")
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    async def compute(self, model: ServedModel, user: str, fields: dict[str, Any], size: int) -> dict[str, Any]:
+        """Compute a call, and return its result, which has the fields of a line of results.jsonl.
+
+        If the task of this coroutine is cancelled, the call is cancelled.
+
+        Raises:
+            ApiError: no lane has the model, or lanes were lost again and again while they computed the call.
+        """
+        self.numbers += 1
+        call = LiveCall(self.numbers, user, fields, size, asyncio.get_running_loop().create_future())
+        model.router.add(call)
+        model.note_demand()
+        self._assign(model)
+        if call.lane is None:
+            self.wake.set()
+        began = time.monotonic()
+        try:
+            while not call.result.done():
+                limit = QUEUE_SECONDS if model.is_ready or call.lane else PATIENCE_SECONDS
+                left = limit - (time.monotonic() - began)
+                if call.lane is None and left <= 0:
+                    why = f"model {model.offered.name} is not ready: {model.state}"
+                    raise ApiError(503, f"{why}; try again", "model_not_ready", retry_after=RETRY_AFTER)
+                await asyncio.wait({call.result}, timeout=max(left, 1.0) if call.lane is None else None)
+            return call.result.result()
+        finally:
+            self._finish(model, call)
+
+    def _finish(self, model: ServedModel, call: LiveCall) -> None:
+        lane = call.lane
+        if lane is not None and not call.result.done() and isinstance(lane, LaneLink):
+            lane.send({"cancel": call.number})
+        model.router.finish(call)
+        self._assign(model)
+        self._end_if_empty(lane)
+
+    def _assign(self, model: ServedModel) -> None:
+        for lane, call in model.router.assignments():
+            if isinstance(lane, LaneLink):
+                lane.send_call(call)
+
+    @staticmethod
+    def _end_if_empty(lane: LaneLoad | None) -> None:
+        if isinstance(lane, LaneLink) and lane.is_ending and not lane.calls:
+            lane.end("no longer needed")
+
+    # ---- lanes -----------------------------------------------------------------------------------
+
+    def _model_of(self, link: LaneLink) -> ServedModel | None:
+        return next(
+            (each for each in self.models.values() if each.offered.template.digest == link.template), None
+        )  # fmt: skip
+
+    def _accept(self, link: LaneLink) -> str:
+        model = self._model_of(link)
+        if model is None:
+            return "its template is not served"
+        for other in model.links:
+            if other.job == link.job:  # the same model server connects again, and this side has not noticed the end
+                other.writer.transport.abort()
+                self._lost(other)
+            elif other.glidein == link.glidein and not other.is_ending:
+                return "its glidein already serves calls"
+        model.router.lanes.append(link)
+        model.pending.pop(link.job, None)
+        model.waiting.pop(link.job, None)
+        _log.info("%s: lane of %s connected", model.offered.name, link.glidein)
+        return ""
+
+    def _lane_changed(self, link: LaneLink) -> None:
+        if model := self._model_of(link):
+            model.capacity = link.capacity or model.capacity
+            self._assign(model)
+            self.wake.set()
+
+    def _answered(self, link: LaneLink, number: int, result: dict[str, Any]) -> None:
+        call = link.calls.get(number)
+        if call is not None and not call.result.done():
+            call.result.set_result(result)
+
+    def _lost(self, link: LaneLink) -> None:
+        model = self._model_of(link)
+        if model is None or link not in model.router.lanes:
+            return
+        _log.info("%s: lane of %s ended, %d calls go elsewhere", model.offered.name, link.glidein, len(link.calls))
+        for call in model.router.lose(link):
+            if not call.result.done():
+                why = f"{call.losses} lanes were lost while they computed this call"
+                call.result.set_exception(ApiError(500, why, "lanes_lost"))
+        self._assign(model)
+        self.wake.set()
+
+    # ---- standing jobs ---------------------------------------------------------------------------
+
+    async def _cycle(self) -> None:
+        """Observe the standing jobs, plan, and act."""
+        digests = [model.offered.template.digest for model in self.models.values()]
+        asked = time.monotonic()
+        self._note(await self.worker.ask("observe", digests), asked)
+        for model in self.models.values():
+            for action in plan(model.demand()):
+                if isinstance(action, EndJob):
+                    await self._end(model, action)
+                else:
+                    await self._start(model, action)
+
+    def _note(self, state: PoolState, asked: float) -> None:
+        """Note what the queue and the collector report.
+
+        Args:
+            asked: time of the question (monotonic seconds). A job that was submitted later may be missing.
+        """
+        jobs = {job.name: job for job in state.jobs}
+        connected = {link.job for model in self.models.values() for link in model.links}
+        for model in self.models.values():
+            model.lanes = state.lanes.get(model.offered.template.digest, ())
+            own = [job for job in state.jobs if job.template == model.offered.template.digest]
+            model.ids = {job.name: job.id for job in own}
+            model.waiting = {
+                job.name: WaitingJob(job.name, job.running_seconds, job.hold_reason)
+                for job in own if job.name not in connected
+            }  # fmt: skip
+            model.pending = {
+                name: since for name, since in model.pending.items() if name not in jobs and since >= asked
+            }
+        self.identity.forget_others(jobs.keys() | {name for each in self.models.values() for name in each.pending})
+
+    async def _start(self, model: ServedModel, action: StartJobs) -> None:
+        _log.info("%s: %d standing jobs: %s", model.offered.name, action.count, action.reason)
+        names = [uuid.uuid4().hex[:12] for _ in range(action.count)]
+        invitations = {
+            name: Invitation(
+                self.host, self.identity.port, self.fingerprint, name, self.identity.secret(name)
+            ).to_line()
+            for name in names
+        }  # fmt: skip
+        model.pending |= dict.fromkeys(names, float("inf"))
+        try:
+            await self.worker.ask(
+                "submit", model.offered.template, invitations, model.offered.glideins, action.avoid
+            )  # fmt: skip
+            model.problem = ""
+        except CondorError as error:
+            model.problem = str(error)
+            raise
+        finally:
+            submitted = time.monotonic()
+            model.pending |= {name: submitted for name in names if name in model.pending}
+
+    async def _end(self, model: ServedModel, action: EndJob) -> None:
+        _log.info("%s: standing job %s ends: %s", model.offered.name, action.name, action.reason)
+        link = next((link for link in model.links if link.job == action.name), None)
+        if link is not None:
+            link.is_ending = True
+            self._end_if_empty(link)
+        elif action.name in model.ids:
+            await self.worker.ask("remove", [model.ids[action.name]], action.reason)
+            model.waiting.pop(action.name, None)

@@ -1,0 +1,290 @@
+"""`glide serve` and the real `openai` package, with real model servers that standing jobs connect."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from glide.serve.models import OfferedModel
+from tests.conftest import eventually
+from tests.serve_rig import BOB, LocalWorker, Serving, ask, at_once, offered, ready
+
+
+@pytest.fixture
+def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[..., Serving]]:
+    """Start `glide serve` for a model, with model servers that have loaded it. Stop all of them after the test."""
+    running: list[Serving] = []
+
+    def begin(model: OfferedModel | None = None, servers: int = 1, **settings: Any) -> Serving:
+        model = model or offered()
+        worker = LocalWorker([start(model.template) for _ in range(servers)])
+        for server in worker.servers:
+            server.reached("Warm")
+        running.append(Serving(tmp_path / "serve", [model], worker, **settings))
+        return ready(running[-1])
+
+    yield begin
+    for each in running:
+        each.stop()
+        each.worker.stop()
+
+
+def restarted(serving: Serving) -> Serving:
+    """Start `glide serve` again, at the same port, with the same folder."""
+    serving.stop()
+    return Serving(serving.folder, serving.models, serving.worker, serving.port)
+
+
+# ---- what clients see ----------------------------------------------------------------------------
+
+
+def test_openai_client_lists_models_and_chats(serving):
+    client = serving().client()
+    assert [model.id for model in client.models.list()] == ["echo"]
+    assert client.models.retrieve("echo").owned_by == "glide"
+    answer = client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hello"}])
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("hello", "stop")
+    assert answer.model == "echo" and answer.id.startswith("chatcmpl-") and answer.usage is not None
+
+
+def test_streamed_chat_has_role_text_reason_and_usage(serving):
+    stream = serving().client().chat.completions.create(
+        model="echo", messages=[{"role": "user", "content": "one two"}], stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    *chunks, last = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert last.choices == [] and last.usage is not None
+
+
+def test_completion_of_several_prompts_keeps_their_order(serving):
+    client = serving().client()
+    answer = client.completions.create(model="echo", prompt=["b", "a", "c"])
+    assert [(choice.index, choice.text) for choice in answer.choices] == [(0, "b"), (1, "a"), (2, "c")]
+    stream = client.completions.create(model="echo", prompt="alone", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == "alone"
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_embeddings_of_several_texts(serving, form):
+    answer = serving().client().embeddings.create(model="echo", input=["a", "four"], encoding_format=form)
+    vectors = [each.embedding for each in answer.data]
+    assert vectors == ([[1.0], [4.0]] if form == "float" else ["AACAPw==", "AACAQA=="])
+
+
+def test_default_client_decodes_embeddings(serving):
+    answer = serving().client().embeddings.create(model="echo", input="abc")
+    assert answer.data[0].embedding == [3.0]
+
+
+def test_alternatives_become_choices(serving):
+    answer = serving().client().chat.completions.create(
+        model="echo", messages=[{"role": "user", "content": "x"}], n=3
+    )  # fmt: skip
+    assert [choice.message.content for choice in answer.choices] == ["x", "x", "x"]
+
+
+def test_errors_are_the_types_of_the_client(serving):
+    running = serving(offered(raise_on="poison"))
+    client = running.client()
+    with pytest.raises(openai.NotFoundError, match="no model 'other'; this server has: echo"):
+        ask(client, "x", model="other")
+    with pytest.raises(openai.AuthenticationError):
+        ask(running.client("wrong"), "x")
+    with pytest.raises(openai.BadRequestError, match="a message is not an object with a role"):
+        client.chat.completions.create(model="echo", messages=[{"text": "x"}])  # type: ignore[list-item]
+    with pytest.raises(openai.InternalServerError, match="the prompt contains 'poison'"):
+        ask(client, "poison")
+    with pytest.raises(openai.NotFoundError):
+        client.post("/audio/speech", body={}, cast_to=object)
+    assert ask(client, "after all that") == "after all that"
+
+
+def test_request_that_leaves_ends_on_the_node(serving):
+    running = serving(offered(hang_on="hang"))
+    with pytest.raises(openai.APITimeoutError):
+        ask(running.client(timeout=1), "hang")
+    eventually(lambda: 'glide_serve_in_flight{model="echo"} 0.0' in metrics(running), "no call is in flight")
+    assert ask(running.client(), "next") == "next"
+
+
+def metrics(running: Serving) -> str:
+    return running.client().with_options().get(f"http://127.0.0.1:{running.port}/metrics", cast_to=str)
+
+
+def test_metrics_count_requests_by_user_and_status(serving):
+    running = serving()
+    ask(running.client(), "x")
+    with pytest.raises(openai.BadRequestError):
+        running.client(BOB).completions.create(model="echo", prompt=7)  # type: ignore[call-overload]
+    text = metrics(running)
+    assert 'glide_serve_requests_total{model="echo",status="200",user="ada"} 1.0' in text
+    assert 'glide_serve_requests_total{model="echo",status="400",user="bob"} 1.0' in text
+
+
+# ---- lanes ---------------------------------------------------------------------------------------
+
+
+def test_calls_of_a_killed_lane_go_to_another(serving):
+    running = serving(offered(record_seconds=0.2, parallel=4), servers=2)
+    results = []
+
+    def call(number: int) -> str:
+        results.append(number)
+        return ask(running.client(), f"call {number}")
+
+    def kill() -> None:
+        eventually(lambda: len(results) == 32, "all calls have begun")
+        time.sleep(0.3)
+        running.worker.servers[0].process.kill()
+
+    answers = at_once(lambda number: kill() if number == 32 else call(number), 33)
+    assert answers == [*(f"call {number}" for number in range(32)), None]
+    assert "glide_serve_begun_again" in metrics(running)
+
+
+def test_lanes_connect_again_after_a_restart(serving):
+    running = serving()
+    (job,) = [call for call in running.worker.calls if call.process.poll() is None]
+    again = restarted(running)
+    try:
+        assert ask(ready(again).client(), "still there") == "still there"
+        assert [call for call in running.worker.calls if call.process.poll() is None] == [job]
+    finally:
+        again.stop()
+
+
+def test_dead_engine_does_not_fail_calls(serving):
+    running = serving(offered(record_seconds=0.2, parallel=4))
+    engine = running.worker.servers[0].engine
+
+    def call(number: int) -> Any:
+        if number == 8:
+            time.sleep(0.3)
+            import os
+            import signal
+
+            return os.kill(engine, signal.SIGKILL)
+        return ask(running.client(), f"call {number}")
+
+    assert at_once(call, 9) == [*(f"call {number}" for number in range(8)), None]
+
+
+def test_poisonous_call_gets_an_error_and_others_answers(serving):
+    running = serving(offered(record_seconds=0.05, parallel=4, crash_on="poison"))
+    answers = at_once(lambda number: ask(running.client(), "poison" if number == 3 else f"call {number}"), 8)
+    assert isinstance(answers[3], openai.InternalServerError) and answers[3].code == "EngineDied"
+    assert answers[3].response.headers["x-should-retry"] == "false"  # else the client would kill two more engines
+    assert [answer for answer in answers if isinstance(answer, str)] == [f"call {n}" for n in range(8) if n != 3]
+
+
+def test_used_secret_is_refused(serving):
+    running = serving()
+    job = running.worker.calls[0]
+    copy = job.input.with_name("copy.in")
+    copy.write_text(job.input.read_text())
+    worker = running.worker
+    stolen = type(job)(worker.servers[0], running.models[0].template, "copy", job.input.read_text(), "here-9.0")
+    worker.calls.append(stolen)
+    code, words = stolen.end()
+    assert code == 0 and "unknown job, or its secret was already used" in words
+    assert ask(running.client(), "x") == "x"
+
+
+def test_other_certificate_is_refused_by_the_node(serving):
+    running = serving()
+    job = running.worker.calls[0]
+    invitation = json.loads(job.input.read_text()) | {"fingerprint": "0" * 64}
+    fooled = type(job)(
+        running.worker.servers[0], running.models[0].template, "fooled", json.dumps(invitation), "here-9.0"
+    )  # fmt: skip
+    running.worker.calls.append(fooled)
+    assert fooled.process.stderr is not None
+    assert "has another certificate than this job's input names" in fooled.process.stderr.readline()
+
+
+def test_many_calls_of_a_user_do_not_delay_another(serving):
+    running = serving(offered(record_seconds=0.05, parallel=4))
+    began, waited = time.monotonic(), []
+
+    def call(number: int) -> str:
+        if number < 200:
+            return ask(running.client(), f"call {number}")
+        eventually(lambda: 'glide_serve_queued{model="echo"} 0.0' not in metrics(running), "calls wait")
+        asked = time.monotonic()
+        answer = ask(running.client(BOB), "bob's")
+        waited.append((time.monotonic() - asked, time.monotonic() - began))
+        return answer
+
+    answers = at_once(call, 201)
+    assert answers == [*(f"call {number}" for number in range(200)), "bob's"]
+    alone, since = waited[0]
+    assert since < time.monotonic() - began and alone < 1.5, "bob's call waited for ada's"
+
+
+# ---- what clients must not do --------------------------------------------------------------------
+
+
+def raw(running: Serving, data: bytes, seconds: float = 30.0) -> bytes:
+    """Send bytes to the server, and return what it answers until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=seconds) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+        return answer
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ada-token\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes, status",
+    [
+        (HEAD + b"Content-Length: 5\r\n\r\n{nope", b"400"),
+        (HEAD + b"Content-Length: 2\r\n\r\n[]", b"400"),
+        (HEAD + b"Content-Length: 200000\r\n\r\n" + b"[" * 200_000, b"400"),
+        (HEAD + b"Content-Length: 1000000000\r\n\r\n", b"413"),
+        (HEAD + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n", b"400"),
+        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/files/..%2f..%2fidentity.json") + b"\r\n", b"404"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"401"),
+    ],
+)  # fmt: skip
+def test_hostile_request_is_refused(serving, request_bytes, status):
+    assert raw(serving(), request_bytes).split(b" ", 2)[1] == status
+
+
+def test_idle_connections_are_limited(serving, monkeypatch):
+    monkeypatch.setattr("glide.serve.connections.MOST_IDLE", 20)
+    running = serving()
+    open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(40)]
+    try:
+        assert ask(running.client(), "x") == "x"
+        for closed in open_ones[:15]:
+            closed.settimeout(10)
+            assert closed.recv(1) == b""
+    finally:
+        for each in open_ones:
+            each.close()
+
+
+def test_slow_head_is_disconnected(serving, monkeypatch):
+    monkeypatch.setattr("glide.serve.connections.HEAD_SECONDS", 0.5)
+    assert raw(serving(), b"POST /v1/chat") == b""
+
+
+def test_too_many_calls_get_429(serving):
+    running = serving(offered(record_seconds=0.5, parallel=8), most_calls=2)
+    answers = at_once(lambda number: ask(running.client(), f"call {number}"), 6)
+    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert refused and all(each.response.headers["Retry-After"] == "1" for each in refused)
+    assert len(refused) + sum(isinstance(answer, str) for answer in answers) == 6

@@ -1,0 +1,217 @@
+"""The decisions of `glide serve`: whose call is next, on which lane, how many standing jobs, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glide.errors import InputError
+from glide.serve.live_api import merged, parse
+from glide.serve.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
+from glide.serve.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
+from glide.serve.users import TokenFile, add_token
+
+# ---- calls and lanes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def router() -> Iterator[CallRouter]:
+    """An empty router, and a loop for the futures of calls."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield CallRouter()
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def add(router: CallRouter, user: str, prompt: Any = "p") -> LiveCall:
+    number = sum(map(len, router.waiting.values())) + router.in_flight + 1000 * len(router.waiting)
+    call = LiveCall(number, user, {"prompt": prompt}, 1, asyncio.get_event_loop().create_future())
+    call.number = id(call)
+    router.add(call)
+    return call
+
+
+def test_users_take_turns(router):
+    for _ in range(100):
+        add(router, "ada")
+    bob = [add(router, "bob") for _ in range(2)]
+    router.lanes.append(LaneLoad("g", capacity=4))
+    users = [call.user for _, call in router.assignments()]
+    assert sorted(users) == ["ada", "ada", "bob", "bob"]
+    router.finish(bob[0])
+    assert [call.user for _, call in router.assignments()] == ["ada"]
+
+
+def test_lane_gets_no_more_than_its_capacity(router):
+    lane = LaneLoad("g", capacity=3)
+    router.lanes.append(lane)
+    calls = [add(router, "ada") for _ in range(5)]
+    assert len(list(router.assignments())) == 3 and router.queued == 2
+    router.finish(calls[0])
+    assert [call for _, call in router.assignments()] == [calls[3]]
+
+
+def test_calls_go_to_the_least_loaded_lane(router):
+    router.lanes += [LaneLoad("a", capacity=10), LaneLoad("b", capacity=20)]
+    for number in range(15):
+        add(router, "ada", f"different beginning of call number {number}")
+    assert len(list(router.assignments())) == 15
+    assert [len(lane.calls) for lane in router.lanes] == [5, 10]
+
+
+def test_calls_with_one_beginning_go_to_one_lane(router):
+    router.lanes += [LaneLoad("a", capacity=40), LaneLoad("b", capacity=40)]
+    stories = {name: name * 300 for name in "xy"}
+    for number in range(10):
+        for story in stories.values():
+            add(router, "ada", f"{story} {number}")
+    places = {name: set() for name in stories}
+    for lane, call in router.assignments():
+        places[call.fields["prompt"][0]].add(lane.glidein)
+    assert all(len(lanes) == 1 for lanes in places.values()) and places["x"] != places["y"]
+
+
+def test_common_beginning_does_not_overload_a_lane(router):
+    router.lanes += [LaneLoad("a", capacity=40), LaneLoad("b", capacity=40)]
+    for number in range(40):
+        add(router, "ada", f"{'s' * 500} {number}")
+    assert len(list(router.assignments())) == 40
+    assert min(len(lane.calls) for lane in router.lanes) >= 15
+
+
+def test_calls_of_a_lost_lane_are_first_again(router):
+    lost, other = LaneLoad("a", capacity=2), LaneLoad("b", capacity=0)
+    router.lanes += [lost, other]
+    calls = [add(router, "ada") for _ in range(4)]
+    assert [call for _, call in router.assignments()] == calls[:2]
+    assert router.lose(lost) == [] and router.lost == 2 and router.active["ada"] == 0
+    other.capacity = 4
+    assert [call for _, call in router.assignments()] == calls
+
+
+def test_call_that_loses_every_lane_is_refused(router):
+    call = add(router, "ada")
+    for number in range(MOST_LOSSES):
+        lane = LaneLoad(f"g{number}", capacity=1)
+        router.lanes.append(lane)
+        assert [each for _, each in router.assignments()] == [call]
+        refused = router.lose(lane)
+    assert refused == [call] and router.queued == router.in_flight == 0
+
+
+def test_cancelled_call_leaves_the_queue(router):
+    first, second = add(router, "ada"), add(router, "ada")
+    router.finish(first)
+    router.lanes.append(LaneLoad("a", capacity=2))
+    assert [call for _, call in router.assignments()] == [second]
+    router.finish(second)
+    assert not router.waiting and not router.active and router.in_flight == 0
+
+
+# ---- standing jobs -------------------------------------------------------------------------------
+
+
+def connected(name: str, calls: int = 0, **changes: Any) -> ConnectedJob:
+    return ConnectedJob(**{
+        "name": name, "glidein": f"g-{name}", "capacity": 10, "calls": calls, "retires": 0, "is_ending": False,
+        **changes,
+    })  # fmt: skip
+
+
+def test_one_standing_job_is_kept_without_calls():
+    (action,) = plan(ModelDemand(most=3))
+    assert isinstance(action, StartJobs) and action.count == 1 and "always kept" in action.reason
+    assert plan(ModelDemand(most=3, waiting=[WaitingJob("a")])) == []
+    assert plan(ModelDemand(most=3, connected=[connected("a")], capacity=10)) == []
+
+
+def test_more_calls_need_more_standing_jobs_up_to_the_limit():
+    one = [connected("a", calls=10)]
+    (action,) = plan(ModelDemand(most=8, connected=one, demand=25, capacity=10))
+    assert isinstance(action, StartJobs) and action.count == 2 and action.avoid == ("g-a",)
+    (limited,) = plan(ModelDemand(most=2, connected=one, demand=10_000, capacity=10))
+    assert isinstance(limited, StartJobs) and limited.count == 1
+
+
+def test_surplus_jobs_end_idle_ones_first():
+    jobs = [connected("a", calls=3), connected("b", calls=1), connected("c", calls=2)]
+    assert [each.name for each in plan(ModelDemand(most=3, connected=jobs, demand=6, capacity=10))] == ["b", "c"]
+    waiting = [WaitingJob("w")]
+    (action,) = plan(ModelDemand(most=3, connected=jobs[:1], waiting=waiting, demand=3, capacity=10))
+    assert isinstance(action, EndJob) and action.name == "w"
+
+
+def test_retiring_lane_is_replaced():
+    jobs = [connected("a", retires=1010)]
+    end, start = plan(ModelDemand(most=1, connected=jobs, now=1000.0, capacity=10))
+    assert isinstance(end, EndJob) and "retires" in end.reason
+    assert isinstance(start, StartJobs) and start.avoid == ("g-a",)
+
+
+def test_held_and_silent_jobs_are_replaced():
+    waiting = [WaitingJob("a", hold_reason="no such file"), WaitingJob("b", running_seconds=100.0)]
+    *ends, start = plan(ModelDemand(most=1, waiting=waiting))
+    assert [(each.name, each.reason) for each in ends if isinstance(each, EndJob)] == [
+        ("a", "held: no such file"), ("b", "its lane does not connect"),
+    ]  # fmt: skip
+    assert isinstance(start, StartJobs) and start.count == 1
+
+
+# ---- users ---------------------------------------------------------------------------------------
+
+
+def token_file(folder: Path, text: str, mode: int = 0o600) -> Path:
+    path = folder / "tokens"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_tokens_in_clear_and_hashed_map_to_users(tmp_path: Path):
+    path = token_file(tmp_path, "# tokens\n\nsecret ada@here\n")
+    token = add_token(path, "bob")
+    tokens = TokenFile(path)
+    assert (tokens.user_of("secret"), tokens.user_of(token), tokens.user_of("other")) == ("ada@here", "bob", None)
+    assert token not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "text, mode, problem",
+    [
+        ("secret ada\n", 0o644, "others can read the tokens; run chmod 600"),
+        ("secret\n", 0o600, ":1: write a token and the name of a user"),
+        ("a ada\nsecret x;y\n", 0o600, ":2: write a token and the name of a user"),
+        ("sha256:beef ada\n", 0o600, ":1: after sha256:, write 64 hexadecimal digits"),
+        ("a ada\na bob\n", 0o600, ":2: this token already belongs to ada"),
+        ("# none\n", 0o600, "the file has no token"),
+    ],
+)
+def test_wrong_token_file_is_refused(tmp_path: Path, text: str, mode: int, problem: str):
+    with pytest.raises(InputError, match=problem):
+        TokenFile(token_file(tmp_path, text, mode))
+
+
+def test_changed_token_file_is_read_and_a_wrong_one_ignored(tmp_path: Path):
+    path = token_file(tmp_path, "a ada\n")
+    tokens = TokenFile(path)
+    add_token(path, "bob")
+    assert tokens.refresh() == "" and set(tokens.users.values()) == {"ada", "bob"}
+    path.write_text("nonsense\n")
+    assert ":1: write a token" in tokens.refresh() and tokens.user_of("a") == "ada"
+
+
+# ---- requests and answers ------------------------------------------------------------------------
+
+
+def test_completion_of_several_prompts_is_merged():
+    requests = parse("/v1/completions", {"model": "m", "prompt": ["a", "b"], "n": 2})
+    two = [{"index": 0, "text": "x", "finish_reason": "stop"}, {"index": 1, "text": "y", "finish_reason": "stop"}]
+    result = {"text": "x", "error": None, "choices": two, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    content = merged(requests, [result, result], "m")
+    assert [choice["index"] for choice in content["choices"]] == [0, 1, 2, 3]
+    assert content["usage"] == {"prompt_tokens": 2, "total_tokens": 6, "completion_tokens": 4}
