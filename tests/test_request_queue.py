@@ -35,7 +35,7 @@ class Service:
         self.lock = threading.Lock()
         self.running: list[str] = []  # the prompts in flight
 
-    def send(self, method: str, path: str, seconds: float, body: Any, cancellation: Any) -> Response:
+    def send(self, method: str, path: str, seconds: float, body: Any, cancellation: Any, on_block: Any) -> Response:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         with self.lock:
             self.requests.append(prompts)

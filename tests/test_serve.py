@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -170,9 +172,6 @@ def test_dead_engine_does_not_fail_calls(serving):
     def call(number: int) -> Any:
         if number == 8:
             time.sleep(0.3)
-            import os
-            import signal
-
             return os.kill(engine, signal.SIGKILL)
         return ask(running.client(), f"call {number}")
 
@@ -288,3 +287,54 @@ def test_too_many_calls_get_429(serving):
     refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
     assert refused and all(each.response.headers["Retry-After"] == "1" for each in refused)
     assert len(refused) + sum(isinstance(answer, str) for answer in answers) == 6
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def stream_of(running: Serving, text: str, **options: Any) -> Iterator[str]:
+    """The pieces of a streamed text."""
+    stream = running.client().chat.completions.create(
+        model="echo", messages=[{"role": "user", "content": text}], stream=True, **options
+    )  # fmt: skip
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+def test_text_arrives_while_it_is_generated(serving):
+    running = serving(offered(record_seconds=1.0))
+    times = [time.monotonic() for _ in stream_of(running, "one two three four five")]
+    assert len(times) == 5 and times[-1] - times[0] > 0.5
+
+
+@pytest.mark.parametrize("on_loss", ["continue", "error"])
+def test_stream_of_a_killed_lane(serving, on_loss):
+    running = serving(offered(record_seconds=2.0), servers=2)
+    (lane,) = [call for call in running.worker.calls if call.process.poll() is None]
+    server = next(each for each in running.worker.servers if running.worker.glidein(each) == lane.glidein)
+    stream = stream_of(running, "one two three four five six", extra_body={"glide_on_loss": on_loss})
+    pieces = [next(stream), next(stream)]
+    server.process.kill()
+    if on_loss == "continue":
+        assert "".join([*pieces, *stream]) == "one two three four five six"
+    else:
+        with pytest.raises(openai.APIError, match="lanes were lost"):
+            list(stream)
+
+
+def test_stream_survives_a_dead_engine(serving):
+    running = serving(offered(record_seconds=2.0))
+    engine = running.worker.servers[0].engine
+    stream = stream_of(running, "one two three four five six")
+    pieces = [next(stream), next(stream)]
+    os.kill(engine, signal.SIGKILL)
+    assert "".join([*pieces, *stream]) == "one two three four five six"
+
+
+def test_error_of_a_stream_is_raised_by_the_client(serving):
+    running = serving(offered(raise_on="poison"))
+    with pytest.raises(openai.BadRequestError, match="a message is not an object with a role"):
+        running.client().chat.completions.create(model="echo", messages=[7], stream=True)  # type: ignore[list-item]
+    with pytest.raises(openai.APIError, match="the prompt contains 'poison'"):
+        list(stream_of(running, "poison"))

@@ -16,6 +16,7 @@ Both sides send messages as frames (glide.protocol.frames). Each message is a JS
 | serve | `cancel` | the number of a call whose result nobody needs any more |
 | serve | `end` | why the job must end; no further call follows |
 | node | `result` | the line of a result, as in the output of a job; `custom_id` is the call's number |
+| node | `text` | the number of a call and the next piece of its text; null if the text begins again |
 | node | `capacity` | number of calls that the engine should have at a time; 0 while it is not ready |
 | both | `ping` | nothing; sent regularly, so that a broken connection is noticed |
 """

@@ -48,6 +48,7 @@ class Request:
         attempts: number of times that the record was started in earlier jobs.
         task: one of TASKS.
         adapter: name of the LoRA adapter with which the record is computed; empty for the model itself.
+        stream: whether the text is wanted in pieces, while it is generated.
     """
 
     custom_id: str
@@ -57,6 +58,7 @@ class Request:
     attempts: int
     task: str = ""
     adapter: str = ""
+    stream: bool = False
 
 
 class WrongInput(Exception):
@@ -133,7 +135,7 @@ def parsed_request(fields: dict[str, Any]) -> Request:
         raise ValueError(f"timeout is not a number of seconds up to {LONGEST_TIMEOUT:g}")
     if not _is_number(attempts, int) or not 0 <= attempts <= MOST_ATTEMPTS:
         raise ValueError(f"attempts is not a number up to {MOST_ATTEMPTS}")
-    return Request(name, prompt or "", generate, float(timeout), attempts, task, adapter)
+    return Request(name, prompt or "", generate, float(timeout), attempts, task, adapter, fields.get("stream") is True)
 
 
 def prompt_problem(prompt: Any, task: str = "") -> str:

@@ -24,7 +24,7 @@ from glide.serve.errors import ApiError
 from glide.serve.file_store import FileStore, new_file_id
 from glide.serve.models import Catalogue
 from glide.serve.worker import CondorWorker
-from glide.sweep.out import ERRORS, OUTPUT, internal_path, read_state
+from glide.sweep.out import ERRORS, OUTPUT, holder, internal_path, read_state
 from glide.system import publish, tail
 
 POLL_SECONDS = 1.0  # seconds between two looks at the batches
@@ -117,7 +117,8 @@ class BatchRunner:
 
     async def _find_drivers(self, active: list[Batch]) -> None:
         running = [self._source(batch) for batch in active if batch.status != "validating"]
-        if running and time.monotonic() - self.asked >= QUEUE_SECONDS:
+        hurried = any(batch.status == "cancelling" for batch in active)
+        if running and time.monotonic() - self.asked >= (POLL_SECONDS if hurried else QUEUE_SECONDS):
             self.drivers = await self.worker.ask("drivers", running)
             self.asked = time.monotonic()
 
@@ -201,7 +202,7 @@ class BatchRunner:
         if (driver := self.drivers.get(self._source(batch))) is not None:
             self.asked = 0.0
             self.checks[batch.id] = asyncio.create_task(self._remove_driver(driver[0]))
-        elif self.asked > self.absent.setdefault(batch.id, time.monotonic()):
+        elif self.asked > self.absent.setdefault(batch.id, time.monotonic()) and holder(self._out(batch)) is None:
             if (self._out(batch) / OUTPUT).exists():
                 self._complete(self.refreshed(batch), "cancelled")
             elif internal_path(self._out(batch), "run.json").exists():

@@ -132,7 +132,7 @@ class ServeJobs:
         Args:
             sources: paths of sweep files. Sweeps without a driver in the queue are left out.
         """
-        wanted = f"stringListMember({Job.SWEEP}, {quoted(','.join(sources))})"
+        wanted = f"member({Job.SWEEP}, {{{', '.join(map(quoted, sources))}}})"
         found: dict[str, tuple[str, str]] = {}
         for job in self.access_point.jobs(wanted, ("ClusterId", "ProcId", "HoldReason", Job.SWEEP)):
             if job["JobStatus"] not in (JobStatus.REMOVED, JobStatus.COMPLETED):

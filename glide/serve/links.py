@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from glide.protocol import frames
 from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello
@@ -49,29 +48,36 @@ class LaneLink(LaneLoad):
         self.writer.close()
 
 
+class LinkEvents(Protocol):
+    """Gets the events of all links."""
+
+    def accept(self, link: LaneLink) -> str:
+        """Add a new link. Return why it is refused; an empty text if it is accepted."""
+        ...
+
+    def lane_changed(self, link: LaneLink) -> None:
+        """Note that a lane can get more calls, or fewer."""
+
+    def answered(self, link: LaneLink, number: int, result: dict[str, Any]) -> None:
+        """Note the result of a call."""
+
+    def text_arrived(self, link: LaneLink, number: int, piece: str | None) -> None:
+        """Note the next piece of a call's text. None: the text begins again."""
+
+    def lost(self, link: LaneLink) -> None:
+        """Remove a link that has ended."""
+
+
 class LinkListener:
     """Accepts the connections of model servers, and reads their messages.
 
     Args:
-        accept: function that is called with a new link. It returns why the link is refused, or an empty text.
-        changed: function that is called when a lane can get more calls, or fewer.
-        answered: function that is called as `answered(link, number, result)` with the result of a call.
-        lost: function that is called when a link ends.
+        events: object that gets the events of all links.
     """
 
-    def __init__(
-        self,
-        identity: ServeIdentity,
-        accept: Callable[[LaneLink], str],
-        changed: Callable[[LaneLink], None],
-        answered: Callable[[LaneLink, int, dict[str, Any]], None],
-        lost: Callable[[LaneLink], None],
-    ):
+    def __init__(self, identity: ServeIdentity, events: LinkEvents):
         self.identity = identity
-        self.accept = accept
-        self.changed = changed
-        self.answered = answered
-        self.lost = lost
+        self.events = events
         self.unknown: list[asyncio.StreamWriter] = []
         self.server: asyncio.Server | None = None
 
@@ -103,7 +109,7 @@ class LinkListener:
         finally:
             writer.transport.abort() if link is not None and link.calls else writer.close()
             if link is not None:
-                self.lost(link)
+                self.events.lost(link)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> LaneLink | None:
         """Read the first message of a connection, and accept or refuse it. Return None if it is refused."""
@@ -123,11 +129,11 @@ class LinkListener:
             hello.glidein, _capacity(hello.capacity), job=hello.job, template=hello.template, retires=hello.retires,
             writer=writer,
         )  # fmt: skip
-        if refusal := self.accept(link):
+        if refusal := self.events.accept(link):
             writer.write(frames.encode({"refused": refusal}))
             return None
         link.send({"welcome": following})
-        self.changed(link)
+        self.events.lane_changed(link)
         return link
 
     async def _exchange_messages(self, link: LaneLink, reader: asyncio.StreamReader) -> None:
@@ -139,10 +145,15 @@ class LinkListener:
                     raise ValueError("a message is not an object")
                 if "result" in message:
                     number, result = _result(message["result"])
-                    self.answered(link, number, result)
+                    self.events.answered(link, number, result)
+                elif "text" in message:
+                    number, piece = message["text"]
+                    if not isinstance(number, int) or not isinstance(piece, str | None):
+                        raise ValueError("a piece of text is not valid")
+                    self.events.text_arrived(link, number, piece)
                 elif "capacity" in message:
                     link.capacity = _capacity(message["capacity"])
-                    self.changed(link)
+                    self.events.lane_changed(link)
         finally:
             pinging.cancel()
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from glide.serve.bodies import json_body
 from glide.serve.errors import ApiError, invalid
+from glide.serve.events import streamed
 from glide.serve.limits import UserLimits
 from glide.serve.models import Catalogue
 from glide.serve.service import LiveService
@@ -24,7 +24,20 @@ from glide.server import engines
 from glide.sweep.batch_api import CHAT, COMPLETIONS, EMBEDDINGS, PROMPTS, BatchRequest, answer, request_of
 
 LONGEST_TIMEOUT = 3600.0  # time limit of one engine call for a live call, in seconds
+# Field of a request's body: `continue` or `error`. It decides what happens if a lane is lost after a part of a streamed
+# text was sent. By default, another lane computes the text again, and the stream continues after the sent part.
+ON_LOSS = "glide_on_loss"
 MOST_PROMPTS = 2048  # maximum number of prompts in one completion request
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who asks for what."""
+
+    user: str
+    model: str
+    url: str
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,31 +66,61 @@ class LiveApi:
         began, user = time.monotonic(), request.state.user
         body, size = await json_body(request)
         model, adapter = self.catalogue.find(body.get("model"))
-        status, tokens = 200, 0
+        asked = _Asked(user, model.name, url, body)
+
+        def done(status: int, tokens: int) -> None:
+            self.observe(user, model.name, status, time.monotonic() - began, tokens)
+
         try:
             requests = parse(url, body)
             _check_options(model.template.engine, requests[0], model.folder)
+            fields = [_fields(each, adapter) for each in requests]
+            if body.get("stream") and url != EMBEDDINGS:
+                return await self._stream(asked, requests, fields, size, done)
             with self.limits.count(user, size):
                 served = self.service.models[model.name]
-                calls = [
-                    self.service.compute(served, user, _fields(each, adapter), size // len(requests))
-                    for each in requests
-                ]
+                calls = [self.service.compute(served, user, each, size // len(fields)) for each in fields]
                 results = await _unless_disconnected(request, calls)
             content = merged(requests, results, body["model"])
-            if url == EMBEDDINGS and body.get("encoding_format") == "base64":
-                for each in content["data"]:
-                    each["embedding"] = _base64(each["embedding"])
-            tokens = content["usage"].get("completion_tokens", 0)
         except ApiError as error:
-            status = error.status
+            done(error.status, 0)
             raise
-        finally:
-            self.observe(user, model.name, status, time.monotonic() - began, tokens)
-        if body.get("stream") and url != EMBEDDINGS:
-            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(_events(content, url == CHAT, with_usage), media_type="text/event-stream")
+        if url == EMBEDDINGS and body.get("encoding_format") == "base64":
+            for each in content["data"]:
+                each["embedding"] = _base64(each["embedding"])
+        done(200, content["usage"].get("completion_tokens", 0))
         return JSONResponse(content)
+
+    async def _stream(
+        self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
+        done: Callable[[int, int], None],
+    ) -> Response:  # fmt: skip
+        """Return an answer whose text is sent in pieces. Errors before the first piece are answered as usual."""
+        pieces: asyncio.Queue[str] = asyncio.Queue()
+        served = self.service.models[asked.model]
+        on_text = pieces.put_nowait if len(fields) == 1 else None
+        ends_on_loss = asked.body.get(ON_LOSS) == "error"
+
+        async def compute() -> dict[str, Any]:
+            with self.limits.count(asked.user, size):
+                results = await asyncio.gather(
+                    *(self.service.compute(served, asked.user, each, size, on_text, ends_on_loss) for each in fields)
+                )
+            return merged(requests, results, asked.body["model"])
+
+        computing = asyncio.create_task(compute())
+        first = asyncio.create_task(pieces.get())
+        try:
+            await asyncio.wait({computing, first}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            if computing.done():
+                computing.result()  # raises its error, if it has one
+        except BaseException:
+            computing.cancel()
+            first.cancel()
+            raise
+        return StreamingResponse(
+            streamed(computing, first, pieces, asked.url == CHAT, asked.body, done), media_type="text/event-stream"
+        )
 
 
 def parse(url: str, body: Mapping[str, Any]) -> list[BatchRequest]:
@@ -95,7 +138,8 @@ def parse(url: str, body: Mapping[str, Any]) -> list[BatchRequest]:
         bodies = [{**body, name: each} for each in prompts]
     found = []
     for each in bodies:
-        each.pop("stream", None)
+        for extra in ("stream", ON_LOSS):
+            each.pop(extra, None)
         try:
             found.append(request_of({"custom_id": "", "method": "POST", "url": url, "body": each}))
         except ValueError as error:
@@ -168,29 +212,3 @@ def merged(requests: list[BatchRequest], results: list[dict[str, Any]], model: s
         content["choices"] = [{**choice, "index": index} for index, choice in enumerate(choices)]
         content["usage"] = {name: sum(each["usage"][name] for each in bodies) for name in content["usage"]}
     return content
-
-
-async def _events(content: dict[str, Any], is_chat: bool, with_usage: bool) -> AsyncIterator[str]:
-    """Yield the server-sent events of a streamed answer."""
-    common = {name: content[name] for name in ("id", "created", "model")}
-    common["object"] = "chat.completion.chunk" if is_chat else "text_completion"
-    usage = {"usage": None} if with_usage else {}
-    for choice in content["choices"]:
-        index, reason = choice["index"], choice["finish_reason"]
-        first = {"delta": {"role": "assistant", "content": ""}} if is_chat else {"text": ""}
-        text = {"delta": {"content": choice["message"]["content"]}} if is_chat else {"text": choice["text"]}
-        last: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
-        for piece, logprobs, ending in (
-            (first, None, None),
-            (text, choice.get("logprobs"), None),
-            (last, None, reason),
-        ):
-            chunk = {"index": index, **piece, "logprobs": logprobs, "finish_reason": ending}
-            yield _event({**common, "choices": [chunk], **usage})
-    if with_usage:
-        yield _event({**common, "choices": [], "usage": content["usage"]})
-    yield "data: [DONE]\n\n"
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,11 @@ class LiveCall:
         result: future of the result, which has the fields of a line of results.jsonl.
         lane: the lane that computes the call; None while the call waits.
         losses: number of lanes that were lost while they computed the call.
+        on_text: function that gets the pieces of the text; None if the text is not streamed.
+        ends_on_loss: whether the call ends with an error if its lane is lost after a piece of the text was sent.
+            Otherwise, another lane computes the text again, and only the rest is sent.
+        sent: the part of the text that the client has got.
+        received: the part of the text that the present lane has sent.
     """
 
     number: int
@@ -46,6 +51,28 @@ class LiveCall:
     result: asyncio.Future[dict[str, Any]]
     lane: LaneLoad | None = None
     losses: int = 0
+    on_text: Callable[[str], None] | None = None
+    ends_on_loss: bool = False
+    sent: str = ""
+    received: str = ""
+
+    def add_text(self, piece: str | None) -> bool:
+        """Pass a piece of the text on, if the client has not got it from an earlier lane.
+
+        Args:
+            piece: the next piece; None if the text begins again.
+
+        Returns:
+            False if the text differs from what the client has got.
+        """
+        self.received = "" if piece is None else self.received + piece
+        common = min(len(self.received), len(self.sent))
+        if self.received[:common] != self.sent[:common]:
+            return False
+        if self.on_text is not None and len(self.received) > len(self.sent):
+            self.on_text(self.received[len(self.sent) :])
+            self.sent = self.received
+        return True
 
     @property
     def prefixes(self) -> list[int]:
@@ -169,7 +196,8 @@ class CallRouter:
         for call in reversed(list(lane.calls.values())):
             self.finish(call)
             call.losses += 1
-            if call.losses >= MOST_LOSSES:
+            call.received = ""
+            if call.losses >= MOST_LOSSES or (call.ends_on_loss and call.sent):
                 refused.append(call)
                 continue
             self.lost += 1

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +114,7 @@ class LiveService:
         self.identity = identity
         self.worker = worker
         self.host = host
-        self.listener = LinkListener(identity, self._accept, self._lane_changed, self._answered, self._lost)
+        self.listener = LinkListener(identity, self)
         self.numbers = 0
         self.wake = asyncio.Event()
 
@@ -144,16 +145,26 @@ class LiveService:
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    async def compute(self, model: ServedModel, user: str, fields: dict[str, Any], size: int) -> dict[str, Any]:
+    async def compute(
+        self, model: ServedModel, user: str, fields: dict[str, Any], size: int,
+        on_text: Callable[[str], None] | None = None, ends_on_loss: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         """Compute a call, and return its result, which has the fields of a line of results.jsonl.
 
         If the task of this coroutine is cancelled, the call is cancelled.
+
+        Args:
+            size: approximate number of bytes of the fields.
+            on_text: function that gets the pieces of the text, if the engine can stream; None: do not stream.
+            ends_on_loss: whether the call ends with an error if its lane is lost after a piece of the text.
 
         Raises:
             ApiError: no lane has the model, or lanes were lost again and again while they computed the call.
         """
         self.numbers += 1
-        call = LiveCall(self.numbers, user, fields, size, asyncio.get_running_loop().create_future())
+        result = asyncio.get_running_loop().create_future()
+        fields |= {"stream": True} if on_text else {}
+        call = LiveCall(self.numbers, user, fields, size, result, on_text=on_text, ends_on_loss=ends_on_loss)
         model.router.add(call)
         model.note_demand()
         self._assign(model)
@@ -197,14 +208,14 @@ class LiveService:
             (each for each in self.models.values() if each.offered.template.digest == link.template), None
         )  # fmt: skip
 
-    def _accept(self, link: LaneLink) -> str:
+    def accept(self, link: LaneLink) -> str:
         model = self._model_of(link)
         if model is None:
             return "its template is not served"
         for other in model.links:
             if other.job == link.job:  # the same model server connects again, and this side has not noticed the end
                 other.writer.transport.abort()
-                self._lost(other)
+                self.lost(other)
             elif other.glidein == link.glidein and not other.is_ending:
                 return "its glidein already serves calls"
         model.router.lanes.append(link)
@@ -213,26 +224,30 @@ class LiveService:
         _log.info("%s: lane of %s connected", model.offered.name, link.glidein)
         return ""
 
-    def _lane_changed(self, link: LaneLink) -> None:
+    def lane_changed(self, link: LaneLink) -> None:
         if model := self._model_of(link):
             model.capacity = link.capacity or model.capacity
             self._assign(model)
             self.wake.set()
 
-    def _answered(self, link: LaneLink, number: int, result: dict[str, Any]) -> None:
+    def answered(self, link: LaneLink, number: int, result: dict[str, Any]) -> None:
         call = link.calls.get(number)
         if call is not None and not call.result.done():
             call.result.set_result(result)
 
-    def _lost(self, link: LaneLink) -> None:
+    def text_arrived(self, link: LaneLink, number: int, piece: str | None) -> None:
+        call = link.calls.get(number)
+        if call is not None and not call.result.done() and not call.add_text(piece):
+            call.result.set_exception(_broken("after a lane was lost, another lane has computed another text"))
+
+    def lost(self, link: LaneLink) -> None:
         model = self._model_of(link)
         if model is None or link not in model.router.lanes:
             return
         _log.info("%s: lane of %s ended, %d calls go elsewhere", model.offered.name, link.glidein, len(link.calls))
         for call in model.router.lose(link):
             if not call.result.done():
-                why = f"{call.losses} lanes were lost while they computed this call"
-                call.result.set_exception(ApiError(500, why, "lanes_lost"))
+                call.result.set_exception(_broken(f"{call.losses} lanes were lost while they computed this call"))
         self._assign(model)
         self.wake.set()
 
@@ -302,3 +317,7 @@ class LiveService:
         elif action.name in model.ids:
             await self.worker.ask("remove", [model.ids[action.name]], action.reason)
             model.waiting.pop(action.name, None)
+
+
+def _broken(why: str) -> ApiError:
+    return ApiError(500, why, "lanes_lost", is_final=True)

@@ -108,7 +108,8 @@ class Batcher:
         for item in items:
             self.in_flight[self.next_key] = item
             request = item.request
-            serve.append((self.next_key, request.prompt, kinds[id(request.generate)], request.task, request.adapter))
+            kind = kinds[id(request.generate)]
+            serve.append((self.next_key, request.prompt, kind, request.task, request.adapter, request.stream))
             self.next_key += 1
             item.job.note_sent(item)
         live = any(item.job.is_live for item in items)

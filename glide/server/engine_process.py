@@ -49,6 +49,8 @@ def main() -> None:
     end_with_parent()
     try:
         engine = _load(server, frames.receive(server))
+        if hasattr(engine, "on_text"):
+            engine.on_text = lambda key, piece: server.sendall(frames.encode({"text": [key, piece]}))
         if hasattr(engine, "submit"):
             _serve_concurrently(server, engine)
         while True:
@@ -63,8 +65,8 @@ def _records(message: dict[str, Any]) -> list[EngineRecord]:
     """Return the records in a message of the model server."""
     generate = message["generate"]
     return [
-        EngineRecord(key, prompt, generate[kind], task, adapter, message["live"])
-        for key, prompt, kind, task, adapter in message["serve"]
+        EngineRecord(key, prompt, generate[kind], task, adapter, message["live"], stream)
+        for key, prompt, kind, task, adapter, stream in message["serve"]
     ]
 
 

@@ -99,6 +99,9 @@ class RecordQueue:
         """
         raise NotImplementedError
 
+    def add_text(self, item: QueuedRecord, piece: str | None) -> None:
+        """Deliver the next piece of a record's text. None: the text begins again."""
+
     def _queue(self, item: QueuedRecord) -> None:
         self._check_adapter(item.request)
         self.waiting.append(item)

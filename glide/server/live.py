@@ -193,6 +193,14 @@ class LiveJob(RecordQueue):
         if self.calls.pop(item.position, None):
             self._send({"result": line.decode()})
 
+    def add_text(self, item: QueuedRecord, piece: str | None) -> None:
+        if item.position in self.calls and isinstance(piece, str | None):
+            self._send({"text": [item.position, piece]})
+
+    def note_sent(self, item: QueuedRecord) -> None:
+        if item.request.stream:
+            self.add_text(item, None)  # an engine that has died may have generated a part of the text
+
     def close(self) -> None:
         """Close the connection. `glide serve` sends the calls without a result to other lanes."""
         for number in list(self.calls):

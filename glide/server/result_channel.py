@@ -39,7 +39,7 @@ class ResultChannel:
         self._encode = encode
         self._facts = facts
         self._changed = threading.Condition()
-        self._events: list[dict[str, list[int]]] = []
+        self._events: list[dict[str, list[Any]]] = []
         self._done: list[tuple[int, Completion]] = []
         self._live: set[int] = set()
         self._is_urgent = False
@@ -69,6 +69,11 @@ class ResultChannel:
     def paused(self, keys: Sequence[int]) -> None:
         with self._changed:
             self._events.append({"paused": list(keys)})
+            self._changed.notify()
+
+    def text(self, key: int, piece: str | None) -> None:
+        with self._changed:
+            self._events.append({"text": [key, piece]})
             self._changed.notify()
 
     def done(self, key: int, completion: Completion) -> None:

@@ -18,7 +18,7 @@ from glide.server.batcher import Batcher
 from glide.server.compiled import CompiledSupply
 from glide.server.engine import DeadEngine, EngineHandle
 from glide.server.environment import UnusableEnvironment
-from glide.server.job import QueuedRecord
+from glide.server.feeder import Feeder
 from glide.server.sleeper import Sleeper
 from glide.server.supply import FetchFailed, FileSupply
 from glide.server.template_state import TemplateState
@@ -31,7 +31,6 @@ T = TypeVar("T")
 CANCEL_SECONDS = 10.0
 # If this number of engines die one after the other, and none of them gives a result, the template fails.
 MOST_FRUITLESS_DEATHS = 20
-LARGEST_MESSAGE = 1024  # maximum number of live calls in one message to a concurrent engine
 
 
 class Supervisor:
@@ -50,7 +49,6 @@ class Supervisor:
         megabytes: memory that the template needs, in MB. At first, this is the size of the template's files. If an
             engine reports a larger number, this larger number is used. After a template has fallen asleep or woken up,
             this is the number that the engine then reports.
-        sending_suspects: whether the engine serves suspects, so that it must get no other record.
     """
 
     def __init__(self, template: Template, supply: FileSupply, log: Path, state: TemplateState, batcher: Batcher):
@@ -61,7 +59,6 @@ class Supervisor:
         self.batcher = batcher
         self.job_arrived = asyncio.Event()
         self.megabytes = template.megabytes
-        self.sending_suspects = False
         self.compiled = CompiledSupply(supply, template)
         self.sleeper = Sleeper(template, state, batcher, self._resize)
 
@@ -197,15 +194,20 @@ class Supervisor:
                 took = self.state.status.load_seconds + time.monotonic() - engine.started
                 self.state.update(load_seconds=took)
                 tasks.append(asyncio.create_task(self._end_when_unused(engine)))
-            tasks.append(asyncio.create_task(self._feed(engine, warm)))
+            feeder = Feeder(engine, self.batcher, self.state, warm)
+            tasks.append(asyncio.create_task(feeder.run()))
             if engine.concurrent:
-                tasks.append(asyncio.create_task(self._feed_calls(engine)))
+                tasks.append(asyncio.create_task(feeder.send_calls()))
         elif "slept" in message:
             self.sleeper.answered(message["slept"])
         elif "begin" in message:
             engine.call_began([int(key) for key in message["begin"]])
         elif "started" in message:
             engine.records_started([int(key) for key in message["started"]])
+        elif "text" in message:
+            key, piece = message["text"]
+            if (item := self.batcher.in_flight.get(key)) and not item.is_unwanted:
+                item.job.add_text(item, piece)
         elif "paused" in message:
             engine.records_paused(message["paused"])
         else:
@@ -294,57 +296,3 @@ class Supervisor:
             await engine.send({"late": list(late), "unwanted": unwanted})
         if max(late.values(), default=0.0) > CANCEL_SECONDS:
             await engine.kill("did not stop serving a record whose timeout was over")
-
-    async def _feed(self, engine: EngineHandle, warm: dict[str, Any]) -> None:
-        """Send records to the engine, so that the engine always has further records to serve, and is never idle."""
-        while True:
-            await engine.wait_for_pending_below(self._most_pending(engine, warm))
-            # Send no records to an engine that is being ended. The next engine serves the records that have arrived.
-            # Send no records to an engine that is being woken up, either. Then the state is Loading. If waking up
-            # fails, the jobs have begun no record.
-            while True:
-                self.sending_suspects = bool(self.batcher.suspects)
-                if self._is_ready(engine) and (items := self._next_records(engine, warm)):
-                    break
-                self.batcher.work.clear()
-                await self.batcher.work.wait()
-            await self._send(engine, items)
-            # Each suspect is a record that may have killed an earlier engine. Send nothing else until the engine has
-            # served these records.
-            if self.sending_suspects:
-                await engine.wait_for_pending_below(1)
-                self.sending_suspects = False
-
-    async def _feed_calls(self, engine: EngineHandle) -> None:
-        """Send live calls to a concurrent engine at once, even if it has records that wait."""
-        while True:
-            await self.batcher.live_work.wait()
-            self.batcher.live_work.clear()
-            is_free = not self.sending_suspects and not self.batcher.suspects
-            if self._is_ready(engine) and is_free and (items := self.batcher.next_calls(LARGEST_MESSAGE)):
-                await self._send(engine, items)
-
-    def _is_ready(self, engine: EngineHandle) -> bool:
-        return not engine.unused and self.state.status.state != State.LOADING
-
-    async def _send(self, engine: EngineHandle, items: list[QueuedRecord]) -> None:
-        engine.sent(len(items))
-        await engine.send(self.batcher.serve_message(items))
-
-    def _most_pending(self, engine: EngineHandle, warm: dict[str, Any]) -> int:
-        """Return the maximum number of pending calls.
-
-        For an Engine it is 2: one call runs, and one waits. It is 1 if only live calls are served, so that the calls
-        that arrive during an engine call share the next one. For a ConcurrentEngine, it is the number of records that
-        the engine may have.
-        """
-        if not engine.concurrent:
-            return 1 if self.batcher.has_only_calls else 2
-        wanted = self.batcher.records_for(2 * warm["batch"], self.state.status.record_seconds)
-        return min(warm["window"], wanted)
-
-    def _next_records(self, engine: EngineHandle, warm: dict[str, Any]) -> list[QueuedRecord]:
-        if engine.concurrent:
-            return self.batcher.next_records(max(1, self._most_pending(engine, warm) - len(engine.pending_calls)))
-        wanted = self.batcher.records_for(warm["batch"], self.state.status.record_seconds)
-        return self.batcher.next_records(min(warm["window"], wanted))

@@ -26,6 +26,7 @@ class EngineRecord:
             if the engine's options decide.
         adapter: name of the LoRA adapter with which the record is computed; empty for the model itself.
         live: whether somebody waits for this single record. An engine should serve such records first.
+        stream: whether the text is wanted in pieces, while it is generated. An engine may ignore this.
     """
 
     key: int
@@ -34,6 +35,7 @@ class EngineRecord:
     task: str = ""
     adapter: str = ""
     live: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ class Loadable(Protocol):
     - optionally, the attribute `can_sleep` and the methods `sleep()` and `wake()`. The methods run only while the
       engine has no records. `sleep` frees the memory of the GPUs, but keeps the state. `wake` makes the engine ready
       again. Both return the memory that the state then takes in MB, or None if they failed.
+    - optionally, for an Engine, the attribute `on_text`. It is set to a function that an engine calls as
+      `on_text(key, piece)` with each piece of a record's text, if the record's `stream` is true.
     - optionally, the static method `check_generate(generate, folder)`. It has the same arguments and errors as the
       function `check_generate` of glide.server.engines. An engine without this method accepts every option of
       `generate`.
@@ -296,6 +300,9 @@ class Reports(Protocol):
 
     def paused(self, keys: Sequence[int]) -> None:
         """Report that started records wait again. The engine will report another start for each of them."""
+
+    def text(self, key: int, piece: str | None) -> None:
+        """Report the next piece of a record's text. None: the text begins again, so earlier pieces do not count."""
 
     def done(self, key: int, completion: Completion) -> None:
         """Report the outcome of a record. Each record has exactly one outcome."""

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -105,8 +106,9 @@ class HttpClient:
         self._local = threading.local()
 
     def send(
-        self, method: str, path: str, seconds: float, body: Any = None, cancellation: Cancellation | None = None
-    ) -> Response:
+        self, method: str, path: str, seconds: float, body: Any = None, cancellation: Cancellation | None = None,
+        on_block: Callable[[bytes], None] = lambda block: None,
+    ) -> Response:  # fmt: skip
         """Send a request and return the response, even if its status is an error.
 
         Args:
@@ -114,6 +116,7 @@ class HttpClient:
             seconds: time limit of the whole request.
             body: content of the request, which is sent as JSON; None for no content.
             cancellation: object with which another thread can end the request; None if the request cannot be ended.
+            on_block: function that gets each part of a successful response as soon as it arrives.
 
         Raises:
             NoResponse: no complete response has arrived within `seconds`, the connection failed, or the request was
@@ -141,6 +144,8 @@ class HttpClient:
                 if not (block := answer.read1(BLOCK)):
                     break
                 text += block
+                if answer.status == 200:
+                    on_block(block)
                 if len(text) > LARGEST_ANSWER:
                     raise NoResponse(f"the answer has more than {LARGEST_ANSWER} bytes")
             if answer.length:  # the connection broke; http.client reports this as the end of the answer

@@ -8,6 +8,7 @@ multiplies all its times by the number.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,7 @@ class Noop:
         # If records take no time, use large calls. With small calls, a benchmark would mainly measure the messages.
         self.batch = options.parallel if options.record_seconds else 1024
         self.window = max(1024, options.parallel)
+        self.on_text: Callable[[int, str], None] = lambda key, piece: None
 
     def use_adapters(self, folders: Mapping[str, str]) -> None:
         """Do nothing. The text of a record with an adapter begins with the adapter's name."""
@@ -94,11 +96,22 @@ class Noop:
         now = time.monotonic()
         started = self.free_at if now - self.free_at < 0.005 else now
         self.free_at = started + self.options.record_seconds * self._cost(records)
-        time.sleep(max(0.0, self.free_at - now))
+        self._stream([record for record in records if record.stream])
+        time.sleep(max(0.0, self.free_at - time.monotonic()))
         self.adapters |= {record.adapter: None for record in records if record.adapter}
         for record in records:
             self._misbehave(_text(record))
         return [_completion(record) for record in records]
+
+    def _stream(self, records: Sequence[EngineRecord]) -> None:
+        """Send the words of texts one after the other, until the end of the call."""
+        words = {record.key: re.findall(r"\s*\S+|\s+$", str(_completion(record).text)) for record in records}
+        most = max(map(len, words.values()), default=0)
+        for number in range(most):
+            for key, own in words.items():
+                if number < len(own):
+                    self.on_text(key, own[number])
+            time.sleep(max(0.0, self.free_at - time.monotonic()) / (most - number))
 
     def _cost(self, records: Sequence[EngineRecord]) -> float:
         """Return by which number the time of a call with these records is multiplied."""

@@ -75,6 +75,8 @@ def can_share(first: EngineRecord, other: EngineRecord, chat: bool, counts: bool
         counts: whether the program counts the tokens of each record in such a request. If not, only records with short
             answers share a request.
     """
+    if first.stream or other.stream:
+        return False
     texts = isinstance(first.prompt, str) and isinstance(other.prompt, str)
     if not texts or (chat and not first.task) or (first.task, first.adapter) != (other.task, other.adapter):
         return False

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from glide.server.engines import openai_api as api
 from glide.server.engines.base import Completion, EngineRecord, RecordError, RecordTimeout, Reports
 from glide.server.engines.http_client import Cancellation, HttpClient, NoResponse, Response
 from glide.server.engines.responses import backoff, retry_after, summary
+from glide.server.engines.streams import OPTIONS, StreamReader, can_stream
 
 RETRIED_STATUSES = (408, 409, 429)  # HTTP statuses, besides all 5xx, after which a request is repeated
 
@@ -255,11 +257,18 @@ class RequestQueue:
         body |= target.adapter_fields.get(adapter, {})
         if target.token_ids and path == "completions":
             body = {**body, target.token_ids: True}
-        answer, pause = "", 0.0
+        answer, pause, reader = "", 0.0, None
+        if can_stream(record := request.records[0]):
+            body |= OPTIONS
         for attempt in range(1 + target.retries):
             self._wait_before_try(pause, request.cancellation)
+            if can_stream(record):
+                if reader is not None and reader.pieces:
+                    self.reports.text(record.key, None)
+                reader = StreamReader(partial(self.reports.text, record.key))
+            read = reader.feed if reader else lambda block: None
             try:
-                response = target.http.send("POST", path, target.seconds, body, request.cancellation)
+                response = target.http.send("POST", path, target.seconds, body, request.cancellation, read)
             except NoResponse as error:
                 if request.cancellation.event.is_set():
                     raise RecordTimeout(LATE) from None
@@ -267,7 +276,7 @@ class RequestQueue:
                 answer, pause = str(error), backoff(attempt)
                 continue
             if response.is_success:
-                return self._completions(request.records, response)
+                return self._completions(request.records, response, reader)
             answer = summary(response)
             if response.status not in RETRIED_STATUSES and response.status < 500:
                 raise Refused(answer)
@@ -291,9 +300,11 @@ class RequestQueue:
                 raise RecordTimeout(LATE)
             pause = 0.0
 
-    def _completions(self, records: Sequence[EngineRecord], response: Response) -> list[Completion]:
+    def _completions(
+        self, records: Sequence[EngineRecord], response: Response, reader: StreamReader | None
+    ) -> list[Completion]:
         try:
-            return api.completions(records, response.json())
+            return api.completions(records, reader.answer() if reader else response.json())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise BadAnswer(summary(response)) from None
 
