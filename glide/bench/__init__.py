@@ -16,6 +16,7 @@ from glide.bench.lanes import lanes
 from glide.bench.overhead import overhead
 from glide.bench.records import records
 from glide.bench.recovery import recovery
+from glide.bench.serve import serve
 from glide.bench.serving import serving
 from glide.bench.sticky import sticky
 from glide.bench.tail import tail
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "overhead": overhead,
     "records": records,
     "recovery": recovery,
+    "serve": serve,
     "serving": serving,
     "sticky": sticky,
     "tail": tail,

@@ -31,6 +31,7 @@ def bench(
     overhead   jobs, records and engine time, over HTCondor and the engine alone
     records    the driver with very many records: memory, rate, time to resume
     recovery   seconds until a killed glidein's records run again
+    serve      calls of glide serve, over direct calls of its engine
     serving    records per second of serving programs, over direct requests
     sticky     inferences with a resident model, over jobs that each load it
     tail       records or nodes of different speeds, over the ideal makespan

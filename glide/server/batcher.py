@@ -72,9 +72,9 @@ class Batcher:
         return oldest_first([job for job in self.jobs if job.is_live], wanted)
 
     @property
-    def calls_wait(self) -> bool:
-        """Whether a live call waits."""
-        return any(job.is_live and job.waiting for job in self.jobs)
+    def waiting_calls(self) -> int:
+        """Number of live calls that wait."""
+        return sum(len(job.waiting) for job in self.jobs if job.is_live)
 
     @property
     def has_only_calls(self) -> bool:
@@ -91,7 +91,7 @@ class Batcher:
             batch: maximum number of records in an engine call. A call with fewer records takes longer per record.
             seconds_per_record: measured engine time for a record, in seconds; 0 before the first measurement.
         """
-        if not seconds_per_record or self.calls_wait:
+        if not seconds_per_record or self.waiting_calls:
             return batch
         seconds = LIVE_CALL_SECONDS if any(job.is_live for job in self.jobs) else CALL_SECONDS
         return batch * max(1, int(seconds / seconds_per_record / batch))
