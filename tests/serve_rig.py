@@ -13,8 +13,8 @@ from typing import Any
 
 import openai
 
-from glide.serve.identity import ServeIdentity
-from glide.serve.jobs import PoolState, QueuedJob
+from glide.live.identity import LiveIdentity
+from glide.live.jobs import PoolState, QueuedJob
 from glide.serve.models import Catalogue, OfferedModel
 from glide.serve.run import ServeSettings, serve
 from glide.serve.users import TokenFile
@@ -127,7 +127,7 @@ class Serving:
         self.listening = listen("127.0.0.1", port)
         self.port = self.listening.getsockname()[1]
         catalogue = Catalogue({model.name: model for model in models})
-        self.identity = ServeIdentity.load(folder)
+        self.identity = LiveIdentity.load(folder)
         main = serve(
             ServeSettings(folder, self.listening, None, **settings), catalogue, TokenFile(tokens), self.identity, worker  # type: ignore[arg-type]
         )  # fmt: skip
@@ -158,7 +158,7 @@ class Serving:
 
 def offered(name: str = "echo", glideins: int = 2, **options: Any) -> OfferedModel:
     """A model of the noop engine."""
-    return OfferedModel(name, Template(name, "noop", options=options), Path("/nowhere"), "", glideins, None)
+    return OfferedModel(name, Template(name, "noop", options=options), glideins, Path("/nowhere"), "", None)
 
 
 def ask(client: openai.OpenAI, text: str, model: str = "echo", **options: Any) -> str:

@@ -30,7 +30,7 @@ def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[...,
         template = Template.of_folder("m", engine, folder, options)
         worker = LocalWorker([start(template)])
         worker.servers[0].reached("Warm")
-        model = OfferedModel("m", template, Path("/nowhere"), "", 1, folder)
+        model = OfferedModel("m", template, 1, Path("/nowhere"), "", folder)
         running.append(Serving(tmp_path / "serve", [model], worker))
         return ready(running[-1]).client()
 

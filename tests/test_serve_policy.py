@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from glide.errors import InputError
+from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
+from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
 from glide.serve.live_api import merged, parse
-from glide.serve.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
-from glide.serve.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
 from glide.serve.users import TokenFile, add_token
 
 # ---- calls and lanes -----------------------------------------------------------------------------

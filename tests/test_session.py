@@ -274,3 +274,27 @@ def test_function_with_invocation_decorator_can_be_called_locally():
         return base + number + more
 
     assert add(2) == 42 and add(2, more=1) == 43 and add(2, base=0) == 2
+
+
+def test_chain_of_calls_takes_the_standing_job(session):
+    links = [session.submit(lambda number: number + 1, 0)]
+    eventually(lambda: links.append(session.submit(_plus_one, links[-1].result())) or _is_live(session), "a live call")
+    for _ in range(20):
+        links.append(session.submit(_plus_one, links[-1].result()))
+    assert [link.result() for link in links] == list(range(1, len(links) + 1))
+    with pytest.raises(ZeroDivisionError):
+        session.submit(_divide, 1, 0).result()
+    assert all(not calls.live_open for calls in session.calls.values())
+
+
+def _plus_one(number):
+    return number + 1
+
+
+def _divide(a, b):
+    return a / b
+
+
+def _is_live(session) -> bool:
+    """Whether a call would go over the connection of a standing job."""
+    return any(calls.live and calls.live.served and calls.live.served.is_ready for calls in session.calls.values())

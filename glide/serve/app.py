@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from glide.errors import describe_bug
+from glide.live.service import LiveService
 from glide.serve.batch_api import BatchApi
 from glide.serve.errors import ApiError
 from glide.serve.live_api import LiveApi
 from glide.serve.metrics import ServeMetrics
-from glide.serve.service import LiveService
 from glide.serve.users import TokenFile
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from glide.config import SUMMARY
 from glide.errors import CondorError, describe_bug
+from glide.live.worker import CondorWorker
 from glide.protocol.json_lines import read_lines
 from glide.serve.batch_process import INPUT, SWEEP, CheckOutcome, CheckRequest
 from glide.serve.batch_store import ACTIVE, Batch, BatchStore
 from glide.serve.errors import ApiError
 from glide.serve.file_store import FileStore, new_file_id
 from glide.serve.models import Catalogue
-from glide.serve.worker import CondorWorker
 from glide.sweep.out import ERRORS, OUTPUT, holder, internal_path, read_state
 from glide.system import publish, tail
 

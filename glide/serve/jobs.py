@@ -1,130 +1,16 @@
-"""Submit, find and remove the jobs of `glide serve`, through HTCondor's bindings.
-
-These are its standing jobs, and the drivers of its batches.
-
-The bindings block the whole process until a daemon answers. So this module runs in a process of its own (worker).
-"""
+"""The jobs of `glide serve`: its standing jobs, and the drivers of its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection
 
-from glide import resources
-from glide.condor import AccessPoint, Collector
-from glide.condor.access_point import any_of, job_file_value, quoted
-from glide.condor.job_folders import job_folders
-from glide.invoke.requirements import REQUIREMENTS, WARM_FIRST
-from glide.protocol.ads import LaneAd, RunAd, attributes, from_ad
-from glide.system import publish
-from glide.template import Template
-from glide.vocabulary import Job, JobStatus, Machine
+from glide.condor.access_point import quoted
+from glide.live.jobs import StandingJobs
+from glide.vocabulary import Job, JobStatus
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A standing job in the queue.
-
-    Attributes:
-        name: the job's name, which its invitation contains.
-        id: the job's number, CLUSTER.PROC.
-        template: digest of its template.
-        running_seconds: seconds since it runs; None if it does not run.
-        hold_reason: why it is held; empty if it is not held.
-    """
-
-    name: str
-    id: str
-    template: str
-    running_seconds: float | None
-    hold_reason: str
-
-
-@dataclass(frozen=True)
-class PoolState:
-    """The report of the queue and the collector.
-
-    Attributes:
-        jobs: the standing jobs of this server.
-        lanes: for each template, the states of its lanes, and the reasons of failures.
-    """
-
-    jobs: tuple[QueuedJob, ...]
-    lanes: Mapping[str, tuple[tuple[str, str], ...]]
-
-
-class ServeJobs:
-    """The jobs of one `glide serve`.
-
-    Args:
-        run: value of the attribute GlideRun of its standing jobs.
-        folder: folder for the files of standing jobs, if the access point offers no folder for them.
-
-    Raises:
-        CondorError: HTCondor does not answer.
-    """
-
-    def __init__(self, run: str, folder: Path):
-        self.run = run
-        self.access_point = AccessPoint()
-        self.collector = Collector()
-        shared = job_folders(self.access_point)
-        self.spool = shared is None
-        self.folder = (shared / run if shared else folder).resolve()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def collector_address(self) -> str:
-        """Return the address at which other machines reach the collector."""
-        return self.collector.address
-
-    def user(self) -> str:
-        """Return this account's name at the access point."""
-        return self.access_point.user
-
-    def submit(self, template: Template, invitations: Mapping[str, str], most: int, avoid: Collection[str]) -> None:
-        """Submit a standing job for each invitation.
-
-        Args:
-            invitations: the line of each job's input, by the job's name.
-            most: maximum number of glideins that may run for these jobs.
-            avoid: GlideIds of glideins that must not get the jobs.
-        """
-        for name, line in invitations.items():
-            publish(self.folder / f"{name}.in", line, durable=False)
-        avoided = ", ".join(map(quoted, avoid))
-        macros = {
-            "digest": template.digest, "model": template.model, "initialdir": str(self.folder),
-            "folder": "/dev/null" if self.spool else str(self.folder),
-            "requirements": REQUIREMENTS + (f" && !member(TARGET.{Machine.ID}, {{{avoided}}})" if avoid else ""),
-            "rank": WARM_FIRST, "batch_name": self.run,
-            f"My.{Job.RUN}": quoted(self.run), f"My.{Job.PART}": '"$(job)"', f"My.{Job.WANTED}": str(most),
-            f"My.{Job.RECORDS}": "0", f"My.{Job.SPEC}": job_file_value(template.to_json().replace("$", "\\u0024")),
-        }  # fmt: skip
-        description = resources.find("submit_templates", "standing.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
-        items = [{"job": name} for name in invitations]
-        self.access_point.submit(description, macros, items, spool=self.spool)
-
-    def observe(self, templates: Collection[str]) -> PoolState:
-        """Return the standing jobs in the queue, and the lanes of some templates.
-
-        Args:
-            templates: digests of the templates.
-        """
-        ads = (from_ad(RunAd, ad) for ad in self.access_point.jobs(self._constraint(), attributes(RunAd)))
-        jobs = tuple(_queued(ad) for ad in ads if ad and ad.status not in (JobStatus.REMOVED, JobStatus.COMPLETED))
-        lanes: dict[str, tuple[tuple[str, str], ...]] = {}
-        wanted = f"stringListMember({Machine.TEMPLATE}, {quoted(','.join(templates))})"
-        for ad in self.collector.lanes(attributes(LaneAd), wanted):
-            if lane := from_ad(LaneAd, ad):
-                lanes[lane.template] = (*lanes.get(lane.template, ()), (lane.state, lane.failure))
-        self._remove_files({job.name for job in jobs})
-        return PoolState(jobs, lanes)
-
-    def remove(self, ids: Collection[str], reason: str) -> None:
-        """Remove jobs from the queue."""
-        if ids:
-            self.access_point.remove(any_of(ids), reason)
+class ServeJobs(StandingJobs):
+    """The jobs of one `glide serve`."""
 
     def drivers(self, sources: Collection[str]) -> dict[str, tuple[str, str]]:
         """Return the drivers of sweeps in the queue: the job's number and why it is held, by path of the sweep file.
@@ -139,19 +25,3 @@ class ServeJobs:
                 reason = str(job.get("HoldReason", "held")) if job["JobStatus"] == JobStatus.HELD else ""
                 found[str(job[Job.SWEEP])] = f"{job['ClusterId']}.{job['ProcId']}", reason
         return found
-
-    def _remove_files(self, jobs: Collection[str]) -> None:
-        """Delete the files of jobs that are no longer in the queue."""
-        for path in self.folder.iterdir():
-            if path.name.partition(".")[0] not in jobs:
-                path.unlink(missing_ok=True)
-
-    def _constraint(self) -> str:
-        owner = self.access_point.user.partition("@")[0]  # another user can submit jobs with the same GlideRun
-        return f"{Job.RUN} == {quoted(self.run)} && {Job.STANDING} =?= true && Owner == {quoted(owner)}"
-
-
-def _queued(ad: RunAd) -> QueuedJob:
-    running = ad.server_time - ad.status_since if ad.status == JobStatus.RUNNING else None
-    reason = (ad.hold_reason or "held") if ad.status == JobStatus.HELD else ""
-    return QueuedJob(ad.part, f"{ad.cluster}.{ad.proc}", ad.template, running, reason)

@@ -14,12 +14,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from glide.live.service import LanesLost, LiveService, ModelNotReady
 from glide.serve.bodies import json_body
 from glide.serve.errors import ApiError, invalid
 from glide.serve.events import streamed
 from glide.serve.limits import UserLimits
 from glide.serve.models import Catalogue
-from glide.serve.service import LiveService
 from glide.server import engines
 from glide.sweep.batch_api import CHAT, COMPLETIONS, EMBEDDINGS, PROMPTS, BatchRequest, answer, request_of
 
@@ -27,6 +27,7 @@ LONGEST_TIMEOUT = 3600.0  # time limit of one engine call for a live call, in se
 # Field of a request's body: `continue` or `error`. It decides what happens if a lane is lost after a part of a streamed
 # text was sent. By default, another lane computes the text again, and the stream continues after the sent part.
 ON_LOSS = "glide_on_loss"
+RETRY_AFTER = 5  # seconds after which a client may try again if the model is not ready
 MOST_PROMPTS = 2048  # maximum number of prompts in one completion request
 
 
@@ -78,8 +79,7 @@ class LiveApi:
             if body.get("stream") and url != EMBEDDINGS:
                 return await self._stream(asked, requests, fields, size, done)
             with self.limits.count(user, size):
-                served = self.service.models[model.name]
-                calls = [self.service.compute(served, user, each, size // len(fields)) for each in fields]
+                calls = [self._compute(asked, each, size // len(fields)) for each in fields]
                 results = await _unless_disconnected(request, calls)
             content = merged(requests, results, body["model"])
         except ApiError as error:
@@ -91,21 +91,29 @@ class LiveApi:
         done(200, content["usage"].get("completion_tokens", 0))
         return JSONResponse(content)
 
+    async def _compute(
+        self, asked: _Asked, fields: dict[str, Any], size: int, on_text: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:  # fmt: skip
+        """Compute a call. Raises ApiError if it has no result."""
+        model, ends_on_loss = self.service.models[asked.model], asked.body.get(ON_LOSS) == "error"
+        try:
+            return await self.service.compute(model, asked.user, fields, size, on_text, ends_on_loss)
+        except ModelNotReady as error:
+            raise ApiError(503, f"{error}; try again", "model_not_ready", retry_after=RETRY_AFTER) from None
+        except LanesLost as error:
+            raise ApiError(500, str(error), "lanes_lost", is_final=True) from None
+
     async def _stream(
         self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
         done: Callable[[int, int], None],
     ) -> Response:  # fmt: skip
         """Return an answer whose text is sent in pieces. Errors before the first piece are answered as usual."""
         pieces: asyncio.Queue[str] = asyncio.Queue()
-        served = self.service.models[asked.model]
         on_text = pieces.put_nowait if len(fields) == 1 else None
-        ends_on_loss = asked.body.get(ON_LOSS) == "error"
 
         async def compute() -> dict[str, Any]:
             with self.limits.count(asked.user, size):
-                results = await asyncio.gather(
-                    *(self.service.compute(served, asked.user, each, size, on_text, ends_on_loss) for each in fields)
-                )
+                results = await asyncio.gather(*(self._compute(asked, each, size, on_text) for each in fields))
             return merged(requests, results, asked.body["model"])
 
         computing = asyncio.create_task(compute())

@@ -9,30 +9,24 @@ from typing import Any
 
 from glide.config import ModelFile, load
 from glide.errors import InputError
+from glide.live.service import LiveModel
 from glide.serve.errors import ApiError, not_found
 from glide.sweep.models import template_of
-from glide.template import Template
 
 
 @dataclass(frozen=True)
-class OfferedModel:
-    """A model that `glide serve` offers.
+class OfferedModel(LiveModel):
+    """A model that `glide serve` offers. Its name is the name of the model in requests.
 
     Attributes:
-        name: name of the model in requests.
-        template: what the nodes load.
         source: the file that describes the model.
         key: the model's name in the `models` of this file; empty if the file has `model`.
-        glideins: maximum number of glideins that serve live calls at the same time.
         folder: the model's folder on this machine, from which some limits are read; None if it is elsewhere.
         adapters: names of the model's LoRA adapters.
     """
 
-    name: str
-    template: Template
     source: Path
     key: str
-    glideins: int
     folder: Path | None
     adapters: tuple[str, ...] = ()
 
@@ -82,7 +76,7 @@ def read_catalogue(files: Sequence[Path]) -> Catalogue:
             for key, spec in file.model_axis.items():
                 template = template_of(source, file, key)
                 folder = source.parent / spec.path if spec.path and "://" not in spec.path else None
-                model = OfferedModel(spec.name, template, source, key, file.glideins, folder, tuple(template.adapters))
+                model = OfferedModel(spec.name, template, file.glideins, source, key, folder, tuple(template.adapters))
                 if ":" in model.name:
                     problems.append(f"{source}: the model's name {model.name} has a colon; choose another name")
                 elif spec.name in models:

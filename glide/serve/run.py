@@ -18,21 +18,21 @@ import uvicorn
 
 from glide.errors import InputError
 from glide.files.share import address_towards
+from glide.live.identity import LiveIdentity
+from glide.live.service import LiveService
+from glide.live.worker import CondorWorker
 from glide.serve.app import application
 from glide.serve.batch_api import BatchApi
 from glide.serve.batch_store import BatchStore
 from glide.serve.batches import BatchRunner
 from glide.serve.connections import KEEP_ALIVE_SECONDS, LARGEST_HEAD, many_files, new_protocol
 from glide.serve.file_store import FileStore
-from glide.serve.identity import ServeIdentity
 from glide.serve.jobs import ServeJobs
 from glide.serve.limits import MOST_CALLS, UserLimits
 from glide.serve.live_api import LiveApi
 from glide.serve.metrics import ServeMetrics
 from glide.serve.models import Catalogue
-from glide.serve.service import LiveService
 from glide.serve.users import TokenFile
-from glide.serve.worker import CondorWorker
 
 END_SECONDS = 30  # seconds that unfinished calls get when the server is stopped
 _log = logging.getLogger("glide")
@@ -81,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def run(settings: ServeSettings, catalogue: Catalogue, tokens: TokenFile) -> None:
     """Serve until this process gets SIGTERM or SIGINT. A pool must be configured."""
-    identity = ServeIdentity.load(settings.folder)
+    identity = LiveIdentity.load(settings.folder)
     worker = CondorWorker(partial(ServeJobs, identity.run, settings.folder / "jobs"))
     try:
         with many_files(), suppress(KeyboardInterrupt):
@@ -91,7 +91,7 @@ def run(settings: ServeSettings, catalogue: Catalogue, tokens: TokenFile) -> Non
 
 
 async def serve(
-    settings: ServeSettings, catalogue: Catalogue, tokens: TokenFile, identity: ServeIdentity, worker: CondorWorker
+    settings: ServeSettings, catalogue: Catalogue, tokens: TokenFile, identity: LiveIdentity, worker: CondorWorker
 ) -> None:
     """Serve until this task is cancelled, or until the process gets SIGTERM or SIGINT.
 
@@ -106,7 +106,7 @@ async def serve(
         }
     )  # fmt: skip
     host = address_towards(await worker.ask("collector_address"))
-    service = LiveService(catalogue, identity, worker, host)
+    service = LiveService(catalogue.models.values(), identity, worker, host)
     await service.listener.start(host)
     metrics = ServeMetrics(service)
     files, batches = FileStore(settings.folder / "files"), BatchStore(settings.folder / "batches")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 from glide.errors import InvocationError
+from glide.sweep.live_calls import LiveCalls
 from glide.sweep.work import Work
 from glide.template import Template
 
@@ -68,6 +70,10 @@ class Calls(Work[str]):
         open: the calls without an outcome, by id. The oldest call comes first.
         added: number of calls that have been added so far.
         closed: whether no more calls will be added.
+        live: computes calls on standing jobs; None before a chain of calls was noticed.
+        live_open: ids of the open calls that `live` computes. The driver leaves them out.
+        storing: lock that is held while results are stored.
+        start_live: function that starts `live`; None if the template's glideins have no lane to spare.
     """
 
     def __init__(self, template: Template, glideins: int):
@@ -75,10 +81,14 @@ class Calls(Work[str]):
         self.open: dict[str, Call] = {}
         self.added = 0
         self.closed = False
+        self.storing = threading.RLock()
+        self.live: LiveCalls | None = None
+        self.live_open: set[str] = set()
+        self.start_live: Callable[[], LiveCalls] | None = None
 
     @property
     def total(self) -> int:
-        return self.added
+        return self.added - len(self.live_open)
 
     @property
     def all_known(self) -> bool:
@@ -90,11 +100,36 @@ class Calls(Work[str]):
 
     def add(self, request: dict[str, Any]) -> Call:
         """Add a call with this request (`prompt`, `generate`, `timeout`), and return the call's future."""
+        # A call that comes after the results of all others is probably a link of a chain.
+        if self.live is None and self.start_live is not None and self.done and not self.open:
+            self.live = self.start_live()
         self.added += 1
-        call = Call({"custom_id": str(self.added), **request})
-        self.open[call.request["custom_id"]] = call
+        number = str(self.added)
+        call = Call({"custom_id": number, **request})
+        if self.live is not None and call.set_running_or_notify_cancel():
+            self.live_open.add(number)  # before the offer, because the result may come at once
+            self.open[number] = call
+            if self.live.offer(number, request):
+                return call
+            self.live_open.discard(number)
+        self.open[number] = call
         self.new_work.set()
         return call
+
+    def finish_live(self, number: str, result: dict[str, Any]) -> None:
+        """Store the result of a call that was computed on a standing job."""
+        if wrong := self.check_result(result):
+            error = {"type": "InvalidResult", "message": wrong}
+            result = {"text": None, "tokens": 0, "seconds": 0.0, "glidein": "", "attempts": 1, "error": error}
+        self.live_open.discard(number)
+        self.store([(number, result)])
+        if self.closed:
+            self.new_work.set()  # the driver may be waiting for the last result
+
+    def return_live(self, number: str) -> None:
+        """Let the driver compute a call."""
+        self.live_open.discard(number)
+        self.new_work.set()
 
     def close(self) -> None:
         """Accept no more calls, and wake the driver so that the driver can finish."""
@@ -111,7 +146,7 @@ class Calls(Work[str]):
 
     def wait_for_work(self) -> bool:
         waited = False
-        while not self.open and not self.closed:
+        while len(self.open) == len(self.live_open) and not (self.closed and not self.open):
             waited = True
             self.new_work.wait(1.0)
             self.new_work.clear()
@@ -120,7 +155,7 @@ class Calls(Work[str]):
     def pending(self, in_flight: Collection[str]) -> Iterator[dict[str, Any]]:
         for number, call in list(self.open.items()):
             if call.running() or call.set_running_or_notify_cancel():
-                if number not in in_flight:
+                if number not in in_flight and number not in self.live_open:
                     yield call.request
             else:  # the caller has cancelled the call
                 self.done[number] = CANCELLED
@@ -138,6 +173,10 @@ class Calls(Work[str]):
             return "`value` is not a string"
         wrong = [name for name in _TEXTS if not isinstance(result.get(name, ""), str)]
         return f"`{wrong[0]}` is not a string" if wrong else ""
+
+    def store(self, results: Iterable[tuple[str | None, dict[str, Any]]], is_twin: bool = False) -> int:
+        with self.storing:  # the driver and `live` store results, each in its own thread
+            return super().store(results, is_twin)
 
     def deliver(self, results: Mapping[str, dict[str, Any]]) -> None:
         for number, result in results.items():

@@ -153,6 +153,12 @@ class Driver:
                 self._wait_out(error, watch)
         return self._finish_run() if self.work.finished else None
 
+    @property
+    def has_spare_lane(self) -> bool:
+        """Whether a glidein has several lanes, so that a standing job leaves a lane for other jobs."""
+        lanes = self.actor.observed_lanes
+        return len(lanes) > len({lane.glide_id for lane in lanes})
+
     def limit_glideins(self, most: int) -> None:
         """Set the number of glideins that may run for this run at the same time. It applies to new jobs."""
         self.work.glideins = most

@@ -33,6 +33,7 @@ from glide.invoke.jobs import RunSpec
 from glide.sweep.calls import Call, Calls
 from glide.sweep.driver import Driver, Progress
 from glide.sweep.functions import Invocation
+from glide.sweep.live_calls import LiveCalls
 from glide.sweep.outage import Outage, is_temporary
 from glide.sweep.workplace import workplace
 from glide.template import Template
@@ -180,9 +181,18 @@ class Session(Executor):
 
     def _drive(self, calls: Calls, name: str) -> None:
         began = time.monotonic()
+        driver: Driver | None = None
+
+        def start_live() -> LiveCalls:
+            return LiveCalls(
+                f"{name}-live", self.folder / f"live-{name}", calls.template, self.glideins, calls.finish_live,
+                calls.return_live,
+            )  # fmt: skip
 
         def watch(progress: Progress) -> None:
             nonlocal began
+            if calls.start_live is None and driver is not None and driver.has_spare_lane:
+                calls.start_live = start_live
             if progress.lanes or not calls.open:
                 began = time.monotonic()
             elif time.monotonic() - began > WAIT_SECONDS:
@@ -201,6 +211,8 @@ class Session(Executor):
             try:
                 driver.run(watch)
             finally:
+                if calls.live is not None:
+                    calls.live.stop()
                 self.jobs_removed &= driver.stop("the session has ended")
         except BaseException as error:
             with self.lock:  # without the lock, a call could be added after its driver has failed

@@ -7,30 +7,51 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from glide.errors import CondorError, describe_bug
+from glide.errors import CondorError, GlideError, describe_bug
+from glide.live.identity import LiveIdentity
+from glide.live.jobs import PoolState
+from glide.live.links import LaneLink, LinkListener
+from glide.live.plan import IDLE_SECONDS, ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
+from glide.live.router import CallRouter, LaneLoad, LiveCall
+from glide.live.worker import CondorWorker
 from glide.protocol.live import Invitation
-from glide.serve.errors import ApiError
-from glide.serve.identity import ServeIdentity
-from glide.serve.jobs import PoolState
-from glide.serve.links import LaneLink, LinkListener
-from glide.serve.models import Catalogue, OfferedModel
-from glide.serve.plan import IDLE_SECONDS, ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
-from glide.serve.router import CallRouter, LaneLoad, LiveCall
-from glide.serve.worker import CondorWorker
+from glide.template import Template
 from glide.vocabulary import State
 
 POLL_SECONDS = 1.0  # seconds between two queries of the queue and the collector while a job waits, or is missing
 CALM_SECONDS = 5.0  # the same while all jobs are connected
 # If no lane has the model, a call waits for at most this number of seconds. Then the client is asked to try again.
 PATIENCE_SECONDS = 20.0
-RETRY_AFTER = 5  # seconds after which such a client may try again
 QUEUE_SECONDS = 3600.0  # a call that has waited for this number of seconds for a busy lane gets an error
 _log = logging.getLogger("glide")
+
+
+class ModelNotReady(GlideError):
+    """No lane has the model, or no lane had time for the call. The message says what the model waits for."""
+
+
+class LanesLost(GlideError):
+    """A call has no result, because lanes were lost while they computed it."""
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A model whose calls are computed on standing jobs.
+
+    Attributes:
+        name: name of the model in messages.
+        template: what the nodes load.
+        glideins: maximum number of glideins that serve calls at the same time.
+    """
+
+    name: str
+    template: Template
+    glideins: int
 
 
 @dataclass
@@ -48,7 +69,7 @@ class ServedModel:
         problem: why no further standing job could be submitted; empty if there is no reason.
     """
 
-    offered: OfferedModel
+    offered: LiveModel
     router: CallRouter = field(default_factory=CallRouter)
     pending: dict[str, float] = field(default_factory=dict)
     waiting: dict[str, WaitingJob] = field(default_factory=dict)
@@ -107,13 +128,18 @@ class LiveService:
     Args:
         worker: process that submits and finds the standing jobs.
         host: address at which model servers reach this machine.
+        patience: seconds that a call waits if no lane has its model.
     """
 
-    def __init__(self, catalogue: Catalogue, identity: ServeIdentity, worker: CondorWorker, host: str):
-        self.models = {name: ServedModel(model) for name, model in catalogue.models.items()}
+    def __init__(
+        self, models: Iterable[LiveModel], identity: LiveIdentity, worker: CondorWorker, host: str,
+        patience: float = PATIENCE_SECONDS,
+    ):  # fmt: skip
+        self.models = {model.name: ServedModel(model) for model in models}
         self.identity = identity
         self.worker = worker
         self.host = host
+        self.patience = patience
         self.listener = LinkListener(identity, self)
         self.numbers = 0
         self.wake = asyncio.Event()
@@ -133,15 +159,22 @@ class LiveService:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), CALM_SECONDS if calm else POLL_SECONDS)
 
-    async def stop(self) -> None:
-        """Remove the standing jobs that no lane runs. The others stay connected for a restart, for a minute at most."""
+    async def stop(self, for_good: bool = False) -> None:
+        """End the standing jobs.
+
+        Args:
+            for_good: whether to end all. If not, jobs whose lane was connected wait a minute for a restart.
+        """
         self.listener.stop()
+        reason = "its server has ended"
+        for link in [link for model in self.models.values() for link in model.links if for_good]:
+            link.end(reason)
         idle = [
             model.ids[name] for model in self.models.values() for name, job in model.waiting.items()
             if name in model.ids and job.running_seconds is None
         ]  # fmt: skip
         with suppress(CondorError):
-            await self.worker.ask("remove", idle, "glide serve has ended")
+            await (self.worker.ask("remove_all", reason) if for_good else self.worker.ask("remove", idle, reason))
 
     # ---- calls -----------------------------------------------------------------------------------
 
@@ -159,7 +192,8 @@ class LiveService:
             ends_on_loss: whether the call ends with an error if its lane is lost after a piece of the text.
 
         Raises:
-            ApiError: no lane has the model, or lanes were lost again and again while they computed the call.
+            ModelNotReady: no lane has the model, or no lane had time for the call.
+            LanesLost: lanes were lost again and again while they computed the call, or the text of a stream broke.
         """
         self.numbers += 1
         result = asyncio.get_running_loop().create_future()
@@ -173,11 +207,10 @@ class LiveService:
         began = time.monotonic()
         try:
             while not call.result.done():
-                limit = QUEUE_SECONDS if model.is_ready or call.lane else PATIENCE_SECONDS
+                limit = QUEUE_SECONDS if model.is_ready or call.lane else self.patience
                 left = limit - (time.monotonic() - began)
                 if call.lane is None and left <= 0:
-                    why = f"model {model.offered.name} is not ready: {model.state}"
-                    raise ApiError(503, f"{why}; try again", "model_not_ready", retry_after=RETRY_AFTER)
+                    raise ModelNotReady(f"model {model.offered.name} is not ready: {model.state}")
                 await asyncio.wait({call.result}, timeout=max(left, 1.0) if call.lane is None else None)
             return call.result.result()
         finally:
@@ -238,7 +271,7 @@ class LiveService:
     def text_arrived(self, link: LaneLink, number: int, piece: str | None) -> None:
         call = link.calls.get(number)
         if call is not None and not call.result.done() and not call.add_text(piece):
-            call.result.set_exception(_broken("after a lane was lost, another lane has computed another text"))
+            call.result.set_exception(LanesLost("after a lane was lost, another lane has computed another text"))
 
     def lost(self, link: LaneLink) -> None:
         model = self._model_of(link)
@@ -247,7 +280,7 @@ class LiveService:
         _log.info("%s: lane of %s ended, %d calls go elsewhere", model.offered.name, link.glidein, len(link.calls))
         for call in model.router.lose(link):
             if not call.result.done():
-                call.result.set_exception(_broken(f"{call.losses} lanes were lost while they computed this call"))
+                call.result.set_exception(LanesLost(f"{call.losses} lanes were lost while they computed this call"))
         self._assign(model)
         self.wake.set()
 
@@ -317,7 +350,3 @@ class LiveService:
         elif action.name in model.ids:
             await self.worker.ask("remove", [model.ids[action.name]], action.reason)
             model.waiting.pop(action.name, None)
-
-
-def _broken(why: str) -> ApiError:
-    return ApiError(500, why, "lanes_lost", is_final=True)

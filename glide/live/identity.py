@@ -23,8 +23,8 @@ YEARS = 20  # the certificate is only compared with its fingerprint, so its end 
 
 
 @dataclass
-class ServeIdentity:
-    """The identity of one `glide serve`, in the folder `folder`.
+class LiveIdentity:
+    """The identity of a server of live calls, in the folder `folder`.
 
     Attributes:
         run: value of the attribute GlideRun of this server's standing jobs.
@@ -40,13 +40,17 @@ class ServeIdentity:
     uses: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path) -> ServeIdentity:
-        """Read the identity in a folder. If there is none, make a new one."""
+    def load(cls, folder: Path, run: str = "") -> LiveIdentity:
+        """Read the identity in a folder. If there is none, make a new one.
+
+        Args:
+            run: value of GlideRun for a new identity; by default a random name.
+        """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(OSError, ValueError, KeyError, TypeError):
             fields = json.loads((folder / "identity.json").read_text("utf-8"))
             return cls(folder, fields["run"], bytes.fromhex(fields["key"]), fields["port"], fields["uses"])
-        identity = cls(folder, f"serve-{secrets.token_hex(4)}", secrets.token_bytes(32))
+        identity = cls(folder, run or f"serve-{secrets.token_hex(4)}", secrets.token_bytes(32))
         identity.save()
         return identity
 

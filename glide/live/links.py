@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from glide.live.identity import LiveIdentity
+from glide.live.router import LaneLoad, LiveCall
 from glide.protocol import frames
 from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello
 from glide.protocol.names import GLIDE_ID, printable
 from glide.protocol.result import problem
-from glide.serve.identity import ServeIdentity
-from glide.serve.router import LaneLoad, LiveCall
 
 MOST_UNKNOWN = 64  # maximum number of connections that have not sent a valid hello; above it, the oldest is closed
 LARGEST_CAPACITY = 1 << 16  # largest accepted number of calls that an engine should have at a time
@@ -75,7 +75,7 @@ class LinkListener:
         events: object that gets the events of all links.
     """
 
-    def __init__(self, identity: ServeIdentity, events: LinkEvents):
+    def __init__(self, identity: LiveIdentity, events: LinkEvents):
         self.identity = identity
         self.events = events
         self.unknown: list[asyncio.StreamWriter] = []
