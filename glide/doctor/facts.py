@@ -10,6 +10,7 @@ from glide.condor.configuration import Configuration
 from glide.condor.rights import Authorization
 from glide.config import SiteFile
 from glide.factory.snapshot import Snapshot
+from glide.live.status import ModelStatus
 from glide.report.reasons import QueueView
 
 US = "this account"  # in findings and in Authorization.who, this text stands for the account that runs the doctor
@@ -153,6 +154,7 @@ class Facts:
         ads: ads of all daemons and lanes. Each ad has only the attributes that the checks use.
         clock: seconds by which the access point's clock is ahead of this machine's clock.
         jobs: ads of invocation jobs.
+        serve: the models of `glide serve`; empty if no server runs with this GLIDE_HOME.
         nodes: for each entry, the slots of the pool to which the entry submits. The key is the name of the entry.
         unavailable: for each fact that could not be gathered, the reason. The key is the name of the fact. The
             attribute for such a fact has its default value.
@@ -173,6 +175,7 @@ class Facts:
     clock: float = 0.0
     jobs: tuple[Mapping[str, Any], ...] = ()
     nodes: Mapping[str, tuple[SlotOffer, ...]] = field(default_factory=dict)
+    serve: tuple[ModelStatus, ...] = ()
     snapshot: Snapshot = field(default_factory=Snapshot)
     trial: TrialOutcome | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from glide.factory.home import known_sites, site_folder
 from glide.factory.journal import Journal
 from glide.factory.snapshot import Snapshot
 from glide.files.unpack import is_archive
+from glide.live.status import read_status
 from glide.report.status import observe_pool, queue_view
 from glide.ssh import access_point_at
 from glide.vocabulary import Job, JobStatus, Machine
@@ -39,7 +40,7 @@ _AD = (
 )  # fmt: skip
 _JOB = (
     "ClusterId", "ProcId", "HoldReason", "TransferInput", "TransferExecutable", "In", "TransferOutput",
-    "JobLeaseDuration", "WantIOProxy", "LimitDirectoryAccess", "WantRemoteUpdates",
+    "JobLeaseDuration", "WantIOProxy", "LimitDirectoryAccess", "WantRemoteUpdates", Job.STANDING,
 )  # fmt: skip
 _NODE = ("TotalSlotCpus", "TotalSlotMemory", "TotalGPUs", "GPUs_GlobalMemoryMb")
 _NODES = f'MyType == "Machine" && {Machine.ID} =?= undefined'
@@ -77,6 +78,7 @@ def gather_facts(files: Sequence[Path] = (), timeout: float = TIMEOUT) -> Facts:
         "rights": partial(_rights, entries),
         "clock": _clock,
         "jobs": _jobs,
+        "serve": read_status,
         "nodes": partial(_nodes, entries),
         "snapshot": partial(_snapshot, [view.site for view in views]),
     }

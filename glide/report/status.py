@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
@@ -17,6 +17,7 @@ from glide.factory.journal import Journal
 from glide.factory.observe import observe
 from glide.factory.site_client import SiteClient
 from glide.factory.snapshot import Demand, Lane, Snapshot
+from glide.live.status import ModelStatus, read_status
 from glide.report import factory
 from glide.report.reasons import QueueView, phase, why_idle
 from glide.report.times import duration
@@ -79,13 +80,15 @@ def document(snapshot: Snapshot, views: Sequence[QueueView] = ()) -> dict[str, A
         "records_per_second": round(records_per_second(snapshot.lanes), 3),
         "queue": [
             {"run": demand.run, "model": demand.model, "template": demand.template, "user": demand.user,
-             "idle": demand.idle, "running": demand.running, "records_left": demand.records,
+             "standing": demand.standing, "idle": demand.idle, "running": demand.running,
+             "records_left": demand.records,
              **_throughput(demand, snapshot), "why_idle": why_idle(demand, snapshot, views)}
             for demand in snapshot.demands
         ],
         "failures": sorted({f"{lane.glide_id}: {lane.failure}" for lane in snapshot.lanes if lane.failure}),
         "held": sorted({glidein.hold_reason for glidein in snapshot.glideins if glidein.hold_reason}),
         "unseen": [*snapshot.unavailable_sources, *snapshot.config_errors],
+        "serve": [asdict(model) for model in read_status()],
         "sites": [factory.document(view.site, snapshot) for view in views],
     }  # fmt: skip
 
@@ -112,13 +115,15 @@ def tables(status: dict[str, Any]) -> list[Table | str]:
                   title="Queue", title_justify="left")  # fmt: skip
     reasons = []
     for demand in status["queue"]:
-        numbers = (str(demand[name]) for name in ("idle", "running", "records_left", "records_per_second"))
+        numbers = [str(demand[name]) for name in ("idle", "running", "records_left", "records_per_second")]
+        numbers[2] = "live calls" if demand["standing"] else numbers[2]
         left = demand["seconds_left"]
         queue.add_row(demand["run"], demand["model"], *numbers, "-" if left is None else duration(left))
         if demand["why_idle"]:
             reasons.append(f"{demand['run']}: {demand['idle']} jobs wait: {demand['why_idle']}")
     shown: list[Table | str] = [table for table in (glideins, lanes, queue) if table.row_count]
     shown += reasons
+    shown += [ModelStatus(**model).text for model in status["serve"]]
     for key, title in (("failures", "failure"), ("held", "held"), ("unseen", "cannot be read")):
         shown += [f"{title}: {line}" for line in status[key]]
     return [*shown, f"{status['records_per_second']} records/s"] if shown else ["no glideins, no jobs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -63,11 +64,7 @@ def application(
         return JSONResponse({"status": "ok"})
 
     async def status(request: Request) -> Response:
-        states = {
-            name: {"state": each.state, "lanes": len(each.router.lanes), "queued": each.router.queued}
-            for name, each in service.models.items()
-        }
-        return JSONResponse({"models": states})
+        return JSONResponse({"models": {name: asdict(each.status) for name, each in service.models.items()}})
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.exposition(), media_type=PROMETHEUS)

@@ -33,7 +33,7 @@ MOST_PROMPTS = 2048  # maximum number of prompts in one completion request
 
 @dataclass(frozen=True)
 class _Asked:
-    """Who asks for what."""
+    """The user of a request, the model, the path and the body."""
 
     user: str
     model: str

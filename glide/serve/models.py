@@ -9,7 +9,7 @@ from typing import Any
 
 from glide.config import ModelFile, load
 from glide.errors import InputError
-from glide.live.service import LiveModel
+from glide.live.model import LiveModel
 from glide.serve.errors import ApiError, not_found
 from glide.sweep.models import template_of
 

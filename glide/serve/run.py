@@ -20,6 +20,7 @@ from glide.errors import InputError
 from glide.files.share import address_towards
 from glide.live.identity import LiveIdentity
 from glide.live.service import LiveService
+from glide.live.status import remove_status, write_status
 from glide.live.worker import CondorWorker
 from glide.serve.app import application
 from glide.serve.batch_api import BatchApi
@@ -34,6 +35,7 @@ from glide.serve.metrics import ServeMetrics
 from glide.serve.models import Catalogue
 from glide.serve.users import TokenFile
 
+STATUS_SECONDS = 2.0  # seconds between two updates of the status that other commands show
 END_SECONDS = 30  # seconds that unfinished calls get when the server is stopped
 _log = logging.getLogger("glide")
 
@@ -121,7 +123,9 @@ async def serve(
             ssl_certfile=settings.certificate, ssl_keyfile=settings.key,
         )
     )  # fmt: skip
-    tasks = [asyncio.create_task(each) for each in (service.run(), runner.run(), _refresh(tokens))]
+    tasks = [
+        asyncio.create_task(each) for each in (service.run(), runner.run(), _refresh(tokens), _show_status(service))
+    ]
     try:
         await server.serve(sockets=[settings.listening])
     finally:
@@ -129,6 +133,15 @@ async def serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await service.stop()
+        remove_status()
+
+
+async def _show_status(service: LiveService) -> None:
+    """Write the status for other commands, again and again."""
+    while True:
+        with suppress(OSError):  # for example, the disk is full
+            write_status(model.status for model in service.models.values())
+        await asyncio.sleep(STATUS_SECONDS)
 
 
 async def _refresh(tokens: TokenFile) -> None:

@@ -18,7 +18,8 @@ from glide.errors import GlideError, describe_bug
 from glide.files.share import address_towards
 from glide.live.identity import LiveIdentity
 from glide.live.jobs import StandingJobs
-from glide.live.service import LanesLost, LiveModel, LiveService, ModelNotReady, ServedModel
+from glide.live.model import LiveModel, ServedModel
+from glide.live.service import LanesLost, LiveService, ModelNotReady
 from glide.live.worker import CondorWorker
 from glide.template import Template
 

@@ -70,6 +70,7 @@ CHECKS = (
     Check("clocks", "clocks of this machine, the access point and all daemons", ("ads",), machines.clocks),
     Check("site files", "keys, values and the files that they name", (), sites.files),
     Check("factories", "whether factories run and complete their cycles", ("snapshot",), sites.factories),
+    Check("serve", "whether the models of glide serve answer", ("serve",), sites.served),
     Check("trial", "a test record, sent like a real one", ("trial",), sites.trial, sites.trial_outcome),
 )
 

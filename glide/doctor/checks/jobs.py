@@ -8,7 +8,7 @@ from typing import Any
 from glide.doctor.checks.knobs import races
 from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, Level
-from glide.vocabulary import JobStatus
+from glide.vocabulary import Job, JobStatus
 
 Ad = Mapping[str, Any]
 SHOWN = 3  # maximum number of jobs that a finding names
@@ -43,7 +43,7 @@ HABITS: tuple[tuple[Callable[[Ad], bool], Level, str, str], ...] = (
         "transfer_output_files = $(results)",
     ),
     (
-        lambda job: job.get("WantIOProxy") is not True, Level.WARNING,
+        lambda job: job.get("WantIOProxy") is not True and job.get(Job.STANDING) is not True, Level.WARNING,
         "cannot stream results to the access point: a lost lane loses all their records, also the finished ones",
         "want_io_proxy = true",
     ),

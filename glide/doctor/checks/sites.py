@@ -9,6 +9,8 @@ from glide.doctor.facts import Facts
 from glide.doctor.finding import Finding, Level, critical, warning
 from glide.report.times import duration
 
+READY_SECONDS = 300.0  # a model of `glide serve` should be ready within this number of seconds
+
 
 def files(facts: Facts) -> Iterator[Finding]:
     """Find mistakes in site files, missing files that site files mention, and entries with equal names."""
@@ -56,6 +58,17 @@ def factories(facts: Facts) -> Iterator[Finding]:
         name = key(places(facts).get(entry))
         fix = f"correct the `{name}` of {entry}, or make its access point answer"
         yield critical(f"the queue of {entry}'s glideins cannot be read: {reason}", fix)
+
+
+def served(facts: Facts) -> Iterator[Finding]:
+    """Find models of `glide serve` that have not been ready for a long time."""
+    for model in facts.serve:
+        waits = facts.now - model.not_ready_since
+        if not model.is_ready and waits > READY_SECONDS:
+            yield warning(
+                f"glide serve: {model.model} has not been ready for {duration(waits)}: {model.state}",
+                "see why its job waits: glide status",
+            )
 
 
 def trial(facts: Facts) -> Iterator[Finding]:
