@@ -34,6 +34,7 @@ SITE = {
 LONGEST = (
     "test_docs.py", "test_two_pools.py", "test_ssh.py", "test_web.py", "test_end_to_end.py", "test_sticky.py",
     "test_report.py", "test_doctor.py", "test_peers.py", "test_factory.py", "test_outage.py", "test_session.py",
+    "test_serve_pool.py", "test_hybrid.py",
     "test_environment.py", "test_container.py", "test_openai.py", "test_files.py", "test_server_files.py",
     "test_again.py", "test_poison.py", "test_fuzz.py", "test_nodes.py", "test_documented.py",
 )  # fmt: skip

@@ -17,11 +17,13 @@ from glide.condor.rights import Authorization
 from glide.config import SiteFile
 from glide.doctor.checks import CHECKS, judge
 from glide.doctor.checks.machines import clocks
+from glide.doctor.checks.sites import served
 from glide.doctor.facts import Disk, EventLogState, Facts, PrivatePath, Programs, Site, SlotOffer, Token, TrialOutcome
 from glide.doctor.finding import Level, worst
 from glide.doctor.trial import TEMPLATE, why_running, why_stuck
 from glide.errors import CondorError
 from glide.factory.snapshot import Demand, Glidein, Lane, Snapshot
+from glide.live.status import ModelStatus
 from glide.report.reasons import QueueView
 from glide.report.times import duration
 from glide.vocabulary import JobStatus, Machine, State
@@ -315,3 +317,12 @@ def test_failed_query_does_not_affect_other_queries():
     assert answers["answer"] == 42 and answers["hang"] == NoReply("no answer within 2 s")
     assert answers["refuse"] == NoReply("no") and isinstance(answers["die"], NoReply)
     assert isinstance(ask({"mistake": lambda: 1 // 0}, 2.0)["mistake"], NoReply)
+
+
+def test_model_of_glide_serve_that_is_never_ready_is_a_warning():
+    def found(**changes: Any) -> list[str]:
+        model = ModelStatus("m", "lanes are Loading", False, NOW - 400, 0, 0, 3)
+        return [finding.problem for finding in served(Facts(now=NOW, serve=(replace(model, **changes),)))]
+
+    assert found() == ["glide serve: m has not been ready for 6 min 40 s: lanes are Loading"]
+    assert found(not_ready_since=NOW - 10) == [] and found(is_ready=True, not_ready_since=0.0) == []

@@ -1,4 +1,4 @@
-"""workflows/hybrid: a DAGMan workflow whose jobs ask a model through `glide serve`, with a glidein killed in between."""
+"""workflows/hybrid: a DAGMan workflow whose jobs ask a model through `glide serve`, while a glidein is killed."""
 
 from __future__ import annotations
 

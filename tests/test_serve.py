@@ -14,6 +14,8 @@ from typing import Any
 import openai
 import pytest
 
+from glide.factory.snapshot import Snapshot
+from glide.report.status import document, tables
 from glide.serve.models import OfferedModel
 from tests.conftest import eventually
 from tests.serve_rig import BOB, LocalWorker, Serving, ask, at_once, offered, ready
@@ -154,6 +156,18 @@ def test_calls_of_a_killed_lane_go_to_another(serving):
     assert "glide_serve_begun_again" in metrics(running)
 
 
+def test_status_is_shown_by_other_commands(serving, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIDE_HOME", str(tmp_path))
+    running = serving()
+
+    def lines() -> list[Any]:
+        return tables(document(Snapshot()))
+
+    eventually(lambda: "glide serve: echo: ready; 0 calls on 1 lanes, 0 waiting" in lines(), "the status")
+    running.stop()
+    assert lines() == ["no glideins, no jobs"]
+
+
 def test_lanes_connect_again_after_a_restart(serving):
     running = serving()
     (job,) = [call for call in running.worker.calls if call.process.poll() is None]
@@ -264,6 +278,7 @@ def test_hostile_request_is_refused(serving, request_bytes, status):
 
 def test_idle_connections_are_limited(serving, monkeypatch):
     monkeypatch.setattr("glide.serve.connections.MOST_IDLE", 20)
+    monkeypatch.setattr("glide.serve.connections.IDLE_SECONDS", 0.0)
     running = serving()
     open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(40)]
     try:

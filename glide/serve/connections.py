@@ -11,7 +11,9 @@ from typing import ClassVar
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 15.0  # time limit for the head of a request, in seconds
-MOST_IDLE = 1024  # maximum number of connections without a request; above it, the one that is idle longest is closed
+# Above this number of connections without a request, those that are idle for more than IDLE_SECONDS are closed. Clients
+# that have just connected get that time to send a request.
+MOST_IDLE, IDLE_SECONDS = 1024, 3.0
 LARGEST_HEAD = 32_768  # maximum size of a request's head in bytes
 KEEP_ALIVE_SECONDS = 75  # an idle connection is closed after this number of seconds
 MOST_FILES = 65_536  # number of open files that this process may need: each call has a connection
@@ -21,11 +23,12 @@ class LimitedProtocol(H11Protocol):
     """A connection of a client. If it has no request, and too many others have none either, it is closed.
 
     Attributes:
-        idle: the connections of the server without a request; the one that is idle longest is first.
+        idle: the connections of the server without a request, and since when they have none (time of the event loop).
+            The one that is idle longest is first.
         timer: the time limit for the head of a request; None while no head is expected.
     """
 
-    idle: ClassVar[dict[LimitedProtocol, None]]
+    idle: ClassVar[dict[LimitedProtocol, float]]
     timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,9 +59,11 @@ class LimitedProtocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _note_idle(self) -> None:
-        self.idle[self] = None
-        if len(self.idle) > MOST_IDLE:
-            oldest = next(iter(self.idle))
+        self.idle[self] = now = self.loop.time()
+        while len(self.idle) > MOST_IDLE:
+            oldest, since = next(iter(self.idle.items()))
+            if now - since < IDLE_SECONDS:
+                return
             del self.idle[oldest]
             oldest.transport.abort()
 

@@ -28,6 +28,8 @@ from glide.condor.pool import as_unprivileged
 
 HERE = Path(__file__).resolve().parent
 CORES = 6  # slots of the pool: two glideins, and four simulation jobs at the same time
+# DAGMan's default is to look at its jobs every 5 s, and to refuse to keep its log in /tmp.
+DAGMAN = {"DAGMAN_USER_LOG_SCAN_INTERVAL": "1", "DAGMAN_USE_STRICT": "0"}
 JOB = """universe = vanilla
 executable = {python}
 transfer_executable = false
@@ -155,7 +157,7 @@ def main() -> None:
         os.environ["GLIDE_HOME"] = f"{name}/home"
         pool = EmbeddedPool(Path(name, "home"))
         try:
-            pool.up(CORES, settings={"DAGMAN_USER_LOG_SCAN_INTERVAL": "1"})  # else each step waits for 5 s
+            pool.up(CORES, settings=DAGMAN)
             os.environ.update(pool.environment())
             with services(pool) as (url, token):
                 dag = write_workflow(folder, asked.mountains, asked.steps, url, token)
