@@ -70,6 +70,7 @@ class Calls(Work[str]):
         open: the calls without an outcome, by id. The oldest call comes first.
         added: number of calls that have been added so far.
         closed: whether no more calls will be added.
+        together: number of calls that have been added since no call was open.
         live: computes calls on standing jobs; None before a chain of calls was noticed.
         live_open: ids of the open calls that `live` computes. The driver leaves them out.
         storing: lock that is held while results are stored.
@@ -82,6 +83,7 @@ class Calls(Work[str]):
         self.added = 0
         self.closed = False
         self.storing = threading.RLock()
+        self.together = 0
         self.live: LiveCalls | None = None
         self.live_open: set[str] = set()
         self.start_live: Callable[[], LiveCalls] | None = None
@@ -100,8 +102,9 @@ class Calls(Work[str]):
 
     def add(self, request: dict[str, Any]) -> Call:
         """Add a call with this request (`prompt`, `generate`, `timeout`), and return the call's future."""
-        # A call that comes after the results of all others is probably a link of a chain.
-        if self.live is None and self.start_live is not None and self.done and not self.open:
+        # Two calls in a row, each alone, are probably links of a chain.
+        is_link, self.together = not self.open and self.together == 1, 1 + (self.together if self.open else 0)
+        if self.live is None and self.start_live is not None and is_link:
             self.live = self.start_live()
         self.added += 1
         number = str(self.added)
