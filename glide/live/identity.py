@@ -31,6 +31,7 @@ class LiveIdentity:
         key: secret from which the secrets of all connections are derived.
         port: port on which model servers connect; 0 before the first start.
         uses: for each standing job, the number of accepted connections. The next one needs another secret.
+        unconfirmed: jobs whose last connection has sent nothing after its welcome. They may not have the next secret.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class LiveIdentity:
     key: bytes = field(repr=False)
     port: int = 0
     uses: dict[str, int] = field(default_factory=dict)
+    unconfirmed: set[str] = field(default_factory=set)
 
     @classmethod
     def load(cls, folder: Path, run: str = "") -> LiveIdentity:
@@ -58,18 +60,34 @@ class LiveIdentity:
         fields = {"run": self.run, "key": self.key.hex(), "port": self.port, "uses": self.uses}
         publish(self.folder / "identity.json", json.dumps(fields), durable=False)
 
-    def secret(self, job: str) -> str:
-        """Return the secret of a job's next connection."""
-        message = f"{job} {self.uses.get(job, 0)}".encode()
-        return hmac.new(self.key, message, hashlib.sha256).hexdigest()
+    def secret(self, job: str, template: str, uses: int = 0) -> str:
+        """Return a secret of a job.
 
-    def use(self, job: str, secret: str) -> str | None:
+        Args:
+            template: digest of the only template that the job may serve.
+            uses: number of connections before the one that needs the secret.
+        """
+        return hmac.new(self.key, f"{job} {template} {uses}".encode(), hashlib.sha256).hexdigest()
+
+    def use(self, job: str, template: str, secret: str) -> str | None:
         """Return the secret of the connection after this one; None if `secret` is not valid for this one."""
-        if not hmac.compare_digest(secret.encode(), self.secret(job).encode()):
+        uses = self.uses.get(job, 0)
+        if job in self.unconfirmed and hmac.compare_digest(secret.encode(), self._at(job, template, uses - 1)):
+            return self.secret(job, template, uses)  # the earlier connection broke before its welcome arrived
+        if not hmac.compare_digest(secret.encode(), self._at(job, template, uses)):
             return None
-        self.uses[job] = self.uses.get(job, 0) + 1
-        self.save()
-        return self.secret(job)
+        self.uses[job] = uses + 1
+        self.unconfirmed.add(job)
+        with suppress(OSError):  # with a full disk, only a restart could accept the secret again
+            self.save()
+        return self.secret(job, template, uses + 1)
+
+    def _at(self, job: str, template: str, uses: int) -> bytes:
+        return self.secret(job, template, uses).encode()
+
+    def confirm(self, job: str) -> None:
+        """Note that a connection has got its welcome, and with it the next secret."""
+        self.unconfirmed.discard(job)
 
     def forget_others(self, jobs: set[str]) -> None:
         """Forget the connections of all jobs but these."""

@@ -13,6 +13,7 @@ from glide import resources
 from glide.condor import AccessPoint, Collector
 from glide.condor.access_point import any_of, job_file_value, quoted
 from glide.condor.job_folders import job_folders
+from glide.errors import CondorError
 from glide.invoke.files import PART, delete_folder
 from glide.invoke.requirements import REQUIREMENTS, WARM_FIRST
 from glide.protocol.ads import LaneAd, RunAd, attributes, from_ad
@@ -107,7 +108,11 @@ class StandingJobs:
         }  # fmt: skip
         description = resources.find("submit_templates", "standing.sub").read_text("utf-8").rsplit("\nqueue", 1)[0]
         items = [{"job": name} for name in invitations]
-        self.access_point.submit(description, macros, items, spool=self.spool)
+        try:
+            self.access_point.submit(description, macros, items, spool=self.spool)
+        except CondorError:
+            self._remove_files(invitations.keys())
+            raise
 
     def observe(self, templates: Collection[str]) -> PoolState:
         """Return the standing jobs in the queue, and the lanes of some templates.

@@ -17,6 +17,9 @@ from glide.protocol.names import GLIDE_ID, printable
 from glide.protocol.result import problem
 
 MOST_UNKNOWN = 64  # maximum number of connections that have not sent a valid hello; above it, the oldest is closed
+LARGEST_MESSAGE = (
+    160_000_000  # maximum size of a message of a node in bytes; a result may have 64 MB before it is encoded
+)
 LARGEST_CAPACITY = 1 << 16  # largest accepted number of calls that an engine should have at a time
 _log = logging.getLogger("glide")
 
@@ -117,11 +120,11 @@ class LinkListener:
         if len(self.unknown) > MOST_UNKNOWN:
             self.unknown.pop(0).transport.abort()
         try:
-            hello = Hello.from_message(await asyncio.wait_for(frames.read(reader, 1 << 14), HELLO_SECONDS))
+            hello = Hello.from_message(await frames.read(reader, 1 << 14, HELLO_SECONDS))
         finally:
             if writer in self.unknown:
                 self.unknown.remove(writer)
-        following = self.identity.use(hello.job, hello.secret)
+        following = self.identity.use(hello.job, hello.template, hello.secret)
         if following is None or not GLIDE_ID.fullmatch(hello.glidein):
             writer.write(frames.encode({"refused": "unknown job, or its secret was already used"}))
             return None
@@ -140,7 +143,8 @@ class LinkListener:
         pinging = asyncio.create_task(_ping(link))
         try:
             while True:
-                message = await asyncio.wait_for(frames.read(reader), SILENT_SECONDS)
+                message = await frames.read(reader, LARGEST_MESSAGE, SILENT_SECONDS)
+                self.identity.confirm(link.job)
                 if not isinstance(message, dict):
                     raise ValueError("a message is not an object")
                 if "result" in message:

@@ -38,6 +38,7 @@ class ServedModel:
             submission (monotonic seconds), until the queue shows the job.
         waiting: the same jobs as the queue shows them.
         ids: number of each standing job in the queue, by name.
+        lost_at: when the connection of a job was lost that may connect again (monotonic seconds), by name.
         lanes: states of the model's lanes, and reasons of failures, as the collector reports them.
         peaks: numbers of unfinished calls with their times (monotonic seconds), for the demand.
         capacity: the last known number of calls that an engine should have at a time.
@@ -50,6 +51,7 @@ class ServedModel:
     pending: dict[str, float] = field(default_factory=dict)
     waiting: dict[str, WaitingJob] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    lost_at: dict[str, float] = field(default_factory=dict)
     lanes: tuple[tuple[str, str], ...] = ()
     peaks: deque[tuple[float, int]] = field(default_factory=deque)
     capacity: int = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 IDLE_SECONDS = 60.0  # a lane that was not needed for this number of seconds is given back to batch jobs
 RETIRES_SECONDS = 30.0  # a lane is replaced this number of seconds before its glidein retires
-RECONNECT_SECONDS = 15.0  # a job that runs, but is not connected for this number of seconds, is replaced
+RECONNECT_SECONDS = 10.0  # a job that runs, but is not connected for this number of seconds, is replaced
 SPARE_CALLS = 0.9  # a lane is full if it has this share of its capacity
 
 
@@ -38,7 +38,7 @@ class WaitingJob:
     """A standing job in the queue whose lane is not connected.
 
     Attributes:
-        running_seconds: seconds since it runs; None if it does not run.
+        running_seconds: seconds since it runs without a connection; None if it does not run.
         hold_reason: why it is held; empty if it is not held.
     """
 

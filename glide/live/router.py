@@ -23,6 +23,7 @@ SHORTEST_PREFIX, LONGEST_PREFIX = 64, 16384  # lengths of the beginnings that ar
 MOST_PREFIXES = 1 << 16  # number of beginnings that are remembered for a model
 # If this number of lanes were lost while they computed a call, the call may be the reason, and it gets an error.
 MOST_LOSSES = 10
+LONGEST_TEXT = 64_000_000  # maximum length of a streamed text, in characters
 
 
 @dataclass(eq=False)
@@ -42,6 +43,7 @@ class LiveCall:
             Otherwise, another lane computes the text again, and only the rest is sent.
         sent: the part of the text that the client has got.
         received: the part of the text that the present lane has sent.
+        is_answered: whether the lane has sent the result, so that it need not be told that the call has ended.
     """
 
     number: int
@@ -55,6 +57,7 @@ class LiveCall:
     ends_on_loss: bool = False
     sent: str = ""
     received: str = ""
+    is_answered: bool = False
 
     def add_text(self, piece: str | None) -> bool:
         """Pass a piece of the text on, if the client has not got it from an earlier lane.
@@ -66,6 +69,8 @@ class LiveCall:
             False if the text differs from what the client has got.
         """
         self.received = "" if piece is None else self.received + piece
+        if len(self.received) > LONGEST_TEXT:
+            return False
         common = min(len(self.received), len(self.sent))
         if self.received[:common] != self.sent[:common]:
             return False
@@ -195,6 +200,8 @@ class CallRouter:
         refused = []
         for call in reversed(list(lane.calls.values())):
             self.finish(call)
+            if call.result.done():
+                continue
             call.losses += 1
             call.received = ""
             if call.losses >= MOST_LOSSES or (call.ends_on_loss and call.sent):

@@ -12,7 +12,7 @@ from typing import Any
 
 from glide.errors import CondorError, GlideError, describe_bug
 from glide.live.identity import LiveIdentity
-from glide.live.jobs import PoolState
+from glide.live.jobs import PoolState, QueuedJob
 from glide.live.links import LaneLink, LinkListener
 from glide.live.model import LiveModel, ServedModel
 from glide.live.plan import EndJob, StartJobs, WaitingJob, plan
@@ -24,6 +24,7 @@ POLL_SECONDS = 1.0  # seconds between two queries of the queue and the collector
 CALM_SECONDS = 5.0  # the same while all jobs are connected
 # If no lane has the model, a call waits for at most this number of seconds. Then the client is asked to try again.
 PATIENCE_SECONDS = 20.0
+CHECK_SECONDS = 1.0  # seconds between two checks whether a call waits for too long
 QUEUE_SECONDS = 3600.0  # a call that has waited for this number of seconds for a busy lane gets an error
 _log = logging.getLogger("glide")
 
@@ -43,6 +44,12 @@ class LiveService:
         worker: process that submits and finds the standing jobs.
         host: address at which model servers reach this machine.
         patience: seconds that a call waits if no lane has its model.
+
+    Attributes:
+        numbers: number of calls so far.
+        observed: whether the queue has been read since the start.
+        started: time of the start (monotonic seconds).
+        wake: event that is set when the standing jobs must be planned soon.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class LiveService:
         self.patience = patience
         self.listener = LinkListener(identity, self)
         self.numbers = 0
+        self.observed = False
+        self.started = time.monotonic()
         self.wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -122,17 +131,18 @@ class LiveService:
         try:
             while not call.result.done():
                 limit = QUEUE_SECONDS if model.is_ready or call.lane else self.patience
-                left = limit - (time.monotonic() - began)
-                if call.lane is None and left <= 0:
+                # A call that has a lane does not wait. If the lane is lost, the wait begins again.
+                began = time.monotonic() if call.lane else began
+                if time.monotonic() - began > limit:
                     raise ModelNotReady(f"model {model.offered.name} is not ready: {model.state}")
-                await asyncio.wait({call.result}, timeout=max(left, 1.0) if call.lane is None else None)
+                await asyncio.wait({call.result}, timeout=CHECK_SECONDS)
             return call.result.result()
         finally:
             self._finish(model, call)
 
     def _finish(self, model: ServedModel, call: LiveCall) -> None:
         lane = call.lane
-        if lane is not None and not call.result.done() and isinstance(lane, LaneLink):
+        if isinstance(lane, LaneLink) and not call.is_answered:
             lane.send({"cancel": call.number})
         model.router.finish(call)
         self._assign(model)
@@ -159,6 +169,9 @@ class LiveService:
         model = self._model_of(link)
         if model is None:
             return "its template is not served"
+        names = {other.job for other in model.links} | model.pending.keys() | model.ids.keys()
+        if self.observed and link.job not in names:
+            return "its job is not in the queue"
         for other in model.links:
             if other.job == link.job:  # the same model server connects again, and this side has not noticed the end
                 other.writer.transport.abort()
@@ -168,6 +181,7 @@ class LiveService:
         model.router.lanes.append(link)
         model.pending.pop(link.job, None)
         model.waiting.pop(link.job, None)
+        model.lost_at.pop(link.job, None)
         _log.info("%s: lane of %s connected", model.offered.name, link.glidein)
         return ""
 
@@ -180,6 +194,7 @@ class LiveService:
     def answered(self, link: LaneLink, number: int, result: dict[str, Any]) -> None:
         call = link.calls.get(number)
         if call is not None and not call.result.done():
+            call.is_answered = True
             call.result.set_result(result)
 
     def text_arrived(self, link: LaneLink, number: int, piece: str | None) -> None:
@@ -192,6 +207,7 @@ class LiveService:
         if model is None or link not in model.router.lanes:
             return
         _log.info("%s: lane of %s ended, %d calls go elsewhere", model.offered.name, link.glidein, len(link.calls))
+        model.lost_at[link.job] = time.monotonic()
         for call in model.router.lose(link):
             if not call.result.done():
                 call.result.set_exception(LanesLost(f"{call.losses} lanes were lost while they computed this call"))
@@ -206,11 +222,14 @@ class LiveService:
         asked = time.monotonic()
         self._note(await self.worker.ask("observe", digests), asked)
         for model in self.models.values():
-            for action in plan(model.demand()):
-                if isinstance(action, EndJob):
-                    await self._end(model, action)
-                else:
-                    await self._start(model, action)
+            try:
+                for action in plan(model.demand()):
+                    if isinstance(action, EndJob):
+                        await self._end(model, action)
+                    else:
+                        await self._start(model, action)
+            except CondorError as error:  # the other models may still get their jobs
+                _log.warning("%s: standing jobs: %s", model.offered.name, error)
 
     def _note(self, state: PoolState, asked: float) -> None:
         """Note what the queue and the collector report.
@@ -224,21 +243,30 @@ class LiveService:
             model.lanes = state.lanes.get(model.offered.template.digest, ())
             own = [job for job in state.jobs if job.template == model.offered.template.digest]
             model.ids = {job.name: job.id for job in own}
-            model.waiting = {
-                job.name: WaitingJob(job.name, job.running_seconds, job.hold_reason)
-                for job in own if job.name not in connected
-            }  # fmt: skip
+            model.lost_at = {name: at for name, at in model.lost_at.items() if name in model.ids}
+            model.waiting = {job.name: self._waiting(model, job) for job in own if job.name not in connected}
             model.pending = {
                 name: since for name, since in model.pending.items() if name not in jobs and since >= asked
             }
+        self.observed = True
         self.identity.forget_others(jobs.keys() | {name for each in self.models.values() for name in each.pending})
+
+    def _waiting(self, model: ServedModel, job: QueuedJob) -> WaitingJob:
+        """Return what the plan needs to know of a job without a connection."""
+        running, reason = job.running_seconds, job.hold_reason
+        if running is None and self.identity.uses.get(job.name) and not reason:
+            reason = "its secret was used before HTCondor queued it again"
+        if running is not None:  # the job may have been connected for long, and may connect again
+            running = min(running, time.monotonic() - model.lost_at.get(job.name, self.started))
+        return WaitingJob(job.name, running, reason)
 
     async def _start(self, model: ServedModel, action: StartJobs) -> None:
         _log.info("%s: %d standing jobs: %s", model.offered.name, action.count, action.reason)
         names = [uuid.uuid4().hex[:12] for _ in range(action.count)]
+        digest = model.offered.template.digest
         invitations = {
             name: Invitation(
-                self.host, self.identity.port, self.fingerprint, name, self.identity.secret(name)
+                self.host, self.identity.port, self.fingerprint, name, self.identity.secret(name, digest)
             ).to_line()
             for name in names
         }  # fmt: skip

@@ -52,7 +52,9 @@ class CondorWorker:
                 self._start()
             assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
             _write(self.process.stdin, (method, arguments))
-            if not select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
+            poll = select.poll()  # select.select cannot handle descriptors above 1023
+            poll.register(self.process.stdout, select.POLLIN)
+            if not poll.poll(1000 * ANSWER_SECONDS):
                 raise CondorError(f"HTCondor has not answered within {ANSWER_SECONDS:g} s")
             answer = pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError, CondorError) as error:

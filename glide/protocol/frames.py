@@ -13,6 +13,7 @@ import struct
 from typing import Any
 
 _LENGTH = struct.Struct("!I")
+PART = 1 << 16  # a time limit applies to each part of a message that has this number of bytes
 LIMIT = 1 << 28  # maximum number of bytes in the body of a frame
 
 
@@ -22,21 +23,28 @@ def encode(message: Any) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-async def read(reader: asyncio.StreamReader, limit: int = LIMIT) -> Any:
+async def read(reader: asyncio.StreamReader, limit: int = LIMIT, seconds: float | None = None) -> Any:
     """Wait for the next message and return it.
 
     Args:
         limit: maximum number of bytes in the message.
+        seconds: time limit for each part of the message, in seconds; None for no limit.
 
     Raises:
         asyncio.IncompleteReadError: the sender has closed the connection.
+        asyncio.TimeoutError: no part of the message has arrived in time.
         ValueError: the data is not a valid frame.
     """
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    (length,) = _LENGTH.unpack(await asyncio.wait_for(reader.readexactly(_LENGTH.size), seconds))
     if length > limit:
         raise ValueError(f"a frame that is too long: {length} bytes")
     try:
-        return json.loads(await reader.readexactly(length))
+        if length <= PART:
+            return json.loads(await asyncio.wait_for(reader.readexactly(length), seconds))
+        body = bytearray()
+        while len(body) < length:
+            body += await asyncio.wait_for(reader.readexactly(min(PART, length - len(body))), seconds)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a frame that is not JSON: {error}") from None
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from glide.errors import describe_bug
 from glide.live.service import LiveService
 from glide.serve.batch_api import BatchApi
-from glide.serve.errors import ApiError
+from glide.serve.errors import ApiError, json_response
 from glide.serve.live_api import LiveApi
 from glide.serve.metrics import ServeMetrics
 from glide.serve.users import TokenFile
@@ -53,18 +53,18 @@ def application(
         return {"id": name, "object": "model", "created": started, "owned_by": "glide"}
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model(name) for name in live.catalogue.names]})
+        return json_response({"object": "list", "data": [model(name) for name in live.catalogue.names]})
 
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]
         live.catalogue.find(name)
-        return JSONResponse(model(name))
+        return json_response(model(name))
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def status(request: Request) -> Response:
-        return JSONResponse({"models": {name: asdict(each.status) for name, each in service.models.items()}})
+        return json_response({"models": {name: asdict(each.status) for name, each in service.models.items()}})
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.exposition(), media_type=PROMETHEUS)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 
 from glide.serve.batch_store import BatchStore
 from glide.serve.batches import BatchRunner
 from glide.serve.bodies import json_body, parts
-from glide.serve.errors import invalid
-from glide.serve.file_store import LARGEST_FILE, FileStore, StoredFile
+from glide.serve.errors import ApiError, invalid, json_response
+from glide.serve.file_store import FileStore, StoredFile
 from glide.sweep.batch_api import PROMPTS
 
 MOST_LISTED = 100  # maximum number of objects in one page of a list
@@ -25,28 +26,38 @@ FORM_BYTES = 1_000_000  # what a form may have besides its file, in bytes
 
 @dataclass(frozen=True)
 class BatchApi:
-    """The endpoints of files and batches."""
+    """The endpoints of files and batches.
+
+    Attributes:
+        uploading: users who are uploading a file. Its content is first written to a temporary file.
+    """
 
     files: FileStore
     batches: BatchStore
     runner: BatchRunner
+    uploading: set[str] = field(default_factory=set)
 
     async def upload(self, request: Request) -> Response:
         """POST /v1/files: store a file."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise invalid("send the file as multipart/form-data, with the fields `file` and `purpose`")
-        parser = MultiPartParser(
-            request.headers, parts(request, LARGEST_FILE + FORM_BYTES), max_files=1, max_fields=20
-        )  # fmt: skip
+        user = request.state.user
+        if user in self.uploading:
+            raise ApiError(429, "another upload of yours is running", "rate_limit_exceeded", retry_after=1)
+        self.uploading.add(user)
         try:
-            form = await parser.parse()
+            left = await asyncio.to_thread(self.files.left, user)
+            content = parts(request, max(0, left) + FORM_BYTES)
+            form = await MultiPartParser(request.headers, content, max_files=1, max_fields=20).parse()
+            try:
+                stored = await self._store(user, form)
+            finally:
+                await form.close()
         except MultiPartException as error:
             raise invalid(f"the form cannot be read: {error.message}") from None
-        try:
-            stored = await self._store(request.state.user, form)
         finally:
-            await form.close()
-        return JSONResponse(stored.document)
+            self.uploading.discard(user)
+        return json_response(stored.document)
 
     async def _store(self, user: str, form: FormData) -> StoredFile:
         file = form.get("file")
@@ -65,11 +76,12 @@ class BatchApi:
         """GET /v1/files."""
         purpose = request.query_params.get("purpose")
         found = await asyncio.to_thread(self.files.of_user, request.state.user)
-        return _page(request, [file.document for file in found if purpose in (None, file.purpose)])
+        own = [file for file in found if purpose in (None, file.purpose)]
+        return _page(request, own, lambda file: file.document)
 
     async def show_file(self, request: Request) -> Response:
         """GET /v1/files/ID."""
-        return JSONResponse(self.files.find(request.state.user, request.path_params["id"]).document)
+        return json_response(self.files.find(request.state.user, request.path_params["id"]).document)
 
     async def file_content(self, request: Request) -> Response:
         """GET /v1/files/ID/content."""
@@ -80,7 +92,7 @@ class BatchApi:
         """DELETE /v1/files/ID."""
         file = self.files.find(request.state.user, request.path_params["id"])
         self.files.delete(file)
-        return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+        return json_response({"id": file.id, "object": "file", "deleted": True})
 
     async def create(self, request: Request) -> Response:
         """POST /v1/batches: run the requests in a file."""
@@ -93,25 +105,26 @@ class BatchApi:
         if metadata is not None and not _is_metadata(metadata):
             raise invalid("metadata must be an object with at most 16 texts of at most 512 characters", "metadata")
         file = self.files.find(request.state.user, body.get("input_file_id"))
+        self.runner.check_count(request.state.user)
         batch = self.batches.create(request.state.user, endpoint, file.id, window, metadata)
-        self.runner.wake.set()
-        return JSONResponse(batch.document)
+        self.runner.add(batch)
+        return json_response(batch.document)
 
     async def list_batches(self, request: Request) -> Response:
         """GET /v1/batches."""
         found = await asyncio.to_thread(self.batches.all)
         own = [batch for batch in found if batch.user == request.state.user]
-        return _page(request, [self.runner.refreshed(batch).document for batch in own])
+        return _page(request, own, lambda batch: self.runner.refreshed(batch).document)
 
     async def show_batch(self, request: Request) -> Response:
         """GET /v1/batches/ID."""
         batch = self.batches.find(request.state.user, request.path_params["id"])
-        return JSONResponse(self.runner.refreshed(batch).document)
+        return json_response(self.runner.refreshed(batch).document)
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/batches/ID/cancel."""
         batch = self.batches.find(request.state.user, request.path_params["id"])
-        return JSONResponse(self.runner.cancel(batch).document)
+        return json_response(self.runner.cancel(batch).document)
 
 
 def _is_metadata(value: Any) -> bool:
@@ -120,18 +133,23 @@ def _is_metadata(value: Any) -> bool:
     return all(isinstance(each, str) and len(each) <= 512 for pair in value.items() for each in pair)
 
 
-def _page(request: Request, documents: Sequence[dict[str, Any]]) -> Response:
-    """Return the page of a list that a request asks for with `limit` and `after`."""
+def _page(request: Request, objects: Sequence[Any], document: Callable[[Any], dict[str, Any]]) -> Response:
+    """Return the page of a list that a request asks for with `limit` and `after`.
+
+    Args:
+        objects: all objects of the list.
+        document: function that returns an object in the form of the API.
+    """
     limit, after = request.query_params.get("limit", "20"), request.query_params.get("after")
-    if not limit.isdigit() or not 1 <= int(limit) <= 10_000:
+    if not re.fullmatch("[0-9]{1,5}", limit) or not 1 <= int(limit) <= 10_000:
         raise invalid("`limit` must be a number from 1 to 10000", "limit")
     start = 0
     if after is not None:
-        start = next((at for at, each in enumerate(documents, 1) if each["id"] == after), len(documents))
-    shown = documents[start : start + min(int(limit), MOST_LISTED)]
-    return JSONResponse(
+        start = next((at for at, each in enumerate(objects, 1) if each.id == after), len(objects))
+    shown = [document(each) for each in objects[start : start + min(int(limit), MOST_LISTED)]]
+    return json_response(
         {
-            "object": "list", "data": shown, "has_more": start + len(shown) < len(documents),
+            "object": "list", "data": shown, "has_more": start + len(shown) < len(objects),
             "first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None,
         }
     )  # fmt: skip

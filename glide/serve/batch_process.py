@@ -121,7 +121,7 @@ def _problem(row: Any, asked: CheckRequest) -> tuple[str, str]:
     if row.get("method") != "POST" or row.get("url") != asked.endpoint:
         return f"the method must be POST, and the url {asked.endpoint}", ""
     model = row["body"].get("model")
-    if model not in asked.models:
+    if not isinstance(model, str) or model not in asked.models:
         return f"no model {str(model)[:100]!r}; this server has: {', '.join(asked.models)}", ""
     try:
         parse(asked.endpoint, row["body"])

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -25,10 +26,14 @@ from glide.serve.errors import ApiError
 from glide.serve.file_store import FileStore, new_file_id
 from glide.serve.models import Catalogue
 from glide.sweep.out import ERRORS, OUTPUT, holder, internal_path, read_state
-from glide.system import publish, tail
+from glide.system import ending_with_us, publish, tail
 
 POLL_SECONDS = 1.0  # seconds between two looks at the batches
 QUEUE_SECONDS = 10.0  # seconds between two queries for the batches' drivers
+MOST_BATCHES = 100  # maximum number of batches of a user that have not ended
+RETRY_AFTER = 60  # seconds after which a user with too many batches may try again
+MOST_CHECKS = 2  # maximum number of checks at the same time; each may read a gigabyte
+MOST_TRIES = 3  # a batch ends if a step of it has failed this number of times
 LOST_SECONDS = 60.0  # a batch fails if its driver is not in the queue for this number of seconds
 TAIL_BYTES = 1 << 18  # number of bytes at the end of a sweep's history in which the newest counts are looked for
 _log = logging.getLogger("glide")
@@ -43,9 +48,12 @@ class BatchRunner:
         account: name of this account. Its own batches are accounted as all its jobs.
 
     Attributes:
+        active: the batches that change by themselves, by id.
         checks: the running processes, by batch.
+        failures: number of failed tries of a step, by batch.
         absent: since when the driver of a batch is missing in the queue (monotonic seconds), by batch.
         drivers: the drivers in the queue, by path of the sweep file: the job's number and why it is held.
+        removing: tasks that remove drivers of failed batches.
         asked: time of the last query for the drivers (monotonic seconds).
     """
 
@@ -55,28 +63,54 @@ class BatchRunner:
     worker: CondorWorker
     site: Path | None
     account: str
-    checks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    active: dict[str, Batch] | None = None
+    checks: dict[str, asyncio.Task[bool]] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
     absent: dict[str, float] = field(default_factory=dict)
     drivers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     asked: float = 0.0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    removing: set[asyncio.Task[bool]] = field(default_factory=set)
 
     async def run(self) -> None:
         """Advance the batches, again and again."""
         while True:
-            active = [batch for batch in self.store.all() if batch.status in ACTIVE]
             try:
-                await self._find_drivers(active)
+                await self._cycle()
             except CondorError as error:
                 _log.warning("batches: %s", error)
-            for batch in active:
-                try:
-                    self._advance(batch)
-                except Exception as error:
-                    _log.error("batch %s: %s", batch.id, describe_bug(error))
+            except Exception as error:
+                _log.error("batches: %s", describe_bug(error))
             self.wake.clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), POLL_SECONDS if active else None)
+                await asyncio.wait_for(self.wake.wait(), POLL_SECONDS if self.active else None)
+
+    async def _cycle(self) -> None:
+        if self.active is None:
+            found = await asyncio.to_thread(self.store.all)
+            self.active = {batch.id: batch for batch in found if batch.status in ACTIVE}
+        await self._find_drivers(list(self.active.values()))
+        for name in list(self.active):
+            batch = self.active[name]  # it may have been cancelled meanwhile
+            try:
+                self._advance(batch)
+            except Exception as error:
+                _log.error("batch %s: %s", batch.id, describe_bug(error))
+
+    def add(self, batch: Batch) -> None:
+        """Run a new batch.
+
+        Use `check_count` before.
+        """
+        self.active = self.active or {}
+        self.active[batch.id] = batch
+        self.wake.set()
+
+    def check_count(self, user: str) -> None:
+        """Raise ApiError if a user has too many batches that have not ended."""
+        if sum(batch.user == user for batch in (self.active or {}).values()) >= MOST_BATCHES:
+            why = f"you have {MOST_BATCHES} batches that have not ended; wait, or cancel one"
+            raise ApiError(429, why, "rate_limit_exceeded", retry_after=RETRY_AFTER)
 
     def cancel(self, batch: Batch) -> Batch:
         """Begin to cancel a batch.
@@ -113,7 +147,14 @@ class BatchRunner:
     def _enter(self, batch: Batch, status: str, **changes: object) -> Batch:
         _log.info("batch %s of %s: %s", batch.id, batch.user, status)
         times = {**batch.times, f"{status}_at": int(time.time())}
-        return self.store.save(replace(batch, status=status, times=times, **changes))  # type: ignore[arg-type]
+        return self._save(replace(batch, status=status, times=times, **changes))  # type: ignore[arg-type]
+
+    def _save(self, batch: Batch) -> Batch:
+        assert self.active is not None
+        self.active.pop(batch.id, None)
+        if batch.status in ACTIVE:
+            self.active[batch.id] = batch
+        return self.store.save(batch)
 
     async def _find_drivers(self, active: list[Batch]) -> None:
         running = [self._source(batch) for batch in active if batch.status != "validating"]
@@ -126,7 +167,7 @@ class BatchRunner:
         if batch.id in self.checks:
             if not self.checks[batch.id].done():
                 return
-            self.checks.pop(batch.id).result()
+            self.failures[batch.id] += not self.checks.pop(batch.id).result()
         if batch.status == "validating":
             self._validate(batch)
         elif batch.status == "cancelling":
@@ -142,12 +183,16 @@ class BatchRunner:
         outcome = CheckOutcome(**found) if found else None
         if outcome is None or outcome.is_temporary:
             (folder / "checked.json").unlink(missing_ok=True)
-            self._start_check(batch)
+            if self.failures[batch.id] >= MOST_TRIES:
+                self._enter(batch, "failed", problems=[("the input cannot be checked; ask the server's admin", None)])
+            elif len(self.checks) < MOST_CHECKS:
+                self._start_check(batch)
             return
         counts = {**batch.counts, "total": outcome.total}
         if outcome.problems:
             problems = [(str(message), line) for message, line in outcome.problems]
             self._enter(batch, "failed", problems=problems, model=outcome.model, counts=counts)
+            (folder / INPUT).unlink(missing_ok=True)  # it would need space after the user has deleted the file
         else:
             self._enter(batch, "in_progress", model=outcome.model, counts=counts)
 
@@ -169,16 +214,17 @@ class BatchRunner:
     def _run(self, batch: Batch, step: str) -> None:
         folder = self.store.place(batch)
 
-        async def process() -> None:
+        async def process() -> bool:
             with (folder / "process.log").open("ab") as log:
                 child = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "glide.serve.batch_process", step, str(folder), stdout=log, stderr=log,
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=asyncio.subprocess.DEVNULL, preexec_fn=ending_with_us(),
                 )  # fmt: skip
-                if await child.wait():
+                if code := await child.wait():
                     _log.warning("batch %s: %s failed; the reason is in %s", batch.id, step, folder / "process.log")
                     await asyncio.sleep(QUEUE_SECONDS)  # before the next try
             self.wake.set()
+            return code == 0
 
         self.checks[batch.id] = asyncio.create_task(process())
 
@@ -188,7 +234,9 @@ class BatchRunner:
         if driver is not None:
             self.absent.pop(batch.id, None)
             if driver[1]:
-                self._fail(batch, f"its driver failed: {driver[1]}")
+                _log.warning("batch %s: its driver is held: %s", batch.id, driver[1])
+                self._fail(batch, "its driver failed; ask the server's admin")
+                self.removing.add(asyncio.create_task(self._remove_driver(driver[0])))
             return
         since = self.absent.setdefault(batch.id, time.monotonic())
         if self.asked > since and time.monotonic() - since > LOST_SECONDS:
@@ -205,22 +253,25 @@ class BatchRunner:
         elif self.asked > self.absent.setdefault(batch.id, time.monotonic()) and holder(self._out(batch)) is None:
             if (self._out(batch) / OUTPUT).exists():
                 self._complete(self.refreshed(batch), "cancelled")
+            elif self.failures[batch.id] >= MOST_TRIES:
+                self._enter(batch, "cancelled")
             elif internal_path(self._out(batch), "run.json").exists():
                 self._run(batch, "collect")
             else:
                 self._enter(batch, "cancelled")
 
-    async def _remove_driver(self, job: str) -> None:
+    async def _remove_driver(self, job: str) -> bool:
         with suppress(CondorError):
-            await self.worker.ask("remove", [job], "its batch was cancelled")
+            await self.worker.ask("remove", [job], "its batch has ended")
         await asyncio.sleep(POLL_SECONDS)  # the driver gathers its finished results before it ends
+        return True
 
     def _complete(self, batch: Batch, status: str) -> None:
         """Store the answers of a batch as files of its user."""
         batch = self.refreshed(batch)
         # Save the names of the files before the files, so that a restart stores the same files again.
         if batch.output_file_id is None:
-            batch = self.store.save(replace(batch, output_file_id=new_file_id(), error_file_id=new_file_id()))
+            batch = self._save(replace(batch, output_file_id=new_file_id(), error_file_id=new_file_id()))
         ids: dict[str, str | None] = {}
         for name, kind, file in (
             (OUTPUT, "output", batch.output_file_id),

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
+
+
+def to_json(content: Any) -> str:
+    """Return a value as JSON in ASCII. Numbers that JSON does not have become null."""
+    try:
+        return json.dumps(content, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(content))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer with JSON. Starlette's JSONResponse fails for texts with half a character."""
+    return Response(to_json(content), status, headers, "application/json")
 
 
 class ApiError(Exception):
@@ -43,8 +67,8 @@ class ApiError(Exception):
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, dict(self.headers))
+    def response(self) -> Response:
+        return json_response(self.body, self.status, self.headers)
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

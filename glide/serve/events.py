@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from glide.serve.errors import ApiError
+from glide.errors import describe_bug
+from glide.serve.errors import ApiError, to_json
+
+_log = logging.getLogger("glide")
 
 
 async def streamed(
@@ -76,6 +79,10 @@ async def streamed(
     except ApiError as error:
         status = error.status
         yield _event(error.body)
+    except Exception as error:
+        status = 500
+        _log.error("a stream ended early: %s", describe_bug(error))
+        yield _event(ApiError(500, "an error in the server; its log has the details", "internal_error").body)
     finally:
         computing.cancel()
         next_piece.cancel()
@@ -83,4 +90,4 @@ async def streamed(
 
 
 def _event(content: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {to_json(content)}\n\n"

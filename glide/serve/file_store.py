@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -76,13 +77,17 @@ class FileStore:
         """Return the path of a file's content."""
         return self.folder / f"{file.id}.data"
 
+    def left(self, user: str) -> int:
+        """Return the number of bytes that a user's next file may have."""
+        return min(LARGEST_FILE, MOST_BYTES - sum(each.bytes for each in self.of_user(user)))
+
     async def store(self, user: str, filename: str, purpose: str, content: AsyncIterator[bytes]) -> StoredFile:
         """Store an uploaded file.
 
         Raises:
             ApiError: the user's files are too large.
         """
-        left = min(LARGEST_FILE, MOST_BYTES - sum(each.bytes for each in self.of_user(user)))
+        left = await asyncio.to_thread(self.left, user)
         name, size = new_file_id(), 0
         path = self.folder / f"{name}.data"
         try:

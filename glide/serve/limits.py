@@ -28,22 +28,25 @@ class UserLimits:
     bytes: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
-    def count(self, user: str, size: int) -> Iterator[None]:
-        """Count a call while the `with` block runs.
+    def count(self, user: str, size: int, calls: int = 1) -> Iterator[None]:
+        """Count calls while the `with` block runs.
+
+        Args:
+            size: number of bytes of their requests together.
 
         Raises:
             ApiError: the user has too many calls.
         """
-        if self.calls[user] >= self.most_calls or self.bytes[user] + size > self.most_bytes:
+        if self.calls[user] + calls > self.most_calls or self.bytes[user] + size > self.most_bytes:
             what = f"you have {self.calls[user]} unfinished calls with {self.bytes[user]} bytes"
             most = f"the limits are {self.most_calls} calls and {self.most_bytes} bytes"
             raise ApiError(429, f"{what}; {most}", "rate_limit_exceeded", retry_after=RETRY_AFTER)
-        self.calls[user] += 1
+        self.calls[user] += calls
         self.bytes[user] += size
         try:
             yield
         finally:
-            self.calls[user] -= 1
+            self.calls[user] -= calls
             self.bytes[user] -= size
             if not self.calls[user]:
                 del self.calls[user], self.bytes[user]

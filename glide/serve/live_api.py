@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from glide.live.service import LanesLost, LiveService, ModelNotReady
 from glide.serve.bodies import json_body
-from glide.serve.errors import ApiError, invalid
+from glide.serve.errors import ApiError, invalid, json_response
 from glide.serve.events import streamed
 from glide.serve.limits import UserLimits
 from glide.serve.models import Catalogue
@@ -68,6 +68,9 @@ class LiveApi:
         body, size = await json_body(request)
         model, adapter = self.catalogue.find(body.get("model"))
         asked = _Asked(user, model.name, url, body)
+        options = body.get("stream_options")
+        if options is not None and not isinstance(options, dict):
+            raise invalid("stream_options is not an object", "stream_options")
 
         def done(status: int, tokens: int) -> None:
             self.observe(user, model.name, status, time.monotonic() - began, tokens)
@@ -76,9 +79,10 @@ class LiveApi:
             requests = parse(url, body)
             _check_options(model.template.engine, requests[0], model.folder)
             fields = [_fields(each, adapter) for each in requests]
+            size += (len(fields) - 1) * len(str(requests[0].generate))  # each call gets the options
             if body.get("stream") and url != EMBEDDINGS:
-                return await self._stream(asked, requests, fields, size, done)
-            with self.limits.count(user, size):
+                return await self._stream(request, asked, requests, fields, size, done)
+            with self.limits.count(user, size, len(fields)):
                 calls = [self._compute(asked, each, size // len(fields)) for each in fields]
                 results = await _unless_disconnected(request, calls)
             content = merged(requests, results, body["model"])
@@ -89,7 +93,7 @@ class LiveApi:
             for each in content["data"]:
                 each["embedding"] = _base64(each["embedding"])
         done(200, content["usage"].get("completion_tokens", 0))
-        return JSONResponse(content)
+        return json_response(content)
 
     async def _compute(
         self, asked: _Asked, fields: dict[str, Any], size: int, on_text: Callable[[str], None] | None = None
@@ -104,7 +108,7 @@ class LiveApi:
             raise ApiError(500, str(error), "lanes_lost", is_final=True) from None
 
     async def _stream(
-        self, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
+        self, request: Request, asked: _Asked, requests: list[BatchRequest], fields: list[dict[str, Any]], size: int,
         done: Callable[[int, int], None],
     ) -> Response:  # fmt: skip
         """Return an answer whose text is sent in pieces. Errors before the first piece are answered as usual."""
@@ -112,20 +116,26 @@ class LiveApi:
         on_text = pieces.put_nowait if len(fields) == 1 else None
 
         async def compute() -> dict[str, Any]:
-            with self.limits.count(asked.user, size):
+            with self.limits.count(asked.user, size, len(fields)):
                 results = await asyncio.gather(*(self._compute(asked, each, size, on_text) for each in fields))
             return merged(requests, results, asked.body["model"])
 
         computing = asyncio.create_task(compute())
         first = asyncio.create_task(pieces.get())
+        gone = asyncio.create_task(_disconnected(request))
         try:
-            await asyncio.wait({computing, first}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            waiting: set[asyncio.Future[Any]] = {computing, first, gone}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ApiError(499, "the client has closed the connection", "disconnected")
             if computing.done():
                 computing.result()  # raises its error, if it has one
         except BaseException:
             computing.cancel()
             first.cancel()
             raise
+        finally:
+            gone.cancel()
         return StreamingResponse(
             streamed(computing, first, pieces, asked.url == CHAT, asked.body, done), media_type="text/event-stream"
         )

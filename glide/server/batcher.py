@@ -164,7 +164,10 @@ class Batcher:
         for key in running:
             self.in_flight.pop(key, None)
         for item in reversed(self.in_flight.values()):
-            item.job.put_back(item)
+            if item.is_unwanted:
+                item.job.note_answered()
+            else:
+                item.job.put_back(item)
         self.in_flight.clear()
         calls, culprit = next_calls(suspects, death.self_inflicted)
         self.suspects.extendleft(reversed(calls))

@@ -14,17 +14,18 @@ from typing import Any
 
 from glide.protocol import frames
 from glide.protocol.live import HELLO_SECONDS, PING_SECONDS, SILENT_SECONDS, Hello, Invitation
-from glide.protocol.request import WrongInput, parsed_request
+from glide.protocol.request import LINE_BYTES, WrongInput, parsed_request
 from glide.protocol.result import result_line
 from glide.server.batcher import Batcher
 from glide.server.engines.base import error_fields
-from glide.server.job import QueuedRecord, RecordQueue
+from glide.server.job import QUEUE_BYTES, QUEUE_RECORDS, QueuedRecord, RecordQueue
 from glide.server.template_state import TemplateState
 from glide.vocabulary import Exit, State
 
 RETRY_SECONDS = 0.5  # seconds between two tries to connect
 # If no connection was possible for this number of seconds, the standing job ends. `glide serve` may be restarting.
 LOST_SECONDS = 60.0
+LARGEST_MESSAGE = 2 * LINE_BYTES  # maximum size of a message of `glide serve` in bytes
 UNSENT_BYTES = 1 << 28  # maximum number of bytes of results that wait until `glide serve` reads them
 
 
@@ -66,7 +67,7 @@ class LiveJob(RecordQueue):
         """
         self.secret = self.invitation.secret
         connected_at = time.monotonic()
-        while time.monotonic() - connected_at < LOST_SECONDS:
+        while not self.gone and time.monotonic() - connected_at < LOST_SECONDS:
             try:
                 reader = await self._connect()
                 connected_at = time.monotonic()
@@ -108,7 +109,7 @@ class LiveJob(RecordQueue):
                 self.retires,
             )  # fmt: skip
             channel.write(frames.encode({"hello": vars(hello)}))
-            answer = await asyncio.wait_for(frames.read(reader), HELLO_SECONDS)
+            answer = await frames.read(reader, seconds=HELLO_SECONDS)
         except BaseException:
             channel.transport.abort()
             raise
@@ -133,8 +134,8 @@ class LiveJob(RecordQueue):
         self.state.listeners.append(self._send_capacity)
         self._send_capacity()
         try:
-            while True:
-                message = await asyncio.wait_for(frames.read(reader), SILENT_SECONDS)
+            while not self.gone:  # in Python 3.11, asyncio.wait_for may ignore a cancellation
+                message = await frames.read(reader, LARGEST_MESSAGE, SILENT_SECONDS)
                 if "call" in message:
                     self._accept(message["call"])
                 elif "cancel" in message:
@@ -162,6 +163,8 @@ class LiveJob(RecordQueue):
 
     def _accept(self, fields: dict[str, Any]) -> None:
         """Put a call into the queue. If it is not valid, send its error."""
+        if len(self.calls) >= QUEUE_RECORDS or self.waiting_bytes >= QUEUE_BYTES:
+            raise ValueError("glide serve has sent too many calls")
         number = int(fields["custom_id"])
         try:
             item = QueuedRecord(self, parsed_request(fields), len(str(fields)), number)

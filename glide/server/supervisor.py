@@ -185,7 +185,7 @@ class Supervisor:
             self.megabytes = max(self.megabytes, warm["megabytes"])
             engine.warm = True
             engine.concurrent = bool(warm.get("concurrent"))
-            self.state.capacity = warm["batch"] if engine.concurrent else 2 * warm["batch"]
+            self.state.set_capacity(warm["batch"] if engine.concurrent else 2 * warm["batch"])
             engine.can_sleep = self.keeps_state and self.template.engine == "server" and bool(warm.get("can_sleep"))
             if self.keeps_state:
                 self.state.enter(State.WARM)

@@ -62,6 +62,14 @@ class TemplateState:
             if not (state == State.FAILED and before == State.ASLEEP):
                 self._report()
         self.changed.set()
+        self._notify()
+
+    def set_capacity(self, capacity: int) -> None:
+        """Set the number of records that the engine should have at a time."""
+        self.capacity = capacity
+        self._notify()
+
+    def _notify(self) -> None:
         for listener in self.listeners:
             listener()
 

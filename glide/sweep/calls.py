@@ -109,12 +109,11 @@ class Calls(Work[str]):
         self.added += 1
         number = str(self.added)
         call = Call({"custom_id": number, **request})
-        if self.live is not None and call.set_running_or_notify_cancel():
-            self.live_open.add(number)  # before the offer, because the result may come at once
+        if self.live is not None and self.live.is_free and call.set_running_or_notify_cancel():
+            self.live_open.add(number)  # first, because the driver must leave the call out
             self.open[number] = call
-            if self.live.offer(number, request):
-                return call
-            self.live_open.discard(number)
+            self.live.begin(number, request)
+            return call
         self.open[number] = call
         self.new_work.set()
         return call
@@ -124,8 +123,8 @@ class Calls(Work[str]):
         if wrong := self.check_result(result):
             error = {"type": "InvalidResult", "message": wrong}
             result = {"text": None, "tokens": 0, "seconds": 0.0, "glidein": "", "attempts": 1, "error": error}
-        self.live_open.discard(number)
         self.store([(number, result)])
+        self.live_open.discard(number)  # last, because the driver must not see an open call that nobody computes
         if self.closed:
             self.new_work.set()  # the driver may be waiting for the last result
 

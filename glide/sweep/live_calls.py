@@ -61,15 +61,18 @@ class LiveCalls:
         self.thread = threading.Thread(target=self._run, name=run, daemon=True)
         self.thread.start()
 
-    def offer(self, number: str, request: Mapping[str, Any]) -> bool:
-        """Accept a call if a lane is connected and has few calls. Return whether it was accepted."""
+    @property
+    def is_free(self) -> bool:
+        """Whether a lane is connected and has few calls."""
         served = self.served
-        if served is None or not served.is_ready:
-            return False
-        if len(self.tasks) >= MOST_CALLS * len(served.router.lanes):
-            return False
-        self.loop.call_soon_threadsafe(self._begin, number, request)
-        return True
+        return served is not None and served.is_ready and len(self.tasks) < MOST_CALLS * len(served.router.lanes)
+
+    def begin(self, number: str, request: Mapping[str, Any]) -> None:
+        """Compute a call. Call this only if `is_free` is true."""
+        try:
+            self.loop.call_soon_threadsafe(self._begin, number, request)
+        except RuntimeError:  # the thread has ended meanwhile
+            self.on_failure(number)
 
     def stop(self) -> None:
         """End the standing jobs and the thread. Calls without a result fail."""

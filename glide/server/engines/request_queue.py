@@ -190,8 +190,16 @@ class RequestQueue:
                 return []
             self.adapter = adapter
             return self.divided.popleft()
-        if not self.waiting[self.adapter] and not self.in_flight:
-            self.adapter = next((name for name, waiting in self.waiting.items() if waiting), "")
+        # The oldest live record is next, even if it has another adapter. Then the other records wait until none is in
+        # flight, because records with different adapters are never in flight together.
+        heads = {name: waiting[0] for name, waiting in self.waiting.items() if waiting}
+        live = min((each for each in heads.values() if each.live), key=lambda each: each.key, default=None)
+        if live is not None and (live.adapter or "") != self.adapter and self.in_flight:
+            return []
+        if live is not None:
+            self.adapter = live.adapter or ""
+        elif not self.waiting[self.adapter] and not self.in_flight:
+            self.adapter = next(iter(heads), "")
         target, waiting = self.target, self.waiting[self.adapter]
         records = [waiting.popleft()] if waiting else []
         while (
