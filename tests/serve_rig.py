@@ -90,7 +90,7 @@ class LocalWorker:
         self._match()
         jobs = [QueuedJob(name, name, template.digest, None, "") for name, (template, _, _) in self.waiting.items()]
         jobs += [
-            QueuedJob(call.name, call.name, call.template, 1.0, "") for call in self.calls
+            QueuedJob(call.name, call.name, call.template, 3600.0, "") for call in self.calls
             if call.process.poll() is None
         ]  # fmt: skip
         return PoolState(tuple(jobs), dict.fromkeys(digests, ((State.WARM, ""),)))

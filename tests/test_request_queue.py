@@ -289,3 +289,19 @@ def test_large_results_are_sent_in_several_messages(channel):
     assert len(messages) == 3
     seconds = [json.loads(text)["seconds"] for each in messages for _, text, _ in each["done"]]
     assert sum(seconds) == pytest.approx(sum(each["busy"] for each in messages), rel=1e-3)
+
+
+def test_live_record_with_another_adapter_does_not_wait_for_all_others():
+    def slow(prompts: list[str]) -> tuple[int, Any]:
+        time.sleep(0.02)
+        return echo(prompts)
+
+    service, reports = Service(slow), Reports()
+    fields = {"": {}, "a": {"lora": 1}}
+    asking = queue(service, reports, prompts=1, parallel=2, most=2, adapter_fields=fields)
+    asking.submit(records(60))
+    asking.submit([EngineRecord(100, "live", GREEDY, adapter="a", live=True)])
+    with reports.changed:
+        assert reports.changed.wait_for(lambda: 100 in reports.outcomes, 30)
+        assert len(reports.outcomes) < 30
+    assert len(reports.wait(61)) == 61

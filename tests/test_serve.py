@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import openai
 import pytest
 
 from glide.factory.snapshot import Snapshot
+from glide.live.service import LiveService
 from glide.report.status import document, tables
 from glide.serve.models import OfferedModel
 from tests.conftest import eventually
@@ -90,6 +92,10 @@ def test_default_client_decodes_embeddings(serving):
     assert answer.data[0].embedding == [3.0]
 
 
+def test_half_a_character_is_answered(serving):
+    assert ask(serving().client(), "half \\ud800") == "half \\ud800"
+
+
 def test_alternatives_become_choices(serving):
     answer = serving().client().chat.completions.create(
         model="echo", messages=[{"role": "user", "content": "x"}], n=3
@@ -117,6 +123,16 @@ def test_request_that_leaves_ends_on_the_node(serving):
     running = serving(offered(hang_on="hang"))
     with pytest.raises(openai.APITimeoutError):
         ask(running.client(timeout=1), "hang")
+    eventually(lambda: 'glide_serve_in_flight{model="echo"} 0.0' in metrics(running), "no call is in flight")
+    assert ask(running.client(), "next") == "next"
+
+
+def test_stream_that_leaves_early_ends_on_the_node(serving):
+    running = serving(offered(hang_on="hang", record_seconds=0.1, parallel=4))
+    body = json.dumps({"model": "echo", "prompt": "", "stream": True, "n": 1}).encode()
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        head = HEAD.replace(b"chat/completions", b"completions")
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     eventually(lambda: 'glide_serve_in_flight{model="echo"} 0.0' in metrics(running), "no call is in flight")
     assert ask(running.client(), "next") == "next"
 
@@ -213,6 +229,32 @@ def test_used_secret_is_refused(serving):
     assert ask(running.client(), "x") == "x"
 
 
+def test_secret_of_a_job_that_has_ended_is_refused(serving):
+    running = serving()
+    job = running.worker.calls[0]
+    job.process.kill()
+    eventually(lambda: len(running.worker.calls) > 1 and job.name not in running.identity.uses, "another job")
+    copy = type(job)(running.worker.servers[0], running.models[0].template, "copy", job.input.read_text(), "here-9.0")
+    running.worker.calls.append(copy)
+    code, words = copy.end()
+    assert code == 0 and "its job is not in the queue" in words
+
+
+def test_call_without_any_lane_left_is_refused(serving, monkeypatch):
+    monkeypatch.setattr("glide.serve.run.LiveService", functools.partial(LiveService, patience=1.0))
+    running = serving(offered(record_seconds=30.0))
+
+    def call(number: int) -> Any:
+        if number:
+            time.sleep(1.0)
+            return running.worker.servers[0].process.kill()
+        return ask(running.client(), "its lane is killed")
+
+    (error, _) = at_once(call, 2)
+    assert isinstance(error, openai.InternalServerError) and error.code == "model_not_ready"
+    assert error.response.status_code == 503 and error.response.headers["Retry-After"] == "5"
+
+
 def test_other_certificate_is_refused_by_the_node(serving):
     running = serving()
     job = running.worker.calls[0]
@@ -257,6 +299,12 @@ def raw(running: Serving, data: bytes, seconds: float = 30.0) -> bytes:
         return answer
 
 
+def with_body(content: dict[str, Any]) -> bytes:
+    """A request with this JSON."""
+    body = json.dumps(content).encode()
+    return HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ada-token\r\n"
 
 
@@ -267,6 +315,12 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nA
         (HEAD + b"Content-Length: 2\r\n\r\n[]", b"400"),
         (HEAD + b"Content-Length: 200000\r\n\r\n" + b"[" * 200_000, b"400"),
         (HEAD + b"Content-Length: 1000000000\r\n\r\n", b"413"),
+        (with_body({"model": "echo", "messages": [], "stream_options": "x", "stream": True}), b"400"),
+        (with_body({"model": ["echo"], "messages": []}), b"400"),
+        (with_body({"model": "echo", "messages": {"\ud800": 1}}), b"400"),
+        (with_body({"model": "\ud800", "messages": []}), b"404"),
+        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/files?limit=%C2%B2") + b"\r\n", b"400"),
+        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/batches?limit=" + b"9" * 5000) + b"\r\n", b"400"),
         (HEAD + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n", b"400"),
         (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/files/..%2f..%2fidentity.json") + b"\r\n", b"404"),
         (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"401"),

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from glide.errors import InputError
+from glide.live.identity import LiveIdentity
 from glide.live.plan import ConnectedJob, EndJob, ModelDemand, StartJobs, WaitingJob, plan
 from glide.live.router import MOST_LOSSES, CallRouter, LaneLoad, LiveCall
+from glide.serve.errors import ApiError
+from glide.serve.limits import UserLimits
 from glide.serve.live_api import merged, parse
 from glide.serve.users import TokenFile, add_token
 
@@ -160,6 +163,31 @@ def test_held_and_silent_jobs_are_replaced():
         ("a", "held: no such file"), ("b", "its lane does not connect"),
     ]  # fmt: skip
     assert isinstance(start, StartJobs) and start.count == 1
+
+
+# ---- secrets -------------------------------------------------------------------------------------
+
+
+def test_each_secret_is_valid_once_and_for_one_template(tmp_path: Path):
+    identity = LiveIdentity.load(tmp_path)
+    first = identity.secret("job", "T")
+    assert identity.use("job", "other", first) is None
+    second = identity.use("job", "T", first)
+    assert second and identity.use("job", "T", first) == second  # the welcome may have been lost
+    identity.confirm("job")
+    assert identity.use("job", "T", first) is None
+    assert identity.use("job", "T", second) not in (None, first, second)
+    assert LiveIdentity.load(tmp_path).uses == {"job": 2}
+
+
+def test_limits_count_each_prompt():
+    limits = UserLimits(most_calls=10)
+    with limits.count("ada", 5, calls=8):
+        with pytest.raises(ApiError, match="you have 8 unfinished calls"), limits.count("ada", 5, calls=3):
+            pass
+        with limits.count("bob", 5, calls=10):
+            pass
+    assert not limits.calls and not limits.bytes
 
 
 # ---- users ---------------------------------------------------------------------------------------

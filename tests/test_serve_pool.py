@@ -133,11 +133,12 @@ def test_batch_runs_from_upload_to_download(command):
 def test_wrong_batch_names_its_lines(command):
     client = command().client()
     content = rows(2) + b'{"custom_id": "x"}\n' + rows(1, model="other").replace(b"r0", b"y") + b"nonsense\n"
+    content += rows(1, model=["echo"]).replace(b"r0", b"z")
     batch = ended(client, begin_batch(client, content))
     assert batch.status == "failed" and batch.output_file_id is None
     assert [(each.line, each.message.partition(";")[0]) for each in batch.errors.data] == [
         (3, "not an object with custom_id, method, url and body"), (4, "no model 'other'"),
-        (5, "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        (5, "not JSON: Expecting value: line 1 column 1 (char 0)"), (6, "no model \"['echo']\""),
     ]  # fmt: skip
     twice = ended(client, begin_batch(client, rows(2).replace(b"r1", b"r0")))
     assert twice.status == "failed" and twice.errors.data[0].line == 2
