@@ -156,6 +156,16 @@ def test_retiring_lane_is_replaced():
     assert isinstance(start, StartJobs) and start.avoid == ("g-a",)
 
 
+def test_lost_lane_is_replaced_at_once_and_may_connect_again():
+    lost = WaitingJob("a", running_seconds=0.1, was_lost=True)
+    (start,) = plan(ModelDemand(most=1, waiting=[lost]))
+    assert isinstance(start, StartJobs) and start.count == 1
+    assert plan(ModelDemand(most=1, waiting=[lost, WaitingJob("b")])) == []
+    back = [connected("a")]
+    (end,) = plan(ModelDemand(most=1, connected=back, waiting=[WaitingJob("b")], capacity=10))
+    assert isinstance(end, EndJob) and end.name == "b"
+
+
 def test_held_and_silent_jobs_are_replaced():
     waiting = [WaitingJob("a", hold_reason="no such file"), WaitingJob("b", running_seconds=100.0)]
     *ends, start = plan(ModelDemand(most=1, waiting=waiting))

@@ -40,11 +40,13 @@ class WaitingJob:
     Attributes:
         running_seconds: seconds since it runs without a connection; None if it does not run.
         hold_reason: why it is held; empty if it is not held.
+        was_lost: whether its connection broke. It may connect again, but its node is probably lost.
     """
 
     name: str
     running_seconds: float | None = None
     hold_reason: str = ""
+    was_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def plan(model: ModelDemand) -> list[StartJobs | EndJob]:
             actions.append(EndJob(waiting.name, f"held: {waiting.hold_reason}"))
         elif waiting.running_seconds is not None and waiting.running_seconds > RECONNECT_SECONDS:
             actions.append(EndJob(waiting.name, "its lane does not connect"))
-        else:
+        elif not waiting.was_lost:  # otherwise, another job replaces it at once
             hopeful.append(waiting)
     wanted = math.ceil(model.demand / (SPARE_CALLS * model.capacity)) if model.capacity else 1
     wanted = min(max(wanted, 1), model.most)

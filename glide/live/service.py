@@ -258,7 +258,7 @@ class LiveService:
             reason = "its secret was used before HTCondor queued it again"
         if running is not None:  # the job may have been connected for long, and may connect again
             running = min(running, time.monotonic() - model.lost_at.get(job.name, self.started))
-        return WaitingJob(job.name, running, reason)
+        return WaitingJob(job.name, running, reason, job.name in model.lost_at)
 
     async def _start(self, model: ServedModel, action: StartJobs) -> None:
         _log.info("%s: %d standing jobs: %s", model.offered.name, action.count, action.reason)
