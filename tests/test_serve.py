@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,6 +194,35 @@ def test_lanes_connect_again_after_a_restart(serving):
         assert [call for call in running.worker.calls if call.process.poll() is None] == [job]
     finally:
         again.stop()
+
+
+def test_call_does_not_wait_for_the_records_of_a_job(serving):
+    running = serving(offered(record_seconds=0.05))
+    server, digest = running.worker.servers[0], running.models[0].template.digest
+    records = [{"custom_id": str(number), "prompt": str(number)} for number in range(80)]
+    job = server.call(records, digest)
+    server.busy()
+    assert ask(running.client(), "a call") == "a call"
+    assert job.process.poll() is None, "the call has waited for the job"
+    assert len(job.results()) == 80
+
+
+def test_records_of_a_job_do_not_wait_for_all_calls(serving):
+    running = serving(offered(record_seconds=0.05))
+    server, digest = running.worker.servers[0], running.models[0].template.digest
+    ended = threading.Event()
+
+    def call(number: int) -> Any:
+        if number == 4:
+            job = server.call([{"custom_id": "r", "prompt": "r"}], digest)
+            (result,) = job.results()
+            ended.set()
+            return result["text"]
+        while not ended.is_set():
+            ask(running.client(), "again and again")
+        return None
+
+    assert at_once(call, 5) == [None] * 4 + ["r"]
 
 
 def test_dead_engine_does_not_fail_calls(serving):

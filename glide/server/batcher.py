@@ -23,6 +23,7 @@ CALL_SECONDS = 0.5
 # The same for records of invocation jobs while a standing job is connected. A live call waits for at most two such
 # messages, or for two engine calls if these take longer.
 LIVE_CALL_SECONDS = 0.1
+MOST_CALLS_IN_A_ROW = 8  # after this number of messages with live calls, records of invocation jobs get a message
 
 
 class Batcher:
@@ -40,6 +41,7 @@ class Batcher:
             identify the records in messages to and from the engine.
         work: event that is set when records may be waiting.
         live_work: event that is set when a live call may be waiting.
+        in_a_row: number of messages with live calls since the last message with records of invocation jobs.
         next_key: key that the next record gets when it is sent to an engine.
         finished: number of records that have got a result.
     """
@@ -51,6 +53,7 @@ class Batcher:
         self.in_flight: dict[int, QueuedRecord] = {}
         self.work = asyncio.Event()
         self.live_work = asyncio.Event()
+        self.in_a_row = 0
         self.next_key = 0
         self.finished = 0
 
@@ -65,7 +68,14 @@ class Batcher:
         """
         if self.suspects:
             return self.suspects.popleft()
-        return self.next_calls(wanted) or oldest_first([job for job in self.jobs if not job.is_live], wanted)
+        others = [job for job in self.jobs if not job.is_live]
+        # Without an end, live calls must not keep the jobs of other users from the engine.
+        is_turn = self.in_a_row >= MOST_CALLS_IN_A_ROW and any(job.waiting for job in others)
+        if not is_turn and (calls := self.next_calls(wanted)):
+            self.in_a_row += 1
+            return calls
+        self.in_a_row = 0
+        return oldest_first(others, wanted)
 
     def next_calls(self, wanted: int) -> list[QueuedRecord]:
         """Remove the next live calls from the queue, at most `wanted`, and return them."""
