@@ -84,7 +84,9 @@ def _engine(spec: dict[str, Any]) -> Iterator[Any]:
     """Provide a function that measures direct calls of the engine."""
     command = [sys.executable, "-m", "glide.bench.engine_calls", json.dumps(spec)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # HTCondor sets the same for a glidein that requests one CPU
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
+    )
     assert process.stdin is not None and process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
 
@@ -111,7 +113,7 @@ def _server(folder: Path, spec: dict[str, Any]) -> Iterator[Any]:
     file = folder / "model.yaml"
     file.write_text(yaml.safe_dump({"name": "bench", "model": {"name": "bench", **model}}), "utf-8")
     command = [sys.executable, "-m", "glide", "serve", "--port", "0", "--model", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
     try:
         address = process.stdout.readline().partition("http://")[2].strip()

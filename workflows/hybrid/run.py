@@ -50,16 +50,15 @@ def write_workflow(folder: Path, mountains: int, steps: int, url: str, token: Pa
     lines = []
     for mountain in range(mountains):
         job = folder / f"mountain-{mountain}.sub"
-        job.write_text(
-            JOB.format(
-                python=sys.executable, step=HERE / "step.py", mountain=mountain, folder=folder, url=url, token=token
-            )
-        )
+        text = JOB.format(
+            python=sys.executable, step=HERE / "step.py", mountain=mountain, folder=folder, url=url, token=token
+        )  # fmt: skip
+        job.write_text(text, "utf-8")
         for step in range(steps):
             lines += [f"JOB m{mountain}s{step} {job.name}", f'VARS m{mountain}s{step} step="{step}"']
         lines += [f"PARENT m{mountain}s{step} CHILD m{mountain}s{step + 1}" for step in range(steps - 1)]
     dag = folder / "hybrid.dag"
-    dag.write_text("\n".join(lines) + "\n")
+    dag.write_text("\n".join(lines) + "\n", "utf-8")
     return dag
 
 
@@ -67,7 +66,7 @@ def write_workflow(folder: Path, mountains: int, steps: int, url: str, token: Pa
 def services(pool: EmbeddedPool) -> Iterator[tuple[str, Path]]:
     """Run `glide serve` and a factory. Yield the address of the API, and the file of its token."""
     command = [sys.executable, "-m", "glide", "serve", "--model", HERE / "model.yaml", "--site", HERE / "site.yaml"]
-    server = subprocess.Popen([*map(str, command), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*map(str, command), "--port", "0"], stdout=subprocess.PIPE, encoding="utf-8")
     assert server.stdout is not None
     try:
         url = server.stdout.readline().rpartition("serve: ")[2].strip()
@@ -87,7 +86,7 @@ def conduct(pool: EmbeddedPool, dag: Path, evictions: int, jobs: int) -> list[fl
     command = [*as_unprivileged(), install.find().program("condor_submit_dag"), "-f", dag.name]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     log = folder / "hybrid.dag.dagman.out"
-    while not (log.exists() and "EXITING WITH STATUS" in log.read_text()):
+    while not (log.exists() and "EXITING WITH STATUS" in log.read_text("utf-8")):
         time.sleep(0.5)
         before, done = done, len(list(folder.glob("*-*.json")))
         if done != before:
@@ -102,7 +101,7 @@ def conduct(pool: EmbeddedPool, dag: Path, evictions: int, jobs: int) -> list[fl
 def report(folder: Path, out: Path, killed: list[float], mountains: int, steps: int) -> dict[str, Any]:
     """Write the table and the figure. Return the numbers."""
     found = {
-        (mountain, step): json.loads((folder / f"{mountain}-{step}.json").read_text())
+        (mountain, step): json.loads((folder / f"{mountain}-{step}.json").read_text("utf-8"))
         for mountain in range(mountains) for step in range(steps)
     }  # fmt: skip
     start = min(each["simulated"][0] for each in found.values() if each["simulated"])
@@ -137,9 +136,9 @@ def report(folder: Path, out: Path, killed: list[float], mountains: int, steps: 
         "makespan_s": round(max(end for _, end in calls) - start, 1),
         "heights": [each["height"] for each in last],
     }  # fmt: skip
-    (out / "hybrid.json").write_text(json.dumps(numbers, indent=1))
+    (out / "hybrid.json").write_text(json.dumps(numbers, indent=1), "utf-8")
     rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in numbers.items()]
-    (out / "hybrid.md").write_text("\n".join(["| what | value |", "|---|---|", *rows, ""]))
+    (out / "hybrid.md").write_text("\n".join(["| what | value |", "|---|---|", *rows, ""]), "utf-8")
     return numbers
 
 

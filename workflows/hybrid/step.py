@@ -50,7 +50,7 @@ def climb(seed: int, walkers: int, luck: random.Random) -> float:
 
 def ask(name: str, before: int, now: int) -> str:
     """Ask the model whether the new height supports the one before. Return its verdict."""
-    client = openai.OpenAI(api_key=Path(os.environ["API_KEY_FILE"]).read_text().split()[0], max_retries=10)
+    client = openai.OpenAI(api_key=Path(os.environ["API_KEY_FILE"]).read_text("utf-8").split()[0], max_retries=10)
     prompt = f"Claim: Mount {name} is {before} metres high.\nEvidence: Mount {name} rises to {now} metres.\nVerdict:"
     answer = client.completions.create(model="tiny-verifier", prompt=prompt, max_tokens=4, temperature=0)
     return answer.choices[0].text.strip()
@@ -63,9 +63,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with the files of all steps")
     asked = parser.parse_args()
     own, earlier = (asked.folder / f"{asked.mountain}-{step}.json" for step in (asked.step, asked.step - 1))
-    before = json.loads(earlier.read_text()) if earlier.exists() else {"height": 0, "verdict": ""}
+    before = json.loads(earlier.read_text("utf-8")) if earlier.exists() else {"height": 0, "verdict": ""}
     if before["verdict"] == "SUPPORTED":
-        own.write_text(json.dumps(before | {"simulated": None, "asked": None}))
+        own.write_text(json.dumps(before | {"simulated": None, "asked": None}), "utf-8")
         return
     began = time.time()
     found = climb(asked.mountain + 1, 2**asked.step, random.Random(f"{asked.mountain} {asked.step}"))
@@ -73,7 +73,7 @@ def main() -> None:
     simulated = time.time()
     verdict = ask(NAMES[asked.mountain % len(NAMES)], before["height"], now) if asked.step else "NOT ENOUGH INFO"
     times = {"simulated": [began, simulated], "asked": [simulated, time.time()] if asked.step else None}
-    own.write_text(json.dumps({"height": now, "verdict": verdict, **times}))
+    own.write_text(json.dumps({"height": now, "verdict": verdict, **times}), "utf-8")
 
 
 if __name__ == "__main__":
