@@ -50,11 +50,12 @@ class Command:
         line = self.process.stdout.readline().decode()
         assert "/v1" in line, (self.home / "serve.log").read_text()
         self.port = line.rpartition(":")[2].partition("/")[0]
-        self.token = (self.home / "serve" / "token").read_text().split()[0]
+        token = self.home / "serve" / "token"
+        self.token = token.read_text().split()[0] if token.exists() else ""
 
     def client(self, **options: Any) -> openai.OpenAI:
         base = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=base, api_key=self.token, **{"max_retries": 5, "timeout": 120, **options})
+        return openai.OpenAI(base_url=base, **{"api_key": self.token, "max_retries": 5, "timeout": 120, **options})
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -145,6 +146,21 @@ def test_wrong_batch_names_its_lines(command):
     with pytest.raises(openai.NotFoundError):
         no_file = "file-" + "0" * 24
         client.batches.create(input_file_id=no_file, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def test_batch_is_accounted_to_its_user(command, own_pool, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("the-token bob\n")
+    tokens.chmod(0o600)
+    client = command("--token-file", str(tokens), options={"record_seconds": 0.5}).client(api_key="the-token")
+    batch = begin_batch(client, rows(40))
+    jobs = f'regexp("^{batch.id}", {Job.RUN})'
+    users = eventually(
+        lambda: own_pool.tool("condor_q", "-allusers", "-constraint", jobs, "-af", "AcctGroupUser"), "its jobs"
+    )
+    assert set(users.split()) == {"bob"}
+    client.batches.cancel(batch.id)
+    assert ended(client, batch).status == "cancelled"
 
 
 def test_cancelled_batch_keeps_its_answers(command, own_pool):
