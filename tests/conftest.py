@@ -153,6 +153,27 @@ def start(tmp_path: Path):
 
 
 @pytest.fixture
+def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Start `glide serve` for a model, with model servers that have loaded it. Stop all of them after the test."""
+    from tests.serve_rig import LocalWorker, Serving, offered, ready  # which imports this file
+
+    running: list[Serving] = []
+
+    def begin(model: Any = None, servers: int = 1, **settings: Any) -> Serving:
+        model = model or offered()
+        worker = LocalWorker([start(model.template) for _ in range(servers)])
+        for server in worker.servers:
+            server.reached("Warm")
+        running.append(Serving(tmp_path / "serve", [model], worker, **settings))
+        return ready(running[-1])
+
+    yield begin
+    for each in running:
+        each.stop()
+        each.worker.stop()
+
+
+@pytest.fixture
 def starter(tmp_path: Path) -> Iterator[Starter]:
     """A stand-in for a job's starter, which serves chirp until the test ends."""
     starter = Starter(tmp_path / "spool")

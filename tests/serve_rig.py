@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -195,3 +197,22 @@ def ready(serving: Serving, lanes: int = 1) -> Serving:
 
     eventually(connected, f"{lanes} connected lanes")
     return serving
+
+
+def raw(running: Serving, data: bytes, seconds: float = 30.0) -> bytes:
+    """Send bytes to the server, and return what it answers until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=seconds) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+        return answer
+
+
+def with_body(content: dict[str, Any]) -> bytes:
+    """A request with this JSON."""
+    body = json.dumps(content).encode()
+    return HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ada-token\r\n"

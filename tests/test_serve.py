@@ -9,8 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -19,28 +18,8 @@ import pytest
 from glide.factory.snapshot import Snapshot
 from glide.live.service import LiveService
 from glide.report.status import document, tables
-from glide.serve.models import OfferedModel
 from tests.conftest import eventually
-from tests.serve_rig import BOB, LocalWorker, Serving, ask, at_once, offered, ready
-
-
-@pytest.fixture
-def serving(tmp_path: Path, start: Callable[..., Any]) -> Iterator[Callable[..., Serving]]:
-    """Start `glide serve` for a model, with model servers that have loaded it. Stop all of them after the test."""
-    running: list[Serving] = []
-
-    def begin(model: OfferedModel | None = None, servers: int = 1, **settings: Any) -> Serving:
-        model = model or offered()
-        worker = LocalWorker([start(model.template) for _ in range(servers)])
-        for server in worker.servers:
-            server.reached("Warm")
-        running.append(Serving(tmp_path / "serve", [model], worker, **settings))
-        return ready(running[-1])
-
-    yield begin
-    for each in running:
-        each.stop()
-        each.worker.stop()
+from tests.serve_rig import BOB, HEAD, Serving, ask, at_once, offered, ready
 
 
 def restarted(serving: Serving) -> Serving:
@@ -314,78 +293,6 @@ def test_many_calls_of_a_user_do_not_delay_another(serving):
     assert answers == [*(f"call {number}" for number in range(200)), "bob's"]
     alone, since = waited[0]
     assert since < time.monotonic() - began and alone < 1.5, "bob's call waited for ada's"
-
-
-# ---- what clients must not do --------------------------------------------------------------------
-
-
-def raw(running: Serving, data: bytes, seconds: float = 30.0) -> bytes:
-    """Send bytes to the server, and return what it answers until it closes the connection."""
-    with socket.create_connection(("127.0.0.1", running.port), timeout=seconds) as connection:
-        connection.sendall(data)
-        answer = b""
-        while part := connection.recv(1 << 16):
-            answer += part
-        return answer
-
-
-def with_body(content: dict[str, Any]) -> bytes:
-    """A request with this JSON."""
-    body = json.dumps(content).encode()
-    return HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
-
-
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ada-token\r\n"
-
-
-@pytest.mark.parametrize(
-    "request_bytes, status",
-    [
-        (HEAD + b"Content-Length: 5\r\n\r\n{nope", b"400"),
-        (HEAD + b"Content-Length: 2\r\n\r\n[]", b"400"),
-        (HEAD + b"Content-Length: 200000\r\n\r\n" + b"[" * 200_000, b"400"),
-        (HEAD + b"Content-Length: 1000000000\r\n\r\n", b"413"),
-        (with_body({"model": "echo", "messages": [], "stream_options": "x", "stream": True}), b"400"),
-        (with_body({"model": ["echo"], "messages": []}), b"400"),
-        (with_body({"model": "echo", "messages": {"\ud800": 1}}), b"400"),
-        (with_body({"model": "\ud800", "messages": []}), b"404"),
-        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/files?limit=%C2%B2") + b"\r\n", b"400"),
-        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/batches?limit=" + b"9" * 5000) + b"\r\n", b"400"),
-        (HEAD + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n", b"400"),
-        (HEAD.replace(b"POST /v1/chat/completions", b"GET /v1/files/..%2f..%2fidentity.json") + b"\r\n", b"404"),
-        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"401"),
-    ],
-)  # fmt: skip
-def test_hostile_request_is_refused(serving, request_bytes, status):
-    assert raw(serving(), request_bytes).split(b" ", 2)[1] == status
-
-
-def test_idle_connections_are_limited(serving, monkeypatch):
-    monkeypatch.setattr("glide.serve.connections.MOST_IDLE", 20)
-    monkeypatch.setattr("glide.serve.connections.IDLE_SECONDS", 0.0)
-    running = serving()
-    open_ones = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(40)]
-    try:
-        assert ask(running.client(), "x") == "x"
-        for closed in open_ones[:15]:
-            closed.settimeout(10)
-            assert closed.recv(1) == b""
-    finally:
-        for each in open_ones:
-            each.close()
-
-
-def test_slow_head_is_disconnected(serving, monkeypatch):
-    monkeypatch.setattr("glide.serve.connections.HEAD_SECONDS", 0.5)
-    assert raw(serving(), b"POST /v1/chat") == b""
-
-
-def test_too_many_calls_get_429(serving):
-    running = serving(offered(record_seconds=0.5, parallel=8), most_calls=2)
-    answers = at_once(lambda number: ask(running.client(), f"call {number}"), 6)
-    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
-    assert refused and all(each.response.headers["Retry-After"] == "1" for each in refused)
-    assert len(refused) + sum(isinstance(answer, str) for answer in answers) == 6
 
 
 # ---- streams -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Choose the next call and its lane. This module only computes: it uses neither a network nor a clock.
 
-Users take turns: the next call is of the user who has the fewest calls on lanes. A lane gets at most as many calls as
+Users take turns. The next call belongs to the user with the fewest calls on lanes. A lane gets at most as many calls as
 its engine can compute at a time, so that the other calls stay in this queue, where users are treated equally.
 
 Calls with the same beginning go to the same lane while its load allows it, because an engine keeps the keys and values

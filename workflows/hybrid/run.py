@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--evictions", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/hybrid"))
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the pool is stopped
     folder = (asked.out / "files").absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
